@@ -1,0 +1,108 @@
+# Each target does its own set-up: virtual environments inside the repository, filled on first use
+# and again when pyproject.toml changes. Needed beforehand: a Rust toolchain, Python 3.11 or later.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+# make bench ARGS="--quick --rows llm" PEERS="torch jax optax"
+ARGS ?=
+PEERS ?=
+
+VENV := .venv
+BENCH_VENV := .venv-bench
+BIN := $(abspath $(VENV))/bin
+BENCH_BIN := $(abspath $(BENCH_VENV))/bin
+MODULE := python/xentrs/_xentrs.abi3.so
+
+RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
+PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
+  $(shell find python -name '*.py' -o -name '*.pyi' -o -name py.typed)
+
+CARGO_TEST := --locked --no-default-features
+MATURIN := VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(BIN):$$PATH" $(BIN)/maturin
+
+# The same interpreter for every cargo command, so that one does not rebuild what another built.
+export PYO3_PYTHON := $(BIN)/python
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format wheel sdist bench bench-kernels clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+( [a-z-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
+	  | sed -E 's/^([a-z-]+).*## /  make \1\t/' | expand -t 22
+
+demo: $(MODULE)  ## Train on real digits, compare with scikit-learn and NumPy, draw the loss curve
+	$(BIN)/python examples/digits.py $(ARGS)
+
+test: $(MODULE)  ## Run all tests, those of the Rust crate first
+	if cargo nextest --version >/dev/null 2>&1; then \
+	  cargo nextest run $(CARGO_TEST) && cargo test --doc $(CARGO_TEST); \
+	else \
+	  cargo test $(CARGO_TEST); \
+	fi
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(MODULE)  ## Check formatting, lints and types; warnings are errors
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --no-default-features -- -D warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest xentrs._xentrs
+
+format: $(VENV)/.installed  ## Format the Rust and the Python
+	cargo fmt
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+wheel: dist/.built  ## Build the wheel (abi3, manylinux2014) and the sdist into dist/
+
+sdist: dist/.built
+
+bench: $(BENCH_VENV)/.package  ## Time whole calls against peers: ARGS="--quick" PEERS="torch jax optax"
+	$(if $(PEERS),$(BENCH_BIN)/python -m pip install --quiet $(PEERS))
+	$(BENCH_BIN)/python benches/compare.py $(ARGS)
+
+bench-kernels:  ## Time the kernels alone, at every instruction set of this machine
+	cargo bench --locked --no-default-features --bench kernels -- $(ARGS)
+
+clean:  ## Remove everything that was built, the environments too
+	rm -rf target dist build $(VENV) $(BENCH_VENV) $(MODULE)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+$(BENCH_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BENCH_BIN)/python -m pip install --quiet --group bench
+	touch $@
+
+$(MODULE): $(VENV)/.installed $(RUST)
+	@command -v cargo >/dev/null || { echo "xentrs is built with Rust: see https://rustup.rs"; exit 1; }
+	$(MATURIN) develop --release --locked --quiet
+	touch $@
+
+# Against zig's copy of an old glibc, so that the wheel installs on any Linux since 2014. The same
+# sources give the same bytes: files have the date of the commit, and no path of this machine is in.
+dist/.built: $(VENV)/.installed $(PACKAGE)
+	rm -rf dist
+	export SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}"; \
+	export RUSTFLAGS="--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=cargo"; \
+	$(MATURIN) build --release --locked --zig --compatibility manylinux2014 --out dist --target-dir target/wheel; \
+	$(MATURIN) sdist --out dist
+	touch $@
+
+# What people will install is what is timed.
+$(BENCH_VENV)/.package: $(BENCH_VENV)/.installed dist/.built
+	$(BENCH_BIN)/python -m pip install --quiet --force-reinstall --no-deps dist/xentrs-*.whl
+	touch $@

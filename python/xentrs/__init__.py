@@ -1,0 +1,31 @@
+"""Exact and fast cross-entropy: loss and gradient in one pass over NumPy arrays."""
+
+from xentrs._config import get_num_threads, set_num_threads, show_config
+from xentrs._functional import (
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_with_grad,
+    binary_cross_entropy_with_logits_with_grad_hess,
+    cross_entropy,
+    cross_entropy_with_grad,
+    cross_entropy_with_grad_hess,
+    log_loss,
+    log_loss_with_grad,
+    log_loss_with_grad_hess,
+)
+from xentrs._xentrs import __version__
+
+__all__ = [
+    "__version__",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_with_grad",
+    "binary_cross_entropy_with_logits_with_grad_hess",
+    "cross_entropy",
+    "cross_entropy_with_grad",
+    "cross_entropy_with_grad_hess",
+    "get_num_threads",
+    "log_loss",
+    "log_loss_with_grad",
+    "log_loss_with_grad_hess",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,408 @@
+"""The slow path: bring any arguments into the one form that the compiled module takes.
+
+The compiled functions look at their arguments first. Where all are canonical (native, aligned,
+C-contiguous, the class axis last, dtypes that agree) they answer at once; otherwise they return
+`NotImplemented` without having computed anything, and `class_loss` or `element_loss` runs:
+
+    view    every argument becomes a plain ndarray, still on the caller's memory
+    check   dtypes, shapes and the overlap of outputs, on those views
+    copy    what is not canonical
+    call    the compiled function again; options and values are checked there
+    return  results in the caller's layout, in the caller's `out`
+
+Nothing is written to `out` before the compiled function has accepted everything.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+_Array: TypeAlias = NDArray[Any]
+_Kernel: TypeAlias = Callable[..., Any]
+
+# DLPack device types whose memory the CPU reads: CPU, pinned for CUDA or ROCm, CUDA managed.
+_HOST_MEMORY = (1, 3, 11, 13)
+
+# How hard to look for a common element of two strided arrays; past it they count as overlapping.
+_OVERLAP_WORK = 10_000
+
+
+def class_loss(
+    kernel: _Kernel,
+    name: str,
+    order: int,
+    logits: object,
+    target: object,
+    axis: object,
+    weight: object,
+    sample_weight: object,
+    ignore_index: object,
+    label_smoothing: object,
+    reduction: object,
+    denominator: object,
+    base: object,
+    out: object,
+    hess_out: object,
+) -> Any:
+    """Evaluate a loss that has a class axis; `name` is what the caller calls the logits."""
+    x = _float_array(name, logits)
+    if x.ndim == 0:
+        raise ValueError(f"{name} must have a class axis, but its shape is ()")
+    axis = _class_axis(axis, name, x)
+    classes = x.shape[axis]
+    if classes == 0:
+        raise ValueError(f"{name} of shape {x.shape} has no classes on axis {axis}")
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+
+    t = _class_target(name, x, axis, target)
+    indices = t.shape == samples
+    w = None if weight is None else _real_array("weight", weight)
+    if w is not None and w.shape != (classes,):
+        raise ValueError(
+            f"weight has shape {w.shape}, but must have shape ({classes},): {name} of shape "
+            f"{x.shape} has {classes} classes on axis {axis}"
+        )
+    s = None if sample_weight is None else _real_array("sample_weight", sample_weight)
+    if s is not None and s.shape != samples:
+        raise ValueError(
+            f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
+            f"{x.shape}, without the class axis {axis}"
+        )
+    ignored = _ignore_index(ignore_index)
+    inputs = {"target": t, "weight": w, "sample_weight": s}
+    outputs = _outputs(name, x, inputs, out, hess_out)
+    if name == "probabilities" and axis != x.ndim - 1:
+        _check_probabilities(x, axis, t if indices else None, ignored)
+
+    dtype = _native(x)
+    arguments = (
+        _canonical(t, _native(t)) if indices else _canonical(np.moveaxis(t, axis, -1), dtype),
+        -1,
+        None if w is None else _canonical(w, dtype if _native(w) == dtype else np.float64),
+        None if s is None else _canonical(s, _native(s) if _is_float(s) else np.float64),
+        ignored,
+        label_smoothing,
+        reduction,
+        denominator,
+        base,
+    )
+    return _evaluate(kernel, order, x, axis, arguments, outputs)
+
+
+def element_loss(
+    kernel: _Kernel,
+    order: int,
+    logits: object,
+    target: object,
+    weight: object,
+    pos_weight: object,
+    label_smoothing: object,
+    reduction: object,
+    denominator: object,
+    base: object,
+    where: object,
+    out: object,
+    hess_out: object,
+) -> Any:
+    """Evaluate a loss that works element by element."""
+    x = _float_array("logits", logits)
+    t = _real_array("target", target)
+    if t.shape != x.shape:
+        raise ValueError(f"target has shape {t.shape}, but logits has shape {x.shape}")
+    w = None if weight is None else _real_array("weight", weight)
+    p = None if pos_weight is None else _real_array("pos_weight", pos_weight)
+    m = None if where is None else _view("where", where)
+    if m is not None and m.dtype != np.bool_:
+        raise _wrong_dtype("where", where, m, "bool")
+    arguments = (
+        _canonical(t, _native(x)),
+        None if w is None else _suffix("weight", w, x),
+        None if p is None else _suffix("pos_weight", p, x),
+        label_smoothing,
+        reduction,
+        denominator,
+        base,
+        None if m is None else _canonical(_broadcast("where", m, x), np.bool_),
+    )
+    inputs = {"target": t, "weight": w, "pos_weight": p, "where": m}
+    outputs = _outputs("logits", x, inputs, out, hess_out)
+    return _evaluate(kernel, order, x, None, arguments, outputs)
+
+
+# The call
+
+
+def _evaluate(
+    kernel: _Kernel,
+    order: int,
+    x: _Array,
+    axis: int | None,
+    arguments: tuple[Any, ...],
+    outputs: tuple[_Array | None, _Array | None],
+) -> Any:
+    """Call the kernel on canonical arrays and lay its results out as the caller has them.
+
+    `outputs` are the caller's own objects, already checked.
+    """
+    rows = _canonical(_class_axis_last(x, axis), _native(x))
+    targets = [None if o is None else _class_axis_last(np.asarray(o), axis) for o in outputs]
+    targets = [o if o is not None and _is_canonical(o) else None for o in targets]
+    direct = [o is not None for o in targets]
+    if order and not direct[0] and rows.size and not np.may_share_memory(rows, x):
+        targets[0] = rows  # our own copy: the gradient may take its place
+
+    result = kernel(order, rows, *arguments, *targets)
+    if result is NotImplemented:
+        raise RuntimeError("xentrs refused arrays that it made itself; please report this bug")
+    if order == 0:
+        return result
+    results = [result[0]]
+    for value, out, done in zip(result[1:], outputs, direct, strict=False):
+        derivative = value if axis is None else np.moveaxis(value, -1, axis)
+        if out is None:
+            out = np.require(derivative, requirements=["C"])
+        elif not done:
+            np.copyto(np.asarray(out), derivative)
+        results.append(out)
+    return tuple(results)
+
+
+def _class_axis_last(a: _Array, axis: int | None) -> _Array:
+    return a if axis is None else np.moveaxis(a, axis, -1)
+
+
+def _canonical(a: _Array, dtype: DTypeLike) -> _Array:
+    """Return `a` itself where it is canonical already, else a copy."""
+    # A target of 1e300 is infinite in float32, here as everywhere in NumPy, but not a warning.
+    with np.errstate(all="ignore"):
+        return np.require(a, dtype, ["C", "A"])
+
+
+def _is_canonical(a: _Array) -> bool:
+    return a.dtype.isnative and a.flags.aligned and a.flags.c_contiguous
+
+
+def _native(a: _Array) -> np.dtype[Any]:
+    return a.dtype.newbyteorder("=")
+
+
+# Arguments that are arrays
+
+
+def _view(name: str, value: object) -> _Array:
+    """Return the array that `value` is or describes, on the same memory where that is possible."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ndarray):
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name} is a masked array, whose mask would be lost: "
+                "pass a plain array (and leave elements out with ignore_index, weights or where)"
+            )
+        return np.asarray(value)
+    _refuse_gpu(name, value)
+    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError) as error:  # a dtype that NumPy does not have
+            raise TypeError(f"{name} cannot be read as a NumPy array: {error}") from error
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # ragged lists
+        raise ValueError(f"{name} cannot be read as a NumPy array: {error}") from error
+
+
+def _refuse_gpu(name: str, value: object) -> None:
+    # DLPack first: on a tensor that requires a gradient, asking torch for the other one raises.
+    if hasattr(value, "__dlpack_device__"):
+        on_gpu = value.__dlpack_device__()[0] not in _HOST_MEMORY
+    else:
+        on_gpu = hasattr(value, "__cuda_array_interface__")
+    if on_gpu:
+        raise TypeError(
+            f"{name} is not in the CPU's memory; use xentrs.torch for tensors on a GPU, "
+            "or copy the array to the CPU"
+        )
+
+
+def _is_float(a: _Array) -> bool:
+    # Not `==`: a byte-swapped float32 is a float32 too.
+    return a.dtype.type in (np.float32, np.float64)
+
+
+def _float_array(name: str, value: object) -> _Array:
+    a = _view(name, value)
+    if not _is_float(a):
+        raise _wrong_dtype(name, value, a, "float32 or float64")
+    return a
+
+
+def _real_array(name: str, value: object) -> _Array:
+    a = _view(name, value)
+    if a.dtype.kind not in "fiub":
+        raise _wrong_dtype(name, value, a, "float, integer or bool")
+    return a
+
+
+def _wrong_dtype(name: str, value: object, a: _Array, accepted: str) -> TypeError:
+    # NumPy makes an object array of whatever it does not understand: then the type says more.
+    understood = isinstance(value, np.ndarray) or a.dtype != object
+    given = "" if understood else f" (from {type(value).__name__})"
+    return TypeError(f"{name} has dtype {a.dtype}{given}, but must be {accepted}")
+
+
+def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
+    """Return `value` as class indices, or as probabilities; its shape says which of the two."""
+    t = _real_array("target", value)
+    if t.shape == x.shape:
+        return t
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    if t.shape == samples:
+        if t.dtype.kind in "iu":
+            return t
+        if t.size == 0 and t.dtype.kind == "f":  # what NumPy makes of an empty list
+            return t.astype(np.intp)
+        raise TypeError(
+            f"target has dtype {t.dtype}, but must be integer: its shape {t.shape} is that of "
+            f"class indices for {name} of shape {x.shape}"
+        )
+    message = (
+        f"target has shape {t.shape}, but {name} of shape {x.shape} with the class axis {axis} "
+        f"takes class indices of shape {samples} or probabilities of shape {x.shape}"
+    )
+    fitting = [a for a in range(x.ndim) if x.shape[:a] + x.shape[a + 1 :] == t.shape]
+    if fitting:  # several, where lengths repeat: then rather PyTorch's class axis
+        elsewhere = 1 if 1 in fitting else fitting[0]
+        message += f"; if its classes are on axis {elsewhere}, pass axis={elsewhere}"
+    raise ValueError(message)
+
+
+def _broadcast(name: str, a: _Array, x: _Array) -> _Array:
+    try:
+        return np.broadcast_to(a, x.shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} has shape {a.shape}, which does not broadcast to that of logits, {x.shape}"
+        ) from None
+
+
+def _suffix(name: str, a: _Array, x: _Array) -> _Array:
+    """Return `a` with a shape that the shape of `x` ends in, small if it can stay so."""
+    full = _broadcast(name, a, x)
+    shape = a.shape
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    fits = x.shape[x.ndim - len(shape) :] == shape
+    return _canonical(a.reshape(shape) if fits else full, _native(x))
+
+
+# Other arguments
+
+
+def _integer(name: str, value: object, accepted: str) -> int:
+    # bool has __index__ too, but True is a mistake wherever an index is meant.
+    try:
+        if not isinstance(value, bool | np.bool_):
+            return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
+
+
+def _class_axis(value: object, name: str, x: _Array) -> int:
+    axis = _integer("axis", value, "an int")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(
+            f"axis is {axis}, but {name} of shape {x.shape} has {x.ndim} "
+            f"{'axis' if x.ndim == 1 else 'axes'}"
+        )
+    return axis % x.ndim
+
+
+def _ignore_index(value: object) -> int | tuple[int, ...] | None:
+    if value is None:
+        return None
+    accepted = "None, an int or several ints"
+    # Arrays of no dimension have __iter__ too.
+    if (
+        isinstance(value, Iterable)
+        and not isinstance(value, str | bytes)
+        and getattr(value, "ndim", 1) > 0
+    ):
+        return tuple([_integer("ignore_index", i, accepted) for i in value])
+    return _integer("ignore_index", value, accepted)
+
+
+def _check_probabilities(
+    p: _Array, axis: int, indices: _Array | None, ignored: int | tuple[int, ...] | None
+) -> None:
+    """Refuse what is not in [0, 1], as the kernel does, but with the position the caller knows."""
+    bad = ~((p >= 0) & (p <= 1))
+    if indices is not None and ignored is not None:
+        bad &= np.expand_dims(~np.isin(indices, ignored), axis)
+    if bad.any():
+        position = np.unravel_index(bad.argmax(), bad.shape)
+        raise ValueError(
+            f"probabilities[{', '.join(map(str, position))}] is {p[position]}, "
+            "but probabilities must be in [0, 1]"
+        )
+
+
+# Outputs
+
+
+def _outputs(
+    name: str, x: _Array, inputs: dict[str, _Array | None], out: object, hess_out: object
+) -> tuple[_Array | None, _Array | None]:
+    """Check where the derivatives go; the very objects come back, for the caller expects them."""
+    gradient = None if out is None else _output("out", out, name, x, inputs)
+    inputs = inputs | {"out": gradient}
+    hessian = None if hess_out is None else _output("hess_out", hess_out, name, x, inputs)
+    return gradient, hessian
+
+
+def _output(
+    name: str, value: object, logits: str, x: _Array, inputs: dict[str, _Array | None]
+) -> _Array:
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a numpy.ndarray, not {type(value).__name__}")
+    if value.dtype.type is not x.dtype.type:
+        raise TypeError(
+            f"{name} has dtype {value.dtype}, but must have that of {logits}, {x.dtype}"
+        )
+    out = np.asarray(value)
+    if out.shape != x.shape:
+        raise ValueError(f"{name} has shape {out.shape}, but {logits} has shape {x.shape}")
+    if not out.flags.writeable:
+        raise ValueError(f"{name} is read-only")
+    if any(n > 1 and stride == 0 for n, stride in zip(out.shape, out.strides, strict=True)):
+        raise ValueError(f"{name} overlaps itself: it has an axis of stride 0")
+    if not _is_same(out, x) and _overlap(out, x):
+        raise ValueError(f"{name} overlaps {logits} without being the same elements")
+    for other, array in inputs.items():
+        if array is not None and _overlap(out, np.asarray(array)):
+            raise ValueError(f"{name} overlaps {other}")
+    return value
+
+
+def _is_same(a: _Array, b: _Array) -> bool:
+    """Whether two arrays of one shape are the same elements in the same places."""
+
+    def place(array: _Array) -> tuple[Any, ...]:
+        strides = [s for n, s in zip(array.shape, array.strides, strict=True) if n > 1]
+        return array.dtype, array.__array_interface__["data"][0], strides
+
+    return place(a) == place(b)
+
+
+def _overlap(a: _Array, b: _Array) -> bool:
+    try:
+        # NumPy's own annotation knows only two of the values that it takes.
+        return np.shares_memory(a, b, max_work=_OVERLAP_WORK)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True

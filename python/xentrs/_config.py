@@ -1,0 +1,92 @@
+"""Threads, and what the compiled module found out about the machine."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+from xentrs import _xentrs
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call may use.
+
+    Small inputs stay on the calling thread whatever the number. Results do not depend on it, not
+    in a single bit.
+
+    Parameters
+    ----------
+    n : int
+        The number of threads, the calling one included; at least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `n` is not an int, or is below 1.
+
+    Examples
+    --------
+    >>> import xentrs
+    >>> before = xentrs.get_num_threads()
+    >>> xentrs.set_num_threads(2)
+    >>> xentrs.get_num_threads()
+    2
+    >>> xentrs.set_num_threads(before)
+    """
+    _xentrs.set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call may use.
+
+    Until `set_num_threads` is called that is the first of these that is set: the environment
+    variables ``XENTRS_NUM_THREADS``, ``RAYON_NUM_THREADS`` and ``OMP_NUM_THREADS``, then the
+    number of CPUs that this process may use (its affinity, its cgroup).
+
+    Returns
+    -------
+    int
+        The number of threads, the calling one included.
+    """
+    return _xentrs.get_num_threads()
+
+
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Print, or return, the version, the instruction set in use and the number of threads.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dicts"}, default "stdout"
+        Whether to print, or to return a dictionary, as in `numpy.show_config`.
+
+    Returns
+    -------
+    dict or None
+        With ``mode="dicts"``: ``{"version": ..., "simd": {"level": ..., "available": [...],
+        "source": ...}, "threads": {"count": ..., "source": ...}}``.
+
+    Raises
+    ------
+    ValueError
+        If `mode` is another string, or the environment variable ``XENTRS_SIMD`` names an
+        instruction set that is unknown or not available.
+
+    Examples
+    --------
+    >>> import xentrs
+    >>> sorted(xentrs.show_config(mode="dicts"))
+    ['simd', 'threads', 'version']
+    """
+    if mode not in ("stdout", "dicts"):
+        raise ValueError(f'mode must be "stdout" or "dicts", not {mode!r}')
+    config = _xentrs.config()
+    if mode == "dicts":
+        return config
+    simd, threads = config["simd"], config["threads"]
+    print(f"xentrs {config['version']}")
+    print(f"simd: {simd['level']} ({simd['source']}); available: {', '.join(simd['available'])}")
+    print(f"threads: {threads['count']} ({threads['source']})")
+    return None

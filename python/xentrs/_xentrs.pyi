@@ -1,0 +1,70 @@
+"""The compiled module, private: `_functional.py` is what people call.
+
+Each loss takes `order`, how many derivatives to return beside the loss: 0, 1 or 2. It returns
+`NotImplemented`, having done nothing, unless all arrays are in the form that `_arrays.py` makes.
+"""
+
+from typing import Any
+
+__all__ = [
+    "__version__",
+    "binary_cross_entropy_with_logits",
+    "config",
+    "cross_entropy",
+    "get_num_threads",
+    "log_loss",
+    "set_num_threads",
+]
+
+__version__: str
+
+def cross_entropy(
+    order: int,
+    logits: object,
+    target: object,
+    axis: object,
+    weight: object,
+    sample_weight: object,
+    ignore_index: object,
+    label_smoothing: object,
+    reduction: object,
+    denominator: object,
+    base: object,
+    out: object,
+    hess_out: object,
+    /,
+) -> Any: ...
+def log_loss(
+    order: int,
+    probabilities: object,
+    target: object,
+    axis: object,
+    weight: object,
+    sample_weight: object,
+    ignore_index: object,
+    label_smoothing: object,
+    reduction: object,
+    denominator: object,
+    base: object,
+    out: object,
+    hess_out: object,
+    /,
+) -> Any: ...
+def binary_cross_entropy_with_logits(
+    order: int,
+    logits: object,
+    target: object,
+    weight: object,
+    pos_weight: object,
+    label_smoothing: object,
+    reduction: object,
+    denominator: object,
+    base: object,
+    where: object,
+    out: object,
+    hess_out: object,
+    /,
+) -> Any: ...
+def set_num_threads(n: int, /) -> None: ...
+def get_num_threads() -> int: ...
+def config() -> dict[str, Any]: ...

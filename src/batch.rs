@@ -1,0 +1,304 @@
+//! A call's arrays, checked once; typed and trusted afterwards, but for the targets, which another
+//! thread may change: whoever reads one checks its range again.
+
+use crate::error::{Error, Result};
+use crate::math::Real;
+use crate::options::Options;
+use crate::reduce::two_sum;
+use crate::simd::{Input, Output};
+
+/// A class index, of any width.
+pub trait Index: Copy {
+    /// Its value.
+    fn value(self) -> i128;
+    /// Its value if it is below `classes`, something not below otherwise.
+    fn class(self) -> u64;
+}
+
+macro_rules! index {
+    ($($variant:ident: $t:ty as $wide:ty),*) => {
+        $(impl Index for $t {
+            #[inline(always)]
+            fn value(self) -> i128 {
+                self.into()
+            }
+            #[inline(always)]
+            fn class(self) -> u64 {
+                // A negative one becomes huge.
+                <$wide>::from(self) as u64
+            }
+        })*
+
+        /// Class indices, of any width.
+        #[derive(Clone, Copy, Debug)]
+        pub enum Indices<'a> {
+            $(
+                /// Of this type.
+                $variant(Input<'a, $t>),
+            )*
+        }
+
+        /// Evaluates an expression with `$x` the view of whatever type the indices have.
+        macro_rules! with_indices {
+            ($indices:expr, $x:ident => $body:expr) => {
+                match $indices {
+                    $(Indices::$variant($x) => $body,)*
+                }
+            };
+        }
+    };
+}
+
+index!(
+    I8: i8 as i64, I16: i16 as i64, I32: i32 as i64, I64: i64 as i64,
+    U8: u8 as u64, U16: u16 as u64, U32: u32 as u64, U64: u64 as u64
+);
+
+/// What is true.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a, T> {
+    /// A class index a sample.
+    Indices(Indices<'a>),
+    /// A probability for each number of the input.
+    Probabilities(Input<'a, T>),
+}
+
+/// Numbers of either type.
+#[derive(Clone, Copy, Debug)]
+pub enum Floats<'a> {
+    /// `float32`
+    F32(Input<'a, f32>),
+    /// `float64`
+    F64(Input<'a, f64>),
+}
+
+impl Floats<'_> {
+    /// Number `i`.
+    #[inline(always)]
+    pub fn get(self, i: usize) -> f64 {
+        match self {
+            Floats::F32(x) => x.get(i).into(),
+            Floats::F64(x) => x.get(i),
+        }
+    }
+}
+
+/// Where results go.
+#[derive(Clone, Copy, Debug)]
+pub struct Outputs<'a, T> {
+    /// The gradient, if it is asked for.
+    pub grad: Option<Output<'a, T>>,
+    /// The diagonal of the Hessian, if it is asked for (only with the gradient).
+    pub hess: Option<Output<'a, T>>,
+    /// Each sample's loss, if they are not reduced.
+    pub losses: Option<Output<'a, T>>,
+}
+
+impl<T: Real> Outputs<'_, T> {
+    /// The order of the highest derivative asked for.
+    pub fn order(&self) -> usize {
+        usize::from(self.grad.is_some()) + usize::from(self.hess.is_some())
+    }
+}
+
+/// A class index that is none: the sample is ignored.
+pub const IGNORED: usize = usize::MAX;
+
+/// Samples by classes, logits or probabilities, and what is true of them.
+#[derive(Debug)]
+pub struct Batch<'a, T> {
+    /// Rows of `classes` numbers.
+    pub values: Input<'a, T>,
+    /// Number of rows.
+    pub samples: usize,
+    /// Numbers in a row, at least one.
+    pub classes: usize,
+    /// What is true.
+    pub target: Target<'a, T>,
+    /// A weight each class.
+    pub weight: Option<Vec<f64>>,
+    /// A weight each sample.
+    pub sample_weight: Option<Floats<'a>>,
+    /// The options.
+    pub options: Options,
+    /// Where results go.
+    pub outputs: Outputs<'a, T>,
+    /// What gradients are divided by ([`Options::divisor`]).
+    pub divisor: f64,
+    /// Ignored indices that are classes.
+    ignored_classes: Vec<usize>,
+}
+
+impl<'a, T: Real> Batch<'a, T> {
+    /// Checks the targets. The arrays' sizes fit already; `shape` is the target's, for messages.
+    #[allow(clippy::too_many_arguments, reason = "a struct of the same fields would say no more")]
+    pub fn new(
+        values: Input<'a, T>,
+        classes: usize,
+        target: Target<'a, T>,
+        weight: Option<Floats<'a>>,
+        sample_weight: Option<Floats<'a>>,
+        options: Options,
+        outputs: Outputs<'a, T>,
+        shape: &[usize],
+    ) -> Result<Self> {
+        let samples = values.len() / classes;
+        let ignored_classes = options.ignore_index.iter();
+        let ignored_classes = ignored_classes.filter_map(|&i| usize::try_from(i).ok());
+        let ignored_classes: Vec<_> = ignored_classes.filter(|&i| i < classes).collect();
+        let weight = weight.map(|weight| (0..classes).map(|i| weight.get(i)).collect());
+        let mut batch = Batch {
+            values,
+            samples,
+            classes,
+            target,
+            weight,
+            sample_weight,
+            options,
+            outputs,
+            divisor: 0.0,
+            ignored_classes,
+        };
+        let total = match target {
+            Target::Indices(indices) => {
+                with_indices!(indices, x => batch.check(x, shape))?;
+                batch.total_weight()
+            }
+            Target::Probabilities(_) => {
+                if let Some(i) = batch.options.ignore_index.iter().find(|&&i| i >= 0) {
+                    return Err(Error::Value(format!(
+                        "ignore_index is {i}, but a target of probabilities has no class indices \
+                         to ignore: leave it out, and give such samples a sample_weight of 0"
+                    )));
+                }
+                batch.total_weight()
+            }
+        };
+        batch.divisor = batch.options.divisor(total);
+        Ok(batch)
+    }
+
+    /// Whether every index is a class or ignored.
+    fn check<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<()> {
+        let outside = |i: usize| indices.get(i).class() >= self.classes as u64;
+        // Counting has no branches; only where something is outside is it worth knowing what.
+        if (0..indices.len()).map(|i| usize::from(outside(i))).sum::<usize>() == 0 {
+            return Ok(());
+        }
+        let ignored = &self.options.ignore_index;
+        for i in (0..indices.len()).filter(|&i| outside(i)) {
+            let value = indices.get(i).value();
+            if ignored.contains(&value) {
+                continue;
+            }
+            let names: Vec<_> = ignored.iter().map(i128::to_string).collect();
+            let or = match names.len() {
+                0 => String::new(),
+                1 => format!(", or be ignore_index ({})", names[0]),
+                _ => format!(", or be one of ignore_index ({})", names.join(", ")),
+            };
+            return Err(Error::Index(format!(
+                "target{} is {value}, but a class index must be in [0, {}){or}",
+                position(i, shape),
+                self.classes,
+            )));
+        }
+        Ok(())
+    }
+
+    /// What the mean divides by.
+    fn total_weight(&self) -> f64 {
+        let indices = matches!(self.target, Target::Indices(_));
+        if !indices && self.sample_weight.is_none() {
+            return self.samples as f64;
+        }
+        const BLOCK: usize = 256;
+        let (mut classes, mut factors) = ([0; BLOCK], [0.0; BLOCK]);
+        let (mut high, mut low, mut counted) = (0.0, 0.0, 0);
+        for start in (0..self.samples).step_by(BLOCK) {
+            let n = BLOCK.min(self.samples - start);
+            let classes = &mut classes[..n];
+            self.read_classes(start, classes);
+            if self.weight.is_none() && self.sample_weight.is_none() {
+                counted += classes.iter().filter(|&&class| class != IGNORED).count();
+                continue;
+            }
+            self.read_factors(start, classes, &mut factors[..n]);
+            for (_, &factor) in classes.iter().zip(&factors).filter(|(c, _)| **c != IGNORED) {
+                let (sum, lost) = two_sum(high, factor);
+                (high, low) = (sum, low + lost);
+            }
+        }
+        if high.is_finite() { high + low + counted as f64 } else { high }
+    }
+
+    /// Whether samples differ in what their loss is multiplied by.
+    pub fn is_weighted(&self) -> bool {
+        self.weight.is_some() || self.sample_weight.is_some()
+    }
+
+    /// The class indices from sample `start` on, [`IGNORED`] for those that do not count; 0 for all
+    /// where the target is probabilities.
+    #[inline(always)]
+    pub fn read_classes(&self, start: usize, classes: &mut [usize]) {
+        match self.target {
+            Target::Indices(indices) => with_indices!(indices, x => {
+                let x = x.part(start, classes.len());
+                for (i, class) in classes.iter_mut().enumerate() {
+                    let index = x.get(i).class();
+                    *class = if index < self.classes as u64 { index as usize } else { IGNORED };
+                }
+            }),
+            Target::Probabilities(_) => classes.fill(0),
+        }
+        if !self.ignored_classes.is_empty() {
+            for class in classes {
+                if self.ignored_classes.contains(class) {
+                    *class = IGNORED;
+                }
+            }
+        }
+    }
+
+    /// What multiplies the loss of each sample from `start` on: its weight, times that of its class
+    /// where the target is indices. 0 for ignored ones.
+    #[inline(always)]
+    pub fn read_factors(&self, start: usize, classes: &[usize], factors: &mut [f64]) {
+        let hard = matches!(self.target, Target::Indices(_));
+        for (i, (&class, factor)) in classes.iter().zip(factors).enumerate() {
+            let of_class = self.weight.as_ref().filter(|_| hard).map_or(1.0, |w| w[class % w.len()]);
+            *factor = if class == IGNORED { 0.0 } else { self.sample_factor(start + i) * of_class };
+        }
+    }
+
+    /// The weight of a sample.
+    #[inline(always)]
+    pub fn sample_factor(&self, i: usize) -> f64 {
+        self.sample_weight.map_or(1.0, |weight| weight.get(i))
+    }
+
+    /// The rows from `start` on, of an array of the values' shape.
+    #[inline(always)]
+    pub fn rows<'b>(&self, array: Output<'b, T>, start: usize, n: usize) -> Output<'b, T> {
+        array.part(start * self.classes, n * self.classes)
+    }
+}
+
+/// `[i, j, ...]` of element `i` in C order, nothing for a scalar.
+pub fn position(i: usize, shape: &[usize]) -> String {
+    if shape.is_empty() {
+        return String::new();
+    }
+    let mut rest = i;
+    let mut indices: Vec<_> = shape
+        .iter()
+        .rev()
+        .map(|&n| {
+            let index = rest % n;
+            rest /= n;
+            index.to_string()
+        })
+        .collect();
+    indices.reverse();
+    format!("[{}]", indices.join(", "))
+}

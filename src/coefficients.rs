@@ -1,0 +1,137 @@
+//! What a target weighs each class of a row with: the coefficients `t_c` of a loss
+//! `-sum_c t_c log p_c`, by how they are stored. A kernel is generic over them, so that a target reads
+//! what it must beside the input and no more.
+
+use crate::math::Real;
+use crate::simd::{Input, Simd, Vector};
+
+/// What the target reads beside the logits: the coefficients `t_c`, less the part of a true class.
+pub trait Coefficients<T: Real>: Copy + Sync {
+    /// Whether there are any.
+    const ANY: bool;
+    /// Whether the target is a class index, which has a coefficient beside these.
+    const HARD: bool;
+    /// The coefficients of a row.
+    type Row<S: Simd>: RowCoefficients<S, T>;
+    /// The coefficients of row `i`.
+    fn row<S: Simd>(&self, s: S, i: usize, classes: usize) -> Self::Row<S>;
+}
+
+/// The coefficients of a row.
+pub trait RowCoefficients<S: Simd, T: Real>: Copy {
+    /// Those from class `at` on, 0 outside `lanes`.
+    fn load(self, s: S, at: usize, lanes: u32) -> T::V<S>;
+}
+
+/// A class index and nothing else.
+#[derive(Clone, Copy, Debug)]
+pub struct Hard;
+
+impl<T: Real> Coefficients<T> for Hard {
+    const ANY: bool = false;
+    const HARD: bool = true;
+    type Row<S: Simd> = Hard;
+    #[inline(always)]
+    fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Hard {
+        Hard
+    }
+}
+
+impl<S: Simd, T: Real> RowCoefficients<S, T> for Hard {
+    #[inline(always)]
+    fn load(self, s: S, _: usize, _: u32) -> T::V<S> {
+        T::V::<S>::splat(s, T::default())
+    }
+}
+
+/// A class index, smoothed evenly: every coefficient is the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Even<T>(pub T);
+
+impl<T: Real> Coefficients<T> for Even<T> {
+    const ANY: bool = true;
+    const HARD: bool = true;
+    type Row<S: Simd> = Even<T>;
+    #[inline(always)]
+    fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Even<T> {
+        *self
+    }
+}
+
+impl<S: Simd, T: Real> RowCoefficients<S, T> for Even<T> {
+    #[inline(always)]
+    fn load(self, s: S, _: usize, lanes: u32) -> T::V<S> {
+        let coefficient = T::V::<S>::splat(s, self.0);
+        if lanes == T::ALL {
+            return coefficient;
+        }
+        T::V::<S>::select(T::V::<S>::mask(s, lanes), coefficient, T::V::<S>::splat(s, T::default()))
+    }
+}
+
+/// A class index, smoothed by weights: every row has the same coefficients.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared<'a, T>(pub Input<'a, T>);
+
+impl<'a, T: Real> Coefficients<T> for Shared<'a, T> {
+    const ANY: bool = true;
+    const HARD: bool = true;
+    type Row<S: Simd> = Shared<'a, T>;
+    #[inline(always)]
+    fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Shared<'a, T> {
+        *self
+    }
+}
+
+impl<S: Simd, T: Real> RowCoefficients<S, T> for Shared<'_, T> {
+    #[inline(always)]
+    fn load(self, s: S, at: usize, lanes: u32) -> T::V<S> {
+        load_lanes(s, self.0, at, lanes)
+    }
+}
+
+/// Probabilities, smoothed and weighted.
+#[derive(Clone, Copy, Debug)]
+pub struct Soft<'a, T> {
+    /// The probabilities, of all rows or one.
+    pub probabilities: Input<'a, T>,
+    /// A weight each class.
+    pub weight: Option<Input<'a, T>>,
+    /// What smoothing leaves of a probability.
+    pub keep: T,
+    /// What it adds.
+    pub even: T,
+}
+
+impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
+    const ANY: bool = true;
+    const HARD: bool = false;
+    type Row<S: Simd> = Soft<'a, T>;
+    #[inline(always)]
+    fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> Soft<'a, T> {
+        Soft { probabilities: self.probabilities.part(i * classes, classes), ..*self }
+    }
+}
+
+impl<S: Simd, T: Real> RowCoefficients<S, T> for Soft<'_, T> {
+    #[inline(always)]
+    fn load(self, s: S, at: usize, lanes: u32) -> T::V<S> {
+        let q = load_lanes(s, self.probabilities, at, lanes);
+        let (keep, even) = (T::V::<S>::splat(s, self.keep), T::V::<S>::splat(s, self.even));
+        let q = q.mul_add(keep, even);
+        match self.weight {
+            Some(weight) => q.mul(load_lanes(s, weight, at, lanes)),
+            None if lanes == T::ALL => q,
+            None => T::V::<S>::select(T::V::<S>::mask(s, lanes), q, T::V::<S>::splat(s, T::default())),
+        }
+    }
+}
+
+#[inline(always)]
+fn load_lanes<S: Simd, T: Real>(s: S, src: Input<'_, T>, at: usize, lanes: u32) -> T::V<S> {
+    if lanes == T::ALL {
+        T::V::<S>::load(s, src, at)
+    } else {
+        T::V::<S>::load_lanes(s, src, at, lanes, T::V::<S>::splat(s, T::default()))
+    }
+}

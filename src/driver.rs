@@ -1,0 +1,218 @@
+//! Splits a job over threads, each behind the door of the process's instruction set.
+//!
+//! A job is a row of blocks that depend on nothing but the job; each leaves one partial sum in its
+//! place, and those are added first to last. So the number of threads changes no bit.
+//!
+//! The caller's thread works too: a small job never leaves it, and a large one does not wait until
+//! the pool has woken (7 to 70 us). After `fork` the pool's threads are gone in the child: the pool
+//! belongs to a process id, and another process makes its own.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::error::{Error, Result};
+use crate::reduce;
+use crate::simd::{Kernel, Level, Simd, enter};
+
+/// Work that falls into blocks.
+pub trait Job: Sync {
+    /// How many blocks there are.
+    fn blocks(&self) -> usize;
+    /// How many numbers a block reads, about.
+    fn block_size(&self) -> usize;
+    /// Does some blocks and leaves the sum of each one's losses. Must be `#[inline(always)]`.
+    fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]);
+}
+
+/// Numbers below which the caller's thread does all: about as much work as waking another.
+const SERIAL: usize = 100_000;
+
+/// Numbers in what a thread takes at a time.
+const GRAIN: usize = 1 << 16;
+
+struct Blocks<'a, J>(&'a J, Range<usize>, &'a mut [f64]);
+
+impl<J: Job> Kernel for Blocks<'_, J> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        self.0.run(s, self.1, self.2);
+    }
+}
+
+/// Does a job at the process's level; the sum of all blocks.
+pub fn run(job: &impl Job) -> Result<f64> {
+    let (level, _) = Level::chosen().map_err(|message| Error::Value(message.into()))?;
+    run_at(job, level)
+}
+
+/// Does a job at a level.
+pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
+    let (blocks, size) = (job.blocks(), job.block_size().max(1));
+    let numbers = blocks.saturating_mul(size);
+    // Few blocks: no memory is asked for.
+    let (mut few, mut many);
+    let sums: &mut [f64] = if blocks <= 16 {
+        few = [0.0; 16];
+        &mut few[..blocks]
+    } else {
+        many = vec![0.0; blocks];
+        &mut many
+    };
+    let threads = if numbers < SERIAL || blocks < 2 { 1 } else { get_num_threads()? };
+    if threads < 2 {
+        enter(level, Blocks(job, 0..blocks, sums));
+        return Ok(reduce::sum(sums));
+    }
+    let pool = pool(threads)?;
+    // Whole takes for all threads, eight each where there is enough, so that none waits long.
+    let take = (blocks / (8 * threads)).clamp(1, usize::MAX).max(GRAIN / size);
+    let take = take.min(blocks.div_ceil(threads));
+    let queue = Mutex::new(sums.chunks_mut(take).enumerate());
+    let work = || {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((i, sums)) = next else { break };
+            enter(level, Blocks(job, i * take..i * take + sums.len(), sums));
+        }
+    };
+    pool.in_place_scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|_| work());
+        }
+        work();
+    });
+    Ok(reduce::sum(sums))
+}
+
+/// Variables that set the number of threads, the first that is set wins.
+const VARIABLES: [&str; 3] = ["XENTRS_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"];
+
+struct Threads {
+    /// The number, and where it is from; unknown until it is first asked for.
+    count: Option<(usize, String)>,
+    /// The pool, of one thread less, and the process it belongs to.
+    pool: Option<(u32, Arc<ThreadPool>)>,
+}
+
+/// Taken for moments only, never while a kernel runs.
+static THREADS: Mutex<Threads> = Mutex::new(Threads { count: None, pool: None });
+
+fn threads() -> std::sync::MutexGuard<'static, Threads> {
+    THREADS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The number of threads and where it is from.
+pub fn thread_config() -> Result<(usize, String)> {
+    let mut threads = threads();
+    if threads.count.is_none() {
+        threads.count = Some(default_threads()?);
+    }
+    Ok(threads.count.clone().expect("set above"))
+}
+
+/// The number of threads that large calls use.
+pub fn get_num_threads() -> Result<usize> {
+    if let Some((count, _)) = threads().count {
+        return Ok(count);
+    }
+    Ok(thread_config()?.0)
+}
+
+/// The most threads one can ask for.
+const MOST_THREADS: usize = 4096;
+
+/// Sets the number of threads that large calls use.
+pub fn set_num_threads(count: i128) -> Result<()> {
+    let allowed = usize::try_from(count).ok().filter(|n| (1..=MOST_THREADS).contains(n));
+    let Some(count) = allowed else {
+        return Err(Error::Value(format!(
+            "the number of threads must be in [1, {MOST_THREADS}], not {count}"
+        )));
+    };
+    threads().count = Some((count, "set_num_threads".into()));
+    Ok(())
+}
+
+fn default_threads() -> Result<(usize, String)> {
+    for name in VARIABLES {
+        let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else { continue };
+        let text = value.to_string_lossy();
+        // OMP_NUM_THREADS may be a list, one number a nesting level; rayon's 0 means no choice.
+        let first = text.split(',').next().unwrap_or_default().trim();
+        return match first.parse::<usize>() {
+            Ok(0) if name != VARIABLES[0] => continue,
+            Ok(count) if (1..=MOST_THREADS).contains(&count) => Ok((count, name.into())),
+            _ => Err(Error::Value(format!(
+                "{name}={text:?} is not a number of threads: it must be in [1, {MOST_THREADS}]"
+            ))),
+        };
+    }
+    // Heeds the affinity mask and the cgroup's quota.
+    let count = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MOST_THREADS);
+    Ok((count, "CPUs this process may use".into()))
+}
+
+/// A pool of `threads - 1` threads of this process.
+fn pool(count: usize) -> Result<Arc<ThreadPool>> {
+    let process = std::process::id();
+    let mut threads = threads();
+    if let Some((owner, pool)) = &threads.pool {
+        if *owner == process && pool.current_num_threads() == count - 1 {
+            return Ok(pool.clone());
+        }
+    }
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(count - 1)
+        .thread_name(|i| format!("xentrs-{i}"))
+        .build()
+        .map_err(|error| Error::Value(format!("could not start {} threads: {error}", count - 1)))?;
+    let pool = Arc::new(pool);
+    if let Some((owner, old)) = threads.pool.replace((process, pool.clone())) {
+        if owner != process {
+            // The threads are the parent's: dropping the pool here would wait for them.
+            std::mem::forget(old);
+        }
+    }
+    Ok(pool)
+}
+
+/// Before `fork`, so that no other thread holds the lock in the child: `held` keeps it.
+mod fork {
+    use super::{Threads, THREADS};
+    use std::cell::RefCell;
+    use std::sync::{MutexGuard, PoisonError};
+
+    thread_local! {
+        static HELD: RefCell<Option<MutexGuard<'static, Threads>>> = const { RefCell::new(None) };
+    }
+
+    extern "C" fn before() {
+        let guard = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = HELD.try_with(|held| *held.borrow_mut() = Some(guard));
+    }
+
+    extern "C" fn after() {
+        let _ = HELD.try_with(|held| drop(held.borrow_mut().take()));
+    }
+
+    /// Registers the two with the system, once.
+    pub fn register() {
+        #[cfg(unix)]
+        {
+            static ONCE: std::sync::Once = std::sync::Once::new();
+            ONCE.call_once(|| {
+                // SAFETY: the handlers are functions of this library, which is never unloaded; they
+                // only take and release a lock.
+                unsafe { libc::pthread_atfork(Some(before), Some(after), Some(after)) };
+            });
+        }
+    }
+}
+
+/// Prepares the process for `fork`; called once when the library is loaded.
+pub fn prepare_fork() {
+    fork::register();
+}

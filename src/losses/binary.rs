@@ -1,0 +1,191 @@
+//! Binary cross-entropy of logits, element by element.
+//!
+//! With `u = 1 - t`, `v = pos_weight t` and `z = e^-|x|`
+//!
+//! ```text
+//! loss      u x + (u + v) log(1 + e^-x) = |x| (x < 0 ? v : u) + (u + v) log1p(z)
+//! gradient  x < 0 ? (u z - v) / (1 + z) : (u - v z) / (1 + z)
+//! Hessian   (u + v) z / (1 + z)^2
+//! ```
+//!
+//! where nothing cancels for targets in [0, 1], and a coefficient of 0 takes even an infinite `|x|`.
+
+use std::ops::Range;
+
+use crate::driver::{self, Job};
+use crate::batch::Outputs;
+use crate::error::Result;
+use crate::math::{Real, exp::Exp, log::log1p};
+use crate::options::Options;
+use crate::reduce::Sum;
+use crate::simd::{Input, Simd, Vector};
+
+use super::reduced;
+
+/// Numbers in a block.
+const BLOCK: usize = 4096;
+
+/// Numbers that repeat along the logits.
+#[derive(Debug)]
+pub struct Periodic<'a, T> {
+    /// Whole periods, at least a vector, and one vector more, where they do repeat.
+    tiled: Vec<T>,
+    all: Input<'a, T>,
+    /// After how many numbers those in `tiled` repeat.
+    period: usize,
+}
+
+impl<'a, T: Real> Periodic<'a, T> {
+    /// Numbers for `n` logits, which is a multiple of theirs.
+    pub fn new(numbers: Input<'a, T>, n: usize) -> Self {
+        if numbers.len() >= n || numbers.is_empty() {
+            return Periodic { tiled: vec![], all: numbers, period: usize::MAX };
+        }
+        let period = numbers.len() * T::LANES.div_ceil(numbers.len());
+        let tiled = (0..period + T::LANES).map(|i| numbers.get(i % numbers.len())).collect();
+        Periodic { tiled, all: numbers, period }
+    }
+
+    /// The vector at logit `at`.
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, at: usize, lanes: u32) -> T::V<S> {
+        let zero = T::V::<S>::splat(s, T::default());
+        if self.period == usize::MAX {
+            return T::V::<S>::load_lanes(s, self.all, at, lanes, zero);
+        }
+        T::V::<S>::load(s, Input::from_slice(&self.tiled), at % self.period)
+    }
+}
+
+/// Logits and what is true of each.
+#[derive(Debug)]
+pub struct Binary<'a, T> {
+    /// The logits.
+    pub logits: Input<'a, T>,
+    /// Probabilities that they stand for, as many.
+    pub target: Input<'a, T>,
+    /// What each loss is multiplied by.
+    pub weight: Option<Periodic<'a, T>>,
+    /// What the loss of a true element is multiplied by.
+    pub pos_weight: Option<Periodic<'a, T>>,
+    /// Which elements count (those that are not 0).
+    pub counted: Option<Input<'a, u8>>,
+    /// The options.
+    pub options: Options,
+    /// Where results go.
+    pub outputs: Outputs<'a, T>,
+}
+
+struct Elements<'a, 'b, T, const ORDER: usize> {
+    binary: &'b Binary<'a, T>,
+    divisor: f64,
+}
+
+impl<T: Real, const ORDER: usize> Elements<'_, '_, T, ORDER> {
+    /// Loss, gradient and Hessian of a vector, weighted; 0 outside `lanes` and where nothing counts.
+    #[inline(always)]
+    fn vector<S: Simd>(&self, s: S, exp: &Exp<S, T>, at: usize, lanes: u32) -> [T::V<S>; 3] {
+        let binary = self.binary;
+        let splat = |x: f64| T::V::<S>::splat(s, T::from_f64(x));
+        let (zero, one) = (splat(0.0), splat(1.0));
+        let x = T::V::<S>::load_lanes(s, binary.logits, at, lanes, zero);
+        let mut t = T::V::<S>::load_lanes(s, binary.target, at, lanes, zero);
+        let smoothing = binary.options.label_smoothing;
+        if smoothing != 0.0 {
+            t = t.mul_add(splat(1.0 - smoothing), splat(smoothing / 2.0));
+        }
+        let (u, mut v) = (one.sub(t), t);
+        if let Some(pos_weight) = &binary.pos_weight {
+            v = v.mul(pos_weight.load(s, at, lanes));
+        }
+        let magnitude = x.abs();
+        let z = exp.of::<false>(s, zero.sub(magnitude));
+        let (denominator, negative) = (one.add(z), x.lt(zero));
+        let slope = T::V::<S>::select(negative, v, u);
+        let linear = T::V::<S>::select(slope.eq(zero), zero, magnitude.mul(slope));
+        let both = u.add(v);
+        // `+ x - x`-like terms are not needed for NaN: z carries it.
+        let loss = both.mul_add(log1p::<S, T>(s, z), linear);
+        let (mut grad, mut hess) = (zero, zero);
+        if ORDER > 0 {
+            let minus = zero.sub(v);
+            let top = T::V::<S>::select(negative, u.mul_add(z, minus), minus.mul_add(z, u));
+            grad = top.div(denominator).mul(splat(1.0 / self.divisor));
+        }
+        if ORDER > 1 {
+            let square = denominator.mul(denominator);
+            hess = both.mul(z).div(square).mul(splat(1.0 / self.divisor));
+        }
+        let mut results = [loss, grad, hess];
+        if let Some(weight) = &binary.weight {
+            let weight = weight.load(s, at, lanes);
+            for result in &mut results {
+                *result = result.mul(weight);
+            }
+        }
+        let mut counted = lanes;
+        if let Some(array) = binary.counted {
+            for lane in (0..T::LANES).filter(|lane| lanes >> lane & 1 != 0) {
+                counted &= !(u32::from(array.get(at + lane) == 0) << lane);
+            }
+        }
+        if counted != T::ALL {
+            let mask = T::V::<S>::mask(s, counted);
+            for result in &mut results {
+                *result = T::V::<S>::select(mask, *result, zero);
+            }
+        }
+        results
+    }
+}
+
+impl<T: Real, const ORDER: usize> Job for Elements<'_, '_, T, ORDER> {
+    fn blocks(&self) -> usize {
+        self.binary.logits.len().div_ceil(BLOCK)
+    }
+
+    fn block_size(&self) -> usize {
+        BLOCK.min(self.binary.logits.len())
+    }
+
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
+        let exp = Exp::<S, T>::new(s, T::default(), 0);
+        let outputs = &self.binary.outputs;
+        let inverse = T::V::<S>::splat(s, T::from_f64(1.0 / self.divisor));
+        for (i, total) in blocks.zip(sums) {
+            let mut sum = Sum::<S, T>::new(s);
+            let end = self.binary.logits.len().min((i + 1) * BLOCK);
+            for at in (i * BLOCK..end).step_by(T::LANES) {
+                let lanes = crate::softmax::lanes_from::<T>(end - at);
+                let [loss, grad, hess] = self.vector(s, &exp, at, lanes);
+                sum.add(loss);
+                if let Some(losses) = outputs.losses {
+                    loss.mul(inverse).store_lanes(losses, at, lanes);
+                }
+                if let (true, Some(array)) = (ORDER > 0, outputs.grad) {
+                    grad.store_lanes(array, at, lanes);
+                }
+                if let (true, Some(array)) = (ORDER > 1, outputs.hess) {
+                    hess.store_lanes(array, at, lanes);
+                }
+            }
+            *total = sum.total();
+        }
+    }
+}
+
+/// Writes what the outputs ask for; returns the reduced loss.
+pub fn binary_cross_entropy<T: Real>(binary: &Binary<'_, T>) -> Result<f64> {
+    let n = binary.logits.len();
+    let counted = binary
+        .counted
+        .map_or(n, |array| (0..n).map(|i| usize::from(array.get(i) != 0)).sum());
+    let divisor = binary.options.divisor(counted as f64);
+    let sum = match binary.outputs.order() {
+        0 => driver::run(&Elements::<T, 0> { binary, divisor }),
+        1 => driver::run(&Elements::<T, 1> { binary, divisor }),
+        _ => driver::run(&Elements::<T, 2> { binary, divisor }),
+    }?;
+    Ok(reduced(sum, divisor, &binary.options))
+}

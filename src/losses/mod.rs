@@ -1,0 +1,67 @@
+//! One file a loss: its maths, which kernel it takes, its tests.
+
+pub mod binary;
+pub mod cross_entropy;
+pub mod log_loss;
+
+use crate::batch::{Batch, Target};
+use crate::coefficients::{Even, Hard, Shared, Soft};
+use crate::error::Result;
+use crate::math::Real;
+use crate::options::Options;
+use crate::simd::Input;
+
+/// A loss over samples by classes, once it is known how the target is stored and how many
+/// derivatives are asked for.
+trait ClassLoss<T: Real> {
+    /// The sum of the losses. `total` is the sum of the coefficients where every row has the same.
+    fn run<C: crate::coefficients::Coefficients<T>, const ORDER: usize>(
+        &self,
+        coefficients: C,
+        total: f64,
+    ) -> Result<f64>;
+}
+
+/// Runs a loss with the coefficients of its batch's target; the reduced loss.
+fn with_coefficients<T: Real, const ORDER: usize>(
+    batch: &Batch<'_, T>,
+    loss: &impl ClassLoss<T>,
+) -> Result<f64> {
+    let smoothing = batch.options.label_smoothing;
+    let even = smoothing / batch.classes as f64;
+    let scaled = |factor: f64| {
+        let weights = batch.weight.iter().flatten();
+        weights.map(|weight| T::from_f64(weight * factor)).collect::<Vec<_>>()
+    };
+    let sum = match batch.target {
+        Target::Indices(_) if smoothing == 0.0 => loss.run::<_, ORDER>(Hard, 0.0),
+        Target::Indices(_) if batch.weight.is_none() => {
+            loss.run::<_, ORDER>(Even(T::from_f64(even)), smoothing)
+        }
+        Target::Indices(_) => {
+            let weights = scaled(even);
+            let total = weights.iter().map(|weight| weight.to_f64()).sum();
+            loss.run::<_, ORDER>(Shared(Input::from_slice(&weights)), total)
+        }
+        Target::Probabilities(probabilities) => {
+            let weights = scaled(1.0);
+            let soft = Soft {
+                probabilities,
+                weight: batch.weight.as_ref().map(|_| Input::from_slice(&weights)),
+                keep: T::from_f64(1.0 - smoothing),
+                even: T::from_f64(even),
+            };
+            loss.run::<_, ORDER>(soft, 0.0)
+        }
+    }?;
+    Ok(reduced(sum, batch.divisor, &batch.options))
+}
+
+/// A sum of losses as the reduction wants it.
+fn reduced(sum: f64, divisor: f64, options: &Options) -> f64 {
+    if sum == 0.0 && options.denominator.is_some() {
+        // Nothing counts: 0 whatever the caller divides by, 0 included.
+        return 0.0;
+    }
+    sum / divisor
+}

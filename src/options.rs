@@ -1,0 +1,75 @@
+//! The options that every loss shares, checked; carried down whole.
+
+use crate::error::{Error, Result};
+
+/// What becomes of the losses of the samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reduction {
+    /// Their sum over a divisor.
+    Mean,
+    /// Their sum.
+    Sum,
+    /// They are returned as they are.
+    None,
+}
+
+/// Options of a loss.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How much of the target is spread evenly over the classes, in [0, 1].
+    pub label_smoothing: f64,
+    /// What becomes of the losses of the samples.
+    pub reduction: Reduction,
+    /// What the mean divides by, instead of the weights' sum.
+    pub denominator: Option<f64>,
+    /// The logarithm of the base of the result's logarithms; 1 for nats.
+    pub log_base: f64,
+    /// Class indices whose samples count for nothing.
+    pub ignore_index: Vec<i128>,
+}
+
+impl Options {
+    /// Checks the values.
+    pub fn new(
+        label_smoothing: f64,
+        reduction: &str,
+        denominator: Option<f64>,
+        base: Option<f64>,
+        ignore_index: Vec<i128>,
+    ) -> Result<Self> {
+        if !(0.0..=1.0).contains(&label_smoothing) {
+            let message = format!("label_smoothing must be in [0, 1], not {label_smoothing}");
+            return Err(Error::Value(message));
+        }
+        let reduction = match reduction {
+            "mean" => Reduction::Mean,
+            "sum" => Reduction::Sum,
+            "none" => Reduction::None,
+            other => {
+                let message = format!("reduction must be 'mean', 'sum' or 'none', not {other:?}");
+                return Err(Error::Value(message));
+            }
+        };
+        if let Some(value) = denominator.filter(|value| value.is_nan() || *value < 0.0) {
+            let message = format!("denominator must be a number of at least 0, not {value}");
+            return Err(Error::Value(message));
+        }
+        let allowed = |base: &f64| *base > 0.0 && *base != 1.0 && base.is_finite();
+        if let Some(value) = base.filter(|base| !allowed(base)) {
+            let message =
+                format!("base must be above 0, finite and not 1 (None for nats), not {value}");
+            return Err(Error::Value(message));
+        }
+        let log_base = base.map_or(1.0, f64::ln);
+        Ok(Options { label_smoothing, reduction, denominator, log_base, ignore_index })
+    }
+
+    /// What gradients are divided by, and each sample's loss under `Reduction::None`, where the
+    /// samples that count weigh `total` together.
+    pub fn divisor(&self, total: f64) -> f64 {
+        match self.reduction {
+            Reduction::Mean => self.denominator.unwrap_or(total) * self.log_base,
+            Reduction::Sum | Reduction::None => self.log_base,
+        }
+    }
+}

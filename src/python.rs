@@ -1,0 +1,748 @@
+//! The extension module `xentrs._xentrs`: arrays in, arrays out. The only file that knows Python.
+//!
+//! A call whose arrays are canonical (exact ndarrays, native, aligned, C-contiguous, the class axis
+//! last, dtypes and shapes that fit) goes straight to the kernels. Every other is answered with
+//! `NotImplemented` before anything is computed: the Python layer then finds what is wrong, or makes
+//! the arrays canonical and calls again. Options and the targets' values are checked here only.
+//!
+//! The arrays' owners are held by the caller's frame while a kernel runs without the GIL; other
+//! threads may write to them meanwhile (see [`crate::simd::Input`]).
+
+use std::ffi::c_int;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use numpy::npyffi::{self, flags};
+use numpy::{Element, PyArray, PyArrayMethods, PyUntypedArrayMethods, ndarray::IxDyn};
+use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyFloat, PyInt, PyString, PyTuple};
+
+use crate::batch::{Batch, Floats, Indices, Outputs, Target};
+use crate::driver;
+use crate::error::{Error, Result as Checked};
+use crate::losses::{binary, cross_entropy, log_loss};
+use crate::math::Real;
+use crate::options::{Options, Reduction};
+use crate::simd::{Input, Level, Output};
+use crate::softmax::{few, rows};
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> PyErr {
+        match error {
+            Error::Type(message) => PyTypeError::new_err(message),
+            Error::Value(message) => PyValueError::new_err(message),
+            Error::Index(message) => PyIndexError::new_err(message),
+        }
+    }
+}
+
+/// Why a call has no result.
+enum Stop {
+    /// Not canonical.
+    NotImplemented,
+    /// Refused.
+    Error(PyErr),
+}
+
+impl From<PyErr> for Stop {
+    fn from(error: PyErr) -> Stop {
+        Stop::Error(error)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Error(error.into())
+    }
+}
+
+/// `NotImplemented` as an answer, everything else as it is.
+fn answer<'py>(py: Python<'py>, result: Result<Bound<'py, PyAny>, Stop>) -> PyResult<Bound<'py, PyAny>> {
+    match result {
+        Ok(result) => Ok(result),
+        Err(Stop::NotImplemented) => Ok(py.NotImplemented().into_bound(py)),
+        Err(Stop::Error(error)) => Err(error),
+    }
+}
+
+/// A canonical array; what it shows is valid as long as the object it was made from.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    data: *mut u8,
+    shape: &'a [usize],
+    dtype: Dtype,
+    writeable: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dtype {
+    Bool,
+    Int(usize),
+    Uint(usize),
+    F32,
+    F64,
+}
+
+impl Dtype {
+    fn size(self) -> usize {
+        match self {
+            Dtype::Bool => 1,
+            Dtype::Int(size) | Dtype::Uint(size) => size,
+            Dtype::F32 => 4,
+            Dtype::F64 => 8,
+        }
+    }
+
+    /// That of a number of NumPy's types, where it is ours.
+    fn of(type_num: c_int) -> Option<Self> {
+        use numpy::npyffi::NPY_TYPES::*;
+        let long = size_of::<std::ffi::c_long>();
+        let is = |known: npyffi::NPY_TYPES| type_num == known as c_int;
+        let signed = [(NPY_BYTE, 1), (NPY_SHORT, 2), (NPY_INT, 4), (NPY_LONG, long), (NPY_LONGLONG, 8)];
+        let unsigned =
+            [(NPY_UBYTE, 1), (NPY_USHORT, 2), (NPY_UINT, 4), (NPY_ULONG, long), (NPY_ULONGLONG, 8)];
+        if is(NPY_FLOAT) {
+            Some(Dtype::F32)
+        } else if is(NPY_DOUBLE) {
+            Some(Dtype::F64)
+        } else if is(NPY_BOOL) {
+            Some(Dtype::Bool)
+        } else if let Some((_, size)) = signed.into_iter().find(|(known, _)| is(*known)) {
+            Some(Dtype::Int(size))
+        } else {
+            let found = unsigned.into_iter().find(|(known, _)| is(*known));
+            found.map(|(_, size)| Dtype::Uint(size))
+        }
+    }
+}
+
+impl<'a> View<'a> {
+    fn of(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
+        // SAFETY: any object may be asked whether it is an array.
+        if unsafe { npyffi::PyArray_CheckExact(object.py(), object.as_ptr()) } == 0 {
+            return Err(Stop::NotImplemented);
+        }
+        let array = object.as_ptr().cast::<npyffi::PyArrayObject>();
+        // SAFETY: it is one, and `object` keeps it; it may be resized in place by nobody who does not
+        // first make sure that no one else refers to it.
+        let (array, descr) = unsafe { (&(*array).fields, &(*(*array).fields.descr).fields) };
+        let needed = flags::NPY_ARRAY_C_CONTIGUOUS | flags::NPY_ARRAY_ALIGNED;
+        let swapped = if cfg!(target_endian = "little") { b'>' } else { b'<' };
+        if array.flags & needed != needed || descr.byteorder as u8 == swapped {
+            return Err(Stop::NotImplemented);
+        }
+        let shape: &[usize] = if array.nd == 0 {
+            &[]
+        } else {
+            // SAFETY: NumPy keeps `nd` dimensions there, none negative, in numbers of this size.
+            unsafe { std::slice::from_raw_parts(array.dimensions.cast(), array.nd as usize) }
+        };
+        let dtype = Dtype::of(descr.type_num).ok_or(Stop::NotImplemented)?;
+        let writeable = array.flags & flags::NPY_ARRAY_WRITEABLE != 0;
+        Ok(View { data: array.data.cast(), shape, dtype, writeable })
+    }
+
+    /// Of an argument that may be left out.
+    fn optional(object: &'a Bound<'_, PyAny>) -> Result<Option<View<'a>>, Stop> {
+        if object.is_none() { Ok(None) } else { View::of(object).map(Some) }
+    }
+
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The numbers, which are of a type of this size.
+    fn input<T: Copy>(&self) -> Input<'a, T> {
+        assert_eq!(size_of::<T>(), self.dtype.size(), "wrong type of a view");
+        // SAFETY: a canonical array holds that many numbers of its dtype, aligned. An empty one may
+        // point anywhere; so may a view of nothing.
+        unsafe { Input::new(self.data.cast(), self.len()) }
+    }
+
+    fn output<T: Copy>(&self) -> Output<'a, T> {
+        assert!(self.writeable && size_of::<T>() == self.dtype.size(), "wrong type of a view");
+        // SAFETY: as above, and the array is writeable.
+        unsafe { Output::new(self.data.cast(), self.len()) }
+    }
+
+    fn floats(&self) -> Option<Floats<'a>> {
+        match self.dtype {
+            Dtype::F32 => Some(Floats::F32(self.input())),
+            Dtype::F64 => Some(Floats::F64(self.input())),
+            _ => None,
+        }
+    }
+
+    fn indices(&self) -> Option<Indices<'a>> {
+        Some(match self.dtype {
+            Dtype::Int(1) => Indices::I8(self.input()),
+            Dtype::Int(2) => Indices::I16(self.input()),
+            Dtype::Int(4) => Indices::I32(self.input()),
+            Dtype::Int(8) => Indices::I64(self.input()),
+            Dtype::Uint(1) => Indices::U8(self.input()),
+            Dtype::Uint(2) => Indices::U16(self.input()),
+            Dtype::Uint(4) => Indices::U32(self.input()),
+            Dtype::Uint(8) => Indices::U64(self.input()),
+            _ => return None,
+        })
+    }
+
+    fn overlaps(&self, other: &View<'_>) -> bool {
+        let range = |view: &View<'_>| {
+            let start = view.data as usize;
+            (start, start + view.len() * view.dtype.size())
+        };
+        let ((a, a_end), (b, b_end)) = (range(self), range(other));
+        a < b_end && b < a_end
+    }
+
+    /// Whether the caller may have results written here: like `model`, disjoint from all of
+    /// `others`, and from `model` too unless it is the very same memory.
+    fn fits(&self, model: &View<'_>, others: &[Option<View<'_>>]) -> bool {
+        self.writeable
+            && self.dtype == model.dtype
+            && self.shape == model.shape
+            && (self.data == model.data || !self.overlaps(model))
+            && !others.iter().flatten().any(|other| self.overlaps(other))
+    }
+}
+
+/// A float that arrays hold.
+trait Number: Real + Element + few::Limits + rows::Limits {
+    const DTYPE: Dtype;
+}
+
+impl Number for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+}
+impl Number for f64 {
+    const DTYPE: Dtype = Dtype::F64;
+}
+
+/// The options as they come from Python, not yet looked at.
+struct RawOptions<'a, 'py> {
+    ignore_index: Option<&'a Bound<'py, PyAny>>,
+    label_smoothing: &'a Bound<'py, PyAny>,
+    reduction: &'a Bound<'py, PyAny>,
+    denominator: &'a Bound<'py, PyAny>,
+    base: &'a Bound<'py, PyAny>,
+}
+
+impl RawOptions<'_, '_> {
+    fn check(&self) -> Result<Options, Stop> {
+        let mut ignored = vec![];
+        match self.ignore_index {
+            Some(index) if !index.is_none() => {
+                if let Ok(indices) = index.cast_exact::<PyTuple>() {
+                    for index in indices.iter() {
+                        ignored.push(exact_int(&index)?);
+                    }
+                } else {
+                    ignored.push(exact_int(index)?);
+                }
+            }
+            _ => {}
+        }
+        let Ok(reduction) = self.reduction.cast::<PyString>() else {
+            let message = "reduction must be 'mean', 'sum' or 'none'";
+            return Err(type_error(message, self.reduction));
+        };
+        Ok(Options::new(
+            number("label_smoothing", self.label_smoothing)?,
+            reduction.to_str()?,
+            optional_number("denominator", self.denominator)?,
+            optional_number("base", self.base)?,
+            ignored,
+        )?)
+    }
+}
+
+fn type_error(message: &str, object: &Bound<'_, PyAny>) -> Stop {
+    let kind = object.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string());
+    let value = object.repr().map_or_else(|_| "?".into(), |repr| repr.to_string());
+    PyTypeError::new_err(format!("{message}, not {value} ({kind})")).into()
+}
+
+fn number(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
+    if let Ok(float) = object.cast_exact::<PyFloat>() {
+        return Ok(float.value());
+    }
+    let message = format!("{name} must be a number");
+    match object.extract::<f64>() {
+        Ok(value) => Ok(value),
+        Err(error) if error.is_instance_of::<pyo3::exceptions::PyOverflowError>(object.py()) => {
+            let message = format!("{name} is too large for a float: {object}");
+            Err(PyValueError::new_err(message).into())
+        }
+        Err(_) => Err(type_error(&message, object)),
+    }
+}
+
+fn optional_number(name: &str, object: &Bound<'_, PyAny>) -> Result<Option<f64>, Stop> {
+    if object.is_none() { Ok(None) } else { number(name, object).map(Some) }
+}
+
+/// An int and no bool; one beyond all indices is as good as the largest.
+fn exact_int(object: &Bound<'_, PyAny>) -> Result<i128, Stop> {
+    let int = object.cast_exact::<PyInt>().map_err(|_| Stop::NotImplemented)?;
+    if let Ok(value) = int.extract::<i64>() {
+        return Ok(value.into());
+    }
+    Ok(int.extract::<i128>().unwrap_or(i128::MAX))
+}
+
+/// An output: the caller's array, or a new one.
+enum Slot<'py, T> {
+    Given(Bound<'py, PyAny>),
+    New(Bound<'py, PyArray<T, IxDyn>>),
+}
+
+impl<'py, T: Number> Slot<'py, T> {
+    /// None where `wanted` is false.
+    fn new(
+        py: Python<'py>,
+        wanted: bool,
+        given: Option<&Bound<'py, PyAny>>,
+        shape: &[usize],
+    ) -> Option<Self> {
+        if !wanted {
+            return None;
+        }
+        Some(match given.filter(|given| !given.is_none()) {
+            Some(given) => Slot::Given(given.clone()),
+            // SAFETY: the kernels write every number before anyone reads one; where they fail, the
+            // array is dropped.
+            None => Slot::New(unsafe { PyArray::new(py, IxDyn(shape), false) }),
+        })
+    }
+
+    fn output(&self) -> Output<'_, T> {
+        match self {
+            Slot::Given(array) => match View::of(array) {
+                Ok(view) => view.output(),
+                Err(_) => unreachable!("an output was canonical when the call was checked"),
+            },
+            // SAFETY: the array is new, contiguous and of this size.
+            Slot::New(array) => unsafe { Output::new(array.data(), array.len()) },
+        }
+    }
+
+    fn into_any(self) -> Bound<'py, PyAny> {
+        match self {
+            Slot::Given(array) => array,
+            Slot::New(array) => array.into_any(),
+        }
+    }
+}
+
+/// Numbers below which the GIL is kept: giving it away costs more than it gives.
+const KEEP_GIL: usize = 4096;
+
+/// Computes without the GIL; a panic becomes a `RuntimeError`.
+fn compute<R: Send>(
+    py: Python<'_>,
+    numbers: usize,
+    f: impl FnOnce() -> Checked<R> + Send,
+) -> PyResult<R> {
+    let guarded = || catch_unwind(AssertUnwindSafe(f));
+    let result = if numbers < KEEP_GIL { guarded() } else { py.detach(guarded) };
+    match result {
+        Ok(result) => Ok(result?),
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            let text = text.unwrap_or_else(|| "unknown".into());
+            Err(PyRuntimeError::new_err(format!("internal error in xentrs, please report: {text}")))
+        }
+    }
+}
+
+/// The outputs of a call.
+struct Results<'py, T> {
+    losses: Option<Slot<'py, T>>,
+    grad: Option<Slot<'py, T>>,
+    hess: Option<Slot<'py, T>>,
+}
+
+impl<'py, T: Number> Results<'py, T> {
+    fn outputs(&self) -> Outputs<'_, T> {
+        Outputs {
+            losses: self.losses.as_ref().map(Slot::output),
+            grad: self.grad.as_ref().map(Slot::output),
+            hess: self.hess.as_ref().map(Slot::output),
+        }
+    }
+
+    /// The loss, or the tuple that begins with it.
+    fn finish(self, py: Python<'py>, loss: f64) -> PyResult<Bound<'py, PyAny>> {
+        let loss = match self.losses {
+            Some(losses) => losses.into_any(),
+            None => PyFloat::new(py, loss).into_any(),
+        };
+        let Some(grad) = self.grad else { return Ok(loss) };
+        let grad = grad.into_any();
+        Ok(match self.hess {
+            None => (loss, grad).into_pyobject(py)?.into_any(),
+            Some(hess) => (loss, grad, hess.into_any()).into_pyobject(py)?.into_any(),
+        })
+    }
+}
+
+/// A loss over samples by classes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ClassLoss {
+    CrossEntropy,
+    LogLoss,
+}
+
+/// The arguments of a loss over samples by classes, as they come.
+struct ClassArguments<'a, 'py> {
+    order: usize,
+    values: &'a Bound<'py, PyAny>,
+    target: &'a Bound<'py, PyAny>,
+    axis: &'a Bound<'py, PyAny>,
+    weight: &'a Bound<'py, PyAny>,
+    sample_weight: &'a Bound<'py, PyAny>,
+    options: RawOptions<'a, 'py>,
+    out: &'a Bound<'py, PyAny>,
+    hess_out: &'a Bound<'py, PyAny>,
+}
+
+fn class_loss<'py>(
+    py: Python<'py>,
+    loss: ClassLoss,
+    arguments: &ClassArguments<'_, 'py>,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let values = View::of(arguments.values)?;
+    match values.dtype {
+        Dtype::F32 => typed_class_loss::<f32>(py, loss, arguments, &values),
+        Dtype::F64 => typed_class_loss::<f64>(py, loss, arguments, &values),
+        _ => Err(Stop::NotImplemented),
+    }
+}
+
+fn typed_class_loss<'py, T: Number>(
+    py: Python<'py>,
+    loss: ClassLoss,
+    arguments: &ClassArguments<'_, 'py>,
+    values: &View<'_>,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let axis = exact_int(arguments.axis)?;
+    let ndim = values.shape.len();
+    if axis != -1 && axis != ndim as i128 - 1 {
+        return Err(Stop::NotImplemented);
+    }
+    let Some((&classes, samples)) = values.shape.split_last() else {
+        return Err(Stop::NotImplemented);
+    };
+    let target = View::of(arguments.target)?;
+    let weight = View::optional(arguments.weight)?;
+    let sample_weight = View::optional(arguments.sample_weight)?;
+    let typed_target = if target.shape == samples {
+        Target::Indices(target.indices().ok_or(Stop::NotImplemented)?)
+    } else if target.shape == values.shape && target.dtype == T::DTYPE {
+        Target::Probabilities(target.input())
+    } else {
+        return Err(Stop::NotImplemented);
+    };
+    let floats = |view: Option<View<'_>>, shape: &[usize]| match view {
+        None => Ok(None),
+        // The kernels read what lives as long as the arguments.
+        Some(view) if view.shape == shape => {
+            view.floats().map(|_| Some(())).ok_or(Stop::NotImplemented)
+        }
+        Some(_) => Err(Stop::NotImplemented),
+    };
+    floats(weight, &[classes])?;
+    floats(sample_weight, samples)?;
+    if classes == 0 {
+        return Err(Stop::NotImplemented);
+    }
+    let out = View::optional(arguments.out)?;
+    let hess_out = View::optional(arguments.hess_out)?;
+    let inputs = [Some(target), weight, sample_weight];
+    let fits = |view: Option<View<'_>>, other: Option<View<'_>>| {
+        view.is_none_or(|view| view.fits(values, &inputs) && view.fits(values, &[other]))
+    };
+    if !fits(out, hess_out) || !fits(hess_out, None) {
+        return Err(Stop::NotImplemented);
+    }
+    let options = arguments.options.check()?;
+    driver_ready()?;
+
+    let order = arguments.order;
+    let none = options.reduction == Reduction::None;
+    let results = Results::<T> {
+        losses: Slot::new(py, none, None, samples),
+        grad: Slot::new(py, order > 0, Some(arguments.out), values.shape),
+        hess: Slot::new(py, order > 1, Some(arguments.hess_out), values.shape),
+    };
+    let outputs = results.outputs();
+    let (input, numbers) = (values.input::<T>(), values.len());
+    let (weight, sample_weight) =
+        (weight.and_then(|view| view.floats()), sample_weight.and_then(|view| view.floats()));
+    let shape = values.shape;
+    let value = compute(py, numbers, move || {
+        let batch = Batch::new(
+            input,
+            classes,
+            typed_target,
+            weight,
+            sample_weight,
+            options,
+            outputs,
+            samples,
+        )?;
+        match loss {
+            ClassLoss::CrossEntropy => cross_entropy::cross_entropy(&batch),
+            ClassLoss::LogLoss => log_loss::log_loss(&batch, shape),
+        }
+    })?;
+    Ok(results.finish(py, value)?)
+}
+
+/// Whether the variables that choose level and threads make sense: an error before anything is done.
+fn driver_ready() -> Checked<()> {
+    Level::chosen().map_err(|message| Error::Value(message.into()))?;
+    driver::get_num_threads().map(|_| ())
+}
+
+/// The arguments of the element-wise loss, as they come.
+struct ElementArguments<'a, 'py> {
+    order: usize,
+    target: &'a Bound<'py, PyAny>,
+    weight: &'a Bound<'py, PyAny>,
+    pos_weight: &'a Bound<'py, PyAny>,
+    counted: &'a Bound<'py, PyAny>,
+    options: RawOptions<'a, 'py>,
+    out: &'a Bound<'py, PyAny>,
+    hess_out: &'a Bound<'py, PyAny>,
+}
+
+fn element_loss<'py, T: Number>(
+    py: Python<'py>,
+    arguments: &ElementArguments<'_, 'py>,
+    logits: &View<'_>,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let target = View::of(arguments.target)?;
+    let weight = View::optional(arguments.weight)?;
+    let pos_weight = View::optional(arguments.pos_weight)?;
+    let counted = View::optional(arguments.counted)?;
+    let out = View::optional(arguments.out)?;
+    let hess_out = View::optional(arguments.hess_out)?;
+    let repeats = |view: Option<View<'_>>| {
+        view.is_none_or(|view| view.dtype == T::DTYPE && logits.shape.ends_with(view.shape))
+    };
+    let inputs = [Some(target), weight, pos_weight, counted];
+    let fits = |view: Option<View<'_>>, other: Option<View<'_>>| {
+        view.is_none_or(|view| view.fits(logits, &inputs) && view.fits(logits, &[other]))
+    };
+    let canonical = target.dtype == T::DTYPE
+        && target.shape == logits.shape
+        && repeats(weight)
+        && repeats(pos_weight)
+        && counted.is_none_or(|view| view.dtype == Dtype::Bool && view.shape == logits.shape)
+        && fits(out, hess_out)
+        && fits(hess_out, None);
+    if !canonical {
+        return Err(Stop::NotImplemented);
+    }
+    let options = arguments.options.check()?;
+    driver_ready()?;
+
+    let order = arguments.order;
+    let none = options.reduction == Reduction::None;
+    let results = Results::<T> {
+        losses: Slot::new(py, none, None, logits.shape),
+        grad: Slot::new(py, order > 0, Some(arguments.out), logits.shape),
+        hess: Slot::new(py, order > 1, Some(arguments.hess_out), logits.shape),
+    };
+    let n = logits.len();
+    let outputs = results.outputs();
+    let (weight, pos_weight) =
+        (weight.map(|view| view.input::<T>()), pos_weight.map(|view| view.input::<T>()));
+    let (logits, target) = (logits.input::<T>(), target.input::<T>());
+    let counted = counted.map(|view| view.input::<u8>());
+    let value = compute(py, n, move || {
+        binary::binary_cross_entropy(&binary::Binary {
+            logits,
+            target,
+            weight: weight.map(|weight| binary::Periodic::new(weight, n)),
+            pos_weight: pos_weight.map(|weight| binary::Periodic::new(weight, n)),
+            counted,
+            options,
+            outputs,
+        })
+    })?;
+    Ok(results.finish(py, value)?)
+}
+
+/// The compiled kernels of xentrs; `xentrs` is what people call.
+#[pymodule(gil_used = false)]
+mod _xentrs {
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        driver::prepare_fork();
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+
+    /// Cross-entropy of logits.
+    #[pyfunction]
+    #[pyo3(signature = (order, logits, target, axis, weight, sample_weight, ignore_index,
+        label_smoothing, reduction, denominator, base, out, hess_out, /))]
+    #[allow(clippy::too_many_arguments, reason = "this is where Python's arguments arrive")]
+    fn cross_entropy<'py>(
+        py: Python<'py>,
+        order: usize,
+        logits: &Bound<'py, PyAny>,
+        target: &Bound<'py, PyAny>,
+        axis: &Bound<'py, PyAny>,
+        weight: &Bound<'py, PyAny>,
+        sample_weight: &Bound<'py, PyAny>,
+        ignore_index: &Bound<'py, PyAny>,
+        label_smoothing: &Bound<'py, PyAny>,
+        reduction: &Bound<'py, PyAny>,
+        denominator: &Bound<'py, PyAny>,
+        base: &Bound<'py, PyAny>,
+        out: &Bound<'py, PyAny>,
+        hess_out: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let ignore_index = Some(ignore_index);
+        let options = RawOptions { ignore_index, label_smoothing, reduction, denominator, base };
+        let values = logits;
+        let arguments = ClassArguments {
+            order,
+            values,
+            target,
+            axis,
+            weight,
+            sample_weight,
+            options,
+            out,
+            hess_out,
+        };
+        answer(py, class_loss(py, ClassLoss::CrossEntropy, &arguments))
+    }
+
+    /// Logarithmic loss of probabilities.
+    #[pyfunction]
+    #[pyo3(signature = (order, probabilities, target, axis, weight, sample_weight, ignore_index,
+        label_smoothing, reduction, denominator, base, out, hess_out, /))]
+    #[allow(clippy::too_many_arguments, reason = "this is where Python's arguments arrive")]
+    fn log_loss<'py>(
+        py: Python<'py>,
+        order: usize,
+        probabilities: &Bound<'py, PyAny>,
+        target: &Bound<'py, PyAny>,
+        axis: &Bound<'py, PyAny>,
+        weight: &Bound<'py, PyAny>,
+        sample_weight: &Bound<'py, PyAny>,
+        ignore_index: &Bound<'py, PyAny>,
+        label_smoothing: &Bound<'py, PyAny>,
+        reduction: &Bound<'py, PyAny>,
+        denominator: &Bound<'py, PyAny>,
+        base: &Bound<'py, PyAny>,
+        out: &Bound<'py, PyAny>,
+        hess_out: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let ignore_index = Some(ignore_index);
+        let options = RawOptions { ignore_index, label_smoothing, reduction, denominator, base };
+        let values = probabilities;
+        let arguments = ClassArguments {
+            order,
+            values,
+            target,
+            axis,
+            weight,
+            sample_weight,
+            options,
+            out,
+            hess_out,
+        };
+        answer(py, class_loss(py, ClassLoss::LogLoss, &arguments))
+    }
+
+    /// Binary cross-entropy of logits, element by element.
+    #[pyfunction]
+    #[pyo3(signature = (order, logits, target, weight, pos_weight, label_smoothing, reduction,
+        denominator, base, r#where, out, hess_out, /))]
+    #[allow(clippy::too_many_arguments, reason = "this is where Python's arguments arrive")]
+    fn binary_cross_entropy_with_logits<'py>(
+        py: Python<'py>,
+        order: usize,
+        logits: &Bound<'py, PyAny>,
+        target: &Bound<'py, PyAny>,
+        weight: &Bound<'py, PyAny>,
+        pos_weight: &Bound<'py, PyAny>,
+        label_smoothing: &Bound<'py, PyAny>,
+        reduction: &Bound<'py, PyAny>,
+        denominator: &Bound<'py, PyAny>,
+        base: &Bound<'py, PyAny>,
+        r#where: &Bound<'py, PyAny>,
+        out: &Bound<'py, PyAny>,
+        hess_out: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let ignore_index = None;
+        let options = RawOptions { ignore_index, label_smoothing, reduction, denominator, base };
+        let counted = r#where;
+        let arguments = ElementArguments {
+            order,
+            target,
+            weight,
+            pos_weight,
+            counted,
+            options,
+            out,
+            hess_out,
+        };
+        let result = View::of(logits).and_then(|view| match view.dtype {
+            Dtype::F32 => element_loss::<f32>(py, &arguments, &view),
+            Dtype::F64 => element_loss::<f64>(py, &arguments, &view),
+            _ => Err(Stop::NotImplemented),
+        });
+        answer(py, result)
+    }
+
+    /// Sets the number of threads that large calls use.
+    #[pyfunction]
+    #[pyo3(signature = (n, /))]
+    fn set_num_threads(n: &Bound<'_, PyAny>) -> PyResult<()> {
+        match exact_int(n) {
+            Ok(n) => Ok(driver::set_num_threads(n)?),
+            Err(_) => {
+                let kind = n.get_type().name()?;
+                let message = format!("the number of threads must be an int, not {n} ({kind})");
+                Err(PyTypeError::new_err(message))
+            }
+        }
+    }
+
+    /// The number of threads that large calls use.
+    #[pyfunction]
+    fn get_num_threads() -> PyResult<usize> {
+        Ok(driver::get_num_threads()?)
+    }
+
+    /// Version, instruction set and threads, and where each is from.
+    #[pyfunction]
+    fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+        let (level, source) =
+            Level::chosen().map_err(|message| Error::Value(message.into()))?;
+        let simd = PyDict::new(py);
+        simd.set_item("level", level.name())?;
+        let available: Vec<_> = Level::available().iter().map(|level| level.name()).collect();
+        simd.set_item("available", available)?;
+        simd.set_item("source", source)?;
+        let (count, source) = driver::thread_config()?;
+        let threads = PyDict::new(py);
+        threads.set_item("count", count)?;
+        threads.set_item("source", source)?;
+        let config = PyDict::new(py);
+        config.set_item("version", env!("CARGO_PKG_VERSION"))?;
+        config.set_item("simd", simd)?;
+        config.set_item("threads", threads)?;
+        Ok(config)
+    }
+}

@@ -1,0 +1,283 @@
+//! AVX2 with FMA: a vector is two registers, a mask two as well.
+
+use std::arch::x86_64::*;
+
+use super::{Input, Kernel, MAX_LANES, Output, Simd, Vector};
+
+/// Proof that AVX2 and FMA exist and that the system keeps their registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    pub fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        found.then_some(Avx2(()))
+    }
+}
+
+/// Evaluates a kernel with the features of this level.
+///
+/// # Safety
+/// [`Avx2::detect`] has found them.
+#[target_feature(enable = "avx2,fma")]
+pub unsafe fn door<K: Kernel>(kernel: K) -> K::Output {
+    kernel.eval(Avx2(()))
+}
+
+impl Simd for Avx2 {
+    type V32 = F32;
+    type V64 = F64;
+}
+
+/// Sixteen `f32`.
+#[derive(Clone, Copy, Debug)]
+pub struct F32(__m256, __m256);
+
+/// Eight `f64`.
+#[derive(Clone, Copy, Debug)]
+pub struct F64(__m256d, __m256d);
+
+/// A method that is one expression over intrinsics.
+macro_rules! op {
+    ($name:ident($($arg:ident: $type:ty),*) -> $result:ty = $body:expr) => {
+        #[inline(always)]
+        #[allow(unused_unsafe, reason = "some bodies only call others")]
+        fn $name($($arg: $type),*) -> $result {
+            // SAFETY: a vector or a token in hand proves that the instructions exist.
+            unsafe { $body }
+        }
+    };
+}
+
+// Each half of the table is permuted, bit 3 of the index chooses.
+op!(permute_ps(table: F32, index: __m256) -> __m256 = {
+    let bits = _mm256_castps_si256(index);
+    _mm256_blendv_ps(
+        _mm256_permutevar8x32_ps(table.0, bits),
+        _mm256_permutevar8x32_ps(table.1, bits),
+        _mm256_castsi256_ps(_mm256_slli_epi32::<28>(bits)),
+    )
+});
+// AVX2 permutes 32-bit parts: an index becomes those of its number's two, bit 2 chooses.
+op!(permute_pd(table: F64, index: __m256d) -> __m256d = {
+    let bits = _mm256_castpd_si256(index);
+    let twice = _mm256_slli_epi32::<1>(_mm256_shuffle_epi32::<0xA0>(bits));
+    let parts = _mm256_add_epi32(twice, _mm256_setr_epi32(0, 1, 0, 1, 0, 1, 0, 1));
+    let low = _mm256_permutevar8x32_ps(_mm256_castpd_ps(table.0), parts);
+    let high = _mm256_permutevar8x32_ps(_mm256_castpd_ps(table.1), parts);
+    let upper = _mm256_castsi256_pd(_mm256_slli_epi64::<61>(bits));
+    _mm256_blendv_pd(_mm256_castps_pd(low), _mm256_castps_pd(high), upper)
+});
+
+// The steps of `sum_each`. Functions, since closures are not inlined with the features.
+op!(quarters_ps(rows: &[F32; MAX_LANES], i: usize, j: usize) -> __m256d = {
+    let a = _mm256_add_ps(rows[i].0, rows[i].1);
+    let b = _mm256_add_ps(rows[j].0, rows[j].1);
+    let (low, high) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+    _mm256_castps_pd(_mm256_add_ps(low, high))
+});
+op!(pairs_ps(rows: &[F32; MAX_LANES], i: usize) -> __m256 = {
+    let (a, b) = (quarters_ps(rows, i, i + 4), quarters_ps(rows, i + 1, i + 5));
+    let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+    _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high))
+});
+op!(eight_ps(rows: &[F32; MAX_LANES], i: usize) -> __m256 = {
+    let (x, y) = (pairs_ps(rows, i), pairs_ps(rows, i + 2));
+    _mm256_add_ps(_mm256_shuffle_ps::<0x88>(x, y), _mm256_shuffle_ps::<0xDD>(x, y))
+});
+op!(pairs_pd(rows: &[F64; MAX_LANES], i: usize) -> __m256d = {
+    let a = _mm256_add_pd(rows[i].0, rows[i].1);
+    let b = _mm256_add_pd(rows[i + 2].0, rows[i + 2].1);
+    _mm256_add_pd(_mm256_permute2f128_pd::<0x20>(a, b), _mm256_permute2f128_pd::<0x31>(a, b))
+});
+op!(four_pd(rows: &[F64; MAX_LANES], i: usize) -> __m256d = {
+    let (x, y) = (pairs_pd(rows, i), pairs_pd(rows, i + 1));
+    _mm256_add_pd(_mm256_unpacklo_pd(x, y), _mm256_unpackhi_pd(x, y))
+});
+
+macro_rules! vector {
+    ($v:ident, $t:ident, $lanes:literal, $register:ident, $to_bits:ident, $of_bits:ident,
+     $set:ident, $load:ident, $mask_load:ident, $store:ident, $mask_store:ident, $stream:ident,
+     $add:ident, $sub:ident, $mul:ident, $div:ident, $fmadd:ident, $max:ident, $min:ident,
+     $and:ident, $andnot:ident, $bits_add:ident, $shl:ident, $shr:ident, $cmp:ident, $blend:ident,
+     $movemask:ident, $bits_eq:ident, $bits_set:ident, $lane_bits:expr, { $($rest:item)* }) => {
+        impl $v {
+            const HALF: usize = $lanes / 2;
+
+            // Both halves of a set of lanes as masks: each lane's own bit, compared with itself.
+            op!(masks(lanes: u32) -> (__m256i, __m256i) = {
+                let own = $lane_bits;
+                let (low, high) = ($bits_set(lanes as _), $bits_set((lanes >> Self::HALF) as _));
+                (
+                    $bits_eq(_mm256_and_si256(low, own), own),
+                    $bits_eq(_mm256_and_si256(high, own), own),
+                )
+            });
+        }
+
+        impl Vector<Avx2, $t> for $v {
+            type Mask = ($register, $register);
+
+            op!(splat(_s: Avx2, x: $t) -> Self = $v($set(x), $set(x)));
+            op!(from_lanes(_s: Avx2, lanes: [$t; $lanes]) -> Self = {
+                let start = lanes.as_ptr();
+                $v($load(start), $load(start.add(Self::HALF)))
+            });
+            #[inline(always)]
+            fn to_lanes(self) -> [$t; $lanes] {
+                let mut lanes = [0.0; $lanes];
+                let start = lanes.as_mut_ptr();
+                // SAFETY: the array holds that many numbers.
+                unsafe {
+                    $store(start, self.0);
+                    $store(start.add(Self::HALF), self.1);
+                }
+                lanes
+            }
+
+            // In the next five: the pointer is to as many numbers as are touched; one past them is
+            // computed with `wrapping_add`.
+            op!(load(_s: Avx2, src: Input<'_, $t>, at: usize) -> Self = {
+                let start = src.pointer(at, $lanes);
+                $v($load(start), $load(start.add(Self::HALF)))
+            });
+            op!(load_lanes(_s: Avx2, src: Input<'_, $t>, at: usize, lanes: u32, fill: Self)
+                -> Self = {
+                let start = src.pointer(at, (u32::BITS - lanes.leading_zeros()) as usize);
+                let (low, high) = Self::masks(lanes);
+                $v(
+                    $blend(fill.0, $mask_load(start, low), $of_bits(low)),
+                    $blend(
+                        fill.1,
+                        $mask_load(start.wrapping_add(Self::HALF), high),
+                        $of_bits(high),
+                    ),
+                )
+            });
+            op!(store(self: Self, dst: Output<'_, $t>, at: usize) -> () = {
+                let start = dst.pointer(at, $lanes);
+                $store(start, self.0);
+                $store(start.add(Self::HALF), self.1);
+            });
+            op!(store_lanes(self: Self, dst: Output<'_, $t>, at: usize, lanes: u32) -> () = {
+                let start = dst.pointer(at, (u32::BITS - lanes.leading_zeros()) as usize);
+                let (low, high) = Self::masks(lanes);
+                $mask_store(start, low, self.0);
+                $mask_store(start.wrapping_add(Self::HALF), high, self.1);
+            });
+            op!(stream(self: Self, dst: Output<'_, $t>, at: usize) -> () = {
+                let start = dst.pointer(at, $lanes);
+                if start as usize % 64 == 0 {
+                    $stream(start, self.0);
+                    $stream(start.add(Self::HALF), self.1);
+                } else {
+                    $store(start, self.0);
+                    $store(start.add(Self::HALF), self.1);
+                }
+            });
+
+            op!(add(self: Self, other: Self) -> Self =
+                $v($add(self.0, other.0), $add(self.1, other.1)));
+            op!(sub(self: Self, other: Self) -> Self =
+                $v($sub(self.0, other.0), $sub(self.1, other.1)));
+            op!(mul(self: Self, other: Self) -> Self =
+                $v($mul(self.0, other.0), $mul(self.1, other.1)));
+            op!(div(self: Self, other: Self) -> Self =
+                $v($div(self.0, other.0), $div(self.1, other.1)));
+            op!(mul_add(self: Self, b: Self, c: Self) -> Self =
+                $v($fmadd(self.0, b.0, c.0), $fmadd(self.1, b.1, c.1)));
+            op!(fma(self: Self, b: Self, c: Self) -> Self =
+                $v($fmadd(self.0, b.0, c.0), $fmadd(self.1, b.1, c.1)));
+            op!(max(self: Self, other: Self) -> Self =
+                $v($max(self.0, other.0), $max(self.1, other.1)));
+            op!(min(self: Self, other: Self) -> Self =
+                $v($min(self.0, other.0), $min(self.1, other.1)));
+            op!(abs(self: Self) -> Self = {
+                let sign = $set(-0.0);
+                $v($andnot(sign, self.0), $andnot(sign, self.1))
+            });
+
+            op!(bits_add(self: Self, other: Self) -> Self = $v(
+                $of_bits($bits_add($to_bits(self.0), $to_bits(other.0))),
+                $of_bits($bits_add($to_bits(self.1), $to_bits(other.1)))
+            ));
+            op!(bits_and(self: Self, other: Self) -> Self =
+                $v($and(self.0, other.0), $and(self.1, other.1)));
+            op!(bits_or(self: Self, other: Self) -> Self = $v(
+                $of_bits(_mm256_or_si256($to_bits(self.0), $to_bits(other.0))),
+                $of_bits(_mm256_or_si256($to_bits(self.1), $to_bits(other.1)))
+            ));
+            // A constant count becomes an immediate one.
+            #[inline(always)]
+            fn bits_shl(self, k: u32) -> Self {
+                // SAFETY: as in `op`.
+                unsafe {
+                    let count = _mm_cvtsi32_si128(k as i32);
+                    $v(
+                        $of_bits($shl($to_bits(self.0), count)),
+                        $of_bits($shl($to_bits(self.1), count)),
+                    )
+                }
+            }
+            #[inline(always)]
+            fn bits_shr(self, k: u32) -> Self {
+                // SAFETY: as in `op`.
+                unsafe {
+                    let count = _mm_cvtsi32_si128(k as i32);
+                    $v(
+                        $of_bits($shr($to_bits(self.0), count)),
+                        $of_bits($shr($to_bits(self.1), count)),
+                    )
+                }
+            }
+
+            op!(lt(self: Self, other: Self) -> ($register, $register) =
+                ($cmp::<_CMP_LT_OQ>(self.0, other.0), $cmp::<_CMP_LT_OQ>(self.1, other.1)));
+            op!(eq(self: Self, other: Self) -> ($register, $register) =
+                ($cmp::<_CMP_EQ_OQ>(self.0, other.0), $cmp::<_CMP_EQ_OQ>(self.1, other.1)));
+            op!(mask(_s: Avx2, lanes: u32) -> ($register, $register) = {
+                let (low, high) = Self::masks(lanes);
+                ($of_bits(low), $of_bits(high))
+            });
+            op!(lanes(mask: ($register, $register)) -> u32 =
+                $movemask(mask.0) as u32 | ($movemask(mask.1) as u32) << Self::HALF);
+            op!(select(mask: ($register, $register), a: Self, b: Self) -> Self =
+                $v($blend(b.0, a.0, mask.0), $blend(b.1, a.1, mask.1)));
+
+            $($rest)*
+        }
+    };
+}
+
+vector!(F32, f32, 16, __m256, _mm256_castps_si256, _mm256_castsi256_ps,
+    _mm256_set1_ps, _mm256_loadu_ps, _mm256_maskload_ps, _mm256_storeu_ps, _mm256_maskstore_ps,
+    _mm256_stream_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_fmadd_ps,
+    _mm256_max_ps, _mm256_min_ps, _mm256_and_ps, _mm256_andnot_ps, _mm256_add_epi32,
+    _mm256_sll_epi32, _mm256_srl_epi32, _mm256_cmp_ps, _mm256_blendv_ps, _mm256_movemask_ps,
+    _mm256_cmpeq_epi32, _mm256_set1_epi32, _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), {
+    op!(permute(self: Self, index: Self) -> Self =
+        F32(permute_ps(self, index.0), permute_ps(self, index.1)));
+    op!(sum_each(rows: &[Self; MAX_LANES]) -> Self = F32(eight_ps(rows, 0), eight_ps(rows, 8)));
+    op!(wide(self: Self, part: usize) -> F64 = {
+        let half = if part == 0 { self.0 } else { self.1 };
+        F64(
+            _mm256_cvtps_pd(_mm256_castps256_ps128(half)),
+            _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(half)),
+        )
+    });
+});
+
+vector!(F64, f64, 8, __m256d, _mm256_castpd_si256, _mm256_castsi256_pd,
+    _mm256_set1_pd, _mm256_loadu_pd, _mm256_maskload_pd, _mm256_storeu_pd, _mm256_maskstore_pd,
+    _mm256_stream_pd, _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd, _mm256_div_pd, _mm256_fmadd_pd,
+    _mm256_max_pd, _mm256_min_pd, _mm256_and_pd, _mm256_andnot_pd, _mm256_add_epi64,
+    _mm256_sll_epi64, _mm256_srl_epi64, _mm256_cmp_pd, _mm256_blendv_pd, _mm256_movemask_pd,
+    _mm256_cmpeq_epi64, _mm256_set1_epi64x, _mm256_setr_epi64x(1, 2, 4, 8), {
+    op!(permute(self: Self, index: Self) -> Self =
+        F64(permute_pd(self, index.0), permute_pd(self, index.1)));
+    op!(sum_each(rows: &[Self; MAX_LANES]) -> Self = F64(four_pd(rows, 0), four_pd(rows, 4)));
+    #[inline(always)]
+    fn wide(self, _: usize) -> F64 {
+        self
+    }
+});

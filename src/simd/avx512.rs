@@ -1,0 +1,203 @@
+//! AVX-512F: a vector is one register, a set of lanes one mask register.
+
+use std::arch::x86_64::*;
+
+use super::{Input, Kernel, MAX_LANES, Output, Simd, Vector};
+
+/// Proof that AVX-512F, AVX2 and FMA exist and that the system keeps their registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+impl Avx512 {
+    pub fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma");
+        found.then_some(Avx512(()))
+    }
+}
+
+/// Evaluates a kernel with the features of this level.
+///
+/// # Safety
+/// [`Avx512::detect`] has found them.
+#[target_feature(enable = "avx512f,avx2,fma")]
+pub unsafe fn door<K: Kernel>(kernel: K) -> K::Output {
+    kernel.eval(Avx512(()))
+}
+
+impl Simd for Avx512 {
+    type V32 = F32;
+    type V64 = F64;
+}
+
+/// Sixteen `f32`.
+#[derive(Clone, Copy, Debug)]
+pub struct F32(__m512);
+
+/// Eight `f64`.
+#[derive(Clone, Copy, Debug)]
+pub struct F64(__m512d);
+
+/// A method that is one expression over intrinsics.
+macro_rules! op {
+    ($name:ident($($arg:ident: $type:ty),*) -> $result:ty = $body:expr) => {
+        #[inline(always)]
+        #[allow(unused_unsafe, reason = "some bodies only call others")]
+        fn $name($($arg: $type),*) -> $result {
+            // SAFETY: a vector or a token in hand proves that the instructions exist.
+            unsafe { $body }
+        }
+    };
+}
+
+// The steps of `sum_each`. Functions, since closures are not inlined with the features.
+op!(halves_ps(rows: &[F32; MAX_LANES], i: usize, j: usize) -> __m512 = {
+    let (a, b) = (rows[i].0, rows[j].0);
+    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b))
+});
+op!(quarters_ps(rows: &[F32; MAX_LANES], i: usize) -> __m512 = {
+    let (a, b) = (halves_ps(rows, i, i + 4), halves_ps(rows, i + 8, i + 12));
+    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b))
+});
+op!(pairs_ps(rows: &[F32; MAX_LANES], i: usize) -> __m512 = {
+    let a = _mm512_castps_pd(quarters_ps(rows, i));
+    let b = _mm512_castps_pd(quarters_ps(rows, i + 1));
+    let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+    _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+});
+op!(halves_pd(rows: &[F64; MAX_LANES], i: usize, j: usize) -> __m512d = {
+    let (a, b) = (rows[i].0, rows[j].0);
+    _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(a, b), _mm512_shuffle_f64x2::<0xEE>(a, b))
+});
+op!(quarters_pd(rows: &[F64; MAX_LANES], i: usize) -> __m512d = {
+    let (a, b) = (halves_pd(rows, i, i + 2), halves_pd(rows, i + 4, i + 6));
+    _mm512_add_pd(_mm512_shuffle_f64x2::<0x88>(a, b), _mm512_shuffle_f64x2::<0xDD>(a, b))
+});
+
+macro_rules! vector {
+    ($v:ident, $t:ident, $lanes:literal, $mask:ident, $register:ident,
+     $to_bits:ident, $of_bits:ident, $set:ident, $load:ident, $mask_load:ident, $store:ident,
+     $mask_store:ident, $stream:ident, $add:ident, $sub:ident, $mul:ident, $div:ident,
+     $fmadd:ident, $max:ident, $min:ident, $abs:ident, $bits_add:ident, $shl:ident, $shr:ident,
+     $permute:ident, $cmp:ident, $blend:ident, { $($rest:item)* }) => {
+        impl Vector<Avx512, $t> for $v {
+            type Mask = $mask;
+
+            op!(splat(_s: Avx512, x: $t) -> Self = $v($set(x)));
+            op!(from_lanes(_s: Avx512, lanes: [$t; $lanes]) -> Self = $v($load(lanes.as_ptr())));
+            #[inline(always)]
+            fn to_lanes(self) -> [$t; $lanes] {
+                let mut lanes = [0.0; $lanes];
+                // SAFETY: the array holds that many numbers.
+                unsafe { $store(lanes.as_mut_ptr(), self.0) };
+                lanes
+            }
+
+            // In the next six: the pointer is to as many numbers as are touched.
+            op!(load(_s: Avx512, src: Input<'_, $t>, at: usize) -> Self =
+                $v($load(src.pointer(at, $lanes))));
+            op!(load_lanes(_s: Avx512, src: Input<'_, $t>, at: usize, lanes: u32, fill: Self)
+                -> Self = {
+                let end = (u32::BITS - lanes.leading_zeros()) as usize;
+                $v($mask_load(fill.0, lanes as $mask, src.pointer(at, end)))
+            });
+            op!(store(self: Self, dst: Output<'_, $t>, at: usize) -> () =
+                $store(dst.pointer(at, $lanes), self.0));
+            op!(store_lanes(self: Self, dst: Output<'_, $t>, at: usize, lanes: u32) -> () = {
+                let end = (u32::BITS - lanes.leading_zeros()) as usize;
+                $mask_store(dst.pointer(at, end), lanes as $mask, self.0)
+            });
+            op!(stream(self: Self, dst: Output<'_, $t>, at: usize) -> () = {
+                let pointer = dst.pointer(at, $lanes);
+                if pointer as usize % 64 == 0 {
+                    $stream(pointer, self.0)
+                } else {
+                    $store(pointer, self.0)
+                }
+            });
+
+            op!(add(self: Self, other: Self) -> Self = $v($add(self.0, other.0)));
+            op!(sub(self: Self, other: Self) -> Self = $v($sub(self.0, other.0)));
+            op!(mul(self: Self, other: Self) -> Self = $v($mul(self.0, other.0)));
+            op!(div(self: Self, other: Self) -> Self = $v($div(self.0, other.0)));
+            op!(mul_add(self: Self, b: Self, c: Self) -> Self = $v($fmadd(self.0, b.0, c.0)));
+            op!(fma(self: Self, b: Self, c: Self) -> Self = $v($fmadd(self.0, b.0, c.0)));
+            op!(max(self: Self, other: Self) -> Self = $v($max(self.0, other.0)));
+            op!(min(self: Self, other: Self) -> Self = $v($min(self.0, other.0)));
+            op!(abs(self: Self) -> Self = $v($abs(self.0)));
+
+            op!(bits_add(self: Self, other: Self) -> Self =
+                $v($of_bits($bits_add($to_bits(self.0), $to_bits(other.0)))));
+            op!(bits_and(self: Self, other: Self) -> Self =
+                $v($of_bits(_mm512_and_si512($to_bits(self.0), $to_bits(other.0)))));
+            op!(bits_or(self: Self, other: Self) -> Self =
+                $v($of_bits(_mm512_or_si512($to_bits(self.0), $to_bits(other.0)))));
+            // A constant count becomes an immediate one.
+            #[inline(always)]
+            fn bits_shl(self, k: u32) -> Self {
+                // SAFETY: as in `op`.
+                unsafe { $v($of_bits($shl($to_bits(self.0), _mm_cvtsi32_si128(k as i32)))) }
+            }
+            #[inline(always)]
+            fn bits_shr(self, k: u32) -> Self {
+                // SAFETY: as in `op`.
+                unsafe { $v($of_bits($shr($to_bits(self.0), _mm_cvtsi32_si128(k as i32)))) }
+            }
+            op!(permute(self: Self, index: Self) -> Self =
+                $v($permute($to_bits(index.0), self.0)));
+
+            op!(lt(self: Self, other: Self) -> $mask = $cmp::<_CMP_LT_OQ>(self.0, other.0));
+            op!(eq(self: Self, other: Self) -> $mask = $cmp::<_CMP_EQ_OQ>(self.0, other.0));
+            #[inline(always)]
+            fn mask(_: Avx512, lanes: u32) -> $mask {
+                lanes as $mask
+            }
+            #[inline(always)]
+            fn lanes(mask: $mask) -> u32 {
+                u32::from(mask)
+            }
+            op!(select(mask: $mask, a: Self, b: Self) -> Self = $v($blend(mask, b.0, a.0)));
+
+            $($rest)*
+        }
+    };
+}
+
+vector!(F32, f32, 16, __mmask16, __m512,
+    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_set1_ps, _mm512_loadu_ps,
+    _mm512_mask_loadu_ps, _mm512_storeu_ps, _mm512_mask_storeu_ps, _mm512_stream_ps,
+    _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_max_ps,
+    _mm512_min_ps, _mm512_abs_ps, _mm512_add_epi32, _mm512_sll_epi32, _mm512_srl_epi32,
+    _mm512_permutexvar_ps, _mm512_cmp_ps_mask, _mm512_mask_blend_ps, {
+    // Halves, then quarters, then pairs, then neighbours: rows are dealt so that row i ends in
+    // lane i.
+    op!(sum_each(rows: &[Self; MAX_LANES]) -> Self = {
+        let (x, y) = (pairs_ps(rows, 0), pairs_ps(rows, 2));
+        F32(_mm512_add_ps(_mm512_shuffle_ps::<0x88>(x, y), _mm512_shuffle_ps::<0xDD>(x, y)))
+    });
+    op!(wide(self: Self, part: usize) -> F64 = {
+        let half = if part == 0 {
+            _mm512_castps512_ps256(self.0)
+        } else {
+            _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)))
+        };
+        F64(_mm512_cvtps_pd(half))
+    });
+});
+
+vector!(F64, f64, 8, __mmask8, __m512d,
+    _mm512_castpd_si512, _mm512_castsi512_pd, _mm512_set1_pd, _mm512_loadu_pd,
+    _mm512_mask_loadu_pd, _mm512_storeu_pd, _mm512_mask_storeu_pd, _mm512_stream_pd,
+    _mm512_add_pd, _mm512_sub_pd, _mm512_mul_pd, _mm512_div_pd, _mm512_fmadd_pd, _mm512_max_pd,
+    _mm512_min_pd, _mm512_abs_pd, _mm512_add_epi64, _mm512_sll_epi64, _mm512_srl_epi64,
+    _mm512_permutexvar_pd, _mm512_cmp_pd_mask, _mm512_mask_blend_pd, {
+    op!(sum_each(rows: &[Self; MAX_LANES]) -> Self = {
+        let (x, y) = (quarters_pd(rows, 0), quarters_pd(rows, 1));
+        F64(_mm512_add_pd(_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y)))
+    });
+    #[inline(always)]
+    fn wide(self, _: usize) -> F64 {
+        self
+    }
+});

@@ -1,0 +1,224 @@
+//! Views of arrays that may alias (in place) and that other threads of the host may change.
+//!
+//! No reference to the numbers is ever made, every access goes by raw pointer and is checked
+//! against the view's length: a wrong index panics, a foreign write gives a wrong number.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::marker::PhantomData;
+
+/// A view to read from.
+#[derive(Debug)]
+pub struct Input<'a, T> {
+    start: *const T,
+    len: usize,
+    life: PhantomData<&'a T>,
+}
+
+/// A view to write to. Copies of it alias: whoever splits work over threads gives each its own part.
+#[derive(Debug)]
+pub struct Output<'a, T> {
+    start: *mut T,
+    len: usize,
+    life: PhantomData<&'a T>,
+}
+
+impl<T> Clone for Input<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Input<'_, T> {}
+impl<T> Clone for Output<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Output<'_, T> {}
+
+// SAFETY: a view is a checked pointer to plain numbers; see `Output` about writers.
+unsafe impl<T: Send> Send for Input<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Input<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for Output<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Output<'_, T> {}
+
+impl<'a, T: Copy> Input<'a, T> {
+    /// A view of `len` numbers.
+    ///
+    /// # Safety
+    /// `start` is valid for reads of `len` numbers during `'a`, and aligned.
+    pub unsafe fn new(start: *const T, len: usize) -> Self {
+        Input { start, len, life: PhantomData }
+    }
+
+    /// A view of a slice.
+    pub fn from_slice(slice: &'a [T]) -> Self {
+        Input { start: slice.as_ptr(), len: slice.len(), life: PhantomData }
+    }
+
+    /// How many numbers there are.
+    #[inline(always)]
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// The number at `i`; panics past the end.
+    #[inline(always)]
+    pub fn get(self, i: usize) -> T {
+        assert!(i < self.len, "read past the end of a view");
+        // SAFETY: checked above.
+        unsafe { self.start.add(i).read() }
+    }
+
+    /// `len` numbers from `at`; panics past the end.
+    #[inline(always)]
+    pub fn part(self, at: usize, len: usize) -> Self {
+        assert!(at <= self.len && len <= self.len - at, "part past the end of a view");
+        // SAFETY: checked above.
+        unsafe { Input::new(self.start.add(at), len) }
+    }
+
+    /// A pointer to `n` readable numbers at `at`; panics past the end.
+    #[inline(always)]
+    pub(super) fn pointer(self, at: usize, n: usize) -> *const T {
+        assert!(n <= self.len && at <= self.len - n, "load past the end of a view");
+        // SAFETY: checked above.
+        unsafe { self.start.add(at) }
+    }
+
+    /// Asks for the cache line `ahead` numbers from the start, wherever that is.
+    #[inline(always)]
+    pub fn prefetch(self, ahead: usize) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch reads nothing and never faults.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(self.start.wrapping_add(ahead).cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = ahead;
+    }
+}
+
+impl<'a, T: Copy> Output<'a, T> {
+    /// A view of `len` numbers.
+    ///
+    /// # Safety
+    /// `start` is valid for writes of `len` numbers during `'a`, and aligned.
+    pub unsafe fn new(start: *mut T, len: usize) -> Self {
+        Output { start, len, life: PhantomData }
+    }
+
+    /// A view of a slice.
+    pub fn from_slice(slice: &'a mut [T]) -> Self {
+        Output { start: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
+    }
+
+    /// How many numbers there are.
+    #[inline(always)]
+    pub fn len(self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// Writes at `i`; panics past the end.
+    #[inline(always)]
+    pub fn set(self, i: usize, x: T) {
+        assert!(i < self.len, "write past the end of a view");
+        // SAFETY: checked above.
+        unsafe { self.start.add(i).write(x) }
+    }
+
+    /// `len` numbers from `at`; panics past the end.
+    #[inline(always)]
+    pub fn part(self, at: usize, len: usize) -> Self {
+        assert!(at <= self.len && len <= self.len - at, "part past the end of a view");
+        // SAFETY: checked above.
+        unsafe { Output::new(self.start.add(at), len) }
+    }
+
+    /// Writes `x` everywhere.
+    pub fn fill(self, x: T) {
+        for i in 0..self.len {
+            self.set(i, x);
+        }
+    }
+
+    /// Whether both views begin at the same place: the gradient takes the logits' place.
+    pub fn begins_at(self, input: Input<'_, T>) -> bool {
+        std::ptr::eq(self.start, input.start)
+    }
+
+    /// How many numbers lie before the first that is aligned to 64 bytes.
+    #[inline(always)]
+    pub fn unaligned(self) -> usize {
+        (self.start as usize).wrapping_neg() % 64 / size_of::<T>()
+    }
+
+    /// A pointer to `n` writable numbers at `at`; panics past the end.
+    #[inline(always)]
+    pub(super) fn pointer(self, at: usize, n: usize) -> *mut T {
+        assert!(n <= self.len && at <= self.len - n, "store past the end of a view");
+        // SAFETY: checked above.
+        unsafe { self.start.add(at) }
+    }
+}
+
+/// A buffer aligned to a cache line, of zeros at first.
+#[derive(Debug)]
+pub struct Scratch<T> {
+    start: *mut T,
+    len: usize,
+}
+
+impl<T: Copy + Default> Scratch<T> {
+    /// A buffer of `len` numbers.
+    pub fn new(len: usize) -> Self {
+        let layout = Self::layout(len);
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        if start.is_null() {
+            handle_alloc_error(layout);
+        }
+        Scratch { start: start.cast(), len }
+    }
+
+    /// To read from it.
+    #[inline(always)]
+    pub fn input(&self) -> Input<'_, T> {
+        // SAFETY: the buffer holds `len` numbers (all-zero bytes are one) as long as `self` lives.
+        unsafe { Input::new(self.start, self.len) }
+    }
+
+    /// To write to it.
+    #[inline(always)]
+    pub fn output(&self) -> Output<'_, T> {
+        // SAFETY: as above; the buffer is this value's alone, and the value is not `Sync`.
+        unsafe { Output::new(self.start, self.len) }
+    }
+}
+
+impl<T> Scratch<T> {
+    fn layout(len: usize) -> Layout {
+        let bytes = len.max(1).checked_mul(size_of::<T>()).expect("scratch too large");
+        Layout::from_size_align(bytes, 64).expect("scratch too large")
+    }
+}
+
+impl<T> Drop for Scratch<T> {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.start.cast(), Self::layout(self.len)) }
+    }
+}

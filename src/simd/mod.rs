@@ -1,0 +1,301 @@
+//! Vectors of one shape at every level, and the doors that lead into each.
+//!
+//! A vector holds 512 bits of numbers at *every* level: sixteen `f32` or eight `f64`, in one
+//! register (AVX-512), two (AVX2) or an array (portable). A kernel is written once against
+//! [`Vector`]; since lanes, block boundaries and the order of additions are then the same
+//! everywhere, so are the bits of its results, wherever multiply-add is fused.
+//!
+//! The level is chosen once a process ([`Level::chosen`]). [`enter`] leads through the level's
+//! `#[target_feature]` door; a function called inside the door gets the features only if it is
+//! inlined, so everything a kernel calls is `#[inline(always)]` and no closure is used.
+//!
+//! A [`Simd`] token is a proof that its instructions exist: only detection makes one, and a vector
+//! can only be made with one. So kernels are safe code; this folder and `python.rs` hold all that is
+//! not.
+
+mod memory;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use std::fmt::Debug;
+use std::sync::OnceLock;
+
+pub use memory::{Input, Output, Scratch};
+
+/// The most lanes a vector has: those of `f32`.
+pub const MAX_LANES: usize = 16;
+
+/// A token that proves that a level's instructions exist on this machine.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// Sixteen `f32`.
+    type V32: Vector<Self, f32>;
+    /// Eight `f64`.
+    type V64: Vector<Self, f64>;
+}
+
+/// `f32` or `f64`: a number that logits come in.
+pub trait Float: Copy + Send + Sync + PartialOrd + Debug + Default + 'static {
+    /// The vector of such numbers at a level.
+    type V<S: Simd>: Vector<S, Self>;
+    /// The lanes of a vector, as an array.
+    type Lanes: Copy + AsRef<[Self]> + AsMut<[Self]>;
+
+    /// Numbers in a vector.
+    const LANES: usize;
+    /// `f64` vectors that hold the lanes of one vector.
+    const WIDE: usize;
+    /// All lanes, one bit each.
+    const ALL: u32 = (1 << Self::LANES) - 1;
+
+    /// The nearest number of this type.
+    fn from_f64(x: f64) -> Self;
+    /// The same number (exact).
+    fn to_f64(self) -> f64;
+    /// The number that has these bits (the low ones, for `f32`).
+    fn from_bits(bits: u64) -> Self;
+    /// The bits of this number.
+    fn to_bits(self) -> u64;
+}
+
+impl Float for f32 {
+    type V<S: Simd> = S::V32;
+    type Lanes = [f32; 16];
+    const LANES: usize = 16;
+    const WIDE: usize = 2;
+
+    #[inline(always)]
+    fn from_f64(x: f64) -> Self {
+        x as f32
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline(always)]
+    fn from_bits(bits: u64) -> Self {
+        f32::from_bits(bits as u32)
+    }
+    #[inline(always)]
+    fn to_bits(self) -> u64 {
+        u64::from(f32::to_bits(self))
+    }
+}
+
+impl Float for f64 {
+    type V<S: Simd> = S::V64;
+    type Lanes = [f64; 8];
+    const LANES: usize = 8;
+    const WIDE: usize = 1;
+
+    #[inline(always)]
+    fn from_f64(x: f64) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn from_bits(bits: u64) -> Self {
+        f64::from_bits(bits)
+    }
+    #[inline(always)]
+    fn to_bits(self) -> u64 {
+        f64::to_bits(self)
+    }
+}
+
+/// A vector of `T::LANES` numbers. A set of lanes is a `u32`, lane `i` its bit `i`.
+pub trait Vector<S: Simd, T: Float>: Copy {
+    /// The outcome of a comparison.
+    type Mask: Copy;
+
+    /// Every lane `x`.
+    fn splat(s: S, x: T) -> Self;
+    /// The lanes of an array.
+    fn from_lanes(s: S, lanes: T::Lanes) -> Self;
+    /// The lanes as an array.
+    fn to_lanes(self) -> T::Lanes;
+
+    /// `src[at..]`; panics past its end.
+    fn load(s: S, src: Input<'_, T>, at: usize) -> Self;
+    /// The lanes `lanes` of `src[at..]`, `fill` elsewhere; what is not loaded is not read. Panics if
+    /// the last of `lanes` is past the end.
+    fn load_lanes(s: S, src: Input<'_, T>, at: usize, lanes: u32, fill: Self) -> Self;
+    /// Writes to `dst[at..]`; panics past its end.
+    fn store(self, dst: Output<'_, T>, at: usize);
+    /// Writes the lanes `lanes` to `dst[at..]`; panics if the last of them is past the end.
+    fn store_lanes(self, dst: Output<'_, T>, at: usize, lanes: u32);
+    /// Like `store`, past the caches where the level can and `dst[at]` is aligned to 64 bytes.
+    /// [`fence`] makes such writes visible to other threads.
+    fn stream(self, dst: Output<'_, T>, at: usize);
+
+    /// `self + other`
+    fn add(self, other: Self) -> Self;
+    /// `self - other`
+    fn sub(self, other: Self) -> Self;
+    /// `self * other`
+    fn mul(self, other: Self) -> Self;
+    /// `self / other`
+    fn div(self, other: Self) -> Self;
+    /// `self * b + c`, rounded once where the level has fused multiply-add, else twice.
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `self * b + c` as if rounded once at every level, where `self * b` nearly cancels `c`.
+    fn fma(self, b: Self, c: Self) -> Self;
+    /// The greater; `other` if either is NaN.
+    fn max(self, other: Self) -> Self;
+    /// The smaller; `other` if either is NaN.
+    fn min(self, other: Self) -> Self;
+    /// `|self|`
+    fn abs(self) -> Self;
+
+    /// The sum of the lanes' bits as integers, wrapping.
+    fn bits_add(self, other: Self) -> Self;
+    /// The lanes' bits shifted left (by a constant).
+    fn bits_shl(self, k: u32) -> Self;
+    /// The lanes' bits shifted right (by a constant), zeros shifted in.
+    fn bits_shr(self, k: u32) -> Self;
+    /// The bits that both have.
+    fn bits_and(self, other: Self) -> Self;
+    /// The bits that either has.
+    fn bits_or(self, other: Self) -> Self;
+    /// Lane `i` of the result is the lane of `self` that the low bits of `index`'s lane `i` name.
+    fn permute(self, index: Self) -> Self;
+
+    /// `self < other`
+    fn lt(self, other: Self) -> Self::Mask;
+    /// `self == other`
+    fn eq(self, other: Self) -> Self::Mask;
+    /// The mask of a set of lanes.
+    fn mask(s: S, lanes: u32) -> Self::Mask;
+    /// The set of lanes of a mask.
+    fn lanes(mask: Self::Mask) -> u32;
+    /// `a` where the mask is set, `b` elsewhere.
+    fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
+
+    /// Lane `i` is the sum of the lanes of `rows[i]`, in the order of [`fold`].
+    fn sum_each(rows: &[Self; MAX_LANES]) -> Self;
+    /// The `part`-th `T::WIDE`-th of the lanes, as `f64`.
+    fn wide(self, part: usize) -> S::V64;
+}
+
+/// The sum of lanes: the upper half onto the lower, again and again. The order of every level.
+#[inline(always)]
+pub fn fold<const N: usize>(mut lanes: [f64; N]) -> f64 {
+    let mut half = N / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// Orders streamed writes before all that this thread writes later.
+#[inline(always)]
+pub fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE, of which `sfence` is a part, belongs to every x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    }
+}
+
+/// Something to be computed with vectors.
+pub trait Kernel {
+    /// What it returns.
+    type Output;
+    /// Computes it. Must be `#[inline(always)]`, as all that it calls.
+    fn eval<S: Simd>(self, s: S) -> Self::Output;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+/// An instruction set that this machine has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Level(Isa);
+
+/// The variable that forces a level.
+pub const LEVEL_VARIABLE: &str = "XENTRS_SIMD";
+
+/// Names of all levels, best first.
+const NAMES: [&str; 4] = ["avx512", "avx2", "neon", "portable"];
+
+impl Level {
+    /// The levels of this machine, best first.
+    pub fn available() -> Vec<Level> {
+        let mut levels = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if avx512::Avx512::detect().is_some() {
+                levels.push(Level(Isa::Avx512));
+            }
+            if avx2::Avx2::detect().is_some() {
+                levels.push(Level(Isa::Avx2));
+            }
+        }
+        levels.push(Level(Isa::Portable));
+        levels
+    }
+
+    /// The name that [`LEVEL_VARIABLE`] gives it.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => "avx2",
+            Isa::Portable => "portable",
+        }
+    }
+
+    /// The level of this process, from [`LEVEL_VARIABLE`] or the best there is, and where it is
+    /// from. Read at the first call; an unknown or unavailable name is an error at every call.
+    pub fn chosen() -> Result<(Level, &'static str), &'static str> {
+        static CHOSEN: OnceLock<Result<(Level, &'static str), String>> = OnceLock::new();
+        let chosen = CHOSEN.get_or_init(|| {
+            let levels = Level::available();
+            let name = match std::env::var(LEVEL_VARIABLE) {
+                Ok(name) if !name.is_empty() => name,
+                Err(std::env::VarError::NotUnicode(name)) => name.to_string_lossy().into_owned(),
+                _ => return Ok((levels[0], "the best this CPU has")),
+            };
+            let found = levels.iter().find(|level| level.name() == name);
+            found.map(|&level| (level, LEVEL_VARIABLE)).ok_or_else(|| {
+                let known = NAMES.contains(&name.as_str());
+                let what = if known { "not available on this CPU" } else { "unknown" };
+                let names: Vec<_> = levels.iter().map(|level| level.name()).collect();
+                format!("{LEVEL_VARIABLE}={name:?} is {what}; available: {}", names.join(", "))
+            })
+        });
+        chosen.as_ref().map(|&chosen| chosen).map_err(String::as_str)
+    }
+}
+
+/// Evaluates a kernel at a level.
+pub fn enter<K: Kernel>(level: Level, kernel: K) -> K::Output {
+    match level.0 {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a `Level` is only made where its token was detected.
+        Isa::Avx512 => unsafe { avx512::door(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { avx2::door(kernel) },
+        Isa::Portable => kernel.eval(portable::Portable),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+//! The level of every other CPU: arrays, which the compiler turns into what the target has.
+
+use super::{Float, Input, MAX_LANES, Output, Simd, Vector};
+
+/// The portable level.
+#[derive(Clone, Copy, Debug)]
+pub struct Portable;
+
+impl Simd for Portable {
+    type V32 = Array<f32, 16>;
+    type V64 = Array<f64, 8>;
+}
+
+/// Lanes in an array.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub struct Array<T, const N: usize>([T; N]);
+
+/// `a * b + c` as if rounded once, where `a * b` nearly cancels `c`, on targets without the
+/// instruction: what `f32` needs fits in `f64`; `f64` takes Dekker's exact product (1971).
+trait Fused {
+    fn fused(self, b: Self, c: Self) -> Self;
+}
+
+impl Fused for f32 {
+    #[inline(always)]
+    fn fused(self, b: f32, c: f32) -> f32 {
+        (f64::from(self) * f64::from(b) + f64::from(c)) as f32
+    }
+}
+
+impl Fused for f64 {
+    #[inline(always)]
+    fn fused(self, b: f64, c: f64) -> f64 {
+        const SPLITTER: f64 = (1u64 << 27) as f64 + 1.0;
+        #[inline(always)]
+        fn halves(x: f64) -> (f64, f64) {
+            let big = SPLITTER * x;
+            let high = big - (big - x);
+            (high, x - high)
+        }
+        let product = self * b;
+        let ((a1, a0), (b1, b0)) = (halves(self), halves(b));
+        let error = ((a1 * b1 - product) + a1 * b0 + a0 * b1) + a0 * b0;
+        (product + c) + error
+    }
+}
+
+macro_rules! array {
+    ($t:ident, $lanes:literal, $bits:ident) => {
+        impl Array<$t, $lanes> {
+            #[inline(always)]
+            fn of_bits(self, other: Self, f: impl Fn($bits, $bits) -> $bits) -> Self {
+                self.zip(other, |a, b| $t::from_bits(f(a.to_bits(), b.to_bits())))
+            }
+
+            #[inline(always)]
+            fn zip(self, other: Self, f: impl Fn($t, $t) -> $t) -> Self {
+                Array(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+            }
+        }
+
+        impl Vector<Portable, $t> for Array<$t, $lanes> {
+            type Mask = [bool; $lanes];
+
+            #[inline(always)]
+            fn splat(_: Portable, x: $t) -> Self {
+                Array([x; $lanes])
+            }
+            #[inline(always)]
+            fn from_lanes(_: Portable, lanes: [$t; $lanes]) -> Self {
+                Array(lanes)
+            }
+            #[inline(always)]
+            fn to_lanes(self) -> [$t; $lanes] {
+                self.0
+            }
+
+            #[inline(always)]
+            fn load(_: Portable, src: Input<'_, $t>, at: usize) -> Self {
+                // SAFETY: the pointer is to that many numbers.
+                Array(unsafe { src.pointer(at, $lanes).cast::<[$t; $lanes]>().read() })
+            }
+            #[inline(always)]
+            fn load_lanes(
+                _: Portable,
+                src: Input<'_, $t>,
+                at: usize,
+                lanes: u32,
+                fill: Self,
+            ) -> Self {
+                let mut result = fill;
+                for i in 0..$lanes {
+                    if lanes >> i & 1 != 0 {
+                        result.0[i] = src.get(at + i);
+                    }
+                }
+                result
+            }
+            #[inline(always)]
+            fn store(self, dst: Output<'_, $t>, at: usize) {
+                // SAFETY: the pointer is to that many numbers.
+                unsafe { dst.pointer(at, $lanes).cast::<[$t; $lanes]>().write(self.0) }
+            }
+            #[inline(always)]
+            fn store_lanes(self, dst: Output<'_, $t>, at: usize, lanes: u32) {
+                for i in 0..$lanes {
+                    if lanes >> i & 1 != 0 {
+                        dst.set(at + i, self.0[i]);
+                    }
+                }
+            }
+            #[inline(always)]
+            fn stream(self, dst: Output<'_, $t>, at: usize) {
+                self.store(dst, at);
+            }
+
+            #[inline(always)]
+            fn add(self, other: Self) -> Self {
+                self.zip(other, |a, b| a + b)
+            }
+            #[inline(always)]
+            fn sub(self, other: Self) -> Self {
+                self.zip(other, |a, b| a - b)
+            }
+            #[inline(always)]
+            fn mul(self, other: Self) -> Self {
+                self.zip(other, |a, b| a * b)
+            }
+            #[inline(always)]
+            fn div(self, other: Self) -> Self {
+                self.zip(other, |a, b| a / b)
+            }
+            #[inline(always)]
+            fn mul_add(self, b: Self, c: Self) -> Self {
+                self.mul(b).add(c)
+            }
+            #[inline(always)]
+            fn fma(self, b: Self, c: Self) -> Self {
+                Array(std::array::from_fn(|i| self.0[i].fused(b.0[i], c.0[i])))
+            }
+            #[inline(always)]
+            fn max(self, other: Self) -> Self {
+                self.zip(other, |a, b| if a > b { a } else { b })
+            }
+            #[inline(always)]
+            fn min(self, other: Self) -> Self {
+                self.zip(other, |a, b| if a < b { a } else { b })
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                Array(self.0.map($t::abs))
+            }
+
+            #[inline(always)]
+            fn bits_add(self, other: Self) -> Self {
+                self.of_bits(other, $bits::wrapping_add)
+            }
+            #[inline(always)]
+            fn bits_shl(self, k: u32) -> Self {
+                self.of_bits(self, |a, _| a << k)
+            }
+            #[inline(always)]
+            fn bits_shr(self, k: u32) -> Self {
+                self.of_bits(self, |a, _| a >> k)
+            }
+            #[inline(always)]
+            fn bits_and(self, other: Self) -> Self {
+                self.of_bits(other, |a, b| a & b)
+            }
+            #[inline(always)]
+            fn bits_or(self, other: Self) -> Self {
+                self.of_bits(other, |a, b| a | b)
+            }
+            #[inline(always)]
+            fn permute(self, index: Self) -> Self {
+                let lane = |i: usize| self.0[index.0[i].to_bits() as usize % $lanes];
+                Array(std::array::from_fn(lane))
+            }
+
+            #[inline(always)]
+            fn lt(self, other: Self) -> [bool; $lanes] {
+                std::array::from_fn(|i| self.0[i] < other.0[i])
+            }
+            #[inline(always)]
+            fn eq(self, other: Self) -> [bool; $lanes] {
+                std::array::from_fn(|i| self.0[i] == other.0[i])
+            }
+            #[inline(always)]
+            fn mask(_: Portable, lanes: u32) -> [bool; $lanes] {
+                std::array::from_fn(|i| lanes >> i & 1 != 0)
+            }
+            #[inline(always)]
+            fn lanes(mask: [bool; $lanes]) -> u32 {
+                (0..$lanes).fold(0, |lanes, i| lanes | u32::from(mask[i]) << i)
+            }
+            #[inline(always)]
+            fn select(mask: [bool; $lanes], a: Self, b: Self) -> Self {
+                Array(std::array::from_fn(|i| if mask[i] { a.0[i] } else { b.0[i] }))
+            }
+
+            #[inline(always)]
+            fn sum_each(rows: &[Self; MAX_LANES]) -> Self {
+                let mut sums = [0.0; $lanes];
+                for (sum, row) in sums.iter_mut().zip(rows) {
+                    let mut lanes = row.0;
+                    let mut half = $lanes / 2;
+                    while half > 0 {
+                        for i in 0..half {
+                            lanes[i] += lanes[i + half];
+                        }
+                        half /= 2;
+                    }
+                    *sum = lanes[0];
+                }
+                Array(sums)
+            }
+            #[inline(always)]
+            fn wide(self, part: usize) -> Array<f64, 8> {
+                Array(std::array::from_fn(|i| self.0[part * 8 + i].to_f64()))
+            }
+        }
+    };
+}
+
+array!(f32, 16, u32);
+array!(f64, 8, u64);

@@ -1,0 +1,170 @@
+//! Every operation at every level of this machine against plain arithmetic on its lanes.
+
+use super::*;
+
+/// Runs a test at every level; says which there are, since a missing one is not a passed one.
+fn at_every_level(check: impl Fn(Level)) {
+    for level in Level::available() {
+        println!("level {}", level.name());
+        check(level);
+    }
+}
+
+struct Operations;
+
+fn operations<S: Simd, T: Float>(s: S) {
+    let n = T::LANES;
+    let number = |i: usize| T::from_f64((i as f64 - 5.25) * 1.5);
+    let values: Vec<T> = (0..4 * n).map(number).collect();
+    let src = Input::from_slice(&values);
+    let (a, b) = (T::V::<S>::load(s, src, 1), T::V::<S>::load(s, src, 2 * n - 3));
+    let check = |name: &str, result: T::V<S>, f: &dyn Fn(f64, f64) -> f64| {
+        for (i, x) in result.to_lanes().as_ref().iter().enumerate() {
+            let expected = f(values[1 + i].to_f64(), values[2 * n - 3 + i].to_f64());
+            assert_eq!(x.to_f64(), T::from_f64(expected).to_f64(), "{name}, lane {i}");
+        }
+    };
+    check("add", a.add(b), &|x, y| x + y);
+    check("sub", a.sub(b), &|x, y| x - y);
+    check("mul", a.mul(b), &|x, y| x * y);
+    check("div", a.div(b), &|x, y| x / y);
+    check("mul_add", a.mul_add(b, a), &|x, y| x * y + x);
+    check("fma", a.fma(b, a), &|x, y| x * y + x);
+    check("max", a.max(b), &f64::max);
+    check("min", a.min(b), &f64::min);
+    check("abs", a.abs(), &|x, _| x.abs());
+    let less = a.lt(T::V::<S>::splat(s, T::from_f64(0.0)));
+    check("select", T::V::<S>::select(less, a, b), &|x, y| if x < 0.0 { x } else { y });
+    check("eq", T::V::<S>::select(a.eq(a), a, b), &|x, _| x);
+
+    let nan = T::V::<S>::splat(s, T::from_f64(f64::NAN));
+    check("max with NaN first", nan.max(b), &|_, y| y);
+    check("min with NaN first", nan.min(b), &|_, y| y);
+    for x in a.max(nan).add(a.min(nan)).to_lanes().as_ref() {
+        assert!(x.to_f64().is_nan());
+    }
+
+    for lanes in (0..=T::ALL).step_by(if n == 16 { 37 } else { 1 }).chain([T::ALL]) {
+        assert_eq!(T::V::<S>::lanes(T::V::<S>::mask(s, lanes)), lanes);
+        // A view that ends with the last lane: nothing past it may be touched.
+        let end = (u32::BITS - lanes.leading_zeros()) as usize;
+        let part = src.part(3, end);
+        let loaded = T::V::<S>::load_lanes(s, part, 0, lanes, b).to_lanes();
+        let mut written = vec![T::from_f64(99.0); end];
+        a.store_lanes(Output::from_slice(&mut written), 0, lanes);
+        for i in 0..n {
+            let inside = lanes >> i & 1 != 0;
+            let expected = if inside { values[3 + i] } else { values[2 * n - 3 + i] };
+            assert_eq!(loaded.as_ref()[i], expected);
+            if i < end {
+                let expected = if inside { values[1 + i] } else { T::from_f64(99.0) };
+                assert_eq!(written[i], expected);
+            }
+        }
+    }
+
+    let index: Vec<T> = (0..n).map(|i| T::from_bits((i * 5 + 3) as u64 % n as u64 + 64)).collect();
+    let index = T::V::<S>::load(s, Input::from_slice(&index), 0);
+    for (i, x) in a.permute(index).to_lanes().as_ref().iter().enumerate() {
+        assert_eq!(*x, values[1 + (i * 5 + 3) % n]);
+    }
+    let bits = |x: T::V<S>| x.to_lanes().as_ref()[2].to_bits();
+    let (x, y) = (values[3].to_bits(), values[2 * n - 1].to_bits());
+    let width = 8 * size_of::<T>() as u32;
+    let wrap = |x: u64| if width == 32 { x & 0xFFFF_FFFF } else { x };
+    assert_eq!(bits(a.bits_add(b)), wrap(x.wrapping_add(y)));
+    assert_eq!(bits(a.bits_shl(19)), wrap(x << 19));
+    assert_eq!(bits(a.bits_shr(23)), x >> 23);
+    assert_eq!(bits(a.bits_and(b)), x & y);
+    assert_eq!(bits(a.bits_or(b)), x | y);
+
+    let mut rows = [a; MAX_LANES];
+    for (i, row) in rows.iter_mut().take(n).enumerate() {
+        let lanes: Vec<T> =
+            (0..n).map(|j| T::from_f64((i * 31 + j * j) as f64 / 7.0)).collect();
+        *row = T::V::<S>::load(s, Input::from_slice(&lanes), 0);
+    }
+    let sums = T::V::<S>::sum_each(&rows).to_lanes();
+    for (row, sum) in rows.iter().zip(sums.as_ref()) {
+        let mut lanes = row.to_lanes();
+        let lanes = lanes.as_mut();
+        let mut half = n / 2;
+        while half > 0 {
+            for i in 0..half {
+                lanes[i] = T::from_f64(lanes[i].to_f64() + lanes[i + half].to_f64());
+            }
+            half /= 2;
+        }
+        assert_eq!(lanes[0], *sum);
+    }
+    for part in 0..T::WIDE {
+        for (i, x) in a.wide(part).to_lanes().as_ref().iter().enumerate() {
+            assert_eq!(*x, values[1 + part * 8 + i].to_f64());
+        }
+    }
+
+    let scratch = Scratch::<T>::new(3 * n + 1);
+    a.stream(scratch.output(), n);
+    b.stream(scratch.output(), 2 * n + 1);
+    a.store(scratch.output(), 0);
+    fence();
+    for i in 0..n {
+        assert_eq!(scratch.input().get(i), values[1 + i]);
+        assert_eq!(scratch.input().get(n + i), values[1 + i]);
+        assert_eq!(scratch.input().get(2 * n + 1 + i), values[2 * n - 3 + i]);
+    }
+    assert_eq!(scratch.output().unaligned(), 0);
+    assert_eq!(scratch.output().part(1, n).unaligned(), n - 1);
+}
+
+impl Kernel for Operations {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        operations::<S, f32>(s);
+        operations::<S, f64>(s);
+    }
+}
+
+#[test]
+fn operations_of_every_level() {
+    at_every_level(|level| enter(level, Operations));
+}
+
+#[test]
+fn the_portable_fma_keeps_what_cancels() {
+    struct Cancel;
+    impl Kernel for Cancel {
+        type Output = [f64; 2];
+        #[inline(always)]
+        fn eval<S: Simd>(self, s: S) -> [f64; 2] {
+            let x = 1.0 + f64::EPSILON;
+            let (a, c) = (S::V64::splat(s, x), S::V64::splat(s, -(x * x)));
+            let y = 1.0 + f32::EPSILON;
+            let (b, d) = (S::V32::splat(s, y), S::V32::splat(s, -(y * y)));
+            [a.fma(a, c).to_lanes()[0], f64::from(b.fma(b, d).to_lanes()[0])]
+        }
+    }
+    at_every_level(|level| {
+        let expected = [f64::EPSILON.powi(2), f64::from(f32::EPSILON).powi(2)];
+        assert_eq!(enter(level, Cancel), expected);
+    });
+}
+
+#[test]
+fn a_wrong_index_panics() {
+    at_every_level(|level| {
+        struct Past;
+        impl Kernel for Past {
+            type Output = ();
+            #[inline(always)]
+            fn eval<S: Simd>(self, s: S) {
+                let values = [0.0f32; 20];
+                let _ = S::V32::load_lanes(s, Input::from_slice(&values), 15, 0b100001, {
+                    S::V32::splat(s, 0.0)
+                });
+            }
+        }
+        assert!(std::panic::catch_unwind(|| enter(level, Past)).is_err());
+    });
+}

@@ -1,0 +1,92 @@
+//! The kernel of every loss of a softmax: `-sum_c t_c log p_c` with `p = softmax(logits)`.
+//!
+//! With `E_c` the exponentials of a row in units of a power of two ([`crate::math::exp`]), `S` their
+//! sum, `q` the probabilities or smoothed classes and `w` the class weights:
+//!
+//! ```text
+//! coefficients     t_c = w_c q_c,  W = sum_c t_c
+//! loss             sum_c t_c (log S - log E_c)
+//! gradient         a E_c - b t_c,           a = scale W / S, b = scale
+//! Hessian          a E_c (1 - E_c / S)
+//! ```
+//!
+//! One number of a row, the *pivot* (the true class; the largest logit where the target is
+//! probabilities), stays out of the sum: with `rest = S - E_pivot` summed without it,
+//!
+//! ```text
+//! -log p_pivot = log1p(rest / E_pivot),    p_pivot - 1 = -rest / S
+//! ```
+//!
+//! have all their digits where `S - E_pivot` or `p - 1` would cancel.
+//!
+//! [`rows`] takes a row at a time, [`few`] many rows of few classes.
+
+pub mod few;
+pub mod rows;
+
+use crate::math::{Real, exp::Exp, log::log1p_scalar};
+use crate::simd::{Input, Simd, Vector};
+
+/// Quotients `rest / E_pivot` beyond this are not formed: `E_pivot` may have underflowed.
+const FAR: f64 = (1u128 << 100) as f64;
+
+/// `-log p_pivot`, where the pivot's logit is `x` and the exponentials' reference is `reference`.
+#[inline(always)]
+fn surprise<S: Simd, T: Real>(
+    s: S,
+    exp: &Exp<S, T>,
+    rest: f64,
+    pivot: f64,
+    reference: T,
+    x: T,
+) -> f64 {
+    if rest <= pivot * FAR {
+        log1p_scalar(s, rest / pivot)
+    } else {
+        exp.log_relative(s, rest + pivot) + (reference.to_f64() - x.to_f64())
+    }
+}
+
+/// The largest number, NaN aside; -inf where there is none.
+#[inline(always)]
+fn maximum<S: Simd, T: Real>(s: S, x: Input<'_, T>) -> T {
+    let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
+    let mut most = [lowest; 4];
+    let mut at = 0;
+    while at + 4 * T::LANES <= x.len() {
+        for (i, most) in most.iter_mut().enumerate() {
+            *most = T::V::<S>::load(s, x, at + i * T::LANES).max(*most);
+        }
+        at += 4 * T::LANES;
+    }
+    while at < x.len() {
+        let lanes = lanes_from::<T>(x.len() - at);
+        most[0] = T::V::<S>::load_lanes(s, x, at, lanes, lowest).max(most[0]);
+        at += T::LANES;
+    }
+    let most = most[0].max(most[1]).max(most[2].max(most[3])).to_lanes();
+    most.as_ref().iter().copied().fold(T::from_f64(f64::NEG_INFINITY), |a, b| if b > a { b } else { a })
+}
+
+/// The place of the first number equal to `value`, 0 if there is none.
+#[inline(always)]
+fn find<S: Simd, T: Real>(s: S, x: Input<'_, T>, value: T) -> usize {
+    let value = T::V::<S>::splat(s, value);
+    let nan = T::V::<S>::splat(s, T::from_f64(f64::NAN));
+    let mut at = 0;
+    while at < x.len() {
+        let loaded = T::V::<S>::load_lanes(s, x, at, lanes_from::<T>(x.len() - at), nan);
+        let found = T::V::<S>::lanes(loaded.eq(value));
+        if found != 0 {
+            return at + found.trailing_zeros() as usize;
+        }
+        at += T::LANES;
+    }
+    0
+}
+
+/// The first `n` lanes, or all.
+#[inline(always)]
+pub(crate) fn lanes_from<T: Real>(n: usize) -> u32 {
+    if n >= T::LANES { T::ALL } else { (1 << n) - 1 }
+}

@@ -1,0 +1,570 @@
+//! A row at a time, for many classes.
+//!
+//! ```text
+//! for each row i, chunk by chunk of eight vectors:
+//!     gradient[i-1] = a E - b t       from scratch, E of row i-1        (emit)
+//!     scratch = E of logits[i]; rest += E                               (reduce)
+//! then from rest, once a row: loss, a, b and the gradient at the pivot
+//! ```
+//!
+//! Row i-1 is emitted while row i is reduced, out of the very slots that it is about to take, so that
+//! reading, arithmetic and writing overlap; a row's logits are read once and its gradient written
+//! once, past the caches (streamed) where it will not be read from them soon.
+//!
+//! There is no pass for the maximum: the reference, a power of two, need only be near enough not to
+//! overflow. It is that of the largest of the row's first 64 logits and the true class's; a row whose
+//! sum leaves [`Limits`] is reduced again under its true maximum, which changes no bit of what was
+//! right before. The chunks that hold the pivot or the row's end go by vectors with masks; the others
+//! know neither.
+
+use std::ops::Range;
+
+use crate::batch::{Batch, IGNORED};
+use crate::coefficients::{Coefficients, RowCoefficients};
+use crate::driver::Job;
+use crate::math::{Real, exp::Exp};
+use crate::reduce::Sum;
+use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
+
+use super::{find, lanes_from, maximum, surprise};
+
+/// Vectors in a chunk.
+const VECTORS: usize = 8;
+
+/// Logits that the reference is taken from.
+const SAMPLE: usize = 64;
+
+/// How far ahead of its use a logit is asked for, in bytes.
+const AHEAD: usize = 2048;
+
+/// Bytes of logits and gradient beyond which the gradient is streamed.
+const STREAM: usize = 32 << 20;
+
+/// How the exponentials of a type are scaled.
+pub trait Limits: Real {
+    /// Exponent of the reference's exponential: so much above 1 that an exponential that underflows
+    /// is below what a gradient can hold.
+    const BIAS: i64;
+    /// The largest sum whose reciprocal is far from underflow.
+    const LARGEST: f64;
+    /// The largest quotient of a sum and a scale, likewise.
+    const LARGEST_SCALED: f64;
+}
+
+impl Limits for f32 {
+    const BIAS: i64 = 30;
+    const LARGEST: f64 = (1u128 << 90) as f64;
+    const LARGEST_SCALED: f64 = (1u128 << 120) as f64;
+}
+
+impl Limits for f64 {
+    const BIAS: i64 = 64;
+    const LARGEST: f64 = 1e150;
+    const LARGEST_SCALED: f64 = 1e290;
+}
+
+/// The job of a batch, with derivatives up to `ORDER`.
+pub struct Rows<'a, T, C, const ORDER: usize> {
+    batch: &'a Batch<'a, T>,
+    coefficients: C,
+    /// The part of a class index that smoothing leaves.
+    keep: f64,
+    /// The sum of all coefficients, where every row has the same.
+    total: f64,
+    stream: bool,
+}
+
+/// A vector's or a chunk's share of a row's sums.
+#[derive(Clone, Copy)]
+struct Terms<V> {
+    /// Exponentials.
+    e: V,
+    /// Coefficients times the distance of their logits from the reference.
+    distance: V,
+    /// Coefficients.
+    coefficient: V,
+}
+
+/// A row that has been reduced.
+struct Totals {
+    /// The sum without the pivot, and the pivot's exponential.
+    rest: f64,
+    pivot: f64,
+    distance: f64,
+    coefficient: f64,
+}
+
+/// What the reduction of a row needs to know.
+struct Reduce<'a, S: Simd, T: Real, R> {
+    logits: Input<'a, T>,
+    scratch: Output<'a, T>,
+    exp: Exp<S, T>,
+    reference: T::V<S>,
+    pivot: usize,
+    coefficients: R,
+}
+
+/// A row whose gradient waits in scratch.
+#[derive(Clone, Copy)]
+struct Emit<'a, S: Simd, T: Real, R> {
+    scratch: Input<'a, T>,
+    grad: Output<'a, T>,
+    hess: Option<Output<'a, T>>,
+    coefficients: R,
+    a: T::V<S>,
+    /// `-b`
+    minus_b: T::V<S>,
+    /// `1 / S`
+    inverse: T::V<S>,
+    /// Where the two that follow go.
+    pivot: usize,
+    pivot_grad: T,
+    pivot_hess: T,
+    /// Numbers before the gradient's first aligned one.
+    head: usize,
+    stream: bool,
+}
+
+impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
+    /// The share of one vector; all of its lanes count.
+    #[inline(always)]
+    fn vector<C: Coefficients<T>, const ORDER: usize, const SHIFTED: bool>(
+        &self,
+        s: S,
+        logits: Input<'_, T>,
+        scratch: Output<'_, T>,
+        at: usize,
+        i: usize,
+    ) -> Terms<T::V<S>> {
+        let x = T::V::<S>::load(s, logits, i * T::LANES);
+        let e = self.exp.of::<SHIFTED>(s, x);
+        if ORDER > 0 {
+            e.store(scratch, i * T::LANES);
+        }
+        self.terms::<C>(s, x, e, at + i * T::LANES, T::ALL)
+    }
+
+    /// The share of a vector whose exponentials are known.
+    #[inline(always)]
+    fn terms<C: Coefficients<T>>(
+        &self,
+        s: S,
+        x: T::V<S>,
+        e: T::V<S>,
+        at: usize,
+        lanes: u32,
+    ) -> Terms<T::V<S>> {
+        if !C::ANY {
+            return Terms { e, distance: e, coefficient: e };
+        }
+        let zero = T::V::<S>::splat(s, T::default());
+        let coefficient = self.coefficients.load(s, at, lanes);
+        let distance = coefficient.mul(self.reference.sub(x));
+        // 0 log 0 = 0
+        let distance = T::V::<S>::select(coefficient.eq(zero), zero, distance);
+        Terms { e, distance, coefficient }
+    }
+
+    /// The share of a chunk that lies within the row and does not hold the pivot.
+    #[inline(always)]
+    fn inner<C: Coefficients<T>, const ORDER: usize, const SHIFTED: bool>(
+        &self,
+        s: S,
+        at: usize,
+    ) -> Terms<T::V<S>> {
+        let logits = self.logits.part(at, VECTORS * T::LANES);
+        let n = if ORDER > 0 { VECTORS * T::LANES } else { 0 };
+        let scratch = self.scratch.part(if ORDER > 0 { at } else { 0 }, n);
+        for line in 0..VECTORS {
+            logits.prefetch(AHEAD / size_of::<T>() + line * T::LANES);
+        }
+        // A tree: at most three sums wait at a time, and equal numbers add up without an error.
+        macro_rules! one {
+            ($i:expr) => {
+                self.vector::<C, ORDER, SHIFTED>(s, logits, scratch, at, $i)
+            };
+        }
+        macro_rules! four {
+            ($i:expr) => {
+                both::<S, T, C>(
+                    both::<S, T, C>(one!($i), one!($i + 1)),
+                    both::<S, T, C>(one!($i + 2), one!($i + 3)),
+                )
+            };
+        }
+        both::<S, T, C>(four!(0), four!(4))
+    }
+
+    /// The share of a chunk that holds the pivot or the row's end, and the pivot's exponential.
+    #[inline(always)]
+    fn edge<C: Coefficients<T>, const ORDER: usize, const SHIFTED: bool>(
+        &self,
+        s: S,
+        at: usize,
+        pivot: &mut f64,
+    ) -> Terms<T::V<S>> {
+        let zero = T::V::<S>::splat(s, T::default());
+        let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
+        let mut terms = [Terms { e: zero, distance: zero, coefficient: zero }; VECTORS];
+        let end = self.logits.len().min(at + VECTORS * T::LANES);
+        for (i, terms) in terms.iter_mut().enumerate() {
+            let at = at + i * T::LANES;
+            if at >= end {
+                break;
+            }
+            let lanes = lanes_from::<T>(end - at);
+            let x = T::V::<S>::load_lanes(s, self.logits, at, lanes, lowest);
+            let e = self.exp.of::<SHIFTED>(s, x);
+            if ORDER > 0 {
+                e.store(self.scratch, at);
+            }
+            *terms = self.terms::<C>(s, x, e, at, lanes);
+            let lane = self.pivot.wrapping_sub(at);
+            if lane < T::LANES {
+                *pivot = e.to_lanes().as_ref()[lane].to_f64();
+                terms.e = T::V::<S>::select(T::V::<S>::mask(s, 1 << lane), zero, e);
+            }
+        }
+        let [a, b, c, d, e, f, g, h] = terms;
+        both::<S, T, C>(
+            both::<S, T, C>(both::<S, T, C>(a, b), both::<S, T, C>(c, d)),
+            both::<S, T, C>(both::<S, T, C>(e, f), both::<S, T, C>(g, h)),
+        )
+    }
+
+    /// Reduces the row; a row that waits is emitted meanwhile.
+    #[inline(always)]
+    fn row<C: Coefficients<T, Row<S> = R>, const ORDER: usize, const SHIFTED: bool>(
+        &self,
+        s: S,
+        waiting: Option<Emit<'_, S, T, R>>,
+    ) -> Totals {
+        let chunk = VECTORS * T::LANES;
+        let (mut rest, mut distance) = (Sum::<S, T>::new(s), Sum::<S, T>::new(s));
+        let (mut coefficient, mut pivot) = (Sum::<S, T>::new(s), 0.0);
+        let mut at = 0;
+        while at < self.logits.len() {
+            if let Some(waiting) = &waiting {
+                waiting.chunk::<C, ORDER>(s, at);
+            }
+            let whole = at + chunk <= self.logits.len() && self.pivot.wrapping_sub(at) >= chunk;
+            let terms = if whole {
+                self.inner::<C, ORDER, SHIFTED>(s, at)
+            } else {
+                self.edge::<C, ORDER, SHIFTED>(s, at, &mut pivot)
+            };
+            rest.add(terms.e);
+            if C::ANY {
+                distance.add(terms.distance);
+            }
+            if C::ANY && !C::HARD {
+                coefficient.add(terms.coefficient);
+            }
+            at += chunk;
+        }
+        let none = if C::ANY { distance.total() } else { 0.0 };
+        let coefficient = if C::HARD { 0.0 } else { coefficient.total() };
+        Totals { rest: rest.total(), pivot, distance: none, coefficient }
+    }
+}
+
+#[inline(always)]
+fn both<S: Simd, T: Real, C: Coefficients<T>>(
+    a: Terms<T::V<S>>,
+    b: Terms<T::V<S>>,
+) -> Terms<T::V<S>> {
+    if !C::ANY {
+        let e = a.e.add(b.e);
+        return Terms { e, distance: e, coefficient: e };
+    }
+    Terms {
+        e: a.e.add(b.e),
+        distance: a.distance.add(b.distance),
+        coefficient: if C::HARD { a.coefficient } else { a.coefficient.add(b.coefficient) },
+    }
+}
+
+impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
+    /// Gradient and Hessian of a vector.
+    #[inline(always)]
+    fn vector<C: Coefficients<T>, const ORDER: usize>(
+        &self,
+        s: S,
+        e: T::V<S>,
+        at: usize,
+        lanes: u32,
+    ) -> (T::V<S>, T::V<S>) {
+        let product = e.mul(self.a);
+        let grad = if C::ANY {
+            e.mul_add(self.a, self.coefficients.load(s, at, lanes).mul(self.minus_b))
+        } else {
+            product
+        };
+        if ORDER < 2 {
+            return (grad, grad);
+        }
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        (grad, product.mul(one.sub(e.mul(self.inverse))))
+    }
+
+    /// Emits the chunk at `at`: as far as the scratch of that chunk reaches, and on to the next
+    /// aligned place, which the reduction of the chunk does not touch.
+    #[inline(always)]
+    fn chunk<C: Coefficients<T>, const ORDER: usize>(&self, s: S, at: usize) {
+        let chunk = VECTORS * T::LANES;
+        if at == 0 && self.head > 0 {
+            self.some::<C, ORDER>(s, 0, self.head.min(self.grad.len()));
+        }
+        let at = at + self.head;
+        let whole = at + chunk <= self.grad.len() && self.pivot.wrapping_sub(at) >= chunk;
+        if !whole {
+            let end = self.grad.len().min(at + chunk);
+            let mut at = at;
+            while at < end {
+                self.some::<C, ORDER>(s, at, T::LANES.min(end - at));
+                at += T::LANES;
+            }
+            return;
+        }
+        let (scratch, grad) = (self.scratch.part(at, chunk), self.grad.part(at, chunk));
+        for i in 0..VECTORS {
+            let e = T::V::<S>::load(s, scratch, i * T::LANES);
+            let (g, h) = self.vector::<C, ORDER>(s, e, at + i * T::LANES, T::ALL);
+            if self.stream {
+                g.stream(grad, i * T::LANES);
+            } else {
+                g.store(grad, i * T::LANES);
+            }
+            if let (2, Some(hess)) = (ORDER, self.hess) {
+                h.store(hess, at + i * T::LANES);
+            }
+        }
+    }
+
+    /// Emits `n` numbers, at most a vector, the pivot perhaps among them.
+    #[inline(always)]
+    fn some<C: Coefficients<T>, const ORDER: usize>(&self, s: S, at: usize, n: usize) {
+        let zero = T::V::<S>::splat(s, T::default());
+        let lanes = lanes_from::<T>(n);
+        let e = T::V::<S>::load_lanes(s, self.scratch, at, lanes, zero);
+        let (mut g, mut h) = self.vector::<C, ORDER>(s, e, at, lanes);
+        let lane = self.pivot.wrapping_sub(at);
+        if lane < n {
+            let mask = T::V::<S>::mask(s, 1 << lane);
+            g = T::V::<S>::select(mask, T::V::<S>::splat(s, self.pivot_grad), g);
+            h = T::V::<S>::select(mask, T::V::<S>::splat(s, self.pivot_hess), h);
+        }
+        if self.stream && lanes == T::ALL {
+            g.stream(self.grad, at);
+        } else {
+            g.store_lanes(self.grad, at, lanes);
+        }
+        if let (2, Some(hess)) = (ORDER, self.hess) {
+            h.store_lanes(hess, at, lanes);
+        }
+    }
+
+    /// Emits the whole row.
+    #[inline(always)]
+    fn all<C: Coefficients<T>, const ORDER: usize>(&self, s: S) {
+        let mut at = 0;
+        while at < self.grad.len() {
+            self.chunk::<C, ORDER>(s, at);
+            at += VECTORS * T::LANES;
+        }
+    }
+}
+
+impl<'a, T: Limits, C: Coefficients<T>, const ORDER: usize> Rows<'a, T, C, ORDER> {
+    /// A job. `total` is the sum of the coefficients where every row has the same.
+    pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64) -> Self {
+        let keep = 1.0 - batch.options.label_smoothing;
+        let bytes = 2 * batch.values.len() * size_of::<T>();
+        let in_place = batch.outputs.grad.is_some_and(|grad| grad.begins_at(batch.values));
+        let stream = bytes > STREAM && !in_place && ORDER == 1;
+        Rows { batch, coefficients, keep, total, stream }
+    }
+
+    /// A row's own part of an output.
+    #[inline(always)]
+    fn row_of<'b>(&self, array: Output<'b, T>, row: usize) -> Output<'b, T> {
+        self.batch.rows(array, row, 1)
+    }
+
+    /// Writes the same gradient and Hessian to a whole row.
+    #[inline(always)]
+    fn fill(&self, row: usize, x: T) {
+        for array in [self.batch.outputs.grad, self.batch.outputs.hess].into_iter().flatten() {
+            self.row_of(array, row).fill(x);
+        }
+    }
+
+    /// Reduces a row, under the sampled reference if that does and under the maximum otherwise.
+    /// `None` where the largest logit is infinite: the row's loss is NaN. `waiting` is emitted and
+    /// left empty in every case.
+    #[inline(always)]
+    fn reduce<'b, S: Simd>(
+        &self,
+        s: S,
+        row: &mut Reduce<'b, S, T, C::Row<S>>,
+        scale: f64,
+        waiting: &mut Option<Emit<'b, S, T, C::Row<S>>>,
+    ) -> Option<(Totals, T)> {
+        if C::HARD {
+            let sample = row.logits.part(0, SAMPLE.min(row.logits.len()));
+            let (most, x) = (maximum(s, sample), row.logits.get(row.pivot));
+            let reference = if x > most { x } else { most };
+            if reference.to_f64().abs() <= T::OFFSET_LIMIT {
+                row.exp = Exp::new(s, reference, T::BIAS);
+                row.reference = T::V::<S>::splat(s, reference);
+                let totals = row.row::<C, ORDER, false>(s, waiting.take());
+                let sum = totals.rest + totals.pivot;
+                let scaled = if scale == 0.0 { f64::INFINITY } else { scale.abs() };
+                let largest = T::LARGEST.min(scaled * T::LARGEST_SCALED);
+                // A negative distance from the reference would cancel against log(sum).
+                if sum.is_nan() || (sum <= largest && !(totals.distance < 0.0)) {
+                    return Some((totals, reference));
+                }
+            }
+        }
+        let most = maximum(s, row.logits);
+        if !most.to_f64().is_finite() {
+            if let Some(waiting) = waiting.take() {
+                waiting.all::<C, ORDER>(s);
+            }
+            return None;
+        }
+        row.exp = Exp::new(s, most, T::BIAS);
+        row.reference = T::V::<S>::splat(s, most);
+        if !C::HARD {
+            row.pivot = find(s, row.logits, most);
+        }
+        Some((row.row::<C, ORDER, true>(s, waiting.take()), most))
+    }
+}
+
+impl<T: Limits, C: Coefficients<T>, const ORDER: usize> Job for Rows<'_, T, C, ORDER> {
+    fn blocks(&self) -> usize {
+        self.batch.samples
+    }
+
+    fn block_size(&self) -> usize {
+        self.batch.classes
+    }
+
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, rows: Range<usize>, sums: &mut [f64]) {
+        let batch = self.batch;
+        let chunk = VECTORS * T::LANES;
+        let scratch = Scratch::<T>::new(if ORDER > 0 {
+            batch.classes.next_multiple_of(chunk)
+        } else {
+            0
+        });
+        let mut waiting = None;
+        for (row, sum) in rows.zip(sums) {
+            let (mut class, mut factor) = ([0], [0.0]);
+            batch.read_classes(row, &mut class);
+            let class = class[0];
+            if class == IGNORED {
+                self.fill(row, T::default());
+                if let Some(losses) = batch.outputs.losses {
+                    losses.set(row, T::default());
+                }
+                continue;
+            }
+            let sample = batch.sample_factor(row);
+            batch.read_factors(row, &[class], &mut factor);
+            let of_class = if C::HARD {
+                self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class])
+            } else {
+                0.0
+            };
+            let scale = sample / batch.divisor;
+            let coefficients = self.coefficients.row(s, row, batch.classes);
+            let zero = T::V::<S>::splat(s, T::default());
+            let mut reduce = Reduce {
+                logits: batch.values.part(row * batch.classes, batch.classes),
+                scratch: scratch.output(),
+                exp: Exp::new(s, T::default(), T::BIAS),
+                reference: zero,
+                pivot: class,
+                coefficients,
+            };
+            let total_scale = scale * (of_class + self.total);
+            let Some((totals, reference)) = self.reduce(s, &mut reduce, total_scale, &mut waiting)
+            else {
+                self.fill(row, T::from_f64(f64::NAN));
+                *sum = f64::NAN;
+                if let Some(losses) = batch.outputs.losses {
+                    losses.set(row, T::from_f64(f64::NAN));
+                }
+                continue;
+            };
+
+            let Totals { rest, pivot, distance, coefficient } = totals;
+            let (exp, whole) = (&reduce.exp, rest + pivot);
+            let x = reduce.logits.get(reduce.pivot);
+            let surprise = surprise(s, exp, rest, pivot, reference, x);
+            let total = of_class + self.total + coefficient;
+            let mut loss = 0.0;
+            if C::HARD && of_class != 0.0 {
+                loss += of_class * surprise;
+            }
+            if C::ANY {
+                // How far log S is above the reference: the pivot where it is the maximum.
+                let above = if C::HARD { exp.log_relative(s, whole) } else { surprise };
+                loss += (self.total + coefficient) * above + distance;
+            }
+            if whole.is_nan() {
+                loss = whole;
+            }
+            *sum = sample * loss;
+            if let Some(losses) = batch.outputs.losses {
+                losses.set(row, T::from_f64(*sum / batch.divisor));
+            }
+            let Some(grad) = batch.outputs.grad else { continue };
+
+            // (total p - t) at the pivot, whose p - 1 is -rest / whole.
+            let mut own = 0.0;
+            if C::ANY {
+                let lane = coefficients.load(s, reduce.pivot, 1).to_lanes();
+                own = lane.as_ref()[0].to_f64();
+            }
+            let part = rest / whole;
+            let pivot_grad = if C::HARD {
+                (self.total * (pivot / whole) - own) - of_class * part
+            } else {
+                (total - own) - total * part
+            };
+            let mut a = scale * total / whole;
+            let (mut b, mut pivot_grad) = (scale, scale * pivot_grad);
+            if batch.classes == 1 && !whole.is_nan() {
+                // One class: no gradient, not even a rounding's.
+                (a, b, pivot_grad) = (0.0, 0.0, 0.0);
+            }
+            let grad = self.row_of(grad, row);
+            waiting = Some(Emit {
+                scratch: scratch.input(),
+                grad,
+                hess: batch.outputs.hess.map(|hess| self.row_of(hess, row)),
+                coefficients,
+                a: T::V::<S>::splat(s, T::from_f64(a)),
+                minus_b: T::V::<S>::splat(s, T::from_f64(-b)),
+                inverse: T::V::<S>::splat(s, T::from_f64(1.0 / whole)),
+                pivot: reduce.pivot,
+                // Adding 0 makes -0 a 0.
+                pivot_grad: T::from_f64(pivot_grad + 0.0),
+                pivot_hess: T::from_f64(a * pivot * part),
+                head: if self.stream { grad.unaligned() } else { 0 },
+                stream: self.stream,
+            });
+        }
+        if let Some(waiting) = waiting {
+            waiting.all::<C, ORDER>(s);
+        }
+        if self.stream {
+            fence();
+        }
+    }
+}

@@ -1,0 +1,80 @@
+"""A fixed set of calls, for `test_levels.py` to compare between processes.
+
+``python tests/battery.py FILE`` writes every result, at the level of this process, to an .npz.
+"""
+
+import itertools
+import sys
+
+import numpy as np
+
+import xentrs
+from losses import CLASS_COUNTS, DTYPES, LOSSES
+
+SAMPLES = [1, 3, 16, 17, 103]
+FULL = 40_000  # elements at most
+
+
+def strange_rows(rng, dtype, classes):
+    """Logits at the edges of everything that a kernel may treat on its own."""
+    base = rng.normal(size=classes)
+    rows = [base * s + o for s in (0.1, 8, 100) for o in (0, 1e4, -1e5, 1e7)]
+    rows += [np.full(classes, v) for v in (0.0, 88.7, -1e4, 1e30, -1e30)]
+    for value in (-np.inf, np.inf, np.nan, -1e9, -1e30, 1e30, 1e4, 200.0, -104.0, -87.4, 1e-40):
+        for place in {0, classes // 2, classes - 1}:
+            row = base.copy()
+            row[place] = value
+            rows.append(row)
+    for masked in (slice(None, -1), slice(1, None), slice(0, 64), slice(None, None, 2)):
+        for value in (-np.inf, -1e9, -1e30):
+            row = base.copy()
+            row[masked] = value
+            rows.append(row)
+    rows.append(np.full(classes, -np.inf))
+    rows += [base - 87.3 * (np.arange(classes) % 3 > 0), base - 708 * (np.arange(classes) % 2)]
+    with np.errstate(over="ignore"):
+        return np.array(rows).astype(dtype)
+
+
+def cases():
+    """Yield names and cases."""
+    for loss, dtype in itertools.product(LOSSES, DTYPES):
+        seed = itertools.count()
+
+        def rng(seed=seed):
+            return np.random.default_rng(next(seed))
+
+        name = f"{loss} {np.dtype(dtype)}"
+        for classes, samples in itertools.product(CLASS_COUNTS, SAMPLES):
+            shape = (samples, classes)
+            if samples * classes <= FULL:
+                yield f"{name} {shape}", loss.case(rng(), shape, dtype, reduction="none")
+                options = rng().choice(sorted(loss.options), 3, replace=False).tolist()
+                yield f"{name} {shape} {options}", loss.case(rng(), shape, dtype, options)
+        for classes in (2, 3, 10, 16, 64, 65, 130, 1000, 2500):
+            for options in ((), ("label_smoothing",), ("weight",)):
+                if loss.bounded:
+                    continue
+                rows = strange_rows(rng(), dtype, classes)
+                case = loss.case(rng(), rows.shape, dtype, options, reduction="none")
+                yield f"{name} strange {classes} {options}", case.but(scores=rows)
+        for shape in ((30_000, 10), (300, 1000), (3, 100_000)):
+            yield f"{name} {shape}", loss.case(rng(), shape, dtype, loss.options)
+
+
+def run():
+    """Return every result of every case by name."""
+    results = {}
+    for name, case in cases():
+        got = case.all()
+        for kind, result in zip(("loss", "grad", "hess"), got, strict=True):
+            results[f"{name} {kind}"] = np.asarray(result)
+        alone, both = case.call(0), case.both()
+        assert np.array_equal(alone, got[0], equal_nan=True), name
+        assert np.array_equal(both[1], got[1], equal_nan=True), name
+    return results
+
+
+if __name__ == "__main__":
+    np.savez(sys.argv[1], **{f"{k}": v for k, v in run().items()})
+    print(xentrs.show_config(mode="dicts")["simd"]["level"])

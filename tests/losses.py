@@ -1,0 +1,214 @@
+"""The losses, for the laws: a new loss is one entry in LOSSES and inherits every law."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+import reference
+import xentrs
+
+DTYPES = [np.float32, np.float64]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How to call a loss, draw inputs for it and know what is right.
+
+    `scores` stands for the first argument: logits, or probabilities.
+    """
+
+    id: str
+    name: str  # of the functions, less _with_grad and _with_grad_hess
+    draw_scores: Callable  # (rng, shape, dtype) -> array
+    draw_target: Callable  # (rng, shape, dtype) -> array
+    options: dict[str, Callable]  # name -> (rng, shape, dtype) -> value
+    class_axis: bool = True
+    indices: bool = False
+    bounded: bool = False  # scores in [0, 1]
+
+    @property
+    def functions(self):
+        """The twins, by what they return beside the loss: nothing, gradient, Hessian too."""
+        suffixes = ("", "_with_grad", "_with_grad_hess")
+        return tuple(getattr(xentrs, self.name + suffix) for suffix in suffixes)
+
+    @property
+    def reference(self):
+        return getattr(reference, self.name)
+
+    def case(self, rng, shape, dtype, options=(), **fixed):
+        """Random arguments that hold the named options, drawn, and the `fixed` ones."""
+        values = {name: self.options[name](rng, shape, dtype) for name in sorted(options)}
+        values |= fixed
+        target = self.draw_target(rng, shape, dtype)
+        if self.indices and values.get("ignore_index") is not None:
+            chosen = np.atleast_1d(values["ignore_index"])
+            mask = rng.random(target.shape) < 0.2
+            target = np.where(mask, rng.choice(chosen, target.shape), target)
+        return Case(self, self.draw_scores(rng, shape, dtype), target, values)
+
+    def __str__(self):
+        return self.id
+
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of one call."""
+
+    loss: Loss
+    scores: np.ndarray
+    target: np.ndarray
+    options: dict = field(default_factory=dict)
+
+    def call(self, order, **more):
+        """Call the twin of that order: 0 the loss, 1 with gradient, 2 with Hessian too."""
+        return self.loss.functions[order](self.scores, self.target, **self.options | more)
+
+    def both(self, **more):
+        return self.call(1, **more)
+
+    def all(self, **more):
+        return self.call(2, **more)
+
+    def reference(self, **more):
+        return self.loss.reference(self.scores, self.target, **self.options | more)
+
+    def but(self, *, scores=None, target=None, **options):
+        """Return the same case with other arguments."""
+        return replace(
+            self,
+            scores=self.scores if scores is None else scores,
+            target=self.target if target is None else target,
+            options=self.options | options,
+        )
+
+    def without(self, *names):
+        return replace(self, options={k: v for k, v in self.options.items() if k not in names})
+
+    def take(self, index):
+        """Return the case of some samples: an index into the first axis."""
+        ndim = self.scores.ndim
+        sizes = {"sample_weight": ndim - 1, "where": ndim, "weight": ndim, "pos_weight": ndim}
+        options = {
+            k: v[index] if k in sizes and np.ndim(v) == sizes[k] else v
+            for k, v in self.options.items()
+        }
+        return replace(self, scores=self.scores[index], target=self.target[index], options=options)
+
+
+def _logits(rng, shape, dtype):
+    spread = rng.choice([0.5, 3.0, 12.0])
+    return (rng.normal(size=shape) * spread + rng.choice([0.0, -7.0, 60.0])).astype(dtype)
+
+
+def _probabilities(rng, shape, dtype):
+    x = np.exp(rng.normal(size=shape) * 2)
+    return (x / x.sum(-1, keepdims=True)).astype(dtype)
+
+
+def _class_indices(rng, shape, dtype):
+    return rng.integers(0, shape[-1], shape[:-1])
+
+
+def _soft_target(rng, shape, dtype):
+    q = rng.exponential(size=shape) * (rng.random(shape) < 0.7)
+    q[..., 0] += 0.1
+    return (q / q.sum(-1, keepdims=True) * rng.uniform(0.5, 2)).astype(dtype)
+
+
+def _multi_label(rng, shape, dtype):
+    t = rng.random(shape)
+    return np.where(rng.random(shape) < 0.5, t.round(), t).astype(dtype)
+
+
+def _ignored(rng, shape, dtype):
+    choices = [-100, int(rng.integers(shape[-1])), (-1, int(rng.integers(shape[-1])), 1 << 40)]
+    return choices[rng.integers(3)]
+
+
+def _suffix_weight(rng, shape, dtype):
+    return rng.uniform(0.25, 4, shape[rng.integers(len(shape) + 1) :]).astype(dtype)
+
+
+_ANY_LOSS = {
+    "label_smoothing": lambda rng, shape, dtype: float(rng.choice([0.1, 0.35, 1.0])),
+    "reduction": lambda rng, shape, dtype: str(rng.choice(["mean", "sum", "none"])),
+    "denominator": lambda rng, shape, dtype: float(rng.uniform(0.5, 50)),
+    "base": lambda rng, shape, dtype: float(rng.choice([2.0, 10.0, 0.5])),
+}
+_CLASS_LOSS = _ANY_LOSS | {
+    "weight": lambda rng, shape, dtype: rng.uniform(0.25, 4, shape[-1]).astype(dtype),
+    "sample_weight": lambda rng, shape, dtype: rng.uniform(0.25, 4, shape[:-1]).astype(dtype),
+}
+_INDICES = _CLASS_LOSS | {"ignore_index": _ignored}
+_BINARY = _ANY_LOSS | {
+    "weight": _suffix_weight,
+    "pos_weight": _suffix_weight,
+    "where": lambda rng, shape, dtype: rng.random(shape) < 0.8,
+}
+
+LOSSES = [
+    Loss("cross_entropy-indices", "cross_entropy", _logits, _class_indices, _INDICES, indices=True),
+    Loss("cross_entropy-probabilities", "cross_entropy", _logits, _soft_target, _CLASS_LOSS),
+    Loss(
+        "log_loss-indices",
+        "log_loss",
+        _probabilities,
+        _class_indices,
+        _INDICES,
+        indices=True,
+        bounded=True,
+    ),
+    Loss(
+        "log_loss-probabilities",
+        "log_loss",
+        _probabilities,
+        _soft_target,
+        _CLASS_LOSS,
+        bounded=True,
+    ),
+    Loss(
+        "binary",
+        "binary_cross_entropy_with_logits",
+        _logits,
+        _multi_label,
+        _BINARY,
+        class_axis=False,
+    ),
+]
+CLASS_LOSSES = [loss for loss in LOSSES if loss.class_axis]
+INDEX_LOSSES = [loss for loss in LOSSES if loss.indices]
+
+# Lengths beside the edges of lanes (4, 8, 16), of vectors' blocks (64, 1024) and of kernels (64).
+CLASS_COUNTS = [
+    *(1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129),
+    *(255, 256, 257, 1000, 1023, 1024, 1025, 2047, 2048, 2049),
+]
+SAMPLE_COUNTS = [1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 102, 103, 1023, 1024, 1025]
+
+
+def same_bits(actual, expected):
+    """Whether two results are the same, bit for bit; every NaN is the same NaN."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return False
+    bits = np.uint32 if actual.dtype == np.float32 else np.uint64
+    a, b = np.ascontiguousarray(actual), np.ascontiguousarray(expected)
+    return bool(np.all((a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b))))
+
+
+def assert_same_bits(actual, expected, what=""):
+    """Assert that two results, or tuples of results, are the same bit for bit."""
+    if isinstance(expected, tuple):
+        assert isinstance(actual, tuple)
+        assert len(actual) == len(expected)
+        for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
+            assert_same_bits(a, b, f"{what} result {i}")
+        return
+    assert type(actual) is type(expected), what
+    if not same_bits(actual, expected):
+        assert np.shape(actual) == np.shape(expected), what
+        assert np.asarray(actual).dtype == np.asarray(expected).dtype, what
+        differ = np.argwhere(~(np.asarray(actual) == np.asarray(expected)))
+        raise AssertionError(f"{what}: {len(differ)} elements differ, first at {differ[:1]}")

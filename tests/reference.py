@@ -1,0 +1,224 @@
+"""The contract of shared semantics in plain NumPy, one loss a function, to test against.
+
+Everything is computed in ``np.longdouble`` (64 bits of mantissa on x86), in forms that do not
+cancel, so that the same reference serves float32 and float64 to far below one ULP. The forms at
+the end are in mpmath, naive on purpose, and check this reference in its turn.
+"""
+
+from dataclasses import dataclass
+
+import mpmath
+import numpy as np
+
+Real = np.longdouble
+
+
+@dataclass
+class Result:
+    """What the three twins return, and the size of the terms that the gradient is made of."""
+
+    loss: np.ndarray  # 0-d if reduced
+    grad: np.ndarray
+    hess: np.ndarray
+    grad_terms: np.ndarray  # the larger of the two terms whose difference the gradient is
+
+
+def cross_entropy(logits, target, *, axis=-1, **options):
+    """Softmax cross-entropy of class indices or probabilities."""
+    return _class_loss(_softmax, logits, target, axis, **options)
+
+
+def log_loss(probabilities, target, *, axis=-1, **options):
+    """``-sum t log p`` of class indices or probabilities."""
+    return _class_loss(_log, probabilities, target, axis, **options)
+
+
+def binary_cross_entropy_with_logits(
+    logits,
+    target,
+    *,
+    weight=None,
+    pos_weight=None,
+    label_smoothing=0.0,
+    reduction="mean",
+    denominator=None,
+    base=None,
+    where=None,
+):
+    """Element by element: ``(1 - t) x + (1 + (pos_weight - 1) t) softplus(-x)``."""
+    x = np.asarray(logits).astype(Real)
+    e = Real(label_smoothing)
+    t = (1 - e) * np.asarray(target).astype(Real) + e / 2
+    w = np.asarray(1 if weight is None else weight).astype(Real)
+    positive = t * np.asarray(1 if pos_weight is None else pos_weight).astype(Real)
+    keep = np.broadcast_to(True if where is None else where, x.shape)
+    with np.errstate(all="ignore"):
+        tail = np.log1p(np.exp(-abs(x)))
+        # x + softplus(-x) = softplus(x), so the loss is (1 - t) softplus(x) + pw t softplus(-x).
+        up = np.where(t == 1, 0, (1 - t) * (np.maximum(x, 0) + tail))
+        down = np.where(positive == 0, 0, positive * (np.maximum(-x, 0) + tail))
+        loss = np.where(np.isnan(x), x, up + down)
+        p, q = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
+        grad = (1 - t) * p - positive * q
+        terms = np.maximum(abs((1 - t) * p), abs(positive * q))
+        hess = ((1 - t) + positive) * p * q
+        parts = [loss, grad, hess, terms]
+        parts = [np.where(keep, w * part, Real(0)) for part in parts]
+        return _reduce(*parts, keep, keep.sum(), reduction, denominator, base)
+
+
+def _class_loss(
+    rule,
+    scores,
+    target,
+    axis,
+    *,
+    weight=None,
+    sample_weight=None,
+    ignore_index=-100,
+    label_smoothing=0.0,
+    reduction="mean",
+    denominator=None,
+    base=None,
+):
+    x = np.moveaxis(np.asarray(scores).astype(Real), axis, -1)
+    target = np.asarray(target)
+    classes = x.shape[-1]
+    e = Real(label_smoothing)
+    w = np.ones(classes, Real) if weight is None else np.asarray(weight).astype(Real)
+    s = np.ones(x.shape[:-1], Real) if sample_weight is None else np.asarray(sample_weight)
+    s = s.astype(Real)
+    # a: the factor of each class's -log p in the loss of a sample.
+    if target.ndim == x.ndim:
+        q = np.moveaxis(target.astype(Real), axis, -1)
+        a = w * ((1 - e) * q + e / classes)
+        keep = np.ones(x.shape[:-1], bool)
+        divisor = s.sum()
+        hard = False
+    else:
+        ignored = () if ignore_index is None else np.atleast_1d(ignore_index).tolist()
+        keep = np.array([int(t) not in ignored for t in target.flat], bool).reshape(target.shape)
+        y = np.where(keep, target, 0).astype(np.intp)
+        is_target = np.arange(classes) == y[..., None]
+        a = is_target * (1 - e) * w + (e / classes) * w
+        divisor = (s * w[y])[keep].sum()
+        hard = e == 0
+    with np.errstate(all="ignore"):
+        loss, grad, hess, terms = rule(x, a)
+        if hard:
+            terms = abs(grad)
+        loss = np.where(keep, s * loss, Real(0))
+        rows = [grad, hess, terms]
+        rows = [np.where(keep[..., None], s[..., None] * part, Real(0)) for part in rows]
+        rows = [np.moveaxis(part, -1, axis) for part in rows]
+        return _reduce(loss, *rows, keep, divisor, reduction, denominator, base)
+
+
+def _softmax(x, a):
+    """Sum of ``a_c (-log p_c)`` with its derivatives, p the softmax of the last axis."""
+    top = np.argmax(x, -1)[..., None]
+    largest = np.take_along_axis(x, top, -1)
+    exps = np.exp(x - largest)
+    np.put_along_axis(exps, top, 0, -1)
+    rest = exps.sum(-1, keepdims=True)  # the largest is left out: log1p keeps tiny losses
+    minus_log_p = (largest - x) + np.log1p(rest)
+    loss = np.where(a == 0, 0, a * minus_log_p).sum(-1)
+
+    p = exps / (1 + rest)
+    np.put_along_axis(p, top, 1 / (1 + rest), -1)
+    not_p = 1 - p
+    np.put_along_axis(not_p, top, rest / (1 + rest), -1)
+    total = a.sum(-1, keepdims=True)
+    alone = (a != 0) & ((a != 0).sum(-1, keepdims=True) == 1)
+    grad = np.where(alone, 0, total - a) * p - a * not_p  # = total p - a
+    terms = np.maximum(abs(total * p), abs(a))
+    hess = total * p * not_p
+
+    bad = np.isnan(x).any(-1) | np.isposinf(x).any(-1) | np.isneginf(x).all(-1)
+    loss = np.where(bad, np.nan, loss)
+    grad, hess = (np.where(bad[..., None], np.nan, part) for part in (grad, hess))
+    return loss, grad, hess, terms
+
+
+def _log(p, a):
+    """Sum of ``a_c (-log p_c)`` with its derivatives, p given."""
+    loss = np.where(a == 0, 0, a * -np.log(p)).sum(-1)
+    grad = np.where(a == 0, 0, -a / p)
+    hess = np.where(a == 0, 0, a / (p * p))
+    return loss, grad, hess, abs(grad)
+
+
+def _reduce(loss, grad, hess, terms, keep, divisor, reduction, denominator, base):
+    scale = Real(1) if base is None else 1 / np.log(Real(base))
+    loss = loss * scale
+    if reduction != "none":
+        loss = loss.sum()
+    if reduction == "mean":
+        divisor = Real(divisor if denominator is None else denominator)
+        if keep.any():
+            loss, scale = loss / divisor, scale / divisor
+        else:
+            loss = Real("nan") if denominator is None else Real(0)
+    grad, hess = grad * scale, hess * scale
+    return Result(np.asarray(loss), grad, hess, terms * abs(scale))
+
+
+def ulp_error(actual, exact, size=None):
+    """Error in units in the last place of ``actual``'s dtype, element by element.
+
+    The unit is that of `size`, by default of the exact value. What is equal has no error, infinite
+    and NaN included; an infinity or NaN in the wrong place has an infinite one.
+    """
+    actual = np.asarray(actual)
+    dtype = actual.dtype
+    exact = np.asarray(exact, Real)
+    size = exact if size is None else np.asarray(size, Real)
+    with np.errstate(all="ignore"):
+        rounded = exact.astype(dtype)
+        largest = np.finfo(dtype).max
+        unit = np.spacing(np.minimum(abs(size).astype(dtype), largest))
+        error = abs(actual.astype(Real) - exact) / unit.astype(Real)
+        same = (actual == rounded) & ~np.isfinite(rounded) | np.isnan(actual) & np.isnan(rounded)
+    return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error)).astype(float)
+
+
+def significant(exact, dtype):
+    """Where a value is at least the smallest normal number of the dtype (or is not finite)."""
+    return ~(abs(np.asarray(exact)) < np.finfo(dtype).tiny)
+
+
+# What follows is exact for all that matters: naive formulas with hundreds of digits.
+
+DIGITS = 700
+
+
+def exact_cross_entropy_row(logits, factors):
+    """Loss and gradient (mpmath numbers) of ``sum_c factors_c (-log softmax(logits)_c)``."""
+    with mpmath.workdps(DIGITS):
+        exps = [mpmath.exp(mpmath.mpf(float(x))) for x in logits]
+        total = mpmath.fsum(exps)
+        a = [mpmath.mpf(float(f)) for f in factors]
+        loss = mpmath.fsum(-f * mpmath.log(e / total) for f, e in zip(a, exps, strict=True) if f)
+        all_a = mpmath.fsum(a)
+        return loss, [all_a * e / total - f for f, e in zip(a, exps, strict=True)]
+
+
+def exact_binary(logit, target, pos_weight=1.0):
+    """Loss and gradient (mpmath numbers) of one element."""
+    with mpmath.workdps(DIGITS):
+        x, t, w = (mpmath.mpf(float(v)) for v in (logit, target, pos_weight))
+        p, q = 1 / (1 + mpmath.exp(-x)), 1 / (1 + mpmath.exp(x))
+        loss = -(1 - t) * mpmath.log(q) - w * t * mpmath.log(p)
+        return loss, (1 - t) * p - w * t * q
+
+
+def exact_log(probability):
+    """``-log p`` and ``-1 / p`` (mpmath numbers)."""
+    with mpmath.workdps(60):
+        p = mpmath.mpf(float(probability))
+        return -mpmath.log(p), -1 / p
+
+
+def from_mpmath(values):
+    """Mpmath numbers as an array of long doubles, each correctly rounded."""
+    return np.array([Real(mpmath.nstr(v, 30)) for v in values], Real)

@@ -1,0 +1,474 @@
+"""The largest errors, measured and enforced: against 64-bit mantissas, and those against mpmath.
+
+``python tests/test_accuracy.py`` prints the measured maxima as a table (for docs/numerics.md),
+beside those of PyTorch and optax where they are installed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import reference
+import xentrs
+from losses import DTYPES
+from reference import significant, ulp_error
+
+# Enforced, in ULP of the result's dtype, for what is at least the smallest normal number; what is
+# smaller must be right to the smallest normal number. The gradient of soft targets and with
+# smoothing is measured in units of the larger of the two terms whose difference it is.
+BOUNDS = {
+    "cross_entropy": {"loss": 4, "grad": 4, "hess": 4},
+    "log_loss": {"loss": 4, "grad": 4, "hess": 4},
+    "binary_cross_entropy_with_logits": {"loss": 4, "grad": 4, "hess": 4},
+}
+RESULTS = ("loss", "grad", "hess")
+CLASSES = [2, 3, 10, 64, 65, 128, 1000, 32000]
+SPREADS = [0.1, 1.0, 8.0, 30.0, 100.0]
+OFFSETS = [0.0, 100.0, -100.0, 1e4, 1e5, 1e7]
+
+
+@dataclass
+class Rows:
+    """Arguments of one call, with reduction="none"."""
+
+    function: str
+    scores: np.ndarray
+    target: np.ndarray
+    options: dict
+
+    @property
+    def dtype(self):
+        return self.scores.dtype
+
+    def errors(self, results=None):
+        """Return the largest error in ULP of each result, by name; all rows must be significant."""
+        options = {"reduction": "none"} | self.options
+        if results is None:
+            function = getattr(xentrs, self.function + "_with_grad_hess")
+            results = function(self.scores, self.target, **options)
+        right = getattr(reference, self.function)(self.scores, self.target, **options)
+        exact = {
+            "loss": (right.loss, right.loss),
+            "grad": (right.grad, right.grad_terms),
+            "hess": (right.hess, right.hess),
+        }
+        errors = {}
+        for name, actual in zip(RESULTS, results, strict=False):
+            value, size = exact[name]
+            good = significant(size, self.dtype)
+            with np.errstate(all="ignore"):
+                below = abs(actual - value)[~good]
+            assert np.all(below <= np.finfo(self.dtype).tiny), f"{name} below normal numbers"
+            errors[name] = float(ulp_error(actual, value, size)[good].max(initial=0))
+        return errors
+
+
+def _targets(x, rng):
+    """Return classes of three kinds by turns: any, the likeliest, the least likely."""
+    any_class = rng.integers(0, x.shape[-1], len(x))
+    kind = np.arange(len(x)) % 3
+    return np.select([kind == 0, kind == 1], [any_class, x.argmax(-1)], x.argmin(-1))
+
+
+def _count(classes):
+    return 3 if classes > 10_000 else max(6, 6000 // classes)
+
+
+def _hard(x, rng, target=None, **options):
+    target = _targets(x, rng) if target is None else target
+    return Rows("cross_entropy", x, target, options)
+
+
+def _spreads(dtype, rng):
+    """Draw normal logits of every spread about every offset."""
+    offsets = OFFSETS if dtype == np.float32 else [*OFFSETS, 1e12]
+    for classes in CLASSES:
+        for spread in SPREADS:
+            for offset in offsets:
+                x = rng.normal(size=(_count(classes), classes)) * spread + offset
+                yield _hard(x.astype(dtype), rng)
+
+
+def _uniform(dtype, rng):
+    """Logits at all distances: magnitudes from 1e-30 to 1e4, both signs."""
+    for classes in CLASSES:
+        shape = _count(classes), classes
+        x = 10 ** rng.uniform(-30, 4, shape) * rng.choice([-1, 1], shape)
+        yield _hard(x.astype(dtype), rng)
+
+
+def _confident(dtype, rng):
+    """Put the target far above all others: losses from 0.1 down to the smallest normal number."""
+    gap = -np.log(np.finfo(dtype).tiny.astype(float))
+    for classes in CLASSES:
+        gaps = np.linspace(1, gap - 0.02, 3 if classes > 10_000 else 400)[:, None]
+        for offset in (0.0, 3.0, -55.5, 1e4):
+            x = offset - gaps - rng.exponential(size=(len(gaps), classes)) * (classes > 2)
+            target = rng.integers(0, classes, len(x))
+            x[np.arange(len(x)), target] = offset
+            yield _hard(x.astype(dtype), rng, target)
+
+
+def _gaps(dtype, rng):
+    """Two levels of logits, as far apart as exponentials reach; the target in either."""
+    gap = -np.log(np.finfo(dtype).tiny.astype(float))
+    for classes in CLASSES:
+        gaps = np.linspace(0.9 * gap, 1.05 * gap, 3 if classes > 10_000 else 200)[:, None]
+        for offset in (0.0, 0.3, 20.0, -20.0):
+            x = offset - gaps * (rng.random((len(gaps), classes)) < 0.7)
+            yield _hard(x.astype(dtype), rng)
+
+
+def _constant(dtype, rng):
+    for classes in (1, *CLASSES):
+        values = np.array([0, 3.7, -0.1, 1e-30, 88.0, -1e4, 123456.7, 1e7, -1e30, 1e38])
+        if classes > 10_000:
+            values = values[:3]
+        yield _hard(np.repeat(values[:, None], classes, 1).astype(dtype), rng)
+
+
+def _masks(dtype, rng):
+    """Classes that are masked out by -inf or by huge negative numbers, the first ones above all."""
+    for classes in CLASSES:
+        for mask in (-np.inf, -1e9, -1e30, -3e4):
+            for first in (False, True):
+                x = rng.normal(size=(_count(classes), classes)) * 3
+                masked = rng.random(x.shape) < 0.5
+                if first:
+                    masked = np.arange(classes) < min(classes - 1, 70) + 0 * masked
+                target = rng.integers(0, classes, len(x))
+                masked[np.arange(len(x)), target] = False
+                yield _hard(np.where(masked, mask, x).astype(dtype), rng, target)
+
+
+def _late_peaks(dtype, rng):
+    """Put a peak behind the first 64 logits, and a target in the shadow of it."""
+    for classes in (65, 128, 1000, 32000):
+        for height in (10.0, 60.0, 200.0, 1e3, 1e4, 1e6, 1e30):
+            for low in (0.0, -300.0, 5e3):
+                x = rng.normal(size=(_count(classes), classes)) + low
+                at = rng.integers(64, classes, len(x))
+                x[np.arange(len(x)), at] += height
+                yield _hard(x.astype(dtype), rng)
+                x[:, classes - 1] += height / 2
+                yield _hard(x.astype(dtype), rng, at)
+
+
+def _factors(dtype, rng):
+    """Hard targets with class and sample weights, in another base."""
+    for classes in CLASSES:
+        for spread in (1.0, 30.0):
+            x = (rng.normal(size=(_count(classes), classes)) * spread).astype(dtype)
+            options = {
+                "weight": rng.uniform(0.1, 10, classes).astype(dtype),
+                "sample_weight": rng.uniform(0.1, 10, len(x)).astype(dtype),
+                "base": 2,
+            }
+            yield _hard(x, rng, **options)
+
+
+def _smoothing(dtype, rng):
+    for classes in CLASSES:
+        for spread in SPREADS:
+            for offset in (0.0, 1e4, 1e7):
+                x = rng.normal(size=(_count(classes), classes)) * spread + offset
+                yield _hard(x.astype(dtype), rng, label_smoothing=float(rng.choice([0.1, 0.9])))
+
+
+def _smoothing_weights(dtype, rng):
+    for classes in CLASSES:
+        for spread in (1.0, 30.0):
+            x = (rng.normal(size=(_count(classes), classes)) * spread).astype(dtype)
+            weight = rng.uniform(0.1, 10, classes).astype(dtype)
+            yield _hard(x, rng, weight=weight, label_smoothing=0.1)
+
+
+def _soft(dtype, rng):
+    """Probabilities as target, dense, sparse and one-hot, with weights and smoothing or without."""
+    for classes in CLASSES:
+        for spread in SPREADS:
+            for offset in (0.0, 1e4, 1e7):
+                x = (rng.normal(size=(_count(classes), classes)) * spread + offset).astype(dtype)
+                q = rng.exponential(size=x.shape) * (rng.random(x.shape) < rng.choice([0.1, 1]))
+                q[:, 0] += 0.01
+                q = q / q.sum(-1, keepdims=True)
+                q[::4] = np.eye(1, classes, int(rng.integers(classes)))
+                options = {}
+                if rng.random() < 0.5:
+                    options["weight"] = rng.uniform(0.1, 10, classes).astype(dtype)
+                if rng.random() < 0.3:
+                    options["label_smoothing"] = 0.1
+                yield Rows("cross_entropy", x, q.astype(dtype), options)
+
+
+def _log_any(dtype, rng):
+    """Probabilities of every size, next to 1 and below the smallest normal number too."""
+    eps, tiny = np.finfo(dtype).eps, np.finfo(dtype).smallest_subnormal
+    for classes in CLASSES:
+        shape = 4 * _count(classes), classes
+        p = 10 ** rng.uniform(np.log10(float(tiny)) + 0.5, 0, shape)
+        p[::4] = rng.random((len(p[::4]), classes))
+        near = 1 - eps / 2 * rng.integers(0, 2 ** rng.integers(1, 20, p[1::4].shape))
+        p[1::4] = near
+        x = p.astype(dtype)
+        yield Rows("log_loss", x, rng.integers(0, classes, len(x)), {})
+        yield Rows("log_loss", x, rng.random(shape).astype(dtype), {})
+        weight = rng.uniform(0.1, 10, classes).astype(dtype)
+        target = rng.integers(0, classes, len(x))
+        yield Rows("log_loss", x, target, {"weight": weight, "label_smoothing": 0.1, "base": 2})
+
+
+def _binary_hard(dtype, rng):
+    """Logits of every size, true and false, to where the loss or the gradient underflows."""
+    limit = -np.log(np.finfo(dtype).tiny.astype(float))
+    parts = [
+        rng.uniform(-1.05 * limit, 1.05 * limit, 30_000),
+        rng.normal(size=20_000),
+        10 ** rng.uniform(-30, 6, 10_000) * rng.choice([-1, 1], 10_000),
+        [0.0, -0.0, 1e30, -1e30],
+    ]
+    x = np.concatenate(parts).astype(dtype)
+    for target in (0, 1):
+        yield Rows("binary_cross_entropy_with_logits", x, np.full(x.shape, target, dtype), {})
+    options = {"weight": dtype(0.7), "pos_weight": dtype(5.3), "base": 2}
+    target = rng.integers(0, 2, x.shape).astype(dtype)
+    yield Rows("binary_cross_entropy_with_logits", x, target, options)
+
+
+def _binary_soft(dtype, rng):
+    for rows in _binary_hard(dtype, rng):
+        t = rng.random(rows.scores.shape)
+        t[::3] = 10 ** rng.uniform(-20, 0, t[::3].shape)
+        yield Rows(rows.function, rows.scores, t.astype(dtype), rows.options)
+        smooth = rows.options | {"label_smoothing": 0.1}
+        yield Rows(rows.function, rows.scores, rows.target, smooth)
+
+
+FAMILIES = {
+    "cross_entropy: normal logits, every spread and offset": _spreads,
+    "cross_entropy: logits of every magnitude": _uniform,
+    "cross_entropy: confident samples": _confident,
+    "cross_entropy: gaps to the underflow limit": _gaps,
+    "cross_entropy: constant logits": _constant,
+    "cross_entropy: masked classes": _masks,
+    "cross_entropy: a peak late in the row": _late_peaks,
+    "cross_entropy: weights, base 2": _factors,
+    "cross_entropy: label smoothing": _smoothing,
+    "cross_entropy: label smoothing, class weights": _smoothing_weights,
+    "cross_entropy: probabilities as target": _soft,
+    "log_loss: any probability": _log_any,
+    "binary: true and false": _binary_hard,
+    "binary: soft labels, smoothing": _binary_soft,
+}
+
+
+def measure(family, dtype):
+    """Return the largest errors of a family, and the arguments that the loss is worst at."""
+    worst, rows = dict.fromkeys(RESULTS, 0.0), {}
+    for case in FAMILIES[family](dtype, np.random.default_rng(7)):
+        for name, error in case.errors().items():
+            if error >= worst[name]:
+                worst[name], rows[name] = error, case
+    return worst, rows
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_largest_error(family, dtype, record_property):
+    worst, rows = measure(family, dtype)
+    for name, error in worst.items():
+        record_property(f"{name}_ulp", round(error, 3))
+        case = rows[name]
+        where = f"{case.scores.shape}, options {sorted(case.options)}"
+        assert error <= BOUNDS[case.function][name], f"{name}: {error:.3g} ULP at {where}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_every_small_float_and_every_exponent(dtype):
+    """Exp in effect: the gradient of [x, 0] is +-softmax, for x over its whole range."""
+    limit = -np.log(np.finfo(dtype).tiny.astype(float))
+    steps = np.linspace(-limit, limit, 200_001).astype(dtype)
+    for column in (0, 1):
+        x = np.zeros((len(steps), 2), dtype)
+        x[:, column] = steps
+        for target in (0, 1):
+            rows = _hard(x, None, np.full(len(x), target))
+            assert max(rows.errors().values()) <= 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_float32_offsets_are_exact(dtype, rng):
+    """A shared offset that the logits can bear exactly changes (almost) nothing."""
+    x = rng.integers(-20, 20, (300, 12)).astype(dtype)
+    target = rng.integers(0, 12, 300)
+    plain = xentrs.cross_entropy_with_grad(x, target, reduction="none")
+    for offset in (64, -4096, 2.0**20, -(2.0**23)):
+        moved = xentrs.cross_entropy_with_grad(x + dtype(offset), target, reduction="none")
+        for a, b in zip(moved, plain, strict=True):
+            assert ulp_error(a, b).max() <= 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_reduced_loss_is_accumulated_in_float64(dtype, rng):
+    """A million small losses after a large one: float32 sums would lose them all."""
+    x = np.zeros((300_000, 2), dtype)
+    x[:, 0] = 5
+    x[0, 0] = -1e6
+    target = np.zeros(len(x), int)
+    got = xentrs.cross_entropy(x, target, reduction="sum")
+    exact = 1e6 + (len(x) - 1) * np.log1p(np.exp(-5.0))
+    assert got == pytest.approx(exact, rel=1e-9, abs=0)
+
+
+# ------------------------------------------------------------- the reference, against mpmath
+
+
+def _agree(values, exact, bound=0.01):
+    """Long doubles against mpmath numbers, in ULP of float64."""
+    exact = reference.from_mpmath(exact)
+    good = abs(exact) >= np.finfo(np.float64).tiny
+    error = abs(values - exact)[good] / np.spacing(abs(exact[good]).astype(float))
+    assert error.max(initial=0) <= bound
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 40.0, 500.0])
+@pytest.mark.parametrize("offset", [0.0, 1e7])
+def test_reference_softmax_is_exact(spread, offset, rng):
+    for classes in (2, 5, 40):
+        x = rng.normal(size=classes) * spread + offset
+        for y in {0, int(x.argmax()), int(x.argmin())}:
+            got = reference.cross_entropy(x, np.array(y), reduction="none")
+            loss, grad = reference.exact_cross_entropy_row(x, np.eye(classes)[y])
+            _agree(got.loss[None], [loss])
+            _agree(got.grad, grad)
+        q = rng.random(classes)
+        got = reference.cross_entropy(x, q, reduction="none")
+        loss, grad = reference.exact_cross_entropy_row(x, q)
+        _agree(got.loss[None], [loss])
+        grad = reference.from_mpmath(grad)
+        assert np.max(abs(got.grad - grad) / got.grad_terms) < 1e-18
+
+
+def test_reference_binary_is_exact(rng):
+    x = np.concatenate([rng.normal(size=30), rng.uniform(-700, 700, 60), [1e-20, -1e-20]])
+    for t in (0.0, 1.0):
+        got = reference.binary_cross_entropy_with_logits(x, np.full(x.shape, t), reduction="none")
+        exact = [reference.exact_binary(v, t) for v in x]
+        _agree(got.loss, [e[0] for e in exact])
+        _agree(got.grad, [e[1] for e in exact])
+    got = reference.binary_cross_entropy_with_logits(
+        x, np.full(x.shape, 0.3), pos_weight=2.5, reduction="none"
+    )
+    exact = [reference.exact_binary(v, 0.3, 2.5) for v in x]
+    _agree(got.loss, [e[0] for e in exact])
+    error = abs(got.grad - reference.from_mpmath([e[1] for e in exact])) / got.grad_terms
+    assert error.max() < 1e-18
+
+
+def test_reference_log_is_exact(rng):
+    p = np.concatenate([rng.random(30), 1 - rng.random(30) * 1e-10, 10 ** rng.uniform(-300, 0, 30)])
+    target = np.zeros(len(p), int)
+    got = reference.log_loss(p[:, None], target, reduction="none")
+    exact = [reference.exact_log(v) for v in p]
+    _agree(got.loss, [e[0] for e in exact])
+    _agree(got.grad[:, 0], [e[1] for e in exact])
+
+
+def test_ulp_error_counts_units_in_the_last_place():
+    one = np.float32(1)
+    above = np.nextafter(one, np.float32(2))
+    assert ulp_error(above, 1.0) == 1
+    assert ulp_error(one, 1.0) == 0
+    assert ulp_error(np.float64(1) + 3 * 2.0**-52, 1.0) == 3
+    assert ulp_error(np.float32(np.inf), np.inf) == 0
+    assert ulp_error(np.float32(np.nan), np.nan) == 0
+    assert ulp_error(np.float32(np.nan), 1.0) == np.inf
+    assert ulp_error(np.float32(1), np.nan) == np.inf
+    assert ulp_error(np.float32(1), np.inf) == np.inf
+    assert ulp_error(np.float32(np.inf), 1.0) == np.inf
+    assert ulp_error(np.float32(np.inf), -np.inf) == np.inf
+
+
+# ------------------------------------------------------------------------- the table, with peers
+
+
+def _torch_results(case):
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    x = torch.tensor(case.scores, requires_grad=True)
+    options = {k: torch.tensor(v) if k == "weight" else v for k, v in case.options.items()}
+    loss = torch.nn.functional.cross_entropy(
+        x, torch.tensor(case.target), reduction="none", **options
+    )
+    loss.sum().backward()
+    return loss.detach().numpy(), x.grad.numpy()
+
+
+def _optax_results(case):
+    jax = pytest.importorskip("jax", exc_type=ImportError)
+    optax = pytest.importorskip("optax", exc_type=ImportError)
+    if case.options:
+        return None
+    jax.config.update("jax_enable_x64", True)
+
+    def total(x):
+        each = optax.softmax_cross_entropy_with_integer_labels(x, case.target)
+        return each.sum(), each
+
+    grad, each = jax.grad(total, has_aux=True)(jax.numpy.asarray(case.scores))
+    return np.asarray(each), np.asarray(grad)
+
+
+def _peer_errors(results, family, dtype):
+    worst = dict.fromkeys(("loss", "grad"), 0.0)
+    for case in FAMILIES[family](dtype, np.random.default_rng(7)):
+        if {"sample_weight", "base"} & set(case.options):
+            return None
+        got = results(case)
+        if got is None:
+            return None
+        with np.errstate(all="ignore"):
+            for name, error in _unchecked_errors(case, got).items():
+                worst[name] = max(worst[name], error)
+    return worst
+
+
+def _unchecked_errors(case, results):
+    right = reference.cross_entropy(case.scores, case.target, reduction="none", **case.options)
+    pairs = {"loss": (right.loss, right.loss), "grad": (right.grad, right.grad_terms)}
+    errors = {}
+    for name, actual in zip(pairs, results, strict=False):
+        value, size = pairs[name]
+        good = significant(size, case.dtype)
+        errors[name] = float(ulp_error(actual, value, size)[good].max(initial=0))
+    return errors
+
+
+def main():
+    """Print the table of docs/numerics.md."""
+    level = xentrs.show_config(mode="dicts")["simd"]["level"]
+    peers = {}
+    for name, results in (("PyTorch", _torch_results), ("optax", _optax_results)):
+        try:
+            _peer_errors(results, "cross_entropy: constant logits", np.float32)
+            peers[name] = results
+        except pytest.skip.Exception as reason:
+            print(f"{name}: skipped, {reason}")
+    print(f"Largest errors in ULP, at level {level} (loss / gradient / Hessian):\n")
+    print(
+        "| inputs | dtype | xentrs |", *(f" {name} (loss / gradient) |" for name in peers), sep=""
+    )
+    print("|---|---|---|" + "---|" * len(peers))
+    for family in FAMILIES:
+        for dtype in DTYPES:
+            worst, _ = measure(family, dtype)
+            cells = [" / ".join(f"{worst[name]:.2f}" for name in RESULTS)]
+            for results in peers.values():
+                softmax = family.startswith("cross_entropy")
+                errors = _peer_errors(results, family, dtype) if softmax else None
+                cells.append(" / ".join(f"{e:.3g}" for e in errors.values()) if errors else "")
+            print(f"| {family} | {np.dtype(dtype)} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

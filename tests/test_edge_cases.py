@@ -1,0 +1,390 @@
+"""The table of edge cases of the contract (semantics, section 3), row by row."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import reference
+import xentrs
+from losses import CLASS_LOSSES, DTYPES, INDEX_LOSSES, LOSSES, assert_same_bits
+
+INF, NAN = np.inf, np.nan
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
+every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
+# Class counts of both kernels, with tails and without.
+every_count = pytest.mark.parametrize("classes", [2, 3, 8, 10, 16, 64, 65, 100, 1000, 2048])
+
+A, B, C = (float(v) for v in np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum())  # softmax of 0, 1, 2
+
+# One sample: function, arguments, options, loss, gradient.
+TABLE = {
+    "logit -inf, not the target": (
+        *("cross_entropy", [0, 1, 2, -INF], 1, {}),
+        *(-np.log(B), [A, B - 1, C, 0]),
+    ),
+    "logit -inf, not the target, given as probability": (
+        *("cross_entropy", [0, 1, 2, -INF], [0.0, 1.0, 0.0, 0.0], {}),
+        *(-np.log(B), [A, B - 1, C, 0]),
+    ),
+    "the same, with smoothing": (
+        *("cross_entropy", [0, 1, 2, -INF], 1, {"label_smoothing": 0.4}),
+        *(INF, [A - 0.1, B - 0.7, C - 0.1, -0.1]),
+    ),
+    "logit -inf with a weight of 0, with smoothing": (
+        "cross_entropy",
+        [0, 1, 2, -INF],
+        1,
+        {"label_smoothing": 0.4, "weight": [1.0, 1.0, 1.0, 0.0]},
+        -0.1 * np.log(A) - 0.7 * np.log(B) - 0.1 * np.log(C),
+        [0.9 * A - 0.1, 0.9 * B - 0.7, 0.9 * C - 0.1, 0],
+    ),
+    "logit -inf at the target": (
+        *("cross_entropy", [0, 1, 2, -INF], 3, {}),
+        *(INF, [A, B, C, -1]),
+    ),
+    "logit -inf at the target, with factors": (
+        "cross_entropy",
+        [0, 1, 2, -INF],
+        3,
+        {"weight": [1.0, 1.0, 1.0, 2.0], "sample_weight": 3.0},
+        INF,
+        [6 * A, 6 * B, 6 * C, -6],
+    ),
+    "logit -inf where a probability has weight": (
+        *("cross_entropy", [0, 1, 2, -INF], [0.0, 0.5, 0.0, 0.5], {}),
+        *(INF, [A, B - 0.5, C, -0.5]),
+    ),
+    "the only finite logit at the target": (
+        *("cross_entropy", [-INF, 5, -INF], 1, {}),
+        *(0, [0, 0, 0]),
+    ),
+    "the only finite logit not at the target": (
+        *("cross_entropy", [-INF, 5, -INF], 0, {}),
+        *(INF, [-1, 1, 0]),
+    ),
+    "all logits -inf": ("cross_entropy", [-INF] * 3, 1, {}, NAN, [NAN] * 3),
+    "a logit +inf, not the target": ("cross_entropy", [0, 1, INF], 1, {}, NAN, [NAN] * 3),
+    "a logit +inf at the target": ("cross_entropy", [0, INF, 1], 1, {}, NAN, [NAN] * 3),
+    "+inf and -inf": ("cross_entropy", [INF, -INF, 0], 1, {}, NAN, [NAN] * 3),
+    "a NaN, not the target": ("cross_entropy", [0, 1, NAN], 1, {}, NAN, [NAN] * 3),
+    "a NaN at the target": ("cross_entropy", [0, NAN, 1], 1, {}, NAN, [NAN] * 3),
+    "a NaN where the probability is 0": (
+        *("cross_entropy", [0, NAN, 1], [1.0, 0.0, 0.0], {}),
+        *(NAN, [NAN] * 3),
+    ),
+    "NaN and -inf at the target": ("cross_entropy", [-INF, NAN, 1], 0, {}, NAN, [NAN] * 3),
+    "one class": ("cross_entropy", [3.5], 0, {}, 0, [0]),
+    "one class, smoothing, weight": (
+        *("cross_entropy", [-1e9], 0, {"label_smoothing": 0.3, "weight": [7.0]}),
+        *(0, [0]),
+    ),
+    "one class, probability": ("cross_entropy", [3.5], [0.7], {}, 0, [0]),
+    "one class, ignored": ("cross_entropy", [3.5], 0, {"ignore_index": 0}, 0, [0]),
+    "equal logits": ("cross_entropy", [4.0] * 4, 2, {}, np.log(4), [0.25, 0.25, -0.75, 0.25]),
+    "ignored": ("cross_entropy", [0, 1, 2], -100, {}, 0, [0, 0, 0]),
+    "ignored, with NaN": ("cross_entropy", [0, NAN, 2], -100, {}, 0, [0, 0, 0]),
+    "ignored, with +inf": ("cross_entropy", [0, INF, 2], -100, {}, 0, [0, 0, 0]),
+    "ignored, all -inf": ("cross_entropy", [-INF] * 3, -100, {}, 0, [0, 0, 0]),
+    "ignored inside the range": (
+        *("cross_entropy", [NAN, 1, 2], 1, {"ignore_index": 1}),
+        *(0, [0, 0, 0]),
+    ),
+    "ignored, with smoothing": (
+        *("cross_entropy", [-INF, NAN, 2], 1, {"ignore_index": (0, 1), "label_smoothing": 0.5}),
+        *(0, [0, 0, 0]),
+    ),
+    "probabilities that do not sum to 1": (
+        *("cross_entropy", [0, 1, 2], [0.0, 2.0, 1.0], {}),
+        *(-2 * np.log(B) - np.log(C), [3 * A, 3 * B - 2, 3 * C - 1]),
+    ),
+    "probabilities all 0": ("cross_entropy", [0, 1, -INF], [0.0, 0.0, 0.0], {}, 0, [0, 0, 0]),
+    "smoothing of 1": (
+        *("cross_entropy", [0, 1, 2], 0, {"label_smoothing": 1.0}),
+        *(-np.log(A * B * C) / 3, [A - 1 / 3, B - 1 / 3, C - 1 / 3]),
+    ),
+    "log_loss, 0 at the target": ("log_loss", [0.0, 1.0], 0, {}, INF, [-INF, 0]),
+    "log_loss, 0 elsewhere": ("log_loss", [0.0, 0.5], 1, {}, np.log(2), [0, -2]),
+    "log_loss, 1 at the target": ("log_loss", [0.0, 1.0], 1, {}, 0, [0, -1]),
+    "log_loss, 0 log 0": ("log_loss", [0.0, 0.5], [0.0, 1.0], {}, np.log(2), [0, -2]),
+    "log_loss, 0 with weight 0": (
+        *("log_loss", [0.0, 0.5], 1, {"weight": [0.0, 1.0], "label_smoothing": 0.5}),
+        *(0.75 * np.log(2), [0, -1.5]),
+    ),
+    "log_loss, 0 and smoothing": (
+        *("log_loss", [0.0, 0.5], 1, {"label_smoothing": 0.5}),
+        *(INF, [-INF, -1.5]),
+    ),
+    "log_loss, one class": ("log_loss", [0.25], 0, {}, np.log(4), [-4]),
+    "log_loss, ignored": ("log_loss", [0.0, 1.0], -100, {}, 0, [0, 0]),
+    "log_loss, ignored, with NaN": ("log_loss", [NAN, INF], -100, {}, 0, [0, 0]),
+    "log_loss, rows need not sum to 1": ("log_loss", [1.0, 1.0], [0.5, 0.5], {}, 0, [-0.5, -0.5]),
+    "binary, +inf and true": ("binary", INF, 1.0, {}, 0, 0),
+    "binary, -inf and false": ("binary", -INF, 0.0, {}, 0, 0),
+    "binary, +inf and false": ("binary", INF, 0.0, {}, INF, 1),
+    "binary, -inf and true": ("binary", -INF, 1.0, {}, INF, -1),
+    "binary, -inf and true, with factors": (
+        *("binary", -INF, 1.0, {"weight": 2.0, "pos_weight": 3.0}),
+        *(INF, -6),
+    ),
+    "binary, +inf and soft": ("binary", INF, 0.25, {}, INF, 0.75),
+    "binary, -inf and soft": ("binary", -INF, 0.25, {}, INF, -0.25),
+    "binary, +inf, true and smoothing": (
+        *("binary", INF, 1.0, {"label_smoothing": 0.5}),
+        *(INF, 0.25),
+    ),
+    "binary, NaN": ("binary", NAN, 1.0, {}, NAN, NAN),
+    "binary, NaN that does not count": ("binary", NAN, 1.0, {"where": False}, 0, 0),
+    "binary, 0": ("binary", 0.0, 1.0, {}, np.log(2), -0.5),
+}
+NAMES = {"binary": "binary_cross_entropy_with_logits"}
+
+
+@every_dtype
+@pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
+def test_table(row, dtype):
+    """Each row alone, and repeated to a batch of every small size."""
+    name, scores, target, options, loss, grad = row
+    name = NAMES.get(name, name)
+    functions = [getattr(xentrs, name + end) for end in ("", "_with_grad", "_with_grad_hess")]
+    scores, target = np.array(scores, dtype), np.asarray(target)
+    options = dict(options)
+    for batch in (None, 1, 2, 15, 16, 17, 33):
+        given = dict(options)
+        x, t = scores, target
+        if batch:
+            x, t = np.array([x] * batch), np.array([t] * batch)
+            for key in ("sample_weight", "where"):
+                if key in given:
+                    given[key] = np.full(batch, given[key])
+        expected = np.full(x.shape[: x.ndim - np.ndim(grad)], loss)
+        expected_grad = np.broadcast_to(grad, x.shape)
+        each, *_ = results = functions[2](x, t, reduction="none", **given)
+        rtol = 8 * np.finfo(dtype).eps
+        np.testing.assert_allclose(each, expected, rtol=rtol)
+        np.testing.assert_allclose(results[1], expected_grad, rtol=rtol, atol=rtol / 8)
+        exact = expected_grad == 0
+        assert np.all(results[1][exact] == 0)
+        assert np.all(np.isnan(results[2]) == np.isnan(expected_grad))
+        assert each.dtype == dtype
+        assert isinstance(each, np.ndarray)
+        right = getattr(reference, name)(x, t, reduction="none", **given)
+        np.testing.assert_allclose(each, right.loss.astype(dtype), rtol=rtol)
+        np.testing.assert_allclose(results[1], right.grad.astype(dtype), rtol=rtol, atol=rtol)
+        np.testing.assert_allclose(results[2], right.hess.astype(dtype), rtol=rtol, atol=rtol)
+        assert_same_bits(functions[1](x, t, reduction="none", **given), results[:2])
+        assert_same_bits(functions[0](x, t, reduction="none", **given), each)
+        total = functions[0](x, t, reduction="sum", **given)
+        assert type(total) is float
+        np.testing.assert_allclose(total, expected.sum(), rtol=rtol)
+
+
+def _all_ignored(loss, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype)
+    if loss.indices:
+        return case.but(target=np.full(shape[:-1], -100))
+    if not loss.class_axis:
+        return case.but(where=np.zeros(shape, bool))
+    return None
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("shape", [(1, 3), (20, 3), (3, 100), (2, 2, 5)], ids=str)
+@pytest.mark.parametrize("poison", [0.5, NAN, INF, -INF])
+def test_all_ignored(loss, shape, poison, dtype, rng):
+    case = _all_ignored(loss, shape, dtype, rng)
+    if case is None:  # probabilities cannot be ignored
+        assert loss.id.endswith("probabilities")
+        return
+    case = case.but(scores=np.full(shape, poison, dtype))
+    _assert_nothing(case)
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("shape", [(0, 3), (0, 100), (2, 0, 5), (0, 1)], ids=str)
+def test_no_sample(loss, shape, dtype, rng):
+    _assert_nothing(loss.case(rng, shape, dtype))
+
+
+def _assert_nothing(case):
+    dtype, shape = case.scores.dtype, case.scores.shape
+    zero = np.zeros(shape, dtype)
+    each = shape[:-1] if case.loss.class_axis else shape
+    for options in (
+        {},
+        {"base": 2},
+        {"label_smoothing": 0.5},
+        {"weight": np.full(shape[-1], 2, dtype)},
+    ):
+        value, grad, hess = case.all(**options)
+        assert type(value) is float
+        assert np.isnan(value)
+        assert np.isnan(case.call(0, **options))
+        assert_same_bits(grad, zero)  # exactly 0, and not -0 either
+        assert_same_bits(hess, zero)
+        assert_same_bits(case.all(denominator=5.0, **options), (0.0, zero, zero))
+        assert_same_bits(case.all(reduction="sum", **options), (0.0, zero, zero))
+        none = case.all(reduction="none", **options)
+        assert_same_bits(none, (np.zeros(each, dtype), zero, zero))
+
+
+def test_no_sample_as_empty_lists():
+    assert np.isnan(xentrs.cross_entropy(np.zeros((0, 3)), []))
+
+
+@every_dtype
+@every_index_loss
+@every_count
+def test_ignored_samples_leave_no_trace(loss, classes, dtype, rng):
+    """Whatever stands in ignored rows, the others' results and the mean are those without."""
+    samples = 50
+    case = loss.case(rng, (samples, classes), dtype, reduction="none")
+    ignored = rng.random(samples) < 0.4
+    target = np.where(ignored, -100, case.target)
+    without = case.take(~ignored)
+    for poison in (NAN, INF, -INF, 3e38, 7.0):
+        scores = np.where(ignored[:, None], dtype(poison), case.scores)
+        got = case.but(scores=scores, target=target)
+        for a, b in zip(got.all(), without.all(), strict=True):
+            assert_same_bits(a[~ignored], b)
+            assert not a[ignored].any()
+        for reduction in ("mean", "sum"):
+            a, b = got.both(reduction=reduction), without.both(reduction=reduction)
+            np.testing.assert_allclose(a[0], b[0], rtol=1e-14)
+            eps = np.finfo(dtype).eps
+            np.testing.assert_allclose(a[1][~ignored], b[1], rtol=2 * eps, atol=0)
+            assert not a[1][ignored].any()
+
+
+@every_dtype
+@every_count
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"weighted": 1}], ids=str)
+@pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
+def test_nan_leaks_to_nobody(soft, options, classes, dtype, rng):
+    """A bad logit at any place of the row makes its sample NaN, and no other's bits change."""
+    loss = CLASS_LOSSES[int(soft)]
+    assert loss.name == "cross_entropy"
+    samples = max(3, 1100 // classes)  # the first kernel's block is about 1024 elements
+    names = {"weight", "sample_weight"} if "weighted" in options else ()
+    options = {k: v for k, v in options.items() if k != "weighted"}
+    case = loss.case(rng, (samples, classes), dtype, names, reduction="none", **options)
+    clean = case.all()
+    rows = sorted({0, 1, samples // 2, samples - 1})
+    columns = sorted({0, 1, classes // 2, classes - 1})
+    for bad, row, column in itertools.product((NAN, INF), rows, columns):
+        scores = case.scores.copy()
+        scores[row, column] = bad
+        _assert_only_nan(case.but(scores=scores).all(), clean, row)
+    for row in rows:
+        scores = case.scores.copy()
+        scores[row] = -INF
+        _assert_only_nan(case.but(scores=scores).all(), clean, row)
+        assert np.isnan(case.but(scores=scores).call(0, reduction="mean"))
+
+
+def _assert_only_nan(results, clean, row):
+    others = np.arange(len(clean[0])) != row
+    for a, b in zip(results, clean, strict=True):
+        assert np.all(np.isnan(a[row]))
+        assert_same_bits(a[others], b[others])
+
+
+@every_dtype
+@every_count
+def test_infinite_loss_leaks_to_nobody(classes, dtype, rng):
+    loss = CLASS_LOSSES[0]
+    samples = max(3, 1100 // classes)
+    case = loss.case(rng, (samples, classes), dtype, reduction="none")
+    clean = case.all()
+    for row in (0, samples // 2, samples - 1):
+        scores = case.scores.copy()
+        scores[row, case.target[row]] = -INF
+        each, grad, hess = case.but(scores=scores).all()
+        assert each[row] == INF
+        assert grad[row, case.target[row]] == -1
+        assert hess[row, case.target[row]] == 0
+        np.testing.assert_allclose(grad[row].sum(), 0, atol=1e-5)
+        others = np.arange(samples) != row
+        for a, b in zip((each, grad, hess), clean, strict=True):
+            assert_same_bits(a[others], b[others])
+        assert case.but(scores=scores).call(0, reduction="mean") == INF
+
+
+@every_dtype
+@every_count
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_masked_classes(classes, smoothing, dtype, rng):
+    """Classes masked with -inf: no gradient, no loss; the rest as if they were not there."""
+    loss = CLASS_LOSSES[0]
+    case = loss.case(rng, (30, classes), dtype, reduction="none", label_smoothing=smoothing)
+    masked = rng.random(case.scores.shape) < 0.5
+    masked[np.arange(30), case.target] = False
+    masked[:, classes // 2] |= case.target != classes // 2  # at least one, where possible
+    scores = np.where(masked, dtype(-INF), case.scores)
+    each, grad, hess = case.but(scores=scores).all()
+    right = case.but(scores=scores).reference()
+    if smoothing:
+        assert np.all(np.isinf(each) == masked.any(-1))
+        assert np.all(grad[masked] < 0)
+    else:
+        assert np.all(np.isfinite(each))
+        assert np.all(grad[masked] == 0)
+    assert np.all(hess[masked] == 0)
+    rtol = 8 * np.finfo(dtype).eps
+    np.testing.assert_allclose(each, right.loss.astype(float), rtol=rtol)
+    np.testing.assert_allclose(grad, right.grad.astype(float), rtol=rtol, atol=rtol)
+
+
+@every_dtype
+@every_class_loss
+def test_one_sample_without_a_batch(loss, dtype, rng):
+    """Logits of shape (C,): a 0-d target, or a Python int; scalar losses."""
+    case = loss.case(rng, (1, 5), dtype)
+    one = case.but(scores=case.scores[0], target=case.target[0])
+    value, grad = one.both()
+    assert type(value) is float
+    assert grad.shape == (5,)
+    assert value == case.call(0)
+    each, grad = one.both(reduction="none")
+    assert isinstance(each, np.ndarray)
+    assert each.shape == ()
+    assert each.dtype == dtype
+    if loss.indices:
+        for target in (int(case.target[0]), np.int8(case.target[0]), np.array(case.target[0])):
+            assert one.but(target=target).call(0) == value
+        assert one.but(target=np.array(case.target[0])).call(0, sample_weight=2.0) == value
+
+
+@every_dtype
+def test_binary_of_one_number(dtype):
+    value, grad = xentrs.binary_cross_entropy_with_logits_with_grad(dtype(0), 1)
+    np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
+    assert type(value) is float
+    assert grad.shape == ()
+    assert grad.dtype == dtype
+    assert grad == -0.5
+
+
+@every_dtype
+def test_binary_pos_weight_and_where_by_hand(dtype):
+    x = np.array([[0.0, 0.0], [0.0, 0.0]], dtype)
+    t = np.array([[1, 0], [1, 0]])
+    where = np.array([[True, True], [False, True]])
+    value, grad = xentrs.binary_cross_entropy_with_logits_with_grad(
+        x, t, pos_weight=[3.0, 1.0], where=where
+    )
+    np.testing.assert_allclose(value, 5 * np.log(2) / 3, rtol=1e-6)
+    np.testing.assert_allclose(grad, np.array([[-1.5, 0.5], [0, 0.5]]) / 3, rtol=1e-6)
+
+
+@every_dtype
+def test_denominator_zero_and_sum_of_weights(dtype):
+    """Not negative, so 0 is allowed: then what division gives."""
+    logits, target = np.zeros((2, 3), dtype), np.array([0, 1])
+    assert xentrs.cross_entropy(logits, target, denominator=0) == INF
+    assert xentrs.cross_entropy(logits, target, denominator=INF) == 0
+    assert np.isnan(xentrs.cross_entropy(logits, target, sample_weight=np.zeros(2, dtype)))

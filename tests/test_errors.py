@@ -1,0 +1,592 @@
+"""Every error of the contract: its type, its substance, and nothing written to `out`."""
+
+import re
+
+import numpy as np
+import pytest
+
+import xentrs
+from losses import CLASS_LOSSES, DTYPES, INDEX_LOSSES, LOSSES
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
+every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
+NAN, INF = np.nan, np.inf
+
+
+def first(loss):
+    """Return what the first argument is called."""
+    return "probabilities" if loss.name == "log_loss" else "logits"
+
+
+def refused(case, error, *substance, outputs=True, **options):
+    """Assert that all twins raise, in words that contain all of `substance`, and write nothing."""
+    for order in range(3):
+        outs = {}
+        if outputs and isinstance(case.scores, np.ndarray) and case.scores.dtype.kind == "f":
+            names = ("out", "hess_out")[:order]
+            outs = {name: np.full(case.scores.shape, 7, case.scores.dtype) for name in names}
+        with pytest.raises(error) as raised:
+            case.call(order, **outs | options)
+        assert type(raised.value) in (error if isinstance(error, tuple) else (error,))
+        for words in substance:
+            assert str(words) in str(raised.value), f"{words!r} not in {raised.value!s:.300}"
+        for out in outs.values():
+            assert np.all(out == 7), "written to before the error"
+
+
+def refused_out(case, error, *substance, untouched=(), **options):
+    """Assert the same of outputs that are bad themselves: `untouched` keep their bytes."""
+    untouched = [*untouched, *(v for v in options.values() if isinstance(v, np.ndarray))]
+    before = [u.copy() for u in untouched]
+    with pytest.raises(error) as raised:
+        case.call(2 if "hess_out" in options else 1, **options)
+    for words in substance:
+        assert str(words) in str(raised.value), f"{words!r} not in {raised.value!s:.300}"
+    for array, copy in zip(untouched, before, strict=True):
+        assert array.tobytes() == copy.tobytes(), "written to before the error"
+
+
+# ---------------------------------------------------------------------------------------- options
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("value", [-0.1, 1.1, NAN, INF, -INF, np.float32(2), 1.0000001])
+def test_label_smoothing_outside_its_range(loss, value, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype)
+    given = "nan" if np.isnan(value) else f"{float(value):.6g}"[:4]
+    refused(case, ValueError, "label_smoothing", given, "[0, 1]", label_smoothing=value)
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("value", ["average", "MEAN", "", "batchmean"])
+def test_unknown_reduction(loss, value, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype)
+    refused(case, ValueError, "reduction", value, "mean", "sum", "none", reduction=value)
+
+
+@every_loss
+@pytest.mark.parametrize("value", [None, 1, b"mean", True])
+def test_reduction_of_another_type(loss, value, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    refused(case, (TypeError, ValueError), "reduction", reduction=value)
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("value", [-1, -0.5, NAN, -INF])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_denominator_negative_or_nan(loss, value, reduction, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype, reduction=reduction)
+    given = "nan" if np.isnan(value) else f"{value:.4g}"
+    refused(case, ValueError, "denominator", given, denominator=value)
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("value", [0, -2, 1, 1.0, NAN, -INF])
+def test_base_not_above_0_or_1(loss, value, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype)
+    given = "nan" if np.isnan(value) else f"{value:.4g}"
+    refused(case, ValueError, "base", given, base=value)
+
+
+@every_loss
+@pytest.mark.parametrize("name", ["label_smoothing", "denominator", "base"])
+@pytest.mark.parametrize("value", ["0.5", b"1", [0.5, 0.5], 1j, {}, object()], ids=repr)
+def test_numbers_of_another_type(loss, name, value, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    refused(case, TypeError, name, **{name: value})
+
+
+@every_loss
+def test_label_smoothing_none(loss, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    refused(case, TypeError, "label_smoothing", label_smoothing=None)
+
+
+@every_loss
+@pytest.mark.parametrize("name", ["axsi", "ignored_index", "weights", "out_", "from_logits"])
+def test_unknown_arguments(loss, name, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    refused(case, TypeError, name, **{name: 1})
+
+
+@every_loss
+def test_options_are_keyword_only_and_two_arguments_are_needed(loss, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    for function in loss.functions:
+        with pytest.raises(TypeError, match="positional"):
+            function(case.scores, case.target, -1)
+        with pytest.raises(TypeError, match="target"):
+            function(case.scores)
+    for order, name in ((0, "out"), (1, "hess_out")):
+        with pytest.raises(TypeError, match=name):
+            loss.functions[order](case.scores, case.target, **{name: case.scores.copy()})
+
+
+# ------------------------------------------------------------------------------------ class axis
+
+
+@every_dtype
+@every_class_loss
+@pytest.mark.parametrize("axis", [2, -3, 7, 1 << 40, -(1 << 70)])
+def test_axis_that_is_not_there(loss, axis, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype)
+    refused(case, ValueError, "axis", axis, "(3, 4)", axis=axis)
+
+
+@every_class_loss
+@pytest.mark.parametrize("axis", [None, 1.0, "1", (1,), True], ids=repr)
+def test_axis_of_another_type(loss, axis, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    refused(case, TypeError, "axis", axis=axis)
+
+
+@every_dtype
+@every_class_loss
+def test_no_class_axis_or_nothing_in_it(loss, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype)
+    name = first(loss)
+    refused(case.but(scores=np.zeros((), dtype), target=np.array(0)), ValueError, name, "()")
+    empty = case.but(scores=np.zeros((3, 0), dtype), target=np.zeros(3, int))
+    refused(empty, ValueError, name, "(3, 0)", "class")
+    refused(empty.but(target=np.zeros((3, 0), dtype)), ValueError, name, "(3, 0)")
+    refused(case.but(scores=np.zeros((0, 3), dtype), target=np.zeros(3, int)), ValueError, axis=0)
+
+
+# --------------------------------------------------------------------------------- class indices
+
+
+@every_dtype
+@every_index_loss
+@pytest.mark.parametrize("classes", [3, 10, 64, 65, 1000])
+def test_class_index_out_of_range(loss, classes, dtype, rng):
+    case = loss.case(rng, (4, 5, classes), dtype)
+    for position in ((0, 0), (2, 3), (3, 4)):
+        for value in (classes, classes + 6, -1, -classes, -99, 1 << 40, -(1 << 63)):
+            target = case.target.copy()
+            target[position] = value
+            at = "[" + ", ".join(map(str, position)) + "]"
+            valid = f"[0, {classes})"
+            refused(case.but(target=target), IndexError, "target", at, value, valid)
+            refused(case.but(target=target), IndexError, at, value, valid, ignore_index=None)
+            several = (-100, classes + 1)
+            refused(case.but(target=target), IndexError, at, value, valid, ignore_index=several)
+
+
+@every_index_loss
+def test_class_index_out_of_range_in_every_width(loss, rng):
+    case = loss.case(rng, (7, 5), np.float32)
+    for code in "bhilqpBHILQP":
+        largest = np.iinfo(code).max
+        target = case.target.astype(code)
+        target[4] = largest
+        refused(case.but(target=target), IndexError, "target[4]", largest, "[0, 5)")
+        if np.iinfo(code).min:
+            target[4] = -1
+            refused(case.but(target=target), IndexError, "target[4]", "-1", "[0, 5)")
+    swapped = case.target.astype(">i4")
+    swapped[2] = 5
+    refused(case.but(target=swapped), IndexError, "target[2]", "5", "[0, 5)")
+    strided = np.repeat(case.target, 2)[::2]
+    strided[6] = 9
+    refused(case.but(target=strided), IndexError, "target[6]", "9", "[0, 5)")
+
+
+@every_index_loss
+def test_first_of_several_bad_indices_is_named(loss, rng, threads):
+    """Whatever thread finds which."""
+    case = loss.case(rng, (50_000, 5), np.float32)
+    target = case.target.copy()
+    target[[1234, 30_000, 49_999]] = [55, 66, 77]
+    for count in (1, 2, 7):
+        threads(count)
+        refused(case.but(target=target), IndexError, "target[1234]", "55", "[0, 5)")
+
+
+@every_index_loss
+def test_bad_index_beside_a_moved_class_axis_or_alone(loss, rng):
+    case = loss.case(rng, (4, 5, 3), np.float32)
+    moved = case.but(scores=np.moveaxis(case.scores, -1, 1))
+    target = case.target.copy()
+    target[1, 4] = 3
+    refused(moved.but(target=target), IndexError, "target[1, 4]", "3", "[0, 3)", axis=1)
+    one = case.but(scores=case.scores[0, 0], target=np.array(17))
+    refused(one, IndexError, "target", "17", "[0, 3)")
+    refused(case.but(scores=case.scores[0, :1], target=[-2]), IndexError, "target[0]", "-2")
+
+
+@every_index_loss
+@pytest.mark.parametrize(
+    "value", [1.5, "0", [0, 1.5], ["a"], [None], b"0", {"a": 1}, [[0, 1], [2]]], ids=repr
+)
+def test_ignore_index_of_another_type(loss, value, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    refused(case, TypeError, "ignore_index", ignore_index=value)
+
+
+@pytest.mark.parametrize("loss", [x for x in CLASS_LOSSES if not x.indices], ids=str)
+def test_ignore_index_with_probabilities(loss, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    refused(case, ValueError, "ignore_index", ignore_index=1)
+    refused(case, ValueError, "ignore_index", ignore_index=(-100, 1))
+    case.call(0, ignore_index=-5)  # matches no class, so it says nothing
+
+
+# ----------------------------------------------------------------------------------------- shapes
+
+
+@every_dtype
+@every_class_loss
+def test_target_of_another_shape(loss, dtype, rng):
+    case = loss.case(rng, (3, 4, 5), dtype)
+    hard, soft = (
+        [(), (3,), (4,), (3, 5), (3, 4, 1), (4, 3), (12,)],
+        [(3, 4, 4), (60,), (1, 3, 4, 5)],
+    )
+    for shape in hard:
+        refused(case.but(target=np.zeros(shape, int)), ValueError, "target", shape, "(3, 4, 5)")
+    for shape in soft:
+        refused(case.but(target=np.zeros(shape, dtype)), ValueError, "target", shape, "(3, 4, 5)")
+
+
+@every_class_loss
+def test_pytorch_layout_is_told_of_axis_1(loss, rng):
+    for shape in [(2, 5, 7), (2, 5, 7, 3), (2, 9, 9)]:
+        scores = loss.draw_scores(rng, shape, np.float32)
+        target = np.zeros((shape[0], *shape[2:]), int)
+        case = loss.case(rng, (3, 4), np.float32).but(scores=scores, target=target)
+        if shape[1] != shape[-1]:
+            refused(case, ValueError, "axis=1", shape, target.shape)
+        case.call(0, axis=1)
+    unrelated = case.but(scores=scores, target=np.zeros((4, 4), int))
+    with pytest.raises(ValueError, match="target") as raised:
+        unrelated.call(0)
+    assert "axis=1" not in str(raised.value)
+
+
+@every_dtype
+@every_class_loss
+def test_weights_of_another_shape(loss, dtype, rng):
+    case = loss.case(rng, (6, 4), dtype)
+    for shape in [(3,), (5,), (6,), (), (1,), (4, 1), (6, 4), (0,)]:
+        refused(case, ValueError, "weight", shape, "(4,)", weight=np.ones(shape, dtype))
+    for shape in [(5,), (4,), (), (1,), (6, 1), (6, 4), (0,)]:
+        ones = np.ones(shape, dtype)
+        refused(case, ValueError, "sample_weight", shape, "(6,)", sample_weight=ones)
+
+
+@every_dtype
+def test_binary_shapes(dtype, rng):
+    case = LOSSES[-1].case(rng, (6, 4), dtype)
+    for shape in [(6,), (4,), (), (6, 1), (6, 4, 1)]:
+        refused(case.but(target=np.zeros(shape, dtype)), ValueError, "target", shape, "(6, 4)")
+    for name in ("weight", "pos_weight"):
+        for shape in [(6,), (3,), (6, 4, 1), (2, 6, 4)]:
+            refused(case, ValueError, name, shape, "(6, 4)", **{name: np.ones(shape, dtype)})
+    for shape in [(6,), (3,), (2, 6, 4)]:
+        refused(case, ValueError, "where", shape, "(6, 4)", where=np.ones(shape, bool))
+
+
+@every_loss
+def test_ragged_lists(loss, rng):
+    case = loss.case(rng, (2, 3), np.float32)
+    refused(case.but(scores=[[0.1, 0.2], [0.3]]), (TypeError, ValueError), first(loss))
+    refused(case.but(target=[[1, 0], [1]]), (TypeError, ValueError), "target")
+
+
+# ----------------------------------------------------------------------------------------- dtypes
+
+
+@every_loss
+@pytest.mark.parametrize(
+    "kind", ["?", "i1", "i8", "u2", "f2", "c8", "c16", "g", "O", "U3", "S3", "M8[s]", "m8[s]", "V4"]
+)
+def test_scores_of_another_dtype(loss, kind, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    scores = np.zeros((3, 4), kind)
+    name = first(loss)
+    refused(case.but(scores=scores), TypeError, name, scores.dtype, "float32", "float64")
+    if kind in ("?", "i1", "i8", "u2"):
+        refused(
+            case.but(scores=scores.tolist()),
+            TypeError,
+            name,
+            "bool" if kind == "?" else "int64",
+        )
+
+
+@every_loss
+@pytest.mark.parametrize("scores", [None, "abc", b"abc", object(), {"a": 1}, {1.0}], ids=repr)
+def test_scores_that_are_no_array(loss, scores, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    for function in loss.functions:
+        with pytest.raises(TypeError) as raised:
+            function(scores, case.target)
+        for words in (first(loss), "float32", "float64"):
+            assert words in str(raised.value)
+
+
+@every_loss
+@pytest.mark.parametrize("kind", ["c8", "O", "U3", "S3", "M8[s]", "m8[s]", "V4"])
+def test_target_of_another_dtype(loss, kind, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    for shape in {case.target.shape, case.scores.shape}:
+        target = np.zeros(shape, kind)
+        if loss.class_axis or shape == case.scores.shape:
+            refused(case.but(target=target), TypeError, "target", target.dtype, "integer")
+
+
+@every_class_loss
+@pytest.mark.parametrize("kind", ["f4", "f8", "?"])
+def test_class_indices_that_are_no_integers(loss, kind, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    target = np.zeros(3, kind)
+    refused(case.but(target=target), TypeError, "target", target.dtype, "integer")
+
+
+@every_loss
+def test_targets_that_are_no_array(loss, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    for target in (None, "abc", object()):
+        with pytest.raises(TypeError, match="target"):
+            loss.functions[1](case.scores, target)
+
+
+@every_loss
+@pytest.mark.parametrize("name", ["weight", "sample_weight", "pos_weight"])
+@pytest.mark.parametrize("kind", ["c8", "O", "U3", "M8[s]"])
+def test_weights_of_another_dtype(loss, name, kind, rng):
+    if name not in loss.options:
+        with pytest.raises(TypeError, match=name):
+            loss.case(rng, (3, 3), np.float32).call(0, **{name: np.ones(3)})
+        return
+    case = loss.case(rng, (3, 3), np.float32)
+    weight = np.zeros(3, kind)
+    refused(case, TypeError, name, weight.dtype, "float", **{name: weight})
+
+
+@pytest.mark.parametrize("kind", ["i8", "f4", "O", "U3"])
+def test_where_of_another_dtype(kind, rng):
+    case = LOSSES[-1].case(rng, (3, 4), np.float32)
+    where = np.ones((3, 4), kind)
+    refused(case, TypeError, "where", where.dtype, "bool", where=where)
+
+
+@every_loss
+def test_masked_arrays_would_lose_their_mask(loss, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+    masked = np.ma.masked_array(case.scores, case.scores > 0)
+    refused(case.but(scores=masked), TypeError, first(loss), "mask", outputs=False)
+
+
+@every_loss
+def test_arrays_on_a_gpu(loss, rng):
+    case = loss.case(rng, (3, 4), np.float32)
+
+    class OnGpu:
+        shape, dtype, ndim = (3, 4), np.dtype("f4"), 2
+
+        def __dlpack_device__(self):
+            return (2, 0)
+
+        def __dlpack__(self, **options):
+            raise BufferError("not on the CPU")
+
+    class AsTorch(OnGpu):
+        def __array__(self, dtype=None, copy=None):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy.")
+
+    for kind in (OnGpu, AsTorch):
+        refused(case.but(scores=kind()), TypeError, first(loss), "xentrs.torch")
+        refused(case.but(target=kind()), TypeError, "target", "xentrs.torch")
+
+
+# ---------------------------------------------------------------------------------- probabilities
+
+
+@every_dtype
+@pytest.mark.parametrize("value", [-0.1, 1.5, NAN, INF, -INF, 1 + 1e-6])
+@pytest.mark.parametrize("classes", [3, 10, 65, 1000])
+def test_probability_outside_its_range(value, classes, dtype, rng):
+    given = "nan" if np.isnan(value) else str(value)[:3].lower()
+    for loss in CLASS_LOSSES:
+        if not loss.bounded:
+            continue
+        case = loss.case(rng, (4, 5, classes), dtype)
+        for position in ((0, 0, 0), (2, 3, 1), (3, 4, classes - 1)):
+            scores = case.scores.copy()
+            scores[position] = value
+            at = "probabilities[" + ", ".join(map(str, position)) + "]"
+            refused(case.but(scores=scores), ValueError, at, given, "[0, 1]")
+        moved = case.but(scores=np.moveaxis(scores, -1, 1))
+        if not loss.indices:
+            moved = moved.but(target=np.moveaxis(case.target, -1, 1))
+        at = f"probabilities[3, {classes - 1}, 4]"
+        refused(moved, ValueError, at, given, "[0, 1]", axis=1)
+
+
+# ---------------------------------------------------------------------------------------- outputs
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("name", ["out", "hess_out"])
+def test_out_of_another_shape_or_dtype(loss, name, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype)
+    for shape in [(3,), (4, 3), (12,), (3, 5), (1, 3, 4), ()]:
+        out = np.full(shape, 7, dtype)
+        refused_out(case, ValueError, name, shape, "(3, 4)", **{name: out})
+    other = np.float64 if dtype == np.float32 else np.float32
+    for kind in (other, int, np.float16, complex, object):
+        out = np.full((3, 4), 7, kind)
+        refused_out(case, TypeError, name, out.dtype, np.dtype(dtype), **{name: out})
+    for other in ([[0.0] * 4] * 3, 1.0, "out", (out,), bytearray(48)):
+        with pytest.raises(TypeError, match=name):
+            case.call(2, **{name: other})
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("name", ["out", "hess_out"])
+def test_read_only_out(loss, name, dtype, rng, tmp_path):
+    case = loss.case(rng, (3, 4), dtype)
+    out = np.full((3, 4), 7, dtype)
+    out.flags.writeable = False
+    refused_out(case, ValueError, name, "read-only", **{name: out})
+    scores = case.scores.copy()
+    scores.flags.writeable = False
+    refused_out(case.but(scores=scores), ValueError, name, "read-only", **{name: scores})
+    out = np.broadcast_to(np.zeros(4, dtype), (3, 4))
+    refused_out(case, ValueError, name, **{name: out})
+    np.zeros((3, 4), dtype).tofile(tmp_path / "out")
+    out = np.memmap(tmp_path / "out", dtype, "r", shape=(3, 4))
+    refused_out(case, ValueError, name, "read-only", **{name: out})
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("name", ["out", "hess_out"])
+@pytest.mark.parametrize("shape", [(6, 8), (4, 300)], ids=str)
+def test_out_overlaps_the_scores_other_than_exactly(loss, name, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype)
+    size = case.scores.size
+    buffer = np.empty(2 * size + 8, dtype)
+    for shift in (1, shape[1], size // 2, size - 1):
+        for low, high in ((0, shift), (shift, 0)):
+            scores = buffer[low : low + size].reshape(shape)
+            scores[...] = case.scores
+            out = buffer[high : high + size].reshape(shape)
+            given = case.but(scores=scores)
+            refused_out(given, ValueError, name, first(loss), "overlap", **{name: out})
+    square = loss.case(rng, (8, 8), dtype)
+    for out in (square.scores.T, square.scores[::-1], square.scores[:, ::-1]):
+        refused_out(square, ValueError, name, first(loss), "overlap", **{name: out})
+    beside = np.zeros((8, 9), dtype)  # rows that reach into the next one's place
+    square = square.but(scores=beside[:, :8])
+    refused_out(square, ValueError, name, "overlap", **{name: beside[:, 1:]})
+    raw = np.zeros(square.target.size * 64 + 8, np.uint8)  # not even a whole element apart
+    scores = raw[: 64 * dtype().itemsize].view(dtype).reshape(8, 8)
+    out = raw[2 : 2 + 64 * dtype().itemsize].view(dtype).reshape(8, 8)
+    refused_out(square.but(scores=scores), ValueError, name, "overlap", **{name: out})
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("name", ["out", "hess_out"])
+def test_out_overlaps_another_input(loss, name, dtype, rng):
+    case = loss.case(rng, (6, 8), dtype)
+    out = np.zeros((6, 8), dtype)
+    flat = out.reshape(-1)
+    if loss.indices:
+        target = flat.view(np.int32)[2:8]
+        refused_out(case.but(target=target), ValueError, name, "target", "overlap", **{name: out})
+    else:
+        given = case.but(target=out)  # exactly, too
+        refused_out(given, ValueError, name, "target", "overlap", **{name: out})
+        buffer = np.zeros(60, dtype)
+        given = case.but(target=buffer[:48].reshape(6, 8))
+        out_ = buffer[12:].reshape(6, 8)
+        refused_out(given, ValueError, name, "target", "overlap", **{name: out_})
+    weights = {"weight": out[2], "sample_weight": out[:, 3], "pos_weight": out[5]}
+    for key in set(weights) & set(loss.options):
+        given = case.but(**{key: weights[key]})
+        refused_out(given, ValueError, name, key, "overlap", **{name: out})
+    if "where" in loss.options:
+        where = flat.view(bool)[-48:].reshape(6, 8)
+        given = case.but(where=where)
+        refused_out(given, ValueError, name, "where", "overlap", **{name: out})
+
+
+@every_dtype
+@every_loss
+def test_out_and_hess_out_overlap(loss, dtype, rng):
+    case = loss.case(rng, (6, 8), dtype)
+    buffer = np.full(60, 7, dtype)
+    out = buffer[:48].reshape(6, 8)
+    refused_out(case, ValueError, "hess_out", "out", "overlap", out=out, hess_out=out)
+    shifted = buffer[12:].reshape(6, 8)
+    refused_out(case, ValueError, "hess_out", "out", "overlap", out=out, hess_out=shifted)
+    scores = case.scores
+    refused_out(case, ValueError, "hess_out", "overlap", out=scores, hess_out=scores)
+
+
+@every_dtype
+@every_loss
+def test_out_that_overlaps_itself(loss, dtype, rng):
+    case = loss.case(rng, (6, 8), dtype)
+    memory = np.full(8, 7, dtype)
+    out = np.lib.stride_tricks.as_strided(memory, (6, 8), (0, dtype().itemsize))
+    refused_out(case, ValueError, "out", untouched=[memory], out=out)
+
+
+@every_dtype
+@every_index_loss
+def test_bad_target_is_found_before_anything_is_written(loss, dtype, rng, threads):
+    """The last of many targets is bad: `out`, in place too, keeps every byte."""
+    for shape in ((60_000, 4), (300, 1000)):
+        case = loss.case(rng, shape, dtype)
+        case.target[-1] = shape[1]
+        for count in (1, 3):
+            threads(count)
+            out = np.full(shape, 7, dtype)
+            before = case.scores.copy()
+            refused_out(case, IndexError, f"target[{shape[0] - 1}]", out=out, hess_out=out.copy())
+            refused_out(case, IndexError, f"target[{shape[0] - 1}]", out=case.scores)
+            assert np.array_equal(case.scores, before)
+
+
+@every_dtype
+def test_bad_probability_is_found_before_anything_is_written(dtype, rng, threads):
+    for loss in CLASS_LOSSES:
+        if loss.bounded:
+            for shape in ((60_000, 4), (300, 1000)):
+                case = loss.case(rng, shape, dtype)
+                case.scores[-1, -1] = 1.5
+                for count in (1, 3):
+                    threads(count)
+                    refused_out(case, ValueError, "1.5", out=np.full(shape, 7, dtype))
+                    refused_out(case, ValueError, "1.5", out=case.scores)
+
+
+# ----------------------------------------------------------------------------------- the messages
+
+
+def test_messages_read_well():
+    """One of each kind, whole: these are what users see."""
+    logits = np.zeros((3, 4, 10), np.float32)
+    target = np.zeros((3, 4), int)
+    target[2, 3] = 17
+    with pytest.raises(IndexError) as raised:
+        xentrs.cross_entropy(logits, target)
+    assert str(raised.value) == (
+        "target[2, 3] is 17, but class indices must be in [0, 10) or equal ignore_index (-100)"
+    )
+    with pytest.raises(ValueError, match=re.escape("probabilities[0] is 1.5")):
+        xentrs.log_loss([1.5, 0.2], 0)
+    with pytest.raises(TypeError, match="logits has dtype int64"):
+        xentrs.cross_entropy([1, 2], 0)

@@ -1,0 +1,750 @@
+"""Laws that every loss keeps, at every dtype; `test_levels.py` runs them at every level."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import xentrs
+from losses import (
+    CLASS_COUNTS,
+    CLASS_LOSSES,
+    DTYPES,
+    INDEX_LOSSES,
+    LOSSES,
+    SAMPLE_COUNTS,
+    assert_same_bits,
+    same_bits,
+)
+from reference import significant, ulp_error
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
+every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
+
+# Few classes and many are two kernels; 100 x 10 takes more than one block of 1024 elements.
+SHAPES = [(100, 10), (17, 3), (5, 70), (3, 1100)]
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def option_sets(loss):
+    """No option, each alone, and all but one reduction together."""
+    everything = tuple(sorted(set(loss.options) - {"reduction"}))
+    return [(), *((name,) for name in sorted(loss.options)), everything]
+
+
+LOSSES_AND_OPTIONS = [
+    pytest.param(loss, options, id=f"{loss}-{'+'.join(options) or 'plain'}")
+    for loss in LOSSES
+    for options in option_sets(loss)
+]
+
+
+def assert_agrees(case, results, dtype):
+    """Assert that results agree with the reference to 4 ULP."""
+    right = case.reference()
+    loss, *rows = results
+    if case.options.get("reduction", "mean") == "none":
+        assert loss.dtype == dtype
+        good = significant(right.loss, dtype)
+        assert ulp_error(loss, right.loss)[good].max(initial=0) <= 4
+    else:
+        assert type(loss) is float
+        # Each sample's loss is good to 4 ULP and the sum of positive ones then is too; float64
+        # needs room for the rounding of the sum itself.
+        bound = 4 * np.finfo(dtype).eps + 16 * np.finfo(np.float64).eps
+        np.testing.assert_allclose(loss, float(right.loss), rtol=bound, atol=0)
+    expected = [(right.grad, right.grad_terms), (right.hess, right.hess)]
+    for actual, (exact, terms) in zip(rows, expected, strict=False):
+        assert actual.dtype == dtype
+        assert actual.shape == case.scores.shape
+        good = significant(terms, dtype)
+        assert ulp_error(actual, exact, terms)[good].max(initial=0) <= 4
+        tiny = np.finfo(dtype).tiny
+        assert np.all(abs(actual - exact)[~good] <= tiny)
+
+
+# ---------------------------------------------------------------- agreement with the mathematics
+
+
+def _smooth(loss, options, dtype, rng):
+    """Return a case whose curvature central differences can bear, and the same in float64."""
+    options = set(options) - {"reduction"}
+    case = loss.case(rng, (6, 5), dtype, options, reduction="sum")
+    scores = rng.uniform(0.1, 0.9, (6, 5)) if loss.bounded else rng.normal(size=(6, 5))
+    case = case.but(scores=scores.astype(dtype))
+    return case, case.but(scores=case.scores.astype(np.float64), target=_as_float64(case.target))
+
+
+@every_dtype
+@pytest.mark.parametrize(("loss", "options"), LOSSES_AND_OPTIONS)
+def test_gradient_is_central_difference_of_loss(loss, options, dtype, rng):
+    case, wide = _smooth(loss, options, dtype, rng)
+    numeric = np.empty(case.scores.shape)
+    for i in range(numeric.size):
+        step = np.zeros(numeric.shape)
+        step.flat[i] = 1e-5
+        above, below = (wide.but(scores=wide.scores + h).call(0) for h in (step, -step))
+        numeric.flat[i] = (above - below) / 2e-5
+    grad = case.both()[1]
+    # The error is h**2 / 6 times the third derivative, at most 2000 a unit here.
+    np.testing.assert_allclose(grad, numeric, rtol=2e-6, atol=1e-7)
+    assert np.abs(numeric).max() > 1e-2  # or the comparison says nothing
+
+
+@every_dtype
+@pytest.mark.parametrize(("loss", "options"), LOSSES_AND_OPTIONS)
+def test_hessian_is_central_difference_of_gradient(loss, options, dtype, rng):
+    case, wide = _smooth(loss, options, dtype, rng)
+    numeric = np.empty(case.scores.shape)
+    for i in range(numeric.size):
+        step = np.zeros(numeric.shape)
+        step.flat[i] = 1e-5
+        above, below = (wide.but(scores=wide.scores + h).both()[1] for h in (step, -step))
+        numeric.flat[i] = (above - below).flat[i] / 2e-5
+    np.testing.assert_allclose(case.all()[2], numeric, rtol=2e-6, atol=1e-7)
+    assert np.abs(numeric).max() > 1e-2
+
+
+def _as_float64(target):
+    return target.astype(np.float64) if target.dtype.kind == "f" else target
+
+
+@every_dtype
+@every_shape
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("loss", "options"), LOSSES_AND_OPTIONS)
+def test_agrees_with_reference(loss, options, reduction, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype, set(options) - {"reduction"}, reduction=reduction)
+    assert_agrees(case, case.all(), dtype)
+
+
+@every_dtype
+@every_loss
+@given(data=st.data())
+def test_agrees_with_reference_at_any_shape(loss, dtype, data):
+    """Class counts around every edge, sample counts too, any rank and any options."""
+    classes = data.draw(st.sampled_from(CLASS_COUNTS) | st.integers(1, 80), label="classes")
+    limit = max(1, 40_000 // classes)
+    counts = [n for n in SAMPLE_COUNTS if n <= limit]
+    samples = data.draw(st.sampled_from([0, *counts]) | st.integers(0, min(limit, 40)), label="N")
+    split = data.draw(st.sampled_from([d for d in (1, 2, 3) if samples % d == 0]), label="split")
+    shape = (samples, classes) if split == 1 else (split, samples // split, classes)
+    options = data.draw(st.sets(st.sampled_from(sorted(loss.options))), label="options")
+    rng = np.random.default_rng(data.draw(st.integers(0, 999), label="seed"))
+    case = loss.case(rng, shape, dtype, options)
+    results = case.all()
+    assert_agrees(case, results, dtype)
+    assert_same_bits(case.both(), results[:2])
+    assert_same_bits(case.call(0), results[0])
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("classes", CLASS_COUNTS)
+def test_agrees_with_reference_at_every_boundary(loss, classes, dtype, rng):
+    """What hypothesis may skip: each class count, at a few sample counts, for sure."""
+    for samples in (1, 3, 17, 130):
+        if samples * classes <= 20_000:
+            case = loss.case(rng, (samples, classes), dtype, reduction="none")
+            assert_agrees(case, case.all(), dtype)
+
+
+@every_dtype
+@every_loss
+def test_float32_is_float64_rounded(loss, dtype, rng):
+    """The same numbers in the other dtype give the same results to the narrower one's precision."""
+    case = loss.case(rng, (60, 12), np.float32, reduction="none")
+    wide = case.but(scores=case.scores.astype(np.float64), target=_as_float64(case.target))
+    narrow, right = case.all(), wide.all()
+    assert ulp_error(narrow[0], right[0]).max() <= 4
+    scale = np.abs(right[1]).max() if loss.bounded else 1.0
+    assert np.abs(narrow[1] - right[1]).max() <= 4 * np.finfo(np.float32).eps * scale
+
+
+# ------------------------------------------------------------------------------ options' own laws
+
+
+@every_dtype
+@every_shape
+@pytest.mark.parametrize(("loss", "options"), LOSSES_AND_OPTIONS)
+def test_twins_return_the_same_bits(loss, options, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype, options)
+    loss_alone, both, all_three = case.call(0), case.both(), case.all()
+    assert_same_bits(both[0], loss_alone)
+    assert_same_bits(all_three[:2], both)
+
+
+@every_dtype
+@every_loss
+@every_shape
+def test_reductions_agree_with_none(loss, shape, dtype, rng):
+    options = set(loss.options) - {"reduction", "denominator"}
+    case = loss.case(rng, shape, dtype, options)
+    each, grad, hess = case.all(reduction="none")
+    total, total_grad, total_hess = case.all(reduction="sum")
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(total, each.sum(dtype=np.float64), rtol=4 * eps, atol=0)
+    assert_same_bits(total_grad, grad)  # the gradient of a sum is that of its terms
+    assert_same_bits(total_hess, hess)
+    for denominator in (None, 3.0, 4.0):
+        mean, mean_grad, mean_hess = case.all(reduction="mean", denominator=denominator)
+        divisor = _divisor(case) if denominator is None else denominator
+        np.testing.assert_allclose(mean * divisor, total, rtol=1e-13, atol=0)
+        np.testing.assert_allclose(mean_grad * divisor, grad, rtol=4 * eps, atol=1e-30)
+        np.testing.assert_allclose(mean_hess * divisor, hess, rtol=4 * eps, atol=1e-30)
+    assert_same_bits(case.all(reduction="sum", denominator=3.0)[1], grad)
+
+
+def _divisor(case):
+    """Return what the mean divides by, from the contract's words."""
+    options = case.options
+    if not case.loss.class_axis:
+        return np.sum(options.get("where", np.ones(case.scores.shape)))
+    s = options.get("sample_weight", np.ones(case.scores.shape[:-1])).astype(float)
+    if not case.loss.indices:
+        return s.sum()
+    w = options.get("weight", np.ones(case.scores.shape[-1])).astype(float)
+    ignored = options.get("ignore_index", -100)
+    keep = ~np.isin(case.target, ignored)
+    return (s[keep] * w[case.target[keep]]).sum()
+
+
+@every_dtype
+@every_class_loss
+@pytest.mark.parametrize("shape", [(40, 6), (5, 70)], ids=str)
+def test_sample_weights_are_repetitions(loss, shape, dtype, rng):
+    options = set(loss.options) - {"reduction", "denominator", "sample_weight"}
+    case = loss.case(rng, shape, dtype, options)
+    times = rng.integers(0, 4, shape[0])
+    times[0] = 2
+    repeated = case.take(np.repeat(np.arange(shape[0]), times))
+    eps = np.finfo(dtype).eps
+    for reduction in ("sum", "mean"):
+        weighted = case.both(sample_weight=times.astype(dtype), reduction=reduction)
+        again = repeated.both(reduction=reduction)
+        np.testing.assert_allclose(weighted[0], again[0], rtol=4 * eps)
+        summed = np.zeros(shape)
+        np.add.at(summed, np.repeat(np.arange(shape[0]), times), again[1])
+        np.testing.assert_allclose(weighted[1], summed, rtol=8 * eps, atol=1e-30)
+
+
+@every_dtype
+@every_loss
+@every_shape
+@pytest.mark.parametrize("factor", [4.0, 0.5])
+def test_weights_multiply(loss, shape, dtype, factor, rng):
+    """A factor that is a power of two changes only exponents."""
+    case = loss.case(rng, shape, dtype, reduction="none")
+    plain = case.all()
+    for name in {"weight", "sample_weight", "pos_weight"} & set(loss.options):
+        if name == "pos_weight":  # of the positive part alone
+            case = case.but(target=np.ones(shape, dtype))
+            plain = case.all()
+        size = shape[:-1] if name == "sample_weight" else shape[-1:]
+        weighted = case.all(**{name: np.full(size, factor, dtype)})
+        for actual, expected in zip(weighted, plain, strict=True):
+            normal = abs(expected) >= np.finfo(dtype).tiny * 4
+            assert_same_bits(actual[normal], (expected * dtype(factor))[normal], name)
+
+
+@every_dtype
+@every_loss
+@every_shape
+def test_weights_of_one_and_defaults_change_nothing(loss, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype)
+    plain = case.all()
+    ones = {
+        "weight": np.ones(shape[-1], dtype),
+        "sample_weight": np.ones(shape[:-1], dtype),
+        "pos_weight": np.ones(shape[-1], dtype),
+        "where": np.ones(shape, bool),
+        "ignore_index": None,
+        "label_smoothing": 0,
+        "denominator": None,
+        "base": None,
+        "reduction": "mean",
+    }
+    for name in loss.options:
+        for a, b in zip(case.all(**{name: ones[name]}), plain, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2 * np.finfo(dtype).eps, atol=0, err_msg=name)
+
+
+@every_dtype
+@every_loss
+@every_shape
+def test_weights_of_either_dtype_are_the_same_numbers(loss, shape, dtype, rng):
+    names = {"weight", "sample_weight"} if loss.class_axis else {"weight", "pos_weight"}
+    case = loss.case(rng, shape, dtype, names, reduction="none")
+    narrow = {name: case.options[name].astype(np.float32) for name in names}
+    wide = {name: value.astype(np.float64) for name, value in narrow.items()}
+    assert_same_bits(case.all(**wide), case.all(**narrow))
+
+
+@every_dtype
+@every_loss
+@every_shape
+@pytest.mark.parametrize("base", [2, 10.0, 0.5, 2.718281828459045])
+def test_base_divides_by_its_logarithm(loss, shape, dtype, base, rng):
+    case = loss.case(rng, shape, dtype, set(loss.options) - {"base", "reduction"})
+    eps = np.finfo(dtype).eps
+    for reduction in ("mean", "sum", "none"):
+        nats, other = case.all(reduction=reduction), case.all(reduction=reduction, base=base)
+        precision = 8e-16 if reduction != "none" else 2 * eps
+        np.testing.assert_allclose(other[0], nats[0] / np.log(base), rtol=precision)
+        for a, b in zip(other[1:], nats[1:], strict=True):
+            np.testing.assert_allclose(a, b / np.log(base), rtol=4 * eps, atol=1e-30)
+
+
+@every_dtype
+@every_index_loss
+@every_shape
+def test_several_ignored_indices_in_any_container(loss, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype)
+    ignored = [0, shape[-1] - 1, -5]
+    target = np.where(rng.random(shape[0]) < 0.2, -5, case.target)
+    target[1] = -5
+    case = case.but(target=target, reduction="sum")
+    results = case.all(ignore_index=ignored)
+    assert_same_bits(case.all(ignore_index=tuple(ignored)), results)
+    assert_same_bits(case.all(ignore_index=np.array(ignored)), results)
+    gone = np.isin(target, ignored)
+    assert not results[1][gone].any()
+    assert not results[2][gone].any()
+    if not gone.all():
+        assert results[1][~gone].any()
+        assert_same_bits(results[1][~gone], case.take(~gone).both()[1])
+    one = case.but(target=np.where(target == -5, 0, target))
+    assert_same_bits(one.all(ignore_index=0), one.all(ignore_index=[0]))
+    assert_same_bits(one.all(ignore_index=np.int16(0)), one.all(ignore_index=[0]))
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ["cross_entropy", "log_loss"])
+@every_shape
+def test_class_index_is_a_one_hot_probability(name, shape, dtype, rng):
+    by_index, soft = (loss for loss in CLASS_LOSSES if loss.name == name)
+    case = by_index.case(rng, shape, dtype, {"weight", "sample_weight"}, label_smoothing=0.1)
+    one_hot = np.eye(shape[-1], dtype=dtype)[case.target]
+    # Class weights weigh the one-hot target and the smoothing alike, as in PyTorch.
+    for reduction in ("none", "sum"):
+        hard = case.both(reduction=reduction)
+        for kind in (dtype, np.int8, bool, np.uint64, np.float64):
+            other = case.but(target=one_hot.astype(kind)).both(reduction=reduction)
+            precision = 8 * np.finfo(dtype).eps
+            np.testing.assert_allclose(other[0], hard[0], rtol=precision)
+            largest = np.abs(hard[1]).max()
+            np.testing.assert_allclose(other[1], hard[1], rtol=precision, atol=precision * largest)
+    assert soft.name == name
+
+
+# -------------------------------------------------------------------------- samples are their own
+
+
+@every_dtype
+@every_shape
+@pytest.mark.parametrize(("loss", "options"), LOSSES_AND_OPTIONS)
+def test_samples_do_not_know_their_neighbours(loss, options, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype, set(options) - {"reduction"}, reduction="none")
+    results = case.all()
+    order = rng.permutation(shape[0])
+    assert_same_bits(case.take(order).all(), tuple(r[order] for r in results), "permuted")
+    for part in (slice(1, None), slice(0, 1), slice(2, 5), slice(None, None, 2)):
+        assert_same_bits(case.take(part).all(), tuple(r[part] for r in results), f"{part}")
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("shape", [(200, 3), (100, 10), (9, 70), (4, 1100)], ids=str)
+def test_neighbours_of_another_size_change_nothing(loss, shape, dtype, rng):
+    """A block shares work: neither huge nor tiny neighbours, nor NaN, may show in a sample."""
+    case = loss.case(rng, shape, dtype, reduction="none")
+    results = case.all()
+    for strange in (1e4, -1e4, 1e30, -1e30, np.inf, -np.inf, np.nan):
+        if loss.bounded:
+            strange = 0.0
+        victims = rng.random(shape[0]) < 0.3
+        victims[0] = True
+        scores = np.where(victims[:, None], dtype(strange), case.scores)
+        got = case.but(scores=scores).all()
+        for a, b in zip(got, results, strict=True):
+            assert_same_bits(a[~victims], b[~victims], f"beside {strange}")
+
+
+@every_dtype
+@every_loss
+@every_shape
+def test_any_rank_is_rows(loss, shape, dtype, rng):
+    samples = 12
+    case = loss.case(rng, (samples, shape[-1]), dtype, reduction="none")
+    flat = case.all()
+    for leading in [(3, 4), (2, 1, 6), (1, 12), (12, 1)]:
+        target = case.target.reshape(leading + case.target.shape[1:])
+        got = case.but(scores=case.scores.reshape(*leading, -1), target=target).all()
+        for a, b in zip(got, flat, strict=True):
+            assert_same_bits(a, b.reshape(leading + b.shape[1:]))
+    one = case.but(scores=case.scores[0], target=case.target[0])
+    got = one.all()
+    assert isinstance(got[0], np.ndarray)  # 0-d, and not a NumPy scalar
+    for a, b in zip(got, flat, strict=True):
+        assert_same_bits(a, np.asarray(b[0]))
+
+
+@every_dtype
+@every_class_loss
+@pytest.mark.parametrize("shape", [(4, 5, 6), (2, 3, 70), (2, 3, 2, 9)], ids=str)
+def test_class_axis_anywhere(loss, shape, dtype, rng):
+    options = set(loss.options) - {"reduction"}
+    last = loss.case(rng, shape, dtype, options, reduction="none")
+    results = last.all()
+    for axis in range(-len(shape), len(shape)):
+        moved = last.but(scores=np.ascontiguousarray(np.moveaxis(last.scores, -1, axis)))
+        if not loss.indices:
+            moved = moved.but(target=np.ascontiguousarray(np.moveaxis(last.target, -1, axis)))
+        got = moved.all(axis=axis)
+        for array in got[1:]:
+            assert array.flags.c_contiguous
+        got = got[0], *(np.moveaxis(g, axis, -1) for g in got[1:])
+        for a, b in zip(got, results, strict=True):
+            assert_same_bits(np.ascontiguousarray(a), b, f"axis {axis}")
+        for reduction in ("mean", "sum"):
+            a = moved.both(axis=axis, reduction=reduction)
+            b = last.both(reduction=reduction)
+            assert_same_bits(a[0], b[0])
+            assert_same_bits(np.ascontiguousarray(np.moveaxis(a[1], axis, -1)), b[1])
+
+
+# ----------------------------------------------------------------------------- arrays of any kind
+
+
+def _strided(a):
+    wide = np.zeros((*a.shape[:-1], 3 * a.shape[-1]), a.dtype)
+    wide[..., ::3] = a
+    return wide[..., ::3]
+
+
+def _rows_apart(a):
+    wide = np.zeros((2 * a.shape[0], *a.shape[1:]), a.dtype)
+    wide[::2] = a
+    return wide[::2]
+
+
+def _padded_rows(a):
+    wide = np.zeros((*a.shape[:-1], a.shape[-1] + 5), a.dtype)
+    wide[..., 2:-3] = a
+    return wide[..., 2:-3]
+
+
+def _reversed(a):
+    flip = (slice(None, None, -1),) * a.ndim
+    return np.ascontiguousarray(a[flip])[flip]
+
+
+def _misaligned(a):
+    raw = np.zeros(a.nbytes + 1, np.uint8)
+    out = raw[1:].view(a.dtype).reshape(a.shape)
+    out[...] = a
+    return out
+
+
+def _swapped(a):
+    return a.astype(a.dtype.newbyteorder())
+
+
+def _read_only(a):
+    a = a.copy()
+    a.flags.writeable = False
+    return a
+
+
+def _broadcast_of_itself(a):
+    return np.lib.stride_tricks.as_strided(a, a.shape, a.strides, writeable=False)
+
+
+LAYOUTS = {
+    "F-ordered": np.asfortranarray,
+    "transposed": lambda a: np.ascontiguousarray(a.T).T,
+    "strided": _strided,
+    "rows-apart": _rows_apart,
+    "padded-rows": _padded_rows,
+    "negative-strides": _reversed,
+    "misaligned": _misaligned,
+    "byte-swapped": _swapped,
+    "read-only": _read_only,
+    "as-strided": _broadcast_of_itself,
+}
+every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+@every_dtype
+@every_loss
+@every_shape
+@every_layout
+def test_layout_of_inputs_changes_no_bit(loss, shape, layout, dtype, rng):
+    options = set(loss.options) - {"reduction"}
+    for reduction in ("mean", "none"):
+        case = loss.case(rng, shape, dtype, options, reduction=reduction)
+        results = case.all()
+        assert_same_bits(case.but(scores=layout(case.scores)).all(), results, "scores")
+        assert_same_bits(case.but(target=layout(case.target)).all(), results, "target")
+        everything = case.but(scores=layout(case.scores), target=layout(case.target))
+        for name, value in case.options.items():
+            if isinstance(value, np.ndarray) and value.ndim:
+                assert_same_bits(case.all(**{name: layout(value)}), results, name)
+                everything = everything.but(**{name: layout(value)})
+        got = everything.all()
+        assert_same_bits(got, results, "all at once")
+        for array in got[1:]:
+            assert array.flags.c_contiguous
+            assert array.flags.writeable
+
+
+@every_dtype
+@every_loss
+@every_shape
+def test_memory_mapped_files_change_no_bit(loss, shape, dtype, rng, tmp_path):
+    case = loss.case(rng, shape, dtype)
+    results = case.all()
+    case.scores.tofile(tmp_path / "scores")
+    case.target.tofile(tmp_path / "target")
+    for mode in ("r", "r+", "c"):
+        scores = np.memmap(tmp_path / "scores", dtype, mode, shape=shape)
+        target = np.memmap(tmp_path / "target", case.target.dtype, mode, shape=case.target.shape)
+        assert_same_bits(case.but(scores=scores, target=target).all(), results)
+    out = np.memmap(tmp_path / "out", dtype, "w+", shape=shape)
+    loss_value, grad = case.both(out=out)
+    assert grad is out
+    assert_same_bits(np.asarray(out), results[1])
+    assert_same_bits(loss_value, results[0])
+    out.flush()
+    assert_same_bits(np.fromfile(tmp_path / "out", dtype).reshape(shape), results[1])
+
+
+@every_dtype
+@every_loss
+def test_anything_that_is_an_array(loss, dtype, rng):
+    """Lists, `__array__`, `__dlpack__` on the CPU, subclasses of ndarray."""
+
+    class Array:
+        def __init__(self, a):
+            self.a = a
+
+        def __array__(self, dtype=None, copy=None):
+            return self.a if dtype is None else self.a.astype(dtype)
+
+    class DLPack:
+        def __init__(self, a):
+            self.a = a
+
+        def __dlpack__(self, **options):
+            return self.a.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return self.a.__dlpack_device__()
+
+    class Sub(np.ndarray):
+        pass
+
+    case = loss.case(rng, (5, 4), dtype)
+    results = case.all()
+    for kind in (Array, DLPack, lambda a: a.view(Sub)):
+        got = case.but(scores=kind(case.scores), target=kind(case.target)).all()
+        assert_same_bits(tuple(g if type(g) is float else np.asarray(g) for g in got), results)
+    if dtype == np.float64:  # what a list of floats is
+        got = case.but(scores=case.scores.tolist(), target=case.target.tolist()).all()
+        assert_same_bits(got, results)
+
+
+@every_dtype
+@every_index_loss
+@pytest.mark.parametrize("shape", [(200, 100), (200, 10)], ids=str)
+def test_integers_of_every_width_change_no_bit(loss, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype)
+    results = case.all()
+    for code in "bhilqpBHILQP":
+        for order in "=<>":
+            target = case.target.astype(np.dtype(code).newbyteorder(order))
+            assert_same_bits(case.but(target=target).all(), results, code)
+    signed = np.where(rng.random(shape[0]) < 0.3, -100, case.target)
+    results = case.but(target=signed).all()
+    for code in "bhilqp":
+        assert_same_bits(case.but(target=signed.astype(code)).all(), results, code)
+    # 156 is the byte of -100, and a class here or out of range, but never ignored.
+    target = case.target.astype(np.uint8)
+    target[3] = 156
+    wide = case.but(scores=np.repeat(case.scores, 2 if shape[1] == 100 else 16, axis=1))
+    if loss.bounded:
+        wide = wide.but(scores=wide.scores / 16)
+    assert np.any(wide.but(target=target).both()[1][3])
+    # Nor does an ignored index wrap into a narrow target.
+    got = case.but(target=case.target.astype(np.int8)).all(ignore_index=(256, 1 << 32))
+    assert_same_bits(got, case.all())
+
+
+@every_dtype
+@every_index_loss
+def test_largest_unsigned_target_can_be_ignored(loss, dtype, rng):
+    case = loss.case(rng, (6, 4), dtype)
+    huge = (1 << 64) - 1
+    target = case.target.astype(np.uint64)
+    target[2] = huge
+    got = case.but(target=target).all(ignore_index=huge)
+    signed = case.target.copy()
+    signed[2] = -1
+    assert_same_bits(got, case.but(target=signed).all(ignore_index=-1))
+    with pytest.raises(IndexError, match=str(huge)):
+        case.but(target=target).call(0, ignore_index=-1)  # -1 is not the largest number
+
+
+# ------------------------------------------------------------------------------ where results go
+
+
+def _out_layouts(shape, dtype):
+    yield "contiguous", np.full(shape, 7, dtype)
+    yield "F-ordered", np.full(shape, 7, dtype, order="F")
+    yield "strided", np.full((*shape[:-1], 2 * shape[-1]), 7, dtype)[..., ::2]
+    yield "padded", np.full((*shape[:-1], shape[-1] + 3), 7, dtype)[..., 1:-2]
+    yield "negative", np.full(shape, 7, dtype)[::-1, ::-1]
+    yield "misaligned", _misaligned(np.full(shape, 7, dtype))
+
+
+@every_dtype
+@every_shape
+@pytest.mark.parametrize(("loss", "options"), LOSSES_AND_OPTIONS)
+def test_out_gives_the_same_bits(loss, options, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype, options)
+    results = case.all()
+    for (name, out), (_, hess_out) in zip(
+        _out_layouts(shape, dtype), _out_layouts(shape, dtype), strict=True
+    ):
+        got = case.both(out=out)
+        assert got[1] is out, name
+        assert_same_bits(got[0], results[0], name)
+        assert same_bits(out, results[1]), name
+        out[...] = 7
+        got = case.all(out=out, hess_out=hess_out)
+        assert got[1] is out, name
+        assert got[2] is hess_out, name
+        assert_same_bits(got[0], results[0], name)
+        assert same_bits(out, results[1]), name
+        assert same_bits(hess_out, results[2]), name
+        out[...] = 7
+        got = case.all(out=out)
+        assert got[1] is out
+        assert same_bits(out, results[1]), name
+        assert same_bits(got[2], results[2]), name
+        got = case.all(hess_out=hess_out)
+        assert same_bits(got[1], results[1]), name
+        assert same_bits(hess_out, results[2]), name
+
+
+@every_dtype
+@every_shape
+@pytest.mark.parametrize(("loss", "options"), LOSSES_AND_OPTIONS)
+def test_in_place_gives_the_same_bits(loss, options, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype, options)
+    results = case.all()
+    for name in ("contiguous", *LAYOUTS):
+        if name in ("read-only", "as-strided"):
+            continue
+        layout = LAYOUTS.get(name, np.copy)
+        scores = layout(case.scores.copy())
+        got = case.but(scores=scores).both(out=scores)
+        assert got[1] is scores, name
+        assert_same_bits(got[0], results[0], name)
+        assert same_bits(scores.astype(dtype), results[1]), name
+    scores = case.scores.copy()
+    got = case.but(scores=scores).all(out=scores)
+    assert got[1] is scores
+    assert_same_bits(got, results)
+    # Another view of exactly the same memory is in place as well.
+    scores = case.scores.copy()
+    got = case.but(scores=scores).both(out=scores[:])
+    assert_same_bits(got, results[:2])
+
+
+@every_dtype
+@every_loss
+def test_out_beside_the_logits_in_one_buffer(loss, dtype, rng):
+    """Neighbours that share no element do not overlap."""
+    case = loss.case(rng, (6, 8), dtype)
+    results = case.both()
+    buffer = np.zeros((6, 16), dtype)
+    buffer[:, :8] = case.scores
+    got = case.but(scores=buffer[:, :8]).both(out=buffer[:, 8:])
+    assert_same_bits(np.ascontiguousarray(got[1]), results[1])
+    assert same_bits(buffer[:, :8], case.scores)
+    buffer[:, ::2] = case.scores
+    got = case.but(scores=buffer[:, ::2]).both(out=buffer[:, 1::2])
+    assert_same_bits(np.ascontiguousarray(got[1]), results[1])
+    assert same_bits(buffer[:, ::2], case.scores)
+
+
+@every_dtype
+@every_loss
+@every_shape
+def test_inputs_are_left_alone_and_nothing_is_written_beside_out(loss, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype, set(loss.options) - {"reduction"})
+    arrays = [case.scores, case.target]
+    arrays += [v for v in case.options.values() if isinstance(v, np.ndarray)]
+    before = [a.copy() for a in arrays]
+    size = np.prod(shape)
+    for shift in range(5):  # every alignment, with guards on both sides
+        buffer = np.full(size + 64, 7, dtype)
+        inner = slice(16 + shift, 16 + shift + size)
+        case.both(out=buffer[inner].reshape(shape))
+        assert np.all(buffer[: inner.start] == 7)
+        assert np.all(buffer[inner.stop :] == 7)
+        assert same_bits(buffer[inner].reshape(shape), case.both()[1])
+    for a, b in zip(arrays, before, strict=True):
+        assert np.array_equal(a, b)
+
+
+@every_dtype
+@every_loss
+@every_shape
+def test_alignment_of_inputs_changes_no_bit(loss, shape, dtype, rng):
+    case = loss.case(rng, shape, dtype)
+    results = case.all()
+    for shift in range(1, 8):
+        buffer = np.empty(case.scores.size + 8, dtype)
+        scores = buffer[shift : shift + case.scores.size].reshape(shape)
+        scores[...] = case.scores
+        assert_same_bits(case.but(scores=scores).all(), results)
+
+
+# --------------------------------------------------------------------------------------- threads
+
+# Above the 100,000 elements or so from which work is split; few classes and many.
+SPLIT_SHAPES = [(30_011, 10), (120_000, 2), (4_001, 64), (301, 1_000), (5, 60_001)]
+
+
+@every_dtype
+@every_loss
+@pytest.mark.parametrize("shape", SPLIT_SHAPES, ids=str)
+def test_threads_change_no_bit(loss, shape, dtype, rng, threads):
+    for options in ((), set(loss.options) - {"reduction"}):
+        for reduction in ("mean", "none"):
+            case = loss.case(rng, shape, dtype, options, reduction=reduction)
+            threads(1)
+            results = case.all()
+            for count in (2, 3, 7):
+                threads(count)
+                assert_same_bits(case.call(0), results[0], f"{count} threads")
+                out = np.empty(shape, dtype)
+                assert_same_bits(case.all(out=out), results, f"{count} threads")
+                scores = case.scores.copy()
+                got = case.but(scores=scores).both(out=scores)
+                assert_same_bits(got, results[:2], f"{count} threads, in place")
+    assert_agrees(case, results, dtype)
+
+
+def test_level_is_the_one_that_was_asked_for():
+    """So that a run of this file at a level cannot be of another."""
+    asked = os.environ.get("XENTRS_SIMD")
+    level = xentrs.show_config(mode="dicts")["simd"]["level"]
+    assert level == (asked or level)
+    assert level in xentrs.show_config(mode="dicts")["simd"]["available"]

@@ -1,0 +1,551 @@
+"""Threads, fork, the GIL, configuration and import."""
+
+import functools
+import os
+import statistics
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import xentrs
+from losses import LOSSES, assert_same_bits
+
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+COUNT = """
+import xentrs
+threads = xentrs.show_config(mode="dicts")["threads"]
+print(xentrs.get_num_threads(), threads["count"], threads["source"])
+"""
+# Set from outside they must not decide what the tests see.
+UNSET = {"XENTRS_NUM_THREADS": None, "RAYON_NUM_THREADS": None, "OMP_NUM_THREADS": None}
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+
+
+# ---------------------------------------------------------------------------------- configuration
+
+
+def test_config_has_exactly_these_keys():
+    config = xentrs.show_config(mode="dicts")
+    assert set(config) == {"version", "simd", "threads"}
+    assert set(config["simd"]) == {"level", "available", "source"}
+    assert set(config["threads"]) == {"count", "source"}
+    assert config["version"] == xentrs.__version__
+    assert config["simd"]["level"] in config["simd"]["available"]
+    assert type(config["simd"]["available"]) is list
+    assert config["threads"]["count"] == xentrs.get_num_threads()
+    assert type(config["threads"]["count"]) is int
+    for part in ("simd", "threads"):
+        assert type(config[part]["source"]) is str
+        assert config[part]["source"]
+    config["simd"]["available"].clear()  # a copy, not the state itself
+    assert xentrs.show_config(mode="dicts")["simd"]["available"]
+
+
+def test_config_is_printed(capsys):
+    assert xentrs.show_config() is None
+    text = capsys.readouterr().out
+    config = xentrs.show_config(mode="dicts")
+    for value in (config["version"], config["simd"]["level"], config["threads"]["count"]):
+        assert str(value) in text
+    for value in (*config["simd"]["available"], config["threads"]["source"]):
+        assert value in text
+    assert xentrs.show_config(mode="stdout") is None
+    assert capsys.readouterr().out == text
+    with pytest.raises(ValueError, match=r"mode.*'json'"):
+        xentrs.show_config(mode="json")
+
+
+# ---------------------------------------------------------------------------------------- threads
+
+
+def test_set_and_get(threads):
+    for count in (1, 2, 5, 64, 1):
+        assert threads(count) is None
+        assert xentrs.get_num_threads() == count
+        config = xentrs.show_config(mode="dicts")["threads"]
+        assert config["count"] == count
+        assert "set_num_threads" in config["source"]
+    threads(np.int64(3))
+    assert xentrs.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("value", [0, -1, -(1 << 40)])
+def test_number_of_threads_below_1(value, threads):
+    before = xentrs.get_num_threads()
+    with pytest.raises(ValueError, match=str(value)):
+        threads(value)
+    assert xentrs.get_num_threads() == before
+
+
+@pytest.mark.parametrize("value", [1.5, "2", None, [2], 2.0])
+def test_number_of_threads_of_another_type(value, threads):
+    before = xentrs.get_num_threads()
+    with pytest.raises(TypeError):
+        threads(value)
+    assert xentrs.get_num_threads() == before
+
+
+@pytest.mark.parametrize("value", [1 << 31, (1 << 63) - 1, 1 << 64, 1 << 100])
+def test_absurd_number_of_threads(value, python):
+    """Refused, or accepted without starting them: never a crash."""
+    script = f"""
+        import numpy as np, xentrs
+        try:
+            xentrs.set_num_threads({value})
+        except (ValueError, OverflowError) as error:
+            print(error)
+        x, t = np.zeros((100_000, 10), np.float32), np.zeros(100_000, int)
+        assert abs(xentrs.cross_entropy(x, t) - np.log(10)) < 1e-6
+    """
+    python(script)
+
+
+@pytest.mark.parametrize(
+    ("variables", "count", "source"),
+    [
+        ({"XENTRS_NUM_THREADS": 3}, 3, "XENTRS_NUM_THREADS"),
+        ({"RAYON_NUM_THREADS": 4}, 4, "RAYON_NUM_THREADS"),
+        ({"OMP_NUM_THREADS": 5}, 5, "OMP_NUM_THREADS"),
+        ({"XENTRS_NUM_THREADS": 3, "RAYON_NUM_THREADS": 4}, 3, "XENTRS_NUM_THREADS"),
+        ({"XENTRS_NUM_THREADS": 3, "OMP_NUM_THREADS": 5}, 3, "XENTRS_NUM_THREADS"),
+        ({"RAYON_NUM_THREADS": 4, "OMP_NUM_THREADS": 5}, 4, "RAYON_NUM_THREADS"),
+        (
+            {"XENTRS_NUM_THREADS": 7, "RAYON_NUM_THREADS": 4, "OMP_NUM_THREADS": 5},
+            *(7, "XENTRS_NUM_THREADS"),
+        ),
+    ],
+    ids=str,
+)
+def test_environment_variables_in_their_order(variables, count, source, python):
+    environment = UNSET | {name: str(value) for name, value in variables.items()}
+    got, in_config, *words = python(COUNT, **environment).stdout.split()
+    assert int(got) == int(in_config) == count
+    assert source in " ".join(words)
+
+
+@linux
+def test_affinity_is_the_default(python):
+    one = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    assert python(one + COUNT, **UNSET).stdout.split()[:2] == ["1", "1"]
+    count, _, *source = python(COUNT, **UNSET).stdout.split()
+    assert 1 <= int(count) <= CPUS  # fewer where a cgroup allows less time than CPUs
+    assert not set(UNSET) & set(source)
+
+
+@pytest.mark.parametrize("name", UNSET)
+def test_set_num_threads_wins_over_the_environment(name, python):
+    script = "import xentrs; xentrs.set_num_threads(2)" + COUNT
+    count, _, *source = python(script, **UNSET | {name: "5"}).stdout.split()
+    assert int(count) == 2
+    assert "set_num_threads" in " ".join(source)
+
+
+@pytest.mark.parametrize("value", ["0", "-2", "many", "2.5", "99999999999999999999"])
+def test_environment_variable_that_is_no_number_of_threads(value, python):
+    """Ours is an error that names it; it is not forgotten at the second call."""
+    script = """
+        import numpy as np
+        x, t = np.zeros((100_000, 10), np.float32), np.zeros(100_000, int)
+        for attempt in range(2):
+            try:
+                import xentrs
+                xentrs.cross_entropy(x, t)
+            except Exception as error:
+                print(type(error).__name__, error)
+            else:
+                raise SystemExit("not refused")
+    """
+    lines = python(script, **UNSET | {"XENTRS_NUM_THREADS": value}).stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("ValueError")
+        assert "XENTRS_NUM_THREADS" in line
+        assert value in line
+
+
+@pytest.mark.parametrize("name", ["RAYON_NUM_THREADS", "OMP_NUM_THREADS"])
+def test_other_variables_mean_what_they_mean_elsewhere(name, python):
+    """Rayon's 0 is its default, OpenMP's list has one number a nesting level."""
+    for value in ("0", ""):
+        count, _, *source = python(COUNT, **UNSET | {name: value}).stdout.split()
+        assert 1 <= int(count) <= CPUS
+        assert name not in " ".join(source)
+    if name == "OMP_NUM_THREADS":
+        assert python(COUNT, **UNSET | {name: "3,2"}).stdout.split()[0] == "3"
+    done = python(COUNT, check=False, **UNSET | {name: "many"})
+    assert "ValueError" in done.stderr
+    assert name in done.stderr
+    assert "many" in done.stderr
+
+
+def test_concurrent_set_num_threads(threads):
+    """While calls run: no deadlock, no wrong result."""
+    rng = np.random.default_rng(0)
+    case = LOSSES[0].case(rng, (40_000, 10), np.float32)
+    expected = case.both()
+    stop, failures = threading.Event(), []
+
+    def change():
+        counts = np.random.default_rng(threading.get_ident() % 1000)
+        while not stop.is_set():
+            threads(int(counts.integers(1, 6)))
+
+    def call():
+        try:
+            for _ in range(30):
+                assert_same_bits(case.both(), expected)
+        except BaseException as error:
+            failures.append(error)
+
+    changers = [threading.Thread(target=change) for _ in range(2)]
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for thread in (*changers, *callers):
+        thread.start()
+    for thread in callers:
+        thread.join(60)
+    stop.set()
+    for thread in changers:
+        thread.join(60)
+    assert not any(t.is_alive() for t in (*changers, *callers))
+    assert not failures
+
+
+def test_several_python_threads_at_once(threads):
+    """Each with its own arrays; the results are those of one after the other."""
+    threads(3)
+    cases = []
+    for i in range(24):
+        rng, loss = np.random.default_rng(i), LOSSES[i % len(LOSSES)]
+        shape = [(30_000, 10), (200, 1500), (9, 5), (4, 90_000)][i % 4]
+        cases.append(loss.case(rng, shape, [np.float32, np.float64][i % 2], loss.options))
+    expected = [case.both() for case in cases]
+    results = [None] * len(cases)
+    barrier = threading.Barrier(6)
+
+    def work(first):
+        barrier.wait()
+        for i in range(first, len(cases), 6):
+            results[i] = cases[i].both()
+
+    workers = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert not worker.is_alive()
+    for got, right in zip(results, expected, strict=True):
+        assert_same_bits(got, right)
+
+
+def test_same_input_from_several_threads(threads):
+    """Inputs are only read: sharing them is fine."""
+    threads(2)
+    case = LOSSES[0].case(np.random.default_rng(0), (50_000, 8), np.float64)
+    expected = case.both()
+    results = []
+    workers = [
+        threading.Thread(target=lambda: results.extend(case.both() for _ in range(5)))
+        for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert len(results) == 20
+    for got in results:
+        assert_same_bits(got, expected)
+
+
+# -------------------------------------------------------------------------------------------- GIL
+
+
+def _ticks_during(call):
+    """Return how often another thread of Python ran in the middle half of a call."""
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    time.sleep(0.01)
+    start = time.perf_counter()
+    call()
+    end = time.perf_counter()
+    stop.set()
+    thread.join()
+    quarter = (end - start) / 4
+    return sum(start + quarter < t < end - quarter for t in ticks), end - start
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_gil_is_released_while_kernels_run(loss, count, order, threads):
+    """With the GIL held no other thread could run between the start and the end of a call."""
+    threads(count)
+    row = loss.case(np.random.default_rng(0), (1, 10_000), np.float64)
+    samples = 200
+    for _ in range(8):  # a busy machine may not have run the other thread just then
+        repeated = row.take(np.zeros(samples, int))
+        outs = [np.empty_like(repeated.scores) for _ in range(order)]
+        outs = dict(zip(("out", "hess_out"), outs, strict=False))
+        ticks, elapsed = _ticks_during(functools.partial(repeated.call, order, **outs))
+        if ticks:
+            break
+        if elapsed < 0.02:  # too short to see anything
+            samples *= 2
+    assert ticks
+
+
+# ------------------------------------------------------------------------------------------- fork
+
+FORK = """
+    import os, signal, sys, warnings
+    import numpy as np, xentrs
+    warnings.simplefilter("ignore")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60_000, 10)).astype(np.float32)
+    t = rng.integers(0, 10, len(x))
+    xentrs.set_num_threads(4)
+    loss, grad = xentrs.cross_entropy_with_grad(x, t)
+
+    def check():
+        assert xentrs.get_num_threads() == 4
+        for _ in range(3):
+            again, again_grad = xentrs.cross_entropy_with_grad(x, t)
+            assert again == loss and np.array_equal(again_grad, grad)
+        xentrs.set_num_threads(3)
+        assert xentrs.cross_entropy(x, t) == loss
+"""
+
+
+@linux
+@pytest.mark.timeout(120)
+def test_child_of_fork_works(python):
+    """Children and grandchildren; the parent goes on too."""
+    script = (
+        FORK
+        + """
+    def fork(generation):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                signal.alarm(20)  # a deadlock ends in SIGALRM
+                check()
+                xentrs.set_num_threads(4)
+                if generation:
+                    fork(generation - 1)
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, status
+
+    for _ in range(3):
+        fork(1)
+    check()
+    """
+    )
+    python(script, timeout=100)
+
+
+@linux
+@pytest.mark.timeout(120)
+def test_child_of_fork_during_a_call_works(python):
+    """The pool is busy, its locks taken perhaps, at the moment of the fork."""
+    script = (
+        FORK
+        + """
+    import threading
+    stop = threading.Event()
+
+    def busy():
+        while not stop.is_set():
+            xentrs.cross_entropy_with_grad(x, t)
+
+    worker = threading.Thread(target=busy)
+    worker.start()
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                signal.alarm(20)
+                check()
+                code = 0
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, status
+    stop.set()
+    worker.join()
+    """
+    )
+    python(script, timeout=100)
+
+
+@linux
+@pytest.mark.timeout(120)
+def test_multiprocessing_workers_by_fork(python):
+    script = (
+        FORK
+        + """
+    import multiprocessing
+
+    def score(part):
+        return xentrs.cross_entropy(x[part::3], t[part::3], reduction="sum")
+
+    serial = [score(k) for k in range(3)]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map_async(score, range(3)).get(60) == serial
+    """
+    )
+    python(script, timeout=100)
+
+
+@linux
+def test_fork_before_first_use(python):
+    script = """
+        import os, signal
+        import numpy as np, xentrs
+        x, t = np.zeros((60_000, 10), np.float32), np.zeros(60_000, int)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                signal.alarm(20)
+                assert abs(xentrs.cross_entropy(x, t) - np.log(10)) < 1e-6
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert abs(xentrs.cross_entropy(x, t) - np.log(10)) < 1e-6
+    """
+    python(script)
+
+
+# ------------------------------------------------------------------------- inputs that are changed
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("shape", ["(20_000, 10)", "(400, 700)"])
+def test_arrays_changed_by_another_thread_never_crash(shape, python):
+    """A wrong number or an IndexError may come of it; no crash, no write outside `out`."""
+    script = f"""
+        import threading, time
+        import numpy as np, xentrs
+        shape = {shape}
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=shape).astype(np.float32)
+        target = rng.integers(0, shape[1], shape[0])
+        soft = rng.random(shape).astype(np.float32)
+        weight = np.ones(shape[1], np.float32)
+        sample_weight = np.ones(shape[0], np.float32)
+        guarded = np.full(x.size + 2000, 7, np.float32)
+        out = guarded[1000:-1000].reshape(shape)
+        stop = threading.Event()
+
+        def disturb():
+            rng = np.random.default_rng(1)
+            bad = np.array([-1, shape[1], 1 << 40, -(1 << 63), (1 << 63) - 1, -100])
+            while not stop.is_set():
+                target[:] = rng.choice(bad)
+                target[:] = 0
+                target[rng.integers(0, len(target), 50)] = rng.choice(bad)
+                weight[:] = rng.choice([0, np.nan, np.inf, 1])
+                sample_weight[:] = rng.choice([0, np.nan, np.inf, 1])
+                soft[rng.integers(0, len(soft))] = rng.choice([np.nan, -1, 1e30])
+                x[rng.integers(0, len(x))] = rng.choice([np.nan, np.inf, -1e30, 1e30, 0])
+                target[:] = 1
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        xentrs.set_num_threads(2)
+        calls = errors = 0
+        end = time.monotonic() + 3
+        while time.monotonic() < end or calls < 30:
+            for t, scores in ((target, x), (soft, x), (target, soft)):
+                function = xentrs.log_loss_with_grad if scores is soft else (
+                    xentrs.cross_entropy_with_grad
+                )
+                options = dict(weight=weight, sample_weight=sample_weight, out=out)
+                calls += 1
+                try:
+                    function(scores, t, **options)
+                except (IndexError, ValueError):
+                    errors += 1
+            xentrs.binary_cross_entropy_with_logits_with_grad(x, soft, weight=weight, out=out)
+        stop.set()
+        thread.join()
+        assert np.all(guarded[:1000] == 7) and np.all(guarded[-1000:] == 7)
+        print(calls, errors)
+    """
+    python(script, timeout=100)
+
+
+# ----------------------------------------------------------------------------------------- import
+
+
+def test_import_brings_numpy_alone(python):
+    script = """
+        import sys
+        import numpy
+        before = set(sys.modules)
+        import xentrs
+        new = {name.partition(".")[0] for name in set(sys.modules) - before}
+        new -= set(sys.stdlib_module_names) | {"numpy"}
+        assert new == {"xentrs"}, new
+        for name in ("torch", "scipy", "jax", "xentrs.torch", "multiprocessing", "asyncio"):
+            assert name not in sys.modules or name in before, name
+    """
+    python(script)
+
+
+def test_import_takes_little_more_than_numpy(python):
+    """At most 20 ms on top; the least of several, for a machine may be busy."""
+    script = """
+        import time
+        import numpy
+        start = time.perf_counter()
+        import xentrs
+        print(time.perf_counter() - start)
+    """
+    python(script)  # writes the bytecode
+    times = [float(python(script).stdout) for _ in range(9)]
+    assert min(times) < 0.020, f"{min(times):.3f} s at best, {statistics.median(times):.3f} median"
+
+
+def test_import_starts_no_thread(python):
+    """Threads start with the first large call, not before."""
+    script = """
+        import os, threading
+        import numpy as np
+        def threads():
+            return len(os.listdir("/proc/self/task"))
+        before = threads()
+        import xentrs
+        xentrs.set_num_threads(4)
+        x, t = np.zeros((1000, 10), np.float32), np.zeros(1000, int)
+        xentrs.cross_entropy(x, t)  # small: stays on the calling thread
+        assert threads() == before
+    """
+    if sys.platform == "linux":
+        python(script)
+
+
+def test_public_names():
+    names = set(xentrs.__all__)
+    for loss in LOSSES:
+        for function in loss.functions:
+            assert function.__name__ in names
+            assert function.__doc__
+    assert {"set_num_threads", "get_num_threads", "show_config", "__version__"} <= names
+    assert all(hasattr(xentrs, name) for name in names)

@@ -1,0 +1,84 @@
+"""Print the tables and polynomial coefficients of `src/math/` (needs mpmath).
+
+Each polynomial is the interpolant at Chebyshev nodes of the exact remainder, which is within a
+factor of two of the minimax one; the error printed beside it is measured on a dense grid.
+"""
+
+import mpmath as mp
+
+mp.mp.dps = 60
+
+
+def fit(remainder, low, high, degree):
+    """Coefficients, lowest first, of the Chebyshev interpolant of `remainder` on [low, high]."""
+    n = degree + 1
+    nodes = [
+        (low + high) / 2 + (high - low) / 2 * mp.cos(mp.pi * (2 * k + 1) / (2 * n))
+        for k in range(n)
+    ]
+    matrix = mp.matrix([[x**j for j in range(n)] for x in nodes])
+    return list(mp.lu_solve(matrix, mp.matrix([remainder(x) for x in nodes])))
+
+
+def horner(coefficients, x):
+    value = mp.mpf(0)
+    for c in reversed(coefficients):
+        value = value * x + c
+    return value
+
+
+def grid(low, high, n=4001):
+    return [low + (high - low) * k / (n - 1) for k in range(n)]
+
+
+def split(value, bits, parts=2):
+    """`value` as a sum of numbers of `bits` significant bits each, nearest first."""
+    result = []
+    for _ in range(parts):
+        exponent = bits - 1 - mp.floor(mp.log(abs(value), 2))
+        part = mp.nint(value * mp.mpf(2) ** exponent) / mp.mpf(2) ** exponent
+        result.append(part)
+        value -= part
+    return result
+
+
+def show(name, values, bits):
+    # Rounded to the type first: the decimal then has no more digits than the type can hold.
+    digits = 9 if bits == 24 else 17
+    print(f"  {name}:", ", ".join(mp.nstr(split(v, bits, 1)[0], digits) for v in values))
+
+
+def main():
+    ln2 = mp.log(2)
+    for name, bits, table_bits, degree, log_degree in (("f32", 24, 4, 1, 3), ("f64", 53, 3, 5, 6)):
+        size = 2**table_bits
+        print(f"{name}: exp, table of {size}")
+        # A little wider than ln2 / (2 size): n is rounded from an inexact product.
+        r = ln2 / (2 * size) * mp.mpf("1.1")
+        square = fit(lambda x: ((mp.expm1(x) - x) / x**2 if x else mp.mpf(0.5)), -r, r, degree)
+        error = max(abs(x + x * x * horner(square, x) - mp.expm1(x)) for x in grid(-r, r))
+        show("coefficients of r^2, r^3, ...", square, bits)
+        print("  error of q, in 2^-%d: %s" % (bits, mp.nstr(error * 2**bits, 3)))
+        show("table", [mp.mpf(2) ** (mp.mpf(j) / size) for j in range(size)], bits)
+        show("ln2/size, two parts", split(ln2 / size, bits), bits)
+        show("size/ln2", [size / ln2], bits)
+        print(f"{name}: log1p(f) = f - f^2/2 + s (f^2/2 + z P(z)), s = f/(2+f), z = s^2")
+        top = (mp.sqrt(2) - 1) / (mp.sqrt(2) + 1)
+        z = top**2 * mp.mpf("1.01")
+
+        def remainder(x):
+            t = mp.sqrt(x)
+            return (2 * mp.atanh(t) / t - 2) / x if x > mp.mpf("1e-25") else mp.mpf(2) / 3
+
+        series = fit(remainder, mp.mpf(0), z, log_degree)
+        error = max(
+            abs(2 + x * horner(series, x) - 2 * mp.atanh(mp.sqrt(x)) / mp.sqrt(x)) / 2
+            for x in grid(mp.mpf("1e-9"), z)
+        )
+        show("P", series, bits)
+        print("  relative error, in 2^-%d: %s" % (bits, mp.nstr(error * 2**bits, 3)))
+        show("ln2, two parts", split(ln2, bits - 11), bits)
+
+
+if __name__ == "__main__":
+    main()
