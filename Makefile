@@ -11,7 +11,6 @@ VENV := .venv
 BENCH_VENV := .venv-bench
 BIN := $(abspath $(VENV))/bin
 BENCH_BIN := $(abspath $(BENCH_VENV))/bin
-MODULE := python/xentrs/_xentrs.abi3.so
 
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
@@ -19,6 +18,8 @@ PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
 
 CARGO_TEST := --locked --no-default-features
 MATURIN := VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(BIN):$$PATH" $(BIN)/maturin
+# Linked against zig's copy of an old glibc, a wheel installs on any Linux since 2014.
+PORTABLE := $(if $(filter Linux,$(shell uname)),--zig --compatibility manylinux2014)
 
 # The same interpreter for every cargo command, so that one does not rebuild what another built.
 export PYO3_PYTHON := $(BIN)/python
@@ -34,10 +35,10 @@ help:  ## List the targets
 	@grep -hE '^[a-z-]+( [a-z-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
 	  | sed -E 's/^([a-z-]+).*## /  make \1\t/' | expand -t 22
 
-demo: $(MODULE)  ## Train on real digits, compare with scikit-learn and NumPy, draw the loss curve
+demo: $(VENV)/.package  ## Train on real digits, compare with scikit-learn and NumPy, draw the loss curve
 	$(BIN)/python examples/digits.py $(ARGS)
 
-test: $(MODULE)  ## Run all tests, those of the Rust crate first
+test: $(VENV)/.package  ## Run all tests, those of the Rust crate first
 	if cargo nextest --version >/dev/null 2>&1; then \
 	  cargo nextest run $(CARGO_TEST) && cargo test --doc $(CARGO_TEST); \
 	else \
@@ -45,7 +46,7 @@ test: $(MODULE)  ## Run all tests, those of the Rust crate first
 	fi
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(MODULE)  ## Check formatting, lints and types; warnings are errors
+lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --all-targets --no-default-features -- -D warnings
@@ -61,7 +62,7 @@ format: $(VENV)/.installed  ## Format the Rust and the Python
 
 wheel: dist/.built  ## Build the wheel (abi3, manylinux2014) and the sdist into dist/
 
-sdist: dist/.built
+sdist: dist/.built  ## The same: the two are made together
 
 bench: $(BENCH_VENV)/.package  ## Time whole calls against peers: ARGS="--quick" PEERS="torch jax optax"
 	$(if $(PEERS),$(BENCH_BIN)/python -m pip install --quiet $(PEERS))
@@ -71,7 +72,7 @@ bench-kernels:  ## Time the kernels alone, at every instruction set of this mach
 	cargo bench --locked --no-default-features --bench kernels -- $(ARGS)
 
 clean:  ## Remove everything that was built, the environments too
-	rm -rf target dist build $(VENV) $(BENCH_VENV) $(MODULE)
+	rm -rf target dist build $(VENV) $(BENCH_VENV)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -87,22 +88,18 @@ $(BENCH_VENV)/.installed: pyproject.toml
 	$(BENCH_BIN)/python -m pip install --quiet --group bench
 	touch $@
 
-$(MODULE): $(VENV)/.installed $(RUST)
-	@command -v cargo >/dev/null || { echo "xentrs is built with Rust: see https://rustup.rs"; exit 1; }
-	$(MATURIN) develop --release --locked --quiet
-	touch $@
-
-# Against zig's copy of an old glibc, so that the wheel installs on any Linux since 2014. The same
-# sources give the same bytes: files have the date of the commit, and no path of this machine is in.
+# The same sources give the same bytes: files have the date of the commit, and no path of this
+# machine is in them.
 dist/.built: $(VENV)/.installed $(PACKAGE)
+	@command -v cargo >/dev/null || { echo "xentrs is built with Rust: see https://rustup.rs"; exit 1; }
 	rm -rf dist
 	export SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}"; \
 	export RUSTFLAGS="--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=cargo"; \
-	$(MATURIN) build --release --locked --zig --compatibility manylinux2014 --out dist --target-dir target/wheel; \
-	$(MATURIN) sdist --out dist
+	$(MATURIN) sdist --out dist; \
+	$(MATURIN) build --release --locked $(PORTABLE) --out dist --target-dir target/wheel
 	touch $@
 
-# What people will install is what is timed.
-$(BENCH_VENV)/.package: $(BENCH_VENV)/.installed dist/.built
-	$(BENCH_BIN)/python -m pip install --quiet --force-reinstall --no-deps dist/xentrs-*.whl
+# Tests, demo and benchmarks all run what people will install: the wheel.
+%/.package: %/.installed dist/.built
+	$*/bin/python -m pip install --quiet --force-reinstall --no-deps dist/xentrs-*.whl
 	touch $@

@@ -365,7 +365,7 @@ def sklearn_side(case: Case, module: ModuleType) -> Iterator[Side]:
         "x": case.logits,
         "losses": np.empty(n, case.logits.dtype),
         "g": case.grad,
-        "threads": THREADS,
+        "threads": THREADS if case.logits.size > 10_000 else 1,
     }
     start = "f(y_true=t, raw_prediction=x, sample_weight=None, loss_out=losses, "
     # It returns each sample's loss, and gradients that are not divided by their number.
@@ -400,10 +400,11 @@ def check(case: Case, side: Side) -> None:
     except Exception as error:
         side.trouble = f"{type(error).__name__}: {error}"
         return
-    # Enough to find a wrong formula. How exact the peers are is not the subject here: they compute
-    # p - 1, of which nothing is right where p is near 1, so errors are measured against the
-    # largest entry of the gradient.
-    tolerance = {"f32": 2e-5, "f64": 1e-12}[case.row.dtype]
+    # Errors are measured against the largest entry of the gradient. The peers' limits find a wrong
+    # formula and no more: their single entries can be far less exact, and that is not the subject.
+    ours = side.name.startswith("xentrs")
+    limits = {"f32": (1e-6, 1e-3), "f64": (1e-13, 1e-9)}[case.row.dtype]
+    tolerance = limits[0] if ours else limits[1]
     expected_loss = worst = largest = 0.0
     for rows, losses, expected in case.by_rows():
         expected_loss += losses.sum()
@@ -419,26 +420,28 @@ def check(case: Case, side: Side) -> None:
 def measure(sides: list[Side], seconds: float, turns: int) -> None:
     """Let the sides take turns; collect the time of one call from each turn.
 
-    A turn begins with calls that are not timed, for some milliseconds: threads that another
-    library left spinning go to sleep, and the side's own wake up.
+    A turn of a fast side begins with calls that are not timed, for some milliseconds: threads that
+    another library left spinning go to sleep, and the side's own wake up.
     """
     timers = [side.timer() for side in sides]
-    counts = []
+    counts = []  # calls a turn: some 5 ms
     for timer in timers:
         timer.timeit(1)
-        number, taken = timer.autorange() if timer.timeit(1) < 2e-3 else (1, timer.timeit(1))
-        counts.append(max(1, min(number, int(number * 5e-3 / max(taken, 1e-9)))))
+        taken = timer.timeit(1)
+        if taken < 2e-3:
+            number, taken = timer.autorange()
+            taken /= number
+        counts.append(max(1, int(5e-3 / taken)))
     gc.collect()
     end = time.perf_counter() + seconds
     turn = 0
-    while turn < turns and (turn < 3 or time.perf_counter() < end):
+    while turn < turns and (turn < min(5, turns) or time.perf_counter() < end):
         order = list(zip(sides, timers, counts, strict=True))
         for side, timer, count in order if turn % 2 == 0 else reversed(order):
             settled = time.perf_counter() + 3e-3
-            while True:
-                timer.timeit(1 if count == 1 else count // 4 + 1)
-                if time.perf_counter() >= settled:
-                    break
+            fast = not side.times or side.times[-1] < 50e-3
+            while fast and time.perf_counter() < settled:
+                timer.timeit(count // 4 + 1)
             side.times.append(timer.timeit(count) / count)
         turn += 1
 
@@ -489,13 +492,13 @@ def main() -> int:
     )
     parser.add_argument("--rows", action="append", help="only rows with this in their name")
     parser.add_argument("--quick", action="store_true", help="a look: few turns")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each row")
+    parser.add_argument("--seconds", type=float, default=15.0, help="for each row")
     parser.add_argument("--turns", type=int, default=101, help="at most, for each row")
     parser.add_argument("--peers", default="", help="only these, with commas between their names")
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
     parser.add_argument("--json", type=Path, help="write every measurement to this file")
     options = parser.parse_args()
-    seconds, turns = (0.5, 5) if options.quick else (options.seconds, options.turns)
+    seconds, turns = (0.5, 3) if options.quick else (options.seconds, options.turns)
     rows = [r for r in ROWS if not options.rows or any(part in r.name for part in options.rows)]
     if not rows:
         parser.error(
@@ -503,6 +506,7 @@ def main() -> int:
         )
     asked = [name.strip() for name in options.peers.lower().split(",") if name.strip()]
 
+    load = os.getloadavg()[0]
     xentrs.set_num_threads(THREADS)
     versions = {"Python": platform.python_version(), "xentrs": xentrs.__version__}
     versions |= {"NumPy": np.__version__, "SciPy": scipy.__version__}
@@ -550,7 +554,10 @@ def main() -> int:
 
     config = xentrs.show_config(mode="dicts")
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    print(f"{cpu_model()}; level {config['simd']['level']}; {THREADS} threads; {told}.\n")
+    print(
+        f"{cpu_model()}; level {config['simd']['level']}; {THREADS} threads; load before the run"
+        f" {load:.1f}; {told}.\n"
+    )
     peers = list(
         dict.fromkeys(
             side.name
@@ -572,6 +579,7 @@ def main() -> int:
             "cpu": cpu_model(),
             "config": config,
             "threads": THREADS,
+            "load": load,
             "versions": versions,
             "rows": {
                 row.name: {side.name: side.trouble or sorted(side.times) for side in sides}

@@ -106,25 +106,22 @@ class Calibration:
         largest, _ = next(stored.batches(budget // 2))  # later ones are as large or smaller
         self.buffer = np.empty(largest.shape, largest.dtype)
 
-    def micro_batches(
-        self, parameters: NDArray[np.float64]
-    ) -> Iterator[tuple[Logits, float, Logits]]:
-        """For each micro-batch yield the logits, its part of the mean loss and of its gradient."""
-        scale = np.float32(parameters[0])
-        bias = parameters[1:].astype(np.float32)
-        for logits, target in self.stored.batches(self.budget // 2):
-            calibrated = self.buffer[: len(logits)]
-            np.multiply(logits, scale, out=calibrated)
-            calibrated += bias
-            loss, grad = xentrs.cross_entropy_with_grad(
-                calibrated, target, denominator=self.stored.tokens, out=calibrated
-            )
-            yield logits, loss, grad
+    def part(
+        self, parameters: NDArray[np.float64], logits: Logits, target: Targets
+    ) -> tuple[float, Logits]:
+        """Return what a micro-batch adds to the mean loss of the file, and the gradient of that."""
+        calibrated = self.buffer[: len(logits)]
+        np.multiply(logits, np.float32(parameters[0]), out=calibrated)
+        calibrated += parameters[1:].astype(np.float32)
+        return xentrs.cross_entropy_with_grad(
+            calibrated, target, denominator=self.stored.tokens, out=calibrated
+        )
 
     def __call__(self, parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         total = 0.0
         grad_parameters = np.zeros_like(parameters)
-        for logits, loss, grad in self.micro_batches(parameters):
+        for logits, target in self.stored.batches(self.budget // 2):
+            loss, grad = self.part(parameters, logits, target)
             total += loss
             # By the chain rule; float64 sums, which einsum and sum take without a copy.
             grad_parameters[0] += np.einsum("slc,slc->", grad, logits, dtype=np.float64)

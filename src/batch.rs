@@ -94,13 +94,6 @@ pub struct Outputs<'a, T> {
     pub losses: Option<Output<'a, T>>,
 }
 
-impl<T: Real> Outputs<'_, T> {
-    /// The order of the highest derivative asked for.
-    pub fn order(&self) -> usize {
-        usize::from(self.grad.is_some()) + usize::from(self.hess.is_some())
-    }
-}
-
 /// A class index that is none: the sample is ignored.
 pub const IGNORED: usize = usize::MAX;
 
@@ -266,7 +259,8 @@ impl<'a, T: Real> Batch<'a, T> {
     pub fn read_factors(&self, start: usize, classes: &[usize], factors: &mut [f64]) {
         let hard = matches!(self.target, Target::Indices(_));
         for (i, (&class, factor)) in classes.iter().zip(factors).enumerate() {
-            let of_class = self.weight.as_ref().filter(|_| hard).map_or(1.0, |w| w[class % w.len()]);
+            let of_class =
+                self.weight.as_ref().filter(|_| hard).map_or(1.0, |w| w[class % w.len()]);
             *factor = if class == IGNORED { 0.0 } else { self.sample_factor(start + i) * of_class };
         }
     }

@@ -122,7 +122,9 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Soft<'_, T> {
         match self.weight {
             Some(weight) => q.mul(load_lanes(s, weight, at, lanes)),
             None if lanes == T::ALL => q,
-            None => T::V::<S>::select(T::V::<S>::mask(s, lanes), q, T::V::<S>::splat(s, T::default())),
+            None => {
+                T::V::<S>::select(T::V::<S>::mask(s, lanes), q, T::V::<S>::splat(s, T::default()))
+            }
         }
     }
 }

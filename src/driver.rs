@@ -64,7 +64,7 @@ pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
     let threads = if numbers < SERIAL || blocks < 2 { 1 } else { get_num_threads()? };
     if threads < 2 {
         enter(level, Blocks(job, 0..blocks, sums));
-        return Ok(reduce::sum(sums));
+        return Ok(reduce::sum(sums.iter().copied()));
     }
     let pool = pool(threads)?;
     // Whole takes for all threads, eight each where there is enough, so that none waits long.
@@ -84,7 +84,7 @@ pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
         }
         work();
     });
-    Ok(reduce::sum(sums))
+    Ok(reduce::sum(sums.iter().copied()))
 }
 
 /// Variables that set the number of threads, the first that is set wins.
@@ -138,7 +138,9 @@ pub fn set_num_threads(count: i128) -> Result<()> {
 
 fn default_threads() -> Result<(usize, String)> {
     for name in VARIABLES {
-        let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else { continue };
+        let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else {
+            continue;
+        };
         let text = value.to_string_lossy();
         // OMP_NUM_THREADS may be a list, one number a nesting level; rayon's 0 means no choice.
         let first = text.split(',').next().unwrap_or_default().trim();
@@ -181,7 +183,7 @@ fn pool(count: usize) -> Result<Arc<ThreadPool>> {
 
 /// Before `fork`, so that no other thread holds the lock in the child: `held` keeps it.
 mod fork {
-    use super::{Threads, THREADS};
+    use super::{THREADS, Threads};
     use std::cell::RefCell;
     use std::sync::{MutexGuard, PoisonError};
 

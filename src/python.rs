@@ -21,10 +21,9 @@ use crate::batch::{Batch, Floats, Indices, Outputs, Target};
 use crate::driver;
 use crate::error::{Error, Result as Checked};
 use crate::losses::{binary, cross_entropy, log_loss};
-use crate::math::Real;
 use crate::options::{Options, Reduction};
 use crate::simd::{Input, Level, Output};
-use crate::softmax::{few, rows};
+use crate::softmax::Limits;
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> PyErr {
@@ -57,7 +56,10 @@ impl From<Error> for Stop {
 }
 
 /// `NotImplemented` as an answer, everything else as it is.
-fn answer<'py>(py: Python<'py>, result: Result<Bound<'py, PyAny>, Stop>) -> PyResult<Bound<'py, PyAny>> {
+fn answer<'py>(
+    py: Python<'py>,
+    result: Result<Bound<'py, PyAny>, Stop>,
+) -> PyResult<Bound<'py, PyAny>> {
     match result {
         Ok(result) => Ok(result),
         Err(Stop::NotImplemented) => Ok(py.NotImplemented().into_bound(py)),
@@ -98,7 +100,8 @@ impl Dtype {
         use numpy::npyffi::NPY_TYPES::*;
         let long = size_of::<std::ffi::c_long>();
         let is = |known: npyffi::NPY_TYPES| type_num == known as c_int;
-        let signed = [(NPY_BYTE, 1), (NPY_SHORT, 2), (NPY_INT, 4), (NPY_LONG, long), (NPY_LONGLONG, 8)];
+        let signed =
+            [(NPY_BYTE, 1), (NPY_SHORT, 2), (NPY_INT, 4), (NPY_LONG, long), (NPY_LONGLONG, 8)];
         let unsigned =
             [(NPY_UBYTE, 1), (NPY_USHORT, 2), (NPY_UINT, 4), (NPY_ULONG, long), (NPY_ULONGLONG, 8)];
         if is(NPY_FLOAT) {
@@ -208,7 +211,7 @@ impl<'a> View<'a> {
 }
 
 /// A float that arrays hold.
-trait Number: Real + Element + few::Limits + rows::Limits {
+trait Number: Limits + Element {
     const DTYPE: Dtype;
 }
 
@@ -379,7 +382,9 @@ impl<'py, T: Number> Results<'py, T> {
             Some(losses) => losses.into_any(),
             None => PyFloat::new(py, loss).into_any(),
         };
-        let Some(grad) = self.grad else { return Ok(loss) };
+        let Some(grad) = self.grad else {
+            return Ok(loss);
+        };
         let grad = grad.into_any();
         Ok(match self.hess {
             None => (loss, grad).into_pyobject(py)?.into_any(),
@@ -687,16 +692,8 @@ mod _xentrs {
         let ignore_index = None;
         let options = RawOptions { ignore_index, label_smoothing, reduction, denominator, base };
         let counted = r#where;
-        let arguments = ElementArguments {
-            order,
-            target,
-            weight,
-            pos_weight,
-            counted,
-            options,
-            out,
-            hess_out,
-        };
+        let arguments =
+            ElementArguments { order, target, weight, pos_weight, counted, options, out, hess_out };
         let result = View::of(logits).and_then(|view| match view.dtype {
             Dtype::F32 => element_loss::<f32>(py, &arguments, &view),
             Dtype::F64 => element_loss::<f64>(py, &arguments, &view),
@@ -728,8 +725,7 @@ mod _xentrs {
     /// Version, instruction set and threads, and where each is from.
     #[pyfunction]
     fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-        let (level, source) =
-            Level::chosen().map_err(|message| Error::Value(message.into()))?;
+        let (level, source) = Level::chosen().map_err(|message| Error::Value(message.into()))?;
         let simd = PyDict::new(py);
         simd.set_item("level", level.name())?;
         let available: Vec<_> = Level::available().iter().map(|level| level.name()).collect();

@@ -59,7 +59,10 @@ def cases():
                 case = loss.case(rng(), rows.shape, dtype, options, reduction="none")
                 yield f"{name} strange {classes} {options}", case.but(scores=rows)
         for shape in ((30_000, 10), (300, 1000), (3, 100_000)):
-            yield f"{name} {shape}", loss.case(rng(), shape, dtype, loss.options)
+            yield (
+                f"{name} {shape} {sorted(loss.options)}",
+                loss.case(rng(), shape, dtype, loss.options),
+            )
 
 
 def run():

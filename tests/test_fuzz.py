@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CASES = int(1500 * float(os.environ.get("FUZZ_FACTOR", "1")))
+CASES = int(4000 * float(os.environ.get("FUZZ_FACTOR", "1")))
 
 
 @pytest.mark.timeout(600)

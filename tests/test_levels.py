@@ -105,7 +105,8 @@ def test_portable_agrees(battery):
     assert list(best) == list(portable)
     for name, a in best.items():
         b = portable[name]
-        info = np.finfo(a.dtype)
+        # A reduced loss is a float64, but made of losses of the logits' dtype.
+        info = np.finfo(np.float32 if " float32 " in name else np.float64)
         assert np.array_equal(np.isnan(a), np.isnan(b)), name
         assert np.array_equal(np.isinf(a), np.isinf(b)), name
         finite = np.isfinite(a)
@@ -146,7 +147,7 @@ def test_laws_hold(level):
         pytest.skip(f"{level} is the level of this run: its laws run here already")
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
+            *(sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider"),
             *(str(HERE / name) for name in LAWS),
         ],
         env=_environment(level),
@@ -157,7 +158,7 @@ def test_laws_hold(level):
         check=False,
     )
     assert done.returncode == 0, f"at {level}:\n{done.stdout[-6000:]}{done.stderr[-2000:]}"
-    assert f"'level': '{level}'" in done.stdout or "-q" in sys.argv or " passed" in done.stdout
+    assert " passed" in done.stdout
 
 
 def test_config_names_the_level():
@@ -198,7 +199,7 @@ def test_a_level_can_be_forced(level, python):
     assert "XENTRS_SIMD" in printed
 
 
-@pytest.mark.parametrize("level", ["avx1024", "AVX2 ", "sse2", "best", ""])
+@pytest.mark.parametrize("level", ["avx1024", "avx", "sse2", "best", ""])
 def test_unknown_level(level, python):
     _assert_refused(level, python)
 

@@ -102,9 +102,12 @@ def member(wheel: Path, pattern: str) -> str:
 
 def test_tags(wheel):
     """For every CPython since 3.11, on every Linux since 2014."""
-    assert re.fullmatch(
-        r"xentrs-[^-]+-cp311-abi3-manylinux_2_17_\w+\.manylinux2014_\w+\.whl", wheel.name
-    )
+    python, abi, platforms = wheel.stem.split("-")[2:]
+    assert (python, abi) == ("cp311", "abi3")
+    assert {p.rsplit("_", 2)[0] for p in platforms.split(".")} == {
+        "manylinux2014",
+        "manylinux_2_17",
+    }
     tags = re.findall(r"^Tag: (.+)$", member(wheel, r"[^/]+\.dist-info/WHEEL"), re.MULTILINE)
     assert tags
     assert all(tag.startswith("cp311-abi3-manylinux") for tag in tags)
@@ -141,11 +144,11 @@ def test_contents_of_the_wheel(wheel):
 
 
 def test_no_path_of_the_building_machine(wheel):
-    """The home of whoever built it stays out of the compiled module."""
+    """Whoever builds it, and where, the bytes are the same."""
     with zipfile.ZipFile(wheel) as archive:
-        module = archive.read("xentrs/_xentrs.abi3.so")
-    assert str(ROOT).encode() not in module
-    assert str(Path.home() / ".cargo").encode() not in module
+        for name in archive.namelist():
+            for path in (ROOT, Path.home() / ".cargo"):
+                assert str(path).encode() not in archive.read(name), f"{path} in {name}"
 
 
 def test_contents_of_the_sdist(sdist, tmp_path):

@@ -31,11 +31,15 @@ def grid(low, high, n=4001):
     return [low + (high - low) * k / (n - 1) for k in range(n)]
 
 
+def nonzero_exponent(value, bits):
+    return bits - 1 - mp.floor(mp.log(abs(value), 2)) if value else 0
+
+
 def split(value, bits, parts=2):
     """`value` as a sum of numbers of `bits` significant bits each, nearest first."""
     result = []
     for _ in range(parts):
-        exponent = bits - 1 - mp.floor(mp.log(abs(value), 2))
+        exponent = nonzero_exponent(value, bits)
         part = mp.nint(value * mp.mpf(2) ** exponent) / mp.mpf(2) ** exponent
         result.append(part)
         value -= part
@@ -59,7 +63,10 @@ def main():
         error = max(abs(x + x * x * horner(square, x) - mp.expm1(x)) for x in grid(-r, r))
         show("coefficients of r^2, r^3, ...", square, bits)
         print("  error of q, in 2^-%d: %s" % (bits, mp.nstr(error * 2**bits, 3)))
-        show("table", [mp.mpf(2) ** (mp.mpf(j) / size) for j in range(size)], bits)
+        powers = [mp.mpf(2) ** (mp.mpf(j) / size) for j in range(size)]
+        show("table", powers, bits)
+        # What rounding an entry lost, relative to it.
+        show("table's rest", [(p - split(p, bits, 1)[0]) / p for p in powers], bits)
         show("ln2/size, two parts", split(ln2 / size, bits), bits)
         show("size/ln2", [size / ln2], bits)
         print(f"{name}: log1p(f) = f - f^2/2 + s (f^2/2 + z P(z)), s = f/(2+f), z = s^2")

@@ -12,8 +12,8 @@
 
 use std::ops::Range;
 
-use crate::driver::{self, Job};
 use crate::batch::Outputs;
+use crate::driver::{self, Job};
 use crate::error::Result;
 use crate::math::{Real, exp::Exp, log::log1p};
 use crate::options::Options;
@@ -24,6 +24,13 @@ use super::reduced;
 
 /// Numbers in a block.
 const BLOCK: usize = 4096;
+
+/// Exponent of what `z` is multiplied by, until a weight has been; and its inverse.
+const BIAS: i64 = 64;
+const UNBIAS: f64 = 1.0 / (1u128 << 64) as f64;
+
+/// Below this `log1p(z)` is `z`.
+const TINY: f64 = 1.0 / (1u64 << 60) as f64;
 
 /// Numbers that repeat along the logits.
 #[derive(Debug)]
@@ -76,12 +83,12 @@ pub struct Binary<'a, T> {
     pub outputs: Outputs<'a, T>,
 }
 
-struct Elements<'a, 'b, T, const ORDER: usize> {
+struct Elements<'a, 'b, T> {
     binary: &'b Binary<'a, T>,
     divisor: f64,
 }
 
-impl<T: Real, const ORDER: usize> Elements<'_, '_, T, ORDER> {
+impl<T: Real> Elements<'_, '_, T> {
     /// Loss, gradient and Hessian of a vector, weighted; 0 outside `lanes` and where nothing counts.
     #[inline(always)]
     fn vector<S: Simd>(&self, s: S, exp: &Exp<S, T>, at: usize, lanes: u32) -> [T::V<S>; 3] {
@@ -89,40 +96,52 @@ impl<T: Real, const ORDER: usize> Elements<'_, '_, T, ORDER> {
         let splat = |x: f64| T::V::<S>::splat(s, T::from_f64(x));
         let (zero, one) = (splat(0.0), splat(1.0));
         let x = T::V::<S>::load_lanes(s, binary.logits, at, lanes, zero);
-        let mut t = T::V::<S>::load_lanes(s, binary.target, at, lanes, zero);
+        let (mut u, mut v) = {
+            let t = T::V::<S>::load_lanes(s, binary.target, at, lanes, zero);
+            (one.sub(t), t)
+        };
         let smoothing = binary.options.label_smoothing;
         if smoothing != 0.0 {
-            t = t.mul_add(splat(1.0 - smoothing), splat(smoothing / 2.0));
+            // Each from its own: 1 - t would have lost digits after smoothing.
+            let (keep, half) = (splat(1.0 - smoothing), splat(smoothing / 2.0));
+            (u, v) = (u.mul_add(keep, half), v.mul_add(keep, half));
         }
-        let (u, mut v) = (one.sub(t), t);
         if let Some(pos_weight) = &binary.pos_weight {
             v = v.mul(pos_weight.load(s, at, lanes));
         }
+        if let Some(weight) = &binary.weight {
+            let weight = weight.load(s, at, lanes);
+            (u, v) = (u.mul(weight), v.mul(weight));
+        }
         let magnitude = x.abs();
-        let z = exp.of::<false>(s, zero.sub(magnitude));
+        // Under a bias z has its digits where it is subnormal: a weight may make a product normal.
+        let (biased, unbias) = (exp.of::<false>(s, zero.sub(magnitude)), splat(UNBIAS));
+        let z = biased.mul(unbias);
         let (denominator, negative) = (one.add(z), x.lt(zero));
         let slope = T::V::<S>::select(negative, v, u);
         let linear = T::V::<S>::select(slope.eq(zero), zero, magnitude.mul(slope));
         let both = u.add(v);
-        // `+ x - x`-like terms are not needed for NaN: z carries it.
-        let loss = both.mul_add(log1p::<S, T>(s, z), linear);
+        let tiny = z.lt(splat(TINY));
+        let curve =
+            T::V::<S>::select(tiny, both.mul(biased).mul(unbias), both.mul(log1p::<S, T>(s, z)));
+        let loss = linear.add(curve);
         let (mut grad, mut hess) = (zero, zero);
-        if ORDER > 0 {
-            let minus = zero.sub(v);
-            let top = T::V::<S>::select(negative, u.mul_add(z, minus), minus.mul_add(z, u));
-            grad = top.div(denominator).mul(splat(1.0 / self.divisor));
+        let divisor = splat(self.divisor);
+        if binary.outputs.grad.is_some() {
+            let other = T::V::<S>::select(negative, u, v).mul(biased).mul(unbias);
+            let top = T::V::<S>::select(negative, other.sub(v), u.sub(other));
+            grad = top.div(denominator.mul(divisor));
         }
-        if ORDER > 1 {
-            let square = denominator.mul(denominator);
-            hess = both.mul(z).div(square).mul(splat(1.0 / self.divisor));
+        if binary.outputs.hess.is_some() {
+            // What rounding 1 + z lost counts twice.
+            let inverse = one.div(denominator);
+            let lost = z.sub(denominator.sub(one)).mul(inverse);
+            let minus_two = splat(-2.0);
+            let square = inverse.mul(inverse);
+            let square = square.mul(minus_two).mul_add(lost, square);
+            hess = both.mul(biased).mul(unbias).mul(square).div(divisor);
         }
         let mut results = [loss, grad, hess];
-        if let Some(weight) = &binary.weight {
-            let weight = weight.load(s, at, lanes);
-            for result in &mut results {
-                *result = result.mul(weight);
-            }
-        }
         let mut counted = lanes;
         if let Some(array) = binary.counted {
             for lane in (0..T::LANES).filter(|lane| lanes >> lane & 1 != 0) {
@@ -139,7 +158,7 @@ impl<T: Real, const ORDER: usize> Elements<'_, '_, T, ORDER> {
     }
 }
 
-impl<T: Real, const ORDER: usize> Job for Elements<'_, '_, T, ORDER> {
+impl<T: Real> Job for Elements<'_, '_, T> {
     fn blocks(&self) -> usize {
         self.binary.logits.len().div_ceil(BLOCK)
     }
@@ -150,9 +169,9 @@ impl<T: Real, const ORDER: usize> Job for Elements<'_, '_, T, ORDER> {
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
-        let exp = Exp::<S, T>::new(s, T::default(), 0);
+        let exp = Exp::<S, T>::new(s, T::default(), BIAS);
         let outputs = &self.binary.outputs;
-        let inverse = T::V::<S>::splat(s, T::from_f64(1.0 / self.divisor));
+        let divisor = T::V::<S>::splat(s, T::from_f64(self.divisor));
         for (i, total) in blocks.zip(sums) {
             let mut sum = Sum::<S, T>::new(s);
             let end = self.binary.logits.len().min((i + 1) * BLOCK);
@@ -161,12 +180,12 @@ impl<T: Real, const ORDER: usize> Job for Elements<'_, '_, T, ORDER> {
                 let [loss, grad, hess] = self.vector(s, &exp, at, lanes);
                 sum.add(loss);
                 if let Some(losses) = outputs.losses {
-                    loss.mul(inverse).store_lanes(losses, at, lanes);
+                    loss.div(divisor).store_lanes(losses, at, lanes);
                 }
-                if let (true, Some(array)) = (ORDER > 0, outputs.grad) {
+                if let Some(array) = outputs.grad {
                     grad.store_lanes(array, at, lanes);
                 }
-                if let (true, Some(array)) = (ORDER > 1, outputs.hess) {
+                if let Some(array) = outputs.hess {
                     hess.store_lanes(array, at, lanes);
                 }
             }
@@ -178,14 +197,9 @@ impl<T: Real, const ORDER: usize> Job for Elements<'_, '_, T, ORDER> {
 /// Writes what the outputs ask for; returns the reduced loss.
 pub fn binary_cross_entropy<T: Real>(binary: &Binary<'_, T>) -> Result<f64> {
     let n = binary.logits.len();
-    let counted = binary
-        .counted
-        .map_or(n, |array| (0..n).map(|i| usize::from(array.get(i) != 0)).sum());
+    let counted =
+        binary.counted.map_or(n, |array| (0..n).map(|i| usize::from(array.get(i) != 0)).sum());
     let divisor = binary.options.divisor(counted as f64);
-    let sum = match binary.outputs.order() {
-        0 => driver::run(&Elements::<T, 0> { binary, divisor }),
-        1 => driver::run(&Elements::<T, 1> { binary, divisor }),
-        _ => driver::run(&Elements::<T, 2> { binary, divisor }),
-    }?;
+    let sum = driver::run(&Elements { binary, divisor })?;
     Ok(reduced(sum, divisor, &binary.options))
 }

@@ -101,18 +101,18 @@ fn check<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
 struct LogLoss<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Real> ClassLoss<T> for LogLoss<'_, '_, T> {
-    fn run<C: Coefficients<T>, const ORDER: usize>(&self, c: C, _: f64) -> Result<f64> {
-        driver::run(&Rows::<T, C, ORDER> { batch: self.0, coefficients: c })
+    fn run<C: Coefficients<T>>(&self, coefficients: C, _: f64) -> Result<f64> {
+        driver::run(&Rows { batch: self.0, coefficients })
     }
 }
 
-/// The job of a batch, with derivatives up to `ORDER`.
-struct Rows<'a, 'b, T, C, const ORDER: usize> {
+/// The job of a batch.
+struct Rows<'a, 'b, T, C> {
     batch: &'b Batch<'a, T>,
     coefficients: C,
 }
 
-impl<T: Real, C: Coefficients<T>, const ORDER: usize> Rows<'_, '_, T, C, ORDER> {
+impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
     /// The loss of a row, weighted; its gradient and Hessian written.
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, row: usize) -> f64 {
@@ -150,7 +150,7 @@ impl<T: Real, C: Coefficients<T>, const ORDER: usize> Rows<'_, '_, T, C, ORDER> 
             }
             own = (both != 0.0).then(|| [-scale * both / p, scale * both / p / p]);
         }
-        if C::ANY || ORDER > 0 {
+        if C::ANY || grad.is_some() {
             let mut sum = Sum::<S, T>::new(s);
             for at in (0..values.len()).step_by(T::LANES) {
                 let lanes = crate::softmax::lanes_from::<T>(values.len() - at);
@@ -161,17 +161,17 @@ impl<T: Real, C: Coefficients<T>, const ORDER: usize> Rows<'_, '_, T, C, ORDER> 
                     let none = t.eq(zero);
                     let term = T::V::<S>::select(none, zero, t.mul(log::<S, T>(s, p)));
                     sum.add(zero.sub(term));
-                    if ORDER > 0 {
+                    if grad.is_some() {
                         g = T::V::<S>::select(none, zero, t.mul(minus_scale).div(p));
                     }
-                    if ORDER > 1 {
+                    if hess.is_some() {
                         h = T::V::<S>::select(none, zero, zero.sub(g).div(p));
                     }
                 }
-                if let (true, Some(grad)) = (ORDER > 0, grad) {
+                if let Some(grad) = grad {
                     g.store_lanes(grad, at, lanes);
                 }
-                if let (true, Some(hess)) = (ORDER > 1, hess) {
+                if let Some(hess) = hess {
                     h.store_lanes(hess, at, lanes);
                 }
             }
@@ -189,7 +189,7 @@ impl<T: Real, C: Coefficients<T>, const ORDER: usize> Rows<'_, '_, T, C, ORDER> 
     }
 }
 
-impl<T: Real, C: Coefficients<T>, const ORDER: usize> Job for Rows<'_, '_, T, C, ORDER> {
+impl<T: Real, C: Coefficients<T>> Job for Rows<'_, '_, T, C> {
     fn blocks(&self) -> usize {
         self.batch.samples.div_ceil(block_rows(self.batch.classes))
     }
@@ -215,9 +215,5 @@ impl<T: Real, C: Coefficients<T>, const ORDER: usize> Job for Rows<'_, '_, T, C,
 /// Writes what the batch's outputs ask for; returns the reduced loss. `shape` is the probabilities'.
 pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<f64> {
     check(batch, shape)?;
-    match batch.outputs.order() {
-        0 => with_coefficients::<T, 0>(batch, &LogLoss(batch)),
-        1 => with_coefficients::<T, 1>(batch, &LogLoss(batch)),
-        _ => with_coefficients::<T, 2>(batch, &LogLoss(batch)),
-    }
+    with_coefficients(batch, &LogLoss(batch))
 }

@@ -5,28 +5,20 @@ pub mod cross_entropy;
 pub mod log_loss;
 
 use crate::batch::{Batch, Target};
-use crate::coefficients::{Even, Hard, Shared, Soft};
+use crate::coefficients::{Coefficients, Even, Hard, Shared, Soft};
 use crate::error::Result;
 use crate::math::Real;
 use crate::options::Options;
 use crate::simd::Input;
 
-/// A loss over samples by classes, once it is known how the target is stored and how many
-/// derivatives are asked for.
+/// A loss over samples by classes, once it is known how the target is stored.
 trait ClassLoss<T: Real> {
     /// The sum of the losses. `total` is the sum of the coefficients where every row has the same.
-    fn run<C: crate::coefficients::Coefficients<T>, const ORDER: usize>(
-        &self,
-        coefficients: C,
-        total: f64,
-    ) -> Result<f64>;
+    fn run<C: Coefficients<T>>(&self, coefficients: C, total: f64) -> Result<f64>;
 }
 
 /// Runs a loss with the coefficients of its batch's target; the reduced loss.
-fn with_coefficients<T: Real, const ORDER: usize>(
-    batch: &Batch<'_, T>,
-    loss: &impl ClassLoss<T>,
-) -> Result<f64> {
+fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) -> Result<f64> {
     let smoothing = batch.options.label_smoothing;
     let even = smoothing / batch.classes as f64;
     let scaled = |factor: f64| {
@@ -34,14 +26,14 @@ fn with_coefficients<T: Real, const ORDER: usize>(
         weights.map(|weight| T::from_f64(weight * factor)).collect::<Vec<_>>()
     };
     let sum = match batch.target {
-        Target::Indices(_) if smoothing == 0.0 => loss.run::<_, ORDER>(Hard, 0.0),
+        Target::Indices(_) if smoothing == 0.0 => loss.run(Hard, 0.0),
         Target::Indices(_) if batch.weight.is_none() => {
-            loss.run::<_, ORDER>(Even(T::from_f64(even)), smoothing)
+            loss.run(Even(T::from_f64(even)), smoothing)
         }
         Target::Indices(_) => {
             let weights = scaled(even);
             let total = weights.iter().map(|weight| weight.to_f64()).sum();
-            loss.run::<_, ORDER>(Shared(Input::from_slice(&weights)), total)
+            loss.run(Shared(Input::from_slice(&weights)), total)
         }
         Target::Probabilities(probabilities) => {
             let weights = scaled(1.0);
@@ -51,7 +43,7 @@ fn with_coefficients<T: Real, const ORDER: usize>(
                 keep: T::from_f64(1.0 - smoothing),
                 even: T::from_f64(even),
             };
-            loss.run::<_, ORDER>(soft, 0.0)
+            loss.run(soft, 0.0)
         }
     }?;
     Ok(reduced(sum, batch.divisor, &batch.options))

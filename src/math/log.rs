@@ -103,7 +103,7 @@ pub fn log<S: Simd, T: Real>(s: S, x: T::V<S>) -> T::V<S> {
     T::V::<S>::select(x.eq(zero), zero.sub(inf), result)
 }
 
-/// `log(1 + r)` for `0 <= r <= 2^100`; NaN at NaN.
+/// `log(1 + r)` for `0 <= r` up to 1e30 (float64: 1e300); NaN at NaN.
 #[inline(always)]
 pub fn log1p<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
     let one = T::V::<S>::splat(s, T::from_f64(1.0));
@@ -167,7 +167,8 @@ mod tests {
     #[test]
     fn errors() {
         for level in Level::available() {
-            let float32: Vec<f32> = numbers().iter().map(|&x| x as f32).filter(|&x| x > 0.0).collect();
+            let float32: Vec<f32> =
+                numbers().iter().map(|&x| x as f32).filter(|&x| x > 0.0).collect();
             let mut worst = [0.0f64; 4];
             for (x, [a, b]) in float32.iter().zip(enter(level, Both(float32.clone()))) {
                 worst[0] = worst[0].max(ulps(a, f64::from(*x).ln()));

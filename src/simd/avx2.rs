@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Input, Kernel, MAX_LANES, Output, Simd, Vector};
+use super::{Input, Kernel, Output, Simd, Vector};
 
 /// Proof that AVX2 and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -67,32 +67,6 @@ op!(permute_pd(table: F64, index: __m256d) -> __m256d = {
     let high = _mm256_permutevar8x32_ps(_mm256_castpd_ps(table.1), parts);
     let upper = _mm256_castsi256_pd(_mm256_slli_epi64::<61>(bits));
     _mm256_blendv_pd(_mm256_castps_pd(low), _mm256_castps_pd(high), upper)
-});
-
-// The steps of `sum_each`. Functions, since closures are not inlined with the features.
-op!(quarters_ps(rows: &[F32; MAX_LANES], i: usize, j: usize) -> __m256d = {
-    let a = _mm256_add_ps(rows[i].0, rows[i].1);
-    let b = _mm256_add_ps(rows[j].0, rows[j].1);
-    let (low, high) = (_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
-    _mm256_castps_pd(_mm256_add_ps(low, high))
-});
-op!(pairs_ps(rows: &[F32; MAX_LANES], i: usize) -> __m256 = {
-    let (a, b) = (quarters_ps(rows, i, i + 4), quarters_ps(rows, i + 1, i + 5));
-    let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
-    _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high))
-});
-op!(eight_ps(rows: &[F32; MAX_LANES], i: usize) -> __m256 = {
-    let (x, y) = (pairs_ps(rows, i), pairs_ps(rows, i + 2));
-    _mm256_add_ps(_mm256_shuffle_ps::<0x88>(x, y), _mm256_shuffle_ps::<0xDD>(x, y))
-});
-op!(pairs_pd(rows: &[F64; MAX_LANES], i: usize) -> __m256d = {
-    let a = _mm256_add_pd(rows[i].0, rows[i].1);
-    let b = _mm256_add_pd(rows[i + 2].0, rows[i + 2].1);
-    _mm256_add_pd(_mm256_permute2f128_pd::<0x20>(a, b), _mm256_permute2f128_pd::<0x31>(a, b))
-});
-op!(four_pd(rows: &[F64; MAX_LANES], i: usize) -> __m256d = {
-    let (x, y) = (pairs_pd(rows, i), pairs_pd(rows, i + 1));
-    _mm256_add_pd(_mm256_unpacklo_pd(x, y), _mm256_unpackhi_pd(x, y))
 });
 
 macro_rules! vector {
@@ -249,35 +223,133 @@ macro_rules! vector {
     };
 }
 
-vector!(F32, f32, 16, __m256, _mm256_castps_si256, _mm256_castsi256_ps,
-    _mm256_set1_ps, _mm256_loadu_ps, _mm256_maskload_ps, _mm256_storeu_ps, _mm256_maskstore_ps,
-    _mm256_stream_ps, _mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_fmadd_ps,
-    _mm256_max_ps, _mm256_min_ps, _mm256_and_ps, _mm256_andnot_ps, _mm256_add_epi32,
-    _mm256_sll_epi32, _mm256_srl_epi32, _mm256_cmp_ps, _mm256_blendv_ps, _mm256_movemask_ps,
-    _mm256_cmpeq_epi32, _mm256_set1_epi32, _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), {
-    op!(permute(self: Self, index: Self) -> Self =
+vector!(
+    F32,
+    f32,
+    16,
+    __m256,
+    _mm256_castps_si256,
+    _mm256_castsi256_ps,
+    _mm256_set1_ps,
+    _mm256_loadu_ps,
+    _mm256_maskload_ps,
+    _mm256_storeu_ps,
+    _mm256_maskstore_ps,
+    _mm256_stream_ps,
+    _mm256_add_ps,
+    _mm256_sub_ps,
+    _mm256_mul_ps,
+    _mm256_div_ps,
+    _mm256_fmadd_ps,
+    _mm256_max_ps,
+    _mm256_min_ps,
+    _mm256_and_ps,
+    _mm256_andnot_ps,
+    _mm256_add_epi32,
+    _mm256_sll_epi32,
+    _mm256_srl_epi32,
+    _mm256_cmp_ps,
+    _mm256_blendv_ps,
+    _mm256_movemask_ps,
+    _mm256_cmpeq_epi32,
+    _mm256_set1_epi32,
+    _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128),
+    {
+        op!(permute(self: Self, index: Self) -> Self =
         F32(permute_ps(self, index.0), permute_ps(self, index.1)));
-    op!(sum_each(rows: &[Self; MAX_LANES]) -> Self = F32(eight_ps(rows, 0), eight_ps(rows, 8)));
-    op!(wide(self: Self, part: usize) -> F64 = {
-        let half = if part == 0 { self.0 } else { self.1 };
-        F64(
-            _mm256_cvtps_pd(_mm256_castps256_ps128(half)),
-            _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(half)),
-        )
-    });
-});
-
-vector!(F64, f64, 8, __m256d, _mm256_castpd_si256, _mm256_castsi256_pd,
-    _mm256_set1_pd, _mm256_loadu_pd, _mm256_maskload_pd, _mm256_storeu_pd, _mm256_maskstore_pd,
-    _mm256_stream_pd, _mm256_add_pd, _mm256_sub_pd, _mm256_mul_pd, _mm256_div_pd, _mm256_fmadd_pd,
-    _mm256_max_pd, _mm256_min_pd, _mm256_and_pd, _mm256_andnot_pd, _mm256_add_epi64,
-    _mm256_sll_epi64, _mm256_srl_epi64, _mm256_cmp_pd, _mm256_blendv_pd, _mm256_movemask_pd,
-    _mm256_cmpeq_epi64, _mm256_set1_epi64x, _mm256_setr_epi64x(1, 2, 4, 8), {
-    op!(permute(self: Self, index: Self) -> Self =
-        F64(permute_pd(self, index.0), permute_pd(self, index.1)));
-    op!(sum_each(rows: &[Self; MAX_LANES]) -> Self = F64(four_pd(rows, 0), four_pd(rows, 4)));
-    #[inline(always)]
-    fn wide(self, _: usize) -> F64 {
-        self
+        fn pair(self, _: Self, _: usize) -> (Self, Self) {
+            unreachable!("float32 is summed as float64")
+        }
+        op!(load_wide(_s: Avx2, src: Input<'_, f32>, at: usize, lanes: u32) -> F64 = {
+            let start = src.pointer(at, (u32::BITS - lanes.leading_zeros()) as usize);
+            let loaded = _mm256_maskload_ps(start, Self::masks(lanes).0);
+            F64(
+                _mm256_cvtps_pd(_mm256_castps256_ps128(loaded)),
+                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(loaded)),
+            )
+        });
+        op!(narrow(parts: [F64; 2]) -> Self = {
+            let [low, high] = parts;
+            F32(
+                _mm256_set_m128(_mm256_cvtpd_ps(low.1), _mm256_cvtpd_ps(low.0)),
+                _mm256_set_m128(_mm256_cvtpd_ps(high.1), _mm256_cvtpd_ps(high.0)),
+            )
+        });
+        op!(wide(self: Self, part: usize) -> F64 = {
+            let half = if part == 0 { self.0 } else { self.1 };
+            F64(
+                _mm256_cvtps_pd(_mm256_castps256_ps128(half)),
+                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(half)),
+            )
+        });
     }
-});
+);
+
+vector!(
+    F64,
+    f64,
+    8,
+    __m256d,
+    _mm256_castpd_si256,
+    _mm256_castsi256_pd,
+    _mm256_set1_pd,
+    _mm256_loadu_pd,
+    _mm256_maskload_pd,
+    _mm256_storeu_pd,
+    _mm256_maskstore_pd,
+    _mm256_stream_pd,
+    _mm256_add_pd,
+    _mm256_sub_pd,
+    _mm256_mul_pd,
+    _mm256_div_pd,
+    _mm256_fmadd_pd,
+    _mm256_max_pd,
+    _mm256_min_pd,
+    _mm256_and_pd,
+    _mm256_andnot_pd,
+    _mm256_add_epi64,
+    _mm256_sll_epi64,
+    _mm256_srl_epi64,
+    _mm256_cmp_pd,
+    _mm256_blendv_pd,
+    _mm256_movemask_pd,
+    _mm256_cmpeq_epi64,
+    _mm256_set1_epi64x,
+    _mm256_setr_epi64x(1, 2, 4, 8),
+    {
+        op!(permute(self: Self, index: Self) -> Self =
+        F64(permute_pd(self, index.0), permute_pd(self, index.1)));
+        op!(pair(self: Self, other: Self, step: usize) -> (Self, Self) = {
+            let (a, b) = (self, other);
+            match step {
+                0 => (F64(a.0, b.0), F64(a.1, b.1)),
+                1 => (
+                    F64(
+                        _mm256_permute2f128_pd::<0x20>(a.0, a.1),
+                        _mm256_permute2f128_pd::<0x20>(b.0, b.1),
+                    ),
+                    F64(
+                        _mm256_permute2f128_pd::<0x31>(a.0, a.1),
+                        _mm256_permute2f128_pd::<0x31>(b.0, b.1),
+                    ),
+                ),
+                _ => (
+                    F64(_mm256_unpacklo_pd(a.0, b.0), _mm256_unpacklo_pd(a.1, b.1)),
+                    F64(_mm256_unpackhi_pd(a.0, b.0), _mm256_unpackhi_pd(a.1, b.1)),
+                ),
+            }
+        });
+        #[inline(always)]
+        fn load_wide(s: Avx2, src: Input<'_, f64>, at: usize, lanes: u32) -> F64 {
+            Self::load_lanes(s, src, at, lanes, Self::splat(s, 0.0))
+        }
+        #[inline(always)]
+        fn wide(self, _: usize) -> F64 {
+            self
+        }
+        #[inline(always)]
+        fn narrow(parts: [F64; 2]) -> Self {
+            parts[0]
+        }
+    }
+);

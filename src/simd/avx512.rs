@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Input, Kernel, MAX_LANES, Output, Simd, Vector};
+use super::{Input, Kernel, Output, Simd, Vector};
 
 /// Proof that AVX-512F, AVX2 and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -50,30 +50,6 @@ macro_rules! op {
         }
     };
 }
-
-// The steps of `sum_each`. Functions, since closures are not inlined with the features.
-op!(halves_ps(rows: &[F32; MAX_LANES], i: usize, j: usize) -> __m512 = {
-    let (a, b) = (rows[i].0, rows[j].0);
-    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xEE>(a, b))
-});
-op!(quarters_ps(rows: &[F32; MAX_LANES], i: usize) -> __m512 = {
-    let (a, b) = (halves_ps(rows, i, i + 4), halves_ps(rows, i + 8, i + 12));
-    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xDD>(a, b))
-});
-op!(pairs_ps(rows: &[F32; MAX_LANES], i: usize) -> __m512 = {
-    let a = _mm512_castps_pd(quarters_ps(rows, i));
-    let b = _mm512_castps_pd(quarters_ps(rows, i + 1));
-    let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
-    _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
-});
-op!(halves_pd(rows: &[F64; MAX_LANES], i: usize, j: usize) -> __m512d = {
-    let (a, b) = (rows[i].0, rows[j].0);
-    _mm512_add_pd(_mm512_shuffle_f64x2::<0x44>(a, b), _mm512_shuffle_f64x2::<0xEE>(a, b))
-});
-op!(quarters_pd(rows: &[F64; MAX_LANES], i: usize) -> __m512d = {
-    let (a, b) = (halves_pd(rows, i, i + 2), halves_pd(rows, i + 4, i + 6));
-    _mm512_add_pd(_mm512_shuffle_f64x2::<0x88>(a, b), _mm512_shuffle_f64x2::<0xDD>(a, b))
-});
 
 macro_rules! vector {
     ($v:ident, $t:ident, $lanes:literal, $mask:ident, $register:ident,
@@ -164,40 +140,115 @@ macro_rules! vector {
     };
 }
 
-vector!(F32, f32, 16, __mmask16, __m512,
-    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_set1_ps, _mm512_loadu_ps,
-    _mm512_mask_loadu_ps, _mm512_storeu_ps, _mm512_mask_storeu_ps, _mm512_stream_ps,
-    _mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_max_ps,
-    _mm512_min_ps, _mm512_abs_ps, _mm512_add_epi32, _mm512_sll_epi32, _mm512_srl_epi32,
-    _mm512_permutexvar_ps, _mm512_cmp_ps_mask, _mm512_mask_blend_ps, {
-    // Halves, then quarters, then pairs, then neighbours: rows are dealt so that row i ends in
-    // lane i.
-    op!(sum_each(rows: &[Self; MAX_LANES]) -> Self = {
-        let (x, y) = (pairs_ps(rows, 0), pairs_ps(rows, 2));
-        F32(_mm512_add_ps(_mm512_shuffle_ps::<0x88>(x, y), _mm512_shuffle_ps::<0xDD>(x, y)))
-    });
-    op!(wide(self: Self, part: usize) -> F64 = {
-        let half = if part == 0 {
-            _mm512_castps512_ps256(self.0)
-        } else {
-            _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)))
-        };
-        F64(_mm512_cvtps_pd(half))
-    });
-});
-
-vector!(F64, f64, 8, __mmask8, __m512d,
-    _mm512_castpd_si512, _mm512_castsi512_pd, _mm512_set1_pd, _mm512_loadu_pd,
-    _mm512_mask_loadu_pd, _mm512_storeu_pd, _mm512_mask_storeu_pd, _mm512_stream_pd,
-    _mm512_add_pd, _mm512_sub_pd, _mm512_mul_pd, _mm512_div_pd, _mm512_fmadd_pd, _mm512_max_pd,
-    _mm512_min_pd, _mm512_abs_pd, _mm512_add_epi64, _mm512_sll_epi64, _mm512_srl_epi64,
-    _mm512_permutexvar_pd, _mm512_cmp_pd_mask, _mm512_mask_blend_pd, {
-    op!(sum_each(rows: &[Self; MAX_LANES]) -> Self = {
-        let (x, y) = (quarters_pd(rows, 0), quarters_pd(rows, 1));
-        F64(_mm512_add_pd(_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y)))
-    });
-    #[inline(always)]
-    fn wide(self, _: usize) -> F64 {
-        self
+vector!(
+    F32,
+    f32,
+    16,
+    __mmask16,
+    __m512,
+    _mm512_castps_si512,
+    _mm512_castsi512_ps,
+    _mm512_set1_ps,
+    _mm512_loadu_ps,
+    _mm512_mask_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_mask_storeu_ps,
+    _mm512_stream_ps,
+    _mm512_add_ps,
+    _mm512_sub_ps,
+    _mm512_mul_ps,
+    _mm512_div_ps,
+    _mm512_fmadd_ps,
+    _mm512_max_ps,
+    _mm512_min_ps,
+    _mm512_abs_ps,
+    _mm512_add_epi32,
+    _mm512_sll_epi32,
+    _mm512_srl_epi32,
+    _mm512_permutexvar_ps,
+    _mm512_cmp_ps_mask,
+    _mm512_mask_blend_ps,
+    {
+        fn pair(self, _: Self, _: usize) -> (Self, Self) {
+            unreachable!("float32 is summed as float64")
+        }
+        op!(load_wide(_s: Avx512, src: Input<'_, f32>, at: usize, lanes: u32) -> F64 = {
+            let end = (u32::BITS - lanes.leading_zeros()) as usize;
+            let start = src.pointer(at, end);
+            let lanes = lanes as __mmask16;
+            let loaded = _mm512_maskz_loadu_ps(lanes, start);
+            F64(_mm512_cvtps_pd(_mm512_castps512_ps256(loaded)))
+        });
+        op!(narrow(parts: [F64; 2]) -> Self = {
+            let (low, high) = (_mm512_cvtpd_ps(parts[0].0), _mm512_cvtpd_ps(parts[1].0));
+            let low = _mm512_castps_pd(_mm512_castps256_ps512(low));
+            F32(_mm512_castpd_ps(_mm512_insertf64x4::<1>(low, _mm256_castps_pd(high))))
+        });
+        op!(wide(self: Self, part: usize) -> F64 = {
+            let half = if part == 0 {
+                _mm512_castps512_ps256(self.0)
+            } else {
+                _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)))
+            };
+            F64(_mm512_cvtps_pd(half))
+        });
     }
-});
+);
+
+vector!(
+    F64,
+    f64,
+    8,
+    __mmask8,
+    __m512d,
+    _mm512_castpd_si512,
+    _mm512_castsi512_pd,
+    _mm512_set1_pd,
+    _mm512_loadu_pd,
+    _mm512_mask_loadu_pd,
+    _mm512_storeu_pd,
+    _mm512_mask_storeu_pd,
+    _mm512_stream_pd,
+    _mm512_add_pd,
+    _mm512_sub_pd,
+    _mm512_mul_pd,
+    _mm512_div_pd,
+    _mm512_fmadd_pd,
+    _mm512_max_pd,
+    _mm512_min_pd,
+    _mm512_abs_pd,
+    _mm512_add_epi64,
+    _mm512_sll_epi64,
+    _mm512_srl_epi64,
+    _mm512_permutexvar_pd,
+    _mm512_cmp_pd_mask,
+    _mm512_mask_blend_pd,
+    {
+        op!(pair(self: Self, other: Self, step: usize) -> (Self, Self) = {
+            let (a, b) = (self.0, other.0);
+            match step {
+                0 => (
+                    F64(_mm512_shuffle_f64x2::<0x44>(a, b)),
+                    F64(_mm512_shuffle_f64x2::<0xEE>(a, b)),
+                ),
+                1 => (
+                    F64(_mm512_shuffle_f64x2::<0x88>(a, b)),
+                    F64(_mm512_shuffle_f64x2::<0xDD>(a, b)),
+                ),
+                _ => (F64(_mm512_unpacklo_pd(a, b)), F64(_mm512_unpackhi_pd(a, b))),
+            }
+        });
+        #[inline(always)]
+        fn load_wide(s: Avx512, src: Input<'_, f64>, at: usize, lanes: u32) -> F64 {
+            Self::load_lanes(s, src, at, lanes, Self::splat(s, 0.0))
+        }
+        #[inline(always)]
+        fn wide(self, _: usize) -> F64 {
+            self
+        }
+        #[inline(always)]
+        fn narrow(parts: [F64; 2]) -> Self {
+            parts[0]
+        }
+    }
+);

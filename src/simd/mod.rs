@@ -177,10 +177,16 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     /// `a` where the mask is set, `b` elsewhere.
     fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
 
-    /// Lane `i` is the sum of the lanes of `rows[i]`, in the order of [`fold`].
-    fn sum_each(rows: &[Self; MAX_LANES]) -> Self;
+    /// What [`sum_each`](crate::reduce::sum_each) adds at its three steps, for vectors of eight lanes: the halves of `self` and
+    /// of `other`, so that their sum has those of `self` in its lower half; then quarters of halves;
+    /// then neighbours.
+    fn pair(self, other: Self, step: usize) -> (Self, Self);
     /// The `part`-th `T::WIDE`-th of the lanes, as `f64`.
     fn wide(self, part: usize) -> S::V64;
+    /// Up to eight numbers of `src[at..]` as `f64`, 0 outside `lanes`; otherwise as `load_lanes`.
+    fn load_wide(s: S, src: Input<'_, T>, at: usize, lanes: u32) -> S::V64;
+    /// The nearest numbers to those of `T::WIDE` parts: undoes `wide`.
+    fn narrow(parts: [S::V64; 2]) -> Self;
 }
 
 /// The sum of lanes: the upper half onto the lower, again and again. The order of every level.

@@ -1,6 +1,6 @@
 //! The level of every other CPU: arrays, which the compiler turns into what the target has.
 
-use super::{Float, Input, MAX_LANES, Output, Simd, Vector};
+use super::{Float, Input, Output, Simd, Vector};
 
 /// The portable level.
 #[derive(Clone, Copy, Debug)]
@@ -200,24 +200,34 @@ macro_rules! array {
             }
 
             #[inline(always)]
-            fn sum_each(rows: &[Self; MAX_LANES]) -> Self {
-                let mut sums = [0.0; $lanes];
-                for (sum, row) in sums.iter_mut().zip(rows) {
-                    let mut lanes = row.0;
-                    let mut half = $lanes / 2;
-                    while half > 0 {
-                        for i in 0..half {
-                            lanes[i] += lanes[i + half];
-                        }
-                        half /= 2;
-                    }
-                    *sum = lanes[0];
-                }
-                Array(sums)
+            fn pair(self, other: Self, step: usize) -> (Self, Self) {
+                // Lane i of both comes from `from`, and from as far behind it as they are wide.
+                let width = 4 >> step;
+                let lane = |i: usize, second: usize| {
+                    let from = match step {
+                        0 => i % 4,
+                        1 => i % 2 + (i / 2 % 2) * 4,
+                        _ => i / 2 * 2,
+                    } + second * width;
+                    let of_self = if step == 2 { i % 2 == 0 } else { i < 4 };
+                    if of_self { self.0[from] } else { other.0[from] }
+                };
+                let of = |second| Array(std::array::from_fn(|i| lane(i % 8, second)));
+                (of(0), of(1))
             }
             #[inline(always)]
             fn wide(self, part: usize) -> Array<f64, 8> {
                 Array(std::array::from_fn(|i| self.0[part * 8 + i].to_f64()))
+            }
+            #[inline(always)]
+            fn load_wide(_: Portable, src: Input<'_, $t>, at: usize, lanes: u32) -> Array<f64, 8> {
+                Array(std::array::from_fn(|i| {
+                    if lanes >> i & 1 != 0 { src.get(at + i).to_f64() } else { 0.0 }
+                }))
+            }
+            #[inline(always)]
+            fn narrow(parts: [Array<f64, 8>; 2]) -> Self {
+                Array(std::array::from_fn(|i| $t::from_f64(parts[i / 8].0[i % 8])))
             }
         }
     };

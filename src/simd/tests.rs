@@ -34,7 +34,9 @@ fn operations<S: Simd, T: Float>(s: S) {
     check("min", a.min(b), &f64::min);
     check("abs", a.abs(), &|x, _| x.abs());
     let less = a.lt(T::V::<S>::splat(s, T::from_f64(0.0)));
-    check("select", T::V::<S>::select(less, a, b), &|x, y| if x < 0.0 { x } else { y });
+    check("select", T::V::<S>::select(less, a, b), &|x, y| {
+        if x < 0.0 { x } else { y }
+    });
     check("eq", T::V::<S>::select(a.eq(a), a, b), &|x, _| x);
 
     let nan = T::V::<S>::splat(s, T::from_f64(f64::NAN));
@@ -78,30 +80,21 @@ fn operations<S: Simd, T: Float>(s: S) {
     assert_eq!(bits(a.bits_and(b)), x & y);
     assert_eq!(bits(a.bits_or(b)), x | y);
 
-    let mut rows = [a; MAX_LANES];
-    for (i, row) in rows.iter_mut().take(n).enumerate() {
-        let lanes: Vec<T> =
-            (0..n).map(|j| T::from_f64((i * 31 + j * j) as f64 / 7.0)).collect();
-        *row = T::V::<S>::load(s, Input::from_slice(&lanes), 0);
-    }
-    let sums = T::V::<S>::sum_each(&rows).to_lanes();
-    for (row, sum) in rows.iter().zip(sums.as_ref()) {
-        let mut lanes = row.to_lanes();
-        let lanes = lanes.as_mut();
-        let mut half = n / 2;
-        while half > 0 {
-            for i in 0..half {
-                lanes[i] = T::from_f64(lanes[i].to_f64() + lanes[i + half].to_f64());
-            }
-            half /= 2;
-        }
-        assert_eq!(lanes[0], *sum);
-    }
     for part in 0..T::WIDE {
         for (i, x) in a.wide(part).to_lanes().as_ref().iter().enumerate() {
             assert_eq!(*x, values[1 + part * 8 + i].to_f64());
         }
     }
+
+    for lanes in [0, 1, 0b1010_0110, 0xFF] {
+        let end = (u32::BITS - u32::leading_zeros(lanes)) as usize;
+        let wide = T::V::<S>::load_wide(s, src.part(3, end), 0, lanes).to_lanes();
+        for (i, x) in wide.into_iter().enumerate() {
+            assert_eq!(x, if lanes >> i & 1 != 0 { values[3 + i].to_f64() } else { 0.0 });
+        }
+    }
+    let third = |part| a.wide(part).div(S::V64::splat(s, 3.0));
+    check("narrow", T::V::<S>::narrow([third(0), third(T::WIDE - 1)]), &|x, _| x / 3.0);
 
     let scratch = Scratch::<T>::new(3 * n + 1);
     a.stream(scratch.output(), n);

@@ -4,7 +4,7 @@
 //! for each block of about a thousand contiguous logits, whole groups of as many samples as lanes:
 //!     scratch = E of all logits, one stream of full vectors            (exponentials)
 //!     for each group: one masked load a sample and vector, all lanes but the target's;
-//!         a tree of shuffles adds the lanes of all samples at once     (sums)
+//!         a tree of shuffles adds the lanes of eight samples at once   (sums)
 //!         loss and factors of the group in vectors
 //!     gradient = E times its sample's factor, spread by a permutation  (emit)
 //! ```
@@ -18,9 +18,10 @@ use std::ops::Range;
 use crate::batch::{Batch, IGNORED};
 use crate::driver::Job;
 use crate::math::{Real, exp::Exp, log::log1p};
+use crate::reduce::{lost_by, sum, sum_each};
 use crate::simd::{Input, MAX_LANES, Output, Scratch, Simd, Vector, fold};
 
-use super::{FAR, lanes_from, maximum, surprise};
+use super::{Limits, lanes_from, maximum, surprise};
 
 /// The most classes that this kernel takes.
 pub const MOST_CLASSES: usize = 64;
@@ -28,27 +29,8 @@ pub const MOST_CLASSES: usize = 64;
 /// Numbers in a block, about.
 const BLOCK: usize = 1024;
 
-/// How the exponentials of a type are scaled.
-pub trait Limits: Real {
-    /// Exponent of the block's reference: so far up that samples well below it keep their digits,
-    /// and so far from the largest number that a sum's reciprocal times a small scale is normal.
-    const BIAS: i64;
-    /// The smallest sum of a sample that is not done alone.
-    const SMALLEST: f64;
-}
-
-impl Limits for f32 {
-    const BIAS: i64 = 76;
-    const SMALLEST: f64 = (1u128 << 30) as f64;
-}
-
-impl Limits for f64 {
-    const BIAS: i64 = 500;
-    const SMALLEST: f64 = (1u128 << 64) as f64;
-}
-
-/// The job of a batch, with derivatives up to `ORDER`.
-pub struct Few<'a, T, const ORDER: usize> {
+/// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
+pub struct Few<'a, T, const GRAD: bool> {
     batch: &'a Batch<'a, T>,
     /// Samples in a block.
     samples: usize,
@@ -62,9 +44,9 @@ struct Buffers<T> {
     classes: Vec<usize>,
     /// What multiplies each sample's loss, and its gradient.
     factors: Scratch<f64>,
-    scales: Scratch<T>,
+    scales: Scratch<f64>,
     /// The target's exponential.
-    pivots: Scratch<T>,
+    pivots: Scratch<f64>,
     losses: Scratch<f64>,
     /// `scale / S` and `1 / S`.
     a: Scratch<T>,
@@ -82,8 +64,8 @@ impl<T: Real> Buffers<T> {
             exponentials: Scratch::new(samples * classes + MAX_LANES),
             classes: vec![0; samples],
             factors: Scratch::new(samples),
-            scales: numbers(),
-            pivots: numbers(),
+            scales: Scratch::new(samples),
+            pivots: Scratch::new(samples),
             losses: Scratch::new(samples),
             a: numbers(),
             inverse: numbers(),
@@ -106,7 +88,7 @@ struct Block<'a, T> {
     alone: bool,
 }
 
-impl<'a, T: Limits, const ORDER: usize> Few<'a, T, ORDER> {
+impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
     /// A job of a batch of at most [`MOST_CLASSES`] classes.
     pub fn new(batch: &'a Batch<'a, T>) -> Self {
         assert!(batch.classes <= MOST_CLASSES, "too many classes for this kernel");
@@ -147,7 +129,7 @@ impl<'a, T: Limits, const ORDER: usize> Few<'a, T, ORDER> {
             batch.read_factors(block.first, &buffers.classes[..n], &mut factors[..n]);
             for (i, factor) in factors[..n].iter().enumerate() {
                 buffers.factors.output().set(i, *factor);
-                buffers.scales.output().set(i, T::from_f64(factor / batch.divisor));
+                buffers.scales.output().set(i, factor / batch.divisor);
             }
         }
         let reference = maximum(s, block.logits);
@@ -156,7 +138,7 @@ impl<'a, T: Limits, const ORDER: usize> Few<'a, T, ORDER> {
         if block.alone && !finite {
             return self.not_a_number(block, &buffers.classes);
         }
-        let exp = Exp::<S, T>::new(s, if usable { reference } else { T::default() }, T::BIAS);
+        let exp = Exp::<S, T>::new(s, if usable { reference } else { T::default() }, T::FEW_BIAS);
         buffers.alone.clear();
         let mut sum = T::V::<S>::splat(s, T::default()).wide(0);
         if usable {
@@ -195,7 +177,7 @@ impl<'a, T: Limits, const ORDER: usize> Few<'a, T, ORDER> {
                 losses.set(block.first + i, T::from_f64(loss));
             }
         }
-        if ORDER > 0 && usable {
+        if GRAD && usable {
             self.emit(s, block, buffers);
         }
         for i in (0..n).filter(|&i| buffers.classes[i] == IGNORED) {
@@ -237,67 +219,68 @@ impl<'a, T: Limits, const ORDER: usize> Few<'a, T, ORDER> {
         let (scratch, pivots) = (buffers.exponentials.input(), buffers.pivots.output());
         for (i, &class) in buffers.classes[..n].iter().enumerate() {
             let class = if class == IGNORED { 0 } else { class };
-            pivots.set(i, scratch.get(i * self.batch.classes + class));
+            pivots.set(i, scratch.get(i * self.batch.classes + class).to_f64());
         }
     }
 
     /// Loss and factors of a group; the weighted losses, and the samples that must be done alone.
     #[inline(always)]
     fn sums<S: Simd>(&self, s: S, group: usize, n: usize, buffers: &Buffers<T>) -> (S::V64, u32) {
-        let (batch, zero) = (self.batch, T::V::<S>::splat(s, T::default()));
+        let batch = self.batch;
         let classes = batch.classes;
         let all = u64::MAX >> (64 - classes);
         let scratch = buffers.exponentials.input();
-        let (mut rows, mut counted) = ([zero; MAX_LANES], 0);
-        for (i, row) in rows.iter_mut().enumerate().take(T::LANES.min(n - group)) {
-            let class = buffers.classes[group + i];
-            if class == IGNORED {
-                continue;
-            }
-            counted |= 1 << i;
-            let mut lanes = all & !(1 << class);
-            let mut at = (group + i) * classes;
-            *row = T::V::<S>::load_lanes(s, scratch, at, lanes as u32 & T::ALL, zero);
-            for _ in 1..classes.div_ceil(T::LANES) {
-                lanes >>= T::LANES;
-                at += T::LANES;
-                let more = T::V::<S>::load_lanes(s, scratch, at, lanes as u32 & T::ALL, zero);
-                *row = row.add(more);
-            }
-        }
-        let rest = T::V::<S>::sum_each(&rows);
-        let pivot = T::V::<S>::load(s, buffers.pivots.input(), group);
-        let whole = rest.add(pivot);
-        let (far, smallest) = (T::from_f64(FAR), T::from_f64(T::SMALLEST));
-        // Not of NaN, nor of what has underflowed.
-        let near = T::V::<S>::lanes(rest.lt(pivot.mul(T::V::<S>::splat(s, far))));
-        let large = T::V::<S>::lanes(T::V::<S>::splat(s, smallest).lt(whole));
-        let bad = counted & !(near & large);
-
-        let mut sum = S::V64::splat(s, 0.0);
-        let none = sum;
+        let none = S::V64::splat(s, 0.0);
+        let (mut losses, mut bad) = (none, 0);
+        let (mut a, mut inverse, mut grad, mut hess) = ([none; 2], [none; 2], [none; 2], [none; 2]);
         for part in 0..T::WIDE {
-            let surprise = log1p::<S, f64>(s, rest.wide(part).div(pivot.wide(part)));
             let at = group + part * 8;
+            let (mut rows, mut lost, mut counted) = ([none; 8], [none; 8], 0);
+            for i in 0..8.min(n.saturating_sub(at)) {
+                let class = buffers.classes[at + i];
+                if class == IGNORED {
+                    continue;
+                }
+                counted |= 1 << i;
+                let lanes = all & !(1 << class);
+                let start = (at + i) * classes;
+                (rows[i], lost[i]) = sample_sum::<S, T>(s, scratch, start, lanes, classes);
+            }
+            let rest = if T::WIDE == 2 {
+                sum_each::<S, false>(rows, lost).0
+            } else {
+                let (sum, lost) = sum_each::<S, true>(rows, lost);
+                sum.add(lost)
+            };
+            let pivot = S::V64::load(s, buffers.pivots.input(), at);
+            let whole = rest.add(pivot);
+            // Not of NaN, nor of what has underflowed.
+            let near = S::V64::lanes(rest.lt(pivot.mul(S::V64::splat(s, T::FAR))));
+            let large = S::V64::lanes(S::V64::splat(s, T::FEW_SMALLEST).lt(whole));
+            let good = counted & near & large;
+            bad |= (counted & !good) << (part * 8);
+
+            let surprise = log1p::<S, f64>(s, rest.div(pivot));
             let loss = surprise.mul(S::V64::load(s, buffers.factors.input(), at));
-            let good = S::V64::mask(s, (counted & !bad) >> (part * 8) & 0xFF);
-            let loss = S::V64::select(good, loss, none);
+            let loss = S::V64::select(S::V64::mask(s, good), loss, none);
             loss.store(buffers.losses.output(), at);
-            sum = sum.add(loss);
-        }
-        if ORDER > 0 {
-            let scale = T::V::<S>::load(s, buffers.scales.input(), group);
-            let a = scale.div(whole);
-            a.store(buffers.a.output(), group);
-            let part = rest.div(whole);
-            zero.sub(part.mul(scale)).add(zero).store(buffers.pivot_grad.output(), group);
-            if ORDER > 1 {
-                let one = T::V::<S>::splat(s, T::from_f64(1.0));
-                one.div(whole).store(buffers.inverse.output(), group);
-                a.mul(pivot).mul(part).store(buffers.pivot_hess.output(), group);
+            losses = losses.add(loss);
+            if GRAD {
+                a[part] = S::V64::load(s, buffers.scales.input(), at).div(whole);
+                grad[part] = none.sub(a[part].mul(rest));
+                if batch.outputs.hess.is_some() {
+                    inverse[part] = S::V64::splat(s, 1.0).div(whole);
+                    hess[part] = a[part].mul(pivot).mul(rest.div(whole));
+                }
             }
         }
-        (sum, bad)
+        if GRAD {
+            T::V::<S>::narrow(a).store(buffers.a.output(), group);
+            T::V::<S>::narrow(grad).store(buffers.pivot_grad.output(), group);
+            T::V::<S>::narrow(inverse).store(buffers.inverse.output(), group);
+            T::V::<S>::narrow(hess).store(buffers.pivot_hess.output(), group);
+        }
+        (losses, bad)
     }
 
     /// A sample alone whose true class is so far down that its exponential does not say how far, or
@@ -313,10 +296,8 @@ impl<'a, T: Limits, const ORDER: usize> Few<'a, T, ORDER> {
     ) -> f64 {
         let (exponentials, class) = (buffers.exponentials.input(), buffers.classes[0]);
         let pivot = exponentials.get(class).to_f64();
-        let mut rest = 0.0;
-        for c in (0..self.batch.classes).filter(|&c| c != class) {
-            rest += exponentials.get(c).to_f64();
-        }
+        let others = (0..self.batch.classes).filter(|&c| c != class);
+        let rest = sum(others.map(|c| exponentials.get(c).to_f64()));
         let whole = rest + pivot;
         let factor = buffers.factors.input().get(0);
         let scale = factor / self.batch.divisor;
@@ -334,6 +315,26 @@ impl<'a, T: Limits, const ORDER: usize> Few<'a, T, ORDER> {
         let hess = scale * (pivot / whole) * (rest / whole);
         buffers.pivot_hess.output().set(0, T::from_f64(hess));
         loss
+    }
+
+    /// The Hessian at a class, not the true one, that has most of a sample's probability: there
+    /// `1 - p` cancels, so the others are summed.
+    #[inline(always)]
+    fn dominant_hessian(&self, i: usize, hess: Output<'_, T>, buffers: &Buffers<T>) {
+        let (classes, truth) = (self.batch.classes, buffers.classes[i]);
+        let sample = buffers.exponentials.input().part(i * classes, classes);
+        let (pivot, inverse) =
+            (sample.get(truth).to_f64(), buffers.inverse.input().get(i).to_f64());
+        if pivot * inverse >= 0.5 {
+            return;
+        }
+        let Some(most) = (0..classes).find(|&c| sample.get(c).to_f64() * inverse > 0.5) else {
+            return;
+        };
+        let others = sum((0..classes).filter(|&c| c != most).map(|c| sample.get(c).to_f64()));
+        let p = buffers.a.input().get(i).to_f64() * sample.get(most).to_f64();
+        let whole = others + sample.get(most).to_f64();
+        hess.set(i * classes + most, T::from_f64(p * (others / whole)));
     }
 
     /// A sample alone whose largest logit is infinite; its loss.
@@ -372,7 +373,7 @@ impl<'a, T: Limits, const ORDER: usize> Few<'a, T, ORDER> {
                 } else {
                     g.store_lanes(grad, start + at, lanes);
                 }
-                if let (2, Some(hess)) = (ORDER, block.hess) {
+                if let Some(hess) = block.hess {
                     let h = g.mul(one.sub(e.mul(inverse.permute(owner))));
                     h.store_lanes(hess, start + at, lanes);
                 }
@@ -386,14 +387,15 @@ impl<'a, T: Limits, const ORDER: usize> Few<'a, T, ORDER> {
             let at = i * classes + class;
             let pivot = buffers.pivot_grad.input().get(i);
             grad.set(at, pivot);
-            if let (2, Some(hess)) = (ORDER, block.hess) {
+            if let Some(hess) = block.hess {
                 hess.set(at, buffers.pivot_hess.input().get(i));
+                self.dominant_hessian(i, hess, buffers);
             }
         }
     }
 }
 
-impl<T: Limits, const ORDER: usize> Job for Few<'_, T, ORDER> {
+impl<T: Limits, const GRAD: bool> Job for Few<'_, T, GRAD> {
     fn blocks(&self) -> usize {
         self.batch.samples.div_ceil(self.samples)
     }
@@ -407,7 +409,7 @@ impl<T: Limits, const ORDER: usize> Job for Few<'_, T, ORDER> {
         let batch = self.batch;
         let mut buffers = Buffers::<T>::new(self.samples, batch.classes);
         buffers.factors.output().fill(1.0);
-        buffers.scales.output().fill(T::from_f64(1.0 / batch.divisor));
+        buffers.scales.output().fill(1.0 / batch.divisor);
         let mut single = None;
         for (i, sum) in blocks.zip(sums) {
             let first = i * self.samples;
@@ -419,7 +421,7 @@ impl<T: Limits, const ORDER: usize> Job for Few<'_, T, ORDER> {
             let single = single.get_or_insert_with(|| {
                 let single = Buffers::<T>::new(T::LANES, batch.classes);
                 single.factors.output().fill(1.0);
-                single.scales.output().fill(T::from_f64(1.0 / batch.divisor));
+                single.scales.output().fill(1.0 / batch.divisor);
                 single
             });
             for (i, logits) in &buffers.alone {
@@ -432,4 +434,28 @@ impl<T: Limits, const ORDER: usize> Job for Few<'_, T, ORDER> {
             }
         }
     }
+}
+
+/// The sum of a sample's exponentials from `start` on, those of `lanes`: a vector to be folded, and
+/// what its additions lost (nothing, where float64 holds all digits).
+#[inline(always)]
+fn sample_sum<S: Simd, T: Real>(
+    s: S,
+    scratch: Input<'_, T>,
+    start: usize,
+    lanes: u64,
+    classes: usize,
+) -> (S::V64, S::V64) {
+    let mut sum = T::V::<S>::load_wide(s, scratch, start, lanes as u32 & 0xFF);
+    let mut lost = S::V64::splat(s, 0.0);
+    for at in (8..classes).step_by(8) {
+        let lanes = (lanes >> at) as u32 & 0xFF;
+        let more = T::V::<S>::load_wide(s, scratch, start + at, lanes);
+        let both = sum.add(more);
+        if T::WIDE == 1 {
+            lost = lost.add(lost_by::<S>(sum, more, both));
+        }
+        sum = both;
+    }
+    (sum, lost)
 }

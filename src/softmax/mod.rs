@@ -27,12 +27,45 @@ pub mod rows;
 use crate::math::{Real, exp::Exp, log::log1p_scalar};
 use crate::simd::{Input, Simd, Vector};
 
-/// Quotients `rest / E_pivot` beyond this are not formed: `E_pivot` may have underflowed.
-const FAR: f64 = (1u128 << 100) as f64;
+/// How the exponentials of a type are scaled.
+pub trait Limits: Real {
+    /// Quotients `rest / E_pivot` beyond this are not formed: `E_pivot` may have underflowed.
+    const FAR: f64;
+    /// Exponent of a row's reference: so much above 1 that an exponential that underflows is below
+    /// what a gradient can hold.
+    const ROW_BIAS: i64;
+    /// The largest sum of a row whose reciprocal is far from underflow.
+    const ROW_LARGEST: f64;
+    /// The largest quotient of a row's sum and its scale, likewise.
+    const ROW_LARGEST_SCALED: f64;
+    /// Exponent of a block's reference: so far up that samples well below it keep their digits, and
+    /// so far from the largest number that a sum's reciprocal times a small scale is normal.
+    const FEW_BIAS: i64;
+    /// The smallest sum of a sample of a block that is not done alone.
+    const FEW_SMALLEST: f64;
+}
+
+impl Limits for f32 {
+    const FAR: f64 = (1u128 << 100) as f64;
+    const ROW_BIAS: i64 = 30;
+    const ROW_LARGEST: f64 = (1u128 << 90) as f64;
+    const ROW_LARGEST_SCALED: f64 = (1u128 << 120) as f64;
+    const FEW_BIAS: i64 = 76;
+    const FEW_SMALLEST: f64 = (1u128 << 30) as f64;
+}
+
+impl Limits for f64 {
+    const FAR: f64 = 1e120;
+    const ROW_BIAS: i64 = 64;
+    const ROW_LARGEST: f64 = 1e150;
+    const ROW_LARGEST_SCALED: f64 = 1e290;
+    const FEW_BIAS: i64 = 500;
+    const FEW_SMALLEST: f64 = (1u128 << 64) as f64;
+}
 
 /// `-log p_pivot`, where the pivot's logit is `x` and the exponentials' reference is `reference`.
 #[inline(always)]
-fn surprise<S: Simd, T: Real>(
+fn surprise<S: Simd, T: Limits>(
     s: S,
     exp: &Exp<S, T>,
     rest: f64,
@@ -40,7 +73,7 @@ fn surprise<S: Simd, T: Real>(
     reference: T,
     x: T,
 ) -> f64 {
-    if rest <= pivot * FAR {
+    if rest <= pivot * T::FAR {
         log1p_scalar(s, rest / pivot)
     } else {
         exp.log_relative(s, rest + pivot) + (reference.to_f64() - x.to_f64())
@@ -65,7 +98,10 @@ fn maximum<S: Simd, T: Real>(s: S, x: Input<'_, T>) -> T {
         at += T::LANES;
     }
     let most = most[0].max(most[1]).max(most[2].max(most[3])).to_lanes();
-    most.as_ref().iter().copied().fold(T::from_f64(f64::NEG_INFINITY), |a, b| if b > a { b } else { a })
+    most.as_ref()
+        .iter()
+        .copied()
+        .fold(T::from_f64(f64::NEG_INFINITY), |a, b| if b > a { b } else { a })
 }
 
 /// The place of the first number equal to `value`, 0 if there is none.

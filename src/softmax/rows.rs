@@ -13,7 +13,7 @@
 //!
 //! There is no pass for the maximum: the reference, a power of two, need only be near enough not to
 //! overflow. It is that of the largest of the row's first 64 logits and the true class's; a row whose
-//! sum leaves [`Limits`] is reduced again under its true maximum, which changes no bit of what was
+//! sum leaves the [`Limits`] is reduced again under its true maximum, which changes no bit of what was
 //! right before. The chunks that hold the pivot or the row's end go by vectors with masks; the others
 //! know neither.
 
@@ -26,7 +26,7 @@ use crate::math::{Real, exp::Exp};
 use crate::reduce::Sum;
 use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
 
-use super::{find, lanes_from, maximum, surprise};
+use super::{Limits, find, lanes_from, maximum, surprise};
 
 /// Vectors in a chunk.
 const VECTORS: usize = 8;
@@ -40,31 +40,8 @@ const AHEAD: usize = 2048;
 /// Bytes of logits and gradient beyond which the gradient is streamed.
 const STREAM: usize = 32 << 20;
 
-/// How the exponentials of a type are scaled.
-pub trait Limits: Real {
-    /// Exponent of the reference's exponential: so much above 1 that an exponential that underflows
-    /// is below what a gradient can hold.
-    const BIAS: i64;
-    /// The largest sum whose reciprocal is far from underflow.
-    const LARGEST: f64;
-    /// The largest quotient of a sum and a scale, likewise.
-    const LARGEST_SCALED: f64;
-}
-
-impl Limits for f32 {
-    const BIAS: i64 = 30;
-    const LARGEST: f64 = (1u128 << 90) as f64;
-    const LARGEST_SCALED: f64 = (1u128 << 120) as f64;
-}
-
-impl Limits for f64 {
-    const BIAS: i64 = 64;
-    const LARGEST: f64 = 1e150;
-    const LARGEST_SCALED: f64 = 1e290;
-}
-
-/// The job of a batch, with derivatives up to `ORDER`.
-pub struct Rows<'a, T, C, const ORDER: usize> {
+/// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
+pub struct Rows<'a, T, C, const GRAD: bool> {
     batch: &'a Batch<'a, T>,
     coefficients: C,
     /// The part of a class index that smoothing leaves.
@@ -74,15 +51,16 @@ pub struct Rows<'a, T, C, const ORDER: usize> {
     stream: bool,
 }
 
-/// A vector's or a chunk's share of a row's sums.
-#[derive(Clone, Copy)]
-struct Terms<V> {
-    /// Exponentials.
-    e: V,
+/// The sums of a row.
+struct Sums<S: Simd, T: Real> {
+    /// Exponentials, but for the pivot's.
+    rest: Sum<S, T>,
     /// Coefficients times the distance of their logits from the reference.
-    distance: V,
+    distance: Sum<S, T>,
     /// Coefficients.
-    coefficient: V,
+    coefficient: Sum<S, T>,
+    /// The pivot's exponential.
+    pivot: f64,
 }
 
 /// A row that has been reduced.
@@ -120,200 +98,165 @@ struct Emit<'a, S: Simd, T: Real, R> {
     pivot: usize,
     pivot_grad: T,
     pivot_hess: T,
+    /// Another class that has most of the probability, and the Hessian there.
+    dominant: Option<(usize, T)>,
     /// Numbers before the gradient's first aligned one.
     head: usize,
     stream: bool,
 }
 
 impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
-    /// The share of one vector; all of its lanes count.
+    /// A vector's coefficients, and their logits' distances from the reference times them.
     #[inline(always)]
-    fn vector<C: Coefficients<T>, const ORDER: usize, const SHIFTED: bool>(
-        &self,
-        s: S,
-        logits: Input<'_, T>,
-        scratch: Output<'_, T>,
-        at: usize,
-        i: usize,
-    ) -> Terms<T::V<S>> {
-        let x = T::V::<S>::load(s, logits, i * T::LANES);
-        let e = self.exp.of::<SHIFTED>(s, x);
-        if ORDER > 0 {
-            e.store(scratch, i * T::LANES);
-        }
-        self.terms::<C>(s, x, e, at + i * T::LANES, T::ALL)
-    }
-
-    /// The share of a vector whose exponentials are known.
-    #[inline(always)]
-    fn terms<C: Coefficients<T>>(
-        &self,
-        s: S,
-        x: T::V<S>,
-        e: T::V<S>,
-        at: usize,
-        lanes: u32,
-    ) -> Terms<T::V<S>> {
-        if !C::ANY {
-            return Terms { e, distance: e, coefficient: e };
-        }
+    fn weigh(&self, s: S, x: T::V<S>, at: usize, lanes: u32) -> (T::V<S>, T::V<S>) {
         let zero = T::V::<S>::splat(s, T::default());
         let coefficient = self.coefficients.load(s, at, lanes);
         let distance = coefficient.mul(self.reference.sub(x));
         // 0 log 0 = 0
-        let distance = T::V::<S>::select(coefficient.eq(zero), zero, distance);
-        Terms { e, distance, coefficient }
+        (coefficient, T::V::<S>::select(coefficient.eq(zero), zero, distance))
     }
 
-    /// The share of a chunk that lies within the row and does not hold the pivot.
+    /// Reduces a chunk that lies within the row and does not hold the pivot.
     #[inline(always)]
-    fn inner<C: Coefficients<T>, const ORDER: usize, const SHIFTED: bool>(
+    fn inner<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool>(
         &self,
         s: S,
         at: usize,
-    ) -> Terms<T::V<S>> {
+        sums: &mut Sums<S, T>,
+    ) {
         let logits = self.logits.part(at, VECTORS * T::LANES);
-        let n = if ORDER > 0 { VECTORS * T::LANES } else { 0 };
-        let scratch = self.scratch.part(if ORDER > 0 { at } else { 0 }, n);
-        for line in 0..VECTORS {
-            logits.prefetch(AHEAD / size_of::<T>() + line * T::LANES);
+        let n = if GRAD { VECTORS * T::LANES } else { 0 };
+        let scratch = self.scratch.part(if GRAD { at } else { 0 }, n);
+        let zero = T::V::<S>::splat(s, T::default());
+        let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
+        for i in 0..VECTORS {
+            logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
+            let x = T::V::<S>::load(s, logits, i * T::LANES);
+            let e = self.exp.of::<SHIFTED>(s, x);
+            if GRAD {
+                e.store(scratch, i * T::LANES);
+            }
+            sums.rest.add_positive(e);
+            if C::ANY {
+                let at = at + i * T::LANES;
+                (coefficients[i], distances[i]) = self.weigh(s, x, at, T::ALL);
+            }
         }
-        // A tree: at most three sums wait at a time, and equal numbers add up without an error.
-        macro_rules! one {
-            ($i:expr) => {
-                self.vector::<C, ORDER, SHIFTED>(s, logits, scratch, at, $i)
-            };
-        }
-        macro_rules! four {
-            ($i:expr) => {
-                both::<S, T, C>(
-                    both::<S, T, C>(one!($i), one!($i + 1)),
-                    both::<S, T, C>(one!($i + 2), one!($i + 3)),
-                )
-            };
-        }
-        both::<S, T, C>(four!(0), four!(4))
+        sums.add_weighed::<C>(coefficients, distances);
     }
 
-    /// The share of a chunk that holds the pivot or the row's end, and the pivot's exponential.
+    /// Reduces a chunk that holds the pivot or the row's end.
     #[inline(always)]
-    fn edge<C: Coefficients<T>, const ORDER: usize, const SHIFTED: bool>(
+    fn edge<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool>(
         &self,
         s: S,
         at: usize,
-        pivot: &mut f64,
-    ) -> Terms<T::V<S>> {
+        sums: &mut Sums<S, T>,
+    ) {
         let zero = T::V::<S>::splat(s, T::default());
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
-        let mut terms = [Terms { e: zero, distance: zero, coefficient: zero }; VECTORS];
+        let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
         let end = self.logits.len().min(at + VECTORS * T::LANES);
-        for (i, terms) in terms.iter_mut().enumerate() {
-            let at = at + i * T::LANES;
-            if at >= end {
-                break;
-            }
+        for (i, at) in (at..end).step_by(T::LANES).enumerate() {
             let lanes = lanes_from::<T>(end - at);
             let x = T::V::<S>::load_lanes(s, self.logits, at, lanes, lowest);
             let e = self.exp.of::<SHIFTED>(s, x);
-            if ORDER > 0 {
+            if GRAD {
                 e.store(self.scratch, at);
             }
-            *terms = self.terms::<C>(s, x, e, at, lanes);
             let lane = self.pivot.wrapping_sub(at);
             if lane < T::LANES {
-                *pivot = e.to_lanes().as_ref()[lane].to_f64();
-                terms.e = T::V::<S>::select(T::V::<S>::mask(s, 1 << lane), zero, e);
+                sums.pivot = e.to_lanes().as_ref()[lane].to_f64();
+                sums.rest.add_positive(T::V::<S>::select(T::V::<S>::mask(s, 1 << lane), zero, e));
+            } else {
+                sums.rest.add_positive(e);
+            }
+            if C::ANY {
+                (coefficients[i], distances[i]) = self.weigh(s, x, at, lanes);
             }
         }
-        let [a, b, c, d, e, f, g, h] = terms;
-        both::<S, T, C>(
-            both::<S, T, C>(both::<S, T, C>(a, b), both::<S, T, C>(c, d)),
-            both::<S, T, C>(both::<S, T, C>(e, f), both::<S, T, C>(g, h)),
-        )
+        sums.add_weighed::<C>(coefficients, distances);
     }
 
     /// Reduces the row; a row that waits is emitted meanwhile.
     #[inline(always)]
-    fn row<C: Coefficients<T, Row<S> = R>, const ORDER: usize, const SHIFTED: bool>(
+    fn row<C: Coefficients<T, Row<S> = R>, const GRAD: bool, const SHIFTED: bool>(
         &self,
         s: S,
         waiting: Option<Emit<'_, S, T, R>>,
     ) -> Totals {
         let chunk = VECTORS * T::LANES;
-        let (mut rest, mut distance) = (Sum::<S, T>::new(s), Sum::<S, T>::new(s));
-        let (mut coefficient, mut pivot) = (Sum::<S, T>::new(s), 0.0);
-        let mut at = 0;
-        while at < self.logits.len() {
+        let (distance, coefficient) = (Sum::new(s), Sum::new(s));
+        let mut sums = Sums { rest: Sum::new(s), distance, coefficient, pivot: 0.0 };
+        for at in (0..self.logits.len()).step_by(chunk) {
             if let Some(waiting) = &waiting {
-                waiting.chunk::<C, ORDER>(s, at);
+                waiting.chunk::<C>(s, at);
             }
             let whole = at + chunk <= self.logits.len() && self.pivot.wrapping_sub(at) >= chunk;
-            let terms = if whole {
-                self.inner::<C, ORDER, SHIFTED>(s, at)
+            if whole {
+                self.inner::<C, GRAD, SHIFTED>(s, at, &mut sums);
             } else {
-                self.edge::<C, ORDER, SHIFTED>(s, at, &mut pivot)
-            };
-            rest.add(terms.e);
-            if C::ANY {
-                distance.add(terms.distance);
+                self.edge::<C, GRAD, SHIFTED>(s, at, &mut sums);
             }
-            if C::ANY && !C::HARD {
-                coefficient.add(terms.coefficient);
-            }
-            at += chunk;
         }
-        let none = if C::ANY { distance.total() } else { 0.0 };
-        let coefficient = if C::HARD { 0.0 } else { coefficient.total() };
-        Totals { rest: rest.total(), pivot, distance: none, coefficient }
+        if let Some(waiting) = &waiting {
+            waiting.finish();
+        }
+        let rest = sums.rest.total();
+        let distance = if C::ANY { sums.distance.total() } else { 0.0 };
+        let coefficient = if C::HARD { 0.0 } else { sums.coefficient.total() };
+        Totals { rest, pivot: sums.pivot, distance, coefficient }
+    }
+}
+
+impl<S: Simd, T: Real> Sums<S, T> {
+    /// Adds a chunk's coefficients and distances, each as a tree first.
+    #[inline(always)]
+    fn add_weighed<C: Coefficients<T>>(
+        &mut self,
+        coefficients: [T::V<S>; VECTORS],
+        distances: [T::V<S>; VECTORS],
+    ) {
+        if C::ANY {
+            self.distance.add(tree::<S, T>(distances));
+        }
+        if C::ANY && !C::HARD {
+            self.coefficient.add(tree::<S, T>(coefficients));
+        }
     }
 }
 
 #[inline(always)]
-fn both<S: Simd, T: Real, C: Coefficients<T>>(
-    a: Terms<T::V<S>>,
-    b: Terms<T::V<S>>,
-) -> Terms<T::V<S>> {
-    if !C::ANY {
-        let e = a.e.add(b.e);
-        return Terms { e, distance: e, coefficient: e };
-    }
-    Terms {
-        e: a.e.add(b.e),
-        distance: a.distance.add(b.distance),
-        coefficient: if C::HARD { a.coefficient } else { a.coefficient.add(b.coefficient) },
-    }
+fn tree<S: Simd, T: Real>(x: [T::V<S>; VECTORS]) -> T::V<S> {
+    let [a, b, c, d, e, f, g, h] = x;
+    a.add(b).add(c.add(d)).add(e.add(f).add(g.add(h)))
 }
 
 impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
-    /// Gradient and Hessian of a vector.
+    /// The gradient of a vector.
     #[inline(always)]
-    fn vector<C: Coefficients<T>, const ORDER: usize>(
-        &self,
-        s: S,
-        e: T::V<S>,
-        at: usize,
-        lanes: u32,
-    ) -> (T::V<S>, T::V<S>) {
-        let product = e.mul(self.a);
-        let grad = if C::ANY {
+    fn gradient<C: Coefficients<T>>(&self, s: S, e: T::V<S>, at: usize, lanes: u32) -> T::V<S> {
+        if C::ANY {
             e.mul_add(self.a, self.coefficients.load(s, at, lanes).mul(self.minus_b))
         } else {
-            product
-        };
-        if ORDER < 2 {
-            return (grad, grad);
+            e.mul(self.a)
         }
+    }
+
+    /// The Hessian of a vector.
+    #[inline(always)]
+    fn hessian(&self, s: S, e: T::V<S>) -> T::V<S> {
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
-        (grad, product.mul(one.sub(e.mul(self.inverse))))
+        e.mul(self.a).mul(one.sub(e.mul(self.inverse)))
     }
 
     /// Emits the chunk at `at`: as far as the scratch of that chunk reaches, and on to the next
     /// aligned place, which the reduction of the chunk does not touch.
     #[inline(always)]
-    fn chunk<C: Coefficients<T>, const ORDER: usize>(&self, s: S, at: usize) {
+    fn chunk<C: Coefficients<T>>(&self, s: S, at: usize) {
         let chunk = VECTORS * T::LANES;
         if at == 0 && self.head > 0 {
-            self.some::<C, ORDER>(s, 0, self.head.min(self.grad.len()));
+            self.some::<C>(s, 0, self.head.min(self.grad.len()));
         }
         let at = at + self.head;
         let whole = at + chunk <= self.grad.len() && self.pivot.wrapping_sub(at) >= chunk;
@@ -321,33 +264,37 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
             let end = self.grad.len().min(at + chunk);
             let mut at = at;
             while at < end {
-                self.some::<C, ORDER>(s, at, T::LANES.min(end - at));
+                self.some::<C>(s, at, T::LANES.min(end - at));
                 at += T::LANES;
             }
             return;
         }
         let (scratch, grad) = (self.scratch.part(at, chunk), self.grad.part(at, chunk));
+        if let Some(hess) = self.hess {
+            for i in 0..VECTORS {
+                let e = T::V::<S>::load(s, scratch, i * T::LANES);
+                self.hessian(s, e).store(hess, at + i * T::LANES);
+            }
+        }
         for i in 0..VECTORS {
             let e = T::V::<S>::load(s, scratch, i * T::LANES);
-            let (g, h) = self.vector::<C, ORDER>(s, e, at + i * T::LANES, T::ALL);
+            let g = self.gradient::<C>(s, e, at + i * T::LANES, T::ALL);
             if self.stream {
                 g.stream(grad, i * T::LANES);
             } else {
                 g.store(grad, i * T::LANES);
-            }
-            if let (2, Some(hess)) = (ORDER, self.hess) {
-                h.store(hess, at + i * T::LANES);
             }
         }
     }
 
     /// Emits `n` numbers, at most a vector, the pivot perhaps among them.
     #[inline(always)]
-    fn some<C: Coefficients<T>, const ORDER: usize>(&self, s: S, at: usize, n: usize) {
+    fn some<C: Coefficients<T>>(&self, s: S, at: usize, n: usize) {
         let zero = T::V::<S>::splat(s, T::default());
         let lanes = lanes_from::<T>(n);
         let e = T::V::<S>::load_lanes(s, self.scratch, at, lanes, zero);
-        let (mut g, mut h) = self.vector::<C, ORDER>(s, e, at, lanes);
+        let mut g = self.gradient::<C>(s, e, at, lanes);
+        let mut h = self.hessian(s, e);
         let lane = self.pivot.wrapping_sub(at);
         if lane < n {
             let mask = T::V::<S>::mask(s, 1 << lane);
@@ -359,29 +306,37 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         } else {
             g.store_lanes(self.grad, at, lanes);
         }
-        if let (2, Some(hess)) = (ORDER, self.hess) {
+        if let Some(hess) = self.hess {
             h.store_lanes(hess, at, lanes);
         }
     }
 
     /// Emits the whole row.
     #[inline(always)]
-    fn all<C: Coefficients<T>, const ORDER: usize>(&self, s: S) {
+    fn all<C: Coefficients<T>>(&self, s: S) {
         let mut at = 0;
         while at < self.grad.len() {
-            self.chunk::<C, ORDER>(s, at);
+            self.chunk::<C>(s, at);
             at += VECTORS * T::LANES;
+        }
+    }
+
+    /// After the last chunk.
+    #[inline(always)]
+    fn finish(&self) {
+        if let (Some(hess), Some((class, x))) = (self.hess, self.dominant) {
+            hess.set(class, x);
         }
     }
 }
 
-impl<'a, T: Limits, C: Coefficients<T>, const ORDER: usize> Rows<'a, T, C, ORDER> {
+impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
     /// A job. `total` is the sum of the coefficients where every row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
         let bytes = 2 * batch.values.len() * size_of::<T>();
         let in_place = batch.outputs.grad.is_some_and(|grad| grad.begins_at(batch.values));
-        let stream = bytes > STREAM && !in_place && ORDER == 1;
+        let stream = bytes > STREAM && !in_place && batch.outputs.hess.is_none();
         Rows { batch, coefficients, keep, total, stream }
     }
 
@@ -399,9 +354,40 @@ impl<'a, T: Limits, C: Coefficients<T>, const ORDER: usize> Rows<'a, T, C, ORDER
         }
     }
 
+    /// The class that has more than half of the probability, if one has, and the Hessian there:
+    /// `1 - p` would cancel, so the others are summed.
+    #[inline(always)]
+    fn dominant_hessian<S: Simd>(
+        &self,
+        s: S,
+        scratch: Input<'_, T>,
+        whole: f64,
+        a: f64,
+    ) -> Option<(usize, T)> {
+        let row = scratch.part(0, self.batch.classes);
+        let most = maximum(s, row);
+        if !(most.to_f64() / whole > 0.5) {
+            return None;
+        }
+        let class = find(s, row, most);
+        let zero = T::V::<S>::splat(s, T::default());
+        let mut others = Sum::<S, T>::new(s);
+        for at in (0..row.len()).step_by(T::LANES) {
+            let lane = class.wrapping_sub(at);
+            let mut lanes = lanes_from::<T>(row.len() - at);
+            if lane < T::LANES {
+                lanes &= !(1 << lane);
+            }
+            others.add(T::V::<S>::load_lanes(s, row, at, lanes, zero));
+        }
+        let others = others.total();
+        let p = a * most.to_f64();
+        Some((class, T::from_f64(p * (others / (others + most.to_f64())))))
+    }
+
     /// Reduces a row, under the sampled reference if that does and under the maximum otherwise.
     /// `None` where the largest logit is infinite: the row's loss is NaN. `waiting` is emitted and
-    /// left empty in every case.
+    /// taken if anything is reduced.
     #[inline(always)]
     fn reduce<'b, S: Simd>(
         &self,
@@ -415,12 +401,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const ORDER: usize> Rows<'a, T, C, ORDER
             let (most, x) = (maximum(s, sample), row.logits.get(row.pivot));
             let reference = if x > most { x } else { most };
             if reference.to_f64().abs() <= T::OFFSET_LIMIT {
-                row.exp = Exp::new(s, reference, T::BIAS);
+                row.exp = Exp::new(s, reference, T::ROW_BIAS);
                 row.reference = T::V::<S>::splat(s, reference);
-                let totals = row.row::<C, ORDER, false>(s, waiting.take());
+                let totals = row.row::<C, GRAD, false>(s, waiting.take());
                 let sum = totals.rest + totals.pivot;
                 let scaled = if scale == 0.0 { f64::INFINITY } else { scale.abs() };
-                let largest = T::LARGEST.min(scaled * T::LARGEST_SCALED);
+                let largest = T::ROW_LARGEST.min(scaled * T::ROW_LARGEST_SCALED);
                 // A negative distance from the reference would cancel against log(sum).
                 if sum.is_nan() || (sum <= largest && !(totals.distance < 0.0)) {
                     return Some((totals, reference));
@@ -429,21 +415,18 @@ impl<'a, T: Limits, C: Coefficients<T>, const ORDER: usize> Rows<'a, T, C, ORDER
         }
         let most = maximum(s, row.logits);
         if !most.to_f64().is_finite() {
-            if let Some(waiting) = waiting.take() {
-                waiting.all::<C, ORDER>(s);
-            }
             return None;
         }
-        row.exp = Exp::new(s, most, T::BIAS);
+        row.exp = Exp::new(s, most, T::ROW_BIAS);
         row.reference = T::V::<S>::splat(s, most);
         if !C::HARD {
             row.pivot = find(s, row.logits, most);
         }
-        Some((row.row::<C, ORDER, true>(s, waiting.take()), most))
+        Some((row.row::<C, GRAD, true>(s, waiting.take()), most))
     }
 }
 
-impl<T: Limits, C: Coefficients<T>, const ORDER: usize> Job for Rows<'_, T, C, ORDER> {
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRAD> {
     fn blocks(&self) -> usize {
         self.batch.samples
     }
@@ -456,11 +439,8 @@ impl<T: Limits, C: Coefficients<T>, const ORDER: usize> Job for Rows<'_, T, C, O
     fn run<S: Simd>(&self, s: S, rows: Range<usize>, sums: &mut [f64]) {
         let batch = self.batch;
         let chunk = VECTORS * T::LANES;
-        let scratch = Scratch::<T>::new(if ORDER > 0 {
-            batch.classes.next_multiple_of(chunk)
-        } else {
-            0
-        });
+        let scratch =
+            Scratch::<T>::new(if GRAD { batch.classes.next_multiple_of(chunk) } else { 0 });
         let mut waiting = None;
         for (row, sum) in rows.zip(sums) {
             let (mut class, mut factor) = ([0], [0.0]);
@@ -486,7 +466,7 @@ impl<T: Limits, C: Coefficients<T>, const ORDER: usize> Job for Rows<'_, T, C, O
             let mut reduce = Reduce {
                 logits: batch.values.part(row * batch.classes, batch.classes),
                 scratch: scratch.output(),
-                exp: Exp::new(s, T::default(), T::BIAS),
+                exp: Exp::new(s, T::default(), T::ROW_BIAS),
                 reference: zero,
                 pivot: class,
                 coefficients,
@@ -523,7 +503,9 @@ impl<T: Limits, C: Coefficients<T>, const ORDER: usize> Job for Rows<'_, T, C, O
             if let Some(losses) = batch.outputs.losses {
                 losses.set(row, T::from_f64(*sum / batch.divisor));
             }
-            let Some(grad) = batch.outputs.grad else { continue };
+            let Some(grad) = batch.outputs.grad else {
+                continue;
+            };
 
             // (total p - t) at the pivot, whose p - 1 is -rest / whole.
             let mut own = 0.0;
@@ -531,9 +513,11 @@ impl<T: Limits, C: Coefficients<T>, const ORDER: usize> Job for Rows<'_, T, C, O
                 let lane = coefficients.load(s, reduce.pivot, 1).to_lanes();
                 own = lane.as_ref()[0].to_f64();
             }
-            let part = rest / whole;
+            let (part, p) = (rest / whole, pivot / whole);
             let pivot_grad = if C::HARD {
-                (self.total * (pivot / whole) - own) - of_class * part
+                (self.total * p - own) - of_class * part
+            } else if p < 0.5 {
+                total * p - own
             } else {
                 (total - own) - total * part
             };
@@ -544,10 +528,16 @@ impl<T: Limits, C: Coefficients<T>, const ORDER: usize> Job for Rows<'_, T, C, O
                 (a, b, pivot_grad) = (0.0, 0.0, 0.0);
             }
             let grad = self.row_of(grad, row);
+            let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
+            let dominant = match hess {
+                Some(_) if p < 0.5 => self.dominant_hessian(s, scratch.input(), whole, a),
+                _ => None,
+            };
             waiting = Some(Emit {
                 scratch: scratch.input(),
                 grad,
-                hess: batch.outputs.hess.map(|hess| self.row_of(hess, row)),
+                hess,
+                dominant,
                 coefficients,
                 a: T::V::<S>::splat(s, T::from_f64(a)),
                 minus_b: T::V::<S>::splat(s, T::from_f64(-b)),
@@ -561,7 +551,8 @@ impl<T: Limits, C: Coefficients<T>, const ORDER: usize> Job for Rows<'_, T, C, O
             });
         }
         if let Some(waiting) = waiting {
-            waiting.all::<C, ORDER>(s);
+            waiting.all::<C>(s);
+            waiting.finish();
         }
         if self.stream {
             fence();
