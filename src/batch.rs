@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::math::Real;
 use crate::options::Options;
-use crate::reduce::two_sum;
+use crate::reduce::Total;
 use crate::simd::{Input, Output};
 
 /// A class index, of any width.
@@ -207,7 +207,7 @@ impl<'a, T: Real> Batch<'a, T> {
         }
         const BLOCK: usize = 256;
         let (mut classes, mut factors) = ([0; BLOCK], [0.0; BLOCK]);
-        let (mut high, mut low, mut counted) = (0.0, 0.0, 0);
+        let (mut total, mut counted) = (Total::default(), 0);
         for start in (0..self.samples).step_by(BLOCK) {
             let n = BLOCK.min(self.samples - start);
             let classes = &mut classes[..n];
@@ -218,11 +218,10 @@ impl<'a, T: Real> Batch<'a, T> {
             }
             self.read_factors(start, classes, &mut factors[..n]);
             for (_, &factor) in classes.iter().zip(&factors).filter(|(c, _)| **c != IGNORED) {
-                let (sum, lost) = two_sum(high, factor);
-                (high, low) = (sum, low + lost);
+                total.add(factor);
             }
         }
-        if high.is_finite() { high + low + counted as f64 } else { high }
+        total.get() + counted as f64
     }
 
     /// Whether samples differ in what their loss is multiplied by.

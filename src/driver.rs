@@ -161,10 +161,11 @@ fn default_threads() -> Result<(usize, String)> {
 fn pool(count: usize) -> Result<Arc<ThreadPool>> {
     let process = std::process::id();
     let mut threads = threads();
-    if let Some((owner, pool)) = &threads.pool {
-        if *owner == process && pool.current_num_threads() == count - 1 {
-            return Ok(pool.clone());
-        }
+    if let Some((owner, pool)) = &threads.pool
+        && *owner == process
+        && pool.current_num_threads() == count - 1
+    {
+        return Ok(pool.clone());
     }
     let pool = ThreadPoolBuilder::new()
         .num_threads(count - 1)
@@ -172,11 +173,11 @@ fn pool(count: usize) -> Result<Arc<ThreadPool>> {
         .build()
         .map_err(|error| Error::Value(format!("could not start {} threads: {error}", count - 1)))?;
     let pool = Arc::new(pool);
-    if let Some((owner, old)) = threads.pool.replace((process, pool.clone())) {
-        if owner != process {
-            // The threads are the parent's: dropping the pool here would wait for them.
-            std::mem::forget(old);
-        }
+    if let Some((owner, old)) = threads.pool.replace((process, pool.clone()))
+        && owner != process
+    {
+        // The threads are the parent's: dropping the pool here would wait for them.
+        std::mem::forget(old);
     }
     Ok(pool)
 }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+import operator
+from typing import Any, Literal, SupportsIndex, overload
 
 from xentrs import _xentrs
 
 
-def set_num_threads(n: int) -> None:
+def set_num_threads(n: SupportsIndex) -> None:
     """Set how many threads a call may use.
 
     Small inputs stay on the calling thread whatever the number. Results do not depend on it, not
@@ -32,7 +33,7 @@ def set_num_threads(n: int) -> None:
     2
     >>> xentrs.set_num_threads(before)
     """
-    _xentrs.set_num_threads(n)
+    _xentrs.set_num_threads(operator.index(n))
 
 
 def get_num_threads() -> int:

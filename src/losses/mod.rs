@@ -9,6 +9,7 @@ use crate::coefficients::{Coefficients, Even, Hard, Shared, Soft};
 use crate::error::Result;
 use crate::math::Real;
 use crate::options::Options;
+use crate::reduce;
 use crate::simd::Input;
 
 /// A loss over samples by classes, once it is known how the target is stored.
@@ -32,7 +33,7 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
         }
         Target::Indices(_) => {
             let weights = scaled(even);
-            let total = weights.iter().map(|weight| weight.to_f64()).sum();
+            let total = reduce::sum(weights.iter().map(|weight| weight.to_f64()));
             loss.run(Shared(Input::from_slice(&weights)), total)
         }
         Target::Probabilities(probabilities) => {

@@ -23,13 +23,16 @@ use crate::batch::{Batch, IGNORED};
 use crate::coefficients::{Coefficients, RowCoefficients};
 use crate::driver::Job;
 use crate::math::{Real, exp::Exp};
-use crate::reduce::Sum;
+use crate::reduce::{Sum, Total};
 use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
 
 use super::{Limits, find, lanes_from, maximum, surprise};
 
 /// Vectors in a chunk.
 const VECTORS: usize = 8;
+
+/// Chunks whose sums stay in vectors before float64 takes them.
+const PART: usize = 64;
 
 /// Logits that the reference is taken from.
 const SAMPLE: usize = 64;
@@ -186,26 +189,38 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         waiting: Option<Emit<'_, S, T, R>>,
     ) -> Totals {
         let chunk = VECTORS * T::LANES;
-        let (distance, coefficient) = (Sum::new(s), Sum::new(s));
-        let mut sums = Sums { rest: Sum::new(s), distance, coefficient, pivot: 0.0 };
-        for at in (0..self.logits.len()).step_by(chunk) {
-            if let Some(waiting) = &waiting {
-                waiting.chunk::<C>(s, at);
+        let mut pivot = 0.0;
+        let (mut rest, mut distance, mut coefficient) =
+            (Total::default(), Total::default(), Total::default());
+        for part in (0..self.logits.len()).step_by(PART * chunk) {
+            let end = self.logits.len().min(part + PART * chunk);
+            let mut sums =
+                Sums { rest: Sum::new(s), distance: Sum::new(s), coefficient: Sum::new(s), pivot };
+            for at in (part..end).step_by(chunk) {
+                if let Some(waiting) = &waiting {
+                    waiting.chunk::<C>(s, at);
+                }
+                let whole = at + chunk <= end && self.pivot.wrapping_sub(at) >= chunk;
+                if whole {
+                    self.inner::<C, GRAD, SHIFTED>(s, at, &mut sums);
+                } else {
+                    self.edge::<C, GRAD, SHIFTED>(s, at, &mut sums);
+                }
             }
-            let whole = at + chunk <= self.logits.len() && self.pivot.wrapping_sub(at) >= chunk;
-            if whole {
-                self.inner::<C, GRAD, SHIFTED>(s, at, &mut sums);
-            } else {
-                self.edge::<C, GRAD, SHIFTED>(s, at, &mut sums);
+            pivot = sums.pivot;
+            rest.add(sums.rest.total());
+            if C::ANY {
+                distance.add(sums.distance.total());
+            }
+            if C::ANY && !C::HARD {
+                coefficient.add(sums.coefficient.total());
             }
         }
         if let Some(waiting) = &waiting {
             waiting.finish();
         }
-        let rest = sums.rest.total();
-        let distance = if C::ANY { sums.distance.total() } else { 0.0 };
-        let coefficient = if C::HARD { 0.0 } else { sums.coefficient.total() };
-        Totals { rest, pivot: sums.pivot, distance, coefficient }
+        let (rest, distance, coefficient) = (rest.get(), distance.get(), coefficient.get());
+        Totals { rest, pivot, distance, coefficient }
     }
 }
 
@@ -366,7 +381,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
     ) -> Option<(usize, T)> {
         let row = scratch.part(0, self.batch.classes);
         let most = maximum(s, row);
-        if !(most.to_f64() / whole > 0.5) {
+        if most.to_f64() / whole <= 0.5 {
             return None;
         }
         let class = find(s, row, most);
@@ -407,8 +422,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
                 let sum = totals.rest + totals.pivot;
                 let scaled = if scale == 0.0 { f64::INFINITY } else { scale.abs() };
                 let largest = T::ROW_LARGEST.min(scaled * T::ROW_LARGEST_SCALED);
-                // A negative distance from the reference would cancel against log(sum).
-                if sum.is_nan() || (sum <= largest && !(totals.distance < 0.0)) {
+                // Distances from a reference below most logits would cancel against log(sum).
+                let cancels = totals.distance < 0.0;
+                if sum.is_nan() || (sum <= largest && !cancels) {
                     return Some((totals, reference));
                 }
             }
@@ -496,6 +512,11 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 let above = if C::HARD { exp.log_relative(s, whole) } else { surprise };
                 loss += (self.total + coefficient) * above + distance;
             }
+            // One class: no loss and no gradient, not even a rounding's.
+            let certain = batch.classes == 1 && !whole.is_nan();
+            if certain {
+                loss = 0.0;
+            }
             if whole.is_nan() {
                 loss = whole;
             }
@@ -523,8 +544,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             };
             let mut a = scale * total / whole;
             let (mut b, mut pivot_grad) = (scale, scale * pivot_grad);
-            if batch.classes == 1 && !whole.is_nan() {
-                // One class: no gradient, not even a rounding's.
+            if certain {
                 (a, b, pivot_grad) = (0.0, 0.0, 0.0);
             }
             let grad = self.row_of(grad, row);
