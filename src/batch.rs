@@ -1,11 +1,12 @@
 //! A call's arrays, checked once; typed and trusted afterwards, but for the targets, which another
 //! thread may change: whoever reads one checks its range again.
 
+use crate::driver;
 use crate::error::{Error, Result};
 use crate::math::Real;
 use crate::options::Options;
 use crate::reduce::Total;
-use crate::simd::{Input, Output};
+use crate::simd::{Input, Kernel, Output, Simd};
 
 /// A class index, of any width.
 pub trait Index: Copy {
@@ -154,8 +155,9 @@ impl<'a, T: Real> Batch<'a, T> {
         };
         let total = match target {
             Target::Indices(indices) => {
-                with_indices!(indices, x => batch.check(x, shape))?;
-                batch.total_weight()
+                let outside = with_indices!(indices, x => batch.check(x, shape))?;
+                let all = outside == 0 && batch.ignored_classes.is_empty();
+                if all && !batch.is_weighted() { samples as f64 } else { batch.total_weight() }
             }
             Target::Probabilities(_) => {
                 if let Some(i) = batch.options.ignore_index.iter().find(|&&i| i >= 0) {
@@ -171,13 +173,15 @@ impl<'a, T: Real> Batch<'a, T> {
         Ok(batch)
     }
 
-    /// Whether every index is a class or ignored.
-    fn check<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<()> {
-        let outside = |i: usize| indices.get(i).class() >= self.classes as u64;
+    /// Whether every index is a class or ignored; how many are no class.
+    fn check<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<usize> {
+        let classes = self.classes as u64;
         // Counting has no branches; only where something is outside is it worth knowing what.
-        if (0..indices.len()).map(|i| usize::from(outside(i))).sum::<usize>() == 0 {
-            return Ok(());
+        let count = driver::here(Outside { indices, classes })?;
+        if count == 0 {
+            return Ok(0);
         }
+        let outside = |i: usize| indices.get(i).class() >= classes;
         let ignored = &self.options.ignore_index;
         for i in (0..indices.len()).filter(|&i| outside(i)) {
             let value = indices.get(i).value();
@@ -196,7 +200,7 @@ impl<'a, T: Real> Batch<'a, T> {
                 self.classes,
             )));
         }
-        Ok(())
+        Ok(count)
     }
 
     /// What the mean divides by.
@@ -230,9 +234,9 @@ impl<'a, T: Real> Batch<'a, T> {
     }
 
     /// The class indices from sample `start` on, [`IGNORED`] for those that do not count; 0 for all
-    /// where the target is probabilities.
+    /// where the target is probabilities. Whether any is ignored.
     #[inline(always)]
-    pub fn read_classes(&self, start: usize, classes: &mut [usize]) {
+    pub fn read_classes(&self, start: usize, classes: &mut [usize]) -> bool {
         match self.target {
             Target::Indices(indices) => with_indices!(indices, x => {
                 let x = x.part(start, classes.len());
@@ -244,12 +248,13 @@ impl<'a, T: Real> Batch<'a, T> {
             Target::Probabilities(_) => classes.fill(0),
         }
         if !self.ignored_classes.is_empty() {
-            for class in classes {
+            for class in classes.iter_mut() {
                 if self.ignored_classes.contains(class) {
                     *class = IGNORED;
                 }
             }
         }
+        classes.iter().fold(false, |any, &class| any | (class == IGNORED))
     }
 
     /// What multiplies the loss of each sample from `start` on: its weight, times that of its class
@@ -274,6 +279,24 @@ impl<'a, T: Real> Batch<'a, T> {
     #[inline(always)]
     pub fn rows<'b>(&self, array: Output<'b, T>, start: usize, n: usize) -> Output<'b, T> {
         array.part(start * self.classes, n * self.classes)
+    }
+}
+
+/// Counts indices that are no class.
+struct Outside<'a, I> {
+    indices: Input<'a, I>,
+    classes: u64,
+}
+
+impl<I: Index> Kernel for Outside<'_, I> {
+    type Output = usize;
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) -> usize {
+        let mut count = 0;
+        for i in 0..self.indices.len() {
+            count += usize::from(self.indices.get(i).class() >= self.classes);
+        }
+        count
     }
 }
 

@@ -20,17 +20,18 @@ use crate::simd::{Kernel, Level, Simd, enter};
 pub trait Job: Sync {
     /// How many blocks there are.
     fn blocks(&self) -> usize;
-    /// How many numbers a block reads, about.
-    fn block_size(&self) -> usize;
+    /// About how long a block takes, in nanoseconds.
+    fn block_cost(&self) -> usize;
     /// Does some blocks and leaves the sum of each one's losses. Must be `#[inline(always)]`.
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]);
 }
 
-/// Numbers below which the caller's thread does all: about as much work as waking another.
-const SERIAL: usize = 100_000;
+/// Nanoseconds of work below which the caller's thread does all: waking another takes up to 70 us, and
+/// it must have woken before the call can end.
+const SERIAL: usize = 150_000;
 
-/// Numbers in what a thread takes at a time.
-const GRAIN: usize = 1 << 16;
+/// Nanoseconds of work that a thread takes at a time, at least.
+const GRAIN: usize = 5_000;
 
 struct Blocks<'a, J>(&'a J, Range<usize>, &'a mut [f64]);
 
@@ -42,6 +43,12 @@ impl<J: Job> Kernel for Blocks<'_, J> {
     }
 }
 
+/// Evaluates a kernel on this thread, at the process's level.
+pub fn here<K: Kernel>(kernel: K) -> Result<K::Output> {
+    let (level, _) = Level::chosen().map_err(|message| Error::Value(message.into()))?;
+    Ok(enter(level, kernel))
+}
+
 /// Does a job at the process's level; the sum of all blocks.
 pub fn run(job: &impl Job) -> Result<f64> {
     let (level, _) = Level::chosen().map_err(|message| Error::Value(message.into()))?;
@@ -50,8 +57,8 @@ pub fn run(job: &impl Job) -> Result<f64> {
 
 /// Does a job at a level.
 pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
-    let (blocks, size) = (job.blocks(), job.block_size().max(1));
-    let numbers = blocks.saturating_mul(size);
+    let (blocks, cost) = (job.blocks(), job.block_cost().max(1));
+    let work = blocks.saturating_mul(cost);
     // Few blocks: no memory is asked for.
     let (mut few, mut many);
     let sums: &mut [f64] = if blocks <= 16 {
@@ -61,15 +68,14 @@ pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
         many = vec![0.0; blocks];
         &mut many
     };
-    let threads = if numbers < SERIAL || blocks < 2 { 1 } else { get_num_threads()? };
+    let threads = if work < SERIAL || blocks < 2 { 1 } else { get_num_threads()? };
     if threads < 2 {
         enter(level, Blocks(job, 0..blocks, sums));
         return Ok(reduce::sum(sums.iter().copied()));
     }
     let pool = pool(threads)?;
-    // Whole takes for all threads, eight each where there is enough, so that none waits long.
-    let take = (blocks / (8 * threads)).clamp(1, usize::MAX).max(GRAIN / size);
-    let take = take.min(blocks.div_ceil(threads));
+    // Sixteen takes a thread where there is enough, so that none waits long for the last.
+    let take = (blocks / (16 * threads)).max(GRAIN / cost).max(1);
     let queue = Mutex::new(sums.chunks_mut(take).enumerate());
     let work = || {
         loop {

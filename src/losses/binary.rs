@@ -163,8 +163,8 @@ impl<T: Real> Job for Elements<'_, '_, T> {
         self.binary.logits.len().div_ceil(BLOCK)
     }
 
-    fn block_size(&self) -> usize {
-        BLOCK.min(self.binary.logits.len())
+    fn block_cost(&self) -> usize {
+        BLOCK.min(self.binary.logits.len()) * size_of::<T>() / 4
     }
 
     #[inline(always)]

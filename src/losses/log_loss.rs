@@ -55,8 +55,8 @@ impl<T: Real> Job for Check<'_, '_, T> {
         self.0.samples.div_ceil(block_rows(self.0.classes))
     }
 
-    fn block_size(&self) -> usize {
-        BLOCK.max(self.0.classes)
+    fn block_cost(&self) -> usize {
+        BLOCK.max(self.0.classes) * size_of::<T>() / 8
     }
 
     #[inline(always)]
@@ -194,8 +194,8 @@ impl<T: Real, C: Coefficients<T>> Job for Rows<'_, '_, T, C> {
         self.batch.samples.div_ceil(block_rows(self.batch.classes))
     }
 
-    fn block_size(&self) -> usize {
-        BLOCK.max(self.batch.classes)
+    fn block_cost(&self) -> usize {
+        BLOCK.max(self.batch.classes) * size_of::<T>() / 8
     }
 
     #[inline(always)]

@@ -261,8 +261,7 @@ vector!(
             unreachable!("float32 is summed as float64")
         }
         op!(load_wide(_s: Avx2, src: Input<'_, f32>, at: usize, lanes: u32) -> F64 = {
-            let start = src.pointer(at, (u32::BITS - lanes.leading_zeros()) as usize);
-            let loaded = _mm256_maskload_ps(start, Self::masks(lanes).0);
+            let loaded = _mm256_maskload_ps(src.pointer(at, 8), Self::masks(lanes).0);
             F64(
                 _mm256_cvtps_pd(_mm256_castps256_ps128(loaded)),
                 _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(loaded)),
@@ -339,10 +338,11 @@ vector!(
                 ),
             }
         });
-        #[inline(always)]
-        fn load_wide(s: Avx2, src: Input<'_, f64>, at: usize, lanes: u32) -> F64 {
-            Self::load_lanes(s, src, at, lanes, Self::splat(s, 0.0))
-        }
+        op!(load_wide(_s: Avx2, src: Input<'_, f64>, at: usize, lanes: u32) -> F64 = {
+            let start = src.pointer(at, 8);
+            let (low, high) = Self::masks(lanes);
+            F64(_mm256_maskload_pd(start, low), _mm256_maskload_pd(start.add(4), high))
+        });
         #[inline(always)]
         fn wide(self, _: usize) -> F64 {
             self

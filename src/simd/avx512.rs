@@ -173,10 +173,7 @@ vector!(
             unreachable!("float32 is summed as float64")
         }
         op!(load_wide(_s: Avx512, src: Input<'_, f32>, at: usize, lanes: u32) -> F64 = {
-            let end = (u32::BITS - lanes.leading_zeros()) as usize;
-            let start = src.pointer(at, end);
-            let lanes = lanes as __mmask16;
-            let loaded = _mm512_maskz_loadu_ps(lanes, start);
+            let loaded = _mm512_maskz_loadu_ps((lanes & 0xFF) as __mmask16, src.pointer(at, 8));
             F64(_mm512_cvtps_pd(_mm512_castps512_ps256(loaded)))
         });
         op!(narrow(parts: [F64; 2]) -> Self = {
@@ -238,10 +235,8 @@ vector!(
                 _ => (F64(_mm512_unpacklo_pd(a, b)), F64(_mm512_unpackhi_pd(a, b))),
             }
         });
-        #[inline(always)]
-        fn load_wide(s: Avx512, src: Input<'_, f64>, at: usize, lanes: u32) -> F64 {
-            Self::load_lanes(s, src, at, lanes, Self::splat(s, 0.0))
-        }
+        op!(load_wide(_s: Avx512, src: Input<'_, f64>, at: usize, lanes: u32) -> F64 =
+            F64(_mm512_maskz_loadu_pd(lanes as __mmask8, src.pointer(at, 8))));
         #[inline(always)]
         fn wide(self, _: usize) -> F64 {
             self

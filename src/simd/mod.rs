@@ -183,7 +183,8 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     fn pair(self, other: Self, step: usize) -> (Self, Self);
     /// The `part`-th `T::WIDE`-th of the lanes, as `f64`.
     fn wide(self, part: usize) -> S::V64;
-    /// Up to eight numbers of `src[at..]` as `f64`, 0 outside `lanes`; otherwise as `load_lanes`.
+    /// The lanes `lanes`, of eight, of `src[at..]` as `f64`, 0 elsewhere. Panics if not all eight are
+    /// within the view: a cheaper check than that of `load_lanes`.
     fn load_wide(s: S, src: Input<'_, T>, at: usize, lanes: u32) -> S::V64;
     /// The nearest numbers to those of `T::WIDE` parts: undoes `wide`.
     fn narrow(parts: [S::V64; 2]) -> Self;

@@ -221,8 +221,9 @@ macro_rules! array {
             }
             #[inline(always)]
             fn load_wide(_: Portable, src: Input<'_, $t>, at: usize, lanes: u32) -> Array<f64, 8> {
+                let src = src.part(at, 8);
                 Array(std::array::from_fn(|i| {
-                    if lanes >> i & 1 != 0 { src.get(at + i).to_f64() } else { 0.0 }
+                    if lanes >> i & 1 != 0 { src.get(i).to_f64() } else { 0.0 }
                 }))
             }
             #[inline(always)]

@@ -40,39 +40,64 @@ pub struct Few<'a, T, const GRAD: bool> {
 
 /// Buffers of a block.
 struct Buffers<T> {
-    exponentials: Scratch<T>,
+    samples: usize,
     classes: Vec<usize>,
-    /// What multiplies each sample's loss, and its gradient.
-    factors: Scratch<f64>,
-    scales: Scratch<f64>,
-    /// The target's exponential.
-    pivots: Scratch<f64>,
-    losses: Scratch<f64>,
-    /// `scale / S` and `1 / S`.
-    a: Scratch<T>,
-    inverse: Scratch<T>,
-    pivot_grad: Scratch<T>,
-    pivot_hess: Scratch<T>,
+    exponentials: Scratch<T>,
+    /// What there is of each sample, all in float64.
+    wide: Scratch<f64>,
     /// Samples to be done alone, and their logits.
     alone: Vec<(usize, [T; MOST_CLASSES])>,
 }
 
+/// What multiplies a sample's loss, and its gradient.
+const FACTOR: usize = 0;
+const SCALE: usize = 1;
+/// Its true class's exponential, and the sum of the others.
+const PIVOT: usize = 2;
+const REST: usize = 3;
+const LOSS: usize = 4;
+/// `scale / S`, `1 / S`, and gradient and Hessian at the true class.
+const A: usize = 5;
+const INVERSE: usize = 6;
+const PIVOT_GRAD: usize = 7;
+const PIVOT_HESS: usize = 8;
+
 impl<T: Real> Buffers<T> {
-    fn new(samples: usize, classes: usize) -> Self {
-        let numbers = || Scratch::new(samples);
-        Buffers {
-            exponentials: Scratch::new(samples * classes + MAX_LANES),
+    /// Buffers for blocks of at most `samples`, whole groups.
+    fn new(samples: usize, batch: &Batch<'_, T>) -> Self {
+        let buffers = Buffers {
+            samples,
             classes: vec![0; samples],
-            factors: Scratch::new(samples),
-            scales: Scratch::new(samples),
-            pivots: Scratch::new(samples),
-            losses: Scratch::new(samples),
-            a: numbers(),
-            inverse: numbers(),
-            pivot_grad: numbers(),
-            pivot_hess: numbers(),
+            exponentials: Scratch::new(samples * batch.classes + MAX_LANES),
+            wide: Scratch::new(samples * 9),
             alone: vec![],
-        }
+        };
+        // What they stay where no sample has a weight.
+        buffers.wide(FACTOR).1.fill(1.0);
+        buffers.wide(SCALE).1.fill(1.0 / batch.divisor);
+        buffers
+    }
+
+    /// One of the float64 numbers of all samples.
+    #[inline(always)]
+    fn wide(&self, which: usize) -> (Input<'_, f64>, Output<'_, f64>) {
+        let (at, n) = (which * self.samples, self.samples);
+        (self.wide.input().part(at, n), self.wide.output().part(at, n))
+    }
+
+    /// One of them, of a group of samples, as a vector of the gradient's type.
+    #[inline(always)]
+    fn group<S: Simd>(&self, s: S, which: usize, group: usize) -> T::V<S> {
+        let numbers = self.wide(which).0;
+        let low = S::V64::load(s, numbers, group);
+        let high = S::V64::load(s, numbers, group + 8 * (T::WIDE - 1));
+        T::V::<S>::narrow([low, high])
+    }
+
+    /// The exponentials of all samples, and room for a vector.
+    #[inline(always)]
+    fn exponentials(&self) -> (Input<'_, T>, Output<'_, T>) {
+        (self.exponentials.input(), self.exponentials.output())
     }
 }
 
@@ -92,12 +117,12 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
     /// A job of a batch of at most [`MOST_CLASSES`] classes.
     pub fn new(batch: &'a Batch<'a, T>) -> Self {
         assert!(batch.classes <= MOST_CLASSES, "too many classes for this kernel");
-        let group = T::LANES * batch.classes;
-        Few {
-            batch,
-            samples: T::LANES * (BLOCK / group).max(1),
-            owners: (0..group).map(|i| T::from_bits((i / batch.classes) as u64)).collect(),
+        let groups = (BLOCK / (T::LANES * batch.classes)).max(1);
+        let mut owners = Vec::with_capacity(T::LANES * batch.classes);
+        for lane in 0..T::LANES {
+            owners.resize(owners.len() + batch.classes, T::from_bits(lane as u64));
         }
+        Few { batch, samples: T::LANES * groups, owners }
     }
 
     /// A block, or a part of one.
@@ -123,13 +148,13 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
         buffers: &mut Buffers<T>,
     ) -> f64 {
         let (batch, n) = (self.batch, block.n);
-        batch.read_classes(block.first, &mut buffers.classes[..n]);
+        let any_ignored = batch.read_classes(block.first, &mut buffers.classes[..n]);
         if batch.is_weighted() {
             let mut factors = [0.0; BLOCK];
             batch.read_factors(block.first, &buffers.classes[..n], &mut factors[..n]);
             for (i, factor) in factors[..n].iter().enumerate() {
-                buffers.factors.output().set(i, *factor);
-                buffers.scales.output().set(i, factor / batch.divisor);
+                buffers.wide(FACTOR).1.set(i, *factor);
+                buffers.wide(SCALE).1.set(i, factor / batch.divisor);
             }
         }
         let reference = maximum(s, block.logits);
@@ -140,19 +165,11 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
         }
         let exp = Exp::<S, T>::new(s, if usable { reference } else { T::default() }, T::FEW_BIAS);
         buffers.alone.clear();
-        let mut sum = T::V::<S>::splat(s, T::default()).wide(0);
+        let mut sum = 0.0;
         if usable {
             self.exponentials::<S, SHIFTED>(s, &exp, block.logits, buffers);
-            self.read_pivots(n, buffers);
-            for group in (0..n).step_by(T::LANES) {
-                let (partial, bad) = self.sums(s, group, n, buffers);
-                sum = sum.add(partial);
-                for lane in 0..T::LANES {
-                    if bad >> lane & 1 != 0 {
-                        buffers.alone.push((group + lane, [T::default(); MOST_CLASSES]));
-                    }
-                }
-            }
+            self.sums(s, n, buffers);
+            sum = self.finish(s, n, any_ignored, buffers);
         } else {
             for i in 0..n {
                 if buffers.classes[i] != IGNORED {
@@ -160,7 +177,6 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
                 }
             }
         }
-        let mut sum = fold(sum.to_lanes());
         if block.alone && !buffers.alone.is_empty() {
             sum = self.far(s, &exp, block.logits, reference, buffers);
             buffers.alone.clear();
@@ -173,14 +189,15 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
         }
         if let (true, Some(losses)) = (usable, batch.outputs.losses) {
             for i in 0..n {
-                let loss = buffers.losses.input().get(i) / batch.divisor;
+                let loss = buffers.wide(LOSS).0.get(i) / batch.divisor;
                 losses.set(block.first + i, T::from_f64(loss));
             }
         }
         if GRAD && usable {
             self.emit(s, block, buffers);
         }
-        for i in (0..n).filter(|&i| buffers.classes[i] == IGNORED) {
+        let ignored = if any_ignored { n } else { 0 };
+        for i in (0..ignored).filter(|&i| buffers.classes[i] == IGNORED) {
             for array in [block.grad, block.hess].into_iter().flatten() {
                 batch.rows(array, i, 1).fill(T::default());
             }
@@ -201,7 +218,7 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
         buffers: &Buffers<T>,
     ) {
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
-        let (scratch, whole) = (buffers.exponentials.output(), logits.len() / T::LANES);
+        let (scratch, whole) = (buffers.exponentials().1, logits.len() / T::LANES);
         for at in (0..whole).map(|i| i * T::LANES) {
             exp.of::<SHIFTED>(s, T::V::<S>::load(s, logits, at)).store(scratch, at);
         }
@@ -213,38 +230,24 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
         }
     }
 
-    /// The exponential of each sample's true class.
+    /// The sums of all samples but for their true classes, and those classes' exponentials.
     #[inline(always)]
-    fn read_pivots(&self, n: usize, buffers: &Buffers<T>) {
-        let (scratch, pivots) = (buffers.exponentials.input(), buffers.pivots.output());
-        for (i, &class) in buffers.classes[..n].iter().enumerate() {
-            let class = if class == IGNORED { 0 } else { class };
-            pivots.set(i, scratch.get(i * self.batch.classes + class).to_f64());
-        }
-    }
-
-    /// Loss and factors of a group; the weighted losses, and the samples that must be done alone.
-    #[inline(always)]
-    fn sums<S: Simd>(&self, s: S, group: usize, n: usize, buffers: &Buffers<T>) -> (S::V64, u32) {
-        let batch = self.batch;
-        let classes = batch.classes;
+    fn sums<S: Simd>(&self, s: S, n: usize, buffers: &Buffers<T>) {
+        let classes = self.batch.classes;
         let all = u64::MAX >> (64 - classes);
-        let scratch = buffers.exponentials.input();
-        let none = S::V64::splat(s, 0.0);
-        let (mut losses, mut bad) = (none, 0);
-        let (mut a, mut inverse, mut grad, mut hess) = ([none; 2], [none; 2], [none; 2], [none; 2]);
-        for part in 0..T::WIDE {
-            let at = group + part * 8;
-            let (mut rows, mut lost, mut counted) = ([none; 8], [none; 8], 0);
-            for i in 0..8.min(n.saturating_sub(at)) {
-                let class = buffers.classes[at + i];
-                if class == IGNORED {
-                    continue;
-                }
-                counted |= 1 << i;
+        let (scratch, pivots) = (buffers.exponentials().0, buffers.wide(PIVOT).1);
+        let (mut at, mut start) = (0, 0);
+        while at < n {
+            let none = [S::V64::splat(s, 0.0); 8];
+            let (mut rows, mut lost) = (none, none);
+            // Past the block's end are the numbers of an earlier one, which count for nothing.
+            let truths = &buffers.classes[at..at + 8];
+            for i in 0..8 {
+                let class = truths[i] % MOST_CLASSES;
                 let lanes = all & !(1 << class);
-                let start = (at + i) * classes;
                 (rows[i], lost[i]) = sample_sum::<S, T>(s, scratch, start, lanes, classes);
+                pivots.set(at + i, scratch.get(start + class).to_f64());
+                start += classes;
             }
             let rest = if T::WIDE == 2 {
                 sum_each::<S, false>(rows, lost).0
@@ -252,35 +255,70 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
                 let (sum, lost) = sum_each::<S, true>(rows, lost);
                 sum.add(lost)
             };
-            let pivot = S::V64::load(s, buffers.pivots.input(), at);
+            rest.store(buffers.wide(REST).1, at);
+            at += 8;
+        }
+    }
+
+    /// Losses, weighted, and what gradients take of each sample; the losses' sum. Samples that must be
+    /// done alone are put on their list.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, n: usize, any_ignored: bool, buffers: &mut Buffers<T>) -> f64 {
+        let (none, one) = (S::V64::splat(s, 0.0), S::V64::splat(s, 1.0));
+        let hessian = self.batch.outputs.hess.is_some();
+        let mut losses = none;
+        let mut at = 0;
+        while at < n {
+            let mut counted = if n - at < 8 { (1 << (n - at)) - 1 } else { 0xFF };
+            if any_ignored {
+                for (i, &class) in buffers.classes[at..at + 8].iter().enumerate() {
+                    counted &= !(u32::from(class == IGNORED) << i);
+                }
+            }
+            // A macro, since a closure might not be inlined with the features.
+            macro_rules! load {
+                ($which:expr) => {
+                    S::V64::load(s, buffers.wide($which).0, at)
+                };
+            }
+            let (rest, pivot) = (load!(REST), load!(PIVOT));
             let whole = rest.add(pivot);
             // Not of NaN, nor of what has underflowed.
             let near = S::V64::lanes(rest.lt(pivot.mul(S::V64::splat(s, T::FAR))));
             let large = S::V64::lanes(S::V64::splat(s, T::FEW_SMALLEST).lt(whole));
             let good = counted & near & large;
-            bad |= (counted & !good) << (part * 8);
 
-            let surprise = log1p::<S, f64>(s, rest.div(pivot));
-            let loss = surprise.mul(S::V64::load(s, buffers.factors.input(), at));
+            // One division for two where float32 leaves digits to spare.
+            let (quotient, inverted) = if T::WIDE == 2 {
+                let both = one.div(pivot.mul(whole));
+                (rest.mul(whole).mul(both), pivot.mul(both))
+            } else {
+                (rest.div(pivot), one.div(whole))
+            };
+            let loss = log1p::<S, f64>(s, quotient).mul(load!(FACTOR));
             let loss = S::V64::select(S::V64::mask(s, good), loss, none);
-            loss.store(buffers.losses.output(), at);
+            loss.store(buffers.wide(LOSS).1, at);
             losses = losses.add(loss);
             if GRAD {
-                a[part] = S::V64::load(s, buffers.scales.input(), at).div(whole);
-                grad[part] = none.sub(a[part].mul(rest));
-                if batch.outputs.hess.is_some() {
-                    inverse[part] = S::V64::splat(s, 1.0).div(whole);
-                    hess[part] = a[part].mul(pivot).mul(rest.div(whole));
+                let scale = load!(SCALE);
+                let a = if T::WIDE == 2 { scale.mul(inverted) } else { scale.div(whole) };
+                a.store(buffers.wide(A).1, at);
+                none.sub(a.mul(rest)).store(buffers.wide(PIVOT_GRAD).1, at);
+                if hessian {
+                    inverted.store(buffers.wide(INVERSE).1, at);
+                    let hess = a.mul(pivot).mul(rest.mul(inverted));
+                    hess.store(buffers.wide(PIVOT_HESS).1, at);
                 }
             }
+            let mut bad = counted & !good;
+            while bad != 0 {
+                let sample = at + bad.trailing_zeros() as usize;
+                buffers.alone.push((sample, [T::default(); MOST_CLASSES]));
+                bad &= bad - 1;
+            }
+            at += 8;
         }
-        if GRAD {
-            T::V::<S>::narrow(a).store(buffers.a.output(), group);
-            T::V::<S>::narrow(grad).store(buffers.pivot_grad.output(), group);
-            T::V::<S>::narrow(inverse).store(buffers.inverse.output(), group);
-            T::V::<S>::narrow(hess).store(buffers.pivot_hess.output(), group);
-        }
-        (losses, bad)
+        fold(losses.to_lanes())
     }
 
     /// A sample alone whose true class is so far down that its exponential does not say how far, or
@@ -294,12 +332,12 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
         reference: T,
         buffers: &Buffers<T>,
     ) -> f64 {
-        let (exponentials, class) = (buffers.exponentials.input(), buffers.classes[0]);
+        let (exponentials, class) = (buffers.exponentials().0, buffers.classes[0]);
         let pivot = exponentials.get(class).to_f64();
         let others = (0..self.batch.classes).filter(|&c| c != class);
         let rest = sum(others.map(|c| exponentials.get(c).to_f64()));
         let whole = rest + pivot;
-        let factor = buffers.factors.input().get(0);
+        let factor = buffers.wide(FACTOR).0.get(0);
         let scale = factor / self.batch.divisor;
         let mut loss = surprise(s, exp, rest, pivot, reference, logits.get(class));
         if whole.is_nan() {
@@ -308,12 +346,12 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
         // A class of weight 0 adds nothing, be its loss infinite.
         let of_class = self.batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
         let loss = if of_class == 0.0 && !loss.is_nan() { 0.0 } else { factor * loss };
-        buffers.losses.output().set(0, loss);
-        buffers.a.output().set(0, T::from_f64(scale / whole));
-        buffers.inverse.output().set(0, T::from_f64(1.0 / whole));
-        buffers.pivot_grad.output().set(0, T::from_f64(-scale * (rest / whole)));
+        buffers.wide(LOSS).1.set(0, loss);
+        buffers.wide(A).1.set(0, scale / whole);
+        buffers.wide(INVERSE).1.set(0, 1.0 / whole);
+        buffers.wide(PIVOT_GRAD).1.set(0, -scale * (rest / whole));
         let hess = scale * (pivot / whole) * (rest / whole);
-        buffers.pivot_hess.output().set(0, T::from_f64(hess));
+        buffers.wide(PIVOT_HESS).1.set(0, hess);
         loss
     }
 
@@ -322,9 +360,8 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
     #[inline(always)]
     fn dominant_hessian(&self, i: usize, hess: Output<'_, T>, buffers: &Buffers<T>) {
         let (classes, truth) = (self.batch.classes, buffers.classes[i]);
-        let sample = buffers.exponentials.input().part(i * classes, classes);
-        let (pivot, inverse) =
-            (sample.get(truth).to_f64(), buffers.inverse.input().get(i).to_f64());
+        let sample = buffers.exponentials().0.part(i * classes, classes);
+        let (pivot, inverse) = (sample.get(truth).to_f64(), buffers.wide(INVERSE).0.get(i));
         if pivot * inverse >= 0.5 {
             return;
         }
@@ -332,7 +369,7 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
             return;
         };
         let others = sum((0..classes).filter(|&c| c != most).map(|c| sample.get(c).to_f64()));
-        let p = buffers.a.input().get(i).to_f64() * sample.get(most).to_f64();
+        let p = buffers.wide(A).0.get(i) * sample.get(most).to_f64();
         let whole = others + sample.get(most).to_f64();
         hess.set(i * classes + most, T::from_f64(p * (others / whole)));
     }
@@ -358,13 +395,13 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
         let owners = Input::from_slice(&self.owners);
         for group in (0..block.n).step_by(T::LANES) {
-            let a = T::V::<S>::load(s, buffers.a.input(), group);
-            let inverse = T::V::<S>::load(s, buffers.inverse.input(), group);
+            let a = buffers.group(s, A, group);
+            let inverse = buffers.group(s, INVERSE, group);
             let start = group * classes;
             let end = self.owners.len().min(grad.len() - start);
             let mut at = 0;
             while at < end {
-                let e = T::V::<S>::load(s, buffers.exponentials.input(), start + at);
+                let e = T::V::<S>::load(s, buffers.exponentials().0, start + at);
                 let owner = T::V::<S>::load(s, owners, at);
                 let g = e.mul(a.permute(owner));
                 let lanes = lanes_from::<T>(end - at);
@@ -385,10 +422,9 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
                 continue;
             }
             let at = i * classes + class;
-            let pivot = buffers.pivot_grad.input().get(i);
-            grad.set(at, pivot);
+            grad.set(at, T::from_f64(buffers.wide(PIVOT_GRAD).0.get(i)));
             if let Some(hess) = block.hess {
-                hess.set(at, buffers.pivot_hess.input().get(i));
+                hess.set(at, T::from_f64(buffers.wide(PIVOT_HESS).0.get(i)));
                 self.dominant_hessian(i, hess, buffers);
             }
         }
@@ -400,16 +436,15 @@ impl<T: Limits, const GRAD: bool> Job for Few<'_, T, GRAD> {
         self.batch.samples.div_ceil(self.samples)
     }
 
-    fn block_size(&self) -> usize {
-        self.samples * self.batch.classes
+    fn block_cost(&self) -> usize {
+        self.samples * (self.batch.classes * size_of::<T>() / 4 + 4)
     }
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let batch = self.batch;
-        let mut buffers = Buffers::<T>::new(self.samples, batch.classes);
-        buffers.factors.output().fill(1.0);
-        buffers.scales.output().fill(1.0 / batch.divisor);
+        let most = batch.samples.next_multiple_of(T::LANES).min(self.samples);
+        let mut buffers = Buffers::new(most, batch);
         let mut single = None;
         for (i, sum) in blocks.zip(sums) {
             let first = i * self.samples;
@@ -418,12 +453,7 @@ impl<T: Limits, const GRAD: bool> Job for Few<'_, T, GRAD> {
             if buffers.alone.is_empty() {
                 continue;
             }
-            let single = single.get_or_insert_with(|| {
-                let single = Buffers::<T>::new(T::LANES, batch.classes);
-                single.factors.output().fill(1.0);
-                single.scales.output().fill(1.0 / batch.divisor);
-                single
-            });
+            let single = single.get_or_insert_with(|| Buffers::new(T::LANES, batch));
             for (i, logits) in &buffers.alone {
                 let block = Block {
                     logits: Input::from_slice(&logits[..batch.classes]),
@@ -446,11 +476,17 @@ fn sample_sum<S: Simd, T: Real>(
     lanes: u64,
     classes: usize,
 ) -> (S::V64, S::V64) {
-    let mut sum = T::V::<S>::load_wide(s, scratch, start, lanes as u32 & 0xFF);
-    let mut lost = S::V64::splat(s, 0.0);
+    macro_rules! vector {
+        ($at:expr) => {
+            T::V::<S>::load_wide(s, scratch, start + $at, (lanes >> $at) as u32 & 0xFF)
+        };
+    }
+    let (mut sum, mut lost) = (vector!(0), S::V64::splat(s, 0.0));
+    if classes <= 8 {
+        return (sum, lost);
+    }
     for at in (8..classes).step_by(8) {
-        let lanes = (lanes >> at) as u32 & 0xFF;
-        let more = T::V::<S>::load_wide(s, scratch, start + at, lanes);
+        let more = vector!(at);
         let both = sum.add(more);
         if T::WIDE == 1 {
             lost = lost.add(lost_by::<S>(sum, more, both));
