@@ -243,7 +243,7 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
             // Past the block's end are the numbers of an earlier one, which count for nothing.
             let truths = &buffers.classes[at..at + 8];
             for i in 0..8 {
-                let class = truths[i] % MOST_CLASSES;
+                let class = if truths[i] == IGNORED { 0 } else { truths[i] };
                 let lanes = all & !(1 << class);
                 (rows[i], lost[i]) = sample_sum::<S, T>(s, scratch, start, lanes, classes);
                 pivots.set(at + i, scratch.get(start + class).to_f64());
