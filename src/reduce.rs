@@ -1,7 +1,7 @@
 //! Sums whose order is fixed, and so their bits: within a row, and over the partial sums of blocks.
 
 use crate::math::Real;
-use crate::simd::{MAX_LANES, Simd, Vector, fold};
+use crate::simd::{MAX_LANES, Pair, Simd, Vector, fold};
 
 /// `a + b` and what its rounding lost (Knuth's two-sum).
 #[inline(always)]

@@ -160,8 +160,9 @@ def cross_entropy(
     A logit of -inf is a class of probability 0, and costs nothing unless the target has weight
     there. A sample with a NaN, with +inf, or with nothing but -inf has the loss NaN.
 
-    Accuracy: at most 4 ULP for the loss of a sample, see docs/numerics.md, whatever the spread of
-    the logits and their offset. Results do not depend on the number of threads.
+    Accuracy: at most 4 ULP for the loss of a sample (measured: 2.8 in float32, 3.4 in float64; see
+    docs/numerics.md), whatever the spread of the logits and their offset. Results do not depend on
+    the number of threads.
 
     References
     ----------
@@ -261,8 +262,9 @@ def cross_entropy_with_grad(
     the mean is divided by. It is exactly 0 for ignored samples. At the target it is computed from
     the other classes' probabilities, not as p - 1, and so keeps its digits where p is near 1.
 
-    Accuracy: at most 4 ULP for each entry above the smallest normal number, see docs/numerics.md;
-    with smoothing or probabilities as target, 4 ULP of the larger of the two terms above.
+    Accuracy: at most 4 ULP for each entry above the smallest normal number (measured: 3.0 in
+    float32, 3.9 in float64; see docs/numerics.md); with smoothing or probabilities as target, 4 ULP
+    of the larger of the two terms above (measured: 3.3 and 4.0).
 
     Examples
     --------
@@ -354,7 +356,8 @@ def cross_entropy_with_grad_hess(
 
     .. math:: \frac{\partial^2 \mathrm{loss}}{\partial x_c^2} = p_c (1 - p_c) \sum_k a_k .
 
-    Accuracy: at most 4 ULP for each entry above the smallest normal number, see docs/numerics.md.
+    Accuracy: at most 6 ULP for each entry above the smallest normal number (measured: 3.6 in
+    float32, 4.6 in float64; see docs/numerics.md).
 
     Examples
     --------
@@ -465,7 +468,8 @@ def log_loss(
     with 0 log 0 = 0; where p_c = 0 and w_c t_c is not, it is infinite. ``"mean"`` divides as in
     `cross_entropy`.
 
-    Accuracy: at most 4 ULP for the loss of a sample, see docs/numerics.md.
+    Accuracy: at most 4 ULP for the loss of a sample (measured: 2.3 in float32, 3.5 in float64; see
+    docs/numerics.md).
 
     References
     ----------
@@ -553,7 +557,8 @@ def log_loss_with_grad(
 
     and 0 where w_c t_c = 0. For the mean it is divided by what the mean is divided by.
 
-    Accuracy: at most 4 ULP for each entry above the smallest normal number, see docs/numerics.md.
+    Accuracy: at most 4 ULP for each entry above the smallest normal number (measured: 2.2 in
+    float32, 2.5 in float64; see docs/numerics.md).
 
     Examples
     --------
@@ -638,7 +643,8 @@ def log_loss_with_grad_hess(
 
     and 0 where w_c t_c = 0.
 
-    Accuracy: at most 4 ULP for each entry above the smallest normal number, see docs/numerics.md.
+    Accuracy: at most 4 ULP for each entry above the smallest normal number (measured: 3.0 in both
+    dtypes; see docs/numerics.md).
 
     Examples
     --------
@@ -742,7 +748,8 @@ def binary_cross_entropy_with_logits(
     x = -inf with t = 0 give 0. As in PyTorch, ``"mean"`` divides by the number of elements, not by
     their weight. The mean of nothing is NaN; with `denominator` it is 0.
 
-    Accuracy: at most 4 ULP for the loss of an element, see docs/numerics.md.
+    Accuracy: at most 4 ULP for the loss of an element (measured: 3.4 in float32, 3.9 in float64; see
+    docs/numerics.md).
 
     References
     ----------
@@ -835,8 +842,9 @@ def binary_cross_entropy_with_logits_with_grad(
 
     for the mean divided by what the mean is divided by, and exactly 0 where `where` is False.
 
-    Accuracy: at most 4 ULP for each entry above the smallest normal number, see docs/numerics.md;
-    for t between 0 and 1, 4 ULP of the larger of the two terms above.
+    Accuracy: at most 4 ULP for each entry above the smallest normal number (measured: 3.4 in
+    float32, 3.9 in float64; see docs/numerics.md); for t between 0 and 1, 4 ULP of the larger of
+    the two terms above.
 
     Examples
     --------
@@ -921,7 +929,8 @@ def binary_cross_entropy_with_logits_with_grad_hess(
 
     .. math:: w \left[ (1-t) + v t \right] \sigma(x)\, \sigma(-x) .
 
-    Accuracy: at most 4 ULP for each entry above the smallest normal number, see docs/numerics.md.
+    Accuracy: at most 6 ULP for each entry above the smallest normal number (measured: 4.8 in
+    float32, 5.7 in float64; see docs/numerics.md).
 
     Examples
     --------

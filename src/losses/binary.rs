@@ -203,3 +203,70 @@ pub fn binary_cross_entropy<T: Real>(binary: &Binary<'_, T>) -> Result<f64> {
     let sum = driver::run(&Elements { binary, divisor })?;
     Ok(reduced(sum, divisor, &binary.options))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::Output;
+
+    #[test]
+    fn elements_beside_the_plain_formula() {
+        let n = 4099;
+        let logits: Vec<f64> = (0..n).map(|i| (i as f64 * 0.917).sin() * 30.0).collect();
+        let target: Vec<f64> = (0..n).map(|i| (i % 5) as f64 / 4.0).collect();
+        let weight = [0.5, 2.0, 3.0];
+        let counted: Vec<u8> = (0..n).map(|i| u8::from(i % 7 != 0)).collect();
+        let (mut grad, mut hess, mut losses) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
+        let outputs = Outputs {
+            grad: Some(Output::from_slice(&mut grad)),
+            hess: Some(Output::from_slice(&mut hess)),
+            losses: Some(Output::from_slice(&mut losses)),
+        };
+        let sum = binary_cross_entropy(&Binary {
+            logits: Input::from_slice(&logits),
+            target: Input::from_slice(&target),
+            weight: Some(Periodic::new(Input::from_slice(&weight), n)),
+            pos_weight: Some(Periodic::new(Input::from_slice(&[1.7]), n)),
+            counted: Some(Input::from_slice(&counted)),
+            options: Options::new(0.0, "sum", None, None, vec![]).unwrap(),
+            outputs,
+        })
+        .unwrap();
+        let mut total = 0.0;
+        for i in 0..n {
+            let (x, t) = (logits[i], target[i]);
+            let w = if counted[i] != 0 { weight[i % 3] } else { 0.0 };
+            let softplus = (-x).max(0.0) + (-x.abs()).exp().ln_1p();
+            let p = 1.0 / (1.0 + (-x).exp());
+            let of_true = 1.0 + 0.7 * t;
+            let loss = w * ((1.0 - t) * x + of_true * softplus);
+            total += loss;
+            assert!((losses[i] - loss).abs() < 1e-12, "{i}: {} {loss}", losses[i]);
+            assert!((grad[i] - w * ((1.0 - t) - of_true * (1.0 - p))).abs() < 1e-12);
+            assert!((hess[i] - w * of_true * p * (1.0 - p)).abs() < 1e-12);
+        }
+        assert!((sum / total - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn infinite_logits() {
+        let inf = f64::INFINITY;
+        let run = |x: f64, t: f64| {
+            let outputs = Outputs { grad: None, hess: None, losses: None };
+            binary_cross_entropy(&Binary {
+                logits: Input::from_slice(&[x]),
+                target: Input::from_slice(&[t]),
+                weight: None,
+                pos_weight: None,
+                counted: None,
+                options: Options::new(0.0, "mean", None, None, vec![]).unwrap(),
+                outputs,
+            })
+            .unwrap()
+        };
+        assert_eq!([run(inf, 1.0), run(-inf, 0.0)], [0.0; 2]);
+        assert_eq!([run(inf, 0.0), run(-inf, 1.0), run(inf, 0.5)], [inf; 3]);
+        assert!(run(f64::NAN, 1.0).is_nan());
+        assert_eq!(run(0.0, 0.3), std::f64::consts::LN_2);
+    }
+}

@@ -31,3 +31,47 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
 pub fn cross_entropy<T: Limits>(batch: &Batch<'_, T>) -> Result<f64> {
     with_coefficients(batch, &CrossEntropy(batch))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{Indices, Outputs, Target};
+    use crate::options::Options;
+    use crate::simd::{Input, Output};
+
+    #[test]
+    fn few_and_many_classes_agree() {
+        // The same logits, once as they are and once among classes of probability 0.
+        let (n, few, many) = (37, 5, 90);
+        let logit = |i: usize, c: usize| ((i * few + c) as f64 * 1.37).sin() * 4.0;
+        let target: Vec<u8> = (0..n).map(|i| (i % few) as u8).collect();
+        let run = |classes: usize| {
+            let logits: Vec<f64> = (0..n * classes)
+                .map(|i| (i / classes, i % classes))
+                .map(|(i, c)| if c < few { logit(i, c) } else { f64::NEG_INFINITY })
+                .collect();
+            let mut grad = vec![0.0; logits.len()];
+            let mut hess = grad.clone();
+            let outputs = Outputs {
+                grad: Some(Output::from_slice(&mut grad)),
+                hess: Some(Output::from_slice(&mut hess)),
+                losses: None,
+            };
+            let options = Options::new(0.0, "mean", None, None, vec![]).unwrap();
+            let indices = Target::Indices(Indices::U8(Input::from_slice(&target)));
+            let logits = Input::from_slice(&logits);
+            let batch =
+                Batch::new(logits, classes, indices, None, None, options, outputs, &[n]).unwrap();
+            let loss = cross_entropy(&batch).unwrap();
+            let kept = |x: Vec<f64>| {
+                x.chunks(classes).flat_map(|row| row[..few].to_vec()).collect::<Vec<f64>>()
+            };
+            (loss, kept(grad), kept(hess))
+        };
+        let (a, b) = (run(few), run(many));
+        assert!((a.0 / b.0 - 1.0).abs() < 1e-15);
+        for (x, y) in a.1.iter().chain(&a.2).zip(b.1.iter().chain(&b.2)) {
+            assert!((x / y - 1.0).abs() < 1e-14, "{x} {y}");
+        }
+    }
+}

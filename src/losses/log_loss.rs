@@ -217,3 +217,49 @@ pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<f64> {
     check(batch, shape)?;
     with_coefficients(batch, &LogLoss(batch))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{Indices, Outputs, Target};
+    use crate::options::Options;
+    use crate::simd::{Input, Output};
+
+    fn batch<'a>(p: &'a [f64], target: Target<'a, f64>, grad: &'a mut [f64]) -> Batch<'a, f64> {
+        let options = Options::new(0.0, "sum", None, None, vec![-100]).unwrap();
+        let grad = Some(Output::from_slice(grad));
+        let outputs = Outputs { grad, hess: None, losses: None };
+        Batch::new(Input::from_slice(p), 3, target, None, None, options, outputs, &[]).unwrap()
+    }
+
+    #[test]
+    fn known_values() {
+        let (p, q) = ([0.228, 0.619, 0.153], [0.0, 1.0, 0.0]);
+        let mut grad = [9.0; 3];
+        let soft = Target::Probabilities(Input::from_slice(&q));
+        let loss = log_loss(&batch(&p, soft, &mut grad), &[3]).unwrap();
+        assert!((loss - 0.479_650).abs() < 1e-6);
+        assert_eq!(grad, [0.0, -1.0 / 0.619, 0.0]);
+        let hard = Target::Indices(Indices::I32(Input::from_slice(&[1])));
+        let mut again = [9.0; 3];
+        assert_eq!(log_loss(&batch(&p, hard, &mut again), &[3]).unwrap(), loss);
+        assert_eq!(again, grad);
+    }
+
+    #[test]
+    fn no_probability() {
+        for bad in [-0.1, 1.000_001, f64::NAN, f64::INFINITY] {
+            let p = [0.5, 0.25, 0.25, 0.1, 0.2, bad];
+            let mut grad = [9.0; 6];
+            let hard = Target::Indices(Indices::I32(Input::from_slice(&[1, 0])));
+            let error = log_loss(&batch(&p, hard, &mut grad), &[2, 3]).unwrap_err();
+            let Error::Value(message) = error else { panic!("{error:?}") };
+            assert!(message.starts_with("probabilities[1, 2] is "), "{message}");
+            assert_eq!(grad, [9.0; 6]);
+            // Ignored, it is nobody's business.
+            let ignored = Target::Indices(Indices::I32(Input::from_slice(&[1, -100])));
+            log_loss(&batch(&p, ignored, &mut grad), &[2, 3]).unwrap();
+            assert_eq!(grad[3..], [0.0; 3]);
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The level of every other CPU: arrays, which the compiler turns into what the target has.
 
-use super::{Float, Input, Output, Simd, Vector};
+use super::{Float, Input, Output, Pair, Simd, Vector};
 
 /// The portable level.
 #[derive(Clone, Copy, Debug)]
@@ -200,22 +200,6 @@ macro_rules! array {
             }
 
             #[inline(always)]
-            fn pair(self, other: Self, step: usize) -> (Self, Self) {
-                // Lane i of both comes from `from`, and from as far behind it as they are wide.
-                let width = 4 >> step;
-                let lane = |i: usize, second: usize| {
-                    let from = match step {
-                        0 => i % 4,
-                        1 => i % 2 + (i / 2 % 2) * 4,
-                        _ => i / 2 * 2,
-                    } + second * width;
-                    let of_self = if step == 2 { i % 2 == 0 } else { i < 4 };
-                    if of_self { self.0[from] } else { other.0[from] }
-                };
-                let of = |second| Array(std::array::from_fn(|i| lane(i % 8, second)));
-                (of(0), of(1))
-            }
-            #[inline(always)]
             fn wide(self, part: usize) -> Array<f64, 8> {
                 Array(std::array::from_fn(|i| self.0[part * 8 + i].to_f64()))
             }
@@ -236,3 +220,22 @@ macro_rules! array {
 
 array!(f32, 16, u32);
 array!(f64, 8, u64);
+
+impl Pair for Array<f64, 8> {
+    #[inline(always)]
+    fn pair(self, other: Self, step: usize) -> (Self, Self) {
+        // Lane i of both comes from `from`, and from as far behind it as they are wide.
+        let width = 4 >> step;
+        let lane = |i: usize, second: usize| {
+            let from = match step {
+                0 => i % 4,
+                1 => i % 2 + (i / 2 % 2) * 4,
+                _ => i / 2 * 2,
+            } + second * width;
+            let of_self = if step == 2 { i & 1 == 0 } else { i < 4 };
+            if of_self { self.0[from] } else { other.0[from] }
+        };
+        let of = |second| Array(std::array::from_fn(|i| lane(i, second)));
+        (of(0), of(1))
+    }
+}
