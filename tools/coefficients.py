@@ -59,10 +59,10 @@ def main():
         print(f"{name}: exp, table of {size}")
         # A little wider than ln2 / (2 size): n is rounded from an inexact product.
         r = ln2 / (2 * size) * mp.mpf("1.1")
-        square = fit(lambda x: ((mp.expm1(x) - x) / x**2 if x else mp.mpf(0.5)), -r, r, degree)
+        square = fit(lambda x: (mp.expm1(x) - x) / x**2 if x else mp.mpf(0.5), -r, r, degree)
         error = max(abs(x + x * x * horner(square, x) - mp.expm1(x)) for x in grid(-r, r))
         show("coefficients of r^2, r^3, ...", square, bits)
-        print("  error of q, in 2^-%d: %s" % (bits, mp.nstr(error * 2**bits, 3)))
+        print(f"  error of q, in 2^-{bits}: {mp.nstr(error * 2**bits, 3)}")
         powers = [mp.mpf(2) ** (mp.mpf(j) / size) for j in range(size)]
         show("table", powers, bits)
         # What rounding an entry lost, relative to it.
@@ -83,7 +83,7 @@ def main():
             for x in grid(mp.mpf("1e-9"), z)
         )
         show("P", series, bits)
-        print("  relative error, in 2^-%d: %s" % (bits, mp.nstr(error * 2**bits, 3)))
+        print(f"  relative error, in 2^-{bits}: {mp.nstr(error * 2**bits, 3)}")
         show("ln2, two parts", split(ln2, bits - 11), bits)
 
 

@@ -748,8 +748,8 @@ def binary_cross_entropy_with_logits(
     x = -inf with t = 0 give 0. As in PyTorch, ``"mean"`` divides by the number of elements, not by
     their weight. The mean of nothing is NaN; with `denominator` it is 0.
 
-    Accuracy: at most 4 ULP for the loss of an element (measured: 3.4 in float32, 3.9 in float64; see
-    docs/numerics.md).
+    Accuracy: at most 4 ULP for the loss of an element (measured: 3.4 in float32, 3.9 in float64;
+    see docs/numerics.md).
 
     References
     ----------
