@@ -118,7 +118,7 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Soft<'_, T> {
     fn load(self, s: S, at: usize, lanes: u32) -> T::V<S> {
         let q = load_lanes(s, self.probabilities, at, lanes);
         let (keep, even) = (T::V::<S>::splat(s, self.keep), T::V::<S>::splat(s, self.even));
-        let q = q.mul_add(keep, even);
+        let q = q.fma(keep, even);
         match self.weight {
             Some(weight) => q.mul(load_lanes(s, weight, at, lanes)),
             None if lanes == T::ALL => q,

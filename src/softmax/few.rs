@@ -21,7 +21,7 @@ use crate::math::{Real, exp::Exp, log::log1p};
 use crate::reduce::{lost_by, sum, sum_each};
 use crate::simd::{Input, MAX_LANES, Output, Scratch, Simd, Vector, fold};
 
-use super::{Limits, lanes_from, maximum, surprise};
+use super::{Limits, lanes_from, maximum, quotient, surprise, times};
 
 /// The most classes that this kernel takes.
 pub const MOST_CLASSES: usize = 64;
@@ -56,8 +56,10 @@ const SCALE: usize = 1;
 const PIVOT: usize = 2;
 const REST: usize = 3;
 const LOSS: usize = 4;
-/// `scale / S`, `1 / S`, and gradient and Hessian at the true class.
+/// `scale / S`, what its rounding lost (where it is not computed in more digits than it is needed in),
+/// `1 / S`, and gradient and Hessian at the true class.
 const A: usize = 5;
+const A_LOST: usize = 9;
 const INVERSE: usize = 6;
 const PIVOT_GRAD: usize = 7;
 const PIVOT_HESS: usize = 8;
@@ -69,7 +71,7 @@ impl<T: Real> Buffers<T> {
             samples,
             classes: vec![0; samples],
             exponentials: Scratch::new(samples * batch.classes + MAX_LANES),
-            wide: Scratch::new(samples * 9),
+            wide: Scratch::new(samples * 10),
             alone: vec![],
         };
         // What they stay where no sample has a weight.
@@ -92,6 +94,19 @@ impl<T: Real> Buffers<T> {
         let low = S::V64::load(s, numbers, group);
         let high = S::V64::load(s, numbers, group + 8 * (T::WIDE - 1));
         T::V::<S>::narrow([low, high])
+    }
+
+    /// `A` of a group of samples, and what its rounding lost.
+    #[inline(always)]
+    fn quotients<S: Simd>(&self, s: S, group: usize) -> [T::V<S>; 2] {
+        let high = self.group(s, A, group);
+        if T::WIDE == 1 {
+            return [high, self.group(s, A_LOST, group)];
+        }
+        let a = self.wide(A).0;
+        let first = S::V64::load(s, a, group).sub(high.wide(0));
+        let second = S::V64::load(s, a, group + 8).sub(high.wide(1));
+        [high, T::V::<S>::narrow([first, second])]
     }
 
     /// The exponentials of all samples, and room for a vector.
@@ -303,6 +318,12 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
                 let scale = load!(SCALE);
                 let a = if T::WIDE == 2 { scale.mul(inverted) } else { scale.div(whole) };
                 a.store(buffers.wide(A).1, at);
+                if T::WIDE == 1 {
+                    let lost = lost_by::<S>(rest, pivot, whole);
+                    let minus = none.sub(a);
+                    let lost = minus.fma(lost, minus.fma(whole, scale)).mul(inverted);
+                    lost.store(buffers.wide(A_LOST).1, at);
+                }
                 none.sub(a.mul(rest)).store(buffers.wide(PIVOT_GRAD).1, at);
                 if hessian {
                     inverted.store(buffers.wide(INVERSE).1, at);
@@ -347,7 +368,9 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
         let of_class = self.batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
         let loss = if of_class == 0.0 && !loss.is_nan() { 0.0 } else { factor * loss };
         buffers.wide(LOSS).1.set(0, loss);
-        buffers.wide(A).1.set(0, scale / whole);
+        let [a, lost] = quotient::<f64>(scale, rest, pivot);
+        buffers.wide(A).1.set(0, a);
+        buffers.wide(A_LOST).1.set(0, lost);
         buffers.wide(INVERSE).1.set(0, 1.0 / whole);
         buffers.wide(PIVOT_GRAD).1.set(0, -scale * (rest / whole));
         let hess = scale * (pivot / whole) * (rest / whole);
@@ -395,7 +418,7 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
         let owners = Input::from_slice(&self.owners);
         for group in (0..block.n).step_by(T::LANES) {
-            let a = buffers.group(s, A, group);
+            let [a, a_lost] = buffers.quotients(s, group);
             let inverse = buffers.group(s, INVERSE, group);
             let start = group * classes;
             let end = self.owners.len().min(grad.len() - start);
@@ -403,7 +426,7 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
             while at < end {
                 let e = T::V::<S>::load(s, buffers.exponentials().0, start + at);
                 let owner = T::V::<S>::load(s, owners, at);
-                let g = e.mul(a.permute(owner));
+                let g = times::<S, T>(e, [a.permute(owner), a_lost.permute(owner)]);
                 let lanes = lanes_from::<T>(end - at);
                 if lanes == T::ALL {
                     g.store(grad, start + at);

@@ -25,6 +25,7 @@ pub mod few;
 pub mod rows;
 
 use crate::math::{Real, exp::Exp, log::log1p_scalar};
+use crate::reduce::two_sum;
 use crate::simd::{Input, Simd, Vector};
 
 /// How the exponentials of a type are scaled.
@@ -78,6 +79,27 @@ fn surprise<S: Simd, T: Limits>(
     } else {
         exp.log_relative(s, rest + pivot) + (reference.to_f64() - x.to_f64())
     }
+}
+
+/// `scale / (rest + pivot)` as two numbers: the second is what rounding took from the first, so that
+/// [`times`] rounds once.
+#[inline(always)]
+fn quotient<T: Real>(scale: f64, rest: f64, pivot: f64) -> [T; 2] {
+    let (whole, lost) = two_sum(rest, pivot);
+    let a = scale / whole;
+    let high = T::from_f64(a);
+    let low = if T::WIDE == 2 {
+        a - high.to_f64()
+    } else {
+        ((-a).mul_add(whole, scale) - a * lost) / whole
+    };
+    [high, T::from_f64(low)]
+}
+
+/// `e (high + low)`
+#[inline(always)]
+fn times<S: Simd, T: Real>(e: T::V<S>, [high, low]: [T::V<S>; 2]) -> T::V<S> {
+    e.fma(high, e.mul(low))
 }
 
 /// The largest number, NaN aside; -inf where there is none.

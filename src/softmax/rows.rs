@@ -26,7 +26,7 @@ use crate::math::{Real, exp::Exp};
 use crate::reduce::{Sum, Total};
 use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
 
-use super::{Limits, find, lanes_from, maximum, surprise};
+use super::{Limits, find, lanes_from, maximum, quotient, surprise, times};
 
 /// Vectors in a chunk.
 const VECTORS: usize = 8;
@@ -92,7 +92,8 @@ struct Emit<'a, S: Simd, T: Real, R> {
     grad: Output<'a, T>,
     hess: Option<Output<'a, T>>,
     coefficients: R,
-    a: T::V<S>,
+    /// `a`, and what its rounding lost.
+    a: [T::V<S>; 2],
     /// `-b`
     minus_b: T::V<S>,
     /// `1 / S`
@@ -252,9 +253,11 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn gradient<C: Coefficients<T>>(&self, s: S, e: T::V<S>, at: usize, lanes: u32) -> T::V<S> {
         if C::ANY {
-            e.fma(self.a, self.coefficients.load(s, at, lanes).mul(self.minus_b))
+            let other = self.coefficients.load(s, at, lanes).mul(self.minus_b);
+            let [high, low] = self.a;
+            e.fma(high, e.fma(low, other))
         } else {
-            e.mul(self.a)
+            times::<S, T>(e, self.a)
         }
     }
 
@@ -262,7 +265,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn hessian(&self, s: S, e: T::V<S>) -> T::V<S> {
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
-        e.mul(self.a).mul(one.sub(e.mul(self.inverse)))
+        times::<S, T>(e, self.a).mul(one.sub(e.mul(self.inverse)))
     }
 
     /// Emits the chunk at `at`: as far as the scratch of that chunk reaches, and on to the next
@@ -543,11 +546,12 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             } else {
                 (total - own) - total * part
             };
-            let mut a = scale * total / whole;
-            let (mut b, mut pivot_grad) = (scale, scale * pivot_grad);
+            let (mut b, mut pivot_grad, mut total_scale) =
+                (scale, scale * pivot_grad, scale * total);
             if certain {
-                (a, b, pivot_grad) = (0.0, 0.0, 0.0);
+                (b, pivot_grad, total_scale) = (0.0, 0.0, 0.0);
             }
+            let a = total_scale / whole;
             let grad = self.row_of(grad, row);
             let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
             let dominant = match hess {
@@ -560,7 +564,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 hess,
                 dominant,
                 coefficients,
-                a: T::V::<S>::splat(s, T::from_f64(a)),
+                a: quotient::<T>(total_scale, rest, pivot).map(|a| T::V::<S>::splat(s, a)),
                 minus_b: T::V::<S>::splat(s, T::from_f64(-b)),
                 inverse: T::V::<S>::splat(s, T::from_f64(1.0 / whole)),
                 pivot: reduce.pivot,
