@@ -97,10 +97,9 @@ pub struct Soft<'a, T> {
     pub probabilities: Input<'a, T>,
     /// A weight each class.
     pub weight: Option<Input<'a, T>>,
-    /// What smoothing leaves of a probability.
-    pub keep: T,
-    /// What it adds.
-    pub even: T,
+    /// What smoothing leaves of a probability and what it adds, each with what its rounding lost;
+    /// `None` without smoothing.
+    pub smoothing: Option<[[T; 2]; 2]>,
 }
 
 impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
@@ -117,8 +116,13 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Soft<'_, T> {
     #[inline(always)]
     fn load(self, s: S, at: usize, lanes: u32) -> T::V<S> {
         let q = load_lanes(s, self.probabilities, at, lanes);
-        let (keep, even) = (T::V::<S>::splat(s, self.keep), T::V::<S>::splat(s, self.even));
-        let q = q.fma(keep, even);
+        let q = match self.smoothing {
+            None => q,
+            Some(both) => {
+                let [keep, even] = both.map(|pair| pair.map(|x| T::V::<S>::splat(s, x)));
+                q.fma(keep[0], even[0]).add(q.fma(keep[1], even[1]))
+            }
+        };
         match self.weight {
             Some(weight) => q.mul(load_lanes(s, weight, at, lanes)),
             None if lanes == T::ALL => q,

@@ -15,7 +15,7 @@ use std::ops::Range;
 use crate::batch::Outputs;
 use crate::driver::{self, Job};
 use crate::error::Result;
-use crate::math::{Real, exp::Exp, log::log1p};
+use crate::math::{Real, exp::Exp, log::log1p, quotient, times};
 use crate::options::Options;
 use crate::reduce::Sum;
 use crate::simd::{Input, Simd, Vector};
@@ -126,20 +126,20 @@ impl<T: Real> Elements<'_, '_, T> {
             T::V::<S>::select(tiny, both.mul(biased).mul(unbias), both.mul(log1p::<S, T>(s, z)));
         let loss = linear.add(curve);
         let (mut grad, mut hess) = (zero, zero);
-        let divisor = splat(self.divisor);
+        let inverse = quotient::<T>(1.0, self.divisor, 0.0).map(|x| T::V::<S>::splat(s, x));
         if binary.outputs.grad.is_some() {
             let other = T::V::<S>::select(negative, u, v).mul(biased).mul(unbias);
             let top = T::V::<S>::select(negative, other.sub(v), u.sub(other));
-            grad = top.div(denominator.mul(divisor));
+            grad = times::<S, T>(top.div(denominator), inverse);
         }
         if binary.outputs.hess.is_some() {
             // What rounding 1 + z lost counts twice.
-            let inverse = one.div(denominator);
-            let lost = z.sub(denominator.sub(one)).mul(inverse);
+            let reciprocal = one.div(denominator);
+            let lost = z.sub(denominator.sub(one)).mul(reciprocal);
             let minus_two = splat(-2.0);
-            let square = inverse.mul(inverse);
+            let square = reciprocal.mul(reciprocal);
             let square = square.mul(minus_two).mul_add(lost, square);
-            hess = both.mul(biased).mul(unbias).mul(square).div(divisor);
+            hess = times::<S, T>(both.mul(biased).mul(unbias).mul(square), inverse);
         }
         let mut results = [loss, grad, hess];
         let mut counted = lanes;
@@ -171,7 +171,7 @@ impl<T: Real> Job for Elements<'_, '_, T> {
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let exp = Exp::<S, T>::new(s, T::default(), BIAS);
         let outputs = &self.binary.outputs;
-        let divisor = T::V::<S>::splat(s, T::from_f64(self.divisor));
+        let inverse = quotient::<T>(1.0, self.divisor, 0.0).map(|x| T::V::<S>::splat(s, x));
         for (i, total) in blocks.zip(sums) {
             let mut sum = Sum::<S, T>::new(s);
             let end = self.binary.logits.len().min((i + 1) * BLOCK);
@@ -180,7 +180,7 @@ impl<T: Real> Job for Elements<'_, '_, T> {
                 let [loss, grad, hess] = self.vector(s, &exp, at, lanes);
                 sum.add(loss);
                 if let Some(losses) = outputs.losses {
-                    loss.div(divisor).store_lanes(losses, at, lanes);
+                    times::<S, T>(loss, inverse).store_lanes(losses, at, lanes);
                 }
                 if let Some(array) = outputs.grad {
                     grad.store_lanes(array, at, lanes);

@@ -7,7 +7,7 @@ pub mod log_loss;
 use crate::batch::{Batch, Target};
 use crate::coefficients::{Coefficients, Even, Hard, Shared, Soft};
 use crate::error::Result;
-use crate::math::Real;
+use crate::math::{Real, quotient};
 use crate::options::Options;
 use crate::reduce;
 use crate::simd::Input;
@@ -41,8 +41,14 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             let soft = Soft {
                 probabilities,
                 weight: batch.weight.as_ref().map(|_| Input::from_slice(&weights)),
-                keep: T::from_f64(1.0 - smoothing),
-                even: T::from_f64(even),
+                smoothing: (smoothing != 0.0).then(|| {
+                    // 1 - smoothing is rounded, its difference from 1 is not.
+                    let keep = 1.0 - smoothing;
+                    let lost = (1.0 - keep) - smoothing;
+                    let classes = batch.classes as f64;
+                    let [high, low] = quotient::<T>(keep, 1.0, 0.0);
+                    [[high, T::from_f64(low.to_f64() + lost)], quotient(smoothing, classes, 0.0)]
+                }),
             };
             loss.run(soft, 0.0)
         }

@@ -3,13 +3,35 @@
 pub mod exp;
 pub mod log;
 
-use crate::simd::Float;
+use crate::reduce::two_sum;
+use crate::simd::{Float, Simd, Vector};
 
 /// A float that the functions of this folder are made for.
 pub trait Real: Float + exp::ExpFloat + log::LogFloat {}
 
 impl Real for f32 {}
 impl Real for f64 {}
+
+/// `a / (b + c)` as two numbers: the second is what rounding took from the first, so that [`times`]
+/// rounds once.
+#[inline(always)]
+pub fn quotient<T: Real>(a: f64, b: f64, c: f64) -> [T; 2] {
+    let (sum, lost) = two_sum(b, c);
+    let quotient = a / sum;
+    let high = T::from_f64(quotient);
+    let low = if T::WIDE == 2 {
+        quotient - high.to_f64()
+    } else {
+        ((-quotient).mul_add(sum, a) - quotient * lost) / sum
+    };
+    [high, T::from_f64(low)]
+}
+
+/// `x (high + low)`
+#[inline(always)]
+pub fn times<S: Simd, T: Real>(x: T::V<S>, [high, low]: [T::V<S>; 2]) -> T::V<S> {
+    x.fma(high, x.mul(low))
+}
 
 /// The distance of `actual` from the exact value, in units in the last place of `T` there.
 #[cfg(test)]

@@ -17,11 +17,11 @@ use std::ops::Range;
 
 use crate::batch::{Batch, IGNORED};
 use crate::driver::Job;
-use crate::math::{Real, exp::Exp, log::log1p};
+use crate::math::{Real, exp::Exp, log::log1p, quotient, times};
 use crate::reduce::{lost_by, sum, sum_each};
 use crate::simd::{Input, MAX_LANES, Output, Scratch, Simd, Vector, fold};
 
-use super::{Limits, lanes_from, maximum, quotient, surprise, times};
+use super::{Limits, exponent, lanes_from, maximum, surprise};
 
 /// The most classes that this kernel takes.
 pub const MOST_CLASSES: usize = 64;
@@ -178,7 +178,13 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
         if block.alone && !finite {
             return self.not_a_number(block, &buffers.classes);
         }
-        let exp = Exp::<S, T>::new(s, if usable { reference } else { T::default() }, T::FEW_BIAS);
+        let mut bias = T::FEW_BIAS;
+        if block.alone {
+            let [from, most] = T::FEW_SHIFT;
+            let scale = exponent(buffers.wide(SCALE).0.get(0));
+            bias += (scale - from).clamp(-most, 0);
+        }
+        let exp = Exp::<S, T>::new(s, if usable { reference } else { T::default() }, bias);
         buffers.alone.clear();
         let mut sum = 0.0;
         if usable {
@@ -300,8 +306,14 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
             let whole = rest.add(pivot);
             // Not of NaN, nor of what has underflowed.
             let near = S::V64::lanes(rest.lt(pivot.mul(S::V64::splat(s, T::FAR))));
-            let large = S::V64::lanes(S::V64::splat(s, T::FEW_SMALLEST).lt(whole));
-            let good = counted & near & large;
+            let scale = load!(SCALE);
+            let size = scale.abs();
+            let smallest = size.max(one).mul(S::V64::splat(s, T::FEW_SMALLEST));
+            let large = S::V64::lanes(smallest.lt(whole));
+            // A scale of 0 is no matter.
+            let largest = size.mul(S::V64::splat(s, T::FEW_LARGEST));
+            let small = S::V64::lanes(whole.lt(largest)) | S::V64::lanes(size.eq(none));
+            let good = counted & near & large & small;
 
             // One division for two where float32 leaves digits to spare.
             let (quotient, inverted) = if T::WIDE == 2 {
@@ -315,7 +327,6 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
             loss.store(buffers.wide(LOSS).1, at);
             losses = losses.add(loss);
             if GRAD {
-                let scale = load!(SCALE);
                 let a = if T::WIDE == 2 { scale.mul(inverted) } else { scale.div(whole) };
                 a.store(buffers.wide(A).1, at);
                 if T::WIDE == 1 {

@@ -25,43 +25,63 @@ pub mod few;
 pub mod rows;
 
 use crate::math::{Real, exp::Exp, log::log1p_scalar};
-use crate::reduce::two_sum;
 use crate::simd::{Input, Simd, Vector};
 
 /// How the exponentials of a type are scaled.
+///
+/// A gradient is `E scale / S`. An exponential that underflows must be below what a gradient can hold,
+/// so the reference is far above 1, and further where the scale is large; `scale / S` must not
+/// underflow, so not as far where it is tiny. That costs nothing: a power of two changes no bit.
 pub trait Limits: Real {
     /// Quotients `rest / E_pivot` beyond this are not formed: `E_pivot` may have underflowed.
     const FAR: f64;
-    /// Exponent of a row's reference: so much above 1 that an exponential that underflows is below
-    /// what a gradient can hold.
+    /// Exponent of a row's reference, for a scale of 1.
     const ROW_BIAS: i64;
-    /// The largest sum of a row whose reciprocal is far from underflow.
-    const ROW_LARGEST: f64;
-    /// The largest quotient of a row's sum and its scale, likewise.
-    const ROW_LARGEST_SCALED: f64;
-    /// Exponent of a block's reference: so far up that samples well below it keep their digits, and
-    /// so far from the largest number that a sum's reciprocal times a small scale is normal.
+    /// How far the exponent of a scale moves it, at most.
+    const ROW_SHIFT: i64;
+    /// Exponent of the largest sum of a row, for a scale of 1.
+    const ROW_LARGEST: i64;
+    /// Exponent of a block's reference.
     const FEW_BIAS: i64;
-    /// The smallest sum of a sample of a block that is not done alone.
+    /// The smallest sum of a sample of a block that is not done alone, for a scale of 1 or less.
     const FEW_SMALLEST: f64;
+    /// The largest quotient of a sample's sum and its scale, likewise.
+    const FEW_LARGEST: f64;
+    /// The exponent of a scale below which a sample alone has a smaller bias, and how much smaller at
+    /// most.
+    const FEW_SHIFT: [i64; 2];
 }
 
 impl Limits for f32 {
     const FAR: f64 = (1u128 << 100) as f64;
     const ROW_BIAS: i64 = 30;
-    const ROW_LARGEST: f64 = (1u128 << 90) as f64;
-    const ROW_LARGEST_SCALED: f64 = (1u128 << 120) as f64;
+    const ROW_SHIFT: i64 = 35;
+    const ROW_LARGEST: i64 = 88;
     const FEW_BIAS: i64 = 76;
     const FEW_SMALLEST: f64 = (1u128 << 30) as f64;
+    const FEW_LARGEST: f64 = (1u128 << 124) as f64;
+    const FEW_SHIFT: [i64; 2] = [-40, 42];
 }
 
 impl Limits for f64 {
     const FAR: f64 = 1e120;
     const ROW_BIAS: i64 = 64;
-    const ROW_LARGEST: f64 = 1e150;
-    const ROW_LARGEST_SCALED: f64 = 1e290;
+    const ROW_SHIFT: i64 = 400;
+    const ROW_LARGEST: i64 = 500;
     const FEW_BIAS: i64 = 500;
     const FEW_SMALLEST: f64 = (1u128 << 64) as f64;
+    const FEW_LARGEST: f64 = 1e300;
+    const FEW_SHIFT: [i64; 2] = [-450, 400];
+}
+
+/// The exponent of a scale, 0 for 0 and what is not finite.
+#[inline(always)]
+fn exponent(scale: f64) -> i64 {
+    if scale == 0.0 || !scale.is_finite() {
+        0
+    } else {
+        (scale.to_bits() >> 52 & 0x7FF) as i64 - 1023
+    }
 }
 
 /// `-log p_pivot`, where the pivot's logit is `x` and the exponentials' reference is `reference`.
@@ -79,27 +99,6 @@ fn surprise<S: Simd, T: Limits>(
     } else {
         exp.log_relative(s, rest + pivot) + (reference.to_f64() - x.to_f64())
     }
-}
-
-/// `scale / (rest + pivot)` as two numbers: the second is what rounding took from the first, so that
-/// [`times`] rounds once.
-#[inline(always)]
-fn quotient<T: Real>(scale: f64, rest: f64, pivot: f64) -> [T; 2] {
-    let (whole, lost) = two_sum(rest, pivot);
-    let a = scale / whole;
-    let high = T::from_f64(a);
-    let low = if T::WIDE == 2 {
-        a - high.to_f64()
-    } else {
-        ((-a).mul_add(whole, scale) - a * lost) / whole
-    };
-    [high, T::from_f64(low)]
-}
-
-/// `e (high + low)`
-#[inline(always)]
-fn times<S: Simd, T: Real>(e: T::V<S>, [high, low]: [T::V<S>; 2]) -> T::V<S> {
-    e.fma(high, e.mul(low))
 }
 
 /// The largest number, NaN aside; -inf where there is none.

@@ -22,11 +22,11 @@ use std::ops::Range;
 use crate::batch::{Batch, IGNORED};
 use crate::coefficients::{Coefficients, RowCoefficients};
 use crate::driver::Job;
-use crate::math::{Real, exp::Exp};
+use crate::math::{Real, exp::Exp, quotient, times};
 use crate::reduce::{Sum, Total};
 use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
 
-use super::{Limits, find, lanes_from, maximum, quotient, surprise, times};
+use super::{Limits, exponent, find, lanes_from, maximum, surprise};
 
 /// Vectors in a chunk.
 const VECTORS: usize = 8;
@@ -414,17 +414,18 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         scale: f64,
         waiting: &mut Option<Emit<'b, S, T, C::Row<S>>>,
     ) -> Option<(Totals, T)> {
+        let shift = exponent(scale).clamp(-T::ROW_SHIFT, T::ROW_SHIFT);
+        let bias = T::ROW_BIAS + shift;
         if C::HARD {
             let sample = row.logits.part(0, SAMPLE.min(row.logits.len()));
             let (most, x) = (maximum(s, sample), row.logits.get(row.pivot));
             let reference = if x > most { x } else { most };
             if reference.to_f64().abs() <= T::OFFSET_LIMIT {
-                row.exp = Exp::new(s, reference, T::ROW_BIAS);
+                row.exp = Exp::new(s, reference, bias);
                 row.reference = T::V::<S>::splat(s, reference);
                 let totals = row.row::<C, GRAD, false>(s, waiting.take());
                 let sum = totals.rest + totals.pivot;
-                let scaled = if scale == 0.0 { f64::INFINITY } else { scale.abs() };
-                let largest = T::ROW_LARGEST.min(scaled * T::ROW_LARGEST_SCALED);
+                let largest = f64::from_bits(((T::ROW_LARGEST + shift + 1023) as u64) << 52);
                 // Distances from a reference below most logits would cancel against log(sum).
                 let cancels = totals.distance < 0.0;
                 if sum.is_nan() || (sum <= largest && !cancels) {
@@ -436,7 +437,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         if !most.to_f64().is_finite() {
             return None;
         }
-        row.exp = Exp::new(s, most, T::ROW_BIAS);
+        row.exp = Exp::new(s, most, bias);
         row.reference = T::V::<S>::splat(s, most);
         if !C::HARD {
             row.pivot = find(s, row.logits, most);
@@ -491,7 +492,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 pivot: class,
                 coefficients,
             };
-            let total_scale = scale * (of_class + self.total);
+            let total_scale = if C::HARD { scale * (of_class + self.total) } else { scale };
             let Some((totals, reference)) = self.reduce(s, &mut reduce, total_scale, &mut waiting)
             else {
                 self.fill(row, T::from_f64(f64::NAN));
