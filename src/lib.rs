@@ -7,12 +7,12 @@
 //! | `python` | Python and NumPy: arrays in, errors and arrays out; nothing else does |
 //! | [`losses`] | which kernel a loss takes; one file a loss |
 //! | [`softmax`] | the kernels of softmax losses: a row at a time, or many rows of few classes |
-//! | [`driver`] | threads: splits a job into blocks, each behind the door of the instruction set |
 //! | [`coefficients`] | how targets weigh the classes |
 //! | [`batch`], [`options`], [`error`] | a call's arrays and options, checked |
+//! | [`driver`] | threads: splits a job into blocks, each behind the door of the instruction set |
 //! | [`reduce`] | sums of a fixed order |
 //! | [`math`] | functions of vectors: exponential, logarithm |
-//! | [`simd`] | vectors and views of memory, per instruction set; the only other home of unsafe code |
+//! | [`simd`] | vectors and views of memory, per instruction set; the other home of unsafe code |
 
 pub mod batch;
 pub mod coefficients;

@@ -14,8 +14,8 @@
 //!
 //! `2^(j / L)` is a permutation of one register, and what its rounding lost of another, which is
 //! added to `r`; `e^r - 1` is a short polynomial, the power of two an integer addition to the
-//! exponent's bits. So all that is left of errors is the last rounding and a few hundredths. The kin is Dukhan and Ablavatski, "The two-pass softmax
-//! algorithm" (arXiv 2001.04438).
+//! exponent's bits. So all that is left of errors is the last rounding and a few hundredths. The kin
+//! is Dukhan and Ablavatski, "The two-pass softmax algorithm" (arXiv 2001.04438).
 //!
 //! Where `|x|` is too large for `n` to be exact (beyond [`ExpFloat::OFFSET_LIMIT`]) a difference of
 //! logits is exact or its exponential is 0, and the usual way is right: `SHIFTED` subtracts first.

@@ -7,11 +7,11 @@
 //!
 //! The level is chosen once a process ([`Level::chosen`]). [`enter`] leads through the level's
 //! `#[target_feature]` door; a function called inside the door gets the features only if it is
-//! inlined, so everything a kernel calls is `#[inline(always)]` and no closure is used.
+//! inlined, so everything a kernel calls is `#[inline(always)]`, and no closure holds intrinsics.
 //!
 //! A [`Simd`] token is a proof that its instructions exist: only detection makes one, and a vector
 //! can only be made with one. So kernels are safe code; this folder and `python.rs` hold all that is
-//! not.
+//! not (but for the registration of fork handlers in `driver.rs`).
 
 mod memory;
 mod portable;
