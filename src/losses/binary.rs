@@ -171,7 +171,7 @@ impl<T: Real> Job for Elements<'_, '_, T> {
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let exp = Exp::<S, T>::new(s, T::default(), BIAS);
         let outputs = &self.binary.outputs;
-        let inverse = quotient::<T>(1.0, self.divisor, 0.0).map(|x| T::V::<S>::splat(s, x));
+        let divisor = T::V::<S>::splat(s, T::from_f64(self.divisor));
         for (i, total) in blocks.zip(sums) {
             let mut sum = Sum::<S, T>::new(s);
             let end = self.binary.logits.len().min((i + 1) * BLOCK);
@@ -180,7 +180,7 @@ impl<T: Real> Job for Elements<'_, '_, T> {
                 let [loss, grad, hess] = self.vector(s, &exp, at, lanes);
                 sum.add(loss);
                 if let Some(losses) = outputs.losses {
-                    times::<S, T>(loss, inverse).store_lanes(losses, at, lanes);
+                    loss.div(divisor).store_lanes(losses, at, lanes);
                 }
                 if let Some(array) = outputs.grad {
                     grad.store_lanes(array, at, lanes);
