@@ -43,15 +43,20 @@ impl<J: Job> Kernel for Blocks<'_, J> {
     }
 }
 
+/// The level of this process, and where it is from.
+pub fn level() -> Result<(Level, &'static str)> {
+    Level::chosen().map_err(|message| Error::Value(message.into()))
+}
+
 /// Evaluates a kernel on this thread, at the process's level.
 pub fn here<K: Kernel>(kernel: K) -> Result<K::Output> {
-    let (level, _) = Level::chosen().map_err(|message| Error::Value(message.into()))?;
+    let (level, _) = level()?;
     Ok(enter(level, kernel))
 }
 
 /// Does a job at the process's level; the sum of all blocks.
 pub fn run(job: &impl Job) -> Result<f64> {
-    let (level, _) = Level::chosen().map_err(|message| Error::Value(message.into()))?;
+    let (level, _) = level()?;
     run_at(job, level)
 }
 
@@ -188,6 +193,8 @@ fn pool(count: usize) -> Result<Arc<ThreadPool>> {
     Ok(pool)
 }
 
+pub use fork::prepare_fork;
+
 /// Before `fork`, so that no other thread holds the lock in the child: `held` keeps it.
 mod fork {
     use super::{THREADS, Threads};
@@ -207,8 +214,9 @@ mod fork {
         let _ = HELD.try_with(|held| drop(held.borrow_mut().take()));
     }
 
-    /// Registers the two with the system, once.
-    pub fn register() {
+    /// Prepares the process for `fork`: registers the two with the system, once. Called when the
+    /// library is loaded.
+    pub fn prepare_fork() {
         #[cfg(unix)]
         {
             static ONCE: std::sync::Once = std::sync::Once::new();
@@ -219,9 +227,4 @@ mod fork {
             });
         }
     }
-}
-
-/// Prepares the process for `fork`; called once when the library is loaded.
-pub fn prepare_fork() {
-    fork::register();
 }

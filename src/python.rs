@@ -450,16 +450,8 @@ fn typed_class_loss<'py, T: Number>(
     } else {
         return Err(Stop::NotImplemented);
     };
-    let floats = |view: Option<View<'_>>, shape: &[usize]| match view {
-        None => Ok(None),
-        // The kernels read what lives as long as the arguments.
-        Some(view) if view.shape == shape => {
-            view.floats().map(|_| Some(())).ok_or(Stop::NotImplemented)
-        }
-        Some(_) => Err(Stop::NotImplemented),
-    };
-    floats(weight, &[classes])?;
-    floats(sample_weight, samples)?;
+    let weights = optional_floats(weight, &[classes])?;
+    let sample_weights = optional_floats(sample_weight, samples)?;
     if classes == 0 {
         return Err(Stop::NotImplemented);
     }
@@ -484,16 +476,14 @@ fn typed_class_loss<'py, T: Number>(
     };
     let outputs = results.outputs();
     let (input, numbers) = (values.input::<T>(), values.len());
-    let (weight, sample_weight) =
-        (weight.and_then(|view| view.floats()), sample_weight.and_then(|view| view.floats()));
     let shape = values.shape;
     let value = compute(py, numbers, move || {
         let batch = Batch::new(
             input,
             classes,
             typed_target,
-            weight,
-            sample_weight,
+            weights,
+            sample_weights,
             options,
             outputs,
             samples,
@@ -506,9 +496,21 @@ fn typed_class_loss<'py, T: Number>(
     Ok(results.finish(py, value)?)
 }
 
+/// The numbers of an argument that may be left out, and has a shape.
+fn optional_floats<'a>(
+    view: Option<View<'a>>,
+    shape: &[usize],
+) -> Result<Option<Floats<'a>>, Stop> {
+    match view {
+        None => Ok(None),
+        Some(view) if view.shape == shape => view.floats().map(Some).ok_or(Stop::NotImplemented),
+        Some(_) => Err(Stop::NotImplemented),
+    }
+}
+
 /// Whether the variables that choose level and threads make sense: an error before anything is done.
 fn driver_ready() -> Checked<()> {
-    Level::chosen().map_err(|message| Error::Value(message.into()))?;
+    driver::level()?;
     driver::get_num_threads().map(|_| ())
 }
 
@@ -725,7 +727,7 @@ mod _xentrs {
     /// Version, instruction set and threads, and where each is from.
     #[pyfunction]
     fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-        let (level, source) = Level::chosen().map_err(|message| Error::Value(message.into()))?;
+        let (level, source) = driver::level()?;
         let simd = PyDict::new(py);
         simd.set_item("level", level.name())?;
         let available: Vec<_> = Level::available().iter().map(|level| level.name()).collect();

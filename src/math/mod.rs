@@ -37,6 +37,6 @@ pub fn times<S: Simd, T: Real>(x: T::V<S>, [high, low]: [T::V<S>; 2]) -> T::V<S>
 #[cfg(test)]
 pub(crate) fn ulps<T: Real>(actual: T, exact: f64) -> f64 {
     let bits = T::MANTISSA_BITS as i32;
-    let exponent = (exact.abs().log2().floor() as i32).max(2 - (1 << (62 - bits.max(52))));
+    let exponent = (exact.abs().log2().floor() as i32).max(-1022);
     (actual.to_f64() - exact).abs() / 2f64.powi(exponent - bits)
 }
