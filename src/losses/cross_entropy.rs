@@ -17,10 +17,10 @@ struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        let few = C::HARD && !C::ANY && self.0.classes <= MOST_CLASSES;
+        let few = self.0.classes <= MOST_CLASSES;
         match (few, self.0.outputs.grad.is_some()) {
-            (true, true) => driver::run(&Few::<T, true>::new(self.0)),
-            (true, false) => driver::run(&Few::<T, false>::new(self.0)),
+            (true, true) => driver::run(&Few::<T, C, true>::new(self.0, c, total)),
+            (true, false) => driver::run(&Few::<T, C, false>::new(self.0, c, total)),
             (false, true) => driver::run(&Rows::<T, C, true>::new(self.0, c, total)),
             (false, false) => driver::run(&Rows::<T, C, false>::new(self.0, c, total)),
         }
