@@ -1,6 +1,7 @@
 //! A call's arrays, checked once; typed and trusted afterwards, but for the targets, which another
 //! thread may change: whoever reads one checks its range again.
 
+use crate::caches;
 use crate::driver;
 use crate::error::{Error, Result};
 use crate::math::Real;
@@ -94,9 +95,6 @@ pub struct Outputs<'a, T> {
     /// Each sample's loss, if they are not reduced.
     pub losses: Option<Output<'a, T>>,
 }
-
-/// Bytes of logits and gradient beyond which the gradient is streamed.
-const STREAM: usize = 32 << 20;
 
 /// A class index that is none: the sample is ignored.
 pub const IGNORED: usize = usize::MAX;
@@ -235,7 +233,7 @@ impl<'a, T: Real> Batch<'a, T> {
     pub fn stream(&self) -> bool {
         let bytes = 2 * self.values.len() * size_of::<T>();
         let in_place = self.outputs.grad.is_some_and(|grad| grad.begins_at(self.values));
-        bytes > STREAM && !in_place && self.outputs.hess.is_none()
+        bytes > caches::last_level() && !in_place && self.outputs.hess.is_none()
     }
 
     /// Whether samples differ in what their loss is multiplied by.

@@ -8,7 +8,7 @@ use crate::coefficients::Coefficients;
 use crate::driver;
 use crate::error::Result;
 use crate::softmax::Limits;
-use crate::softmax::few::{Few, MOST_CLASSES};
+use crate::softmax::few::Few;
 use crate::softmax::rows::Rows;
 
 use super::{ClassLoss, with_coefficients};
@@ -17,12 +17,16 @@ struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        let few = self.0.classes <= MOST_CLASSES;
-        match (few, self.0.outputs.grad.is_some()) {
-            (true, true) => driver::run(&Few::<T, C, true>::new(self.0, c, total)),
-            (true, false) => driver::run(&Few::<T, C, false>::new(self.0, c, total)),
-            (false, true) => driver::run(&Rows::<T, C, true>::new(self.0, c, total)),
-            (false, false) => driver::run(&Rows::<T, C, false>::new(self.0, c, total)),
+        match self.0.outputs.grad {
+            Some(_) => driver::run(&Rows::<T, C, true>::new(self.0, c, total)),
+            None => driver::run(&Rows::<T, C, false>::new(self.0, c, total)),
+        }
+    }
+
+    fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
+        match self.0.outputs.grad {
+            Some(_) => driver::run(&Few::<T, C, true>::new(self.0, c, total)),
+            None => driver::run(&Few::<T, C, false>::new(self.0, c, total)),
         }
     }
 }

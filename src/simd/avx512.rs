@@ -69,7 +69,8 @@ unsafe fn transpose_pd(x: [__m512d; COLUMNS]) -> [__m512d; COLUMNS] {
             let mut pairs = [x[0]; 4];
             for i in 0..4 {
                 let (a, b) = (x[2 * i], x[2 * i + 1]);
-                pairs[i] = if odd == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) };
+                pairs[i] =
+                    if odd == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) };
             }
             let [a, b, c, d] = pairs;
             let low = [_mm512_shuffle_f64x2::<0x88>(a, b), _mm512_shuffle_f64x2::<0x88>(c, d)];
