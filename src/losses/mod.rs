@@ -5,7 +5,7 @@ pub mod cross_entropy;
 pub mod log_loss;
 
 use crate::batch::{Batch, Target};
-use crate::coefficients::{Coefficients, Even, Hard, Shared, Soft};
+use crate::coefficients::{Coefficients, Even, Hard, Plain, Shared, Soft};
 use crate::error::Result;
 use crate::math::{Real, quotient};
 use crate::options::Options;
@@ -49,6 +49,9 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             }
             let total = reduce::sum(weights.iter().map(|weight| weight.to_f64()));
             run!(Shared(Input::from_slice(&weights)), total)
+        }
+        Target::Probabilities(p) if smoothing == 0.0 && batch.weight.is_none() && !few => {
+            loss.run(Plain(p), 0.0)
         }
         Target::Probabilities(probabilities) => {
             let weights = scaled(1.0);

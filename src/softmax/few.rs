@@ -514,10 +514,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             let scaled = if C::ANY { scale.mul(total) } else { scale.mul(of_class) };
             let a = if T::WIDE == 2 { scaled.mul(inverse) } else { scaled.div(whole) };
             store!(A, a);
+            let mut lost = none;
             if T::WIDE == 1 {
-                let lost = lost_by::<S>(rest, pivot, whole);
                 let minus = none.sub(a);
-                let lost = minus.fma(lost, minus.fma(whole, scaled)).mul(inverse);
+                lost = minus.fma(lost_by::<S>(rest, pivot, whole), minus.fma(whole, scaled));
+                lost = lost.mul(inverse);
                 store!(A_LOST, lost);
             }
             // (total p - t) at the pivot, whose p - 1 is -rest / whole.
@@ -533,7 +534,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                     S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), p.mul(total).sub(own), large)
                 })
             } else {
-                none.sub(a.mul(rest))
+                none.sub(a.fma(rest, lost.mul(rest)))
             };
             // Adding 0 makes -0 a 0.
             store!(PIVOT_GRAD, pivot_grad.add(none));
