@@ -1,6 +1,6 @@
 """What the benchmarks share: threads, floors, turns, and what is told of the machine.
 
-Import this before NumPy: it fixes the number of threads for all libraries, two unless
+Import this before any peer: it fixes the number of threads for all libraries, two unless
 ``XENTRS_NUM_THREADS`` says otherwise, and the CPUs that they may use.
 """
 
@@ -28,14 +28,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+import xentrs
+
 # JAX takes as many threads as there are CPUs in the affinity mask.
 THREADS = int(os.environ.get("XENTRS_NUM_THREADS", min(2, len(os.sched_getaffinity(0)))))
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
-
-import numpy as np  # noqa: E402
-
-import xentrs  # noqa: E402
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

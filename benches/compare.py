@@ -25,15 +25,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+import table
+import xentrs
 from common import THREADS, Floors, Side, at_level, machine, measure, save
 from peers import PEERS, peer_sides, with_grad, without_grad
 from rows import ROWS, Case, Row
-
-# isort: split
-import numpy as np
-import table
-
-import xentrs
 
 QUICK = 2**17  # numbers a row, for a test
 

@@ -21,15 +21,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import THREADS, machine, save, told
-from rows import AXIS_1, BOOL, CLASS_WEIGHTS, F_ORDER, HALF_IGNORED, SAMPLE_WEIGHTS, SMOOTH, SOFT
-from rows import Case, Row
-
-# isort: split
 import numpy as np
-from compare import xentrs_side
 
 import xentrs
+from common import THREADS, machine, save, told
+from compare import xentrs_side
+from rows import (
+    AXIS_1,
+    BOOL,
+    CLASS_WEIGHTS,
+    F_ORDER,
+    HALF_IGNORED,
+    SAMPLE_WEIGHTS,
+    SMOOTH,
+    SOFT,
+    Case,
+    Row,
+)
 
 SLACK = 2**19  # bytes
 PR_SET_THP_DISABLE = 41

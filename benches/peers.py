@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import scipy.special
+
 from common import THREADS, Side
 from rows import AXIS_1, F_ORDER, Case
 
