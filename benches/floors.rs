@@ -280,9 +280,3 @@ pub unsafe extern "C" fn floor_stream_fill(to: *mut u8, from: *const u8, bytes: 
 pub unsafe extern "C" fn floor_read(to: *mut u8, from: *const u8, bytes: usize, threads: usize) {
     run(Work { kind: Kind::Read, to, from, bytes }, threads);
 }
-
-/// Does nothing: `instructions.py` has the counts written out when this is called.
-#[unsafe(no_mangle)]
-pub extern "C" fn floor_mark() {
-    std::hint::black_box(());
-}

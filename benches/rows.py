@@ -267,6 +267,13 @@ class Case:
             grad = np.moveaxis(grad.reshape(shape), -1, self.axis)
         return loss, grad
 
+    @cached_property
+    def largest(self) -> float:
+        """The largest entry of the gradient, 1 where all is NaN."""
+        grad = self.answer[1]
+        assert grad is not None
+        return max(np.fmax.reduce(grad, axis=None), -np.fmin.reduce(grad, axis=None)) or 1.0
+
     def _softmax(self, x: np.ndarray, t: np.ndarray, rows: slice) -> tuple[np.ndarray, Any]:
         log_p = scipy.special.log_softmax(x, axis=1)
         if self.soft:
