@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import random
 import shutil
 import statistics
 import subprocess
@@ -29,6 +30,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import xentrs
 
@@ -65,7 +67,7 @@ class Floors:
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
         return function
 
-    def side(self, kind: str, to: np.ndarray, source: np.ndarray, threads: int = 0) -> Side:
+    def side(self, kind: str, to: NDArray[Any], source: NDArray[Any], threads: int = 0) -> Side:
         """Make the side that does one of the floors; 0 threads are the faster number."""
         names = {
             "f": self.function(kind),
@@ -80,7 +82,7 @@ class Floors:
 
         if not threads:
             alone, together = timer(1), timer(THREADS)
-            number = max(1, int(1e-3 / max(alone.timeit(1), 1e-9)))
+            number = int(1e-3 / seconds_a_call(alone)) + 1
             ratio = [together.timeit(number) / alone.timeit(number) for _ in range(9)]
             threads = THREADS if statistics.median(ratio) < 1 else 1
         return Side(kind, f"f(to, source, bytes, {threads})", names)
@@ -127,8 +129,16 @@ SLOW = 6
 SELDOM = 5
 
 
+def seconds_a_call(timer: timeit.Timer, least: float = 1e-3) -> float:
+    """Time as many calls as take about a millisecond, at least one."""
+    count = 1
+    while (taken := timer.timeit(count)) < least:
+        count = int(1.2 * count * least / max(taken, least / 100)) + 1
+    return taken / count
+
+
 def measure(sides: list[Side], seconds: float, turns: int) -> None:
-    """Let the sides take turns; collect the time of one call from each turn.
+    """Let the sides take turns, in any order; collect the time of one call from each turn.
 
     A turn of a fast side begins with calls that are not timed, for some milliseconds: threads that
     another library left spinning go to sleep, and the side's own wake up.
@@ -137,19 +147,17 @@ def measure(sides: list[Side], seconds: float, turns: int) -> None:
     for side in sides:
         timer = side.timer()
         timer.timeit(1)
-        taken = timer.timeit(1)
-        if taken < 2e-3:
-            number, taken = timer.autorange()
-            taken /= number
+        taken = seconds_a_call(timer)
         players.append((side, timer, max(1, int(5e-3 / taken)), taken))
     fastest = min((taken for *_, taken in players), default=0.0)
     least = min(turns, 3 * SELDOM)
+    order, chance = list(enumerate(players)), random.Random(0)
     gc.collect()
     end = time.perf_counter() + seconds
     turn = 0
     while turn < turns and (turn < least or time.perf_counter() < end):
-        order = players if turn % 2 == 0 else players[::-1]
-        for i, (side, timer, count, taken) in enumerate(order):
+        chance.shuffle(order)
+        for i, (side, timer, count, taken) in order:
             slow = taken > SLOW * fastest and taken > 20e-3
             if slow and turns > SELDOM and (turn + i) % SELDOM:
                 continue

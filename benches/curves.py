@@ -24,7 +24,7 @@ import numpy as np
 
 import drawing
 import xentrs
-from common import RESULTS, THREADS, Floors, Side, machine, measure, save
+from common import RESULTS, THREADS, Floors, Side, machine, measure, save, seconds_a_call
 from rows import DTYPES, IGNORED
 
 RNG = np.random.default_rng(0)
@@ -40,17 +40,18 @@ class Sizes:
     step: int  # of the number of classes in the first curve
     most: int  # numbers of an array
     seconds: float  # for each set of sides
+    turns: int
 
 
-FULL = Sizes(passes=5, step=1, most=64 * 10**6, seconds=4)
-QUICK = Sizes(passes=1, step=97, most=2**18, seconds=0.1)
+FULL = Sizes(passes=5, step=1, most=64 * 10**6, seconds=4, turns=100)
+QUICK = Sizes(passes=1, step=397, most=2**17, seconds=0.0, turns=2)
 
 
 class Arrays:
     """Logits and a gradient, of which calls of any shape take the first numbers."""
 
     def __init__(self, numbers: int, dtype: str) -> None:
-        self.x = RNG.standard_normal(numbers, dtype=DTYPES[dtype])  # type: ignore[arg-type]
+        self.x = RNG.standard_normal(numbers, dtype=DTYPES[dtype])
         self.x *= 3
         self.g = np.zeros_like(self.x)
 
@@ -76,15 +77,11 @@ def visit(points: list[Any], passes: int, time: Callable[[Any], float]) -> list[
     return [float(f"{statistics.median(t):.4g}") for t in times]
 
 
-def once(names: dict[str, Any], least: float = 1e-3) -> float:
-    """Return the seconds of one call, after one that warms up, from calls of a millisecond."""
+def once(names: dict[str, Any]) -> float:
+    """Return the seconds of one call, after one that warms up."""
     timer = timeit.Timer(GRAD, globals=names)
     timer.timeit(1)
-    taken = timer.timeit(1)
-    if taken > least:
-        return taken
-    count = int(least / taken) + 1
-    return timer.timeit(count) / count
+    return seconds_a_call(timer)
 
 
 # The parts
@@ -126,16 +123,16 @@ def size_curves(sizes: Sizes) -> dict[str, Any]:
     arrays = Arrays(sizes.most, "f32")
     found = {}
     fixed = 64
-    for name, shape in {
-        f"samples of {fixed} classes": lambda size: (size, fixed),
-        f"classes of {fixed} samples": lambda size: (fixed, size),
-    }.items():
+    for name in (f"samples of {fixed} classes", f"classes of {fixed} samples"):
         points = decades(min(10**6, sizes.most // fixed))
         for threads in sorted({1, THREADS}):
             xentrs.set_num_threads(threads)
-            seconds = visit(
-                points, sizes.passes, lambda size, shape=shape: once(arrays.call(*shape(size)))
-            )
+
+            def time(size: int, name: str = name) -> float:
+                n, c = (size, fixed) if name.startswith("samples") else (fixed, size)
+                return once(arrays.call(n, c))
+
+            seconds = visit(points, sizes.passes, time)
             found[f"{name}, {threads} thread{'s' * (threads > 1)}"] = {
                 "size": points,
                 "seconds": seconds,
@@ -165,7 +162,7 @@ def threads_curves(sizes: Sizes) -> dict[str, Any]:
                 side = floors.side(kind, arrays.g, arrays.x, threads)
                 side.name = f"{kind}/{threads}"
                 sides.append(side)
-        measure(sides, sizes.seconds, 100)
+        measure(sides, sizes.seconds, sizes.turns)
         times: dict[str, list[float]] = {}
         for side in sides:
             times.setdefault(side.name.split("/")[0], []).append(float(f"{side.median:.4g}"))
@@ -189,7 +186,7 @@ def imbalance(sizes: Sizes) -> dict[str, Any]:
             names = arrays.call(n, c, grad)
             names["t"][ignored] = IGNORED
             sides.append(Side(place, call, names))
-        measure(sides, sizes.seconds, 100)
+        measure(sides, sizes.seconds, sizes.turns)
         work = "loss+grad" if grad else "loss"
         found[work] = {side.name: float(f"{side.median:.4g}") for side in sides}
     return found

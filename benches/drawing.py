@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from cycler import cycler
 
 from common import ROOT
 
@@ -25,7 +26,7 @@ plt.rcParams.update(
     {
         "axes.edgecolor": GREY,
         "axes.grid": True,
-        "axes.prop_cycle": plt.cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=COLOURS),
         "axes.spines.right": False,
         "axes.spines.top": False,
         "axes.titlelocation": "left",

@@ -2,7 +2,7 @@
 
 Valgrind's callgrind runs this script on one thread. It hides AVX-512, so the level is AVX2. Counts
 are written out whenever the C library's `getppid` is called, which nobody else does: what lies
-between two such marks is one call (for one of ten numbers a hundred), and what the marks themselves take is taken off.
+between two such marks is one call (or a hundred of the smallest), less what marks take.
 ``make bench-instructions`` prints a table; ``--json`` keeps it, to be compared with another
 commit's.
 """

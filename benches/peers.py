@@ -175,7 +175,12 @@ def sklearn_sides(case: Case) -> Iterator[Side]:
     else:
         return
     losses = np.empty(t.size, case.dtype)
-    names = {"y_true": t, "raw_prediction": x, "sample_weight": case.each, "loss_out": losses}
+    names: dict[str, Any] = {
+        "y_true": t,
+        "raw_prediction": x,
+        "sample_weight": case.each,
+        "loss_out": losses,
+    }
     names["n_threads"] = THREADS if x.size > 10_000 else 1
     method = "loss"
     if row.with_grad:
@@ -216,6 +221,7 @@ def torch_sides(case: Case) -> Iterator[Side]:
     def binary(x: Any, t: Any) -> Any:
         return functional.binary_cross_entropy_with_logits(x, t.to(x.dtype))
 
+    forward: Callable[[Any, Any], Any]
     if row.loss == "log_loss":
         forward = log_loss_soft if case.soft else log_loss
     elif row.loss == "binary":
@@ -317,14 +323,13 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
 
     forward = {"": softmax, "log_loss": log_loss, "binary": binary}[case.row.loss]
 
-    @tf.function(jit_compile=True)
-    def both(x: Any, t: Any) -> Any:
+    def with_tape(x: Any, t: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
             loss = forward(x, t)
         return loss, tape.gradient(loss, x)
 
-    alone = tf.function(forward, jit_compile=True)
+    both, alone = (tf.function(f, jit_compile=True) for f in (with_tape, forward))
 
     def call() -> Any:
         if not case.row.with_grad:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import scipy.special
+from numpy.typing import NDArray
 
 SMOOTHING = 0.1
-DTYPES = {"f32": np.float32, "f64": np.float64}
+DTYPES: dict[str, Any] = {"f32": np.float32, "f64": np.float64}
 IGNORED = -100
 
 # What logits there can be other than normal ones, of three units' spread
@@ -32,6 +33,7 @@ AXIS_1 = "axis=1"
 F_ORDER = "F order"
 
 Part = list[tuple[float, str]]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ def _rows() -> Iterator[Row]:
     yield from plain(1, 10, "f32", goals({"np.exp": 2.5}, 30, 10))
     yield from plain(64, 1_000_000, "f32", goals(MANY), goals({"read": 1.1}))
 
-    def option(name: str, *shape: int, goals: Any = (), **more: Any) -> Row:
-        return Row("loss+grad", *shape, option=name, goals=goals, **more)
+    def option(name: str, n: int, c: int, goals: Any = (), d: int = 1) -> Row:
+        return Row("loss+grad", n, c, option=name, d=d, goals=goals)
 
     yield option(SOFT, *LLM, goals=goals({"copy": 1.5}, 12, 5))
     for name in (SMOOTH, CLASS_WEIGHTS):
@@ -159,29 +161,31 @@ class Case:
         if row.option in (TRAINED, *HARD):
             self._spoil()
         self.weight = self._random(row.c) + self.dtype(0.5) if row.option == CLASS_WEIGHTS else None
-        self.sample_weight = self._random(row.n) if row.option == SAMPLE_WEIGHTS else None
+        self.sample_weight: Array | None = None
+        if row.option == SAMPLE_WEIGHTS:
+            self.sample_weight = self._random(row.n)
         self.smoothing = SMOOTHING if row.option == SMOOTH else 0.0
         self.grad = np.empty_like(self.x)  # where those who can put their gradient
 
     def _random(self, *shape: int) -> Any:
         return self.rng.random(shape, dtype=self.dtype)
 
-    def _inputs(self, shape: tuple[int, ...]) -> np.ndarray:
+    def _inputs(self, shape: tuple[int, ...]) -> Array:
         row = self.row
         if row.loss == "log_loss":
-            x = self._random(*shape)
+            x: Array = self._random(*shape)
             x += self.dtype(0.01)
             x /= x.sum(axis=1, keepdims=True)
             return x
-        x = self.rng.standard_normal(shape, dtype=self.dtype)  # type: ignore[arg-type]
+        x = self.rng.standard_normal(shape, dtype=self.dtype)
         if row.option != TRAINED:
             x *= 3
         return np.asfortranarray(x) if row.option == F_ORDER else x
 
-    def _target(self) -> np.ndarray:
+    def _target(self) -> Array:
         row = self.row
         if row.option == SOFT:
-            t: np.ndarray = self._random(*self.x.shape)
+            t: Array = self._random(*self.x.shape)
             if row.loss != "binary":
                 t /= t.sum(axis=1, keepdims=True)
             return t
@@ -226,17 +230,17 @@ class Case:
         return options
 
     @cached_property
-    def classes(self) -> np.ndarray:
+    def classes(self) -> Array:
         """The class indices, with those that are ignored replaced by a class."""
         return np.maximum(self.t, 0)
 
     @cached_property
-    def each(self) -> np.ndarray | None:
+    def each(self) -> Array | None:
         """The weight of each sample where they are not the same: what peers multiply by."""
         if self.weight is not None:
             return np.asarray(self.weight[self.t])
         if self.row.option == HALF_IGNORED:
-            return (self.t != IGNORED).astype(self.dtype)
+            return np.asarray(self.t != IGNORED, self.dtype)
         return self.sample_weight
 
     @property
@@ -247,19 +251,20 @@ class Case:
         return float(self.x.size / self.row.c if self.each is None else self.each.sum())
 
     @cached_property
-    def answer(self) -> tuple[float, np.ndarray | None]:
+    def answer(self) -> tuple[float, Array | None]:
         """The loss and the gradient in float64."""
         x, t = np.moveaxis(self.x, self.axis, -1), self.t
         shape = x.shape
         x = x.reshape(-1, self.row.c)
         t = t.reshape(x.shape if self.soft else -1)
-        loss, grad = 0.0, np.empty(x.shape) if self.row.with_grad else None
+        loss = 0.0
+        grad: Array | None = np.empty(x.shape) if self.row.with_grad else None
         step = max(1, 2**18 // self.row.c)
         formula = {"": self._softmax, "log_loss": self._log_loss, "binary": self._binary}
         for start in range(0, len(x), step):
             rows = slice(start, start + step)
             with np.errstate(invalid="ignore"):
-                losses, derivative = formula[self.row.loss](np.float64(x[rows]), t[rows], rows)
+                losses, derivative = formula[self.row.loss](x[rows].astype(float), t[rows], rows)
             loss += losses.sum() / self.divisor
             if grad is not None:
                 np.divide(derivative(), self.divisor, out=grad[rows])
@@ -272,12 +277,13 @@ class Case:
         """The largest entry of the gradient, 1 where all is NaN."""
         grad = self.answer[1]
         assert grad is not None
-        return max(np.fmax.reduce(grad, axis=None), -np.fmin.reduce(grad, axis=None)) or 1.0
+        largest = max(np.fmax.reduce(grad, axis=None), -np.fmin.reduce(grad, axis=None))
+        return float(largest) if largest > 0 else 1.0
 
-    def _softmax(self, x: np.ndarray, t: np.ndarray, rows: slice) -> tuple[np.ndarray, Any]:
+    def _softmax(self, x: Array, t: Array, rows: slice) -> tuple[Array, Any]:
         log_p = scipy.special.log_softmax(x, axis=1)
         if self.soft:
-            wanted = np.float64(t)
+            wanted = t.astype(float)
         else:
             wanted = np.zeros_like(x)
             wanted[np.arange(len(t)), np.maximum(t, 0)] = 1
@@ -290,12 +296,12 @@ class Case:
             losses[np.isnan(x).any(axis=1)] = np.nan
         return losses, lambda: np.exp(log_p) * wanted.sum(axis=1, keepdims=True) - wanted
 
-    def _log_loss(self, p: np.ndarray, t: np.ndarray, _: slice) -> tuple[np.ndarray, Any]:
-        wanted = t
+    def _log_loss(self, p: Array, t: Array, _: slice) -> tuple[Array, Any]:
+        wanted = t.astype(float)
         if not self.soft:
             wanted = np.zeros_like(p)
             wanted[np.arange(len(t)), t] = 1
         return -wanted * np.log(p), lambda: -wanted / p
 
-    def _binary(self, x: np.ndarray, t: np.ndarray, _: slice) -> tuple[np.ndarray, Any]:
+    def _binary(self, x: Array, t: Array, _: slice) -> tuple[Array, Any]:
         return np.logaddexp(0, x) - t * x, lambda: scipy.special.expit(x) - t
