@@ -45,9 +45,11 @@ RESULTS = HERE / "results"
 
 # Floors
 
+KINDS = ["copy", "stream copy", "stream fill", "read"]
+
 
 class Floors:
-    """The functions of `floors.rs`, compiled when first wanted.
+    """The floors of `floors.rs`, which is compiled when first wanted.
 
     They are called on one thread or on all, whichever is faster for the arrays at hand: what fits
     into a cache can be done before another thread has it.
@@ -59,18 +61,16 @@ class Floors:
             library.parent.mkdir(parents=True, exist_ok=True)
             command = ["rustc", "--edition", "2024", "-O", "--crate-type", "cdylib"]
             subprocess.run([*command, "-o", str(library), str(source)], check=True)
-        self.library = ctypes.CDLL(str(library))
-
-    def function(self, kind: str) -> Any:
-        function = self.library[f"floor_{kind.replace(' ', '_')}"]
-        function.restype = None
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-        return function
+        self.floor = ctypes.CDLL(str(library)).floor
+        self.floor.restype = None
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        self.floor.argtypes = [size, pointer, pointer, size, size]
 
     def side(self, kind: str, to: NDArray[Any], source: NDArray[Any], threads: int = 0) -> Side:
         """Make the side that does one of the floors; 0 threads are the faster number."""
         names = {
-            "f": self.function(kind),
+            "floor": self.floor,
+            "kind": KINDS.index(kind),
             "to": ctypes.c_void_p(to.ctypes.data),
             "source": ctypes.c_void_p(source.ctypes.data),
             "bytes": source.nbytes,
@@ -78,14 +78,14 @@ class Floors:
         }
 
         def timer(threads: int) -> timeit.Timer:
-            return timeit.Timer(f"f(to, source, bytes, {threads})", globals=names)
+            return timeit.Timer(f"floor(kind, to, source, bytes, {threads})", globals=names)
 
         if not threads:
             alone, together = timer(1), timer(THREADS)
             number = int(1e-3 / seconds_a_call(alone)) + 1
             ratio = [together.timeit(number) / alone.timeit(number) for _ in range(9)]
             threads = THREADS if statistics.median(ratio) < 1 else 1
-        return Side(kind, f"f(to, source, bytes, {threads})", names)
+        return Side(kind, f"floor(kind, to, source, bytes, {threads})", names)
 
 
 # Sides that take turns

@@ -241,7 +241,8 @@ def draw_scaling(report: dict[str, Any], notes: list[str], folder: Path) -> None
     axes.set(xlabel="threads", ylabel="times as fast as one")
     axes.set_xticks(range(1, report["machine"]["threads"] + 1))
     axes.set_title("Threads")
-    axes.legend(fontsize=7)
+    axes.set_ylim(0, 1.6 * report["machine"]["threads"])
+    axes.legend(fontsize=7, loc="upper left")
 
     axes = grid[1][1]
     for i, (work, times) in enumerate(report["imbalance"].items()):
@@ -252,8 +253,9 @@ def draw_scaling(report: dict[str, Any], notes: list[str], folder: Path) -> None
         axes.set_xticks(range(len(places)), places)
     axes.axhline(1, color=drawing.BLACK, linewidth=1)
     axes.set_ylabel("time over that of ignored rows spread")
+    axes.set_ylim(0, 1.5)
     axes.set_title("Half of the rows ignored")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left")
     drawing.write(figure, "scaling.svg", notes, folder)
 
 

@@ -1,14 +1,14 @@
 //! Floors: what moving the same bytes takes, on the same threads, with no arithmetic to speak of.
 //!
 //! `common.py` compiles this file by itself (`rustc -O --crate-type cdylib`) and calls it through
-//! ctypes. Each function takes a number of threads, the caller's among them; the others are kept,
-//! and wait for work in a loop for a while before they sleep, as OpenMP's do. Vectors are those of
-//! AVX-512 or AVX2, whichever the CPU has, else plain Rust's.
+//! ctypes. It takes a number of threads, the caller's among them; the others are kept, and wait for
+//! work in a loop for a while before they sleep, as OpenMP's do. Vectors are those of AVX-512 or
+//! AVX2, whichever the CPU has, else plain Rust's.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What is done with a part of the arrays; bytes in no more than these three.
+/// What is done, and with how many bytes of which arrays.
 #[derive(Clone, Copy)]
 struct Work {
     kind: Kind,
@@ -123,13 +123,12 @@ level!(
 fn vectors(work: Work) -> usize {
     #[cfg(target_arch = "x86_64")]
     {
-        // SAFETY: the feature was detected, the exported functions vouch for the arrays, and parts
-        // begin where `split` says.
         if is_x86_feature_detected!("avx512f") {
+            // SAFETY: it was detected; who calls `floor` vouches for the arrays, `part` for `to`.
             return unsafe { avx512(work) };
         }
-        // SAFETY: as above.
         if is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
             return unsafe { avx2(work) };
         }
     }
@@ -245,38 +244,19 @@ fn run(work: Work, threads: usize) {
     }
 }
 
-/// Copies with ordinary stores.
+/// Does one of the floors, which `common.py` lists in this order. Filling does not use `from`, nor
+/// reading `to`.
 ///
 /// # Safety
 /// Both arrays have `bytes` bytes and do not overlap; one thread calls at a time.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn floor_copy(to: *mut u8, from: *const u8, bytes: usize, threads: usize) {
-    run(Work { kind: Kind::Copy, to, from, bytes }, threads);
-}
-
-/// Copies with stores past the caches.
-///
-/// # Safety
-/// As for [`floor_copy`].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn floor_stream_copy(to: *mut u8, from: *const u8, bytes: usize, threads: usize) {
-    run(Work { kind: Kind::StreamCopy, to, from, bytes }, threads);
-}
-
-/// Writes zeros past the caches; `from` is not used.
-///
-/// # Safety
-/// As for [`floor_copy`].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn floor_stream_fill(to: *mut u8, from: *const u8, bytes: usize, threads: usize) {
-    run(Work { kind: Kind::StreamFill, to, from, bytes }, threads);
-}
-
-/// Reads; `to` is not used.
-///
-/// # Safety
-/// As for [`floor_copy`].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn floor_read(to: *mut u8, from: *const u8, bytes: usize, threads: usize) {
-    run(Work { kind: Kind::Read, to, from, bytes }, threads);
+pub unsafe extern "C" fn floor(
+    kind: usize,
+    to: *mut u8,
+    from: *const u8,
+    bytes: usize,
+    threads: usize,
+) {
+    let kind = [Kind::Copy, Kind::StreamCopy, Kind::StreamFill, Kind::Read][kind];
+    run(Work { kind, to, from, bytes }, threads);
 }

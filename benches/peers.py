@@ -329,7 +329,7 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
             loss = forward(x, t)
         return loss, tape.gradient(loss, x)
 
-    both, alone = (tf.function(f, jit_compile=True) for f in (with_tape, forward))
+    both, alone = (tf.function(f, jit_compile=True, autograph=False) for f in (with_tape, forward))
 
     def call() -> Any:
         if not case.row.with_grad:
