@@ -70,7 +70,7 @@ bench: $(BENCH_VENV)/.package  ## Time whole calls against floors, NumPy, SciPy,
 	$(BENCH_BIN)/python benches/compare.py $(ARGS)
 
 bench-peers: $(PEERS_VENV)/.package  ## The same against PyTorch, JAX and TensorFlow too (several GB, 20 minutes)
-	$(PEERS_BIN)/python benches/compare.py --json benches/results/compare.json $(ARGS)
+	$(PEERS_BIN)/python benches/compare.py $(or $(ARGS),--json benches/results/compare.json)
 
 bench-curves: $(BENCH_VENV)/.package  ## Time over classes, samples and threads; draws docs/curve-classes.svg, docs/scaling.svg
 	$(BENCH_BIN)/python benches/curves.py $(ARGS)

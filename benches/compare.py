@@ -12,8 +12,8 @@ machine differs from minute to minute.
 
 ``make bench-peers`` runs all of it and keeps the measurements in ``benches/results/compare.json``;
 ``make bench`` does without the peers that are large. ``ARGS="--rows binary --seconds 5"`` passes
-options; ``XENTRS_SIMD=avx2`` before either forces an instruction set. Without that a second copy of
-xentrs runs beside the first, at AVX2 (``--simd`` names another level).
+options, and then nothing is kept but with ``--json``. A second copy of xentrs runs beside the
+first, at AVX2 (``--simd`` names another level); ``XENTRS_SIMD=avx2`` forces the first.
 """
 
 from __future__ import annotations

@@ -25,6 +25,12 @@ FLOORS = ["copy", "stream copy", "read", "np.exp"]
 COMPILERS = ["PyTorch eager", "PyTorch compiled", "JAX", "TensorFlow XLA"]
 PEERS = ["NumPy", "SciPy", *COMPILERS, "scikit-learn"]
 
+LEGEND = """\
+The column xentrs is the time of a whole call, its gradient written to `out=`. Up to "plain row" it
+is divided by the time of a floor, or of a plain row of the same size; a row's own floor is what it
+must read and write. Then others are divided by it: a call that makes a new array, one at a lower
+instruction set, and the peers. Medians of one run on"""
+
 START, END = "<!-- table: make bench-peers -->", "<!-- end of the table -->"
 
 
@@ -96,11 +102,7 @@ def markdown(report: dict[str, Any], with_goals: bool = False) -> str:
             line.append(", ".join(goal(row, *pair) for pair in row["goals"]))
         lines.append(line)
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return (
-        f"{text}\n\nxentrs's time (`out=` is reused), over the floors' times, over that of a plain "
-        "row of the same size; then\nwhat a new gradient array and the second level take, and "
-        "peers, over xentrs's time. Medians of one run on\n" + told(report)
-    )
+    return f"{text}\n\n{LEGEND} {told(report)}"
 
 
 def verdict(report: dict[str, Any]) -> str:
