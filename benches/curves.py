@@ -43,7 +43,7 @@ class Sizes:
     turns: int
 
 
-FULL = Sizes(passes=5, step=1, most=64 * 10**6, seconds=4, turns=100)
+FULL = Sizes(passes=5, step=1, most=2048 * 32000, seconds=4, turns=100)
 QUICK = Sizes(passes=1, step=397, most=2**17, seconds=0.0, turns=2)
 
 
