@@ -73,9 +73,10 @@ def check(case: Case, side: Side) -> None:
         side.trouble = f"fails: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
         return
     # Errors are measured against the largest entry of the gradient. The peers' limits find a wrong
-    # formula and no more: their single entries can be far less exact, and that is not the subject.
+    # formula and no more: their single entries can be far less exact, and sums of 2^26 float32
+    # numbers, one by one, are off by half a percent; that is not the subject.
     ours = side.name.startswith("xentrs")
-    limits = {"f32": (1e-6, 1e-3), "f64": (1e-13, 1e-9)}[case.row.dtype]
+    limits = {"f32": (1e-6, 1e-2), "f64": (1e-13, 1e-9)}[case.row.dtype]
     tolerance = limits[0] if ours else limits[1]
     expected_loss, expected = case.answer
     if not np.isclose(loss, expected_loss, rtol=tolerance, atol=0, equal_nan=True):

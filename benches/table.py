@@ -1,7 +1,8 @@
 """Make the Markdown table of what `compare.py` measured, and write it into the README.
 
-``python benches/table.py`` prints the table of ``benches/results/compare.json``, with ``--readme``
-it replaces what stands between the README's two markers, with ``--goals`` each row tells its goals.
+``python benches/table.py`` prints the table of ``benches/results/compare.json``. With ``--readme``
+the picture and the table replace what stands between the README's two markers; with ``--goals``
+each row tells its goals, and those that are missed are listed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ is divided by the time of a floor, or of a plain row of the same size; a row's o
 must read and write. Then others are divided by it: a call that makes a new array, one at a lower
 instruction set, and the peers. Medians of one run on"""
 
+PICTURE = "![Times of others over xentrs's, and the floors](docs/bench.svg)"
 START, END = "<!-- table: make bench-peers -->", "<!-- end of the table -->"
 
 
@@ -118,13 +120,13 @@ def verdict(report: dict[str, Any]) -> str:
 
 
 def write_readme(table: str, path: Path = ROOT / "README.md") -> None:
-    """Put the table between the markers."""
+    """Put the picture and the table between the markers."""
     text = path.read_text()
     if text.count(START) != 1 or text.count(END) != 1:
         raise SystemExit(f"{path.name} must have one line {START!r} and, after it, one {END!r}")
     before, rest = text.split(START)
     after = rest.split(END)[1]
-    path.write_text(f"{before}{START}\n\n{table}\n\n{END}{after}")
+    path.write_text(f"{before}{START}\n\n{PICTURE}\n\n{table}\n\n{END}{after}")
 
 
 def main() -> int:
