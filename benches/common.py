@@ -46,14 +46,11 @@ RESULTS = HERE / "results"
 # Floors
 
 KINDS = ["copy", "stream copy", "stream fill", "read"]
+ALONE = ", one thread"  # after a floor's name
 
 
 class Floors:
-    """The floors of `floors.rs`, which is compiled when first wanted.
-
-    They are called on one thread or on all, whichever is faster for the arrays at hand: what fits
-    into a cache can be done before another thread has it.
-    """
+    """The floors of `floors.rs`, which is compiled when first wanted."""
 
     def __init__(self) -> None:
         source, library = HERE / "floors.rs", ROOT / "target" / "floors" / "libfloors.so"
@@ -66,26 +63,18 @@ class Floors:
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
         self.floor.argtypes = [size, pointer, pointer, size, size]
 
-    def side(self, kind: str, to: NDArray[Any], source: NDArray[Any], threads: int = 0) -> Side:
-        """Make the side that does one of the floors; 0 threads are the faster number."""
+    def side(self, kind: str, to: NDArray[Any], source: NDArray[Any], threads: int) -> Side:
         names = {
             "floor": self.floor,
             "kind": KINDS.index(kind),
             "to": ctypes.c_void_p(to.ctypes.data),
             "source": ctypes.c_void_p(source.ctypes.data),
             "bytes": source.nbytes,
+            "threads": threads,
             "arrays": (to, source),  # which must live as long
         }
-
-        def timer(threads: int) -> timeit.Timer:
-            return timeit.Timer(f"floor(kind, to, source, bytes, {threads})", globals=names)
-
-        if not threads:
-            alone, together = timer(1), timer(THREADS)
-            number = int(1e-3 / seconds_a_call(alone)) + 1
-            ratio = [together.timeit(number) / alone.timeit(number) for _ in range(9)]
-            threads = THREADS if statistics.median(ratio) < 1 else 1
-        return Side(kind, f"floor(kind, to, source, bytes, {threads})", names)
+        name = f"{kind}{ALONE}" if threads == 1 else kind
+        return Side(name, "floor(kind, to, source, bytes, threads)", names)
 
 
 # Sides that take turns

@@ -34,6 +34,7 @@ from peers import PEERS, peer_sides, with_grad, without_grad
 from rows import ROWS, Case, Row
 
 QUICK = 2**17  # numbers a row, for a test
+IN_CACHE = 2**23  # bytes of an array for which floors are measured on one thread too
 
 
 def xentrs_side(case: Case, name: str, module: ModuleType = xentrs, out: bool = True) -> Side:
@@ -60,7 +61,10 @@ def floor_sides(case: Case, floors: Floors) -> Iterator[Side]:
     if any(factor and kind == "stream fill" for factor, kind in case.row.own_floor):
         kinds.append("stream fill")
     for kind in kinds:
-        yield floors.side(kind, g, x)
+        yield floors.side(kind, g, x, THREADS)
+        # What fits into a cache can be done before another thread has it.
+        if THREADS > 1 and x.nbytes < IN_CACHE:
+            yield floors.side(kind, g, x, 1)
 
 
 def check(case: Case, side: Side) -> None:

@@ -16,7 +16,7 @@ import argparse
 import statistics
 import timeit
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 
 import drawing
 import xentrs
-from common import RESULTS, THREADS, Floors, Side, machine, measure, save, seconds_a_call
+from common import RESULTS, ROOT, THREADS, Floors, Side, machine, measure, save, seconds_a_call
 from rows import DTYPES, IGNORED
 
 RNG = np.random.default_rng(0)
@@ -160,8 +160,7 @@ def threads_curves(sizes: Sizes) -> dict[str, Any]:
                 sides.append(Side(f"{work}/{threads}", f"set({threads}); {call}", names))
             for kind in ("stream copy", "read"):
                 side = floors.side(kind, arrays.g, arrays.x, threads)
-                side.name = f"{kind}/{threads}"
-                sides.append(side)
+                sides.append(replace(side, name=f"{kind}/{threads}"))
         measure(sides, sizes.seconds, sizes.turns)
         times: dict[str, list[float]] = {}
         for side in sides:
@@ -264,20 +263,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a test: few points, small arrays")
-    parser.add_argument("--json", type=Path, default=RESULTS / "curves.json")
-    parser.add_argument("--folder", type=Path, default=drawing.DOCS, help="where pictures go")
+    parser.add_argument("--json", type=Path, help="where measurements go")
+    parser.add_argument("--folder", type=Path, help="where pictures go")
     options = parser.parse_args()
+    scratch = ROOT / "target" / "curves"  # what a test measures replaces nothing
+    file = options.json or (scratch if options.quick else RESULTS) / "curves.json"
+    folder = options.folder or (scratch if options.quick else drawing.DOCS)
     sizes = QUICK if options.quick else FULL
     report: dict[str, Any] = {"machine": machine()}
     report["classes"] = classes_curve(sizes)
     report["sizes"] = size_curves(sizes)
     report["threads"] = threads_curves(sizes)
     report["imbalance"] = imbalance(sizes)
-    save(report, options.json)
+    save(report, file)
     told = report["machine"]
     notes = [f"make bench-curves: {told['cpu']}, {told['level']}, xentrs {xentrs.__version__}"]
-    draw_classes(report, notes, options.folder)
-    draw_scaling(report, notes, options.folder)
+    draw_classes(report, notes, folder)
+    draw_scaling(report, notes, folder)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def figure(width: float, height: float, *grid: int) -> tuple[Any, Any]:
 def write(drawn: Any, name: str, notes: Sequence[str], folder: Path = DOCS) -> None:
     """Write a picture, with a line below that says what it was measured on."""
     drawn.supxlabel("\n".join(notes), fontsize=7, color=GREY, x=0.01, ha="left")
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     drawn.savefig(path, metadata={"Date": None})
     plt.close(drawn)

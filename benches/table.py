@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, duration, told
+from common import ALONE, RESULTS, ROOT, duration, told
 
 # Names of sides
 OURS = "xentrs"
@@ -22,7 +22,7 @@ NEW = "xentrs, new array"
 OTHER = "xentrs, second level"
 PLAIN = "xentrs, plain row"
 
-FLOORS = ["copy", "stream copy", "read", "np.exp"]
+FLOORS = ["copy", "stream copy", "read", "stream fill", "np.exp"]
 COMPILERS = ["PyTorch eager", "PyTorch compiled", "JAX", "TensorFlow XLA"]
 PEERS = ["NumPy", "SciPy", *COMPILERS, "scikit-learn"]
 
@@ -37,20 +37,31 @@ START, END = "<!-- table: make bench-peers -->", "<!-- end of the table -->"
 
 
 def median(row: dict[str, Any], name: str) -> float:
-    """Return a side's seconds, NaN if there are none."""
+    """Return the seconds of a side, or of what sides make together; NaN if there are none."""
     if name == "write":  # whichever is faster: the caches decide
-        return min(median(row, "copy"), median(row, "stream copy"))
+        return least([median(row, "copy"), median(row, "stream copy")])
     if name == "own floor":
         return float(sum(k * median(row, kind) for k, kind in row["own floor"] if k))
     if name == "fastest peer":
         times = [median(row, peer) for peer in COMPILERS]
-        return min((t for t in times if not math.isnan(t)), default=math.nan)
+        return least(times)
+    if name in FLOORS:
+        return least([seconds(row, name), seconds(row, name + ALONE)])
+    return seconds(row, name)
+
+
+def least(times: list[float]) -> float:
+    return min((t for t in times if not math.isnan(t)), default=math.nan)
+
+
+def seconds(row: dict[str, Any], name: str) -> float:
     return float(row["sides"].get(name, {}).get("median", math.nan))
 
 
 # How a column's number comes about: "a floor", "a peer" or "ours at a cost"
 COSTS = {"new array": NEW, "AVX2": OTHER}
 CEILINGS = [*FLOORS, "own floor", "plain", *COSTS]
+HIDDEN = ["stream fill"]  # which is a part of a floor
 
 
 def ratio(row: dict[str, Any], what: str) -> float:
@@ -91,7 +102,8 @@ def markdown(report: dict[str, Any], with_goals: bool = False) -> str:
     shown = [
         what
         for what in [*CEILINGS, *PEERS]
-        if any(cell(row, what) for row in rows if "trouble" not in row["sides"][OURS])
+        if what not in HIDDEN
+        and any(cell(row, what) for row in rows if "trouble" not in row["sides"][OURS])
     ]
     titles = {"AVX2": report["second level"].upper() or "AVX2", "plain": "plain row"}
     header = ["work", OURS, *(titles.get(what, what) for what in shown)]
