@@ -203,6 +203,8 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
         let end = self.logits.len().min(at + VECTORS * T::LANES);
         for (i, at) in (at..end).step_by(T::LANES).enumerate() {
+            self.logits.prefetch(AHEAD / size_of::<T>() + at);
+            self.coefficients.prefetch(AHEAD / size_of::<T>() + at);
             let lanes = lanes_from::<T>(end - at);
             let x = if lanes == T::ALL {
                 T::V::<S>::load(s, self.logits, at)
@@ -732,6 +734,10 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             }
             let a = total_scale / whole;
             let grad = self.row_of(grad, row);
+            if self.stream {
+                // The line that this row and the next share is not written whole.
+                grad.prefetch(grad.len() - 1);
+            }
             let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
             let dominant = match hess {
                 Some(_) if p < 0.5 => self.dominant_hessian(s, scratch.input(), whole, a),
