@@ -238,7 +238,7 @@ fn binary_loss<T: Number>(criterion: &mut Criterion) {
     for (kind, with_grad) in KINDS {
         let binary = binary::Binary {
             logits: logits.input(),
-            target: target.input(),
+            target: binary::Labels::Soft(target.input()),
             weight: None,
             pos_weight: None,
             counted: None,

@@ -257,6 +257,14 @@ vector!(
     {
         op!(permute(self: Self, index: Self) -> Self =
         F32(permute_ps(self, index.0), permute_ps(self, index.1)));
+        op!(load_bytes(_s: Avx2, src: Input<'_, u8>, at: usize) -> Self = {
+            let start: *const __m128i = src.pointer(at, 16).cast();
+            let (low, high) = (_mm_loadl_epi64(start), _mm_loadl_epi64(start.byte_add(8)));
+            F32(
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(low)),
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high)),
+            )
+        });
         op!(load_wide(_s: Avx2, src: Input<'_, f32>, at: usize, lanes: u32) -> F64 = {
             let loaded = _mm256_maskload_ps(src.pointer(at, 8), Self::masks(lanes).0);
             F64(
@@ -315,6 +323,13 @@ vector!(
     {
         op!(permute(self: Self, index: Self) -> Self =
         F64(permute_pd(self, index.0), permute_pd(self, index.1)));
+        op!(load_bytes(_s: Avx2, src: Input<'_, u8>, at: usize) -> Self = {
+            let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.pointer(at, 8).cast()));
+            F64(
+                _mm256_cvtepi32_pd(_mm256_castsi256_si128(wide)),
+                _mm256_cvtepi32_pd(_mm256_extracti128_si256::<1>(wide)),
+            )
+        });
         op!(load_wide(_s: Avx2, src: Input<'_, f64>, at: usize, lanes: u32) -> F64 = {
             let start = src.pointer(at, 8);
             let (low, high) = Self::masks(lanes);
