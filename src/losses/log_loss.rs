@@ -333,56 +333,45 @@ impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
             let weight = batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
             let coefficient = (1.0 - batch.options.label_smoothing) * weight;
             let p = values.get(class).to_f64();
-            let mut both = coefficient;
-            if C::ANY {
-                both += coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
-            }
+            let other = coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
+            let both = coefficient + other;
             if coefficient != 0.0 {
                 loss -= coefficient * log_scalar(s, p);
             }
             own = (both != 0.0).then(|| [-scale * both / p, scale * both / p / p]);
         }
-        if C::ANY || grad.is_some() {
-            let mut sum = Sum::<S, T>::new(s);
-            let head = grad.filter(|_| self.stream).map_or(0, Output::unaligned).min(values.len());
-            let mut at = 0;
-            while at < values.len() {
-                let n = if at < head { head } else { T::LANES.min(values.len() - at) };
-                let lanes = lanes_from::<T>(n);
-                values.part(at, n).prefetch(AHEAD / size_of::<T>());
-                let (mut g, mut h) = (zero, zero);
-                if C::ANY {
-                    let p = load_lanes(s, values, at, lanes);
-                    let t = coefficients.load(s, at, lanes);
-                    let none = t.eq(zero);
-                    let term = T::V::<S>::select(none, zero, t.mul(log::<S, T>(s, p)));
-                    sum.add(zero.sub(term));
-                    if grad.is_some() {
-                        g = T::V::<S>::select(none, zero, t.mul(minus_scale).div(p));
-                    }
-                    if hess.is_some() {
-                        h = T::V::<S>::select(none, zero, zero.sub(g).div(p));
-                    }
-                }
-                if let Some(grad) = grad {
-                    if self.stream && lanes == T::ALL {
-                        g.stream(grad, at);
-                    } else {
-                        g.store_lanes(grad, at, lanes);
-                    }
+        let mut sum = Sum::<S, T>::new(s);
+        let head = grad.filter(|_| self.stream).map_or(0, Output::unaligned).min(values.len());
+        let mut at = 0;
+        while at < values.len() {
+            let n = if at < head { head } else { T::LANES.min(values.len() - at) };
+            let lanes = lanes_from::<T>(n);
+            values.part(at, n).prefetch(AHEAD / size_of::<T>());
+            let p = load_lanes(s, values, at, lanes);
+            let t = coefficients.load(s, at, lanes);
+            let none = t.eq(zero);
+            let term = T::V::<S>::select(none, zero, t.mul(log::<S, T>(s, p)));
+            sum.add(zero.sub(term));
+            if let Some(grad) = grad {
+                let g = T::V::<S>::select(none, zero, t.mul(minus_scale).div(p));
+                if self.stream && lanes == T::ALL {
+                    g.stream(grad, at);
+                } else {
+                    g.store_lanes(grad, at, lanes);
                 }
                 if let Some(hess) = hess {
+                    let h = T::V::<S>::select(none, zero, zero.sub(g).div(p));
                     h.store_lanes(hess, at, lanes);
                 }
-                at += n;
-                if at == head {
-                    // The others begin later; each lane goes on with the sum of its own numbers.
-                    sum.rotate(s, head % T::LANES);
-                }
             }
-            sum.rotate(s, (T::LANES - head) % T::LANES);
-            loss += sum.total();
+            at += n;
+            if at == head {
+                // The others begin later; each lane goes on with the sum of its own numbers.
+                sum.rotate(s, head % T::LANES);
+            }
         }
+        sum.rotate(s, (T::LANES - head) % T::LANES);
+        loss += sum.total();
         if let Some(own) = own {
             for (array, x) in [grad, hess].into_iter().zip(own) {
                 if let Some(array) = array {
