@@ -28,7 +28,7 @@ use super::{AHEAD, reduced, streamed};
 const BLOCK: usize = 4096;
 
 /// Vectors that are computed side by side.
-const VECTORS: usize = 4;
+const VECTORS: usize = 2;
 
 /// Exponent of what `z` is multiplied by, until a weight has been; and its inverse.
 const BIAS: i64 = 64;
@@ -163,6 +163,14 @@ struct Elements<'a, 'b, T, const PLAIN: bool> {
     head: usize,
 }
 
+/// What is the same for all vectors.
+struct Constants<S: Simd, T: Real> {
+    exp: Exp<S, T>,
+    divisor: T::V<S>,
+    /// `1 / divisor`, and what its rounding lost.
+    inverse: [T::V<S>; 2],
+}
+
 impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
     fn new(binary: &'b Binary<'a, T>, divisor: f64) -> Self {
         let outputs = &binary.outputs;
@@ -179,7 +187,7 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
     fn vectors<S: Simd, const N: usize>(
         &self,
         s: S,
-        exp: &Exp<S, T>,
+        constants: &Constants<S, T>,
         at: usize,
         lanes: u32,
         sum: &mut Sum<S, T>,
@@ -205,13 +213,12 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
         // Under a bias z has its digits where it is subnormal: a weight may make a product normal.
         let (mut biased, mut z, mut log) = (x, x, x);
         for i in 0..N {
-            biased[i] = exp.of::<false>(s, zero.sub(x[i].abs()));
+            biased[i] = constants.exp.of::<false>(s, zero.sub(x[i].abs()));
             z[i] = if PLAIN { biased[i] } else { biased[i].mul(splat(UNBIAS)) };
         }
         for i in 0..N {
             log[i] = log1p_unit::<S, T>(s, z[i]);
         }
-        let inverse = quotient::<T>(1.0, self.divisor, 0.0).map(|x| T::V::<S>::splat(s, x));
         for i in 0..N {
             let at = at + i * T::LANES;
             let mut counted = T::V::<S>::mask(s, lanes);
@@ -237,7 +244,7 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
                 let other = T::V::<S>::select(negative, u[i], v[i]);
                 let other = product::<S, T>(other, by_z);
                 let top = T::V::<S>::select(negative, other.sub(v[i]), u[i].sub(other));
-                grad = times::<S, T>(top.div(denominator), inverse);
+                grad = times::<S, T>(top.div(denominator), constants.inverse);
             }
             if outputs.hess.is_some() {
                 // What rounding 1 + z lost counts twice.
@@ -245,7 +252,7 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
                 let lost = z[i].sub(denominator.sub(one)).mul(reciprocal);
                 let square = reciprocal.mul(reciprocal);
                 let square = square.mul(splat(-2.0)).mul_add(lost, square);
-                hess = times::<S, T>(product::<S, T>(both, by_z).mul(square), inverse);
+                hess = times::<S, T>(product::<S, T>(both, by_z).mul(square), constants.inverse);
             }
             if !all {
                 loss = T::V::<S>::select(counted, loss, zero);
@@ -254,8 +261,7 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
             }
             sum.add_positive(loss);
             if let Some(losses) = outputs.losses {
-                let divisor = T::V::<S>::splat(s, T::from_f64(self.divisor));
-                self.write::<S>(loss.div(divisor), losses, at, lanes);
+                self.write::<S>(loss.div(constants.divisor), losses, at, lanes);
             }
             if let Some(array) = outputs.grad {
                 self.write::<S>(grad, array, at, lanes);
@@ -322,24 +328,28 @@ impl<T: Real, const PLAIN: bool> Job for Elements<'_, '_, T, PLAIN> {
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
-        let exp = Exp::<S, T>::new(s, T::default(), if PLAIN { 0 } else { BIAS });
+        let constants = Constants {
+            exp: Exp::<S, T>::new(s, T::default(), if PLAIN { 0 } else { BIAS }),
+            divisor: T::V::<S>::splat(s, T::from_f64(self.divisor)),
+            inverse: quotient::<T>(1.0, self.divisor, 0.0).map(|x| T::V::<S>::splat(s, x)),
+        };
         for (i, total) in blocks.zip(sums) {
             let mut sum = Sum::<S, T>::new(s);
             let end = self.binary.logits.len().min((i + 1) * BLOCK);
             let mut at = i * BLOCK;
             let head = self.head.min(end - at);
             if head > 0 {
-                self.vectors::<S, 1>(s, &exp, at, lanes_from::<T>(head), &mut sum);
+                self.vectors::<S, 1>(s, &constants, at, lanes_from::<T>(head), &mut sum);
                 // The others begin later; each lane goes on with the sum of its own numbers.
                 sum.rotate(s, head);
                 at += head;
             }
             while at + VECTORS * T::LANES <= end {
-                self.vectors::<S, VECTORS>(s, &exp, at, T::ALL, &mut sum);
+                self.vectors::<S, VECTORS>(s, &constants, at, T::ALL, &mut sum);
                 at += VECTORS * T::LANES;
             }
             while at < end {
-                self.vectors::<S, 1>(s, &exp, at, lanes_from::<T>(end - at), &mut sum);
+                self.vectors::<S, 1>(s, &constants, at, lanes_from::<T>(end - at), &mut sum);
                 at += T::LANES;
             }
             sum.rotate(s, (T::LANES - head) % T::LANES);
@@ -396,7 +406,8 @@ pub fn binary_cross_entropy<T: Real>(binary: &Binary<'_, T>) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::Output;
+    use crate::driver::run_at;
+    use crate::simd::Level;
 
     #[test]
     fn elements_beside_the_plain_formula() {
@@ -435,6 +446,46 @@ mod tests {
             assert!((hess[i] - w * of_true * p * (1.0 - p)).abs() < 1e-12);
         }
         assert!((sum / total - 1.0).abs() < 1e-12);
+    }
+
+    /// Loss and gradient; the gradient begins `skew` numbers into its array.
+    fn run<T: Real>(level: Level, bools: bool, stream: bool, skew: usize) -> (f64, Vec<T>) {
+        let n = 2 * BLOCK + 77;
+        let logits: Vec<T> = (0..n).map(|i| T::from_f64((i as f64 * 0.917).sin() * 9.0)).collect();
+        let labels: Vec<u8> = (0..n).map(|i| u8::from(i % 3 == 0)).collect();
+        let soft: Vec<T> = labels.iter().map(|&x| T::from_f64(x.into())).collect();
+        let mut grad = vec![T::from_f64(f64::NAN); n + skew];
+        let array = Output::from_slice(&mut grad).part(skew, n);
+        let binary = Binary {
+            logits: Input::from_slice(&logits),
+            target: match bools {
+                true => Labels::Bool(Input::from_slice(&labels)),
+                false => Labels::Soft(Input::from_slice(&soft)),
+            },
+            weight: None,
+            pos_weight: None,
+            counted: None,
+            options: Options::new(0.0, "sum", None, None, vec![]).unwrap(),
+            outputs: Outputs { grad: Some(array), hess: None, losses: None },
+        };
+        let head = if stream { array.unaligned() } else { 0 };
+        let job = Elements::<T, true> { stream, head, ..Elements::new(&binary, 1.0) };
+        let loss = run_at(&job, level).unwrap();
+        (loss, grad.split_off(skew))
+    }
+
+    #[test]
+    fn neither_streams_nor_places_nor_bools_change_a_bit() {
+        for level in Level::available() {
+            let (expected, expected64) =
+                (run::<f32>(level, false, false, 0), run::<f64>(level, false, false, 0));
+            for skew in [0, 1, 5, 13] {
+                for (bools, stream) in [(false, true), (true, true), (true, false)] {
+                    assert!(run(level, bools, stream, skew) == expected, "{bools} {stream} {skew}");
+                    assert!(run(level, bools, stream, skew) == expected64);
+                }
+            }
+        }
     }
 
     #[test]

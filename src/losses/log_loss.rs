@@ -420,7 +420,10 @@ pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<f64> {
 mod tests {
     use super::*;
     use crate::batch::{Indices, Outputs, Target};
+    use crate::coefficients::{Hard, Soft};
+    use crate::driver::run_at;
     use crate::options::Options;
+    use crate::simd::Level;
 
     fn batch<'a>(p: &'a [f64], target: Target<'a, f64>, grad: &'a mut [f64]) -> Batch<'a, f64> {
         let options = Options::new(0.0, "sum", None, None, vec![-100]).unwrap();
@@ -441,6 +444,58 @@ mod tests {
         let mut again = [9.0; 3];
         assert_eq!(log_loss(&batch(&p, hard, &mut again), &[3]).unwrap(), loss);
         assert_eq!(again, grad);
+    }
+
+    /// Loss and gradient; the gradient begins `skew` numbers into its array.
+    fn run(level: Level, how: &str, classes: usize, stream: bool, skew: usize) -> (f64, Vec<f64>) {
+        let samples = 3 + 9000 / classes;
+        let n = samples * classes;
+        let p: Vec<f64> = (0..n).map(|i| 0.005 + 0.99 * (i as f64 * 0.917).sin().abs()).collect();
+        let q: Vec<f64> = (0..n).map(|i| f64::from(i % 3 == 0) * 0.3).collect();
+        let classes_of = |i: usize| if i % 5 == 1 { -100 } else { (i * 31 % classes) as i64 };
+        let indices: Vec<i64> = (0..samples).map(classes_of).collect();
+        let mut grad = vec![f64::NAN; n + skew];
+        let array = Output::from_slice(&mut grad).part(skew, n);
+        let ignored = if how == "soft" { vec![] } else { vec![-100] };
+        let batch = Batch::new(
+            Input::from_slice(&p),
+            classes,
+            match how {
+                "soft" => Target::Probabilities(Input::from_slice(&q)),
+                _ => Target::Indices(Indices::I64(Input::from_slice(&indices))),
+            },
+            None,
+            None,
+            Options::new(0.0, "sum", None, None, ignored).unwrap(),
+            Outputs { grad: Some(array), hess: None, losses: None },
+            &[samples],
+        )
+        .unwrap();
+        let soft = Soft { probabilities: Input::from_slice(&q), weight: None, smoothing: None };
+        let loss = match how {
+            "one" => run_at(&Single { batch: &batch, stream }, level),
+            "hard" => run_at(&Rows { batch: &batch, coefficients: Hard, stream }, level),
+            _ => run_at(&Rows { batch: &batch, coefficients: soft, stream }, level),
+        };
+        (loss.unwrap(), grad.split_off(skew))
+    }
+
+    #[test]
+    fn neither_streams_nor_places_change_a_bit() {
+        for level in Level::available() {
+            for classes in [1, 2, 3, 7, 8, 100, 1000, 5000] {
+                let (loss, grad) = run(level, "hard", classes, false, 0);
+                let one = run(level, "one", classes, false, 0);
+                assert!(one.1 == grad && (one.0 / loss - 1.0).abs() < 1e-13, "{classes}");
+                for how in ["one", "soft"] {
+                    let expected = run(level, how, classes, false, 0);
+                    for skew in [0, 1, 5, 13] {
+                        let other = run(level, how, classes, true, skew);
+                        assert!(other == expected, "{how} {classes} {skew}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]
