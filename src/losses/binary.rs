@@ -231,13 +231,12 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
             let linear = T::V::<S>::select(slope.eq(zero), zero, x[i].abs().mul(slope));
             let both = u[i].add(v[i]);
             let by_z = if PLAIN { [z[i], one] } else { [biased[i], splat(UNBIAS)] };
-            let curve = if PLAIN {
-                log[i]
+            let mut loss = if PLAIN {
+                linear.add(log[i])
             } else {
-                let tiny = z[i].lt(splat(TINY));
-                T::V::<S>::select(tiny, product::<S, T>(both, by_z), both.mul(log[i]))
+                let tiny = linear.add(product::<S, T>(both, by_z));
+                T::V::<S>::select(z[i].lt(splat(TINY)), tiny, both.mul_add(log[i], linear))
             };
-            let mut loss = linear.add(curve);
             let (mut grad, mut hess) = (zero, zero);
             let denominator = one.add(z[i]);
             if outputs.grad.is_some() {
