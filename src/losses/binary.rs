@@ -235,7 +235,7 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
                 linear.add(log[i])
             } else {
                 let tiny = linear.add(product::<S, T>(both, by_z));
-                T::V::<S>::select(z[i].lt(splat(TINY)), tiny, both.mul_add(log[i], linear))
+                T::V::<S>::select(z[i].lt(splat(TINY)), tiny, both.fma(log[i], linear))
             };
             let (mut grad, mut hess) = (zero, zero);
             let denominator = one.add(z[i]);
