@@ -207,8 +207,14 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Soft<'_, T> {
     }
 }
 
+/// The lanes `lanes` of `src[at..]`, 0 elsewhere.
 #[inline(always)]
-fn load_lanes<S: Simd, T: Real>(s: S, src: Input<'_, T>, at: usize, lanes: u32) -> T::V<S> {
+pub(crate) fn load_lanes<S: Simd, T: Real>(
+    s: S,
+    src: Input<'_, T>,
+    at: usize,
+    lanes: u32,
+) -> T::V<S> {
     if lanes == T::ALL {
         T::V::<S>::load(s, src, at)
     } else {

@@ -544,7 +544,7 @@ fn element_loss<'py, T: Number>(
     let fits = |view: Option<View<'_>>, other: Option<View<'_>>| {
         view.is_none_or(|view| view.fits(logits, &inputs) && view.fits(logits, &[other]))
     };
-    let canonical = target.dtype == T::DTYPE
+    let canonical = (target.dtype == T::DTYPE || target.dtype == Dtype::Bool)
         && target.shape == logits.shape
         && repeats(weight)
         && repeats(pos_weight)
@@ -568,7 +568,11 @@ fn element_loss<'py, T: Number>(
     let outputs = results.outputs();
     let (weight, pos_weight) =
         (weight.map(|view| view.input::<T>()), pos_weight.map(|view| view.input::<T>()));
-    let (logits, target) = (logits.input::<T>(), target.input::<T>());
+    let target = match target.dtype {
+        Dtype::Bool => binary::Labels::Bool(target.input()),
+        _ => binary::Labels::Soft(target.input()),
+    };
+    let logits = logits.input::<T>();
     let counted = counted.map(|view| view.input::<u8>());
     let value = compute(py, n, move || {
         binary::binary_cross_entropy(&binary::Binary {
