@@ -8,6 +8,9 @@
 //! The arrays' owners are held by the caller's frame while a kernel runs without the GIL; other
 //! threads may write to them meanwhile (see [`crate::simd::Input`]).
 
+mod public;
+
+use std::any::Any;
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -351,13 +354,16 @@ fn compute<R: Send>(
     let result = if numbers < KEEP_GIL { guarded() } else { py.detach(guarded) };
     match result {
         Ok(result) => Ok(result?),
-        Err(panic) => {
-            let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            let text = text.unwrap_or_else(|| "unknown".into());
-            Err(PyRuntimeError::new_err(format!("internal error in xentrs, please report: {text}")))
-        }
+        Err(panic) => Err(internal_error(panic)),
     }
+}
+
+/// What becomes of a panic.
+fn internal_error(panic: Box<dyn Any + Send>) -> PyErr {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    let text = text.unwrap_or_else(|| "unknown".into());
+    PyRuntimeError::new_err(format!("internal error in xentrs, please report: {text}"))
 }
 
 /// The outputs of a call.
@@ -394,7 +400,7 @@ impl<'py, T: Number> Results<'py, T> {
 }
 
 /// A loss over samples by classes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum ClassLoss {
     CrossEntropy,
     LogLoss,
@@ -517,6 +523,7 @@ fn driver_ready() -> Checked<()> {
 /// The arguments of the element-wise loss, as they come.
 struct ElementArguments<'a, 'py> {
     order: usize,
+    logits: &'a Bound<'py, PyAny>,
     target: &'a Bound<'py, PyAny>,
     weight: &'a Bound<'py, PyAny>,
     pos_weight: &'a Bound<'py, PyAny>,
@@ -526,7 +533,19 @@ struct ElementArguments<'a, 'py> {
     hess_out: &'a Bound<'py, PyAny>,
 }
 
-fn element_loss<'py, T: Number>(
+fn element_loss<'py>(
+    py: Python<'py>,
+    arguments: &ElementArguments<'_, 'py>,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let logits = View::of(arguments.logits)?;
+    match logits.dtype {
+        Dtype::F32 => typed_element_loss::<f32>(py, arguments, &logits),
+        Dtype::F64 => typed_element_loss::<f64>(py, arguments, &logits),
+        _ => Err(Stop::NotImplemented),
+    }
+}
+
+fn typed_element_loss<'py, T: Number>(
     py: Python<'py>,
     arguments: &ElementArguments<'_, 'py>,
     logits: &View<'_>,
@@ -694,14 +713,25 @@ mod _xentrs {
         let ignore_index = None;
         let options = RawOptions { ignore_index, label_smoothing, reduction, denominator, base };
         let counted = r#where;
-        let arguments =
-            ElementArguments { order, target, weight, pos_weight, counted, options, out, hess_out };
-        let result = View::of(logits).and_then(|view| match view.dtype {
-            Dtype::F32 => element_loss::<f32>(py, &arguments, &view),
-            Dtype::F64 => element_loss::<f64>(py, &arguments, &view),
-            _ => Err(Stop::NotImplemented),
-        });
-        answer(py, result)
+        let arguments = ElementArguments {
+            order,
+            logits,
+            target,
+            weight,
+            pos_weight,
+            counted,
+            options,
+            out,
+            hess_out,
+        };
+        answer(py, element_loss(py, &arguments))
+    }
+
+    /// Puts a builtin of the same signature in front of a public function.
+    #[pyfunction]
+    #[pyo3(signature = (function, /))]
+    fn public<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        super::public::builtin(function)
     }
 
     /// Sets the number of threads that large calls use.

@@ -1,8 +1,8 @@
 """The slow path: bring any arguments into the one form that the compiled module takes.
 
 The compiled functions look at their arguments first. Where all are canonical (native, aligned,
-C-contiguous, the class axis last, dtypes that agree) they answer at once; otherwise they return
-`NotImplemented` without having computed anything, and `class_loss` or `element_loss` runs:
+C-contiguous, the class axis last, dtypes that agree) they answer at once; otherwise they have
+computed nothing, and `class_loss` or `element_loss` runs:
 
     view    every argument becomes a plain ndarray, still on the caller's memory
     check   dtypes, shapes and the overlap of outputs, on those views
