@@ -8,6 +8,7 @@
 //! belongs to a process id, and another process makes its own.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -108,6 +109,9 @@ struct Threads {
     pool: Option<(u32, Arc<ThreadPool>)>,
 }
 
+/// The number of threads, 0 until it is first asked for: a copy that needs no lock.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
 /// Taken for moments only, never while a kernel runs.
 static THREADS: Mutex<Threads> = Mutex::new(Threads { count: None, pool: None });
 
@@ -121,15 +125,17 @@ pub fn thread_config() -> Result<(usize, String)> {
     if threads.count.is_none() {
         threads.count = Some(default_threads()?);
     }
-    Ok(threads.count.clone().expect("set above"))
+    let config = threads.count.clone().expect("set above");
+    COUNT.store(config.0, Relaxed);
+    Ok(config)
 }
 
 /// The number of threads that large calls use.
 pub fn get_num_threads() -> Result<usize> {
-    if let Some((count, _)) = threads().count {
-        return Ok(count);
+    match COUNT.load(Relaxed) {
+        0 => Ok(thread_config()?.0),
+        count => Ok(count),
     }
-    Ok(thread_config()?.0)
 }
 
 /// The most threads one can ask for.
@@ -143,7 +149,9 @@ pub fn set_num_threads(count: i128) -> Result<()> {
             "the number of threads must be in [1, {MOST_THREADS}], not {count}"
         )));
     };
-    threads().count = Some((count, "set_num_threads".into()));
+    let mut threads = threads();
+    threads.count = Some((count, "set_num_threads".into()));
+    COUNT.store(count, Relaxed);
     Ok(())
 }
 

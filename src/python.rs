@@ -24,7 +24,7 @@ use crate::batch::{Batch, Floats, Indices, Outputs, Target};
 use crate::driver;
 use crate::error::{Error, Result as Checked};
 use crate::losses::{binary, cross_entropy, log_loss};
-use crate::options::{Options, Reduction};
+use crate::options::{Ignored, Options, Reduction};
 use crate::simd::{Input, Level, Output};
 use crate::softmax::Limits;
 
@@ -123,6 +123,8 @@ impl Dtype {
 }
 
 impl<'a> View<'a> {
+    // Inlined: as a result in memory, of several parts, it would be slower to pass on than to make.
+    #[inline(always)]
     fn of(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
         // SAFETY: any object may be asked whether it is an array.
         if unsafe { npyffi::PyArray_CheckExact(object.py(), object.as_ptr()) } == 0 {
@@ -149,6 +151,7 @@ impl<'a> View<'a> {
     }
 
     /// Of an argument that may be left out.
+    #[inline(always)]
     fn optional(object: &'a Bound<'_, PyAny>) -> Result<Option<View<'a>>, Stop> {
         if object.is_none() { Ok(None) } else { View::of(object).map(Some) }
     }
@@ -236,19 +239,16 @@ struct RawOptions<'a, 'py> {
 
 impl RawOptions<'_, '_> {
     fn check(&self) -> Result<Options, Stop> {
-        let mut ignored = vec![];
-        match self.ignore_index {
-            Some(index) if !index.is_none() => {
-                if let Ok(indices) = index.cast_exact::<PyTuple>() {
-                    for index in indices.iter() {
-                        ignored.push(exact_int(&index)?);
-                    }
-                } else {
-                    ignored.push(exact_int(index)?);
+        let ignored = match self.ignore_index.filter(|index| !index.is_none()) {
+            None => Ignored::Many(vec![]),
+            Some(index) => match index.cast_exact::<PyTuple>() {
+                Ok(indices) => {
+                    let indices = indices.iter().map(|index| exact_int(&index));
+                    Ignored::Many(indices.collect::<Result<_, _>>()?)
                 }
-            }
-            _ => {}
-        }
+                Err(_) => Ignored::One([exact_int(index)?]),
+            },
+        };
         let Ok(reduction) = self.reduction.cast::<PyString>() else {
             let message = "reduction must be 'mean', 'sum' or 'none'";
             return Err(type_error(message, self.reduction));
@@ -297,46 +297,32 @@ fn exact_int(object: &Bound<'_, PyAny>) -> Result<i128, Stop> {
     Ok(int.extract::<i128>().unwrap_or(i128::MAX))
 }
 
-/// An output: the caller's array, or a new one.
-enum Slot<'py, T> {
-    Given(Bound<'py, PyAny>),
-    New(Bound<'py, PyArray<T, IxDyn>>),
+/// An output: the caller's array or a new one, and the numbers it holds.
+struct Slot<'a, 'py, T> {
+    array: Bound<'py, PyAny>,
+    output: Output<'a, T>,
 }
 
-impl<'py, T: Number> Slot<'py, T> {
-    /// None where `wanted` is false.
-    fn new(
-        py: Python<'py>,
-        wanted: bool,
-        given: Option<&Bound<'py, PyAny>>,
-        shape: &[usize],
-    ) -> Option<Self> {
-        if !wanted {
-            return None;
-        }
-        Some(match given.filter(|given| !given.is_none()) {
-            Some(given) => Slot::Given(given.clone()),
-            // SAFETY: the kernels write every number before anyone reads one; where they fail, the
-            // array is dropped.
-            None => Slot::New(unsafe { PyArray::new(py, IxDyn(shape), false) }),
-        })
+impl<'a, 'py, T: Number> Slot<'a, 'py, T> {
+    /// A new array.
+    fn new(py: Python<'py>, shape: &[usize]) -> Self {
+        // SAFETY: the kernels write every number before anyone reads one; where they fail, the array is
+        // dropped.
+        let array = unsafe { PyArray::<T, _>::new(py, IxDyn(shape), false) };
+        // SAFETY: the array is new, contiguous and of this size, and stays where it is.
+        let output = unsafe { Output::new(array.data(), array.len()) };
+        Slot { array: array.into_any(), output }
     }
 
-    fn output(&self) -> Output<'_, T> {
-        match self {
-            Slot::Given(array) => match View::of(array) {
-                Ok(view) => view.output(),
-                Err(_) => unreachable!("an output was canonical when the call was checked"),
-            },
-            // SAFETY: the array is new, contiguous and of this size.
-            Slot::New(array) => unsafe { Output::new(array.data(), array.len()) },
-        }
-    }
-
-    fn into_any(self) -> Bound<'py, PyAny> {
-        match self {
-            Slot::Given(array) => array,
-            Slot::New(array) => array.into_any(),
+    /// The caller's array, or a new one like `model`.
+    fn derivative(
+        given: &Bound<'py, PyAny>,
+        view: Option<View<'a>>,
+        model: &View<'_>,
+    ) -> Slot<'a, 'py, T> {
+        match view {
+            Some(view) => Slot { array: given.clone(), output: view.output() },
+            None => Slot::new(given.py(), model.shape),
         }
     }
 }
@@ -367,34 +353,31 @@ fn internal_error(panic: Box<dyn Any + Send>) -> PyErr {
 }
 
 /// The outputs of a call.
-struct Results<'py, T> {
-    losses: Option<Slot<'py, T>>,
-    grad: Option<Slot<'py, T>>,
-    hess: Option<Slot<'py, T>>,
+struct Results<'a, 'py, T> {
+    losses: Option<Slot<'a, 'py, T>>,
+    grad: Option<Slot<'a, 'py, T>>,
+    hess: Option<Slot<'a, 'py, T>>,
 }
 
-impl<'py, T: Number> Results<'py, T> {
-    fn outputs(&self) -> Outputs<'_, T> {
-        Outputs {
-            losses: self.losses.as_ref().map(Slot::output),
-            grad: self.grad.as_ref().map(Slot::output),
-            hess: self.hess.as_ref().map(Slot::output),
-        }
+impl<'a, 'py, T: Number> Results<'a, 'py, T> {
+    fn outputs(&self) -> Outputs<'a, T> {
+        let output = |slot: &Option<Slot<'a, 'py, T>>| slot.as_ref().map(|slot| slot.output);
+        Outputs { losses: output(&self.losses), grad: output(&self.grad), hess: output(&self.hess) }
     }
 
     /// The loss, or the tuple that begins with it.
     fn finish(self, py: Python<'py>, loss: f64) -> PyResult<Bound<'py, PyAny>> {
         let loss = match self.losses {
-            Some(losses) => losses.into_any(),
+            Some(losses) => losses.array,
             None => PyFloat::new(py, loss).into_any(),
         };
         let Some(grad) = self.grad else {
             return Ok(loss);
         };
-        let grad = grad.into_any();
+        let grad = grad.array;
         Ok(match self.hess {
             None => (loss, grad).into_pyobject(py)?.into_any(),
-            Some(hess) => (loss, grad, hess.into_any()).into_pyobject(py)?.into_any(),
+            Some(hess) => (loss, grad, hess.array).into_pyobject(py)?.into_any(),
         })
     }
 }
@@ -476,9 +459,9 @@ fn typed_class_loss<'py, T: Number>(
     let order = arguments.order;
     let none = options.reduction == Reduction::None;
     let results = Results::<T> {
-        losses: Slot::new(py, none, None, samples),
-        grad: Slot::new(py, order > 0, Some(arguments.out), values.shape),
-        hess: Slot::new(py, order > 1, Some(arguments.hess_out), values.shape),
+        losses: none.then(|| Slot::new(py, samples)),
+        grad: (order > 0).then(|| Slot::derivative(arguments.out, out, values)),
+        hess: (order > 1).then(|| Slot::derivative(arguments.hess_out, hess_out, values)),
     };
     let outputs = results.outputs();
     let (input, numbers) = (values.input::<T>(), values.len());
@@ -579,9 +562,9 @@ fn typed_element_loss<'py, T: Number>(
     let order = arguments.order;
     let none = options.reduction == Reduction::None;
     let results = Results::<T> {
-        losses: Slot::new(py, none, None, logits.shape),
-        grad: Slot::new(py, order > 0, Some(arguments.out), logits.shape),
-        hess: Slot::new(py, order > 1, Some(arguments.hess_out), logits.shape),
+        losses: none.then(|| Slot::new(py, logits.shape)),
+        grad: (order > 0).then(|| Slot::derivative(arguments.out, out, logits)),
+        hess: (order > 1).then(|| Slot::derivative(arguments.hess_out, hess_out, logits)),
     };
     let n = logits.len();
     let outputs = results.outputs();
