@@ -23,6 +23,10 @@ pub trait Job: Sync {
     fn blocks(&self) -> usize;
     /// About how long a block takes, in nanoseconds.
     fn block_cost(&self) -> usize;
+    /// How many samples a block has, if there is that many.
+    fn block_samples(&self) -> usize {
+        1
+    }
     /// Does some blocks and leaves the sum of each one's losses. Must be `#[inline(always)]`.
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]);
 }
@@ -63,7 +67,43 @@ pub fn run(job: &impl Job) -> Result<f64> {
 
 /// Does a job at a level.
 pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
-    let (blocks, cost) = (job.blocks(), job.block_cost().max(1));
+    let split = Split { blocks: job.blocks(), cost: job.block_cost(), together: 1 };
+    split_at(level, split, |level| {
+        move |blocks, sums: &mut [f64]| enter(level, Blocks(job, blocks, sums))
+    })
+}
+
+/// Does all blocks of a job on this thread.
+pub fn run_here(job: &impl Job, level: Level, sums: &mut [f64]) {
+    enter(level, Blocks(job, 0..job.blocks(), sums));
+}
+
+/// How work falls into runs of blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Split {
+    /// How many blocks there are.
+    pub blocks: usize,
+    /// About how long a block takes, in nanoseconds.
+    pub cost: usize,
+    /// How many blocks are never parted: runs begin at multiples of it.
+    pub together: usize,
+}
+
+/// Splits work over threads, each of which makes its own worker for its runs; the sum of all blocks.
+pub fn split<W: FnMut(Range<usize>, &mut [f64])>(
+    split: Split,
+    worker: impl Fn(Level) -> W + Sync,
+) -> Result<f64> {
+    let (level, _) = level()?;
+    split_at(level, split, worker)
+}
+
+fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
+    level: Level,
+    Split { blocks, cost, together }: Split,
+    worker: impl Fn(Level) -> W + Sync,
+) -> Result<f64> {
+    let cost = cost.max(1);
     let work = blocks.saturating_mul(cost);
     // Few blocks: no memory is asked for.
     let (mut few, mut many);
@@ -74,20 +114,21 @@ pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
         many = vec![0.0; blocks];
         &mut many
     };
-    let threads = if work < SERIAL || blocks < 2 { 1 } else { get_num_threads()? };
+    let threads = if work < SERIAL || blocks <= together { 1 } else { get_num_threads()? };
     if threads < 2 {
-        enter(level, Blocks(job, 0..blocks, sums));
+        worker(level)(0..blocks, sums);
         return Ok(reduce::sum(sums.iter().copied()));
     }
     let pool = pool(threads)?;
     // Sixteen takes a thread where there is enough, so that none waits long for the last.
-    let take = (blocks / (16 * threads)).max(GRAIN / cost).max(1);
+    let take = (blocks / (16 * threads)).max(GRAIN / cost).max(1).next_multiple_of(together);
     let queue = Mutex::new(sums.chunks_mut(take).enumerate());
     let work = || {
+        let mut worker = worker(level);
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((i, sums)) = next else { break };
-            enter(level, Blocks(job, i * take..i * take + sums.len(), sums));
+            worker(i * take..i * take + sums.len(), sums);
         }
     };
     pool.in_place_scope(|scope| {

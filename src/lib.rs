@@ -7,8 +7,9 @@
 //! | `python` | Python and NumPy: arrays in, errors and arrays out; nothing else does |
 //! | [`losses`] | which kernel a loss takes; one file a loss |
 //! | [`softmax`] | the kernels of softmax losses: a row at a time, or many rows of few classes |
+//! | [`tiles`] | batches that are not rows: a tile of samples at a time |
 //! | [`coefficients`] | how targets weigh the classes |
-//! | [`batch`], [`options`], [`error`] | a call's arrays and options, checked |
+//! | [`batch`], [`layout`], [`options`], [`error`] | a call's arrays and options, checked |
 //! | [`driver`] | threads: splits a job into blocks, each behind the door of the instruction set |
 //! | [`reduce`] | sums of a fixed order |
 //! | [`math`] | functions of vectors: exponential, logarithm |
@@ -18,6 +19,7 @@ pub mod batch;
 pub mod coefficients;
 pub mod driver;
 pub mod error;
+pub mod layout;
 pub mod losses;
 pub mod math;
 pub mod options;
@@ -26,3 +28,4 @@ mod python;
 pub mod reduce;
 pub mod simd;
 pub mod softmax;
+pub mod tiles;

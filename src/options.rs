@@ -55,6 +55,13 @@ impl From<Vec<i128>> for Ignored {
     }
 }
 
+/// Out of line: inlined, it would be computed of nothing where there is no base.
+#[cold]
+#[inline(never)]
+fn logarithm(base: f64) -> f64 {
+    base.ln()
+}
+
 impl Options {
     /// Checks the values.
     pub fn new(
@@ -87,7 +94,7 @@ impl Options {
                 format!("base must be above 0, finite and not 1 (None for nats), not {value}");
             return Err(Error::Value(message));
         }
-        let log_base = base.map_or(1.0, f64::ln);
+        let log_base = base.map_or(1.0, logarithm);
         let ignore_index = ignore_index.into();
         Ok(Options { label_smoothing, reduction, denominator, log_base, ignore_index })
     }

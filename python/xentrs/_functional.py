@@ -1,9 +1,9 @@
 """The public loss functions.
 
 Each is a compiled function with the name, the signature and the docstring of the one below, and
-answers without any Python where all arrays are canonical. What is not it hands on to the body below,
-that is to `_arrays.py`. The arguments are gathered into a tuple so that they stand in each function
-once.
+answers without any Python where all arrays are canonical. What is not it hands on to the body
+below, that is to `_arrays.py`. The arguments are gathered into a tuple so that they stand in each
+function once.
 """
 
 from __future__ import annotations

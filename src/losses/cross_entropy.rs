@@ -5,11 +5,11 @@
 
 use crate::batch::Batch;
 use crate::coefficients::Coefficients;
-use crate::driver;
 use crate::error::Result;
 use crate::softmax::Limits;
 use crate::softmax::few::{Few, MOST_CLASSES};
 use crate::softmax::rows::Rows;
+use crate::tiles::{self, Plan};
 
 use super::{ClassLoss, with_coefficients};
 
@@ -19,11 +19,37 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
         let few = C::HARD && !C::ANY && self.0.classes <= MOST_CLASSES;
         match (few, self.0.outputs.grad.is_some()) {
-            (true, true) => driver::run(&Few::<T, true>::new(self.0)),
-            (true, false) => driver::run(&Few::<T, false>::new(self.0)),
-            (false, true) => driver::run(&Rows::<T, C, true>::new(self.0, c, total)),
-            (false, false) => driver::run(&Rows::<T, C, false>::new(self.0, c, total)),
+            (true, true) => tiles::run(self.0, &FewPlan::<true>),
+            (true, false) => tiles::run(self.0, &FewPlan::<false>),
+            (false, true) => tiles::run(self.0, &RowsPlan::<C, true>(c, total)),
+            (false, false) => tiles::run(self.0, &RowsPlan::<C, false>(c, total)),
         }
+    }
+}
+
+struct FewPlan<const GRAD: bool>;
+
+impl<T: Limits, const GRAD: bool> Plan<T> for FewPlan<GRAD> {
+    type Job<'b>
+        = Few<'b, T, GRAD>
+    where
+        T: 'b;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
+        Few::new(batch)
+    }
+}
+
+/// With the coefficients, and their sum where every row has the same.
+struct RowsPlan<C, const GRAD: bool>(C, f64);
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for RowsPlan<C, GRAD> {
+    type Job<'b>
+        = Rows<'b, T, C::Of<'b>, GRAD>
+    where
+        Self: 'b,
+        T: 'b;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
+        Rows::new(batch, self.0.of(batch), self.1)
     }
 }
 

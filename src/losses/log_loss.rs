@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use crate::batch::{Batch, IGNORED, position};
 use crate::coefficients::{Coefficients, RowCoefficients};
-use crate::driver::{self, Job};
+use crate::driver::Job;
 use crate::error::{Error, Result};
 use crate::math::{
     Real,
@@ -19,6 +19,7 @@ use crate::math::{
 };
 use crate::reduce::Sum;
 use crate::simd::{Simd, Vector};
+use crate::tiles::{self, Plan};
 
 use super::{ClassLoss, with_coefficients};
 
@@ -55,6 +56,10 @@ impl<T: Real> Job for Check<'_, '_, T> {
         self.0.samples.div_ceil(block_rows(self.0.classes))
     }
 
+    fn block_samples(&self) -> usize {
+        block_rows(self.0.classes)
+    }
+
     fn block_cost(&self) -> usize {
         BLOCK.max(self.0.classes) * size_of::<T>() / 8
     }
@@ -79,15 +84,28 @@ impl<T: Real> Job for Check<'_, '_, T> {
     }
 }
 
+struct CheckPlan;
+
+impl<T: Real> Plan<T> for CheckPlan {
+    type Job<'b>
+        = Check<'b, 'b, T>
+    where
+        T: 'b;
+    const WRITES: bool = false;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Check<'b, 'b, T> {
+        Check(batch)
+    }
+}
+
 /// Whether every number is a probability; `shape` is that of the array.
 fn check<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
-    let check = Check(batch);
-    if driver::run(&check)? == 0.0 {
+    if tiles::run(batch, &CheckPlan)? == 0.0 {
         return Ok(());
     }
-    for i in 0..batch.values.len() {
-        let p = batch.values.get(i).to_f64();
-        if !(0.0..=1.0).contains(&p) && check.counts(i / batch.classes) {
+    for i in 0..batch.samples * batch.classes {
+        let (sample, class) = batch.sample_and_class(i);
+        let p = batch.value(sample, class).to_f64();
+        if !(0.0..=1.0).contains(&p) && Check(batch).counts(sample) {
             return Err(Error::Value(format!(
                 "probabilities{} is {p}, but probabilities must be in [0, 1]",
                 position(i, shape)
@@ -102,7 +120,20 @@ struct LogLoss<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Real> ClassLoss<T> for LogLoss<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, coefficients: C, _: f64) -> Result<f64> {
-        driver::run(&Rows { batch: self.0, coefficients })
+        tiles::run(self.0, &RowsPlan(coefficients))
+    }
+}
+
+struct RowsPlan<C>(C);
+
+impl<T: Real, C: Coefficients<T>> Plan<T> for RowsPlan<C> {
+    type Job<'b>
+        = Rows<'b, 'b, T, C::Of<'b>>
+    where
+        Self: 'b,
+        T: 'b;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
+        Rows { batch, coefficients: self.0.of(batch) }
     }
 }
 
@@ -192,6 +223,10 @@ impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
 impl<T: Real, C: Coefficients<T>> Job for Rows<'_, '_, T, C> {
     fn blocks(&self) -> usize {
         self.batch.samples.div_ceil(block_rows(self.batch.classes))
+    }
+
+    fn block_samples(&self) -> usize {
+        block_rows(self.batch.classes)
     }
 
     fn block_cost(&self) -> usize {

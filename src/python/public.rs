@@ -7,7 +7,6 @@
 //! which then does what it can with it or raises Python's own error.
 
 use std::ffi::CString;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::null_mut;
 
 use pyo3::exceptions::PyValueError;
@@ -18,7 +17,7 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::{
     ClassArguments, ClassLoss, ElementArguments, RawOptions, Stop, class_loss, element_loss,
-    internal_error,
+    guarded,
 };
 
 /// Positional parameters: the numbers and the target.
@@ -170,9 +169,7 @@ unsafe extern "C" fn entry<const I: usize>(
         };
         Given { positional: positional as usize, names, values: given }.call(py, I)
     };
-    let result =
-        catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| Err(internal_error(panic)));
-    match result {
+    match guarded(call) {
         Ok(result) => result.into_ptr(),
         Err(error) => {
             // SAFETY: as above.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Input, Kernel, Output, Pair, Simd, Vector};
+use super::{COLUMNS, Input, Kernel, Output, Pair, Simd, Vector};
 
 /// Proof that AVX2 and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,47 @@ macro_rules! op {
             unsafe { $body }
         }
     };
+}
+
+/// Eight registers of eight numbers, transposed.
+#[inline(always)]
+unsafe fn transpose_ps(x: [__m256; COLUMNS]) -> [__m256; COLUMNS] {
+    // SAFETY: the caller holds vectors of this level.
+    unsafe {
+        let mut y = x;
+        for i in [0, 4] {
+            let a = _mm256_castps_pd(_mm256_unpacklo_ps(x[i], x[i + 1]));
+            let b = _mm256_castps_pd(_mm256_unpackhi_ps(x[i], x[i + 1]));
+            let c = _mm256_castps_pd(_mm256_unpacklo_ps(x[i + 2], x[i + 3]));
+            let d = _mm256_castps_pd(_mm256_unpackhi_ps(x[i + 2], x[i + 3]));
+            y[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+            y[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+            y[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+            y[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+        }
+        let mut result = y;
+        for i in 0..4 {
+            result[i] = _mm256_permute2f128_ps::<0x20>(y[i], y[4 + i]);
+            result[4 + i] = _mm256_permute2f128_ps::<0x31>(y[i], y[4 + i]);
+        }
+        result
+    }
+}
+
+/// Four registers of four numbers, transposed.
+#[inline(always)]
+unsafe fn transpose_pd([a, b, c, d]: [__m256d; 4]) -> [__m256d; 4] {
+    // SAFETY: the caller holds vectors of this level.
+    unsafe {
+        let (e, f) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+        let (g, h) = (_mm256_unpacklo_pd(c, d), _mm256_unpackhi_pd(c, d));
+        [
+            _mm256_permute2f128_pd::<0x20>(e, g),
+            _mm256_permute2f128_pd::<0x20>(f, h),
+            _mm256_permute2f128_pd::<0x31>(e, g),
+            _mm256_permute2f128_pd::<0x31>(f, h),
+        ]
+    }
 }
 
 // Each half of the table is permuted, bit 3 of the index chooses.
@@ -264,6 +305,30 @@ vector!(
                 _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(loaded)),
             )
         });
+        op!(load_columns(_s: Avx2, src: Input<'_, f32>, at: usize, stride: usize)
+            -> [Self; COLUMNS] = {
+            let start = src.pointer(at, 15 * stride + COLUMNS);
+            let mut halves = [[_mm256_setzero_ps(); COLUMNS]; 2];
+            for (i, x) in halves.iter_mut().flatten().enumerate() {
+                *x = _mm256_loadu_ps(start.add(i * stride));
+            }
+            let [low, high] = [transpose_ps(halves[0]), transpose_ps(halves[1])];
+            let mut columns = [F32(low[0], high[0]); COLUMNS];
+            for i in 1..COLUMNS {
+                columns[i] = F32(low[i], high[i]);
+            }
+            columns
+        });
+        op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f32>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 15 * stride + COLUMNS);
+            let halves = [columns.map(|x| x.0), columns.map(|x| x.1)];
+            for (half, x) in halves.into_iter().enumerate() {
+                for (i, row) in transpose_ps(x).into_iter().enumerate() {
+                    _mm256_storeu_ps(start.add((half * 8 + i) * stride), row);
+                }
+            }
+        });
         op!(narrow(parts: [F64; 2]) -> Self = {
             let [low, high] = parts;
             F32(
@@ -319,6 +384,40 @@ vector!(
             let start = src.pointer(at, 8);
             let (low, high) = Self::masks(lanes);
             F64(_mm256_maskload_pd(start, low), _mm256_maskload_pd(start.add(4), high))
+        });
+        op!(load_columns(_s: Avx2, src: Input<'_, f64>, at: usize, stride: usize)
+            -> [Self; COLUMNS] = {
+            let start = src.pointer(at, 7 * stride + COLUMNS);
+            let zero = _mm256_setzero_pd();
+            let mut columns = [F64(zero, zero); COLUMNS];
+            for part in [0, 4] {
+                let mut halves = [[zero; 4]; 2];
+                for (i, x) in halves.iter_mut().flatten().enumerate() {
+                    *x = _mm256_loadu_pd(start.add(i * stride + part));
+                }
+                let [low, high] = [transpose_pd(halves[0]), transpose_pd(halves[1])];
+                for i in 0..4 {
+                    columns[part + i] = F64(low[i], high[i]);
+                }
+            }
+            columns
+        });
+        op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f64>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 7 * stride + COLUMNS);
+            let [a, b, c, d, e, f, g, h] = columns;
+            let halves = [
+                [[a.0, b.0, c.0, d.0], [e.0, f.0, g.0, h.0]],
+                [[a.1, b.1, c.1, d.1], [e.1, f.1, g.1, h.1]],
+            ];
+            for (half, [low, high]) in halves.into_iter().enumerate() {
+                let (low, high) = (transpose_pd(low), transpose_pd(high));
+                for i in 0..4 {
+                    let row = start.add((half * 4 + i) * stride);
+                    _mm256_storeu_pd(row, low[i]);
+                    _mm256_storeu_pd(row.add(4), high[i]);
+                }
+            }
         });
         #[inline(always)]
         fn wide(self, _: usize) -> F64 {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Input, Kernel, Output, Pair, Simd, Vector};
+use super::{COLUMNS, Input, Kernel, Output, Pair, Simd, Vector};
 
 /// Proof that AVX-512F, AVX2 and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,51 @@ pub struct F32(__m512);
 /// Eight `f64`.
 #[derive(Clone, Copy, Debug)]
 pub struct F64(__m512d);
+
+/// Four registers, and four more: each quarter of the four is transposed.
+#[inline(always)]
+unsafe fn transpose_quarters(x: [__m512; COLUMNS]) -> [__m512; COLUMNS] {
+    // SAFETY: the caller holds vectors of this level.
+    unsafe {
+        let mut result = x;
+        for i in [0, 4] {
+            let a = _mm512_castps_pd(_mm512_unpacklo_ps(x[i], x[i + 1]));
+            let b = _mm512_castps_pd(_mm512_unpackhi_ps(x[i], x[i + 1]));
+            let c = _mm512_castps_pd(_mm512_unpacklo_ps(x[i + 2], x[i + 3]));
+            let d = _mm512_castps_pd(_mm512_unpackhi_ps(x[i + 2], x[i + 3]));
+            result[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+            result[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+            result[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+            result[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+        }
+        result
+    }
+}
+
+/// Eight registers of eight numbers, transposed.
+#[inline(always)]
+unsafe fn transpose_pd(x: [__m512d; COLUMNS]) -> [__m512d; COLUMNS] {
+    // SAFETY: the caller holds vectors of this level.
+    unsafe {
+        let mut result = x;
+        for odd in [0, 1] {
+            let mut pairs = [x[0]; 4];
+            for i in 0..4 {
+                let (a, b) = (x[2 * i], x[2 * i + 1]);
+                pairs[i] =
+                    if odd == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) };
+            }
+            let [a, b, c, d] = pairs;
+            let low = [_mm512_shuffle_f64x2::<0x88>(a, b), _mm512_shuffle_f64x2::<0x88>(c, d)];
+            let high = [_mm512_shuffle_f64x2::<0xDD>(a, b), _mm512_shuffle_f64x2::<0xDD>(c, d)];
+            result[odd] = _mm512_shuffle_f64x2::<0x88>(low[0], low[1]);
+            result[odd + 2] = _mm512_shuffle_f64x2::<0x88>(high[0], high[1]);
+            result[odd + 4] = _mm512_shuffle_f64x2::<0xDD>(low[0], low[1]);
+            result[odd + 6] = _mm512_shuffle_f64x2::<0xDD>(high[0], high[1]);
+        }
+        result
+    }
+}
 
 /// A method that is one expression over intrinsics.
 macro_rules! op {
@@ -173,6 +218,48 @@ vector!(
             let loaded = _mm512_maskz_loadu_ps((lanes & 0xFF) as __mmask16, src.pointer(at, 8));
             F64(_mm512_cvtps_pd(_mm512_castps512_ps256(loaded)))
         });
+        op!(load_columns(_s: Avx512, src: Input<'_, f32>, at: usize, stride: usize)
+            -> [Self; COLUMNS] = {
+            let start = src.pointer(at, 15 * stride + COLUMNS);
+            // Rows i and i + 4 in one register: four rows more follow after the first step.
+            let mut x = [_mm512_setzero_ps(); COLUMNS];
+            for (i, x) in x.iter_mut().enumerate() {
+                let row = start.add((i / 4 * 8 + i % 4) * stride);
+                let upper = _mm256_castps_pd(_mm256_loadu_ps(row.add(4 * stride)));
+                let lower = _mm512_castps_pd(_mm512_castps256_ps512(_mm256_loadu_ps(row)));
+                *x = _mm512_castpd_ps(_mm512_insertf64x4::<1>(lower, upper));
+            }
+            let x = transpose_quarters(x);
+            let mut columns = [F32(x[0]); COLUMNS];
+            for i in 0..4 {
+                columns[i] = F32(_mm512_shuffle_f32x4::<0x88>(x[i], x[4 + i]));
+                columns[4 + i] = F32(_mm512_shuffle_f32x4::<0xDD>(x[i], x[4 + i]));
+            }
+            columns
+        });
+        op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f32>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 15 * stride + COLUMNS);
+            let lower = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+            let upper = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+            let mut x = [_mm512_setzero_ps(); COLUMNS];
+            for i in 0..4 {
+                let a = _mm512_castps_pd(columns[i].0);
+                let b = _mm512_castps_pd(columns[4 + i].0);
+                x[i] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, lower, b));
+                x[4 + i] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, upper, b));
+            }
+            let x = transpose_quarters(x);
+            for i in 0..16 {
+                let pair = _mm512_castps_pd(x[i / 8 * 4 + i % 4]);
+                let row = if i % 8 < 4 {
+                    _mm512_castpd512_pd256(pair)
+                } else {
+                    _mm512_extractf64x4_pd::<1>(pair)
+                };
+                _mm256_storeu_ps(start.add(i * stride), _mm256_castpd_ps(row));
+            }
+        });
         op!(narrow(parts: [F64; 2]) -> Self = {
             let (low, high) = (_mm512_cvtpd_ps(parts[0].0), _mm512_cvtpd_ps(parts[1].0));
             let low = _mm512_castps_pd(_mm512_castps256_ps512(low));
@@ -220,6 +307,22 @@ vector!(
     {
         op!(load_wide(_s: Avx512, src: Input<'_, f64>, at: usize, lanes: u32) -> F64 =
             F64(_mm512_maskz_loadu_pd(lanes as __mmask8, src.pointer(at, 8))));
+        op!(load_columns(_s: Avx512, src: Input<'_, f64>, at: usize, stride: usize)
+            -> [Self; COLUMNS] = {
+            let start = src.pointer(at, 7 * stride + COLUMNS);
+            let mut x = [_mm512_setzero_pd(); COLUMNS];
+            for (i, x) in x.iter_mut().enumerate() {
+                *x = _mm512_loadu_pd(start.add(i * stride));
+            }
+            transpose_pd(x).map(F64)
+        });
+        op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f64>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 7 * stride + COLUMNS);
+            for (i, row) in transpose_pd(columns.map(|x| x.0)).into_iter().enumerate() {
+                _mm512_storeu_pd(start.add(i * stride), row);
+            }
+        });
         #[inline(always)]
         fn wide(self, _: usize) -> F64 {
             self

@@ -24,10 +24,13 @@ mod avx512;
 use std::fmt::Debug;
 use std::sync::OnceLock;
 
-pub use memory::{Input, Output, Scratch};
+pub use memory::{Input, Output, Scratch, copy};
 
 /// The most lanes a vector has: those of `f32`.
 pub const MAX_LANES: usize = 16;
+
+/// How many columns are transposed at a time.
+pub const COLUMNS: usize = 8;
 
 /// A token that proves that a level's instructions exist on this machine.
 pub trait Simd: Copy + Send + Sync + 'static {
@@ -53,6 +56,8 @@ pub trait Float: Copy + Send + Sync + PartialOrd + Debug + Default + 'static {
 
     /// The nearest number of this type.
     fn from_f64(x: f64) -> Self;
+    /// The nearest number of this type.
+    fn from_i32(x: i32) -> Self;
     /// The same number (exact).
     fn to_f64(self) -> f64;
     /// The number that has these bits (the low ones, for `f32`).
@@ -69,6 +74,10 @@ impl Float for f32 {
 
     #[inline(always)]
     fn from_f64(x: f64) -> Self {
+        x as f32
+    }
+    #[inline(always)]
+    fn from_i32(x: i32) -> Self {
         x as f32
     }
     #[inline(always)]
@@ -94,6 +103,10 @@ impl Float for f64 {
     #[inline(always)]
     fn from_f64(x: f64) -> Self {
         x
+    }
+    #[inline(always)]
+    fn from_i32(x: i32) -> Self {
+        x.into()
     }
     #[inline(always)]
     fn to_f64(self) -> f64 {
@@ -182,6 +195,12 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     /// The lanes `lanes`, of eight, of `src[at..]` as `f64`, 0 elsewhere. Panics if not all eight are
     /// within the view: a cheaper check than that of `load_lanes`.
     fn load_wide(s: S, src: Input<'_, T>, at: usize, lanes: u32) -> S::V64;
+    /// Eight columns of `T::LANES` rows, transposed: lane `i` of vector `j` is
+    /// `src[at + i * stride + j]`. Panics past the view's end.
+    fn load_columns(s: S, src: Input<'_, T>, at: usize, stride: usize) -> [Self; COLUMNS];
+    /// Undoes `load_columns`, rows first to last: with a stride below [`COLUMNS`] a row begins over the
+    /// end of the one before it.
+    fn store_columns(columns: [Self; COLUMNS], dst: Output<'_, T>, at: usize, stride: usize);
     /// The nearest numbers to those of `T::WIDE` parts: undoes `wide`.
     fn narrow(parts: [S::V64; 2]) -> Self;
 }

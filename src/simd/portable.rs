@@ -1,6 +1,6 @@
 //! The level of every other CPU: arrays, which the compiler turns into what the target has.
 
-use super::{Float, Input, Output, Pair, Simd, Vector};
+use super::{COLUMNS, Float, Input, Output, Pair, Simd, Vector};
 
 /// The portable level.
 #[derive(Clone, Copy, Debug)]
@@ -209,6 +209,31 @@ macro_rules! array {
                 Array(std::array::from_fn(|i| {
                     if lanes >> i & 1 != 0 { src.get(i).to_f64() } else { 0.0 }
                 }))
+            }
+            #[inline(always)]
+            fn load_columns(
+                _: Portable,
+                src: Input<'_, $t>,
+                at: usize,
+                stride: usize,
+            ) -> [Self; COLUMNS] {
+                let src = src.part(at, ($lanes - 1) * stride + COLUMNS);
+                let column = |j| Array(std::array::from_fn(|i| src.get(i * stride + j)));
+                std::array::from_fn(column)
+            }
+            #[inline(always)]
+            fn store_columns(
+                columns: [Self; COLUMNS],
+                dst: Output<'_, $t>,
+                at: usize,
+                stride: usize,
+            ) {
+                let dst = dst.part(at, ($lanes - 1) * stride + COLUMNS);
+                for i in 0..$lanes {
+                    for (j, column) in columns.iter().enumerate() {
+                        dst.set(i * stride + j, column.0[i]);
+                    }
+                }
             }
             #[inline(always)]
             fn narrow(parts: [Array<f64, 8>; 2]) -> Self {

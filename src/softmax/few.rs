@@ -470,6 +470,10 @@ impl<T: Limits, const GRAD: bool> Job for Few<'_, T, GRAD> {
         self.batch.samples.div_ceil(self.samples)
     }
 
+    fn block_samples(&self) -> usize {
+        self.samples
+    }
+
     fn block_cost(&self) -> usize {
         self.samples * (self.batch.classes * size_of::<T>() / 4 + 4)
     }
