@@ -104,6 +104,9 @@ pub struct Outputs<'a, T> {
     pub losses: Option<Output<'a, T>>,
 }
 
+/// Bytes of logits and gradient beyond which the gradient is streamed.
+const STREAM: usize = 32 << 20;
+
 /// A class index that is none: the sample is ignored.
 pub const IGNORED: usize = usize::MAX;
 
@@ -293,6 +296,13 @@ impl<'a, T: Real> Batch<'a, T> {
             }
         }
         total.get() + counted as f64
+    }
+
+    /// Whether the gradient is written past the caches: it would not be found there.
+    pub fn stream(&self) -> bool {
+        let bytes = 2 * self.values.len() * size_of::<T>();
+        let in_place = self.outputs.grad.is_some_and(|grad| grad.begins_at(self.values));
+        bytes > STREAM && !in_place && self.outputs.hess.is_none()
     }
 
     /// Whether samples differ in what their loss is multiplied by.

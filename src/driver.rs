@@ -67,7 +67,7 @@ pub fn run(job: &impl Job) -> Result<f64> {
 
 /// Does a job at a level.
 pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
-    let split = Split { blocks: job.blocks(), cost: job.block_cost(), together: 1 };
+    let split = Split { blocks: job.blocks(), cost: job.block_cost(), first: 0, together: 1 };
     split_at(level, split, |level| {
         move |blocks, sums: &mut [f64]| enter(level, Blocks(job, blocks, sums))
     })
@@ -85,8 +85,10 @@ pub struct Split {
     pub blocks: usize,
     /// About how long a block takes, in nanoseconds.
     pub cost: usize,
-    /// How many blocks are never parted: runs begin at multiples of it.
+    /// How many blocks are never parted: the runs after the first are of multiples of it...
     pub together: usize,
+    /// ... and begin at this block.
+    pub first: usize,
 }
 
 /// Splits work over threads, each of which makes its own worker for its runs; the sum of all blocks.
@@ -100,7 +102,7 @@ pub fn split<W: FnMut(Range<usize>, &mut [f64])>(
 
 fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
     level: Level,
-    Split { blocks, cost, together }: Split,
+    Split { blocks, cost, together, first }: Split,
     worker: impl Fn(Level) -> W + Sync,
 ) -> Result<f64> {
     let cost = cost.max(1);
@@ -122,13 +124,20 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
     let pool = pool(threads)?;
     // Sixteen takes a thread where there is enough, so that none waits long for the last.
     let take = (blocks / (16 * threads)).max(GRAIN / cost).max(1).next_multiple_of(together);
-    let queue = Mutex::new(sums.chunks_mut(take).enumerate());
+    let (head, rest) = sums.split_at_mut(first.min(blocks));
+    let mut next = 0;
+    let runs = [head].into_iter().filter(|head| !head.is_empty()).chain(rest.chunks_mut(take));
+    let queue = Mutex::new(runs.map(|sums| {
+        let start = next;
+        next += sums.len();
+        (start, sums)
+    }));
     let work = || {
         let mut worker = worker(level);
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((i, sums)) = next else { break };
-            worker(i * take..i * take + sums.len(), sums);
+            let Some((start, sums)) = next else { break };
+            worker(start..start + sums.len(), sums);
         }
     };
     pool.in_place_scope(|scope| {

@@ -29,6 +29,9 @@ use crate::simd::{
 /// Bytes of a tile, about: with what the kernel needs beside it, half of a common core's cache.
 const TILE: usize = 256 << 10;
 
+/// How many blocks of columns ahead of its use a column's cache line is asked for.
+const AHEAD: usize = 4;
+
 /// What makes a job of a batch: of the whole call's, or of a tile.
 pub trait Plan<T: Real>: Sync {
     /// The job.
@@ -49,21 +52,37 @@ pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
         return driver::run(&job);
     };
     let samples = job.block_samples();
-    // Runs and tiles of single rows begin with a vector of samples.
+    // Runs and tiles of single rows begin with a vector of samples, and with a cache line.
     let together = T::LANES.div_ceil(samples);
+    let first = if samples == 1 { unaligned(batch, layout) } else { 0 };
     let fit = TILE / (batch.classes * samples * size_of::<T>());
     let blocks = (fit / together).max(1) * together;
-    let split = Split { blocks: job.blocks(), cost: 2 * job.block_cost(), together };
+    let split = Split { blocks: job.blocks(), cost: 2 * job.block_cost(), first, together };
     driver::split(split, |level| {
         let tile = Tile::new(batch, layout, plan, blocks.min(split.blocks) * samples);
         move |range: Range<usize>, sums: &mut [f64]| {
-            for (i, sums) in sums.chunks_mut(blocks).enumerate() {
-                let first = (range.start + i * blocks) * samples;
-                let last = batch.samples.min(first + sums.len() * samples);
-                tile.run(level, first..last, sums);
+            let head = if range.start == 0 { first.min(sums.len()) } else { 0 };
+            let (head, rest) = sums.split_at_mut(head);
+            let mut next = range.start * samples;
+            for sums in head.chunks_mut(blocks).chain(rest.chunks_mut(blocks)) {
+                let end = batch.samples.min(next + sums.len() * samples);
+                tile.run(level, next..end, sums);
+                next = end;
             }
         }
     })
+}
+
+/// How many samples lie before the first that begins a cache line, where they lie next to each other.
+fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout) -> usize {
+    let start = |place: &Option<Place>| {
+        place.as_ref().filter(|place| place.sample_step() == 1).map(|place| place.at(0, 0))
+    };
+    match (batch.outputs.grad, start(&layout.grad), start(&layout.values)) {
+        (Some(grad), Some(at), _) => grad.part(at, 0).unaligned(),
+        (_, _, Some(at)) => batch.values.part(at, 0).unaligned(),
+        _ => 0,
+    }
 }
 
 /// A thread's tile.
@@ -77,6 +96,8 @@ struct Tile<'a, T, P> {
     probabilities: Scratch<T>,
     /// Rows of the Hessian.
     hess: Scratch<T>,
+    /// Whether derivatives go past the caches.
+    stream: bool,
 }
 
 impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
@@ -92,6 +113,7 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
             values: room(layout.values.is_some() || grad),
             probabilities: room(layout.probabilities.is_some()),
             hess: room(P::WRITES && layout.hess.is_some()),
+            stream: batch.stream(),
         }
     }
 
@@ -101,7 +123,7 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
         let (at, n) = (samples.start * classes, samples.len() * classes);
         let transfer = |place: &Place, rows: &Scratch<T>, how| {
             let (rows, samples) = (rows.output(), samples.clone());
-            enter(level, Transfer { place, samples, classes, rows, how });
+            enter(level, Transfer { place, samples, classes, rows, how, stream: self.stream });
         };
         // Rows where they are, or else in the tile.
         let input = |all: Input<'t, T>, place: &Option<Place>, rows: &'t Scratch<T>| match place {
@@ -147,6 +169,8 @@ struct Transfer<'a, T> {
     /// The rows, and room for [`COLUMNS`] numbers more.
     rows: Output<'a, T>,
     how: How<'a, T>,
+    /// Whether what is unpacked goes past the caches.
+    stream: bool,
 }
 
 /// What becomes of rows.
@@ -170,7 +194,7 @@ impl<T: Real> Kernel for Transfer<'_, T> {
                 self.step(line);
             }
         }
-        if matches!(self.how, How::Unpack(_)) {
+        if self.stream {
             fence();
         }
     }
@@ -196,6 +220,7 @@ impl<T: Real> Transfer<'_, T> {
                         let mut x = [T::V::<S>::splat(s, T::default()); COLUMNS];
                         for (j, x) in x.iter_mut().enumerate() {
                             if j < columns {
+                                from.prefetch(column(j + AHEAD * COLUMNS));
                                 *x = T::V::<S>::load(s, from, column(j));
                             }
                         }
@@ -204,8 +229,11 @@ impl<T: Real> Transfer<'_, T> {
                     How::Unpack(to) => {
                         let x = T::V::<S>::load_columns(s, self.rows.as_input(), row, classes);
                         for (j, x) in x.into_iter().enumerate() {
-                            if j < columns {
+                            if j >= columns {
+                            } else if self.stream {
                                 x.stream(to, column(j));
+                            } else {
+                                x.store(to, column(j));
                             }
                         }
                     }

@@ -85,6 +85,11 @@ impl<'a, T: Copy> Input<'a, T> {
         unsafe { Input::new(self.start.add(at), len) }
     }
 
+    /// How many numbers lie before the first that is aligned to 64 bytes.
+    pub fn unaligned(self) -> usize {
+        (self.start as usize).wrapping_neg() % 64 / size_of::<T>()
+    }
+
     /// A pointer to `n` readable numbers at `at`; panics past the end.
     #[inline(always)]
     pub(super) fn pointer(self, at: usize, n: usize) -> *const T {
