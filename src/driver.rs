@@ -126,7 +126,7 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
     let take = (blocks / (16 * threads)).max(GRAIN / cost).max(1).next_multiple_of(together);
     let (head, rest) = sums.split_at_mut(first.min(blocks));
     let mut next = 0;
-    let runs = [head].into_iter().filter(|head| !head.is_empty()).chain(rest.chunks_mut(take));
+    let runs = head.chunks_mut(take).chain(rest.chunks_mut(take));
     let queue = Mutex::new(runs.map(|sums| {
         let start = next;
         next += sums.len();
