@@ -23,6 +23,12 @@ pub trait Coefficients<T: Real>: Copy + Sync {
     fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Of<'b>;
     /// The coefficients of row `i`.
     fn row<S: Simd>(&self, s: S, i: usize, classes: usize) -> Self::Row<S>;
+    /// What is stored for each number of the input, if anything is.
+    fn stored(&self) -> Option<Input<'_, T>> {
+        None
+    }
+    /// The coefficients of one class in several rows, where `stored` is stored for them.
+    fn column<S: Simd>(&self, s: S, class: usize, stored: T::V<S>) -> T::V<S>;
 }
 
 /// The coefficients of a row.
@@ -50,6 +56,10 @@ impl<T: Real> Coefficients<T> for Hard {
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Hard {
         Hard
+    }
+    #[inline(always)]
+    fn column<S: Simd>(&self, s: S, _: usize, _: T::V<S>) -> T::V<S> {
+        T::V::<S>::splat(s, T::default())
     }
 }
 
@@ -79,6 +89,10 @@ impl<T: Real> Coefficients<T> for Even<T> {
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Even<T> {
         *self
+    }
+    #[inline(always)]
+    fn column<S: Simd>(&self, s: S, _: usize, _: T::V<S>) -> T::V<S> {
+        T::V::<S>::splat(s, self.0)
     }
 }
 
@@ -112,6 +126,10 @@ impl<'a, T: Real> Coefficients<T> for Shared<'a, T> {
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Shared<'a, T> {
         *self
+    }
+    #[inline(always)]
+    fn column<S: Simd>(&self, s: S, class: usize, _: T::V<S>) -> T::V<S> {
+        T::V::<S>::splat(s, self.0.get(class))
     }
 }
 
@@ -153,19 +171,31 @@ impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
     fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> Soft<'a, T> {
         Soft { probabilities: self.probabilities.part(i * classes, classes), ..*self }
     }
+    #[inline(always)]
+    fn stored(&self) -> Option<Input<'_, T>> {
+        Some(self.probabilities)
+    }
+    #[inline(always)]
+    fn column<S: Simd>(&self, s: S, class: usize, stored: T::V<S>) -> T::V<S> {
+        let q = self.smoothed(s, stored);
+        self.weight.map_or(q, |weight| q.mul(T::V::<S>::splat(s, weight.get(class))))
+    }
+}
+
+impl<T: Real> Soft<'_, T> {
+    /// What smoothing makes of probabilities.
+    #[inline(always)]
+    fn smoothed<S: Simd>(&self, s: S, q: T::V<S>) -> T::V<S> {
+        let Some(both) = self.smoothing else { return q };
+        let [keep, even] = both.map(|pair| pair.map(|x| T::V::<S>::splat(s, x)));
+        q.fma(keep[0], even[0]).add(q.fma(keep[1], even[1]))
+    }
 }
 
 impl<S: Simd, T: Real> RowCoefficients<S, T> for Soft<'_, T> {
     #[inline(always)]
     fn load(self, s: S, at: usize, lanes: u32) -> T::V<S> {
-        let q = load_lanes(s, self.probabilities, at, lanes);
-        let q = match self.smoothing {
-            None => q,
-            Some(both) => {
-                let [keep, even] = both.map(|pair| pair.map(|x| T::V::<S>::splat(s, x)));
-                q.fma(keep[0], even[0]).add(q.fma(keep[1], even[1]))
-            }
-        };
+        let q = self.smoothed(s, load_lanes(s, self.probabilities, at, lanes));
         match self.weight {
             Some(weight) => q.mul(load_lanes(s, weight, at, lanes)),
             None if lanes == T::ALL => q,

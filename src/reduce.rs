@@ -1,7 +1,7 @@
 //! Sums whose order is fixed, and so their bits: within a row, and over the partial sums of blocks.
 
 use crate::math::Real;
-use crate::simd::{MAX_LANES, Pair, Simd, Vector, fold};
+use crate::simd::{MAX_LANES, Simd, Vector, fold};
 
 /// `a + b` and what its rounding lost (Knuth's two-sum).
 #[inline(always)]
@@ -50,6 +50,12 @@ impl<S: Simd, T: Real> Sum<S, T> {
         self.high = sum;
     }
 
+    /// The sums of the lanes, and what they lost.
+    #[inline(always)]
+    pub fn parts(&self) -> [T::V<S>; 2] {
+        [self.high, self.low]
+    }
+
     /// The sum of all lanes; infinite or NaN if any summand was.
     #[inline(always)]
     pub fn total(&self) -> f64 {
@@ -80,33 +86,6 @@ impl<S: Simd, T: Real> Sum<S, T> {
         }
         high[0] + low[0]
     }
-}
-
-/// Lane `i` is the sum of the lanes of `rows[i]`, eight each; `lost` likewise is to be added to it.
-/// With `EXACT`, what the additions lose is added to `lost`.
-#[inline(always)]
-pub fn sum_each<S: Simd, const EXACT: bool>(
-    rows: [S::V64; 8],
-    lost: [S::V64; 8],
-) -> (S::V64, S::V64) {
-    // Rows are dealt so that row i ends in lane i.
-    let (mut rows, mut lost) = (
-        [rows[0], rows[2], rows[4], rows[6], rows[1], rows[3], rows[5], rows[7]],
-        [lost[0], lost[2], lost[4], lost[6], lost[1], lost[3], lost[5], lost[7]],
-    );
-    let mut n = 8;
-    for step in 0..3 {
-        n /= 2;
-        for i in 0..n {
-            let (a, b) = rows[2 * i].pair(rows[2 * i + 1], step);
-            rows[i] = a.add(b);
-            if EXACT {
-                let (c, d) = lost[2 * i].pair(lost[2 * i + 1], step);
-                lost[i] = c.add(d).add(lost_by::<S>(a, b, rows[i]));
-            }
-        }
-    }
-    (rows[0], lost[0])
 }
 
 /// What the rounding of `sum = a + b` lost (Knuth's two-sum).
@@ -210,38 +189,6 @@ mod tests {
             let mut x = vec![0.37e-18f64; 10_001];
             x[0] = 1.0;
             assert_eq!(enter(level, Exponentials(x)), 8.0 * (1.0 + 1e4 * 0.37e-18));
-        }
-    }
-
-    struct Each(Vec<[f64; 8]>);
-
-    impl Kernel for Each {
-        type Output = [[f64; 8]; 3];
-        #[inline(always)]
-        fn eval<S: Simd>(self, s: S) -> [[f64; 8]; 3] {
-            let none = S::V64::splat(s, 0.0);
-            let mut rows = [none; 8];
-            for (row, lanes) in rows.iter_mut().zip(self.0) {
-                *row = S::V64::from_lanes(s, lanes);
-            }
-            let (plain, _) = sum_each::<S, false>(rows, [none; 8]);
-            let (sum, lost) = sum_each::<S, true>(rows, [none; 8]);
-            [plain.to_lanes(), sum.to_lanes(), lost.to_lanes()]
-        }
-    }
-
-    #[test]
-    fn each_row_in_its_lane() {
-        for level in Level::available() {
-            let rows: Vec<[f64; 8]> =
-                (0..8).map(|i| std::array::from_fn(|j| 0.1 + (i * 37 + j * j) as f64)).collect();
-            let [plain, sum, lost] = enter(level, Each(rows.clone()));
-            for (i, row) in rows.into_iter().enumerate() {
-                assert_eq!(plain[i], fold(row));
-                assert_eq!(sum[i], fold(row));
-                let exact = super::sum(row);
-                assert_eq!(sum[i] + lost[i], exact, "row {i}");
-            }
         }
     }
 

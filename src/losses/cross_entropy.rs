@@ -17,29 +17,31 @@ struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        let few = C::HARD && !C::ANY && self.0.classes <= MOST_CLASSES;
+        let few = self.0.classes <= MOST_CLASSES;
         match (few, self.0.outputs.grad.is_some()) {
-            (true, true) => tiles::run(self.0, &FewPlan::<true>),
-            (true, false) => tiles::run(self.0, &FewPlan::<false>),
+            (true, true) => tiles::run(self.0, &FewPlan::<C, true>(c, total)),
+            (true, false) => tiles::run(self.0, &FewPlan::<C, false>(c, total)),
             (false, true) => tiles::run(self.0, &RowsPlan::<C, true>(c, total)),
             (false, false) => tiles::run(self.0, &RowsPlan::<C, false>(c, total)),
         }
     }
 }
 
-struct FewPlan<const GRAD: bool>;
+/// With the coefficients, and their sum where every row has the same.
+struct FewPlan<C, const GRAD: bool>(C, f64);
 
-impl<T: Limits, const GRAD: bool> Plan<T> for FewPlan<GRAD> {
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for FewPlan<C, GRAD> {
     type Job<'b>
-        = Few<'b, T, GRAD>
+        = Few<'b, T, C::Of<'b>, GRAD>
     where
+        Self: 'b,
         T: 'b;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
-        Few::new(batch)
+        Few::new(batch, self.0.of(batch), self.1)
     }
 }
 
-/// With the coefficients, and their sum where every row has the same.
+/// The same.
 struct RowsPlan<C, const GRAD: bool>(C, f64);
 
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for RowsPlan<C, GRAD> {

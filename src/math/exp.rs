@@ -204,19 +204,7 @@ impl<S: Simd, T: Real> Exp<S, T> {
     pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
         let x = if SHIFTED { x.sub(self.shift) } else { x };
         let x = self.high.min(self.low.max(x));
-        let round = T::V::<S>::splat(s, T::ROUND);
-        let steps = x.mul_add(T::V::<S>::splat(s, T::STEPS), round);
-        let n = steps.sub(round);
-        let r = n.fma(T::V::<S>::splat(s, T::STEP[0]), x);
-        let r = n.fma(T::V::<S>::splat(s, T::STEP[1]), r);
-        let mut series = T::V::<S>::splat(s, T::SERIES[T::SERIES.len() - 1]);
-        for &c in T::SERIES.iter().rev().skip(1) {
-            series = series.mul_add(r, T::V::<S>::splat(s, c));
-        }
-        let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
-        let less_one = series.mul(r).mul_add(r, r.add(rest));
-        let exponent = steps.bits_shl(T::MANTISSA_BITS - T::LANE_BITS);
-        let power = self.table.permute(steps).bits_add(exponent);
+        let (power, less_one) = parts::<S, T>(s, x, self.table);
         power.mul_add(less_one, power)
     }
 
@@ -225,6 +213,95 @@ impl<S: Simd, T: Real> Exp<S, T> {
     pub fn log_relative(&self, s: S, sum: f64) -> f64 {
         super::log::log_scalar(s, sum * self.unbias) - self.residue
     }
+}
+
+/// Exponentials of several rows, a lane each, relative to the largest number of each.
+#[derive(Clone, Copy)]
+pub struct LaneExp<S: Simd, T: Real> {
+    low: T::V<S>,
+    shift: T::V<S>,
+    scale: T::V<S>,
+    /// `n_ref` of each lane; 0 where `shift` is not.
+    pub n: T::V<S>,
+}
+
+impl<S: Simd, T: Real> LaneExp<S, T> {
+    /// Exponentials whose value is `2^bias`, within a factor of two, at `most`, both of each lane.
+    /// `most` is finite and `bias` an integer; no number may be above `most`. An exponential is exactly
+    /// 0 where it would be within a factor of four of the subnormal numbers or below.
+    #[inline(always)]
+    pub fn new(s: S, most: T::V<S>, bias: T::V<S>) -> Self {
+        macro_rules! splat {
+            ($x:expr) => {
+                T::V::<S>::splat(s, T::from_f64($x))
+            };
+        }
+        let (zero, round) = (splat!(0.0), T::V::<S>::splat(s, T::ROUND));
+        let far = splat!(T::OFFSET_LIMIT).lt(most.abs());
+        let shift = T::V::<S>::select(far, most, zero);
+        let most = most.sub(shift);
+        let n = most.mul_add(splat!(std::f64::consts::LOG2_E), round).sub(round);
+        let depth = bias.add(splat!((T::MAX_EXPONENT - 2) as f64));
+        LaneExp {
+            low: most.sub(depth.mul(splat!(std::f64::consts::LN_2))),
+            shift,
+            scale: round.add(bias.sub(n)).bits_shl(T::MANTISSA_BITS),
+            n,
+        }
+    }
+
+    /// Whether the exponentials need `SHIFTED`.
+    #[inline(always)]
+    pub fn is_shifted(&self, s: S) -> bool {
+        T::V::<S>::lanes(self.shift.eq(T::V::<S>::splat(s, T::default()))) != T::ALL
+    }
+
+    /// The exponential of `x`; NaN stays NaN.
+    #[inline(always)]
+    pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
+        let x = if SHIFTED { x.sub(self.shift) } else { x };
+        let table = T::V::<S>::from_lanes(s, T::TABLE);
+        let (power, less_one) = parts::<S, T>(s, x, table);
+        let power = power.bits_add(self.scale);
+        let zero = T::V::<S>::splat(s, T::default());
+        T::V::<S>::select(x.lt(self.low), zero, power.mul_add(less_one, power))
+    }
+}
+
+/// How far lanes `part` of the largest numbers of [`LaneExp`] are above `n ln2`, in float64.
+#[inline(always)]
+pub fn residue<S: Simd, T: Real>(s: S, n: T::V<S>, most: T::V<S>, part: usize) -> S::V64 {
+    let none = S::V64::splat(s, 0.0);
+    let (n, most) = (none.sub(n.wide(part)), most.wide(part));
+    let far = S::V64::splat(s, T::OFFSET_LIMIT).lt(most.abs());
+    let most = S::V64::select(far, none, most);
+    let high = n.fma(S::V64::splat(s, std::f64::consts::LN_2), most);
+    n.fma(S::V64::splat(s, LN2_REST), high)
+}
+
+/// `2^n`, for integers `n` whose powers are normal numbers.
+#[inline(always)]
+pub fn power_of_two<S: Simd, T: Real>(s: S, n: T::V<S>) -> T::V<S> {
+    let bits = T::V::<S>::splat(s, T::ROUND).add(n).bits_shl(T::MANTISSA_BITS);
+    bits.bits_add(T::V::<S>::splat(s, T::from_f64(1.0)))
+}
+
+/// `2^(n + j / L)`, scaled as the table is, and `e^r - 1`.
+#[inline(always)]
+fn parts<S: Simd, T: Real>(s: S, x: T::V<S>, table: T::V<S>) -> (T::V<S>, T::V<S>) {
+    let round = T::V::<S>::splat(s, T::ROUND);
+    let steps = x.mul_add(T::V::<S>::splat(s, T::STEPS), round);
+    let n = steps.sub(round);
+    let r = n.fma(T::V::<S>::splat(s, T::STEP[0]), x);
+    let r = n.fma(T::V::<S>::splat(s, T::STEP[1]), r);
+    let mut series = T::V::<S>::splat(s, T::SERIES[T::SERIES.len() - 1]);
+    for &c in T::SERIES.iter().rev().skip(1) {
+        series = series.mul_add(r, T::V::<S>::splat(s, c));
+    }
+    let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
+    let less_one = series.mul(r).mul_add(r, r.add(rest));
+    let exponent = steps.bits_shl(T::MANTISSA_BITS - T::LANE_BITS);
+    (table.permute(steps).bits_add(exponent), less_one)
 }
 
 #[cfg(test)]

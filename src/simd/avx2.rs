@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{COLUMNS, Input, Kernel, Output, Pair, Simd, Vector};
+use super::{COLUMNS, Input, Kernel, Output, Simd, Vector};
 
 /// Proof that AVX2 and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -298,13 +298,6 @@ vector!(
     {
         op!(permute(self: Self, index: Self) -> Self =
         F32(permute_ps(self, index.0), permute_ps(self, index.1)));
-        op!(load_wide(_s: Avx2, src: Input<'_, f32>, at: usize, lanes: u32) -> F64 = {
-            let loaded = _mm256_maskload_ps(src.pointer(at, 8), Self::masks(lanes).0);
-            F64(
-                _mm256_cvtps_pd(_mm256_castps256_ps128(loaded)),
-                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(loaded)),
-            )
-        });
         op!(load_columns(_s: Avx2, src: Input<'_, f32>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
             let start = src.pointer(at, 15 * stride + COLUMNS);
@@ -380,11 +373,6 @@ vector!(
     {
         op!(permute(self: Self, index: Self) -> Self =
         F64(permute_pd(self, index.0), permute_pd(self, index.1)));
-        op!(load_wide(_s: Avx2, src: Input<'_, f64>, at: usize, lanes: u32) -> F64 = {
-            let start = src.pointer(at, 8);
-            let (low, high) = Self::masks(lanes);
-            F64(_mm256_maskload_pd(start, low), _mm256_maskload_pd(start.add(4), high))
-        });
         op!(load_columns(_s: Avx2, src: Input<'_, f64>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
             let start = src.pointer(at, 7 * stride + COLUMNS);
@@ -429,26 +417,3 @@ vector!(
         }
     }
 );
-
-impl Pair for F64 {
-    op!(pair(self: Self, other: Self, step: usize) -> (Self, Self) = {
-        let (a, b) = (self, other);
-        match step {
-            0 => (F64(a.0, b.0), F64(a.1, b.1)),
-            1 => (
-                F64(
-                    _mm256_permute2f128_pd::<0x20>(a.0, a.1),
-                    _mm256_permute2f128_pd::<0x20>(b.0, b.1),
-                ),
-                F64(
-                    _mm256_permute2f128_pd::<0x31>(a.0, a.1),
-                    _mm256_permute2f128_pd::<0x31>(b.0, b.1),
-                ),
-            ),
-            _ => (
-                F64(_mm256_unpacklo_pd(a.0, b.0), _mm256_unpacklo_pd(a.1, b.1)),
-                F64(_mm256_unpackhi_pd(a.0, b.0), _mm256_unpackhi_pd(a.1, b.1)),
-            ),
-        }
-    });
-}

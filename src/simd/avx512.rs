@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{COLUMNS, Input, Kernel, Output, Pair, Simd, Vector};
+use super::{COLUMNS, Input, Kernel, Output, Simd, Vector};
 
 /// Proof that AVX-512F, AVX2 and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -214,10 +214,6 @@ vector!(
     _mm512_cmp_ps_mask,
     _mm512_mask_blend_ps,
     {
-        op!(load_wide(_s: Avx512, src: Input<'_, f32>, at: usize, lanes: u32) -> F64 = {
-            let loaded = _mm512_maskz_loadu_ps((lanes & 0xFF) as __mmask16, src.pointer(at, 8));
-            F64(_mm512_cvtps_pd(_mm512_castps512_ps256(loaded)))
-        });
         op!(load_columns(_s: Avx512, src: Input<'_, f32>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
             let start = src.pointer(at, 15 * stride + COLUMNS);
@@ -305,8 +301,6 @@ vector!(
     _mm512_cmp_pd_mask,
     _mm512_mask_blend_pd,
     {
-        op!(load_wide(_s: Avx512, src: Input<'_, f64>, at: usize, lanes: u32) -> F64 =
-            F64(_mm512_maskz_loadu_pd(lanes as __mmask8, src.pointer(at, 8))));
         op!(load_columns(_s: Avx512, src: Input<'_, f64>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
             let start = src.pointer(at, 7 * stride + COLUMNS);
@@ -333,20 +327,3 @@ vector!(
         }
     }
 );
-
-impl Pair for F64 {
-    op!(pair(self: Self, other: Self, step: usize) -> (Self, Self) = {
-        let (a, b) = (self.0, other.0);
-        match step {
-            0 => (
-                F64(_mm512_shuffle_f64x2::<0x44>(a, b)),
-                F64(_mm512_shuffle_f64x2::<0xEE>(a, b)),
-            ),
-            1 => (
-                F64(_mm512_shuffle_f64x2::<0x88>(a, b)),
-                F64(_mm512_shuffle_f64x2::<0xDD>(a, b)),
-            ),
-            _ => (F64(_mm512_unpacklo_pd(a, b)), F64(_mm512_unpackhi_pd(a, b))),
-        }
-    });
-}

@@ -37,7 +37,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen `f32`.
     type V32: Vector<Self, f32>;
     /// Eight `f64`.
-    type V64: Vector<Self, f64> + Pair;
+    type V64: Vector<Self, f64>;
 }
 
 /// `f32` or `f64`: a number that logits come in.
@@ -192,9 +192,6 @@ pub trait Vector<S: Simd, T: Float>: Copy {
 
     /// The `part`-th `T::WIDE`-th of the lanes, as `f64`.
     fn wide(self, part: usize) -> S::V64;
-    /// The lanes `lanes`, of eight, of `src[at..]` as `f64`, 0 elsewhere. Panics if not all eight are
-    /// within the view: a cheaper check than that of `load_lanes`.
-    fn load_wide(s: S, src: Input<'_, T>, at: usize, lanes: u32) -> S::V64;
     /// Eight columns of `T::LANES` rows, transposed: lane `i` of vector `j` is
     /// `src[at + i * stride + j]`. Panics past the view's end.
     fn load_columns(s: S, src: Input<'_, T>, at: usize, stride: usize) -> [Self; COLUMNS];
@@ -203,14 +200,6 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     fn store_columns(columns: [Self; COLUMNS], dst: Output<'_, T>, at: usize, stride: usize);
     /// The nearest numbers to those of `T::WIDE` parts: undoes `wide`.
     fn narrow(parts: [S::V64; 2]) -> Self;
-}
-
-/// The shuffles that add up the lanes of eight vectors of eight lanes at once.
-pub trait Pair: Copy {
-    /// What [`sum_each`](crate::reduce::sum_each) adds at its three steps: the halves of `self` and of
-    /// `other`, so that their sum has those of `self` in its lower half; then quarters of halves;
-    /// then neighbours.
-    fn pair(self, other: Self, step: usize) -> (Self, Self);
 }
 
 /// The sum of lanes: the upper half onto the lower, again and again. The order of every level.

@@ -1,6 +1,6 @@
 //! The level of every other CPU: arrays, which the compiler turns into what the target has.
 
-use super::{COLUMNS, Float, Input, Output, Pair, Simd, Vector};
+use super::{COLUMNS, Float, Input, Output, Simd, Vector};
 
 /// The portable level.
 #[derive(Clone, Copy, Debug)]
@@ -204,13 +204,6 @@ macro_rules! array {
                 Array(std::array::from_fn(|i| self.0[part * 8 + i].to_f64()))
             }
             #[inline(always)]
-            fn load_wide(_: Portable, src: Input<'_, $t>, at: usize, lanes: u32) -> Array<f64, 8> {
-                let src = src.part(at, 8);
-                Array(std::array::from_fn(|i| {
-                    if lanes >> i & 1 != 0 { src.get(i).to_f64() } else { 0.0 }
-                }))
-            }
-            #[inline(always)]
             fn load_columns(
                 _: Portable,
                 src: Input<'_, $t>,
@@ -245,22 +238,3 @@ macro_rules! array {
 
 array!(f32, 16, u32);
 array!(f64, 8, u64);
-
-impl Pair for Array<f64, 8> {
-    #[inline(always)]
-    fn pair(self, other: Self, step: usize) -> (Self, Self) {
-        // Lane i of both comes from `from`, and from as far behind it as they are wide.
-        let width = 4 >> step;
-        let lane = |i: usize, second: usize| {
-            let from = match step {
-                0 => i % 4,
-                1 => i % 2 + (i / 2 % 2) * 4,
-                _ => i / 2 * 2,
-            } + second * width;
-            let of_self = if step == 2 { i & 1 == 0 } else { i < 4 };
-            if of_self { self.0[from] } else { other.0[from] }
-        };
-        let of = |second| Array(std::array::from_fn(|i| lane(i, second)));
-        (of(0), of(1))
-    }
-}

@@ -1,27 +1,29 @@
-//! Many rows of few classes, each with a class index as its target.
+//! Many rows of few classes: a lane each.
 //!
 //! ```text
-//! for each block of about a thousand contiguous logits, whole groups of as many samples as lanes:
-//!     scratch = E of all logits, one stream of full vectors            (exponentials)
-//!     for each group: one masked load a sample and vector, all lanes but the target's;
-//!         a tree of shuffles adds the lanes of eight samples at once   (sums)
-//!         loss and factors of the group in vectors
-//!     gradient = E times its sample's factor, spread by a permutation  (emit)
+//! for each block of samples, and each group of it, as many samples as lanes:
+//!     scratch = the group's logits, transposed: a vector a class; their largest, a lane each
+//!     scratch = E of them; rest += E, but for the pivots           (reduce)
+//! for all groups of the block, in float64: losses and factors      (finish)
+//! for each group: gradient = a E - b t, transposed back            (emit)
 //! ```
 //!
-//! A block has one reference, its largest logit. A sample that is too far below it, or is not finite,
-//! is done again alone: the reference being a power of two, that changes no bit where both will do.
-//! So a sample's result does not depend on its neighbours.
+//! Nothing is ever added up across lanes, and what is done once a sample is done for a vector of
+//! samples. Each sample has its own reference, that of its own largest logit, so its result does not
+//! depend on its neighbours.
 
 use std::ops::Range;
 
 use crate::batch::{Batch, IGNORED};
+use crate::coefficients::Coefficients;
 use crate::driver::Job;
-use crate::math::{Real, exp::Exp, log::log1p, quotient, times};
-use crate::reduce::{lost_by, sum, sum_each};
-use crate::simd::{Input, MAX_LANES, Output, Scratch, Simd, Vector, fold};
+use crate::math::exp::{LaneExp, power_of_two, residue};
+use crate::math::log::{log, log1p};
+use crate::math::{Real, times};
+use crate::reduce::{Sum, lost_by};
+use crate::simd::{COLUMNS, Input, Output, Scratch, Simd, Vector, fence, fold};
 
-use super::{Limits, exponent, lanes_from, maximum, surprise};
+use super::{Limits, exponent, lanes_from};
 
 /// The most classes that this kernel takes.
 pub const MOST_CLASSES: usize = 64;
@@ -30,54 +32,94 @@ pub const MOST_CLASSES: usize = 64;
 const BLOCK: usize = 1024;
 
 /// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
-pub struct Few<'a, T, const GRAD: bool> {
+pub struct Few<'a, T, C, const GRAD: bool> {
     batch: &'a Batch<'a, T>,
+    coefficients: C,
+    /// The part of a class index that smoothing leaves.
+    keep: f64,
+    /// The sum of all coefficients, where every row has the same.
+    total: f64,
     /// Samples in a block.
     samples: usize,
-    /// For each number of a group, its sample (as bits).
-    owners: Vec<T>,
+    /// The classes, as numbers to compare with.
+    numbers: [T; MOST_CLASSES + COLUMNS],
+    stream: bool,
+    /// Whether rows of the gradient may be written before the logits behind them are read.
+    direct: bool,
 }
+
+/// What there is of each sample in the logits' type: its class (-1 if it does not count), the
+/// exponent of its reference, and what [`LaneExp`] knows.
+const CLASS: usize = 0;
+const BIAS: usize = 1;
+const MOST: usize = 2;
+const N: usize = 3;
+const NARROW: usize = 4;
+
+/// And in float64: its weight, the weight of its class, the sum of its exponentials but for the
+/// pivot's, the pivot's, sums of its coefficients, and of these times the distances from the reference,
+/// and the pivot's own; its loss.
+const SAMPLE: usize = 0;
+const OF_CLASS: usize = 1;
+const REST: usize = 2;
+const PIVOT: usize = 3;
+const COEFFICIENT: usize = 4;
+const DISTANCE: usize = 5;
+const OWN: usize = 6;
+const LOSS: usize = 7;
+/// What its gradient takes: `a` and what its rounding lost, `b`, the gradient at the pivot; `1 / S`,
+/// the sum of exponentials but for the largest, and the Hessian at the pivot.
+const A: usize = 8;
+const A_LOST: usize = 9;
+const B: usize = 10;
+const PIVOT_GRAD: usize = 11;
+const INVERSE: usize = 12;
+const OTHERS: usize = 13;
+const PIVOT_HESS: usize = 14;
+const WIDE: usize = 15;
 
 /// Buffers of a block.
 struct Buffers<T> {
     samples: usize,
     classes: Vec<usize>,
-    exponentials: Scratch<T>,
-    /// What there is of each sample, all in float64.
+    narrow: Scratch<T>,
     wide: Scratch<f64>,
-    /// Samples to be done alone, and their logits.
-    alone: Vec<(usize, [T; MOST_CLASSES])>,
+    /// Logits and then exponentials, a vector a class, group after group; what is stored of targets.
+    columns: Scratch<T>,
+    stored: Scratch<T>,
+    /// A gradient, or Hessian, in rows; and room for the last row's last columns.
+    rows: Scratch<T>,
 }
 
-/// What multiplies a sample's loss, and its gradient.
-const FACTOR: usize = 0;
-const SCALE: usize = 1;
-/// Its true class's exponential, and the sum of the others.
-const PIVOT: usize = 2;
-const REST: usize = 3;
-const LOSS: usize = 4;
-/// `scale / S`, what its rounding lost (where it is not computed in more digits than it is needed in),
-/// `1 / S`, and gradient and Hessian at the true class.
-const A: usize = 5;
-const A_LOST: usize = 9;
-const INVERSE: usize = 6;
-const PIVOT_GRAD: usize = 7;
-const PIVOT_HESS: usize = 8;
-
-impl<T: Real> Buffers<T> {
+impl<T: Limits> Buffers<T> {
     /// Buffers for blocks of at most `samples`, whole groups.
-    fn new(samples: usize, batch: &Batch<'_, T>) -> Self {
+    fn new<C: Coefficients<T>, const GRAD: bool>(
+        samples: usize,
+        job: &Few<'_, T, C, GRAD>,
+    ) -> Self {
+        let classes = job.batch.classes;
+        let columns = samples * classes.next_multiple_of(COLUMNS);
         let buffers = Buffers {
             samples,
-            classes: vec![0; samples],
-            exponentials: Scratch::new(samples * batch.classes + MAX_LANES),
-            wide: Scratch::new(samples * 10),
-            alone: vec![],
+            classes: vec![IGNORED; samples],
+            narrow: Scratch::new(NARROW * samples),
+            wide: Scratch::new(WIDE * samples),
+            columns: Scratch::new(columns),
+            stored: Scratch::new(if job.coefficients.stored().is_some() { columns } else { 0 }),
+            rows: Scratch::new(samples * classes + COLUMNS),
         };
         // What they stay where no sample has a weight.
-        buffers.wide(FACTOR).1.fill(1.0);
-        buffers.wide(SCALE).1.fill(1.0 / batch.divisor);
+        buffers.wide(SAMPLE).1.fill(1.0);
+        buffers.wide(OF_CLASS).1.fill(job.keep);
+        buffers.narrow(BIAS).1.fill(bias(job.keep / job.batch.divisor));
         buffers
+    }
+
+    /// One of the numbers of all samples.
+    #[inline(always)]
+    fn narrow(&self, which: usize) -> (Input<'_, T>, Output<'_, T>) {
+        let (at, n) = (which * self.samples, self.samples);
+        (self.narrow.input().part(at, n), self.narrow.output().part(at, n))
     }
 
     /// One of the float64 numbers of all samples.
@@ -87,7 +129,15 @@ impl<T: Real> Buffers<T> {
         (self.wide.input().part(at, n), self.wide.output().part(at, n))
     }
 
-    /// One of them, of a group of samples, as a vector of the gradient's type.
+    /// Stores lanes of a group as float64: `high + low`.
+    #[inline(always)]
+    fn widen<S: Simd>(&self, which: usize, group: usize, high: T::V<S>, low: T::V<S>) {
+        for part in 0..T::WIDE {
+            high.wide(part).add(low.wide(part)).store(self.wide(which).1, group + 8 * part);
+        }
+    }
+
+    /// One of the float64 numbers of a group as a vector of the gradient's type.
     #[inline(always)]
     fn group<S: Simd>(&self, s: S, which: usize, group: usize) -> T::V<S> {
         let numbers = self.wide(which).0;
@@ -96,7 +146,7 @@ impl<T: Real> Buffers<T> {
         T::V::<S>::narrow([low, high])
     }
 
-    /// `A` of a group of samples, and what its rounding lost.
+    /// `A` of a group, and what its rounding lost.
     #[inline(always)]
     fn quotients<S: Simd>(&self, s: S, group: usize) -> [T::V<S>; 2] {
         let high = self.group(s, A, group);
@@ -108,188 +158,291 @@ impl<T: Real> Buffers<T> {
         let second = S::V64::load(s, a, group + 8).sub(high.wide(1));
         [high, T::V::<S>::narrow([first, second])]
     }
-
-    /// The exponentials of all samples, and room for a vector.
-    #[inline(always)]
-    fn exponentials(&self) -> (Input<'_, T>, Output<'_, T>) {
-        (self.exponentials.input(), self.exponentials.output())
-    }
 }
 
-/// A block, or a sample of it alone: `n` samples from `first` on.
-#[derive(Clone, Copy)]
-struct Block<'a, T> {
-    first: usize,
-    n: usize,
-    logits: Input<'a, T>,
-    grad: Option<Output<'a, T>>,
-    hess: Option<Output<'a, T>>,
-    /// Whether it is a sample alone, under its own reference.
-    alone: bool,
+/// The exponent of the reference of a sample whose gradient is scaled so.
+#[inline(always)]
+fn bias<T: Limits>(scale: f64) -> T {
+    let [least, most] = T::FEW_SHIFT;
+    T::from_f64((T::FEW_BIAS + exponent(scale).clamp(least, most)) as f64)
 }
 
-impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
-    /// A job of a batch of at most [`MOST_CLASSES`] classes.
-    pub fn new(batch: &'a Batch<'a, T>) -> Self {
+impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+    /// A job of a batch of at most [`MOST_CLASSES`] classes. `total` is the sum of the coefficients
+    /// where every row has the same.
+    pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64) -> Self {
         assert!(batch.classes <= MOST_CLASSES, "too many classes for this kernel");
         let groups = (BLOCK / (T::LANES * batch.classes)).max(1);
-        let mut owners = Vec::with_capacity(T::LANES * batch.classes);
-        for lane in 0..T::LANES {
-            owners.resize(owners.len() + batch.classes, T::from_bits(lane as u64));
-        }
-        Few { batch, samples: T::LANES * groups, owners }
+        let keep = if C::HARD { 1.0 - batch.options.label_smoothing } else { 0.0 };
+        let numbers = std::array::from_fn(|c| T::from_i32(c as i32));
+        let (samples, stream) = (T::LANES * groups, batch.stream());
+        let outputs = [batch.outputs.grad, batch.outputs.hess];
+        let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
+        let direct = !stream && !in_place;
+        Few { batch, coefficients, keep, total, samples, numbers, stream, direct }
     }
 
-    /// A block, or a part of one.
+    /// The block of samples that begins at `first`, no further than `end`; the sum of their losses.
     #[inline(always)]
-    fn block(&self, first: usize, n: usize) -> Block<'a, T> {
+    fn run_block<S: Simd>(&self, s: S, first: usize, end: usize, buffers: &mut Buffers<T>) -> f64 {
         let batch = self.batch;
-        Block {
-            first,
-            n,
-            logits: batch.values.part(first * batch.classes, n * batch.classes),
-            grad: batch.outputs.grad.map(|grad| batch.rows(grad, first, n)),
-            hess: batch.outputs.hess.map(|hess| batch.rows(hess, first, n)),
-            alone: false,
+        let n = self.samples.min(end - first);
+        let any_ignored = self.read_targets(first, n, buffers);
+        for group in (0..n).step_by(T::LANES) {
+            self.reduce(s, first, n, group, any_ignored, buffers);
         }
-    }
-
-    /// All of a block's samples; the sum of their losses.
-    #[inline(always)]
-    fn run_block<S: Simd, const SHIFTED: bool>(
-        &self,
-        s: S,
-        block: Block<'_, T>,
-        buffers: &mut Buffers<T>,
-    ) -> f64 {
-        let (batch, n) = (self.batch, block.n);
-        let any_ignored = batch.read_classes(block.first, &mut buffers.classes[..n]);
-        if batch.is_weighted() {
-            let mut factors = [0.0; BLOCK];
-            batch.read_factors(block.first, &buffers.classes[..n], &mut factors[..n]);
-            for (i, factor) in factors[..n].iter().enumerate() {
-                buffers.wide(FACTOR).1.set(i, *factor);
-                buffers.wide(SCALE).1.set(i, factor / batch.divisor);
-            }
-        }
-        let reference = maximum(s, block.logits);
-        let finite = reference.to_f64().is_finite();
-        let usable = finite && (SHIFTED || reference.to_f64().abs() <= T::OFFSET_LIMIT);
-        if block.alone && !finite {
-            return self.not_a_number(block, &buffers.classes);
-        }
-        let mut bias = T::FEW_BIAS;
-        if block.alone {
-            let [from, most] = T::FEW_SHIFT;
-            let scale = exponent(buffers.wide(SCALE).0.get(0));
-            bias += (scale - from).clamp(-most, 0);
-        }
-        let exp = Exp::<S, T>::new(s, if usable { reference } else { T::default() }, bias);
-        buffers.alone.clear();
-        let mut sum = 0.0;
-        if usable {
-            self.exponentials::<S, SHIFTED>(s, &exp, block.logits, buffers);
-            self.sums(s, n, buffers);
-            sum = self.finish(s, n, any_ignored, buffers);
-        } else {
-            for i in 0..n {
-                if buffers.classes[i] != IGNORED {
-                    buffers.alone.push((i, [T::default(); MOST_CLASSES]));
-                }
-            }
-        }
-        if block.alone && !buffers.alone.is_empty() {
-            sum = self.far(s, &exp, block.logits, reference, buffers);
-            buffers.alone.clear();
-        }
-        // In place, what follows overwrites the logits of the samples that are done alone.
-        for (i, logits) in &mut buffers.alone {
-            for (c, x) in logits[..batch.classes].iter_mut().enumerate() {
-                *x = block.logits.get(*i * batch.classes + c);
-            }
-        }
-        if let (true, Some(losses)) = (usable, batch.outputs.losses) {
+        let sum = self.finish(s, first, n, any_ignored, buffers);
+        if let Some(losses) = batch.outputs.losses {
             for i in 0..n {
                 let loss = buffers.wide(LOSS).0.get(i) / batch.divisor;
-                losses.set(block.first + i, T::from_f64(loss));
+                losses.set(first + i, T::from_f64(loss));
             }
         }
-        if GRAD && usable {
-            self.emit(s, block, buffers);
-        }
-        let ignored = if any_ignored { n } else { 0 };
-        for i in (0..ignored).filter(|&i| buffers.classes[i] == IGNORED) {
-            for array in [block.grad, block.hess].into_iter().flatten() {
-                batch.rows(array, i, 1).fill(T::default());
+        for (grad, hessian) in [(batch.outputs.grad, false), (batch.outputs.hess, true)] {
+            let (true, Some(grad)) = (GRAD, grad) else { continue };
+            // Rows that the last columns of a row may reach into go to their place at once.
+            let past = batch.rows(grad, first, end - first);
+            let wanted = self.group_len();
+            let mut done = 0;
+            for group in (0..n).step_by(T::LANES) {
+                let at = group * batch.classes;
+                if self.direct && at + wanted <= past.len() {
+                    self.emit(s, group, hessian, past.part(at, wanted), buffers);
+                    done = at + T::LANES * batch.classes;
+                } else {
+                    let rows = buffers.rows.output().part(at, wanted);
+                    self.emit(s, group, hessian, rows, buffers);
+                }
             }
-            if let Some(losses) = batch.outputs.losses {
-                losses.set(block.first + i, T::default());
-            }
+            let rest = n * batch.classes - done;
+            copy(s, buffers.rows.input().part(done, rest), past.part(done, rest), self.stream);
         }
         sum
     }
 
-    /// The exponentials of all logits, 0 beyond them.
+    /// Reads the classes and weights of `n` samples; whether any is ignored.
     #[inline(always)]
-    fn exponentials<S: Simd, const SHIFTED: bool>(
+    fn read_targets(&self, first: usize, n: usize, buffers: &mut Buffers<T>) -> bool {
+        let batch = self.batch;
+        // Past the last sample there are none that count.
+        let padded = n.next_multiple_of(T::LANES);
+        buffers.classes[n..padded].fill(IGNORED);
+        let any_ignored = batch.read_classes(first, &mut buffers.classes[..n]);
+        let lanes = buffers.narrow(CLASS).1;
+        for (i, &class) in buffers.classes[..padded].iter().enumerate() {
+            lanes.set(i, T::from_i32(class as i32));
+        }
+        if batch.is_weighted() {
+            for (i, &class) in buffers.classes[..n].iter().enumerate() {
+                let sample = batch.sample_factor(first + i);
+                let mut of_class = self.keep;
+                if let (true, Some(weight)) = (C::HARD && class != IGNORED, &batch.weight) {
+                    of_class *= weight[class];
+                }
+                buffers.wide(SAMPLE).1.set(i, sample);
+                buffers.wide(OF_CLASS).1.set(i, of_class);
+                let factor = if C::HARD { of_class + self.total } else { 1.0 };
+                buffers.narrow(BIAS).1.set(i, bias(sample * factor / batch.divisor));
+            }
+        }
+        any_ignored
+    }
+
+    /// Numbers of a group, and those behind them that its last row's last columns reach into.
+    #[inline(always)]
+    fn group_len(&self) -> usize {
+        let classes = self.batch.classes;
+        (T::LANES - 1) * classes + classes.next_multiple_of(COLUMNS)
+    }
+
+    /// The columns of a group, eight from `class` on.
+    #[inline(always)]
+    fn columns<S: Simd>(&self, s: S, rows: Input<'_, T>, class: usize) -> [T::V<S>; COLUMNS] {
+        T::V::<S>::load_columns(s, rows, class, self.batch.classes)
+    }
+
+    /// Evaluates `$body` with the rows of a group, and what may be read behind them: a copy where
+    /// they are too few, or the last ones of the array.
+    #[inline(always)]
+    fn rows_of<'b, S: Simd>(
         &self,
         s: S,
-        exp: &Exp<S, T>,
-        logits: Input<'_, T>,
+        array: Input<'b, T>,
+        sample: usize,
+        n: usize,
+        buffers: &'b Buffers<T>,
+    ) -> Input<'b, T> {
+        let classes = self.batch.classes;
+        let wanted = self.group_len();
+        let at = sample * classes;
+        if n >= T::LANES && at + wanted <= array.len() {
+            return array.part(at, wanted);
+        }
+        let rows = array.part(at, n.min(T::LANES) * classes);
+        copy(s, rows, buffers.rows.output(), false);
+        buffers.rows.input().part(0, wanted)
+    }
+
+    /// Exponentials of a group, and their sums.
+    #[inline(always)]
+    fn reduce<S: Simd>(
+        &self,
+        s: S,
+        first: usize,
+        n: usize,
+        group: usize,
+        any_ignored: bool,
         buffers: &Buffers<T>,
     ) {
-        let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
-        let (scratch, whole) = (buffers.exponentials().1, logits.len() / T::LANES);
-        for at in (0..whole).map(|i| i * T::LANES) {
-            exp.of::<SHIFTED>(s, T::V::<S>::load(s, logits, at)).store(scratch, at);
-        }
-        let at = whole * T::LANES;
-        if at < logits.len() {
-            let lanes = lanes_from::<T>(logits.len() - at);
-            let x = T::V::<S>::load_lanes(s, logits, at, lanes, lowest);
-            exp.of::<SHIFTED>(s, x).store(scratch, at);
-        }
-    }
-
-    /// The sums of all samples but for their true classes, and those classes' exponentials.
-    #[inline(always)]
-    fn sums<S: Simd>(&self, s: S, n: usize, buffers: &Buffers<T>) {
-        let classes = self.batch.classes;
-        let all = u64::MAX >> (64 - classes);
-        let (scratch, pivots) = (buffers.exponentials().0, buffers.wide(PIVOT).1);
-        let (mut at, mut start) = (0, 0);
-        while at < n {
-            let none = [S::V64::splat(s, 0.0); 8];
-            let (mut rows, mut lost) = (none, none);
-            // Past the block's end are the numbers of an earlier one, which count for nothing.
-            let truths = &buffers.classes[at..at + 8];
-            for i in 0..8 {
-                let class = if truths[i] == IGNORED { 0 } else { truths[i] };
-                let lanes = all & !(1 << class);
-                (rows[i], lost[i]) = sample_sum::<S, T>(s, scratch, start, lanes, classes);
-                pivots.set(at + i, scratch.get(start + class).to_f64());
-                start += classes;
+        let batch = self.batch;
+        let (zero, lowest) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, f64::NEG_INFINITY));
+        let width = batch.classes.next_multiple_of(COLUMNS) * T::LANES;
+        let start = group / T::LANES * width;
+        let columns = (
+            buffers.columns.input().part(start, width),
+            buffers.columns.output().part(start, width),
+        );
+        if let Some(stored) = self.coefficients.stored() {
+            let rows = self.rows_of(s, stored, first + group, n - group, buffers);
+            let stored = buffers.stored.output().part(start, width);
+            for class in (0..batch.classes).step_by(COLUMNS) {
+                for (j, q) in self.columns(s, rows, class).into_iter().enumerate() {
+                    q.store(stored, (class + j) * T::LANES);
+                }
             }
-            let rest = if T::WIDE == 2 {
-                sum_each::<S, false>(rows, lost).0
-            } else {
-                let (sum, lost) = sum_each::<S, true>(rows, lost);
-                sum.add(lost)
-            };
-            rest.store(buffers.wide(REST).1, at);
-            at += 8;
+        }
+        let rows = self.rows_of(s, batch.values, first + group, n - group, buffers);
+        let mut class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
+        let mut most = lowest;
+        let (mut largest, mut at) = (zero, zero);
+        let counts = zero.lt(class.add(splat::<S, T>(s, 1.0)));
+        for c in (0..batch.classes).step_by(COLUMNS) {
+            let loaded = self.columns(s, rows, c);
+            for (j, mut x) in loaded.into_iter().enumerate() {
+                if c + j < batch.classes {
+                    if any_ignored {
+                        x = T::V::<S>::select(counts, x, zero);
+                    }
+                    if !C::HARD {
+                        largest = T::V::<S>::select(most.lt(x), at, largest);
+                        at = at.add(splat::<S, T>(s, 1.0));
+                    }
+                    most = x.max(most);
+                    x.store(columns.1, (c + j) * T::LANES);
+                }
+            }
+        }
+        if !C::HARD {
+            class = largest;
+            class.store(buffers.narrow(CLASS).1, group);
+        }
+        let finite = most.abs().lt(splat::<S, T>(s, f64::INFINITY));
+        let reference = T::V::<S>::select(finite, most, zero);
+        let bias = T::V::<S>::load(s, buffers.narrow(BIAS).0, group);
+        let exp = LaneExp::<S, T>::new(s, reference, bias);
+        let sums = if exp.is_shifted(s) {
+            self.sum::<S, true>(s, &exp, class, reference, columns, start, buffers)
+        } else {
+            self.sum::<S, false>(s, &exp, class, reference, columns, start, buffers)
+        };
+        let [rest, others, coefficient, distance] = [0, 1, 2, 3].map(|i| sums.sums[i].parts());
+        reference.store(buffers.narrow(MOST).1, group);
+        exp.n.store(buffers.narrow(N).1, group);
+        // Whatever the sums are of an infinite largest logit: the result is NaN.
+        let nan = splat::<S, T>(s, f64::NAN);
+        let high = T::V::<S>::select(finite, rest[0], nan);
+        buffers.widen::<S>(REST, group, high, rest[1]);
+        buffers.widen::<S>(PIVOT, group, sums.pivot, zero);
+        if C::ANY {
+            buffers.widen::<S>(DISTANCE, group, distance[0], distance[1]);
+            buffers.widen::<S>(OWN, group, sums.own, zero);
+        }
+        if C::ANY && !C::HARD {
+            buffers.widen::<S>(COEFFICIENT, group, coefficient[0], coefficient[1]);
+        }
+        if batch.outputs.hess.is_some() {
+            buffers.widen::<S>(OTHERS, group, others[0], others[1]);
         }
     }
 
-    /// Losses, weighted, and what gradients take of each sample; the losses' sum. Samples that must be
-    /// done alone are put on their list.
+    /// Takes the exponentials of columns of logits and sums them.
     #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, n: usize, any_ignored: bool, buffers: &mut Buffers<T>) -> f64 {
-        let (none, one) = (S::V64::splat(s, 0.0), S::V64::splat(s, 1.0));
+    #[allow(clippy::too_many_arguments, reason = "one caller")]
+    fn sum<S: Simd, const SHIFTED: bool>(
+        &self,
+        s: S,
+        exp: &LaneExp<S, T>,
+        class: T::V<S>,
+        most: T::V<S>,
+        columns: (Input<'_, T>, Output<'_, T>),
+        start: usize,
+        buffers: &Buffers<T>,
+    ) -> Sums<S, T> {
+        let zero = splat::<S, T>(s, 0.0);
         let hessian = self.batch.outputs.hess.is_some();
+        let mut result = Sums { sums: [Sum::new(s); 4], pivot: zero, own: zero };
+        let [mut rest, mut others, mut coefficients, mut distances] = result.sums;
+        for c in 0..self.batch.classes {
+            let at = c * T::LANES;
+            let x = T::V::<S>::load(s, columns.0, at);
+            let e = exp.of::<SHIFTED>(s, x);
+            if GRAD {
+                e.store(columns.1, at);
+            }
+            let own = class.eq(T::V::<S>::splat(s, self.numbers[c]));
+            rest.add_positive(T::V::<S>::select(own, zero, e));
+            result.pivot = T::V::<S>::select(own, e, result.pivot);
+            if hessian {
+                others.add_positive(T::V::<S>::select(x.eq(most), zero, e));
+            }
+            if C::ANY {
+                let t = self.coefficient(s, c, start, buffers);
+                let distance = t.mul(most.sub(x));
+                // 0 log 0 = 0
+                distances.add(T::V::<S>::select(t.eq(zero), zero, distance));
+                if !C::HARD {
+                    coefficients.add(t);
+                }
+                result.own = T::V::<S>::select(own, t, result.own);
+            }
+        }
+        result.sums = [rest, others, coefficients, distances];
+        result
+    }
+
+    /// The coefficients of a class, in the group whose columns begin at `start`.
+    #[inline(always)]
+    fn coefficient<S: Simd>(
+        &self,
+        s: S,
+        class: usize,
+        start: usize,
+        buffers: &Buffers<T>,
+    ) -> T::V<S> {
+        let stored = if self.coefficients.stored().is_some() {
+            T::V::<S>::load(s, buffers.stored.input(), start + class * T::LANES)
+        } else {
+            T::V::<S>::splat(s, T::default())
+        };
+        self.coefficients.column(s, class, stored)
+    }
+
+    /// Losses, weighted, and what gradients take of each sample; the losses' sum.
+    #[inline(always)]
+    fn finish<S: Simd>(
+        &self,
+        s: S,
+        first: usize,
+        n: usize,
+        any_ignored: bool,
+        buffers: &Buffers<T>,
+    ) -> f64 {
+        let (none, one, nan) =
+            (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0), splat::<S, f64>(s, f64::NAN));
+        let hessian = self.batch.outputs.hess.is_some();
+        let divisor = splat::<S, f64>(s, self.batch.divisor);
         let mut losses = none;
-        let mut at = 0;
-        while at < n {
+        for at in (0..n).step_by(8) {
             let mut counted = if n - at < 8 { (1 << (n - at)) - 1 } else { 0xFF };
             if any_ignored {
                 for (i, &class) in buffers.classes[at..at + 8].iter().enumerate() {
@@ -302,170 +455,220 @@ impl<'a, T: Limits, const GRAD: bool> Few<'a, T, GRAD> {
                     S::V64::load(s, buffers.wide($which).0, at)
                 };
             }
+            macro_rules! store {
+                ($which:expr, $x:expr) => {
+                    $x.store(buffers.wide($which).1, at)
+                };
+            }
             let (rest, pivot) = (load!(REST), load!(PIVOT));
             let whole = rest.add(pivot);
+            let (sample, of_class) = (load!(SAMPLE), load!(OF_CLASS));
             // Not of NaN, nor of what has underflowed.
-            let near = S::V64::lanes(rest.lt(pivot.mul(S::V64::splat(s, T::FAR))));
-            let scale = load!(SCALE);
-            let size = scale.abs();
-            let smallest = size.max(one).mul(S::V64::splat(s, T::FEW_SMALLEST));
-            let large = S::V64::lanes(smallest.lt(whole));
-            // A scale of 0 is no matter.
-            let largest = size.mul(S::V64::splat(s, T::FEW_LARGEST));
-            let small = S::V64::lanes(whole.lt(largest)) | S::V64::lanes(size.eq(none));
-            let good = counted & near & large & small;
-
+            let near = S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))));
             // One division for two where float32 leaves digits to spare.
-            let (quotient, inverted) = if T::WIDE == 2 {
+            let (mut odds, mut inverse) = if T::WIDE == 2 {
                 let both = one.div(pivot.mul(whole));
                 (rest.mul(whole).mul(both), pivot.mul(both))
             } else {
                 (rest.div(pivot), one.div(whole))
             };
-            let loss = log1p::<S, f64>(s, quotient).mul(load!(FACTOR));
-            let loss = S::V64::select(S::V64::mask(s, good), loss, none);
-            loss.store(buffers.wide(LOSS).1, at);
+            let all_near = near & counted == counted;
+            if !all_near {
+                inverse = one.div(whole);
+                odds = S::V64::select(S::V64::mask(s, near), odds, none);
+            }
+            let mut surprise = log1p::<S, f64>(s, odds);
+            if !all_near {
+                let far = self.far(s, first, at, counted & !near, whole, buffers);
+                surprise = S::V64::select(S::V64::mask(s, near), surprise, far);
+            }
+            // Of the true class; a weight of 0 takes even an infinite loss.
+            let mut loss = of_class.mul(surprise);
+            if !all_near {
+                loss = S::V64::select(of_class.eq(none), whole.sub(whole), loss);
+            }
+            let mut total = of_class.add(splat::<S, f64>(s, self.total));
+            if C::ANY {
+                let above = if C::HARD {
+                    self.above(s, at, whole, buffers)
+                } else {
+                    total = total.add(load!(COEFFICIENT));
+                    surprise
+                };
+                loss = loss.add(total.sub(of_class).mul(above)).add(load!(DISTANCE));
+            }
+            let (mut scale, mut mute) = (sample.div(divisor), S::V64::mask(s, !counted & 0xFF));
+            if self.batch.classes == 1 {
+                // No loss and no gradient, not even a rounding's.
+                loss = loss.sub(loss);
+                mute = S::V64::mask(s, (!counted & 0xFF) | S::V64::lanes(whole.eq(whole)));
+            }
+            loss = S::V64::select(whole.eq(whole), loss, nan).mul(sample);
+            loss = S::V64::select(S::V64::mask(s, counted), loss, none);
+            store!(LOSS, loss);
             losses = losses.add(loss);
-            if GRAD {
-                let a = if T::WIDE == 2 { scale.mul(inverted) } else { scale.div(whole) };
-                a.store(buffers.wide(A).1, at);
-                if T::WIDE == 1 {
-                    let lost = lost_by::<S>(rest, pivot, whole);
-                    let minus = none.sub(a);
-                    let lost = minus.fma(lost, minus.fma(whole, scale)).mul(inverted);
-                    lost.store(buffers.wide(A_LOST).1, at);
-                }
-                none.sub(a.mul(rest)).store(buffers.wide(PIVOT_GRAD).1, at);
-                if hessian {
-                    inverted.store(buffers.wide(INVERSE).1, at);
-                    let hess = a.mul(pivot).mul(rest.mul(inverted));
-                    hess.store(buffers.wide(PIVOT_HESS).1, at);
-                }
+            if !GRAD {
+                continue;
             }
-            let mut bad = counted & !good;
-            while bad != 0 {
-                let sample = at + bad.trailing_zeros() as usize;
-                buffers.alone.push((sample, [T::default(); MOST_CLASSES]));
-                bad &= bad - 1;
+            scale = S::V64::select(mute, none, scale);
+            let scaled = if C::ANY { scale.mul(total) } else { scale.mul(of_class) };
+            let a = if T::WIDE == 2 { scaled.mul(inverse) } else { scaled.div(whole) };
+            store!(A, a);
+            if T::WIDE == 1 {
+                let lost = lost_by::<S>(rest, pivot, whole);
+                let minus = none.sub(a);
+                let lost = minus.fma(lost, minus.fma(whole, scaled)).mul(inverse);
+                store!(A_LOST, lost);
             }
-            at += 8;
+            // (total p - t) at the pivot, whose p - 1 is -rest / whole.
+            let pivot_grad = if C::ANY {
+                store!(B, none.sub(scale));
+                let (part, p) = (rest.mul(inverse), pivot.mul(inverse));
+                let own = load!(OWN);
+                let small = p.mul(splat::<S, f64>(s, self.total)).sub(own);
+                scale.mul(if C::HARD {
+                    small.sub(of_class.mul(part))
+                } else {
+                    let large = total.sub(own).sub(total.mul(part));
+                    S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), p.mul(total).sub(own), large)
+                })
+            } else {
+                none.sub(a.mul(rest))
+            };
+            // Adding 0 makes -0 a 0.
+            store!(PIVOT_GRAD, pivot_grad.add(none));
+            if hessian {
+                store!(INVERSE, inverse);
+                store!(PIVOT_HESS, a.mul(pivot).mul(rest.mul(inverse)));
+            }
         }
         fold(losses.to_lanes())
     }
 
-    /// A sample alone whose true class is so far down that its exponential does not say how far, or
-    /// one of whose logits is NaN: its weighted loss, and its factors.
+    /// How far `log S` is above the largest logit, of eight samples.
+    #[inline(always)]
+    fn above<S: Simd>(&self, s: S, at: usize, whole: S::V64, buffers: &Buffers<T>) -> S::V64 {
+        let (group, part) = (at / T::LANES * T::LANES, at % T::LANES / 8);
+        macro_rules! load {
+            ($which:expr) => {
+                T::V::<S>::load(s, buffers.narrow($which).0, group)
+            };
+        }
+        let none = S::V64::splat(s, 0.0);
+        let (n, most, bias) = (load!(N), load!(MOST), load!(BIAS).wide(part));
+        let log_sum = log::<S, f64>(s, whole.mul(power_of_two::<S, f64>(s, none.sub(bias))));
+        log_sum.sub(residue::<S, T>(s, n, most, part))
+    }
+
+    /// `-log p` of true classes that are so far down that their exponentials do not say how far.
     #[inline(always)]
     fn far<S: Simd>(
         &self,
         s: S,
-        exp: &Exp<S, T>,
-        logits: Input<'_, T>,
-        reference: T,
+        first: usize,
+        at: usize,
+        lanes: u32,
+        whole: S::V64,
         buffers: &Buffers<T>,
-    ) -> f64 {
-        let (exponentials, class) = (buffers.exponentials().0, buffers.classes[0]);
-        let pivot = exponentials.get(class).to_f64();
-        let others = (0..self.batch.classes).filter(|&c| c != class);
-        let rest = sum(others.map(|c| exponentials.get(c).to_f64()));
-        let whole = rest + pivot;
-        let factor = buffers.wide(FACTOR).0.get(0);
-        let scale = factor / self.batch.divisor;
-        let mut loss = surprise(s, exp, rest, pivot, reference, logits.get(class));
-        if whole.is_nan() {
-            loss = whole;
+    ) -> S::V64 {
+        let mut below = [0.0; 8];
+        for (i, below) in below.iter_mut().enumerate().filter(|(i, _)| lanes >> i & 1 != 0) {
+            let class = buffers.narrow(CLASS).0.get(at + i).to_f64() as usize;
+            let logit = self.batch.values.get((first + at + i) * self.batch.classes + class);
+            *below = buffers.narrow(MOST).0.get(at + i).to_f64() - logit.to_f64();
         }
-        // A class of weight 0 adds nothing, be its loss infinite.
-        let of_class = self.batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
-        let loss = if of_class == 0.0 && !loss.is_nan() { 0.0 } else { factor * loss };
-        buffers.wide(LOSS).1.set(0, loss);
-        let [a, lost] = quotient::<f64>(scale, rest, pivot);
-        buffers.wide(A).1.set(0, a);
-        buffers.wide(A_LOST).1.set(0, lost);
-        buffers.wide(INVERSE).1.set(0, 1.0 / whole);
-        buffers.wide(PIVOT_GRAD).1.set(0, -scale * (rest / whole));
-        let hess = scale * (pivot / whole) * (rest / whole);
-        buffers.wide(PIVOT_HESS).1.set(0, hess);
-        loss
+        self.above(s, at, whole, buffers).add(S::V64::from_lanes(s, below))
     }
 
-    /// The Hessian at a class, not the true one, that has most of a sample's probability: there
-    /// `1 - p` cancels, so the others are summed.
+    /// Gradient, or Hessian, of a group, in rows.
     #[inline(always)]
-    fn dominant_hessian(&self, i: usize, hess: Output<'_, T>, buffers: &Buffers<T>) {
-        let (classes, truth) = (self.batch.classes, buffers.classes[i]);
-        let sample = buffers.exponentials().0.part(i * classes, classes);
-        let (pivot, inverse) = (sample.get(truth).to_f64(), buffers.wide(INVERSE).0.get(i));
-        if pivot * inverse >= 0.5 {
-            return;
-        }
-        let Some(most) = (0..classes).find(|&c| sample.get(c).to_f64() * inverse > 0.5) else {
-            return;
-        };
-        let others = sum((0..classes).filter(|&c| c != most).map(|c| sample.get(c).to_f64()));
-        let p = buffers.wide(A).0.get(i) * sample.get(most).to_f64();
-        let whole = others + sample.get(most).to_f64();
-        hess.set(i * classes + most, T::from_f64(p * (others / whole)));
-    }
-
-    /// A sample alone whose largest logit is infinite; its loss.
-    #[inline(always)]
-    fn not_a_number(&self, block: Block<'_, T>, classes: &[usize]) -> f64 {
-        debug_assert_ne!(classes[0], IGNORED);
-        for array in [block.grad, block.hess].into_iter().flatten() {
-            array.fill(T::from_f64(f64::NAN));
-        }
-        if let Some(losses) = self.batch.outputs.losses {
-            losses.set(block.first, T::from_f64(f64::NAN));
-        }
-        f64::NAN
-    }
-
-    /// Gradient, and Hessian, of all samples.
-    #[inline(always)]
-    fn emit<S: Simd>(&self, s: S, block: Block<'_, T>, buffers: &Buffers<T>) {
-        let Some(grad) = block.grad else { return };
+    fn emit<S: Simd>(
+        &self,
+        s: S,
+        group: usize,
+        hessian: bool,
+        rows: Output<'_, T>,
+        buffers: &Buffers<T>,
+    ) {
         let classes = self.batch.classes;
-        let one = T::V::<S>::splat(s, T::from_f64(1.0));
-        let owners = Input::from_slice(&self.owners);
-        for group in (0..block.n).step_by(T::LANES) {
-            let [a, a_lost] = buffers.quotients(s, group);
-            let inverse = buffers.group(s, INVERSE, group);
-            let start = group * classes;
-            let end = self.owners.len().min(grad.len() - start);
-            let mut at = 0;
-            while at < end {
-                let e = T::V::<S>::load(s, buffers.exponentials().0, start + at);
-                let owner = T::V::<S>::load(s, owners, at);
-                let g = times::<S, T>(e, [a.permute(owner), a_lost.permute(owner)]);
-                let lanes = lanes_from::<T>(end - at);
-                if lanes == T::ALL {
-                    g.store(grad, start + at);
-                } else {
-                    g.store_lanes(grad, start + at, lanes);
-                }
-                if let Some(hess) = block.hess {
-                    let h = g.mul(one.sub(e.mul(inverse.permute(owner))));
-                    h.store_lanes(hess, start + at, lanes);
-                }
-                at += T::LANES;
-            }
+        let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
+        let width = classes.next_multiple_of(COLUMNS) * T::LANES;
+        let start = group / T::LANES * width;
+        let columns = buffers.columns.input().part(start, width);
+        let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
+        let a = buffers.quotients(s, group);
+        let minus_b = if C::ANY { buffers.group(s, B, group) } else { zero };
+        let which = if hessian { PIVOT_HESS } else { PIVOT_GRAD };
+        let at_pivot = buffers.group(s, which, group);
+        let (mut inverse, mut others) = (zero, zero);
+        if hessian {
+            (inverse, others) = (buffers.group(s, INVERSE, group), buffers.group(s, OTHERS, group));
+            others = others.mul(inverse);
         }
-        for (i, &class) in buffers.classes[..block.n].iter().enumerate() {
-            if class == IGNORED {
-                continue;
+        // Last to first: the last columns reach into the first ones of the next row.
+        for c in (0..classes).step_by(COLUMNS).rev() {
+            let mut result = [zero; COLUMNS];
+            for (j, result) in result.iter_mut().enumerate() {
+                let e = T::V::<S>::load(s, columns, (c + j) * T::LANES);
+                let mut g = if !hessian && C::ANY {
+                    let t = self.coefficient(s, (c + j).min(classes - 1), start, buffers);
+                    e.fma(a[0], e.fma(a[1], t.mul(minus_b)))
+                } else {
+                    times::<S, T>(e, a)
+                };
+                if hessian {
+                    // Of a class that has most of the probability, 1 - p would cancel.
+                    let p = e.mul(inverse);
+                    let large = splat::<S, T>(s, 0.5).lt(p);
+                    g = g.mul(T::V::<S>::select(large, others, one.sub(p)));
+                }
+                let own = class.eq(T::V::<S>::splat(s, self.numbers[c + j]));
+                *result = T::V::<S>::select(own, at_pivot, g);
             }
-            let at = i * classes + class;
-            grad.set(at, T::from_f64(buffers.wide(PIVOT_GRAD).0.get(i)));
-            if let Some(hess) = block.hess {
-                hess.set(at, T::from_f64(buffers.wide(PIVOT_HESS).0.get(i)));
-                self.dominant_hessian(i, hess, buffers);
-            }
+            T::V::<S>::store_columns(result, rows, c, classes);
         }
     }
 }
 
-impl<T: Limits, const GRAD: bool> Job for Few<'_, T, GRAD> {
+/// The sums of a group, a lane each: those of [`REST`], [`OTHERS`], [`COEFFICIENT`] and
+/// [`DISTANCE`]; the pivots' exponentials and coefficients.
+struct Sums<S: Simd, T: Real> {
+    sums: [Sum<S, T>; 4],
+    pivot: T::V<S>,
+    own: T::V<S>,
+}
+
+#[inline(always)]
+fn splat<S: Simd, T: Real>(s: S, x: f64) -> T::V<S> {
+    T::V::<S>::splat(s, T::from_f64(x))
+}
+
+/// Copies `src` to the start of `dst`.
+#[inline(always)]
+fn copy<S: Simd, T: Real>(s: S, src: Input<'_, T>, dst: Output<'_, T>, stream: bool) {
+    let zero = T::V::<S>::splat(s, T::default());
+    let head = if stream { dst.unaligned().min(src.len()) } else { 0 };
+    if head > 0 {
+        let lanes = lanes_from::<T>(head);
+        T::V::<S>::load_lanes(s, src, 0, lanes, zero).store_lanes(dst, 0, lanes);
+    }
+    let mut at = head;
+    while at + T::LANES <= src.len() {
+        let x = T::V::<S>::load(s, src, at);
+        if stream {
+            x.stream(dst, at);
+        } else {
+            x.store(dst, at);
+        }
+        at += T::LANES;
+    }
+    if at < src.len() {
+        let lanes = lanes_from::<T>(src.len() - at);
+        T::V::<S>::load_lanes(s, src, at, lanes, zero).store_lanes(dst, at, lanes);
+    }
+}
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD> {
     fn blocks(&self) -> usize {
         self.batch.samples.div_ceil(self.samples)
     }
@@ -475,61 +678,20 @@ impl<T: Limits, const GRAD: bool> Job for Few<'_, T, GRAD> {
     }
 
     fn block_cost(&self) -> usize {
-        self.samples * (self.batch.classes * size_of::<T>() / 4 + 4)
+        self.samples * (self.batch.classes * size_of::<T>() / 8 + 4)
     }
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let batch = self.batch;
         let most = batch.samples.next_multiple_of(T::LANES).min(self.samples);
-        let mut buffers = Buffers::new(most, batch);
-        let mut single = None;
+        let mut buffers = Buffers::new(most, self);
+        let end = batch.samples.min(blocks.end * self.samples);
         for (i, sum) in blocks.zip(sums) {
-            let first = i * self.samples;
-            let block = self.block(first, self.samples.min(batch.samples - first));
-            *sum = self.run_block::<S, false>(s, block, &mut buffers);
-            if buffers.alone.is_empty() {
-                continue;
-            }
-            let single = single.get_or_insert_with(|| Buffers::new(T::LANES, batch));
-            for (i, logits) in &buffers.alone {
-                let block = Block {
-                    logits: Input::from_slice(&logits[..batch.classes]),
-                    alone: true,
-                    ..self.block(first + i, 1)
-                };
-                *sum += self.run_block::<S, true>(s, block, single);
-            }
+            *sum = self.run_block::<S>(s, i * self.samples, end, &mut buffers);
+        }
+        if self.stream {
+            fence();
         }
     }
-}
-
-/// The sum of a sample's exponentials from `start` on, those of `lanes`: a vector to be folded, and
-/// what its additions lost (nothing, where float64 holds all digits).
-#[inline(always)]
-fn sample_sum<S: Simd, T: Real>(
-    s: S,
-    scratch: Input<'_, T>,
-    start: usize,
-    lanes: u64,
-    classes: usize,
-) -> (S::V64, S::V64) {
-    macro_rules! vector {
-        ($at:expr) => {
-            T::V::<S>::load_wide(s, scratch, start + $at, (lanes >> $at) as u32 & 0xFF)
-        };
-    }
-    let (mut sum, mut lost) = (vector!(0), S::V64::splat(s, 0.0));
-    if classes <= 8 {
-        return (sum, lost);
-    }
-    for at in (8..classes).step_by(8) {
-        let more = vector!(at);
-        let both = sum.add(more);
-        if T::WIDE == 1 {
-            lost = lost.add(lost_by::<S>(sum, more, both));
-        }
-        sum = both;
-    }
-    (sum, lost)
 }

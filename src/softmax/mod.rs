@@ -41,14 +41,9 @@ pub trait Limits: Real {
     const ROW_SHIFT: i64;
     /// Exponent of the largest sum of a row, for a scale of 1.
     const ROW_LARGEST: i64;
-    /// Exponent of a block's reference.
+    /// Exponent of a sample's reference among few classes, for a scale of 1.
     const FEW_BIAS: i64;
-    /// The smallest sum of a sample of a block that is not done alone, for a scale of 1 or less.
-    const FEW_SMALLEST: f64;
-    /// The largest quotient of a sample's sum and its scale, likewise.
-    const FEW_LARGEST: f64;
-    /// The exponent of a scale below which a sample alone has a smaller bias, and how much smaller at
-    /// most.
+    /// How far the exponent of a scale moves it, at least and at most.
     const FEW_SHIFT: [i64; 2];
 }
 
@@ -57,10 +52,8 @@ impl Limits for f32 {
     const ROW_BIAS: i64 = 30;
     const ROW_SHIFT: i64 = 35;
     const ROW_LARGEST: i64 = 88;
-    const FEW_BIAS: i64 = 76;
-    const FEW_SMALLEST: f64 = (1u128 << 30) as f64;
-    const FEW_LARGEST: f64 = (1u128 << 124) as f64;
-    const FEW_SHIFT: [i64; 2] = [-40, 42];
+    const FEW_BIAS: i64 = 60;
+    const FEW_SHIFT: [i64; 2] = [-90, 50];
 }
 
 impl Limits for f64 {
@@ -69,9 +62,7 @@ impl Limits for f64 {
     const ROW_SHIFT: i64 = 400;
     const ROW_LARGEST: i64 = 500;
     const FEW_BIAS: i64 = 500;
-    const FEW_SMALLEST: f64 = (1u128 << 64) as f64;
-    const FEW_LARGEST: f64 = 1e300;
-    const FEW_SHIFT: [i64; 2] = [-450, 400];
+    const FEW_SHIFT: [i64; 2] = [-900, 480];
 }
 
 /// The exponent of a scale, 0 for 0 and what is not finite.

@@ -40,9 +40,6 @@ const SAMPLE: usize = 64;
 /// How far ahead of its use a logit is asked for, in bytes.
 const AHEAD: usize = 2048;
 
-/// Bytes of logits and gradient beyond which the gradient is streamed.
-const STREAM: usize = 32 << 20;
-
 /// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
 pub struct Rows<'a, T, C, const GRAD: bool> {
     batch: &'a Batch<'a, T>,
@@ -352,10 +349,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
     /// A job. `total` is the sum of the coefficients where every row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
-        let bytes = 2 * batch.values.len() * size_of::<T>();
-        let in_place = batch.outputs.grad.is_some_and(|grad| grad.begins_at(batch.values));
-        let stream = bytes > STREAM && !in_place && batch.outputs.hess.is_none();
-        Rows { batch, coefficients, keep, total, stream }
+        Rows { batch, coefficients, keep, total, stream: batch.stream() }
     }
 
     /// A row's own part of an output.
