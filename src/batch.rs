@@ -133,6 +133,8 @@ pub struct Batch<'a, T> {
     pub outputs: Outputs<'a, T>,
     /// What gradients are divided by ([`Options::divisor`]).
     pub divisor: f64,
+    /// Whether values and gradient, those of the whole call, exceed the caches.
+    pub large: bool,
     /// Ignored indices that are classes.
     ignored_classes: Vec<usize>,
 }
@@ -192,6 +194,7 @@ impl<'a, T: Real> Batch<'a, T> {
             options,
             outputs,
             divisor: 0.0,
+            large: 2 * samples * classes * size_of::<T>() > STREAM,
             ignored_classes,
         };
         let total = match target {
@@ -300,9 +303,8 @@ impl<'a, T: Real> Batch<'a, T> {
 
     /// Whether the gradient is written past the caches: it would not be found there.
     pub fn stream(&self) -> bool {
-        let bytes = 2 * self.values.len() * size_of::<T>();
         let in_place = self.outputs.grad.is_some_and(|grad| grad.begins_at(self.values));
-        bytes > STREAM && !in_place && self.outputs.hess.is_none()
+        self.large && !in_place && self.outputs.hess.is_none()
     }
 
     /// Whether samples differ in what their loss is multiplied by.

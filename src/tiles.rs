@@ -149,6 +149,8 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
                 Some(_) => all.map(|_| rows.output().part(0, n)),
             });
             (tile.outputs.grad, tile.outputs.hess) = (grad, hess);
+            // The tile's rows will be read again.
+            tile.large &= layout.grad.is_none();
         }
         driver::run_here(&self.plan.job(&tile), level, sums);
         if P::WRITES {
