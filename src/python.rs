@@ -531,7 +531,6 @@ fn typed_class_loss<'py, T: Number>(
     if !fits(&out, &hess_out) || !fits(&hess_out, &None) {
         return Err(Stop::NotImplemented);
     }
-    let fresh = out.is_none();
     let contiguous = |view: &Option<View<'_>>| view.as_ref().is_none_or(|view| view.contiguous);
     let rows = inner.iter().all(|&n| n == 1)
         && values.contiguous
@@ -566,7 +565,7 @@ fn typed_class_loss<'py, T: Number>(
     let outputs = results.outputs();
     let (input, numbers) = (values.input::<T>(), values.len());
     let value = compute(py, numbers, move || {
-        let mut batch = Batch::laid_out(
+        let batch = Batch::laid_out(
             (layout, numbers / classes),
             input,
             classes,
@@ -577,9 +576,6 @@ fn typed_class_loss<'py, T: Number>(
             outputs,
             samples,
         )?;
-        if fresh && std::env::var_os("XENTRS_FRESH").is_some() {
-            batch.large = false;
-        }
         match loss {
             ClassLoss::CrossEntropy => cross_entropy::cross_entropy(&batch),
             ClassLoss::LogLoss => log_loss::log_loss(&batch, shape),
