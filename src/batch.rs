@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::caches;
 use crate::driver;
 use crate::error::{Error, Result};
 use crate::layout::Layout;
@@ -104,9 +105,6 @@ pub struct Outputs<'a, T> {
     pub losses: Option<Output<'a, T>>,
 }
 
-/// Bytes of logits and gradient beyond which the gradient is streamed.
-const STREAM: usize = 32 << 20;
-
 /// A class index that is none: the sample is ignored.
 pub const IGNORED: usize = usize::MAX;
 
@@ -194,7 +192,7 @@ impl<'a, T: Real> Batch<'a, T> {
             options,
             outputs,
             divisor: 0.0,
-            large: 2 * samples * classes * size_of::<T>() > STREAM,
+            large: 2 * samples * classes * size_of::<T>() > caches::last_level(),
             ignored_classes,
         };
         let total = match target {

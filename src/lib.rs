@@ -10,12 +10,14 @@
 //! | [`tiles`] | batches that are not rows: a tile of samples at a time |
 //! | [`coefficients`] | how targets weigh the classes |
 //! | [`batch`], [`layout`], [`options`], [`error`] | a call's arrays and options, checked |
+//! | [`caches`] | how large the machine's caches are |
 //! | [`driver`] | threads: splits a job into blocks, each behind the door of the instruction set |
 //! | [`reduce`] | sums of a fixed order |
 //! | [`math`] | functions of vectors: exponential, logarithm |
 //! | [`simd`] | vectors and views of memory, per instruction set; the other home of unsafe code |
 
 pub mod batch;
+pub mod caches;
 pub mod coefficients;
 pub mod driver;
 pub mod error;

@@ -1,7 +1,7 @@
 //! Sums whose order is fixed, and so their bits: within a row, and over the partial sums of blocks.
 
 use crate::math::Real;
-use crate::simd::{MAX_LANES, Simd, Vector, fold};
+use crate::simd::{Simd, Vector, fold};
 
 /// `a + b` and what its rounding lost (Knuth's two-sum).
 #[inline(always)]
@@ -50,41 +50,45 @@ impl<S: Simd, T: Real> Sum<S, T> {
         self.high = sum;
     }
 
-    /// The sums of the lanes, and what they lost.
+    /// The sums of the lanes, and what they lost; nothing where they are infinite.
     #[inline(always)]
-    pub fn parts(&self) -> [T::V<S>; 2] {
-        [self.high, self.low]
+    pub fn parts(&self, s: S) -> [T::V<S>; 2] {
+        let finite = self.high.abs().lt(T::V::<S>::splat(s, T::from_f64(f64::INFINITY)));
+        let zero = T::V::<S>::splat(s, T::default());
+        [self.high, T::V::<S>::select(finite, self.low, zero)]
     }
 
     /// The sum of all lanes; infinite or NaN if any summand was.
     #[inline(always)]
     pub fn total(&self) -> f64 {
-        let (mut high, mut low) = ([0.0; MAX_LANES], [0.0; MAX_LANES]);
-        let lanes = (self.high.to_lanes(), self.low.to_lanes());
-        for (i, (h, l)) in lanes.0.as_ref().iter().zip(lanes.1.as_ref()).enumerate() {
-            (high[i], low[i]) = (h.to_f64(), l.to_f64());
-        }
-        let plain = fold(high);
-        if !plain.is_finite() {
-            // Infinities leave NaN for what was lost.
-            return plain;
-        }
-        if T::WIDE == 2 {
+        let total = if T::WIDE == 2 {
             // float64 holds what float32 lost, and more.
-            for i in 0..MAX_LANES {
-                high[i] += low[i];
+            let low = self.high.wide(0).add(self.low.wide(0));
+            let high = self.high.wide(1).add(self.low.wide(1));
+            fold(low.add(high).to_lanes())
+        } else {
+            let (mut high, mut low) = (self.high.wide(0).to_lanes(), self.low.wide(0).to_lanes());
+            let mut half = high.len() / 2;
+            while half > 0 {
+                for i in 0..half {
+                    let (sum, lost) = two_sum(high[i], high[i + half]);
+                    (high[i], low[i]) = (sum, low[i] + low[i + half] + lost);
+                }
+                half /= 2;
             }
-            return fold(high);
+            high[0] + low[0]
+        };
+        if total.is_finite() {
+            return total;
         }
-        let mut half = T::LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                let (sum, lost) = two_sum(high[i], high[i + half]);
-                (high[i], low[i]) = (sum, low[i] + low[i + half] + lost);
+        // Infinities leave NaN for what was lost.
+        let mut plain = self.high.wide(0).to_lanes();
+        for part in 1..T::WIDE {
+            for (x, y) in plain.iter_mut().zip(self.high.wide(part).to_lanes()) {
+                *x += y;
             }
-            half /= 2;
         }
-        high[0] + low[0]
+        fold(plain)
     }
 }
 
@@ -108,6 +112,12 @@ impl Total {
     pub fn add(&mut self, x: f64) {
         let (sum, lost) = two_sum(self.high, x);
         (self.high, self.low) = (sum, self.low + lost);
+    }
+
+    /// Multiplies the sum by a power of two.
+    #[inline(always)]
+    pub fn scale(&mut self, power: f64) {
+        (self.high, self.low) = (self.high * power, self.low * power);
     }
 
     /// The sum; infinite or NaN if any summand was.

@@ -7,7 +7,7 @@ use crate::batch::Batch;
 use crate::coefficients::Coefficients;
 use crate::error::Result;
 use crate::softmax::Limits;
-use crate::softmax::few::{Few, MOST_CLASSES};
+use crate::softmax::few::Few;
 use crate::softmax::rows::Rows;
 use crate::tiles::{self, Plan};
 
@@ -17,12 +17,16 @@ struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        let few = self.0.classes <= MOST_CLASSES;
-        match (few, self.0.outputs.grad.is_some()) {
-            (true, true) => tiles::run(self.0, &FewPlan::<C, true>(c, total)),
-            (true, false) => tiles::run(self.0, &FewPlan::<C, false>(c, total)),
-            (false, true) => tiles::run(self.0, &RowsPlan::<C, true>(c, total)),
-            (false, false) => tiles::run(self.0, &RowsPlan::<C, false>(c, total)),
+        match self.0.outputs.grad {
+            Some(_) => tiles::run(self.0, &RowsPlan::<C, true>(c, total)),
+            None => tiles::run(self.0, &RowsPlan::<C, false>(c, total)),
+        }
+    }
+
+    fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
+        match self.0.outputs.grad {
+            Some(_) => tiles::run(self.0, &FewPlan::<C, true>(c, total)),
+            None => tiles::run(self.0, &FewPlan::<C, false>(c, total)),
         }
     }
 }

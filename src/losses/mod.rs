@@ -11,11 +11,16 @@ use crate::math::{Real, quotient};
 use crate::options::Options;
 use crate::reduce;
 use crate::simd::Input;
+use crate::softmax::few::MOST_CLASSES;
 
 /// A loss over samples by classes, once it is known how the target is stored.
 trait ClassLoss<T: Real> {
     /// The sum of the losses. `total` is the sum of the coefficients where every row has the same.
     fn run<C: Coefficients<T>>(&self, coefficients: C, total: f64) -> Result<f64>;
+    /// The same where there are at most [`MOST_CLASSES`].
+    fn run_few<C: Coefficients<T>>(&self, coefficients: C, total: f64) -> Result<f64> {
+        self.run(coefficients, total)
+    }
 }
 
 /// Runs a loss with the coefficients of its batch's target; the reduced loss.
@@ -26,15 +31,24 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
         let weights = batch.weight.iter().flatten();
         weights.map(|weight| T::from_f64(weight * factor)).collect::<Vec<_>>()
     };
+    let few = batch.classes <= MOST_CLASSES;
+    macro_rules! run {
+        ($coefficients:expr, $total:expr) => {
+            if few { loss.run_few($coefficients, $total) } else { loss.run($coefficients, $total) }
+        };
+    }
     let sum = match batch.target {
-        Target::Indices(_) if smoothing == 0.0 => loss.run(Hard, 0.0),
-        Target::Indices(_) if batch.weight.is_none() => {
+        Target::Indices(_) if smoothing == 0.0 => run!(Hard, 0.0),
+        Target::Indices(_) if batch.weight.is_none() && !few => {
             loss.run(Even(T::from_f64(even)), smoothing)
         }
         Target::Indices(_) => {
-            let weights = scaled(even);
+            let mut weights = scaled(even);
+            if batch.weight.is_none() {
+                weights.resize(batch.classes, T::from_f64(even));
+            }
             let total = reduce::sum(weights.iter().map(|weight| weight.to_f64()));
-            loss.run(Shared(Input::from_slice(&weights)), total)
+            run!(Shared(Input::from_slice(&weights)), total)
         }
         Target::Probabilities(probabilities) => {
             let weights = scaled(1.0);
@@ -50,7 +64,7 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
                     [[high, T::from_f64(low.to_f64() + lost)], quotient(smoothing, classes, 0.0)]
                 }),
             };
-            loss.run(soft, 0.0)
+            run!(soft, 0.0)
         }
     }?;
     Ok(reduced(sum, batch.divisor, &batch.options))

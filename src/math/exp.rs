@@ -170,6 +170,8 @@ pub struct Exp<S: Simd, T: Real> {
     residue: f64,
     /// `2^-bias`.
     unbias: f64,
+    /// The exponent that every exponential is scaled by.
+    pub scale: i64,
 }
 
 impl<S: Simd, T: Real> Exp<S, T> {
@@ -196,6 +198,7 @@ impl<S: Simd, T: Real> Exp<S, T> {
             shift: T::V::<S>::splat(s, if shifted { reference } else { T::default() }),
             residue: (-n).mul_add(LN2_REST, (-n).mul_add(LN2, x)),
             unbias: f64::from_bits(((1023 - bias) as u64) << 52),
+            scale,
         }
     }
 
@@ -208,10 +211,10 @@ impl<S: Simd, T: Real> Exp<S, T> {
         power.mul_add(less_one, power)
     }
 
-    /// `log(sum) - reference` in nats, for a `sum` of these exponentials.
+    /// `[u, r]` for a `sum` of these exponentials: `log(sum) - reference` is `log(u) - r`, in nats.
     #[inline(always)]
-    pub fn log_relative(&self, s: S, sum: f64) -> f64 {
-        super::log::log_scalar(s, sum * self.unbias) - self.residue
+    pub fn relative(&self, sum: f64) -> [f64; 2] {
+        [sum * self.unbias, self.residue]
     }
 }
 

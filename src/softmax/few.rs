@@ -23,10 +23,10 @@ use crate::math::{Real, times};
 use crate::reduce::{Sum, lost_by};
 use crate::simd::{COLUMNS, Input, Output, Scratch, Simd, Vector, fence, fold};
 
-use super::{Limits, exponent, lanes_from};
+use super::{Limits, copy, exponent};
 
 /// The most classes that this kernel takes.
-pub const MOST_CLASSES: usize = 64;
+pub const MOST_CLASSES: usize = 256;
 
 /// Numbers in a block, about.
 const BLOCK: usize = 1024;
@@ -41,8 +41,6 @@ pub struct Few<'a, T, C, const GRAD: bool> {
     total: f64,
     /// Samples in a block.
     samples: usize,
-    /// The classes, as numbers to compare with.
-    numbers: [T; MOST_CLASSES + COLUMNS],
     stream: bool,
     /// Whether rows of the gradient may be written before the logits behind them are read.
     direct: bool,
@@ -174,12 +172,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         assert!(batch.classes <= MOST_CLASSES, "too many classes for this kernel");
         let groups = (BLOCK / (T::LANES * batch.classes)).max(1);
         let keep = if C::HARD { 1.0 - batch.options.label_smoothing } else { 0.0 };
-        let numbers = std::array::from_fn(|c| T::from_i32(c as i32));
         let (samples, stream) = (T::LANES * groups, batch.stream());
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !stream && !in_place;
-        Few { batch, coefficients, keep, total, samples, numbers, stream, direct }
+        Few { batch, coefficients, keep, total, samples, stream, direct }
     }
 
     /// The block of samples that begins at `first`, no further than `end`; the sum of their losses.
@@ -345,7 +342,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         } else {
             self.sum::<S, false>(s, &exp, class, reference, columns, start, buffers)
         };
-        let [rest, others, coefficient, distance] = [0, 1, 2, 3].map(|i| sums.sums[i].parts());
+        let [rest, others, coefficient, distance] = &sums.sums;
+        let (rest, others) = (rest.parts(s), others.parts(s));
+        let (coefficient, distance) = (coefficient.parts(s), distance.parts(s));
         reference.store(buffers.narrow(MOST).1, group);
         exp.n.store(buffers.narrow(N).1, group);
         // Whatever the sums are of an infinite largest logit: the result is NaN.
@@ -389,7 +388,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             if GRAD {
                 e.store(columns.1, at);
             }
-            let own = class.eq(T::V::<S>::splat(s, self.numbers[c]));
+            let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c]));
             rest.add_positive(T::V::<S>::select(own, zero, e));
             result.pivot = T::V::<S>::select(own, e, result.pivot);
             if hessian {
@@ -473,7 +472,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 (rest.div(pivot), one.div(whole))
             };
             let all_near = near & counted == counted;
-            if !all_near {
+            if near != 0xFF {
+                // Of a sample that does not count the pivot is 0.
                 inverse = one.div(whole);
                 odds = S::V64::select(S::V64::mask(s, near), odds, none);
             }
@@ -622,7 +622,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                     let large = splat::<S, T>(s, 0.5).lt(p);
                     g = g.mul(T::V::<S>::select(large, others, one.sub(p)));
                 }
-                let own = class.eq(T::V::<S>::splat(s, self.numbers[c + j]));
+                let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c + j]));
                 *result = T::V::<S>::select(own, at_pivot, g);
             }
             T::V::<S>::store_columns(result, rows, c, classes);
@@ -641,31 +641,6 @@ struct Sums<S: Simd, T: Real> {
 #[inline(always)]
 fn splat<S: Simd, T: Real>(s: S, x: f64) -> T::V<S> {
     T::V::<S>::splat(s, T::from_f64(x))
-}
-
-/// Copies `src` to the start of `dst`.
-#[inline(always)]
-fn copy<S: Simd, T: Real>(s: S, src: Input<'_, T>, dst: Output<'_, T>, stream: bool) {
-    let zero = T::V::<S>::splat(s, T::default());
-    let head = if stream { dst.unaligned().min(src.len()) } else { 0 };
-    if head > 0 {
-        let lanes = lanes_from::<T>(head);
-        T::V::<S>::load_lanes(s, src, 0, lanes, zero).store_lanes(dst, 0, lanes);
-    }
-    let mut at = head;
-    while at + T::LANES <= src.len() {
-        let x = T::V::<S>::load(s, src, at);
-        if stream {
-            x.stream(dst, at);
-        } else {
-            x.store(dst, at);
-        }
-        at += T::LANES;
-    }
-    if at < src.len() {
-        let lanes = lanes_from::<T>(src.len() - at);
-        T::V::<S>::load_lanes(s, src, at, lanes, zero).store_lanes(dst, at, lanes);
-    }
 }
 
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD> {

@@ -24,8 +24,8 @@
 pub mod few;
 pub mod rows;
 
-use crate::math::{Real, exp::Exp, log::log1p_scalar};
-use crate::simd::{Input, Simd, Vector};
+use crate::math::Real;
+use crate::simd::{COLUMNS, Input, Output, Simd, Vector};
 
 /// How the exponentials of a type are scaled.
 ///
@@ -45,6 +45,20 @@ pub trait Limits: Real {
     const FEW_BIAS: i64;
     /// How far the exponent of a scale moves it, at least and at most.
     const FEW_SHIFT: [i64; 2];
+    /// The few classes as numbers, to compare with.
+    const CLASSES: &'static [Self; few::MOST_CLASSES + COLUMNS];
+}
+
+macro_rules! classes {
+    ($t:ty) => {{
+        let mut numbers = [0.0; few::MOST_CLASSES + COLUMNS];
+        let mut i = 0;
+        while i < numbers.len() {
+            numbers[i] = i as $t;
+            i += 1;
+        }
+        numbers
+    }};
 }
 
 impl Limits for f32 {
@@ -54,6 +68,7 @@ impl Limits for f32 {
     const ROW_LARGEST: i64 = 88;
     const FEW_BIAS: i64 = 60;
     const FEW_SHIFT: [i64; 2] = [-90, 50];
+    const CLASSES: &'static [f32; few::MOST_CLASSES + COLUMNS] = &classes!(f32);
 }
 
 impl Limits for f64 {
@@ -63,6 +78,7 @@ impl Limits for f64 {
     const ROW_LARGEST: i64 = 500;
     const FEW_BIAS: i64 = 500;
     const FEW_SHIFT: [i64; 2] = [-900, 480];
+    const CLASSES: &'static [f64; few::MOST_CLASSES + COLUMNS] = &classes!(f64);
 }
 
 /// The exponent of a scale, 0 for 0 and what is not finite.
@@ -72,23 +88,6 @@ fn exponent(scale: f64) -> i64 {
         0
     } else {
         (scale.to_bits() >> 52 & 0x7FF) as i64 - 1023
-    }
-}
-
-/// `-log p_pivot`, where the pivot's logit is `x` and the exponentials' reference is `reference`.
-#[inline(always)]
-fn surprise<S: Simd, T: Limits>(
-    s: S,
-    exp: &Exp<S, T>,
-    rest: f64,
-    pivot: f64,
-    reference: T,
-    x: T,
-) -> f64 {
-    if rest <= pivot * T::FAR {
-        log1p_scalar(s, rest / pivot)
-    } else {
-        exp.log_relative(s, rest + pivot) + (reference.to_f64() - x.to_f64())
     }
 }
 
@@ -109,11 +108,22 @@ fn maximum<S: Simd, T: Real>(s: S, x: Input<'_, T>) -> T {
         most[0] = T::V::<S>::load_lanes(s, x, at, lanes, lowest).max(most[0]);
         at += T::LANES;
     }
-    let most = most[0].max(most[1]).max(most[2].max(most[3])).to_lanes();
-    most.as_ref()
-        .iter()
-        .copied()
-        .fold(T::from_f64(f64::NEG_INFINITY), |a, b| if b > a { b } else { a })
+    largest_lane::<S, T>(most[0].max(most[1]).max(most[2].max(most[3])))
+}
+
+/// The largest lane; no lane is NaN.
+#[inline(always)]
+fn largest_lane<S: Simd, T: Real>(x: T::V<S>) -> T {
+    let mut lanes = x.to_lanes();
+    let lanes = lanes.as_mut();
+    let mut half = T::LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 /// The place of the first number equal to `value`, 0 if there is none.
@@ -137,4 +147,47 @@ fn find<S: Simd, T: Real>(s: S, x: Input<'_, T>, value: T) -> usize {
 #[inline(always)]
 pub(crate) fn lanes_from<T: Real>(n: usize) -> u32 {
     if n >= T::LANES { T::ALL } else { (1 << n) - 1 }
+}
+
+/// Copies `src` to the start of `dst`, past the caches if `stream`.
+#[inline(always)]
+fn copy<S: Simd, T: Real>(s: S, src: Input<'_, T>, dst: Output<'_, T>, stream: bool) {
+    let zero = T::V::<S>::splat(s, T::default());
+    let head = if stream { dst.unaligned().min(src.len()) } else { 0 };
+    if head > 0 {
+        let lanes = lanes_from::<T>(head);
+        T::V::<S>::load_lanes(s, src, 0, lanes, zero).store_lanes(dst, 0, lanes);
+    }
+    let mut at = head;
+    while at + T::LANES <= src.len() {
+        let x = T::V::<S>::load(s, src, at);
+        if stream {
+            x.stream(dst, at);
+        } else {
+            x.store(dst, at);
+        }
+        at += T::LANES;
+    }
+    if at < src.len() {
+        let lanes = lanes_from::<T>(src.len() - at);
+        T::V::<S>::load_lanes(s, src, at, lanes, zero).store_lanes(dst, at, lanes);
+    }
+}
+
+/// Writes `x` everywhere, past the caches if `stream`.
+#[inline(always)]
+fn fill<S: Simd, T: Real>(s: S, dst: Output<'_, T>, x: T, stream: bool) {
+    let vector = T::V::<S>::splat(s, x);
+    let head = if stream { dst.unaligned().min(dst.len()) } else { 0 };
+    vector.store_lanes(dst, 0, lanes_from::<T>(head));
+    let mut at = head;
+    while at + T::LANES <= dst.len() {
+        if stream {
+            vector.stream(dst, at);
+        } else {
+            vector.store(dst, at);
+        }
+        at += T::LANES;
+    }
+    vector.store_lanes(dst, at, lanes_from::<T>(dst.len() - at));
 }

@@ -12,21 +12,23 @@
 //! once, past the caches (streamed) where it will not be read from them soon.
 //!
 //! There is no pass for the maximum: the reference, a power of two, need only be near enough not to
-//! overflow. It is that of the largest of the row's first 64 logits and the true class's; a row whose
-//! sum leaves the [`Limits`] is reduced again under its true maximum, which changes no bit of what was
-//! right before. The chunks that hold the pivot or the row's end go by vectors with masks; the others
-//! know neither.
+//! overflow. It is that of the largest of the row's first 64 logits and the true class's. Where a part
+//! of the row exceeds the [`Limits`] under it, that part is reduced again, while it is in the cache,
+//! under its own maximum, and the parts before it are scaled; that changes no bit of what was right
+//! before. The chunks that hold the pivot or the row's end go vector by vector; the others know
+//! neither. Losses wait until there are eight, for a logarithm in vectors.
 
 use std::ops::Range;
 
 use crate::batch::{Batch, IGNORED};
 use crate::coefficients::{Coefficients, RowCoefficients};
 use crate::driver::Job;
+use crate::math::log::{log, log1p};
 use crate::math::{Real, exp::Exp, quotient, times};
 use crate::reduce::{Sum, Total};
 use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
 
-use super::{Limits, exponent, find, lanes_from, maximum, surprise};
+use super::{Limits, exponent, fill, find, lanes_from, largest_lane, maximum};
 
 /// Vectors in a chunk.
 const VECTORS: usize = 8;
@@ -59,8 +61,8 @@ struct Sums<S: Simd, T: Real> {
     distance: Sum<S, T>,
     /// Coefficients.
     coefficient: Sum<S, T>,
-    /// The pivot's exponential.
-    pivot: f64,
+    /// The largest logits, where the target is probabilities.
+    most: T::V<S>,
 }
 
 /// A row that has been reduced.
@@ -70,13 +72,37 @@ struct Totals {
     pivot: f64,
     distance: f64,
     coefficient: f64,
+    /// The largest logit, where the target is probabilities.
+    most: f64,
+}
+
+/// Losses of rows that wait for their logarithms.
+#[derive(Default)]
+struct Waiting {
+    n: usize,
+    rows: [usize; 8],
+    /// The pivot's loss is `log(1 + odds)`, or where `far` is a number: `log(sum) + far`.
+    odds: [f64; 8],
+    far: [Option<f64>; 8],
+    /// The sum of exponentials, and what its logarithm is less to be relative to the reference.
+    sum: [f64; 8],
+    residue: [f64; 8],
+    /// What the pivot's loss is multiplied by, and that of the reference; what is added; the sample's
+    /// weight.
+    of_class: [f64; 8],
+    total: [f64; 8],
+    distance: [f64; 8],
+    sample: [f64; 8],
 }
 
 /// What the reduction of a row needs to know.
 struct Reduce<'a, S: Simd, T: Real, R> {
     logits: Input<'a, T>,
-    scratch: Output<'a, T>,
+    scratch: &'a Scratch<T>,
     exp: Exp<S, T>,
+    bias: i64,
+    /// The largest sum of exponentials.
+    largest: f64,
     reference: T::V<S>,
     pivot: usize,
     coefficients: R,
@@ -127,7 +153,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     ) {
         let logits = self.logits.part(at, VECTORS * T::LANES);
         let n = if GRAD { VECTORS * T::LANES } else { 0 };
-        let scratch = self.scratch.part(if GRAD { at } else { 0 }, n);
+        let scratch = self.scratch.output().part(if GRAD { at } else { 0 }, n);
         let zero = T::V::<S>::splat(s, T::default());
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
         for i in 0..VECTORS {
@@ -138,6 +164,9 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 e.store(scratch, i * T::LANES);
             }
             sums.rest.add_positive(e);
+            if !C::HARD {
+                sums.most = x.max(sums.most);
+            }
             if C::ANY {
                 let at = at + i * T::LANES;
                 (coefficients[i], distances[i]) = self.weigh(s, x, at, T::ALL);
@@ -160,17 +189,23 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let end = self.logits.len().min(at + VECTORS * T::LANES);
         for (i, at) in (at..end).step_by(T::LANES).enumerate() {
             let lanes = lanes_from::<T>(end - at);
-            let x = T::V::<S>::load_lanes(s, self.logits, at, lanes, lowest);
+            let x = if lanes == T::ALL {
+                T::V::<S>::load(s, self.logits, at)
+            } else {
+                T::V::<S>::load_lanes(s, self.logits, at, lanes, lowest)
+            };
             let e = self.exp.of::<SHIFTED>(s, x);
             if GRAD {
-                e.store(self.scratch, at);
+                e.store(self.scratch.output(), at);
             }
             let lane = self.pivot.wrapping_sub(at);
             if lane < T::LANES {
-                sums.pivot = e.to_lanes().as_ref()[lane].to_f64();
                 sums.rest.add_positive(T::V::<S>::select(T::V::<S>::mask(s, 1 << lane), zero, e));
             } else {
                 sums.rest.add_positive(e);
+            }
+            if !C::HARD {
+                sums.most = x.max(sums.most);
             }
             if C::ANY {
                 (coefficients[i], distances[i]) = self.weigh(s, x, at, lanes);
@@ -179,34 +214,68 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         sums.add_weighed::<C>(coefficients, distances);
     }
 
-    /// Reduces the row; a row that waits is emitted meanwhile.
+    /// Reduces a part of the row, emitting that of `waiting`.
     #[inline(always)]
-    fn row<C: Coefficients<T, Row<S> = R>, const GRAD: bool, const SHIFTED: bool>(
+    fn part<C: Coefficients<T, Row<S> = R>, const GRAD: bool, const SHIFTED: bool>(
         &self,
         s: S,
-        waiting: Option<Emit<'_, S, T, R>>,
-    ) -> Totals {
+        part: Range<usize>,
+        waiting: Option<&Emit<'_, S, T, R>>,
+        sums: &mut Sums<S, T>,
+    ) {
         let chunk = VECTORS * T::LANES;
-        let mut pivot = 0.0;
+        for at in part.clone().step_by(chunk) {
+            if let Some(waiting) = waiting {
+                waiting.chunk::<C>(s, at);
+            }
+            if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
+                self.inner::<C, GRAD, SHIFTED>(s, at, sums);
+            } else {
+                self.edge::<C, GRAD, SHIFTED>(s, at, sums);
+            }
+        }
+    }
+
+    /// Reduces the row; a row that waits is emitted meanwhile. The sums are infinite or too large
+    /// where the reference must be that of the whole row's largest logit.
+    #[inline(always)]
+    fn row<C: Coefficients<T, Row<S> = R>, const GRAD: bool, const SHIFTED: bool>(
+        &mut self,
+        s: S,
+        waiting: Option<Emit<'_, S, T, R>>,
+    ) -> Totals
+    where
+        T: Limits,
+    {
         let (mut rest, mut distance, mut coefficient) =
             (Total::default(), Total::default(), Total::default());
-        for part in (0..self.logits.len()).step_by(PART * chunk) {
-            let end = self.logits.len().min(part + PART * chunk);
-            let mut sums =
-                Sums { rest: Sum::new(s), distance: Sum::new(s), coefficient: Sum::new(s), pivot };
-            for at in (part..end).step_by(chunk) {
-                if let Some(waiting) = &waiting {
-                    waiting.chunk::<C>(s, at);
+        let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
+        let mut most = lowest;
+        let mut referred = [0; 8];
+        let len = self.logits.len();
+        for start in (0..len).step_by(PART * VECTORS * T::LANES) {
+            let part = start..len.min(start + PART * VECTORS * T::LANES);
+            let mut emitting = waiting.as_ref();
+            let (sums, sum) = loop {
+                let mut sums = Sums::new(s, most);
+                self.part::<C, GRAD, SHIFTED>(s, part.clone(), emitting.take(), &mut sums);
+                let sum = sums.rest.total();
+                let before = self.exp.scale;
+                let fits = C::ANY || SHIFTED || sum.is_nan() || sum <= self.largest;
+                if fits || !self.refer_to(s, part.clone()) {
+                    break (sums, sum);
                 }
-                let whole = at + chunk <= end && self.pivot.wrapping_sub(at) >= chunk;
-                if whole {
-                    self.inner::<C, GRAD, SHIFTED>(s, at, &mut sums);
-                } else {
-                    self.edge::<C, GRAD, SHIFTED>(s, at, &mut sums);
+                let power = power_of_two(self.exp.scale - before);
+                rest.scale(power);
+                if GRAD {
+                    // Eight references ago exponentials have long become 0.
+                    rescale::<S, T>(s, self.scratch, referred[0]..start, power);
+                    referred.rotate_left(1);
+                    referred[7] = start;
                 }
-            }
-            pivot = sums.pivot;
-            rest.add(sums.rest.total());
+            };
+            rest.add(sum);
+            most = sums.most;
             if C::ANY {
                 distance.add(sums.distance.total());
             }
@@ -217,12 +286,52 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         if let Some(waiting) = &waiting {
             waiting.finish();
         }
+        let pivot = T::V::<S>::splat(s, self.logits.get(self.pivot));
+        let pivot = self.exp.of::<SHIFTED>(s, pivot).to_lanes().as_ref()[0].to_f64();
+        let most = if C::HARD { 0.0 } else { largest_lane::<S, T>(most).to_f64() };
         let (rest, distance, coefficient) = (rest.get(), distance.get(), coefficient.get());
-        Totals { rest, pivot, distance, coefficient }
+        Totals { rest, pivot, distance, coefficient, most }
+    }
+
+    /// Takes the reference from a part's largest logit, if that can be done.
+    #[inline(always)]
+    fn refer_to(&mut self, s: S, part: Range<usize>) -> bool
+    where
+        T: Limits,
+    {
+        let most = maximum(s, self.logits.part(part.start, part.len()));
+        // Not of infinity either, nor again where that has not helped.
+        if most.to_f64() > T::OFFSET_LIMIT || most <= self.reference.to_lanes().as_ref()[0] {
+            return false;
+        }
+        self.exp = Exp::new(s, most, self.bias);
+        self.reference = T::V::<S>::splat(s, most);
+        true
+    }
+}
+
+/// `2^n`, 0 where that is below the normal numbers.
+#[inline(always)]
+fn power_of_two(n: i64) -> f64 {
+    if n < -1022 { 0.0 } else { f64::from_bits(((n + 1023) as u64) << 52) }
+}
+
+/// Multiplies exponentials by a power of two.
+#[inline(always)]
+fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, power: f64) {
+    let power = T::V::<S>::splat(s, T::from_f64(power));
+    for at in part.step_by(T::LANES) {
+        T::V::<S>::load(s, scratch.input(), at).mul(power).store(scratch.output(), at);
     }
 }
 
 impl<S: Simd, T: Real> Sums<S, T> {
+    /// No sums yet.
+    #[inline(always)]
+    fn new(s: S, most: T::V<S>) -> Self {
+        Sums { rest: Sum::new(s), distance: Sum::new(s), coefficient: Sum::new(s), most }
+    }
+
     /// Adds a chunk's coefficients and distances, each as a tree first.
     #[inline(always)]
     fn add_weighed<C: Coefficients<T>>(
@@ -360,9 +469,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
 
     /// Writes the same gradient and Hessian to a whole row.
     #[inline(always)]
-    fn fill(&self, row: usize, x: T) {
+    fn fill<S: Simd>(&self, s: S, row: usize, x: T) {
         for array in [self.batch.outputs.grad, self.batch.outputs.hess].into_iter().flatten() {
-            self.row_of(array, row).fill(x);
+            fill(s, self.row_of(array, row), x, self.stream);
         }
     }
 
@@ -405,38 +514,90 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         &self,
         s: S,
         row: &mut Reduce<'b, S, T, C::Row<S>>,
-        scale: f64,
         waiting: &mut Option<Emit<'b, S, T, C::Row<S>>>,
     ) -> Option<(Totals, T)> {
-        let shift = exponent(scale).clamp(-T::ROW_SHIFT, T::ROW_SHIFT);
-        let bias = T::ROW_BIAS + shift;
+        let sample = row.logits.part(0, SAMPLE.min(row.logits.len()));
+        let mut reference = maximum(s, sample);
         if C::HARD {
-            let sample = row.logits.part(0, SAMPLE.min(row.logits.len()));
-            let (most, x) = (maximum(s, sample), row.logits.get(row.pivot));
-            let reference = if x > most { x } else { most };
-            if reference.to_f64().abs() <= T::OFFSET_LIMIT {
-                row.exp = Exp::new(s, reference, bias);
-                row.reference = T::V::<S>::splat(s, reference);
-                let totals = row.row::<C, GRAD, false>(s, waiting.take());
-                let sum = totals.rest + totals.pivot;
-                let largest = f64::from_bits(((T::ROW_LARGEST + shift + 1023) as u64) << 52);
-                // Distances from a reference below most logits would cancel against log(sum).
-                let cancels = totals.distance < 0.0;
-                if sum.is_nan() || (sum <= largest && !cancels) {
-                    return Some((totals, reference));
-                }
-            }
+            let x = row.logits.get(row.pivot);
+            reference = if x > reference { x } else { reference };
+        } else {
+            row.pivot = find(s, sample, reference);
         }
-        let most = maximum(s, row.logits);
+        let mut most = None;
+        if reference.to_f64().abs() <= T::OFFSET_LIMIT {
+            row.exp = Exp::new(s, reference, row.bias);
+            row.reference = T::V::<S>::splat(s, reference);
+            let totals = row.row::<C, GRAD, false>(s, waiting.take());
+            let sum = totals.rest + totals.pivot;
+            if sum.is_nan() || (sum <= row.largest && self.is_exact(&row.exp, &totals, reference)) {
+                return Some((totals, row.reference.to_lanes().as_ref()[0]));
+            }
+            most = (!C::HARD).then_some(T::from_f64(totals.most));
+        }
+        let most = most.unwrap_or_else(|| maximum(s, row.logits));
         if !most.to_f64().is_finite() {
             return None;
         }
-        row.exp = Exp::new(s, most, bias);
+        row.exp = Exp::new(s, most, row.bias);
         row.reference = T::V::<S>::splat(s, most);
         if !C::HARD {
             row.pivot = find(s, row.logits, most);
         }
         Some((row.row::<C, GRAD, true>(s, waiting.take()), most))
+    }
+
+    /// Whether sums under a reference that may be below the largest logit say enough.
+    #[inline(always)]
+    fn is_exact<S: Simd>(&self, exp: &Exp<S, T>, totals: &Totals, reference: T) -> bool {
+        if C::HARD {
+            // Distances from a reference below most logits would cancel against log(sum).
+            return totals.distance >= 0.0;
+        }
+        let above = totals.most - reference.to_f64();
+        if above <= 0.0 {
+            return true;
+        }
+        // The largest logit was not the pivot: it must not have most of the probability, and how far
+        // it is above the reference must not cancel in the loss, of which this is a lower bound.
+        let [sum, residue] = exp.relative(totals.rest + totals.pivot);
+        let log_sum = exponent(sum) as f64 * std::f64::consts::LN_2 - residue;
+        let loss = totals.coefficient * log_sum + totals.distance;
+        log_sum - above > std::f64::consts::LN_2 && totals.coefficient * above <= loss
+    }
+
+    /// Logarithms of the losses that wait, and what is made of them.
+    #[inline(always)]
+    fn write_losses<S: Simd>(&self, s: S, waiting: &mut Waiting, first: usize, sums: &mut [f64]) {
+        let n = std::mem::take(&mut waiting.n);
+        let near = log1p::<S, f64>(s, S::V64::from_lanes(s, waiting.odds)).to_lanes();
+        let mut logs = [0.0; 8];
+        if C::ANY || waiting.far[..n].iter().any(Option::is_some) {
+            logs = log::<S, f64>(s, S::V64::from_lanes(s, waiting.sum)).to_lanes();
+        }
+        for i in 0..n {
+            let above = logs[i] - waiting.residue[i];
+            let surprise = waiting.far[i].map_or(near[i], |far| above + far);
+            let mut loss = waiting.distance[i];
+            if C::HARD && waiting.of_class[i] != 0.0 {
+                loss += waiting.of_class[i] * surprise;
+            }
+            if C::ANY {
+                // How far log S is above the reference: the pivot where it is the maximum.
+                loss += waiting.total[i] * if C::HARD { above } else { surprise };
+            }
+            if waiting.sum[i].is_nan() {
+                loss = f64::NAN;
+            } else if self.batch.classes == 1 {
+                // No loss and no gradient, not even a rounding's.
+                loss = 0.0;
+            }
+            let loss = waiting.sample[i] * loss;
+            sums[waiting.rows[i] - first] = loss;
+            if let Some(losses) = self.batch.outputs.losses {
+                losses.set(waiting.rows[i], T::from_f64(loss / self.batch.divisor));
+            }
+        }
     }
 }
 
@@ -457,75 +618,80 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
         let scratch =
             Scratch::<T>::new(if GRAD { batch.classes.next_multiple_of(chunk) } else { 0 });
         let mut waiting = None;
-        for (row, sum) in rows.zip(sums) {
-            let (mut class, mut factor) = ([0], [0.0]);
+        let mut losses = Waiting::default();
+        let first = rows.start;
+        for row in rows {
+            let mut class = [0];
             batch.read_classes(row, &mut class);
             let class = class[0];
             if class == IGNORED {
-                self.fill(row, T::default());
+                self.fill(s, row, T::default());
                 if let Some(losses) = batch.outputs.losses {
                     losses.set(row, T::default());
                 }
                 continue;
             }
             let sample = batch.sample_factor(row);
-            batch.read_factors(row, &[class], &mut factor);
             let of_class = if C::HARD {
                 self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class])
             } else {
                 0.0
             };
             let scale = sample / batch.divisor;
+            let total_scale = if C::HARD { scale * (of_class + self.total) } else { scale };
+            let shift = exponent(total_scale).clamp(-T::ROW_SHIFT, T::ROW_SHIFT);
+            let bias = T::ROW_BIAS + shift;
             let coefficients = self.coefficients.row(s, row, batch.classes);
             let zero = T::V::<S>::splat(s, T::default());
             let mut reduce = Reduce {
                 logits: batch.values.part(row * batch.classes, batch.classes),
-                scratch: scratch.output(),
-                exp: Exp::new(s, T::default(), T::ROW_BIAS),
+                scratch: &scratch,
+                exp: Exp::new(s, T::default(), bias),
+                bias,
+                largest: power_of_two(T::ROW_LARGEST + shift),
                 reference: zero,
                 pivot: class,
                 coefficients,
             };
-            let total_scale = if C::HARD { scale * (of_class + self.total) } else { scale };
-            let Some((totals, reference)) = self.reduce(s, &mut reduce, total_scale, &mut waiting)
-            else {
-                self.fill(row, T::from_f64(f64::NAN));
-                *sum = f64::NAN;
+            let Some((totals, reference)) = self.reduce(s, &mut reduce, &mut waiting) else {
+                self.fill(s, row, T::from_f64(f64::NAN));
+                sums[row - first] = f64::NAN;
                 if let Some(losses) = batch.outputs.losses {
                     losses.set(row, T::from_f64(f64::NAN));
                 }
                 continue;
             };
 
-            let Totals { rest, pivot, distance, coefficient } = totals;
-            let (exp, whole) = (&reduce.exp, rest + pivot);
-            let x = reduce.logits.get(reduce.pivot);
-            let surprise = surprise(s, exp, rest, pivot, reference, x);
+            let Totals { rest, pivot, distance, coefficient, most } = totals;
+            let whole = rest + pivot;
             let total = of_class + self.total + coefficient;
-            let mut loss = 0.0;
-            if C::HARD && of_class != 0.0 {
-                loss += of_class * surprise;
+            let i = losses.n;
+            [losses.sum[i], losses.residue[i]] = reduce.exp.relative(whole);
+            let not_largest = !C::HARD && most > reference.to_f64();
+            losses.distance[i] = distance;
+            if not_largest {
+                let above = most - reference.to_f64();
+                losses.distance[i] += coefficient * above;
+                losses.far[i] = Some(-above);
+            } else if rest <= pivot * T::FAR {
+                losses.odds[i] = rest / pivot;
+                losses.far[i] = None;
+            } else {
+                let below = reference.to_f64() - reduce.logits.get(reduce.pivot).to_f64();
+                losses.far[i] = Some(below);
             }
-            if C::ANY {
-                // How far log S is above the reference: the pivot where it is the maximum.
-                let above = if C::HARD { exp.log_relative(s, whole) } else { surprise };
-                loss += (self.total + coefficient) * above + distance;
-            }
-            // One class: no loss and no gradient, not even a rounding's.
-            let certain = batch.classes == 1 && !whole.is_nan();
-            if certain {
-                loss = 0.0;
-            }
-            if whole.is_nan() {
-                loss = whole;
-            }
-            *sum = sample * loss;
-            if let Some(losses) = batch.outputs.losses {
-                losses.set(row, T::from_f64(*sum / batch.divisor));
+            losses.rows[i] = row;
+            losses.of_class[i] = of_class;
+            losses.total[i] = self.total + coefficient;
+            losses.sample[i] = sample;
+            losses.n += 1;
+            if losses.n == 8 {
+                self.write_losses(s, &mut losses, first, sums);
             }
             let Some(grad) = batch.outputs.grad else {
                 continue;
             };
+            let certain = batch.classes == 1 && !whole.is_nan();
 
             // (total p - t) at the pivot, whose p - 1 is -rest / whole.
             let mut own = 0.0;
@@ -574,6 +740,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             waiting.all::<C>(s);
             waiting.finish();
         }
+        self.write_losses(s, &mut losses, first, sums);
         if self.stream {
             fence();
         }
