@@ -2,9 +2,9 @@
 //!
 //! A call whose arrays are canonical (exact ndarrays, native and aligned, dtypes and shapes that fit;
 //! C-contiguous, but for those of the logits' shape where there is a class axis) goes straight to the
-//! kernels. Every other is answered with
-//! `NotImplemented` before anything is computed: the Python layer then finds what is wrong, or makes
-//! the arrays canonical and calls again. Options and the targets' values are checked here only.
+//! kernels. Every other is answered with `NotImplemented` before anything is computed: the Python
+//! layer then finds what is wrong, or makes the arrays canonical and calls again. Options and the
+//! targets' values are checked here only. [`public`] holds the functions that people call.
 //!
 //! The arrays' owners are held by the caller's frame while a kernel runs without the GIL; other
 //! threads may write to them meanwhile (see [`crate::simd::Input`]).

@@ -99,8 +99,8 @@ def cross_entropy(
     Parameters
     ----------
     logits : array_like, float32 or float64
-        Unnormalised log-probabilities, of any rank from 1, of C >= 1 classes on `axis`. An array
-        that is C-contiguous with the class axis last is not copied.
+        Unnormalised log-probabilities, of any rank from 1, of C >= 1 classes on `axis`. An array of
+        any strides is not copied, but for a tile at a time where samples are no rows.
     target : array_like
         Either class indices: integers, of the shape of `logits` without the class axis. Or
         probabilities: floats, integers or bools of the shape of `logits`, which need not sum to 1.
