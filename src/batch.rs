@@ -1,9 +1,12 @@
 //! A call's arrays, checked once; typed and trusted afterwards, but for the targets, which another
 //! thread may change: whoever reads one checks its range again.
 
+use std::ops::Range;
+
 use crate::caches;
 use crate::driver;
 use crate::error::{Error, Result};
+use crate::layout::Layout;
 use crate::math::Real;
 use crate::options::Options;
 use crate::reduce::{Sum, Total};
@@ -28,6 +31,12 @@ macro_rules! index {
             fn class(self) -> u64 {
                 // A negative one becomes huge.
                 <$wide>::from(self) as u64
+            }
+        })*
+
+        $(impl<'a> From<Input<'a, $t>> for Indices<'a> {
+            fn from(indices: Input<'a, $t>) -> Self {
+                Indices::$variant(indices)
             }
         })*
 
@@ -100,10 +109,12 @@ pub struct Outputs<'a, T> {
 pub const IGNORED: usize = usize::MAX;
 
 /// Samples by classes, logits or probabilities, and what is true of them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Batch<'a, T> {
-    /// Rows of `classes` numbers.
+    /// Rows of `classes` numbers, unless the layout says otherwise, as for all arrays of their shape.
     pub values: Input<'a, T>,
+    /// Where numbers lie, if not in rows.
+    pub layout: Option<Box<Layout>>,
     /// Number of rows.
     pub samples: usize,
     /// Numbers in a row, at least one.
@@ -120,6 +131,8 @@ pub struct Batch<'a, T> {
     pub outputs: Outputs<'a, T>,
     /// What gradients are divided by ([`Options::divisor`]).
     pub divisor: f64,
+    /// Whether values and gradient, those of the whole call, exceed the caches.
+    pub large: bool,
     /// Ignored indices that are classes.
     ignored_classes: Vec<usize>,
 }
@@ -138,12 +151,39 @@ impl<'a, T: Real> Batch<'a, T> {
         shape: &[usize],
     ) -> Result<Self> {
         let samples = values.len() / classes;
+        Batch::laid_out(
+            (None, samples),
+            values,
+            classes,
+            target,
+            weight,
+            sample_weight,
+            options,
+            outputs,
+            shape,
+        )
+    }
+
+    /// Checks the targets of arrays that lie as the layout says, of so many samples.
+    #[allow(clippy::too_many_arguments, reason = "as above")]
+    pub fn laid_out(
+        (layout, samples): (Option<Box<Layout>>, usize),
+        values: Input<'a, T>,
+        classes: usize,
+        target: Target<'a, T>,
+        weight: Option<Floats<'a>>,
+        sample_weight: Option<Floats<'a>>,
+        options: Options,
+        outputs: Outputs<'a, T>,
+        shape: &[usize],
+    ) -> Result<Self> {
         let ignored_classes = options.ignore_index.iter();
         let ignored_classes = ignored_classes.filter_map(|&i| usize::try_from(i).ok());
         let ignored_classes: Vec<_> = ignored_classes.filter(|&i| i < classes).collect();
         let weight = weight.map(|weight| (0..classes).map(|i| weight.get(i)).collect());
         let mut batch = Batch {
             values,
+            layout,
             samples,
             classes,
             target,
@@ -152,6 +192,7 @@ impl<'a, T: Real> Batch<'a, T> {
             options,
             outputs,
             divisor: 0.0,
+            large: 2 * samples * classes * size_of::<T>() > caches::last_level(),
             ignored_classes,
         };
         let total = match target {
@@ -218,6 +259,35 @@ impl<'a, T: Real> Batch<'a, T> {
         Ok(count)
     }
 
+    /// A number of the values.
+    pub fn value(&self, sample: usize, class: usize) -> T {
+        let place = self.layout.as_ref().and_then(|layout| layout.values.as_ref());
+        self.values
+            .get(place.map_or(sample * self.classes + class, |place| place.at(sample, class)))
+    }
+
+    /// Sample and class of number `i` of the values in C order.
+    pub fn sample_and_class(&self, i: usize) -> (usize, usize) {
+        let inner = self.layout.as_ref().map_or(1, |layout| layout.inner);
+        (i / (inner * self.classes) * inner + i % inner, i / inner % self.classes)
+    }
+
+    /// Some samples of it; arrays of the values' shape are left to the caller, outputs are none.
+    pub fn part(&self, samples: Range<usize>) -> Self {
+        let (at, n) = (samples.start, samples.len());
+        let mut part = Batch { samples: n, layout: None, ..self.clone() };
+        if let Target::Indices(indices) = self.target {
+            part.target = Target::Indices(with_indices!(indices, x => x.part(at, n).into()));
+        }
+        part.sample_weight = self.sample_weight.map(|weight| match weight {
+            Floats::F32(x) => Floats::F32(x.part(at, n)),
+            Floats::F64(x) => Floats::F64(x.part(at, n)),
+        });
+        let losses = self.outputs.losses.map(|losses| losses.part(at, n));
+        part.outputs = Outputs { losses, grad: None, hess: None };
+        part
+    }
+
     /// What the mean divides by.
     fn total_weight(&self) -> Result<f64> {
         let indices = matches!(self.target, Target::Indices(_));
@@ -239,9 +309,8 @@ impl<'a, T: Real> Batch<'a, T> {
 
     /// Whether the gradient is written past the caches: it would not be found there.
     pub fn stream(&self) -> bool {
-        let bytes = 2 * self.values.len() * size_of::<T>();
         let in_place = self.outputs.grad.is_some_and(|grad| grad.begins_at(self.values));
-        bytes > caches::last_level() && !in_place && self.outputs.hess.is_none()
+        self.large && !in_place && self.outputs.hess.is_none()
     }
 
     /// Whether samples differ in what their loss is multiplied by.

@@ -2,6 +2,7 @@
 //! `-sum_c t_c log p_c`, by how they are stored. A kernel is generic over them, so that a target reads
 //! what it must beside the input and no more.
 
+use crate::batch::{Batch, Target};
 use crate::math::Real;
 use crate::simd::{Input, Simd, Vector};
 
@@ -15,6 +16,13 @@ pub trait Coefficients<T: Real>: Copy + Sync {
     const HARD: bool;
     /// The coefficients of a row.
     type Row<S: Simd>: RowCoefficients<S, T>;
+    /// The same coefficients, of a batch that may be a part of that they were made for.
+    type Of<'b>: Coefficients<T>
+    where
+        Self: 'b,
+        T: 'b;
+    /// The coefficients of such a batch.
+    fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Of<'b>;
     /// The coefficients of row `i`.
     fn row<S: Simd>(&self, s: S, i: usize, classes: usize) -> Self::Row<S>;
     /// What is stored for each number of the input, if anything is.
@@ -41,7 +49,15 @@ pub struct Hard;
 impl<T: Real> Coefficients<T> for Hard {
     const ANY: bool = false;
     const HARD: bool = true;
+    type Of<'b>
+        = Hard
+    where
+        Self: 'b,
+        T: 'b;
     type Row<S: Simd> = Hard;
+    fn of<'b>(&'b self, _: &'b Batch<'b, T>) -> Hard {
+        *self
+    }
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Hard {
         Hard
@@ -67,7 +83,15 @@ impl<T: Real> Coefficients<T> for Even<T> {
     const ANY: bool = true;
     const EVEN: bool = true;
     const HARD: bool = true;
+    type Of<'b>
+        = Even<T>
+    where
+        Self: 'b,
+        T: 'b;
     type Row<S: Simd> = Even<T>;
+    fn of<'b>(&'b self, _: &'b Batch<'b, T>) -> Even<T> {
+        *self
+    }
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Even<T> {
         *self
@@ -96,7 +120,15 @@ pub struct Shared<'a, T>(pub Input<'a, T>);
 impl<'a, T: Real> Coefficients<T> for Shared<'a, T> {
     const ANY: bool = true;
     const HARD: bool = true;
+    type Of<'b>
+        = Shared<'b, T>
+    where
+        Self: 'b,
+        T: 'b;
     type Row<S: Simd> = Shared<'a, T>;
+    fn of<'b>(&'b self, _: &'b Batch<'b, T>) -> Shared<'b, T> {
+        *self
+    }
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Shared<'a, T> {
         *self
@@ -122,7 +154,18 @@ pub struct Plain<'a, T>(pub Input<'a, T>);
 impl<'a, T: Real> Coefficients<T> for Plain<'a, T> {
     const ANY: bool = true;
     const HARD: bool = false;
+    type Of<'b>
+        = Plain<'b, T>
+    where
+        Self: 'b,
+        T: 'b;
     type Row<S: Simd> = Plain<'a, T>;
+    fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Plain<'b, T> {
+        match batch.target {
+            Target::Probabilities(probabilities) => Plain(probabilities),
+            Target::Indices(_) => *self,
+        }
+    }
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> Plain<'a, T> {
         Plain(self.0.part(i * classes, classes))
@@ -163,7 +206,18 @@ pub struct Soft<'a, T> {
 impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
     const ANY: bool = true;
     const HARD: bool = false;
+    type Of<'b>
+        = Soft<'b, T>
+    where
+        Self: 'b,
+        T: 'b;
     type Row<S: Simd> = Soft<'a, T>;
+    fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Soft<'b, T> {
+        match batch.target {
+            Target::Probabilities(probabilities) => Soft { probabilities, ..*self },
+            Target::Indices(_) => *self,
+        }
+    }
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> Soft<'a, T> {
         Soft { probabilities: self.probabilities.part(i * classes, classes), ..*self }

@@ -8,6 +8,7 @@
 //! belongs to a process id, and another process makes its own.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -22,6 +23,10 @@ pub trait Job: Sync {
     fn blocks(&self) -> usize;
     /// About how long a block takes, in nanoseconds.
     fn block_cost(&self) -> usize;
+    /// How many samples a block has, if there is that many.
+    fn block_samples(&self) -> usize {
+        1
+    }
     /// Does some blocks and leaves the sum of each one's losses. Must be `#[inline(always)]`.
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]);
 }
@@ -62,7 +67,45 @@ pub fn run(job: &impl Job) -> Result<f64> {
 
 /// Does a job at a level.
 pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
-    let (blocks, cost) = (job.blocks(), job.block_cost().max(1));
+    let split = Split { blocks: job.blocks(), cost: job.block_cost(), first: 0, together: 1 };
+    split_at(level, split, |level| {
+        move |blocks, sums: &mut [f64]| enter(level, Blocks(job, blocks, sums))
+    })
+}
+
+/// Does all blocks of a job on this thread.
+pub fn run_here(job: &impl Job, level: Level, sums: &mut [f64]) {
+    enter(level, Blocks(job, 0..job.blocks(), sums));
+}
+
+/// How work falls into runs of blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Split {
+    /// How many blocks there are.
+    pub blocks: usize,
+    /// About how long a block takes, in nanoseconds.
+    pub cost: usize,
+    /// How many blocks are never parted: the runs after the first are of multiples of it...
+    pub together: usize,
+    /// ... and begin at this block.
+    pub first: usize,
+}
+
+/// Splits work over threads, each of which makes its own worker for its runs; the sum of all blocks.
+pub fn split<W: FnMut(Range<usize>, &mut [f64])>(
+    split: Split,
+    worker: impl Fn(Level) -> W + Sync,
+) -> Result<f64> {
+    let (level, _) = level()?;
+    split_at(level, split, worker)
+}
+
+fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
+    level: Level,
+    Split { blocks, cost, together, first }: Split,
+    worker: impl Fn(Level) -> W + Sync,
+) -> Result<f64> {
+    let cost = cost.max(1);
     let work = blocks.saturating_mul(cost);
     // Few blocks: no memory is asked for.
     let (mut few, mut many);
@@ -73,20 +116,28 @@ pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
         many = vec![0.0; blocks];
         &mut many
     };
-    let threads = if work < SERIAL || blocks < 2 { 1 } else { get_num_threads()? };
+    let threads = if work < SERIAL || blocks <= together { 1 } else { get_num_threads()? };
     if threads < 2 {
-        enter(level, Blocks(job, 0..blocks, sums));
+        worker(level)(0..blocks, sums);
         return Ok(reduce::sum(sums.iter().copied()));
     }
     let pool = pool(threads)?;
     // Sixteen takes a thread where there is enough, so that none waits long for the last.
-    let take = (blocks / (16 * threads)).max(GRAIN / cost).max(1);
-    let queue = Mutex::new(sums.chunks_mut(take).enumerate());
+    let take = (blocks / (16 * threads)).max(GRAIN / cost).max(1).next_multiple_of(together);
+    let (head, rest) = sums.split_at_mut(first.min(blocks));
+    let mut next = 0;
+    let runs = head.chunks_mut(take).chain(rest.chunks_mut(take));
+    let queue = Mutex::new(runs.map(|sums| {
+        let start = next;
+        next += sums.len();
+        (start, sums)
+    }));
     let work = || {
+        let mut worker = worker(level);
         loop {
             let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((i, sums)) = next else { break };
-            enter(level, Blocks(job, i * take..i * take + sums.len(), sums));
+            let Some((start, sums)) = next else { break };
+            worker(start..start + sums.len(), sums);
         }
     };
     pool.in_place_scope(|scope| {
@@ -108,6 +159,9 @@ struct Threads {
     pool: Option<(u32, Arc<ThreadPool>)>,
 }
 
+/// The number of threads, 0 until it is first asked for: a copy that needs no lock.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
 /// Taken for moments only, never while a kernel runs.
 static THREADS: Mutex<Threads> = Mutex::new(Threads { count: None, pool: None });
 
@@ -121,15 +175,17 @@ pub fn thread_config() -> Result<(usize, String)> {
     if threads.count.is_none() {
         threads.count = Some(default_threads()?);
     }
-    Ok(threads.count.clone().expect("set above"))
+    let config = threads.count.clone().expect("set above");
+    COUNT.store(config.0, Relaxed);
+    Ok(config)
 }
 
 /// The number of threads that large calls use.
 pub fn get_num_threads() -> Result<usize> {
-    if let Some((count, _)) = threads().count {
-        return Ok(count);
+    match COUNT.load(Relaxed) {
+        0 => Ok(thread_config()?.0),
+        count => Ok(count),
     }
-    Ok(thread_config()?.0)
 }
 
 /// The most threads one can ask for.
@@ -143,7 +199,9 @@ pub fn set_num_threads(count: i128) -> Result<()> {
             "the number of threads must be in [1, {MOST_THREADS}], not {count}"
         )));
     };
-    threads().count = Some((count, "set_num_threads".into()));
+    let mut threads = threads();
+    threads.count = Some((count, "set_num_threads".into()));
+    COUNT.store(count, Relaxed);
     Ok(())
 }
 

@@ -7,8 +7,9 @@
 //! | `python` | Python and NumPy: arrays in, errors and arrays out; nothing else does |
 //! | [`losses`] | which kernel a loss takes; one file a loss |
 //! | [`softmax`] | the kernels of softmax losses: a row at a time, or many rows of few classes |
+//! | [`tiles`] | batches that are not rows: a tile of samples at a time |
 //! | [`coefficients`] | how targets weigh the classes |
-//! | [`batch`], [`options`], [`error`] | a call's arrays and options, checked |
+//! | [`batch`], [`layout`], [`options`], [`error`] | a call's arrays and options, checked |
 //! | [`caches`] | how large the machine's caches are |
 //! | [`driver`] | threads: splits a job into blocks, each behind the door of the instruction set |
 //! | [`reduce`] | sums of a fixed order |
@@ -20,6 +21,7 @@ pub mod caches;
 pub mod coefficients;
 pub mod driver;
 pub mod error;
+pub mod layout;
 pub mod losses;
 pub mod math;
 pub mod options;
@@ -28,3 +30,4 @@ mod python;
 pub mod reduce;
 pub mod simd;
 pub mod softmax;
+pub mod tiles;

@@ -1,5 +1,7 @@
 //! The options that every loss shares, checked; carried down whole.
 
+use std::ops::Deref;
+
 use crate::error::{Error, Result};
 
 /// What becomes of the losses of the samples.
@@ -25,7 +27,39 @@ pub struct Options {
     /// The logarithm of the base of the result's logarithms; 1 for nats.
     pub log_base: f64,
     /// Class indices whose samples count for nothing.
-    pub ignore_index: Vec<i128>,
+    pub ignore_index: Ignored,
+}
+
+/// Class indices. One, which is what most calls have, needs no memory of its own.
+#[derive(Clone, Debug)]
+pub enum Ignored {
+    /// One.
+    One([i128; 1]),
+    /// None or several.
+    Many(Vec<i128>),
+}
+
+impl Deref for Ignored {
+    type Target = [i128];
+    fn deref(&self) -> &[i128] {
+        match self {
+            Ignored::One(index) => index,
+            Ignored::Many(indices) => indices,
+        }
+    }
+}
+
+impl From<Vec<i128>> for Ignored {
+    fn from(indices: Vec<i128>) -> Self {
+        Ignored::Many(indices)
+    }
+}
+
+/// Out of line: inlined, it would be computed of nothing where there is no base.
+#[cold]
+#[inline(never)]
+fn logarithm(base: f64) -> f64 {
+    base.ln()
 }
 
 impl Options {
@@ -35,7 +69,7 @@ impl Options {
         reduction: &str,
         denominator: Option<f64>,
         base: Option<f64>,
-        ignore_index: Vec<i128>,
+        ignore_index: impl Into<Ignored>,
     ) -> Result<Self> {
         if !(0.0..=1.0).contains(&label_smoothing) {
             let message = format!("label_smoothing must be in [0, 1], not {label_smoothing}");
@@ -60,7 +94,8 @@ impl Options {
                 format!("base must be above 0, finite and not 1 (None for nats), not {value}");
             return Err(Error::Value(message));
         }
-        let log_base = base.map_or(1.0, f64::ln);
+        let log_base = base.map_or(1.0, logarithm);
+        let ignore_index = ignore_index.into();
         Ok(Options { label_smoothing, reduction, denominator, log_base, ignore_index })
     }
 

@@ -1,12 +1,15 @@
 //! The extension module `xentrs._xentrs`: arrays in, arrays out. The only file that knows Python.
 //!
-//! A call whose arrays are canonical (exact ndarrays, native, aligned, C-contiguous, the class axis
-//! last, dtypes and shapes that fit) goes straight to the kernels. Every other is answered with
-//! `NotImplemented` before anything is computed: the Python layer then finds what is wrong, or makes
-//! the arrays canonical and calls again. Options and the targets' values are checked here only.
+//! A call whose arrays are canonical (exact ndarrays, native and aligned, dtypes and shapes that fit;
+//! C-contiguous, but for those of the logits' shape where there is a class axis) goes straight to the
+//! kernels. Every other is answered with `NotImplemented` before anything is computed: the Python
+//! layer then finds what is wrong, or makes the arrays canonical and calls again. Options and the
+//! targets' values are checked here only. [`public`] holds the functions that people call.
 //!
 //! The arrays' owners are held by the caller's frame while a kernel runs without the GIL; other
 //! threads may write to them meanwhile (see [`crate::simd::Input`]).
+
+mod public;
 
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,8 +23,9 @@ use pyo3::types::{PyDict, PyFloat, PyInt, PyString, PyTuple};
 use crate::batch::{Batch, Floats, Indices, Outputs, Target};
 use crate::driver;
 use crate::error::{Error, Result as Checked};
+use crate::layout::{Layout, Place};
 use crate::losses::{binary, cross_entropy, log_loss};
-use crate::options::{Options, Reduction};
+use crate::options::{Ignored, Options, Reduction};
 use crate::simd::{Input, Level, Output};
 use crate::softmax::Limits;
 
@@ -58,20 +62,23 @@ impl From<Error> for Stop {
 /// `NotImplemented` as an answer, everything else as it is.
 fn answer<'py>(
     py: Python<'py>,
-    result: Result<Bound<'py, PyAny>, Stop>,
+    call: impl FnOnce() -> Result<Bound<'py, PyAny>, Stop>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    match result {
+    guarded(|| match call() {
         Ok(result) => Ok(result),
         Err(Stop::NotImplemented) => Ok(py.NotImplemented().into_bound(py)),
         Err(Stop::Error(error)) => Err(error),
-    }
+    })
 }
 
-/// A canonical array; what it shows is valid as long as the object it was made from.
+/// A native and aligned array; what it shows is valid as long as the object it was made from.
 #[derive(Clone, Copy)]
 struct View<'a> {
     data: *mut u8,
     shape: &'a [usize],
+    /// In bytes.
+    strides: &'a [isize],
+    contiguous: bool,
     dtype: Dtype,
     writeable: bool,
 }
@@ -120,7 +127,17 @@ impl Dtype {
 }
 
 impl<'a> View<'a> {
+    /// A C-contiguous array.
+    #[inline(always)]
     fn of(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
+        View::strided(object)
+            .and_then(|view| if view.contiguous { Ok(view) } else { Err(Stop::NotImplemented) })
+    }
+
+    /// An array of any strides.
+    // Inlined: as a result in memory, of several parts, it would be slower to pass on than to make.
+    #[inline(always)]
+    fn strided(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
         // SAFETY: any object may be asked whether it is an array.
         if unsafe { npyffi::PyArray_CheckExact(object.py(), object.as_ptr()) } == 0 {
             return Err(Stop::NotImplemented);
@@ -129,23 +146,37 @@ impl<'a> View<'a> {
         // SAFETY: it is one, and `object` keeps it; it may be resized in place by nobody who does not
         // first make sure that no one else refers to it.
         let (array, descr) = unsafe { (&(*array).fields, &(*(*array).fields.descr).fields) };
-        let needed = flags::NPY_ARRAY_C_CONTIGUOUS | flags::NPY_ARRAY_ALIGNED;
         let swapped = if cfg!(target_endian = "little") { b'>' } else { b'<' };
-        if array.flags & needed != needed || descr.byteorder as u8 == swapped {
+        if array.flags & flags::NPY_ARRAY_ALIGNED == 0 || descr.byteorder as u8 == swapped {
             return Err(Stop::NotImplemented);
         }
-        let shape: &[usize] = if array.nd == 0 {
-            &[]
+        let (shape, strides): (&[usize], &[isize]) = if array.nd == 0 {
+            (&[], &[])
         } else {
-            // SAFETY: NumPy keeps `nd` dimensions there, none negative, in numbers of this size.
-            unsafe { std::slice::from_raw_parts(array.dimensions.cast(), array.nd as usize) }
+            let n = array.nd as usize;
+            // SAFETY: NumPy keeps `nd` dimensions there, none negative, and as many strides, in numbers
+            // of this size.
+            unsafe {
+                (
+                    std::slice::from_raw_parts(array.dimensions.cast(), n),
+                    std::slice::from_raw_parts(array.strides.cast(), n),
+                )
+            }
         };
         let dtype = Dtype::of(descr.type_num).ok_or(Stop::NotImplemented)?;
+        let contiguous = array.flags & flags::NPY_ARRAY_C_CONTIGUOUS != 0;
         let writeable = array.flags & flags::NPY_ARRAY_WRITEABLE != 0;
-        Ok(View { data: array.data.cast(), shape, dtype, writeable })
+        Ok(View { data: array.data.cast(), shape, strides, contiguous, dtype, writeable })
+    }
+
+    /// Of an argument that may be left out, C-contiguous or not.
+    #[inline(always)]
+    fn optional_strided(object: &'a Bound<'_, PyAny>) -> Result<Option<View<'a>>, Stop> {
+        if object.is_none() { Ok(None) } else { View::strided(object).map(Some) }
     }
 
     /// Of an argument that may be left out.
+    #[inline(always)]
     fn optional(object: &'a Bound<'_, PyAny>) -> Result<Option<View<'a>>, Stop> {
         if object.is_none() { Ok(None) } else { View::of(object).map(Some) }
     }
@@ -154,18 +185,48 @@ impl<'a> View<'a> {
         self.shape.iter().product()
     }
 
-    /// The numbers, which are of a type of this size.
-    fn input<T: Copy>(&self) -> Input<'a, T> {
-        assert_eq!(size_of::<T>(), self.dtype.size(), "wrong type of a view");
-        // SAFETY: a canonical array holds that many numbers of its dtype, aligned. An empty one may
-        // point anywhere; so may a view of nothing.
-        unsafe { Input::new(self.data.cast(), self.len()) }
+    /// Where its numbers begin, and how many from there to the last one's end.
+    fn span(&self) -> (*mut u8, usize) {
+        if self.contiguous {
+            return (self.data, self.len());
+        }
+        let ends = self.shape.iter().zip(self.strides).map(|(&n, step)| (n as isize - 1) * step);
+        let below: isize = ends.clone().filter(|end| *end < 0).sum();
+        let above: isize = ends.filter(|end| *end > 0).sum();
+        let len = (above - below) as usize / self.dtype.size() + 1;
+        (self.data.wrapping_offset(below), len)
     }
 
+    /// The numbers, which are of a type of this size, and what is between them.
+    #[inline(always)]
+    fn input<T: Copy>(&self) -> Input<'a, T> {
+        assert_eq!(size_of::<T>(), self.dtype.size(), "wrong type of a view");
+        let (start, len) = self.span();
+        // SAFETY: an array holds numbers of its dtype, aligned, at the places that its strides say, and
+        // nothing else is read: a contiguous one as many as its shape says, of another one those at its
+        // `Place`. An empty one may point anywhere; so may a view of nothing.
+        unsafe { Input::new(start.cast(), len) }
+    }
+
+    #[inline(always)]
     fn output<T: Copy>(&self) -> Output<'a, T> {
         assert!(self.writeable && size_of::<T>() == self.dtype.size(), "wrong type of a view");
+        let (start, len) = self.span();
         // SAFETY: as above, and the array is writeable.
-        unsafe { Output::new(self.data.cast(), self.len()) }
+        unsafe { Output::new(start.cast(), len) }
+    }
+
+    /// Where samples and classes lie; `None` if in rows.
+    fn place(&self, axis: usize) -> Result<Option<Place>, Stop> {
+        let size = self.dtype.size() as isize;
+        if self.len() == 0 || self.contiguous && self.shape[axis + 1..].iter().all(|&n| n == 1) {
+            return Ok(None);
+        }
+        if self.strides.iter().any(|stride| stride % size != 0) {
+            return Err(Stop::NotImplemented);
+        }
+        let steps: Vec<_> = self.strides.iter().map(|stride| stride / size).collect();
+        Ok(Some(Place::new(self.shape, &steps, axis)))
     }
 
     fn floats(&self) -> Option<Floats<'a>> {
@@ -190,22 +251,43 @@ impl<'a> View<'a> {
         })
     }
 
+    /// Whether the memory that the arrays span overlaps.
     fn overlaps(&self, other: &View<'_>) -> bool {
         let range = |view: &View<'_>| {
-            let start = view.data as usize;
-            (start, start + view.len() * view.dtype.size())
+            let (start, len) = view.span();
+            (start as usize, start as usize + len * view.dtype.size())
         };
         let ((a, a_end), (b, b_end)) = (range(self), range(other));
         a < b_end && b < a_end
     }
 
+    /// Whether two elements may be in one place.
+    fn overlaps_itself(&self) -> bool {
+        let axes = self.shape.iter().zip(self.strides).filter(|(n, _)| **n > 1);
+        let mut axes: Vec<_> = axes.map(|(&n, stride)| (stride.unsigned_abs(), n)).collect();
+        axes.sort_unstable();
+        let mut end = self.dtype.size();
+        axes.into_iter().any(|(stride, n)| {
+            let inside = stride < end;
+            end += stride * (n - 1);
+            inside
+        })
+    }
+
+    /// Whether two arrays of one shape are the same elements.
+    fn is(&self, other: &View<'_>) -> bool {
+        let mut axes = self.shape.iter().zip(self.strides.iter().zip(other.strides));
+        self.data == other.data && axes.all(|(&n, (a, b))| n <= 1 || a == b)
+    }
+
     /// Whether the caller may have results written here: like `model`, disjoint from all of
     /// `others`, and from `model` too unless it is the very same memory.
-    fn fits(&self, model: &View<'_>, others: &[Option<View<'_>>]) -> bool {
+    fn fits(&self, model: &View<'_>, others: &[Option<&View<'_>>]) -> bool {
         self.writeable
             && self.dtype == model.dtype
             && self.shape == model.shape
-            && (self.data == model.data || !self.overlaps(model))
+            && (self.contiguous || !self.overlaps_itself())
+            && (self.is(model) || !self.overlaps(model))
             && !others.iter().flatten().any(|other| self.overlaps(other))
     }
 }
@@ -233,19 +315,16 @@ struct RawOptions<'a, 'py> {
 
 impl RawOptions<'_, '_> {
     fn check(&self) -> Result<Options, Stop> {
-        let mut ignored = vec![];
-        match self.ignore_index {
-            Some(index) if !index.is_none() => {
-                if let Ok(indices) = index.cast_exact::<PyTuple>() {
-                    for index in indices.iter() {
-                        ignored.push(exact_int(&index)?);
-                    }
-                } else {
-                    ignored.push(exact_int(index)?);
+        let ignored = match self.ignore_index.filter(|index| !index.is_none()) {
+            None => Ignored::Many(vec![]),
+            Some(index) => match index.cast_exact::<PyTuple>() {
+                Ok(indices) => {
+                    let indices = indices.iter().map(|index| exact_int(&index));
+                    Ignored::Many(indices.collect::<Result<_, _>>()?)
                 }
-            }
-            _ => {}
-        }
+                Err(_) => Ignored::One([exact_int(index)?]),
+            },
+        };
         let Ok(reduction) = self.reduction.cast::<PyString>() else {
             let message = "reduction must be 'mean', 'sum' or 'none'";
             return Err(type_error(message, self.reduction));
@@ -294,46 +373,29 @@ fn exact_int(object: &Bound<'_, PyAny>) -> Result<i128, Stop> {
     Ok(int.extract::<i128>().unwrap_or(i128::MAX))
 }
 
-/// An output: the caller's array, or a new one.
-enum Slot<'py, T> {
-    Given(Bound<'py, PyAny>),
-    New(Bound<'py, PyArray<T, IxDyn>>),
+/// An output: the caller's array or a new one, and the numbers it holds.
+struct Slot<'a, 'py, T> {
+    array: Bound<'py, PyAny>,
+    output: Output<'a, T>,
 }
 
-impl<'py, T: Number> Slot<'py, T> {
-    /// None where `wanted` is false.
-    fn new(
-        py: Python<'py>,
-        wanted: bool,
-        given: Option<&Bound<'py, PyAny>>,
-        shape: &[usize],
-    ) -> Option<Self> {
-        if !wanted {
-            return None;
-        }
-        Some(match given.filter(|given| !given.is_none()) {
-            Some(given) => Slot::Given(given.clone()),
-            // SAFETY: the kernels write every number before anyone reads one; where they fail, the
-            // array is dropped.
-            None => Slot::New(unsafe { PyArray::new(py, IxDyn(shape), false) }),
-        })
+impl<'a, 'py, T: Number> Slot<'a, 'py, T> {
+    /// A new array.
+    fn new(py: Python<'py>, shape: &[usize]) -> Self {
+        // SAFETY: the kernels write every number before anyone reads one; where they fail, the array is
+        // dropped.
+        let array = unsafe { PyArray::<T, _>::new(py, IxDyn(shape), false) };
+        // SAFETY: the array is new, contiguous and of this size, and stays where it is.
+        let output = unsafe { Output::new(array.data(), array.len()) };
+        Slot { array: array.into_any(), output }
     }
 
-    fn output(&self) -> Output<'_, T> {
-        match self {
-            Slot::Given(array) => match View::of(array) {
-                Ok(view) => view.output(),
-                Err(_) => unreachable!("an output was canonical when the call was checked"),
-            },
-            // SAFETY: the array is new, contiguous and of this size.
-            Slot::New(array) => unsafe { Output::new(array.data(), array.len()) },
-        }
-    }
-
-    fn into_any(self) -> Bound<'py, PyAny> {
-        match self {
-            Slot::Given(array) => array,
-            Slot::New(array) => array.into_any(),
+    /// The caller's array, or a new one.
+    #[inline(always)]
+    fn derivative(given: &Bound<'py, PyAny>, view: Option<View<'a>>, shape: &[usize]) -> Self {
+        match view {
+            Some(view) => Slot { array: given.clone(), output: view.output() },
+            None => Slot::new(given.py(), shape),
         }
     }
 }
@@ -341,60 +403,58 @@ impl<'py, T: Number> Slot<'py, T> {
 /// Numbers below which the GIL is kept: giving it away costs more than it gives.
 const KEEP_GIL: usize = 4096;
 
-/// Computes without the GIL; a panic becomes a `RuntimeError`.
+/// Computes without the GIL.
+#[inline(always)]
 fn compute<R: Send>(
     py: Python<'_>,
     numbers: usize,
     f: impl FnOnce() -> Checked<R> + Send,
-) -> PyResult<R> {
-    let guarded = || catch_unwind(AssertUnwindSafe(f));
-    let result = if numbers < KEEP_GIL { guarded() } else { py.detach(guarded) };
-    match result {
-        Ok(result) => Ok(result?),
-        Err(panic) => {
-            let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            let text = text.unwrap_or_else(|| "unknown".into());
-            Err(PyRuntimeError::new_err(format!("internal error in xentrs, please report: {text}")))
-        }
-    }
+) -> Checked<R> {
+    if numbers < KEEP_GIL { f() } else { py.detach(f) }
+}
+
+/// A panic becomes a `RuntimeError`.
+fn guarded<R>(f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        let text = text.unwrap_or_else(|| "unknown".into());
+        Err(PyRuntimeError::new_err(format!("internal error in xentrs, please report: {text}")))
+    })
 }
 
 /// The outputs of a call.
-struct Results<'py, T> {
-    losses: Option<Slot<'py, T>>,
-    grad: Option<Slot<'py, T>>,
-    hess: Option<Slot<'py, T>>,
+struct Results<'a, 'py, T> {
+    losses: Option<Slot<'a, 'py, T>>,
+    grad: Option<Slot<'a, 'py, T>>,
+    hess: Option<Slot<'a, 'py, T>>,
 }
 
-impl<'py, T: Number> Results<'py, T> {
-    fn outputs(&self) -> Outputs<'_, T> {
-        Outputs {
-            losses: self.losses.as_ref().map(Slot::output),
-            grad: self.grad.as_ref().map(Slot::output),
-            hess: self.hess.as_ref().map(Slot::output),
-        }
+impl<'a, 'py, T: Number> Results<'a, 'py, T> {
+    fn outputs(&self) -> Outputs<'a, T> {
+        let output = |slot: &Option<Slot<'a, 'py, T>>| slot.as_ref().map(|slot| slot.output);
+        Outputs { losses: output(&self.losses), grad: output(&self.grad), hess: output(&self.hess) }
     }
 
     /// The loss, or the tuple that begins with it.
     fn finish(self, py: Python<'py>, loss: f64) -> PyResult<Bound<'py, PyAny>> {
         let loss = match self.losses {
-            Some(losses) => losses.into_any(),
+            Some(losses) => losses.array,
             None => PyFloat::new(py, loss).into_any(),
         };
         let Some(grad) = self.grad else {
             return Ok(loss);
         };
-        let grad = grad.into_any();
+        let grad = grad.array;
         Ok(match self.hess {
             None => (loss, grad).into_pyobject(py)?.into_any(),
-            Some(hess) => (loss, grad, hess.into_any()).into_pyobject(py)?.into_any(),
+            Some(hess) => (loss, grad, hess.array).into_pyobject(py)?.into_any(),
         })
     }
 }
 
 /// A loss over samples by classes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum ClassLoss {
     CrossEntropy,
     LogLoss,
@@ -418,7 +478,7 @@ fn class_loss<'py>(
     loss: ClassLoss,
     arguments: &ClassArguments<'_, 'py>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let values = View::of(arguments.values)?;
+    let values = View::strided(arguments.values)?;
     match values.dtype {
         Dtype::F32 => typed_class_loss::<f32>(py, loss, arguments, &values),
         Dtype::F64 => typed_class_loss::<f64>(py, loss, arguments, &values),
@@ -432,20 +492,27 @@ fn typed_class_loss<'py, T: Number>(
     arguments: &ClassArguments<'_, 'py>,
     values: &View<'_>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let axis = exact_int(arguments.axis)?;
-    let ndim = values.shape.len();
-    if axis != -1 && axis != ndim as i128 - 1 {
-        return Err(Stop::NotImplemented);
-    }
-    let Some((&classes, samples)) = values.shape.split_last() else {
-        return Err(Stop::NotImplemented);
+    let (shape, ndim) = (values.shape, values.shape.len());
+    let axis = match exact_int(arguments.axis)? {
+        axis if axis < 0 => axis + ndim as i128,
+        axis => axis,
     };
-    let target = View::of(arguments.target)?;
+    let axis = usize::try_from(axis).map_err(|_| Stop::NotImplemented)?;
+    let &classes = shape.get(axis).ok_or(Stop::NotImplemented)?;
+    let (outer, inner) = (&shape[..axis], &shape[axis + 1..]);
+    let both;
+    let samples = if inner.is_empty() {
+        outer
+    } else {
+        both = [outer, inner].concat();
+        &both
+    };
+    let target = View::strided(arguments.target)?;
     let weight = View::optional(arguments.weight)?;
     let sample_weight = View::optional(arguments.sample_weight)?;
-    let typed_target = if target.shape == samples {
+    let typed_target = if target.shape == samples && target.contiguous {
         Target::Indices(target.indices().ok_or(Stop::NotImplemented)?)
-    } else if target.shape == values.shape && target.dtype == T::DTYPE {
+    } else if target.shape == shape && target.dtype == T::DTYPE {
         Target::Probabilities(target.input())
     } else {
         return Err(Stop::NotImplemented);
@@ -455,30 +522,51 @@ fn typed_class_loss<'py, T: Number>(
     if classes == 0 {
         return Err(Stop::NotImplemented);
     }
-    let out = View::optional(arguments.out)?;
-    let hess_out = View::optional(arguments.hess_out)?;
-    let inputs = [Some(target), weight, sample_weight];
-    let fits = |view: Option<View<'_>>, other: Option<View<'_>>| {
-        view.is_none_or(|view| view.fits(values, &inputs) && view.fits(values, &[other]))
+    let out = View::optional_strided(arguments.out)?;
+    let hess_out = View::optional_strided(arguments.hess_out)?;
+    let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
+        let others = [Some(&target), weight.as_ref(), sample_weight.as_ref(), other.as_ref()];
+        view.as_ref().is_none_or(|view| view.fits(values, &others))
     };
-    if !fits(out, hess_out) || !fits(hess_out, None) {
+    if !fits(&out, &hess_out) || !fits(&hess_out, &None) {
         return Err(Stop::NotImplemented);
     }
+    let contiguous = |view: &Option<View<'_>>| view.as_ref().is_none_or(|view| view.contiguous);
+    let rows = inner.iter().all(|&n| n == 1)
+        && values.contiguous
+        && target.contiguous
+        && contiguous(&out)
+        && contiguous(&hess_out);
     let options = arguments.options.check()?;
     driver_ready()?;
 
     let order = arguments.order;
     let none = options.reduction == Reduction::None;
     let results = Results::<T> {
-        losses: Slot::new(py, none, None, samples),
-        grad: Slot::new(py, order > 0, Some(arguments.out), values.shape),
-        hess: Slot::new(py, order > 1, Some(arguments.hess_out), values.shape),
+        losses: none.then(|| Slot::new(py, samples)),
+        grad: (order > 0).then(|| Slot::derivative(arguments.out, out, values.shape)),
+        hess: (order > 1).then(|| Slot::derivative(arguments.hess_out, hess_out, values.shape)),
     };
+    let mut layout = None;
+    if !rows {
+        let place = |slot: &Option<Slot<'_, 'py, T>>| match slot {
+            Some(slot) => View::strided(&slot.array)?.place(axis),
+            None => Ok(None),
+        };
+        let probabilities = matches!(typed_target, Target::Probabilities(_));
+        layout = Some(Box::new(Layout {
+            values: values.place(axis)?,
+            probabilities: if probabilities { target.place(axis)? } else { None },
+            grad: place(&results.grad)?,
+            hess: place(&results.hess)?,
+            inner: inner.iter().product::<usize>().max(1),
+        }));
+    }
     let outputs = results.outputs();
     let (input, numbers) = (values.input::<T>(), values.len());
-    let shape = values.shape;
     let value = compute(py, numbers, move || {
-        let batch = Batch::new(
+        let batch = Batch::laid_out(
+            (layout, numbers / classes),
             input,
             classes,
             typed_target,
@@ -497,6 +585,7 @@ fn typed_class_loss<'py, T: Number>(
 }
 
 /// The numbers of an argument that may be left out, and has a shape.
+#[inline(always)]
 fn optional_floats<'a>(
     view: Option<View<'a>>,
     shape: &[usize],
@@ -517,6 +606,7 @@ fn driver_ready() -> Checked<()> {
 /// The arguments of the element-wise loss, as they come.
 struct ElementArguments<'a, 'py> {
     order: usize,
+    logits: &'a Bound<'py, PyAny>,
     target: &'a Bound<'py, PyAny>,
     weight: &'a Bound<'py, PyAny>,
     pos_weight: &'a Bound<'py, PyAny>,
@@ -526,7 +616,19 @@ struct ElementArguments<'a, 'py> {
     hess_out: &'a Bound<'py, PyAny>,
 }
 
-fn element_loss<'py, T: Number>(
+fn element_loss<'py>(
+    py: Python<'py>,
+    arguments: &ElementArguments<'_, 'py>,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let logits = View::of(arguments.logits)?;
+    match logits.dtype {
+        Dtype::F32 => typed_element_loss::<f32>(py, arguments, &logits),
+        Dtype::F64 => typed_element_loss::<f64>(py, arguments, &logits),
+        _ => Err(Stop::NotImplemented),
+    }
+}
+
+fn typed_element_loss<'py, T: Number>(
     py: Python<'py>,
     arguments: &ElementArguments<'_, 'py>,
     logits: &View<'_>,
@@ -540,17 +642,18 @@ fn element_loss<'py, T: Number>(
     let repeats = |view: Option<View<'_>>| {
         view.is_none_or(|view| view.dtype == T::DTYPE && logits.shape.ends_with(view.shape))
     };
-    let inputs = [Some(target), weight, pos_weight, counted];
-    let fits = |view: Option<View<'_>>, other: Option<View<'_>>| {
-        view.is_none_or(|view| view.fits(logits, &inputs) && view.fits(logits, &[other]))
+    let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
+        let [weight, pos_weight] = [&weight, &pos_weight].map(Option::as_ref);
+        let others = [Some(&target), weight, pos_weight, counted.as_ref(), other.as_ref()];
+        view.as_ref().is_none_or(|view| view.fits(logits, &others))
     };
     let canonical = (target.dtype == T::DTYPE || target.dtype == Dtype::Bool)
         && target.shape == logits.shape
         && repeats(weight)
         && repeats(pos_weight)
         && counted.is_none_or(|view| view.dtype == Dtype::Bool && view.shape == logits.shape)
-        && fits(out, hess_out)
-        && fits(hess_out, None);
+        && fits(&out, &hess_out)
+        && fits(&hess_out, &None);
     if !canonical {
         return Err(Stop::NotImplemented);
     }
@@ -560,9 +663,9 @@ fn element_loss<'py, T: Number>(
     let order = arguments.order;
     let none = options.reduction == Reduction::None;
     let results = Results::<T> {
-        losses: Slot::new(py, none, None, logits.shape),
-        grad: Slot::new(py, order > 0, Some(arguments.out), logits.shape),
-        hess: Slot::new(py, order > 1, Some(arguments.hess_out), logits.shape),
+        losses: none.then(|| Slot::new(py, logits.shape)),
+        grad: (order > 0).then(|| Slot::derivative(arguments.out, out, logits.shape)),
+        hess: (order > 1).then(|| Slot::derivative(arguments.hess_out, hess_out, logits.shape)),
     };
     let n = logits.len();
     let outputs = results.outputs();
@@ -634,7 +737,7 @@ mod _xentrs {
             out,
             hess_out,
         };
-        answer(py, class_loss(py, ClassLoss::CrossEntropy, &arguments))
+        answer(py, || class_loss(py, ClassLoss::CrossEntropy, &arguments))
     }
 
     /// Logarithmic loss of probabilities.
@@ -672,7 +775,7 @@ mod _xentrs {
             out,
             hess_out,
         };
-        answer(py, class_loss(py, ClassLoss::LogLoss, &arguments))
+        answer(py, || class_loss(py, ClassLoss::LogLoss, &arguments))
     }
 
     /// Binary cross-entropy of logits, element by element.
@@ -698,14 +801,25 @@ mod _xentrs {
         let ignore_index = None;
         let options = RawOptions { ignore_index, label_smoothing, reduction, denominator, base };
         let counted = r#where;
-        let arguments =
-            ElementArguments { order, target, weight, pos_weight, counted, options, out, hess_out };
-        let result = View::of(logits).and_then(|view| match view.dtype {
-            Dtype::F32 => element_loss::<f32>(py, &arguments, &view),
-            Dtype::F64 => element_loss::<f64>(py, &arguments, &view),
-            _ => Err(Stop::NotImplemented),
-        });
-        answer(py, result)
+        let arguments = ElementArguments {
+            order,
+            logits,
+            target,
+            weight,
+            pos_weight,
+            counted,
+            options,
+            out,
+            hess_out,
+        };
+        answer(py, || element_loss(py, &arguments))
+    }
+
+    /// Puts a builtin of the same signature in front of a public function.
+    #[pyfunction]
+    #[pyo3(signature = (function, /))]
+    fn public<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        super::public::builtin(function)
     }
 
     /// Sets the number of threads that large calls use.

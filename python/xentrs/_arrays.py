@@ -1,14 +1,14 @@
 """The slow path: bring any arguments into the one form that the compiled module takes.
 
 The compiled functions look at their arguments first. Where all are canonical (native, aligned,
-C-contiguous, the class axis last, dtypes that agree) they answer at once; otherwise they return
-`NotImplemented` without having computed anything, and `class_loss` or `element_loss` runs:
+dtypes that agree, C-contiguous; of any strides if they have a class axis) they answer at once;
+otherwise they have computed nothing, and `class_loss` or `element_loss` runs:
 
     view    every argument becomes a plain ndarray, still on the caller's memory
     check   dtypes, shapes and the overlap of outputs, on those views
     copy    what is not canonical
     call    the compiled function again; options and values are checked there
-    return  results in the caller's layout, in the caller's `out`
+    return  results in the caller's `out`
 
 Nothing is written to `out` before the compiled function has accepted everything.
 """
@@ -76,13 +76,10 @@ def class_loss(
     ignored = _ignore_index(ignore_index)
     inputs = {"target": t, "weight": w, "sample_weight": s}
     outputs = _outputs(name, x, inputs, out, hess_out)
-    if name == "probabilities" and axis != x.ndim - 1:
-        _check_probabilities(x, axis, t if indices else None, ignored)
-
     dtype = _native(x)
     arguments = (
-        _canonical(t, _native(t)) if indices else _canonical(np.moveaxis(t, axis, -1), dtype),
-        -1,
+        _canonical(t, _native(t)) if indices else _plain(t, dtype),
+        axis,
         None if w is None else _canonical(w, dtype if _native(w) == dtype else np.float64),
         None if s is None else _canonical(s, _native(s) if _is_float(s) else np.float64),
         ignored,
@@ -91,7 +88,7 @@ def class_loss(
         denominator,
         base,
     )
-    return _evaluate(kernel, order, x, axis, arguments, outputs)
+    return _evaluate(kernel, order, x, _plain(x, dtype), arguments, outputs)
 
 
 def element_loss(
@@ -131,7 +128,7 @@ def element_loss(
     )
     inputs = {"target": t, "weight": w, "pos_weight": p, "where": m}
     outputs = _outputs("logits", x, inputs, out, hess_out)
-    return _evaluate(kernel, order, x, None, arguments, outputs)
+    return _evaluate(kernel, order, x, _canonical(x, _native(x)), arguments, outputs)
 
 
 # The call
@@ -141,50 +138,47 @@ def _evaluate(
     kernel: _Kernel,
     order: int,
     x: _Array,
-    axis: int | None,
+    values: _Array,
     arguments: tuple[Any, ...],
     outputs: tuple[_Array | None, _Array | None],
 ) -> Any:
-    """Call the kernel on canonical arrays and lay its results out as the caller has them.
+    """Call the kernel on `values`, which are `x` or a copy, and return results in `outputs`.
 
-    `outputs` are the caller's own objects, already checked.
+    Those are the caller's own objects, already checked.
     """
-    rows = _canonical(_class_axis_last(x, axis), _native(x))
-    targets = [None if o is None else _class_axis_last(np.asarray(o), axis) for o in outputs]
-    targets = [o if o is not None and _is_canonical(o) else None for o in targets]
-    direct = [o is not None for o in targets]
-    if order and not direct[0] and rows.size and not np.may_share_memory(rows, x):
-        targets[0] = rows  # our own copy: the gradient may take its place
-
-    result = kernel(order, rows, *arguments, *targets)
+    targets = [None if out is None else np.asarray(out) for out in outputs]
+    spare = None  # our own copy: the gradient may take its place
+    if order and values.flags.c_contiguous and not np.may_share_memory(values, x):
+        spare = values
+    result = kernel(
+        order, values, *arguments, spare if targets[0] is None else targets[0], targets[1]
+    )
+    if (
+        result is NotImplemented
+    ):  # an output is not native, or lies between the elements of an input
+        result = kernel(order, values, *arguments, spare, None)
     if result is NotImplemented:
         raise RuntimeError("xentrs refused arrays that it made itself; please report this bug")
     if order == 0:
         return result
     results = [result[0]]
-    for value, out, done in zip(result[1:], outputs, direct, strict=False):
-        derivative = value if axis is None else np.moveaxis(value, -1, axis)
-        if out is None:
-            out = np.require(derivative, requirements=["C"])
-        elif not done:
-            np.copyto(np.asarray(out), derivative)
-        results.append(out)
+    for value, out, target in zip(result[1:], outputs, targets, strict=False):
+        if out is not None and value is not target:
+            np.copyto(np.asarray(out), value)
+        results.append(value if out is None else out)
     return tuple(results)
 
 
-def _class_axis_last(a: _Array, axis: int | None) -> _Array:
-    return a if axis is None else np.moveaxis(a, axis, -1)
+def _plain(a: _Array, dtype: DTypeLike) -> _Array:
+    """Return `a` itself where it is native and aligned and has that dtype, else a copy."""
+    # A target of 1e300 is infinite in float32, here as everywhere in NumPy, but not a warning.
+    with np.errstate(all="ignore"):
+        return np.require(a, dtype, ["A"])
 
 
 def _canonical(a: _Array, dtype: DTypeLike) -> _Array:
-    """Return `a` itself where it is canonical already, else a copy."""
-    # A target of 1e300 is infinite in float32, here as everywhere in NumPy, but not a warning.
-    with np.errstate(all="ignore"):
-        return np.require(a, dtype, ["C", "A"])
-
-
-def _is_canonical(a: _Array) -> bool:
-    return a.dtype.isnative and a.flags.aligned and a.flags.c_contiguous
+    """Return `a` itself where it is plain and C-contiguous, else a copy."""
+    return np.require(_plain(a, dtype), requirements=["C"])
 
 
 def _native(a: _Array) -> np.dtype[Any]:
@@ -336,21 +330,6 @@ def _ignore_index(value: object) -> int | tuple[int, ...] | None:
     ):
         return tuple([_integer("ignore_index", i, accepted) for i in value])
     return _integer("ignore_index", value, accepted)
-
-
-def _check_probabilities(
-    p: _Array, axis: int, indices: _Array | None, ignored: int | tuple[int, ...] | None
-) -> None:
-    """Refuse what is not in [0, 1], as the kernel does, but with the position the caller knows."""
-    bad = ~((p >= 0) & (p <= 1))
-    if indices is not None and ignored is not None:
-        bad &= np.expand_dims(~np.isin(indices, ignored), axis)
-    if bad.any():
-        position = np.unravel_index(bad.argmax(), bad.shape)
-        raise ValueError(
-            f"probabilities[{', '.join(map(str, position))}] is {p[position]}, "
-            "but probabilities must be in [0, 1]"
-        )
 
 
 # Outputs

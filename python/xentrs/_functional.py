@@ -1,9 +1,9 @@
 """The public loss functions.
 
-Each makes one call into the compiled module, which answers at once when all arrays are canonical;
-if they are not it returns `NotImplemented`, and `_arrays.py` makes them so. No other Python runs on
-the fast way, where a call takes about a microsecond. The arguments are gathered into a tuple so
-that they stand in each function once, at a cost of 15 ns.
+Each is a compiled function with the name, the signature and the docstring of the one below, and
+answers without any Python where all arrays are canonical. What is not it hands on to the body
+below, that is to `_arrays.py`. The arguments are gathered into a tuple so that they stand in each
+function once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from xentrs import _arrays
 from xentrs._xentrs import binary_cross_entropy_with_logits as _binary_cross_entropy
 from xentrs._xentrs import cross_entropy as _cross_entropy
 from xentrs._xentrs import log_loss as _log_loss
+from xentrs._xentrs import public as _public
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 Ignored: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | None
@@ -79,6 +80,7 @@ def cross_entropy(
     reduction: Literal["mean", "sum"] = "mean",
     **options: Unpack[_ClassOptions],
 ) -> float: ...
+@_public
 def cross_entropy(
     logits: ArrayLike,
     target: ArrayLike,
@@ -97,8 +99,8 @@ def cross_entropy(
     Parameters
     ----------
     logits : array_like, float32 or float64
-        Unnormalised log-probabilities, of any rank from 1, of C >= 1 classes on `axis`. An array
-        that is C-contiguous with the class axis last is not copied.
+        Unnormalised log-probabilities, of any rank from 1, of C >= 1 classes on `axis`. An array of
+        any strides is not copied, but for a tile at a time where samples are no rows.
     target : array_like
         Either class indices: integers, of the shape of `logits` without the class axis. Or
         probabilities: floats, integers or bools of the shape of `logits`, which need not sum to 1.
@@ -187,9 +189,7 @@ def cross_entropy(
     """
     args = (0, logits, target, axis, weight, sample_weight, ignore_index, label_smoothing,
             reduction, denominator, base, None, None)  # fmt: skip
-    result: float | FloatArray = _cross_entropy(*args)
-    if result is NotImplemented:
-        result = _arrays.class_loss(_cross_entropy, "logits", *args)
+    result: float | FloatArray = _arrays.class_loss(_cross_entropy, "logits", *args)
     return result
 
 
@@ -209,6 +209,7 @@ def cross_entropy_with_grad(
     reduction: Literal["mean", "sum"] = "mean",
     **options: Unpack[_ClassGradOptions],
 ) -> tuple[float, FloatArray]: ...
+@_public
 def cross_entropy_with_grad(
     logits: ArrayLike,
     target: ArrayLike,
@@ -284,9 +285,9 @@ def cross_entropy_with_grad(
     """
     args = (1, logits, target, axis, weight, sample_weight, ignore_index, label_smoothing,
             reduction, denominator, base, out, None)  # fmt: skip
-    result: tuple[float | FloatArray, FloatArray] = _cross_entropy(*args)
-    if result is NotImplemented:
-        result = _arrays.class_loss(_cross_entropy, "logits", *args)
+    result: tuple[float | FloatArray, FloatArray] = _arrays.class_loss(
+        _cross_entropy, "logits", *args
+    )
     return result
 
 
@@ -306,6 +307,7 @@ def cross_entropy_with_grad_hess(
     reduction: Literal["mean", "sum"] = "mean",
     **options: Unpack[_ClassHessOptions],
 ) -> tuple[float, FloatArray, FloatArray]: ...
+@_public
 def cross_entropy_with_grad_hess(
     logits: ArrayLike,
     target: ArrayLike,
@@ -371,9 +373,9 @@ def cross_entropy_with_grad_hess(
     """
     args = (2, logits, target, axis, weight, sample_weight, ignore_index, label_smoothing,
             reduction, denominator, base, out, hess_out)  # fmt: skip
-    result: tuple[float | FloatArray, FloatArray, FloatArray] = _cross_entropy(*args)
-    if result is NotImplemented:
-        result = _arrays.class_loss(_cross_entropy, "logits", *args)
+    result: tuple[float | FloatArray, FloatArray, FloatArray] = _arrays.class_loss(
+        _cross_entropy, "logits", *args
+    )
     return result
 
 
@@ -396,6 +398,7 @@ def log_loss(
     reduction: Literal["mean", "sum"] = "mean",
     **options: Unpack[_ClassOptions],
 ) -> float: ...
+@_public
 def log_loss(
     probabilities: ArrayLike,
     target: ArrayLike,
@@ -487,9 +490,7 @@ def log_loss(
     """
     args = (0, probabilities, target, axis, weight, sample_weight, ignore_index, label_smoothing,
             reduction, denominator, base, None, None)  # fmt: skip
-    result: float | FloatArray = _log_loss(*args)
-    if result is NotImplemented:
-        result = _arrays.class_loss(_log_loss, "probabilities", *args)
+    result: float | FloatArray = _arrays.class_loss(_log_loss, "probabilities", *args)
     return result
 
 
@@ -509,6 +510,7 @@ def log_loss_with_grad(
     reduction: Literal["mean", "sum"] = "mean",
     **options: Unpack[_ClassGradOptions],
 ) -> tuple[float, FloatArray]: ...
+@_public
 def log_loss_with_grad(
     probabilities: ArrayLike,
     target: ArrayLike,
@@ -572,9 +574,9 @@ def log_loss_with_grad(
     """
     args = (1, probabilities, target, axis, weight, sample_weight, ignore_index, label_smoothing,
             reduction, denominator, base, out, None)  # fmt: skip
-    result: tuple[float | FloatArray, FloatArray] = _log_loss(*args)
-    if result is NotImplemented:
-        result = _arrays.class_loss(_log_loss, "probabilities", *args)
+    result: tuple[float | FloatArray, FloatArray] = _arrays.class_loss(
+        _log_loss, "probabilities", *args
+    )
     return result
 
 
@@ -594,6 +596,7 @@ def log_loss_with_grad_hess(
     reduction: Literal["mean", "sum"] = "mean",
     **options: Unpack[_ClassHessOptions],
 ) -> tuple[float, FloatArray, FloatArray]: ...
+@_public
 def log_loss_with_grad_hess(
     probabilities: ArrayLike,
     target: ArrayLike,
@@ -657,9 +660,9 @@ def log_loss_with_grad_hess(
     """
     args = (2, probabilities, target, axis, weight, sample_weight, ignore_index, label_smoothing,
             reduction, denominator, base, out, hess_out)  # fmt: skip
-    result: tuple[float | FloatArray, FloatArray, FloatArray] = _log_loss(*args)
-    if result is NotImplemented:
-        result = _arrays.class_loss(_log_loss, "probabilities", *args)
+    result: tuple[float | FloatArray, FloatArray, FloatArray] = _arrays.class_loss(
+        _log_loss, "probabilities", *args
+    )
     return result
 
 
@@ -682,6 +685,7 @@ def binary_cross_entropy_with_logits(
     reduction: Literal["mean", "sum"] = "mean",
     **options: Unpack[_ElementOptions],
 ) -> float: ...
+@_public
 def binary_cross_entropy_with_logits(
     logits: ArrayLike,
     target: ArrayLike,
@@ -772,9 +776,7 @@ def binary_cross_entropy_with_logits(
     """
     args = (0, logits, target, weight, pos_weight, label_smoothing, reduction, denominator, base,
             where, None, None)  # fmt: skip
-    result: float | FloatArray = _binary_cross_entropy(*args)
-    if result is NotImplemented:
-        result = _arrays.element_loss(_binary_cross_entropy, *args)
+    result: float | FloatArray = _arrays.element_loss(_binary_cross_entropy, *args)
     return result
 
 
@@ -794,6 +796,7 @@ def binary_cross_entropy_with_logits_with_grad(
     reduction: Literal["mean", "sum"] = "mean",
     **options: Unpack[_ElementGradOptions],
 ) -> tuple[float, FloatArray]: ...
+@_public
 def binary_cross_entropy_with_logits_with_grad(
     logits: ArrayLike,
     target: ArrayLike,
@@ -859,9 +862,9 @@ def binary_cross_entropy_with_logits_with_grad(
     """
     args = (1, logits, target, weight, pos_weight, label_smoothing, reduction, denominator, base,
             where, out, None)  # fmt: skip
-    result: tuple[float | FloatArray, FloatArray] = _binary_cross_entropy(*args)
-    if result is NotImplemented:
-        result = _arrays.element_loss(_binary_cross_entropy, *args)
+    result: tuple[float | FloatArray, FloatArray] = _arrays.element_loss(
+        _binary_cross_entropy, *args
+    )
     return result
 
 
@@ -881,6 +884,7 @@ def binary_cross_entropy_with_logits_with_grad_hess(
     reduction: Literal["mean", "sum"] = "mean",
     **options: Unpack[_ElementHessOptions],
 ) -> tuple[float, FloatArray, FloatArray]: ...
+@_public
 def binary_cross_entropy_with_logits_with_grad_hess(
     logits: ArrayLike,
     target: ArrayLike,
@@ -944,7 +948,7 @@ def binary_cross_entropy_with_logits_with_grad_hess(
     """
     args = (2, logits, target, weight, pos_weight, label_smoothing, reduction, denominator, base,
             where, out, hess_out)  # fmt: skip
-    result: tuple[float | FloatArray, FloatArray, FloatArray] = _binary_cross_entropy(*args)
-    if result is NotImplemented:
-        result = _arrays.element_loss(_binary_cross_entropy, *args)
+    result: tuple[float | FloatArray, FloatArray, FloatArray] = _arrays.element_loss(
+        _binary_cross_entropy, *args
+    )
     return result

@@ -4,7 +4,10 @@ Each loss takes `order`, how many derivatives to return beside the loss: 0, 1 or
 `NotImplemented`, having done nothing, unless all arrays are in the form that `_arrays.py` makes.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
     "__version__",
@@ -13,6 +16,7 @@ __all__ = [
     "cross_entropy",
     "get_num_threads",
     "log_loss",
+    "public",
     "set_num_threads",
 ]
 
@@ -65,6 +69,7 @@ def binary_cross_entropy_with_logits(
     hess_out: object,
     /,
 ) -> Any: ...
+def public(function: _F, /) -> _F: ...
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...
 def config() -> dict[str, Any]: ...

@@ -13,6 +13,7 @@
 use std::ops::Range;
 
 use crate::batch::Outputs;
+use crate::caches;
 use crate::coefficients::load_lanes;
 use crate::driver::{self, Job};
 use crate::error::Result;
@@ -22,7 +23,14 @@ use crate::reduce::Sum;
 use crate::simd::{Input, Output, Simd, Vector, fence};
 use crate::softmax::lanes_from;
 
-use super::{AHEAD, reduced, streamed};
+use super::{AHEAD, reduced};
+
+/// Whether the output of a loss is written past the caches: where it would not be read from them
+/// soon, and does not take the input's place.
+fn streamed<T: Real>(input: Input<'_, T>, output: Option<Output<'_, T>>) -> bool {
+    let large = 2 * input.len() * size_of::<T>() > caches::last_level();
+    large && output.is_some_and(|output| !output.begins_at(input))
+}
 
 /// Numbers in a block.
 const BLOCK: usize = 4096;

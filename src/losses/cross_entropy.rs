@@ -5,11 +5,11 @@
 
 use crate::batch::Batch;
 use crate::coefficients::Coefficients;
-use crate::driver;
 use crate::error::Result;
 use crate::softmax::Limits;
 use crate::softmax::few::Few;
 use crate::softmax::rows::Rows;
+use crate::tiles::{self, Plan};
 
 use super::{ClassLoss, with_coefficients};
 
@@ -18,16 +18,44 @@ struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>);
 impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
         match self.0.outputs.grad {
-            Some(_) => driver::run(&Rows::<T, C, true>::new(self.0, c, total)),
-            None => driver::run(&Rows::<T, C, false>::new(self.0, c, total)),
+            Some(_) => tiles::run(self.0, &RowsPlan::<C, true>(c, total)),
+            None => tiles::run(self.0, &RowsPlan::<C, false>(c, total)),
         }
     }
 
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
         match self.0.outputs.grad {
-            Some(_) => driver::run(&Few::<T, C, true>::new(self.0, c, total)),
-            None => driver::run(&Few::<T, C, false>::new(self.0, c, total)),
+            Some(_) => tiles::run(self.0, &FewPlan::<C, true>(c, total)),
+            None => tiles::run(self.0, &FewPlan::<C, false>(c, total)),
         }
+    }
+}
+
+/// With the coefficients, and their sum where every row has the same.
+struct FewPlan<C, const GRAD: bool>(C, f64);
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for FewPlan<C, GRAD> {
+    type Job<'b>
+        = Few<'b, T, C::Of<'b>, GRAD>
+    where
+        Self: 'b,
+        T: 'b;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
+        Few::new(batch, self.0.of(batch), self.1)
+    }
+}
+
+/// The same.
+struct RowsPlan<C, const GRAD: bool>(C, f64);
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for RowsPlan<C, GRAD> {
+    type Job<'b>
+        = Rows<'b, T, C::Of<'b>, GRAD>
+    where
+        Self: 'b,
+        T: 'b;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
+        Rows::new(batch, self.0.of(batch), self.1)
     }
 }
 

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use crate::batch::{Batch, IGNORED, position};
 use crate::coefficients::{Coefficients, RowCoefficients, load_lanes};
-use crate::driver::{self, Job};
+use crate::driver::Job;
 use crate::error::{Error, Result};
 use crate::math::{
     Real,
@@ -24,14 +24,15 @@ use crate::math::{
 };
 use crate::reduce::Sum;
 use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
-use crate::softmax::lanes_from;
+use crate::softmax::{copy, lanes_from};
+use crate::tiles::{self, Plan};
 
-use super::{AHEAD, ClassLoss, streamed, with_coefficients};
+use super::{AHEAD, ClassLoss, with_coefficients};
 
 /// Numbers in a block, about.
 const BLOCK: usize = 1024;
 
-/// Numbers in a block of [`Single`].
+/// Numbers in a block of [`Single`], about, in whole rows.
 const ZEROS: usize = 4096;
 
 /// Vectors that are checked together.
@@ -65,6 +66,10 @@ impl<T: Real> Check<'_, '_, T> {
 impl<T: Real> Job for Check<'_, '_, T> {
     fn blocks(&self) -> usize {
         self.0.samples.div_ceil(block_rows(self.0.classes))
+    }
+
+    fn block_samples(&self) -> usize {
+        block_rows(self.0.classes)
     }
 
     fn block_cost(&self) -> usize {
@@ -117,15 +122,28 @@ fn wrong<S: Simd, T: Real>(s: S, values: Input<'_, T>) -> u32 {
     count
 }
 
+struct CheckPlan;
+
+impl<T: Real> Plan<T> for CheckPlan {
+    type Job<'b>
+        = Check<'b, 'b, T>
+    where
+        T: 'b;
+    const WRITES: bool = false;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Check<'b, 'b, T> {
+        Check(batch)
+    }
+}
+
 /// Whether every number is a probability; `shape` is that of the array.
 fn check<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
-    let check = Check(batch);
-    if driver::run(&check)? == 0.0 {
+    if tiles::run(batch, &CheckPlan)? == 0.0 {
         return Ok(());
     }
-    for i in 0..batch.values.len() {
-        let p = batch.values.get(i).to_f64();
-        if !(0.0..=1.0).contains(&p) && check.counts(i / batch.classes) {
+    for i in 0..batch.samples * batch.classes {
+        let (sample, class) = batch.sample_and_class(i);
+        let p = batch.value(sample, class).to_f64();
+        if !(0.0..=1.0).contains(&p) && Check(batch).counts(sample) {
             return Err(Error::Value(format!(
                 "probabilities{} is {p}, but probabilities must be in [0, 1]",
                 position(i, shape)
@@ -140,12 +158,35 @@ struct LogLoss<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Real> ClassLoss<T> for LogLoss<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, coefficients: C, _: f64) -> Result<f64> {
-        let batch = self.0;
-        let stream = streamed(batch.values, batch.outputs.grad);
         if C::HARD && !C::ANY {
-            return driver::run(&Single { batch, stream });
+            return tiles::run(self.0, &SinglePlan);
         }
-        driver::run(&Rows { batch, coefficients, stream })
+        tiles::run(self.0, &RowsPlan(coefficients))
+    }
+}
+
+struct SinglePlan;
+
+impl<T: Real> Plan<T> for SinglePlan {
+    type Job<'b>
+        = Single<'b, 'b, T>
+    where
+        T: 'b;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Single<'b, 'b, T> {
+        Single { batch, stream: batch.stream() }
+    }
+}
+
+struct RowsPlan<C>(C);
+
+impl<T: Real, C: Coefficients<T>> Plan<T> for RowsPlan<C> {
+    type Job<'b>
+        = Rows<'b, 'b, T, C::Of<'b>>
+    where
+        Self: 'b,
+        T: 'b;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
+        Rows { batch, coefficients: self.0.of(batch), stream: batch.stream() }
     }
 }
 
@@ -210,29 +251,31 @@ impl<T: Real> Single<'_, '_, T> {
 
 impl<T: Real> Job for Single<'_, '_, T> {
     fn blocks(&self) -> usize {
-        self.batch.values.len().div_ceil(ZEROS)
+        self.batch.samples.div_ceil(self.block_samples())
+    }
+
+    fn block_samples(&self) -> usize {
+        (ZEROS / self.batch.classes).max(1)
     }
 
     fn block_cost(&self) -> usize {
-        let rows = ZEROS.min(self.batch.values.len()).div_ceil(self.batch.classes);
-        let written =
-            if self.batch.outputs.grad.is_some() { ZEROS * size_of::<T>() / 40 } else { 0 };
-        10 * rows + written
+        let rows = self.block_samples();
+        let written = self.batch.outputs.grad.map_or(0, |_| rows * self.batch.classes);
+        10 * rows + written * size_of::<T>() / 40
     }
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
-        let (batch, outputs) = (self.batch, &self.batch.outputs);
-        let zeros = Scratch::<T>::new(if outputs.grad.is_some() { ZEROS } else { 0 });
+        let (batch, outputs, n) = (self.batch, &self.batch.outputs, self.block_samples());
+        let len = if outputs.grad.is_some() { n.min(batch.samples) * batch.classes } else { 0 };
+        let zeros = Scratch::<T>::new(len);
         for (i, sum) in blocks.zip(sums) {
-            let start = i * ZEROS;
-            let end = batch.values.len().min(start + ZEROS);
+            let rows = i * n..batch.samples.min((i + 1) * n);
+            let start = rows.start * batch.classes;
             let block = outputs.grad.map(|_| (zeros.output(), start));
             if let Some(hess) = outputs.hess {
-                hess.part(start, end - start).fill(T::default());
+                batch.rows(hess, rows.start, rows.len()).fill(T::default());
             }
-            // A row is the business of the block that its true class is in: in place, that
-            // number must be read before it is overwritten.
             let mut group = Group {
                 n: 0,
                 rows: [0; 8],
@@ -241,22 +284,16 @@ impl<T: Real> Job for Single<'_, '_, T> {
                 samples: [0.0; 8],
                 weights: [0.0; 8],
             };
-            let rows = start / batch.classes..end.div_ceil(batch.classes);
             for row in rows.clone() {
                 let mut class = [0];
                 batch.read_classes(row, &mut class);
-                let first = row * batch.classes;
                 if class[0] == IGNORED {
-                    if let Some(losses) = outputs.losses.filter(|_| first >= start) {
+                    if let Some(losses) = outputs.losses {
                         losses.set(row, T::default());
                     }
                     continue;
                 }
-                let place = first + class[0];
-                if !(start..end).contains(&place) {
-                    continue;
-                }
-                let n = group.n;
+                let (n, place) = (group.n, row * batch.classes + class[0]);
                 (group.rows[n], group.places[n]) = (row, place);
                 group.p[n] = batch.values.get(place).to_f64();
                 group.samples[n] = batch.sample_factor(row);
@@ -269,38 +306,19 @@ impl<T: Real> Job for Single<'_, '_, T> {
             }
             *sum += self.group(s, &group, block);
             let Some(grad) = outputs.grad else { continue };
-            copy(s, zeros.input(), grad.part(start, end - start), self.stream);
+            let grad = batch.rows(grad, rows.start, rows.len());
+            copy(s, zeros.input().part(0, grad.len()), grad, self.stream);
             for row in rows {
                 let mut class = [0];
                 batch.read_classes(row, &mut class);
-                let place = (row * batch.classes).wrapping_add(class[0]);
-                if class[0] != IGNORED && (start..end).contains(&place) {
-                    zeros.output().set(place - start, T::default());
+                if class[0] != IGNORED {
+                    zeros.output().set(row * batch.classes + class[0] - start, T::default());
                 }
             }
         }
         if self.stream {
             fence();
         }
-    }
-}
-
-/// Copies the first numbers to an output, past the caches if `stream`.
-#[inline(always)]
-fn copy<S: Simd, T: Real>(s: S, from: Input<'_, T>, to: Output<'_, T>, stream: bool) {
-    let zero = T::V::<S>::splat(s, T::default());
-    let head = if stream { to.unaligned().min(to.len()) } else { 0 };
-    let mut at = 0;
-    while at < to.len() {
-        let n = if at < head { head } else { T::LANES.min(to.len() - at) };
-        if n == T::LANES {
-            let vector = T::V::<S>::load(s, from, at);
-            if stream { vector.stream(to, at) } else { vector.store(to, at) }
-        } else {
-            let lanes = lanes_from::<T>(n);
-            T::V::<S>::load_lanes(s, from, at, lanes, zero).store_lanes(to, at, lanes);
-        }
-        at += n;
     }
 }
 
@@ -387,6 +405,10 @@ impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
 impl<T: Real, C: Coefficients<T>> Job for Rows<'_, '_, T, C> {
     fn blocks(&self) -> usize {
         self.batch.samples.div_ceil(block_rows(self.batch.classes))
+    }
+
+    fn block_samples(&self) -> usize {
+        block_rows(self.batch.classes)
     }
 
     fn block_cost(&self) -> usize {

@@ -85,6 +85,11 @@ impl<'a, T: Copy> Input<'a, T> {
         unsafe { Input::new(self.start.add(at), len) }
     }
 
+    /// How many numbers lie before the first that is aligned to 64 bytes.
+    pub fn unaligned(self) -> usize {
+        (self.start as usize).wrapping_neg() % 64 / size_of::<T>()
+    }
+
     /// A pointer to `n` readable numbers at `at`; panics past the end.
     #[inline(always)]
     pub(super) fn pointer(self, at: usize, n: usize) -> *const T {
@@ -168,6 +173,13 @@ impl<'a, T: Copy> Output<'a, T> {
         }
     }
 
+    /// The same numbers, to read from.
+    #[inline(always)]
+    pub fn as_input(self) -> Input<'a, T> {
+        // SAFETY: what may be written may be read.
+        unsafe { Input::new(self.start, self.len) }
+    }
+
     /// Whether both views begin at the same place: the gradient takes the logits' place.
     pub fn begins_at(self, input: Input<'_, T>) -> bool {
         std::ptr::eq(self.start, input.start)
@@ -185,6 +197,31 @@ impl<'a, T: Copy> Output<'a, T> {
         assert!(n <= self.len && at <= self.len - n, "store past the end of a view");
         // SAFETY: checked above.
         unsafe { self.start.add(at) }
+    }
+}
+
+/// Copies `n` numbers, each view's from a place on at a step, first to last; panics past an end.
+#[inline(always)]
+pub fn copy<T: Copy>(
+    n: usize,
+    (src, from, src_step): (Input<'_, T>, usize, isize),
+    (dst, to, dst_step): (Output<'_, T>, usize, isize),
+) {
+    let Some(last) = n.checked_sub(1) else { return };
+    let end = |at: usize, step: isize| at as isize + last as isize * step;
+    let inside = |at, step, len: usize| at < len && (0..len as isize).contains(&end(at, step));
+    assert!(inside(from, src_step, src.len), "read past the end of a view");
+    assert!(inside(to, dst_step, dst.len), "write past the end of a view");
+    // SAFETY: first and last are within the views, and so is what is between them.
+    unsafe {
+        let (src, dst) = (src.start.add(from), dst.start.add(to));
+        if (src_step, dst_step) == (1, 1) {
+            src.copy_to(dst, n);
+            return;
+        }
+        for i in 0..n as isize {
+            dst.offset(i * dst_step).write(src.offset(i * src_step).read());
+        }
     }
 }
 

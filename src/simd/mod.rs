@@ -10,7 +10,7 @@
 //! inlined, so everything a kernel calls is `#[inline(always)]`, and no closure holds intrinsics.
 //!
 //! A [`Simd`] token is a proof that its instructions exist: only detection makes one, and a vector
-//! can only be made with one. So kernels are safe code; this folder and `python.rs` hold all that is
+//! can only be made with one. So kernels are safe code; this folder and `python` hold all that is
 //! not (but for the registration of fork handlers in `driver.rs`).
 
 mod memory;
@@ -24,7 +24,7 @@ mod avx512;
 use std::fmt::Debug;
 use std::sync::OnceLock;
 
-pub use memory::{Input, Output, Scratch};
+pub use memory::{Input, Output, Scratch, copy};
 
 /// The most lanes a vector has: those of `f32`.
 pub const MAX_LANES: usize = 16;

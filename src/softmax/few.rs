@@ -644,6 +644,10 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD
         self.batch.samples.div_ceil(self.samples)
     }
 
+    fn block_samples(&self) -> usize {
+        self.samples
+    }
+
     fn block_cost(&self) -> usize {
         self.samples * (self.batch.classes * size_of::<T>() / 8 + 4)
     }

@@ -151,7 +151,7 @@ pub(crate) fn lanes_from<T: Real>(n: usize) -> u32 {
 
 /// Copies `src` to the start of `dst`, past the caches if `stream`.
 #[inline(always)]
-fn copy<S: Simd, T: Real>(s: S, src: Input<'_, T>, dst: Output<'_, T>, stream: bool) {
+pub(crate) fn copy<S: Simd, T: Real>(s: S, src: Input<'_, T>, dst: Output<'_, T>, stream: bool) {
     let zero = T::V::<S>::splat(s, T::default());
     let head = if stream { dst.unaligned().min(src.len()) } else { 0 };
     if head > 0 {

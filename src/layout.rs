@@ -1,0 +1,124 @@
+//! Where the numbers of an array of samples by classes lie, if not in rows one after the other.
+
+use std::ops::Range;
+
+/// The places of an array's numbers in a view that spans them all.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// That of class 0 of sample 0.
+    start: isize,
+    /// From one class to the next.
+    class: isize,
+    /// Length and step of each axis of samples, the last one fastest; at least one.
+    samples: Vec<(usize, isize)>,
+}
+
+/// Samples that follow each other at one step.
+#[derive(Clone, Copy, Debug)]
+pub struct Line {
+    /// The first, counted from where the lines begin.
+    pub row: usize,
+    /// How many there are.
+    pub n: usize,
+    /// Where class 0 of the first is.
+    pub at: isize,
+}
+
+impl Place {
+    /// Of an array of this shape, without an axis of length 0, that steps so far along each axis. The
+    /// view begins at the lowest of its numbers.
+    pub fn new(shape: &[usize], steps: &[isize], axis: usize) -> Self {
+        let mut samples: Vec<(usize, isize)> = vec![];
+        let mut start = 0;
+        for (i, (&n, &step)) in shape.iter().zip(steps).enumerate() {
+            start -= (step * (n as isize - 1)).min(0);
+            if i == axis || n == 1 {
+                continue;
+            }
+            match samples.last_mut() {
+                // Two axes that go on in each other are one.
+                Some((outer, far)) if *far == step * n as isize => {
+                    (*outer, *far) = (*outer * n, step)
+                }
+                _ => samples.push((n, step)),
+            }
+        }
+        if samples.is_empty() {
+            samples.push((1, 1));
+        }
+        Place { start, class: steps[axis], samples }
+    }
+
+    /// Of a number.
+    pub fn at(&self, sample: usize, class: usize) -> usize {
+        let (mut rest, mut at) = (sample, self.start + class as isize * self.class);
+        for &(n, step) in self.samples.iter().rev() {
+            at += (rest % n) as isize * step;
+            rest /= n;
+        }
+        at as usize
+    }
+
+    /// From one class to the next.
+    pub fn class_step(&self) -> isize {
+        self.class
+    }
+
+    /// From one sample of a line to the next.
+    pub fn sample_step(&self) -> isize {
+        self.samples[self.samples.len() - 1].1
+    }
+
+    /// The lines of some samples.
+    pub fn lines(&self, samples: Range<usize>) -> impl Iterator<Item = Line> {
+        let length = self.samples[self.samples.len() - 1].0;
+        let mut next = samples.start;
+        std::iter::from_fn(move || {
+            let n = (length - next % length).min(samples.end - next);
+            let line = Line { row: next - samples.start, n, at: self.at(next, 0) as isize };
+            next += n;
+            (n > 0).then_some(line)
+        })
+    }
+}
+
+/// The places of a batch's arrays; none for an array that is rows one after the other.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Of the values.
+    pub values: Option<Place>,
+    /// Of the target, where it is probabilities.
+    pub probabilities: Option<Place>,
+    /// Of the gradient.
+    pub grad: Option<Place>,
+    /// Of the Hessian.
+    pub hess: Option<Place>,
+    /// How many numbers of each class follow each other in C order: the axes behind the class axis.
+    pub inner: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_of_a_class_axis_in_the_middle() {
+        // Shape (2, 3, 4), C order, the first axis backwards.
+        let place = Place::new(&[2, 3, 4], &[-12, 4, 1], 1);
+        for sample in 0..8 {
+            for class in 0..3 {
+                let expected = (1 - sample / 4) * 12 + class * 4 + sample % 4;
+                assert_eq!(place.at(sample, class), expected);
+            }
+        }
+        let lines: Vec<_> = place.lines(1..7).map(|line| (line.row, line.n, line.at)).collect();
+        assert_eq!(lines, [(0, 3, 13), (3, 3, 0)]);
+        assert_eq!((place.class_step(), place.sample_step()), (4, 1));
+        // Axes that go on in each other are one line.
+        let place = Place::new(&[5, 3, 2, 7], &[42, 14, 7, 1], 1);
+        assert_eq!(place.lines(0..70).count(), 5);
+        let place = Place::new(&[3, 2, 7], &[14, 7, 1], 0);
+        assert_eq!(place.lines(0..14).count(), 1);
+        assert_eq!(place.lines(3..3).count(), 0);
+    }
+}

@@ -1,0 +1,287 @@
+//! The public functions. Each is a builtin in front of a Python function of the same signature.
+//!
+//! A Python function of a dozen keywords costs more than the whole work of a call on ten numbers: it
+//! looks each default up in a dictionary. A builtin is handed what was given, in a plain array; the
+//! rest is filled in from the defaults of the Python function, which also lends its name and its
+//! docstring. Whatever is not canonical, or no call at all, goes to the Python function as it came,
+//! which then does what it can with it or raises Python's own error.
+
+use std::ffi::CString;
+use std::ptr::null_mut;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::ffi::{self, Py_ssize_t, PyObject};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyString, PyTuple};
+
+use super::{
+    ClassArguments, ClassLoss, ElementArguments, RawOptions, Stop, class_loss, element_loss,
+    guarded,
+};
+
+/// Positional parameters: the numbers and the target.
+const POSITIONAL: usize = 2;
+
+/// The most parameters a function has.
+const MOST: usize = 12;
+
+/// The parameters after the positional ones, of a loss over classes.
+const OF_CLASSES: [&str; 10] = [
+    "axis",
+    "weight",
+    "sample_weight",
+    "ignore_index",
+    "label_smoothing",
+    "reduction",
+    "denominator",
+    "base",
+    "out",
+    "hess_out",
+];
+
+/// Those of the loss over elements.
+const OF_ELEMENTS: [&str; 9] = [
+    "weight",
+    "pos_weight",
+    "label_smoothing",
+    "reduction",
+    "denominator",
+    "base",
+    "where",
+    "out",
+    "hess_out",
+];
+
+/// The losses that are public.
+#[derive(Clone, Copy)]
+enum Loss {
+    OfClasses(ClassLoss),
+    OfElements,
+}
+
+/// Every public function's name, its loss, and how many derivatives it returns.
+const FUNCTIONS: [(&str, Loss, usize); 9] = [
+    ("cross_entropy", Loss::OfClasses(ClassLoss::CrossEntropy), 0),
+    ("cross_entropy_with_grad", Loss::OfClasses(ClassLoss::CrossEntropy), 1),
+    ("cross_entropy_with_grad_hess", Loss::OfClasses(ClassLoss::CrossEntropy), 2),
+    ("log_loss", Loss::OfClasses(ClassLoss::LogLoss), 0),
+    ("log_loss_with_grad", Loss::OfClasses(ClassLoss::LogLoss), 1),
+    ("log_loss_with_grad_hess", Loss::OfClasses(ClassLoss::LogLoss), 2),
+    ("binary_cross_entropy_with_logits", Loss::OfElements, 0),
+    ("binary_cross_entropy_with_logits_with_grad", Loss::OfElements, 1),
+    ("binary_cross_entropy_with_logits_with_grad_hess", Loss::OfElements, 2),
+];
+
+/// A builtin cannot be told which it is without an object of its own, which would not pickle.
+const ENTRIES: [ffi::PyCFunctionFastWithKeywords; 9] = [
+    entry::<0>, entry::<1>, entry::<2>, entry::<3>, entry::<4>, entry::<5>, entry::<6>, entry::<7>,
+    entry::<8>,
+];
+
+static PUBLIC: [PyOnceLock<Public>; 9] = [const { PyOnceLock::new() }; 9];
+
+/// A function that has been made public.
+struct Public {
+    /// The Python function.
+    function: Py<PyAny>,
+    /// The names of its parameters, interned.
+    names: Vec<Py<PyString>>,
+    /// The defaults of those that have one, `None` for all others.
+    defaults: [Py<PyAny>; MOST],
+}
+
+/// The builtin that stands in front of a Python function with parameters as in `_functional.py`.
+pub fn builtin<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = function.py();
+    let name: String = function.getattr("__name__")?.extract()?;
+    let i = FUNCTIONS.iter().position(|(known, ..)| *known == name);
+    let i = i.ok_or_else(|| PyValueError::new_err(format!("{name} is no public function")))?;
+    let defaults = function.getattr("__kwdefaults__")?;
+    let defaults = defaults.cast::<PyDict>()?;
+    let names: Vec<String> = function.getattr("__code__")?.getattr("co_varnames")?.extract()?;
+    let names = &names[..POSITIONAL + defaults.len()];
+    let expected: &[&str] = match FUNCTIONS[i].1 {
+        Loss::OfClasses(_) => &OF_CLASSES,
+        Loss::OfElements => &OF_ELEMENTS,
+    };
+    let expected = &expected[..defaults.len().min(expected.len())];
+    if names[POSITIONAL..] != *expected {
+        let message = format!("{name} must have the keywords {expected:?}, not {names:?}");
+        return Err(PyValueError::new_err(message));
+    }
+    let mut signature = format!("{name}({}, {}, *", names[0], names[1]);
+    for name in expected {
+        let value = defaults.get_item(name)?.expect("has a default");
+        signature += &format!(", {name}={}", value.repr()?);
+    }
+    let default = |i: usize| match names.get(i).map(|name| defaults.get_item(name)) {
+        Some(Ok(Some(value))) => value.unbind(),
+        _ => py.None(),
+    };
+    let public = Public {
+        function: function.clone().unbind(),
+        names: names.iter().map(|name| PyString::intern(py, name).unbind()).collect(),
+        defaults: std::array::from_fn(default),
+    };
+    let doc: String = function.getattr("__doc__")?.extract()?;
+    // What `help` and `inspect.signature` read.
+    let doc = CString::new(format!("{signature})\n--\n\n{doc}"))?;
+    let method = ffi::PyMethodDef {
+        ml_name: CString::new(name)?.into_raw(),
+        ml_meth: ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: ENTRIES[i] },
+        ml_flags: ffi::METH_FASTCALL | ffi::METH_KEYWORDS,
+        ml_doc: doc.into_raw(),
+    };
+    PUBLIC[i].get_or_init(py, || public);
+    let module = function.getattr("__module__")?;
+    // SAFETY: the definition lives on, as do the functions of this library; the answer is a new object
+    // or null with an exception.
+    unsafe {
+        let method = Box::into_raw(Box::new(method));
+        Bound::from_owned_ptr_or_err(
+            py,
+            ffi::PyCFunction_NewEx(method, null_mut(), module.as_ptr()),
+        )
+    }
+}
+
+/// Where Python comes in.
+unsafe extern "C" fn entry<const I: usize>(
+    _: *mut PyObject,
+    given: *const *mut PyObject,
+    positional: Py_ssize_t,
+    names: *mut PyObject,
+) -> *mut PyObject {
+    let call = || {
+        // SAFETY: Python calls this, and so holds what it must.
+        let py = unsafe { Python::assume_attached() };
+        // SAFETY: Python hands over a tuple of names or null, and `positional` objects at `given` with
+        // as many more as there are names, all of which it keeps until this returns.
+        let (names, given) = unsafe {
+            let names =
+                (!names.is_null()).then(|| Bound::ref_from_ptr(py, &names).cast_unchecked());
+            let count =
+                positional as usize + names.map_or(0, |names: &Bound<'_, PyTuple>| names.len());
+            let given =
+                if count == 0 { &[] } else { std::slice::from_raw_parts(given.cast(), count) };
+            (names, given)
+        };
+        Given { positional: positional as usize, names, values: given }.call(py, I)
+    };
+    match guarded(call) {
+        Ok(result) => result.into_ptr(),
+        Err(error) => {
+            // SAFETY: as above.
+            error.restore(unsafe { Python::assume_attached() });
+            null_mut()
+        }
+    }
+}
+
+/// What a function is called with: values in order, then those that have names.
+struct Given<'a, 'py> {
+    positional: usize,
+    names: Option<&'a Bound<'py, PyTuple>>,
+    values: &'a [Bound<'py, PyAny>],
+}
+
+impl<'a, 'py> Given<'a, 'py> {
+    fn call(&self, py: Python<'py>, i: usize) -> PyResult<Bound<'py, PyAny>> {
+        let public = PUBLIC[i].get(py).expect("made public before it was called");
+        match self.compiled(py, public, i) {
+            Err(Stop::NotImplemented) => {
+                let (positional, named) = self.values.split_at(self.positional);
+                let keywords = PyDict::new(py);
+                for (name, value) in self.names.iter().flat_map(|names| names.iter()).zip(named) {
+                    keywords.set_item(name, value)?;
+                }
+                public.function.bind(py).call(PyTuple::new(py, positional)?, Some(&keywords))
+            }
+            Err(Stop::Error(error)) => Err(error),
+            Ok(result) => Ok(result),
+        }
+    }
+
+    /// The compiled function's answer.
+    fn compiled(
+        &self,
+        py: Python<'py>,
+        public: &'a Public,
+        i: usize,
+    ) -> Result<Bound<'py, PyAny>, Stop> {
+        let (_, loss, order) = FUNCTIONS[i];
+        let mut all: [&Bound<'py, PyAny>; MOST] =
+            std::array::from_fn(|i| public.defaults[i].bind(py));
+        let (positional, named) =
+            self.values.split_at_checked(self.positional).ok_or(Stop::NotImplemented)?;
+        if positional.len() > POSITIONAL {
+            return Err(Stop::NotImplemented);
+        }
+        for (slot, value) in all.iter_mut().zip(positional) {
+            *slot = value;
+        }
+        for (k, value) in named.iter().enumerate() {
+            let name = self.names.expect("named").get_borrowed_item(k)?;
+            // Names in source code are interned.
+            let left = &public.names[positional.len()..];
+            let found = left.iter().position(|known| known.as_ptr() == name.as_ptr());
+            let found = match found {
+                Some(found) => found,
+                None => {
+                    let name = name.cast::<PyString>().map_err(|_| Stop::NotImplemented)?;
+                    let name = name.to_str()?;
+                    let mut left = left.iter();
+                    let found =
+                        left.position(|known| known.bind(py).to_str().is_ok_and(|k| k == name));
+                    found.ok_or(Stop::NotImplemented)?
+                }
+            };
+            all[positional.len() + found] = value;
+        }
+        match loss {
+            Loss::OfClasses(loss) => {
+                let [values, target, axis, weight, sample_weight, ignore_index, ..] = all;
+                let [.., label_smoothing, reduction, denominator, base, out, hess_out] = all;
+                let ignore_index = Some(ignore_index);
+                let options =
+                    RawOptions { ignore_index, label_smoothing, reduction, denominator, base };
+                let arguments = ClassArguments {
+                    order,
+                    values,
+                    target,
+                    axis,
+                    weight,
+                    sample_weight,
+                    options,
+                    out,
+                    hess_out,
+                };
+                class_loss(py, loss, &arguments)
+            }
+            Loss::OfElements => {
+                let [logits, target, weight, pos_weight, label_smoothing, reduction, ..] = all;
+                let [.., denominator, base, counted, out, hess_out, _] = all;
+                let options = RawOptions {
+                    ignore_index: None,
+                    label_smoothing,
+                    reduction,
+                    denominator,
+                    base,
+                };
+                let arguments = ElementArguments {
+                    order,
+                    logits,
+                    target,
+                    weight,
+                    pos_weight,
+                    counted,
+                    options,
+                    out,
+                    hess_out,
+                };
+                element_loss(py, &arguments)
+            }
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Batches whose arrays are not rows one after the other, a tile of samples at a time.
+//!
+//! ```text
+//! for each tile, samples whose rows fit in a core's cache:
+//!     tile = rows of the logits                          (pack)
+//!     the job of a batch of rows, in place in the tile   (the kernels, as they are)
+//!     gradient = the tile's rows                         (unpack)
+//! ```
+//!
+//! So no kernel knows of strides, and no array is copied whole. Where samples lie next to each other,
+//! as those of `(N, C, d)` do, rows and columns are exchanged in registers, at least a vector of
+//! samples at a time, so that whole cache lines are used: sixteen rows of `f32`, eight of `f64`, are the
+//! least that a tile holds. An array that *is* rows is used where it is.
+//!
+//! A tile is whole blocks of the job, and each block's sum goes where it would go otherwise: bits are
+//! those of the same numbers in rows.
+
+use std::ops::Range;
+
+use crate::batch::{Batch, Target};
+use crate::driver::{self, Job, Split};
+use crate::error::Result;
+use crate::layout::{Layout, Line, Place};
+use crate::math::Real;
+use crate::simd::{
+    COLUMNS, Input, Kernel, Level, Output, Scratch, Simd, Vector, copy, enter, fence,
+};
+
+/// Bytes of a tile, about: with what the kernel needs beside it, half of a common core's cache.
+const TILE: usize = 256 << 10;
+
+/// How many blocks of columns ahead of its use a column's cache line is asked for.
+const AHEAD: usize = 4;
+
+/// What makes a job of a batch: of the whole call's, or of a tile.
+pub trait Plan<T: Real>: Sync {
+    /// The job.
+    type Job<'b>: Job
+    where
+        Self: 'b,
+        T: 'b;
+    /// Whether the job writes to the batch's outputs.
+    const WRITES: bool = true;
+    /// Makes the job.
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b>;
+}
+
+/// Does the job of a batch; the sum of its blocks.
+pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
+    let job = plan.job(batch);
+    let Some(layout) = &batch.layout else {
+        return driver::run(&job);
+    };
+    let samples = job.block_samples();
+    // Runs and tiles of single rows begin with a vector of samples, and with a cache line.
+    let together = T::LANES.div_ceil(samples);
+    let first = if samples == 1 { unaligned(batch, layout) } else { 0 };
+    let fit = TILE / (batch.classes * samples * size_of::<T>());
+    let blocks = (fit / together).max(1) * together;
+    let split = Split { blocks: job.blocks(), cost: 2 * job.block_cost(), first, together };
+    driver::split(split, |level| {
+        let tile = Tile::new(batch, layout, plan, blocks.min(split.blocks) * samples);
+        move |range: Range<usize>, sums: &mut [f64]| {
+            let head = if range.start == 0 { first.min(sums.len()) } else { 0 };
+            let (head, rest) = sums.split_at_mut(head);
+            let mut next = range.start * samples;
+            for sums in head.chunks_mut(blocks).chain(rest.chunks_mut(blocks)) {
+                let end = batch.samples.min(next + sums.len() * samples);
+                tile.run(level, next..end, sums);
+                next = end;
+            }
+        }
+    })
+}
+
+/// How many samples lie before the first that begins a cache line, where they lie next to each other.
+fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout) -> usize {
+    let start = |place: &Option<Place>| {
+        place.as_ref().filter(|place| place.sample_step() == 1).map(|place| place.at(0, 0))
+    };
+    match (batch.outputs.grad, start(&layout.grad), start(&layout.values)) {
+        (Some(grad), Some(at), _) => grad.part(at, 0).unaligned(),
+        (_, _, Some(at)) => batch.values.part(at, 0).unaligned(),
+        _ => 0,
+    }
+}
+
+/// A thread's tile.
+struct Tile<'a, T, P> {
+    batch: &'a Batch<'a, T>,
+    layout: &'a Layout,
+    plan: &'a P,
+    /// Rows of the values, which the gradient takes the place of.
+    values: Scratch<T>,
+    /// Rows of the target's probabilities.
+    probabilities: Scratch<T>,
+    /// Rows of the Hessian.
+    hess: Scratch<T>,
+    /// Whether derivatives go past the caches.
+    stream: bool,
+}
+
+impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
+    /// Room for that many samples, where there is need of it.
+    fn new(batch: &'a Batch<'a, T>, layout: &'a Layout, plan: &'a P, samples: usize) -> Self {
+        let room =
+            |needed: bool| Scratch::new(if needed { samples * batch.classes + COLUMNS } else { 0 });
+        let grad = P::WRITES && layout.grad.is_some();
+        Tile {
+            batch,
+            layout,
+            plan,
+            values: room(layout.values.is_some() || grad),
+            probabilities: room(layout.probabilities.is_some()),
+            hess: room(P::WRITES && layout.hess.is_some()),
+            stream: batch.stream(),
+        }
+    }
+
+    /// The blocks of some samples.
+    fn run<'t>(&'t self, level: Level, samples: Range<usize>, sums: &mut [f64]) {
+        let (whole, layout, classes) = (self.batch, self.layout, self.batch.classes);
+        let (at, n) = (samples.start * classes, samples.len() * classes);
+        let transfer = |place: &Place, rows: &Scratch<T>, how| {
+            let (rows, samples) = (rows.output(), samples.clone());
+            enter(level, Transfer { place, samples, classes, rows, how, stream: self.stream });
+        };
+        // Rows where they are, or else in the tile.
+        let input = |all: Input<'t, T>, place: &Option<Place>, rows: &'t Scratch<T>| match place {
+            None => all.part(at, n),
+            Some(place) => {
+                transfer(place, rows, How::Pack(all));
+                rows.input().part(0, n)
+            }
+        };
+        let mut tile = whole.part(samples.clone());
+        tile.values = input(whole.values, &layout.values, &self.values);
+        if let Target::Probabilities(all) = whole.target {
+            let probabilities = input(all, &layout.probabilities, &self.probabilities);
+            tile.target = Target::Probabilities(probabilities);
+        }
+        let derivatives = [
+            (whole.outputs.grad, &layout.grad, &self.values),
+            (whole.outputs.hess, &layout.hess, &self.hess),
+        ];
+        if P::WRITES {
+            let [grad, hess] = derivatives.map(|(all, place, rows)| match place {
+                None => all.map(|all| all.part(at, n)),
+                Some(_) => all.map(|_| rows.output().part(0, n)),
+            });
+            (tile.outputs.grad, tile.outputs.hess) = (grad, hess);
+            // The tile's rows will be read again.
+            tile.large &= layout.grad.is_none();
+        }
+        driver::run_here(&self.plan.job(&tile), level, sums);
+        if P::WRITES {
+            for (all, place, rows) in derivatives {
+                if let (Some(all), Some(place)) = (all, place) {
+                    transfer(place, rows, How::Unpack(all));
+                }
+            }
+        }
+    }
+}
+
+/// Copies samples to rows or back.
+struct Transfer<'a, T> {
+    place: &'a Place,
+    samples: Range<usize>,
+    classes: usize,
+    /// The rows, and room for [`COLUMNS`] numbers more.
+    rows: Output<'a, T>,
+    how: How<'a, T>,
+    /// Whether what is unpacked goes past the caches.
+    stream: bool,
+}
+
+/// What becomes of rows.
+#[derive(Clone, Copy)]
+enum How<'a, T> {
+    /// They are copied from here.
+    Pack(Input<'a, T>),
+    /// They are copied to here.
+    Unpack(Output<'a, T>),
+}
+
+impl<T: Real> Kernel for Transfer<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let adjacent = self.place.sample_step() == 1 && self.place.class_step() != 1;
+        for line in self.place.lines(self.samples.clone()) {
+            if adjacent && line.n >= T::LANES {
+                self.transpose(s, line);
+            } else {
+                self.step(line);
+            }
+        }
+        if self.stream {
+            fence();
+        }
+    }
+}
+
+impl<T: Real> Transfer<'_, T> {
+    /// A line of samples next to each other, at least a vector of them: columns become rows.
+    #[inline(always)]
+    fn transpose<S: Simd>(&self, s: S, line: Line) {
+        let (classes, step) = (self.classes, self.place.class_step());
+        for block in (0..classes).step_by(COLUMNS) {
+            // The last ones overlap what is before them, which is then copied twice.
+            let class = block.min(classes.saturating_sub(COLUMNS));
+            let columns = COLUMNS.min(classes);
+            let mut sample = 0;
+            while sample < line.n {
+                let i = sample.min(line.n - T::LANES);
+                let row = (line.row + i) * classes + class;
+                let column =
+                    |j: usize| (line.at + i as isize + (class + j) as isize * step) as usize;
+                match self.how {
+                    How::Pack(from) => {
+                        let mut x = [T::V::<S>::splat(s, T::default()); COLUMNS];
+                        for (j, x) in x.iter_mut().enumerate() {
+                            if j < columns {
+                                from.prefetch(column(j + AHEAD * COLUMNS));
+                                *x = T::V::<S>::load(s, from, column(j));
+                            }
+                        }
+                        T::V::<S>::store_columns(x, self.rows, row, classes);
+                    }
+                    How::Unpack(to) => {
+                        let x = T::V::<S>::load_columns(s, self.rows.as_input(), row, classes);
+                        for (j, x) in x.into_iter().enumerate() {
+                            if j >= columns {
+                            } else if self.stream {
+                                x.stream(to, column(j));
+                            } else {
+                                x.store(to, column(j));
+                            }
+                        }
+                    }
+                }
+                sample += T::LANES;
+            }
+        }
+    }
+
+    /// A line of samples anywhere.
+    #[inline(always)]
+    fn step(&self, line: Line) {
+        let (classes, across) = (self.classes, self.place.class_step());
+        let down = self.place.sample_step();
+        if across.abs() <= down.abs() || line.n == 1 {
+            for i in 0..line.n {
+                let at = (line.at + i as isize * down) as usize;
+                self.copy(at, across, (line.row + i) * classes, 1, classes);
+            }
+        } else {
+            for class in 0..classes {
+                let at = (line.at + class as isize * across) as usize;
+                self.copy(at, down, line.row * classes + class, classes as isize, line.n);
+            }
+        }
+    }
+
+    /// `n` numbers from `at` on, `step` apart, and from `row` on, `row_step` apart.
+    #[inline(always)]
+    fn copy(&self, at: usize, step: isize, row: usize, row_step: isize, n: usize) {
+        match self.how {
+            How::Pack(from) => copy(n, (from, at, step), (self.rows, row, row_step)),
+            How::Unpack(to) => copy(n, (self.rows.as_input(), row, row_step), (to, at, step)),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+"""Laws of layouts: wherever samples and classes lie, and wherever results go, bits are the same."""
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+
+import xentrs
+from losses import CLASS_LOSSES, DTYPES, assert_same_bits
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+
+# Lines shorter and longer than a vector of samples, classes that end in a vector and beside it,
+# several tiles, an axis of one.
+SHAPES = [(33, 10), (5, 7, 3), (3, 20, 70), (40, 130), (2, 18, 9), (1, 300), (17, 1), (70, 1024)]
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+STEPS = {"dense": (1, False), "every other": (2, False), "backwards": (1, True)}
+every_step = pytest.mark.parametrize(("step", "backwards"), STEPS.values(), ids=STEPS)
+
+
+def lay(a, order, step=1, backwards=False):
+    """Return a copy of `a` whose axes lie in memory in that order, the last one fastest."""
+    shape = [a.shape[axis] * step for axis in order]
+    laid = np.full(shape, 7, a.dtype)[(slice(None, None, step),) * a.ndim]
+    laid = laid.transpose(np.argsort(order))
+    if backwards:
+        laid = laid[(slice(None, None, -1),) * a.ndim]
+    laid[...] = a
+    return laid
+
+
+@every_dtype
+@every_shape
+@every_step
+@every_class_loss
+def test_places_of_inputs_and_outputs_change_no_bit(loss, step, backwards, shape, dtype, rng):
+    for options in ((), tuple(sorted(set(loss.options) - {"reduction"}))):
+        case = loss.case(rng, shape, dtype, options, reduction="none")
+        expected = case.all()
+        for axis in range(len(shape)):
+            places = [i for i in range(len(shape)) if i != axis]
+
+            def moved(a, axis=axis):
+                return np.moveaxis(a, -1, axis)
+
+            for order in itertools.permutations([*places, axis]):
+                laid = (order, step, backwards)
+                target = case.target
+                if target.shape == shape:
+                    target = lay(moved(target), *laid)
+                scores = lay(moved(case.scores), *laid)
+                here = case.but(scores=scores, target=target, axis=axis)
+                results = here.all()
+                assert all(result.flags.c_contiguous for result in results)
+                want = (expected[0], *(np.ascontiguousarray(moved(e)) for e in expected[1:]))
+                assert_same_bits(results, want, f"axis {axis}, order {order}")
+                outs = [lay(np.zeros_like(scores), *laid) for _ in range(2)]
+                got = here.all(out=outs[0], hess_out=outs[1])
+                assert got[1] is outs[0]
+                assert got[2] is outs[1]
+                assert_same_bits(got[0], want[0])
+                assert_same_bits(np.ascontiguousarray(outs[0]), want[1])
+                assert_same_bits(np.ascontiguousarray(outs[1]), want[2])
+                # Only the output is laid out so, then only the input; and in place.
+                rows = here.but(scores=moved(case.scores).copy())
+                out = lay(np.zeros_like(scores), *laid)
+                assert_same_bits(np.ascontiguousarray(rows.both(out=out)[1]), want[1])
+                out = np.empty_like(want[1])
+                assert_same_bits(here.both(out=out)[1], want[1])
+                inside = here.both(out=scores)
+                assert inside[1] is scores
+                assert_same_bits(np.ascontiguousarray(scores), want[1])
+
+
+@every_dtype
+@every_class_loss
+def test_threads_change_no_bit_of_tiles(loss, dtype, rng, threads):
+    for shape in ((5, 700, 130), (1, 53, 9001), (3, 4000, 11)):
+        case = loss.case(rng, shape, dtype, reduction="mean")
+        scores = np.ascontiguousarray(np.moveaxis(case.scores, -1, 1))
+        target = case.target
+        if target.shape == shape:
+            target = np.asfortranarray(np.moveaxis(target, -1, 1))
+        expected = case.both()
+        for count in (1, 2, 3):
+            threads(count)
+            loss_, grad = case.but(scores=scores, target=target, axis=1).both()
+            assert_same_bits(loss_, expected[0], f"{shape}, {count} threads")
+            assert_same_bits(np.ascontiguousarray(np.moveaxis(grad, 1, -1)), expected[1])
+
+
+def test_output_between_the_elements_of_an_input(rng):
+    x = rng.normal(size=(40, 100)).astype(np.float32)
+    target = rng.integers(0, 50, 40)
+    expected = xentrs.cross_entropy_with_grad(x[:, ::2].copy(), target)
+    got = xentrs.cross_entropy_with_grad(x[:, ::2], target, out=x[:, 1::2])
+    assert got[0] == expected[0]
+    assert_same_bits(x[:, 1::2].copy(), expected[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_no_copy_of_the_whole(python):
+    """A call on `(N, C, d)` needs tiles, never an array of the logits' size."""
+    script = """
+        import numpy as np, xentrs
+
+        def peak():  # in KiB
+            with open("/proc/self/status") as status:
+                return next(int(line.split()[1]) for line in status if "VmHWM" in line)
+
+        xentrs.set_num_threads(2)
+        x = np.ones((32, 1000, 512), np.float32)  # 64 MiB
+        t = np.zeros((32, 512), np.int32)
+        xentrs.cross_entropy_with_grad(x[:4], t[:4], axis=1, out=x[:4])
+        before = peak()
+        xentrs.cross_entropy_with_grad(x, t, axis=1, out=x)
+        y = x.transpose(0, 2, 1)
+        xentrs.cross_entropy_with_grad(y, t, out=y)
+        xentrs.cross_entropy(x[:, ::-1], t, axis=1)
+        print((peak() - before) / 1024)
+    """
+    assert float(python(script).stdout) < 4
+
+
+def test_probability_outside_is_named_by_its_place(rng):
+    p = rng.random((4, 5, 6)).astype(np.float32)
+    p[2, 3, 1] = 1.5
+    p[3, 0, 0] = -1.0
+    target = np.zeros((4, 6), np.int64)
+    for laid in (p, np.asfortranarray(p), lay(p, (1, 2, 0), 2)):
+        with pytest.raises(ValueError, match=r"probabilities\[2, 3, 1\] is 1\.5"):
+            xentrs.log_loss(laid, target, axis=1)
+    target[2, 1] = -100
+    target[3, 0] = -100
+    assert np.isfinite(xentrs.log_loss(p, target, axis=1))
