@@ -334,7 +334,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             }
         }
         if !C::HARD {
-            class = largest;
+            class = T::V::<S>::select(counts, largest, class);
             class.store(buffers.narrow(CLASS).1, group);
         }
         let finite = most.abs().lt(splat::<S, T>(s, f64::INFINITY));
