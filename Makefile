@@ -3,14 +3,15 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# make bench ARGS="--quick --rows llm" PEERS="torch jax optax"
+# make bench ARGS="--rows binary --seconds 5"
 ARGS ?=
-PEERS ?=
 
 VENV := .venv
 BENCH_VENV := .venv-bench
+PEERS_VENV := .venv-peers
 BIN := $(abspath $(VENV))/bin
 BENCH_BIN := $(abspath $(BENCH_VENV))/bin
+PEERS_BIN := $(abspath $(PEERS_VENV))/bin
 
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
@@ -29,11 +30,12 @@ SHELL := /bin/bash
 MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format wheel sdist bench bench-kernels clean
+.PHONY: help demo test lint format wheel sdist clean
+.PHONY: bench bench-peers bench-curves bench-memory bench-instructions bench-pictures bench-kernels
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+( [a-z-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
-	  | sed -E 's/^([a-z-]+).*## /  make \1\t/' | expand -t 22
+	  | sed -E 's/^([a-z-]+).*## /  make \1\t/' | expand -t 27
 
 demo: $(VENV)/.package  ## Train on real digits, compare with scikit-learn and NumPy, draw the loss curve
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -64,28 +66,42 @@ wheel: dist/.built  ## Build the wheel (abi3, manylinux2014) and the sdist into 
 
 sdist: dist/.built  ## The same: the two are made together
 
-bench: $(BENCH_VENV)/.package  ## Time whole calls against peers: ARGS="--quick" PEERS="torch jax optax"
-	$(if $(PEERS),$(BENCH_BIN)/python -m pip install --quiet $(PEERS))
+bench: $(BENCH_VENV)/.package  ## Time whole calls against floors, NumPy, SciPy, scikit-learn: ARGS="--rows binary"
 	$(BENCH_BIN)/python benches/compare.py $(ARGS)
+
+bench-peers: $(PEERS_VENV)/.package  ## The same against PyTorch, JAX and TensorFlow too (several GB, 20 minutes)
+	$(PEERS_BIN)/python benches/compare.py $(or $(ARGS),--json benches/results/compare.json)
+
+bench-curves: $(BENCH_VENV)/.package  ## Time over classes, samples and threads; draws docs/curve-classes.svg, docs/scaling.svg
+	$(BENCH_BIN)/python benches/curves.py $(ARGS)
+
+bench-memory: $(BENCH_VENV)/.package  ## Measure peak memory of each kind of call; fails above the bound
+	$(BENCH_BIN)/python benches/memory.py $(ARGS)
+
+bench-instructions: $(BENCH_VENV)/.package  ## Count instructions of each kind of call at AVX2 (needs valgrind)
+	$(BENCH_BIN)/python benches/instructions.py $(ARGS)
+
+bench-pictures: $(BENCH_VENV)/.package  ## README's table and docs/bench.svg from what bench-peers measured
+	$(BENCH_BIN)/python benches/table.py --readme
+	$(BENCH_BIN)/python benches/picture.py
 
 bench-kernels:  ## Time the kernels alone, at every instruction set of this machine
 	cargo bench --locked --no-default-features --bench kernels -- $(ARGS)
 
 clean:  ## Remove everything that was built, the environments too
-	rm -rf target dist build $(VENV) $(BENCH_VENV)
+	rm -rf target dist build $(VENV) $(BENCH_VENV) $(PEERS_VENV)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group dev
-	touch $@
-
-$(BENCH_VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(BENCH_VENV)
-	$(BENCH_BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BENCH_BIN)/python -m pip install --quiet --group bench
+# Each environment holds a dependency group of pyproject.toml.
+$(VENV)/.installed: GROUP := dev
+$(BENCH_VENV)/.installed: GROUP := bench
+$(PEERS_VENV)/.installed: GROUP := bench-peers
+.PRECIOUS: %/.installed
+%/.installed: pyproject.toml
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$*/bin/python -m pip install --quiet --group $(GROUP)
 	touch $@
 
 # The same sources give the same bytes: files have the date of the commit, and no path of this

@@ -146,12 +146,22 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
         for level in Level::available() {
             let id = BenchmarkId::new(kind, level.name());
             match (classes <= MOST_CLASSES, with_grad) {
-                (true, true) => {
-                    at(&mut group, id, level, &Few::<T, true>::new(&batch), &answer, grad)
-                }
-                (true, false) => {
-                    at(&mut group, id, level, &Few::<T, false>::new(&batch), &answer, grad)
-                }
+                (true, true) => at(
+                    &mut group,
+                    id,
+                    level,
+                    &Few::<T, Hard, true>::new(&batch, Hard, 0.0),
+                    &answer,
+                    grad,
+                ),
+                (true, false) => at(
+                    &mut group,
+                    id,
+                    level,
+                    &Few::<T, Hard, false>::new(&batch, Hard, 0.0),
+                    &answer,
+                    grad,
+                ),
                 (false, true) => at(
                     &mut group,
                     id,
@@ -238,7 +248,7 @@ fn binary_loss<T: Number>(criterion: &mut Criterion) {
     for (kind, with_grad) in KINDS {
         let binary = binary::Binary {
             logits: logits.input(),
-            target: target.input(),
+            target: binary::Labels::Soft(target.input()),
             weight: None,
             pos_weight: None,
             counted: None,

@@ -9,11 +9,11 @@ use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::math::Real;
 use crate::options::Options;
-use crate::reduce::Total;
-use crate::simd::{Input, Kernel, Output, Simd};
+use crate::reduce::{Sum, Total};
+use crate::simd::{Input, Kernel, Output, Simd, Vector};
 
 /// A class index, of any width.
-pub trait Index: Copy {
+pub trait Index: Copy + PartialEq + TryFrom<i128> {
     /// Its value.
     fn value(self) -> i128;
     /// Its value if it is below `classes`, something not below otherwise.
@@ -199,7 +199,7 @@ impl<'a, T: Real> Batch<'a, T> {
             Target::Indices(indices) => {
                 let outside = with_indices!(indices, x => batch.check(x, shape))?;
                 let all = outside == 0 && batch.ignored_classes.is_empty();
-                if all && !batch.is_weighted() { samples as f64 } else { batch.total_weight() }
+                if all && !batch.is_weighted() { samples as f64 } else { batch.total_weight()? }
             }
             Target::Probabilities(_) => {
                 if let Some(i) = batch.options.ignore_index.iter().find(|&&i| i >= 0) {
@@ -208,7 +208,7 @@ impl<'a, T: Real> Batch<'a, T> {
                          to ignore: leave it out, and give such samples a sample_weight of 0"
                     )));
                 }
-                batch.total_weight()
+                batch.total_weight()?
             }
         };
         batch.divisor = batch.options.divisor(total);
@@ -223,8 +223,22 @@ impl<'a, T: Real> Batch<'a, T> {
         if count == 0 {
             return Ok(0);
         }
-        let outside = |i: usize| indices.get(i).class() >= classes;
         let ignored = &self.options.ignore_index;
+        let mut left = count;
+        for (i, &value) in ignored.iter().enumerate() {
+            if ignored[..i].contains(&value) {
+                continue;
+            }
+            if let Ok(value) = I::try_from(value)
+                && value.class() >= classes
+            {
+                left -= driver::here(Equal { indices, value })?;
+            }
+        }
+        if left == 0 {
+            return Ok(count);
+        }
+        let outside = |i: usize| indices.get(i).class() >= classes;
         for i in (0..indices.len()).filter(|&i| outside(i)) {
             let value = indices.get(i).value();
             if ignored.contains(&value) {
@@ -275,28 +289,22 @@ impl<'a, T: Real> Batch<'a, T> {
     }
 
     /// What the mean divides by.
-    fn total_weight(&self) -> f64 {
+    fn total_weight(&self) -> Result<f64> {
         let indices = matches!(self.target, Target::Indices(_));
         if !indices && self.sample_weight.is_none() {
-            return self.samples as f64;
+            return Ok(self.samples as f64);
+        }
+        if self.is_weighted() {
+            return driver::here(Weights(self));
         }
         const BLOCK: usize = 256;
-        let (mut classes, mut factors) = ([0; BLOCK], [0.0; BLOCK]);
-        let (mut total, mut counted) = (Total::default(), 0);
+        let (mut classes, mut counted) = ([0; BLOCK], 0);
         for start in (0..self.samples).step_by(BLOCK) {
-            let n = BLOCK.min(self.samples - start);
-            let classes = &mut classes[..n];
+            let classes = &mut classes[..BLOCK.min(self.samples - start)];
             self.read_classes(start, classes);
-            if self.weight.is_none() && self.sample_weight.is_none() {
-                counted += classes.iter().filter(|&&class| class != IGNORED).count();
-                continue;
-            }
-            self.read_factors(start, classes, &mut factors[..n]);
-            for (_, &factor) in classes.iter().zip(&factors).filter(|(c, _)| **c != IGNORED) {
-                total.add(factor);
-            }
+            counted += classes.iter().filter(|&&class| class != IGNORED).count();
         }
-        total.get() + counted as f64
+        Ok(counted as f64)
     }
 
     /// Whether the gradient is written past the caches: it would not be found there.
@@ -338,11 +346,36 @@ impl<'a, T: Real> Batch<'a, T> {
     /// where the target is indices. 0 for ignored ones.
     #[inline(always)]
     pub fn read_factors(&self, start: usize, classes: &[usize], factors: &mut [f64]) {
+        self.read_sample_weights(start, factors);
         let hard = matches!(self.target, Target::Indices(_));
-        for (i, (&class, factor)) in classes.iter().zip(factors).enumerate() {
-            let of_class =
-                self.weight.as_ref().filter(|_| hard).map_or(1.0, |w| w[class % w.len()]);
-            *factor = if class == IGNORED { 0.0 } else { self.sample_factor(start + i) * of_class };
+        if let Some(weight) = self.weight.as_ref().filter(|_| hard) {
+            for (&class, factor) in classes.iter().zip(&mut *factors) {
+                *factor *= weight[if class == IGNORED { 0 } else { class }];
+            }
+        }
+        for (&class, factor) in classes.iter().zip(factors) {
+            *factor = if class == IGNORED { 0.0 } else { *factor };
+        }
+    }
+
+    /// The weights of the samples from `start` on.
+    #[inline(always)]
+    pub fn read_sample_weights(&self, start: usize, weights: &mut [f64]) {
+        let n = weights.len();
+        match self.sample_weight {
+            None => weights.fill(1.0),
+            Some(Floats::F32(x)) => {
+                let x = x.part(start, n);
+                for (i, weight) in weights.iter_mut().enumerate() {
+                    *weight = x.get(i).into();
+                }
+            }
+            Some(Floats::F64(x)) => {
+                let x = x.part(start, n);
+                for (i, weight) in weights.iter_mut().enumerate() {
+                    *weight = x.get(i);
+                }
+            }
         }
     }
 
@@ -374,6 +407,50 @@ impl<I: Index> Kernel for Outside<'_, I> {
             count += usize::from(self.indices.get(i).class() >= self.classes);
         }
         count
+    }
+}
+
+/// Counts indices of one value.
+struct Equal<'a, I> {
+    indices: Input<'a, I>,
+    value: I,
+}
+
+impl<I: Index> Kernel for Equal<'_, I> {
+    type Output = usize;
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) -> usize {
+        let mut count = 0;
+        for i in 0..self.indices.len() {
+            count += usize::from(self.indices.get(i) == self.value);
+        }
+        count
+    }
+}
+
+/// The sum of the weights of all samples that count.
+struct Weights<'a, 'b, T>(&'b Batch<'a, T>);
+
+impl<T: Real> Kernel for Weights<'_, '_, T> {
+    type Output = f64;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> f64 {
+        const BLOCK: usize = 256;
+        let batch = self.0;
+        let (mut classes, mut factors) = ([0; BLOCK], [0.0; BLOCK]);
+        let mut total = Total::default();
+        for start in (0..batch.samples).step_by(BLOCK) {
+            let n = BLOCK.min(batch.samples - start);
+            batch.read_classes(start, &mut classes[..n]);
+            batch.read_factors(start, &classes[..n], &mut factors[..n]);
+            factors[n..].fill(0.0);
+            let mut sum = Sum::<S, f64>::new(s);
+            for at in (0..BLOCK).step_by(8) {
+                sum.add(S::V64::load(s, Input::from_slice(&factors), at));
+            }
+            total.add(sum.total());
+        }
+        total.get()
     }
 }
 

@@ -10,6 +10,8 @@ use crate::simd::{Input, Simd, Vector};
 pub trait Coefficients<T: Real>: Copy + Sync {
     /// Whether there are any.
     const ANY: bool;
+    /// Whether all are the same.
+    const EVEN: bool = false;
     /// Whether the target is a class index, which has a coefficient beside these.
     const HARD: bool;
     /// The coefficients of a row.
@@ -35,6 +37,9 @@ pub trait Coefficients<T: Real>: Copy + Sync {
 pub trait RowCoefficients<S: Simd, T: Real>: Copy {
     /// Those from class `at` on, 0 outside `lanes`.
     fn load(self, s: S, at: usize, lanes: u32) -> T::V<S>;
+    /// Asks for the memory of those from class `at` on, whether or not there are so many.
+    #[inline(always)]
+    fn prefetch(self, _at: usize) {}
 }
 
 /// A class index and nothing else.
@@ -76,6 +81,7 @@ pub struct Even<T>(pub T);
 
 impl<T: Real> Coefficients<T> for Even<T> {
     const ANY: bool = true;
+    const EVEN: bool = true;
     const HARD: bool = true;
     type Of<'b>
         = Even<T>
@@ -140,6 +146,51 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Shared<'_, T> {
     }
 }
 
+/// Probabilities as they are: what [`Soft`] would be without options, which cost registers where
+/// they are looked at for each vector.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain<'a, T>(pub Input<'a, T>);
+
+impl<'a, T: Real> Coefficients<T> for Plain<'a, T> {
+    const ANY: bool = true;
+    const HARD: bool = false;
+    type Of<'b>
+        = Plain<'b, T>
+    where
+        Self: 'b,
+        T: 'b;
+    type Row<S: Simd> = Plain<'a, T>;
+    fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Plain<'b, T> {
+        match batch.target {
+            Target::Probabilities(probabilities) => Plain(probabilities),
+            Target::Indices(_) => *self,
+        }
+    }
+    #[inline(always)]
+    fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> Plain<'a, T> {
+        Plain(self.0.part(i * classes, classes))
+    }
+    #[inline(always)]
+    fn stored(&self) -> Option<Input<'_, T>> {
+        Some(self.0)
+    }
+    #[inline(always)]
+    fn column<S: Simd>(&self, _: S, _: usize, stored: T::V<S>) -> T::V<S> {
+        stored
+    }
+}
+
+impl<S: Simd, T: Real> RowCoefficients<S, T> for Plain<'_, T> {
+    #[inline(always)]
+    fn prefetch(self, at: usize) {
+        self.0.prefetch(at);
+    }
+    #[inline(always)]
+    fn load(self, s: S, at: usize, lanes: u32) -> T::V<S> {
+        load_lanes(s, self.0, at, lanes)
+    }
+}
+
 /// Probabilities, smoothed and weighted.
 #[derive(Clone, Copy, Debug)]
 pub struct Soft<'a, T> {
@@ -194,6 +245,10 @@ impl<T: Real> Soft<'_, T> {
 
 impl<S: Simd, T: Real> RowCoefficients<S, T> for Soft<'_, T> {
     #[inline(always)]
+    fn prefetch(self, at: usize) {
+        self.probabilities.prefetch(at);
+    }
+    #[inline(always)]
     fn load(self, s: S, at: usize, lanes: u32) -> T::V<S> {
         let q = self.smoothed(s, load_lanes(s, self.probabilities, at, lanes));
         match self.weight {
@@ -206,8 +261,14 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Soft<'_, T> {
     }
 }
 
+/// The lanes `lanes` of `src[at..]`, 0 elsewhere.
 #[inline(always)]
-fn load_lanes<S: Simd, T: Real>(s: S, src: Input<'_, T>, at: usize, lanes: u32) -> T::V<S> {
+pub(crate) fn load_lanes<S: Simd, T: Real>(
+    s: S,
+    src: Input<'_, T>,
+    at: usize,
+    lanes: u32,
+) -> T::V<S> {
     if lanes == T::ALL {
         T::V::<S>::load(s, src, at)
     } else {

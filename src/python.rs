@@ -647,7 +647,7 @@ fn typed_element_loss<'py, T: Number>(
         let others = [Some(&target), weight, pos_weight, counted.as_ref(), other.as_ref()];
         view.as_ref().is_none_or(|view| view.fits(logits, &others))
     };
-    let canonical = target.dtype == T::DTYPE
+    let canonical = (target.dtype == T::DTYPE || target.dtype == Dtype::Bool)
         && target.shape == logits.shape
         && repeats(weight)
         && repeats(pos_weight)
@@ -671,7 +671,11 @@ fn typed_element_loss<'py, T: Number>(
     let outputs = results.outputs();
     let (weight, pos_weight) =
         (weight.map(|view| view.input::<T>()), pos_weight.map(|view| view.input::<T>()));
-    let (logits, target) = (logits.input::<T>(), target.input::<T>());
+    let target = match target.dtype {
+        Dtype::Bool => binary::Labels::Bool(target.input()),
+        _ => binary::Labels::Soft(target.input()),
+    };
+    let logits = logits.input::<T>();
     let counted = counted.map(|view| view.input::<u8>());
     let value = compute(py, n, move || {
         binary::binary_cross_entropy(&binary::Binary {

@@ -4,6 +4,8 @@ Each polynomial is the interpolant at Chebyshev nodes of the exact remainder, wh
 factor of two of the minimax one; the error printed beside it is measured on a dense grid.
 """
 
+import random
+
 import mpmath as mp
 
 mp.mp.dps = 60
@@ -52,9 +54,25 @@ def show(name, values, bits):
     print(f"  {name}:", ", ".join(mp.nstr(split(v, bits, 1)[0], digits) for v in values))
 
 
+def best_near(value, bits):
+    """A number near `value` whose logarithm is nearly a number of `bits` bits; others do as well."""
+    draw = random.Random(1)
+    best = None
+    for _ in range(1500):
+        x = split(value * (1 + mp.mpf(draw.random() - 0.5) / 4096), bits, 1)[0]
+        log = mp.log(x)
+        error = abs(log - split(log, bits, 1)[0]) / abs(log)
+        if best is None or error < best[0]:
+            best = error, x
+    return best[1]
+
+
 def main():
     ln2 = mp.log(2)
-    for name, bits, table_bits, degree, log_degree in (("f32", 24, 4, 1, 3), ("f64", 53, 3, 5, 6)):
+    for name, bits, table_bits, degree, log_degree, unit_degree in (
+        ("f32", 24, 4, 1, 3, 3),
+        ("f64", 53, 3, 5, 6, 10),
+    ):
         size = 2**table_bits
         print(f"{name}: exp, table of {size}")
         # A little wider than ln2 / (2 size): n is rounded from an inexact product.
@@ -85,6 +103,24 @@ def main():
         show("P", series, bits)
         print(f"  relative error, in 2^-{bits}: {mp.nstr(error * 2**bits, 3)}")
         show("ln2, two parts", split(ln2, bits - 11), bits)
+        print(f"{name}: log1p of [0, 1], -log(a) + f + f^2 Q(f), f = (1 + r) a - 1")
+        step = mp.mpf(1) / (size - 1)
+        f = step / 2 * mp.mpf("1.01")
+        square = fit(
+            lambda x: (mp.log1p(x) - x) / x**2 if abs(x) > mp.mpf("1e-20") else mp.mpf(-0.5),
+            -f,
+            f,
+            unit_degree,
+        )
+        show("Q", square, bits)
+        error = max(
+            abs((x + x * x * horner(square, x)) / mp.log1p(x) - 1)
+            for x in grid(mp.mpf("1e-6"), f, 400)
+        )
+        print(f"  relative error, in 2^-{bits}: {mp.nstr(error * 2**bits, 3)}")
+        near = [best_near(1 / (1 + j * step), bits) for j in range(1, size - 1)]
+        show("a", [mp.mpf(1), *near, mp.mpf(0.5)], bits)
+        show("-log(a)", [mp.mpf(0), *(-mp.log(a) for a in near), ln2], bits)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def element_loss(
     if m is not None and m.dtype != np.bool_:
         raise _wrong_dtype("where", where, m, "bool")
     arguments = (
-        _canonical(t, _native(x)),
+        _canonical(t, t.dtype if t.dtype == np.bool_ else _native(x)),
         None if w is None else _suffix("weight", w, x),
         None if p is None else _suffix("pos_weight", p, x),
         label_smoothing,

@@ -4,27 +4,39 @@
 //! gradient  -scale t_c / p_c,    Hessian  scale t_c / p_c^2,    all 0 where t_c is 0
 //! ```
 //!
-//! Nothing is clipped: a probability of 0 where the target has weight costs infinity. A class index
-//! without smoothing reads one probability of its row, and its logarithm is taken in float64.
+//! Nothing is clipped: a probability of 0 where the target has weight costs infinity.
+//!
+//! All probabilities are checked first ([`Check`]). Then, for a class index without smoothing
+//! ([`Single`]), one number of each row is read, its logarithm taken in float64, eight rows at a time;
+//! the gradient is zeros but for as many entries: they are set in a block of zeros, which is streamed
+//! out and cleared again. So the loss reads what must be checked, and the gradient is written once.
+//! Every other target reads a row at a time ([`Rows`]).
 
 use std::ops::Range;
 
-use crate::batch::{Batch, IGNORED, position};
-use crate::coefficients::{Coefficients, RowCoefficients};
-use crate::driver::Job;
+use crate::batch::{Batch, IGNORED, Outputs, position};
+use crate::coefficients::{Coefficients, RowCoefficients, load_lanes};
+use crate::driver::{self, Job};
 use crate::error::{Error, Result};
 use crate::math::{
     Real,
     log::{log, log_scalar},
 };
 use crate::reduce::Sum;
-use crate::simd::{Simd, Vector};
+use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
+use crate::softmax::lanes_from;
 use crate::tiles::{self, Plan};
 
-use super::{ClassLoss, with_coefficients};
+use super::{AHEAD, ClassLoss, streamed, with_coefficients};
 
 /// Numbers in a block, about.
 const BLOCK: usize = 1024;
+
+/// Numbers in a block of [`Single`].
+const ZEROS: usize = 4096;
+
+/// Vectors that are checked together.
+const VECTORS: usize = 4;
 
 /// Rows in a block.
 fn block_rows(classes: usize) -> usize {
@@ -38,7 +50,7 @@ fn block(i: usize, samples: usize, classes: usize) -> Range<usize> {
     i * n..samples.min((i + 1) * n)
 }
 
-/// Counts numbers that are no probabilities, ignored samples aside.
+/// Counts numbers that are no probabilities, ignored samples aside (or at least one, if any).
 struct Check<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Real> Check<'_, '_, T> {
@@ -67,21 +79,47 @@ impl<T: Real> Job for Check<'_, '_, T> {
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let batch = self.0;
-        let zero = T::V::<S>::splat(s, T::default());
-        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        let row = |i: usize| i * batch.classes;
         for (i, sum) in blocks.zip(sums) {
-            for row in block(i, batch.samples, batch.classes).filter(|&row| self.counts(row)) {
-                let row = batch.values.part(row * batch.classes, batch.classes);
-                for at in (0..row.len()).step_by(T::LANES) {
-                    let lanes = crate::softmax::lanes_from::<T>(row.len() - at);
-                    let p = T::V::<S>::load_lanes(s, row, at, lanes, zero);
-                    // p clamped to [0, 1] is p; NaN is equal to nothing.
-                    let good = T::V::<S>::lanes(p.max(zero).min(one).eq(p));
-                    *sum += f64::from((T::ALL & !good).count_ones());
-                }
+            let rows = block(i, batch.samples, batch.classes);
+            if rows.clone().all(|row| self.counts(row)) {
+                let all = batch.values.part(row(rows.start), row(rows.len()));
+                *sum = f64::from(wrong(s, all));
+                continue;
+            }
+            for i in rows.filter(|&row| self.counts(row)) {
+                *sum += f64::from(wrong(s, batch.values.part(row(i), batch.classes)));
             }
         }
     }
+}
+
+/// How many numbers are no probabilities.
+#[inline(always)]
+fn wrong<S: Simd, T: Real>(s: S, values: Input<'_, T>) -> u32 {
+    let zero = T::V::<S>::splat(s, T::default());
+    let one = T::V::<S>::splat(s, T::from_f64(1.0));
+    let (mut count, mut at) = (0, 0);
+    while at < values.len() {
+        // p clamped to [0, 1] is p; NaN is equal to nothing.
+        if at + VECTORS * T::LANES <= values.len() {
+            let part = values.part(at, VECTORS * T::LANES);
+            let mut good = T::ALL;
+            for i in 0..VECTORS {
+                part.prefetch(i * T::LANES + AHEAD / size_of::<T>());
+                let p = T::V::<S>::load(s, part, i * T::LANES);
+                good &= T::V::<S>::lanes(p.max(zero).min(one).eq(p));
+            }
+            count += (T::ALL & !good).count_ones();
+            at += VECTORS * T::LANES;
+        } else {
+            let lanes = lanes_from::<T>(values.len() - at);
+            let p = T::V::<S>::load_lanes(s, values, at, lanes, zero);
+            count += (T::ALL & !T::V::<S>::lanes(p.max(zero).min(one).eq(p))).count_ones();
+            at += T::LANES;
+        }
+    }
+    count
 }
 
 struct CheckPlan;
@@ -120,7 +158,25 @@ struct LogLoss<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Real> ClassLoss<T> for LogLoss<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, coefficients: C, _: f64) -> Result<f64> {
-        tiles::run(self.0, &RowsPlan(coefficients))
+        let batch = self.0;
+        if !C::HARD || C::ANY {
+            return tiles::run(batch, &RowsPlan(coefficients));
+        }
+        let stream = streamed(batch.values, batch.outputs.grad);
+        if batch.layout.is_none() {
+            return driver::run(&Single { batch, stream });
+        }
+        // Blocks of numbers are no whole samples, as tiles are. But few numbers are read: the losses
+        // take them where they lie, and the derivatives, if any, go by rows.
+        let Outputs { losses, grad, hess } = batch.outputs;
+        let mut part = batch.clone();
+        part.outputs = Outputs { losses, grad: None, hess: None };
+        let sum = driver::run(&Single { batch: &part, stream: false })?;
+        if grad.is_some() {
+            part.outputs = Outputs { losses: None, grad, hess };
+            tiles::run(&part, &RowsPlan(coefficients))?;
+        }
+        Ok(sum)
     }
 }
 
@@ -133,7 +189,8 @@ impl<T: Real, C: Coefficients<T>> Plan<T> for RowsPlan<C> {
         Self: 'b,
         T: 'b;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
-        Rows { batch, coefficients: self.0.of(batch) }
+        let stream = streamed(batch.values, batch.outputs.grad);
+        Rows { batch, coefficients: self.0.of(batch), stream }
     }
 }
 
@@ -141,6 +198,161 @@ impl<T: Real, C: Coefficients<T>> Plan<T> for RowsPlan<C> {
 struct Rows<'a, 'b, T, C> {
     batch: &'b Batch<'a, T>,
     coefficients: C,
+    stream: bool,
+}
+
+/// The job of a batch of class indices without smoothing.
+struct Single<'a, 'b, T> {
+    batch: &'b Batch<'a, T>,
+    stream: bool,
+}
+
+/// Rows, at most eight, whose losses are to be computed together.
+struct Group {
+    n: usize,
+    rows: [usize; 8],
+    /// Where the true class of each row is.
+    places: [usize; 8],
+    p: [f64; 8],
+    /// The weights of samples and of their classes.
+    samples: [f64; 8],
+    weights: [f64; 8],
+}
+
+impl<T: Real> Single<'_, '_, T> {
+    /// How many numbers there are.
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.batch.samples * self.batch.classes
+    }
+
+    /// Computes a group: adds its losses, and sets what it has in the block of the gradient.
+    #[inline(always)]
+    fn group<S: Simd>(&self, s: S, group: &Group, block: Option<(Output<'_, T>, usize)>) -> f64 {
+        let (batch, splat) = (self.batch, |x: f64| S::V64::splat(s, x));
+        let zero = splat(0.0);
+        let p = S::V64::from_lanes(s, group.p);
+        let weight = S::V64::from_lanes(s, group.weights);
+        let sample = S::V64::from_lanes(s, group.samples);
+        let none = weight.eq(zero);
+        let loss = zero.sub(weight.mul(log::<S, f64>(s, p)));
+        // Adding 0 makes -0 a 0.
+        let loss = sample.mul(S::V64::select(none, zero, loss)).add(zero).to_lanes();
+        let scale = sample.div(splat(batch.divisor));
+        let grad = zero.sub(scale).mul(weight).div(p);
+        let grad = S::V64::select(none, zero, grad).to_lanes();
+        let hess = S::V64::select(none, zero, scale.mul(weight).div(p).div(p)).to_lanes();
+        let mut sum = 0.0;
+        for i in 0..group.n {
+            sum += loss[i];
+            if let Some(losses) = batch.outputs.losses {
+                losses.set(group.rows[i], T::from_f64(loss[i] / batch.divisor));
+            }
+            if let Some((block, start)) = block {
+                block.set(group.places[i] - start, T::from_f64(grad[i]));
+            }
+            if let Some(array) = batch.outputs.hess {
+                array.set(group.places[i], T::from_f64(hess[i]));
+            }
+        }
+        sum
+    }
+}
+
+impl<T: Real> Job for Single<'_, '_, T> {
+    fn blocks(&self) -> usize {
+        self.len().div_ceil(ZEROS)
+    }
+
+    fn block_cost(&self) -> usize {
+        let rows = ZEROS.min(self.len()).div_ceil(self.batch.classes);
+        let written =
+            if self.batch.outputs.grad.is_some() { ZEROS * size_of::<T>() / 40 } else { 0 };
+        10 * rows + written
+    }
+
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
+        let (batch, outputs) = (self.batch, &self.batch.outputs);
+        let zeros = Scratch::<T>::new(if outputs.grad.is_some() { ZEROS } else { 0 });
+        for (i, sum) in blocks.zip(sums) {
+            let start = i * ZEROS;
+            let end = self.len().min(start + ZEROS);
+            let block = outputs.grad.map(|_| (zeros.output(), start));
+            if let Some(hess) = outputs.hess {
+                hess.part(start, end - start).fill(T::default());
+            }
+            // A row is the business of the block that its true class is in: in place, that
+            // number must be read before it is overwritten.
+            let mut group = Group {
+                n: 0,
+                rows: [0; 8],
+                places: [0; 8],
+                p: [1.0; 8],
+                samples: [0.0; 8],
+                weights: [0.0; 8],
+            };
+            let rows = start / batch.classes..end.div_ceil(batch.classes);
+            for row in rows.clone() {
+                let mut class = [0];
+                batch.read_classes(row, &mut class);
+                let first = row * batch.classes;
+                if class[0] == IGNORED {
+                    if let Some(losses) = outputs.losses.filter(|_| first >= start) {
+                        losses.set(row, T::default());
+                    }
+                    continue;
+                }
+                let place = first + class[0];
+                if !(start..end).contains(&place) {
+                    continue;
+                }
+                let n = group.n;
+                (group.rows[n], group.places[n]) = (row, place);
+                group.p[n] = batch.value(row, class[0]).to_f64();
+                group.samples[n] = batch.sample_factor(row);
+                group.weights[n] = batch.weight.as_ref().map_or(1.0, |weight| weight[class[0]]);
+                group.n += 1;
+                if group.n == 8 {
+                    *sum += self.group(s, &group, block);
+                    group.n = 0;
+                }
+            }
+            *sum += self.group(s, &group, block);
+            let Some(grad) = outputs.grad else { continue };
+            copy(s, zeros.input(), grad.part(start, end - start), self.stream);
+            for row in rows {
+                let mut class = [0];
+                batch.read_classes(row, &mut class);
+                let place = (row * batch.classes).wrapping_add(class[0]);
+                if class[0] != IGNORED && (start..end).contains(&place) {
+                    zeros.output().set(place - start, T::default());
+                }
+            }
+        }
+        if self.stream {
+            fence();
+        }
+    }
+}
+
+/// Copies the first numbers to an output, past the caches if `stream`.
+#[inline(always)]
+fn copy<S: Simd, T: Real>(s: S, from: Input<'_, T>, to: Output<'_, T>, stream: bool) {
+    let zero = T::V::<S>::splat(s, T::default());
+    let head = if stream { to.unaligned().min(to.len()) } else { 0 };
+    let mut at = 0;
+    while at < to.len() {
+        let n = if at < head { head } else { T::LANES.min(to.len() - at) };
+        if n == T::LANES {
+            let vector = T::V::<S>::load(s, from, at);
+            if stream { vector.stream(to, at) } else { vector.store(to, at) }
+        } else {
+            let lanes = lanes_from::<T>(n);
+            T::V::<S>::load_lanes(s, from, at, lanes, zero).store_lanes(to, at, lanes);
+        }
+        at += n;
+    }
 }
 
 impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
@@ -172,42 +384,45 @@ impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
             let weight = batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
             let coefficient = (1.0 - batch.options.label_smoothing) * weight;
             let p = values.get(class).to_f64();
-            let mut both = coefficient;
-            if C::ANY {
-                both += coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
-            }
+            let other = coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
+            let both = coefficient + other;
             if coefficient != 0.0 {
                 loss -= coefficient * log_scalar(s, p);
             }
             own = (both != 0.0).then(|| [-scale * both / p, scale * both / p / p]);
         }
-        if C::ANY || grad.is_some() {
-            let mut sum = Sum::<S, T>::new(s);
-            for at in (0..values.len()).step_by(T::LANES) {
-                let lanes = crate::softmax::lanes_from::<T>(values.len() - at);
-                let (mut g, mut h) = (zero, zero);
-                if C::ANY {
-                    let p = T::V::<S>::load_lanes(s, values, at, lanes, zero);
-                    let t = coefficients.load(s, at, lanes);
-                    let none = t.eq(zero);
-                    let term = T::V::<S>::select(none, zero, t.mul(log::<S, T>(s, p)));
-                    sum.add(zero.sub(term));
-                    if grad.is_some() {
-                        g = T::V::<S>::select(none, zero, t.mul(minus_scale).div(p));
-                    }
-                    if hess.is_some() {
-                        h = T::V::<S>::select(none, zero, zero.sub(g).div(p));
-                    }
-                }
-                if let Some(grad) = grad {
+        let mut sum = Sum::<S, T>::new(s);
+        let head = grad.filter(|_| self.stream).map_or(0, Output::unaligned).min(values.len());
+        let mut at = 0;
+        while at < values.len() {
+            let n = if at < head { head } else { T::LANES.min(values.len() - at) };
+            let lanes = lanes_from::<T>(n);
+            values.part(at, n).prefetch(AHEAD / size_of::<T>());
+            let p = load_lanes(s, values, at, lanes);
+            let t = coefficients.load(s, at, lanes);
+            let none = t.eq(zero);
+            let term = T::V::<S>::select(none, zero, t.mul(log::<S, T>(s, p)));
+            sum.add(zero.sub(term));
+            if let Some(grad) = grad {
+                let g = T::V::<S>::select(none, zero, t.mul(minus_scale).div(p));
+                if self.stream && lanes == T::ALL {
+                    g.stream(grad, at);
+                } else {
                     g.store_lanes(grad, at, lanes);
                 }
                 if let Some(hess) = hess {
+                    let h = T::V::<S>::select(none, zero, zero.sub(g).div(p));
                     h.store_lanes(hess, at, lanes);
                 }
             }
-            loss += sum.total();
+            at += n;
+            if at == head {
+                // The others begin later; each lane goes on with the sum of its own numbers.
+                sum.rotate(s, head % T::LANES);
+            }
         }
+        sum.rotate(s, (T::LANES - head) % T::LANES);
+        loss += sum.total();
         if let Some(own) = own {
             for (array, x) in [grad, hess].into_iter().zip(own) {
                 if let Some(array) = array {
@@ -244,6 +459,9 @@ impl<T: Real, C: Coefficients<T>> Job for Rows<'_, '_, T, C> {
                 }
             }
         }
+        if self.stream {
+            fence();
+        }
     }
 }
 
@@ -257,8 +475,10 @@ pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<f64> {
 mod tests {
     use super::*;
     use crate::batch::{Indices, Outputs, Target};
+    use crate::coefficients::{Hard, Soft};
+    use crate::driver::run_at;
     use crate::options::Options;
-    use crate::simd::{Input, Output};
+    use crate::simd::Level;
 
     fn batch<'a>(p: &'a [f64], target: Target<'a, f64>, grad: &'a mut [f64]) -> Batch<'a, f64> {
         let options = Options::new(0.0, "sum", None, None, vec![-100]).unwrap();
@@ -279,6 +499,58 @@ mod tests {
         let mut again = [9.0; 3];
         assert_eq!(log_loss(&batch(&p, hard, &mut again), &[3]).unwrap(), loss);
         assert_eq!(again, grad);
+    }
+
+    /// Loss and gradient; the gradient begins `skew` numbers into its array.
+    fn run(level: Level, how: &str, classes: usize, stream: bool, skew: usize) -> (f64, Vec<f64>) {
+        let samples = 3 + 9000 / classes;
+        let n = samples * classes;
+        let p: Vec<f64> = (0..n).map(|i| 0.005 + 0.99 * (i as f64 * 0.917).sin().abs()).collect();
+        let q: Vec<f64> = (0..n).map(|i| f64::from(i % 3 == 0) * 0.3).collect();
+        let classes_of = |i: usize| if i % 5 == 1 { -100 } else { (i * 31 % classes) as i64 };
+        let indices: Vec<i64> = (0..samples).map(classes_of).collect();
+        let mut grad = vec![f64::NAN; n + skew];
+        let array = Output::from_slice(&mut grad).part(skew, n);
+        let ignored = if how == "soft" { vec![] } else { vec![-100] };
+        let batch = Batch::new(
+            Input::from_slice(&p),
+            classes,
+            match how {
+                "soft" => Target::Probabilities(Input::from_slice(&q)),
+                _ => Target::Indices(Indices::I64(Input::from_slice(&indices))),
+            },
+            None,
+            None,
+            Options::new(0.0, "sum", None, None, ignored).unwrap(),
+            Outputs { grad: Some(array), hess: None, losses: None },
+            &[samples],
+        )
+        .unwrap();
+        let soft = Soft { probabilities: Input::from_slice(&q), weight: None, smoothing: None };
+        let loss = match how {
+            "one" => run_at(&Single { batch: &batch, stream }, level),
+            "hard" => run_at(&Rows { batch: &batch, coefficients: Hard, stream }, level),
+            _ => run_at(&Rows { batch: &batch, coefficients: soft, stream }, level),
+        };
+        (loss.unwrap(), grad.split_off(skew))
+    }
+
+    #[test]
+    fn neither_streams_nor_places_change_a_bit() {
+        for level in Level::available() {
+            for classes in [1, 2, 3, 7, 8, 100, 1000, 5000] {
+                let (loss, grad) = run(level, "hard", classes, false, 0);
+                let one = run(level, "one", classes, false, 0);
+                assert!(one.1 == grad && (one.0 / loss - 1.0).abs() < 1e-13, "{classes}");
+                for how in ["one", "soft"] {
+                    let expected = run(level, how, classes, false, 0);
+                    for skew in [0, 1, 5, 13] {
+                        let other = run(level, how, classes, true, skew);
+                        assert!(other == expected, "{how} {classes} {skew}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

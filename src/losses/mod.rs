@@ -5,13 +5,24 @@ pub mod cross_entropy;
 pub mod log_loss;
 
 use crate::batch::{Batch, Target};
-use crate::coefficients::{Coefficients, Even, Hard, Shared, Soft};
+use crate::caches;
+use crate::coefficients::{Coefficients, Even, Hard, Plain, Shared, Soft};
 use crate::error::Result;
 use crate::math::{Real, quotient};
 use crate::options::Options;
 use crate::reduce;
-use crate::simd::Input;
+use crate::simd::{Input, Output};
 use crate::softmax::few::MOST_CLASSES;
+
+/// How far ahead of its use a number is asked for, in bytes.
+const AHEAD: usize = 2048;
+
+/// Whether the output of a loss is written past the caches: where it would not be read from them
+/// soon, and does not take the input's place.
+fn streamed<T: Real>(input: Input<'_, T>, output: Option<Output<'_, T>>) -> bool {
+    let large = 2 * input.len() * size_of::<T>() > caches::last_level();
+    large && output.is_some_and(|output| !output.begins_at(input))
+}
 
 /// A loss over samples by classes, once it is known how the target is stored.
 trait ClassLoss<T: Real> {
@@ -49,6 +60,9 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             }
             let total = reduce::sum(weights.iter().map(|weight| weight.to_f64()));
             run!(Shared(Input::from_slice(&weights)), total)
+        }
+        Target::Probabilities(p) if smoothing == 0.0 && batch.weight.is_none() && !few => {
+            loss.run(Plain(p), 0.0)
         }
         Target::Probabilities(probabilities) => {
             let weights = scaled(1.0);

@@ -10,16 +10,27 @@
 //! an `n` the result keeps the digits of a small `f`. For `1 + r` the `f` is exact: `r` itself where
 //! `n` is 0, a difference of close numbers elsewhere. The scheme is that of fdlibm's `e_log.c`;
 //! coefficients are our own (`tools/coefficients.py`).
+//!
+//! For `r` in [0, 1], as `e^-|x|` is, there is a way without exponent and division ([`log1p_unit`]):
+//! from the entry of a table that is nearest, an `a` with `f = (1 + r) a - 1` small,
+//!
+//! ```text
+//! log(1 + r) = -log(a) + f + f^2 Q(f)
+//! ```
+//!
+//! where `f` is rounded once and the `a` were chosen such that `-log(a)` is a number of the type but
+//! for a thousandth of its last place (Gal and Bachelis, "An accurate elementary mathematical
+//! library", 1991), but the last, which is 1/2. The first is 1: a small `r` keeps its digits.
 
-use crate::simd::{Simd, Vector};
+use crate::simd::{Float, Simd, Vector};
 
 use super::Real;
 
-/// The largest error of [`log`] and [`log1p`] in ULP.
+/// The largest error of [`log`], [`log1p`] and [`log1p_unit`] in ULP.
 pub const MAX_ULP: f64 = 1.5;
 
 /// What the logarithm knows of a type; printed by `tools/coefficients.py`.
-pub trait LogFloat: Sized + 'static {
+pub trait LogFloat: Float {
     /// `P`, lowest coefficient first.
     const ATANH: &'static [Self];
     /// ln2 in two parts.
@@ -28,6 +39,10 @@ pub trait LogFloat: Sized + 'static {
     const SQRT_HALF: u64;
     /// Smallest normal number, and a power of two that makes normal what is below.
     const SUBNORMAL: [Self; 3];
+    /// `a`, near `1 / (1 + j / (L - 1))` for lane `j` of `L`, and `-log(a)`.
+    const NEAR: [Self::Lanes; 2];
+    /// `Q`, lowest coefficient first.
+    const Q: &'static [Self];
 }
 
 impl LogFloat for f32 {
@@ -35,6 +50,45 @@ impl LogFloat for f32 {
     const LN2: [f32; 2] = [0.693_115_23, 3.194_809e-5];
     const SQRT_HALF: u64 = 0x3F35_04F3;
     const SUBNORMAL: [f32; 3] = [f32::MIN_POSITIVE, (1u64 << 32) as f32, 32.0];
+    const NEAR: [[f32; 16]; 2] = [
+        [
+            1.0,
+            0.936_408,
+            0.881_185_5,
+            0.832_148_97,
+            0.788_286_3,
+            0.748_826_3,
+            0.713_098_3,
+            0.680_628_8,
+            0.650_988_76,
+            0.623_813_1,
+            0.598_831_83,
+            0.575_798_3,
+            0.554_371_5,
+            0.534_534_6,
+            0.516_069_1,
+            0.5,
+        ],
+        [
+            0.0,
+            0.065_704_02,
+            0.126_487_15,
+            0.183_743_8,
+            0.237_893_9,
+            0.289_248_2,
+            0.338_136_02,
+            0.384_738_24,
+            0.429_262_9,
+            0.471_904_5,
+            0.512_774_47,
+            0.551_997_9,
+            0.589_920_3,
+            0.626_358_87,
+            0.661_514_6,
+            std::f32::consts::LN_2,
+        ],
+    ];
+    const Q: &'static [f32] = &[-0.499_999_97, 0.333_333_3, -0.250_189_04, 0.200_162_04];
 }
 
 impl LogFloat for f64 {
@@ -50,6 +104,41 @@ impl LogFloat for f64 {
     const LN2: [f64; 2] = [0.693_147_180_559_890_3, 5.497_923_018_708_502_4e-14];
     const SQRT_HALF: u64 = 0x3FE6_A09E_667F_3BCD;
     const SUBNORMAL: [f64; 3] = [f64::MIN_POSITIVE, (1u128 << 64) as f64, 64.0];
+    const NEAR: [[f64; 8]; 2] = [
+        [
+            1.0,
+            0.875_074_219_853_471_7,
+            0.777_852_077_106_703_2,
+            0.700_007_553_529_856_9,
+            0.636_426_694_263_117_2,
+            0.583_329_633_541_256_1,
+            0.538_477_410_911_932_7,
+            0.5,
+        ],
+        [
+            0.0,
+            0.133_446_573_532_081_64,
+            0.251_218_905_134_768_63,
+            0.356_664_153_240_013_77,
+            0.451_886_037_667_346_2,
+            0.539_002_843_253_504_6,
+            0.619_009_731_432_798_7,
+            std::f64::consts::LN_2,
+        ],
+    ];
+    const Q: &'static [f64] = &[
+        -0.5,
+        0.333_333_333_333_336_53,
+        -0.250_000_000_000_002_94,
+        0.199_999_999_987_724_89,
+        -0.166_666_666_655_267_03,
+        0.142_857_156_057_159_98,
+        -0.125_000_012_258_528_7,
+        0.111_105_320_794_162_31,
+        -0.099_994_622_736_451_52,
+        0.092_018_810_275_414_45,
+        -0.084_363_865_538_118_21,
+    ];
 }
 
 /// The biased exponent (as a float) and the significand, in `[sqrt(1/2), sqrt(2))`, of normal `x`.
@@ -117,6 +206,21 @@ pub fn log1p<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
     T::V::<S>::select(r.eq(r), result, r)
 }
 
+/// `log(1 + r)` for `r` in [0, 1]; NaN at NaN.
+#[inline(always)]
+pub fn log1p_unit<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
+    let splat = |x: f64| T::V::<S>::splat(s, T::from_f64(x));
+    // Rounded to an integer in the lowest bits, as in `Exp`.
+    let nearest = r.mul_add(splat((T::LANES - 1) as f64), T::V::<S>::splat(s, T::ROUND));
+    let [a, log] = T::NEAR.map(|table| T::V::<S>::from_lanes(s, table).permute(nearest));
+    let f = a.fma(r, a.sub(splat(1.0)));
+    let mut series = T::V::<S>::splat(s, T::Q[T::Q.len() - 1]);
+    for &c in T::Q.iter().rev().skip(1) {
+        series = series.mul_add(f, T::V::<S>::splat(s, c));
+    }
+    log.add(f.mul(f).mul_add(series, f))
+}
+
 /// [`log`] of one number, with the bits that a vector would give.
 #[inline(always)]
 pub fn log_scalar<S: Simd>(s: S, x: f64) -> f64 {
@@ -181,6 +285,44 @@ mod tests {
             }
             println!("{}: {worst:.2?}", level.name());
             assert!(worst.iter().all(|&w| w <= MAX_ULP), "{worst:?}");
+        }
+    }
+
+    /// log1p_unit of each number.
+    struct Unit<T>(Vec<T>);
+
+    impl<T: Real> Kernel for Unit<T> {
+        type Output = Vec<T>;
+        #[inline(always)]
+        fn eval<S: Simd>(self, s: S) -> Vec<T> {
+            let of = |&x: &T| log1p_unit::<S, T>(s, T::V::<S>::splat(s, x)).to_lanes().as_ref()[0];
+            self.0.iter().map(of).collect()
+        }
+    }
+
+    #[test]
+    fn errors_of_unit() {
+        // Every magnitude, and dense where the tables' entries change.
+        let mut numbers: Vec<f64> = numbers().into_iter().filter(|&x| x <= 1.0).collect();
+        numbers.extend((0..=600_000).map(|i| f64::from(i) / 600_000.0));
+        let float32: Vec<f32> = numbers.iter().map(|&x| x as f32).collect();
+        for level in Level::available() {
+            let mut worst = [0.0f64; 2];
+            for (x, y) in float32.iter().zip(enter(level, Unit(float32.clone()))) {
+                if *x >= f32::MIN_POSITIVE {
+                    worst[0] = worst[0].max(ulps(y, f64::from(*x).ln_1p()));
+                }
+            }
+            for (x, y) in numbers.iter().zip(enter(level, Unit(numbers.clone()))) {
+                if *x >= f64::MIN_POSITIVE {
+                    worst[1] = worst[1].max(ulps(y, x.ln_1p()));
+                }
+            }
+            println!("{}: {worst:.2?}", level.name());
+            assert!(worst.iter().all(|&w| w <= MAX_ULP), "{worst:?}");
+            let ends = enter(level, Unit(vec![0.0, 1.0, f64::NAN]));
+            assert_eq!(ends[..2], [0.0, std::f64::consts::LN_2]);
+            assert!(ends[2].is_nan());
         }
     }
 

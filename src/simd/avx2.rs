@@ -298,6 +298,14 @@ vector!(
     {
         op!(permute(self: Self, index: Self) -> Self =
         F32(permute_ps(self, index.0), permute_ps(self, index.1)));
+        op!(load_bytes(_s: Avx2, src: Input<'_, u8>, at: usize) -> Self = {
+            let start: *const __m128i = src.pointer(at, 16).cast();
+            let (low, high) = (_mm_loadl_epi64(start), _mm_loadl_epi64(start.byte_add(8)));
+            F32(
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(low)),
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high)),
+            )
+        });
         op!(load_columns(_s: Avx2, src: Input<'_, f32>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
             let start = src.pointer(at, 15 * stride + COLUMNS);
@@ -373,6 +381,13 @@ vector!(
     {
         op!(permute(self: Self, index: Self) -> Self =
         F64(permute_pd(self, index.0), permute_pd(self, index.1)));
+        op!(load_bytes(_s: Avx2, src: Input<'_, u8>, at: usize) -> Self = {
+            let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.pointer(at, 8).cast()));
+            F64(
+                _mm256_cvtepi32_pd(_mm256_castsi256_si128(wide)),
+                _mm256_cvtepi32_pd(_mm256_extracti128_si256::<1>(wide)),
+            )
+        });
         op!(load_columns(_s: Avx2, src: Input<'_, f64>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
             let start = src.pointer(at, 7 * stride + COLUMNS);

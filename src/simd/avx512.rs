@@ -115,7 +115,7 @@ macro_rules! vector {
                 lanes
             }
 
-            // In the next six: the pointer is to as many numbers as are touched.
+            // In the next seven: the pointer is to as many numbers as are touched.
             op!(load(_s: Avx512, src: Input<'_, $t>, at: usize) -> Self =
                 $v($load(src.pointer(at, $lanes))));
             op!(load_lanes(_s: Avx512, src: Input<'_, $t>, at: usize, lanes: u32, fill: Self)
@@ -214,6 +214,10 @@ vector!(
     _mm512_cmp_ps_mask,
     _mm512_mask_blend_ps,
     {
+        op!(load_bytes(_s: Avx512, src: Input<'_, u8>, at: usize) -> Self = {
+            let bytes = _mm_loadu_si128(src.pointer(at, 16).cast());
+            F32(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)))
+        });
         op!(load_columns(_s: Avx512, src: Input<'_, f32>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
             let start = src.pointer(at, 15 * stride + COLUMNS);
@@ -301,6 +305,10 @@ vector!(
     _mm512_cmp_pd_mask,
     _mm512_mask_blend_pd,
     {
+        op!(load_bytes(_s: Avx512, src: Input<'_, u8>, at: usize) -> Self = {
+            let bytes = _mm_loadl_epi64(src.pointer(at, 8).cast());
+            F64(_mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(bytes)))
+        });
         op!(load_columns(_s: Avx512, src: Input<'_, f64>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
             let start = src.pointer(at, 7 * stride + COLUMNS);

@@ -139,6 +139,8 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     /// The lanes `lanes` of `src[at..]`, `fill` elsewhere; what is not loaded is not read. Panics if
     /// the last of `lanes` is past the end.
     fn load_lanes(s: S, src: Input<'_, T>, at: usize, lanes: u32, fill: Self) -> Self;
+    /// `src[at..]` as numbers from 0 to 255; panics past its end.
+    fn load_bytes(s: S, src: Input<'_, u8>, at: usize) -> Self;
     /// Writes to `dst[at..]`; panics past its end.
     fn store(self, dst: Output<'_, T>, at: usize);
     /// Writes the lanes `lanes` to `dst[at..]`; panics if the last of them is past the end.

@@ -98,6 +98,11 @@ macro_rules! array {
                 result
             }
             #[inline(always)]
+            fn load_bytes(_: Portable, src: Input<'_, u8>, at: usize) -> Self {
+                let src = src.part(at, $lanes);
+                Array(std::array::from_fn(|i| $t::from(src.get(i))))
+            }
+            #[inline(always)]
             fn store(self, dst: Output<'_, $t>, at: usize) {
                 // SAFETY: the pointer is to that many numbers.
                 unsafe { dst.pointer(at, $lanes).cast::<[$t; $lanes]>().write(self.0) }

@@ -65,6 +65,12 @@ fn operations<S: Simd, T: Float>(s: S) {
         }
     }
 
+    let bytes: Vec<u8> = (0..=n).map(|i| (i * 37 + 200) as u8).collect();
+    let loaded = T::V::<S>::load_bytes(s, Input::from_slice(&bytes), 1);
+    for (i, x) in loaded.to_lanes().as_ref().iter().enumerate() {
+        assert_eq!(x.to_f64(), f64::from(bytes[1 + i]));
+    }
+
     let index: Vec<T> = (0..n).map(|i| T::from_bits((i * 5 + 3) as u64 % n as u64 + 64)).collect();
     let index = T::V::<S>::load(s, Input::from_slice(&index), 0);
     for (i, x) in a.permute(index).to_lanes().as_ref().iter().enumerate() {

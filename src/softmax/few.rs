@@ -188,7 +188,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         for group in (0..n).step_by(T::LANES) {
             self.reduce(s, first, n, group, any_ignored, buffers);
         }
-        let sum = self.finish(s, first, n, any_ignored, buffers);
+        let sum = self.finish(s, first, n, buffers);
         if let Some(losses) = batch.outputs.losses {
             for i in 0..n {
                 let loss = buffers.wide(LOSS).0.get(i) / batch.divisor;
@@ -230,16 +230,20 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             lanes.set(i, T::from_i32(class as i32));
         }
         if batch.is_weighted() {
-            for (i, &class) in buffers.classes[..n].iter().enumerate() {
-                let sample = batch.sample_factor(first + i);
+            let (mut weights, inverse) = ([0.0; BLOCK], 1.0 / batch.divisor);
+            let weights = &mut weights[..n];
+            batch.read_sample_weights(first, weights);
+            let (samples, of_classes) = (buffers.wide(SAMPLE).1, buffers.wide(OF_CLASS).1);
+            let biases = buffers.narrow(BIAS).1;
+            for (i, (&class, &sample)) in buffers.classes.iter().zip(&*weights).enumerate() {
                 let mut of_class = self.keep;
                 if let (true, Some(weight)) = (C::HARD && class != IGNORED, &batch.weight) {
                     of_class *= weight[class];
                 }
-                buffers.wide(SAMPLE).1.set(i, sample);
-                buffers.wide(OF_CLASS).1.set(i, of_class);
+                samples.set(i, sample);
+                of_classes.set(i, of_class);
                 let factor = if C::HARD { of_class + self.total } else { 1.0 };
-                buffers.narrow(BIAS).1.set(i, bias(sample * factor / batch.divisor));
+                biases.set(i, bias(sample * factor * inverse));
             }
         }
         any_ignored
@@ -428,26 +432,17 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Losses, weighted, and what gradients take of each sample; the losses' sum.
     #[inline(always)]
-    fn finish<S: Simd>(
-        &self,
-        s: S,
-        first: usize,
-        n: usize,
-        any_ignored: bool,
-        buffers: &Buffers<T>,
-    ) -> f64 {
+    fn finish<S: Simd>(&self, s: S, first: usize, n: usize, buffers: &Buffers<T>) -> f64 {
         let (none, one, nan) =
             (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0), splat::<S, f64>(s, f64::NAN));
         let hessian = self.batch.outputs.hess.is_some();
         let divisor = splat::<S, f64>(s, self.batch.divisor);
         let mut losses = none;
         for at in (0..n).step_by(8) {
-            let mut counted = if n - at < 8 { (1 << (n - at)) - 1 } else { 0xFF };
-            if any_ignored {
-                for (i, &class) in buffers.classes[at..at + 8].iter().enumerate() {
-                    counted &= !(u32::from(class == IGNORED) << i);
-                }
-            }
+            let (group, part) = (at / T::LANES * T::LANES, at % T::LANES / 8);
+            let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
+            let none_counts = T::V::<S>::lanes(class.lt(T::V::<S>::splat(s, T::default())));
+            let counted = !none_counts >> (8 * part) & 0xFF;
             // A macro, since a closure might not be inlined with the features.
             macro_rules! load {
                 ($which:expr) => {
@@ -514,10 +509,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             let scaled = if C::ANY { scale.mul(total) } else { scale.mul(of_class) };
             let a = if T::WIDE == 2 { scaled.mul(inverse) } else { scaled.div(whole) };
             store!(A, a);
+            let mut lost = none;
             if T::WIDE == 1 {
-                let lost = lost_by::<S>(rest, pivot, whole);
                 let minus = none.sub(a);
-                let lost = minus.fma(lost, minus.fma(whole, scaled)).mul(inverse);
+                lost = minus.fma(lost_by::<S>(rest, pivot, whole), minus.fma(whole, scaled));
+                lost = lost.mul(inverse);
                 store!(A_LOST, lost);
             }
             // (total p - t) at the pivot, whose p - 1 is -rest / whole.
@@ -533,7 +529,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                     S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), p.mul(total).sub(own), large)
                 })
             } else {
-                none.sub(a.mul(rest))
+                none.sub(a.fma(rest, lost.mul(rest)))
             };
             // Adding 0 makes -0 a 0.
             store!(PIVOT_GRAD, pivot_grad.add(none));

@@ -133,12 +133,26 @@ struct Emit<'a, S: Simd, T: Real, R> {
 }
 
 impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
-    /// A vector's coefficients, and their logits' distances from the reference times them.
+    /// A vector's coefficients, and their logits' distances from the reference times them (but for
+    /// coefficients that are all the same, which multiply the sum).
     #[inline(always)]
-    fn weigh(&self, s: S, x: T::V<S>, at: usize, lanes: u32) -> (T::V<S>, T::V<S>) {
+    fn weigh<C: Coefficients<T>>(
+        &self,
+        s: S,
+        x: T::V<S>,
+        at: usize,
+        lanes: u32,
+    ) -> (T::V<S>, T::V<S>) {
         let zero = T::V::<S>::splat(s, T::default());
         let coefficient = self.coefficients.load(s, at, lanes);
-        let distance = coefficient.mul(self.reference.sub(x));
+        let distance = self.reference.sub(x);
+        if C::EVEN {
+            // Beyond the row's end there is none.
+            let inside = T::V::<S>::mask(s, lanes);
+            let distance = T::V::<S>::select(inside, distance, zero);
+            return (coefficient, distance);
+        }
+        let distance = coefficient.mul(distance);
         // 0 log 0 = 0
         (coefficient, T::V::<S>::select(coefficient.eq(zero), zero, distance))
     }
@@ -158,6 +172,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
         for i in 0..VECTORS {
             logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
+            self.coefficients.prefetch(at + AHEAD / size_of::<T>() + i * T::LANES);
             let x = T::V::<S>::load(s, logits, i * T::LANES);
             let e = self.exp.of::<SHIFTED>(s, x);
             if GRAD {
@@ -169,7 +184,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             }
             if C::ANY {
                 let at = at + i * T::LANES;
-                (coefficients[i], distances[i]) = self.weigh(s, x, at, T::ALL);
+                (coefficients[i], distances[i]) = self.weigh::<C>(s, x, at, T::ALL);
             }
         }
         sums.add_weighed::<C>(coefficients, distances);
@@ -188,6 +203,8 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
         let end = self.logits.len().min(at + VECTORS * T::LANES);
         for (i, at) in (at..end).step_by(T::LANES).enumerate() {
+            self.logits.prefetch(AHEAD / size_of::<T>() + at);
+            self.coefficients.prefetch(AHEAD / size_of::<T>() + at);
             let lanes = lanes_from::<T>(end - at);
             let x = if lanes == T::ALL {
                 T::V::<S>::load(s, self.logits, at)
@@ -208,7 +225,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 sums.most = x.max(sums.most);
             }
             if C::ANY {
-                (coefficients[i], distances[i]) = self.weigh(s, x, at, lanes);
+                (coefficients[i], distances[i]) = self.weigh::<C>(s, x, at, lanes);
             }
         }
         sums.add_weighed::<C>(coefficients, distances);
@@ -289,7 +306,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let pivot = T::V::<S>::splat(s, self.logits.get(self.pivot));
         let pivot = self.exp.of::<SHIFTED>(s, pivot).to_lanes().as_ref()[0].to_f64();
         let most = if C::HARD { 0.0 } else { largest_lane::<S, T>(most).to_f64() };
-        let (rest, distance, coefficient) = (rest.get(), distance.get(), coefficient.get());
+        let (rest, mut distance, coefficient) = (rest.get(), distance.get(), coefficient.get());
+        if C::EVEN {
+            distance *= self.coefficients.load(s, 0, 1).to_lanes().as_ref()[0].to_f64();
+        }
         Totals { rest, pivot, distance, coefficient, most }
     }
 
@@ -714,6 +734,10 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             }
             let a = total_scale / whole;
             let grad = self.row_of(grad, row);
+            if self.stream {
+                // The line that this row and the next share is not written whole.
+                grad.prefetch(grad.len() - 1);
+            }
             let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
             let dominant = match hess {
                 Some(_) if p < 0.5 => self.dominant_hessian(s, scratch.input(), whole, a),

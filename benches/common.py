@@ -1,0 +1,262 @@
+"""What the benchmarks share: threads, floors, turns, and what is told of the machine.
+
+Import this before any peer: it fixes the number of threads for all libraries, two unless
+``XENTRS_NUM_THREADS`` says otherwise, and the CPUs that they may use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import timeit
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import xentrs
+
+# JAX takes as many threads as there are CPUs in the affinity mask.
+THREADS = int(os.environ.get("XENTRS_NUM_THREADS", min(2, len(os.sched_getaffinity(0)))))
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+os.environ["OMP_NUM_THREADS"] = str(THREADS)
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+RESULTS = HERE / "results"
+
+# Floors
+
+KINDS = ["copy", "stream copy", "stream fill", "read"]
+ALONE = ", one thread"  # after a floor's name
+
+
+class Floors:
+    """The floors of `floors.rs`, which is compiled when first wanted."""
+
+    def __init__(self) -> None:
+        source, library = HERE / "floors.rs", ROOT / "target" / "floors" / "libfloors.so"
+        if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
+            library.parent.mkdir(parents=True, exist_ok=True)
+            command = ["rustc", "--edition", "2024", "-O", "--crate-type", "cdylib"]
+            subprocess.run([*command, "-o", str(library), str(source)], check=True)
+        self.floor = ctypes.CDLL(str(library)).floor
+        self.floor.restype = None
+        pointer, size = ctypes.c_void_p, ctypes.c_size_t
+        self.floor.argtypes = [size, pointer, pointer, size, size]
+
+    def side(self, kind: str, to: NDArray[Any], source: NDArray[Any], threads: int) -> Side:
+        names = {
+            "floor": self.floor,
+            "kind": KINDS.index(kind),
+            "to": ctypes.c_void_p(to.ctypes.data),
+            "source": ctypes.c_void_p(source.ctypes.data),
+            "bytes": source.nbytes,
+            "threads": threads,
+            "arrays": (to, source),  # which must live as long
+        }
+        name = f"{kind}{ALONE}" if threads == 1 else kind
+        return Side(name, "floor(kind, to, source, bytes, threads)", names)
+
+
+# Sides that take turns
+
+
+@dataclass
+class Side:
+    """Somebody's way of computing something.
+
+    `statement` is what is timed, with `names` as its globals. `answer` makes of its value the
+    pair of the loss and the gradient (None if there is none) for the check.
+    """
+
+    name: str
+    statement: str
+    names: dict[str, Any]
+    answer: Callable[[Any], tuple[float, Any]] | None = None
+    times: list[float] = field(default_factory=list)
+    trouble: str = ""
+
+    def timer(self) -> timeit.Timer:
+        return timeit.Timer(self.statement, globals=self.names)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times) if self.times else math.nan
+
+    def report(self) -> dict[str, Any]:
+        """Return what is kept of the measurement: seconds a call."""
+        if self.trouble:
+            return {"trouble": self.trouble}
+        if not self.times:
+            return {"trouble": "not timed"}
+        low, high = np.quantile(self.times, [0.25, 0.75])
+        numbers = {"median": self.median, "quarter": low, "three quarters": high}
+        return {k: float(f"{v:.4g}") for k, v in numbers.items()} | {"turns": len(self.times)}
+
+
+# A side this many times as slow as the fastest takes part in every fifth turn only.
+SLOW = 6
+SELDOM = 5
+
+
+def seconds_a_call(timer: timeit.Timer, least: float = 1e-3) -> float:
+    """Time as many calls as take about a millisecond, at least one."""
+    count = 1
+    while (taken := timer.timeit(count)) < least:
+        count = int(1.2 * count * least / max(taken, least / 100)) + 1
+    return taken / count
+
+
+def measure(sides: list[Side], seconds: float, turns: int) -> None:
+    """Let the sides take turns, in any order; collect the time of one call from each turn.
+
+    A turn of a fast side begins with calls that are not timed, for some milliseconds: threads that
+    another library left spinning go to sleep, and the side's own wake up.
+    """
+    players = []  # a side, its timer, its calls a turn (some 5 ms), and their time
+    for side in sides:
+        timer = side.timer()
+        timer.timeit(1)
+        taken = seconds_a_call(timer)
+        players.append((side, timer, max(1, int(5e-3 / taken)), taken))
+    fastest = min((taken for *_, taken in players), default=0.0)
+    least = min(turns, 3 * SELDOM)
+    order, chance = list(enumerate(players)), random.Random(0)
+    gc.collect()
+    end = time.perf_counter() + seconds
+    turn = 0
+    while turn < turns and (turn < least or time.perf_counter() < end):
+        chance.shuffle(order)
+        for i, (side, timer, count, taken) in order:
+            slow = taken > SLOW * fastest and taken > 20e-3
+            if slow and turns > SELDOM and (turn + i) % SELDOM:
+                continue
+            settled = time.perf_counter() + 3e-3
+            while taken < 50e-3 and time.perf_counter() < settled:
+                timer.timeit(count // 4 + 1)
+            side.times.append(timer.timeit(count) / count)
+        turn += 1
+
+
+# xentrs at another level
+
+
+def at_level(level: str) -> ModuleType:
+    """Return a second xentrs in this process, whose level is another one.
+
+    The level is chosen once a process. A copy of the package is another library to the system, so
+    it chooses again.
+    """
+    folder = tempfile.mkdtemp()  # it must stay while its library is loaded
+    package = Path(xentrs.__file__).parent
+    shutil.copytree(package, Path(folder) / "xentrs")
+    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_xentrs(name)}
+    before = os.environ.get("XENTRS_SIMD")
+    os.environ["XENTRS_SIMD"] = level
+    sys.path.insert(0, folder)
+    try:
+        other = importlib.import_module("xentrs")
+        chosen = other.show_config(mode="dicts")["simd"]["level"]
+        if chosen != level:
+            raise RuntimeError(f"a second xentrs runs at {chosen}, not at {level}")
+        other.set_num_threads(THREADS)
+        # What it would import later must come from its folder too.
+        for name in ("_arrays", "_functional"):
+            importlib.import_module(f"xentrs.{name}")
+        return other
+    finally:
+        sys.path.remove(folder)
+        if before is None:
+            del os.environ["XENTRS_SIMD"]
+        else:
+            os.environ["XENTRS_SIMD"] = before
+        for name in [name for name in sys.modules if _is_xentrs(name)]:
+            del sys.modules[name]
+        sys.modules.update(ours)
+        shutil.rmtree(folder)  # what is loaded stays
+
+
+def _is_xentrs(name: str) -> bool:
+    return name == "xentrs" or name.startswith("xentrs.")
+
+
+# The machine, and files
+
+
+def cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Return what must stand beside figures: CPU, caches, level, threads, load, versions."""
+    config = xentrs.show_config(mode="dicts")
+    versions = {"Python": platform.python_version(), "xentrs": xentrs.__version__}
+    for package in ("numpy", *packages):
+        if importlib.util.find_spec(package.replace("scikit-learn", "sklearn")):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "cpu": cpu_model(),
+        "caches": caches(),
+        "level": config["simd"]["level"],
+        "levels": config["simd"]["available"],
+        "threads": THREADS,
+        "load": round(os.getloadavg()[0], 2),
+        "versions": versions,
+    }
+
+
+def caches() -> dict[str, str]:
+    """Return the sizes of the first CPU's caches, as Linux tells them."""
+    found = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = (
+            (folder / name).read_text().strip() for name in ("type", "level", "size")
+        )
+        if kind != "Instruction":
+            found[f"L{level}"] = size
+    return found
+
+
+def told(machine: dict[str, Any]) -> str:
+    """Say in a sentence what the figures were measured on."""
+    sizes = ", ".join(f"{name} {size}" for name, size in machine["caches"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['cpu']} ({sizes}), level {machine['level']}, {machine['threads']} threads, "
+        f"load {machine['load']} before the run; {versions}."
+    )
+
+
+def save(report: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    for unit, scale in (("us", 1e6), ("ms", 1e3)):
+        if seconds * scale < 1000:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds:.3g} s"

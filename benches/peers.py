@@ -1,0 +1,359 @@
+"""How others compute a row: each function yields a library's sides, or none where it has no way.
+
+`case.each` holds what multiplies each sample (class weights, sample weights, 0 for the ignored), so
+the libraries without such options need not know which it was.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import scipy.special
+
+from common import THREADS, Side
+from rows import AXIS_1, F_ORDER, Case
+
+
+def with_grad(value: Any) -> tuple[float, np.ndarray]:
+    loss, grad = value
+    return float(loss), np.asarray(grad)
+
+
+def without_grad(value: Any) -> tuple[float, None]:
+    return float(value), None
+
+
+def side(case: Case, name: str, call: Callable[[], Any]) -> Side:
+    answer = with_grad if case.row.with_grad else without_grad
+    return Side(name, "call()", {"call": call}, answer)
+
+
+# NumPy: stable and vectorised, one buffer, in place, as a careful person writes
+
+
+def numpy_sides(case: Case) -> Iterator[Side]:
+    kinds = {"": numpy_softmax, "log_loss": numpy_log_loss, "binary": numpy_binary}
+    yield side(case, "NumPy", kinds[case.row.loss](case))
+
+
+def numpy_softmax(case: Case) -> Callable[[], Any]:
+    x, axis, each, smoothing, buffer = case.x, case.axis, case.each, case.smoothing, case.grad
+    t = case.t if case.soft else np.expand_dims(case.classes, axis)
+    weights = None if each is None else np.expand_dims(each, axis)
+    divisor = case.divisor
+
+    def call() -> Any:
+        np.subtract(x, x.max(axis=axis, keepdims=True), out=buffer)
+        if case.soft:
+            picked = np.expand_dims(np.einsum("nc,nc->n", buffer, t), axis)
+        else:
+            picked = np.take_along_axis(buffer, t, axis)
+        average = buffer.mean(axis=axis, keepdims=True) if smoothing else 0.0
+        np.exp(buffer, out=buffer)
+        total = buffer.sum(axis=axis, keepdims=True)
+        losses = np.log(total)
+        losses -= (1 - smoothing) * picked + smoothing * average
+        if weights is not None:
+            losses *= weights
+        loss = losses.sum() / divisor
+        if not case.row.with_grad:
+            return loss
+        factor = np.asarray((1 if weights is None else weights) / divisor, buffer.dtype)
+        np.multiply(buffer, factor / total, out=buffer)
+        if case.soft:
+            np.subtract(buffer, t * factor, out=buffer)
+            return loss, buffer
+        if smoothing:
+            np.subtract(buffer, smoothing / case.row.c * factor, out=buffer)
+        at_target = np.take_along_axis(buffer, t, axis) - (1 - smoothing) * factor
+        np.put_along_axis(buffer, t, at_target, axis)
+        return loss, buffer
+
+    return call
+
+
+def numpy_log_loss(case: Case) -> Callable[[], Any]:
+    p, t, g, n = case.x, case.t, case.grad, len(case.x)
+    rows = np.arange(n)
+
+    def call() -> Any:
+        if case.soft:
+            np.log(p, out=g)
+            np.multiply(g, t, out=g)
+            loss = -g.sum(dtype=np.float64) / n
+        else:
+            picked = p[rows, t]
+            loss = -np.log(picked).mean()
+        if not case.row.with_grad:
+            return loss
+        if case.soft:
+            np.divide(t, p, out=g)
+            np.multiply(g, -1 / n, out=g)
+        else:
+            g.fill(0)
+            g[rows, t] = -1 / n / picked
+        return loss, g
+
+    return call
+
+
+def numpy_binary(case: Case) -> Callable[[], Any]:
+    x, t, g, n = case.x, case.t, case.grad, case.x.size
+
+    def call() -> Any:
+        np.abs(x, out=g)
+        np.negative(g, out=g)
+        np.exp(g, out=g)
+        losses = np.log1p(g)
+        losses += np.maximum(x, 0)
+        losses -= x * t
+        loss = losses.mean(dtype=np.float64)
+        if not case.row.with_grad:
+            return loss
+        top = np.where(x >= 0, np.float32(1), g)
+        np.add(g, 1, out=g)
+        np.divide(top, g, out=g)
+        np.subtract(g, t, out=g)
+        np.multiply(g, 1 / n, out=g)
+        return loss, g
+
+    return call
+
+
+# SciPy: a few lines that leave the thinking to `scipy.special`
+
+
+def scipy_sides(case: Case) -> Iterator[Side]:
+    x, t, n, axis = case.x, case.t, case.divisor, case.axis
+
+    def softmax() -> Any:
+        log_p = scipy.special.log_softmax(x, axis=axis)
+        where = np.expand_dims(t, axis)
+        at_target = np.take_along_axis(log_p, where, axis)
+        loss = -at_target.mean()
+        if not case.row.with_grad:
+            return loss
+        grad = np.exp(log_p, out=log_p)
+        np.put_along_axis(grad, where, np.exp(at_target) - 1, axis)
+        grad /= n
+        return loss, grad
+
+    def binary() -> Any:
+        loss = (-scipy.special.log_expit(-x) - t * x).mean(dtype=np.float64)
+        if not case.row.with_grad:
+            return loss
+        grad = scipy.special.expit(x)
+        grad -= t
+        grad /= n
+        return loss, grad
+
+    if case.row.loss == "binary":
+        yield side(case, "SciPy", binary)
+    elif not case.row.loss and case.each is None and not case.soft and not case.smoothing:
+        yield side(case, "SciPy", softmax)
+
+
+# scikit-learn: the losses of its own estimators, which are private
+
+
+def sklearn_sides(case: Case) -> Iterator[Side]:
+    row, n = case.row, case.divisor
+    closs = importlib.import_module("sklearn._loss")
+    if row.loss == "log_loss" or case.smoothing or row.option == AXIS_1:
+        return
+    if row.loss == "binary":
+        loss = closs.HalfBinomialLoss()
+        x, t, g = case.x.ravel(), case.t.astype(case.dtype).ravel(), case.grad.ravel()
+    elif not case.soft and row.c > 2:
+        loss = closs.HalfMultinomialLoss(n_classes=row.c)
+        x, t, g = case.x, case.classes.astype(case.dtype), case.grad
+    else:
+        return
+    losses = np.empty(t.size, case.dtype)
+    names: dict[str, Any] = {
+        "y_true": t,
+        "raw_prediction": x,
+        "sample_weight": case.each,
+        "loss_out": losses,
+    }
+    names["n_threads"] = THREADS if x.size > 10_000 else 1
+    method = "loss"
+    if row.with_grad:
+        method, names["gradient_out"] = "loss_gradient", g
+    keywords = ", ".join(f"{name}={name}" for name in names)
+
+    # Returned are each sample's loss, and gradients that are not divided by their number.
+    def answer(_: Any) -> tuple[float, Any]:
+        return float(losses.sum(dtype=np.float64)) / n, case.grad / n if row.with_grad else None
+
+    names["f"] = getattr(loss.closs, method)
+    yield Side("scikit-learn", f"f({keywords})", names, answer)
+
+
+# PyTorch, eager and compiled
+
+
+def torch_sides(case: Case) -> Iterator[Side]:
+    torch = importlib.import_module("torch")
+    functional = torch.nn.functional
+    torch.set_num_threads(THREADS)
+    row, x, t = case.row, torch.from_numpy(case.x), torch.from_numpy(case.t)
+    weight = None if case.weight is None else torch.from_numpy(case.weight)
+
+    def softmax(x: Any, t: Any) -> Any:
+        return functional.cross_entropy(x, t, weight=weight, label_smoothing=case.smoothing)
+
+    def weighted(x: Any, t: Any) -> Any:
+        losses = functional.cross_entropy(x, t, reduction="none")
+        return (losses * each).sum() / each.sum()
+
+    def log_loss(p: Any, t: Any) -> Any:
+        return functional.nll_loss(p.log(), t)
+
+    def log_loss_soft(p: Any, t: Any) -> Any:
+        return -(t * p.log()).sum() / len(p)
+
+    def binary(x: Any, t: Any) -> Any:
+        return functional.binary_cross_entropy_with_logits(x, t.to(x.dtype))
+
+    forward: Callable[[Any, Any], Any]
+    if row.loss == "log_loss":
+        forward = log_loss_soft if case.soft else log_loss
+    elif row.loss == "binary":
+        forward = binary
+    elif case.sample_weight is not None:
+        each = torch.from_numpy(case.sample_weight)
+        forward = weighted
+    else:
+        forward = softmax
+
+    torch._dynamo.reset()
+    for name, function in (
+        ("PyTorch eager", forward),
+        ("PyTorch compiled", torch.compile(forward)),
+    ):
+        leaf = x.detach().requires_grad_()
+
+        def both(function: Any = function, leaf: Any = leaf) -> Any:
+            leaf.grad = None
+            loss = function(leaf, t)
+            loss.backward()
+            return loss.item(), leaf.grad
+
+        def alone(function: Any = function) -> Any:
+            with torch.no_grad():
+                return function(x, t).item()
+
+        yield side(case, name, both if row.with_grad else alone)
+
+
+# JAX with optax, and TensorFlow with XLA: they keep arrays of their own, of rows of classes
+
+
+def jax_sides(case: Case) -> Iterator[Side]:
+    if case.row.option == F_ORDER:
+        return
+    jax, optax = importlib.import_module("jax"), importlib.import_module("optax")
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", True)
+    jnp, smoothing = jax.numpy, case.smoothing
+    x, t = jnp.asarray(case.x), jnp.asarray(case.t if case.soft else case.classes)
+    each = None if case.each is None else jnp.asarray(case.each)
+
+    def softmax(x: Any, t: Any) -> Any:
+        if case.soft:
+            return optax.softmax_cross_entropy(x, t).mean()
+        losses = optax.softmax_cross_entropy_with_integer_labels(x, t, axis=case.axis)
+        if smoothing:
+            average = jax.nn.logsumexp(x, axis=-1) - x.mean(axis=-1)
+            losses = (1 - smoothing) * losses + smoothing * average
+        return losses.mean() if each is None else (each * losses).sum() / each.sum()
+
+    def log_loss(p: Any, t: Any) -> Any:
+        if case.soft:
+            return -(t * jnp.log(p)).sum() / len(p)
+        return -jnp.log(jnp.take_along_axis(p, t[:, None], axis=1)).mean()
+
+    def binary(x: Any, t: Any) -> Any:
+        return optax.sigmoid_binary_cross_entropy(x, t).mean()
+
+    forward = {"": softmax, "log_loss": log_loss, "binary": binary}[case.row.loss]
+    function = jax.jit(jax.value_and_grad(forward) if case.row.with_grad else forward)
+    yield side(case, "JAX", lambda: jax.block_until_ready(function(x, t)))
+
+
+def tensorflow_sides(case: Case) -> Iterator[Side]:
+    if case.row.option == F_ORDER:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    tf = importlib.import_module("tensorflow")
+    if tf.config.threading.get_intra_op_parallelism_threads() != THREADS:
+        tf.config.threading.set_intra_op_parallelism_threads(THREADS)
+        tf.config.threading.set_inter_op_parallelism_threads(THREADS)
+    smoothing = case.smoothing
+    x, t = tf.constant(case.x), tf.constant(case.t if case.soft else case.classes)
+    each = None if case.each is None else tf.constant(case.each)
+
+    def softmax(x: Any, t: Any) -> Any:
+        if case.soft:
+            return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(t, x))
+        if case.axis != -1:
+            x = tf.transpose(x, (0, 2, 1))
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(t, x)
+        if smoothing:
+            average = tf.reduce_logsumexp(x, axis=-1) - tf.reduce_mean(x, axis=-1)
+            losses = (1 - smoothing) * losses + smoothing * average
+        if each is None:
+            return tf.reduce_mean(losses)
+        return tf.reduce_sum(each * losses) / tf.reduce_sum(each)
+
+    def log_loss(p: Any, t: Any) -> Any:
+        if case.soft:
+            return -tf.reduce_sum(t * tf.math.log(p)) / case.row.n
+        return -tf.reduce_mean(tf.math.log(tf.gather(p, t, batch_dims=1)))
+
+    def binary(x: Any, t: Any) -> Any:
+        labels = tf.cast(t, x.dtype)
+        return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, x))
+
+    forward = {"": softmax, "log_loss": log_loss, "binary": binary}[case.row.loss]
+
+    def with_tape(x: Any, t: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = forward(x, t)
+        return loss, tape.gradient(loss, x)
+
+    both, alone = (tf.function(f, jit_compile=True, autograph=False) for f in (with_tape, forward))
+
+    def call() -> Any:
+        if not case.row.with_grad:
+            return alone(x, t).numpy()
+        loss, grad = both(x, t)
+        return loss.numpy(), grad  # the loss is waited for, and the gradient comes with it
+
+    yield side(case, "TensorFlow XLA", call)
+
+
+# Names of the modules that a peer needs, and its sides
+PEERS = {
+    "NumPy": (["numpy"], numpy_sides),
+    "SciPy": (["scipy"], scipy_sides),
+    "PyTorch": (["torch"], torch_sides),
+    "JAX": (["jax", "optax"], jax_sides),
+    "TensorFlow": (["tensorflow"], tensorflow_sides),
+    "scikit-learn": (["sklearn"], sklearn_sides),
+}
+
+
+def peer_sides(case: Case, asked: list[str]) -> Iterator[Side]:
+    """Yield the sides of all peers that are installed, or of those whose names begin as asked."""
+    for name, (modules, sides) in PEERS.items():
+        wanted = not asked or any(name.lower().startswith(part) for part in asked)
+        if wanted and all(importlib.util.find_spec(module) for module in modules):
+            yield from sides(case)

@@ -1,0 +1,307 @@
+"""The rows of the table: what is computed, on which arrays, its exact answer and its goals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.special
+from numpy.typing import NDArray
+
+SMOOTHING = 0.1
+DTYPES: dict[str, Any] = {"f32": np.float32, "f64": np.float64}
+IGNORED = -100
+
+# What logits there can be other than normal ones, of three units' spread
+TRAINED = "trained"
+LATE = "late maximum"
+NANS = "a NaN in each row"
+INFINITE = "-inf in each row"
+HARD = [LATE, NANS, INFINITE]
+
+# Options, and layouts other than rows of classes
+SOFT = "soft targets"
+SMOOTH = "label smoothing"
+CLASS_WEIGHTS = "class weights"
+SAMPLE_WEIGHTS = "sample weights"
+HALF_IGNORED = "half ignored"
+BOOL = "bool targets"
+AXIS_1 = "axis=1"
+F_ORDER = "F order"
+
+Part = list[tuple[float, str]]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    A goal names what xentrs is compared with and a limit: for a floor or a figure of its own
+    ("plain") at most so many times as long, for a peer at least so many times as fast.
+    """
+
+    work: str  # "loss+grad" or "loss"
+    n: int
+    c: int
+    dtype: str = "f32"
+    option: str = ""
+    d: int = 1  # the length of an axis after the classes
+    loss: str = ""  # "", which is cross-entropy, "log_loss" or "binary"
+    goals: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def name(self) -> str:
+        loss = f"{self.loss} " if self.loss else ""
+        shape = f"{self.n} x {self.c}" + (f" x {self.d}" if self.d > 1 else "")
+        option = f", {self.option}" if self.option else ""
+        return f"{loss}{self.work} {shape} {self.dtype}{option}"
+
+    @property
+    def with_grad(self) -> bool:
+        return self.work == "loss+grad"
+
+    @property
+    def tiny(self) -> bool:
+        """Whether the cost is that of a Python call."""
+        return self.n * self.c < 100
+
+    @property
+    def base(self) -> Row | None:
+        """The row whose figure this one's is shown against, measured beside it."""
+        if self.loss or self.option in ("", SOFT):
+            return None
+        return replace(self, n=self.n * self.d, d=1, option="", goals=())
+
+    @property
+    def own_floor(self) -> Part:
+        """What it must read and write, as multiples of floors of arrays of the logits' size."""
+        half = 0.5 if self.option == HALF_IGNORED else 1.0
+        target = {SOFT: 1.0, BOOL: 1 / np.dtype(DTYPES[self.dtype]).itemsize}.get(self.option, 0.0)
+        if self.tiny:
+            return [(1.0, "np.exp")]
+        if not self.with_grad:
+            return [(half + target, "read")]
+        return [(half, "write"), (target, "read"), (1 - half, "stream fill")]
+
+    def small(self, numbers: int) -> Row:
+        """Return the same row with fewer samples."""
+        return replace(self, n=max(1, min(self.n, numbers // (self.c * self.d))))
+
+
+def goals(
+    floor: dict[str, float], eager: float = 0, best: float = 0
+) -> tuple[tuple[str, float], ...]:
+    peers = {"PyTorch eager": eager, "fastest peer": best}
+    return (*floor.items(), *((name, limit) for name, limit in peers.items() if limit))
+
+
+LLM = (2048, 32000)
+MANY = {"copy": 0.85, "stream copy": 1.15, "AVX2": 1.7}
+BINARY = (65536, 1024)
+
+
+def _rows() -> Iterator[Row]:
+    def plain(n: int, c: int, dtype: str, grad: Any, loss: Any = ()) -> Iterator[Row]:
+        yield Row("loss+grad", n, c, dtype, goals=grad)
+        yield Row("loss", n, c, dtype, goals=loss)
+
+    read = goals({"read": 1.1, "AVX2": 1.7}, 10, 2.5)
+    for shape in (LLM, (512, 128256)):
+        yield from plain(*shape, "f32", goals(MANY, 15, 6), read)
+    yield from plain(512, 128256, "f64", goals({"copy": 0.9, "AVX2": 1.7}, 14, 6.5))
+    yield from plain(8192, 1000, "f32", goals({"copy": 0.9, "AVX2": 1.7}, 5, 3.5))
+    yield from plain(128, 1000, "f32", goals({"copy": 3.5}, 4.5, 4.5))
+    yield from plain(65536, 10, "f32", goals({"copy": 6}, 40, 7))
+    yield from plain(65536, 10, "f64", goals({"copy": 6}, 25, 5))
+    yield from plain(1, 10, "f32", goals({"np.exp": 2.5}, 30, 10))
+    yield from plain(64, 1_000_000, "f32", goals(MANY), goals({"read": 1.1}))
+
+    def option(name: str, n: int, c: int, goals: Any = (), d: int = 1) -> Row:
+        return Row("loss+grad", n, c, option=name, d=d, goals=goals)
+
+    yield option(SOFT, *LLM, goals=goals({"copy": 1.5}, 12, 5))
+    for name in (SMOOTH, CLASS_WEIGHTS):
+        yield option(name, *LLM, goals=goals({"copy": 1.0}, 12, 5))
+    for name in (SAMPLE_WEIGHTS, HALF_IGNORED):
+        yield option(name, *LLM, goals=goals({"copy": 1.0, "own floor": 1.15}))
+    yield option(SOFT, 65536, 10)
+    yield option(TRAINED, *LLM, goals=goals({"plain": 1.5}))
+    for name in HARD:
+        yield option(name, *LLM, goals=goals({"plain": 1.5}))
+    yield option(AXIS_1, 64, 1000, d=128, goals=goals({"plain": 2}))
+    yield option(F_ORDER, 8192, 1000, goals=goals({"plain": 2}))
+    yield option(F_ORDER, 65536, 10, goals=goals({"plain": 2}))
+
+    for loss, variants in {"log_loss": ("", SOFT), "binary": (SOFT, BOOL)}.items():
+        for name in variants:
+            for work in ("loss+grad", "loss"):
+                limits = goals({"own floor": 1.1}, 8)
+                yield Row(work, *BINARY, option=name, loss=loss, goals=limits)
+
+
+ROWS = list(_rows())
+
+
+class Case:
+    """The arrays of one row: made once, given to all sides."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.rng = np.random.default_rng(0)
+        self.dtype = DTYPES[row.dtype]
+        self.axis = 1 if row.option == AXIS_1 else -1
+        shape = (row.n, row.c, row.d) if row.d > 1 else (row.n, row.c)
+        self.samples = shape[:1] + shape[2:]
+        self.x = self._inputs(shape)
+        self.t = self._target()
+        if row.option in (TRAINED, *HARD):
+            self._spoil()
+        self.weight = self._random(row.c) + self.dtype(0.5) if row.option == CLASS_WEIGHTS else None
+        self.sample_weight: Array | None = None
+        if row.option == SAMPLE_WEIGHTS:
+            self.sample_weight = self._random(row.n)
+        self.smoothing = SMOOTHING if row.option == SMOOTH else 0.0
+        self.grad = np.empty_like(self.x)  # where those who can put their gradient
+
+    def _random(self, *shape: int) -> Any:
+        return self.rng.random(shape, dtype=self.dtype)
+
+    def _inputs(self, shape: tuple[int, ...]) -> Array:
+        row = self.row
+        if row.loss == "log_loss":
+            x: Array = self._random(*shape)
+            x += self.dtype(0.01)
+            x /= x.sum(axis=1, keepdims=True)
+            return x
+        x = self.rng.standard_normal(shape, dtype=self.dtype)
+        if row.option != TRAINED:
+            x *= 3
+        return np.asfortranarray(x) if row.option == F_ORDER else x
+
+    def _target(self) -> Array:
+        row = self.row
+        if row.option == SOFT:
+            t: Array = self._random(*self.x.shape)
+            if row.loss != "binary":
+                t /= t.sum(axis=1, keepdims=True)
+            return t
+        if row.loss == "binary":
+            return self.rng.random(self.x.shape, dtype=np.float32) < 0.5
+        t = self.rng.integers(0, row.c, self.samples)
+        if row.option == HALF_IGNORED:
+            t[self.rng.permutation(row.n)[: row.n // 2]] = IGNORED
+        return t
+
+    def _spoil(self) -> None:
+        """Make the logits those of a trained model, or such as a kernel must look at twice."""
+        n, c, rows, x = self.row.n, self.row.c, np.arange(self.row.n), self.x
+        late = self.rng.integers(64, c, n)
+        if self.row.option == TRAINED:
+            peak = np.where(self.rng.random(n) < 0.9, self.t, late)
+            x[rows, peak] = x.max(axis=1) + self.rng.uniform(15, 40, n)
+        elif self.row.option == LATE:
+            x[rows, late] += 120
+        elif self.row.option == NANS:
+            x[rows, late] = np.nan
+        else:
+            self.t = late
+            x[:, :64] = -np.inf
+
+    @property
+    def soft(self) -> bool:
+        return self.t.shape == self.x.shape
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The options as xentrs calls them."""
+        options: dict[str, Any] = {}
+        if self.weight is not None:
+            options["weight"] = self.weight
+        if self.sample_weight is not None:
+            options["sample_weight"] = self.sample_weight
+        if self.smoothing:
+            options["label_smoothing"] = self.smoothing
+        if self.axis != -1:
+            options["axis"] = self.axis
+        return options
+
+    @cached_property
+    def classes(self) -> Array:
+        """The class indices, with those that are ignored replaced by a class."""
+        return np.maximum(self.t, 0)
+
+    @cached_property
+    def each(self) -> Array | None:
+        """The weight of each sample where they are not the same: what peers multiply by."""
+        if self.weight is not None:
+            return np.asarray(self.weight[self.t])
+        if self.row.option == HALF_IGNORED:
+            return np.asarray(self.t != IGNORED, self.dtype)
+        return self.sample_weight
+
+    @property
+    def divisor(self) -> float:
+        """What the mean divides by."""
+        if self.row.loss == "binary":
+            return float(self.x.size)
+        return float(self.x.size / self.row.c if self.each is None else self.each.sum())
+
+    @cached_property
+    def answer(self) -> tuple[float, Array | None]:
+        """The loss and the gradient in float64."""
+        x, t = np.moveaxis(self.x, self.axis, -1), self.t
+        shape = x.shape
+        x = x.reshape(-1, self.row.c)
+        t = t.reshape(x.shape if self.soft else -1)
+        loss = 0.0
+        grad: Array | None = np.empty(x.shape) if self.row.with_grad else None
+        step = max(1, 2**18 // self.row.c)
+        formula = {"": self._softmax, "log_loss": self._log_loss, "binary": self._binary}
+        for start in range(0, len(x), step):
+            rows = slice(start, start + step)
+            with np.errstate(invalid="ignore"):
+                losses, derivative = formula[self.row.loss](x[rows].astype(float), t[rows], rows)
+            loss += losses.sum() / self.divisor
+            if grad is not None:
+                np.divide(derivative(), self.divisor, out=grad[rows])
+        if grad is not None:
+            grad = np.moveaxis(grad.reshape(shape), -1, self.axis)
+        return loss, grad
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest entry of the gradient, 1 where all is NaN."""
+        grad = self.answer[1]
+        assert grad is not None
+        largest = max(np.fmax.reduce(grad, axis=None), -np.fmin.reduce(grad, axis=None))
+        return float(largest) if largest > 0 else 1.0
+
+    def _softmax(self, x: Array, t: Array, rows: slice) -> tuple[Array, Any]:
+        log_p = scipy.special.log_softmax(x, axis=1)
+        if self.soft:
+            wanted = t.astype(float)
+        else:
+            wanted = np.zeros_like(x)
+            wanted[np.arange(len(t)), np.maximum(t, 0)] = 1
+        wanted = (1 - self.smoothing) * wanted + self.smoothing / self.row.c
+        if self.each is not None:
+            each = self.each[rows, None] if self.weight is None else self.weight
+            wanted *= each
+        losses = -np.where(wanted == 0, 0, wanted * log_p).sum(axis=1)
+        if self.row.option == NANS:
+            losses[np.isnan(x).any(axis=1)] = np.nan
+        return losses, lambda: np.exp(log_p) * wanted.sum(axis=1, keepdims=True) - wanted
+
+    def _log_loss(self, p: Array, t: Array, _: slice) -> tuple[Array, Any]:
+        wanted = t.astype(float)
+        if not self.soft:
+            wanted = np.zeros_like(p)
+            wanted[np.arange(len(t)), t] = 1
+        return -wanted * np.log(p), lambda: -wanted / p
+
+    def _binary(self, x: Array, t: Array, _: slice) -> tuple[Array, Any]:
+        return np.logaddexp(0, x) - t * x, lambda: scipy.special.expit(x) - t
