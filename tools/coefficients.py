@@ -55,7 +55,7 @@ def show(name, values, bits):
 
 
 def best_near(value, bits):
-    """A number near `value` whose logarithm is nearly a number of `bits` bits; others do as well."""
+    """Find a number near `value` whose logarithm is nearly one of `bits` bits."""
     draw = random.Random(1)
     best = None
     for _ in range(1500):

@@ -148,14 +148,14 @@ def _evaluate(
     """
     targets = [None if out is None else np.asarray(out) for out in outputs]
     spare = None  # our own copy: the gradient may take its place
-    if order and values.flags.c_contiguous and not np.may_share_memory(values, x):
+    # Of an array of no elements nothing says whether it is a copy.
+    if order and values.size and values.flags.c_contiguous and not np.may_share_memory(values, x):
         spare = values
     result = kernel(
         order, values, *arguments, spare if targets[0] is None else targets[0], targets[1]
     )
-    if (
-        result is NotImplemented
-    ):  # an output is not native, or lies between the elements of an input
+    if result is NotImplemented:
+        # An output is not native, or lies between the elements of an input.
         result = kernel(order, values, *arguments, spare, None)
     if result is NotImplemented:
         raise RuntimeError("xentrs refused arrays that it made itself; please report this bug")

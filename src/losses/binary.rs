@@ -300,6 +300,7 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
         u: &mut [T::V<S>; N],
         v: &mut [T::V<S>; N],
     ) {
+        let (t, none) = (*v, T::V::<S>::splat(s, T::default()));
         let smoothing = self.binary.options.label_smoothing;
         if smoothing != 0.0 {
             // Each from its own: 1 - t would have lost digits after smoothing.
@@ -318,7 +319,13 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
         if let Some(weight) = &self.binary.weight {
             let weights = weight.load::<S, N>(s, at, lanes);
             for i in 0..N {
-                (u[i], v[i]) = (u[i].mul(weights[i]), v[i].mul(weights[i]));
+                // (1 - t) w, rounded once where 1 - t is not needed otherwise.
+                u[i] = if smoothing == 0.0 {
+                    none.sub(t[i]).fma(weights[i], weights[i])
+                } else {
+                    u[i].mul(weights[i])
+                };
+                v[i] = v[i].mul(weights[i]);
             }
         }
     }
