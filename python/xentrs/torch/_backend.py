@@ -1,0 +1,118 @@
+"""Which kernels a tensor takes, and what they are launched with.
+
+Tensors on the CPU take the Rust kernels, those on a GPU the Triton kernels.
+``XENTRS_TORCH_BACKEND=rust`` or ``triton`` forces one; with ``TRITON_INTERPRET=1`` and ``triton``
+tensors on the CPU go through the GPU's kernels, in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from math import prod
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
+
+# From here on NumPy asks for huge pages, with which a fresh array costs a quarter as much.
+_HUGE = 1 << 22
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Whether the Triton kernels compute what concerns this tensor."""
+    kind = tensor.device.type
+    chosen = os.environ.get("XENTRS_TORCH_BACKEND", "")
+    if chosen not in ("", "rust", "triton"):
+        raise ValueError(f"XENTRS_TORCH_BACKEND is {chosen!r}, but must be 'rust' or 'triton'")
+    if kind == "cpu":
+        return chosen == "triton"
+    if kind not in ("cuda", "xpu"):
+        raise NotImplementedError(
+            f"xentrs.torch has no kernels for tensors on {kind!r}: only for the CPU and for GPUs "
+            "that Triton supports (device types 'cuda' and 'xpu')"
+        )
+    if chosen == "rust":
+        raise RuntimeError(
+            f"XENTRS_TORCH_BACKEND is 'rust', whose kernels cannot read a tensor on {kind!r}"
+        )
+    return True
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which logits of this dtype are computed and their loss is summed."""
+    return torch.float32 if dtype in HALVES else dtype
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a new contiguous tensor; a large one on the CPU has huge pages."""
+    size = prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < _HUGE:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(size, np.uint8)).view(dtype).view(shape)
+
+
+def is_eager(tensor: Tensor) -> bool:
+    """Whether the tensor is a plain one and nothing watches or transforms what is done to it."""
+    return (
+        (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast makes the loss of half-precision logits float32, as it does PyTorch's."""
+    return torch.is_autocast_enabled(tensor.device.type)
+
+
+def load_triton() -> tuple[Any, Any]:
+    """Import Triton, or say what is missing."""
+    try:
+        import triton
+        import triton.language
+    except ImportError as error:
+        raise ImportError(
+            "xentrs.torch needs Triton for tensors on a GPU and for XENTRS_TORCH_BACKEND=triton: "
+            "pip install xentrs[torch] triton"
+        ) from error
+    return triton, triton.language
+
+
+class Kernel:
+    """A Triton kernel, compiled at its first launch; before that Triton is not imported.
+
+    All kernels of a module are compiled together, for they call each other by name, and find
+    Triton's language there as ``tl``.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        assert isinstance(function, FunctionType)
+        self.function = function
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        triton, tl = load_triton()
+        namespace = self.function.__globals__
+        namespace["tl"] = tl
+        for name, value in list(namespace.items()):
+            if isinstance(value, Kernel):
+                # debug: the bounds of class indices are asserted on the device.
+                namespace[name] = triton.jit(value.function, debug=True)
+        launch: Callable[..., None] = namespace[self.function.__name__][grid]
+        return launch
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def next_power_of_two(n: int) -> int:
+    """Return the least power of two from `n` up."""
+    return 1 << max(n - 1, 0).bit_length()
