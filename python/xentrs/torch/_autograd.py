@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, no_type_check
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 
 from xentrs.torch import _backend
 from xentrs.torch._backend import Kernel
@@ -15,11 +18,6 @@ if TYPE_CHECKING:
     import triton.language as tl
 
 _LIBRARY = torch.library.Library("xentrs", "FRAGMENT")
-
-_TWICE = (
-    "{} cannot be differentiated twice: its gradient is computed in the forward pass and is a "
-    "constant to autograd. Use PyTorch's own loss where second derivatives are needed."
-)
 
 
 # The gradient that the forward left, times what arrives at the loss
@@ -36,30 +34,42 @@ def _scale(grad, factor, n, BLOCK: tl.constexpr):
         tl.store(grad + i, (g.to(f.dtype) * f).to(g.dtype), mask=i < n)
 
 
-def scaled(name: str, grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
+def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
     """Return the stored gradient times what arrives at the loss, if possible in its own memory.
 
     `axis` is the axis of `grad` that `factor` does not have.
     """
-    wide = factor if axis is None else factor.unsqueeze(axis)
-    if torch.is_grad_enabled():  # create_graph=True: whoever differentiates this is told
-        delayed = torch._C._functions.DelayedError(_TWICE.format(name).encode(), 1)
-        result: Tensor = delayed((grad * wide).requires_grad_())
-        return result
     if torch._C._autograd._get_current_graph_task_keep_graph():
         grad = grad.clone()  # another backward pass may need it as it is
-    if wide.dim():
-        return grad.mul_(wide)
-    if not _backend.uses_triton(grad):
-        return grad if wide.item() == 1.0 else grad.mul_(wide)
+    if axis is not None:
+        return grad.mul_(factor.unsqueeze(axis))
+    if factor.dim() or not _backend.uses_triton(grad):
+        return grad if not factor.dim() and factor.item() == 1.0 else grad.mul_(factor)
     n = grad.numel()
     if grad.untyped_storage().nbytes() != n * grad.itemsize:  # a view that may have gaps
-        return grad.mul_(wide)
+        return grad.mul_(factor)
     block = 4096
     if n:
-        wide = wide.to(_backend.accumulator(grad.dtype))
-        _scale[(-(-n // block),)](grad, wide, n, BLOCK=block, num_warps=8)
+        factor = factor.to(_backend.accumulator(grad.dtype))
+        _scale[(-(-n // block),)](grad, factor, n, BLOCK=block, num_warps=8)
     return grad
+
+
+class Logits:
+    """The logits of a call, for a second derivative; they are not kept alive for it."""
+
+    def __init__(self, name: str, logits: Tensor) -> None:
+        self.name, self.reference, self.version = name, weakref.ref(logits), logits._version
+
+    def get(self) -> Tensor:
+        """Return the logits, or say why they cannot be had."""
+        logits = self.reference()
+        if logits is None or logits._version != self.version:
+            raise RuntimeError(
+                f"xentrs.torch.{self.name}: the second derivative needs the logits, but they were "
+                f"{'freed' if logits is None else 'changed'} after the loss had been computed"
+            )
+        return logits
 
 
 # Operators
@@ -70,55 +80,64 @@ def define(
 ) -> Any:
     """Register an operator and return it.
 
-    Its last argument says whether gradients are wanted, and its outputs are the loss and they.
-    `backward` takes the arguments, the gradients and what arrives at the loss, and returns a
-    gradient, or None, for each argument.
+    Its last argument says whether gradients are wanted; its outputs are the loss and the gradients.
+    `backward(arguments, gradients, factor, directions)` returns a gradient, or None, for each
+    argument; `directions` are what arrives at the gradients, where these are differentiated.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     op = getattr(torch.ops.xentrs, name).default
 
-    def loop(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    # Of a single level: the transforms of torch.func are the dispatcher's, which calls this once for
+    # each of them.
+    class Traced(torch.autograd.function._SingleLevelFunction):
+        @staticmethod
+        def forward(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+            # For the transforms around this one.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                return op.redispatch(keys, *args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+            _, *inputs = inputs
+            ctx.arguments = [None if isinstance(a, Tensor) else a for a in inputs]
+            ctx.places = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
+            ctx.save_for_backward(*[inputs[i] for i in ctx.places], *output[1:])
+            ctx.set_materialize_grads(False)
+
+        @staticmethod
+        def backward(ctx: Any, factor: Tensor | None, *directions: Tensor | None) -> Any:
+            saved, arguments = ctx.saved_tensors, list(ctx.arguments)
+            for i, tensor in zip(ctx.places, saved, strict=False):
+                arguments[i] = tensor
+            if not arguments[-1]:
+                raise RuntimeError(f"xentrs::{name} was called without with_grad")
+            return None, *backward(arguments, saved[len(ctx.places) :], factor, directions)
+
+    def autograd(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+        keys = keys & torch._C._after_autograd_keyset
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if forward_ad._current_level >= 0:
+            if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+                raise NotImplementedError(
+                    f"xentrs.torch.{name} has no forward-mode derivative (jvp, jacfwd, hessian): "
+                    "use reverse mode (grad, vjp, jacrev)"
+                )
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            with enable_single_level_autograd_function():
+                return Traced.apply(keys, *args)
+        return op.redispatch(keys, *args)
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         results = [
-            op(*[a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)])
+            op(*[a.select(d, i) if type(d) is int else a for a, d in zip(args, in_dims, strict=True)])
             for i in range(info.batch_size)
         ]
         stacked = tuple([torch.stack(parts) for parts in zip(*results, strict=True)])
         return stacked, tuple([0] * len(stacked))
 
-    class Traced(torch.autograd.Function):
-        @staticmethod
-        def forward(*args: Any) -> Any:
-            return op(*args)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-            tensors = [a if isinstance(a, Tensor) else None for a in inputs]
-            ctx.others = [None if isinstance(a, Tensor) else a for a in inputs]
-            ctx.save_for_backward(*output[1:])
-            ctx.shapes = [None if a is None else a.shape for a in tensors]
-            ctx.set_materialize_grads(False)
-
-        @staticmethod
-        def backward(ctx: Any, factor: Tensor, *twice: Tensor | None) -> Any:
-            # The gradients are outputs: where something arrives at them, they were differentiated.
-            if any(t is not None for t in twice):
-                raise RuntimeError(_TWICE.format(f"xentrs.torch.{name}"))
-            return backward(ctx.shapes, ctx.others, ctx.saved_tensors, factor)
-
-        @staticmethod
-        def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-            return loop(info, in_dims, *args)
-
-    def autograd(*args: Any) -> Any:
-        wanted = any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        if torch.is_grad_enabled() and wanted:
-            return Traced.apply(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
-
     _LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, autograd, "Autograd")
+    _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
     torch.library.register_fake(f"xentrs::{name}", fake, lib=_LIBRARY)
-    torch.library.register_vmap(f"xentrs::{name}", loop, lib=_LIBRARY)
+    torch.library.register_vmap(f"xentrs::{name}", vmap, lib=_LIBRARY)
     return op

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 HALVES = (torch.float16, torch.bfloat16)
@@ -64,7 +65,16 @@ def is_eager(tensor: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
+        and forward_ad._current_level < 0
+        and tensor.device.type != "meta"
     )
+
+
+def wants_gradient(tensor: Tensor) -> bool:
+    """Whether a gradient may be asked for; torch.func does not say."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return tensor.requires_grad and torch.is_grad_enabled()
+    return True
 
 
 def autocasts(tensor: Tensor) -> bool:

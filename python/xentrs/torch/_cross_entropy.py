@@ -548,16 +548,54 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
     return loss, torch.empty_like(x) if with_grad else x.new_empty(0)
 
 
-_REDUCTION = len(_Arguments._fields)  # its place among the operator's arguments
+def _backward(
+    arguments: list[Any], grads: tuple[Tensor, ...], factor: Tensor | None, directions: Any
+) -> tuple[Tensor | None, ...]:
+    call, options = _Arguments(*arguments[:5]), Options(*arguments[5:-1])
+    result = None
+    if factor is not None:
+        wide = factor.unsqueeze(call.axis) if options.reduction == "none" else factor
+        result = (grads[0] * wide).to(call.input.dtype)
+    if directions[0] is not None:
+        product = _hessian_product(call, options, directions[0])
+        result = product if result is None else result + product
+    return result, *[None] * (len(arguments) - 1)
 
 
-def _backward(shapes: Any, others: Any, grads: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-    (grad,) = grads
-    if grad.shape != shapes[0]:
-        raise RuntimeError(f"{_NAME}: the operator was called without with_grad")
-    if others[_REDUCTION] == "none":
-        factor = factor.unsqueeze(1 if grad.dim() > 1 else 0)
-    return ((grad * factor).to(grad.dtype), *[None] * (len(others) - 1))
+def _hessian_product(call: _Arguments, options: Options, direction: Tensor) -> Tensor:
+    """Return the derivative of the gradient, by the logits, in a direction: in PyTorch's terms."""
+    axis, cap, z = call.axis, options.softcap, options.z_loss
+    dtype = _backend.accumulator(call.input.dtype)
+    x, v = call.input.to(dtype), direction.to(dtype)
+    u = v
+    if cap:
+        tanh = (x / cap).tanh()
+        slope = 1.0 - tanh**2
+        x, u = cap * tanh, slope * v
+    factor = torch.ones(call.samples, dtype=dtype, device=x.device)
+    if call.is_soft:
+        a = call.target.to(dtype)
+    else:
+        kept = _kept(call.target, tuple(options.ignored))
+        factor = kept.to(dtype)
+        y = torch.where(kept, call.target, 0).long().unsqueeze(axis)
+        a = torch.zeros_like(x).scatter(axis, y, 1.0)
+    if call.sample_weight is not None:
+        factor = factor * call.sample_weight
+    if options.reduction == "mean":
+        factor = factor / call.divisor(tuple(options.ignored)).to(dtype)
+    factor = factor.unsqueeze(axis)
+    a = (1.0 - options.label_smoothing) * a + options.label_smoothing / call.classes
+    if call.weight is not None:
+        a = a * call.weight.to(dtype).view(-1, *[1] * (x.dim() - axis - 1))
+    total = a.sum(axis, keepdim=True)
+    p, logsumexp = x.softmax(axis), x.logsumexp(axis, keepdim=True)
+    along = (p * u).sum(axis, keepdim=True)
+    scale = total + 2.0 * z * logsumexp
+    product = scale * p * (u - along) + 2.0 * z * p * along
+    if cap:
+        product = slope * (product - (scale * p - a) * (2.0 / cap) * tanh * v)
+    return torch.where(factor == 0.0, 0.0, factor * product).to(call.input.dtype)
 
 
 _operator = _autograd.define(
@@ -578,13 +616,19 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, call: _Arguments, options: Options) -> Tensor:
         loss, grad = _evaluate(call, options, True)
         ctx.save_for_backward(grad)
-        ctx.axis = call.axis if options.reduction == "none" else None
+        ctx.again = _autograd.Logits("cross_entropy", input), call._replace(input=None), options
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return _autograd.scaled(_NAME, grad, factor, ctx.axis), None, None
+        logits, call, options = ctx.again
+        axis = (1 if grad.dim() > 1 else 0) if options.reduction == "none" else None
+        if not torch.is_grad_enabled():
+            return _autograd.scaled(grad, factor, axis), None, None
+        call = call._replace(input=logits.get())  # create_graph=True
+        grad = _operator(*call, *options, True)[1]
+        return grad * (factor if axis is None else factor.unsqueeze(axis)), None, None
 
 
 class _InPlace(torch.autograd.Function):
@@ -602,15 +646,15 @@ class _InPlace(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor | None, used: Tensor | None) -> tuple[Tensor | None, ...]:
-        if used is not None:
+        if used is not None or torch.is_grad_enabled():
             raise RuntimeError(
-                f"{_NAME}: the logits were used again after inplace=True had put the gradient in "
-                "their place"
+                "xentrs.torch.cross_entropy: the logits are needed again, but inplace=True has put "
+                "the gradient in their place"
             )
         if factor is None:
             return None, None, None
         (grad,) = ctx.saved_tensors
-        return _autograd.scaled(_NAME, grad.detach(), factor, ctx.axis), None, None
+        return _autograd.scaled(grad.detach(), factor, ctx.axis), None, None
 
 
 # What people call
@@ -777,7 +821,7 @@ def cross_entropy(
         return _leave_to_torch(call, options)
     if not options.is_plain or sample_weight is not None or denominator is not None:
         _check_extras(call, options)
-    with_grad = input.requires_grad and torch.is_grad_enabled()
+    with_grad = _backend.wants_gradient(input)
     if not _backend.is_eager(input):
         loss = _operator(*call, *options, with_grad)[0]
     elif not with_grad:
