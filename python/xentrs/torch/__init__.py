@@ -8,6 +8,15 @@ try:
 except ImportError as error:
     raise ImportError("xentrs.torch needs PyTorch: pip install xentrs[torch]") from error
 
+from xentrs.torch._binary import BCEWithLogitsLoss, binary_cross_entropy_with_logits
 from xentrs.torch._cross_entropy import CrossEntropyLoss, cross_entropy
+from xentrs.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
 
-__all__ = ["CrossEntropyLoss", "cross_entropy"]
+__all__ = [
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "LinearCrossEntropyLoss",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "linear_cross_entropy",
+]

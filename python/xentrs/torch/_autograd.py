@@ -55,24 +55,32 @@ def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
     return grad
 
 
-class Logits:
-    """The logits of a call, for a second derivative; they are not kept alive for it."""
+class Inputs:
+    """Tensors that a second derivative needs; they are not kept alive for it."""
 
-    def __init__(self, name: str, logits: Tensor) -> None:
-        self.name, self.reference, self.version = name, weakref.ref(logits), logits._version
+    def __init__(self, name: str, *tensors: Tensor) -> None:
+        self.name = name
+        self.references = [(weakref.ref(t), t._version) for t in tensors]
 
-    def get(self) -> Tensor:
-        """Return the logits, or say why they cannot be had."""
-        logits = self.reference()
-        if logits is None or logits._version != self.version:
-            raise RuntimeError(
-                f"xentrs.torch.{self.name}: the second derivative needs the logits, but they were "
-                f"{'freed' if logits is None else 'changed'} after the loss had been computed"
-            )
-        return logits
+    def get(self) -> list[Tensor]:
+        """Return them, or say why they cannot be had."""
+        tensors = []
+        for reference, version in self.references:
+            tensor = reference()
+            if tensor is None or tensor._version != version:
+                raise RuntimeError(
+                    f"xentrs.torch.{self.name}: a second derivative needs the inputs, but one was "
+                    f"{'freed' if tensor is None else 'changed'} after the loss had been computed"
+                )
+            tensors.append(tensor)
+        return tensors
 
 
 # Operators
+
+
+def _any(with_grad: bool | list[bool]) -> bool:
+    return any(with_grad) if isinstance(with_grad, list | tuple) else with_grad
 
 
 def define(
@@ -110,7 +118,7 @@ def define(
             saved, arguments = ctx.saved_tensors, list(ctx.arguments)
             for i, tensor in zip(ctx.places, saved, strict=False):
                 arguments[i] = tensor
-            if not arguments[-1]:
+            if not _any(arguments[-1]):
                 raise RuntimeError(f"xentrs::{name} was called without with_grad")
             return None, *backward(arguments, saved[len(ctx.places) :], factor, directions)
 

@@ -109,9 +109,9 @@ class Kernel:
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         triton, tl = load_triton()
         namespace = self.function.__globals__
-        namespace["tl"] = tl
         for name, value in list(namespace.items()):
             if isinstance(value, Kernel):
+                value.function.__globals__["tl"] = tl
                 # debug: the bounds of class indices are asserted on the device.
                 namespace[name] = triton.jit(value.function, debug=True)
         launch: Callable[..., None] = namespace[self.function.__name__][grid]

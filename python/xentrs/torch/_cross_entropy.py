@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import xentrs
 from xentrs.torch import _autograd, _backend
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
+from xentrs.torch._math import log1p, tanh
 from xentrs.torch._options import Ignored, Options, ignored_indices, legacy_reduction
 
 if TYPE_CHECKING:
@@ -110,6 +111,10 @@ def _rust(
     x = call.input.detach()
     if not options.is_plain or x.dtype in HALVES:
         return _rust_by_chunks(call, options, with_grad, inplace)
+    denominator = None if call.denominator is None else call.denominator.item()
+    if denominator is not None and denominator < 0.0:  # the sum of negative weights
+        call = call._replace(denominator=-call.denominator)
+        return _negated(*_rust(call, options, with_grad, inplace))
     target, axis = call.target, call.axis
     if axis == 1 and x.dim() > 2 and x.movedim(1, -1).is_contiguous():  # channels_last
         x, axis = x.movedim(1, -1), -1
@@ -123,7 +128,7 @@ def _rust(
         "ignore_index": options.ignored,
         "label_smoothing": options.label_smoothing,
         "reduction": options.reduction,
-        "denominator": None if call.denominator is None else call.denominator.item(),
+        "denominator": denominator,
     }
     if not with_grad:
         loss = xentrs.cross_entropy(logits, target.numpy(), axis=axis, **arguments)
@@ -135,6 +140,10 @@ def _rust(
     if axis == -1 and call.axis == 1:
         grad = grad.movedim(-1, 1)
     return _tensor(loss, x.dtype), grad
+
+
+def _negated(loss: Tensor, grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return -loss, None if grad is None else grad.neg_()
 
 
 def _numpy(t: Tensor | None) -> Any:
@@ -159,6 +168,9 @@ def _rust_by_chunks(
     if not call.is_soft:
         _check_indices(call, options.ignored)
     divisor = call.divisor(options.ignored).item() if options.reduction == "mean" else 1.0
+    if divisor < 0.0:  # the sum of negative weights
+        call = call._replace(denominator=torch.scalar_tensor(-divisor))
+        return _negated(*_rust_by_chunks(call, options, with_grad, inplace))
     grad = None
     if with_grad:
         grad = x if inplace else _backend.empty(x.shape, x.dtype, x.device)
@@ -231,7 +243,7 @@ def _chunk(
     """Replace a chunk of logits by their gradient; return the loss, or that of each row."""
     mean, cap = options.reduction == "mean", options.softcap
     if cap:
-        tanh = z.div_(cap).tanh_().clone()
+        capped = z.div_(cap).tanh_().clone()
         z.mul_(cap)
     penalty, penalty_grad = 0.0, None
     if options.z_loss:
@@ -251,7 +263,7 @@ def _chunk(
     if penalty_grad is not None:
         z.add_(penalty_grad)
     if cap:
-        z.mul_(1.0 - tanh * tanh)
+        z.mul_(1.0 - capped * capped)
     return loss + penalty
 
 
@@ -297,30 +309,9 @@ def _check_indices(call: _Arguments, ignored: tuple[int, ...]) -> None:
 
 @Kernel
 @no_type_check
-def _log1p(r):
-    # Kahan: the rounding of 1 + r cancels in the quotient.
-    u = 1.0 + r
-    return tl.where(u == 1.0, r, tl.log(u) * (r / tl.where(u == 1.0, 1.0, u - 1.0)))
-
-
-@Kernel
-@no_type_check
-def _tanh(u):
-    a = tl.abs(u)
-    e = tl.exp(-2.0 * a)
-    t = (1.0 - e) / (1.0 + e)
-    if u.dtype == tl.float32:  # 1 - e cancels near 0
-        s = u * u
-        p = s * (-17.0 / 315.0 + s * (62.0 / 2835.0))
-        t = tl.where(a < 0.25, a * (1.0 + s * (-1.0 / 3.0 + s * (2.0 / 15.0) + s * p)), t)
-    return tl.where(u < 0, -t, t)
-
-
-@Kernel
-@no_type_check
 def _logits(x_row, cols, x_c, mask, CAP: tl.constexpr, ACC: tl.constexpr):
     x = tl.load(x_row + cols * x_c, mask=mask, other=float("-inf")).to(ACC)
-    return CAP * _tanh(x / CAP) if CAP else x
+    return CAP * tanh(x / CAP) if CAP else x
 
 
 @Kernel
@@ -429,10 +420,10 @@ def _softmax(
         # log1p(rest / e) keeps the digits of a small loss; far from the top e may vanish.
         e_y = tl.exp(x_y - top)
         sum_ = rest + e_y
-        log_sum = tl.where(x_y == top, _log1p(rest), tl.log(sum_))
+        log_sum = tl.where(x_y == top, log1p(rest), tl.log(sum_))
         near = x_y - top > -NEAR
         minus_log_p = tl.where(
-            near, _log1p(rest / tl.where(near, e_y, 1.0)), (top - x_y) + log_sum
+            near, log1p(rest / tl.where(near, e_y, 1.0)), (top - x_y) + log_sum
         )
         result = tl.where(own == 0.0, 0.0, own * minus_log_p)
         if VECTOR:
@@ -569,9 +560,9 @@ def _hessian_product(call: _Arguments, options: Options, direction: Tensor) -> T
     x, v = call.input.to(dtype), direction.to(dtype)
     u = v
     if cap:
-        tanh = (x / cap).tanh()
-        slope = 1.0 - tanh**2
-        x, u = cap * tanh, slope * v
+        capped = (x / cap).tanh()
+        slope = 1.0 - capped**2
+        x, u = cap * capped, slope * v
     factor = torch.ones(call.samples, dtype=dtype, device=x.device)
     if call.is_soft:
         a = call.target.to(dtype)
@@ -594,7 +585,7 @@ def _hessian_product(call: _Arguments, options: Options, direction: Tensor) -> T
     scale = total + 2.0 * z * logsumexp
     product = scale * p * (u - along) + 2.0 * z * p * along
     if cap:
-        product = slope * (product - (scale * p - a) * (2.0 / cap) * tanh * v)
+        product = slope * (product - (scale * p - a) * (2.0 / cap) * capped * v)
     return torch.where(factor == 0.0, 0.0, factor * product).to(call.input.dtype)
 
 
@@ -616,18 +607,18 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, call: _Arguments, options: Options) -> Tensor:
         loss, grad = _evaluate(call, options, True)
         ctx.save_for_backward(grad)
-        ctx.again = _autograd.Logits("cross_entropy", input), call._replace(input=None), options
+        ctx.again = _autograd.Inputs("cross_entropy", input), call._replace(input=None), options
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        logits, call, options = ctx.again
+        inputs, call, options = ctx.again
         axis = (1 if grad.dim() > 1 else 0) if options.reduction == "none" else None
         if not torch.is_grad_enabled():
             return _autograd.scaled(grad, factor, axis), None, None
-        call = call._replace(input=logits.get())  # create_graph=True
-        grad = _operator(*call, *options, True)[1]
+        (input,) = inputs.get()  # create_graph=True
+        grad = _operator(*call._replace(input=input), *options, True)[1]
         return grad * (factor if axis is None else factor.unsqueeze(axis)), None, None
 
 
@@ -702,6 +693,13 @@ def _leave_to_torch(call: _Arguments, options: Options) -> Tensor:
             "cannot be combined with gradients in the target or the class weights"
         )
     return loss
+
+
+def as_denominator(value: float, input: Tensor) -> Tensor:
+    """Return a denominator that is a number as a tensor."""
+    if not value >= 0.0:
+        raise ValueError(f"denominator is {value}, but must not be negative")
+    return torch.full((), value, dtype=torch.float64, device=input.device)
 
 
 def _check_extras(call: _Arguments, options: Options) -> None:
@@ -813,9 +811,7 @@ def cross_entropy(
     ignored = ignored_indices(ignore_index)
     options = Options(reduction, ignored, label_smoothing, z_loss, softcap or 0.0)
     if denominator is not None and not isinstance(denominator, Tensor):
-        if not denominator >= 0.0:
-            raise ValueError(f"denominator is {denominator}, but must not be negative")
-        denominator = torch.full((), denominator, dtype=torch.float64, device=input.device)
+        denominator = as_denominator(denominator, input)
     call = _Arguments(input, target, weight, sample_weight, denominator)
     if not _fits(call, options):
         return _leave_to_torch(call, options)
