@@ -9,8 +9,10 @@ PEERS ?=
 
 VENV := .venv
 BENCH_VENV := .venv-bench
+TORCH_VENV := .venv-torch
 BIN := $(abspath $(VENV))/bin
 BENCH_BIN := $(abspath $(BENCH_VENV))/bin
+TORCH_BIN := $(abspath $(TORCH_VENV))/bin
 
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
@@ -30,6 +32,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format wheel sdist bench bench-kernels clean
+.PHONY: demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+( [a-z-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -38,13 +41,17 @@ help:  ## List the targets
 demo: $(VENV)/.package  ## Train on real digits, compare with scikit-learn and NumPy, draw the loss curve
 	$(BIN)/python examples/digits.py $(ARGS)
 
-test: $(VENV)/.package  ## Run all tests, those of the Rust crate first
+test: $(VENV)/.package  ## Run all tests, those of the Rust crate first, those with PyTorch last
 	if cargo nextest --version >/dev/null 2>&1; then \
 	  cargo nextest run $(CARGO_TEST) && cargo test --doc $(CARGO_TEST); \
 	else \
 	  cargo test $(CARGO_TEST); \
 	fi
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-torch)
+
+test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an environment that has PyTorch
+	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py)
 
 lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check
@@ -54,6 +61,10 @@ lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are error
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest xentrs._xentrs
+	$(MAKE) --no-print-directory lint-torch
+
+lint-torch: $(TORCH_VENV)/.package  ## Check the types of xentrs.torch
+	$(TORCH_BIN)/mypy --exclude '^$$' python/xentrs/torch
 
 format: $(VENV)/.installed  ## Format the Rust and the Python
 	cargo fmt
@@ -71,8 +82,17 @@ bench: $(BENCH_VENV)/.package  ## Time whole calls against peers: ARGS="--quick"
 bench-kernels:  ## Time the kernels alone, at every instruction set of this machine
 	cargo bench --locked --no-default-features --bench kernels -- $(ARGS)
 
+demo-torch: $(TORCH_VENV)/.package  ## Train on real digits with PyTorch's loss and with ours, compare the curves
+	$(TORCH_BIN)/python examples/torch_digits.py $(ARGS)
+
+bench-torch: $(TORCH_VENV)/.package  ## Time xentrs.torch against PyTorch on the CPU
+	$(TORCH_BIN)/python benches/torch_cpu.py $(ARGS)
+
+bench-torch-gpu: $(TORCH_VENV)/.package  ## The same on a GPU; without one, toy sizes in the interpreter
+	$(TORCH_BIN)/python benches/torch_gpu.py $(ARGS)
+
 clean:  ## Remove everything that was built, the environments too
-	rm -rf target dist build $(VENV) $(BENCH_VENV)
+	rm -rf target dist build $(VENV) $(BENCH_VENV) $(TORCH_VENV)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -86,6 +106,12 @@ $(BENCH_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BENCH_BIN)/python -m pip install --quiet --group bench
+	touch $@
+
+$(TORCH_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(TORCH_BIN)/python -m pip install --quiet --group torch
 	touch $@
 
 # The same sources give the same bytes: files have the date of the commit, and no path of this

@@ -11,6 +11,7 @@ except ImportError as error:
 from xentrs.torch._binary import BCEWithLogitsLoss, binary_cross_entropy_with_logits
 from xentrs.torch._cross_entropy import CrossEntropyLoss, cross_entropy
 from xentrs.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
+from xentrs.torch._parallel import vocab_parallel_cross_entropy
 
 __all__ = [
     "BCEWithLogitsLoss",
@@ -19,4 +20,5 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "linear_cross_entropy",
+    "vocab_parallel_cross_entropy",
 ]

@@ -21,6 +21,10 @@ from torch.autograd import forward_ad
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 HALVES = (torch.float16, torch.bfloat16)
 
+FORCED = os.environ.get("XENTRS_TORCH_BACKEND", "")
+if FORCED not in ("", "rust", "triton"):
+    raise ValueError(f"XENTRS_TORCH_BACKEND is {FORCED!r}, but must be 'rust' or 'triton'")
+
 # From here on NumPy asks for huge pages, with which a fresh array costs a quarter as much.
 _HUGE = 1 << 22
 
@@ -28,17 +32,14 @@ _HUGE = 1 << 22
 def uses_triton(tensor: Tensor) -> bool:
     """Whether the Triton kernels compute what concerns this tensor."""
     kind = tensor.device.type
-    chosen = os.environ.get("XENTRS_TORCH_BACKEND", "")
-    if chosen not in ("", "rust", "triton"):
-        raise ValueError(f"XENTRS_TORCH_BACKEND is {chosen!r}, but must be 'rust' or 'triton'")
     if kind == "cpu":
-        return chosen == "triton"
+        return FORCED == "triton"
     if kind not in ("cuda", "xpu"):
         raise NotImplementedError(
             f"xentrs.torch has no kernels for tensors on {kind!r}: only for the CPU and for GPUs "
             "that Triton supports (device types 'cuda' and 'xpu')"
         )
-    if chosen == "rust":
+    if FORCED == "rust":
         raise RuntimeError(
             f"XENTRS_TORCH_BACKEND is 'rust', whose kernels cannot read a tensor on {kind!r}"
         )
@@ -90,7 +91,7 @@ def load_triton() -> tuple[Any, Any]:
     except ImportError as error:
         raise ImportError(
             "xentrs.torch needs Triton for tensors on a GPU and for XENTRS_TORCH_BACKEND=triton: "
-            "pip install xentrs[torch] triton"
+            "pip install triton"
         ) from error
     return triton, triton.language
 
@@ -116,11 +117,6 @@ class Kernel:
                 namespace[name] = triton.jit(value.function, debug=True)
         launch: Callable[..., None] = namespace[self.function.__name__][grid]
         return launch
-
-
-def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def next_power_of_two(n: int) -> int:

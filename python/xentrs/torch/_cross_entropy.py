@@ -169,7 +169,7 @@ def _rust_by_chunks(
         _check_indices(call, options.ignored)
     divisor = call.divisor(options.ignored).item() if options.reduction == "mean" else 1.0
     if divisor < 0.0:  # the sum of negative weights
-        call = call._replace(denominator=torch.scalar_tensor(-divisor))
+        call = call._replace(denominator=torch.scalar_tensor(-divisor, dtype=torch.float64))
         return _negated(*_rust_by_chunks(call, options, with_grad, inplace))
     grad = None
     if with_grad:
