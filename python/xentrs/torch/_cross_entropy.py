@@ -311,7 +311,9 @@ def _check_indices(call: _Arguments, ignored: tuple[int, ...]) -> None:
 @no_type_check
 def _logits(x_row, cols, x_c, mask, CAP: tl.constexpr, ACC: tl.constexpr):
     x = tl.load(x_row + cols * x_c, mask=mask, other=float("-inf")).to(ACC)
-    return CAP * tanh(x / CAP) if CAP else x
+    if CAP:
+        x = tl.where(mask, CAP * tanh(x / CAP), x)
+    return x
 
 
 @Kernel
