@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from types import FunctionType
 from typing import Any
@@ -116,7 +117,9 @@ class Kernel:
                 # debug: the bounds of class indices are asserted on the device.
                 namespace[name] = triton.jit(value.function, debug=True)
         launch: Callable[..., None] = namespace[self.function.__name__][grid]
-        return launch
+        # With debug come checks of every integer operation, which the interpreter has not got.
+        interpreted = triton.knobs.runtime.interpret
+        return launch if interpreted else partial(launch, sanitize_overflow=False)
 
 
 def next_power_of_two(n: int) -> int:

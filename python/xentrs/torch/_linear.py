@@ -156,6 +156,7 @@ def _backward(
             (g * factor).to(g.dtype) if want else None
             for g, want in zip(grads, wanted, strict=True)
         ]
+    directions = [d if want else None for d, want in zip(directions, wanted, strict=True)]
     if any(d is not None for d in directions):
         second = _second(call, options, directions)
         results = [b if a is None else a + b for a, b in zip(results, second, strict=True)]
