@@ -29,23 +29,21 @@ def compile(module, name, types, **constants):
             value.function.__globals__["tl"] = tl
             namespace[key] = triton.jit(value.function, debug=True)
     kernel = namespace[name]
-    constants = {k: v for k, v in constants.items()}
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    options = {"num_warps": 8, "debug": True, "sanitize_overflow": False}
+    options = {"num_warps": 8, "debug": True, "sanitize_overflow": False, "enable_fp_fusion": True}
     code = triton.compile(source, target=target, options=options)
     assert code.asm[suffix], "no code"
-    text = code.asm["ptx" if suffix == "cubin" else "amdgcn"]
-    print(name, len(code.asm[suffix]), ".local" in text and "spills" or "")
+    print(name, len(code.asm[suffix]))
 
 
-common = dict(R=1, B=4096, IGNORED=-100, NEAR=40.0)
+common = dict(R=1, B=4096, MANY=True, IGNORED=-100, NEAR=40.0)
 plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, SOFT=False)
 all_ = dict(SMOOTHING=0.1, EVEN=1e-4, Z=1e-4, CAP=30.0, SOFT=False)
 for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
     floats = {"x": "*" + x, "grad": "*" + x, "loss": "*" + acc, "divisor": "*" + acc}
     real = tl.float64 if acc == "fp64" else tl.float32
-    for options in (plain, all_, plain | {"SOFT": True, "IGNORED": None}):
+    for options in (plain, all_, plain | {"SOFT": True, "IGNORED": None, "grad": None}):
         soft = options["SOFT"]
         types = floats | {"target": "*" + x if soft else "*i64"}
         constants = common | options | {"ACC": real}
@@ -63,13 +61,12 @@ for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "target",
-    [("cuda", "80", "32", "cubin"), ("cuda", "90", "32", "cubin"), ("hip", "gfx942", "64", "hsaco")],
+    [("cuda", "90", "32", "cubin"), ("hip", "gfx942", "64", "hsaco")],
     ids=lambda target: target[1],
 )
 def test_kernels_compile(target, tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["TRITON_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, "-c", COMPILE, *target]
     # Triton finds a function's source in its file, so the script must be one too.
     script = tmp_path / "compile.py"
     script.write_text(COMPILE)

@@ -117,9 +117,10 @@ class Kernel:
                 # debug: the bounds of class indices are asserted on the device.
                 namespace[name] = triton.jit(value.function, debug=True)
         launch: Callable[..., None] = namespace[self.function.__name__][grid]
-        # With debug come checks of every integer operation, which the interpreter has not got.
-        interpreted = triton.knobs.runtime.interpret
-        return launch if interpreted else partial(launch, sanitize_overflow=False)
+        if triton.knobs.runtime.interpret:
+            return launch
+        # With debug come checks of every integer operation, which are not wanted.
+        return partial(launch, sanitize_overflow=False, enable_fp_fusion=True)
 
 
 def next_power_of_two(n: int) -> int:

@@ -311,7 +311,7 @@ def _check_indices(call: _Arguments, ignored: tuple[int, ...]) -> None:
 @no_type_check
 def _logits(x_row, cols, x_c, mask, CAP: tl.constexpr, ACC: tl.constexpr):
     x = tl.load(x_row + cols * x_c, mask=mask, other=float("-inf")).to(ACC)
-    if CAP:
+    if CAP != 0.0:
         x = tl.where(mask, CAP * tanh(x / CAP), x)
     return x
 
@@ -354,7 +354,7 @@ def _accumulate(x, a, is_target, top, rest, total, away, VECTOR: tl.constexpr):
 def _gradient(x, a, is_target, top, base, extra, rest, factor, keep, CAP: tl.constexpr):
     e = tl.exp(x - top)
     g = e * base - factor * a + tl.where(is_target, -extra * rest, extra * e)
-    if CAP:
+    if CAP != 0.0:
         g *= 1.0 - (x / CAP) * (x / CAP)
     return tl.where(keep, g, 0.0)
 
@@ -366,7 +366,7 @@ def _softmax(
     loss, grad, g_n, g_c, g_d, samples, classes, positions,
     IGNORED: tl.constexpr, SMOOTHING: tl.constexpr, EVEN: tl.constexpr, Z: tl.constexpr,
     CAP: tl.constexpr, SOFT: tl.constexpr, ACC: tl.constexpr, NEAR: tl.constexpr,
-    R: tl.constexpr, B: tl.constexpr,
+    R: tl.constexpr, B: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     # One program: R samples, their classes in tiles of B. One sweep over the logits for the loss,
     # a second for the gradient, which has the first tile in registers still.
@@ -404,14 +404,15 @@ def _softmax(
     top, rest, total, away = _accumulate(
         first, a, cols == y[:, None], x_y, zero, zero, zero, VECTOR
     )
-    for start in range(B, classes, B):
-        c = cols + start
-        m = live[:, None] & (c < classes)
-        z = _logits(x_row, c, x_c, m, CAP, ACC)
-        b = _others(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
-        top, rest, total, away = _accumulate(
-            z, b, c == y[:, None], top, rest, total, away, VECTOR
-        )
+    if MANY:
+        for start in range(B, classes, B):
+            c = cols + start
+            m = live[:, None] & (c < classes)
+            z = _logits(x_row, c, x_c, m, CAP, ACC)
+            b = _others(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
+            top, rest, total, away = _accumulate(
+                z, b, c == y[:, None], top, rest, total, away, VECTOR
+            )
 
     top = tl.where(top == float("-inf"), 0.0, top)
     if SOFT:
@@ -431,7 +432,7 @@ def _softmax(
         if VECTOR:
             result += away + total * log_sum
     log_sum += top
-    if Z:
+    if Z != 0.0:
         result += Z * log_sum * log_sum
     factor = tl.full([R], 1.0, ACC)
     if sample_weight is not None:
@@ -442,20 +443,21 @@ def _softmax(
         if divisor is not None:
             factor = factor / tl.load(divisor)
         extra = (own / sum_ * factor)[:, None]
-        if Z:
+        if Z != 0.0:
             total += 2.0 * Z * log_sum
         base = (total / sum_ * factor)[:, None]
         g_row = (grad + n * g_n + d * g_d)[:, None]
         top, rest, factor, kept = top[:, None], rest[:, None], factor[:, None], keep[:, None]
         g = _gradient(first, a, cols == y[:, None], top, base, extra, rest, factor, kept, CAP)
         tl.store(g_row + cols * g_c, g, mask=mask)
-        for start in range(B, classes, B):
-            c = cols + start
-            m = live[:, None] & (c < classes)
-            z = _logits(x_row, c, x_c, m, CAP, ACC)
-            b = _others(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
-            g = _gradient(z, b, c == y[:, None], top, base, extra, rest, factor, kept, CAP)
-            tl.store(g_row + c * g_c, g, mask=m)
+        if MANY:
+            for start in range(B, classes, B):
+                c = cols + start
+                m = live[:, None] & (c < classes)
+                z = _logits(x_row, c, x_c, m, CAP, ACC)
+                b = _others(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
+                g = _gradient(z, b, c == y[:, None], top, base, extra, rest, factor, kept, CAP)
+                tl.store(g_row + c * g_c, g, mask=m)
 
 
 def _tiles(classes: int, positions: int) -> tuple[int, int]:
@@ -508,7 +510,7 @@ def _triton(
             Z=options.z_loss, CAP=options.softcap, SOFT=call.is_soft,
             ACC=tl.float64 if dtype == torch.float64 else tl.float32,
             NEAR=600.0 if dtype == torch.float64 else 40.0,
-            R=r, B=b, num_warps=min(max(r * b // 512, 4), 32),
+            R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
         )  # fmt: skip
         if grad is not None and g.data_ptr() != grad.data_ptr():  # strides that allow no view
             grad.copy_(g.view(grad.shape))
