@@ -4,7 +4,8 @@ The data are 1797 real images of handwritten digits, 8 x 8 pixels. A row of pixe
 layers of attention read the eight tokens, and a linear layer names the digit. The training runs
 three times from the same start, on the same batches: with `torch.nn.functional.cross_entropy`, with
 `xentrs.torch.cross_entropy` in its place, and with `xentrs.torch.linear_cross_entropy` in place of
-the last layer and the loss. The losses of all steps agree.
+the last layer and the loss. The losses of all steps agree. (In float64: training multiplies the
+rounding of a step by thousands, so that in float32 no two programs stay together for long.)
 
 Run it with ``make demo-torch``, or ``python examples/torch_digits.py --help``.
 """
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 import xentrs.torch
 
 CLASSES, SIDE, WIDTH, BATCH = 10, 8, 64, 64
-AGREEMENT = 1e-3  # how far the losses may be apart, relative: rounding grows from step to step
+AGREEMENT = 1e-6  # how far the losses may be apart
 
 Loss = Callable[["Reader", Tensor, Tensor], Tensor]
 
@@ -52,12 +53,12 @@ class Reader(nn.Module):
 
 
 def with_pytorch(model: Reader, images: Tensor, target: Tensor) -> Tensor:
-    """PyTorch's own loss."""
+    """Take PyTorch's own loss."""
     return F.cross_entropy(model(images), target)
 
 
 def with_xentrs(model: Reader, images: Tensor, target: Tensor) -> Tensor:
-    """The same line, another module."""
+    """Write the same line with another module."""
     return xentrs.torch.cross_entropy(model(images), target)
 
 
@@ -76,9 +77,9 @@ def load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     parts = train_test_split(images, target, test_size=0.25, random_state=0, stratify=target)
     train, test, train_target, test_target = parts
     return (
-        torch.tensor(train, dtype=torch.float32),
+        torch.tensor(train, dtype=torch.float64),
         torch.tensor(train_target),
-        torch.tensor(test, dtype=torch.float32),
+        torch.tensor(test, dtype=torch.float64),
         torch.tensor(test_target),
     )
 
@@ -87,7 +88,7 @@ def train(loss: Loss, data: tuple[Tensor, ...], epochs: int) -> tuple[list[float
     """Return the loss of each step, the accuracy on the held-out images, and the seconds."""
     images, target, test, test_target = data
     torch.manual_seed(0)
-    model = Reader()
+    model = Reader().double()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     order = torch.Generator().manual_seed(0)
     curve = []
@@ -110,8 +111,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few epochs")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # more only get into each other's way in a model this small
     data = load()
-    epochs = 3 if arguments.quick else 20
+    epochs = 2 if arguments.quick else 10
     print(f"{len(data[0])} images to train on, {len(data[2])} held out, {epochs} epochs\n")
     runs = {
         "torch.nn.functional.cross_entropy": with_pytorch,
@@ -128,8 +130,7 @@ def main() -> None:
     for i in sorted({0, 1, 2, 5, 10, 20, 50, 100, 200, len(expected) - 1}):
         if i < len(expected):
             print(f"{i:4d}   " + "   ".join(f"{curve[i]:.9f}" for curve in curves.values()))
-    # Where the loss is small, rounding of the weights is all that is left of it.
-    apart = max(((c - expected).abs() / expected.clamp(min=0.1)).max().item() for c in others)
+    apart = max((curve - expected).abs().max().item() for curve in others)
     print(f"\nlargest difference between the curves {apart:.1e}")
     if apart > AGREEMENT:
         raise SystemExit(f"the curves differ by more than {AGREEMENT}")

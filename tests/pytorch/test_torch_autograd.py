@@ -4,10 +4,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
 
-import torch.nn.functional as F  # noqa: E402
-from torch.utils.checkpoint import checkpoint  # noqa: E402
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
-import xentrs.torch  # noqa: E402
+import xentrs.torch
 
 cross_entropy = xentrs.torch.cross_entropy
 bce = xentrs.torch.binary_cross_entropy_with_logits
@@ -127,7 +127,9 @@ def test_inplace(x, y):
     assert logits.data_ptr() == memory
     torch.testing.assert_close(logits.detach() * 2, expected)
     torch.testing.assert_close(a.grad, expected)
-    torch.testing.assert_close(grad_of(lambda x: cross_entropy(x * 2, y, inplace=True), x), expected)
+    torch.testing.assert_close(
+        grad_of(lambda x: cross_entropy(x * 2, y, inplace=True), x), expected
+    )
     for dtype in (torch.float32, torch.bfloat16):
         expected = grad_of(lambda x: F.cross_entropy(x * 2, y), x.to(dtype))
         actual = grad_of(lambda x: cross_entropy(x * 2, y, inplace=True), x.to(dtype))
@@ -185,7 +187,9 @@ def test_compile(x, y, w, dtype):
         loss = loss + module.binary_cross_entropy_with_logits(x * 2, t, reduction="none").sum()
         return loss + module.linear_cross_entropy(x @ w, w, y)
 
-    compiled = torch.compile(lambda x: all_three(xentrs.torch, x), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x: all_three(xentrs.torch, x), fullgraph=True, backend="aot_eager"
+    )
     x_ = x.clone().requires_grad_()
     loss = compiled(x_)
     loss.backward()

@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
 
-import torch.nn.functional as F  # noqa: E402
+import torch.nn.functional as F
 
-import xentrs.torch  # noqa: E402
+import xentrs.torch
 
 X = torch.zeros(4, 5)
 Y = torch.tensor([0, 1, 2, 3])

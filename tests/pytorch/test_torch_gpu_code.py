@@ -29,7 +29,8 @@ def compile(module, name, types, **constants):
             value.function.__globals__["tl"] = tl
             namespace[key] = triton.jit(value.function, debug=True)
     kernel = namespace[name]
-    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     options = {"num_warps": 8, "debug": True, "sanitize_overflow": False, "enable_fp_fusion": True}
     code = triton.compile(source, target=target, options=options)

@@ -6,10 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
 
-import torch.nn.functional as F  # noqa: E402
+import torch.nn.functional as F
 
-import xentrs.torch  # noqa: E402
-from samples import DTYPES, NAMES, Sample, assert_as_good, operator_samples  # noqa: E402
+import xentrs.torch
+from samples import DTYPES, NAMES, Sample, assert_as_good, operator_samples
 
 cross_entropy = xentrs.torch.cross_entropy
 
@@ -31,7 +31,13 @@ def draw(shape, target_shape, seed=0):
     return torch.randn(shape, dtype=torch.float64) * 4, torch.randint(0, classes, target_shape)
 
 
-SHAPES = [((5,), ()), ((3, 1), (3,)), ((4, 70), (4,)), ((2, 37, 3), (2, 3)), ((1, 5, 2, 3), (1, 2, 3))]
+SHAPES = [
+    ((5,), ()),
+    ((3, 1), (3,)),
+    ((4, 70), (4,)),
+    ((2, 37, 3), (2, 3)),
+    ((1, 5, 2, 3), (1, 2, 3)),
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -121,7 +127,13 @@ def test_nothing_counts(backend):
 
 def test_infinite_logits(backend):
     inf = math.inf
-    rows = [[0.0, -inf, 0.0], [-inf, 0.0, 0.0], [inf, 0.0, 0.0], [-inf, -inf, -inf], [0.0, math.nan, 0.0]]
+    rows = [
+        [0.0, -inf, 0.0],
+        [-inf, 0.0, 0.0],
+        [inf, 0.0, 0.0],
+        [-inf, -inf, -inf],
+        [0.0, math.nan, 0.0],
+    ]
     x = torch.tensor(rows, device=backend, requires_grad=True)
     loss = cross_entropy(x, torch.zeros(5, dtype=torch.long, device=backend), reduction="none")
     loss.sum().backward()

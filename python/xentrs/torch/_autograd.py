@@ -96,8 +96,8 @@ def define(
     _LIBRARY.define(schema)
     op = getattr(torch.ops.xentrs, name).default
 
-    # Of a single level: the transforms of torch.func are the dispatcher's, which calls this once for
-    # each of them.
+    # Of a single level: the transforms of torch.func are the dispatcher's, which comes here once
+    # for each of them.
     class Traced(torch.autograd.function._SingleLevelFunction):
         @staticmethod
         def forward(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
@@ -125,12 +125,13 @@ def define(
     def autograd(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
         keys = keys & torch._C._after_autograd_keyset
         tensors = [a for a in args if isinstance(a, Tensor)]
-        if forward_ad._current_level >= 0:
-            if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-                raise NotImplementedError(
-                    f"xentrs.torch.{name} has no forward-mode derivative (jvp, jacfwd, hessian): "
-                    "use reverse mode (grad, vjp, jacrev)"
-                )
+        if forward_ad._current_level >= 0 and any(
+            forward_ad.unpack_dual(t).tangent is not None for t in tensors
+        ):
+            raise NotImplementedError(
+                f"xentrs.torch.{name} has no forward-mode derivative (jvp, jacfwd, hessian): "
+                "use reverse mode (grad, vjp, jacrev)"
+            )
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             with enable_single_level_autograd_function():
                 return Traced.apply(keys, *args)
@@ -138,7 +139,12 @@ def define(
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         results = [
-            op(*[a.select(d, i) if type(d) is int else a for a, d in zip(args, in_dims, strict=True)])
+            op(
+                *[
+                    a.select(d, i) if type(d) is int else a
+                    for a, d in zip(args, in_dims, strict=True)
+                ]
+            )
             for i in range(info.batch_size)
         ]
         stacked = tuple([torch.stack(parts) for parts in zip(*results, strict=True)])

@@ -16,7 +16,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import xentrs
@@ -283,7 +283,9 @@ def _penalty(
     pivot.unsqueeze_(1)
     logsumexp = z.gather(1, pivot)[:, 0] + torch.from_numpy(minus_log_p)
     kept = torch.ones(len(z), dtype=torch.bool) if t.dim() == 2 else _kept(t, options.ignored)
-    factor = torch.full((len(z),), options.z_loss, dtype=z.dtype) if s is None else options.z_loss * s
+    factor = (
+        torch.full((len(z),), options.z_loss, dtype=z.dtype) if s is None else options.z_loss * s
+    )
     penalty = torch.where(kept, factor * logsumexp**2, 0.0)
     p = None
     if with_grad:
@@ -425,9 +427,7 @@ def _softmax(
         sum_ = rest + e_y
         log_sum = tl.where(x_y == top, log1p(rest), tl.log(sum_))
         near = x_y - top > -NEAR
-        minus_log_p = tl.where(
-            near, log1p(rest / tl.where(near, e_y, 1.0)), (top - x_y) + log_sum
-        )
+        minus_log_p = tl.where(near, log1p(rest / tl.where(near, e_y, 1.0)), (top - x_y) + log_sum)
         result = tl.where(own == 0.0, 0.0, own * minus_log_p)
         if VECTOR:
             result += away + total * log_sum

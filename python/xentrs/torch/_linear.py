@@ -15,7 +15,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xentrs.torch import _autograd, _backend, _cross_entropy
@@ -337,7 +337,9 @@ def linear_cross_entropy(
         else:
             loss = _evaluate(call, chosen, rows, wanted)[0]
     elif reduction == "none" and any(wanted):
-        loss = _cross_entropy._operator(*call.loss()._replace(input=_logits(call)), *chosen, True)[0]
+        loss = _cross_entropy._operator(*call.loss()._replace(input=_logits(call)), *chosen, True)[
+            0
+        ]
     else:
         loss = _operator(*call, *chosen, rows, wanted)[0]
     if single and reduction == "none":
