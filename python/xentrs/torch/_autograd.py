@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, no_type_check
+from typing import TYPE_CHECKING, Any, TypeAlias, no_type_check
 
 import torch
 from torch import Tensor
@@ -55,25 +55,27 @@ def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
     return grad
 
 
-class Inputs:
-    """Tensors that a second derivative needs; they are not kept alive for it."""
+# What a second derivative needs: tensors that are not kept alive for it.
+Remembered: TypeAlias = list[tuple[weakref.ref[Tensor], int]]
 
-    def __init__(self, name: str, *tensors: Tensor) -> None:
-        self.name = name
-        self.references = [(weakref.ref(t), t._version) for t in tensors]
 
-    def get(self) -> list[Tensor]:
-        """Return them, or say why they cannot be had."""
-        tensors = []
-        for reference, version in self.references:
-            tensor = reference()
-            if tensor is None or tensor._version != version:
-                raise RuntimeError(
-                    f"xentrs.torch.{self.name}: a second derivative needs the inputs, but one was "
-                    f"{'freed' if tensor is None else 'changed'} after the loss had been computed"
-                )
-            tensors.append(tensor)
-        return tensors
+def remember(*tensors: Tensor) -> Remembered:
+    """Return references to the tensors as they are now."""
+    return [(weakref.ref(t), t._version) for t in tensors]
+
+
+def recall(name: str, remembered: Remembered) -> list[Tensor]:
+    """Return the tensors, or say why they cannot be had."""
+    tensors = []
+    for reference, version in remembered:
+        tensor = reference()
+        if tensor is None or tensor._version != version:
+            raise RuntimeError(
+                f"xentrs.torch.{name}: a second derivative needs the inputs, but one was "
+                f"{'freed' if tensor is None else 'changed'} after the loss had been computed"
+            )
+        tensors.append(tensor)
+    return tensors
 
 
 # Operators
@@ -107,7 +109,7 @@ def define(
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-            _, *inputs = inputs
+            inputs = inputs[1:]
             ctx.arguments = [None if isinstance(a, Tensor) else a for a in inputs]
             ctx.places = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
             ctx.save_for_backward(*[inputs[i] for i in ctx.places], *output[1:])
@@ -134,7 +136,7 @@ def define(
             )
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             with enable_single_level_autograd_function():
-                return Traced.apply(keys, *args)
+                return Traced.apply(keys, *args)  # type: ignore[attr-defined]
         return op.redispatch(keys, *args)
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-HALVES = (torch.float16, torch.bfloat16)
+FLOATS = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+HALVES = frozenset({torch.float16, torch.bfloat16})
 
 FORCED = os.environ.get("XENTRS_TORCH_BACKEND", "")
 if FORCED not in ("", "rust", "triton"):

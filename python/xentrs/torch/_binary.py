@@ -5,6 +5,7 @@ As with `_cross_entropy.py`, the forward computes the gradient too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
 
 import torch
@@ -54,9 +55,8 @@ def _rust(call: _Arguments, options: Options, with_grad: bool) -> tuple[Tensor, 
     if x.dtype in HALVES:
         return _rust_by_chunks(call, options, with_grad)
     denominator = None if call.denominator is None else call.denominator.item()
-    loss, grad = _call_rust(
-        x, *[None if t is None else t.detach() for t in call[1:5]], denominator, options, with_grad
-    )
+    others = [None if t is None else t.detach() for t in call[1:5]]
+    loss, grad = _call_rust(x, others, denominator, options, with_grad)
     if isinstance(loss, float):
         return torch.scalar_tensor(loss, dtype=x.dtype), grad
     return torch.from_numpy(loss), grad
@@ -64,17 +64,14 @@ def _rust(call: _Arguments, options: Options, with_grad: bool) -> tuple[Tensor, 
 
 def _call_rust(
     x: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    pos_weight: Tensor | None,
-    where: Tensor | None,
+    others: Sequence[Tensor | None],
     denominator: float | None,
     options: Options,
     with_grad: bool,
     out: Tensor | None = None,
 ) -> tuple[Any, Tensor | None]:
-    numpy = [None if t is None else t.numpy() for t in (target, weight, pos_weight, where)]
-    target, weight, pos_weight, where = numpy
+    target, weight, pos_weight, where = (None if t is None else t.numpy() for t in others)
+    assert target is not None
     arguments: dict[str, Any] = {
         "weight": weight,
         "pos_weight": pos_weight,
@@ -122,7 +119,7 @@ def _rust_by_chunks(
         for t in others:
             part = t if t is None or len(t) != len(rows) else t[here]
             parts.append(part.float() if part is not None and part.dtype in HALVES else part)
-        loss, _ = _call_rust(z, *parts, divisor, options, with_grad, z if with_grad else None)
+        loss, _ = _call_rust(z, parts, divisor, options, with_grad, z if with_grad else None)
         if grad_rows is not None:
             grad_rows[here] = z
         if losses is not None:
@@ -290,7 +287,7 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, call: _Arguments, options: Options) -> Tensor:
         loss, grad = _evaluate(call, options, True)
         ctx.save_for_backward(grad)
-        ctx.again = _autograd.Inputs(_NAME, input), call._replace(input=None), options
+        ctx.again = _autograd.remember(input), call[1:], options
         return loss
 
     @staticmethod
@@ -298,14 +295,10 @@ class _Eager(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return _autograd.scaled(grad, factor), None, None
-        inputs, call, options = ctx.again  # create_graph=True
-        (input,) = inputs.get()
-        call = call._replace(input=input)
-        return (
-            _operator(*call, options.reduction, options.label_smoothing, True)[1] * factor,
-            None,
-            None,
-        )
+        remembered, others, options = ctx.again  # create_graph=True
+        (input,) = _autograd.recall(_NAME, remembered)
+        grad = _operator(input, *others, options.reduction, options.label_smoothing, True)[1]
+        return grad * factor, None, None
 
 
 # What people call

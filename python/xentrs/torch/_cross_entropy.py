@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import xentrs
+from xentrs import _arrays
+from xentrs._xentrs import cross_entropy as _compiled
 from xentrs.torch import _autograd, _backend
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
 from xentrs.torch._math import log1p, tanh
@@ -113,7 +115,7 @@ def _rust(
         return _rust_by_chunks(call, options, with_grad, inplace)
     denominator = None if call.denominator is None else call.denominator.item()
     if denominator is not None and denominator < 0.0:  # the sum of negative weights
-        call = call._replace(denominator=-call.denominator)
+        call = call._replace(denominator=torch.scalar_tensor(-denominator, dtype=torch.float64))
         return _negated(*_rust(call, options, with_grad, inplace))
     target, axis = call.target, call.axis
     if axis == 1 and x.dim() > 2 and x.movedim(1, -1).is_contiguous():  # channels_last
@@ -122,20 +124,28 @@ def _rust(
     if call.is_soft:
         target = target.detach().to(x.dtype)
     logits = x.numpy()
-    arguments: dict[str, Any] = {
-        "weight": _numpy(call.weight),
-        "sample_weight": _numpy(call.sample_weight),
-        "ignore_index": options.ignored,
-        "label_smoothing": options.label_smoothing,
-        "reduction": options.reduction,
-        "denominator": denominator,
-    }
-    if not with_grad:
-        loss = xentrs.cross_entropy(logits, target.numpy(), axis=axis, **arguments)
-        return _tensor(loss, x.dtype), None
-    loss, g = xentrs.cross_entropy_with_grad(
-        logits, target.numpy(), axis=axis, out=logits if inplace else None, **arguments
+    # The compiled function itself: where a call is small, what is around it is most of its time.
+    arguments = (
+        1 if with_grad else 0,
+        logits,
+        target.numpy(),
+        -1 if axis == x.dim() - 1 else axis,
+        _numpy(call.weight),
+        _numpy(call.sample_weight),
+        options.ignored,
+        options.label_smoothing,
+        options.reduction,
+        denominator,
+        None,
+        logits if inplace else None,
+        None,
     )
+    result = _compiled(*arguments)
+    if result is NotImplemented:
+        result = _arrays.class_loss(_compiled, "input", *arguments)
+    if not with_grad:
+        return _tensor(result, x.dtype), None
+    loss, g = result
     grad = x if inplace else torch.from_numpy(g)
     if axis == -1 and call.axis == 1:
         grad = grad.movedim(-1, 1)
@@ -613,18 +623,18 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, call: _Arguments, options: Options) -> Tensor:
         loss, grad = _evaluate(call, options, True)
         ctx.save_for_backward(grad)
-        ctx.again = _autograd.Inputs("cross_entropy", input), call._replace(input=None), options
+        ctx.again = _autograd.remember(input), call[1:], options
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        inputs, call, options = ctx.again
+        remembered, others, options = ctx.again
         axis = (1 if grad.dim() > 1 else 0) if options.reduction == "none" else None
         if not torch.is_grad_enabled():
             return _autograd.scaled(grad, factor, axis), None, None
-        (input,) = inputs.get()  # create_graph=True
-        grad = _operator(*call._replace(input=input), *options, True)[1]
+        (input,) = _autograd.recall("cross_entropy", remembered)  # create_graph=True
+        grad = _operator(input, *others, *options, True)[1]
         return grad * (factor if axis is None else factor.unsqueeze(axis)), None, None
 
 
@@ -660,24 +670,24 @@ class _InPlace(torch.autograd.Function):
 def _fits(call: _Arguments, options: Options) -> bool:
     """Whether the arguments are what the kernels take; all else is left to PyTorch."""
     x, target, weight, _, _ = call
-    if x.dtype not in FLOATS or x.dim() == 0 or target.device != x.device:
+    shape, axis = x.shape, 1 if x.dim() > 1 else 0
+    if x.dtype not in FLOATS or not shape or not shape[axis] or target.device != x.device:
         return False
-    if target.shape == x.shape:
-        if not target.is_floating_point() or any(i >= 0 for i in options.ignored):
+    if target.dtype in _INTEGERS:
+        if target.shape != shape[:axis] + shape[axis + 1 :]:
             return False
-    elif target.shape != call.samples or target.dtype not in _INTEGERS:
-        return False
-    if target.requires_grad and torch.is_grad_enabled():
+    elif (
+        target.shape != shape
+        or not target.is_floating_point()
+        or any(i >= 0 for i in options.ignored)
+        or (target.requires_grad and torch.is_grad_enabled())
+    ):
         return False
     if weight is not None:
         fits = weight.shape == (call.classes,) and weight.is_floating_point()
         if not fits or weight.device != x.device or weight.requires_grad:
             return False
-    return (
-        options.reduction in ("mean", "sum", "none")
-        and 0.0 <= options.label_smoothing <= 1.0
-        and call.classes > 0
-    )
+    return options.reduction in ("mean", "sum", "none") and 0.0 <= options.label_smoothing <= 1.0
 
 
 def _leave_to_torch(call: _Arguments, options: Options) -> Tensor:

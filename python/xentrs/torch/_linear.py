@@ -110,7 +110,7 @@ def _evaluate(
         if divisor is not None and call.denominator is None:
             loss = torch.where(divisor == 0.0, math.nan, loss)
     grads = [
-        None if g is None else g.to(x.dtype).view(like.shape)
+        None if g is None or like is None else g.to(x.dtype).view(like.shape)
         for g, like in zip((grad_x, grad_weight, grad_bias), call[:3], strict=True)
     ]
     return loss, grads
@@ -140,7 +140,7 @@ def _fake(*args: Any) -> tuple[Tensor, ...]:
     x = call.input
     shape = call.loss().samples if options.reduction == "none" else ()
     grads = [
-        x.new_empty(like.shape) if want else x.new_empty(0)
+        x.new_empty(0 if like is None or not want else like.shape)
         for like, want in zip(call[:3], wanted, strict=True)
     ]
     return x.new_empty(shape, dtype=_backend.accumulator(x.dtype)), *grads
@@ -223,22 +223,22 @@ class _Eager(torch.autograd.Function):
         if ctx.none:
             loss, _ = _evaluate(call, options, rows, [False] * 3)
             ctx.save_for_backward(*[t for t in call[:3] if t is not None])
-            inputs = None
+            remembered = None
         else:
             loss, grads = _evaluate(call, options, rows, wanted)
             ctx.save_for_backward(*[g for g in grads if g is not None])
-            inputs = _autograd.Inputs(_NAME, *[t for t in call[:3] if t is not None])
-        ctx.rest = inputs, call._replace(input=None, linear_weight=None, linear_bias=None), options
+            remembered = _autograd.remember(*[t for t in call[:3] if t is not None])
+        ctx.rest = remembered, linear_bias is not None, call[3:], options
         ctx.rows, ctx.wanted = rows, wanted
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, call, options = ctx.rest
+        remembered, biased, others, options = ctx.rest
         again = torch.is_grad_enabled()  # create_graph=True
         if ctx.none or again:
-            tensors = ctx.saved_tensors if ctx.none else inputs.get()
-            call = call._replace(**dict(zip(_Arguments._fields, tensors, strict=False)))
+            tensors = ctx.saved_tensors if ctx.none else _autograd.recall(_NAME, remembered)
+            call = _Arguments(*tensors, *[None] * (not biased), *others)
         if ctx.none and again:
             raise RuntimeError(
                 f"xentrs.torch.{_NAME} with reduction='none' cannot be differentiated twice"
@@ -327,8 +327,8 @@ def linear_cross_entropy(
     _cross_entropy._check_extras(call.loss(), chosen)
     if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
         low = torch.get_autocast_dtype(input.device.type)
-        cast = [None if t is None else t.to(low) for t in call[:3]]
-        call = _Arguments(*cast, *call[3:])
+        x, w, b = call[:3]
+        call = _Arguments(x.to(low), w.to(low), None if b is None else b.to(low), *call[3:])
     rows = getattr(options, "batch_chunk_size", None) or call.rows()
     wanted = [t is not None and _backend.wants_gradient(t) for t in call[:3]]
     if _backend.is_eager(call.input):

@@ -1,7 +1,7 @@
 """Cross-entropy of logits whose classes are spread over the processes of a group.
 
-As in Megatron-LM no process sees another's logits; they exchange a few numbers a sample, twice. Each
-takes the softmax of its own classes first, loss and gradient in one pass by the kernels of
+As in Megatron-LM no process sees another's logits: they exchange a few numbers a sample, twice.
+Each takes the softmax of its own classes first, loss and gradient in one pass by the kernels of
 `_cross_entropy.py`, and from it the logsumexp; the largest of these is the reference for all (first
 exchange). Sums relative to it (second exchange) give the loss, and each process's gradient is its
 own softmax times its share of the sum, for which the backward pass goes over it once.
