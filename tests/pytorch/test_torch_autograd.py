@@ -134,6 +134,18 @@ def test_inplace(x, y):
         expected = grad_of(lambda x: F.cross_entropy(x * 2, y), x.to(dtype))
         actual = grad_of(lambda x: cross_entropy(x * 2, y, inplace=True), x.to(dtype))
         torch.testing.assert_close(actual, expected)
+    wide = torch.stack([x, x, x], 1).reshape(4, 3, 5).movedim(2, 1)[:, :, None].expand(4, 5, 2, 3)
+    targets = y[:, None, None].expand(4, 2, 3)
+    for dtype in (torch.float64, torch.float16):
+        # Strides of which samples x classes x positions is no view.
+        logits = wide.to(dtype).clone(memory_format=torch.contiguous_format).transpose(2, 3)
+        expected = grad_of(lambda x: F.cross_entropy(x * 2, targets.mT), logits)
+        a = logits.detach().requires_grad_()
+        twice = (a * 2).transpose(2, 3).contiguous().transpose(2, 3)
+        cross_entropy(twice, targets.mT, inplace=True).backward()
+        torch.testing.assert_close(a.grad, expected)
+    with pytest.raises(RuntimeError, match="share memory"):
+        cross_entropy(a.sum(0, True).expand_as(a), targets.mT, inplace=True)
     before = x.clone()
     cross_entropy(x, y, inplace=True)  # no gradient is wanted, nothing is written
     assert (x == before).all()

@@ -82,7 +82,7 @@ class _Arguments(NamedTuple):
             return torch.full((), count, dtype=torch.float64, device=self.input.device)
         counts = _kept(self.target, ignored)
         if self.weight is not None:
-            y = torch.where(counts, self.target, 0).long()
+            y = torch.where(counts, self.target.long(), 0)
             counts = torch.where(counts, self.weight[y].double(), 0.0)
         if self.sample_weight is not None:
             counts = torch.where(counts != 0, counts * self.sample_weight.double(), 0.0)
@@ -102,6 +102,12 @@ def _as_rows(t: Tensor) -> Tensor:
     if t.dim() == 1:
         return t.reshape(1, -1, 1)
     return t.reshape(t.shape[0], t.shape[1], prod(t.shape[2:]))
+
+
+def _write_back(grad: Tensor | None, rows: Tensor | None) -> None:
+    """Copy what was written to the gradient's rows, where strides allowed no view of them."""
+    if grad is not None and rows is not None and rows.data_ptr() != grad.data_ptr():
+        grad.copy_(rows.view(grad.shape))
 
 
 # On the CPU
@@ -185,6 +191,7 @@ def _rust_by_chunks(
     if with_grad:
         grad = x if inplace else _backend.empty(x.shape, x.dtype, x.device)
     rows, target = _as_rows(x), call.target.detach()
+    grad_rows = None if grad is None else _as_rows(grad)
     n, classes, positions = rows.shape
     target = _as_rows(target) if call.is_soft else target.reshape(n, 1, positions)
     weight = _numpy(call.weight)
@@ -215,13 +222,14 @@ def _rust_by_chunks(
             divisor,
             with_grad,
         )
-        if grad is not None:
-            here = _as_rows(grad)[i, :, j].transpose(1, 2)
+        if grad_rows is not None:
+            here = grad_rows[i, :, j].transpose(1, 2)
             here.copy_(chunk.view(here.shape))
         if options.reduction == "none":
             losses[i, j] = torch.from_numpy(loss).view_as(losses[i, j])
         else:
             total += loss
+    _write_back(grad, grad_rows)
     if options.reduction == "none":
         return losses.view(call.samples), grad
     if options.reduction == "mean" and call.denominator is None and divisor == 0.0:
@@ -310,7 +318,7 @@ def _penalty(
 
 def _check_indices(call: _Arguments, ignored: tuple[int, ...]) -> None:
     y = call.target
-    if y.dtype not in (torch.uint16, torch.uint32, torch.uint64):  # which cannot be compared
+    if y.dtype not in (torch.uint16, torch.uint32, torch.uint64):  # which are not ordered
         bad = _kept(y, ignored) & ((y < 0) | (y >= call.classes))
         if bad.any():
             raise IndexError(f"Target {y[bad][0].item()} is out of bounds.")
@@ -522,8 +530,7 @@ def _triton(
             NEAR=600.0 if dtype == torch.float64 else 40.0,
             R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
         )  # fmt: skip
-        if grad is not None and g.data_ptr() != grad.data_ptr():  # strides that allow no view
-            grad.copy_(g.view(grad.shape))
+        _write_back(grad, g)
     if options.reduction == "none":
         return losses.view(call.samples), grad
     loss = losses.sum()
@@ -585,7 +592,7 @@ def _hessian_product(call: _Arguments, options: Options, direction: Tensor) -> T
     else:
         kept = _kept(call.target, tuple(options.ignored))
         factor = kept.to(dtype)
-        y = torch.where(kept, call.target, 0).long().unsqueeze(axis)
+        y = torch.where(kept, call.target.long(), 0).unsqueeze(axis)
         a = torch.zeros_like(x).scatter(axis, y, 1.0)
     if call.sample_weight is not None:
         factor = factor * call.sample_weight
@@ -839,6 +846,10 @@ def cross_entropy(
     elif not with_grad:
         loss = _evaluate(call, options, False)[0]
     elif inplace:
+        if torch._debug_has_internal_overlap(input) == 1:
+            raise RuntimeError(
+                f"{_NAME}: inplace=True needs logits of which no two share memory; clone() them"
+            )
         loss = _InPlace.apply(input, call, options)[0]
     else:
         loss = _Eager.apply(input, call, options)
