@@ -794,9 +794,9 @@ def cross_entropy(
     denominator : float or Tensor of no dimension, optional
         What ``"mean"`` divides by instead of the total weight; a tensor need not be on the host.
     inplace : bool, default False
-        Write the gradient over the logits, which saves memory of their size. Autograd then refuses
-        every other use of the logits. Ignored where no gradient is wanted, and under
-        `torch.compile` and `torch.func`.
+        Write the gradient over the logits, which saves memory of their size. They may not be a view
+        nor a leaf, and autograd refuses every later use of them. Ignored where no gradient is
+        wanted, and under `torch.compile` and `torch.func`.
 
     Returns
     -------
@@ -846,9 +846,10 @@ def cross_entropy(
     elif not with_grad:
         loss = _evaluate(call, options, False)[0]
     elif inplace:
-        if torch._debug_has_internal_overlap(input) == 1:
+        if input._is_view():  # autograd cannot know of what is written to its base
             raise RuntimeError(
-                f"{_NAME}: inplace=True needs logits of which no two share memory; clone() them"
+                f"{_NAME}: inplace=True needs logits that are no view of another tensor (for "
+                "instance, flatten what goes into the last layer, not what comes out)"
             )
         loss = _InPlace.apply(input, call, options)[0]
     else:

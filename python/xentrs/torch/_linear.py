@@ -70,11 +70,12 @@ def _evaluate(
     mean = options.reduction == "mean"
     divisor = whole.divisor(options.ignored) if mean else None
 
-    grad_x = torch.empty((n, width), dtype=x.dtype, device=x.device) if wanted[0] else None
-    grad_weight = weight.new_zeros((outputs, width), dtype=dtype) if wanted[1] else None
-    grad_bias = weight.new_zeros(outputs, dtype=dtype) if wanted[2] else None
+    empty = _backend.empty
+    grad_x = empty((n, width), x.dtype, x.device) if wanted[0] else None
+    grad_weight = empty((outputs, width), dtype, x.device).zero_() if wanted[1] else None
+    grad_bias = empty((outputs,), dtype, x.device).zero_() if wanted[2] else None
     losses = [x.new_empty((0, *classes[1:]) if options.reduction == "none" else 0, dtype=dtype)]
-    buffer = _backend.empty((min(rows, n), outputs), kind, x.device)
+    buffer = empty((min(rows, n), outputs), kind, x.device)
     with torch.autocast(x.device.type, enabled=False):
         for i in range(0, n, rows):
             here = slice(i, i + rows)
@@ -337,9 +338,8 @@ def linear_cross_entropy(
         else:
             loss = _evaluate(call, chosen, rows, wanted)[0]
     elif reduction == "none" and any(wanted):
-        loss = _cross_entropy._operator(*call.loss()._replace(input=_logits(call)), *chosen, True)[
-            0
-        ]
+        whole = call.loss()._replace(input=_logits(call))
+        loss = _cross_entropy._operator(*whole, *chosen, True)[0]
     else:
         loss = _operator(*call, *chosen, rows, wanted)[0]
     if single and reduction == "none":
