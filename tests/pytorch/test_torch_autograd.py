@@ -107,6 +107,25 @@ def test_scaled_retained_and_accumulated(x, y):
         torch.testing.assert_close(grad_of(lambda x: cross_entropy(x, y) * 128, low), expected)
 
 
+def test_memory_of_a_freed_gradient_is_used_again():
+    """And of no other."""
+    x, y = torch.randn(64, 10000), torch.zeros(64, dtype=torch.long)
+    expected = grad_of(lambda x: F.cross_entropy(x, y), x)
+    first = grad_of(lambda x: cross_entropy(x, y), x)
+    second = grad_of(lambda x: cross_entropy(x, y), x)
+    part = first[:1]
+    memory = first.data_ptr()
+    assert second.data_ptr() != memory
+    del first  # a view is left
+    third = grad_of(lambda x: cross_entropy(x, y), x)
+    assert third.data_ptr() != memory
+    del part
+    fourth = grad_of(lambda x: cross_entropy(x, y), x)
+    assert fourth.data_ptr() == memory
+    for grad in (second, third, fourth):
+        torch.testing.assert_close(grad, expected)
+
+
 def test_freed_logits_cannot_be_differentiated_twice(x, y):
     x.requires_grad_()
     loss = cross_entropy(x * 1.0, y)

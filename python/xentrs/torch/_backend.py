@@ -8,6 +8,7 @@ tensors on the CPU go through the GPU's kernels, in Triton's interpreter.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -26,8 +28,11 @@ FORCED = os.environ.get("XENTRS_TORCH_BACKEND", "")
 if FORCED not in ("", "rust", "triton"):
     raise ValueError(f"XENTRS_TORCH_BACKEND is {FORCED!r}, but must be 'rust' or 'triton'")
 
-# From here on NumPy asks for huge pages, with which a fresh array costs a quarter as much.
-_HUGE = 1 << 22
+# From here on, in bytes, memory for a gradient on the CPU is NumPy's, and is used again.
+LARGE = 1 << 20
+
+# The memory of the last large gradient that was freed, or nothing.
+_spare: list[NDArray[np.uint8]] = []
 
 
 def uses_triton(tensor: Tensor) -> bool:
@@ -53,11 +58,27 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a new contiguous tensor; a large one on the CPU has huge pages."""
+    """Return a new contiguous tensor; a large one on the CPU may take the place of a freed one.
+
+    The page faults of fresh memory cost more than the kernel that fills it; where it cannot be
+    avoided NumPy asks for huge pages, with which they cost a quarter of PyTorch's.
+    """
     size = prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size < _HUGE:
+    if device.type != "cpu" or size < LARGE:
         return torch.empty(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(size, np.uint8)).view(dtype).view(shape)
+    try:
+        memory = _spare.pop()
+    except IndexError:
+        memory = None
+    if memory is None or not size <= memory.size <= 2 * size:
+        memory = np.empty(size, np.uint8)
+    array = memory[:size]
+    weakref.finalize(array, _keep, memory).atexit = False
+    return torch.from_numpy(array).view(dtype).view(shape)
+
+
+def _keep(memory: NDArray[np.uint8]) -> None:
+    _spare[:] = [memory]
 
 
 def is_eager(tensor: Tensor) -> bool:

@@ -56,7 +56,10 @@ def _rust(call: _Arguments, options: Options, with_grad: bool) -> tuple[Tensor, 
         return _rust_by_chunks(call, options, with_grad)
     denominator = None if call.denominator is None else call.denominator.item()
     others = [None if t is None else t.detach() for t in call[1:5]]
-    loss, grad = _call_rust(x, others, denominator, options, with_grad)
+    out = None
+    if with_grad and x.nbytes >= _backend.LARGE:
+        out = _backend.empty(x.shape, x.dtype, x.device)
+    loss, grad = _call_rust(x, others, denominator, options, with_grad, out)
     if isinstance(loss, float):
         return torch.scalar_tensor(loss, dtype=x.dtype), grad
     return torch.from_numpy(loss), grad

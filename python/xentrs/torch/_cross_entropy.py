@@ -130,6 +130,11 @@ def _rust(
     if call.is_soft:
         target = target.detach().to(x.dtype)
     logits = x.numpy()
+    grad = None
+    if inplace:
+        grad = x
+    elif with_grad and x.nbytes >= _backend.LARGE:
+        grad = _backend.empty(x.shape, x.dtype, x.device)
     # The compiled function itself: where a call is small, what is around it is most of its time.
     arguments = (
         1 if with_grad else 0,
@@ -143,7 +148,7 @@ def _rust(
         options.reduction,
         denominator,
         None,
-        logits if inplace else None,
+        None if grad is None else grad.numpy(),
         None,
     )
     result = _compiled(*arguments)
@@ -152,7 +157,7 @@ def _rust(
     if not with_grad:
         return _tensor(result, x.dtype), None
     loss, g = result
-    grad = x if inplace else torch.from_numpy(g)
+    grad = torch.from_numpy(g) if grad is None else grad
     if axis == -1 and call.axis == 1:
         grad = grad.movedim(-1, 1)
     return _tensor(loss, x.dtype), grad
