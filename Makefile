@@ -36,7 +36,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+( [a-z-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
-	  | sed -E 's/^([a-z-]+).*## /  make \1\t/' | expand -t 22
+	  | sed -E 's/^([a-z-]+).*## /  make \1\t/' | expand -t 24
 
 demo: $(VENV)/.package  ## Train on real digits, compare with scikit-learn and NumPy, draw the loss curve
 	$(BIN)/python examples/digits.py $(ARGS)
