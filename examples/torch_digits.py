@@ -113,7 +113,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # more only get into each other's way in a model this small
     data = load()
-    epochs = 2 if arguments.quick else 10
+    epochs = 4 if arguments.quick else 10
     print(f"{len(data[0])} images to train on, {len(data[2])} held out, {epochs} epochs\n")
     runs = {
         "torch.nn.functional.cross_entropy": with_pytorch,
