@@ -9,9 +9,11 @@ ARGS ?=
 VENV := .venv
 BENCH_VENV := .venv-bench
 PEERS_VENV := .venv-peers
+TORCH_VENV := .venv-torch
 BIN := $(abspath $(VENV))/bin
 BENCH_BIN := $(abspath $(BENCH_VENV))/bin
 PEERS_BIN := $(abspath $(PEERS_VENV))/bin
+TORCH_BIN := $(abspath $(TORCH_VENV))/bin
 
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
@@ -32,6 +34,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format wheel sdist clean
 .PHONY: bench bench-peers bench-curves bench-memory bench-instructions bench-pictures bench-kernels
+.PHONY: demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+( [a-z-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -40,13 +43,17 @@ help:  ## List the targets
 demo: $(VENV)/.package  ## Train on real digits, compare with scikit-learn and NumPy, draw the loss curve
 	$(BIN)/python examples/digits.py $(ARGS)
 
-test: $(VENV)/.package  ## Run all tests, those of the Rust crate first
+test: $(VENV)/.package  ## Run all tests, those of the Rust crate first, those with PyTorch last
 	if cargo nextest --version >/dev/null 2>&1; then \
 	  cargo nextest run $(CARGO_TEST) && cargo test --doc $(CARGO_TEST); \
 	else \
 	  cargo test $(CARGO_TEST); \
 	fi
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-torch)
+
+test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an environment that has PyTorch
+	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py)
 
 lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check
@@ -56,6 +63,10 @@ lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are error
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest xentrs._xentrs
+	$(MAKE) --no-print-directory lint-torch
+
+lint-torch: $(TORCH_VENV)/.package  ## Check the types of xentrs.torch
+	$(TORCH_BIN)/mypy python/xentrs/torch
 
 format: $(VENV)/.installed  ## Format the Rust and the Python
 	cargo fmt
@@ -88,8 +99,17 @@ bench-pictures: $(BENCH_VENV)/.package  ## README's table and docs/bench.svg fro
 bench-kernels:  ## Time the kernels alone, at every instruction set of this machine
 	cargo bench --locked --no-default-features --bench kernels -- $(ARGS)
 
+demo-torch: $(TORCH_VENV)/.package  ## Train on real digits with PyTorch's loss and with ours, compare the curves
+	$(TORCH_BIN)/python examples/torch_digits.py $(ARGS)
+
+bench-torch: $(TORCH_VENV)/.package  ## Time xentrs.torch against PyTorch on the CPU
+	$(TORCH_BIN)/python benches/torch_cpu.py $(ARGS)
+
+bench-torch-gpu: $(TORCH_VENV)/.package  ## The same on a GPU; without one, toy sizes in the interpreter
+	$(TORCH_BIN)/python benches/torch_gpu.py $(ARGS)
+
 clean:  ## Remove everything that was built, the environments too
-	rm -rf target dist build $(VENV) $(BENCH_VENV) $(PEERS_VENV)
+	rm -rf target dist build $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(TORCH_VENV)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -97,6 +117,7 @@ clean:  ## Remove everything that was built, the environments too
 $(VENV)/.installed: GROUP := dev
 $(BENCH_VENV)/.installed: GROUP := bench
 $(PEERS_VENV)/.installed: GROUP := bench-peers
+$(TORCH_VENV)/.installed: GROUP := torch
 .PRECIOUS: %/.installed
 %/.installed: pyproject.toml
 	$(PYTHON) -m venv $*

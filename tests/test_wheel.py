@@ -115,8 +115,9 @@ def test_tags(wheel):
 
 def test_metadata(wheel):
     headers = metadata(wheel)
-    (requirement,) = headers.get_all("Requires-Dist")
-    assert re.match(r"numpy\b", requirement)
+    needed, *optional = headers.get_all("Requires-Dist")
+    assert re.match(r"numpy\b", needed)
+    assert all("extra ==" in requirement for requirement in optional)
     assert headers["Requires-Python"] == ">=3.11"
     assert headers["License-Expression"] == "MIT OR Apache-2.0"
     assert set(headers.get_all("License-File")) == {"LICENSE-MIT", "LICENSE-APACHE"}

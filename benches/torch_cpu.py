@@ -1,0 +1,208 @@
+"""Time xentrs.torch against PyTorch, eager and compiled, on the CPU.
+
+Forward and backward, the gradient in a fresh tensor as in training. Answers are compared before
+anything is timed; both sides alternate in one process; medians. Run it with ``make bench-torch``,
+``ARGS="--quick"`` for a look; only ratios travel between machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import xentrs
+import xentrs.torch
+
+
+@dataclass
+class Case:
+    """Logits of a shape, and what is asked of PyTorch's time over ours (eager)."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    goal: float | None = None
+
+
+CASES = [
+    Case((2048, 32000), goal=8.0),
+    Case((512, 128256)),
+    Case((65536, 10), goal=20.0),
+    Case((8192, 1000), goal=4.0),
+    Case((128, 1000), goal=2.0),
+    Case((1, 10), goal=1.0),
+    Case((512, 128256), torch.float64),
+    Case((2048, 32000), torch.bfloat16),
+    Case((8192, 1000), torch.bfloat16),
+    Case((16, 21, 128, 128)),
+]
+LINEAR = [(2048, 768, 32000), (4096, 512, 8192)]
+
+Step = Callable[[], Tensor]
+
+
+def step(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Step:
+    """Return a function that takes the loss and its gradient, and returns the gradient."""
+
+    def run() -> Tensor:
+        x.grad = None
+        loss(x, y).backward()
+        assert x.grad is not None
+        return x.grad
+
+    return run
+
+
+def alternate(steps: dict[str, Step], seconds: float) -> dict[str, float]:
+    """Return the median time of each, taken in turns."""
+    for run in steps.values():
+        run()
+    start = time.perf_counter()
+    for run in steps.values():
+        run()
+    once = max((time.perf_counter() - start) / len(steps), 1e-7)
+    inner = max(int(2e-3 / once), 1)
+    rounds = min(max(int(seconds / (once * inner * len(steps))), 5), 200)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, run in steps.items():
+            start = time.perf_counter()
+            for _ in range(inner):
+                run()
+            times[name].append((time.perf_counter() - start) / inner)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def compare_losses(case: Case, seconds: float) -> str:
+    """Return a row of the table."""
+    torch.manual_seed(0)
+    x = (torch.randn(case.shape) * 3).to(case.dtype).requires_grad_()
+    y = torch.randint(0, case.shape[1], case.shape[:1] + case.shape[2:])
+    torch._dynamo.reset()
+    steps = {
+        "xentrs": step(xentrs.torch.cross_entropy, x, y),
+        "eager": step(F.cross_entropy, x, y),
+        "compiled": step(torch.compile(F.cross_entropy), x, y),
+    }
+    expected = steps["eager"]().double()
+    for run in steps.values():
+        error = (run().double() - expected).abs().max().item()
+        largest = expected.abs().max().item()
+        assert error <= 256 * torch.finfo(case.dtype).eps * largest, error  # mostly PyTorch's
+    t = alternate(steps, seconds)
+    ours = t["xentrs"]
+    goal = "" if case.goal is None else f"{case.goal:g}"
+    name = f"{' x '.join(map(str, case.shape))} {str(case.dtype).removeprefix('torch.')}"
+    ratios = " | ".join(f"{t[k] / ours:.2f}" for k in ("eager", "compiled"))
+    return f"| {name} | {duration(ours)} | {ratios} | {goal} |"
+
+
+def compare_linear(n: int, width: int, classes: int, seconds: float) -> str:
+    """Return a row: the time of loss and gradients over that of the three matrix products."""
+    torch.manual_seed(0)
+    x = torch.randn(n, width).requires_grad_()
+    w = (torch.randn(classes, width) / width**0.5).requires_grad_()
+    y = torch.randint(0, classes, (n,))
+    options = torch.nn.LinearCrossEntropyOptions()
+
+    def products() -> Tensor:
+        """Multiply as any implementation must, in chunks of the same size."""
+        rows = max((1 << 24) // classes, 128)
+        with torch.no_grad():
+            grad_x, grad_w = torch.empty_like(x), torch.zeros_like(w)
+            z = torch.empty(min(rows, n), classes)
+            for i in range(0, n, rows):
+                here = slice(i, i + rows)
+                part = z[: len(x[here])]
+                torch.mm(x[here], w.t(), out=part)
+                torch.mm(part, w, out=grad_x[here])
+                grad_w.addmm_(part.t(), x[here])
+        return grad_x
+
+    def fused(loss: Callable[..., Tensor], **arguments: object) -> Step:
+        def run() -> Tensor:
+            x.grad = w.grad = None
+            loss(x, w, y, **arguments).backward()
+            assert x.grad is not None
+            return x.grad
+
+        return run
+
+    steps = {
+        "products": products,
+        "xentrs": fused(xentrs.torch.linear_cross_entropy),
+        "plain": fused(F.linear_cross_entropy),
+        "chunked": fused(F.linear_cross_entropy, options=options),
+    }
+    expected = steps["plain"]()
+    for name in ("xentrs", "chunked"):
+        torch.testing.assert_close(steps[name](), expected, rtol=1e-3, atol=1e-7)
+    t = alternate(steps, seconds)
+    ratios = " | ".join(f"{t[k] / t['products']:.2f}" for k in ("xentrs", "plain", "chunked"))
+    return f"| {n} x {width} x {classes} | {duration(t['products'])} | {ratios} |"
+
+
+def peak_memory(which: str, n: int, width: int, classes: int) -> None:
+    """Print by how much the peak of the process's memory grew over inputs and gradients."""
+    x = torch.randn(n, width).requires_grad_()
+    w = (torch.randn(classes, width) / width**0.5).requires_grad_()
+    y = torch.randint(0, classes, (n,))
+    grads = 4 * (x.numel() + w.numel())
+    torch.mm(x[:1].detach(), w[:1].detach().t())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if which == "xentrs":
+        loss = xentrs.torch.linear_cross_entropy(x, w, y)
+    else:
+        options = torch.nn.LinearCrossEntropyOptions() if which == "chunked" else None
+        loss = F.linear_cross_entropy(x, w, y, options=options)
+    loss.backward()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 - grads
+    print(f"{which} {grown / 2**20:.0f} MiB")
+
+
+def duration(seconds: float) -> str:
+    """Return a time with its unit."""
+    if seconds >= 1.0:
+        return f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time")
+    parser.add_argument("--rows", default="", help="only shapes that contain this text")
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        which, *sizes = arguments.peak
+        peak_memory(which, *map(int, sizes))
+        return
+    seconds = 1.0 if arguments.quick else 10.0
+    threads = xentrs.get_num_threads()
+    torch.set_num_threads(threads)
+    level = xentrs.show_config(mode="dicts")["simd"]["level"]
+    print(f"PyTorch {torch.__version__}, xentrs {xentrs.__version__} ({level}), {threads} threads")
+    print(f"{platform.machine()}; loss and gradient; PyTorch's time over that of xentrs.torch\n")
+    print("| logits | xentrs.torch | eager | compiled | goal (eager) |\n|---|---|---|---|---|")
+    for case in CASES:
+        if arguments.rows in " x ".join(map(str, case.shape)):
+            print(compare_losses(case, seconds), flush=True)
+    print("\nlinear_cross_entropy: time over that of its matrix products alone\n")
+    print("| N x in x C | products | xentrs.torch | PyTorch plain | PyTorch chunked |")
+    print("|---|---|---|---|---|")
+    for sizes in LINEAR:
+        if arguments.rows in " x ".join(map(str, sizes)):
+            print(compare_linear(*sizes, seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""The losses of xentrs for PyTorch: functions and modules in place of PyTorch's own.
+
+Tensors on the CPU run the Rust kernels on their own memory, tensors on a GPU Triton kernels.
+"""
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError("xentrs.torch needs PyTorch: pip install xentrs[torch]") from error
+
+from xentrs.torch._binary import BCEWithLogitsLoss, binary_cross_entropy_with_logits
+from xentrs.torch._cross_entropy import CrossEntropyLoss, cross_entropy
+from xentrs.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
+from xentrs.torch._parallel import vocab_parallel_cross_entropy
+
+__all__ = [
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "LinearCrossEntropyLoss",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "vocab_parallel_cross_entropy",
+]

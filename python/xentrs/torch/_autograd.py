@@ -1,0 +1,159 @@
+"""What the losses share of autograd: scaling a stored gradient, and operators that are traced."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias, no_type_check
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+from xentrs.torch import _backend
+from xentrs.torch._backend import Kernel
+
+if TYPE_CHECKING:
+    import triton.language as tl
+
+_LIBRARY = torch.library.Library("xentrs", "FRAGMENT")
+
+
+# The gradient that the forward left, times what arrives at the loss
+
+
+@Kernel
+@no_type_check
+def _scale(grad, factor, n, BLOCK: tl.constexpr):
+    # To read the factor here spares waiting for it on the host; nothing moves where it is 1.
+    f = tl.load(factor)
+    if f != 1.0:
+        i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        g = tl.load(grad + i, mask=i < n)
+        tl.store(grad + i, (g.to(f.dtype) * f).to(g.dtype), mask=i < n)
+
+
+def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
+    """Return the stored gradient times what arrives at the loss, if possible in its own memory.
+
+    `axis` is the axis of `grad` that `factor` does not have.
+    """
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        grad = grad.clone()  # another backward pass may need it as it is
+    if axis is not None:
+        return grad.mul_(factor.unsqueeze(axis))
+    if factor.dim() or not _backend.uses_triton(grad):
+        return grad if not factor.dim() and factor.item() == 1.0 else grad.mul_(factor)
+    n = grad.numel()
+    if grad.untyped_storage().nbytes() != n * grad.itemsize:  # a view that may have gaps
+        return grad.mul_(factor)
+    block = 4096
+    if n:
+        factor = factor.to(_backend.accumulator(grad.dtype))
+        _scale[(-(-n // block),)](grad, factor, n, BLOCK=block, num_warps=8)
+    return grad
+
+
+# What a second derivative needs: tensors that are not kept alive for it.
+Remembered: TypeAlias = list[tuple[weakref.ref[Tensor], int]]
+
+
+def remember(*tensors: Tensor) -> Remembered:
+    """Return references to the tensors as they are now."""
+    return [(weakref.ref(t), t._version) for t in tensors]
+
+
+def recall(name: str, remembered: Remembered) -> list[Tensor]:
+    """Return the tensors, or say why they cannot be had."""
+    tensors = []
+    for reference, version in remembered:
+        tensor = reference()
+        if tensor is None or tensor._version != version:
+            raise RuntimeError(
+                f"xentrs.torch.{name}: a second derivative needs the inputs, but one was "
+                f"{'freed' if tensor is None else 'changed'} after the loss had been computed"
+            )
+        tensors.append(tensor)
+    return tensors
+
+
+# Operators
+
+
+def _any(with_grad: bool | list[bool]) -> bool:
+    return any(with_grad) if isinstance(with_grad, list | tuple) else with_grad
+
+
+def define(
+    schema: str, forward: Callable[..., Any], fake: Callable[..., Any], backward: Callable[..., Any]
+) -> Any:
+    """Register an operator and return it.
+
+    Its last argument says whether gradients are wanted; its outputs are the loss and the gradients.
+    `backward(arguments, gradients, factor, directions)` returns a gradient, or None, for each
+    argument; `directions` are what arrives at the gradients, where these are differentiated.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+    op = getattr(torch.ops.xentrs, name).default
+
+    # Of a single level: the transforms of torch.func are the dispatcher's, which comes here once
+    # for each of them.
+    class Traced(torch.autograd.function._SingleLevelFunction):
+        @staticmethod
+        def forward(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+            # For the transforms around this one.
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+                return op.redispatch(keys, *args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+            inputs = inputs[1:]
+            ctx.arguments = [None if isinstance(a, Tensor) else a for a in inputs]
+            ctx.places = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
+            ctx.save_for_backward(*[inputs[i] for i in ctx.places], *output[1:])
+            ctx.set_materialize_grads(False)
+
+        @staticmethod
+        def backward(ctx: Any, factor: Tensor | None, *directions: Tensor | None) -> Any:
+            saved, arguments = ctx.saved_tensors, list(ctx.arguments)
+            for i, tensor in zip(ctx.places, saved, strict=False):
+                arguments[i] = tensor
+            if not _any(arguments[-1]):
+                raise RuntimeError(f"xentrs::{name} was called without with_grad")
+            return None, *backward(arguments, saved[len(ctx.places) :], factor, directions)
+
+    def autograd(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+        keys = keys & torch._C._after_autograd_keyset
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if forward_ad._current_level >= 0 and any(
+            forward_ad.unpack_dual(t).tangent is not None for t in tensors
+        ):
+            raise NotImplementedError(
+                f"xentrs.torch.{name} has no forward-mode derivative (jvp, jacfwd, hessian): "
+                "use reverse mode (grad, vjp, jacrev)"
+            )
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            with enable_single_level_autograd_function():
+                return Traced.apply(keys, *args)  # type: ignore[attr-defined]
+        return op.redispatch(keys, *args)
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        results = [
+            op(
+                *[
+                    a.select(d, i) if type(d) is int else a
+                    for a, d in zip(args, in_dims, strict=True)
+                ]
+            )
+            for i in range(info.batch_size)
+        ]
+        stacked = tuple([torch.stack(parts) for parts in zip(*results, strict=True)])
+        return stacked, tuple([0] * len(stacked))
+
+    _LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, autograd, "Autograd", with_keyset=True)
+    torch.library.register_fake(f"xentrs::{name}", fake, lib=_LIBRARY)
+    torch.library.register_vmap(f"xentrs::{name}", vmap, lib=_LIBRARY)
+    return op

@@ -1,0 +1,149 @@
+"""Which kernels a tensor takes, and what they are launched with.
+
+Tensors on the CPU take the Rust kernels, those on a GPU the Triton kernels.
+``XENTRS_TORCH_BACKEND=rust`` or ``triton`` forces one; with ``TRITON_INTERPRET=1`` and ``triton``
+tensors on the CPU go through the GPU's kernels, in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd import forward_ad
+
+FLOATS = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
+HALVES = frozenset({torch.float16, torch.bfloat16})
+
+FORCED = os.environ.get("XENTRS_TORCH_BACKEND", "")
+if FORCED not in ("", "rust", "triton"):
+    raise ValueError(f"XENTRS_TORCH_BACKEND is {FORCED!r}, but must be 'rust' or 'triton'")
+
+# From here on, in bytes, memory for a gradient on the CPU is NumPy's, and is used again.
+LARGE = 1 << 20
+
+# The memory of the last large gradient that was freed, or nothing.
+_spare: list[NDArray[np.uint8]] = []
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Whether the Triton kernels compute what concerns this tensor."""
+    kind = tensor.device.type
+    if kind == "cpu":
+        return FORCED == "triton"
+    if kind not in ("cuda", "xpu"):
+        raise NotImplementedError(
+            f"xentrs.torch has no kernels for tensors on {kind!r}: only for the CPU and for GPUs "
+            "that Triton supports (device types 'cuda' and 'xpu')"
+        )
+    if FORCED == "rust":
+        raise RuntimeError(
+            f"XENTRS_TORCH_BACKEND is 'rust', whose kernels cannot read a tensor on {kind!r}"
+        )
+    return True
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which logits of this dtype are computed and their loss is summed."""
+    return torch.float32 if dtype in HALVES else dtype
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a new contiguous tensor; a large one on the CPU may take the place of a freed one.
+
+    The page faults of fresh memory cost more than the kernel that fills it; where it cannot be
+    avoided NumPy asks for huge pages, with which they cost a quarter of PyTorch's.
+    """
+    size = prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < LARGE:
+        return torch.empty(shape, dtype=dtype, device=device)
+    try:
+        memory = _spare.pop()
+    except IndexError:
+        memory = None
+    if memory is None or not size <= memory.size <= 2 * size:
+        memory = np.empty(size, np.uint8)
+    array = memory[:size]
+    weakref.finalize(array, _keep, memory).atexit = False
+    return torch.from_numpy(array).view(dtype).view(shape)
+
+
+def _keep(memory: NDArray[np.uint8]) -> None:
+    _spare[:] = [memory]
+
+
+def is_eager(tensor: Tensor) -> bool:
+    """Whether the tensor is a plain one and nothing watches or transforms what is done to it."""
+    return (
+        (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and forward_ad._current_level < 0
+        and tensor.device.type != "meta"
+    )
+
+
+def wants_gradient(tensor: Tensor) -> bool:
+    """Whether a gradient may be asked for; torch.func does not say."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return tensor.requires_grad and torch.is_grad_enabled()
+    return True
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast makes the loss of half-precision logits float32, as it does PyTorch's."""
+    return torch.is_autocast_enabled(tensor.device.type)
+
+
+def load_triton() -> tuple[Any, Any]:
+    """Import Triton, or say what is missing."""
+    try:
+        import triton
+        import triton.language
+    except ImportError as error:
+        raise ImportError(
+            "xentrs.torch needs Triton for tensors on a GPU and for XENTRS_TORCH_BACKEND=triton: "
+            "pip install triton"
+        ) from error
+    return triton, triton.language
+
+
+class Kernel:
+    """A Triton kernel, compiled at its first launch; before that Triton is not imported.
+
+    All kernels of a module are compiled together, for they call each other by name, and find
+    Triton's language there as ``tl``.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        assert isinstance(function, FunctionType)
+        self.function = function
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        triton, tl = load_triton()
+        namespace = self.function.__globals__
+        for name, value in list(namespace.items()):
+            if isinstance(value, Kernel):
+                value.function.__globals__["tl"] = tl
+                # debug: the bounds of class indices are asserted on the device.
+                namespace[name] = triton.jit(value.function, debug=True)
+        launch: Callable[..., None] = namespace[self.function.__name__][grid]
+        if triton.knobs.runtime.interpret:
+            return launch
+        # With debug come checks of every integer operation, which are not wanted.
+        return partial(launch, sanitize_overflow=False, enable_fp_fusion=True)
+
+
+def next_power_of_two(n: int) -> int:
+    """Return the least power of two from `n` up."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,918 @@
+"""Cross-entropy of logits: Triton kernel, operator, autograd, public function and module.
+
+The forward computes the loss and, where a gradient will be asked for, the gradient too, from the
+same pass over the logits; the backward multiplies it by what arrives there, in place, and not at
+all where that is 1. Between the two, nothing of the size of the logits is kept but the gradient.
+
+A call on plain tensors goes to `_Eager`. Whatever traces or transforms (`torch.compile`,
+`torch.func`, dispatch modes) meets the operator ``xentrs::cross_entropy`` instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import xentrs
+from xentrs import _arrays
+from xentrs._xentrs import cross_entropy as _compiled
+from xentrs.torch import _autograd, _backend
+from xentrs.torch._backend import FLOATS, HALVES, Kernel
+from xentrs.torch._math import log1p, tanh
+from xentrs.torch._options import Ignored, Options, ignored_indices, legacy_reduction
+
+if TYPE_CHECKING:
+    import triton.language as tl
+
+_NAME = "xentrs.torch.cross_entropy"
+_INTEGERS = frozenset(
+    {torch.int64, torch.int32, torch.int16, torch.int8}
+    | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
+)
+
+# Where the CPU computes in another type than that of the logits, or around the kernel, it does so
+# by chunks of so many elements for each thread, which stay in the second-level cache.
+_CHUNK = 1 << 16
+
+# On the GPU a row of at most so many classes stays in registers; longer ones are read in tiles.
+_LONGEST = 1 << 15
+_TILE = 1 << 13
+
+
+class _Arguments(NamedTuple):
+    """The tensors of a call. The target is class indices, or has the shape of the input."""
+
+    input: Tensor
+    target: Tensor
+    weight: Tensor | None
+    sample_weight: Tensor | None
+    denominator: Tensor | None  # of no dimension
+
+    @property
+    def axis(self) -> int:
+        return 1 if self.input.dim() > 1 else 0
+
+    @property
+    def classes(self) -> int:
+        return self.input.shape[self.axis]
+
+    @property
+    def samples(self) -> torch.Size:
+        shape = self.input.shape
+        return shape[: self.axis] + shape[self.axis + 1 :]
+
+    @property
+    def is_soft(self) -> bool:
+        return self.target.shape == self.input.shape
+
+    def divisor(self, ignored: tuple[int, ...]) -> Tensor:
+        """Return what a mean divides by, in float64, without waiting for it."""
+        if self.denominator is not None:
+            return self.denominator.double()
+        if self.is_soft:
+            if self.sample_weight is not None:
+                return self.sample_weight.sum(dtype=torch.float64)
+            count = float(prod(self.samples))
+            return torch.full((), count, dtype=torch.float64, device=self.input.device)
+        counts = _kept(self.target, ignored)
+        if self.weight is not None:
+            y = torch.where(counts, self.target.long(), 0)
+            counts = torch.where(counts, self.weight[y].double(), 0.0)
+        if self.sample_weight is not None:
+            counts = torch.where(counts != 0, counts * self.sample_weight.double(), 0.0)
+        return counts.sum(dtype=torch.float64)
+
+
+def _kept(target: Tensor, ignored: tuple[int, ...]) -> Tensor:
+    """Return which class indices are not ignored."""
+    kept = torch.ones_like(target, dtype=torch.bool)
+    for index in ignored:
+        kept &= target != index
+    return kept
+
+
+def _as_rows(t: Tensor) -> Tensor:
+    """Return an input as samples x classes x positions: a view, if its strides allow one."""
+    if t.dim() == 1:
+        return t.reshape(1, -1, 1)
+    return t.reshape(t.shape[0], t.shape[1], prod(t.shape[2:]))
+
+
+def _write_back(grad: Tensor | None, rows: Tensor | None) -> None:
+    """Copy what was written to the gradient's rows, where strides allowed no view of them."""
+    if grad is not None and rows is not None and rows.data_ptr() != grad.data_ptr():
+        grad.copy_(rows.view(grad.shape))
+
+
+# On the CPU
+
+
+def _rust(
+    call: _Arguments, options: Options, with_grad: bool, inplace: bool
+) -> tuple[Tensor, Tensor | None]:
+    x = call.input.detach()
+    if not options.is_plain or x.dtype in HALVES:
+        return _rust_by_chunks(call, options, with_grad, inplace)
+    denominator = None if call.denominator is None else call.denominator.item()
+    if denominator is not None and denominator < 0.0:  # the sum of negative weights
+        call = call._replace(denominator=torch.scalar_tensor(-denominator, dtype=torch.float64))
+        return _negated(*_rust(call, options, with_grad, inplace))
+    target, axis = call.target, call.axis
+    if axis == 1 and x.dim() > 2 and x.movedim(1, -1).is_contiguous():  # channels_last
+        x, axis = x.movedim(1, -1), -1
+        target = target.movedim(1, -1) if call.is_soft else target
+    if call.is_soft:
+        target = target.detach().to(x.dtype)
+    logits = x.numpy()
+    grad = None
+    if inplace:
+        grad = x
+    elif with_grad and x.nbytes >= _backend.LARGE:
+        grad = _backend.empty(x.shape, x.dtype, x.device)
+    # The compiled function itself: where a call is small, what is around it is most of its time.
+    arguments = (
+        1 if with_grad else 0,
+        logits,
+        target.numpy(),
+        -1 if axis == x.dim() - 1 else axis,
+        _numpy(call.weight),
+        _numpy(call.sample_weight),
+        options.ignored,
+        options.label_smoothing,
+        options.reduction,
+        denominator,
+        None,
+        None if grad is None else grad.numpy(),
+        None,
+    )
+    result = _compiled(*arguments)
+    if result is NotImplemented:
+        result = _arrays.class_loss(_compiled, "input", *arguments)
+    if not with_grad:
+        return _tensor(result, x.dtype), None
+    loss, g = result
+    grad = torch.from_numpy(g) if grad is None else grad
+    if axis == -1 and call.axis == 1:
+        grad = grad.movedim(-1, 1)
+    return _tensor(loss, x.dtype), grad
+
+
+def _negated(loss: Tensor, grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return -loss, None if grad is None else grad.neg_()
+
+
+def _numpy(t: Tensor | None) -> Any:
+    if t is None:
+        return None
+    t = t.detach()
+    return (t.float() if t.dtype in HALVES else t).numpy()
+
+
+def _tensor(loss: Any, dtype: torch.dtype) -> Tensor:
+    if isinstance(loss, float):
+        return torch.scalar_tensor(loss, dtype=dtype)
+    return torch.from_numpy(loss)
+
+
+def _rust_by_chunks(
+    call: _Arguments, options: Options, with_grad: bool, inplace: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Compute in the accumulator's type, chunk by chunk, with what Rust has not got around it."""
+    x = call.input.detach()
+    dtype = _backend.accumulator(x.dtype)
+    if not call.is_soft:
+        _check_indices(call, options.ignored)
+    divisor = call.divisor(options.ignored).item() if options.reduction == "mean" else 1.0
+    if divisor < 0.0:  # the sum of negative weights
+        call = call._replace(denominator=torch.scalar_tensor(-divisor, dtype=torch.float64))
+        return _negated(*_rust_by_chunks(call, options, with_grad, inplace))
+    grad = None
+    if with_grad:
+        grad = x if inplace else _backend.empty(x.shape, x.dtype, x.device)
+    rows, target = _as_rows(x), call.target.detach()
+    grad_rows = None if grad is None else _as_rows(grad)
+    n, classes, positions = rows.shape
+    target = _as_rows(target) if call.is_soft else target.reshape(n, 1, positions)
+    weight = _numpy(call.weight)
+    s = call.sample_weight
+    s = None if s is None else s.detach().to(dtype).reshape(n, 1, positions)
+
+    size = max(_CHUNK * xentrs.get_num_threads() // classes, 1)
+    z, t = (torch.empty((size, classes), dtype=dtype) for _ in range(2))
+    losses = torch.empty((n, positions), dtype=dtype)
+    total = 0.0
+    for i, j in _chunks(n, positions, size):
+
+        def part(a: Tensor, to: Tensor | None = None) -> Tensor:
+            a = a[i, :, j].transpose(1, 2)  # noqa: B023
+            count = a.shape[0] * a.shape[1]
+            if to is None:
+                return a.reshape(count)
+            to[:count].view(a.shape).copy_(a)
+            return to[:count]
+
+        chunk = part(rows, z)
+        loss = _chunk(
+            chunk,
+            part(target, t) if call.is_soft else part(target),
+            weight,
+            None if s is None else part(s),
+            options,
+            divisor,
+            with_grad,
+        )
+        if grad_rows is not None:
+            here = grad_rows[i, :, j].transpose(1, 2)
+            here.copy_(chunk.view(here.shape))
+        if options.reduction == "none":
+            losses[i, j] = torch.from_numpy(loss).view_as(losses[i, j])
+        else:
+            total += loss
+    _write_back(grad, grad_rows)
+    if options.reduction == "none":
+        return losses.view(call.samples), grad
+    if options.reduction == "mean" and call.denominator is None and divisor == 0.0:
+        total = math.nan
+    return torch.scalar_tensor(total, dtype=dtype), grad
+
+
+def _chunks(n: int, positions: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of samples and of their positions that hold about `size` of both."""
+    if positions <= size:
+        step = max(size // max(positions, 1), 1)
+        for i in range(0, n, step):
+            yield slice(i, i + step), slice(None)
+    else:
+        for i in range(n):
+            for j in range(0, positions, size):
+                yield slice(i, i + 1), slice(j, j + size)
+
+
+def _chunk(
+    z: Tensor,
+    t: Tensor,
+    weight: Any,
+    s: Tensor | None,
+    options: Options,
+    divisor: float,
+    with_grad: bool,
+) -> Any:
+    """Replace a chunk of logits by their gradient; return the loss, or that of each row."""
+    mean, cap = options.reduction == "mean", options.softcap
+    if cap:
+        capped = z.div_(cap).tanh_().clone()
+        z.mul_(cap)
+    penalty, penalty_grad = 0.0, None
+    if options.z_loss:
+        penalty, penalty_grad = _penalty(z, t, s, options, divisor, with_grad)
+    logits = z.numpy()
+    arguments: dict[str, Any] = {
+        "weight": weight,
+        "sample_weight": _numpy(s),
+        "ignore_index": options.ignored,
+        "label_smoothing": options.label_smoothing,
+        "reduction": options.reduction,
+        "denominator": divisor if mean else None,
+    }
+    if not with_grad:
+        return xentrs.cross_entropy(logits, t.numpy(), **arguments) + penalty
+    loss, _ = xentrs.cross_entropy_with_grad(logits, t.numpy(), out=logits, **arguments)
+    if penalty_grad is not None:
+        z.add_(penalty_grad)
+    if cap:
+        z.mul_(1.0 - capped * capped)
+    return loss + penalty
+
+
+def _penalty(
+    z: Tensor, t: Tensor, s: Tensor | None, options: Options, divisor: float, with_grad: bool
+) -> tuple[Any, Tensor | None]:
+    """Return z_loss times logsumexp squared, reduced, and the gradient of that.
+
+    Both come from the loss of the largest logit, -log p: logsumexp is the sum of the two, and its
+    gradient, the softmax, is that of this loss plus one at that place.
+    """
+    pivot = z.argmax(1)
+    if with_grad:
+        minus_log_p, g = xentrs.cross_entropy_with_grad(z.numpy(), pivot.numpy(), reduction="none")
+    else:
+        minus_log_p = xentrs.cross_entropy(z.numpy(), pivot.numpy(), reduction="none")
+    pivot.unsqueeze_(1)
+    logsumexp = z.gather(1, pivot)[:, 0] + torch.from_numpy(minus_log_p)
+    kept = torch.ones(len(z), dtype=torch.bool) if t.dim() == 2 else _kept(t, options.ignored)
+    factor = (
+        torch.full((len(z),), options.z_loss, dtype=z.dtype) if s is None else options.z_loss * s
+    )
+    penalty = torch.where(kept, factor * logsumexp**2, 0.0)
+    p = None
+    if with_grad:
+        p = torch.from_numpy(g)
+        p.scatter_add_(1, pivot, torch.ones_like(pivot, dtype=p.dtype))
+        p.mul_((2.0 * factor * logsumexp / divisor)[:, None]).masked_fill_(~kept[:, None], 0.0)
+    if options.reduction == "none":
+        return penalty.numpy(), p
+    total = penalty.sum(dtype=torch.float64).item()
+    return (total / divisor if divisor else 0.0), p
+
+
+def _check_indices(call: _Arguments, ignored: tuple[int, ...]) -> None:
+    y = call.target
+    if y.dtype not in (torch.uint16, torch.uint32, torch.uint64):  # which are not ordered
+        bad = _kept(y, ignored) & ((y < 0) | (y >= call.classes))
+        if bad.any():
+            raise IndexError(f"Target {y[bad][0].item()} is out of bounds.")
+
+
+# On a GPU
+
+
+@Kernel
+@no_type_check
+def _logits(x_row, cols, x_c, mask, CAP: tl.constexpr, ACC: tl.constexpr):
+    x = tl.load(x_row + cols * x_c, mask=mask, other=float("-inf")).to(ACC)
+    if CAP != 0.0:
+        x = tl.where(mask, CAP * tanh(x / CAP), x)
+    return x
+
+
+@Kernel
+@no_type_check
+def _others(
+    t_row, t_c, weight, cols, mask,
+    EVEN: tl.constexpr, KEEP: tl.constexpr, SOFT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    # The factor of each -log p in the loss; where the target is hard, without the target's own.
+    if SOFT:
+        a = KEEP * tl.load(t_row + cols * t_c, mask=mask, other=0).to(ACC) + EVEN
+    else:
+        a = tl.zeros(mask.shape, ACC) + EVEN
+    if weight is not None:
+        a *= tl.load(weight + cols, mask=mask, other=0).to(ACC)
+    return tl.where(mask, a, 0.0)
+
+
+@Kernel
+@no_type_check
+def _accumulate(x, a, is_target, top, rest, total, away, VECTOR: tl.constexpr):
+    # top: the largest logit so far; rest: the sum of exp(x - top) without the target;
+    # total and away: the sums of a and of a (top - x), whose terms do not cancel.
+    new = tl.maximum(top, tl.max(x, 1))
+    safe = tl.where(new == float("-inf"), 0.0, new)
+    e = tl.where(is_target, 0.0, tl.exp(x - safe[:, None]))
+    rest = rest * tl.exp(top - safe) + tl.sum(e, 1)
+    if VECTOR:
+        before = tl.where(top == float("-inf"), 0.0, top)
+        away += tl.where(total == 0.0, 0.0, total * (safe - before))
+        away += tl.sum(tl.where(a == 0.0, 0.0, a * (safe[:, None] - x)), 1)
+        total += tl.sum(a, 1)
+    return new, rest, total, away
+
+
+@Kernel
+@no_type_check
+def _gradient(x, a, is_target, top, base, extra, rest, factor, keep, CAP: tl.constexpr):
+    e = tl.exp(x - top)
+    g = e * base - factor * a + tl.where(is_target, -extra * rest, extra * e)
+    if CAP != 0.0:
+        g *= 1.0 - (x / CAP) * (x / CAP)
+    return tl.where(keep, g, 0.0)
+
+
+@Kernel
+@no_type_check
+def _softmax(
+    x, x_n, x_c, x_d, target, t_n, t_c, t_d, weight, sample_weight, s_n, s_d, divisor,
+    loss, grad, g_n, g_c, g_d, samples, classes, positions,
+    IGNORED: tl.constexpr, SMOOTHING: tl.constexpr, EVEN: tl.constexpr, Z: tl.constexpr,
+    CAP: tl.constexpr, SOFT: tl.constexpr, ACC: tl.constexpr, NEAR: tl.constexpr,
+    R: tl.constexpr, B: tl.constexpr, MANY: tl.constexpr,
+):  # fmt: skip
+    # One program: R samples, their classes in tiles of B. One sweep over the logits for the loss,
+    # a second for the gradient, which has the first tile in registers still.
+    VECTOR: tl.constexpr = SOFT or EVEN != 0.0
+    KEEP: tl.constexpr = 1.0 - SMOOTHING
+    i = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    live = i < samples
+    n = i // positions
+    d = i % positions
+    x_row = (x + n * x_n + d * x_d)[:, None]
+    t_row = (target + n * t_n + d * t_d)[:, None]
+    keep = live
+    if SOFT:
+        y = tl.full([R], -1, tl.int64)
+        own = tl.zeros([R], ACC)
+        x_y = tl.full([R], float("-inf"), ACC)
+    else:
+        y = tl.load(target + n * t_n + d * t_d, mask=live, other=0).to(tl.int64)
+        if IGNORED is not None:
+            keep = live & (y != IGNORED)
+        valid = (y >= 0) & (y < classes)
+        tl.device_assert(valid | (keep == 0), "target is out of bounds")
+        keep = keep & valid
+        y = tl.where(keep, y, 0)
+        own = tl.full([R], KEEP, ACC)
+        if weight is not None:
+            own *= tl.load(weight + y, mask=keep, other=0).to(ACC)
+        x_y = _logits(x + n * x_n + d * x_d, y, x_c, keep, CAP, ACC)
+
+    cols = tl.arange(0, B)[None, :].to(tl.int64)
+    mask = live[:, None] & (cols < classes)
+    first = _logits(x_row, cols, x_c, mask, CAP, ACC)
+    a = _others(t_row, t_c, weight, cols, mask, EVEN, KEEP, SOFT, ACC)
+    zero = tl.zeros([R], ACC)
+    top, rest, total, away = _accumulate(
+        first, a, cols == y[:, None], x_y, zero, zero, zero, VECTOR
+    )
+    if MANY:
+        for start in range(B, classes, B):
+            c = cols + start
+            m = live[:, None] & (c < classes)
+            z = _logits(x_row, c, x_c, m, CAP, ACC)
+            b = _others(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
+            top, rest, total, away = _accumulate(
+                z, b, c == y[:, None], top, rest, total, away, VECTOR
+            )
+
+    top = tl.where(top == float("-inf"), 0.0, top)
+    if SOFT:
+        log_sum = tl.log(rest)  # relative to top
+        result = away + tl.where(total == 0.0, 0.0, total * log_sum)
+        sum_ = rest
+    else:
+        # log1p(rest / e) keeps the digits of a small loss; far from the top e may vanish.
+        e_y = tl.exp(x_y - top)
+        sum_ = rest + e_y
+        log_sum = tl.where(x_y == top, log1p(rest), tl.log(sum_))
+        near = x_y - top > -NEAR
+        minus_log_p = tl.where(near, log1p(rest / tl.where(near, e_y, 1.0)), (top - x_y) + log_sum)
+        result = tl.where(own == 0.0, 0.0, own * minus_log_p)
+        if VECTOR:
+            result += away + total * log_sum
+    log_sum += top
+    if Z != 0.0:
+        result += Z * log_sum * log_sum
+    factor = tl.full([R], 1.0, ACC)
+    if sample_weight is not None:
+        factor *= tl.load(sample_weight + n * s_n + d * s_d, mask=live, other=0).to(ACC)
+    tl.store(loss + i, tl.where(keep, factor * result, 0.0), mask=live)
+
+    if grad is not None:
+        if divisor is not None:
+            factor = factor / tl.load(divisor)
+        extra = (own / sum_ * factor)[:, None]
+        if Z != 0.0:
+            total += 2.0 * Z * log_sum
+        base = (total / sum_ * factor)[:, None]
+        g_row = (grad + n * g_n + d * g_d)[:, None]
+        top, rest, factor, kept = top[:, None], rest[:, None], factor[:, None], keep[:, None]
+        g = _gradient(first, a, cols == y[:, None], top, base, extra, rest, factor, kept, CAP)
+        tl.store(g_row + cols * g_c, g, mask=mask)
+        if MANY:
+            for start in range(B, classes, B):
+                c = cols + start
+                m = live[:, None] & (c < classes)
+                z = _logits(x_row, c, x_c, m, CAP, ACC)
+                b = _others(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
+                g = _gradient(z, b, c == y[:, None], top, base, extra, rest, factor, kept, CAP)
+                tl.store(g_row + c * g_c, g, mask=m)
+
+
+def _tiles(classes: int, positions: int) -> tuple[int, int]:
+    """Return how many samples and how many of their classes a program takes at a time."""
+    if positions > 1:  # neighbours in memory are positions, not classes
+        return 64, min(_backend.next_power_of_two(classes), 32)
+    columns = _backend.next_power_of_two(classes) if classes <= _LONGEST else _TILE
+    return max(1, 2048 // columns), columns
+
+
+def _triton(
+    call: _Arguments, options: Options, with_grad: bool, inplace: bool
+) -> tuple[Tensor, Tensor | None]:
+    x, target, ignored = call.input.detach(), call.target.detach(), options.ignored
+    rows = _as_rows(x)
+    n, classes, positions = rows.shape
+    samples = n * positions
+    dtype = _backend.accumulator(x.dtype)
+    if call.is_soft:
+        target = _as_rows(target)
+    else:
+        if target.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            target = target.long()
+        call = call._replace(target=target)
+        if x.device.type == "cpu":  # Triton's interpreter leaves out assertions
+            _check_indices(call, ignored)
+        for index in ignored[1:]:
+            target = torch.where(target == index, ignored[0], target)
+        target = target.reshape(n, 1, positions)
+    s = call.sample_weight
+    s = None if s is None else s.detach().reshape(n, positions)
+    w = None if call.weight is None else call.weight.detach().contiguous()
+    divisor = None
+    if options.reduction == "mean":
+        divisor = call.divisor(ignored).to(dtype)
+    losses = torch.empty(samples, dtype=dtype, device=x.device)
+    grad = None
+    if with_grad:
+        grad = x if inplace else torch.empty_like(x)
+    g = rows if grad is None else _as_rows(grad)
+    if samples:
+        _, tl = _backend.load_triton()
+        r, b = _tiles(classes, positions)
+        _softmax[(-(-samples // r),)](
+            rows, *rows.stride(), target, *target.stride(), w,
+            s, *((0, 0) if s is None else s.stride()), divisor,
+            losses, None if grad is None else g, *g.stride(), samples, classes, positions,
+            IGNORED=ignored[0] if ignored and not call.is_soft else None,
+            SMOOTHING=options.label_smoothing, EVEN=options.label_smoothing / classes,
+            Z=options.z_loss, CAP=options.softcap, SOFT=call.is_soft,
+            ACC=tl.float64 if dtype == torch.float64 else tl.float32,
+            NEAR=600.0 if dtype == torch.float64 else 40.0,
+            R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
+        )  # fmt: skip
+        _write_back(grad, g)
+    if options.reduction == "none":
+        return losses.view(call.samples), grad
+    loss = losses.sum()
+    return (loss if divisor is None else loss / divisor), grad
+
+
+# The operator
+
+
+def _evaluate(
+    call: _Arguments, options: Options, with_grad: bool, inplace: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
+    on = _triton if _backend.uses_triton(call.input) else _rust
+    return on(call, options, with_grad, inplace)
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    call, options, with_grad = _Arguments(*args[:5]), Options(*args[5:-1]), args[-1]
+    loss, grad = _evaluate(call, options._replace(ignored=tuple(options.ignored)), with_grad)
+    return loss, call.input.new_empty(0) if grad is None else grad
+
+
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    call, options, with_grad = _Arguments(*args[:5]), Options(*args[5:-1]), args[-1]
+    shape = call.samples if options.reduction == "none" else ()
+    x = call.input
+    loss = x.new_empty(shape, dtype=_backend.accumulator(x.dtype))
+    return loss, torch.empty_like(x) if with_grad else x.new_empty(0)
+
+
+def _backward(
+    arguments: list[Any], grads: tuple[Tensor, ...], factor: Tensor | None, directions: Any
+) -> tuple[Tensor | None, ...]:
+    call, options = _Arguments(*arguments[:5]), Options(*arguments[5:-1])
+    result = None
+    if factor is not None:
+        wide = factor.unsqueeze(call.axis) if options.reduction == "none" else factor
+        result = (grads[0] * wide).to(call.input.dtype)
+    if directions[0] is not None:
+        product = _hessian_product(call, options, directions[0])
+        result = product if result is None else result + product
+    return result, *[None] * (len(arguments) - 1)
+
+
+def _hessian_product(call: _Arguments, options: Options, direction: Tensor) -> Tensor:
+    """Return the derivative of the gradient, by the logits, in a direction: in PyTorch's terms."""
+    axis, cap, z = call.axis, options.softcap, options.z_loss
+    dtype = _backend.accumulator(call.input.dtype)
+    x, v = call.input.to(dtype), direction.to(dtype)
+    u = v
+    if cap:
+        capped = (x / cap).tanh()
+        slope = 1.0 - capped**2
+        x, u = cap * capped, slope * v
+    factor = torch.ones(call.samples, dtype=dtype, device=x.device)
+    if call.is_soft:
+        a = call.target.to(dtype)
+    else:
+        kept = _kept(call.target, tuple(options.ignored))
+        factor = kept.to(dtype)
+        y = torch.where(kept, call.target.long(), 0).unsqueeze(axis)
+        a = torch.zeros_like(x).scatter(axis, y, 1.0)
+    if call.sample_weight is not None:
+        factor = factor * call.sample_weight
+    if options.reduction == "mean":
+        factor = factor / call.divisor(tuple(options.ignored)).to(dtype)
+    factor = factor.unsqueeze(axis)
+    a = (1.0 - options.label_smoothing) * a + options.label_smoothing / call.classes
+    if call.weight is not None:
+        a = a * call.weight.to(dtype).view(-1, *[1] * (x.dim() - axis - 1))
+    total = a.sum(axis, keepdim=True)
+    p, logsumexp = x.softmax(axis), x.logsumexp(axis, keepdim=True)
+    along = (p * u).sum(axis, keepdim=True)
+    scale = total + 2.0 * z * logsumexp
+    product = scale * p * (u - along) + 2.0 * z * p * along
+    if cap:
+        product = slope * (product - (scale * p - a) * (2.0 / cap) * capped * v)
+    return torch.where(factor == 0.0, 0.0, factor * product).to(call.input.dtype)
+
+
+_operator = _autograd.define(
+    "cross_entropy(Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight, "
+    "Tensor? denominator, str reduction, int[] ignored, float label_smoothing, float z_loss, "
+    "float softcap, bool with_grad) -> (Tensor, Tensor)",
+    _forward,
+    _fake,
+    _backward,
+)
+
+
+# Autograd
+
+
+class _Eager(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, call: _Arguments, options: Options) -> Tensor:
+        loss, grad = _evaluate(call, options, True)
+        ctx.save_for_backward(grad)
+        ctx.again = _autograd.remember(input), call[1:], options
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        remembered, others, options = ctx.again
+        axis = (1 if grad.dim() > 1 else 0) if options.reduction == "none" else None
+        if not torch.is_grad_enabled():
+            return _autograd.scaled(grad, factor, axis), None, None
+        (input,) = _autograd.recall("cross_entropy", remembered)  # create_graph=True
+        grad = _operator(input, *others, *options, True)[1]
+        return grad * (factor if axis is None else factor.unsqueeze(axis)), None, None
+
+
+class _InPlace(torch.autograd.Function):
+    """The gradient takes the place of the logits, and autograd knows."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, call: _Arguments, options: Options) -> tuple[Tensor, ...]:
+        loss, _ = _evaluate(call, options, True, inplace=True)
+        torch.autograd.graph.increment_version(input)
+        ctx.mark_dirty(input)
+        ctx.save_for_backward(input)
+        ctx.axis = call.axis if options.reduction == "none" else None
+        ctx.set_materialize_grads(False)
+        return loss, input
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor | None, used: Tensor | None) -> tuple[Tensor | None, ...]:
+        if used is not None or torch.is_grad_enabled():
+            raise RuntimeError(
+                "xentrs.torch.cross_entropy: the logits are needed again, but inplace=True has put "
+                "the gradient in their place"
+            )
+        if factor is None:
+            return None, None, None
+        (grad,) = ctx.saved_tensors
+        return _autograd.scaled(grad.detach(), factor, ctx.axis), None, None
+
+
+# What people call
+
+
+def _fits(call: _Arguments, options: Options) -> bool:
+    """Whether the arguments are what the kernels take; all else is left to PyTorch."""
+    x, target, weight, _, _ = call
+    shape, axis = x.shape, 1 if x.dim() > 1 else 0
+    if x.dtype not in FLOATS or not shape or not shape[axis] or target.device != x.device:
+        return False
+    if target.dtype in _INTEGERS:
+        if target.shape != shape[:axis] + shape[axis + 1 :]:
+            return False
+    elif (
+        target.shape != shape
+        or not target.is_floating_point()
+        or any(i >= 0 for i in options.ignored)
+        or (target.requires_grad and torch.is_grad_enabled())
+    ):
+        return False
+    if weight is not None:
+        fits = weight.shape == (call.classes,) and weight.is_floating_point()
+        if not fits or weight.device != x.device or weight.requires_grad:
+            return False
+    return options.reduction in ("mean", "sum", "none") and 0.0 <= options.label_smoothing <= 1.0
+
+
+def _leave_to_torch(call: _Arguments, options: Options) -> Tensor:
+    """Let PyTorch say what is wrong, or compute what only it can: gradients in the target."""
+    extra = len(options.ignored) != 1 or not options.is_plain
+    extra = extra or call.sample_weight is not None or call.denominator is not None
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not extra):
+        loss = F.cross_entropy(
+            call.input,
+            call.target,
+            call.weight,
+            ignore_index=options.ignored[0] if options.ignored else -100,
+            reduction=options.reduction,
+            label_smoothing=options.label_smoothing,
+        )
+    if extra:
+        raise NotImplementedError(
+            f"{_NAME}: z_loss, softcap, sample_weight, denominator and several ignored indices "
+            "cannot be combined with gradients in the target or the class weights"
+        )
+    return loss
+
+
+def as_denominator(value: float, input: Tensor) -> Tensor:
+    """Return a denominator that is a number as a tensor."""
+    if not value >= 0.0:
+        raise ValueError(f"denominator is {value}, but must not be negative")
+    return torch.full((), value, dtype=torch.float64, device=input.device)
+
+
+def _check_extras(call: _Arguments, options: Options) -> None:
+    """Refuse what is wrong with the arguments that PyTorch has not got."""
+    s = call.sample_weight
+    if s is not None and s.shape != call.samples:
+        raise ValueError(
+            f"sample_weight has shape {tuple(s.shape)}, but must have shape "
+            f"{tuple(call.samples)}: that of input, {tuple(call.input.shape)}, without axis "
+            f"{call.axis}"
+        )
+    if s is not None and not s.is_floating_point():
+        raise TypeError(f"sample_weight has dtype {s.dtype}, but must be floating point")
+    if not 0.0 <= options.softcap < math.inf:
+        raise ValueError(f"softcap is {options.softcap}, but must be positive")
+    if not -math.inf < options.z_loss < math.inf:
+        raise ValueError(f"z_loss is {options.z_loss}, but must be finite")
+    d = call.denominator
+    if d is not None and d.dim() != 0:
+        raise ValueError(f"denominator has shape {tuple(d.shape)}, but must be a number")
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: Ignored = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    r"""Cross-entropy between logits and class indices or probabilities.
+
+    A drop-in for `torch.nn.functional.cross_entropy`, with the same arguments, results and errors;
+    those after the star are not PyTorch's.
+
+    Parameters
+    ----------
+    input : Tensor of shape (C), (N, C) or (N, C, d_1, ..., d_K)
+        Logits: float16, bfloat16, float32 or float64, of any strides.
+    target : Tensor
+        Class indices, of any integer type, of the shape of `input` without its class axis; or
+        probabilities, floats of the shape of `input`.
+    weight : Tensor of shape (C), optional
+        Weight of each class.
+    size_average, reduce : bool, optional
+        Deprecated in PyTorch: see `reduction`.
+    ignore_index : int, iterable of ints or None, default -100
+        Class indices whose samples count for nothing, whatever their logits.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        Whether to return the mean of the samples' losses, weighted by the weights of their
+        classes, their sum, or each.
+    label_smoothing : float, default 0.0
+        A number e in [0, 1]: the target becomes (1 - e) times itself plus e / C in every class.
+    z_loss : float, default 0.0
+        This times the square of the logsumexp of its logits is added to each sample's loss, as in
+        PaLM. Neither `weight` nor `label_smoothing` concerns it, `sample_weight` does.
+    softcap : float, optional
+        The logits x become ``softcap * tanh(x / softcap)`` first, as in Gemma 2.
+    sample_weight : Tensor, optional
+        Weight of each sample, of the shape of `input` without its class axis.
+    denominator : float or Tensor of no dimension, optional
+        What ``"mean"`` divides by instead of the total weight; a tensor need not be on the host.
+    inplace : bool, default False
+        Write the gradient over the logits, which saves memory of their size. They may not be a view
+        nor a leaf, and autograd refuses every later use of them. Ignored where no gradient is
+        wanted, and under `torch.compile` and `torch.func`.
+
+    Returns
+    -------
+    Tensor
+        Of no dimension, or for ``"none"`` of the shape of `input` without its class axis. Of the
+        dtype of `input`, or float32 if autocast is on and that is a half precision.
+
+    Raises
+    ------
+    RuntimeError, ValueError, IndexError, NotImplementedError
+        As PyTorch's function does, in its words. On a GPU a class index out of range is an
+        assertion on the device. ValueError or TypeError where an argument of ours is wrong.
+
+    Notes
+    -----
+    Accumulated in float32 for half precisions, else in the type of `input`, on the CPU by the
+    kernels of `xentrs.cross_entropy`: at most 4 ULP of error for a sample's loss and each entry of
+    the gradient of a hard target. On the GPU losses keep their digits too when they are small or
+    the logits have a large offset.
+
+    The gradient is computed in the forward pass; it cannot be differentiated again.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import xentrs.torch
+    >>> logits = torch.tensor([[17.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    >>> loss = xentrs.torch.cross_entropy(logits, torch.tensor([0, 1]), reduction="sum")
+    >>> loss.backward()
+    >>> logits.grad[0]
+    tensor([-4.1399e-08,  4.1399e-08])
+    """
+    if size_average is not None or reduce is not None:
+        reduction = legacy_reduction(size_average, reduce, reduction)
+    ignored = ignored_indices(ignore_index)
+    options = Options(reduction, ignored, label_smoothing, z_loss, softcap or 0.0)
+    if denominator is not None and not isinstance(denominator, Tensor):
+        denominator = as_denominator(denominator, input)
+    call = _Arguments(input, target, weight, sample_weight, denominator)
+    if not _fits(call, options):
+        return _leave_to_torch(call, options)
+    if not options.is_plain or sample_weight is not None or denominator is not None:
+        _check_extras(call, options)
+    with_grad = _backend.wants_gradient(input)
+    if not _backend.is_eager(input):
+        loss = _operator(*call, *options, with_grad)[0]
+    elif not with_grad:
+        loss = _evaluate(call, options, False)[0]
+    elif inplace:
+        if input._is_view():  # autograd cannot know of what is written to its base
+            raise RuntimeError(
+                f"{_NAME}: inplace=True needs logits that are no view of another tensor (for "
+                "instance, flatten what goes into the last layer, not what comes out)"
+            )
+        loss = _InPlace.apply(input, call, options)[0]
+    else:
+        loss = _Eager.apply(input, call, options)
+    if input.dtype in HALVES and not _backend.autocasts(input):
+        loss = loss.to(input.dtype)
+    return loss
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """`cross_entropy` as a module: `torch.nn.CrossEntropyLoss` with the further options.
+
+    Parameters
+    ----------
+    weight, size_average, ignore_index, reduce, reduction, label_smoothing
+        As in `torch.nn.CrossEntropyLoss`; `ignore_index` may be several, or None.
+    z_loss, softcap, inplace
+        As in `cross_entropy`. Its `sample_weight` and `denominator` go to the call.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: Ignored = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        *,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__(weight, size_average, -100, reduce, reduction, label_smoothing)
+        self.ignore_index = ignore_index  # type: ignore[assignment]
+        self.z_loss = z_loss
+        self.softcap = softcap
+        self.inplace = inplace
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss."""
+        return cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+            softcap=self.softcap,
+            sample_weight=sample_weight,
+            denominator=denominator,
+            inplace=self.inplace,
+        )

@@ -1,0 +1,29 @@
+"""Functions for Triton kernels."""
+
+from typing import TYPE_CHECKING, no_type_check
+
+from xentrs.torch._backend import Kernel
+
+if TYPE_CHECKING:
+    import triton.language as tl
+
+
+@Kernel
+@no_type_check
+def log1p(r):
+    # Kahan: the rounding of 1 + r cancels in the quotient.
+    u = 1.0 + r
+    return tl.where(u == 1.0, r, tl.log(u) * (r / tl.where(u == 1.0, 1.0, u - 1.0)))
+
+
+@Kernel
+@no_type_check
+def tanh(u):
+    a = tl.abs(u)
+    e = tl.exp(-2.0 * a)
+    t = (1.0 - e) / (1.0 + e)
+    if u.dtype == tl.float32:  # 1 - e cancels near 0
+        s = u * u
+        p = s * (-17.0 / 315.0 + s * (62.0 / 2835.0))
+        t = tl.where(a < 0.25, a * (1.0 + s * (-1.0 / 3.0 + s * (2.0 / 15.0) + s * p)), t)
+    return tl.where(u < 0, -t, t)

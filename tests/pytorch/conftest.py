@@ -1,0 +1,59 @@
+"""What the tests of `xentrs.torch` share: the backends that this machine has.
+
+Nothing here imports PyTorch, so that without it these tests skip with their reason.
+"""
+
+import os
+
+import pytest
+
+# Read by Triton at the first launch. Where there is a GPU its own compiler is what is tested.
+BACKENDS = ("rust", "interpreter", "cuda")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
+    """Run the test on each backend; return the device that its tensors are on."""
+    torch = pytest.importorskip("torch")
+    from xentrs.torch import _backend
+
+    has_gpu = torch.cuda.is_available()
+    if request.param == "cuda":
+        if not has_gpu:
+            pytest.skip("no GPU")
+        return "cuda"
+    if request.param == "interpreter":
+        if has_gpu:
+            pytest.skip("with a GPU the kernels run there")
+        pytest.importorskip("triton", reason="Triton is not installed")
+        monkeypatch.setattr(_backend, "FORCED", "triton")
+    return "cpu"
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Make the GPU's kernels go through rows of many tiles, and the CPU's through many chunks."""
+    from xentrs.torch import _cross_entropy
+
+    monkeypatch.setattr(_cross_entropy, "_LONGEST", 8)
+    monkeypatch.setattr(_cross_entropy, "_TILE", 16)
+    monkeypatch.setattr(_cross_entropy, "_CHUNK", 64)
+
+
+def pytest_configure(config):
+    """Let Triton interpret kernels where there is no GPU to run them."""
+    try:
+        import torch
+    except ImportError:
+        return
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    for line in (
+        # NumPy's, in Triton's interpreter, where a GPU quietly gives inf or NaN.
+        "ignore:(divide by zero|invalid value|overflow|underflow):RuntimeWarning",
+        "ignore:linear_cross_entropy. ``options`` ignored:UserWarning",  # PyTorch's own
+        "ignore::DeprecationWarning:torch.*",
+        "ignore::FutureWarning:torch.*",
+        "ignore::UserWarning:torch.*",
+    ):
+        config.addinivalue_line("filterwarnings", line)

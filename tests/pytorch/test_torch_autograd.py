@@ -1,0 +1,319 @@
+"""Everything that traces, transforms or replays a loss: it works, or says why not."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
+
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+import xentrs.torch
+
+cross_entropy = xentrs.torch.cross_entropy
+bce = xentrs.torch.binary_cross_entropy_with_logits
+linear = xentrs.torch.linear_cross_entropy
+
+
+@pytest.fixture
+def x(backend):
+    torch.manual_seed(0)
+    return torch.randn(4, 5, dtype=torch.float64, device=backend) * 2
+
+
+@pytest.fixture
+def y(backend):
+    return torch.tensor([0, 3, -100, 4], device=backend)
+
+
+@pytest.fixture
+def w(backend):
+    torch.manual_seed(1)
+    return torch.randn(5, 3, dtype=torch.float64, device=backend)
+
+
+def grad_of(f, x):
+    x = x.detach().clone().requires_grad_()
+    return torch.autograd.grad(f(x), x)[0]
+
+
+# The gradient
+
+
+OPTIONS = [
+    {},
+    {"label_smoothing": 0.1, "reduction": "sum"},
+    {"reduction": "none"},
+    {"z_loss": 0.1, "softcap": 3.0},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_gradcheck(x, y, options):
+    x = x.requires_grad_()
+    q = torch.rand_like(x)
+    for target in (y, q):
+        assert torch.autograd.gradcheck(lambda x: cross_entropy(x, target, **options), x)  # noqa: B023
+        assert torch.autograd.gradgradcheck(
+            lambda x: cross_entropy(x, target, **options),  # noqa: B023
+            x,
+        )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradcheck_binary(x, reduction):
+    x = x.requires_grad_()
+    t, v, m = torch.rand_like(x), torch.rand_like(x[0]), x > -0.5
+    f = lambda x: bce(x, t, pos_weight=v, weight=v, where=m, reduction=reduction)  # noqa: E731
+    assert torch.autograd.gradcheck(f, x)
+    assert torch.autograd.gradgradcheck(f, x)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradcheck_linear(x, y, w, reduction):
+    inputs = [t.detach().requires_grad_() for t in (x @ w, w, w.sum(1))]
+    f = lambda x, w, b: linear(x, w, y, linear_bias=b, reduction=reduction)  # noqa: E731
+    assert torch.autograd.gradcheck(f, inputs)
+    if reduction == "mean":
+        assert torch.autograd.gradgradcheck(f, inputs)
+
+
+def test_gradients_in_targets_are_pytorchs(x):
+    q = torch.rand_like(x)
+    expected = grad_of(lambda q: F.cross_entropy(x, q), q)
+    torch.testing.assert_close(grad_of(lambda q: cross_entropy(x, q), q), expected)
+    expected = grad_of(lambda q: F.binary_cross_entropy_with_logits(x, q), q)
+    torch.testing.assert_close(grad_of(lambda q: bce(x, q), q), expected)
+    with pytest.raises(NotImplementedError, match="gradients in the target"):
+        cross_entropy(x, q.requires_grad_(), z_loss=0.1)
+
+
+def test_scaled_retained_and_accumulated(x, y):
+    """The stored gradient is changed in place only where nobody needs it again."""
+    for reduction in ("mean", "none"):
+        a, b = (x.clone().requires_grad_() for _ in range(2))
+        ours = cross_entropy(a * 1.0, y, reduction=reduction).sum() * 3
+        theirs = F.cross_entropy(b * 1.0, y, reduction=reduction).sum() * 3
+        for _ in range(2):
+            ours.backward(retain_graph=True)
+            theirs.backward(retain_graph=True)
+        torch.testing.assert_close(a.grad, b.grad)
+    loss = cross_entropy(a, y)
+    first = torch.autograd.grad(loss, a, retain_graph=True)[0]
+    first.zero_()
+    assert torch.autograd.grad(loss, a)[0].any()
+    for dtype in (torch.float16, torch.bfloat16):
+        low = x.to(dtype)
+        expected = grad_of(lambda x: F.cross_entropy(x, y) * 128, low)
+        torch.testing.assert_close(grad_of(lambda x: cross_entropy(x, y) * 128, low), expected)
+
+
+def test_memory_of_a_freed_gradient_is_used_again():
+    """And of no other."""
+    x, y = torch.randn(64, 10000), torch.zeros(64, dtype=torch.long)
+    expected = grad_of(lambda x: F.cross_entropy(x, y), x)
+    first = grad_of(lambda x: cross_entropy(x, y), x)
+    second = grad_of(lambda x: cross_entropy(x, y), x)
+    part = first[:1]
+    memory = first.data_ptr()
+    assert second.data_ptr() != memory
+    del first  # a view is left
+    third = grad_of(lambda x: cross_entropy(x, y), x)
+    assert third.data_ptr() != memory
+    del part
+    fourth = grad_of(lambda x: cross_entropy(x, y), x)
+    assert fourth.data_ptr() == memory
+    for grad in (second, third, fourth):
+        torch.testing.assert_close(grad, expected)
+
+
+def test_freed_logits_cannot_be_differentiated_twice(x, y):
+    x.requires_grad_()
+    loss = cross_entropy(x * 1.0, y)
+    with pytest.raises(RuntimeError, match=r"xentrs.torch.cross_entropy.*second derivative.*freed"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+# In place
+
+
+def test_inplace(x, y):
+    a = x.clone().requires_grad_()
+    logits = a * 2
+    memory = logits.data_ptr()
+    loss = cross_entropy(logits, y, inplace=True)
+    loss.backward()
+    expected = grad_of(lambda x: F.cross_entropy(x * 2, y), x)
+    assert logits.data_ptr() == memory
+    torch.testing.assert_close(logits.detach() * 2, expected)
+    torch.testing.assert_close(a.grad, expected)
+    torch.testing.assert_close(
+        grad_of(lambda x: cross_entropy(x * 2, y, inplace=True), x), expected
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = grad_of(lambda x: F.cross_entropy(x * 2, y), x.to(dtype))
+        actual = grad_of(lambda x: cross_entropy(x * 2, y, inplace=True), x.to(dtype))
+        torch.testing.assert_close(actual, expected)
+    wide = torch.stack([x, x, x], 1).reshape(4, 3, 5).movedim(2, 1)[:, :, None].expand(4, 5, 2, 3)
+    targets = y[:, None, None].expand(4, 2, 3)
+    for dtype in (torch.float64, torch.float16):
+        # Strides of which samples x classes x positions is no view.
+        logits = wide.to(dtype).clone(memory_format=torch.contiguous_format).transpose(2, 3)
+        expected = grad_of(lambda x: F.cross_entropy(x * 2, targets.mT), logits)
+        a = logits.detach().requires_grad_()
+        twice = a * 2
+        assert twice.stride() == logits.stride()
+        cross_entropy(twice, targets.mT, inplace=True).backward()
+        torch.testing.assert_close(a.grad, expected)
+    with pytest.raises(RuntimeError, match="no view of another tensor"):
+        cross_entropy(a.sum(0, True).expand_as(a), targets.mT, inplace=True)
+    before = x.clone()
+    cross_entropy(x, y, inplace=True)  # no gradient is wanted, nothing is written
+    assert (x == before).all()
+
+
+def test_inplace_is_known_to_autograd(x, y):
+    x.requires_grad_()
+    with pytest.raises(RuntimeError, match="leaf Variable"):
+        cross_entropy(x, y, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        cross_entropy(x.exp(), y, inplace=True).backward()  # exp needs its result
+    logits = x * 2
+    loss = cross_entropy(logits, y, inplace=True)
+    with pytest.raises(RuntimeError, match="the logits are needed again"):
+        (loss + logits.sum()).backward()
+    logits = x * 2
+    other = logits.square().sum()
+    loss = cross_entropy(logits, y, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss + other).backward()
+
+
+# Operators, torch.compile, torch.func
+
+
+def test_opcheck(x, y, w, backend):
+    x32, w32 = x.float().requires_grad_(), w.float().requires_grad_()
+    ops = torch.ops.xentrs
+    plain = ("mean", [-100], 0.1, 0.0, 0.0)
+    torch.library.opcheck(ops.cross_entropy.default, (x32, y, None, None, None, *plain, True))
+    none = ("none", [-100, -1], 0.0, 0.1, 3.0)
+    torch.library.opcheck(
+        ops.cross_entropy.default, (x32.detach(), y, None, None, None, *none, False)
+    )
+    name = ops.binary_cross_entropy_with_logits.default
+    t = (x > 0).float()
+    torch.library.opcheck(name, (x32, t, None, t[0] + 1, x > -1, None, "mean", 0.1, True))
+    inputs = (x32.detach() @ w32.detach()).requires_grad_()
+    arguments = (inputs, w32, None, y, None, None, None, *plain, 2, [True, True, False])
+    torch.library.opcheck(ops.linear_cross_entropy.default, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compile(x, y, w, dtype):
+    torch._dynamo.reset()
+    x, w = x.to(dtype), w.to(dtype)
+    t = (x > 0).to(dtype)
+
+    def all_three(module, x):
+        loss = module.cross_entropy(x * 2, y, label_smoothing=0.1)
+        loss = loss + module.binary_cross_entropy_with_logits(x * 2, t, reduction="none").sum()
+        return loss + module.linear_cross_entropy(x @ w, w, y)
+
+    compiled = torch.compile(
+        lambda x: all_three(xentrs.torch, x), fullgraph=True, backend="aot_eager"
+    )
+    x_ = x.clone().requires_grad_()
+    loss = compiled(x_)
+    loss.backward()
+    near = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(loss, all_three(F, x), **near)
+    torch.testing.assert_close(x_.grad, grad_of(lambda x: all_three(F, x), x), **near)
+
+
+def test_compile_inductor(x, y):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x, y: cross_entropy(x * 2, y), fullgraph=True, dynamic=True)
+    for n in (4, 3):
+        actual = grad_of(lambda x: compiled(x, y[:n]), x[:n])  # noqa: B023
+        expected = grad_of(lambda x: F.cross_entropy(x * 2, y[:n]), x[:n])  # noqa: B023
+        torch.testing.assert_close(actual, expected)
+
+
+def test_func(x, y):
+    func = torch.func
+    xs, ys = torch.stack([x, x + 1, 2 * x]), torch.stack([y, y.roll(1), y.roll(2)])
+    transforms = [
+        lambda f: func.grad(lambda x: f(x, y))(x),
+        lambda f: func.vmap(f)(xs, ys),
+        lambda f: func.vmap(f, in_dims=(0, None))(xs, y),
+        lambda f: func.vmap(func.grad(f))(xs, ys),
+        lambda f: func.grad(lambda x: func.vmap(f)(x, ys).sum())(xs),
+        lambda f: func.grad(lambda x: func.grad(lambda x: f(x, y))(x).square().sum())(x),
+        lambda f: func.jacrev(func.jacrev(lambda x: f(x, y)))(x),
+    ]
+    for transform in transforms:
+        torch.testing.assert_close(transform(cross_entropy), transform(F.cross_entropy))
+
+
+def test_forward_mode_is_refused(x, y):
+    for transform in (torch.func.hessian, torch.func.jacfwd):
+        with pytest.raises(NotImplementedError, match=r"cross_entropy has no forward-mode"):
+            transform(lambda x: cross_entropy(x, y))(x)
+
+
+def test_meta_and_fake(x, y):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert cross_entropy(x.to("meta"), y.to("meta"), reduction="none").shape == y.shape
+    with FakeTensorMode() as mode:
+        logits = mode.from_tensor(x).requires_grad_()
+        loss = cross_entropy(logits, mode.from_tensor(y))
+        loss.backward()
+        assert logits.grad.shape == x.shape
+
+
+def test_checkpoint(x, y):
+    expected = grad_of(lambda x: F.cross_entropy(x * 2, y), x)
+    for reentrant in (False, True):
+        a = x.clone().requires_grad_()
+        loss = checkpoint(lambda x: cross_entropy(x * 2, y), a, use_reentrant=reentrant)
+        loss.backward()
+        torch.testing.assert_close(a.grad, expected)
+
+
+def test_saved_tensor_hooks(x, y):
+    with torch.autograd.graph.save_on_cpu():
+        actual = grad_of(lambda x: cross_entropy(x, y) * 2, x)
+    torch.testing.assert_close(actual, grad_of(lambda x: F.cross_entropy(x, y) * 2, x))
+
+
+# Linear
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_linear_chunks(x, y, w, rows):
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
+    for reduction in ("mean", "sum", "none"):
+        ours = [t.detach().clone().requires_grad_() for t in (x @ w, w, w.sum(1))]
+        theirs = [t.detach().clone().requires_grad_() for t in ours]
+        loss = linear(
+            *ours[:2], y, linear_bias=ours[2], reduction=reduction, options=options, z_loss=0.1
+        )
+        logits = F.linear(*theirs)
+        expected = cross_entropy(logits, y, reduction=reduction, z_loss=0.1)
+        torch.testing.assert_close(loss, expected)
+        loss.sum().backward()
+        expected.sum().backward()
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_linear_takes_what_is_asked_for(x, y, w):
+    """A frozen head costs no gradient of its weight."""
+    inputs = (x @ w).detach().requires_grad_()
+    linear(inputs, w, y).backward()
+    expected = grad_of(lambda x: F.cross_entropy(F.linear(x, w), y), inputs)
+    torch.testing.assert_close(inputs.grad, expected)
+    assert w.grad is None
+    assert not linear(inputs.detach(), w, y).requires_grad
+    assert linear(inputs[:0], w, y[:0]).isnan()

@@ -1,0 +1,175 @@
+"""Two processes: the vocabulary-parallel loss, DDP and FSDP."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
+
+if not torch.distributed.is_available():
+    pytest.skip("PyTorch without torch.distributed", allow_module_level=True)
+
+PARALLEL = """
+import itertools
+import math
+
+def check(rank):
+    for dtype, near in (
+        (torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 0.02)
+    ):
+        for shape in ((6, 10), (3, 10, 4)):
+            torch.manual_seed(0)
+            x = (torch.randn(shape, dtype=torch.float64) * 4 + 50).to(dtype)
+            y = torch.randint(0, 7, shape[:1] + shape[2:])
+            y[1] = -100
+            s = torch.rand(y.shape, dtype=torch.float64)
+            for options in (
+                {}, {"reduction": "sum"}, {"reduction": "none", "ignore_index": (-100, 3)},
+                {"label_smoothing": 0.1, "sample_weight": s, "denominator": 3.0},
+                {"label_smoothing": 0.2, "z_loss": 0.01, "reduction": "none"},
+            ):
+                logits = x.clone()
+                if "label_smoothing" not in options:
+                    logits[0, 7:] = -math.inf  # as vocabularies are padded
+                if not options:
+                    logits[2, 5:] = -math.inf  # nothing is left to the second process
+                    y[2] = 2
+                mine = slice(5 * rank, 5 * rank + 5)
+                whole = logits.clone().requires_grad_()
+                part = logits[:, mine].clone().requires_grad_()
+                expected = xentrs.torch.cross_entropy(whole, y, **options)
+                actual = xentrs.torch.vocab_parallel_cross_entropy(part, y, **options)
+                assert actual.dtype == dtype
+                assert_close(actual, expected, rtol=near, atol=near)
+                weights = torch.rand(expected.shape).to(dtype)
+                expected.backward(weights)
+                actual.backward(weights)
+                assert_close(part.grad, whole.grad[:, mine], rtol=near, atol=near)
+                with torch.no_grad():
+                    again = xentrs.torch.vocab_parallel_cross_entropy(part, y, **options)
+                assert_close(again, actual.detach(), rtol=near, atol=near)
+    # Unequal parts; digits of a small loss.
+    x = torch.tensor([[17.0, 0.0, -3.0]])
+    mine = slice(0, 1) if rank == 0 else slice(1, 3)
+    part = x[:, mine].clone().requires_grad_()
+    loss = xentrs.torch.vocab_parallel_cross_entropy(part, torch.tensor([0]), first_class=rank)
+    loss.backward()
+    expected = xentrs.torch.cross_entropy(x.requires_grad_(), torch.tensor([0]))
+    expected.backward()
+    assert_close(loss, expected, rtol=1e-6, atol=0.0)
+    assert_close(part.grad, x.grad[:, mine], rtol=1e-6, atol=0.0)
+    for bad in (7, -1):
+        try:
+            xentrs.torch.vocab_parallel_cross_entropy(part, torch.tensor([bad]), first_class=rank)
+        except IndexError as error:
+            assert "out of bounds" in str(error)
+        else:
+            raise AssertionError("nothing was raised")
+    try:
+        xentrs.torch.vocab_parallel_cross_entropy(part, torch.rand(1, 2))
+    except ValueError as error:
+        assert "class indices" in str(error)
+"""
+
+DATA_PARALLEL = """
+from torch.nn.parallel import DistributedDataParallel
+
+def check(rank):
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 6), torch.randint(0, 5, (8,))
+    mine = slice(4 * rank, 4 * rank + 4)
+    for kind in ("linear", "fused"):
+        grads = []
+        for parallel in (False, True):
+            torch.manual_seed(1)
+            if kind == "linear":
+                model = torch.nn.Linear(6, 5)
+            else:
+                model = xentrs.torch.LinearCrossEntropyLoss(6, 5)
+            weight = next(model.parameters())
+            module = DistributedDataParallel(model) if parallel else model
+            here = mine if parallel else slice(None)
+            if kind == "linear":
+                loss = xentrs.torch.cross_entropy(module(x[here]), y[here])
+            else:
+                loss = module(x[here], y[here])
+            loss.backward()
+            grads.append(weight.grad)
+        assert_close(*grads)
+"""
+
+FULLY_SHARDED = """
+from torch.distributed.fsdp import fully_shard
+
+def check(rank):
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 6), torch.randint(0, 5, (8,))
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    weights = []
+    for sharded in (False, True):
+        torch.manual_seed(1)
+        model = torch.nn.Linear(6, 5)
+        if sharded:
+            fully_shard(model, mesh=mesh)
+        here = slice(4 * rank, 4 * rank + 4) if sharded else slice(None)
+        xentrs.torch.cross_entropy(model(x[here]), y[here]).backward()
+        grad = model.weight.grad
+        weights.append(grad.full_tensor() if sharded else grad)
+    assert_close(*weights)
+"""
+
+MAIN = """
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.testing import assert_close
+
+import xentrs.torch
+
+{body}
+rank, port = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group(
+    "gloo", init_method="tcp://127.0.0.1:" + port, rank=rank, world_size=2
+)
+check(rank)
+dist.destroy_process_group()
+print("done")
+"""
+
+
+def run_two(body: str, folder: Path) -> None:
+    script = folder / "script.py"
+    script.write_text(MAIN.format(body=body))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=200)
+            assert process.returncode == 0, output
+            assert "done" in output
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "body", [PARALLEL, DATA_PARALLEL, FULLY_SHARDED], ids=["vocabulary", "ddp", "fsdp"]
+)
+def test_two_processes(body, tmp_path):
+    run_two(body, tmp_path)

@@ -1,0 +1,48 @@
+"""The example runs, and its loss curves agree; so do the answers in the GPU's benchmark."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def run(*command):
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_digits():
+    pytest.importorskip("sklearn", reason="the data are scikit-learn's")
+    printed = run("examples/torch_digits.py", "--quick")
+    assert "largest difference between the curves" in printed
+    accuracies = [line.split()[2] for line in printed.splitlines() if " accuracy " in line]
+    assert len(accuracies) == 3
+    assert all(float(accuracy) > 0.8 for accuracy in accuracies)
+
+
+def test_benchmark_on_the_cpu():
+    printed = run("benches/torch_cpu.py", "--quick", "--rows", "128 x 1000")
+    assert "| 128 x 1000 float32 |" in printed
+
+
+def test_benchmark_on_the_gpu():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("for a machine without a GPU: it would take long")
+    printed = run("benches/torch_gpu.py")
+    assert printed.count("the answers agree") >= 12
+    assert "nothing was timed" in printed

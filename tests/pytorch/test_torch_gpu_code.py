@@ -1,0 +1,77 @@
+"""The Triton kernels compile for GPUs that this machine does not have."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
+pytest.importorskip("triton", reason="Triton is not installed")
+
+# In a process of its own: in this one Triton may interpret its kernels.
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from xentrs.torch import _autograd, _backend, _binary, _cross_entropy
+
+kind, arch, warp, suffix = sys.argv[1:]
+target = GPUTarget(kind, int(arch) if arch.isdigit() else arch, int(warp))
+_, tl = _backend.load_triton()
+
+
+def compile(module, name, types, **constants):
+    namespace = vars(module)
+    for key, value in list(namespace.items()):
+        if isinstance(value, _backend.Kernel):
+            value.function.__globals__["tl"] = tl
+            namespace[key] = triton.jit(value.function, debug=True)
+    kernel = namespace[name]
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": 8, "debug": True, "sanitize_overflow": False, "enable_fp_fusion": True}
+    code = triton.compile(source, target=target, options=options)
+    assert code.asm[suffix], "no code"
+    print(name, len(code.asm[suffix]))
+
+
+common = dict(R=1, B=4096, MANY=True, IGNORED=-100, NEAR=40.0)
+plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, SOFT=False)
+all_ = dict(SMOOTHING=0.1, EVEN=1e-4, Z=1e-4, CAP=30.0, SOFT=False)
+for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
+    floats = {"x": "*" + x, "grad": "*" + x, "loss": "*" + acc, "divisor": "*" + acc}
+    real = tl.float64 if acc == "fp64" else tl.float32
+    for options in (plain, all_, plain | {"SOFT": True, "IGNORED": None, "grad": None}):
+        soft = options["SOFT"]
+        types = floats | {"target": "*" + x if soft else "*i64"}
+        constants = common | options | {"ACC": real}
+        if options is plain:
+            constants |= {"weight": None, "sample_weight": None}
+        else:
+            types |= {"weight": "*fp32", "sample_weight": "*fp32"}
+        compile(_cross_entropy, "_softmax", types, **constants)
+    types = floats | {"target": "*i1", "weight": "*fp32", "pos_weight": "*fp32", "where": "*i1"}
+    compile(_binary, "_binary", types, SMOOTHING=0.1, SUM=True, ACC=real, B=2048)
+    compile(_autograd, "_scale", {"grad": "*" + x, "factor": "*" + acc}, BLOCK=4096)
+"""
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "target",
+    [("cuda", "90", "32", "cubin"), ("hip", "gfx942", "64", "hsaco")],
+    ids=lambda target: target[1],
+)
+def test_kernels_compile(target, tmp_path):
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["TRITON_CACHE_DIR"] = str(tmp_path)
+    # Triton finds a function's source in its file, so the script must be one too.
+    script = tmp_path / "compile.py"
+    script.write_text(COMPILE)
+    command = [sys.executable, str(script), *target]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("_softmax") == 9

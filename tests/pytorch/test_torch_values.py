@@ -1,0 +1,283 @@
+"""The losses are PyTorch's, to PyTorch's own error or less, on every backend."""
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
+
+import torch.nn.functional as F
+
+import xentrs.torch
+from samples import DTYPES, NAMES, Sample, assert_as_good, operator_samples
+
+cross_entropy = xentrs.torch.cross_entropy
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_operator_samples(name, dtype, backend):
+    """The sample inputs of PyTorch's operator database."""
+    samples = list(operator_samples(name))
+    assert len(samples) > 20
+    linear = name == "linear_cross_entropy"
+    for sample in samples[:: 12 if linear else 1]:
+        assert_as_good(sample, dtype, backend, ulps=32.0 if linear else 4.0)
+
+
+def draw(shape, target_shape, seed=0):
+    torch.manual_seed(seed)
+    classes = shape[1] if len(shape) > 1 else shape[0]
+    return torch.randn(shape, dtype=torch.float64) * 4, torch.randint(0, classes, target_shape)
+
+
+SHAPES = [
+    ((5,), ()),
+    ((3, 1), (3,)),
+    ((4, 70), (4,)),
+    ((2, 37, 3), (2, 3)),
+    ((1, 5, 2, 3), (1, 2, 3)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+def test_tiles_and_chunks(shapes, reduction, dtype, backend, small_tiles):
+    """Rows of many tiles, tensors of many chunks; every kind of target and weight."""
+    x, y = draw(*shapes)
+    classes = x.shape[1 if x.dim() > 1 else 0]
+    weight = torch.rand(classes, dtype=torch.float64)
+    q = torch.rand_like(x)
+    options = {"reduction": reduction}
+    for target in (y, q):
+        assert_as_good(Sample("cross_entropy", [x, target], options), dtype, backend)
+        more = options | {"weight": weight, "label_smoothing": 0.2}
+        assert_as_good(Sample("cross_entropy", [x, target], more), dtype, backend)
+    if classes > 1:
+        more = options | {"ignore_index": 1}
+        assert_as_good(Sample("cross_entropy", [x, y.clamp(max=1)], more), dtype, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_z_loss_and_softcap(soft, dtype, backend, small_tiles):
+    x, y = draw((5, 40), (5,))
+    x = x.to(dtype).double()
+    target = x.softmax(1).to(dtype).double() if soft else torch.where(y == 2, -100, y)
+    s = torch.rand(5, dtype=torch.float64)
+    for z, cap, reduction in ((0.1, None, "mean"), (0.0, 3.0, "sum"), (0.02, 5.0, "none")):
+        expected_x, actual_x = (x.clone().requires_grad_() for _ in range(2))
+        capped = expected_x if cap is None else cap * (expected_x / cap).tanh()
+        loss = F.cross_entropy(capped, target, reduction="none", label_smoothing=0.1)
+        kept = torch.ones(5) if soft else target != -100
+        loss = s * kept * (loss + z * capped.logsumexp(1) ** 2)
+        if reduction == "mean":
+            loss = loss.sum() / (s * kept).sum()
+        loss = loss.sum() if reduction == "sum" else loss
+        given = actual_x.to(dtype).to(backend)
+        actual = cross_entropy(
+            given,
+            target.to(dtype if soft else None).to(backend),
+            z_loss=z,
+            softcap=cap,
+            sample_weight=s.to(backend),
+            reduction=reduction,
+            label_smoothing=0.1,
+        )
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.cpu().double(), loss, **tolerance(dtype))
+        weights = torch.rand_like(loss)
+        loss.backward(weights)
+        actual.backward(weights.to(dtype).to(backend))
+        torch.testing.assert_close(actual_x.grad, expected_x.grad, **tolerance(dtype))
+
+
+def tolerance(dtype):
+    eps = torch.finfo(dtype).eps
+    return {"rtol": 8 * eps, "atol": 8 * eps}
+
+
+def test_digits_are_kept(backend):
+    """What other libraries lose: small losses, and losses under an offset."""
+    x = torch.tensor([[17.0, 0.0], [0.0, 0.0]], device=backend, requires_grad=True)
+    loss = cross_entropy(x, torch.tensor([0, 1], device=backend), reduction="none")
+    loss.sum().backward()
+    assert loss[0].item() == pytest.approx(math.log1p(math.exp(-17)), rel=1e-6)
+    assert x.grad[0, 0].item() == pytest.approx(-1 / (1 + math.exp(17)), rel=1e-6)
+    far = torch.tensor([0.0, 1.0, 2.0], device=backend) + 1e7
+    assert cross_entropy(far, torch.tensor(1, device=backend)).item() == pytest.approx(1.40760596)
+    far = torch.tensor([0.0, 90.0, -300.0], device=backend)
+    assert cross_entropy(far, torch.tensor(2, device=backend)).item() == pytest.approx(390.0)
+
+
+def test_nothing_counts(backend):
+    x = torch.full((2, 3), math.nan, device=backend, requires_grad=True)
+    y = torch.tensor([-100, -100], device=backend)
+    for dtype in DTYPES:
+        x_ = x.to(dtype)
+        loss = cross_entropy(x_, y)
+        (grad,) = torch.autograd.grad(loss, x)
+        assert loss.isnan()
+        assert (grad == 0).all()
+        assert cross_entropy(x_, y, reduction="sum") == 0
+    assert cross_entropy(x[:0], y[:0]).isnan()
+    assert cross_entropy(x[:0], y[:0], reduction="none").shape == (0,)
+
+
+def test_infinite_logits(backend):
+    inf = math.inf
+    rows = [
+        [0.0, -inf, 0.0],
+        [-inf, 0.0, 0.0],
+        [inf, 0.0, 0.0],
+        [-inf, -inf, -inf],
+        [0.0, math.nan, 0.0],
+    ]
+    x = torch.tensor(rows, device=backend, requires_grad=True)
+    loss = cross_entropy(x, torch.zeros(5, dtype=torch.long, device=backend), reduction="none")
+    loss.sum().backward()
+    assert loss[0].item() == pytest.approx(math.log(2))
+    assert loss[1].item() == inf
+    assert loss[2:].isnan().all()
+    torch.testing.assert_close(x.grad[0].cpu(), torch.tensor([-0.5, 0.0, 0.5]))
+    torch.testing.assert_close(x.grad[1].cpu(), torch.tensor([-1.0, 0.5, 0.5]))
+    assert x.grad[2:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+)
+def test_integer_targets_of_any_width(dtype, backend):
+    x, y = draw((6, 5), (6,))
+    expected = F.cross_entropy(x, y)
+    y = y.to(getattr(torch, dtype))
+    for inputs in (x, x.bfloat16()):
+        actual = cross_entropy(inputs.to(backend), y.to(backend)).cpu()
+        torch.testing.assert_close(actual.double(), expected, **tolerance(inputs.dtype))
+
+
+def test_several_ignored_indices(backend):
+    x, _ = draw((5, 4), (5,))
+    y = torch.tensor([0, -1, 3, -100, 2])
+    counts = torch.tensor([0, 4])
+    expected = F.cross_entropy(x[counts], y[counts])
+    for inputs in (x, x.half()):
+        actual = cross_entropy(inputs.to(backend), y.to(backend), ignore_index=(-1, 3, -100))
+        torch.testing.assert_close(actual.cpu().double(), expected, **tolerance(inputs.dtype))
+
+
+def test_denominator(backend):
+    x, y = draw((6, 5), (6,))
+    whole = F.cross_entropy(x, y)
+    for den in (6, 6.0, torch.tensor(6)):
+        parts = [
+            cross_entropy(x[i].to(backend), y[i].to(backend), denominator=den)
+            for i in (slice(0, 2), slice(2, 6))
+        ]
+        torch.testing.assert_close((parts[0] + parts[1]).cpu(), whole)
+    t = (x > 0).to(backend)
+    bce = xentrs.torch.binary_cross_entropy_with_logits
+    expected = F.binary_cross_entropy_with_logits(x, (x > 0).double(), reduction="sum") / 7
+    torch.testing.assert_close(bce(x.to(backend), t, denominator=7).cpu(), expected)
+
+
+def test_binary_extras(backend):
+    x, _ = draw((6, 5), (6,))
+    bce = xentrs.torch.binary_cross_entropy_with_logits
+    where = x > 0
+    labels = torch.rand(6, 5) > 0.5
+    for dtype in (torch.float64, torch.bfloat16):
+        a = x.to(dtype).double().detach().requires_grad_()
+        b = x.to(dtype).to(backend).detach().requires_grad_()
+        expected = F.binary_cross_entropy_with_logits(a[where], 0.8 * labels[where].double() + 0.1)
+        actual = bce(b, labels.to(backend), where=where.to(backend), label_smoothing=0.2)
+        expected.backward()
+        actual.backward()
+        torch.testing.assert_close(actual.cpu().double(), expected, **tolerance(dtype))
+        torch.testing.assert_close(b.grad.cpu().double(), a.grad, **tolerance(dtype))
+    assert bce(x.to(backend), labels.to(backend), where=torch.tensor(False, device=backend)).isnan()
+
+
+def test_strides(backend):
+    """Any strides; the gradient of channels-last logits is channels-last too."""
+    x, y = draw((2, 6, 3, 4), (2, 3, 4))
+    layouts = (
+        x.to(memory_format=torch.channels_last),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        x[:1].expand(2, 6, 3, 4),
+        torch.cat([x, x], 1)[:, ::2],
+    )
+    for layout in layouts:
+        for dtype in (torch.float64, torch.float16):
+            sample = Sample("cross_entropy", [layout, y])
+            a, b = (layout.to(dtype).to(backend).detach().requires_grad_() for _ in range(2))
+            F.cross_entropy(a, y.to(backend)).backward()
+            cross_entropy(b, y.to(backend)).backward()
+            torch.testing.assert_close(a.grad, b.grad, **tolerance(dtype))
+            assert sample.arguments[0] is layout
+
+
+def test_autocast(backend):
+    x, y = draw((4, 5), (4,))
+    with torch.autocast(backend, dtype=torch.bfloat16):
+        for dtype in DTYPES:
+            inputs = x.to(dtype).to(backend)
+            expected = F.cross_entropy(inputs, y.to(backend))
+            actual = cross_entropy(inputs, y.to(backend))
+            assert actual.dtype == expected.dtype
+            torch.testing.assert_close(actual, expected)
+            labels = (inputs > 0).to(inputs.dtype)
+            expected = F.binary_cross_entropy_with_logits(inputs, labels)
+            actual = xentrs.torch.binary_cross_entropy_with_logits(inputs, labels)
+            assert actual.dtype == expected.dtype
+            torch.testing.assert_close(actual, expected)
+        w = torch.randn(7, 5, device=backend)
+        expected = F.cross_entropy(F.linear(x.float().to(backend), w), y.to(backend))
+        actual = xentrs.torch.linear_cross_entropy(x.float().to(backend), w, y.to(backend))
+        assert actual.dtype == expected.dtype == torch.float32
+        torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
+
+
+def test_modules(backend):
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 5, device=backend), torch.tensor([0, 1, -100, 4], device=backend)
+    w = torch.rand(5, device=backend)
+    arguments = {"weight": w, "label_smoothing": 0.1, "reduction": "sum"}
+    ours = xentrs.torch.CrossEntropyLoss(**arguments)
+    assert isinstance(ours, torch.nn.CrossEntropyLoss)
+    torch.testing.assert_close(ours(x, y), torch.nn.CrossEntropyLoss(**arguments)(x, y))
+    capped = xentrs.torch.CrossEntropyLoss(z_loss=0.1, softcap=4.0, ignore_index=(-100, 1))
+    expected = cross_entropy(x, y, z_loss=0.1, softcap=4.0, ignore_index=(-100, 1))
+    torch.testing.assert_close(capped(x, y), expected)
+    assert capped(x, y, denominator=1).item() == pytest.approx(2 * expected.item())
+
+    labels = (x > 0).float()
+    arguments = {"pos_weight": w, "weight": w}
+    expected = torch.nn.BCEWithLogitsLoss(**arguments)(x, labels)
+    torch.testing.assert_close(xentrs.torch.BCEWithLogitsLoss(**arguments)(x, labels), expected)
+
+    ours = xentrs.torch.LinearCrossEntropyLoss(5, 6, bias=True, device=backend)
+    theirs = torch.nn.LinearCrossEntropyLoss(5, 6, bias=True, device=backend)
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours(x, y), theirs(x, y))
+
+
+def test_both_backends_agree(monkeypatch):
+    """What the Rust kernels say of a larger problem, the Triton kernels say too."""
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("the interpreter is for machines without a GPU")
+    from xentrs.torch import _backend
+
+    x, y = draw((3, 40000), (3,))
+    x = x.float()
+    results = []
+    for forced in ("rust", "triton"):
+        monkeypatch.setattr(_backend, "FORCED", forced)
+        a = x.clone().requires_grad_()
+        loss = cross_entropy(a, y, label_smoothing=0.1)
+        loss.backward()
+        results.append((loss.detach(), a.grad))
+    torch.testing.assert_close(*[r[0] for r in results])
+    torch.testing.assert_close(*[r[1] for r in results], rtol=1e-5, atol=1e-10)
