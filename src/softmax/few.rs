@@ -262,8 +262,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         T::V::<S>::load_columns(s, rows, class, self.batch.classes)
     }
 
-    /// Evaluates `$body` with the rows of a group, and what may be read behind them: a copy where
-    /// they are too few, or the last ones of the array.
+    /// The rows of a group, and what may be read behind them: a copy where they are too few, or the
+    /// last ones of the array.
     #[inline(always)]
     fn rows_of<'b, S: Simd>(
         &self,
