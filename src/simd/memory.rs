@@ -4,7 +4,9 @@
 //! against the view's length: a wrong index panics, a foreign write gives a wrong number.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::Cell;
 use std::marker::PhantomData;
+use std::ptr::null_mut;
 
 /// A view to read from.
 #[derive(Debug)]
@@ -225,29 +227,87 @@ pub fn copy<T: Copy>(
     }
 }
 
-/// A buffer aligned to a cache line, of zeros at first.
+/// A buffer aligned to a cache line.
+///
+/// A thread keeps some small ones for its next calls: asking the system for memory that is aligned
+/// takes longer than a loss of ten numbers.
 #[derive(Debug)]
 pub struct Scratch<T> {
     start: *mut T,
     len: usize,
+    /// Bytes of the memory behind it.
+    bytes: usize,
+}
+
+/// Bytes of a buffer that is kept, and how many a thread keeps.
+const SPARE: usize = 16 << 10;
+const SPARES: usize = 4;
+
+/// Buffers of [`SPARE`] bytes that nobody uses.
+struct Spares(Cell<[*mut u8; SPARES]>);
+
+thread_local! {
+    static KEPT: Spares = const { Spares(Cell::new([null_mut(); SPARES])) };
+}
+
+impl Drop for Spares {
+    fn drop(&mut self) {
+        for start in self.0.get().into_iter().filter(|start| !start.is_null()) {
+            // SAFETY: allocated in `Scratch::new` with this layout, and taken out nowhere else.
+            unsafe { dealloc(start, layout(SPARE)) };
+        }
+    }
+}
+
+/// Exchanges the first spare buffer for which `wanted` is true.
+fn exchange(wanted: impl Fn(*mut u8) -> bool, new: *mut u8) -> Option<*mut u8> {
+    // At a thread's end there are none any more.
+    let exchanged = KEPT.try_with(|kept| {
+        let mut starts = kept.0.get();
+        let found = starts.iter_mut().find(|start| wanted(**start))?;
+        let old = std::mem::replace(found, new);
+        kept.0.set(starts);
+        Some(old)
+    });
+    exchanged.ok().flatten()
+}
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes, 64).expect("scratch too large")
 }
 
 impl<T: Copy + Default> Scratch<T> {
-    /// A buffer of `len` numbers.
+    /// A buffer of `len` zeros.
     pub fn new(len: usize) -> Self {
-        let layout = Self::layout(len);
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() {
-            handle_alloc_error(layout);
+        let scratch = Self::uncleared(len);
+        if scratch.bytes == SPARE {
+            // SAFETY: the buffer holds that many numbers, and is this value's alone.
+            unsafe { scratch.start.write_bytes(0, len) };
         }
-        Scratch { start: start.cast(), len }
+        scratch
+    }
+
+    /// A buffer of `len` numbers, whatever they are.
+    pub fn uncleared(len: usize) -> Self {
+        let needed = len.checked_mul(size_of::<T>()).expect("scratch too large");
+        let bytes = needed.max(SPARE);
+        if bytes == SPARE
+            && let Some(start) = exchange(|start| !start.is_null(), null_mut())
+        {
+            return Scratch { start: start.cast(), len, bytes };
+        }
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc_zeroed(layout(bytes)) };
+        if start.is_null() {
+            handle_alloc_error(layout(bytes));
+        }
+        Scratch { start: start.cast(), len, bytes }
     }
 
     /// To read from it.
     #[inline(always)]
     pub fn input(&self) -> Input<'_, T> {
-        // SAFETY: the buffer holds `len` numbers (all-zero bytes are one) as long as `self` lives.
+        // SAFETY: the buffer holds `len` numbers (it was zeros at first) as long as `self` lives.
         unsafe { Input::new(self.start, self.len) }
     }
 
@@ -259,16 +319,13 @@ impl<T: Copy + Default> Scratch<T> {
     }
 }
 
-impl<T> Scratch<T> {
-    fn layout(len: usize) -> Layout {
-        let bytes = len.max(1).checked_mul(size_of::<T>()).expect("scratch too large");
-        Layout::from_size_align(bytes, 64).expect("scratch too large")
-    }
-}
-
 impl<T> Drop for Scratch<T> {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { dealloc(self.start.cast(), Self::layout(self.len)) }
+        let kept =
+            self.bytes == SPARE && exchange(|start| start.is_null(), self.start.cast()).is_some();
+        if !kept {
+            // SAFETY: allocated in `new` with this layout.
+            unsafe { dealloc(self.start.cast(), layout(self.bytes)) }
+        }
     }
 }

@@ -79,15 +79,21 @@ const WIDE: usize = 15;
 /// Buffers of a block.
 struct Buffers<T> {
     samples: usize,
-    classes: Vec<usize>,
-    narrow: Scratch<T>,
+    /// What there is of each sample in float64.
     wide: Scratch<f64>,
-    /// Logits and then exponentials, a vector a class, group after group; what is stored of targets.
-    columns: Scratch<T>,
-    stored: Scratch<T>,
-    /// A gradient, or Hessian, in rows; and room for the last row's last columns.
-    rows: Scratch<T>,
+    /// All that is in the logits' type, part after part.
+    numbers: Scratch<T>,
+    /// Where the parts after the first begin.
+    starts: [usize; 3],
 }
+
+/// The parts: what there is of each sample; logits and then exponentials, a vector a class, group
+/// after group; what is stored of targets, likewise; a gradient or Hessian in rows, and room for the
+/// last row's last columns.
+const OF_SAMPLES: usize = 0;
+const COLUMNS_OF: usize = 1;
+const STORED: usize = 2;
+const ROWS: usize = 3;
 
 impl<T: Limits> Buffers<T> {
     /// Buffers for blocks of at most `samples`, whole groups.
@@ -97,14 +103,15 @@ impl<T: Limits> Buffers<T> {
     ) -> Self {
         let classes = job.batch.classes;
         let columns = samples * classes.next_multiple_of(COLUMNS);
+        let stored = if job.coefficients.stored().is_some() { columns } else { 0 };
+        let first = NARROW * samples;
+        let starts = [first, first + columns, first + columns + stored];
+        // What fills a group up, samples and columns, is whatever was there: it counts for nothing.
         let buffers = Buffers {
             samples,
-            classes: vec![IGNORED; samples],
-            narrow: Scratch::new(NARROW * samples),
-            wide: Scratch::new(WIDE * samples),
-            columns: Scratch::new(columns),
-            stored: Scratch::new(if job.coefficients.stored().is_some() { columns } else { 0 }),
-            rows: Scratch::new(samples * classes + COLUMNS),
+            wide: Scratch::uncleared(WIDE * samples),
+            numbers: Scratch::uncleared(starts[2] + samples * classes + COLUMNS),
+            starts,
         };
         // What they stay where no sample has a weight.
         buffers.wide(SAMPLE).1.fill(1.0);
@@ -113,11 +120,21 @@ impl<T: Limits> Buffers<T> {
         buffers
     }
 
+    /// A part of the numbers.
+    #[inline(always)]
+    fn part(&self, which: usize) -> (Input<'_, T>, Output<'_, T>) {
+        let (input, output) = (self.numbers.input(), self.numbers.output());
+        let at = if which == OF_SAMPLES { 0 } else { self.starts[which - 1] };
+        let end = if which == ROWS { input.len() } else { self.starts[which] };
+        (input.part(at, end - at), output.part(at, end - at))
+    }
+
     /// One of the numbers of all samples.
     #[inline(always)]
     fn narrow(&self, which: usize) -> (Input<'_, T>, Output<'_, T>) {
         let (at, n) = (which * self.samples, self.samples);
-        (self.narrow.input().part(at, n), self.narrow.output().part(at, n))
+        let (input, output) = self.part(OF_SAMPLES);
+        (input.part(at, n), output.part(at, n))
     }
 
     /// One of the float64 numbers of all samples.
@@ -181,7 +198,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// The block of samples that begins at `first`, no further than `end`; the sum of their losses.
     #[inline(always)]
-    fn run_block<S: Simd>(&self, s: S, first: usize, end: usize, buffers: &mut Buffers<T>) -> f64 {
+    fn run_block<S: Simd>(&self, s: S, first: usize, end: usize, buffers: &Buffers<T>) -> f64 {
         let batch = self.batch;
         let n = self.samples.min(end - first);
         let any_ignored = self.read_targets(first, n, buffers);
@@ -207,43 +224,43 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                     self.emit(s, group, hessian, past.part(at, wanted), buffers);
                     done = at + T::LANES * batch.classes;
                 } else {
-                    let rows = buffers.rows.output().part(at, wanted);
+                    let rows = buffers.part(ROWS).1.part(at, wanted);
                     self.emit(s, group, hessian, rows, buffers);
                 }
             }
             let rest = n * batch.classes - done;
-            copy(s, buffers.rows.input().part(done, rest), past.part(done, rest), self.stream);
+            copy(s, buffers.part(ROWS).0.part(done, rest), past.part(done, rest), self.stream);
         }
         sum
     }
 
     /// Reads the classes and weights of `n` samples; whether any is ignored.
     #[inline(always)]
-    fn read_targets(&self, first: usize, n: usize, buffers: &mut Buffers<T>) -> bool {
+    fn read_targets(&self, first: usize, n: usize, buffers: &Buffers<T>) -> bool {
         let batch = self.batch;
-        // Past the last sample there are none that count.
-        let padded = n.next_multiple_of(T::LANES);
-        buffers.classes[n..padded].fill(IGNORED);
-        let any_ignored = batch.read_classes(first, &mut buffers.classes[..n]);
-        let lanes = buffers.narrow(CLASS).1;
-        for (i, &class) in buffers.classes[..padded].iter().enumerate() {
-            lanes.set(i, T::from_i32(class as i32));
-        }
-        if batch.is_weighted() {
-            let (mut weights, inverse) = ([0.0; BLOCK], 1.0 / batch.divisor);
-            let weights = &mut weights[..n];
-            batch.read_sample_weights(first, weights);
-            let (samples, of_classes) = (buffers.wide(SAMPLE).1, buffers.wide(OF_CLASS).1);
-            let biases = buffers.narrow(BIAS).1;
-            for (i, (&class, &sample)) in buffers.classes.iter().zip(&*weights).enumerate() {
+        let (mut weights, inverse) = ([0.0; 16], 1.0 / batch.divisor);
+        let mut any_ignored = false;
+        for group in (0..n).step_by(T::LANES) {
+            // Past the last sample there are none that count.
+            let (mut classes, n) = ([IGNORED; 16], T::LANES.min(n - group));
+            any_ignored |= batch.read_classes(first + group, &mut classes[..n]);
+            let lanes = buffers.narrow(CLASS).1.part(group, T::LANES);
+            for i in 0..T::LANES {
+                lanes.set(i, T::from_i32(classes[i] as i32));
+            }
+            if !batch.is_weighted() {
+                continue;
+            }
+            batch.read_sample_weights(first + group, &mut weights[..n]);
+            for (i, (&class, &sample)) in classes[..n].iter().zip(&weights).enumerate() {
                 let mut of_class = self.keep;
                 if let (true, Some(weight)) = (C::HARD && class != IGNORED, &batch.weight) {
                     of_class *= weight[class];
                 }
-                samples.set(i, sample);
-                of_classes.set(i, of_class);
+                buffers.wide(SAMPLE).1.set(group + i, sample);
+                buffers.wide(OF_CLASS).1.set(group + i, of_class);
                 let factor = if C::HARD { of_class + self.total } else { 1.0 };
-                biases.set(i, bias(sample * factor * inverse));
+                buffers.narrow(BIAS).1.set(group + i, bias(sample * factor * inverse));
             }
         }
         any_ignored
@@ -280,8 +297,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             return array.part(at, wanted);
         }
         let rows = array.part(at, n.min(T::LANES) * classes);
-        copy(s, rows, buffers.rows.output(), false);
-        buffers.rows.input().part(0, wanted)
+        copy(s, rows, buffers.part(ROWS).1, false);
+        buffers.part(ROWS).0.part(0, wanted)
     }
 
     /// Exponentials of a group, and their sums.
@@ -300,12 +317,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let width = batch.classes.next_multiple_of(COLUMNS) * T::LANES;
         let start = group / T::LANES * width;
         let columns = (
-            buffers.columns.input().part(start, width),
-            buffers.columns.output().part(start, width),
+            buffers.part(COLUMNS_OF).0.part(start, width),
+            buffers.part(COLUMNS_OF).1.part(start, width),
         );
         if let Some(stored) = self.coefficients.stored() {
             let rows = self.rows_of(s, stored, first + group, n - group, buffers);
-            let stored = buffers.stored.output().part(start, width);
+            let stored = buffers.part(STORED).1.part(start, width);
             for class in (0..batch.classes).step_by(COLUMNS) {
                 for (j, q) in self.columns(s, rows, class).into_iter().enumerate() {
                     q.store(stored, (class + j) * T::LANES);
@@ -423,7 +440,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         buffers: &Buffers<T>,
     ) -> T::V<S> {
         let stored = if self.coefficients.stored().is_some() {
-            T::V::<S>::load(s, buffers.stored.input(), start + class * T::LANES)
+            T::V::<S>::load(s, buffers.part(STORED).0, start + class * T::LANES)
         } else {
             T::V::<S>::splat(s, T::default())
         };
@@ -590,7 +607,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
         let width = classes.next_multiple_of(COLUMNS) * T::LANES;
         let start = group / T::LANES * width;
-        let columns = buffers.columns.input().part(start, width);
+        let columns = buffers.part(COLUMNS_OF).0.part(start, width);
         let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
         let a = buffers.quotients(s, group);
         let minus_b = if C::ANY { buffers.group(s, B, group) } else { zero };
@@ -656,10 +673,10 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let batch = self.batch;
         let most = batch.samples.next_multiple_of(T::LANES).min(self.samples);
-        let mut buffers = Buffers::new(most, self);
+        let buffers = Buffers::new(most, self);
         let end = batch.samples.min(blocks.end * self.samples);
         for (i, sum) in blocks.zip(sums) {
-            *sum = self.run_block::<S>(s, i * self.samples, end, &mut buffers);
+            *sum = self.run_block::<S>(s, i * self.samples, end, &buffers);
         }
         if self.stream {
             fence();
