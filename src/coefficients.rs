@@ -238,7 +238,12 @@ impl<T: Real> Soft<'_, T> {
     #[inline(always)]
     fn smoothed<S: Simd>(&self, s: S, q: T::V<S>) -> T::V<S> {
         let Some(both) = self.smoothing else { return q };
-        let [keep, even] = both.map(|pair| pair.map(|x| T::V::<S>::splat(s, x)));
+        macro_rules! splat {
+            ($i:expr, $j:expr) => {
+                T::V::<S>::splat(s, both[$i][$j])
+            };
+        }
+        let (keep, even) = ([splat!(0, 0), splat!(0, 1)], [splat!(1, 0), splat!(1, 1)]);
         q.fma(keep[0], even[0]).add(q.fma(keep[1], even[1]))
     }
 }

@@ -201,8 +201,13 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
         sum: &mut Sum<S, T>,
     ) {
         let (binary, outputs) = (self.binary, &self.binary.outputs);
-        let splat = |x: f64| T::V::<S>::splat(s, T::from_f64(x));
-        let (zero, one) = (splat(0.0), splat(1.0));
+        // A macro, since a closure might not be inlined with the features.
+        macro_rules! splat {
+            ($x:expr) => {
+                T::V::<S>::splat(s, T::from_f64($x))
+            };
+        }
+        let (zero, one) = (splat!(0.0), splat!(1.0));
         let mut x = [zero; N];
         let (mut u, mut v) = (x, x);
         for i in 0..N {
@@ -222,7 +227,7 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
         let (mut biased, mut z, mut log) = (x, x, x);
         for i in 0..N {
             biased[i] = constants.exp.of::<false>(s, zero.sub(x[i].abs()));
-            z[i] = if PLAIN { biased[i] } else { biased[i].mul(splat(UNBIAS)) };
+            z[i] = if PLAIN { biased[i] } else { biased[i].mul(splat!(UNBIAS)) };
         }
         for i in 0..N {
             log[i] = log1p_unit::<S, T>(s, z[i]);
@@ -238,12 +243,12 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
             let slope = T::V::<S>::select(negative, v[i], u[i]);
             let linear = T::V::<S>::select(slope.eq(zero), zero, x[i].abs().mul(slope));
             let both = u[i].add(v[i]);
-            let by_z = if PLAIN { [z[i], one] } else { [biased[i], splat(UNBIAS)] };
+            let by_z = if PLAIN { [z[i], one] } else { [biased[i], splat!(UNBIAS)] };
             let mut loss = if PLAIN {
                 linear.add(log[i])
             } else {
                 let tiny = linear.add(product::<S, T>(both, by_z));
-                T::V::<S>::select(z[i].lt(splat(TINY)), tiny, both.fma(log[i], linear))
+                T::V::<S>::select(z[i].lt(splat!(TINY)), tiny, both.fma(log[i], linear))
             };
             let (mut grad, mut hess) = (zero, zero);
             let denominator = one.add(z[i]);
@@ -258,7 +263,7 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
                 let reciprocal = one.div(denominator);
                 let lost = z[i].sub(denominator.sub(one)).mul(reciprocal);
                 let square = reciprocal.mul(reciprocal);
-                let square = square.mul(splat(-2.0)).mul_add(lost, square);
+                let square = square.mul(splat!(-2.0)).mul_add(lost, square);
                 hess = times::<S, T>(product::<S, T>(both, by_z).mul(square), constants.inverse);
             }
             if !all {
@@ -305,7 +310,8 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
         if smoothing != 0.0 {
             // Each from its own: 1 - t would have lost digits after smoothing.
             let [keep, half] = [1.0 - smoothing, smoothing / 2.0];
-            let [keep, half] = [keep, half].map(|x| T::V::<S>::splat(s, T::from_f64(x)));
+            let keep = T::V::<S>::splat(s, T::from_f64(keep));
+            let half = T::V::<S>::splat(s, T::from_f64(half));
             for i in 0..N {
                 (u[i], v[i]) = (u[i].mul_add(keep, half), v[i].mul_add(keep, half));
             }
@@ -342,10 +348,11 @@ impl<T: Real, const PLAIN: bool> Job for Elements<'_, '_, T, PLAIN> {
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
+        let [high, low] = quotient::<T>(1.0, self.divisor, 0.0);
         let constants = Constants {
             exp: Exp::<S, T>::new(s, T::default(), if PLAIN { 0 } else { BIAS }),
             divisor: T::V::<S>::splat(s, T::from_f64(self.divisor)),
-            inverse: quotient::<T>(1.0, self.divisor, 0.0).map(|x| T::V::<S>::splat(s, x)),
+            inverse: [T::V::<S>::splat(s, high), T::V::<S>::splat(s, low)],
         };
         for (i, total) in blocks.zip(sums) {
             let mut sum = Sum::<S, T>::new(s);

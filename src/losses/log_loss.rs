@@ -219,8 +219,7 @@ impl<T: Real> Single<'_, '_, T> {
     /// Computes a group: adds its losses, and sets what it has in the block of the gradient.
     #[inline(always)]
     fn group<S: Simd>(&self, s: S, group: &Group, block: Option<(Output<'_, T>, usize)>) -> f64 {
-        let (batch, splat) = (self.batch, |x: f64| S::V64::splat(s, x));
-        let zero = splat(0.0);
+        let (batch, zero) = (self.batch, S::V64::splat(s, 0.0));
         let p = S::V64::from_lanes(s, group.p);
         let weight = S::V64::from_lanes(s, group.weights);
         let sample = S::V64::from_lanes(s, group.samples);
@@ -228,7 +227,7 @@ impl<T: Real> Single<'_, '_, T> {
         let loss = zero.sub(weight.mul(log::<S, f64>(s, p)));
         // Adding 0 makes -0 a 0.
         let loss = sample.mul(S::V64::select(none, zero, loss)).add(zero).to_lanes();
-        let scale = sample.div(splat(batch.divisor));
+        let scale = sample.div(S::V64::splat(s, batch.divisor));
         let grad = zero.sub(scale).mul(weight).div(p);
         let grad = S::V64::select(none, zero, grad).to_lanes();
         let hess = S::V64::select(none, zero, scale.mul(weight).div(p).div(p)).to_lanes();

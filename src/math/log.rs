@@ -209,11 +209,17 @@ pub fn log1p<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
 /// `log(1 + r)` for `r` in [0, 1]; NaN at NaN.
 #[inline(always)]
 pub fn log1p_unit<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
-    let splat = |x: f64| T::V::<S>::splat(s, T::from_f64(x));
+    // A macro, since a closure might not be inlined with the features.
+    macro_rules! splat {
+        ($x:expr) => {
+            T::V::<S>::splat(s, T::from_f64($x))
+        };
+    }
     // Rounded to an integer in the lowest bits, as in `Exp`.
-    let nearest = r.mul_add(splat((T::LANES - 1) as f64), T::V::<S>::splat(s, T::ROUND));
-    let [a, log] = T::NEAR.map(|table| T::V::<S>::from_lanes(s, table).permute(nearest));
-    let f = a.fma(r, a.sub(splat(1.0)));
+    let nearest = r.mul_add(splat!((T::LANES - 1) as f64), T::V::<S>::splat(s, T::ROUND));
+    let a = T::V::<S>::from_lanes(s, T::NEAR[0]).permute(nearest);
+    let log = T::V::<S>::from_lanes(s, T::NEAR[1]).permute(nearest);
+    let f = a.fma(r, a.sub(splat!(1.0)));
     let mut series = T::V::<S>::splat(s, T::Q[T::Q.len() - 1]);
     for &c in T::Q.iter().rev().skip(1) {
         series = series.mul_add(f, T::V::<S>::splat(s, c));

@@ -743,13 +743,14 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 Some(_) if p < 0.5 => self.dominant_hessian(s, scratch.input(), whole, a),
                 _ => None,
             };
+            let [a_high, a_low] = quotient::<T>(total_scale, rest, pivot);
             waiting = Some(Emit {
                 scratch: scratch.input(),
                 grad,
                 hess,
                 dominant,
                 coefficients,
-                a: quotient::<T>(total_scale, rest, pivot).map(|a| T::V::<S>::splat(s, a)),
+                a: [T::V::<S>::splat(s, a_high), T::V::<S>::splat(s, a_low)],
                 minus_b: T::V::<S>::splat(s, T::from_f64(-b)),
                 inverse: T::V::<S>::splat(s, T::from_f64(1.0 / whole)),
                 pivot: reduce.pivot,
