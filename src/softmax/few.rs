@@ -245,8 +245,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             let (mut classes, n) = ([IGNORED; 16], T::LANES.min(n - group));
             any_ignored |= batch.read_classes(first + group, &mut classes[..n]);
             let lanes = buffers.narrow(CLASS).1.part(group, T::LANES);
-            for i in 0..T::LANES {
-                lanes.set(i, T::from_i32(classes[i] as i32));
+            for (i, &class) in classes.iter().enumerate().take(T::LANES) {
+                lanes.set(i, T::from_i32(class as i32));
             }
             if !batch.is_weighted() {
                 continue;
