@@ -1,6 +1,5 @@
 """Two processes: the vocabulary-parallel loss, DDP and FSDP."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -131,10 +130,10 @@ from torch.testing import assert_close
 import xentrs.torch
 
 {body}
-rank, port = int(sys.argv[1]), sys.argv[2]
+rank, store = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group(
-    "gloo", init_method="tcp://127.0.0.1:" + port, rank=rank, world_size=2
+    "gloo", init_method="file://" + store, rank=rank, world_size=2
 )
 check(rank)
 dist.destroy_process_group()
@@ -145,12 +144,10 @@ print("done")
 def run_two(body: str, folder: Path) -> None:
     script = folder / "script.py"
     script.write_text(MAIN.format(body=body))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    store = folder / "store"  # a file: a free port may be taken by another before it is used
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(port)],
+            [sys.executable, str(script), str(rank), str(store)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
