@@ -121,6 +121,7 @@ def check(rank):
 """
 
 MAIN = """
+import os
 import sys
 
 import torch
@@ -136,8 +137,10 @@ dist.init_process_group(
     "gloo", init_method="file://" + store, rank=rank, world_size=2
 )
 check(rank)
+dist.barrier()
 dist.destroy_process_group()
-print("done")
+print("done", flush=True)
+os._exit(0)  # PyTorch's threads were seen to abort an interpreter that was done
 """
 
 
