@@ -219,7 +219,7 @@ impl<'a, T: Real> Batch<'a, T> {
     fn check<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<usize> {
         let classes = self.classes as u64;
         // Counting has no branches; only where something is outside is it worth knowing what.
-        let count = driver::here(Outside { indices, classes })?;
+        let count = driver::here(Count(indices, |index: I| index.class() >= classes))?;
         if count == 0 {
             return Ok(0);
         }
@@ -232,7 +232,7 @@ impl<'a, T: Real> Batch<'a, T> {
             if let Ok(value) = I::try_from(value)
                 && value.class() >= classes
             {
-                left -= driver::here(Equal { indices, value })?;
+                left -= driver::here(Count(indices, |index| index == value))?;
             }
         }
         if left == 0 {
@@ -392,37 +392,17 @@ impl<'a, T: Real> Batch<'a, T> {
     }
 }
 
-/// Counts indices that are no class.
-struct Outside<'a, I> {
-    indices: Input<'a, I>,
-    classes: u64,
-}
+/// Counts the indices of which something is true. What is asked holds no vectors, so that it may be a
+/// closure.
+struct Count<'a, I, F>(Input<'a, I>, F);
 
-impl<I: Index> Kernel for Outside<'_, I> {
+impl<I: Index, F: Fn(I) -> bool> Kernel for Count<'_, I, F> {
     type Output = usize;
     #[inline(always)]
     fn eval<S: Simd>(self, _: S) -> usize {
         let mut count = 0;
-        for i in 0..self.indices.len() {
-            count += usize::from(self.indices.get(i).class() >= self.classes);
-        }
-        count
-    }
-}
-
-/// Counts indices of one value.
-struct Equal<'a, I> {
-    indices: Input<'a, I>,
-    value: I,
-}
-
-impl<I: Index> Kernel for Equal<'_, I> {
-    type Output = usize;
-    #[inline(always)]
-    fn eval<S: Simd>(self, _: S) -> usize {
-        let mut count = 0;
-        for i in 0..self.indices.len() {
-            count += usize::from(self.indices.get(i) == self.value);
+        for i in 0..self.0.len() {
+            count += usize::from((self.1)(self.0.get(i)));
         }
         count
     }

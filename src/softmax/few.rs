@@ -116,7 +116,7 @@ impl<T: Limits> Buffers<T> {
         // What they stay where no sample has a weight.
         buffers.wide(SAMPLE).1.fill(1.0);
         buffers.wide(OF_CLASS).1.fill(job.keep);
-        buffers.narrow(BIAS).1.fill(bias(job.keep / job.batch.divisor));
+        buffers.narrow(BIAS).1.fill(job.bias(1.0, job.keep));
         buffers
     }
 
@@ -175,13 +175,6 @@ impl<T: Limits> Buffers<T> {
     }
 }
 
-/// The exponent of the reference of a sample whose gradient is scaled so.
-#[inline(always)]
-fn bias<T: Limits>(scale: f64) -> T {
-    let [least, most] = T::FEW_SHIFT;
-    T::from_f64((T::FEW_BIAS + exponent(scale).clamp(least, most)) as f64)
-}
-
 impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// A job of a batch of at most [`MOST_CLASSES`] classes. `total` is the sum of the coefficients
     /// where every row has the same.
@@ -194,6 +187,15 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !stream && !in_place;
         Few { batch, coefficients, keep, total, samples, stream, direct }
+    }
+
+    /// The exponent of the reference of a sample of this weight, whose class has that.
+    #[inline(always)]
+    fn bias(&self, sample: f64, of_class: f64) -> T {
+        let [least, most] = T::FEW_SHIFT;
+        let factor = if C::HARD { of_class + self.total } else { 1.0 };
+        let shift = exponent(sample * factor / self.batch.divisor).clamp(least, most);
+        T::from_f64((T::FEW_BIAS + shift) as f64)
     }
 
     /// The block of samples that begins at `first`, no further than `end`; the sum of their losses.
@@ -238,8 +240,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     #[inline(always)]
     fn read_targets(&self, first: usize, n: usize, buffers: &Buffers<T>) -> bool {
         let batch = self.batch;
-        let (mut weights, inverse) = ([0.0; 16], 1.0 / batch.divisor);
-        let mut any_ignored = false;
+        let (mut weights, mut any_ignored) = ([0.0; 16], false);
         for group in (0..n).step_by(T::LANES) {
             // Past the last sample there are none that count.
             let (mut classes, n) = ([IGNORED; 16], T::LANES.min(n - group));
@@ -259,8 +260,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 }
                 buffers.wide(SAMPLE).1.set(group + i, sample);
                 buffers.wide(OF_CLASS).1.set(group + i, of_class);
-                let factor = if C::HARD { of_class + self.total } else { 1.0 };
-                buffers.narrow(BIAS).1.set(group + i, bias(sample * factor * inverse));
+                buffers.narrow(BIAS).1.set(group + i, self.bias(sample, of_class));
             }
         }
         any_ignored
