@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::caches;
-use crate::driver;
+use crate::driver::{self, Job};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::math::Real;
@@ -13,7 +13,7 @@ use crate::reduce::{Sum, Total};
 use crate::simd::{Input, Kernel, Output, Simd, Vector};
 
 /// A class index, of any width.
-pub trait Index: Copy + PartialEq + TryFrom<i128> {
+pub trait Index: Copy + Send + Sync + PartialEq + TryFrom<i128> {
     /// Its value.
     fn value(self) -> i128;
     /// Its value if it is below `classes`, something not below otherwise.
@@ -219,7 +219,7 @@ impl<'a, T: Real> Batch<'a, T> {
     fn check<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<usize> {
         let classes = self.classes as u64;
         // Counting has no branches; only where something is outside is it worth knowing what.
-        let count = driver::here(Count(indices, |index: I| index.class() >= classes))?;
+        let count = count(indices, |index| index.class() >= classes)?;
         if count == 0 {
             return Ok(0);
         }
@@ -232,7 +232,7 @@ impl<'a, T: Real> Batch<'a, T> {
             if let Ok(value) = I::try_from(value)
                 && value.class() >= classes
             {
-                left -= driver::here(Count(indices, |index| index == value))?;
+                left -= self::count(indices, |index| index == value)?;
             }
         }
         if left == 0 {
@@ -318,28 +318,45 @@ impl<'a, T: Real> Batch<'a, T> {
         self.weight.is_some() || self.sample_weight.is_some()
     }
 
-    /// The class indices from sample `start` on, [`IGNORED`] for those that do not count; 0 for all
-    /// where the target is probabilities. Whether any is ignored.
+    /// The class indices from sample `start` on: see [`Batch::each_class`].
     #[inline(always)]
-    pub fn read_classes(&self, start: usize, classes: &mut [usize]) -> bool {
-        match self.target {
-            Target::Indices(indices) => with_indices!(indices, x => {
-                let x = x.part(start, classes.len());
-                for (i, class) in classes.iter_mut().enumerate() {
+    pub fn read_classes(&self, start: usize, classes: &mut [usize]) {
+        self.each_class(start, classes.len(), |i, class| classes[i] = class);
+    }
+
+    /// Calls `put` with each of the `n` class indices from sample `start` on, [`IGNORED`] for those
+    /// that do not count; 0 for all where the target is probabilities.
+    #[inline(always)]
+    pub fn each_class(&self, start: usize, n: usize, mut put: impl FnMut(usize, usize)) {
+        let Target::Indices(indices) = self.target else {
+            (0..n).for_each(|i| put(i, 0));
+            return;
+        };
+        // Without a call in the loop it is one of vectors.
+        if self.ignored_classes.is_empty() {
+            with_indices!(indices, x => {
+                let x = x.part(start, n);
+                for i in 0..n {
                     let index = x.get(i).class();
-                    *class = if index < self.classes as u64 { index as usize } else { IGNORED };
+                    put(i, if index < self.classes as u64 { index as usize } else { IGNORED });
                 }
-            }),
-            Target::Probabilities(_) => classes.fill(0),
+            });
+        } else {
+            (0..n).for_each(|i| put(i, self.class_unless_ignored(indices, start + i)));
         }
-        if !self.ignored_classes.is_empty() {
-            for class in classes.iter_mut() {
-                if self.ignored_classes.contains(class) {
-                    *class = IGNORED;
-                }
-            }
+    }
+
+    /// A sample's class index, [`IGNORED`] if it is ignored.
+    #[cold]
+    #[inline(never)]
+    fn class_unless_ignored(&self, indices: Indices<'_>, i: usize) -> usize {
+        let index = with_indices!(indices, x => x.get(i).class());
+        let inside = index < self.classes as u64;
+        if inside && !self.ignored_classes.contains(&(index as usize)) {
+            index as usize
+        } else {
+            IGNORED
         }
-        classes.iter().fold(false, |any, &class| any | (class == IGNORED))
     }
 
     /// What multiplies the loss of each sample from `start` on: its weight, times that of its class
@@ -392,19 +409,37 @@ impl<'a, T: Real> Batch<'a, T> {
     }
 }
 
-/// Counts the indices of which something is true. What is asked holds no vectors, so that it may be a
-/// closure.
+/// How many indices there are of which something is true. What is asked holds no vectors, so that it
+/// may be a closure.
+fn count<I: Index>(indices: Input<'_, I>, is: impl Fn(I) -> bool + Sync) -> Result<usize> {
+    Ok(driver::run(&Count(indices, is))? as usize)
+}
+
 struct Count<'a, I, F>(Input<'a, I>, F);
 
-impl<I: Index, F: Fn(I) -> bool> Kernel for Count<'_, I, F> {
-    type Output = usize;
+/// Indices in a block.
+const COUNTED: usize = 4096;
+
+impl<I: Index, F: Fn(I) -> bool + Sync> Job for Count<'_, I, F> {
+    fn blocks(&self) -> usize {
+        self.0.len().div_ceil(COUNTED)
+    }
+
+    fn block_cost(&self) -> usize {
+        COUNTED * size_of::<I>() / 16
+    }
+
     #[inline(always)]
-    fn eval<S: Simd>(self, _: S) -> usize {
-        let mut count = 0;
-        for i in 0..self.0.len() {
-            count += usize::from((self.1)(self.0.get(i)));
+    fn run<S: Simd>(&self, _: S, blocks: Range<usize>, sums: &mut [f64]) {
+        for (block, sum) in blocks.zip(sums) {
+            let at = block * COUNTED;
+            let indices = self.0.part(at, COUNTED.min(self.0.len() - at));
+            let mut count = 0;
+            for i in 0..indices.len() {
+                count += usize::from((self.1)(indices.get(i)));
+            }
+            *sum = count as f64;
         }
-        count
     }
 }
 

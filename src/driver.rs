@@ -4,16 +4,15 @@
 //! place, and those are added first to last. So the number of threads changes no bit.
 //!
 //! The caller's thread works too: a small job never leaves it, and a large one does not wait until
-//! the pool has woken (7 to 70 us). After `fork` the pool's threads are gone in the child: the pool
-//! belongs to a process id, and another process makes its own.
+//! the [`Pool`] has woken. After `fork` the pool's threads are gone in the child: the pool belongs to
+//! a process id, and another process makes its own.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
-
 use crate::error::{Error, Result};
+use crate::pool::Pool;
 use crate::reduce;
 use crate::simd::{Kernel, Level, Simd, enter};
 
@@ -31,9 +30,10 @@ pub trait Job: Sync {
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]);
 }
 
-/// Nanoseconds of work below which the caller's thread does all: waking another takes up to 70 us, and
-/// it must have woken before the call can end.
-const SERIAL: usize = 150_000;
+/// Nanoseconds of work below which the caller's thread does all: where helpers are asleep, and where
+/// they are awake.
+const SERIAL: usize = 40_000;
+const SERIAL_AWAKE: usize = 12_000;
 
 /// Nanoseconds of work that a thread takes at a time, at least.
 const GRAIN: usize = 5_000;
@@ -116,35 +116,32 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
         many = vec![0.0; blocks];
         &mut many
     };
-    let threads = if work < SERIAL || blocks <= together { 1 } else { get_num_threads()? };
-    if threads < 2 {
+    let pool = if blocks > together { pool(work)? } else { None };
+    let Some(pool) = pool else {
         worker(level)(0..blocks, sums);
         return Ok(reduce::sum(sums.iter().copied()));
-    }
-    let pool = pool(threads)?;
-    // Sixteen takes a thread where there is enough, so that none waits long for the last.
-    let take = (blocks / (16 * threads)).max(GRAIN / cost).max(1).next_multiple_of(together);
+    };
+    let threads = pool.len() + 1;
+    // Sixteen runs a thread where there is enough, so that none waits long for the last.
+    let run = (blocks / (16 * threads)).max(GRAIN / cost).max(1).next_multiple_of(together);
     let (head, rest) = sums.split_at_mut(first.min(blocks));
     let mut next = 0;
-    let runs = head.chunks_mut(take).chain(rest.chunks_mut(take));
+    let runs = head.chunks_mut(run).chain(rest.chunks_mut(run));
     let queue = Mutex::new(runs.map(|sums| {
         let start = next;
         next += sums.len();
         (start, sums)
     }));
-    let work = || {
+    let take = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    pool.run(&|| {
+        let Some(mut run) = take() else { return };
         let mut worker = worker(level);
         loop {
-            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((start, sums)) = next else { break };
+            let (start, sums) = run;
             worker(start..start + sums.len(), sums);
+            let Some(next) = take() else { break };
+            run = next;
         }
-    };
-    pool.in_place_scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|_| work());
-        }
-        work();
     });
     Ok(reduce::sum(sums.iter().copied()))
 }
@@ -156,7 +153,7 @@ struct Threads {
     /// The number, and where it is from; unknown until it is first asked for.
     count: Option<(usize, String)>,
     /// The pool, of one thread less, and the process it belongs to.
-    pool: Option<(u32, Arc<ThreadPool>)>,
+    pool: Option<(u32, Arc<Pool>)>,
 }
 
 /// The number of threads, 0 until it is first asked for: a copy that needs no lock.
@@ -226,21 +223,28 @@ fn default_threads() -> Result<(usize, String)> {
     Ok((count, "CPUs this process may use".into()))
 }
 
-/// A pool of `threads - 1` threads of this process.
-fn pool(count: usize) -> Result<Arc<ThreadPool>> {
+/// The pool of this process, of the number of threads less the caller's; `None` if so many
+/// nanoseconds of work are not worth it.
+fn pool(work: usize) -> Result<Option<Arc<Pool>>> {
+    if work < SERIAL_AWAKE {
+        return Ok(None);
+    }
+    let helpers = get_num_threads()? - 1;
+    if helpers == 0 {
+        return Ok(None);
+    }
     let process = std::process::id();
     let mut threads = threads();
-    if let Some((owner, pool)) = &threads.pool
-        && *owner == process
-        && pool.current_num_threads() == count - 1
-    {
-        return Ok(pool.clone());
+    let current = threads.pool.as_ref().filter(|(owner, _)| *owner == process);
+    let current = current.map(|(_, pool)| pool).filter(|pool| pool.len() == helpers);
+    if work < SERIAL && !current.is_some_and(|pool| pool.is_awake()) {
+        return Ok(None);
     }
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(count - 1)
-        .thread_name(|i| format!("xentrs-{i}"))
-        .build()
-        .map_err(|error| Error::Value(format!("could not start {} threads: {error}", count - 1)))?;
+    if let Some(pool) = current {
+        return Ok(Some(pool.clone()));
+    }
+    let pool = Pool::new(helpers)
+        .map_err(|error| Error::Value(format!("could not start {helpers} threads: {error}")))?;
     let pool = Arc::new(pool);
     if let Some((owner, old)) = threads.pool.replace((process, pool.clone()))
         && owner != process
@@ -248,7 +252,7 @@ fn pool(count: usize) -> Result<Arc<ThreadPool>> {
         // The threads are the parent's: dropping the pool here would wait for them.
         std::mem::forget(old);
     }
-    Ok(pool)
+    Ok(Some(pool))
 }
 
 pub use fork::prepare_fork;

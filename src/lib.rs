@@ -11,7 +11,7 @@
 //! | [`coefficients`] | how targets weigh the classes |
 //! | [`batch`], [`layout`], [`options`], [`error`] | a call's arrays and options, checked |
 //! | [`caches`] | how large the machine's caches are |
-//! | [`driver`] | threads: splits a job into blocks, each behind the door of the instruction set |
+//! | [`driver`], [`pool`] | threads: splits a job into blocks, each behind the door of the instruction set |
 //! | [`reduce`] | sums of a fixed order |
 //! | [`math`] | functions of vectors: exponential, logarithm |
 //! | [`simd`] | vectors and views of memory, per instruction set; the other home of unsafe code |
@@ -25,6 +25,7 @@ pub mod layout;
 pub mod losses;
 pub mod math;
 pub mod options;
+pub mod pool;
 #[cfg(feature = "python")]
 mod python;
 pub mod reduce;

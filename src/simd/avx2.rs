@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{COLUMNS, Input, Kernel, Output, Simd, Vector};
+use super::{COLUMNS, HALF, Input, Kernel, Output, Simd, Vector};
 
 /// Proof that AVX2 and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,7 @@ impl Avx2 {
 /// # Safety
 /// [`Avx2::detect`] has found them.
 #[target_feature(enable = "avx2,fma")]
+#[inline(never)]
 pub unsafe fn door<K: Kernel>(kernel: K) -> K::Output {
     kernel.eval(Avx2(()))
 }
@@ -27,6 +28,12 @@ pub unsafe fn door<K: Kernel>(kernel: K) -> K::Output {
 impl Simd for Avx2 {
     type V32 = F32;
     type V64 = F64;
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token in hand proves that the features exist.
+        unsafe { door(kernel) }
+    }
 }
 
 /// Sixteen `f32`.
@@ -49,26 +56,34 @@ macro_rules! op {
     };
 }
 
-/// Eight registers of eight numbers, transposed.
+/// Each half of four registers is transposed.
 #[inline(always)]
-unsafe fn transpose_ps(x: [__m256; COLUMNS]) -> [__m256; COLUMNS] {
+unsafe fn transpose_halves([x, y, z, w]: [__m256; 4]) -> [__m256; 4] {
     // SAFETY: the caller holds vectors of this level.
     unsafe {
-        let mut y = x;
-        for i in [0, 4] {
-            let a = _mm256_castps_pd(_mm256_unpacklo_ps(x[i], x[i + 1]));
-            let b = _mm256_castps_pd(_mm256_unpackhi_ps(x[i], x[i + 1]));
-            let c = _mm256_castps_pd(_mm256_unpacklo_ps(x[i + 2], x[i + 3]));
-            let d = _mm256_castps_pd(_mm256_unpackhi_ps(x[i + 2], x[i + 3]));
-            y[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
-            y[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
-            y[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
-            y[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
-        }
-        let mut result = y;
+        let a = _mm256_castps_pd(_mm256_unpacklo_ps(x, y));
+        let b = _mm256_castps_pd(_mm256_unpackhi_ps(x, y));
+        let c = _mm256_castps_pd(_mm256_unpacklo_ps(z, w));
+        let d = _mm256_castps_pd(_mm256_unpackhi_ps(z, w));
+        [
+            _mm256_castpd_ps(_mm256_unpacklo_pd(a, c)),
+            _mm256_castpd_ps(_mm256_unpackhi_pd(a, c)),
+            _mm256_castpd_ps(_mm256_unpacklo_pd(b, d)),
+            _mm256_castpd_ps(_mm256_unpackhi_pd(b, d)),
+        ]
+    }
+}
+
+/// Eight registers of eight numbers, transposed.
+#[inline(always)]
+unsafe fn transpose_ps([a, b, c, d, e, f, g, h]: [__m256; COLUMNS]) -> [__m256; COLUMNS] {
+    // SAFETY: the caller holds vectors of this level.
+    unsafe {
+        let (x, y) = (transpose_halves([a, b, c, d]), transpose_halves([e, f, g, h]));
+        let mut result = [x[0]; COLUMNS];
         for i in 0..4 {
-            result[i] = _mm256_permute2f128_ps::<0x20>(y[i], y[4 + i]);
-            result[4 + i] = _mm256_permute2f128_ps::<0x31>(y[i], y[4 + i]);
+            result[i] = _mm256_permute2f128_ps::<0x20>(x[i], y[i]);
+            result[4 + i] = _mm256_permute2f128_ps::<0x31>(x[i], y[i]);
         }
         result
     }
@@ -310,8 +325,8 @@ vector!(
             -> [Self; COLUMNS] = {
             let start = src.pointer(at, 15 * stride + COLUMNS);
             let mut halves = [[_mm256_setzero_ps(); COLUMNS]; 2];
-            for (i, x) in halves.iter_mut().flatten().enumerate() {
-                *x = _mm256_loadu_ps(start.add(i * stride));
+            for i in 0..16 {
+                halves[i / 8][i % 8] = _mm256_loadu_ps(start.add(i * stride));
             }
             let [low, high] = [transpose_ps(halves[0]), transpose_ps(halves[1])];
             let mut columns = [F32(low[0], high[0]); COLUMNS];
@@ -327,6 +342,35 @@ vector!(
             for (half, x) in halves.into_iter().enumerate() {
                 for (i, row) in transpose_ps(x).into_iter().enumerate() {
                     _mm256_storeu_ps(start.add((half * 8 + i) * stride), row);
+                }
+            }
+        });
+        op!(load_half(_s: Avx2, src: Input<'_, f32>, at: usize, stride: usize) -> [Self; HALF] = {
+            let start = src.pointer(at, 15 * stride + HALF);
+            let mut halves = [[_mm256_setzero_ps(); HALF]; 2];
+            for i in 0..8 {
+                // Rows i and i + 4 of eight.
+                let row = start.add((i / 4 * 8 + i % 4) * stride);
+                halves[i / 4][i % 4] = _mm256_loadu2_m128(row.add(4 * stride), row);
+            }
+            let [low, high] = [transpose_halves(halves[0]), transpose_halves(halves[1])];
+            let [a, b, c, d] = low;
+            let [e, f, g, h] = high;
+            [F32(a, e), F32(b, f), F32(c, g), F32(d, h)]
+        });
+        op!(store_half(columns: [Self; HALF], dst: Output<'_, f32>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 15 * stride + HALF);
+            let halves = [columns.map(|x| x.0), columns.map(|x| x.1)];
+            for (half, x) in halves.into_iter().enumerate() {
+                let x = transpose_halves(x);
+                for i in 0..8 {
+                    let row = if i < 4 {
+                        _mm256_castps256_ps128(x[i])
+                    } else {
+                        _mm256_extractf128_ps::<1>(x[i - 4])
+                    };
+                    _mm_storeu_ps(start.add((half * 8 + i) * stride), row);
                 }
             }
         });
@@ -395,8 +439,8 @@ vector!(
             let mut columns = [F64(zero, zero); COLUMNS];
             for part in [0, 4] {
                 let mut halves = [[zero; 4]; 2];
-                for (i, x) in halves.iter_mut().flatten().enumerate() {
-                    *x = _mm256_loadu_pd(start.add(i * stride + part));
+                for i in 0..8 {
+                    halves[i / 4][i % 4] = _mm256_loadu_pd(start.add(i * stride + part));
                 }
                 let [low, high] = [transpose_pd(halves[0]), transpose_pd(halves[1])];
                 for i in 0..4 {
@@ -419,6 +463,27 @@ vector!(
                     let row = start.add((half * 4 + i) * stride);
                     _mm256_storeu_pd(row, low[i]);
                     _mm256_storeu_pd(row.add(4), high[i]);
+                }
+            }
+        });
+        op!(load_half(_s: Avx2, src: Input<'_, f64>, at: usize, stride: usize) -> [Self; HALF] = {
+            let start = src.pointer(at, 7 * stride + HALF);
+            let mut halves = [[_mm256_setzero_pd(); HALF]; 2];
+            for i in 0..8 {
+                halves[i / 4][i % 4] = _mm256_loadu_pd(start.add(i * stride));
+            }
+            let [low, high] = [transpose_pd(halves[0]), transpose_pd(halves[1])];
+            let [a, b, c, d] = low;
+            let [e, f, g, h] = high;
+            [F64(a, e), F64(b, f), F64(c, g), F64(d, h)]
+        });
+        op!(store_half(columns: [Self; HALF], dst: Output<'_, f64>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 7 * stride + HALF);
+            let halves = [columns.map(|x| x.0), columns.map(|x| x.1)];
+            for (half, x) in halves.into_iter().enumerate() {
+                for (i, row) in transpose_pd(x).into_iter().enumerate() {
+                    _mm256_storeu_pd(start.add((half * 4 + i) * stride), row);
                 }
             }
         });

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{COLUMNS, Input, Kernel, Output, Simd, Vector};
+use super::{COLUMNS, HALF, Input, Kernel, Output, Simd, Vector};
 
 /// Proof that AVX-512F, AVX2 and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,7 @@ impl Avx512 {
 /// # Safety
 /// [`Avx512::detect`] has found them.
 #[target_feature(enable = "avx512f,avx2,fma")]
+#[inline(never)]
 pub unsafe fn door<K: Kernel>(kernel: K) -> K::Output {
     kernel.eval(Avx512(()))
 }
@@ -29,6 +30,12 @@ pub unsafe fn door<K: Kernel>(kernel: K) -> K::Output {
 impl Simd for Avx512 {
     type V32 = F32;
     type V64 = F64;
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token in hand proves that the features exist.
+        unsafe { door(kernel) }
+    }
 }
 
 /// Sixteen `f32`.
@@ -39,23 +46,32 @@ pub struct F32(__m512);
 #[derive(Clone, Copy, Debug)]
 pub struct F64(__m512d);
 
-/// Four registers, and four more: each quarter of the four is transposed.
+/// Each quarter of four registers is transposed.
 #[inline(always)]
-unsafe fn transpose_quarters(x: [__m512; COLUMNS]) -> [__m512; COLUMNS] {
+unsafe fn transpose_quarters([x, y, z, w]: [__m512; 4]) -> [__m512; 4] {
     // SAFETY: the caller holds vectors of this level.
     unsafe {
-        let mut result = x;
-        for i in [0, 4] {
-            let a = _mm512_castps_pd(_mm512_unpacklo_ps(x[i], x[i + 1]));
-            let b = _mm512_castps_pd(_mm512_unpackhi_ps(x[i], x[i + 1]));
-            let c = _mm512_castps_pd(_mm512_unpacklo_ps(x[i + 2], x[i + 3]));
-            let d = _mm512_castps_pd(_mm512_unpackhi_ps(x[i + 2], x[i + 3]));
-            result[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
-            result[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
-            result[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
-            result[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
-        }
-        result
+        let a = _mm512_castps_pd(_mm512_unpacklo_ps(x, y));
+        let b = _mm512_castps_pd(_mm512_unpackhi_ps(x, y));
+        let c = _mm512_castps_pd(_mm512_unpacklo_ps(z, w));
+        let d = _mm512_castps_pd(_mm512_unpackhi_ps(z, w));
+        [
+            _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)),
+            _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(b, d)),
+        ]
+    }
+}
+
+/// Quarters 0 and 2 of two registers in turn, and quarters 1 and 3: its own inverse.
+#[inline(always)]
+unsafe fn exchange_quarters(a: __m512d, b: __m512d) -> [__m512d; 2] {
+    // SAFETY: the caller holds vectors of this level.
+    unsafe {
+        let even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+        let odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+        [_mm512_permutex2var_pd(a, even, b), _mm512_permutex2var_pd(a, odd, b)]
     }
 }
 
@@ -222,18 +238,18 @@ vector!(
             -> [Self; COLUMNS] = {
             let start = src.pointer(at, 15 * stride + COLUMNS);
             // Rows i and i + 4 in one register: four rows more follow after the first step.
-            let mut x = [_mm512_setzero_ps(); COLUMNS];
-            for (i, x) in x.iter_mut().enumerate() {
+            let mut x = [[_mm512_setzero_ps(); 4]; 2];
+            for i in 0..COLUMNS {
                 let row = start.add((i / 4 * 8 + i % 4) * stride);
                 let upper = _mm256_castps_pd(_mm256_loadu_ps(row.add(4 * stride)));
                 let lower = _mm512_castps_pd(_mm512_castps256_ps512(_mm256_loadu_ps(row)));
-                *x = _mm512_castpd_ps(_mm512_insertf64x4::<1>(lower, upper));
+                x[i / 4][i % 4] = _mm512_castpd_ps(_mm512_insertf64x4::<1>(lower, upper));
             }
-            let x = transpose_quarters(x);
-            let mut columns = [F32(x[0]); COLUMNS];
+            let [a, b] = [transpose_quarters(x[0]), transpose_quarters(x[1])];
+            let mut columns = [F32(a[0]); COLUMNS];
             for i in 0..4 {
-                columns[i] = F32(_mm512_shuffle_f32x4::<0x88>(x[i], x[4 + i]));
-                columns[4 + i] = F32(_mm512_shuffle_f32x4::<0xDD>(x[i], x[4 + i]));
+                columns[i] = F32(_mm512_shuffle_f32x4::<0x88>(a[i], b[i]));
+                columns[4 + i] = F32(_mm512_shuffle_f32x4::<0xDD>(a[i], b[i]));
             }
             columns
         });
@@ -242,22 +258,49 @@ vector!(
             let start = dst.pointer(at, 15 * stride + COLUMNS);
             let lower = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
             let upper = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-            let mut x = [_mm512_setzero_ps(); COLUMNS];
+            let mut x = [[_mm512_setzero_ps(); 4]; 2];
             for i in 0..4 {
                 let a = _mm512_castps_pd(columns[i].0);
                 let b = _mm512_castps_pd(columns[4 + i].0);
-                x[i] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, lower, b));
-                x[4 + i] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, upper, b));
+                x[0][i] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, lower, b));
+                x[1][i] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, upper, b));
             }
-            let x = transpose_quarters(x);
+            let x = [transpose_quarters(x[0]), transpose_quarters(x[1])];
             for i in 0..16 {
-                let pair = _mm512_castps_pd(x[i / 8 * 4 + i % 4]);
+                let pair = _mm512_castps_pd(x[i / 8][i % 4]);
                 let row = if i % 8 < 4 {
                     _mm512_castpd512_pd256(pair)
                 } else {
                     _mm512_extractf64x4_pd::<1>(pair)
                 };
                 _mm256_storeu_ps(start.add(i * stride), _mm256_castpd_ps(row));
+            }
+        });
+        op!(load_half(_s: Avx512, src: Input<'_, f32>, at: usize, stride: usize) -> [Self; HALF] = {
+            let start = src.pointer(at, 15 * stride + HALF);
+            let mut x = [_mm512_setzero_ps(); HALF];
+            for (i, x) in x.iter_mut().enumerate() {
+                // Rows i, i + 4, i + 8 and i + 12.
+                let row = |j: usize| start.add((i + 4 * j) * stride);
+                *x = _mm512_castps128_ps512(_mm_loadu_ps(row(0)));
+                *x = _mm512_insertf32x4::<1>(*x, _mm_loadu_ps(row(1)));
+                *x = _mm512_insertf32x4::<2>(*x, _mm_loadu_ps(row(2)));
+                *x = _mm512_insertf32x4::<3>(*x, _mm_loadu_ps(row(3)));
+            }
+            transpose_quarters(x).map(F32)
+        });
+        op!(store_half(columns: [Self; HALF], dst: Output<'_, f32>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 15 * stride + HALF);
+            let x = transpose_quarters(columns.map(|x| x.0));
+            for i in 0..16 {
+                let row = match i / 4 {
+                    0 => _mm512_castps512_ps128(x[i % 4]),
+                    1 => _mm512_extractf32x4_ps::<1>(x[i % 4]),
+                    2 => _mm512_extractf32x4_ps::<2>(x[i % 4]),
+                    _ => _mm512_extractf32x4_ps::<3>(x[i % 4]),
+                };
+                _mm_storeu_ps(start.add(i * stride), row);
             }
         });
         op!(narrow(parts: [F64; 2]) -> Self = {
@@ -323,6 +366,40 @@ vector!(
             let start = dst.pointer(at, 7 * stride + COLUMNS);
             for (i, row) in transpose_pd(columns.map(|x| x.0)).into_iter().enumerate() {
                 _mm512_storeu_pd(start.add(i * stride), row);
+            }
+        });
+        op!(load_half(_s: Avx512, src: Input<'_, f64>, at: usize, stride: usize) -> [Self; HALF] = {
+            let start = src.pointer(at, 7 * stride + HALF);
+            let mut x = [_mm512_setzero_pd(); HALF];
+            for (i, x) in x.iter_mut().enumerate() {
+                // Rows i and i + 4.
+                let lower = _mm512_castpd256_pd512(_mm256_loadu_pd(start.add(i * stride)));
+                *x = _mm512_insertf64x4::<1>(lower, _mm256_loadu_pd(start.add((i + 4) * stride)));
+            }
+            let [x, y, z, w] = x;
+            let (a, b) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+            let (c, d) = (_mm512_unpacklo_pd(z, w), _mm512_unpackhi_pd(z, w));
+            let ([e, g], [f, h]) = (exchange_quarters(a, c), exchange_quarters(b, d));
+            [F64(e), F64(f), F64(g), F64(h)]
+        });
+        op!(store_half(columns: [Self; HALF], dst: Output<'_, f64>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 7 * stride + HALF);
+            let [e, f, g, h] = columns.map(|x| x.0);
+            let ([a, c], [b, d]) = (exchange_quarters(e, g), exchange_quarters(f, h));
+            let x = [
+                _mm512_unpacklo_pd(a, b),
+                _mm512_unpackhi_pd(a, b),
+                _mm512_unpacklo_pd(c, d),
+                _mm512_unpackhi_pd(c, d),
+            ];
+            for i in 0..8 {
+                let row = if i < 4 {
+                    _mm512_castpd512_pd256(x[i])
+                } else {
+                    _mm512_extractf64x4_pd::<1>(x[i - 4])
+                };
+                _mm256_storeu_pd(start.add(i * stride), row);
             }
         });
         #[inline(always)]

@@ -31,6 +31,8 @@ pub const MAX_LANES: usize = 16;
 
 /// How many columns are transposed at a time.
 pub const COLUMNS: usize = 8;
+/// And where there are few left.
+pub const HALF: usize = COLUMNS / 2;
 
 /// A token that proves that a level's instructions exist on this machine.
 pub trait Simd: Copy + Send + Sync + 'static {
@@ -38,6 +40,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type V32: Vector<Self, f32>;
     /// Eight `f64`.
     type V64: Vector<Self, f64>;
+    /// Evaluates a kernel as a function of its own, not inlined: one of several loops that would take
+    /// each other's registers.
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output;
 }
 
 /// `f32` or `f64`: a number that logits come in.
@@ -200,6 +205,10 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     /// Undoes `load_columns`, rows first to last: with a stride below [`COLUMNS`] a row begins over the
     /// end of the one before it.
     fn store_columns(columns: [Self; COLUMNS], dst: Output<'_, T>, at: usize, stride: usize);
+    /// `load_columns` of [`HALF`] the columns.
+    fn load_half(s: S, src: Input<'_, T>, at: usize, stride: usize) -> [Self; HALF];
+    /// Undoes `load_half`, as `store_columns` does.
+    fn store_half(columns: [Self; HALF], dst: Output<'_, T>, at: usize, stride: usize);
     /// The nearest numbers to those of `T::WIDE` parts: undoes `wide`.
     fn narrow(parts: [S::V64; 2]) -> Self;
 }

@@ -1,6 +1,6 @@
 //! The level of every other CPU: arrays, which the compiler turns into what the target has.
 
-use super::{COLUMNS, Float, Input, Output, Simd, Vector};
+use super::{COLUMNS, Float, HALF, Input, Kernel, Output, Simd, Vector};
 
 /// The portable level.
 #[derive(Clone, Copy, Debug)]
@@ -9,6 +9,11 @@ pub struct Portable;
 impl Simd for Portable {
     type V32 = Array<f32, 16>;
     type V64 = Array<f64, 8>;
+
+    #[inline(never)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.eval(self)
+    }
 }
 
 /// Lanes in an array.
@@ -215,9 +220,7 @@ macro_rules! array {
                 at: usize,
                 stride: usize,
             ) -> [Self; COLUMNS] {
-                let src = src.part(at, ($lanes - 1) * stride + COLUMNS);
-                let column = |j| Array(std::array::from_fn(|i| src.get(i * stride + j)));
-                std::array::from_fn(column)
+                columns(src, at, stride)
             }
             #[inline(always)]
             fn store_columns(
@@ -226,12 +229,15 @@ macro_rules! array {
                 at: usize,
                 stride: usize,
             ) {
-                let dst = dst.part(at, ($lanes - 1) * stride + COLUMNS);
-                for i in 0..$lanes {
-                    for (j, column) in columns.iter().enumerate() {
-                        dst.set(i * stride + j, column.0[i]);
-                    }
-                }
+                store(columns, dst, at, stride);
+            }
+            #[inline(always)]
+            fn load_half(_: Portable, src: Input<'_, $t>, at: usize, stride: usize) -> [Self; HALF] {
+                columns(src, at, stride)
+            }
+            #[inline(always)]
+            fn store_half(columns: [Self; HALF], dst: Output<'_, $t>, at: usize, stride: usize) {
+                store(columns, dst, at, stride);
             }
             #[inline(always)]
             fn narrow(parts: [Array<f64, 8>; 2]) -> Self {
@@ -239,6 +245,33 @@ macro_rules! array {
             }
         }
     };
+}
+
+/// `N` columns of as many rows as lanes.
+#[inline(always)]
+fn columns<T: Copy, const LANES: usize, const N: usize>(
+    src: Input<'_, T>,
+    at: usize,
+    stride: usize,
+) -> [Array<T, LANES>; N] {
+    let src = src.part(at, (LANES - 1) * stride + N);
+    std::array::from_fn(|j| Array(std::array::from_fn(|i| src.get(i * stride + j))))
+}
+
+/// Undoes [`columns`].
+#[inline(always)]
+fn store<T: Copy, const LANES: usize, const N: usize>(
+    columns: [Array<T, LANES>; N],
+    dst: Output<'_, T>,
+    at: usize,
+    stride: usize,
+) {
+    let dst = dst.part(at, (LANES - 1) * stride + N);
+    for i in 0..LANES {
+        for (j, column) in columns.iter().enumerate() {
+            dst.set(i * stride + j, column.0[i]);
+        }
+    }
 }
 
 array!(f32, 16, u32);

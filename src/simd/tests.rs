@@ -92,23 +92,30 @@ fn operations<S: Simd, T: Float>(s: S) {
         }
     }
 
-    for stride in [COLUMNS - 5, COLUMNS, n + 3] {
-        let numbers: Vec<T> = (0..n * stride + COLUMNS).map(number).collect();
-        let src = Input::from_slice(&numbers).part(1, (n - 1) * stride + COLUMNS);
-        let columns = T::V::<S>::load_columns(s, src, 0, stride);
-        for (j, column) in columns.iter().enumerate() {
-            for (i, x) in column.to_lanes().as_ref().iter().enumerate() {
-                assert_eq!(*x, numbers[1 + i * stride + j]);
+    macro_rules! check_columns {
+        ($load:ident, $store:ident, $columns:expr) => {
+            for stride in [$columns - 3, $columns, n + 3] {
+                let numbers: Vec<T> = (0..n * stride + $columns).map(number).collect();
+                let src = Input::from_slice(&numbers).part(1, (n - 1) * stride + $columns);
+                let columns = T::V::<S>::$load(s, src, 0, stride);
+                for (j, column) in columns.iter().enumerate() {
+                    for (i, x) in column.to_lanes().as_ref().iter().enumerate() {
+                        assert_eq!(*x, numbers[1 + i * stride + j]);
+                    }
+                }
+                let mut written = vec![T::from_f64(99.0); numbers.len()];
+                let dst = Output::from_slice(&mut written).part(1, src.len());
+                T::V::<S>::$store(columns, dst, 0, stride);
+                for (i, x) in written.into_iter().enumerate() {
+                    let inside = (1..=src.len()).contains(&i) && (i - 1) % stride < $columns;
+                    assert_eq!(x, if inside { numbers[i] } else { T::from_f64(99.0) });
+                }
             }
-        }
-        let mut written = vec![T::from_f64(99.0); numbers.len()];
-        let dst = Output::from_slice(&mut written).part(1, src.len());
-        T::V::<S>::store_columns(columns, dst, 0, stride);
-        for (i, x) in written.into_iter().enumerate() {
-            let inside = (1..=src.len()).contains(&i) && (i - 1) % stride < COLUMNS;
-            assert_eq!(x, if inside { numbers[i] } else { T::from_f64(99.0) });
-        }
+        };
     }
+    check_columns!(load_columns, store_columns, COLUMNS);
+    check_columns!(load_half, store_half, HALF);
+
     let third = |part| a.wide(part).div(S::V64::splat(s, 3.0));
     check("narrow", T::V::<S>::narrow([third(0), third(T::WIDE - 1)]), &|x, _| x / 3.0);
 

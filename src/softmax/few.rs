@@ -14,14 +14,14 @@
 
 use std::ops::Range;
 
-use crate::batch::{Batch, IGNORED};
+use crate::batch::Batch;
 use crate::coefficients::Coefficients;
 use crate::driver::Job;
 use crate::math::exp::{LaneExp, power_of_two, residue};
 use crate::math::log::{log, log1p};
 use crate::math::{Real, times};
 use crate::reduce::{Sum, lost_by};
-use crate::simd::{COLUMNS, Input, Output, Scratch, Simd, Vector, fence, fold};
+use crate::simd::{COLUMNS, HALF, Input, Kernel, Output, Scratch, Simd, Vector, fence, fold};
 
 use super::{Limits, copy, exponent};
 
@@ -39,6 +39,8 @@ pub struct Few<'a, T, C, const GRAD: bool> {
     keep: f64,
     /// The sum of all coefficients, where every row has the same.
     total: f64,
+    /// What a sample without a weight is multiplied by.
+    scale: f64,
     /// Samples in a block.
     samples: usize,
     stream: bool,
@@ -76,6 +78,36 @@ const OTHERS: usize = 13;
 const PIVOT_HESS: usize = 14;
 const WIDE: usize = 15;
 
+/// Does something with every column of a group of rows: `$class` is its class, `$x` a lane of each row.
+macro_rules! columns {
+    ($s:expr, $rows:expr, $classes:expr, $class:ident, $x:ident => $body:expr) => {
+        let whole = $classes / COLUMNS * COLUMNS;
+        for start in (0..whole).step_by(COLUMNS) {
+            let loaded = T::V::<S>::load_columns($s, $rows, start, $classes);
+            for (j, $x) in loaded.into_iter().enumerate() {
+                let $class = start + j;
+                $body;
+            }
+        }
+        macro_rules! rest {
+            ($load:ident) => {
+                let loaded = T::V::<S>::$load($s, $rows, whole, $classes);
+                for (j, $x) in loaded.into_iter().enumerate() {
+                    let $class = whole + j;
+                    if $class < $classes {
+                        $body;
+                    }
+                }
+            };
+        }
+        if $classes - whole > HALF {
+            rest!(load_columns);
+        } else if $classes > whole {
+            rest!(load_half);
+        }
+    };
+}
+
 /// Buffers of a block.
 struct Buffers<T> {
     samples: usize,
@@ -102,7 +134,7 @@ impl<T: Limits> Buffers<T> {
         job: &Few<'_, T, C, GRAD>,
     ) -> Self {
         let classes = job.batch.classes;
-        let columns = samples * classes.next_multiple_of(COLUMNS);
+        let columns = samples * classes;
         let stored = if job.coefficients.stored().is_some() { columns } else { 0 };
         let first = NARROW * samples;
         let starts = [first, first + columns, first + columns + stored];
@@ -186,7 +218,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !stream && !in_place;
-        Few { batch, coefficients, keep, total, samples, stream, direct }
+        let scale = 1.0 / batch.divisor;
+        Few { batch, coefficients, keep, total, scale, samples, stream, direct }
     }
 
     /// The exponent of the reference of a sample of this weight, whose class has that.
@@ -201,23 +234,26 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// The block of samples that begins at `first`, no further than `end`; the sum of their losses.
     #[inline(always)]
     fn run_block<S: Simd>(&self, s: S, first: usize, end: usize, buffers: &Buffers<T>) -> f64 {
-        let batch = self.batch;
         let n = self.samples.min(end - first);
-        let any_ignored = self.read_targets(first, n, buffers);
-        for group in (0..n).step_by(T::LANES) {
-            self.reduce(s, first, n, group, any_ignored, buffers);
+        let block = Block { job: self, first, n, room: end - first, buffers };
+        s.apart(Reading(block));
+        s.apart(Reduction(block));
+        let sum = s.apart(Finish(block));
+        if GRAD {
+            s.apart(Emission(block));
         }
-        let sum = self.finish(s, first, n, buffers);
-        if let Some(losses) = batch.outputs.losses {
-            for i in 0..n {
-                let loss = buffers.wide(LOSS).0.get(i) / batch.divisor;
-                losses.set(first + i, T::from_f64(loss));
-            }
-        }
+        sum
+    }
+
+    /// Writes gradient and Hessian of a block.
+    #[inline(always)]
+    fn write<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) {
+        let &Block { first, n, room, buffers, .. } = block;
+        let batch = self.batch;
         for (grad, hessian) in [(batch.outputs.grad, false), (batch.outputs.hess, true)] {
-            let (true, Some(grad)) = (GRAD, grad) else { continue };
+            let Some(grad) = grad else { continue };
             // Rows that the last columns of a row may reach into go to their place at once.
-            let past = batch.rows(grad, first, end - first);
+            let past = batch.rows(grad, first, room);
             let wanted = self.group_len();
             let mut done = 0;
             for group in (0..n).step_by(T::LANES) {
@@ -233,50 +269,67 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             let rest = n * batch.classes - done;
             copy(s, buffers.part(ROWS).0.part(done, rest), past.part(done, rest), self.stream);
         }
-        sum
     }
 
     /// Reads the classes and weights of `n` samples; whether any is ignored.
     #[inline(always)]
-    fn read_targets(&self, first: usize, n: usize, buffers: &Buffers<T>) -> bool {
+    fn read_targets<S: Simd>(&self, s: S, first: usize, n: usize, buffers: &Buffers<T>) -> bool {
         let batch = self.batch;
-        let (mut weights, mut any_ignored) = ([0.0; 16], false);
         for group in (0..n).step_by(T::LANES) {
-            // Past the last sample there are none that count.
-            let (mut classes, n) = ([IGNORED; 16], T::LANES.min(n - group));
-            any_ignored |= batch.read_classes(first + group, &mut classes[..n]);
             let lanes = buffers.narrow(CLASS).1.part(group, T::LANES);
-            for (i, &class) in classes.iter().enumerate().take(T::LANES) {
-                lanes.set(i, T::from_i32(class as i32));
+            // The index of an ignored sample becomes -1.
+            macro_rules! read {
+                ($at:expr, $n:expr) => {
+                    let mut eight = [T::from_i32(-1); 8];
+                    batch.each_class((first + group + $at).min(batch.samples), $n, |i, class| {
+                        eight[i] = T::from_i32(class as i32);
+                    });
+                    for (i, class) in eight.into_iter().enumerate() {
+                        lanes.set($at + i, class);
+                    }
+                };
             }
-            if !batch.is_weighted() {
-                continue;
-            }
-            batch.read_sample_weights(first + group, &mut weights[..n]);
-            for (i, (&class, &sample)) in classes[..n].iter().zip(&weights).enumerate() {
-                let mut of_class = self.keep;
-                if let (true, Some(weight)) = (C::HARD && class != IGNORED, &batch.weight) {
-                    of_class *= weight[class];
+            for at in (0..T::LANES).step_by(8) {
+                if n - group >= at + 8 {
+                    read!(at, 8);
+                } else {
+                    // Past the last sample there are none that count.
+                    read!(at, (n - group).saturating_sub(at));
                 }
-                buffers.wide(SAMPLE).1.set(group + i, sample);
-                buffers.wide(OF_CLASS).1.set(group + i, of_class);
-                buffers.narrow(BIAS).1.set(group + i, self.bias(sample, of_class));
             }
         }
-        any_ignored
+        if batch.is_weighted() {
+            self.read_weights(first, n, buffers);
+        }
+        let (mut least, zero) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 0.0));
+        for group in (0..n).step_by(T::LANES) {
+            least = least.min(T::V::<S>::load(s, buffers.narrow(CLASS).0, group));
+        }
+        T::V::<S>::lanes(least.lt(zero)) != 0
+    }
+
+    /// Reads the weights of `n` samples.
+    #[inline(always)]
+    fn read_weights(&self, first: usize, n: usize, buffers: &Buffers<T>) {
+        let batch = self.batch;
+        for i in 0..n {
+            let sample = batch.sample_factor(first + i);
+            let class = buffers.narrow(CLASS).0.get(i).to_f64();
+            let mut of_class = self.keep;
+            if let (true, Some(weight)) = (C::HARD && class >= 0.0, &batch.weight) {
+                of_class *= weight[class as usize];
+            }
+            buffers.wide(SAMPLE).1.set(i, sample);
+            buffers.wide(OF_CLASS).1.set(i, of_class);
+            buffers.narrow(BIAS).1.set(i, self.bias(sample, of_class));
+        }
     }
 
     /// Numbers of a group, and those behind them that its last row's last columns reach into.
     #[inline(always)]
     fn group_len(&self) -> usize {
         let classes = self.batch.classes;
-        (T::LANES - 1) * classes + classes.next_multiple_of(COLUMNS)
-    }
-
-    /// The columns of a group, eight from `class` on.
-    #[inline(always)]
-    fn columns<S: Simd>(&self, s: S, rows: Input<'_, T>, class: usize) -> [T::V<S>; COLUMNS] {
-        T::V::<S>::load_columns(s, rows, class, self.batch.classes)
+        (T::LANES - 1) * classes + classes.next_multiple_of(HALF)
     }
 
     /// The rows of a group, and what may be read behind them: a copy where they are too few, or the
@@ -301,59 +354,56 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         buffers.part(ROWS).0.part(0, wanted)
     }
 
-    /// Exponentials of a group, and their sums.
+    /// Columns of a group, and the largest of each lane.
     #[inline(always)]
-    fn reduce<S: Simd>(
+    fn transpose<S: Simd>(
         &self,
         s: S,
-        first: usize,
-        n: usize,
-        group: usize,
+        (first, n, group): (usize, usize, usize),
         any_ignored: bool,
         buffers: &Buffers<T>,
     ) {
-        let batch = self.batch;
         let (zero, lowest) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, f64::NEG_INFINITY));
-        let width = batch.classes.next_multiple_of(COLUMNS) * T::LANES;
-        let start = group / T::LANES * width;
+        let classes = self.batch.classes;
+        let (start, width) = (group * classes, T::LANES * classes);
+        if let Some(stored) = self.coefficients.stored() {
+            let rows = self.rows_of(s, stored, first + group, n - group, buffers);
+            let stored = buffers.part(STORED).1.part(start, width);
+            columns!(s, rows, classes, class, q => q.store(stored, class * T::LANES));
+        }
+        let rows = self.rows_of(s, self.batch.values, first + group, n - group, buffers);
+        let columns = buffers.part(COLUMNS_OF).1.part(start, width);
+        let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
+        let counts = zero.lt(class.add(splat::<S, T>(s, 1.0)));
+        let (mut most, mut largest, mut at) = (lowest, zero, zero);
+        columns!(s, rows, classes, c, x => {
+            let x = if any_ignored { T::V::<S>::select(counts, x, zero) } else { x };
+            if !C::HARD {
+                largest = T::V::<S>::select(most.lt(x), at, largest);
+                at = at.add(splat::<S, T>(s, 1.0));
+            }
+            most = x.max(most);
+            x.store(columns, c * T::LANES);
+        });
+        if !C::HARD {
+            let class = T::V::<S>::select(counts, largest, class);
+            class.store(buffers.narrow(CLASS).1, group);
+        }
+        most.store(buffers.narrow(MOST).1, group);
+    }
+
+    /// Exponentials of a group, and their sums.
+    #[inline(always)]
+    fn reduce<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
+        let batch = self.batch;
+        let zero = splat::<S, T>(s, 0.0);
+        let (start, width) = (group * batch.classes, T::LANES * batch.classes);
         let columns = (
             buffers.part(COLUMNS_OF).0.part(start, width),
             buffers.part(COLUMNS_OF).1.part(start, width),
         );
-        if let Some(stored) = self.coefficients.stored() {
-            let rows = self.rows_of(s, stored, first + group, n - group, buffers);
-            let stored = buffers.part(STORED).1.part(start, width);
-            for class in (0..batch.classes).step_by(COLUMNS) {
-                for (j, q) in self.columns(s, rows, class).into_iter().enumerate() {
-                    q.store(stored, (class + j) * T::LANES);
-                }
-            }
-        }
-        let rows = self.rows_of(s, batch.values, first + group, n - group, buffers);
-        let mut class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
-        let mut most = lowest;
-        let (mut largest, mut at) = (zero, zero);
-        let counts = zero.lt(class.add(splat::<S, T>(s, 1.0)));
-        for c in (0..batch.classes).step_by(COLUMNS) {
-            let loaded = self.columns(s, rows, c);
-            for (j, mut x) in loaded.into_iter().enumerate() {
-                if c + j < batch.classes {
-                    if any_ignored {
-                        x = T::V::<S>::select(counts, x, zero);
-                    }
-                    if !C::HARD {
-                        largest = T::V::<S>::select(most.lt(x), at, largest);
-                        at = at.add(splat::<S, T>(s, 1.0));
-                    }
-                    most = x.max(most);
-                    x.store(columns.1, (c + j) * T::LANES);
-                }
-            }
-        }
-        if !C::HARD {
-            class = T::V::<S>::select(counts, largest, class);
-            class.store(buffers.narrow(CLASS).1, group);
-        }
+        let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
+        let most = T::V::<S>::load(s, buffers.narrow(MOST).0, group);
         let finite = most.abs().lt(splat::<S, T>(s, f64::INFINITY));
         let reference = T::V::<S>::select(finite, most, zero);
         let bias = T::V::<S>::load(s, buffers.narrow(BIAS).0, group);
@@ -448,114 +498,163 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     }
 
     /// Losses, weighted, and what gradients take of each sample; the losses' sum.
+    ///
+    /// Three loops, since each step waits for the one before: so several groups are on their way.
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, first: usize, n: usize, buffers: &Buffers<T>) -> f64 {
-        let (none, one, nan) =
-            (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0), splat::<S, f64>(s, f64::NAN));
-        let hessian = self.batch.outputs.hess.is_some();
-        let divisor = splat::<S, f64>(s, self.batch.divisor);
-        let mut losses = none;
         for at in (0..n).step_by(8) {
-            let (group, part) = (at / T::LANES * T::LANES, at % T::LANES / 8);
-            let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
-            let none_counts = T::V::<S>::lanes(class.lt(T::V::<S>::splat(s, T::default())));
-            let counted = !none_counts >> (8 * part) & 0xFF;
-            // A macro, since a closure might not be inlined with the features.
-            macro_rules! load {
-                ($which:expr) => {
-                    S::V64::load(s, buffers.wide($which).0, at)
-                };
-            }
-            macro_rules! store {
-                ($which:expr, $x:expr) => {
-                    $x.store(buffers.wide($which).1, at)
-                };
-            }
-            let (rest, pivot) = (load!(REST), load!(PIVOT));
-            let whole = rest.add(pivot);
-            let (sample, of_class) = (load!(SAMPLE), load!(OF_CLASS));
-            // Not of NaN, nor of what has underflowed.
-            let near = S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))));
-            // One division for two where float32 leaves digits to spare.
-            let (mut odds, mut inverse) = if T::WIDE == 2 {
-                let both = one.div(pivot.mul(whole));
-                (rest.mul(whole).mul(both), pivot.mul(both))
-            } else {
-                (rest.div(pivot), one.div(whole))
-            };
-            let all_near = near & counted == counted;
-            if near != 0xFF {
-                // Of a sample that does not count the pivot is 0.
-                inverse = one.div(whole);
-                odds = S::V64::select(S::V64::mask(s, near), odds, none);
-            }
-            let mut surprise = log1p::<S, f64>(s, odds);
-            if !all_near {
-                let far = self.far(s, first, at, counted & !near, whole, buffers);
-                surprise = S::V64::select(S::V64::mask(s, near), surprise, far);
-            }
-            // Of the true class; a weight of 0 takes even an infinite loss.
-            let mut loss = of_class.mul(surprise);
-            if !all_near {
-                loss = S::V64::select(of_class.eq(none), whole.sub(whole), loss);
-            }
-            let mut total = of_class.add(splat::<S, f64>(s, self.total));
-            if C::ANY {
-                let above = if C::HARD {
-                    self.above(s, at, whole, buffers)
-                } else {
-                    total = total.add(load!(COEFFICIENT));
-                    surprise
-                };
-                loss = loss.add(total.sub(of_class).mul(above)).add(load!(DISTANCE));
-            }
-            let (mut scale, mut mute) = (sample.div(divisor), S::V64::mask(s, !counted & 0xFF));
-            if self.batch.classes == 1 {
-                // No loss and no gradient, not even a rounding's.
-                loss = loss.sub(loss);
-                mute = S::V64::mask(s, (!counted & 0xFF) | S::V64::lanes(whole.eq(whole)));
-            }
-            loss = S::V64::select(whole.eq(whole), loss, nan).mul(sample);
-            loss = S::V64::select(S::V64::mask(s, counted), loss, none);
-            store!(LOSS, loss);
-            losses = losses.add(loss);
-            if !GRAD {
-                continue;
-            }
-            scale = S::V64::select(mute, none, scale);
-            let scaled = if C::ANY { scale.mul(total) } else { scale.mul(of_class) };
-            let a = if T::WIDE == 2 { scaled.mul(inverse) } else { scaled.div(whole) };
-            store!(A, a);
-            let mut lost = none;
-            if T::WIDE == 1 {
-                let minus = none.sub(a);
-                lost = minus.fma(lost_by::<S>(rest, pivot, whole), minus.fma(whole, scaled));
-                lost = lost.mul(inverse);
-                store!(A_LOST, lost);
-            }
-            // (total p - t) at the pivot, whose p - 1 is -rest / whole.
-            let pivot_grad = if C::ANY {
-                store!(B, none.sub(scale));
-                let (part, p) = (rest.mul(inverse), pivot.mul(inverse));
-                let own = load!(OWN);
-                let small = p.mul(splat::<S, f64>(s, self.total)).sub(own);
-                scale.mul(if C::HARD {
-                    small.sub(of_class.mul(part))
-                } else {
-                    let large = total.sub(own).sub(total.mul(part));
-                    S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), p.mul(total).sub(own), large)
-                })
-            } else {
-                none.sub(a.fma(rest, lost.mul(rest)))
-            };
-            // Adding 0 makes -0 a 0.
-            store!(PIVOT_GRAD, pivot_grad.add(none));
-            if hessian {
-                store!(INVERSE, inverse);
-                store!(PIVOT_HESS, a.mul(pivot).mul(rest.mul(inverse)));
-            }
+            self.odds(s, at, buffers);
+        }
+        for group in (0..n).step_by(T::LANES) {
+            self.surprise(s, group, buffers);
+        }
+        let mut losses = splat::<S, f64>(s, 0.0);
+        for at in (0..n).step_by(8) {
+            losses = losses.add(self.finish_part(s, first, at, buffers));
         }
         fold(losses.to_lanes())
+    }
+
+    /// `rest / pivot`, in the losses' place, and `1 / S` of eight samples.
+    #[inline(always)]
+    fn odds<S: Simd>(&self, s: S, at: usize, buffers: &Buffers<T>) {
+        let (none, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let rest = S::V64::load(s, buffers.wide(REST).0, at);
+        let pivot = S::V64::load(s, buffers.wide(PIVOT).0, at);
+        let whole = rest.add(pivot);
+        let near = near::<S, T>(s, rest, pivot);
+        // One division for two where float32 leaves digits to spare.
+        let (mut odds, mut inverse) = if T::WIDE == 2 {
+            let both = one.div(pivot.mul(whole));
+            (rest.mul(whole).mul(both), pivot.mul(both))
+        } else {
+            (rest.div(pivot), one.div(whole))
+        };
+        if near != 0xFF {
+            // Of a sample that does not count the pivot is 0.
+            inverse = one.div(whole);
+            odds = S::V64::select(S::V64::mask(s, near), odds, none);
+        }
+        odds.store(buffers.wide(LOSS).1, at);
+        inverse.store(buffers.wide(INVERSE).1, at);
+    }
+
+    /// `-log p` of the pivots of a group, in the losses' place.
+    #[inline(always)]
+    fn surprise<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
+        let (odds, surprises) = buffers.wide(LOSS);
+        // As exact as the logits' type: so are the exponentials.
+        let narrow = log1p::<S, T>(s, buffers.group(s, LOSS, group));
+        for part in 0..T::WIDE {
+            let mut surprise = narrow.wide(part);
+            if T::WIDE == 2 {
+                // But smaller than numbers of that type may be.
+                let odds = S::V64::load(s, odds, group + 8 * part);
+                let small = odds.lt(splat::<S, f64>(s, 2f64.powi(-30)));
+                surprise = S::V64::select(small, odds, surprise);
+            }
+            surprise.store(surprises, group + 8 * part);
+        }
+    }
+
+    /// The rest, for eight samples; their losses.
+    #[inline(always)]
+    fn finish_part<S: Simd>(
+        &self,
+        s: S,
+        first: usize,
+        at: usize,
+        buffers: &Buffers<T>,
+    ) -> S::V64 {
+        let (none, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
+        let (group, part) = (at / T::LANES * T::LANES, at % T::LANES / 8);
+        let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
+        let none_counts = T::V::<S>::lanes(class.lt(T::V::<S>::splat(s, T::default())));
+        let counted = !none_counts >> (8 * part) & 0xFF;
+        // A macro, since a closure might not be inlined with the features.
+        macro_rules! load {
+            ($which:expr) => {
+                S::V64::load(s, buffers.wide($which).0, at)
+            };
+        }
+        macro_rules! store {
+            ($which:expr, $x:expr) => {
+                $x.store(buffers.wide($which).1, at)
+            };
+        }
+        let (rest, pivot) = (load!(REST), load!(PIVOT));
+        let whole = rest.add(pivot);
+        let (sample, of_class) = (load!(SAMPLE), load!(OF_CLASS));
+        let (mut surprise, inverse) = (load!(LOSS), load!(INVERSE));
+        let near = near::<S, T>(s, rest, pivot);
+        let all_near = near & counted == counted;
+        if !all_near {
+            let far = self.far(s, first, at, counted & !near, whole, buffers);
+            surprise = S::V64::select(S::V64::mask(s, near), surprise, far);
+        }
+        // Of the true class; a weight of 0 takes even an infinite loss.
+        let mut loss = of_class.mul(surprise);
+        if !all_near {
+            loss = S::V64::select(of_class.eq(none), whole.sub(whole), loss);
+        }
+        let mut total = of_class.add(splat::<S, f64>(s, self.total));
+        if C::ANY {
+            let above = if C::HARD {
+                self.above(s, at, whole, buffers)
+            } else {
+                total = total.add(load!(COEFFICIENT));
+                surprise
+            };
+            loss = loss.add(total.sub(of_class).mul(above)).add(load!(DISTANCE));
+        }
+        let mut mute = S::V64::mask(s, !counted & 0xFF);
+        if self.batch.classes == 1 {
+            // No loss and no gradient, not even a rounding's.
+            loss = loss.sub(loss);
+            mute = S::V64::mask(s, (!counted & 0xFF) | S::V64::lanes(whole.eq(whole)));
+        }
+        loss = S::V64::select(whole.eq(whole), loss, nan).mul(sample);
+        loss = S::V64::select(S::V64::mask(s, counted), loss, none);
+        store!(LOSS, loss);
+        if !GRAD {
+            return loss;
+        }
+        let mut scale = splat::<S, f64>(s, self.scale);
+        if self.batch.is_weighted() {
+            scale = sample.div(splat::<S, f64>(s, self.batch.divisor));
+        }
+        scale = S::V64::select(mute, none, scale);
+        let scaled = if C::ANY { scale.mul(total) } else { scale.mul(of_class) };
+        let a = scaled.mul(inverse);
+        store!(A, a);
+        let mut lost = none;
+        if T::WIDE == 1 {
+            let minus = none.sub(a);
+            lost = minus.fma(lost_by::<S>(rest, pivot, whole), minus.fma(whole, scaled));
+            lost = lost.mul(inverse);
+            store!(A_LOST, lost);
+        }
+        // (total p - t) at the pivot, whose p - 1 is -rest / whole.
+        let pivot_grad = if C::ANY {
+            store!(B, none.sub(scale));
+            let (part, p) = (rest.mul(inverse), pivot.mul(inverse));
+            let own = load!(OWN);
+            let small = p.mul(splat::<S, f64>(s, self.total)).sub(own);
+            scale.mul(if C::HARD {
+                small.sub(of_class.mul(part))
+            } else {
+                let large = total.sub(own).sub(total.mul(part));
+                S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), p.mul(total).sub(own), large)
+            })
+        } else {
+            none.sub(a.fma(rest, lost.mul(rest)))
+        };
+        // Adding 0 makes -0 a 0.
+        store!(PIVOT_GRAD, pivot_grad.add(none));
+        if self.batch.outputs.hess.is_some() {
+            store!(PIVOT_HESS, a.mul(pivot).mul(rest.mul(inverse)));
+        }
+        loss
     }
 
     /// How far `log S` is above the largest logit, of eight samples.
@@ -605,8 +704,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     ) {
         let classes = self.batch.classes;
         let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
-        let width = classes.next_multiple_of(COLUMNS) * T::LANES;
-        let start = group / T::LANES * width;
+        let (start, width) = (group * classes, T::LANES * classes);
         let columns = buffers.part(COLUMNS_OF).0.part(start, width);
         let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
         let a = buffers.quotients(s, group);
@@ -618,13 +716,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             (inverse, others) = (buffers.group(s, INVERSE, group), buffers.group(s, OTHERS, group));
             others = others.mul(inverse);
         }
-        // Last to first: the last columns reach into the first ones of the next row.
-        for c in (0..classes).step_by(COLUMNS).rev() {
-            let mut result = [zero; COLUMNS];
-            for (j, result) in result.iter_mut().enumerate() {
-                let e = T::V::<S>::load(s, columns, (c + j) * T::LANES);
+        macro_rules! derivative {
+            ($c:expr) => {{
+                let e = T::V::<S>::load(s, columns, $c * T::LANES);
                 let mut g = if !hessian && C::ANY {
-                    let t = self.coefficient(s, (c + j).min(classes - 1), start, buffers);
+                    let t = self.coefficient(s, $c, start, buffers);
                     e.fma(a[0], e.fma(a[1], t.mul(minus_b)))
                 } else {
                     times::<S, T>(e, a)
@@ -635,11 +731,109 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                     let large = splat::<S, T>(s, 0.5).lt(p);
                     g = g.mul(T::V::<S>::select(large, others, one.sub(p)));
                 }
-                let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c + j]));
-                *result = T::V::<S>::select(own, at_pivot, g);
+                let own = class.eq(T::V::<S>::splat(s, T::CLASSES[$c]));
+                T::V::<S>::select(own, at_pivot, g)
+            }};
+        }
+        // Last to first: the last columns reach into the first ones of the next row.
+        let (whole, last) = (classes / COLUMNS * COLUMNS, classes - 1);
+        if classes - whole > HALF {
+            let mut result = [zero; COLUMNS];
+            for (j, result) in result.iter_mut().enumerate() {
+                *result = derivative!((whole + j).min(last));
+            }
+            T::V::<S>::store_columns(result, rows, whole, classes);
+        } else if classes > whole {
+            let mut result = [zero; HALF];
+            for (j, result) in result.iter_mut().enumerate() {
+                *result = derivative!((whole + j).min(last));
+            }
+            T::V::<S>::store_half(result, rows, whole, classes);
+        }
+        for c in (0..whole).step_by(COLUMNS).rev() {
+            let mut result = [zero; COLUMNS];
+            for (j, result) in result.iter_mut().enumerate() {
+                *result = derivative!(c + j);
             }
             T::V::<S>::store_columns(result, rows, c, classes);
         }
+    }
+}
+
+/// A block of samples: `n` from `first` on, of which `room` follow in the array.
+struct Block<'b, J, T> {
+    job: &'b J,
+    first: usize,
+    n: usize,
+    room: usize,
+    buffers: &'b Buffers<T>,
+}
+
+impl<J, T> Clone for Block<'_, J, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<J, T> Copy for Block<'_, J, T> {}
+
+/// The things done to a block, each a function of its own.
+struct Reading<'b, J, T>(Block<'b, J, T>);
+struct Reduction<'b, J, T>(Block<'b, J, T>);
+struct Finish<'b, J, T>(Block<'b, J, T>);
+struct Emission<'b, J, T>(Block<'b, J, T>);
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
+    for Reading<'_, Few<'_, T, C, GRAD>, T>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let Block { job, first, n, buffers, .. } = self.0;
+        let any_ignored = job.read_targets(s, first, n, buffers);
+        for group in (0..n).step_by(T::LANES) {
+            job.transpose(s, (first, n, group), any_ignored, buffers);
+        }
+    }
+}
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
+    for Reduction<'_, Few<'_, T, C, GRAD>, T>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let Block { job, n, buffers, .. } = self.0;
+        for group in (0..n).step_by(T::LANES) {
+            job.reduce(s, group, buffers);
+        }
+    }
+}
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
+    for Finish<'_, Few<'_, T, C, GRAD>, T>
+{
+    type Output = f64;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> f64 {
+        let Block { job, first, n, buffers, .. } = self.0;
+        let sum = job.finish(s, first, n, buffers);
+        if let Some(losses) = job.batch.outputs.losses {
+            for i in 0..n {
+                let loss = buffers.wide(LOSS).0.get(i) / job.batch.divisor;
+                losses.set(first + i, T::from_f64(loss));
+            }
+        }
+        sum
+    }
+}
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
+    for Emission<'_, Few<'_, T, C, GRAD>, T>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        self.0.job.write(s, &self.0);
     }
 }
 
@@ -649,6 +843,12 @@ struct Sums<S: Simd, T: Real> {
     sums: [Sum<S, T>; 4],
     pivot: T::V<S>,
     own: T::V<S>,
+}
+
+/// The lanes of which `rest / pivot` can be formed: not those of NaN, nor of what has underflowed.
+#[inline(always)]
+fn near<S: Simd, T: Limits>(s: S, rest: S::V64, pivot: S::V64) -> u32 {
+    S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))))
 }
 
 #[inline(always)]

@@ -25,7 +25,7 @@ pub mod few;
 pub mod rows;
 
 use crate::math::Real;
-use crate::simd::{COLUMNS, Input, Output, Simd, Vector};
+use crate::simd::{Input, Output, Simd, Vector};
 
 /// How the exponentials of a type are scaled.
 ///
@@ -46,12 +46,12 @@ pub trait Limits: Real {
     /// How far the exponent of a scale moves it, at least and at most.
     const FEW_SHIFT: [i64; 2];
     /// The few classes as numbers, to compare with.
-    const CLASSES: &'static [Self; few::MOST_CLASSES + COLUMNS];
+    const CLASSES: &'static [Self; few::MOST_CLASSES];
 }
 
 macro_rules! classes {
     ($t:ty) => {{
-        let mut numbers = [0.0; few::MOST_CLASSES + COLUMNS];
+        let mut numbers = [0.0; few::MOST_CLASSES];
         let mut i = 0;
         while i < numbers.len() {
             numbers[i] = i as $t;
@@ -68,7 +68,7 @@ impl Limits for f32 {
     const ROW_LARGEST: i64 = 88;
     const FEW_BIAS: i64 = 60;
     const FEW_SHIFT: [i64; 2] = [-90, 50];
-    const CLASSES: &'static [f32; few::MOST_CLASSES + COLUMNS] = &classes!(f32);
+    const CLASSES: &'static [f32; few::MOST_CLASSES] = &classes!(f32);
 }
 
 impl Limits for f64 {
@@ -78,7 +78,7 @@ impl Limits for f64 {
     const ROW_LARGEST: i64 = 500;
     const FEW_BIAS: i64 = 500;
     const FEW_SHIFT: [i64; 2] = [-900, 480];
-    const CLASSES: &'static [f64; few::MOST_CLASSES + COLUMNS] = &classes!(f64);
+    const CLASSES: &'static [f64; few::MOST_CLASSES] = &classes!(f64);
 }
 
 /// The exponent of a scale, 0 for 0 and what is not finite.
