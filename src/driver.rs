@@ -126,20 +126,29 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
     let run = (blocks / (16 * threads)).max(GRAIN / cost).max(1).next_multiple_of(together);
     let (head, rest) = sums.split_at_mut(first.min(blocks));
     let mut next = 0;
-    let runs = head.chunks_mut(run).chain(rest.chunks_mut(run));
-    let queue = Mutex::new(runs.map(|sums| {
+    let runs = head.chunks_mut(run).chain(rest.chunks_mut(run)).map(|sums| {
         let start = next;
         next += sums.len();
-        (start, sums)
-    }));
-    let take = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-    pool.run(&|| {
-        let Some(mut run) = take() else { return };
+        Some((start, sums))
+    });
+    let runs: Vec<_> = runs.collect();
+    let shares = (0..threads).map(|i| i * runs.len() / threads..(i + 1) * runs.len() / threads);
+    let queue = Mutex::new((shares.collect::<Vec<_>>(), runs));
+    // Each thread takes its own share first, the same in every call: what it has in its caches. Then it
+    // takes the last run of whoever has most.
+    let take = |thread: usize| {
+        let (shares, runs) = &mut *queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = shares[thread].next();
+        let next = next.or_else(|| shares.iter_mut().max_by_key(|share| share.len())?.next_back());
+        runs[next?].take()
+    };
+    pool.run(&|thread| {
+        let Some(mut run) = take(thread) else { return };
         let mut worker = worker(level);
         loop {
             let (start, sums) = run;
             worker(start..start + sums.len(), sums);
-            let Some(next) = take() else { break };
+            let Some(next) = take(thread) else { break };
             run = next;
         }
     });

@@ -59,7 +59,7 @@ struct Open {
 struct Call {
     /// Does what is left of the work; returns when nothing is. The lifetime is a lie: it lives until
     /// the call is closed and all who have joined have left.
-    work: &'static (dyn Fn() + Sync),
+    work: &'static (dyn Fn(usize) + Sync),
     /// How many have joined and not left, and [`CLOSED`].
     joined: AtomicUsize,
     caller: Thread,
@@ -87,11 +87,11 @@ impl Pool {
         self.shared.awake.load(Relaxed) > 0
     }
 
-    /// Does some work, which may be done by several threads at once: each calls `work`, which returns
-    /// when nothing is left.
-    pub fn run(&self, work: &(dyn Fn() + Sync)) {
+    /// Does some work, which may be done by several threads at once: each calls `work` with its number,
+    /// 0 for the caller and 1 to `len` for helpers; it returns when nothing is left.
+    pub fn run(&self, work: &(dyn Fn(usize) + Sync)) {
         // SAFETY: only those who have joined the call use it, and `Closing` waits for them.
-        let work: &'static (dyn Fn() + Sync) = unsafe { std::mem::transmute(work) };
+        let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
         let caller = std::thread::current();
         let call = Arc::new(Call {
             work,
@@ -112,7 +112,7 @@ impl Pool {
             let shared = self.shared.clone();
             self.threads.spawn(move || shared.help());
         }
-        work();
+        work(0);
         drop(closing);
         let panic = call.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
@@ -194,7 +194,8 @@ impl Call {
                 Err(now) => joined = now,
             }
         }
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(self.work)) {
+        let number = 1 + rayon::current_thread_index().expect("a thread of the pool");
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.work)(number))) {
             *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
         }
         if self.joined.fetch_sub(1, AcqRel) == CLOSED | 1 {
@@ -215,7 +216,7 @@ mod tests {
                 scope.spawn(|| {
                     for n in 0..2000 {
                         let (next, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
-                        pool.run(&|| {
+                        pool.run(&|_| {
                             loop {
                                 let i = next.fetch_add(1, Relaxed);
                                 if i >= n {
@@ -238,7 +239,7 @@ mod tests {
         for _ in 0..3 {
             // Until somebody else has come, this thread waits.
             let here = std::thread::current().id();
-            pool.run(&|| {
+            pool.run(&|_| {
                 if std::thread::current().id() != here {
                     *helper.lock().unwrap() = Some(());
                 }
@@ -260,7 +261,7 @@ mod tests {
             let here = std::thread::current().id();
             let came = AtomicUsize::new(0);
             let result = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(&|| {
+                pool.run(&|_| {
                     if std::thread::current().id() != here {
                         came.store(1, Relaxed);
                         panic!("a helper's");
@@ -272,7 +273,7 @@ mod tests {
             }));
             assert_eq!(result.unwrap_err().downcast_ref::<&str>(), Some(&"a helper's"));
             let result = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(&|| assert!(std::thread::current().id() != here, "the caller's"));
+                pool.run(&|_| assert!(std::thread::current().id() != here, "the caller's"));
             }));
             assert_eq!(result.unwrap_err().downcast_ref::<&str>(), Some(&"the caller's"));
         }
