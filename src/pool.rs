@@ -169,6 +169,8 @@ impl Shared {
             for _ in 0..SPINS {
                 spin_loop();
             }
+            // The caller may be waiting for this very CPU.
+            std::thread::yield_now();
             if since.elapsed() > LINGER {
                 let mut open = self.open();
                 if open.calls.is_empty() {
