@@ -59,6 +59,12 @@ impl Place {
         at as usize
     }
 
+    /// Where class 0 of a sample is, and how many samples follow at one step, with it.
+    pub fn line_at(&self, sample: usize) -> (usize, usize) {
+        let length = self.samples[self.samples.len() - 1].0;
+        (self.at(sample, 0), length - sample % length)
+    }
+
     /// From one class to the next.
     pub fn class_step(&self) -> isize {
         self.class

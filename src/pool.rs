@@ -93,12 +93,8 @@ impl Pool {
         // SAFETY: only those who have joined the call use it, and `Closing` waits for them.
         let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
         let caller = std::thread::current();
-        let call = Arc::new(Call {
-            work,
-            joined: AtomicUsize::new(0),
-            caller,
-            panic: Mutex::default(),
-        });
+        let call =
+            Arc::new(Call { work, joined: AtomicUsize::new(0), caller, panic: Mutex::default() });
         let sleeping = {
             let mut open = self.shared.open();
             open.calls.push(call.clone());

@@ -5,9 +5,10 @@
 
 use crate::batch::Batch;
 use crate::coefficients::Coefficients;
+use crate::driver;
 use crate::error::Result;
 use crate::softmax::Limits;
-use crate::softmax::few::Few;
+use crate::softmax::few::{self, Few};
 use crate::softmax::rows::Rows;
 use crate::tiles::{self, Plan};
 
@@ -24,9 +25,12 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     }
 
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        match self.0.outputs.grad {
-            Some(_) => tiles::run(self.0, &FewPlan::<C, true>(c, total)),
-            None => tiles::run(self.0, &FewPlan::<C, false>(c, total)),
+        let as_it_is = self.0.layout.as_deref().is_none_or(few::takes);
+        match (self.0.outputs.grad, as_it_is) {
+            (Some(_), true) => driver::run(&Few::<T, C, true>::new(self.0, c, total)),
+            (None, true) => driver::run(&Few::<T, C, false>::new(self.0, c, total)),
+            (Some(_), false) => tiles::run(self.0, &FewPlan::<C, true>(c, total)),
+            (None, false) => tiles::run(self.0, &FewPlan::<C, false>(c, total)),
         }
     }
 }

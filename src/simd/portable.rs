@@ -232,7 +232,12 @@ macro_rules! array {
                 store(columns, dst, at, stride);
             }
             #[inline(always)]
-            fn load_half(_: Portable, src: Input<'_, $t>, at: usize, stride: usize) -> [Self; HALF] {
+            fn load_half(
+                _: Portable,
+                src: Input<'_, $t>,
+                at: usize,
+                stride: usize,
+            ) -> [Self; HALF] {
                 columns(src, at, stride)
             }
             #[inline(always)]

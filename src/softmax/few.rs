@@ -8,6 +8,9 @@
 //! for each group: gradient = a E - b t, transposed back            (emit)
 //! ```
 //!
+//! Where samples lie next to each other in memory, as those of `(N, C, d)` do, there is nothing to
+//! transpose: a vector is loaded and stored where it is.
+//!
 //! Nothing is ever added up across lanes, and what is done once a sample is done for a vector of
 //! samples. Each sample has its own reference, that of its own largest logit, so its result does not
 //! depend on its neighbours.
@@ -17,11 +20,12 @@ use std::ops::Range;
 use crate::batch::Batch;
 use crate::coefficients::Coefficients;
 use crate::driver::Job;
+use crate::layout::{Layout, Place};
 use crate::math::exp::{LaneExp, power_of_two, residue};
 use crate::math::log::{log, log1p};
 use crate::math::{Real, times};
 use crate::reduce::{Sum, lost_by};
-use crate::simd::{COLUMNS, HALF, Input, Kernel, Output, Scratch, Simd, Vector, fence, fold};
+use crate::simd::{self, COLUMNS, HALF, Input, Kernel, Output, Scratch, Simd, Vector, fence, fold};
 
 use super::{Limits, copy, exponent};
 
@@ -30,6 +34,9 @@ pub const MOST_CLASSES: usize = 256;
 
 /// Numbers in a block, about.
 const BLOCK: usize = 1024;
+
+/// How many groups ahead of its use a column's cache line is asked for.
+const AHEAD: usize = 2;
 
 /// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
 pub struct Few<'a, T, C, const GRAD: bool> {
@@ -78,32 +85,52 @@ const OTHERS: usize = 13;
 const PIVOT_HESS: usize = 14;
 const WIDE: usize = 15;
 
-/// Does something with every column of a group of rows: `$class` is its class, `$x` a lane of each row.
+/// Where the numbers of a group of samples lie.
+enum Group<View> {
+    /// A row each.
+    Rows(View),
+    /// A lane each of vectors, the first one here, each further class a step behind.
+    Columns(View, usize, isize),
+}
+
+/// Does something with every column of a group: `$class` is its class, `$x` a lane of each sample.
 macro_rules! columns {
-    ($s:expr, $rows:expr, $classes:expr, $class:ident, $x:ident => $body:expr) => {
-        let whole = $classes / COLUMNS * COLUMNS;
-        for start in (0..whole).step_by(COLUMNS) {
-            let loaded = T::V::<S>::load_columns($s, $rows, start, $classes);
-            for (j, $x) in loaded.into_iter().enumerate() {
-                let $class = start + j;
-                $body;
+    ($s:expr, $group:expr, $classes:expr, $class:ident, $x:ident => $body:expr) => {
+        match $group {
+            Group::Columns(array, at, step) => {
+                for $class in 0..$classes {
+                    let at = (at as isize + $class as isize * step) as usize;
+                    array.prefetch(at + AHEAD * T::LANES);
+                    let $x = T::V::<S>::load($s, array, at);
+                    $body;
+                }
             }
-        }
-        macro_rules! rest {
-            ($load:ident) => {
-                let loaded = T::V::<S>::$load($s, $rows, whole, $classes);
-                for (j, $x) in loaded.into_iter().enumerate() {
-                    let $class = whole + j;
-                    if $class < $classes {
+            Group::Rows(rows) => {
+                let whole = $classes / COLUMNS * COLUMNS;
+                for start in (0..whole).step_by(COLUMNS) {
+                    let loaded = T::V::<S>::load_columns($s, rows, start, $classes);
+                    for (j, $x) in loaded.into_iter().enumerate() {
+                        let $class = start + j;
                         $body;
                     }
                 }
-            };
-        }
-        if $classes - whole > HALF {
-            rest!(load_columns);
-        } else if $classes > whole {
-            rest!(load_half);
+                macro_rules! rest {
+                    ($load:ident) => {
+                        let loaded = T::V::<S>::$load($s, rows, whole, $classes);
+                        for (j, $x) in loaded.into_iter().enumerate() {
+                            let $class = whole + j;
+                            if $class < $classes {
+                                $body;
+                            }
+                        }
+                    };
+                }
+                if $classes - whole > HALF {
+                    rest!(load_columns);
+                } else if $classes > whole {
+                    rest!(load_half);
+                }
+            }
         }
     };
 }
@@ -207,6 +234,13 @@ impl<T: Limits> Buffers<T> {
     }
 }
 
+/// Whether this kernel takes a batch of this layout as it is: every array is rows, or its samples lie
+/// next to each other.
+pub fn takes(layout: &Layout) -> bool {
+    let places = [&layout.values, &layout.probabilities, &layout.grad, &layout.hess];
+    places.into_iter().flatten().all(|place| place.sample_step() == 1)
+}
+
 impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// A job of a batch of at most [`MOST_CLASSES`] classes. `total` is the sum of the coefficients
     /// where every row has the same.
@@ -250,8 +284,15 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     fn write<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) {
         let &Block { first, n, room, buffers, .. } = block;
         let batch = self.batch;
-        for (grad, hessian) in [(batch.outputs.grad, false), (batch.outputs.hess, true)] {
+        for (grad, place, hessian) in [
+            (batch.outputs.grad, self.place(|layout| &layout.grad), false),
+            (batch.outputs.hess, self.place(|layout| &layout.hess), true),
+        ] {
             let Some(grad) = grad else { continue };
+            if let Some(place) = place {
+                self.write_columns(s, block, hessian, grad, place);
+                continue;
+            }
             // Rows that the last columns of a row may reach into go to their place at once.
             let past = batch.rows(grad, first, room);
             let wanted = self.group_len();
@@ -259,16 +300,51 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             for group in (0..n).step_by(T::LANES) {
                 let at = group * batch.classes;
                 if self.direct && at + wanted <= past.len() {
-                    self.emit(s, group, hessian, past.part(at, wanted), buffers);
+                    let rows = Group::Rows(past.part(at, wanted));
+                    self.emit(s, group, hessian, rows, false, buffers);
                     done = at + T::LANES * batch.classes;
                 } else {
-                    let rows = buffers.part(ROWS).1.part(at, wanted);
-                    self.emit(s, group, hessian, rows, buffers);
+                    let rows = Group::Rows(buffers.part(ROWS).1.part(at, wanted));
+                    self.emit(s, group, hessian, rows, false, buffers);
                 }
             }
             let rest = n * batch.classes - done;
             copy(s, buffers.part(ROWS).0.part(done, rest), past.part(done, rest), self.stream);
         }
+    }
+
+    /// Writes gradient or Hessian of a block to where samples lie next to each other.
+    #[inline(always)]
+    fn write_columns<S: Simd>(
+        &self,
+        s: S,
+        block: &Block<'_, Self, T>,
+        hessian: bool,
+        array: Output<'_, T>,
+        place: &Place,
+    ) {
+        let &Block { first, n, buffers, .. } = block;
+        for group in (0..n).step_by(T::LANES) {
+            let (sample, n) = (first + group, T::LANES.min(n - group));
+            let (at, left) = place.line_at(sample);
+            if left.min(n) == T::LANES {
+                let columns = Group::Columns(array, at, place.class_step());
+                self.emit(s, group, hessian, columns, self.stream, buffers);
+            } else {
+                let (from, to) = buffers.part(ROWS);
+                let columns = Group::Columns(to, 0, T::LANES as isize);
+                self.emit(s, group, hessian, columns, false, buffers);
+                for (at, lane, n) in runs::<T>(place, sample..sample + n, self.batch.classes) {
+                    simd::copy(n, (from, lane, 1), (array, at, 1));
+                }
+            }
+        }
+    }
+
+    /// The place of an array that is not rows.
+    #[inline(always)]
+    fn place(&self, of: impl Fn(&Layout) -> &Option<Place>) -> Option<&'a Place> {
+        self.batch.layout.as_deref().and_then(|layout| of(layout).as_ref())
     }
 
     /// Reads the classes and weights of `n` samples; whether any is ignored.
@@ -332,26 +408,37 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         (T::LANES - 1) * classes + classes.next_multiple_of(HALF)
     }
 
-    /// The rows of a group, and what may be read behind them: a copy where they are too few, or the
-    /// last ones of the array.
+    /// Where a group's numbers may be read: a copy where they are too few, the last ones of the array,
+    /// or not all next to each other.
     #[inline(always)]
-    fn rows_of<'b, S: Simd>(
+    fn group_of<'b, S: Simd>(
         &self,
         s: S,
         array: Input<'b, T>,
-        sample: usize,
-        n: usize,
+        place: Option<&Place>,
+        (sample, n): (usize, usize),
         buffers: &'b Buffers<T>,
-    ) -> Input<'b, T> {
+    ) -> Group<Input<'b, T>> {
         let classes = self.batch.classes;
+        let n = n.min(T::LANES);
+        let (from, to) = buffers.part(ROWS);
+        if let Some(place) = place {
+            let (at, left) = place.line_at(sample);
+            if left.min(n) == T::LANES {
+                return Group::Columns(array, at, place.class_step());
+            }
+            for (at, lane, n) in runs::<T>(place, sample..sample + n, classes) {
+                simd::copy(n, (array, at, 1), (to, lane, 1));
+            }
+            return Group::Columns(from, 0, T::LANES as isize);
+        }
         let wanted = self.group_len();
         let at = sample * classes;
-        if n >= T::LANES && at + wanted <= array.len() {
-            return array.part(at, wanted);
+        if n == T::LANES && at + wanted <= array.len() {
+            return Group::Rows(array.part(at, wanted));
         }
-        let rows = array.part(at, n.min(T::LANES) * classes);
-        copy(s, rows, buffers.part(ROWS).1, false);
-        buffers.part(ROWS).0.part(0, wanted)
+        copy(s, array.part(at, n * classes), to, false);
+        Group::Rows(from.part(0, wanted))
     }
 
     /// Columns of a group, and the largest of each lane.
@@ -367,16 +454,19 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let classes = self.batch.classes;
         let (start, width) = (group * classes, T::LANES * classes);
         if let Some(stored) = self.coefficients.stored() {
-            let rows = self.rows_of(s, stored, first + group, n - group, buffers);
+            let place = self.place(|layout| &layout.probabilities);
+            let samples = self.group_of(s, stored, place, (first + group, n - group), buffers);
             let stored = buffers.part(STORED).1.part(start, width);
-            columns!(s, rows, classes, class, q => q.store(stored, class * T::LANES));
+            columns!(s, samples, classes, class, q => q.store(stored, class * T::LANES));
         }
-        let rows = self.rows_of(s, self.batch.values, first + group, n - group, buffers);
+        let place = self.place(|layout| &layout.values);
+        let values = self.batch.values;
+        let samples = self.group_of(s, values, place, (first + group, n - group), buffers);
         let columns = buffers.part(COLUMNS_OF).1.part(start, width);
         let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
         let counts = zero.lt(class.add(splat::<S, T>(s, 1.0)));
         let (mut most, mut largest, mut at) = (lowest, zero, zero);
-        columns!(s, rows, classes, c, x => {
+        columns!(s, samples, classes, c, x => {
             let x = if any_ignored { T::V::<S>::select(counts, x, zero) } else { x };
             if !C::HARD {
                 largest = T::V::<S>::select(most.lt(x), at, largest);
@@ -559,13 +649,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// The rest, for eight samples; their losses.
     #[inline(always)]
-    fn finish_part<S: Simd>(
-        &self,
-        s: S,
-        first: usize,
-        at: usize,
-        buffers: &Buffers<T>,
-    ) -> S::V64 {
+    fn finish_part<S: Simd>(&self, s: S, first: usize, at: usize, buffers: &Buffers<T>) -> S::V64 {
         let (none, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
         let (group, part) = (at / T::LANES * T::LANES, at % T::LANES / 8);
         let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
@@ -686,20 +770,21 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let mut below = [0.0; 8];
         for (i, below) in below.iter_mut().enumerate().filter(|(i, _)| lanes >> i & 1 != 0) {
             let class = buffers.narrow(CLASS).0.get(at + i).to_f64() as usize;
-            let logit = self.batch.values.get((first + at + i) * self.batch.classes + class);
+            let logit = self.batch.value(first + at + i, class);
             *below = buffers.narrow(MOST).0.get(at + i).to_f64() - logit.to_f64();
         }
         self.above(s, at, whole, buffers).add(S::V64::from_lanes(s, below))
     }
 
-    /// Gradient, or Hessian, of a group, in rows.
+    /// Gradient, or Hessian, of a group; columns go past the caches if `stream`.
     #[inline(always)]
     fn emit<S: Simd>(
         &self,
         s: S,
         group: usize,
         hessian: bool,
-        rows: Output<'_, T>,
+        to: Group<Output<'_, T>>,
+        stream: bool,
         buffers: &Buffers<T>,
     ) {
         let classes = self.batch.classes;
@@ -735,6 +820,20 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 T::V::<S>::select(own, at_pivot, g)
             }};
         }
+        let rows = match to {
+            Group::Rows(rows) => rows,
+            Group::Columns(array, at, step) => {
+                for c in 0..classes {
+                    let at = (at as isize + c as isize * step) as usize;
+                    if stream {
+                        derivative!(c).stream(array, at);
+                    } else {
+                        derivative!(c).store(array, at);
+                    }
+                }
+                return;
+            }
+        };
         // Last to first: the last columns reach into the first ones of the next row.
         let (whole, last) = (classes / COLUMNS * COLUMNS, classes - 1);
         if classes - whole > HALF {
@@ -758,6 +857,24 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             T::V::<S>::store_columns(result, rows, c, classes);
         }
     }
+}
+
+/// Samples that lie next to each other, of each class: where the first one is, where it goes in columns
+/// of a vector each, and how many there are.
+fn runs<'p, T: Real>(
+    place: &'p Place,
+    samples: Range<usize>,
+    classes: usize,
+) -> impl Iterator<Item = (usize, usize, usize)> + 'p
+where
+    T: 'p,
+{
+    place.lines(samples).flat_map(move |line| {
+        (0..classes).map(move |class| {
+            let at = line.at + class as isize * place.class_step();
+            (at as usize, class * T::LANES + line.row, line.n)
+        })
+    })
 }
 
 /// A block of samples: `n` from `first` on, of which `room` follow in the array.
