@@ -121,7 +121,7 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
         worker(level)(0..blocks, sums);
         return Ok(reduce::sum(sums.iter().copied()));
     };
-    let threads = pool.len() + 1;
+    let threads = pool.helpers() + 1;
     // Sixteen runs a thread where there is enough, so that none waits long for the last.
     let run = (blocks / (16 * threads)).max(GRAIN / cost).max(1).next_multiple_of(together);
     let (head, rest) = sums.split_at_mut(first.min(blocks));
@@ -245,7 +245,7 @@ fn pool(work: usize) -> Result<Option<Arc<Pool>>> {
     let process = std::process::id();
     let mut threads = threads();
     let current = threads.pool.as_ref().filter(|(owner, _)| *owner == process);
-    let current = current.map(|(_, pool)| pool).filter(|pool| pool.len() == helpers);
+    let current = current.map(|(_, pool)| pool).filter(|pool| pool.helpers() == helpers);
     if work < SERIAL && !current.is_some_and(|pool| pool.is_awake()) {
         return Ok(None);
     }

@@ -78,7 +78,7 @@ impl Pool {
     }
 
     /// How many threads there are.
-    pub fn len(&self) -> usize {
+    pub fn helpers(&self) -> usize {
         self.threads.current_num_threads()
     }
 
@@ -88,7 +88,7 @@ impl Pool {
     }
 
     /// Does some work, which may be done by several threads at once: each calls `work` with its number,
-    /// 0 for the caller and 1 to `len` for helpers; it returns when nothing is left.
+    /// 0 for the caller and 1 and up for helpers; it returns when nothing is left.
     pub fn run(&self, work: &(dyn Fn(usize) + Sync)) {
         // SAFETY: only those who have joined the call use it, and `Closing` waits for them.
         let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
@@ -99,8 +99,8 @@ impl Pool {
             let mut open = self.shared.open();
             open.calls.push(call.clone());
             self.shared.calls.store(open.calls.len(), Release);
-            let sleeping = self.len() - open.helpers;
-            open.helpers = self.len();
+            let sleeping = self.helpers() - open.helpers;
+            open.helpers = self.helpers();
             sleeping
         };
         let closing = Closing { shared: &self.shared, call: &call };

@@ -861,14 +861,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
 /// Samples that lie next to each other, of each class: where the first one is, where it goes in columns
 /// of a vector each, and how many there are.
-fn runs<'p, T: Real>(
-    place: &'p Place,
+fn runs<T: Real>(
+    place: &Place,
     samples: Range<usize>,
     classes: usize,
-) -> impl Iterator<Item = (usize, usize, usize)> + 'p
-where
-    T: 'p,
-{
+) -> impl Iterator<Item = (usize, usize, usize)> {
     place.lines(samples).flat_map(move |line| {
         (0..classes).map(move |class| {
             let at = line.at + class as isize * place.class_step();
