@@ -170,6 +170,8 @@ pub trait Vector<S: Simd, T: Float>: Copy {
 
     /// The sum of the lanes' bits as integers, wrapping.
     fn bits_add(self, other: Self) -> Self;
+    /// The difference of the lanes' bits as integers, wrapping.
+    fn bits_sub(self, other: Self) -> Self;
     /// The lanes' bits shifted left (by a constant).
     fn bits_shl(self, k: u32) -> Self;
     /// The lanes' bits shifted right (by a constant), zeros shifted in.
