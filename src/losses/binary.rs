@@ -4,11 +4,13 @@
 //!
 //! ```text
 //! loss      u x + (u + v) log(1 + e^-x) = |x| (x < 0 ? v : u) + (u + v) log1p(z)
-//! gradient  x < 0 ? m - v : u - m,  m = (u + v) z / (1 + z)
+//! gradient  x < 0 ? (u z - v) / (1 + z) : (u - v z) / (1 + z)
 //! Hessian   (u + v) z / (1 + z)^2
 //! ```
 //!
 //! where nothing cancels for targets in [0, 1], and a coefficient of 0 takes even an infinite `|x|`.
+//! Without weights the gradient is `u - z / (1 + z)` or, below 0, `z / (1 + z) - t`, and the losses of
+//! eight vectors have one logarithm ([`odds`]).
 
 use std::ops::Range;
 
@@ -174,10 +176,11 @@ impl<'a, T: Copy> Binary<'a, T> {
         self.outputs.grad.or(self.outputs.losses)
     }
 
-    /// Whether nothing is multiplied by more than 1.
+    /// Whether losses are summed and nothing is multiplied by more than 1.
     fn is_plain(&self, divisor: f64) -> bool {
         let weighed = self.weight.is_some() || self.pos_weight.is_some() || self.counted.is_some();
-        !weighed && self.options.label_smoothing == 0.0 && divisor >= 1.0
+        let summed = self.outputs.losses.is_none();
+        summed && !weighed && self.options.label_smoothing == 0.0 && divisor >= 1.0
     }
 }
 
@@ -201,16 +204,17 @@ impl<S: Simd, T: Real> Constants<S, T> {
     }
 }
 
-/// The arithmetic without weights and smoothing, of a sum; with the gradient if `GRAD`, and with whatever
-/// the outputs ask for if `MORE`, where that is only known at run time.
-struct Plain<'a, 'b, T, L, const GRAD: bool, const MORE: bool> {
+/// The arithmetic of a sum without weights and smoothing, with the gradient if `GRAD`, the Hessian if
+/// `HESS`. Losses that are not summed are left to [`Weighted`]: a weight that is a power of two is to
+/// change their exponents only.
+struct Plain<'a, 'b, T, L, const GRAD: bool, const HESS: bool> {
     binary: &'b Binary<'a, T>,
     labels: L,
     divisor: f64,
 }
 
-impl<T: Real, L: Label<T>, const GRAD: bool, const MORE: bool> Elements<T>
-    for Plain<'_, '_, T, L, GRAD, MORE>
+impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
+    for Plain<'_, '_, T, L, GRAD, HESS>
 {
     type Constants<S: Simd> = Constants<S, T>;
 
@@ -246,8 +250,7 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const MORE: bool> Elements<T>
         for i in 0..N {
             z[i] = constants.exp.of_below(s, x[i].bits_or(minus));
         }
-        let outputs = &self.binary.outputs;
-        if GRAD && (!MORE || outputs.grad.is_some()) {
+        if GRAD {
             for i in 0..N {
                 let part = z[i].div(one.add(z[i]));
                 let (above, below) = (slope[i].sub(part), slope[i].add(part));
@@ -264,30 +267,18 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const MORE: bool> Elements<T>
                 linear = linear.add(product);
             }
         }
-        if let Some(array) = outputs.hess.filter(|_| MORE) {
-            for i in 0..N {
-                let hess = times::<S, T>(z[i].mul(square::<S, T>(s, z[i])), constants.inverse);
+        if let Some(array) = self.binary.outputs.hess.filter(|_| HESS) {
+            for (i, &z) in z.iter().enumerate() {
+                let hess = times::<S, T>(z.mul(square::<S, T>(s, z)), constants.inverse);
                 hess.store_lanes(array, at + i * T::LANES, lanes);
             }
-        }
-        if let Some(losses) = outputs.losses.filter(|_| MORE) {
-            for i in 0..N {
-                let linear = T::V::<S>::select(slope[i].eq(zero), zero, x[i].mul(slope[i]));
-                let loss = linear.add(log1p_unit::<S, T>(s, z[i])).div(constants.divisor);
-                if outputs.grad.is_some() {
-                    loss.store_lanes(losses, at + i * T::LANES, lanes);
-                } else {
-                    results[i] = loss;
-                }
-            }
-            return results;
         }
         sum.add_positive(linear.add(log1p::<S, T>(s, odds::<S, T, N>(s, z, lanes))));
         results
     }
 }
 
-impl<T: Real, L: Label<T>, const GRAD: bool, const MORE: bool> Plain<'_, '_, T, L, GRAD, MORE> {
+impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Plain<'_, '_, T, L, GRAD, HESS> {
     /// Logits, and the slope of each one's loss far out on its side: `1 - t` above 0, else `-t`.
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, at: usize, lanes: u32) -> [T::V<S>; 2] {
@@ -399,9 +390,10 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
             let loss = T::V::<S>::select(counted, loss, zero);
             sum.add_positive(loss);
             if outputs.grad.is_some() {
-                let part = both.mul(biased[i]).mul(splat!(UNBIAS)).div(one.add(z));
-                let difference = T::V::<S>::select(above, u[i].sub(part), part.sub(v[i]));
-                let grad = times::<S, T>(difference, constants.inverse);
+                let other = T::V::<S>::select(above, v[i], u[i]);
+                let other = other.mul(biased[i]).mul(splat!(UNBIAS));
+                let top = T::V::<S>::select(above, u[i].sub(other), other.sub(v[i]));
+                let grad = times::<S, T>(top.div(one.add(z)), constants.inverse);
                 results[i] = T::V::<S>::select(counted, grad, zero);
             }
             if let Some(array) = outputs.hess {
@@ -555,13 +547,10 @@ fn run<T: Real>(binary: &Binary<'_, T>, labels: impl Label<T>, divisor: f64) -> 
     if !binary.is_plain(divisor) {
         return run!(WEIGHTED, Weighted { binary, labels, divisor });
     }
-    let outputs = &binary.outputs;
-    if outputs.losses.is_some() || outputs.hess.is_some() {
-        run!(VECTORS, Plain::<_, _, true, true> { binary, labels, divisor })
-    } else if outputs.grad.is_some() {
-        run!(VECTORS, Plain::<_, _, true, false> { binary, labels, divisor })
-    } else {
-        run!(VECTORS, Plain::<_, _, false, false> { binary, labels, divisor })
+    match (binary.outputs.grad.is_some(), binary.outputs.hess.is_some()) {
+        (_, true) => run!(VECTORS, Plain::<_, _, true, true> { binary, labels, divisor }),
+        (true, _) => run!(VECTORS, Plain::<_, _, true, false> { binary, labels, divisor }),
+        _ => run!(VECTORS, Plain::<_, _, false, false> { binary, labels, divisor }),
     }
 }
 

@@ -667,12 +667,13 @@ mod tests {
         let indices: Vec<i64> = (0..samples).map(classes_of).collect();
         let mut grad = vec![f64::NAN; n + skew];
         let array = Output::from_slice(&mut grad).part(skew, n);
-        let ignored = if how == "soft" { vec![] } else { vec![-100] };
+        let soft = how == "soft" || how == "plain";
+        let ignored = if soft { vec![] } else { vec![-100] };
         let batch = Batch::new(
             Input::from_slice(&p),
             classes,
             match how {
-                "soft" => Target::Probabilities(Input::from_slice(&q)),
+                _ if soft => Target::Probabilities(Input::from_slice(&q)),
                 _ => Target::Indices(Indices::I64(Input::from_slice(&indices))),
             },
             None,
@@ -682,8 +683,10 @@ mod tests {
             &[samples],
         )
         .unwrap();
+        let (target, wrong) = (Input::from_slice(&q), AtomicBool::new(false));
         let soft = Soft { probabilities: Input::from_slice(&q), weight: None, smoothing: None };
         let loss = match how {
+            "plain" => run_at(&Plain { batch: &batch, target, stream, wrong: &wrong }, level),
             "one" => run_at(&Single { batch: &batch, stream }, level),
             "hard" => run_at(&Rows { batch: &batch, coefficients: Hard, stream }, level),
             _ => run_at(&Rows { batch: &batch, coefficients: soft, stream }, level),
@@ -698,7 +701,10 @@ mod tests {
                 let (loss, grad) = run(level, "hard", classes, false, 0);
                 let one = run(level, "one", classes, false, 0);
                 assert!(one.1 == grad && (one.0 / loss - 1.0).abs() < 1e-13, "{classes}");
-                for how in ["one", "soft"] {
+                let rows = run(level, "soft", classes, false, 0);
+                let plain = run(level, "plain", classes, false, 0);
+                assert!(plain.1 == rows.1 && (plain.0 / rows.0 - 1.0).abs() < 1e-14, "{classes}");
+                for how in ["one", "soft", "plain"] {
                     let expected = run(level, how, classes, false, 0);
                     for skew in [0, 1, 5, 13] {
                         let other = run(level, how, classes, true, skew);
@@ -719,6 +725,12 @@ mod tests {
             let Error::Value(message) = error else { panic!("{error:?}") };
             assert!(message.starts_with("probabilities[1, 2] is "), "{message}");
             assert_eq!(grad, [9.0; 6]);
+            // Where nobody sees what was written, it is found on the way.
+            let soft = Target::Probabilities(Input::from_slice(&[0.5; 6]));
+            let mut fresh = [0.0; 6];
+            let error = log_loss(&batch(&p, soft, &mut fresh), &[2, 3], true).unwrap_err();
+            let Error::Value(again) = error else { panic!("{error:?}") };
+            assert_eq!(again, message);
             // Ignored, it is nobody's business.
             let ignored = Target::Indices(Indices::I32(Input::from_slice(&[1, -100])));
             log_loss(&batch(&p, ignored, &mut grad), &[2, 3], false).unwrap();
