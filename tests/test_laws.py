@@ -285,7 +285,7 @@ def test_weights_of_one_and_defaults_change_nothing(loss, shape, dtype, rng):
         loss_value, *rows = case.all(**{name: ones[name]})
         # Losses of elements are added in groups, in their dtype, where none is weighted.
         grouped = loss.elements and dtype == np.float32
-        rel = np.finfo(dtype).eps if grouped else 8e-16
+        rel = float(np.finfo(dtype).eps) if grouped else 8e-16
         assert loss_value == pytest.approx(plain[0], rel=rel, abs=0), name
         for a, b, size in zip(rows, plain[1:], sizes, strict=True):
             assert_units(a, b, size, dtype, bound=4)
