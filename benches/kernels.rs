@@ -225,7 +225,7 @@ fn log_loss_soft<T: Number>(criterion: &mut Criterion) {
         let batch = Batch::new(given.input(), classes, target, None, None, mean(), outputs, &[])
             .expect("nothing is checked");
         let shape = [samples, classes];
-        let run = || log_loss::log_loss(&batch, &shape).expect("these are probabilities");
+        let run = || log_loss::log_loss(&batch, &shape, false).expect("these are probabilities");
         answer.check(run, with_grad.then_some(&grad));
         group.throughput(work::<T>(n, 2 + usize::from(with_grad)));
         group.bench_function(BenchmarkId::new(kind, chosen()), |bencher| bencher.iter(run));

@@ -562,6 +562,7 @@ fn typed_class_loss<'py, T: Number>(
             inner: inner.iter().product::<usize>().max(1),
         }));
     }
+    let fresh = arguments.out.is_none() && arguments.hess_out.is_none();
     let outputs = results.outputs();
     let (input, numbers) = (values.input::<T>(), values.len());
     let value = compute(py, numbers, move || {
@@ -578,7 +579,7 @@ fn typed_class_loss<'py, T: Number>(
         )?;
         match loss {
             ClassLoss::CrossEntropy => cross_entropy::cross_entropy(&batch),
-            ClassLoss::LogLoss => log_loss::log_loss(&batch, shape),
+            ClassLoss::LogLoss => log_loss::log_loss(&batch, shape, fresh),
         }
     })?;
     Ok(results.finish(py, value)?)

@@ -58,17 +58,6 @@ impl<S: Simd, T: Real> Sum<S, T> {
         [self.high, T::V::<S>::select(finite, self.low, zero)]
     }
 
-    /// Moves every lane's sum `n` lanes down, those of the first `n` to the end: for a sum that goes
-    /// on over vectors that begin `n` numbers later, so that each lane sums what it would have.
-    #[inline(always)]
-    pub fn rotate(&mut self, s: S, n: usize) {
-        for part in [&mut self.high, &mut self.low] {
-            let mut lanes = part.to_lanes();
-            lanes.as_mut().rotate_left(n);
-            *part = T::V::<S>::from_lanes(s, lanes);
-        }
-    }
-
     /// The sum of all lanes; infinite or NaN if any summand was.
     #[inline(always)]
     pub fn total(&self) -> f64 {

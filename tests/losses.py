@@ -34,6 +34,11 @@ class Loss:
         return tuple(getattr(xentrs, self.name + suffix) for suffix in suffixes)
 
     @property
+    def elements(self):
+        """Whether it is a map of elements with a sum."""
+        return not self.class_axis or (self.bounded and not self.indices)
+
+    @property
     def reference(self):
         return getattr(reference, self.name)
 

@@ -9,6 +9,8 @@
 //! ```
 //!
 //! where nothing cancels for targets in [0, 1], and a coefficient of 0 takes even an infinite `|x|`.
+//! Without weights the gradient is `u - z / (1 + z)` or, below 0, `z / (1 + z) - t`, and the losses of
+//! eight vectors have one logarithm ([`odds`]).
 
 use std::ops::Range;
 
@@ -17,12 +19,17 @@ use crate::caches;
 use crate::coefficients::load_lanes;
 use crate::driver::{self, Job};
 use crate::error::Result;
-use crate::math::{Real, exp::Exp, log::log1p_unit, quotient, times};
+use crate::math::{
+    Real,
+    exp::Exp,
+    log::{log1p, log1p_unit},
+    quotient, times,
+};
 use crate::options::{Options, Reduction};
 use crate::reduce::Sum;
 use crate::simd::{Input, Output, Simd, Vector, fence};
-use crate::softmax::lanes_from;
 
+use super::elements::{Elements, block};
 use super::{AHEAD, reduced};
 
 /// Whether the output of a loss is written past the caches: where it would not be read from them
@@ -35,8 +42,11 @@ fn streamed<T: Real>(input: Input<'_, T>, output: Option<Output<'_, T>>) -> bool
 /// Numbers in a block.
 const BLOCK: usize = 4096;
 
-/// Vectors that are computed side by side.
-const VECTORS: usize = 2;
+/// Vectors that are computed together: one logarithm is taken for their losses.
+const VECTORS: usize = 8;
+
+/// The same with weights: more registers are needed for each.
+const WEIGHTED: usize = 4;
 
 /// Exponent of what `z` is multiplied by, until a weight has been; and its inverse.
 const BIAS: i64 = 64;
@@ -54,31 +64,38 @@ pub enum Labels<'a, T> {
     Bool(Input<'a, u8>),
 }
 
-impl<T: Real> Labels<'_, T> {
+/// Labels of one kind.
+trait Label<T: Real>: Copy + Sync {
+    /// As numbers, those of the lanes `lanes`, 0 elsewhere.
+    fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S>;
+    /// Asks for the memory of those that come after logit `at` by and by.
+    fn prefetch(self, at: usize);
+}
+
+impl<T: Real> Label<T> for Input<'_, T> {
     #[inline(always)]
     fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S> {
-        match self {
-            Labels::Soft(labels) => load_lanes(s, labels, at, lanes),
-            Labels::Bool(labels) => {
-                let one = T::V::<S>::splat(s, T::from_f64(1.0));
-                load_bytes::<S, T>(s, labels, at, lanes).min(one)
-            }
-        }
+        load_lanes(s, self, at, lanes)
     }
-
     #[inline(always)]
     fn prefetch(self, at: usize) {
-        match self {
-            Labels::Soft(labels) => labels.prefetch(at + AHEAD / size_of::<T>()),
-            Labels::Bool(labels) => labels.prefetch(at + AHEAD / size_of::<T>()),
-        }
+        Input::prefetch(self, at + AHEAD / size_of::<T>());
     }
 }
 
-/// `x y[0] y[1]`; `y[1]` is 1 at compile time or needed.
-#[inline(always)]
-fn product<S: Simd, T: Real>(x: T::V<S>, y: [T::V<S>; 2]) -> T::V<S> {
-    x.mul(y[0]).mul(y[1])
+impl<T: Real> Label<T> for Input<'_, u8> {
+    #[inline(always)]
+    fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S> {
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        load_bytes::<S, T>(s, self, at, lanes).min(one)
+    }
+    #[inline(always)]
+    fn prefetch(self, at: usize) {
+        // A line has those of several vectors.
+        if at % 64 < T::LANES {
+            Input::prefetch(self, at + AHEAD / size_of::<T>());
+        }
+    }
 }
 
 /// The lanes `lanes` of the bytes from `at` on, 0 elsewhere.
@@ -99,7 +116,7 @@ fn load_bytes<S: Simd, T: Real>(s: S, src: Input<'_, u8>, at: usize, lanes: u32)
 /// Numbers that repeat along the logits.
 #[derive(Debug)]
 pub struct Periodic<'a, T> {
-    /// A period, repeated until it is long enough, and `VECTORS` vectors more.
+    /// A period, repeated until it is long enough, and `WEIGHTED` vectors more.
     tiled: Vec<T>,
     /// As many numbers as there are logits, where nothing repeats.
     all: Option<Input<'a, T>>,
@@ -115,7 +132,7 @@ impl<'a, T: Real> Periodic<'a, T> {
         }
         let period = numbers.len() * T::LANES.div_ceil(numbers.len());
         let tiled =
-            (0..period + VECTORS * T::LANES).map(|i| numbers.get(i % numbers.len())).collect();
+            (0..period + WEIGHTED * T::LANES).map(|i| numbers.get(i % numbers.len())).collect();
         Periodic { tiled, all: None, period }
     }
 
@@ -153,22 +170,18 @@ pub struct Binary<'a, T> {
     pub outputs: Outputs<'a, T>,
 }
 
-impl<T> Binary<'_, T> {
-    /// Whether `z` needs no bias: nothing is multiplied by more than 1.
-    fn is_plain(&self, divisor: f64) -> bool {
-        let smoothed = self.options.label_smoothing != 0.0;
-        self.weight.is_none() && self.pos_weight.is_none() && !smoothed && divisor >= 1.0
+impl<'a, T: Copy> Binary<'a, T> {
+    /// The results that there are most likely to be many of.
+    fn first(&self) -> Option<Output<'a, T>> {
+        self.outputs.grad.or(self.outputs.losses)
     }
-}
 
-/// The job, without weights and smoothing if `PLAIN`.
-struct Elements<'a, 'b, T, const PLAIN: bool> {
-    binary: &'b Binary<'a, T>,
-    divisor: f64,
-    /// Whether results are streamed.
-    stream: bool,
-    /// How many numbers of each block come before the first aligned one, where they are.
-    head: usize,
+    /// Whether losses are summed and nothing is multiplied by more than 1.
+    fn is_plain(&self, divisor: f64) -> bool {
+        let weighed = self.weight.is_some() || self.pos_weight.is_some() || self.counted.is_some();
+        let summed = self.outputs.losses.is_none();
+        summed && !weighed && self.options.label_smoothing == 0.0 && divisor >= 1.0
+    }
 }
 
 /// What is the same for all vectors.
@@ -179,18 +192,37 @@ struct Constants<S: Simd, T: Real> {
     inverse: [T::V<S>; 2],
 }
 
-impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
-    fn new(binary: &'b Binary<'a, T>, divisor: f64) -> Self {
-        let outputs = &binary.outputs;
-        let first = outputs.grad.or(outputs.losses);
-        let stream = streamed(binary.logits, first);
-        // Blocks are whole lines: it is the same in each.
-        let head = first.filter(|_| stream).map_or(0, Output::unaligned);
-        Elements { binary, divisor, stream, head }
+impl<S: Simd, T: Real> Constants<S, T> {
+    #[inline(always)]
+    fn new(s: S, divisor: f64, bias: i64) -> Self {
+        let [high, low] = quotient::<T>(1.0, divisor, 0.0);
+        Constants {
+            exp: Exp::<S, T>::new(s, T::default(), bias),
+            divisor: T::V::<S>::splat(s, T::from_f64(divisor)),
+            inverse: [T::V::<S>::splat(s, high), T::V::<S>::splat(s, low)],
+        }
+    }
+}
+
+/// The arithmetic of a sum without weights and smoothing, with the gradient if `GRAD`, the Hessian if
+/// `HESS`. Losses that are not summed are left to [`Weighted`]: a weight that is a power of two is to
+/// change their exponents only.
+struct Plain<'a, 'b, T, L, const GRAD: bool, const HESS: bool> {
+    binary: &'b Binary<'a, T>,
+    labels: L,
+    divisor: f64,
+}
+
+impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
+    for Plain<'_, '_, T, L, GRAD, HESS>
+{
+    type Constants<S: Simd> = Constants<S, T>;
+
+    #[inline(always)]
+    fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
+        Constants::new(s, self.divisor, 0)
     }
 
-    /// Adds the losses of `N` vectors to the sum, and writes what the outputs ask for. Nothing
-    /// counts outside `lanes`, which are all if there is more than one.
     #[inline(always)]
     fn vectors<S: Simd, const N: usize>(
         &self,
@@ -199,7 +231,119 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
         at: usize,
         lanes: u32,
         sum: &mut Sum<S, T>,
-    ) {
+    ) -> [T::V<S>; N] {
+        let zero = T::V::<S>::splat(s, T::default());
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        let minus = T::V::<S>::splat(s, T::from_f64(-0.0));
+        // Stage by stage: the compiler keeps that order, and latencies hide behind each other.
+        let (mut x, mut slope, mut z) = ([zero; N], [zero; N], [zero; N]);
+        let (mut linear, mut results) = (zero, [zero; N]);
+        for i in 0..N {
+            let at = at + i * T::LANES;
+            if N > 1 {
+                self.binary.logits.prefetch(at + AHEAD / size_of::<T>());
+                self.labels.prefetch(at);
+            }
+            [x[i], slope[i]] = self.load(s, at, lanes);
+            linear = x[i].mul_add(slope[i], linear);
+        }
+        for i in 0..N {
+            z[i] = constants.exp.of_below(s, x[i].bits_or(minus));
+        }
+        if GRAD {
+            for i in 0..N {
+                let part = z[i].div(one.add(z[i]));
+                let (above, below) = (slope[i].sub(part), slope[i].add(part));
+                let difference = T::V::<S>::select(zero.lt(x[i]), above, below);
+                results[i] = times::<S, T>(difference, constants.inverse);
+            }
+        }
+        if T::V::<S>::lanes(linear.eq(linear)) != T::ALL {
+            // An infinite logit may have the slope 0. Nothing is written yet, in place or not.
+            linear = zero;
+            for i in 0..N {
+                let [x, slope] = self.load(s, at + i * T::LANES, lanes);
+                let product = T::V::<S>::select(slope.eq(zero), zero, x.mul(slope));
+                linear = linear.add(product);
+            }
+        }
+        if let Some(array) = self.binary.outputs.hess.filter(|_| HESS) {
+            for (i, &z) in z.iter().enumerate() {
+                let hess = times::<S, T>(z.mul(square::<S, T>(s, z)), constants.inverse);
+                hess.store_lanes(array, at + i * T::LANES, lanes);
+            }
+        }
+        sum.add_positive(linear.add(log1p::<S, T>(s, odds::<S, T, N>(s, z, lanes))));
+        results
+    }
+}
+
+impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Plain<'_, '_, T, L, GRAD, HESS> {
+    /// Logits, and the slope of each one's loss far out on its side: `1 - t` above 0, else `-t`.
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, at: usize, lanes: u32) -> [T::V<S>; 2] {
+        let zero = T::V::<S>::splat(s, T::default());
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        let x = load_lanes(s, self.binary.logits, at, lanes);
+        let step = T::V::<S>::select(zero.lt(x), one, zero);
+        [x, step.sub(self.labels.load(s, at, lanes))]
+    }
+}
+
+/// The product of all `1 + z`, less 1: one logarithm for all. Nothing but `lanes` counts.
+#[inline(always)]
+fn odds<S: Simd, T: Real, const N: usize>(s: S, mut z: [T::V<S>; N], lanes: u32) -> T::V<S> {
+    if lanes != T::ALL {
+        let zero = T::V::<S>::splat(s, T::default());
+        z[0] = T::V::<S>::select(T::V::<S>::mask(s, lanes), z[0], zero);
+    }
+    let mut n = N;
+    while n > 1 {
+        for i in 0..n / 2 {
+            let (a, b) = (z[2 * i], z[2 * i + 1]);
+            z[i] = a.mul_add(b, a.add(b));
+        }
+        n /= 2;
+    }
+    z[0]
+}
+
+/// `1 / (1 + z)^2`
+#[inline(always)]
+fn square<S: Simd, T: Real>(s: S, z: T::V<S>) -> T::V<S> {
+    let one = T::V::<S>::splat(s, T::from_f64(1.0));
+    let denominator = one.add(z);
+    // What rounding 1 + z lost counts twice.
+    let reciprocal = one.div(denominator);
+    let lost = z.sub(denominator.sub(one)).mul(reciprocal);
+    let square = reciprocal.mul(reciprocal);
+    square.mul(T::V::<S>::splat(s, T::from_f64(-2.0))).mul_add(lost, square)
+}
+
+/// The arithmetic with whatever options there are.
+struct Weighted<'a, 'b, T, L> {
+    binary: &'b Binary<'a, T>,
+    labels: L,
+    divisor: f64,
+}
+
+impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
+    type Constants<S: Simd> = Constants<S, T>;
+
+    #[inline(always)]
+    fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
+        Constants::new(s, self.divisor, BIAS)
+    }
+
+    #[inline(always)]
+    fn vectors<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        constants: &Constants<S, T>,
+        at: usize,
+        lanes: u32,
+        sum: &mut Sum<S, T>,
+    ) -> [T::V<S>; N] {
         let (binary, outputs) = (self.binary, &self.binary.outputs);
         // A macro, since a closure might not be inlined with the features.
         macro_rules! splat {
@@ -214,87 +358,64 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
             let at = at + i * T::LANES;
             if N > 1 {
                 binary.logits.prefetch(at + AHEAD / size_of::<T>());
-                binary.target.prefetch(at);
+                self.labels.prefetch(at);
             }
             x[i] = load_lanes(s, binary.logits, at, lanes);
-            v[i] = binary.target.load(s, at, lanes);
+            v[i] = self.labels.load(s, at, lanes);
             u[i] = one.sub(v[i]);
         }
-        if !PLAIN {
-            self.weigh(s, at, lanes, &mut u, &mut v);
-        }
+        self.binary.weigh(s, at, lanes, &mut u, &mut v);
         // Under a bias z has its digits where it is subnormal: a weight may make a product normal.
-        let (mut biased, mut z, mut log) = (x, x, x);
+        let (mut biased, mut log, mut results) = (x, x, [zero; N]);
         for i in 0..N {
-            biased[i] = constants.exp.of::<false>(s, zero.sub(x[i].abs()));
-            z[i] = if PLAIN { biased[i] } else { biased[i].mul(splat!(UNBIAS)) };
+            biased[i] = constants.exp.of_below(s, x[i].bits_or(splat!(-0.0)));
         }
         for i in 0..N {
-            log[i] = log1p_unit::<S, T>(s, z[i]);
+            log[i] = log1p_unit::<S, T>(s, biased[i].mul(splat!(UNBIAS)));
         }
         for i in 0..N {
             let at = at + i * T::LANES;
+            let z = biased[i].mul(splat!(UNBIAS));
             let mut counted = T::V::<S>::mask(s, lanes);
             if let Some(bytes) = binary.counted {
                 counted = zero.lt(load_bytes::<S, T>(s, bytes, at, lanes));
             }
-            let all = binary.counted.is_none() && lanes == T::ALL;
-            let negative = x[i].lt(zero);
-            let slope = T::V::<S>::select(negative, v[i], u[i]);
+            let above = zero.lt(x[i]);
+            let slope = T::V::<S>::select(above, u[i], v[i]);
             let linear = T::V::<S>::select(slope.eq(zero), zero, x[i].abs().mul(slope));
             let both = u[i].add(v[i]);
-            let by_z = if PLAIN { [z[i], one] } else { [biased[i], splat!(UNBIAS)] };
-            let mut loss = if PLAIN {
-                linear.add(log[i])
-            } else {
-                let tiny = linear.add(product::<S, T>(both, by_z));
-                T::V::<S>::select(z[i].lt(splat!(TINY)), tiny, both.fma(log[i], linear))
-            };
-            let (mut grad, mut hess) = (zero, zero);
-            let denominator = one.add(z[i]);
-            if outputs.grad.is_some() {
-                let other = T::V::<S>::select(negative, u[i], v[i]);
-                let other = product::<S, T>(other, by_z);
-                let top = T::V::<S>::select(negative, other.sub(v[i]), u[i].sub(other));
-                grad = times::<S, T>(top.div(denominator), constants.inverse);
-            }
-            if outputs.hess.is_some() {
-                // What rounding 1 + z lost counts twice.
-                let reciprocal = one.div(denominator);
-                let lost = z[i].sub(denominator.sub(one)).mul(reciprocal);
-                let square = reciprocal.mul(reciprocal);
-                let square = square.mul(splat!(-2.0)).mul_add(lost, square);
-                hess = times::<S, T>(product::<S, T>(both, by_z).mul(square), constants.inverse);
-            }
-            if !all {
-                loss = T::V::<S>::select(counted, loss, zero);
-                grad = T::V::<S>::select(counted, grad, zero);
-                hess = T::V::<S>::select(counted, hess, zero);
-            }
+            let tiny = linear.add(both.mul(biased[i]).mul(splat!(UNBIAS)));
+            let loss = both.fma(log[i], linear);
+            let loss = T::V::<S>::select(z.lt(splat!(TINY)), tiny, loss);
+            let loss = T::V::<S>::select(counted, loss, zero);
             sum.add_positive(loss);
-            if let Some(losses) = outputs.losses {
-                self.write::<S>(loss.div(constants.divisor), losses, at, lanes);
-            }
-            if let Some(array) = outputs.grad {
-                self.write::<S>(grad, array, at, lanes);
+            if outputs.grad.is_some() {
+                let other = T::V::<S>::select(above, v[i], u[i]);
+                let other = other.mul(biased[i]).mul(splat!(UNBIAS));
+                let top = T::V::<S>::select(above, u[i].sub(other), other.sub(v[i]));
+                let grad = times::<S, T>(top.div(one.add(z)), constants.inverse);
+                results[i] = T::V::<S>::select(counted, grad, zero);
             }
             if let Some(array) = outputs.hess {
-                self.write::<S>(hess, array, at, lanes);
+                let hess = both.mul(biased[i]).mul(splat!(UNBIAS)).mul(square::<S, T>(s, z));
+                let hess = times::<S, T>(hess, constants.inverse);
+                let hess = T::V::<S>::select(counted, hess, zero);
+                hess.store_lanes(array, at, lanes);
+            }
+            if let Some(losses) = outputs.losses {
+                let loss = loss.div(constants.divisor);
+                if outputs.grad.is_some() {
+                    loss.store_lanes(losses, at, lanes);
+                } else {
+                    results[i] = loss;
+                }
             }
         }
+        results
     }
+}
 
-    #[inline(always)]
-    fn write<S: Simd>(&self, result: T::V<S>, array: Output<'_, T>, at: usize, lanes: u32) {
-        if lanes != T::ALL {
-            result.store_lanes(array, at, lanes);
-        } else if self.stream {
-            result.stream(array, at);
-        } else {
-            result.store(array, at);
-        }
-    }
-
+impl<T: Real> Binary<'_, T> {
     /// Smoothes and weighs the coefficients.
     #[inline(always)]
     fn weigh<S: Simd, const N: usize>(
@@ -306,7 +427,7 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
         v: &mut [T::V<S>; N],
     ) {
         let (t, none) = (*v, T::V::<S>::splat(s, T::default()));
-        let smoothing = self.binary.options.label_smoothing;
+        let smoothing = self.options.label_smoothing;
         if smoothing != 0.0 {
             // Each from its own: 1 - t would have lost digits after smoothing.
             let [keep, half] = [1.0 - smoothing, smoothing / 2.0];
@@ -316,13 +437,13 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
                 (u[i], v[i]) = (u[i].mul_add(keep, half), v[i].mul_add(keep, half));
             }
         }
-        if let Some(pos_weight) = &self.binary.pos_weight {
+        if let Some(pos_weight) = &self.pos_weight {
             let weights = pos_weight.load::<S, N>(s, at, lanes);
             for i in 0..N {
                 v[i] = v[i].mul(weights[i]);
             }
         }
-        if let Some(weight) = &self.binary.weight {
+        if let Some(weight) = &self.weight {
             let weights = weight.load::<S, N>(s, at, lanes);
             for i in 0..N {
                 // (1 - t) w, rounded once where 1 - t is not needed otherwise.
@@ -337,7 +458,15 @@ impl<'a, 'b, T: Real, const PLAIN: bool> Elements<'a, 'b, T, PLAIN> {
     }
 }
 
-impl<T: Real, const PLAIN: bool> Job for Elements<'_, '_, T, PLAIN> {
+/// The job; `N` vectors are computed together.
+struct Logits<'a, 'b, T, E, const N: usize> {
+    binary: &'b Binary<'a, T>,
+    elements: E,
+    /// Whether results are streamed.
+    stream: bool,
+}
+
+impl<T: Real, E: Elements<T> + Sync, const N: usize> Job for Logits<'_, '_, T, E, N> {
     fn blocks(&self) -> usize {
         self.binary.logits.len().div_ceil(BLOCK)
     }
@@ -348,33 +477,17 @@ impl<T: Real, const PLAIN: bool> Job for Elements<'_, '_, T, PLAIN> {
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
-        let [high, low] = quotient::<T>(1.0, self.divisor, 0.0);
-        let constants = Constants {
-            exp: Exp::<S, T>::new(s, T::default(), if PLAIN { 0 } else { BIAS }),
-            divisor: T::V::<S>::splat(s, T::from_f64(self.divisor)),
-            inverse: [T::V::<S>::splat(s, high), T::V::<S>::splat(s, low)],
-        };
-        for (i, total) in blocks.zip(sums) {
-            let mut sum = Sum::<S, T>::new(s);
-            let end = self.binary.logits.len().min((i + 1) * BLOCK);
-            let mut at = i * BLOCK;
-            let head = self.head.min(end - at);
-            if head > 0 {
-                self.vectors::<S, 1>(s, &constants, at, lanes_from::<T>(head), &mut sum);
-                // The others begin later; each lane goes on with the sum of its own numbers.
-                sum.rotate(s, head);
-                at += head;
-            }
-            while at + VECTORS * T::LANES <= end {
-                self.vectors::<S, VECTORS>(s, &constants, at, T::ALL, &mut sum);
-                at += VECTORS * T::LANES;
-            }
-            while at < end {
-                self.vectors::<S, 1>(s, &constants, at, lanes_from::<T>(end - at), &mut sum);
-                at += T::LANES;
-            }
-            sum.rotate(s, (T::LANES - head) % T::LANES);
-            *total = sum.total();
+        let constants = self.elements.constants(s);
+        for (i, sum) in blocks.zip(sums) {
+            let range = i * BLOCK..self.binary.logits.len().min((i + 1) * BLOCK);
+            *sum = block::<S, T, E, N>(
+                s,
+                &self.elements,
+                &constants,
+                range,
+                self.binary.first(),
+                self.stream,
+            );
         }
         if self.stream {
             fence();
@@ -416,12 +529,29 @@ pub fn binary_cross_entropy<T: Real>(binary: &Binary<'_, T>) -> Result<f64> {
         _ => binary.logits.len() as f64,
     };
     let divisor = options.divisor(counted);
-    let sum = if binary.is_plain(divisor) {
-        driver::run(&Elements::<T, true>::new(binary, divisor))
-    } else {
-        driver::run(&Elements::<T, false>::new(binary, divisor))
+    let sum = match binary.target {
+        Labels::Soft(labels) => run(binary, labels, divisor),
+        Labels::Bool(labels) => run(binary, labels, divisor),
     }?;
     Ok(reduced(sum, divisor, options))
+}
+
+/// The sum of the losses of labels of one kind.
+fn run<T: Real>(binary: &Binary<'_, T>, labels: impl Label<T>, divisor: f64) -> Result<f64> {
+    let stream = streamed(binary.logits, binary.first());
+    macro_rules! run {
+        ($n:ident, $elements:expr) => {
+            driver::run(&Logits::<_, _, $n> { binary, elements: $elements, stream })
+        };
+    }
+    if !binary.is_plain(divisor) {
+        return run!(WEIGHTED, Weighted { binary, labels, divisor });
+    }
+    match (binary.outputs.grad.is_some(), binary.outputs.hess.is_some()) {
+        (_, true) => run!(VECTORS, Plain::<_, _, true, true> { binary, labels, divisor }),
+        (true, _) => run!(VECTORS, Plain::<_, _, true, false> { binary, labels, divisor }),
+        _ => run!(VECTORS, Plain::<_, _, false, false> { binary, labels, divisor }),
+    }
 }
 
 #[cfg(test)]
@@ -489,10 +619,18 @@ mod tests {
             options: Options::new(0.0, "sum", None, None, vec![]).unwrap(),
             outputs: Outputs { grad: Some(array), hess: None, losses: None },
         };
-        let head = if stream { array.unaligned() } else { 0 };
-        let job = Elements::<T, true> { stream, head, ..Elements::new(&binary, 1.0) };
-        let loss = run_at(&job, level).unwrap();
-        (loss, grad.split_off(skew))
+        macro_rules! run {
+            ($labels:expr) => {{
+                let elements =
+                    Plain::<_, _, true, false> { binary: &binary, labels: $labels, divisor: 1.0 };
+                run_at(&Logits::<_, _, VECTORS> { binary: &binary, elements, stream }, level)
+            }};
+        }
+        let loss = match binary.target {
+            Labels::Soft(labels) => run!(labels),
+            Labels::Bool(labels) => run!(labels),
+        };
+        (loss.unwrap(), grad.split_off(skew))
     }
 
     #[test]

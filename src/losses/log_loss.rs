@@ -10,24 +10,28 @@
 //! ([`Single`]), one number of each row is read, its logarithm taken in float64, eight rows at a time;
 //! the gradient is zeros but for as many entries: they are set in a block of zeros, which is streamed
 //! out and cleared again. So the loss reads what must be checked, and the gradient is written once.
-//! Every other target reads a row at a time ([`Rows`]).
+//!
+//! Probabilities as target without options ([`Plain`]) are one stream of elements, and are checked on the
+//! way where nothing is written or only to new arrays. Every other target reads a row at a time ([`Rows`]).
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crate::batch::{Batch, IGNORED, position};
+use crate::batch::{Batch, IGNORED, Target, position};
 use crate::coefficients::{Coefficients, RowCoefficients, load_lanes};
 use crate::driver::Job;
 use crate::error::{Error, Result};
 use crate::math::{
     Real,
-    log::{log, log_scalar},
+    log::{log, log_normal, log_scalar},
 };
 use crate::reduce::Sum;
 use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
 use crate::softmax::{copy, lanes_from};
 use crate::tiles::{self, Plan};
 
-use super::{AHEAD, ClassLoss, with_coefficients};
+use super::elements::{Elements, Writer, block};
+use super::{AHEAD, ClassLoss, reduced, with_coefficients};
 
 /// Numbers in a block, about.
 const BLOCK: usize = 1024;
@@ -45,7 +49,7 @@ fn block_rows(classes: usize) -> usize {
 
 /// The rows of some blocks, each block's as a range.
 #[inline(always)]
-fn block(i: usize, samples: usize, classes: usize) -> Range<usize> {
+fn block_of(i: usize, samples: usize, classes: usize) -> Range<usize> {
     let n = block_rows(classes);
     i * n..samples.min((i + 1) * n)
 }
@@ -81,7 +85,7 @@ impl<T: Real> Job for Check<'_, '_, T> {
         let batch = self.0;
         let row = |i: usize| i * batch.classes;
         for (i, sum) in blocks.zip(sums) {
-            let rows = block(i, batch.samples, batch.classes);
+            let rows = block_of(i, batch.samples, batch.classes);
             if rows.clone().all(|row| self.counts(row)) {
                 let all = batch.values.part(row(rows.start), row(rows.len()));
                 *sum = f64::from(wrong(s, all));
@@ -97,29 +101,48 @@ impl<T: Real> Job for Check<'_, '_, T> {
 /// How many numbers are no probabilities.
 #[inline(always)]
 fn wrong<S: Simd, T: Real>(s: S, values: Input<'_, T>) -> u32 {
+    let limits = Limits::<S, T>::new(s, -T::from_bits(1).to_f64());
     let zero = T::V::<S>::splat(s, T::default());
-    let one = T::V::<S>::splat(s, T::from_f64(1.0));
     let (mut count, mut at) = (0, 0);
     while at < values.len() {
-        // p clamped to [0, 1] is p; NaN is equal to nothing.
         if at + VECTORS * T::LANES <= values.len() {
             let part = values.part(at, VECTORS * T::LANES);
             let mut good = T::ALL;
             for i in 0..VECTORS {
                 part.prefetch(i * T::LANES + AHEAD / size_of::<T>());
-                let p = T::V::<S>::load(s, part, i * T::LANES);
-                good &= T::V::<S>::lanes(p.max(zero).min(one).eq(p));
+                good &= limits.inside(T::V::<S>::load(s, part, i * T::LANES));
             }
             count += (T::ALL & !good).count_ones();
             at += VECTORS * T::LANES;
         } else {
             let lanes = lanes_from::<T>(values.len() - at);
             let p = T::V::<S>::load_lanes(s, values, at, lanes, zero);
-            count += (T::ALL & !T::V::<S>::lanes(p.max(zero).min(one).eq(p))).count_ones();
+            count += (T::ALL & !limits.inside(p)).count_ones();
             at += T::LANES;
         }
     }
     count
+}
+
+/// Numbers up to 1.
+struct Limits<S: Simd, T: Real> {
+    below: T::V<S>,
+    above: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Limits<S, T> {
+    /// Those that are more than `below`.
+    #[inline(always)]
+    fn new(s: S, below: f64) -> Self {
+        let next = T::from_bits(T::from_f64(1.0).to_bits() + 1);
+        Limits { below: T::V::<S>::splat(s, T::from_f64(below)), above: T::V::<S>::splat(s, next) }
+    }
+
+    /// The lanes that are; NaN is nowhere.
+    #[inline(always)]
+    fn inside(&self, p: T::V<S>) -> u32 {
+        T::V::<S>::lanes(self.below.lt(p)) & T::V::<S>::lanes(p.lt(self.above))
+    }
 }
 
 struct CheckPlan;
@@ -137,9 +160,11 @@ impl<T: Real> Plan<T> for CheckPlan {
 
 /// Whether every number is a probability; `shape` is that of the array.
 fn check<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
-    if tiles::run(batch, &CheckPlan)? == 0.0 {
-        return Ok(());
-    }
+    if tiles::run(batch, &CheckPlan)? == 0.0 { Ok(()) } else { search(batch, shape) }
+}
+
+/// Says which number is no probability.
+fn search<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
     for i in 0..batch.samples * batch.classes {
         let (sample, class) = batch.sample_and_class(i);
         let p = batch.value(sample, class).to_f64();
@@ -358,36 +383,29 @@ impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
             own = (both != 0.0).then(|| [-scale * both / p, scale * both / p / p]);
         }
         let mut sum = Sum::<S, T>::new(s);
-        let head = grad.filter(|_| self.stream).map_or(0, Output::unaligned).min(values.len());
+        let mut writer = grad.map(|grad| Writer::<S, T>::new(s, grad, 0, self.stream));
         let mut at = 0;
         while at < values.len() {
-            let n = if at < head { head } else { T::LANES.min(values.len() - at) };
-            let lanes = lanes_from::<T>(n);
-            values.part(at, n).prefetch(AHEAD / size_of::<T>());
+            let lanes = lanes_from::<T>(values.len() - at);
+            values.prefetch(at + AHEAD / size_of::<T>());
             let p = load_lanes(s, values, at, lanes);
             let t = coefficients.load(s, at, lanes);
             let none = t.eq(zero);
             let term = T::V::<S>::select(none, zero, t.mul(log::<S, T>(s, p)));
             sum.add(zero.sub(term));
-            if let Some(grad) = grad {
+            if let Some(writer) = &mut writer {
                 let g = T::V::<S>::select(none, zero, t.mul(minus_scale).div(p));
-                if self.stream && lanes == T::ALL {
-                    g.stream(grad, at);
-                } else {
-                    g.store_lanes(grad, at, lanes);
-                }
+                writer.write_lanes(at, g, lanes);
                 if let Some(hess) = hess {
                     let h = T::V::<S>::select(none, zero, zero.sub(g).div(p));
                     h.store_lanes(hess, at, lanes);
                 }
             }
-            at += n;
-            if at == head {
-                // The others begin later; each lane goes on with the sum of its own numbers.
-                sum.rotate(s, head % T::LANES);
-            }
+            at += T::LANES;
         }
-        sum.rotate(s, (T::LANES - head) % T::LANES);
+        if let Some(writer) = writer {
+            writer.finish();
+        }
         loss += sum.total();
         if let Some(own) = own {
             for (array, x) in [grad, hess].into_iter().zip(own) {
@@ -417,7 +435,7 @@ impl<T: Real, C: Coefficients<T>> Job for Rows<'_, '_, T, C> {
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         for (i, sum) in blocks.zip(sums) {
-            for row in block(i, self.batch.samples, self.batch.classes) {
+            for row in block_of(i, self.batch.samples, self.batch.classes) {
                 let loss = self.row(s, row);
                 *sum += loss;
                 if let Some(losses) = self.batch.outputs.losses {
@@ -431,16 +449,188 @@ impl<T: Real, C: Coefficients<T>> Job for Rows<'_, '_, T, C> {
     }
 }
 
+/// The job of a batch of probabilities as target and no other options: losses are summed.
+struct Plain<'a, 'b, T> {
+    batch: &'b Batch<'a, T>,
+    target: Input<'a, T>,
+    stream: bool,
+    /// Whether a number was seen that is no probability.
+    wrong: &'b AtomicBool,
+}
+
+/// Makes it; knows afterwards whether a number was no probability.
+struct PlainPlan(AtomicBool);
+
+impl PlainPlan {
+    /// The plan for a batch, where there is no more to it.
+    fn new<T>(batch: &Batch<'_, T>) -> Option<Self>
+    where
+        T: Real,
+    {
+        let soft = matches!(batch.target, Target::Probabilities(_));
+        let plain = soft && batch.outputs.losses.is_none() && !batch.is_weighted();
+        (plain && batch.options.label_smoothing == 0.0).then(|| PlainPlan(AtomicBool::new(false)))
+    }
+}
+
+impl<T: Real> Plan<T> for PlainPlan {
+    type Job<'b>
+        = Plain<'b, 'b, T>
+    where
+        T: 'b;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Plain<'b, 'b, T> {
+        let Target::Probabilities(target) = batch.target else { unreachable!("see `new`") };
+        Plain { batch, target, stream: batch.stream(), wrong: &self.0 }
+    }
+}
+
+/// What is the same for all vectors.
+struct Constants<S: Simd, T: Real> {
+    minus_scale: T::V<S>,
+    /// Numbers whose logarithm and reciprocal are ordinary.
+    normal: Limits<S, T>,
+}
+
+impl<T: Real> Elements<T> for Plain<'_, '_, T> {
+    type Constants<S: Simd> = Constants<S, T>;
+
+    #[inline(always)]
+    fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
+        let largest_subnormal = T::from_bits(T::SUBNORMAL[0].to_bits() - 1);
+        Constants {
+            minus_scale: T::V::<S>::splat(s, T::from_f64(-1.0 / self.batch.divisor)),
+            normal: Limits::new(s, largest_subnormal.to_f64()),
+        }
+    }
+
+    #[inline(always)]
+    fn vectors<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        constants: &Constants<S, T>,
+        at: usize,
+        lanes: u32,
+        sum: &mut Sum<S, T>,
+    ) -> [T::V<S>; N] {
+        let (values, writes) = (self.batch.values, self.batch.outputs.grad.is_some());
+        let zero = T::V::<S>::splat(s, T::default());
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        let (mut p, mut t) = ([one; N], [zero; N]);
+        let mut normal = T::ALL;
+        for i in 0..N {
+            let at = at + i * T::LANES;
+            if lanes == T::ALL {
+                values.prefetch(at + AHEAD / size_of::<T>());
+                self.target.prefetch(at + AHEAD / size_of::<T>());
+                p[i] = T::V::<S>::load(s, values, at);
+            } else {
+                p[i] = T::V::<S>::load_lanes(s, values, at, lanes, one);
+            }
+            t[i] = load_lanes(s, self.target, at, lanes);
+            normal &= constants.normal.inside(p[i]);
+        }
+        let mut grad = [zero; N];
+        if normal == T::ALL {
+            let mut total = t[0].mul(log_normal::<S, T>(s, p[0]));
+            for i in 1..N {
+                total = t[i].mul_add(log_normal::<S, T>(s, p[i]), total);
+            }
+            sum.add(total);
+            if writes {
+                for i in 0..N {
+                    // Adding 0 makes a -0 a 0.
+                    grad[i] = t[i].mul_add(constants.minus_scale, zero).div(p[i]);
+                }
+            }
+            self.write_hess(&grad, &p, zero, at, lanes);
+            return grad;
+        }
+        let any = Limits::<S, T>::new(s, -T::from_bits(1).to_f64());
+        for i in 0..N {
+            if any.inside(p[i]) != T::ALL {
+                self.wrong.store(true, Relaxed);
+            }
+            let none = t[i].eq(zero);
+            sum.add(T::V::<S>::select(none, zero, t[i].mul(log::<S, T>(s, p[i]))));
+            let g = t[i].mul(constants.minus_scale).div(p[i]);
+            grad[i] = T::V::<S>::select(none, zero, g);
+            p[i] = T::V::<S>::select(none, one, p[i]);
+        }
+        self.write_hess(&grad, &p, zero, at, lanes);
+        grad
+    }
+}
+
+impl<T: Real> Plain<'_, '_, T> {
+    /// The Hessian, if it is asked for, from the gradient.
+    #[inline(always)]
+    fn write_hess<S: Simd, V: Vector<S, T>, const N: usize>(
+        &self,
+        grad: &[V; N],
+        p: &[V; N],
+        zero: V,
+        at: usize,
+        lanes: u32,
+    ) {
+        let Some(hess) = self.batch.outputs.hess else { return };
+        for i in 0..N {
+            zero.sub(grad[i]).div(p[i]).store_lanes(hess, at + i * T::LANES, lanes);
+        }
+    }
+}
+
+impl<T: Real> Job for Plain<'_, '_, T> {
+    fn blocks(&self) -> usize {
+        self.batch.samples.div_ceil(block_rows(self.batch.classes))
+    }
+
+    fn block_samples(&self) -> usize {
+        block_rows(self.batch.classes)
+    }
+
+    fn block_cost(&self) -> usize {
+        BLOCK.max(self.batch.classes) * size_of::<T>() / 8
+    }
+
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
+        let (classes, grad) = (self.batch.classes, self.batch.outputs.grad);
+        let constants = self.constants(s);
+        for (i, sum) in blocks.zip(sums) {
+            let rows = block_of(i, self.batch.samples, classes);
+            let range = rows.start * classes..rows.end * classes;
+            // Adding 0 makes -0 a 0.
+            *sum = 0.0 - block::<S, T, _, VECTORS>(s, self, &constants, range, grad, self.stream);
+        }
+        if self.stream {
+            fence();
+        }
+    }
+}
+
 /// Writes what the batch's outputs ask for; returns the reduced loss. `shape` is the probabilities'.
-pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<f64> {
-    check(batch, shape)?;
-    with_coefficients(batch, &LogLoss(batch))
+///
+/// Where derivatives are `fresh`, arrays that nobody sees if the call fails, they may be written while
+/// probabilities are checked.
+pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize], fresh: bool) -> Result<f64> {
+    let Some(plain) = PlainPlan::new(batch) else {
+        check(batch, shape)?;
+        return with_coefficients(batch, &LogLoss(batch));
+    };
+    if batch.outputs.grad.is_some() && !fresh {
+        check(batch, shape)?;
+    }
+    let sum = tiles::run(batch, &plain)?;
+    if plain.0.into_inner() {
+        search(batch, shape)?;
+    }
+    Ok(reduced(sum, batch.divisor, &batch.options))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Indices, Outputs, Target};
+    use crate::batch::{Indices, Outputs};
     use crate::coefficients::{Hard, Soft};
     use crate::driver::run_at;
     use crate::options::Options;
@@ -458,12 +648,12 @@ mod tests {
         let (p, q) = ([0.228, 0.619, 0.153], [0.0, 1.0, 0.0]);
         let mut grad = [9.0; 3];
         let soft = Target::Probabilities(Input::from_slice(&q));
-        let loss = log_loss(&batch(&p, soft, &mut grad), &[3]).unwrap();
+        let loss = log_loss(&batch(&p, soft, &mut grad), &[3], false).unwrap();
         assert!((loss - 0.479_650).abs() < 1e-6);
         assert_eq!(grad, [0.0, -1.0 / 0.619, 0.0]);
         let hard = Target::Indices(Indices::I32(Input::from_slice(&[1])));
         let mut again = [9.0; 3];
-        assert_eq!(log_loss(&batch(&p, hard, &mut again), &[3]).unwrap(), loss);
+        assert_eq!(log_loss(&batch(&p, hard, &mut again), &[3], false).unwrap(), loss);
         assert_eq!(again, grad);
     }
 
@@ -477,12 +667,13 @@ mod tests {
         let indices: Vec<i64> = (0..samples).map(classes_of).collect();
         let mut grad = vec![f64::NAN; n + skew];
         let array = Output::from_slice(&mut grad).part(skew, n);
-        let ignored = if how == "soft" { vec![] } else { vec![-100] };
+        let soft = how == "soft" || how == "plain";
+        let ignored = if soft { vec![] } else { vec![-100] };
         let batch = Batch::new(
             Input::from_slice(&p),
             classes,
             match how {
-                "soft" => Target::Probabilities(Input::from_slice(&q)),
+                _ if soft => Target::Probabilities(Input::from_slice(&q)),
                 _ => Target::Indices(Indices::I64(Input::from_slice(&indices))),
             },
             None,
@@ -492,8 +683,10 @@ mod tests {
             &[samples],
         )
         .unwrap();
+        let (target, wrong) = (Input::from_slice(&q), AtomicBool::new(false));
         let soft = Soft { probabilities: Input::from_slice(&q), weight: None, smoothing: None };
         let loss = match how {
+            "plain" => run_at(&Plain { batch: &batch, target, stream, wrong: &wrong }, level),
             "one" => run_at(&Single { batch: &batch, stream }, level),
             "hard" => run_at(&Rows { batch: &batch, coefficients: Hard, stream }, level),
             _ => run_at(&Rows { batch: &batch, coefficients: soft, stream }, level),
@@ -508,7 +701,10 @@ mod tests {
                 let (loss, grad) = run(level, "hard", classes, false, 0);
                 let one = run(level, "one", classes, false, 0);
                 assert!(one.1 == grad && (one.0 / loss - 1.0).abs() < 1e-13, "{classes}");
-                for how in ["one", "soft"] {
+                let rows = run(level, "soft", classes, false, 0);
+                let plain = run(level, "plain", classes, false, 0);
+                assert!(plain.1 == rows.1 && (plain.0 / rows.0 - 1.0).abs() < 1e-14, "{classes}");
+                for how in ["one", "soft", "plain"] {
                     let expected = run(level, how, classes, false, 0);
                     for skew in [0, 1, 5, 13] {
                         let other = run(level, how, classes, true, skew);
@@ -525,13 +721,19 @@ mod tests {
             let p = [0.5, 0.25, 0.25, 0.1, 0.2, bad];
             let mut grad = [9.0; 6];
             let hard = Target::Indices(Indices::I32(Input::from_slice(&[1, 0])));
-            let error = log_loss(&batch(&p, hard, &mut grad), &[2, 3]).unwrap_err();
+            let error = log_loss(&batch(&p, hard, &mut grad), &[2, 3], false).unwrap_err();
             let Error::Value(message) = error else { panic!("{error:?}") };
             assert!(message.starts_with("probabilities[1, 2] is "), "{message}");
             assert_eq!(grad, [9.0; 6]);
+            // Where nobody sees what was written, it is found on the way.
+            let soft = Target::Probabilities(Input::from_slice(&[0.5; 6]));
+            let mut fresh = [0.0; 6];
+            let error = log_loss(&batch(&p, soft, &mut fresh), &[2, 3], true).unwrap_err();
+            let Error::Value(again) = error else { panic!("{error:?}") };
+            assert_eq!(again, message);
             // Ignored, it is nobody's business.
             let ignored = Target::Indices(Indices::I32(Input::from_slice(&[1, -100])));
-            log_loss(&batch(&p, ignored, &mut grad), &[2, 3]).unwrap();
+            log_loss(&batch(&p, ignored, &mut grad), &[2, 3], false).unwrap();
             assert_eq!(grad[3..], [0.0; 3]);
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod binary;
 pub mod cross_entropy;
+mod elements;
 pub mod log_loss;
 
 use crate::batch::{Batch, Target};

@@ -211,6 +211,13 @@ impl<S: Simd, T: Real> Exp<S, T> {
         power.mul_add(less_one, power)
     }
 
+    /// The same as [`Exp::of`] without a shift, where `x` is not above the reference (or NaN).
+    #[inline(always)]
+    pub fn of_below(&self, s: S, x: T::V<S>) -> T::V<S> {
+        let (power, less_one) = parts::<S, T>(s, self.low.max(x), self.table);
+        power.mul_add(less_one, power)
+    }
+
     /// `[u, r]` for a `sum` of these exponentials: `log(sum) - reference` is `log(u) - r`, in nats.
     #[inline(always)]
     pub fn relative(&self, sum: f64) -> [f64; 2] {

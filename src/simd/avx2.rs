@@ -129,7 +129,7 @@ macro_rules! vector {
     ($v:ident, $t:ident, $lanes:literal, $register:ident, $to_bits:ident, $of_bits:ident,
      $set:ident, $load:ident, $mask_load:ident, $store:ident, $mask_store:ident, $stream:ident,
      $add:ident, $sub:ident, $mul:ident, $div:ident, $fmadd:ident, $max:ident, $min:ident,
-     $and:ident, $andnot:ident, $bits_add:ident, $shl:ident, $shr:ident, $cmp:ident, $blend:ident,
+     $and:ident, $andnot:ident, $bits_add:ident, $bits_sub:ident, $shl:ident, $shr:ident, $cmp:ident, $blend:ident,
      $movemask:ident, $bits_eq:ident, $bits_set:ident, $lane_bits:expr, { $($rest:item)* }) => {
         impl $v {
             const HALF: usize = $lanes / 2;
@@ -231,6 +231,10 @@ macro_rules! vector {
                 $of_bits($bits_add($to_bits(self.0), $to_bits(other.0))),
                 $of_bits($bits_add($to_bits(self.1), $to_bits(other.1)))
             ));
+            op!(bits_sub(self: Self, other: Self) -> Self = $v(
+                $of_bits($bits_sub($to_bits(self.0), $to_bits(other.0))),
+                $of_bits($bits_sub($to_bits(self.1), $to_bits(other.1)))
+            ));
             op!(bits_and(self: Self, other: Self) -> Self =
                 $v($and(self.0, other.0), $and(self.1, other.1)));
             op!(bits_or(self: Self, other: Self) -> Self = $v(
@@ -302,6 +306,7 @@ vector!(
     _mm256_and_ps,
     _mm256_andnot_ps,
     _mm256_add_epi32,
+    _mm256_sub_epi32,
     _mm256_sll_epi32,
     _mm256_srl_epi32,
     _mm256_cmp_ps,
@@ -414,6 +419,7 @@ vector!(
     _mm256_and_pd,
     _mm256_andnot_pd,
     _mm256_add_epi64,
+    _mm256_sub_epi64,
     _mm256_sll_epi64,
     _mm256_srl_epi64,
     _mm256_cmp_pd,

@@ -116,7 +116,7 @@ macro_rules! vector {
     ($v:ident, $t:ident, $lanes:literal, $mask:ident, $register:ident,
      $to_bits:ident, $of_bits:ident, $set:ident, $load:ident, $mask_load:ident, $store:ident,
      $mask_store:ident, $stream:ident, $add:ident, $sub:ident, $mul:ident, $div:ident,
-     $fmadd:ident, $max:ident, $min:ident, $abs:ident, $bits_add:ident, $shl:ident, $shr:ident,
+     $fmadd:ident, $max:ident, $min:ident, $abs:ident, $bits_add:ident, $bits_sub:ident, $shl:ident, $shr:ident,
      $permute:ident, $cmp:ident, $blend:ident, { $($rest:item)* }) => {
         impl Vector<Avx512, $t> for $v {
             type Mask = $mask;
@@ -166,6 +166,8 @@ macro_rules! vector {
 
             op!(bits_add(self: Self, other: Self) -> Self =
                 $v($of_bits($bits_add($to_bits(self.0), $to_bits(other.0)))));
+            op!(bits_sub(self: Self, other: Self) -> Self =
+                $v($of_bits($bits_sub($to_bits(self.0), $to_bits(other.0)))));
             op!(bits_and(self: Self, other: Self) -> Self =
                 $v($of_bits(_mm512_and_si512($to_bits(self.0), $to_bits(other.0)))));
             op!(bits_or(self: Self, other: Self) -> Self =
@@ -224,6 +226,7 @@ vector!(
     _mm512_min_ps,
     _mm512_abs_ps,
     _mm512_add_epi32,
+    _mm512_sub_epi32,
     _mm512_sll_epi32,
     _mm512_srl_epi32,
     _mm512_permutexvar_ps,
@@ -342,6 +345,7 @@ vector!(
     _mm512_min_pd,
     _mm512_abs_pd,
     _mm512_add_epi64,
+    _mm512_sub_epi64,
     _mm512_sll_epi64,
     _mm512_srl_epi64,
     _mm512_permutexvar_pd,

@@ -11,7 +11,7 @@
 //!
 //! A [`Simd`] token is a proof that its instructions exist: only detection makes one, and a vector
 //! can only be made with one. So kernels are safe code; this folder and `python` hold all that is
-//! not (but for the registration of fork handlers in `driver.rs`).
+//! not (but for the registration of fork handlers in `driver.rs` and a lifetime in `pool.rs`).
 
 mod memory;
 mod portable;
@@ -175,6 +175,8 @@ pub trait Vector<S: Simd, T: Float>: Copy {
 
     /// The sum of the lanes' bits as integers, wrapping.
     fn bits_add(self, other: Self) -> Self;
+    /// The difference of the lanes' bits as integers, wrapping.
+    fn bits_sub(self, other: Self) -> Self;
     /// The lanes' bits shifted left (by a constant).
     fn bits_shl(self, k: u32) -> Self;
     /// The lanes' bits shifted right (by a constant), zeros shifted in.

@@ -167,6 +167,10 @@ macro_rules! array {
                 self.of_bits(other, $bits::wrapping_add)
             }
             #[inline(always)]
+            fn bits_sub(self, other: Self) -> Self {
+                self.of_bits(other, $bits::wrapping_sub)
+            }
+            #[inline(always)]
             fn bits_shl(self, k: u32) -> Self {
                 self.of_bits(self, |a, _| a << k)
             }

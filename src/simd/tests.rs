@@ -81,6 +81,7 @@ fn operations<S: Simd, T: Float>(s: S) {
     let width = 8 * size_of::<T>() as u32;
     let wrap = |x: u64| if width == 32 { x & 0xFFFF_FFFF } else { x };
     assert_eq!(bits(a.bits_add(b)), wrap(x.wrapping_add(y)));
+    assert_eq!(bits(a.bits_sub(b)), wrap(x.wrapping_sub(y)));
     assert_eq!(bits(a.bits_shl(19)), wrap(x << 19));
     assert_eq!(bits(a.bits_shr(23)), x >> 23);
     assert_eq!(bits(a.bits_and(b)), x & y);
