@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
+from xentrs._xentrs import is_one
 from xentrs.torch import _backend
 from xentrs.torch._backend import Kernel
 
@@ -41,10 +42,12 @@ def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
     """
     if torch._C._autograd._get_current_graph_task_keep_graph():
         grad = grad.clone()  # another backward pass may need it as it is
+    if is_one(factor):
+        return grad
     if axis is not None:
         return grad.mul_(factor.unsqueeze(axis))
     if factor.dim() or not _backend.uses_triton(grad):
-        return grad if not factor.dim() and factor.item() == 1.0 else grad.mul_(factor)
+        return grad.mul_(factor)
     n = grad.numel()
     if grad.untyped_storage().nbytes() != n * grad.itemsize:  # a view that may have gaps
         return grad.mul_(factor)
