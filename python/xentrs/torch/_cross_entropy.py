@@ -360,17 +360,28 @@ def _others(
 
 @Kernel
 @no_type_check
-def _accumulate(x, a, is_target, top, rest, total, away, VECTOR: tl.constexpr):
-    # top: the largest logit so far; rest: the sum of exp(x - top) without the target;
+def _accumulate(
+    x, a, cols, y, top, rest, total, away, VECTOR: tl.constexpr, SOFT: tl.constexpr
+):  # fmt: skip
+    # top: the largest logit so far; rest: the sum of exp(x - top) without the target or, where that
+    # is no class, without the largest logit itself, so that log1p has the digits of a small loss;
     # total and away: the sums of a and of a (top - x), whose terms do not cancel.
-    new = tl.maximum(top, tl.max(x, 1))
+    largest = tl.max(x, 1)
+    new = tl.maximum(top, largest)
     safe = tl.where(new == float("-inf"), 0.0, new)
-    e = tl.where(is_target, 0.0, tl.exp(x - safe[:, None]))
+    d = x - safe[:, None]
+    if SOFT:
+        grew = largest > top
+        rest += tl.where(grew & (top != float("-inf")), 1.0, 0.0)  # what was left out before
+        out = grew[:, None] & (cols == tl.argmax(x, 1)[:, None] + tl.min(cols, 1)[:, None])
+        e = tl.where(out, d, tl.exp(d))  # 0, or NaN for an infinite logit
+    else:
+        e = tl.where(cols == y[:, None], 0.0, tl.exp(d))
     rest = rest * tl.exp(top - safe) + tl.sum(e, 1)
     if VECTOR:
         before = tl.where(top == float("-inf"), 0.0, top)
         away += tl.where(total == 0.0, 0.0, total * (safe - before))
-        away += tl.sum(tl.where(a == 0.0, 0.0, a * (safe[:, None] - x)), 1)
+        away += tl.sum(tl.where(a == 0.0, 0.0, -a * d), 1)
         total += tl.sum(a, 1)
     return new, rest, total, away
 
@@ -427,24 +438,21 @@ def _softmax(
     first = _logits(x_row, cols, x_c, mask, CAP, ACC)
     a = _others(t_row, t_c, weight, cols, mask, EVEN, KEEP, SOFT, ACC)
     zero = tl.zeros([R], ACC)
-    top, rest, total, away = _accumulate(
-        first, a, cols == y[:, None], x_y, zero, zero, zero, VECTOR
-    )
+    top, rest, total, away = _accumulate(first, a, cols, y, x_y, zero, zero, zero, VECTOR, SOFT)
     if MANY:
         for start in range(B, classes, B):
             c = cols + start
             m = live[:, None] & (c < classes)
             z = _logits(x_row, c, x_c, m, CAP, ACC)
             b = _others(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
-            top, rest, total, away = _accumulate(
-                z, b, c == y[:, None], top, rest, total, away, VECTOR
-            )
+            top, rest, total, away = _accumulate(z, b, c, y, top, rest, total, away, VECTOR, SOFT)
 
-    top = tl.where(top == float("-inf"), 0.0, top)
+    some = top != float("-inf")
+    top = tl.where(some, top, 0.0)
     if SOFT:
-        log_sum = tl.log(rest)  # relative to top
+        log_sum = tl.where(some, log1p(rest), float("-inf"))  # relative to top
         result = away + tl.where(total == 0.0, 0.0, total * log_sum)
-        sum_ = rest
+        sum_ = rest + tl.where(some, 1.0, 0.0)
     else:
         # log1p(rest / e) keeps the digits of a small loss; far from the top e may vanish.
         e_y = tl.exp(x_y - top)
