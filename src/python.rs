@@ -194,9 +194,7 @@ impl<'a> View<'a> {
 
     /// Of an argument that may be left out, C-contiguous or not.
     #[inline(always)]
-    fn optional_strided<S: Source>(
-        object: &'a Bound<'_, PyAny>,
-    ) -> Result<Option<View<'a>>, Stop> {
+    fn optional_strided<S: Source>(object: &'a Bound<'_, PyAny>) -> Result<Option<View<'a>>, Stop> {
         if object.is_none() { Ok(None) } else { S::view(object).map(Some) }
     }
 
@@ -846,46 +844,9 @@ mod _xentrs {
         reduction: &Bound<'py, PyAny>,
         with_grad: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let none = &py.None().into_bound(py);
         answer(py, || {
-            let view = Tensors::view(logits)?;
-            let hard = Tensors::view(target)?.indices().is_some();
-            if !hard || !matches!(view.dtype, Dtype::F32 | Dtype::F64) {
-                return Err(Stop::NotImplemented);
-            }
-            let axis = view.shape.len().min(2).saturating_sub(1);
-            let new = || tensors::new_like(py, &view, None);
-            let grad = if with_grad { Some(new()?) } else { None };
-            let arguments = ClassArguments {
-                order: usize::from(with_grad),
-                values: logits,
-                target,
-                axis: &PyInt::new(py, axis).into_any(),
-                weight: none,
-                sample_weight: none,
-                options: RawOptions {
-                    ignore_index: Some(ignore_index),
-                    label_smoothing,
-                    reduction,
-                    denominator: none,
-                    base: none,
-                },
-                out: grad.as_ref().unwrap_or(none),
-                hess_out: none,
-            };
-            let result = class_loss::<Tensors>(py, ClassLoss::CrossEntropy, &arguments)?;
-            let number: f64 =
-                if with_grad { result.get_item(0)?.extract()? } else { result.extract()? };
-            let loss = tensors::new_like(py, &view, Some(&[]))?;
-            let place = Tensors::view(&loss)?;
-            match view.dtype {
-                Dtype::F32 => place.output().set(0, number as f32),
-                _ => place.output().set(0, number),
-            }
-            Ok(match grad {
-                Some(grad) => (loss, grad).into_pyobject(py)?.into_any(),
-                None => loss,
-            })
+            let options = [ignore_index, label_smoothing, reduction];
+            tensors::quick_cross_entropy(py, logits, target, options, with_grad)
         })
     }
 
@@ -904,9 +865,7 @@ mod _xentrs {
     #[pyfunction]
     #[pyo3(signature = (tensor, /))]
     fn is_one(tensor: &Bound<'_, PyAny>) -> bool {
-        let Ok(view) = Tensors::view(tensor) else { return false };
-        let one = |floats: Floats<'_>| floats.get(0) == 1.0;
-        view.shape.is_empty() && view.floats().is_some_and(one)
+        tensors::is_one(tensor)
     }
 
     /// Logarithmic loss of probabilities.

@@ -57,7 +57,8 @@ pub struct Memory(Option<Block>);
 impl Memory {
     /// So many bytes, whatever is in them.
     pub fn new(bytes: usize) -> Self {
-        let spare = if bytes < LARGE { None } else { SPARE.try_lock().ok().and_then(|mut s| s.take()) };
+        let spare =
+            if bytes < LARGE { None } else { SPARE.try_lock().ok().and_then(|mut s| s.take()) };
         // What does not fit goes: at rest there is at most one.
         let fits = |block: &Block| (bytes..=2 * bytes).contains(&block.layout.size());
         Memory(Some(spare.filter(fits).unwrap_or_else(|| Block::new(bytes))))

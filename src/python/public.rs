@@ -16,8 +16,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::{
-    Arrays, ClassArguments, ClassLoss, ElementArguments, RawOptions, Stop, class_loss, element_loss,
-    guarded,
+    Arrays, ClassArguments, ClassLoss, ElementArguments, RawOptions, Stop, class_loss,
+    element_loss, guarded,
 };
 
 /// Positional parameters: the numbers and the target.

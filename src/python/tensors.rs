@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 use pyo3::exceptions::{PyImportError, PyRuntimeError};
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
-use pyo3::types::PyCapsule;
+use pyo3::types::{PyCapsule, PyInt};
 
 use super::memory::Memory;
-use super::{Dtype, Source, Stop, View};
+use super::{ClassArguments, ClassLoss, Dtype, RawOptions, Source, Stop, View, class_loss};
 use crate::halves::Half;
 
 /// `DLPackExchangeAPI`, as far as it is used.
@@ -204,7 +204,7 @@ impl Source for Tensors {
         };
         let size = dtype.size();
         let data = found.data.wrapping_add(found.byte_offset as usize);
-        if found.device_type != CPU || found.lanes != 1 || data as usize % size != 0 {
+        if found.device_type != CPU || found.lanes != 1 || !(data as usize).is_multiple_of(size) {
             return Err(Stop::NotImplemented);
         }
         let n = found.ndim as usize;
@@ -235,4 +235,57 @@ impl Source for Tensors {
         let (contiguous, unit) = (contiguous || step == 0, size as isize);
         Ok(View { data, shape, strides, unit, contiguous, dtype, writeable: true })
     }
+}
+
+/// The plainest and commonest call: a reduced cross-entropy of class indices. Makes loss and gradient.
+pub fn quick_cross_entropy<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyAny>,
+    target: &Bound<'py, PyAny>,
+    [ignore_index, label_smoothing, reduction]: [&Bound<'py, PyAny>; 3],
+    with_grad: bool,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let view = Tensors::view(logits)?;
+    let hard = Tensors::view(target)?.indices().is_some();
+    if !hard || !matches!(view.dtype, Dtype::F32 | Dtype::F64) {
+        return Err(Stop::NotImplemented);
+    }
+    let axis = PyInt::new(py, view.shape.len().min(2).saturating_sub(1));
+    let grad = if with_grad { Some(new_like(py, &view, None)?) } else { None };
+    let none = &py.None().into_bound(py);
+    let arguments = ClassArguments {
+        order: usize::from(with_grad),
+        values: logits,
+        target,
+        axis: &axis.into_any(),
+        weight: none,
+        sample_weight: none,
+        options: RawOptions {
+            ignore_index: Some(ignore_index),
+            label_smoothing,
+            reduction,
+            denominator: none,
+            base: none,
+        },
+        out: grad.as_ref().unwrap_or(none),
+        hess_out: none,
+    };
+    let result = class_loss::<Tensors>(py, ClassLoss::CrossEntropy, &arguments)?;
+    let number: f64 = if with_grad { result.get_item(0)?.extract()? } else { result.extract()? };
+    let loss = new_like(py, &view, Some(&[]))?;
+    let place = Tensors::view(&loss)?;
+    match view.dtype {
+        Dtype::F32 => place.output().set(0, number as f32),
+        _ => place.output().set(0, number),
+    }
+    match grad {
+        Some(grad) => Ok((loss, grad).into_pyobject(py)?.into_any()),
+        None => Ok(loss),
+    }
+}
+
+/// Whether a tensor is the one number 1, on the CPU.
+pub fn is_one(tensor: &Bound<'_, PyAny>) -> bool {
+    let Ok(view) = Tensors::view(tensor) else { return false };
+    view.shape.is_empty() && view.floats().is_some_and(|floats| floats.get(0) == 1.0)
 }

@@ -35,12 +35,15 @@ def _scale(grad, factor, n, BLOCK: tl.constexpr):
         tl.store(grad + i, (g.to(f.dtype) * f).to(g.dtype), mask=i < n)
 
 
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+
+
 def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
     """Return the stored gradient times what arrives at the loss, if possible in its own memory.
 
     `axis` is the axis of `grad` that `factor` does not have.
     """
-    if torch._C._autograd._get_current_graph_task_keep_graph():
+    if _keeps_graph():
         grad = grad.clone()  # another backward pass may need it as it is
     if is_one(factor):
         return grad

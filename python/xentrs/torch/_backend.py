@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from xentrs._xentrs import new_tensor, use_tensors
 
@@ -72,13 +73,19 @@ def empty_like(tensor: Tensor) -> Tensor:
     return new_tensor(tensor, None)
 
 
+# By names of their own: a look into a module, and another, takes a good part of a tiny call.
+_is_compiling = torch.compiler.is_dynamo_compiling  # other tracers are dispatch modes
+_has_transforms = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+
+
 def is_eager(tensor: Tensor) -> bool:
     """Whether the tensor is a plain one and nothing watches or transforms what is done to it."""
     return (
-        (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter)
-        and not torch.compiler.is_dynamo_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
+        (type(tensor) is Tensor or type(tensor) is Parameter)
+        and not _is_compiling()
+        and not _has_transforms()
+        and _dispatch_modes() == 0
         and forward_ad._current_level < 0
         and not tensor.is_meta
     )
@@ -86,7 +93,7 @@ def is_eager(tensor: Tensor) -> bool:
 
 def wants_gradient(tensor: Tensor) -> bool:
     """Whether a gradient may be asked for; torch.func does not say."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or not _has_transforms():
         return tensor.requires_grad and torch.is_grad_enabled()
     return True
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import xentrs
 from xentrs import _arrays, _xentrs
+from xentrs._xentrs import quick_cross_entropy
 from xentrs.torch import _autograd, _backend
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
 from xentrs.torch._math import log1p, tanh
@@ -700,9 +701,7 @@ def _quick(
     the tensors fit, the compiled function sees by itself, and it makes the new ones.
     """
     with_grad = input.requires_grad and torch.is_grad_enabled()
-    found = _xentrs.quick_cross_entropy(
-        input, target, ignored, label_smoothing, reduction, with_grad
-    )
+    found = quick_cross_entropy(input, target, ignored, label_smoothing, reduction, with_grad)
     if found is NotImplemented:
         return None
     if not with_grad:
