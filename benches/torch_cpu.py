@@ -2,18 +2,20 @@
 
 Forward and backward, the gradient in a fresh tensor as in training. Answers are compared before
 anything is timed; both sides alternate in one process; medians. Run it with ``make bench-torch``,
-``ARGS="--quick"`` for a look; only ratios travel between machines.
+``ARGS="--quick"`` for a look, ``ARGS="--peak"`` for memory; only ratios travel between machines.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,7 @@ CASES = [
     Case((16, 21, 128, 128)),
 ]
 LINEAR = [(2048, 768, 32000), (4096, 512, 8192)]
+PEAKS = [(1024, 512, 32000), (2048, 256, 32000)]
 
 Step = Callable[[], Tensor]
 
@@ -151,21 +154,39 @@ def compare_linear(n: int, width: int, classes: int, seconds: float) -> str:
 
 
 def peak_memory(which: str, n: int, width: int, classes: int) -> None:
-    """Print by how much the peak of the process's memory grew over inputs and gradients."""
-    x = torch.randn(n, width).requires_grad_()
-    w = (torch.randn(classes, width) / width**0.5).requires_grad_()
-    y = torch.randint(0, classes, (n,))
-    grads = 4 * (x.numel() + w.numel())
-    torch.mm(x[:1].detach(), w[:1].detach().t())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if which == "xentrs":
-        loss = xentrs.torch.linear_cross_entropy(x, w, y)
-    else:
-        options = torch.nn.LinearCrossEntropyOptions() if which == "chunked" else None
-        loss = F.linear_cross_entropy(x, w, y, options=options)
-    loss.backward()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 - grads
-    print(f"{which} {grown / 2**20:.0f} MiB")
+    """Print by how many MiB the peak of this process's memory rose over inputs and gradients."""
+    loss, arguments = F.linear_cross_entropy, {}
+    if which == "xentrs.torch":
+        loss = xentrs.torch.linear_cross_entropy
+    if which == "PyTorch chunked":
+        arguments = {"options": torch.nn.LinearCrossEntropyOptions()}
+
+    def status(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+    def run(n: int, classes: int) -> float:
+        torch.manual_seed(0)
+        x = torch.randn(n, width).requires_grad_()
+        w = (torch.randn(classes, width) / width**0.5).requires_grad_()
+        y = torch.randint(0, classes, (n,))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+        before = status("VmRSS")
+        loss(x, w, y, **arguments).backward()
+        return (status("VmHWM") - before) / 2**10 - 4 * (x.numel() + w.numel()) / 2**20
+
+    run(256, 256)  # threads and libraries take their memory
+    print(f"{run(n, classes):.0f}")
+
+
+def compare_peaks(n: int, width: int, classes: int) -> str:
+    """Return a row: the memory beyond inputs and gradients, each measured in its own process."""
+    cells = []
+    for which in ("xentrs.torch", "PyTorch plain", "PyTorch chunked"):
+        command = [sys.executable, __file__, "--peak-of", which, *map(str, (n, width, classes))]
+        cells.append(subprocess.check_output(command, text=True).strip())
+    logits = 4 * n * classes / 2**20
+    return f"| {n} x {width} x {classes} | {logits:.0f} | {' | '.join(cells)} |"
 
 
 def duration(seconds: float) -> str:
@@ -180,11 +201,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the time")
     parser.add_argument("--rows", default="", help="only shapes that contain this text")
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", action="store_true", help="memory instead of times (Linux)")
+    parser.add_argument("--peak-of", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.peak:
-        which, *sizes = arguments.peak
+    if arguments.peak_of:
+        which, *sizes = arguments.peak_of
         peak_memory(which, *map(int, sizes))
+        return
+    if arguments.peak:
+        print("linear_cross_entropy: peak memory beyond inputs and gradients, in MiB\n")
+        print("| N x in x C | all logits | xentrs.torch | PyTorch plain | PyTorch chunked |")
+        print("|---|---|---|---|---|")
+        for sizes in PEAKS:
+            print(compare_peaks(*sizes), flush=True)
         return
     seconds = 1.0 if arguments.quick else 10.0
     threads = xentrs.get_num_threads()

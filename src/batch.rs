@@ -114,7 +114,7 @@ pub struct Batch<'a, T> {
     /// Rows of `classes` numbers, unless the layout says otherwise, as for all arrays of their shape.
     pub values: Input<'a, T>,
     /// Where numbers lie, if not in rows.
-    pub layout: Option<Box<Layout>>,
+    pub layout: Option<Box<Layout<'a>>>,
     /// Number of rows.
     pub samples: usize,
     /// Numbers in a row, at least one.
@@ -167,7 +167,7 @@ impl<'a, T: Real> Batch<'a, T> {
     /// Checks the targets of arrays that lie as the layout says, of so many samples.
     #[allow(clippy::too_many_arguments, reason = "as above")]
     pub fn laid_out(
-        (layout, samples): (Option<Box<Layout>>, usize),
+        (layout, samples): (Option<Box<Layout<'a>>>, usize),
         values: Input<'a, T>,
         classes: usize,
         target: Target<'a, T>,

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::halves::Halves;
+
 /// The places of an array's numbers in a view that spans them all.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -49,6 +51,13 @@ impl Place {
         Place { start, class: steps[axis], samples }
     }
 
+    /// Whether these are rows of so many classes one after the other.
+    pub fn is_rows(&self, classes: usize) -> bool {
+        self.start == 0
+            && (self.class == 1 || classes == 1)
+            && matches!(self.samples[..], [(n, step)] if n == 1 || step == classes as isize)
+    }
+
     /// Of a number.
     pub fn at(&self, sample: usize, class: usize) -> usize {
         let (mut rest, mut at) = (sample, self.start + class as isize * self.class);
@@ -90,7 +99,7 @@ impl Place {
 
 /// The places of a batch's arrays; none for an array that is rows one after the other.
 #[derive(Clone, Debug)]
-pub struct Layout {
+pub struct Layout<'a> {
     /// Of the values.
     pub values: Option<Place>,
     /// Of the target, where it is probabilities.
@@ -99,8 +108,19 @@ pub struct Layout {
     pub grad: Option<Place>,
     /// Of the Hessian.
     pub hess: Option<Place>,
+    /// Values and gradient where they are no floats, at the same places: rows, or samples next to each
+    /// other.
+    pub halves: Option<Halves<'a>>,
     /// How many numbers of each class follow each other in C order: the axes behind the class axis.
     pub inner: usize,
+}
+
+impl Layout<'_> {
+    /// Whether everything is rows of floats.
+    pub fn is_rows(&self) -> bool {
+        let places = [&self.values, &self.probabilities, &self.grad, &self.hess];
+        places.iter().all(|place| place.is_none()) && self.halves.is_none()
+    }
 }
 
 #[cfg(test)]

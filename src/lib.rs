@@ -11,6 +11,7 @@
 //! | [`coefficients`] | how targets weigh the classes |
 //! | [`batch`], [`layout`], [`options`], [`error`] | a call's arrays and options, checked |
 //! | [`caches`] | how large the machine's caches are |
+//! | [`halves`] | half precisions, and their conversion |
 //! | [`driver`], [`pool`] | threads: splits a job into blocks, each behind the door of the instruction set |
 //! | [`reduce`] | sums of a fixed order |
 //! | [`math`] | functions of vectors: exponential, logarithm |
@@ -21,6 +22,7 @@ pub mod caches;
 pub mod coefficients;
 pub mod driver;
 pub mod error;
+pub mod halves;
 pub mod layout;
 pub mod losses;
 pub mod math;

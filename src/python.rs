@@ -8,8 +8,13 @@
 //!
 //! The arrays' owners are held by the caller's frame while a kernel runs without the GIL; other
 //! threads may write to them meanwhile (see [`crate::simd::Input`]).
+//!
+//! PyTorch's tensors are read where they are too ([`tensors`]), by functions that `xentrs.torch` alone
+//! calls.
 
+mod memory;
 mod public;
+mod tensors;
 
 use std::ffi::c_int;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,11 +28,14 @@ use pyo3::types::{PyDict, PyFloat, PyInt, PyString, PyTuple};
 use crate::batch::{Batch, Floats, Indices, Outputs, Target};
 use crate::driver;
 use crate::error::{Error, Result as Checked};
+use crate::halves::{Half, Halves};
 use crate::layout::{Layout, Place};
 use crate::losses::{binary, cross_entropy, log_loss};
 use crate::options::{Ignored, Options, Reduction};
 use crate::simd::{Input, Level, Output};
 use crate::softmax::Limits;
+
+use tensors::Tensors;
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> PyErr {
@@ -76,8 +84,9 @@ fn answer<'py>(
 struct View<'a> {
     data: *mut u8,
     shape: &'a [usize],
-    /// In bytes.
     strides: &'a [isize],
+    /// In so many bytes.
+    unit: isize,
     contiguous: bool,
     dtype: Dtype,
     writeable: bool,
@@ -90,6 +99,8 @@ enum Dtype {
     Uint(usize),
     F32,
     F64,
+    /// Of tensors only.
+    Half(Half),
 }
 
 impl Dtype {
@@ -97,6 +108,7 @@ impl Dtype {
         match self {
             Dtype::Bool => 1,
             Dtype::Int(size) | Dtype::Uint(size) => size,
+            Dtype::Half(_) => 2,
             Dtype::F32 => 4,
             Dtype::F64 => 8,
         }
@@ -126,18 +138,19 @@ impl Dtype {
     }
 }
 
-impl<'a> View<'a> {
-    /// A C-contiguous array.
-    #[inline(always)]
-    fn of(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
-        View::strided(object)
-            .and_then(|view| if view.contiguous { Ok(view) } else { Err(Stop::NotImplemented) })
-    }
+/// What kind of objects a call's arrays are.
+trait Source {
+    /// One of any strides.
+    fn view<'a>(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop>;
+}
 
-    /// An array of any strides.
+/// NumPy's.
+struct Arrays;
+
+impl Source for Arrays {
     // Inlined: as a result in memory, of several parts, it would be slower to pass on than to make.
     #[inline(always)]
-    fn strided(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
+    fn view<'a>(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
         // SAFETY: any object may be asked whether it is an array.
         if unsafe { npyffi::PyArray_CheckExact(object.py(), object.as_ptr()) } == 0 {
             return Err(Stop::NotImplemented);
@@ -166,19 +179,35 @@ impl<'a> View<'a> {
         let dtype = Dtype::of(descr.type_num).ok_or(Stop::NotImplemented)?;
         let contiguous = array.flags & flags::NPY_ARRAY_C_CONTIGUOUS != 0;
         let writeable = array.flags & flags::NPY_ARRAY_WRITEABLE != 0;
-        Ok(View { data: array.data.cast(), shape, strides, contiguous, dtype, writeable })
+        let data = array.data.cast();
+        Ok(View { data, shape, strides, unit: 1, contiguous, dtype, writeable })
+    }
+}
+
+impl<'a> View<'a> {
+    /// A C-contiguous array.
+    #[inline(always)]
+    fn of<S: Source>(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
+        S::view(object)
+            .and_then(|view| if view.contiguous { Ok(view) } else { Err(Stop::NotImplemented) })
     }
 
     /// Of an argument that may be left out, C-contiguous or not.
     #[inline(always)]
-    fn optional_strided(object: &'a Bound<'_, PyAny>) -> Result<Option<View<'a>>, Stop> {
-        if object.is_none() { Ok(None) } else { View::strided(object).map(Some) }
+    fn optional_strided<S: Source>(object: &'a Bound<'_, PyAny>) -> Result<Option<View<'a>>, Stop> {
+        if object.is_none() { Ok(None) } else { S::view(object).map(Some) }
     }
 
     /// Of an argument that may be left out.
     #[inline(always)]
-    fn optional(object: &'a Bound<'_, PyAny>) -> Result<Option<View<'a>>, Stop> {
-        if object.is_none() { Ok(None) } else { View::of(object).map(Some) }
+    fn optional<S: Source>(object: &'a Bound<'_, PyAny>) -> Result<Option<View<'a>>, Stop> {
+        if object.is_none() { Ok(None) } else { View::of::<S>(object).map(Some) }
+    }
+
+    /// The length of each axis, and its stride in bytes.
+    fn axes(&self) -> impl Iterator<Item = (usize, isize)> + Clone {
+        let unit = self.unit;
+        self.shape.iter().zip(self.strides).map(move |(&n, stride)| (n, stride * unit))
     }
 
     fn len(&self) -> usize {
@@ -190,7 +219,7 @@ impl<'a> View<'a> {
         if self.contiguous {
             return (self.data, self.len());
         }
-        let ends = self.shape.iter().zip(self.strides).map(|(&n, step)| (n as isize - 1) * step);
+        let ends = self.axes().map(|(n, step)| (n as isize - 1) * step);
         let below: isize = ends.clone().filter(|end| *end < 0).sum();
         let above: isize = ends.filter(|end| *end > 0).sum();
         let len = (above - below) as usize / self.dtype.size() + 1;
@@ -222,11 +251,12 @@ impl<'a> View<'a> {
         if self.len() == 0 || self.contiguous && self.shape[axis + 1..].iter().all(|&n| n == 1) {
             return Ok(None);
         }
-        if self.strides.iter().any(|stride| stride % size != 0) {
+        if self.axes().any(|(_, stride)| stride % size != 0) {
             return Err(Stop::NotImplemented);
         }
-        let steps: Vec<_> = self.strides.iter().map(|stride| stride / size).collect();
-        Ok(Some(Place::new(self.shape, &steps, axis)))
+        let steps: Vec<_> = self.axes().map(|(_, stride)| stride / size).collect();
+        let place = Place::new(self.shape, &steps, axis);
+        Ok(if place.is_rows(self.shape[axis]) { None } else { Some(place) })
     }
 
     fn floats(&self) -> Option<Floats<'a>> {
@@ -263,8 +293,8 @@ impl<'a> View<'a> {
 
     /// Whether two elements may be in one place.
     fn overlaps_itself(&self) -> bool {
-        let axes = self.shape.iter().zip(self.strides).filter(|(n, _)| **n > 1);
-        let mut axes: Vec<_> = axes.map(|(&n, stride)| (stride.unsigned_abs(), n)).collect();
+        let axes = self.axes().filter(|(n, _)| *n > 1);
+        let mut axes: Vec<_> = axes.map(|(n, stride)| (stride.unsigned_abs(), n)).collect();
         axes.sort_unstable();
         let mut end = self.dtype.size();
         axes.into_iter().any(|(stride, n)| {
@@ -394,6 +424,10 @@ impl<'a, 'py, T: Number> Slot<'a, 'py, T> {
     #[inline(always)]
     fn derivative(given: &Bound<'py, PyAny>, view: Option<View<'a>>, shape: &[usize]) -> Self {
         match view {
+            // Halves are the layout's.
+            Some(View { dtype: Dtype::Half(_), .. }) => {
+                Slot { array: given.clone(), output: Output::from_slice(&mut []) }
+            }
             Some(view) => Slot { array: given.clone(), output: view.output() },
             None => Slot::new(given.py(), shape),
         }
@@ -473,20 +507,20 @@ struct ClassArguments<'a, 'py> {
     hess_out: &'a Bound<'py, PyAny>,
 }
 
-fn class_loss<'py>(
+fn class_loss<'py, S: Source>(
     py: Python<'py>,
     loss: ClassLoss,
     arguments: &ClassArguments<'_, 'py>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let values = View::strided(arguments.values)?;
+    let values = S::view(arguments.values)?;
     match values.dtype {
-        Dtype::F32 => typed_class_loss::<f32>(py, loss, arguments, &values),
-        Dtype::F64 => typed_class_loss::<f64>(py, loss, arguments, &values),
+        Dtype::F32 | Dtype::Half(_) => typed_class_loss::<f32, S>(py, loss, arguments, &values),
+        Dtype::F64 => typed_class_loss::<f64, S>(py, loss, arguments, &values),
         _ => Err(Stop::NotImplemented),
     }
 }
 
-fn typed_class_loss<'py, T: Number>(
+fn typed_class_loss<'py, T: Number, S: Source>(
     py: Python<'py>,
     loss: ClassLoss,
     arguments: &ClassArguments<'_, 'py>,
@@ -507,9 +541,9 @@ fn typed_class_loss<'py, T: Number>(
         both = [outer, inner].concat();
         &both
     };
-    let target = View::strided(arguments.target)?;
-    let weight = View::optional(arguments.weight)?;
-    let sample_weight = View::optional(arguments.sample_weight)?;
+    let target = S::view(arguments.target)?;
+    let weight = View::optional::<S>(arguments.weight)?;
+    let sample_weight = View::optional::<S>(arguments.sample_weight)?;
     let typed_target = if target.shape == samples && target.contiguous {
         Target::Indices(target.indices().ok_or(Stop::NotImplemented)?)
     } else if target.shape == shape && target.dtype == T::DTYPE {
@@ -522,8 +556,8 @@ fn typed_class_loss<'py, T: Number>(
     if classes == 0 {
         return Err(Stop::NotImplemented);
     }
-    let out = View::optional_strided(arguments.out)?;
-    let hess_out = View::optional_strided(arguments.hess_out)?;
+    let out = View::optional_strided::<S>(arguments.out)?;
+    let hess_out = View::optional_strided::<S>(arguments.hess_out)?;
     let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
         let others = [Some(&target), weight.as_ref(), sample_weight.as_ref(), other.as_ref()];
         view.as_ref().is_none_or(|view| view.fits(values, &others))
@@ -537,10 +571,15 @@ fn typed_class_loss<'py, T: Number>(
         && target.contiguous
         && contiguous(&out)
         && contiguous(&hess_out);
+    let order = arguments.order;
+    let half = match values.dtype {
+        Dtype::Half(half) if order == 0 || order == 1 && out.is_some() => Some(half),
+        Dtype::Half(_) => return Err(Stop::NotImplemented),
+        _ => None,
+    };
     let options = arguments.options.check()?;
     driver_ready()?;
 
-    let order = arguments.order;
     let none = options.reduction == Reduction::None;
     let results = Results::<T> {
         losses: none.then(|| Slot::new(py, samples)),
@@ -548,23 +587,38 @@ fn typed_class_loss<'py, T: Number>(
         hess: (order > 1).then(|| Slot::derivative(arguments.hess_out, hess_out, values.shape)),
     };
     let mut layout = None;
-    if !rows {
-        let place = |slot: &Option<Slot<'_, 'py, T>>| match slot {
-            Some(slot) => View::strided(&slot.array)?.place(axis),
-            None => Ok(None),
+    if !rows || half.is_some() {
+        let place = |slot: &Option<Slot<'_, 'py, T>>, given: Option<View<'_>>| match (slot, given) {
+            (None, _) => Ok(None),
+            (Some(_), Some(view)) => view.place(axis),
+            (Some(slot), None) => Arrays::view(&slot.array)?.place(axis),
         };
         let probabilities = matches!(typed_target, Target::Probabilities(_));
-        layout = Some(Box::new(Layout {
+        let found = Layout {
             values: values.place(axis)?,
             probabilities: if probabilities { target.place(axis)? } else { None },
-            grad: place(&results.grad)?,
-            hess: place(&results.hess)?,
+            grad: place(&results.grad, out)?,
+            hess: place(&results.hess, hess_out)?,
+            halves: half.map(|half| Halves {
+                half,
+                values: values.input(),
+                grad: out.filter(|_| order > 0).map(|out| out.output()),
+            }),
             inner: inner.iter().product::<usize>().max(1),
-        }));
+        };
+        let apart = |place: &Option<Place>| place.as_ref().is_some_and(|p| p.sample_step() != 1);
+        if half.is_some() && (apart(&found.values) || apart(&found.grad)) {
+            return Err(Stop::NotImplemented);
+        }
+        // What is rows in memory needs none, but for messages that count in C order.
+        if !found.is_rows() || matches!(loss, ClassLoss::LogLoss) {
+            layout = Some(Box::new(found));
+        }
     }
     let fresh = arguments.out.is_none() && arguments.hess_out.is_none();
     let outputs = results.outputs();
-    let (input, numbers) = (values.input::<T>(), values.len());
+    let input = if half.is_some() { Input::from_slice(&[]) } else { values.input::<T>() };
+    let numbers = values.len();
     let value = compute(py, numbers, move || {
         let batch = Batch::laid_out(
             (layout, numbers / classes),
@@ -617,29 +671,29 @@ struct ElementArguments<'a, 'py> {
     hess_out: &'a Bound<'py, PyAny>,
 }
 
-fn element_loss<'py>(
+fn element_loss<'py, S: Source>(
     py: Python<'py>,
     arguments: &ElementArguments<'_, 'py>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let logits = View::of(arguments.logits)?;
+    let logits = View::of::<S>(arguments.logits)?;
     match logits.dtype {
-        Dtype::F32 => typed_element_loss::<f32>(py, arguments, &logits),
-        Dtype::F64 => typed_element_loss::<f64>(py, arguments, &logits),
+        Dtype::F32 => typed_element_loss::<f32, S>(py, arguments, &logits),
+        Dtype::F64 => typed_element_loss::<f64, S>(py, arguments, &logits),
         _ => Err(Stop::NotImplemented),
     }
 }
 
-fn typed_element_loss<'py, T: Number>(
+fn typed_element_loss<'py, T: Number, S: Source>(
     py: Python<'py>,
     arguments: &ElementArguments<'_, 'py>,
     logits: &View<'_>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let target = View::of(arguments.target)?;
-    let weight = View::optional(arguments.weight)?;
-    let pos_weight = View::optional(arguments.pos_weight)?;
-    let counted = View::optional(arguments.counted)?;
-    let out = View::optional(arguments.out)?;
-    let hess_out = View::optional(arguments.hess_out)?;
+    let target = View::of::<S>(arguments.target)?;
+    let weight = View::optional::<S>(arguments.weight)?;
+    let pos_weight = View::optional::<S>(arguments.pos_weight)?;
+    let counted = View::optional::<S>(arguments.counted)?;
+    let out = View::optional::<S>(arguments.out)?;
+    let hess_out = View::optional::<S>(arguments.hess_out)?;
     let repeats = |view: Option<View<'_>>| {
         view.is_none_or(|view| view.dtype == T::DTYPE && logits.shape.ends_with(view.shape))
     };
@@ -738,7 +792,81 @@ mod _xentrs {
             out,
             hess_out,
         };
-        answer(py, || class_loss(py, ClassLoss::CrossEntropy, &arguments))
+        answer(py, || class_loss::<Arrays>(py, ClassLoss::CrossEntropy, &arguments))
+    }
+
+    /// Cross-entropy of PyTorch's tensors, the gradient in `out`.
+    #[pyfunction]
+    #[pyo3(signature = (order, logits, target, axis, weight, sample_weight, ignore_index,
+        label_smoothing, reduction, denominator, base, out, hess_out, /))]
+    #[allow(clippy::too_many_arguments, reason = "this is where Python's arguments arrive")]
+    fn cross_entropy_of_tensors<'py>(
+        py: Python<'py>,
+        order: usize,
+        logits: &Bound<'py, PyAny>,
+        target: &Bound<'py, PyAny>,
+        axis: &Bound<'py, PyAny>,
+        weight: &Bound<'py, PyAny>,
+        sample_weight: &Bound<'py, PyAny>,
+        ignore_index: &Bound<'py, PyAny>,
+        label_smoothing: &Bound<'py, PyAny>,
+        reduction: &Bound<'py, PyAny>,
+        denominator: &Bound<'py, PyAny>,
+        base: &Bound<'py, PyAny>,
+        out: &Bound<'py, PyAny>,
+        hess_out: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let ignore_index = Some(ignore_index);
+        let options = RawOptions { ignore_index, label_smoothing, reduction, denominator, base };
+        let values = logits;
+        let arguments = ClassArguments {
+            order,
+            values,
+            target,
+            axis,
+            weight,
+            sample_weight,
+            options,
+            out,
+            hess_out,
+        };
+        answer(py, || class_loss::<Tensors>(py, ClassLoss::CrossEntropy, &arguments))
+    }
+
+    /// Cross-entropy of PyTorch's tensors, reduced, of class indices and nothing else. Returns new tensors.
+    #[pyfunction]
+    #[pyo3(signature = (logits, target, ignore_index, label_smoothing, reduction, with_grad, /))]
+    fn quick_cross_entropy<'py>(
+        py: Python<'py>,
+        logits: &Bound<'py, PyAny>,
+        target: &Bound<'py, PyAny>,
+        ignore_index: &Bound<'py, PyAny>,
+        label_smoothing: &Bound<'py, PyAny>,
+        reduction: &Bound<'py, PyAny>,
+        with_grad: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(py, || {
+            let options = [ignore_index, label_smoothing, reduction];
+            tensors::quick_cross_entropy(py, logits, target, options, with_grad)
+        })
+    }
+
+    /// A new tensor of another one's dtype, and of its shape and order of axes, or of this shape.
+    #[pyfunction]
+    #[pyo3(signature = (like, shape, /))]
+    fn new_tensor<'py>(
+        py: Python<'py>,
+        like: &Bound<'py, PyAny>,
+        shape: Option<Vec<usize>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(py, || Ok(tensors::new_like(py, &Tensors::view(like)?, shape.as_deref())?))
+    }
+
+    /// Whether a tensor is the one number 1, on the CPU.
+    #[pyfunction]
+    #[pyo3(signature = (tensor, /))]
+    fn is_one(tensor: &Bound<'_, PyAny>) -> bool {
+        tensors::is_one(tensor)
     }
 
     /// Logarithmic loss of probabilities.
@@ -776,7 +904,7 @@ mod _xentrs {
             out,
             hess_out,
         };
-        answer(py, || class_loss(py, ClassLoss::LogLoss, &arguments))
+        answer(py, || class_loss::<Arrays>(py, ClassLoss::LogLoss, &arguments))
     }
 
     /// Binary cross-entropy of logits, element by element.
@@ -813,7 +941,7 @@ mod _xentrs {
             out,
             hess_out,
         };
-        answer(py, || element_loss(py, &arguments))
+        answer(py, || element_loss::<Arrays>(py, &arguments))
     }
 
     /// Puts a builtin of the same signature in front of a public function.
@@ -821,6 +949,13 @@ mod _xentrs {
     #[pyo3(signature = (function, /))]
     fn public<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         super::public::builtin(function)
+    }
+
+    /// Learns from the class of PyTorch's tensors how to read them.
+    #[pyfunction]
+    #[pyo3(signature = (tensor, /))]
+    fn use_tensors(tensor: &Bound<'_, PyAny>) -> PyResult<()> {
+        tensors::use_tensors(tensor)
     }
 
     /// Sets the number of threads that large calls use.

@@ -12,6 +12,8 @@
 //! samples at a time, so that whole cache lines are used: sixteen rows of `f32`, eight of `f64`, are the
 //! least that a tile holds. An array that *is* rows is used where it is.
 //!
+//! Half precisions go the same way: they are converted on the way into the tile and out of it.
+//!
 //! A tile is whole blocks of the job, and each block's sum goes where it would go otherwise: bits are
 //! those of the same numbers in rows.
 
@@ -20,6 +22,7 @@ use std::ops::Range;
 use crate::batch::{Batch, Target};
 use crate::driver::{self, Job, Split};
 use crate::error::Result;
+use crate::halves::{self, Convert, Half};
 use crate::layout::{Layout, Line, Place};
 use crate::math::Real;
 use crate::simd::{
@@ -53,7 +56,8 @@ pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
     };
     let samples = job.block_samples();
     // Runs and tiles of single rows begin with a vector of samples, and with a cache line.
-    let together = T::LANES.div_ceil(samples);
+    let rows = layout.values.is_none() && layout.grad.is_none();
+    let together = if layout.halves.is_some() && rows { 1 } else { T::LANES.div_ceil(samples) };
     let first = if samples == 1 { unaligned(batch, layout) } else { 0 };
     let fit = TILE / (batch.classes * samples * size_of::<T>());
     let blocks = (fit / together).max(1) * together;
@@ -74,7 +78,7 @@ pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
 }
 
 /// How many samples lie before the first that begins a cache line, where they lie next to each other.
-fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout) -> usize {
+fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> usize {
     let start = |place: &Option<Place>| {
         place.as_ref().filter(|place| place.sample_step() == 1).map(|place| place.at(0, 0))
     };
@@ -88,10 +92,12 @@ fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout) -> usize {
 /// A thread's tile.
 struct Tile<'a, T, P> {
     batch: &'a Batch<'a, T>,
-    layout: &'a Layout,
+    layout: &'a Layout<'a>,
     plan: &'a P,
     /// Rows of the values, which the gradient takes the place of.
     values: Scratch<T>,
+    /// The same in columns, on their way from or to halves that are no rows.
+    columns: Scratch<T>,
     /// Rows of the target's probabilities.
     probabilities: Scratch<T>,
     /// Rows of the Hessian.
@@ -106,11 +112,13 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
         let room =
             |needed: bool| Scratch::new(if needed { samples * batch.classes + COLUMNS } else { 0 });
         let grad = P::WRITES && layout.grad.is_some();
+        let halves = layout.halves.is_some();
         Tile {
             batch,
             layout,
             plan,
-            values: room(layout.values.is_some() || grad),
+            values: room(layout.values.is_some() || grad || halves),
+            columns: room(halves && (layout.values.is_some() || grad)),
             probabilities: room(layout.probabilities.is_some()),
             hess: room(P::WRITES && layout.hess.is_some()),
             stream: batch.stream(),
@@ -134,7 +142,14 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
             }
         };
         let mut tile = whole.part(samples.clone());
-        tile.values = input(whole.values, &layout.values, &self.values);
+        tile.values = match layout.halves {
+            None => input(whole.values, &layout.values, &self.values),
+            Some(halves) => {
+                let how = halves::How::Widen(halves.values);
+                self.convert(level, halves.half, how, &layout.values, samples.clone());
+                self.values.input().part(0, n)
+            }
+        };
         if let Target::Probabilities(all) = whole.target {
             let probabilities = input(all, &layout.probabilities, &self.probabilities);
             tile.target = Target::Probabilities(probabilities);
@@ -144,20 +159,57 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
             (whole.outputs.hess, &layout.hess, &self.hess),
         ];
         if P::WRITES {
-            let [grad, hess] = derivatives.map(|(all, place, rows)| match place {
-                None => all.map(|all| all.part(at, n)),
-                Some(_) => all.map(|_| rows.output().part(0, n)),
+            let [grad, hess] = derivatives.map(|(all, place, rows)| {
+                let in_tile = place.is_some() || layout.halves.is_some();
+                let here = |_| rows.output().part(0, n);
+                if in_tile { all.map(here) } else { all.map(|all| all.part(at, n)) }
             });
             (tile.outputs.grad, tile.outputs.hess) = (grad, hess);
             // The tile's rows will be read again.
-            tile.large &= layout.grad.is_none();
+            tile.large &= layout.grad.is_none() && layout.halves.is_none();
         }
         driver::run_here(&self.plan.job(&tile), level, sums);
         if P::WRITES {
             for (all, place, rows) in derivatives {
-                if let (Some(all), Some(place)) = (all, place) {
+                if let (Some(all), Some(place), None) = (all, place, layout.halves) {
                     transfer(place, rows, How::Unpack(all));
                 }
+            }
+            if let Some((half, grad)) = layout.halves.and_then(|h| Some((h.half, h.grad?))) {
+                self.convert(level, half, halves::How::Narrow(grad), &layout.grad, samples);
+            }
+        }
+    }
+
+    /// Halves into the tile's rows, or back.
+    fn convert(
+        &self,
+        level: Level,
+        half: Half,
+        how: halves::How<'_>,
+        place: &Option<Place>,
+        samples: Range<usize>,
+    ) {
+        let (n, classes) = (samples.len(), self.batch.classes);
+        let floats = if place.is_some() { &self.columns } else { &self.values };
+        let (floats, place) = (floats.output(), place.as_ref());
+        let convert = Convert { half, how, floats, place, samples, classes };
+        if place.is_none() {
+            return enter(level, convert);
+        }
+        let place = &Place::new(&[classes, n], &[n as isize, 1], 0);
+        let transfer = |how| {
+            let rows = self.values.output();
+            enter(level, Transfer { place, samples: 0..n, classes, rows, how, stream: false });
+        };
+        match how {
+            halves::How::Widen(_) => {
+                enter(level, convert);
+                transfer(How::Pack(self.columns.input()));
+            }
+            halves::How::Narrow(_) => {
+                transfer(How::Unpack(self.columns.output()));
+                enter(level, convert);
             }
         }
     }

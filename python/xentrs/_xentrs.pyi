@@ -14,10 +14,15 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "config",
     "cross_entropy",
+    "cross_entropy_of_tensors",
     "get_num_threads",
+    "is_one",
     "log_loss",
+    "new_tensor",
     "public",
+    "quick_cross_entropy",
     "set_num_threads",
+    "use_tensors",
 ]
 
 __version__: str
@@ -36,6 +41,31 @@ def cross_entropy(
     base: object,
     out: object,
     hess_out: object,
+    /,
+) -> Any: ...
+def cross_entropy_of_tensors(
+    order: int,
+    logits: object,
+    target: object,
+    axis: object,
+    weight: object,
+    sample_weight: object,
+    ignore_index: object,
+    label_smoothing: object,
+    reduction: object,
+    denominator: object,
+    base: object,
+    out: object,
+    hess_out: object,
+    /,
+) -> Any: ...
+def quick_cross_entropy(
+    logits: object,
+    target: object,
+    ignore_index: object,
+    label_smoothing: object,
+    reduction: object,
+    with_grad: bool,
     /,
 ) -> Any: ...
 def log_loss(
@@ -73,3 +103,6 @@ def public(function: _F, /) -> _F: ...
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...
 def config() -> dict[str, Any]: ...
+def use_tensors(tensor: type, /) -> None: ...
+def is_one(tensor: object, /) -> bool: ...
+def new_tensor(like: object, shape: tuple[int, ...] | None, /) -> Any: ...

@@ -16,8 +16,8 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use super::{
-    ClassArguments, ClassLoss, ElementArguments, RawOptions, Stop, class_loss, element_loss,
-    guarded,
+    Arrays, ClassArguments, ClassLoss, ElementArguments, RawOptions, Stop, class_loss,
+    element_loss, guarded,
 };
 
 /// Positional parameters: the numbers and the target.
@@ -257,7 +257,7 @@ impl<'a, 'py> Given<'a, 'py> {
                     out,
                     hess_out,
                 };
-                class_loss(py, loss, &arguments)
+                class_loss::<Arrays>(py, loss, &arguments)
             }
             Loss::OfElements => {
                 let [logits, target, weight, pos_weight, label_smoothing, reduction, ..] = all;
@@ -280,7 +280,7 @@ impl<'a, 'py> Given<'a, 'py> {
                     out,
                     hess_out,
                 };
-                element_loss(py, &arguments)
+                element_loss::<Arrays>(py, &arguments)
             }
         }
     }

@@ -236,9 +236,10 @@ impl<T: Limits> Buffers<T> {
 
 /// Whether this kernel takes a batch of this layout as it is: every array is rows, or its samples lie
 /// next to each other.
-pub fn takes(layout: &Layout) -> bool {
+pub fn takes(layout: &Layout<'_>) -> bool {
     let places = [&layout.values, &layout.probabilities, &layout.grad, &layout.hess];
-    places.into_iter().flatten().all(|place| place.sample_step() == 1)
+    let adjacent = places.into_iter().flatten().all(|place| place.sample_step() == 1);
+    adjacent && layout.halves.is_none()
 }
 
 impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
@@ -343,7 +344,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// The place of an array that is not rows.
     #[inline(always)]
-    fn place(&self, of: impl Fn(&Layout) -> &Option<Place>) -> Option<&'a Place> {
+    fn place(&self, of: impl Fn(&'a Layout<'a>) -> &'a Option<Place>) -> Option<&'a Place> {
         self.batch.layout.as_deref().and_then(|layout| of(layout).as_ref())
     }
 

@@ -99,6 +99,7 @@ def test_other_devices():
 class _OnDevice:
     def __init__(self, name):
         self.device = torch.device(name)
+        self.is_cpu = name == "cpu"
 
 
 def test_deprecated_arguments():

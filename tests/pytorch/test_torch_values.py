@@ -281,3 +281,19 @@ def test_both_backends_agree(monkeypatch):
         results.append((loss.detach(), a.grad))
     torch.testing.assert_close(*[r[0] for r in results])
     torch.testing.assert_close(*[r[1] for r in results], rtol=1e-5, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tiny_losses_of_probabilities(dtype, backend, small_tiles):
+    """A loss of 4e-18 is no 0, wherever in the row the largest logit is; ties count twice."""
+    x = torch.zeros(6, 40, dtype=dtype)
+    for row, column in enumerate((0, 7, 16, 39)):
+        x[row, column] = 40.0
+    x[4, [3, 30]] = 9.0
+    x[5, 0], x[5, 20:] = -math.inf, -math.inf
+    q = F.one_hot(torch.tensor([0, 7, 16, 39, 30, 5]), 40).to(dtype)
+    rest = 39 * math.exp(-40.0)
+    expected = [rest] * 4 + [math.log(2.0 + 38 * math.exp(-9.0)), math.log(19.0)]
+    actual = cross_entropy(x.to(backend), q.to(backend), reduction="none").cpu().double()
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=4 * torch.finfo(dtype).eps, atol=0.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
+from xentrs._xentrs import is_one
 from xentrs.torch import _backend
 from xentrs.torch._backend import Kernel
 
@@ -34,17 +35,22 @@ def _scale(grad, factor, n, BLOCK: tl.constexpr):
         tl.store(grad + i, (g.to(f.dtype) * f).to(g.dtype), mask=i < n)
 
 
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+
+
 def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
     """Return the stored gradient times what arrives at the loss, if possible in its own memory.
 
     `axis` is the axis of `grad` that `factor` does not have.
     """
-    if torch._C._autograd._get_current_graph_task_keep_graph():
+    if _keeps_graph():
         grad = grad.clone()  # another backward pass may need it as it is
+    if is_one(factor):
+        return grad
     if axis is not None:
         return grad.mul_(factor.unsqueeze(axis))
     if factor.dim() or not _backend.uses_triton(grad):
-        return grad if not factor.dim() and factor.item() == 1.0 else grad.mul_(factor)
+        return grad.mul_(factor)
     n = grad.numel()
     if grad.untyped_storage().nbytes() != n * grad.itemsize:  # a view that may have gaps
         return grad.mul_(factor)

@@ -8,18 +8,20 @@ tensors on the CPU go through the GPU's kernels, in Triton's interpreter.
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from types import FunctionType
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from xentrs._xentrs import new_tensor, use_tensors
+
+use_tensors(Tensor)
 
 FLOATS = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 HALVES = frozenset({torch.float16, torch.bfloat16})
@@ -28,18 +30,15 @@ FORCED = os.environ.get("XENTRS_TORCH_BACKEND", "")
 if FORCED not in ("", "rust", "triton"):
     raise ValueError(f"XENTRS_TORCH_BACKEND is {FORCED!r}, but must be 'rust' or 'triton'")
 
-# From here on, in bytes, memory for a gradient on the CPU is NumPy's, and is used again.
+# From here on, in bytes, memory on the CPU is the compiled module's.
 LARGE = 1 << 20
-
-# The memory of the last large gradient that was freed, or nothing.
-_spare: list[NDArray[np.uint8]] = []
 
 
 def uses_triton(tensor: Tensor) -> bool:
     """Whether the Triton kernels compute what concerns this tensor."""
-    kind = tensor.device.type
-    if kind == "cpu":
+    if tensor.is_cpu:
         return FORCED == "triton"
+    kind = tensor.device.type
     if kind not in ("cuda", "xpu"):
         raise NotImplementedError(
             f"xentrs.torch has no kernels for tensors on {kind!r}: only for the CPU and for GPUs "
@@ -60,42 +59,41 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a new contiguous tensor; a large one on the CPU may take the place of a freed one.
 
-    The page faults of fresh memory cost more than the kernel that fills it; where it cannot be
-    avoided NumPy asks for huge pages, with which they cost a quarter of PyTorch's.
+    The page faults of fresh memory cost more than the kernel that fills it.
     """
-    size = prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size < LARGE:
+    if device.type != "cpu" or prod(shape) * dtype.itemsize < LARGE:
         return torch.empty(shape, dtype=dtype, device=device)
-    try:
-        memory = _spare.pop()
-    except IndexError:
-        memory = None
-    if memory is None or not size <= memory.size <= 2 * size:
-        memory = np.empty(size, np.uint8)
-    array = memory[:size]
-    weakref.finalize(array, _keep, memory).atexit = False
-    return torch.from_numpy(array).view(dtype).view(shape)
+    return new_tensor(torch.empty(1, dtype=dtype, device=device), tuple(shape))
 
 
-def _keep(memory: NDArray[np.uint8]) -> None:
-    _spare[:] = [memory]
+def empty_like(tensor: Tensor) -> Tensor:
+    """Return a new tensor of the same shape, dtype and order of axes, as `empty`."""
+    if not tensor.is_cpu or tensor.nbytes < LARGE or 0 in tensor.stride():
+        return torch.empty_like(tensor)
+    return new_tensor(tensor, None)
+
+
+# By names of their own: a look into a module, and another, takes a good part of a tiny call.
+_is_compiling = torch.compiler.is_dynamo_compiling  # other tracers are dispatch modes
+_has_transforms = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
 def is_eager(tensor: Tensor) -> bool:
     """Whether the tensor is a plain one and nothing watches or transforms what is done to it."""
     return (
-        (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
+        (type(tensor) is Tensor or type(tensor) is Parameter)
+        and not _is_compiling()
+        and not _has_transforms()
+        and _dispatch_modes() == 0
         and forward_ad._current_level < 0
-        and tensor.device.type != "meta"
+        and not tensor.is_meta
     )
 
 
 def wants_gradient(tensor: Tensor) -> bool:
     """Whether a gradient may be asked for; torch.func does not say."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or not _has_transforms():
         return tensor.requires_grad and torch.is_grad_enabled()
     return True
 

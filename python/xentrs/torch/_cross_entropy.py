@@ -13,15 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, no_type_check
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import xentrs
-from xentrs import _arrays
-from xentrs._xentrs import cross_entropy as _compiled
+from xentrs import _arrays, _xentrs
+from xentrs._xentrs import quick_cross_entropy
 from xentrs.torch import _autograd, _backend
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
 from xentrs.torch._math import log1p, tanh
@@ -36,6 +37,8 @@ _INTEGERS = frozenset(
     | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 )
 
+_REDUCED = frozenset({"mean", "sum"})
+
 # Where the CPU computes in another type than that of the logits, or around the kernel, it does so
 # by chunks of so many elements for each thread, which stay in the second-level cache.
 _CHUNK = 1 << 16
@@ -43,6 +46,11 @@ _CHUNK = 1 << 16
 # On the GPU a row of at most so many classes stays in registers; longer ones are read in tiles.
 _LONGEST = 1 << 15
 _TILE = 1 << 13
+
+
+# Of a call, all but the input; and what was computed already, loss and gradient.
+_Others: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+_Found: TypeAlias = tuple[Tensor, Tensor | None]
 
 
 class _Arguments(NamedTuple):
@@ -116,68 +124,62 @@ def _write_back(grad: Tensor | None, rows: Tensor | None) -> None:
 def _rust(
     call: _Arguments, options: Options, with_grad: bool, inplace: bool
 ) -> tuple[Tensor, Tensor | None]:
-    x = call.input.detach()
-    if not options.is_plain or x.dtype in HALVES:
+    x, target, weight, sample_weight, _ = call
+    soft = call.is_soft
+    if not options.is_plain or (soft and x.dtype in HALVES):
         return _rust_by_chunks(call, options, with_grad, inplace)
     denominator = None if call.denominator is None else call.denominator.item()
     if denominator is not None and denominator < 0.0:  # the sum of negative weights
         call = call._replace(denominator=torch.scalar_tensor(-denominator, dtype=torch.float64))
         return _negated(*_rust(call, options, with_grad, inplace))
-    target, axis = call.target, call.axis
-    if axis == 1 and x.dim() > 2 and x.movedim(1, -1).is_contiguous():  # channels_last
-        x, axis = x.movedim(1, -1), -1
-        target = target.movedim(1, -1) if call.is_soft else target
-    if call.is_soft:
+    if soft:
         target = target.detach().to(x.dtype)
-    logits = x.numpy()
     grad = None
-    if inplace:
-        grad = x
-    elif with_grad and x.nbytes >= _backend.LARGE:
-        grad = _backend.empty(x.shape, x.dtype, x.device)
-    # The compiled function itself: where a call is small, what is around it is most of its time.
-    arguments = (
+    if with_grad:
+        grad = x.detach() if inplace else _backend.empty_like(x)
+    arguments: tuple[Any, ...] = (
         1 if with_grad else 0,
-        logits,
-        target.numpy(),
-        -1 if axis == x.dim() - 1 else axis,
-        _numpy(call.weight),
-        _numpy(call.sample_weight),
+        x.resolve_neg(),
+        target.resolve_neg(),
+        call.axis,
+        _floats(weight),
+        _floats(sample_weight),
         options.ignored,
         options.label_smoothing,
         options.reduction,
         denominator,
         None,
-        None if grad is None else grad.numpy(),
+        grad,
         None,
     )
-    result = _compiled(*arguments)
+    # Where a call is small, what is around the kernel is most of its time: no arrays are made.
+    result = _xentrs.cross_entropy_of_tensors(*arguments)
     if result is NotImplemented:
-        result = _arrays.class_loss(_compiled, "input", *arguments)
-    if not with_grad:
-        return _tensor(result, x.dtype), None
-    loss, g = result
-    grad = torch.from_numpy(g) if grad is None else grad
-    if axis == -1 and call.axis == 1:
-        grad = grad.movedim(-1, 1)
-    return _tensor(loss, x.dtype), grad
+        if x.dtype in HALVES:
+            return _rust_by_chunks(call, options, with_grad, inplace)
+        arrays: list[Any] = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
+        result = _arrays.class_loss(_xentrs.cross_entropy, "input", *arrays)
+    loss = result[0] if with_grad else result
+    if options.reduction == "none":
+        return torch.from_numpy(loss), grad
+    return torch.scalar_tensor(loss, dtype=_backend.accumulator(x.dtype), device="cpu"), grad
 
 
 def _negated(loss: Tensor, grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return -loss, None if grad is None else grad.neg_()
 
 
-def _numpy(t: Tensor | None) -> Any:
+def _floats(t: Tensor | None) -> Tensor | None:
+    """Return weights in a type that the compiled functions read."""
     if t is None:
         return None
-    t = t.detach()
-    return (t.float() if t.dtype in HALVES else t).numpy()
+    t = t.detach().resolve_neg()
+    return t.float() if t.dtype in HALVES else t
 
 
-def _tensor(loss: Any, dtype: torch.dtype) -> Tensor:
-    if isinstance(loss, float):
-        return torch.scalar_tensor(loss, dtype=dtype)
-    return torch.from_numpy(loss)
+def _numpy(t: Tensor | None) -> Any:
+    t = _floats(t)
+    return None if t is None else t.numpy()
 
 
 def _rust_by_chunks(
@@ -359,17 +361,28 @@ def _others(
 
 @Kernel
 @no_type_check
-def _accumulate(x, a, is_target, top, rest, total, away, VECTOR: tl.constexpr):
-    # top: the largest logit so far; rest: the sum of exp(x - top) without the target;
+def _accumulate(
+    x, a, cols, y, top, rest, total, away, VECTOR: tl.constexpr, SOFT: tl.constexpr
+):  # fmt: skip
+    # top: the largest logit so far; rest: the sum of exp(x - top) without the target or, where that
+    # is no class, without the largest logit itself, so that log1p has the digits of a small loss;
     # total and away: the sums of a and of a (top - x), whose terms do not cancel.
-    new = tl.maximum(top, tl.max(x, 1))
+    largest = tl.max(x, 1)
+    new = tl.maximum(top, largest)
     safe = tl.where(new == float("-inf"), 0.0, new)
-    e = tl.where(is_target, 0.0, tl.exp(x - safe[:, None]))
+    d = x - safe[:, None]
+    if SOFT:
+        grew = largest > top
+        rest += tl.where(grew & (top != float("-inf")), 1.0, 0.0)  # what was left out before
+        out = grew[:, None] & (cols == tl.argmax(x, 1)[:, None] + tl.min(cols, 1)[:, None])
+        e = tl.where(out, d, tl.exp(d))  # 0, or NaN for an infinite logit
+    else:
+        e = tl.where(cols == y[:, None], 0.0, tl.exp(d))
     rest = rest * tl.exp(top - safe) + tl.sum(e, 1)
     if VECTOR:
         before = tl.where(top == float("-inf"), 0.0, top)
         away += tl.where(total == 0.0, 0.0, total * (safe - before))
-        away += tl.sum(tl.where(a == 0.0, 0.0, a * (safe[:, None] - x)), 1)
+        away += tl.sum(tl.where(a == 0.0, 0.0, -a * d), 1)
         total += tl.sum(a, 1)
     return new, rest, total, away
 
@@ -426,24 +439,21 @@ def _softmax(
     first = _logits(x_row, cols, x_c, mask, CAP, ACC)
     a = _others(t_row, t_c, weight, cols, mask, EVEN, KEEP, SOFT, ACC)
     zero = tl.zeros([R], ACC)
-    top, rest, total, away = _accumulate(
-        first, a, cols == y[:, None], x_y, zero, zero, zero, VECTOR
-    )
+    top, rest, total, away = _accumulate(first, a, cols, y, x_y, zero, zero, zero, VECTOR, SOFT)
     if MANY:
         for start in range(B, classes, B):
             c = cols + start
             m = live[:, None] & (c < classes)
             z = _logits(x_row, c, x_c, m, CAP, ACC)
             b = _others(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
-            top, rest, total, away = _accumulate(
-                z, b, c == y[:, None], top, rest, total, away, VECTOR
-            )
+            top, rest, total, away = _accumulate(z, b, c, y, top, rest, total, away, VECTOR, SOFT)
 
-    top = tl.where(top == float("-inf"), 0.0, top)
+    some = top != float("-inf")
+    top = tl.where(some, top, 0.0)
     if SOFT:
-        log_sum = tl.log(rest)  # relative to top
+        log_sum = tl.where(some, log1p(rest), float("-inf"))  # relative to top
         result = away + tl.where(total == 0.0, 0.0, total * log_sum)
-        sum_ = rest
+        sum_ = rest + tl.where(some, 1.0, 0.0)
     else:
         # log1p(rest / e) keeps the digits of a small loss; far from the top e may vanish.
         e_y = tl.exp(x_y - top)
@@ -630,24 +640,27 @@ _operator = _autograd.define(
 # Autograd
 
 
-class _Eager(torch.autograd.Function):
+# Of a single level: as it is only called where no transform of torch.func is active.
+class _Eager(torch.autograd.function._SingleLevelFunction):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, call: _Arguments, options: Options) -> Tensor:
-        loss, grad = _evaluate(call, options, True)
+    def forward(
+        ctx: Any, input: Tensor, others: _Others, options: tuple[Any, ...], found: _Found | None
+    ) -> Tensor:
+        loss, grad = found or _evaluate(_Arguments(input, *others), Options(*options), True)
         ctx.save_for_backward(grad)
-        ctx.again = _autograd.remember(input), call[1:], options
+        ctx.again = ref(input), input._version, others, options
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        remembered, others, options = ctx.again
-        axis = (1 if grad.dim() > 1 else 0) if options.reduction == "none" else None
+        axis = 1 if factor.dim() else None
         if not torch.is_grad_enabled():
-            return _autograd.scaled(grad, factor, axis), None, None
-        (input,) = _autograd.recall("cross_entropy", remembered)  # create_graph=True
+            return _autograd.scaled(grad, factor, axis), None, None, None
+        *remembered, others, options = ctx.again  # create_graph=True
+        (input,) = _autograd.recall("cross_entropy", [tuple(remembered)])
         grad = _operator(input, *others, *options, True)[1]
-        return grad * (factor if axis is None else factor.unsqueeze(axis)), None, None
+        return grad * (factor if axis is None else factor.unsqueeze(axis)), None, None, None
 
 
 class _InPlace(torch.autograd.Function):
@@ -677,6 +690,24 @@ class _InPlace(torch.autograd.Function):
 
 
 # What people call
+
+
+def _quick(
+    input: Tensor, target: Tensor, ignored: int, label_smoothing: float, reduction: str
+) -> Tensor | None:
+    """Return the loss of the plainest and commonest call, if it is that, else None.
+
+    A small call is mostly what is around the kernel. Here that is the least there can be: whether
+    the tensors fit, the compiled function sees by itself, and it makes the new ones.
+    """
+    with_grad = input.requires_grad and torch.is_grad_enabled()
+    found = quick_cross_entropy(input, target, ignored, label_smoothing, reduction, with_grad)
+    if found is NotImplemented:
+        return None
+    if not with_grad:
+        return found
+    options = (reduction, (ignored,), label_smoothing, 0.0, 0.0)
+    return _Eager.apply(input, (target, None, None, None), options, found)  # type: ignore[attr-defined]
 
 
 def _fits(call: _Arguments, options: Options) -> bool:
@@ -834,6 +865,20 @@ def cross_entropy(
     >>> logits.grad[0]
     tensor([-4.1399e-08,  4.1399e-08])
     """
+    if (
+        weight is sample_weight is denominator is softcap is size_average is reduce is None
+        and not z_loss
+        and not inplace
+        and type(ignore_index) is int
+        and reduction in _REDUCED
+        and 0.0 <= label_smoothing <= 1.0
+        and _backend.is_eager(input)
+        and not _backend.FORCED
+        and not input.is_neg()
+    ):
+        quick = _quick(input, target, ignore_index, label_smoothing, reduction)
+        if quick is not None:
+            return quick
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     ignored = ignored_indices(ignore_index)
@@ -858,7 +903,7 @@ def cross_entropy(
             )
         loss = _InPlace.apply(input, call, options)[0]
     else:
-        loss = _Eager.apply(input, call, options)
+        loss = _Eager.apply(input, call[1:], options, None)  # type: ignore[attr-defined]
     if input.dtype in HALVES and not _backend.autocasts(input):
         loss = loss.to(input.dtype)
     return loss

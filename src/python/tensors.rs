@@ -1,0 +1,291 @@
+//! PyTorch's tensors, read where they are.
+//!
+//! By DLPack's exchange interface for C: the class of tensors has a table of functions, one of which
+//! describes a tensor without making an object. NumPy's view of a tensor takes longer than a loss of
+//! ten numbers.
+//!
+//! A tensor that stands for the negative of its memory (`is_neg`) looks like any other here: callers
+//! resolve it. As with PyTorch's own operators, no other thread may give a tensor other memory during a call.
+
+use std::ffi::{c_int, c_void};
+use std::ptr::{NonNull, null, null_mut};
+use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+
+use pyo3::exceptions::{PyImportError, PyRuntimeError};
+use pyo3::ffi::PyObject;
+use pyo3::prelude::*;
+use pyo3::types::{PyCapsule, PyInt};
+
+use super::memory::Memory;
+use super::{ClassArguments, ClassLoss, Dtype, RawOptions, Source, Stop, View, class_loss};
+use crate::halves::Half;
+
+/// `DLPackExchangeAPI`, as far as it is used.
+#[repr(C)]
+struct Exchange {
+    major: u32,
+    minor: u32,
+    older: *const Exchange,
+    unused: [*const c_void; 2],
+    /// Makes an object of the class, which owns what is handed over; not 0 if it raised an exception.
+    make: Option<unsafe extern "C" fn(*mut Owned, *mut *mut PyObject) -> c_int>,
+    /// Describes an object of the class; not 0 if it raised an exception.
+    describe: Option<unsafe extern "C" fn(*mut PyObject, *mut Description) -> c_int>,
+}
+
+/// A tensor's memory and what describes it. It begins as `DLManagedTensorVersioned`.
+#[repr(C)]
+struct Owned {
+    major: u32,
+    minor: u32,
+    context: *mut c_void,
+    free: unsafe extern "C" fn(*mut Owned),
+    flags: u64,
+    description: Description,
+    /// Held for as long as the tensor lives: its memory, its shape and its strides.
+    _memory: Memory,
+    _axes: Vec<i64>,
+}
+
+/// Frees a tensor's memory. Any thread may call this.
+unsafe extern "C" fn free(owned: *mut Owned) {
+    // SAFETY: made by `Box::into_raw` below, and freed once, by the tensor.
+    drop(unsafe { Box::from_raw(owned) });
+}
+
+/// `DLTensor`
+#[repr(C)]
+struct Description {
+    data: *mut u8,
+    device_type: i32,
+    device_id: i32,
+    ndim: i32,
+    code: u8,
+    bits: u8,
+    lanes: u16,
+    shape: *const i64,
+    /// In numbers.
+    strides: *const i64,
+    byte_offset: u64,
+}
+
+/// The version of the interface that is understood.
+const MAJOR: u32 = 1;
+const CPU: i32 = 1;
+
+/// That of tensors.
+static EXCHANGE: AtomicPtr<Exchange> = AtomicPtr::new(null_mut());
+
+/// Learns from the class of tensors how to read them.
+pub fn use_tensors(tensor: &Bound<'_, PyAny>) -> PyResult<()> {
+    let capsule = tensor.getattr("__dlpack_c_exchange_api__")?;
+    let pointer = capsule.cast::<PyCapsule>()?.pointer_checked(Some(c"dlpack_exchange_api"))?;
+    let exchange = pointer.cast::<Exchange>();
+    // SAFETY: a capsule of that name holds a table that is never freed; the version comes first in all.
+    let major = unsafe { exchange.as_ref().major };
+    if major != MAJOR {
+        let message = format!("xentrs cannot read tensors by version {major} of DLPack");
+        return Err(PyImportError::new_err(message));
+    }
+    EXCHANGE.store(exchange.as_ptr(), Relaxed);
+    Ok(())
+}
+
+/// The table of tensors.
+fn exchange() -> Option<&'static Exchange> {
+    // SAFETY: null, or a table of a version that is known and that is never freed.
+    unsafe { EXCHANGE.load(Relaxed).as_ref() }
+}
+
+/// A new tensor, whatever its numbers, like another one: of the same dtype, and of its shape and, where
+/// it has no gaps, its strides, or else of this shape.
+pub fn new_like<'py>(
+    py: Python<'py>,
+    like: &View<'_>,
+    shape: Option<&[usize]>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let (shape, model) = match shape {
+        None => (like.shape, like.axes().collect()),
+        Some(shape) => (shape, vec![]),
+    };
+    let mut order: Vec<_> = (0..shape.len()).collect();
+    if !like.contiguous {
+        // From the longest step to the shortest; those without, of one length or repeated, stay.
+        order.sort_by_key(|&i| model.get(i).map(|(_, step): &(usize, isize)| -step));
+    }
+    let n = shape.len();
+    let mut axes: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+    axes.resize(2 * n, 0);
+    let mut numbers = 1;
+    for &i in order.iter().rev() {
+        axes[n + i] = numbers;
+        numbers *= axes[i].max(1);
+    }
+    let bytes = shape.iter().product::<usize>() * like.dtype.size();
+    let memory = Memory::new(bytes);
+    let (code, bits) = match like.dtype {
+        Dtype::Int(size) => (0, size * 8),
+        Dtype::Uint(size) => (1, size * 8),
+        Dtype::Half(Half::Binary16) => (2, 16),
+        Dtype::F32 => (2, 32),
+        Dtype::F64 => (2, 64),
+        Dtype::Half(Half::Brain) => (4, 16),
+        Dtype::Bool => (6, 8),
+    };
+    let description = Description {
+        data: memory.start(),
+        device_type: CPU,
+        device_id: 0,
+        ndim: n as i32,
+        code,
+        bits: bits as u8,
+        lanes: 1,
+        shape: axes.as_ptr(),
+        strides: axes[n..].as_ptr(),
+        byte_offset: 0,
+    };
+    let owned = Box::into_raw(Box::new(Owned {
+        major: MAJOR,
+        minor: 0,
+        context: null_mut(),
+        free,
+        flags: 0,
+        description,
+        _memory: memory,
+        _axes: axes,
+    }));
+    let mut object = null_mut();
+    let make = exchange().and_then(|exchange| exchange.make).expect("learned");
+    // SAFETY: Python's lock is held. The memory and the axes do not move and live until `free`.
+    if unsafe { make(owned, &mut object) } != 0 {
+        return Err(PyErr::fetch(py));
+    }
+    match NonNull::new(object) {
+        // SAFETY: a new object, whose reference is handed over.
+        Some(object) => Ok(unsafe { Bound::from_owned_ptr(py, object.as_ptr()) }),
+        None => Err(PyRuntimeError::new_err("no tensor was made")),
+    }
+}
+
+/// Tensors on the CPU.
+pub struct Tensors;
+
+impl Source for Tensors {
+    #[inline(always)]
+    fn view<'a>(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
+        let describe = exchange().and_then(|exchange| exchange.describe);
+        let describe = describe.ok_or(Stop::NotImplemented)?;
+        let mut found = Description {
+            data: null_mut(),
+            device_type: 0,
+            device_id: 0,
+            ndim: 0,
+            code: 0,
+            bits: 0,
+            lanes: 0,
+            shape: null(),
+            strides: null(),
+            byte_offset: 0,
+        };
+        // SAFETY: Python's lock is held, and any object may be asked: what is no tensor raises.
+        if unsafe { describe(object.as_ptr(), &mut found) } != 0 {
+            drop(PyErr::take(object.py()));
+            return Err(Stop::NotImplemented);
+        }
+        let dtype = match (found.code, found.bits) {
+            (0, bits) => Dtype::Int(bits as usize / 8),
+            (1, bits) => Dtype::Uint(bits as usize / 8),
+            (2, 16) => Dtype::Half(Half::Binary16),
+            (2, 32) => Dtype::F32,
+            (2, 64) => Dtype::F64,
+            (4, 16) => Dtype::Half(Half::Brain),
+            (6, 8) => Dtype::Bool,
+            _ => return Err(Stop::NotImplemented),
+        };
+        let size = dtype.size();
+        let data = found.data.wrapping_add(found.byte_offset as usize);
+        if found.device_type != CPU || found.lanes != 1 || !(data as usize).is_multiple_of(size) {
+            return Err(Stop::NotImplemented);
+        }
+        let n = found.ndim as usize;
+        let (shape, strides): (&[usize], &[isize]) = if n == 0 {
+            (&[], &[])
+        } else if found.strides.is_null() || size_of::<usize>() != size_of::<i64>() {
+            return Err(Stop::NotImplemented);
+        } else {
+            // SAFETY: the tensor keeps `n` lengths there, none negative, and as many strides; a number
+            // of the system's is of the same size, as checked above.
+            unsafe {
+                (
+                    std::slice::from_raw_parts(found.shape.cast(), n),
+                    std::slice::from_raw_parts(found.strides.cast(), n),
+                )
+            }
+        };
+        let mut step = 1;
+        let mut contiguous = true;
+        for (&n, &stride) in shape.iter().zip(strides).rev() {
+            contiguous &= n == 1 || stride == step;
+            step *= n as isize;
+        }
+        // A tensor without memory, such as a fake one.
+        if data.is_null() && step != 0 {
+            return Err(Stop::NotImplemented);
+        }
+        let (contiguous, unit) = (contiguous || step == 0, size as isize);
+        Ok(View { data, shape, strides, unit, contiguous, dtype, writeable: true })
+    }
+}
+
+/// The plainest and commonest call: a reduced cross-entropy of class indices. Makes loss and gradient.
+pub fn quick_cross_entropy<'py>(
+    py: Python<'py>,
+    logits: &Bound<'py, PyAny>,
+    target: &Bound<'py, PyAny>,
+    [ignore_index, label_smoothing, reduction]: [&Bound<'py, PyAny>; 3],
+    with_grad: bool,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let view = Tensors::view(logits)?;
+    let hard = Tensors::view(target)?.indices().is_some();
+    if !hard || !matches!(view.dtype, Dtype::F32 | Dtype::F64) {
+        return Err(Stop::NotImplemented);
+    }
+    let axis = PyInt::new(py, view.shape.len().min(2).saturating_sub(1));
+    let grad = if with_grad { Some(new_like(py, &view, None)?) } else { None };
+    let none = &py.None().into_bound(py);
+    let arguments = ClassArguments {
+        order: usize::from(with_grad),
+        values: logits,
+        target,
+        axis: &axis.into_any(),
+        weight: none,
+        sample_weight: none,
+        options: RawOptions {
+            ignore_index: Some(ignore_index),
+            label_smoothing,
+            reduction,
+            denominator: none,
+            base: none,
+        },
+        out: grad.as_ref().unwrap_or(none),
+        hess_out: none,
+    };
+    let result = class_loss::<Tensors>(py, ClassLoss::CrossEntropy, &arguments)?;
+    let number: f64 = if with_grad { result.get_item(0)?.extract()? } else { result.extract()? };
+    let loss = new_like(py, &view, Some(&[]))?;
+    let place = Tensors::view(&loss)?;
+    match view.dtype {
+        Dtype::F32 => place.output().set(0, number as f32),
+        _ => place.output().set(0, number),
+    }
+    match grad {
+        Some(grad) => Ok((loss, grad).into_pyobject(py)?.into_any()),
+        None => Ok(loss),
+    }
+}
+
+/// Whether a tensor is the one number 1, on the CPU.
+pub fn is_one(tensor: &Bound<'_, PyAny>) -> bool {
+    let Ok(view) = Tensors::view(tensor) else { return false };
+    view.shape.is_empty() && view.floats().is_some_and(|floats| floats.get(0) == 1.0)
+}

@@ -1,0 +1,120 @@
+"""What the CPU does apart: tensors read without arrays, half precisions, memory used again."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+import torch.nn.functional as F
+
+import xentrs.torch
+from xentrs.torch import cross_entropy
+
+pytestmark = pytest.mark.skipif(
+    xentrs.torch._backend.FORCED == "triton", reason="of the CPU's own kernels"
+)
+INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16]
+
+
+def both(x, *arguments, **options):
+    """Return loss and gradient."""
+    x = x.detach().requires_grad_()
+    loss = cross_entropy(x, *arguments, **options)
+    (grad,) = torch.autograd.grad(loss.sum(), x)
+    return loss.detach(), grad
+
+
+def layouts(n, classes, *d, dtype=torch.float32):
+    """Yield logits of one shape that lie in different orders, with the same values."""
+    x = torch.randn(n, classes, *d).to(dtype)
+    yield x
+    yield x.transpose(0, 1).contiguous().transpose(0, 1)
+    yield x.repeat_interleave(2, dim=1)[:, ::2]
+    if d:
+        yield x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 10), (7, 300), (3, 5, 4), (2, 21, 6, 40), (70, 3, 1), (0, 4)]
+)
+def test_the_plainest_call_is_like_any_other(shape):
+    y = torch.randint(0, shape[1], (shape[0], *shape[2:]))
+    ones = torch.ones(y.shape)  # makes it go the long way
+    for x in layouts(*shape, dtype=torch.float32):
+        for dtype in (torch.float32, torch.float64):
+            for options in ({}, {"reduction": "sum"}, {"label_smoothing": 0.1}):
+                loss, grad = both(x.to(dtype), y, **options)
+                expected = both(x.to(dtype), y, sample_weight=ones.to(dtype), **options)
+                torch.testing.assert_close((loss, grad), expected, equal_nan=True)
+                assert (loss.dtype, loss.shape) == (dtype, ())
+                assert cross_entropy(x.to(dtype), y, **options).equal(loss) or loss.isnan()
+                assert grad.stride() == torch.empty_like(x.to(dtype)).stride() or not grad.numel()
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_integers(dtype):
+    x, y = torch.randn(6, 5), torch.tensor([0, 4, 2, 3, 1, 1])
+    assert both(x, y.to(dtype))[1].equal(both(x, y)[1])
+
+
+def test_negated_memory():
+    x = torch.randn(4, 5, dtype=torch.complex64).conj().imag
+    assert x.is_neg()
+    y = torch.tensor([0, 1, 2, 4])
+    w = torch.rand(5, dtype=torch.complex64).conj().imag
+    for weight in (None, w):
+        expected = both(x.clone(), y, None if weight is None else w.clone())
+        torch.testing.assert_close(both(x, y, weight), expected)
+
+
+def test_new_tensors_are_on_the_cpu():
+    x, y = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    expected = both(x, y)
+    with torch.device("meta"):
+        for options in ({}, {"weight": torch.ones(4, device="cpu")}):
+            torch.testing.assert_close(both(x, y, **options), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(40, 10), (5, 1000), (3, 21, 5, 40), (2, 300, 40), (6, 4, 3)])
+def test_halves_are_rounded_float32(shape, dtype):
+    y = torch.randint(0, shape[1], (shape[0], *shape[2:]))
+    y.view(-1)[::5] = -100
+    with torch.autocast("cpu", dtype=dtype):  # the loss stays float32
+        for x in layouts(*shape, dtype=dtype):
+            for options in ({}, {"reduction": "none"}, {"weight": torch.rand(shape[1])}):
+                loss, grad = both(x, y, **options)
+                expected, wide = both(x.float().contiguous(), y, **options)
+                torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
+                torch.testing.assert_close(grad, wide.to(dtype), rtol=1e-6, atol=0.0)
+            x = x.clone(memory_format=torch.contiguous_format)
+            leaf = x.clone().requires_grad_()
+            layer = leaf * 1.0
+            cross_entropy(layer, y, inplace=True).backward()
+            assert leaf.grad.equal(both(x, y)[1])
+
+
+def test_freed_memory_serves_down_to_half_its_size():
+    x, y = torch.randn(1200, 1000), torch.randint(0, 1000, (1200,))
+    place = both(x, y)[1].data_ptr()
+    half = both(x[:700], y[:700])[1]
+    assert half.data_ptr() == place
+    torch.testing.assert_close(half, both(x[:700].double(), y[:700])[1].float())
+    del half
+    assert both(x[:300], y[:300])[1].data_ptr() != place
+
+
+def test_gradients_outlive_what_follows():
+    x, y = torch.randn(400, 1000, requires_grad=True), torch.randint(0, 1000, (400,))
+    kept = [torch.autograd.grad(cross_entropy(x, y) * factor, x)[0] for factor in (1.0, 2.0, 3.0)]
+    expected = torch.autograd.grad(F.cross_entropy(x, y), x)[0]
+    for factor, grad in zip((1.0, 2.0, 3.0), kept, strict=True):
+        torch.testing.assert_close(grad, factor * expected)
+
+
+def test_a_graph_kept_gives_the_same_gradient_twice():
+    x, y = torch.randn(3, 4, requires_grad=True), torch.tensor([0, 1, 2])
+    loss = cross_entropy(x, y)
+    first = torch.autograd.grad(loss, x, retain_graph=True)[0]
+    first.mul_(7.0)
+    twice = torch.autograd.grad(loss, x, torch.tensor(2.0), retain_graph=True)[0]
+    torch.testing.assert_close(twice, 2.0 * torch.autograd.grad(loss, x)[0])
+    torch.testing.assert_close(first, 3.5 * twice)
