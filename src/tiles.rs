@@ -89,6 +89,16 @@ fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> usize {
     }
 }
 
+/// Whether the gradient's columns are whole cache lines, but for few: a line written in parts, some of
+/// them past the caches, costs more than the others save.
+fn has_whole_lines<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> bool {
+    let (Some(grad), Some(place)) = (batch.outputs.grad, &layout.grad) else { return false };
+    let ((at, n), step) = (place.line_at(0), place.class_step());
+    let whole = |numbers: usize| numbers.is_multiple_of(64 / size_of::<T>());
+    let aligned = grad.part(at, 0).unaligned() == 0;
+    n * size_of::<T>() >= 2048 || aligned && whole(n) && whole(step.unsigned_abs())
+}
+
 /// A thread's tile.
 struct Tile<'a, T, P> {
     batch: &'a Batch<'a, T>,
@@ -109,8 +119,11 @@ struct Tile<'a, T, P> {
 impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
     /// Room for that many samples, where there is need of it.
     fn new(batch: &'a Batch<'a, T>, layout: &'a Layout, plan: &'a P, samples: usize) -> Self {
+        // Columns reach beyond the last row: those of a short line by rows, if these are not large.
+        let beyond = (T::LANES - 1) * batch.classes;
+        let beyond = if beyond * size_of::<T>() <= TILE { beyond } else { 0 } + COLUMNS;
         let room =
-            |needed: bool| Scratch::new(if needed { samples * batch.classes + COLUMNS } else { 0 });
+            |needed: bool| Scratch::new(if needed { samples * batch.classes + beyond } else { 0 });
         let grad = P::WRITES && layout.grad.is_some();
         let halves = layout.halves.is_some();
         Tile {
@@ -121,7 +134,7 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
             columns: room(halves && (layout.values.is_some() || grad)),
             probabilities: room(layout.probabilities.is_some()),
             hess: room(P::WRITES && layout.hess.is_some()),
-            stream: batch.stream(),
+            stream: batch.stream() && has_whole_lines(batch, layout),
         }
     }
 
@@ -242,7 +255,9 @@ impl<T: Real> Kernel for Transfer<'_, T> {
     fn eval<S: Simd>(self, s: S) {
         let adjacent = self.place.sample_step() == 1 && self.place.class_step() != 1;
         for line in self.place.lines(self.samples.clone()) {
-            if adjacent && line.n >= T::LANES {
+            let reach = (line.row + line.n.max(T::LANES) - 1) * self.classes + COLUMNS;
+            let fits = line.n >= T::LANES || self.classes >= COLUMNS && reach <= self.rows.len();
+            if adjacent && fits {
                 self.transpose(s, line);
             } else {
                 self.step(line);
@@ -255,35 +270,49 @@ impl<T: Real> Kernel for Transfer<'_, T> {
 }
 
 impl<T: Real> Transfer<'_, T> {
-    /// A line of samples next to each other, at least a vector of them: columns become rows.
+    /// A line of samples next to each other: columns become rows. Of less than a vector of samples, rows
+    /// behind the line are written too, before the next line's.
     #[inline(always)]
     fn transpose<S: Simd>(&self, s: S, line: Line) {
         let (classes, step) = (self.classes, self.place.class_step());
+        let lanes = if line.n < T::LANES { (1 << line.n) - 1 } else { T::ALL };
+        let zero = T::V::<S>::splat(s, T::default());
         for block in (0..classes).step_by(COLUMNS) {
             // The last ones overlap what is before them, which is then copied twice.
             let class = block.min(classes.saturating_sub(COLUMNS));
             let columns = COLUMNS.min(classes);
             let mut sample = 0;
             while sample < line.n {
-                let i = sample.min(line.n - T::LANES);
+                let i = sample.min(line.n.saturating_sub(T::LANES));
                 let row = (line.row + i) * classes + class;
                 let column =
                     |j: usize| (line.at + i as isize + (class + j) as isize * step) as usize;
                 match self.how {
                     How::Pack(from) => {
-                        let mut x = [T::V::<S>::splat(s, T::default()); COLUMNS];
+                        let mut x = [zero; COLUMNS];
                         for (j, x) in x.iter_mut().enumerate() {
                             if j < columns {
                                 from.prefetch(column(j + AHEAD * COLUMNS));
-                                *x = T::V::<S>::load(s, from, column(j));
+                                *x = if lanes == T::ALL {
+                                    T::V::<S>::load(s, from, column(j))
+                                } else {
+                                    T::V::<S>::load_lanes(s, from, column(j), lanes, zero)
+                                };
                             }
                         }
                         T::V::<S>::store_columns(x, self.rows, row, classes);
                     }
                     How::Unpack(to) => {
+                        // Those that were written before are left: theirs is a line that went past
+                        // the caches.
+                        let again = (sample - i) as u32;
+                        let lanes = lanes & (T::ALL << again);
                         let x = T::V::<S>::load_columns(s, self.rows.as_input(), row, classes);
                         for (j, x) in x.into_iter().enumerate() {
                             if j >= columns {
+                            } else if lanes != T::ALL {
+                                to.prefetch(column(j + AHEAD * COLUMNS));
+                                x.store_lanes(to, column(j), lanes);
                             } else if self.stream {
                                 x.stream(to, column(j));
                             } else {
