@@ -485,7 +485,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Exponentials of a group, and their sums.
     #[inline(always)]
-    fn reduce<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
+    fn reduce<S: Simd>(&self, s: S, first: usize, group: usize, buffers: &Buffers<T>) {
         let batch = self.batch;
         let zero = splat::<S, T>(s, 0.0);
         let (start, width) = (group * batch.classes, T::LANES * batch.classes);
@@ -499,10 +499,15 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let reference = T::V::<S>::select(finite, most, zero);
         let bias = T::V::<S>::load(s, buffers.narrow(BIAS).0, group);
         let exp = LaneExp::<S, T>::new(s, reference, bias);
+        // Where the next block's rows are, if they are rows.
+        let next = match batch.layout {
+            None => (first + self.samples + group) * batch.classes,
+            Some(_) => 0,
+        };
         let sums = if exp.is_shifted(s) {
-            self.sum::<S, true>(s, &exp, class, reference, columns, start, buffers)
+            self.sum::<S, true>(s, &exp, class, reference, columns, (start, next), buffers)
         } else {
-            self.sum::<S, false>(s, &exp, class, reference, columns, start, buffers)
+            self.sum::<S, false>(s, &exp, class, reference, columns, (start, next), buffers)
         };
         let [rest, others, coefficient, distance] = &sums.sums;
         let (rest, others) = (rest.parts(s), others.parts(s));
@@ -536,7 +541,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         class: T::V<S>,
         most: T::V<S>,
         columns: (Input<'_, T>, Output<'_, T>),
-        start: usize,
+        (start, next): (usize, usize),
         buffers: &Buffers<T>,
     ) -> Sums<S, T> {
         let zero = splat::<S, T>(s, 0.0);
@@ -545,6 +550,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let [mut rest, mut others, mut coefficients, mut distances] = result.sums;
         for c in 0..self.batch.classes {
             let at = c * T::LANES;
+            // A cache line of the next block for each vector of this one.
+            self.batch.values.prefetch(next + at);
+            if let Some(stored) = self.coefficients.stored() {
+                stored.prefetch(next + at);
+            }
             let x = T::V::<S>::load(s, columns.0, at);
             let e = exp.of::<SHIFTED>(s, x);
             if GRAD {
@@ -917,9 +927,9 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        let Block { job, n, buffers, .. } = self.0;
+        let Block { job, first, n, buffers, .. } = self.0;
         for group in (0..n).step_by(T::LANES) {
-            job.reduce(s, group, buffers);
+            job.reduce(s, first, group, buffers);
         }
     }
 }
