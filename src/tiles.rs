@@ -311,7 +311,6 @@ impl<T: Real> Transfer<'_, T> {
                         for (j, x) in x.into_iter().enumerate() {
                             if j >= columns {
                             } else if lanes != T::ALL {
-                                to.prefetch(column(j + AHEAD * COLUMNS));
                                 x.store_lanes(to, column(j), lanes);
                             } else if self.stream {
                                 x.stream(to, column(j));
