@@ -5,7 +5,8 @@
 //!
 //! The caller's thread works too: a small job never leaves it, and a large one does not wait until
 //! the [`Pool`] has woken. After `fork` the pool's threads are gone in the child: the pool belongs to
-//! a process id, and another process makes its own.
+//! a process id, and another process makes its own. Where PyTorch is at work, its [`Team`] of threads
+//! takes the pool's place.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::pool::Pool;
 use crate::reduce;
 use crate::simd::{Kernel, Level, Simd, enter};
+use crate::team::{self, Team};
 
 /// Work that falls into blocks.
 pub trait Job: Sync {
@@ -31,7 +33,7 @@ pub trait Job: Sync {
 }
 
 /// Nanoseconds of work below which the caller's thread does all: where helpers are asleep, and where
-/// they are awake.
+/// they are awake, or a team's.
 const SERIAL: usize = 40_000;
 const SERIAL_AWAKE: usize = 12_000;
 
@@ -116,12 +118,12 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
         many = vec![0.0; blocks];
         &mut many
     };
-    let pool = if blocks > together { pool(work)? } else { None };
-    let Some(pool) = pool else {
+    let helpers = if blocks > together { helpers(work)? } else { None };
+    let Some(helpers) = helpers else {
         worker(level)(0..blocks, sums);
         return Ok(reduce::sum(sums.iter().copied()));
     };
-    let threads = pool.helpers() + 1;
+    let threads = helpers.threads();
     // Sixteen runs a thread where there is enough, so that none waits long for the last.
     let run = (blocks / (16 * threads)).max(GRAIN / cost).max(1).next_multiple_of(together);
     let (head, rest) = sums.split_at_mut(first.min(blocks));
@@ -142,7 +144,7 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
         let next = next.or_else(|| shares.iter_mut().max_by_key(|share| share.len())?.next_back());
         runs[next?].take()
     };
-    pool.run(&|thread| {
+    helpers.run(&|thread| {
         let Some(mut run) = take(thread) else { return };
         let mut worker = worker(level);
         loop {
@@ -232,16 +234,52 @@ fn default_threads() -> Result<(usize, String)> {
     Ok((count, "CPUs this process may use".into()))
 }
 
-/// The pool of this process, of the number of threads less the caller's; `None` if so many
-/// nanoseconds of work are not worth it.
-fn pool(work: usize) -> Result<Option<Arc<Pool>>> {
+/// Who helps with a call.
+enum Helpers {
+    Pool(Arc<Pool>),
+    /// And in how many threads, the caller's with them.
+    Team(&'static Team, usize),
+}
+
+impl Helpers {
+    /// How many threads there are, the caller's with them.
+    fn threads(&self) -> usize {
+        match self {
+            Helpers::Pool(pool) => pool.helpers() + 1,
+            Helpers::Team(_, threads) => *threads,
+        }
+    }
+
+    /// Does some work: each thread calls `work` with its number.
+    fn run(&self, work: &(dyn Fn(usize) + Sync)) {
+        match self {
+            Helpers::Pool(pool) => pool.run(work),
+            Helpers::Team(team, threads) => team.run(*threads, work),
+        }
+    }
+}
+
+/// The helpers of this process, by the number of threads; `None` if so many nanoseconds of work are not
+/// worth it.
+fn helpers(work: usize) -> Result<Option<Helpers>> {
     if work < SERIAL_AWAKE {
         return Ok(None);
     }
-    let helpers = get_num_threads()? - 1;
-    if helpers == 0 {
+    let threads = get_num_threads()?;
+    if threads == 1 {
         return Ok(None);
     }
+    if let Some(team) = team::joined() {
+        let threads = threads.min(team.threads());
+        if threads > 1 {
+            return Ok(Some(Helpers::Team(team, threads)));
+        }
+    }
+    Ok(pool(work, threads - 1)?.map(Helpers::Pool))
+}
+
+/// The pool of this process.
+fn pool(work: usize, helpers: usize) -> Result<Option<Arc<Pool>>> {
     let process = std::process::id();
     let mut threads = threads();
     let current = threads.pool.as_ref().filter(|(owner, _)| *owner == process);

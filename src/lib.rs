@@ -12,7 +12,7 @@
 //! | [`batch`], [`layout`], [`options`], [`error`] | a call's arrays and options, checked |
 //! | [`caches`] | how large the machine's caches are |
 //! | [`halves`] | half precisions, and their conversion |
-//! | [`driver`], [`pool`] | threads: splits a job into blocks, each behind the door of the instruction set |
+//! | [`driver`], [`pool`], [`team`] | threads: splits a job into blocks, each behind the door of the instruction set |
 //! | [`reduce`] | sums of a fixed order |
 //! | [`math`] | functions of vectors: exponential, logarithm |
 //! | [`simd`] | vectors and views of memory, per instruction set; the other home of unsafe code |
@@ -33,4 +33,5 @@ mod python;
 pub mod reduce;
 pub mod simd;
 pub mod softmax;
+pub mod team;
 pub mod tiles;

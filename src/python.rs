@@ -34,6 +34,7 @@ use crate::losses::{binary, cross_entropy, log_loss};
 use crate::options::{Ignored, Options, Reduction};
 use crate::simd::{Input, Level, Output};
 use crate::softmax::Limits;
+use crate::team;
 
 use tensors::Tensors;
 
@@ -951,11 +952,14 @@ mod _xentrs {
         super::public::builtin(function)
     }
 
-    /// Learns from the class of PyTorch's tensors how to read them.
+    /// Learns from the class of PyTorch's tensors how to read them, and leaves large calls to PyTorch's
+    /// threads.
     #[pyfunction]
     #[pyo3(signature = (tensor, /))]
     fn use_tensors(tensor: &Bound<'_, PyAny>) -> PyResult<()> {
-        tensors::use_tensors(tensor)
+        tensors::use_tensors(tensor)?;
+        team::join();
+        Ok(())
     }
 
     /// Sets the number of threads that large calls use.

@@ -14,6 +14,9 @@ const LARGE: usize = 1 << 20;
 const HUGE: usize = 4 << 20;
 const PAGE: usize = 2 << 20;
 
+/// Below, memory is aligned as all memory is: to ask for more takes a good part of a tiny call.
+const SMALL: usize = 1 << 10;
+
 /// The last large memory that was freed.
 // Never waited for: a child process may find it locked by a thread that is not there.
 static SPARE: Mutex<Option<Block>> = Mutex::new(None);
@@ -36,7 +39,11 @@ impl Drop for Block {
 
 impl Block {
     fn new(bytes: usize) -> Self {
-        let align = if bytes >= HUGE { PAGE } else { 64 };
+        let align = match bytes {
+            ..SMALL => 16,
+            SMALL..HUGE => 64,
+            HUGE.. => PAGE,
+        };
         let layout = Layout::from_size_align(bytes.max(1), align).expect("tensor too large");
         // SAFETY: the layout's size is not zero.
         let Some(start) = NonNull::new(unsafe { alloc(layout) }) else {

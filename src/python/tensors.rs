@@ -122,8 +122,18 @@ pub fn new_like<'py>(
         numbers *= axes[i].max(1);
     }
     let bytes = shape.iter().product::<usize>() * like.dtype.size();
-    let memory = Memory::new(bytes);
-    let (code, bits) = match like.dtype {
+    adopt(py, like.dtype, axes, Memory::new(bytes))
+}
+
+/// The tensor that some memory is: the length of each axis, and then its stride in numbers.
+fn adopt<'py>(
+    py: Python<'py>,
+    dtype: Dtype,
+    axes: Vec<i64>,
+    memory: Memory,
+) -> PyResult<Bound<'py, PyAny>> {
+    let n = axes.len() / 2;
+    let (code, bits) = match dtype {
         Dtype::Int(size) => (0, size * 8),
         Dtype::Uint(size) => (1, size * 8),
         Dtype::Half(Half::Binary16) => (2, 16),
@@ -272,12 +282,15 @@ pub fn quick_cross_entropy<'py>(
     };
     let result = class_loss::<Tensors>(py, ClassLoss::CrossEntropy, &arguments)?;
     let number: f64 = if with_grad { result.get_item(0)?.extract()? } else { result.extract()? };
-    let loss = new_like(py, &view, Some(&[]))?;
-    let place = Tensors::view(&loss)?;
-    match view.dtype {
-        Dtype::F32 => place.output().set(0, number as f32),
-        _ => place.output().set(0, number),
+    let memory = Memory::new(size_of::<f64>());
+    // SAFETY: it is new, and large enough for either.
+    unsafe {
+        match view.dtype {
+            Dtype::F32 => memory.start().cast::<f32>().write(number as f32),
+            _ => memory.start().cast::<f64>().write(number),
+        }
     }
+    let loss = adopt(py, view.dtype, vec![], memory)?;
     match grad {
         Some(grad) => Ok((loss, grad).into_pyobject(py)?.into_any()),
         None => Ok(loss),

@@ -1,5 +1,9 @@
 """What the CPU does apart: tensors read without arrays, half precisions, memory used again."""
 
+import os
+import signal
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -118,3 +122,42 @@ def test_a_graph_kept_gives_the_same_gradient_twice():
     twice = torch.autograd.grad(loss, x, torch.tensor(2.0), retain_graph=True)[0]
     torch.testing.assert_close(twice, 2.0 * torch.autograd.grad(loss, x)[0])
     torch.testing.assert_close(first, 3.5 * twice)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@linux
+def test_large_calls_are_done_by_pytorchs_threads(python):
+    script = """
+        import pathlib, torch, xentrs, xentrs.torch
+        torch.set_num_threads(3)
+        x, y = torch.randn(4000, 1000), torch.randint(0, 1000, (4000,))
+        def names():
+            tasks = pathlib.Path("/proc/self/task").iterdir()
+            return [(task / "comm").read_text() for task in tasks]
+        losses = set()
+        for threads in 1, 2, 3, 5:  # less than PyTorch's and more
+            xentrs.set_num_threads(threads)
+            losses.add(xentrs.torch.cross_entropy(x, y).item())
+        assert len(losses) == 1, losses
+        assert not any(name.startswith("xentrs-") for name in names())
+        torch.set_num_threads(1)  # says nothing about ours
+        assert xentrs.torch.cross_entropy(x, y).item() in losses
+        assert any(name.startswith("xentrs-") for name in names())
+    """
+    python(script, timeout=100, XENTRS_NUM_THREADS=None, OMP_NUM_THREADS=None)
+
+
+@linux
+def test_child_of_fork_works():
+    """PyTorch's threads are not there in the child, and OpenMP would wait for them."""
+    x, y = torch.randn(4000, 1000), torch.randint(0, 1000, (4000,))
+    torch.exp(x)
+    expected = cross_entropy(x, y).item()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # a deadlock ends in SIGALRM
+        os._exit(int(cross_entropy(x, y).item() != expected))
+    assert os.waitpid(child, 0)[1] == 0
+    assert cross_entropy(x, y).item() == expected

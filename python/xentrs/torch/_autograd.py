@@ -41,13 +41,13 @@ _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
     """Return the stored gradient times what arrives at the loss, if possible in its own memory.
 
-    `axis` is the axis of `grad` that `factor` does not have.
+    `axis` is the axis of `grad` that `factor` does not have, unless it is a number.
     """
     if _keeps_graph():
         grad = grad.clone()  # another backward pass may need it as it is
     if is_one(factor):
         return grad
-    if axis is not None:
+    if axis is not None and factor.dim():
         return grad.mul_(factor.unsqueeze(axis))
     if factor.dim() or not _backend.uses_triton(grad):
         return grad.mul_(factor)

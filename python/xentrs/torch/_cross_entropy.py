@@ -48,8 +48,8 @@ _LONGEST = 1 << 15
 _TILE = 1 << 13
 
 
-# Of a call, all but the input; and what was computed already, loss and gradient.
-_Others: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+# Of a call, all but the input, and the options; and what was computed already, loss and gradient.
+_Rest: TypeAlias = tuple[tuple[Tensor, Tensor | None, Tensor | None, Tensor | None], Any]
 _Found: TypeAlias = tuple[Tensor, Tensor | None]
 
 
@@ -639,28 +639,27 @@ _operator = _autograd.define(
 
 # Autograd
 
+_is_grad_enabled = torch.is_grad_enabled
+
 
 # Of a single level: as it is only called where no transform of torch.func is active.
 class _Eager(torch.autograd.function._SingleLevelFunction):
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, others: _Others, options: tuple[Any, ...], found: _Found | None
-    ) -> Tensor:
-        loss, grad = found or _evaluate(_Arguments(input, *others), Options(*options), True)
+    def forward(ctx: Any, input: Tensor, rest: _Rest, found: _Found | None) -> Tensor:
+        loss, grad = found or _evaluate(_Arguments(input, *rest[0]), Options(*rest[1]), True)
         ctx.save_for_backward(grad)
-        ctx.again = ref(input), input._version, others, options
+        ctx.again = ref(input), input._version, rest
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        axis = 1 if factor.dim() else None
-        if not torch.is_grad_enabled():
-            return _autograd.scaled(grad, factor, axis), None, None, None
-        *remembered, others, options = ctx.again  # create_graph=True
+        if not _is_grad_enabled():
+            return _autograd.scaled(grad, factor, 1), None, None
+        *remembered, (others, options) = ctx.again  # create_graph=True
         (input,) = _autograd.recall("cross_entropy", [tuple(remembered)])
         grad = _operator(input, *others, *options, True)[1]
-        return grad * (factor if axis is None else factor.unsqueeze(axis)), None, None, None
+        return grad * (factor.unsqueeze(1) if factor.dim() else factor), None, None
 
 
 class _InPlace(torch.autograd.Function):
@@ -700,14 +699,14 @@ def _quick(
     A small call is mostly what is around the kernel. Here that is the least there can be: whether
     the tensors fit, the compiled function sees by itself, and it makes the new ones.
     """
-    with_grad = input.requires_grad and torch.is_grad_enabled()
+    with_grad = input.requires_grad and _is_grad_enabled()
     found = quick_cross_entropy(input, target, ignored, label_smoothing, reduction, with_grad)
     if found is NotImplemented:
         return None
     if not with_grad:
         return found
-    options = (reduction, (ignored,), label_smoothing, 0.0, 0.0)
-    return _Eager.apply(input, (target, None, None, None), options, found)  # type: ignore[attr-defined]
+    rest = (target, None, None, None), (reduction, (ignored,), label_smoothing, 0.0, 0.0)
+    return _Eager.apply(input, rest, found)  # type: ignore[attr-defined]
 
 
 def _fits(call: _Arguments, options: Options) -> bool:
@@ -903,7 +902,7 @@ def cross_entropy(
             )
         loss = _InPlace.apply(input, call, options)[0]
     else:
-        loss = _Eager.apply(input, call[1:], options, None)  # type: ignore[attr-defined]
+        loss = _Eager.apply(input, (call[1:], options), None)  # type: ignore[attr-defined]
     if input.dtype in HALVES and not _backend.autocasts(input):
         loss = loss.to(input.dtype)
     return loss
