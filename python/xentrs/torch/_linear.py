@@ -24,10 +24,10 @@ from xentrs.torch._options import Ignored, Options, ignored_indices
 
 _NAME = "linear_cross_entropy"
 
-# Logits of a chunk. More take more memory and read the weight less often.
-_ELEMENTS = 1 << 24
+# Logits of a chunk, and samples at least, as products of fewer are slower. More take more memory.
+_ELEMENTS = 1 << 22
 _ELEMENTS_ON_GPU = 1 << 27
-_LEAST_ROWS = 128
+_LEAST_ROWS = 256
 
 
 class _Arguments(NamedTuple):
