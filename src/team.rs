@@ -50,13 +50,16 @@ pub fn joined() -> Option<&'static Team> {
 }
 
 /// A function among those that all libraries of this process can see.
+#[cfg(unix)]
 fn find(name: &CStr) -> Option<*mut c_void> {
-    #[cfg(unix)]
     // SAFETY: the name is a string.
     let function = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-    #[cfg(not(unix))]
-    let (function, _) = (std::ptr::null_mut::<c_void>(), name);
     if function.is_null() { None } else { Some(function) }
+}
+
+#[cfg(not(unix))]
+fn find(_: &CStr) -> Option<*mut c_void> {
+    None
 }
 
 /// What the threads of a call share.
