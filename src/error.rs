@@ -11,5 +11,10 @@ pub enum Error {
     Index(String),
 }
 
+/// A number as Python spells it, or nearly.
+pub fn spelled(x: f64) -> String {
+    if x.is_nan() { "nan".into() } else { format!("{x:?}") }
+}
+
 /// The result of something that may refuse a call.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, spelled};
 
 /// What becomes of the losses of the samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,8 @@ impl Options {
         ignore_index: impl Into<Ignored>,
     ) -> Result<Self> {
         if !(0.0..=1.0).contains(&label_smoothing) {
-            let message = format!("label_smoothing must be in [0, 1], not {label_smoothing}");
+            let value = spelled(label_smoothing);
+            let message = format!("label_smoothing must be in [0, 1], not {value}");
             return Err(Error::Value(message));
         }
         let reduction = match reduction {
@@ -85,15 +86,19 @@ impl Options {
             }
         };
         if let Some(value) = denominator.filter(|value| value.is_nan() || *value < 0.0) {
+            let value = spelled(value);
             let message = format!("denominator must be a number of at least 0, not {value}");
             return Err(Error::Value(message));
         }
         let allowed = |base: &f64| *base > 0.0 && *base != 1.0 && base.is_finite();
         if let Some(value) = base.filter(|base| !allowed(base)) {
+            let value = spelled(value);
             let message =
                 format!("base must be above 0, finite and not 1 (None for nats), not {value}");
             return Err(Error::Value(message));
         }
+        // Adding 0 makes -0 a 0.
+        let denominator = denominator.map(|value| value + 0.0);
         let log_base = base.map_or(1.0, logarithm);
         let ignore_index = ignore_index.into();
         Ok(Options { label_smoothing, reduction, denominator, log_base, ignore_index })

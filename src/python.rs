@@ -358,7 +358,7 @@ impl RawOptions<'_, '_> {
         };
         let Ok(reduction) = self.reduction.cast::<PyString>() else {
             let message = "reduction must be 'mean', 'sum' or 'none'";
-            return Err(type_error(message, self.reduction));
+            return Err(PyValueError::new_err(but_is(message, self.reduction)).into());
         };
         Ok(Options::new(
             number("label_smoothing", self.label_smoothing)?,
@@ -371,9 +371,14 @@ impl RawOptions<'_, '_> {
 }
 
 fn type_error(message: &str, object: &Bound<'_, PyAny>) -> Stop {
+    PyTypeError::new_err(but_is(message, object)).into()
+}
+
+/// What should be, and what is.
+fn but_is(message: &str, object: &Bound<'_, PyAny>) -> String {
     let kind = object.get_type().name().map_or_else(|_| "?".into(), |name| name.to_string());
     let value = object.repr().map_or_else(|_| "?".into(), |repr| repr.to_string());
-    PyTypeError::new_err(format!("{message}, not {value} ({kind})")).into()
+    format!("{message}, not {value} ({kind})")
 }
 
 fn number(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {

@@ -255,7 +255,7 @@ impl<T: Real> Kernel for Transfer<'_, T> {
     fn eval<S: Simd>(self, s: S) {
         let adjacent = self.place.sample_step() == 1 && self.place.class_step() != 1;
         for line in self.place.lines(self.samples.clone()) {
-            let reach = (line.row + line.n.max(T::LANES) - 1) * self.classes + COLUMNS;
+            let reach = (line.row + line.n.max(T::LANES)) * self.classes;
             let fits = line.n >= T::LANES || self.classes >= COLUMNS && reach <= self.rows.len();
             if adjacent && fits {
                 self.transpose(s, line);

@@ -359,7 +359,8 @@ def _output(
         raise ValueError(f"{name} has shape {out.shape}, but {logits} has shape {x.shape}")
     if not out.flags.writeable:
         raise ValueError(f"{name} is read-only")
-    if any(n > 1 and stride == 0 for n, stride in zip(out.shape, out.strides, strict=True)):
+    steps = zip(out.shape, out.strides, strict=True)
+    if out.size and any(n > 1 and step == 0 for n, step in steps):
         raise ValueError(f"{name} overlaps itself: it has an axis of stride 0")
     if not _is_same(out, x) and _overlap(out, x):
         raise ValueError(f"{name} overlaps {logits} without being the same elements")

@@ -264,8 +264,8 @@ def cross_entropy_with_grad(
     the other classes' probabilities, not as p - 1, and so keeps its digits where p is near 1.
 
     Accuracy: at most 4 ULP for each entry above the smallest normal number (measured: 2.8 in
-    float32, 3.7 in float64; see docs/numerics.md); with smoothing or probabilities as target, 4 ULP
-    of the larger of the two terms above (measured: 3.9 and 4.04).
+    float32, 3.7 in float64; see docs/numerics.md); with smoothing or probabilities as target, 4.1
+    ULP of the larger of the two terms above (measured: 3.9 and 4.04).
 
     Examples
     --------

@@ -596,8 +596,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
             logs = log::<S, f64>(s, S::V64::from_lanes(s, waiting.sum)).to_lanes();
         }
         for i in 0..n {
-            let above = logs[i] - waiting.residue[i];
+            let mut above = logs[i] - waiting.residue[i];
             let surprise = waiting.far[i].map_or(near[i], |far| above + far);
+            if C::HARD && waiting.far[i].is_none() && waiting.odds[i] < 1.0 {
+                // The true class has most of the probability, and so is the reference.
+                above = surprise;
+            }
             let mut loss = waiting.distance[i];
             if C::HARD && waiting.of_class[i] != 0.0 {
                 loss += waiting.of_class[i] * surprise;
