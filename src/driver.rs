@@ -28,6 +28,10 @@ pub trait Job: Sync {
     fn block_samples(&self) -> usize {
         1
     }
+    /// How they may be split.
+    fn split(&self) -> Split {
+        Split { blocks: self.blocks(), cost: self.block_cost(), first: 0, together: 1 }
+    }
     /// Does some blocks and leaves the sum of each one's losses. Must be `#[inline(always)]`.
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]);
 }
@@ -69,8 +73,7 @@ pub fn run(job: &impl Job) -> Result<f64> {
 
 /// Does a job at a level.
 pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
-    let split = Split { blocks: job.blocks(), cost: job.block_cost(), first: 0, together: 1 };
-    split_at(level, split, |level| {
+    split_at(level, job.split(), |level| {
         move |blocks, sums: &mut [f64]| enter(level, Blocks(job, blocks, sums))
     })
 }

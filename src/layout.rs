@@ -118,8 +118,12 @@ pub struct Layout<'a> {
 impl Layout<'_> {
     /// Whether everything is rows of floats.
     pub fn is_rows(&self) -> bool {
-        let places = [&self.values, &self.probabilities, &self.grad, &self.hess];
-        places.iter().all(|place| place.is_none()) && self.halves.is_none()
+        self.places().next().is_none() && self.halves.is_none()
+    }
+
+    /// The places of the arrays that are not rows.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
+        [&self.values, &self.probabilities, &self.grad, &self.hess].into_iter().flatten()
     }
 }
 

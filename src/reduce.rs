@@ -50,6 +50,13 @@ impl<S: Simd, T: Real> Sum<S, T> {
         self.high = sum;
     }
 
+    /// Adds another sum's lanes.
+    #[inline(always)]
+    pub fn append(&mut self, more: Self) {
+        self.add(more.high);
+        self.low = self.low.add(more.low);
+    }
+
     /// The sums of the lanes, and what they lost; nothing where they are infinite.
     #[inline(always)]
     pub fn parts(&self, s: S) -> [T::V<S>; 2] {

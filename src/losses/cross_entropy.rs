@@ -24,8 +24,12 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
         }
     }
 
+    fn takes_few(&self, batch: &Batch<'_, T>) -> bool {
+        few::takes(batch)
+    }
+
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        let as_it_is = self.0.layout.as_deref().is_none_or(few::takes);
+        let as_it_is = few::takes_as_it_is(self.0);
         match (self.0.outputs.grad, as_it_is) {
             (Some(_), true) => driver::run(&Few::<T, C, true>::new(self.0, c, total)),
             (None, true) => driver::run(&Few::<T, C, false>::new(self.0, c, total)),

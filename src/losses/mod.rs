@@ -21,7 +21,11 @@ const AHEAD: usize = 2048;
 trait ClassLoss<T: Real> {
     /// The sum of the losses. `total` is the sum of the coefficients where every row has the same.
     fn run<C: Coefficients<T>>(&self, coefficients: C, total: f64) -> Result<f64>;
-    /// The same where there are at most [`MOST_CLASSES`].
+    /// Whether [`ClassLoss::run_few`] takes the batch.
+    fn takes_few(&self, batch: &Batch<'_, T>) -> bool {
+        batch.classes <= MOST_CLASSES
+    }
+    /// The same for few classes.
     fn run_few<C: Coefficients<T>>(&self, coefficients: C, total: f64) -> Result<f64> {
         self.run(coefficients, total)
     }
@@ -35,7 +39,7 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
         let weights = batch.weight.iter().flatten();
         weights.map(|weight| T::from_f64(weight * factor)).collect::<Vec<_>>()
     };
-    let few = batch.classes <= MOST_CLASSES;
+    let few = loss.takes_few(batch);
     macro_rules! run {
         ($coefficients:expr, $total:expr) => {
             if few { loss.run_few($coefficients, $total) } else { loss.run($coefficients, $total) }

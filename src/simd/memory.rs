@@ -112,6 +112,19 @@ impl<'a, T: Copy> Input<'a, T> {
         #[cfg(not(target_arch = "x86_64"))]
         let _ = ahead;
     }
+
+    /// The same, but not into the first-level cache: for later.
+    #[inline(always)]
+    pub fn prefetch_far(self, ahead: usize) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(self.start.wrapping_add(ahead).cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = ahead;
+    }
 }
 
 impl<'a, T: Copy> Output<'a, T> {

@@ -17,9 +17,9 @@
 
 use std::ops::Range;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Target};
 use crate::coefficients::Coefficients;
-use crate::driver::Job;
+use crate::driver::{Job, Split};
 use crate::layout::{Layout, Place};
 use crate::math::exp::{LaneExp, power_of_two, residue};
 use crate::math::log::{log, log1p};
@@ -27,7 +27,7 @@ use crate::math::{Real, times};
 use crate::reduce::{Sum, lost_by};
 use crate::simd::{self, COLUMNS, HALF, Input, Kernel, Output, Scratch, Simd, Vector, fence, fold};
 
-use super::{Limits, copy, exponent};
+use super::{Limits, copy, exponent, lanes_from};
 
 /// The most classes that this kernel takes.
 pub const MOST_CLASSES: usize = 256;
@@ -37,6 +37,18 @@ const BLOCK: usize = 1024;
 
 /// How many groups ahead of its use a column's cache line is asked for.
 const AHEAD: usize = 2;
+
+/// The most classes whose numbers are told apart, and whose sums stay in one; see [`Few::many`].
+const PART: usize = MOST_CLASSES;
+
+/// Bytes of a block of many classes, about: with the next one's logits, half of a common core's cache.
+const MANY_BLOCK: usize = 256 << 10;
+
+/// How many classes of all groups are read or written before the next.
+const TURN: usize = 16;
+
+/// The shortest lines of samples of which many classes are taken as columns.
+const LINE: usize = 64;
 
 /// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
 pub struct Few<'a, T, C, const GRAD: bool> {
@@ -50,6 +62,10 @@ pub struct Few<'a, T, C, const GRAD: bool> {
     scale: f64,
     /// Samples in a block.
     samples: usize,
+    /// Samples in a line: a block ends where it ends.
+    line: usize,
+    /// Whether there may be more than [`MOST_CLASSES`], and lines are what samples lie in.
+    many: bool,
     stream: bool,
     /// Whether rows of the gradient may be written before the logits behind them are read.
     direct: bool,
@@ -89,19 +105,30 @@ const WIDE: usize = 15;
 enum Group<View> {
     /// A row each.
     Rows(View),
-    /// A lane each of vectors, the first one here, each further class a step behind.
-    Columns(View, usize, isize),
+    /// A lane each of vectors, as many as there are bits: of class 0 here, each further class a step
+    /// behind.
+    Columns(View, usize, isize, u32),
 }
 
-/// Does something with every column of a group: `$class` is its class, `$x` a lane of each sample.
+/// Does something with columns of a group: `$class` is its class, `$x` a lane of each sample. Of rows
+/// all columns are taken, of columns those of a range; then asks for what is so far ahead.
 macro_rules! columns {
-    ($s:expr, $group:expr, $classes:expr, $class:ident, $x:ident => $body:expr) => {
+    ($s:expr, $group:expr, $classes:expr, $range:expr, $ahead:expr, $class:ident, $x:ident => $body:expr) => {
         match $group {
-            Group::Columns(array, at, step) => {
-                for $class in 0..$classes {
-                    let at = (at as isize + $class as isize * step) as usize;
-                    array.prefetch(at + AHEAD * T::LANES);
-                    let $x = T::V::<S>::load($s, array, at);
+            Group::Columns(array, at, step, lanes) if !MANY || lanes == T::ALL => {
+                for $class in $range {
+                    let at = at as isize + $class as isize * step;
+                    array.prefetch((at + $ahead) as usize);
+                    let $x = T::V::<S>::load($s, array, at as usize);
+                    $body;
+                }
+            }
+            Group::Columns(array, at, step, lanes) => {
+                for $class in $range {
+                    let at = at as isize + $class as isize * step;
+                    array.prefetch((at + $ahead) as usize);
+                    let zero = splat::<S, T>($s, 0.0);
+                    let $x = T::V::<S>::load_lanes($s, array, at as usize, lanes, zero);
                     $body;
                 }
             }
@@ -165,11 +192,12 @@ impl<T: Limits> Buffers<T> {
         let stored = if job.coefficients.stored().is_some() { columns } else { 0 };
         let first = NARROW * samples;
         let starts = [first, first + columns, first + columns + stored];
+        let rows = if job.many { T::LANES * classes } else { columns + COLUMNS };
         // What fills a group up, samples and columns, is whatever was there: it counts for nothing.
         let buffers = Buffers {
             samples,
             wide: Scratch::uncleared(WIDE * samples),
-            numbers: Scratch::uncleared(starts[2] + samples * classes + COLUMNS),
+            numbers: Scratch::uncleared(starts[2] + rows),
             starts,
         };
         // What they stay where no sample has a weight.
@@ -234,27 +262,56 @@ impl<T: Limits> Buffers<T> {
     }
 }
 
-/// Whether this kernel takes a batch of this layout as it is: every array is rows, or its samples lie
-/// next to each other.
-pub fn takes(layout: &Layout<'_>) -> bool {
-    let places = [&layout.values, &layout.probabilities, &layout.grad, &layout.hess];
-    let adjacent = places.into_iter().flatten().all(|place| place.sample_step() == 1);
-    adjacent && layout.halves.is_none()
+/// Whether this kernel takes a batch, as it is or tile by tile.
+pub fn takes<T: Real>(batch: &Batch<'_, T>) -> bool {
+    batch.classes <= MOST_CLASSES || lines(batch).is_some()
+}
+
+/// Whether it takes the batch as it is: every array is rows, or its samples lie next to each other, or
+/// there are many classes.
+pub fn takes_as_it_is<T: Real>(batch: &Batch<'_, T>) -> bool {
+    batch.classes > MOST_CLASSES
+        || batch.layout.as_deref().is_none_or(|layout| {
+            layout.halves.is_none() && layout.places().all(|place| place.sample_step() == 1)
+        })
+}
+
+/// The lines of samples of a batch that this kernel takes though it has more than [`MOST_CLASSES`]: those
+/// of the logits are long, and those of the target's probabilities. Outputs may lie anywhere, so the
+/// loss is the same whatever they are.
+pub fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
+    let layout = batch.layout.as_deref().filter(|layout| layout.halves.is_none())?;
+    let mut inputs = vec![&layout.values];
+    inputs
+        .extend(matches!(batch.target, Target::Probabilities(_)).then_some(&layout.probabilities));
+    let long = inputs.into_iter().all(|place| place.as_ref().is_some_and(is_long));
+    // Class indices are numbers of the logits' type here.
+    let fits = batch.classes <= 1 << 24;
+    let lines = layout.places().filter(|place| is_long(place)).map(|place| place.line_at(0).1);
+    lines.min().filter(|_| long && fits)
+}
+
+/// Whether so many samples lie next to each other that columns are read or written as they are.
+fn is_long(place: &Place) -> bool {
+    place.sample_step() == 1 && place.line_at(0).1 >= LINE
 }
 
 impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// A job of a batch of at most [`MOST_CLASSES`] classes. `total` is the sum of the coefficients
     /// where every row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64) -> Self {
-        assert!(batch.classes <= MOST_CLASSES, "too many classes for this kernel");
-        let groups = (BLOCK / (T::LANES * batch.classes)).max(1);
+        let many = batch.classes > MOST_CLASSES;
+        let line = if many { lines(batch) } else { Some(batch.samples) };
+        let line = line.expect("too many classes for this kernel");
+        let numbers = if many { MANY_BLOCK / size_of::<T>() } else { BLOCK };
+        let groups = (numbers / (T::LANES * batch.classes)).max(1);
         let keep = if C::HARD { 1.0 - batch.options.label_smoothing } else { 0.0 };
         let (samples, stream) = (T::LANES * groups, batch.stream());
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !stream && !in_place;
         let scale = 1.0 / batch.divisor;
-        Few { batch, coefficients, keep, total, scale, samples, stream, direct }
+        Few { batch, coefficients, keep, total, scale, samples, line, many, stream, direct }
     }
 
     /// The exponent of the reference of a sample of this weight, whose class has that.
@@ -266,30 +323,71 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         T::from_f64((T::FEW_BIAS + shift) as f64)
     }
 
-    /// The block of samples that begins at `first`, no further than `end`; the sum of their losses.
+    /// How many lanes of a block's first group are left empty, so that the others are whole cache lines
+    /// of the gradient.
     #[inline(always)]
-    fn run_block<S: Simd>(&self, s: S, first: usize, end: usize, buffers: &Buffers<T>) -> f64 {
-        let n = self.samples.min(end - first);
-        let block = Block { job: self, first, n, room: end - first, buffers };
-        s.apart(Reading(block));
-        s.apart(Reduction(block));
+    fn lead(&self, first: usize) -> usize {
+        if !self.many || !self.stream {
+            return 0;
+        }
+        let place = self.place(|layout| &layout.grad).filter(|place| is_long(place));
+        let (Some(place), Some(grad)) = (place, self.batch.outputs.grad) else { return 0 };
+        if !place.class_step().unsigned_abs().is_multiple_of(T::LANES) {
+            return 0;
+        }
+        match grad.part(place.at(first, 0), 0).unaligned() {
+            0 => 0,
+            before => T::LANES - before,
+        }
+    }
+
+    /// The block that begins at `first`, of samples before `end`.
+    #[inline(always)]
+    fn block<'b>(
+        &'b self,
+        first: usize,
+        end: usize,
+        buffers: &'b Buffers<T>,
+    ) -> Block<'b, Self, T> {
+        let (lead, room) = (self.lead(first), end - first);
+        let n = room.min(self.samples - lead);
+        let n = if self.many { n.min(self.line - first % self.line) } else { n };
+        Block { job: self, first, n, lead, room, buffers }
+    }
+
+    /// Does a block; the sum of its losses.
+    #[inline(always)]
+    fn run_block<S: Simd>(&self, s: S, block: Block<'_, Self, T>) -> f64 {
+        if self.many {
+            s.apart(Reading::<_, _, true>(block));
+            s.apart(Reduction::<_, _, true>(block));
+        } else {
+            s.apart(Reading::<_, _, false>(block));
+            s.apart(Reduction::<_, _, false>(block));
+        }
         let sum = s.apart(Finish(block));
-        if GRAD {
-            s.apart(Emission(block));
+        if GRAD && self.many {
+            s.apart(Emission::<_, _, true>(block));
+        } else if GRAD {
+            s.apart(Emission::<_, _, false>(block));
         }
         sum
     }
 
     /// Writes gradient and Hessian of a block.
     #[inline(always)]
-    fn write<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) {
+    fn write<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, Self, T>) {
         let &Block { first, n, room, buffers, .. } = block;
-        let batch = self.batch;
+        let (batch, classes) = (self.batch, 0..self.batch.classes);
         for (grad, place, hessian) in [
             (batch.outputs.grad, self.place(|layout| &layout.grad), false),
             (batch.outputs.hess, self.place(|layout| &layout.hess), true),
         ] {
             let Some(grad) = grad else { continue };
+            if MANY {
+                self.write_many(s, block, hessian, grad, place);
+                continue;
+            }
             if let Some(place) = place {
                 self.write_columns(s, block, hessian, grad, place);
                 continue;
@@ -302,11 +400,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 let at = group * batch.classes;
                 if self.direct && at + wanted <= past.len() {
                     let rows = Group::Rows(past.part(at, wanted));
-                    self.emit(s, group, hessian, rows, false, buffers);
+                    self.emit::<S, false>(s, group, hessian, rows, classes.clone(), false, buffers);
                     done = at + T::LANES * batch.classes;
                 } else {
                     let rows = Group::Rows(buffers.part(ROWS).1.part(at, wanted));
-                    self.emit(s, group, hessian, rows, false, buffers);
+                    self.emit::<S, false>(s, group, hessian, rows, classes.clone(), false, buffers);
                 }
             }
             let rest = n * batch.classes - done;
@@ -324,21 +422,62 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         array: Output<'_, T>,
         place: &Place,
     ) {
-        let &Block { first, n, buffers, .. } = block;
-        for group in (0..n).step_by(T::LANES) {
-            let (sample, n) = (first + group, T::LANES.min(n - group));
+        let (buffers, classes) = (block.buffers, 0..self.batch.classes);
+        for group in block.groups() {
+            let (sample, n) = block.samples(group);
             let (at, left) = place.line_at(sample);
             if left.min(n) == T::LANES {
-                let columns = Group::Columns(array, at, place.class_step());
-                self.emit(s, group, hessian, columns, self.stream, buffers);
+                let columns = Group::Columns(array, at, place.class_step(), T::ALL);
+                self.emit::<S, false>(
+                    s,
+                    group,
+                    hessian,
+                    columns,
+                    classes.clone(),
+                    self.stream,
+                    buffers,
+                );
             } else {
                 let (from, to) = buffers.part(ROWS);
-                let columns = Group::Columns(to, 0, T::LANES as isize);
-                self.emit(s, group, hessian, columns, false, buffers);
-                for (at, lane, n) in runs::<T>(place, sample..sample + n, self.batch.classes) {
+                let columns = Group::Columns(to, 0, T::LANES as isize, T::ALL);
+                self.emit::<S, false>(s, group, hessian, columns, classes.clone(), false, buffers);
+                for (at, lane, n) in runs::<T>(place, sample..sample + n, classes.clone()) {
                     simd::copy(n, (from, lane, 1), (array, at, 1));
                 }
             }
+        }
+    }
+
+    /// Writes gradient or Hessian of a block of many classes, wherever it goes.
+    #[inline(always)]
+    fn write_many<S: Simd>(
+        &self,
+        s: S,
+        block: &Block<'_, Self, T>,
+        hessian: bool,
+        array: Output<'_, T>,
+        place: Option<&Place>,
+    ) {
+        let (batch, buffers) = (self.batch, block.buffers);
+        let (samples, classes) = (batch.samples, batch.classes);
+        let rows = Place::new(&[samples, classes], &[classes as isize, 1], 1);
+        for (turn, group) in self.turns(block) {
+            let (sample, n) = block.samples(group);
+            let (to, stream) = match place {
+                Some(place) if is_long(place) => (block.columns(array, place, group), self.stream),
+                None if n == T::LANES => (Group::Rows(batch.rows(array, sample, n)), false),
+                _ => {
+                    let (from, to) = buffers.part(ROWS);
+                    let columns = Group::Columns(to, 0, T::LANES as isize, T::ALL);
+                    self.emit::<S, true>(s, group, hessian, columns, turn.clone(), false, buffers);
+                    let place = place.unwrap_or(&rows);
+                    for (at, lane, n) in runs::<T>(place, sample..sample + n, turn) {
+                        simd::copy(n, (from, lane, 1), (array, at, place.sample_step()));
+                    }
+                    continue;
+                }
+            };
+            self.emit::<S, true>(s, group, hessian, to, turn, stream, buffers);
         }
     }
 
@@ -348,17 +487,18 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         self.batch.layout.as_deref().and_then(|layout| of(layout).as_ref())
     }
 
-    /// Reads the classes and weights of `n` samples; whether any is ignored.
+    /// Reads the classes and weights of a block's samples; whether any is ignored.
     #[inline(always)]
-    fn read_targets<S: Simd>(&self, s: S, first: usize, n: usize, buffers: &Buffers<T>) -> bool {
-        let batch = self.batch;
-        for group in (0..n).step_by(T::LANES) {
+    fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> bool {
+        let (batch, buffers) = (self.batch, block.buffers);
+        for group in block.groups() {
+            let (first, n) = block.samples(group);
             let lanes = buffers.narrow(CLASS).1.part(group, T::LANES);
             // The index of an ignored sample becomes -1.
             macro_rules! read {
                 ($at:expr, $n:expr) => {
                     let mut eight = [T::from_i32(-1); 8];
-                    batch.each_class((first + group + $at).min(batch.samples), $n, |i, class| {
+                    batch.each_class((first + $at).min(batch.samples), $n, |i, class| {
                         eight[i] = T::from_i32(class as i32);
                     });
                     for (i, class) in eight.into_iter().enumerate() {
@@ -367,30 +507,30 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 };
             }
             for at in (0..T::LANES).step_by(8) {
-                if n - group >= at + 8 {
+                if n >= at + 8 {
                     read!(at, 8);
                 } else {
                     // Past the last sample there are none that count.
-                    read!(at, (n - group).saturating_sub(at));
+                    read!(at, n.saturating_sub(at));
                 }
             }
-        }
-        if batch.is_weighted() {
-            self.read_weights(first, n, buffers);
+            if batch.is_weighted() {
+                self.read_weights(group, first, n, buffers);
+            }
         }
         let (mut least, zero) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 0.0));
-        for group in (0..n).step_by(T::LANES) {
+        for group in block.groups() {
             least = least.min(T::V::<S>::load(s, buffers.narrow(CLASS).0, group));
         }
         T::V::<S>::lanes(least.lt(zero)) != 0
     }
 
-    /// Reads the weights of `n` samples.
+    /// Reads the weights of a group's samples.
     #[inline(always)]
-    fn read_weights(&self, first: usize, n: usize, buffers: &Buffers<T>) {
+    fn read_weights(&self, group: usize, first: usize, n: usize, buffers: &Buffers<T>) {
         let batch = self.batch;
-        for i in 0..n {
-            let sample = batch.sample_factor(first + i);
+        for (i, sample) in (group..group + n).zip(first..) {
+            let sample = batch.sample_factor(sample);
             let class = buffers.narrow(CLASS).0.get(i).to_f64();
             let mut of_class = self.keep;
             if let (true, Some(weight)) = (C::HARD && class >= 0.0, &batch.weight) {
@@ -412,26 +552,29 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// Where a group's numbers may be read: a copy where they are too few, the last ones of the array,
     /// or not all next to each other.
     #[inline(always)]
-    fn group_of<'b, S: Simd>(
+    fn group_of<'b, S: Simd, const MANY: bool>(
         &self,
         s: S,
         array: Input<'b, T>,
         place: Option<&Place>,
-        (sample, n): (usize, usize),
-        buffers: &'b Buffers<T>,
+        block: &Block<'b, Self, T>,
+        group: usize,
     ) -> Group<Input<'b, T>> {
         let classes = self.batch.classes;
-        let n = n.min(T::LANES);
-        let (from, to) = buffers.part(ROWS);
+        let (sample, n) = block.samples(group);
+        let (from, to) = block.buffers.part(ROWS);
         if let Some(place) = place {
+            if MANY {
+                return block.columns(array, place, group);
+            }
             let (at, left) = place.line_at(sample);
             if left.min(n) == T::LANES {
-                return Group::Columns(array, at, place.class_step());
+                return Group::Columns(array, at, place.class_step(), T::ALL);
             }
-            for (at, lane, n) in runs::<T>(place, sample..sample + n, classes) {
+            for (at, lane, n) in runs::<T>(place, sample..sample + n, 0..classes) {
                 simd::copy(n, (array, at, 1), (to, lane, 1));
             }
-            return Group::Columns(from, 0, T::LANES as isize);
+            return Group::Columns(from, 0, T::LANES as isize, T::ALL);
         }
         let wanted = self.group_len();
         let at = sample * classes;
@@ -442,32 +585,43 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         Group::Rows(from.part(0, wanted))
     }
 
-    /// Columns of a group, and the largest of each lane.
+    /// Columns of a group, all or some, and the largest of each lane.
     #[inline(always)]
-    fn transpose<S: Simd>(
+    fn transpose<S: Simd, const MANY: bool>(
         &self,
         s: S,
-        (first, n, group): (usize, usize, usize),
+        block: &Block<'_, Self, T>,
+        classes: Range<usize>,
+        group: usize,
         any_ignored: bool,
-        buffers: &Buffers<T>,
     ) {
         let (zero, lowest) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, f64::NEG_INFINITY));
-        let classes = self.batch.classes;
-        let (start, width) = (group * classes, T::LANES * classes);
+        let (all, buffers) = (self.batch.classes, block.buffers);
+        let (start, width) = (group * all, T::LANES * all);
+        let ahead = |place: Option<&Place>| match place {
+            Some(place) if MANY => TURN as isize * place.class_step(),
+            _ => (AHEAD * T::LANES) as isize,
+        };
         if let Some(stored) = self.coefficients.stored() {
             let place = self.place(|layout| &layout.probabilities);
-            let samples = self.group_of(s, stored, place, (first + group, n - group), buffers);
-            let stored = buffers.part(STORED).1.part(start, width);
-            columns!(s, samples, classes, class, q => q.store(stored, class * T::LANES));
+            let samples = self.group_of::<S, MANY>(s, stored, place, block, group);
+            let (stored, ahead) = (buffers.part(STORED).1.part(start, width), ahead(place));
+            columns!(s, samples, all, classes.clone(), ahead, class, q => {
+                q.store(stored, class * T::LANES)
+            });
         }
         let place = self.place(|layout| &layout.values);
-        let values = self.batch.values;
-        let samples = self.group_of(s, values, place, (first + group, n - group), buffers);
+        let samples = self.group_of::<S, MANY>(s, self.batch.values, place, block, group);
         let columns = buffers.part(COLUMNS_OF).1.part(start, width);
         let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
         let counts = zero.lt(class.add(splat::<S, T>(s, 1.0)));
-        let (mut most, mut largest, mut at) = (lowest, zero, zero);
-        columns!(s, samples, classes, c, x => {
+        let (mut most, mut largest) = (lowest, zero);
+        if classes.start > 0 {
+            // What the classes before have left.
+            (most, largest) = (T::V::<S>::load(s, buffers.narrow(MOST).0, group), class);
+        }
+        let (mut at, ahead) = (splat::<S, T>(s, classes.start as f64), ahead(place));
+        columns!(s, samples, all, classes, ahead, c, x => {
             let x = if any_ignored { T::V::<S>::select(counts, x, zero) } else { x };
             if !C::HARD {
                 largest = T::V::<S>::select(most.lt(x), at, largest);
@@ -483,10 +637,22 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         most.store(buffers.narrow(MOST).1, group);
     }
 
+    /// Some classes, [`COLUMNS`] at least, and a group of a block, until all have been.
+    #[inline(always)]
+    fn turns(&self, block: &Block<'_, Self, T>) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let classes = self.batch.classes;
+        (0..classes / TURN).flat_map(move |turn| {
+            let turn = turn * TURN..(turn + 1) * TURN;
+            let last = turn.end + TURN > classes;
+            let turn = if last { turn.start..classes } else { turn };
+            block.groups().map(move |group| (turn.clone(), group))
+        })
+    }
+
     /// Exponentials of a group, and their sums.
     #[inline(always)]
-    fn reduce<S: Simd>(&self, s: S, first: usize, group: usize, buffers: &Buffers<T>) {
-        let batch = self.batch;
+    fn reduce<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, Self, T>, group: usize) {
+        let (batch, buffers) = (self.batch, block.buffers);
         let zero = splat::<S, T>(s, 0.0);
         let (start, width) = (group * batch.classes, T::LANES * batch.classes);
         let columns = (
@@ -499,15 +665,52 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let reference = T::V::<S>::select(finite, most, zero);
         let bias = T::V::<S>::load(s, buffers.narrow(BIAS).0, group);
         let exp = LaneExp::<S, T>::new(s, reference, bias);
-        // Where the next block's rows are, if they are rows.
-        let next = match batch.layout {
-            None => (first + self.samples + group) * batch.classes,
-            Some(_) => 0,
-        };
-        let sums = if exp.is_shifted(s) {
-            self.sum::<S, true>(s, &exp, class, reference, columns, (start, next), buffers)
+        let mut next = [self.next::<MANY>(block, group, self.place(|layout| &layout.values)); 2];
+        if MANY && self.coefficients.stored().is_some() {
+            next[1] = self.next::<MANY>(block, group, self.place(|layout| &layout.probabilities));
+        }
+        let sums = if MANY {
+            let mut sums = Sums::new(s);
+            for first in (0..batch.classes).step_by(PART) {
+                let part = first..batch.classes.min(first + PART);
+                let own = class.sub(splat::<S, T>(s, first as f64));
+                sums.append(self.sum::<S, true, true>(
+                    s,
+                    &exp,
+                    part,
+                    own,
+                    reference,
+                    columns,
+                    (start, next),
+                    buffers,
+                ));
+            }
+            sums
         } else {
-            self.sum::<S, false>(s, &exp, class, reference, columns, (start, next), buffers)
+            let all = 0..batch.classes;
+            if exp.is_shifted(s) {
+                self.sum::<S, true, false>(
+                    s,
+                    &exp,
+                    all,
+                    class,
+                    reference,
+                    columns,
+                    (start, next),
+                    buffers,
+                )
+            } else {
+                self.sum::<S, false, false>(
+                    s,
+                    &exp,
+                    all,
+                    class,
+                    reference,
+                    columns,
+                    (start, next),
+                    buffers,
+                )
+            }
         };
         let [rest, others, coefficient, distance] = &sums.sums;
         let (rest, others) = (rest.parts(s), others.parts(s));
@@ -531,36 +734,67 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         }
     }
 
-    /// Takes the exponentials of columns of logits and sums them.
+    /// Where the next block's numbers of a group are, and how far apart its cache lines.
+    #[inline(always)]
+    fn next<const MANY: bool>(
+        &self,
+        block: &Block<'_, Self, T>,
+        group: usize,
+        place: Option<&Place>,
+    ) -> (isize, isize) {
+        match (&self.batch.layout, place) {
+            (None, _) => {
+                let at = (block.first + self.samples + group) * self.batch.classes;
+                (at as isize, T::LANES as isize)
+            }
+            (_, Some(place)) if MANY => {
+                let next = (block.first + block.n).min(self.batch.samples - 1);
+                ((place.at(next, 0) + group) as isize, place.class_step())
+            }
+            _ => (0, 0),
+        }
+    }
+
+    /// Takes the exponentials of columns of logits and sums them. `class` is counted from the first of
+    /// these.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "one caller")]
-    fn sum<S: Simd, const SHIFTED: bool>(
+    fn sum<S: Simd, const SHIFTED: bool, const MANY: bool>(
         &self,
         s: S,
         exp: &LaneExp<S, T>,
+        classes: Range<usize>,
         class: T::V<S>,
         most: T::V<S>,
         columns: (Input<'_, T>, Output<'_, T>),
-        (start, next): (usize, usize),
+        (start, next): (usize, [(isize, isize); 2]),
         buffers: &Buffers<T>,
     ) -> Sums<S, T> {
         let zero = splat::<S, T>(s, 0.0);
         let hessian = self.batch.outputs.hess.is_some();
-        let mut result = Sums { sums: [Sum::new(s); 4], pivot: zero, own: zero };
+        let mut result = Sums::new(s);
         let [mut rest, mut others, mut coefficients, mut distances] = result.sums;
-        for c in 0..self.batch.classes {
+        let first = classes.start;
+        for c in classes {
             let at = c * T::LANES;
             // A cache line of the next block for each vector of this one.
-            self.batch.values.prefetch(next + at);
+            let ask = |array: Input<'_, T>, (start, step): (isize, isize)| {
+                if MANY {
+                    array.prefetch_far((start + c as isize * step) as usize);
+                } else {
+                    array.prefetch(start as usize + at);
+                }
+            };
+            ask(self.batch.values, next[0]);
             if let Some(stored) = self.coefficients.stored() {
-                stored.prefetch(next + at);
+                ask(stored, next[1]);
             }
             let x = T::V::<S>::load(s, columns.0, at);
             let e = exp.of::<SHIFTED>(s, x);
             if GRAD {
                 e.store(columns.1, at);
             }
-            let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c]));
+            let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c - first]));
             rest.add_positive(T::V::<S>::select(own, zero, e));
             result.pivot = T::V::<S>::select(own, e, result.pivot);
             if hessian {
@@ -602,16 +836,19 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     ///
     /// Three loops, since each step waits for the one before: so several groups are on their way.
     #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, first: usize, n: usize, buffers: &Buffers<T>) -> f64 {
-        for at in (0..n).step_by(8) {
+    fn finish<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> f64 {
+        let (buffers, lanes) = (block.buffers, block.lead + block.n);
+        for at in (0..lanes).step_by(8) {
             self.odds(s, at, buffers);
         }
-        for group in (0..n).step_by(T::LANES) {
+        for group in block.groups() {
             self.surprise(s, group, buffers);
         }
         let mut losses = splat::<S, f64>(s, 0.0);
-        for at in (0..n).step_by(8) {
-            losses = losses.add(self.finish_part(s, first, at, buffers));
+        for at in (0..lanes).step_by(8) {
+            let (sample, _) = block.samples(at / T::LANES * T::LANES);
+            let sample = sample + at % T::LANES;
+            losses = losses.add(self.finish_part(s, sample, at, buffers));
         }
         fold(losses.to_lanes())
     }
@@ -695,7 +932,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let mut total = of_class.add(splat::<S, f64>(s, self.total));
         if C::ANY {
             let above = if C::HARD {
-                self.above(s, at, whole, buffers)
+                // The same where the true class has most of the probability, with all digits of it.
+                let above = self.above(s, at, whole, buffers);
+                S::V64::select(rest.lt(pivot), surprise, above)
             } else {
                 total = total.add(load!(COEFFICIENT));
                 surprise
@@ -772,7 +1011,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     fn far<S: Simd>(
         &self,
         s: S,
-        first: usize,
+        sample: usize,
         at: usize,
         lanes: u32,
         whole: S::V64,
@@ -781,20 +1020,23 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let mut below = [0.0; 8];
         for (i, below) in below.iter_mut().enumerate().filter(|(i, _)| lanes >> i & 1 != 0) {
             let class = buffers.narrow(CLASS).0.get(at + i).to_f64() as usize;
-            let logit = self.batch.value(first + at + i, class);
+            let logit = self.batch.value(sample + i, class);
             *below = buffers.narrow(MOST).0.get(at + i).to_f64() - logit.to_f64();
         }
         self.above(s, at, whole, buffers).add(S::V64::from_lanes(s, below))
     }
 
-    /// Gradient, or Hessian, of a group; columns go past the caches if `stream`.
+    /// Gradient, or Hessian, of a group, all classes or of columns some; columns go past the caches if
+    /// `stream`.
     #[inline(always)]
-    fn emit<S: Simd>(
+    #[allow(clippy::too_many_arguments, reason = "of three callers")]
+    fn emit<S: Simd, const MANY: bool>(
         &self,
         s: S,
         group: usize,
         hessian: bool,
         to: Group<Output<'_, T>>,
+        some: Range<usize>,
         stream: bool,
         buffers: &Buffers<T>,
     ) {
@@ -813,7 +1055,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             others = others.mul(inverse);
         }
         macro_rules! derivative {
-            ($c:expr) => {{
+            ($c:expr) => {
+                derivative!($c, class, $c)
+            };
+            ($c:expr, $class:expr, $number:expr) => {{
                 let e = T::V::<S>::load(s, columns, $c * T::LANES);
                 let mut g = if !hessian && C::ANY {
                     let t = self.coefficient(s, $c, start, buffers);
@@ -827,19 +1072,36 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                     let large = splat::<S, T>(s, 0.5).lt(p);
                     g = g.mul(T::V::<S>::select(large, others, one.sub(p)));
                 }
-                let own = class.eq(T::V::<S>::splat(s, T::CLASSES[$c]));
+                let own = $class.eq(T::V::<S>::splat(s, T::CLASSES[$number]));
                 T::V::<S>::select(own, at_pivot, g)
             }};
         }
         let rows = match to {
+            Group::Rows(rows) if MANY => {
+                let class = class.sub(splat::<S, T>(s, some.start as f64));
+                for i in (0..some.len()).step_by(COLUMNS) {
+                    // The last ones are done twice.
+                    let i = i.min(some.len() - COLUMNS);
+                    let mut result = [zero; COLUMNS];
+                    for (j, result) in result.iter_mut().enumerate() {
+                        *result = derivative!(some.start + i + j, class, i + j);
+                    }
+                    T::V::<S>::store_columns(result, rows, some.start + i, classes);
+                }
+                return;
+            }
             Group::Rows(rows) => rows,
-            Group::Columns(array, at, step) => {
-                for c in 0..classes {
+            Group::Columns(array, at, step, lanes) => {
+                let class = class.sub(splat::<S, T>(s, some.start as f64));
+                for (i, c) in some.enumerate() {
                     let at = (at as isize + c as isize * step) as usize;
-                    if stream {
-                        derivative!(c).stream(array, at);
+                    let result = derivative!(c, class, i);
+                    if MANY && lanes != T::ALL {
+                        result.store_lanes(array, at, lanes);
+                    } else if stream {
+                        result.stream(array, at);
                     } else {
-                        derivative!(c).store(array, at);
+                        result.store(array, at);
                     }
                 }
                 return;
@@ -870,26 +1132,28 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     }
 }
 
-/// Samples that lie next to each other, of each class: where the first one is, where it goes in columns
-/// of a vector each, and how many there are.
+/// Samples that follow each other at one step, of each class: where the first one is, where it goes in
+/// columns of a vector each, and how many there are.
 fn runs<T: Real>(
     place: &Place,
     samples: Range<usize>,
-    classes: usize,
+    classes: Range<usize>,
 ) -> impl Iterator<Item = (usize, usize, usize)> {
     place.lines(samples).flat_map(move |line| {
-        (0..classes).map(move |class| {
+        classes.clone().map(move |class| {
             let at = line.at + class as isize * place.class_step();
             (at as usize, class * T::LANES + line.row, line.n)
         })
     })
 }
 
-/// A block of samples: `n` from `first` on, of which `room` follow in the array.
+/// A block of samples: `n` from `first` on, of which `room` follow in the array. The first group has
+/// `lead` samples less than there are lanes.
 struct Block<'b, J, T> {
     job: &'b J,
     first: usize,
     n: usize,
+    lead: usize,
     room: usize,
     buffers: &'b Buffers<T>,
 }
@@ -901,35 +1165,72 @@ impl<J, T> Clone for Block<'_, J, T> {
 }
 impl<J, T> Copy for Block<'_, J, T> {}
 
-/// The things done to a block, each a function of its own.
-struct Reading<'b, J, T>(Block<'b, J, T>);
-struct Reduction<'b, J, T>(Block<'b, J, T>);
-struct Finish<'b, J, T>(Block<'b, J, T>);
-struct Emission<'b, J, T>(Block<'b, J, T>);
+impl<J, T: Real> Block<'_, J, T> {
+    /// The groups: where the lanes of each begin.
+    #[inline(always)]
+    fn groups(&self) -> impl Iterator<Item = usize> + use<J, T> {
+        (0..self.lead + self.n).step_by(T::LANES)
+    }
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
-    for Reading<'_, Few<'_, T, C, GRAD>, T>
+    /// The first sample of a group, and how many it has.
+    #[inline(always)]
+    fn samples(&self, group: usize) -> (usize, usize) {
+        let (start, end) = (group.saturating_sub(self.lead), group + T::LANES - self.lead);
+        (self.first + start, self.n.min(end) - start)
+    }
+
+    /// Each sample's lane, and the sample.
+    #[inline(always)]
+    fn each(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.groups().flat_map(|group| {
+            let (sample, n) = self.samples(group);
+            (group..group + n).zip(sample..)
+        })
+    }
+
+    /// A group of a block that lies within a line.
+    #[inline(always)]
+    fn columns<View>(&self, array: View, place: &Place, group: usize) -> Group<View> {
+        let (sample, n) = self.samples(group);
+        let at = place.at(self.first, 0) + (sample - self.first);
+        Group::Columns(array, at, place.class_step(), lanes_from::<T>(n))
+    }
+}
+
+/// The things done to a block, each a function of its own.
+struct Reading<'b, J, T, const MANY: bool>(Block<'b, J, T>);
+struct Reduction<'b, J, T, const MANY: bool>(Block<'b, J, T>);
+struct Finish<'b, J, T>(Block<'b, J, T>);
+struct Emission<'b, J, T, const MANY: bool>(Block<'b, J, T>);
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
+    for Reading<'_, Few<'_, T, C, GRAD>, T, MANY>
 {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        let Block { job, first, n, buffers, .. } = self.0;
-        let any_ignored = job.read_targets(s, first, n, buffers);
-        for group in (0..n).step_by(T::LANES) {
-            job.transpose(s, (first, n, group), any_ignored, buffers);
+        let (block, job) = (&self.0, self.0.job);
+        let any_ignored = job.read_targets(s, block);
+        if MANY {
+            for (turn, group) in job.turns(block) {
+                job.transpose::<S, MANY>(s, block, turn, group, any_ignored);
+            }
+            return;
+        }
+        for group in block.groups() {
+            job.transpose::<S, MANY>(s, block, 0..job.batch.classes, group, any_ignored);
         }
     }
 }
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
-    for Reduction<'_, Few<'_, T, C, GRAD>, T>
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
+    for Reduction<'_, Few<'_, T, C, GRAD>, T, MANY>
 {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        let Block { job, first, n, buffers, .. } = self.0;
-        for group in (0..n).step_by(T::LANES) {
-            job.reduce(s, first, group, buffers);
+        for group in self.0.groups() {
+            self.0.job.reduce::<S, MANY>(s, &self.0, group);
         }
     }
 }
@@ -940,25 +1241,25 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
     type Output = f64;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> f64 {
-        let Block { job, first, n, buffers, .. } = self.0;
-        let sum = job.finish(s, first, n, buffers);
+        let (block, job) = (&self.0, self.0.job);
+        let sum = job.finish(s, block);
         if let Some(losses) = job.batch.outputs.losses {
-            for i in 0..n {
-                let loss = buffers.wide(LOSS).0.get(i) / job.batch.divisor;
-                losses.set(first + i, T::from_f64(loss));
+            for (lane, sample) in block.each() {
+                let loss = block.buffers.wide(LOSS).0.get(lane) / job.batch.divisor;
+                losses.set(sample, T::from_f64(loss));
             }
         }
         sum
     }
 }
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
-    for Emission<'_, Few<'_, T, C, GRAD>, T>
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
+    for Emission<'_, Few<'_, T, C, GRAD>, T, MANY>
 {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        self.0.job.write(s, &self.0);
+        self.0.job.write::<S, MANY>(s, &self.0);
     }
 }
 
@@ -968,6 +1269,25 @@ struct Sums<S: Simd, T: Real> {
     sums: [Sum<S, T>; 4],
     pivot: T::V<S>,
     own: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Sums<S, T> {
+    /// Of no classes.
+    #[inline(always)]
+    fn new(s: S) -> Self {
+        let zero = splat::<S, T>(s, 0.0);
+        Sums { sums: [Sum::new(s); 4], pivot: zero, own: zero }
+    }
+
+    /// Adds those of more classes.
+    #[inline(always)]
+    fn append(&mut self, more: Self) {
+        for (sum, more) in self.sums.iter_mut().zip(more.sums) {
+            sum.append(more);
+        }
+        // Only one part has the pivot.
+        (self.pivot, self.own) = (self.pivot.add(more.pivot), self.own.add(more.own));
+    }
 }
 
 /// The lanes of which `rest / pivot` can be formed: not those of NaN, nor of what has underflowed.
@@ -983,28 +1303,173 @@ fn splat<S: Simd, T: Real>(s: S, x: f64) -> T::V<S> {
 
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD> {
     fn blocks(&self) -> usize {
-        self.batch.samples.div_ceil(self.samples)
+        self.batch.samples.div_ceil(self.block_samples())
     }
 
     fn block_samples(&self) -> usize {
-        self.samples
+        // The samples of many classes that are done together depend on where the gradient's cache lines
+        // begin. The order of the losses' sum must not.
+        if self.many { 1 } else { self.samples }
     }
 
     fn block_cost(&self) -> usize {
-        self.samples * (self.batch.classes * size_of::<T>() / 8 + 4)
+        self.block_samples() * (self.batch.classes * size_of::<T>() / 8 + 4)
+    }
+
+    fn split(&self) -> Split {
+        let (blocks, cost) = (self.blocks(), self.block_cost());
+        let (together, first) = match self.many {
+            false => (1, 0),
+            true if self.line <= self.samples => (self.line, 0),
+            true => (self.samples, self.samples - self.lead(0)),
+        };
+        Split { blocks, cost, together, first }
     }
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let batch = self.batch;
-        let most = batch.samples.next_multiple_of(T::LANES).min(self.samples);
-        let buffers = Buffers::new(most, self);
-        let end = batch.samples.min(blocks.end * self.samples);
-        for (i, sum) in blocks.zip(sums) {
-            *sum = self.run_block::<S>(s, i * self.samples, end, &buffers);
+        let buffers =
+            Buffers::new(batch.samples.next_multiple_of(T::LANES).min(self.samples), self);
+        let mut first = blocks.start * self.block_samples();
+        let end = batch.samples.min(blocks.end * self.block_samples());
+        let mut sums = sums.iter_mut();
+        while first < end {
+            let block = self.block(first, end, &buffers);
+            let sum = self.run_block(s, block);
+            if self.many {
+                for ((lane, _), sum) in block.each().zip(&mut sums) {
+                    *sum = buffers.wide(LOSS).0.get(lane);
+                }
+            } else if let Some(place) = sums.next() {
+                *place = sum;
+            }
+            first += block.n;
         }
         if self.stream {
             fence();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{Indices, Outputs};
+    use crate::coefficients::{Hard, Plain};
+    use crate::driver::run_at;
+    use crate::options::Options;
+    use crate::simd::Level;
+    use crate::softmax::rows::Rows;
+
+    /// Images, classes and pixels of an image, and how the gradient lies.
+    struct Case {
+        shape: [usize; 3],
+        soft: bool,
+        /// Where the arrays begin behind a cache line.
+        skew: usize,
+        large: bool,
+        /// In columns, as the logits, or else in rows.
+        columns: bool,
+    }
+
+    /// The loss and the gradient, in columns.
+    fn run<T: Limits>(level: Level, case: &Case, by_rows: bool) -> (f64, Vec<T>) {
+        let [images, classes, pixels] = case.shape;
+        let (samples, len) = (images * pixels, images * classes * pixels);
+        let by_sample = |i: usize| {
+            let (image, class, pixel) = (i / (classes * pixels), i / pixels % classes, i % pixels);
+            (image * pixels + pixel) * classes + class
+        };
+        let logit = |i: usize| ((by_sample(i) as f64) * 0.7).sin() * 9.0;
+        let (values, grad) = (Scratch::<T>::new(len + 64), Scratch::<T>::new(len + 64));
+        let probabilities = Scratch::<T>::new(len);
+        let place = Place::new(
+            &[images, classes, pixels],
+            &[(classes * pixels) as isize, pixels as isize, 1],
+            1,
+        );
+        let at = |i: usize, columns: bool| if columns { i } else { by_sample(i) };
+        let (x, g) = (values.output().part(case.skew, len), grad.output().part(case.skew, len));
+        for i in 0..len {
+            x.set(at(i, !by_rows), T::from_f64(logit(i)));
+            let q = (logit(i) / 3.0).exp() / classes as f64;
+            probabilities.output().set(at(i, !by_rows), T::from_f64(q));
+        }
+        let indices: Vec<i32> = (0..samples).map(|i| (i * 37 % (classes + 1)) as i32).collect();
+        let target = if case.soft {
+            Target::Probabilities(probabilities.input())
+        } else {
+            Target::Indices(Indices::I32(Input::from_slice(&indices)))
+        };
+        let ignored = if case.soft { vec![] } else { vec![classes as i128] };
+        let options = Options::new(0.0, "sum", None, None, ignored).unwrap();
+        let outputs = Outputs { grad: Some(g), hess: None, losses: None };
+        let layout = Layout {
+            values: Some(place.clone()),
+            probabilities: case.soft.then(|| place.clone()),
+            grad: case.columns.then(|| place.clone()),
+            hess: None,
+            halves: None,
+            inner: pixels,
+        };
+        let layout = (!by_rows).then(|| Box::new(layout));
+        let mut batch = Batch::laid_out(
+            (layout, samples),
+            x.as_input(),
+            classes,
+            target,
+            None,
+            None,
+            options,
+            outputs,
+            &[samples],
+        )
+        .unwrap();
+        batch.large = case.large;
+        let sum = match (by_rows, case.soft) {
+            (true, false) => run_at(&Rows::<T, Hard, true>::new(&batch, Hard, 0.0), level),
+            (true, true) => {
+                let plain = Plain(probabilities.input());
+                run_at(&Rows::<T, _, true>::new(&batch, plain, 0.0), level)
+            }
+            (false, false) => run_at(&Few::<T, Hard, true>::new(&batch, Hard, 0.0), level),
+            (false, true) => {
+                let plain = Plain(probabilities.input());
+                run_at(&Few::<T, _, true>::new(&batch, plain, 0.0), level)
+            }
+        };
+        let columns = !by_rows && case.columns;
+        (sum.unwrap(), (0..len).map(|i| g.as_input().get(at(i, columns))).collect())
+    }
+
+    #[test]
+    fn many_classes_in_columns_are_those_in_rows() {
+        fn check<T: Limits>(level: Level, shape: [usize; 3], soft: bool, epsilon: f64) {
+            let case = |skew, large, columns| Case { shape, soft, skew, large, columns };
+            let rows = run::<T>(level, &case(0, false, false), true);
+            let first = run::<T>(level, &case(0, false, true), false);
+            assert!((first.0 / rows.0 - 1.0).abs() < 2.0 * epsilon);
+            for (a, b) in first.1.iter().zip(&rows.1) {
+                let (a, b) = (a.to_f64(), b.to_f64());
+                // Of soft targets it is a difference.
+                let size = if soft { 1.0 / shape[1] as f64 } else { 0.0 };
+                assert!((a - b).abs() <= 6.0 * epsilon * b.abs().max(size), "{a} {b}");
+            }
+            for (skew, large) in [(0, true), (1, true), (13, true), (13, false)] {
+                for columns in [true, false] {
+                    let next = run::<T>(level, &case(skew, large, columns), false);
+                    assert!(next == first, "{shape:?} {skew} {large} {columns}");
+                }
+            }
+        }
+        for level in Level::available() {
+            for shape in [[3, 257, 64], [1, 600, 211], [2, 3000, 80]] {
+                for soft in [false, true] {
+                    check::<f32>(level, shape, soft, f32::EPSILON.into());
+                    check::<f64>(level, shape, soft, f64::EPSILON);
+                }
+            }
         }
     }
 }
