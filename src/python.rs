@@ -957,14 +957,17 @@ mod _xentrs {
         super::public::builtin(function)
     }
 
-    /// Learns from the class of PyTorch's tensors how to read them, and leaves large calls to PyTorch's
-    /// threads.
+    /// Learns from the class of PyTorch's tensors how to read them.
     #[pyfunction]
     #[pyo3(signature = (tensor, /))]
     fn use_tensors(tensor: &Bound<'_, PyAny>) -> PyResult<()> {
-        tensors::use_tensors(tensor)?;
+        tensors::use_tensors(tensor)
+    }
+
+    /// Leaves large calls to PyTorch's threads, which must be there.
+    #[pyfunction]
+    fn join_threads() {
         team::join();
-        Ok(())
     }
 
     /// Sets the number of threads that large calls use.

@@ -151,6 +151,50 @@ def test_large_calls_are_done_by_pytorchs_threads(python):
 
 
 @linux
+@pytest.mark.parametrize("how", ["os.fork", "multiprocessing", "DataLoader"])
+def test_child_of_fork_imports_first(how, python):
+    """It cannot know what threads its parent had, so it has its own."""
+    script = """
+        import multiprocessing, os, pathlib, signal, sys, torch
+        x, y = torch.zeros(4000, 1000), torch.zeros(4000, dtype=torch.int64)  # by many threads
+        class Losses(torch.utils.data.Dataset):
+            def __len__(self):
+                return 1
+            def __getitem__(self, index):
+                signal.alarm(100)  # a deadlock ends in SIGALRM
+                torch.set_num_threads(2)
+                assert "xentrs" not in sys.modules
+                import xentrs.torch
+                loss = xentrs.torch.cross_entropy(x, y).item()
+                tasks = pathlib.Path("/proc/self/task").iterdir()
+                while not any((task / "comm").read_text().startswith("xentrs-") for task in tasks):
+                    tasks = pathlib.Path("/proc/self/task").iterdir()
+                assert abs(loss - 6.907755) < 1e-5
+                return loss
+        torch.set_num_threads(2)
+        torch.exp(x)
+        if sys.argv[1] == "os.fork":
+            child = os.fork()
+            if child == 0:
+                Losses()[0]
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        elif sys.argv[1] == "multiprocessing":
+            fork = multiprocessing.get_context("fork")
+            child = fork.Process(target=Losses().__getitem__, args=(0,))
+            child.start()
+            child.join()
+            assert child.exitcode == 0
+        else:
+            loader = torch.utils.data.DataLoader(
+                Losses(), num_workers=1, timeout=100, multiprocessing_context="fork"
+            )
+            assert len(list(loader)) == 1
+    """
+    python(script, timeout=200, arguments=[how], XENTRS_NUM_THREADS=2, OMP_NUM_THREADS=None)
+
+
+@linux
 def test_child_of_fork_works():
     """PyTorch's threads are not there in the child, and OpenMP would wait for them."""
     x, y = torch.randn(4000, 1000), torch.randint(0, 1000, (4000,))

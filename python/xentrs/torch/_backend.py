@@ -7,10 +7,12 @@ tensors on the CPU go through the GPU's kernels, in Triton's interpreter.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -19,9 +21,24 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from xentrs._xentrs import new_tensor, use_tensors
+from xentrs._xentrs import join_threads, new_tensor, use_tensors
+
+
+def _is_forked() -> bool:
+    """Whether this process is a copy of another, whose threads it has not got."""
+    try:
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        if int(fields[6]) & 0x40:  # PF_FORKNOEXEC, Linux
+            return True
+    except (OSError, IndexError, ValueError):
+        pass
+    return type(multiprocessing.current_process()).__name__ == "ForkProcess"
+
 
 use_tensors(Tensor)
+# OpenMP would wait for ever for threads that PyTorch had before the fork.
+if not _is_forked():
+    join_threads()
 
 FLOATS = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 HALVES = frozenset({torch.float16, torch.bfloat16})
