@@ -207,8 +207,12 @@ def _view(name: str, value: object) -> _Array:
             raise TypeError(f"{name} cannot be read as a NumPy array: {error}") from error
     try:
         return np.asarray(value)
-    except ValueError as error:  # ragged lists
-        raise ValueError(f"{name} cannot be read as a NumPy array: {error}") from error
+    # Ragged lists; PyTorch's tensors of bfloat16, or that require a gradient.
+    except (RuntimeError, TypeError, ValueError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        is_torch = any(c.__module__.partition(".")[0] == "torch" for c in type(value).__mro__)
+        hint = "; xentrs.torch takes PyTorch's tensors" if is_torch else ""
+        raise kind(f"{name} cannot be read as a NumPy array: {error}{hint}") from error
 
 
 def _refuse_gpu(name: str, value: object) -> None:
