@@ -260,6 +260,9 @@ pub fn quick_cross_entropy<'py>(
     if !hard || !matches!(view.dtype, Dtype::F32 | Dtype::F64) {
         return Err(Stop::NotImplemented);
     }
+    if ignore_index.extract::<i64>().is_err() {
+        return Err(Stop::NotImplemented); // PyTorch refuses it
+    }
     let axis = PyInt::new(py, view.shape.len().min(2).saturating_sub(1));
     let grad = if with_grad { Some(new_like(py, &view, None)?) } else { None };
     let none = &py.None().into_bound(py);

@@ -1,15 +1,18 @@
 """What is refused: as PyTorch refuses it, or in words of ours."""
 
+import math
 import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
 
 import torch.nn.functional as F
 
+import xentrs
 import xentrs.torch
 
 X = torch.zeros(4, 5)
@@ -41,17 +44,74 @@ SHARED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "options"), SHARED)
-def test_pytorchs_errors(name, arguments, options):
-    def error_of(module):
-        try:
-            getattr(module, name)(*arguments, **options)
-        except Exception as error:
-            return type(error)
+# What is no tensor or no number; the message is PyTorch's own.
+W = torch.zeros(5, 5)
+BAD = ([[0.0] * 5] * 4, np.zeros((4, 5)), None, 1.0)
+SAME = [
+    *[("cross_entropy", (bad, Y), {}) for bad in BAD],
+    *[("cross_entropy", (X, bad), {}) for bad in BAD],
+    *[("cross_entropy", (X, Y, bad), {}) for bad in BAD if bad is not None],
+    *[("binary_cross_entropy_with_logits", (bad, Q), {}) for bad in BAD],
+    *[("binary_cross_entropy_with_logits", (X, bad), {}) for bad in BAD],
+    *[("linear_cross_entropy", (bad, W, Y), {}) for bad in BAD],
+    *[("linear_cross_entropy", (X, bad, Y), {}) for bad in BAD],
+    *[("linear_cross_entropy", (X, W, bad), {}) for bad in BAD],
+    *[
+        ("binary_cross_entropy_with_logits", (X, Q), {name: bad})
+        for bad in BAD
+        for name in ("weight", "pos_weight")
+        if bad is not None
+    ],
+    *[
+        ("linear_cross_entropy", (X, W, Y), {name: bad})
+        for bad in BAD
+        for name in ("weight", "linear_bias")
+        if bad is not None
+    ],
+    ("cross_entropy", (X, Y), {"label_smoothing": "a"}),
+    ("cross_entropy", (X, Y), {"label_smoothing": None}),
+    ("cross_entropy", (X, Y), {"reduction": ["mean"]}),
+    ("linear_cross_entropy", (X, W, Y), {"label_smoothing": "a"}),
+]
+# The same type, but it is said what we take.
+INDICES = [
+    (name, arguments, {"ignore_index": bad})
+    for name, arguments in (("cross_entropy", (X, Y)), ("linear_cross_entropy", (X, W, Y)))
+    for bad in (1.0, "a", "12", True, torch.tensor(1.0), [1, 2.0], 2**63, -(2**63) - 1, 2**70)
+]
 
-    expected = error_of(F)
+
+def error_of(module, name, arguments, options):
+    try:
+        getattr(module, name)(*arguments, **options)
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize(("name", "arguments", "options"), SHARED + INDICES)
+def test_pytorchs_errors(name, arguments, options):
+    expected = error_of(F, name, arguments, options)
     assert expected is not None
-    assert error_of(xentrs.torch) is expected
+    assert type(error_of(xentrs.torch, name, arguments, options)) is type(expected)
+
+
+@pytest.mark.parametrize(("name", "arguments", "options"), SAME)
+def test_pytorchs_messages(name, arguments, options):
+    expected = error_of(F, name, arguments, options)
+    assert expected is not None
+    assert repr(error_of(xentrs.torch, name, arguments, options)) == repr(expected)
+
+
+def test_ignore_index():
+    for value in (3, np.int64(3), torch.tensor(3), [3], torch.tensor([3])):
+        loss = xentrs.torch.cross_entropy(X, Y, ignore_index=value, reduction="sum")
+        assert loss.item() == pytest.approx(3 * math.log(5))
+    for value in (2**63 - 1, -(2**63)):
+        assert xentrs.torch.cross_entropy(X, Y, ignore_index=value).item() > 0.0
+    with pytest.raises(TypeError, match=r"ignore_index must be .* several ints, not float"):
+        xentrs.torch.cross_entropy(X, Y, ignore_index=(1, 2.0))
+    with pytest.raises(ValueError, match="ignore_index is 9223372036854775808"):
+        xentrs.torch.cross_entropy(X, Y, ignore_index=2**63)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +123,19 @@ def test_pytorchs_errors(name, arguments, options):
         ({"z_loss": float("nan")}, ValueError, "z_loss is nan"),
         ({"denominator": -2.0}, ValueError, "denominator is -2.0"),
         ({"denominator": torch.ones(2)}, ValueError, r"denominator has shape \(2,\)"),
+        ({"denominator": "a"}, TypeError, r"denominator must be a number, not 'a' \(str\)"),
+        ({"denominator": np.ones(2)}, TypeError, r"denominator must be a number.*ndarray"),
+        ({"z_loss": "a"}, TypeError, r"z_loss must be a number, not 'a' \(str\)"),
+        ({"softcap": "a"}, TypeError, r"softcap must be a number, not 'a' \(str\)"),
+        ({"sample_weight": [1.0] * 4}, TypeError, "sample_weight must be a Tensor, not list"),
+        ({"sample_weight": np.ones(4)}, TypeError, "sample_weight must be a Tensor, not ndarray"),
     ],
 )
 def test_our_errors(options, error, message):
     with pytest.raises(error, match=message):
         xentrs.torch.cross_entropy(X, Y, **options)
+    with pytest.raises(error, match=message):
+        xentrs.torch.linear_cross_entropy(X, W, Y, **options)
 
 
 def test_binary_errors():
@@ -78,6 +146,40 @@ def test_binary_errors():
         bce(X, Q, where=torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="label_smoothing is 3"):
         bce(X, Q, label_smoothing=3)
+    with pytest.raises(TypeError, match="label_smoothing must be a number, not 'a'"):
+        bce(X, Q, label_smoothing="a")
+    with pytest.raises(TypeError, match="where must be a Tensor, not list"):
+        bce(X, Q, where=[True] * 5)
+    with pytest.raises(TypeError, match="denominator must be a number, not 'a'"):
+        bce(X, Q, denominator="a")
+
+
+def test_vocabulary_parallel_errors():
+    loss = xentrs.torch.vocab_parallel_cross_entropy
+    with pytest.raises(TypeError, match="input must be a Tensor, not ndarray"):
+        loss(X.numpy(), Y)
+    with pytest.raises(TypeError, match="target must be a Tensor, not list"):
+        loss(X, [0, 1, 2, 3])
+
+
+def test_an_index_out_of_range_says_where():
+    with pytest.raises(
+        IndexError, match=r"target\[1\] is 5, but a class index must be in \[0, 5\)"
+    ):
+        xentrs.torch.cross_entropy(X, Y + 4)
+
+
+def test_tensors_that_numpy_cannot_read():
+    """The functions for arrays name the argument, and where tensors may go."""
+    leaf = X.clone().requires_grad_()
+    for x in (leaf, torch.nn.Parameter(X.clone()), X.bfloat16()):
+        with pytest.raises(TypeError, match=r"^logits cannot .* xentrs.torch takes PyTorch's tens"):
+            xentrs.cross_entropy(x, Y)
+        with pytest.raises(TypeError, match=r"^target cannot .* xentrs.torch takes PyTorch's tens"):
+            xentrs.binary_cross_entropy_with_logits(X, x)
+    with pytest.raises(TypeError, match=r"^weight cannot .* xentrs.torch takes PyTorch's tensors"):
+        xentrs.cross_entropy(X, Y, weight=torch.ones(5, requires_grad=True))
+    assert xentrs.cross_entropy(X, Y) == pytest.approx(math.log(5))
 
 
 def test_class_index_out_of_range_in_the_interpreter(monkeypatch):

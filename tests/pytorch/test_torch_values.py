@@ -12,6 +12,7 @@ import xentrs.torch
 from samples import DTYPES, NAMES, Sample, assert_as_good, operator_samples
 
 cross_entropy = xentrs.torch.cross_entropy
+HALVES = {torch.float16, torch.bfloat16}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -197,6 +198,104 @@ def test_binary_extras(backend):
         torch.testing.assert_close(actual.cpu().double(), expected, **tolerance(dtype))
         torch.testing.assert_close(b.grad.cpu().double(), a.grad, **tolerance(dtype))
     assert bce(x.to(backend), labels.to(backend), where=torch.tensor(False, device=backend)).isnan()
+
+
+def test_numbers_for_all_elements(backend):
+    """Weights of no dimension or of few elements, also in half precision and under autocast."""
+    bce = xentrs.torch.binary_cross_entropy_with_logits
+    for shape in ((), (5,), (6, 5), (2, 3, 5), (6, 1), (0, 5), (5, 0)):
+        x = torch.randn(shape, device=backend)
+        t = torch.rand(shape, device=backend)
+        for size in {(), shape[-1:], (1,) * min(len(shape), 1), (1,) * len(shape), shape}:
+            w = torch.rand(size, device=backend)
+            for options in ({"pos_weight": w}, {"weight": w}, {"weight": w, "pos_weight": w + 1}):
+                for dtype in DTYPES:
+                    a = x.to(dtype).requires_grad_()
+                    more = {k: v.to(dtype) for k, v in options.items()} | {"reduction": "none"}
+                    wide = {k: v.double() for k, v in more.items() if k != "reduction"}
+                    expected = F.binary_cross_entropy_with_logits(
+                        a.double(), t.to(dtype).double(), **wide, reduction="none"
+                    )
+                    actual = bce(a, t.to(dtype), **more)
+                    near = tolerance(dtype)
+                    torch.testing.assert_close(actual.double(), expected, **near)
+                    (grad,) = torch.autograd.grad(actual.sum(), a)
+                    (true,) = torch.autograd.grad(expected.sum(), a)
+                    torch.testing.assert_close(grad, true, **near)
+                    with torch.autocast(backend, dtype=torch.bfloat16):
+                        cast = bce(a, t.to(dtype), **more)
+                        like = F.binary_cross_entropy_with_logits(a, t.to(dtype), **more)
+                    assert (cast.dtype, cast.shape) == (like.dtype, like.shape)
+                    torch.testing.assert_close(cast.double(), expected, **near)
+            keep = torch.rand(size, device=backend) > 0.5
+            actual = bce(x.half(), t.half(), where=keep, reduction="sum")
+            expected = bce(x.half().double(), t.half().double(), where=keep, reduction="sum")
+            torch.testing.assert_close(actual.double(), expected, **tolerance(torch.float16))
+
+
+@pytest.mark.parametrize("other", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_mixed_dtypes(dtype, other, backend):
+    """Targets and weights of another dtype than the logits."""
+    x, _ = draw((4, 5), (4,))
+    q, w = torch.rand_like(x), torch.rand(5, dtype=torch.float64)
+    x, q, w = x.to(backend), q.to(backend), w.to(backend)
+    near, b = x.to(dtype), torch.eye(5, device=backend).to(dtype)
+    name = "binary_cross_entropy_with_logits"
+    calls = [
+        ("cross_entropy", (near, q.to(other)), {}),
+        ("cross_entropy", (near, q.to(other), w.to(other)), {"label_smoothing": 0.1}),
+        ("cross_entropy", (near, q.to(dtype), w.to(other)), {}),
+        ("linear_cross_entropy", (near, b, q.to(other)), {}),
+        ("linear_cross_entropy", (near, b, q.to(dtype)), {"weight": w.to(other)}),
+        (name, (near, q.to(other)), {}),
+        (name, (near, q.to(dtype), w.to(other)), {}),
+        (name, (near, q.to(dtype)), {"pos_weight": w.to(other)}),
+        (name, (near, q.to(dtype)), {"pos_weight": w[0].to(other)}),
+    ]
+    for name, arguments, options in calls:
+        for reduction in ("mean", "none"):
+            more = options | {"reduction": reduction}
+            leaf = near.detach().requires_grad_()
+            actual = getattr(xentrs.torch, name)(leaf, *arguments[1:], **more)
+            expected = getattr(F, name)(near, *arguments[1:], **more)
+            assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+            wide = [a.double() for a in arguments]
+            more |= {k: v.double() for k, v in more.items() if torch.is_tensor(v)}
+            true = getattr(F, name)(*wide, **more)
+            error = {"rtol": 0.02, "atol": 0.02} if {dtype, other} & HALVES else {"rtol": 1e-5}
+            torch.testing.assert_close(actual.double(), true, **({"atol": 1e-5} | error))
+            actual.sum().backward()
+            assert leaf.grad.dtype == dtype
+            if backend == "cpu":
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    cast = getattr(xentrs.torch, name)(*arguments, **options)
+                    like = getattr(F, name)(*arguments, **options)
+                assert cast.dtype == like.dtype
+
+
+def test_class_weights_of_another_dtype(backend):
+    """PyTorch refuses them."""
+    x, y = draw((4, 5), (4,))
+    w = torch.rand(5, dtype=torch.float64)
+    expected = F.cross_entropy(x.float().double(), y, w)
+    actual = cross_entropy(x.float().to(backend), y.to(backend), w.to(backend))
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.cpu().double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_in_probabilities():
+    """PyTorch computes them, here too."""
+    x, _ = draw((4, 5), (4,))
+    q = torch.rand_like(x).requires_grad_()
+    w = torch.eye(5, dtype=torch.float64)
+    for ours, theirs in (
+        (cross_entropy(x, q), F.cross_entropy(x, q)),
+        (xentrs.torch.linear_cross_entropy(x, w, q), F.linear_cross_entropy(x, w, q)),
+    ):
+        torch.testing.assert_close(ours, theirs)
+        (actual,), (expected,) = torch.autograd.grad(ours, q), torch.autograd.grad(theirs, q)
+        torch.testing.assert_close(actual, expected)
 
 
 def test_strides(backend):

@@ -15,9 +15,15 @@ from torch import Tensor, nn
 import xentrs
 from xentrs.torch import _autograd, _backend
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
-from xentrs.torch._cross_entropy import as_denominator
+from xentrs.torch._cross_entropy import _floats, as_denominator
 from xentrs.torch._math import log1p
-from xentrs.torch._options import Options, legacy_reduction
+from xentrs.torch._options import (
+    Options,
+    are_tensors,
+    check_number,
+    check_tensor,
+    legacy_reduction,
+)
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -51,11 +57,11 @@ class _Arguments(NamedTuple):
 
 
 def _rust(call: _Arguments, options: Options, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-    x = call.input.detach()
+    x = call.input.detach().resolve_neg()
     if x.dtype in HALVES:
         return _rust_by_chunks(call, options, with_grad)
     denominator = None if call.denominator is None else call.denominator.item()
-    others = [None if t is None else t.detach() for t in call[1:5]]
+    others = [_floats(t) for t in call[1:5]]
     out = None
     if with_grad and x.nbytes >= _backend.LARGE:
         out = _backend.empty(x.shape, x.dtype, x.device)
@@ -106,8 +112,8 @@ def _rust_by_chunks(
         """Return the tensor in rows, or as one row that holds for all of them."""
         if t is None:
             return None
-        t = t.detach()
-        if columns > 1 and t.numel() == t.shape[-1]:
+        t = t.detach().resolve_neg()
+        if columns > 1 and t.shape[:-1].numel() == 1:
             return t.reshape(1, -1).expand(1, columns)
         return t.expand_as(x).reshape(rows.shape)
 
@@ -310,6 +316,8 @@ class _Eager(torch.autograd.Function):
 def _fits(call: _Arguments, options: Options) -> bool:
     """Whether the arguments are what the kernels take; all else is left to PyTorch."""
     x, target = call.input, call.target
+    if not are_tensors(x, target, *[t for t in call[2:4] if t is not None]):
+        return False
     if x.dtype not in FLOATS or target.shape != x.shape or target.is_complex():
         return False
     for t in (target, call.weight, call.pos_weight):
@@ -351,9 +359,12 @@ def _leave_to_torch(call: _Arguments, options: Options) -> Tensor:
 
 def _check_extras(call: _Arguments, options: Options) -> None:
     """Refuse what is wrong with the arguments that PyTorch has not got."""
+    check_number("label_smoothing", options.label_smoothing)
     if not 0.0 <= options.label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {options.label_smoothing}, but must be in [0, 1]")
     where, d = call.where, call.denominator
+    if where is not None:
+        check_tensor("where", where)
     if where is not None and where.dtype != torch.bool:
         raise TypeError(f"where has dtype {where.dtype}, but must be torch.bool")
     if where is not None and not _broadcasts(where, call.input):
@@ -413,7 +424,7 @@ def binary_cross_entropy_with_logits(
 
     Raises
     ------
-    RuntimeError, ValueError, NotImplementedError
+    RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError
         As PyTorch's function does, in its words. ValueError or TypeError where an argument of ours
         is wrong.
 
@@ -436,8 +447,7 @@ def binary_cross_entropy_with_logits(
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     options = Options(reduction, label_smoothing=label_smoothing)
-    if denominator is not None and not isinstance(denominator, Tensor):
-        denominator = as_denominator(denominator, input)
+    denominator = as_denominator(denominator, input)
     call = _Arguments(input, target, weight, pos_weight, where, denominator)
     if not _fits(call, options):
         return _leave_to_torch(call, options)
@@ -450,10 +460,8 @@ def binary_cross_entropy_with_logits(
         loss = _Eager.apply(input, call, options)
     else:
         loss = _evaluate(call, options, False)[0]
-    dtype = input.dtype
-    for t in (target, weight, pos_weight):
-        if t is not None and t.dtype != dtype and t.is_floating_point():
-            dtype = torch.promote_types(dtype, t.dtype)
+    # PyTorch computes in the memory of 1 - target.
+    dtype = target.dtype if target.is_floating_point() else input.dtype
     if dtype in HALVES and _backend.autocasts(input):
         dtype = torch.float32
     return loss if loss.dtype == dtype else loss.to(dtype)

@@ -26,7 +26,16 @@ from xentrs._xentrs import quick_cross_entropy
 from xentrs.torch import _autograd, _backend
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
 from xentrs.torch._math import log1p, tanh
-from xentrs.torch._options import Ignored, Options, ignored_indices, legacy_reduction
+from xentrs.torch._options import (
+    Ignored,
+    Options,
+    are_tensors,
+    check_number,
+    check_tensor,
+    ignored_indices,
+    is_number,
+    legacy_reduction,
+)
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -36,8 +45,6 @@ _INTEGERS = frozenset(
     {torch.int64, torch.int32, torch.int16, torch.int8}
     | {torch.uint8, torch.uint16, torch.uint32, torch.uint64}
 )
-
-_REDUCED = frozenset({"mean", "sum"})
 
 # Where the CPU computes in another type than that of the logits, or around the kernel, it does so
 # by chunks of so many elements for each thread, which stay in the second-level cache.
@@ -78,6 +85,15 @@ class _Arguments(NamedTuple):
     @property
     def is_soft(self) -> bool:
         return self.target.shape == self.input.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of PyTorch's loss."""
+        dtype = self.input.dtype
+        if self.is_soft:
+            for t in (self.target, self.weight):
+                dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
+        return torch.float32 if dtype in HALVES and _backend.autocasts(self.input) else dtype
 
     def divisor(self, ignored: tuple[int, ...]) -> Tensor:
         """Return what a mean divides by, in float64, without waiting for it."""
@@ -709,9 +725,15 @@ def _quick(
     return _Eager.apply(input, rest, found)  # type: ignore[attr-defined]
 
 
+def _is_smoothing(value: float) -> bool:
+    return (type(value) is float or is_number(value)) and 0.0 <= value <= 1.0
+
+
 def _fits(call: _Arguments, options: Options) -> bool:
     """Whether the arguments are what the kernels take; all else is left to PyTorch."""
     x, target, weight, _, _ = call
+    if not are_tensors(x, target, *() if weight is None else (weight,)):
+        return False
     shape, axis = x.shape, 1 if x.dim() > 1 else 0
     if x.dtype not in FLOATS or not shape or not shape[axis] or target.device != x.device:
         return False
@@ -729,7 +751,7 @@ def _fits(call: _Arguments, options: Options) -> bool:
         fits = weight.shape == (call.classes,) and weight.is_floating_point()
         if not fits or weight.device != x.device or weight.requires_grad:
             return False
-    return options.reduction in ("mean", "sum", "none") and 0.0 <= options.label_smoothing <= 1.0
+    return options.reduction in ("mean", "sum", "none") and _is_smoothing(options.label_smoothing)
 
 
 def _leave_to_torch(call: _Arguments, options: Options) -> Tensor:
@@ -753,16 +775,23 @@ def _leave_to_torch(call: _Arguments, options: Options) -> Tensor:
     return loss
 
 
-def as_denominator(value: float, input: Tensor) -> Tensor:
+def as_denominator(value: float | Tensor | None, input: Tensor) -> Tensor | None:
     """Return a denominator that is a number as a tensor."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    check_number("denominator", value)
     if not value >= 0.0:
         raise ValueError(f"denominator is {value}, but must not be negative")
-    return torch.full((), value, dtype=torch.float64, device=input.device)
+    # PyTorch has yet to refuse an input that is no tensor.
+    device = input.device if isinstance(input, Tensor) else None
+    return torch.full((), value, dtype=torch.float64, device=device)
 
 
 def _check_extras(call: _Arguments, options: Options) -> None:
     """Refuse what is wrong with the arguments that PyTorch has not got."""
     s = call.sample_weight
+    if s is not None:
+        check_tensor("sample_weight", s)
     if s is not None and s.shape != call.samples:
         raise ValueError(
             f"sample_weight has shape {tuple(s.shape)}, but must have shape "
@@ -771,6 +800,8 @@ def _check_extras(call: _Arguments, options: Options) -> None:
         )
     if s is not None and not s.is_floating_point():
         raise TypeError(f"sample_weight has dtype {s.dtype}, but must be floating point")
+    check_number("softcap", options.softcap)
+    check_number("z_loss", options.z_loss)
     if not 0.0 <= options.softcap < math.inf:
         raise ValueError(f"softcap is {options.softcap}, but must be positive")
     if not -math.inf < options.z_loss < math.inf:
@@ -837,13 +868,16 @@ def cross_entropy(
     -------
     Tensor
         Of no dimension, or for ``"none"`` of the shape of `input` without its class axis. Of the
-        dtype of `input`, or float32 if autocast is on and that is a half precision.
+        dtype that PyTorch's function returns: that of `input`, or one that holds probabilities and
+        their `weight` too; float32 for a half precision if autocast is on.
 
     Raises
     ------
-    RuntimeError, ValueError, IndexError, NotImplementedError
-        As PyTorch's function does, in its words. On a GPU a class index out of range is an
-        assertion on the device. ValueError or TypeError where an argument of ours is wrong.
+    RuntimeError, ValueError, TypeError, NotImplementedError
+        As PyTorch's function does, in its words. ValueError or TypeError where an argument of ours
+        is wrong.
+    IndexError
+        If a class index is out of range. On a GPU that is an assertion on the device.
 
     Notes
     -----
@@ -852,7 +886,8 @@ def cross_entropy(
     the gradient of a hard target. On the GPU losses keep their digits too when they are small or
     the logits have a large offset.
 
-    The gradient is computed in the forward pass; it cannot be differentiated again.
+    The gradient is computed in the forward pass. Second derivatives are computed from the logits,
+    which must be alive and unchanged when they are taken; with `inplace` there are none.
 
     Examples
     --------
@@ -869,8 +904,8 @@ def cross_entropy(
         and not z_loss
         and not inplace
         and type(ignore_index) is int
-        and reduction in _REDUCED
-        and 0.0 <= label_smoothing <= 1.0
+        and reduction in ("mean", "sum")
+        and (label_smoothing == 0.0 or _is_smoothing(label_smoothing))
         and _backend.is_eager(input)
         and not _backend.FORCED
         and not input.is_neg()
@@ -882,8 +917,7 @@ def cross_entropy(
         reduction = legacy_reduction(size_average, reduce, reduction)
     ignored = ignored_indices(ignore_index)
     options = Options(reduction, ignored, label_smoothing, z_loss, softcap or 0.0)
-    if denominator is not None and not isinstance(denominator, Tensor):
-        denominator = as_denominator(denominator, input)
+    denominator = as_denominator(denominator, input)
     call = _Arguments(input, target, weight, sample_weight, denominator)
     if not _fits(call, options):
         return _leave_to_torch(call, options)
@@ -903,9 +937,8 @@ def cross_entropy(
         loss = _InPlace.apply(input, call, options)[0]
     else:
         loss = _Eager.apply(input, (call[1:], options), None)  # type: ignore[attr-defined]
-    if input.dtype in HALVES and not _backend.autocasts(input):
-        loss = loss.to(input.dtype)
-    return loss
+    dtype = call.dtype
+    return loss if loss.dtype == dtype else loss.to(dtype)
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from xentrs.torch import _autograd, _backend, _cross_entropy
-from xentrs.torch._backend import FLOATS, HALVES
-from xentrs.torch._options import Ignored, Options, ignored_indices
+from xentrs.torch._backend import FLOATS
+from xentrs.torch._options import Ignored, Options, are_tensors, check_tensor, ignored_indices
 
 _NAME = "linear_cross_entropy"
 
@@ -304,9 +304,11 @@ def linear_cross_entropy(
 
     Raises
     ------
-    RuntimeError, ValueError, IndexError, NotImplementedError
+    RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError
         As PyTorch's function does, in its words. ValueError or TypeError where an argument of ours
         is wrong.
+    IndexError
+        If a class index is out of range. On a GPU that is an assertion on the device.
 
     Notes
     -----
@@ -316,10 +318,15 @@ def linear_cross_entropy(
     """
     ignored = ignored_indices(-100 if ignore_index is None else ignore_index)
     chosen = Options(reduction, ignored, label_smoothing, z_loss, softcap or 0.0)
-    if denominator is not None and not isinstance(denominator, Tensor):
-        denominator = _cross_entropy.as_denominator(denominator, input)
+    denominator = _cross_entropy.as_denominator(denominator, input)
+    if sample_weight is not None:
+        check_tensor("sample_weight", sample_weight)
     args = (input, linear_weight, linear_bias, target, weight, sample_weight, denominator)
-    call, single = _Arguments(*args), input.dim() == 1
+    call = _Arguments(*args)
+    given = [t for t in (linear_bias, weight) if t is not None]
+    if not are_tensors(input, linear_weight, target, *given):
+        return _leave_to_torch(call, chosen)
+    single = input.dim() == 1
     if single and linear_weight.dim() == 2:
         s = None if sample_weight is None else sample_weight[None]
         call = call._replace(input=input[None], target=target[None], sample_weight=s)
@@ -344,9 +351,7 @@ def linear_cross_entropy(
         loss = _operator(*call, *chosen, rows, wanted)[0]
     if single and reduction == "none":
         loss = loss[0]
-    if call.input.dtype in HALVES and not _backend.autocasts(input):
-        loss = loss.to(input.dtype)
-    return loss
+    return loss.to(call.loss().dtype)
 
 
 def _logits(call: _Arguments) -> Tensor:
@@ -381,7 +386,8 @@ def _leave_to_torch(call: _Arguments, options: Options) -> Tensor:
             linear_bias=call.linear_bias,
             weight=call.weight,
             reduction=options.reduction,
-            ignore_index=options.ignored[0] if options.ignored else None,
+            # None is -100, and the only one that may come with probabilities.
+            ignore_index=options.ignored[0] if options.ignored not in ((), (-100,)) else None,
             label_smoothing=options.label_smoothing,
         )
     if extra:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from xentrs.torch import _backend, _cross_entropy
 from xentrs.torch._backend import FLOATS, HALVES
-from xentrs.torch._options import Ignored, Options, ignored_indices
+from xentrs.torch._options import Ignored, Options, check_tensor, ignored_indices
 
 _NAME = "xentrs.torch.vocab_parallel_cross_entropy"
 _PLAIN = Options("none")
@@ -201,6 +201,8 @@ def vocab_parallel_cross_entropy(
     needs none. The gradient cannot be differentiated again.
     """
     options = Options(reduction, ignored_indices(ignore_index), label_smoothing, z_loss)
+    for name, value in (("input", input), ("target", target)):
+        check_tensor(name, value)
     if not _backend.is_eager(input):
         raise NotImplementedError(f"{_NAME} works in eager mode only")
     if input.dtype not in FLOATS or input.dim() < 2 or input.shape[1] == 0:
@@ -208,8 +210,7 @@ def vocab_parallel_cross_entropy(
             f"input has dtype {input.dtype} and shape {tuple(input.shape)}, but must be floating "
             "point, of at least two axes, with classes on axis 1"
         )
-    if denominator is not None and not isinstance(denominator, Tensor):
-        denominator = _cross_entropy.as_denominator(denominator, input)
+    denominator = _cross_entropy.as_denominator(denominator, input)
     call = _cross_entropy._Arguments(input, target, None, sample_weight, denominator)
     if call.is_soft or not _cross_entropy._fits(call, options):
         raise ValueError(
