@@ -144,8 +144,8 @@ def test_process_stays_within_the_budget():
     """Every byte: pages of the mapped file, arrays, what the kernels and the optimiser take."""
     printed = run(EXAMPLES / "stored_logits.py", "--budget", "8")
     assert number(r"file of (\S+) MiB", printed) > 60
-    # What is read at once, and fixed costs: of the compiled module, too, of which the system maps 2 MiB
-    # more or less as the file happens to lie in its cache.
+    # What is read at once, and fixed costs: of the compiled module, too, of which the system maps
+    # 2 MiB more or less as the file happens to lie in its cache.
     assert number(r"grew by (\S+) MiB", printed) < 20
     assert number(r"temperature (\S+)", printed) == pytest.approx(3.0, rel=0.05)
     before, after = (float(x) for x in re.findall(r"(\S+) nats a token", printed))
