@@ -24,6 +24,24 @@ pub struct Output<'a, T> {
     life: PhantomData<&'a T>,
 }
 
+/// How a cache line is asked for: soon to be read, to be read later, to be written. The numbers are
+/// those of `_mm_prefetch`.
+const NEAR: i32 = 3;
+const FAR: i32 = 2;
+const WRITE: i32 = 7;
+
+/// Asks for the cache line of a place, wherever that is.
+#[inline(always)]
+fn ask<const HOW: i32, T>(place: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing and never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<HOW>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 impl<T> Clone for Input<'_, T> {
     fn clone(&self) -> Self {
         *self
@@ -103,27 +121,13 @@ impl<'a, T: Copy> Input<'a, T> {
     /// Asks for the cache line `ahead` numbers from the start, wherever that is.
     #[inline(always)]
     pub fn prefetch(self, ahead: usize) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch reads nothing and never faults.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(self.start.wrapping_add(ahead).cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = ahead;
+        ask::<NEAR, T>(self.start.wrapping_add(ahead));
     }
 
     /// The same, but not into the first-level cache: for later.
     #[inline(always)]
     pub fn prefetch_far(self, ahead: usize) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(self.start.wrapping_add(ahead).cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = ahead;
+        ask::<FAR, T>(self.start.wrapping_add(ahead));
     }
 }
 
@@ -171,14 +175,7 @@ impl<'a, T: Copy> Output<'a, T> {
     /// Asks for the cache line of number `at`, to write to a part of it.
     #[inline(always)]
     pub fn prefetch(self, at: usize) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch reads nothing and never faults.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_ET0>(self.start.wrapping_add(at).cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = at;
+        ask::<WRITE, T>(self.start.wrapping_add(at));
     }
 
     /// Writes `x` everywhere.

@@ -440,13 +440,30 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                     buffers,
                 );
             } else {
-                let (from, to) = buffers.part(ROWS);
-                let columns = Group::Columns(to, 0, T::LANES as isize, T::ALL);
-                self.emit::<S, false>(s, group, hessian, columns, classes.clone(), false, buffers);
-                for (at, lane, n) in runs::<T>(place, sample..sample + n, classes.clone()) {
-                    simd::copy(n, (from, lane, 1), (array, at, 1));
-                }
+                self.scatter::<S, false>(s, block, group, classes.clone(), hessian, array, place);
             }
+        }
+    }
+
+    /// Writes some classes of a group to samples that are not a vector, by way of a copy.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "of two callers")]
+    fn scatter<S: Simd, const MANY: bool>(
+        &self,
+        s: S,
+        block: &Block<'_, Self, T>,
+        group: usize,
+        classes: Range<usize>,
+        hessian: bool,
+        array: Output<'_, T>,
+        place: &Place,
+    ) {
+        let (from, to) = block.buffers.part(ROWS);
+        let columns = Group::Columns(to, 0, T::LANES as isize, T::ALL);
+        self.emit::<S, MANY>(s, group, hessian, columns, classes.clone(), false, block.buffers);
+        let (sample, n) = block.samples(group);
+        for (at, lane, n) in runs::<T>(place, sample..sample + n, classes) {
+            simd::copy(n, (from, lane, 1), (array, at, place.sample_step()));
         }
     }
 
@@ -469,13 +486,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 Some(place) if is_long(place) => (block.columns(array, place, group), self.stream),
                 None if n == T::LANES => (Group::Rows(batch.rows(array, sample, n)), false),
                 _ => {
-                    let (from, to) = buffers.part(ROWS);
-                    let columns = Group::Columns(to, 0, T::LANES as isize, T::ALL);
-                    self.emit::<S, true>(s, group, hessian, columns, turn.clone(), false, buffers);
                     let place = place.unwrap_or(&rows);
-                    for (at, lane, n) in runs::<T>(place, sample..sample + n, turn) {
-                        simd::copy(n, (from, lane, 1), (array, at, place.sample_step()));
-                    }
+                    self.scatter::<S, true>(s, block, group, turn, hessian, array, place);
                     continue;
                 }
             };
