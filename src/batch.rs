@@ -335,10 +335,10 @@ impl<'a, T: Real> Batch<'a, T> {
         // Without a call in the loop it is one of vectors.
         if self.ignored_classes.is_empty() {
             with_indices!(indices, x => {
-                let x = x.part(start, n);
+                let (x, classes) = (x.part(start, n), self.classes as u64);
                 for i in 0..n {
                     let index = x.get(i).class();
-                    put(i, if index < self.classes as u64 { index as usize } else { IGNORED });
+                    put(i, if index < classes { index as usize } else { IGNORED });
                 }
             });
         } else {

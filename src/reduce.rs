@@ -101,7 +101,7 @@ impl<S: Simd, T: Real> Sum<S, T> {
 
 /// What the rounding of `sum = a + b` lost (Knuth's two-sum).
 #[inline(always)]
-pub fn lost_by<S: Simd>(a: S::V64, b: S::V64, sum: S::V64) -> S::V64 {
+pub fn lost_by<S: Simd, T: Real>(a: T::V<S>, b: T::V<S>, sum: T::V<S>) -> T::V<S> {
     let part = sum.sub(a);
     a.sub(sum.sub(part)).add(b.sub(part))
 }

@@ -207,14 +207,15 @@ impl<S: Simd, T: Real> Exp<S, T> {
     pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
         let x = if SHIFTED { x.sub(self.shift) } else { x };
         let x = self.high.min(self.low.max(x));
-        let (power, less_one) = parts::<S, T>(s, x, self.table);
+        let (power, less_one) = parts::<S, T>(s, x, self.table, T::V::<S>::splat(s, T::ROUND));
         power.mul_add(less_one, power)
     }
 
     /// The same as [`Exp::of`] without a shift, where `x` is not above the reference (or NaN).
     #[inline(always)]
     pub fn of_below(&self, s: S, x: T::V<S>) -> T::V<S> {
-        let (power, less_one) = parts::<S, T>(s, self.low.max(x), self.table);
+        let (power, less_one) =
+            parts::<S, T>(s, self.low.max(x), self.table, T::V::<S>::splat(s, T::ROUND));
         power.mul_add(less_one, power)
     }
 
@@ -230,7 +231,8 @@ impl<S: Simd, T: Real> Exp<S, T> {
 pub struct LaneExp<S: Simd, T: Real> {
     low: T::V<S>,
     shift: T::V<S>,
-    scale: T::V<S>,
+    /// [`ExpFloat::ROUND`] and `L (bias - n_ref)`: the power of two is of the right scale at once.
+    round: T::V<S>,
     /// `n_ref` of each lane; 0 where `shift` is not.
     pub n: T::V<S>,
 }
@@ -251,11 +253,13 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
         let shift = T::V::<S>::select(far, most, zero);
         let most = most.sub(shift);
         let n = most.mul_add(splat!(std::f64::consts::LOG2_E), round).sub(round);
-        let depth = bias.add(splat!((T::MAX_EXPONENT - 2) as f64));
+        let scale = bias.sub(n);
         LaneExp {
-            low: most.sub(depth.mul(splat!(std::f64::consts::LN_2))),
+            low: scale
+                .add(splat!((T::MAX_EXPONENT - 2) as f64))
+                .mul(splat!(-std::f64::consts::LN_2)),
             shift,
-            scale: round.add(bias.sub(n)).bits_shl(T::MANTISSA_BITS),
+            round: scale.mul_add(splat!(T::LANES as f64), round),
             n,
         }
     }
@@ -271,10 +275,9 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
         let x = if SHIFTED { x.sub(self.shift) } else { x };
         let table = T::V::<S>::from_lanes(s, T::TABLE);
-        let (power, less_one) = parts::<S, T>(s, x, table);
-        let power = power.bits_add(self.scale);
+        let (power, less_one) = parts::<S, T>(s, x, table, self.round);
         let zero = T::V::<S>::splat(s, T::default());
-        T::V::<S>::select(x.lt(self.low), zero, power.mul_add(less_one, power))
+        T::V::<S>::select(x.not_lt(self.low), power.mul_add(less_one, power), zero)
     }
 }
 
@@ -296,10 +299,10 @@ pub fn power_of_two<S: Simd, T: Real>(s: S, n: T::V<S>) -> T::V<S> {
     bits.bits_add(T::V::<S>::splat(s, T::from_f64(1.0)))
 }
 
-/// `2^(n + j / L)`, scaled as the table is, and `e^r - 1`.
+/// `2^(n + j / L)`, scaled as the table is and by what `round` has beside [`ExpFloat::ROUND`], and
+/// `e^r - 1`.
 #[inline(always)]
-fn parts<S: Simd, T: Real>(s: S, x: T::V<S>, table: T::V<S>) -> (T::V<S>, T::V<S>) {
-    let round = T::V::<S>::splat(s, T::ROUND);
+fn parts<S: Simd, T: Real>(s: S, x: T::V<S>, table: T::V<S>, round: T::V<S>) -> (T::V<S>, T::V<S>) {
     let steps = x.mul_add(T::V::<S>::splat(s, T::STEPS), round);
     let n = steps.sub(round);
     let r = n.fma(T::V::<S>::splat(s, T::STEP[0]), x);

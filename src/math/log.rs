@@ -215,11 +215,11 @@ fn series<S: Simd, T: Real>(s: S, f: T::V<S>, rest: T::V<S>) -> T::V<S> {
     f.mul(f).mul_add(series, rest)
 }
 
-/// `n ln2 + log + log(1 + f)`
+/// `n ln2 + log + log(1 + f)`, where `rest` is `f` and what else is small.
 #[inline(always)]
-fn combine<S: Simd, T: Real>(s: S, n: T::V<S>, log: T::V<S>, f: T::V<S>) -> T::V<S> {
+fn combine<S: Simd, T: Real>(s: S, n: T::V<S>, log: T::V<S>, f: T::V<S>, rest: T::V<S>) -> T::V<S> {
     let [high, low] = T::LN2.map(|part| T::V::<S>::splat(s, part));
-    let tail = series::<S, T>(s, f, n.mul_add(low, f));
+    let tail = series::<S, T>(s, f, n.mul_add(low, rest));
     n.mul_add(high, log).add(tail)
 }
 
@@ -228,7 +228,7 @@ fn combine<S: Simd, T: Real>(s: S, n: T::V<S>, log: T::V<S>, f: T::V<S>) -> T::V
 pub fn log_normal<S: Simd, T: Real>(s: S, x: T::V<S>) -> T::V<S> {
     let [n, bits, a, log] = nearest::<S, T>(s, x);
     let f = x.bits_sub(bits).fma(a, T::V::<S>::splat(s, T::from_f64(-1.0)));
-    combine::<S, T>(s, n, log, f)
+    combine::<S, T>(s, n, log, f, f)
 }
 
 /// The logarithm of `x >= 0`, subnormal numbers included; -inf at 0, inf at inf, NaN at NaN.
@@ -242,7 +242,7 @@ pub fn log<S: Simd, T: Real>(s: S, x: T::V<S>) -> T::V<S> {
     let [n, bits, a, log] = nearest::<S, T>(s, normal);
     let n = T::V::<S>::select(subnormal, n.sub(exponent), n);
     let f = normal.bits_sub(bits).fma(a, T::V::<S>::splat(s, T::from_f64(-1.0)));
-    let result = combine::<S, T>(s, n, log, f);
+    let result = combine::<S, T>(s, n, log, f, f);
     let result = T::V::<S>::select(x.lt(inf), result, x);
     T::V::<S>::select(x.eq(zero), zero.sub(inf), result)
 }
@@ -250,10 +250,24 @@ pub fn log<S: Simd, T: Real>(s: S, x: T::V<S>) -> T::V<S> {
 /// `log(1 + r)` for `0 <= r` up to 1e30 (float64: 1e300); NaN at NaN.
 #[inline(always)]
 pub fn log1p<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
+    let [n, log, f] = above_one::<S, T>(s, r);
+    combine::<S, T>(s, n, log, f, f)
+}
+
+/// `log(1 + r) + small`, as exact as [`log1p`]; `small` is below the last place of `r`.
+#[inline(always)]
+pub fn log1p_and<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> T::V<S> {
+    let [n, log, f] = above_one::<S, T>(s, r);
+    combine::<S, T>(s, n, log, f, f.add(small))
+}
+
+/// `n`, `-log(a)` and `f` of `1 + r`.
+#[inline(always)]
+fn above_one<S: Simd, T: Real>(s: S, r: T::V<S>) -> [T::V<S>; 3] {
     let one = T::V::<S>::splat(s, T::from_f64(1.0));
     let [n, bits, a, log] = nearest::<S, T>(s, r.add(one));
     let a = a.bits_sub(bits);
-    combine::<S, T>(s, n, log, a.fma(r, a.sub(one)))
+    [n, log, a.fma(r, a.sub(one))]
 }
 
 /// `log(1 + r)` for `r` in [0, 1]; NaN at NaN.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{COLUMNS, HALF, Input, Kernel, Output, Simd, Vector};
+use super::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
 
 /// Proof that AVX2 and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -267,6 +267,8 @@ macro_rules! vector {
 
             op!(lt(self: Self, other: Self) -> ($register, $register) =
                 ($cmp::<_CMP_LT_OQ>(self.0, other.0), $cmp::<_CMP_LT_OQ>(self.1, other.1)));
+            op!(not_lt(self: Self, other: Self) -> ($register, $register) =
+                ($cmp::<_CMP_NLT_UQ>(self.0, other.0), $cmp::<_CMP_NLT_UQ>(self.1, other.1)));
             op!(eq(self: Self, other: Self) -> ($register, $register) =
                 ($cmp::<_CMP_EQ_OQ>(self.0, other.0), $cmp::<_CMP_EQ_OQ>(self.1, other.1)));
             op!(mask(_s: Avx2, lanes: u32) -> ($register, $register) = {
@@ -376,6 +378,39 @@ vector!(
                         _mm256_extractf128_ps::<1>(x[i - 4])
                     };
                     _mm_storeu_ps(start.add((half * 8 + i) * stride), row);
+                }
+            }
+        });
+        op!(load_pair(_s: Avx2, src: Input<'_, f32>, at: usize, stride: usize) -> [Self; PAIR] = {
+            let start = src.pointer(at, 15 * stride + PAIR);
+            let row = |i: usize| _mm_loadl_epi64(start.add(i * stride).cast());
+            let two = |i: usize| _mm_unpacklo_epi64(row(i), row(i + 1));
+            // Of half the rows: the first two and the third two of eight, and the others.
+            let four = |i: usize| _mm256_castsi256_ps(_mm256_set_m128i(two(i + 4), two(i)));
+            let [a, b, c, d] = [four(0), four(2), four(8), four(10)];
+            [
+                F32(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0x88>(c, d)),
+                F32(_mm256_shuffle_ps::<0xDD>(a, b), _mm256_shuffle_ps::<0xDD>(c, d)),
+            ]
+        });
+        op!(store_pair(columns: [Self; PAIR], dst: Output<'_, f32>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 15 * stride + PAIR);
+            let [a, b] = columns;
+            let mut row = start;
+            for (a, b) in [(a.0, b.0), (a.1, b.1)] {
+                let x = [_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)];
+                for i in 0..4 {
+                    let x = _mm256_castps_si256(x[i % 2]);
+                    let rows = if i < 2 {
+                        _mm256_castsi256_si128(x)
+                    } else {
+                        _mm256_extracti128_si256::<1>(x)
+                    };
+                    _mm_storel_epi64(row.cast(), rows);
+                    row = row.wrapping_add(stride);
+                    _mm_storel_epi64(row.cast(), _mm_unpackhi_epi64(rows, rows));
+                    row = row.wrapping_add(stride);
                 }
             }
         });
@@ -491,6 +526,29 @@ vector!(
                 for (i, row) in transpose_pd(x).into_iter().enumerate() {
                     _mm256_storeu_pd(start.add((half * 4 + i) * stride), row);
                 }
+            }
+        });
+        op!(load_pair(_s: Avx2, src: Input<'_, f64>, at: usize, stride: usize) -> [Self; PAIR] = {
+            let start = src.pointer(at, 7 * stride + PAIR);
+            let row = |i: usize| _mm_loadu_pd(start.add(i * stride));
+            let two = |i: usize| _mm256_set_m128d(row(i + 2), row(i));
+            let [a, b, c, d] = [two(0), two(1), two(4), two(5)];
+            [
+                F64(_mm256_unpacklo_pd(a, b), _mm256_unpacklo_pd(c, d)),
+                F64(_mm256_unpackhi_pd(a, b), _mm256_unpackhi_pd(c, d)),
+            ]
+        });
+        op!(store_pair(columns: [Self; PAIR], dst: Output<'_, f64>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 7 * stride + PAIR);
+            let [a, b] = columns;
+            for (half, (a, b)) in [(a.0, b.0), (a.1, b.1)].into_iter().enumerate() {
+                let x = [_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b)];
+                let row = start.add(4 * half * stride);
+                _mm_storeu_pd(row, _mm256_castpd256_pd128(x[0]));
+                _mm_storeu_pd(row.add(stride), _mm256_castpd256_pd128(x[1]));
+                _mm_storeu_pd(row.add(2 * stride), _mm256_extractf128_pd::<1>(x[0]));
+                _mm_storeu_pd(row.add(3 * stride), _mm256_extractf128_pd::<1>(x[1]));
             }
         });
         #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{COLUMNS, HALF, Input, Kernel, Output, Simd, Vector};
+use super::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
 
 /// Proof that AVX-512F, AVX2 and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -187,6 +187,7 @@ macro_rules! vector {
                 $v($permute($to_bits(index.0), self.0)));
 
             op!(lt(self: Self, other: Self) -> $mask = $cmp::<_CMP_LT_OQ>(self.0, other.0));
+            op!(not_lt(self: Self, other: Self) -> $mask = $cmp::<_CMP_NLT_UQ>(self.0, other.0));
             op!(eq(self: Self, other: Self) -> $mask = $cmp::<_CMP_EQ_OQ>(self.0, other.0));
             #[inline(always)]
             fn mask(_: Avx512, lanes: u32) -> $mask {
@@ -242,11 +243,17 @@ vector!(
             let start = src.pointer(at, 15 * stride + COLUMNS);
             // Rows i and i + 4 in one register: four rows more follow after the first step.
             let mut x = [[_mm512_setzero_ps(); 4]; 2];
-            for i in 0..COLUMNS {
-                let row = start.add((i / 4 * 8 + i % 4) * stride);
-                let upper = _mm256_castps_pd(_mm256_loadu_ps(row.add(4 * stride)));
-                let lower = _mm512_castps_pd(_mm512_castps256_ps512(_mm256_loadu_ps(row)));
-                x[i / 4][i % 4] = _mm512_castpd_ps(_mm512_insertf64x4::<1>(lower, upper));
+            // From row to row, since sixteen places would be more than there are registers.
+            let mut row = start;
+            for i in 0..16 {
+                let (numbers, x) = (_mm256_loadu_ps(row), &mut x[i / 8][i % 4]);
+                *x = if i % 8 < 4 {
+                    _mm512_castps256_ps512(numbers)
+                } else {
+                    let upper = _mm256_castps_pd(numbers);
+                    _mm512_castpd_ps(_mm512_insertf64x4::<1>(_mm512_castps_pd(*x), upper))
+                };
+                row = row.wrapping_add(stride);
             }
             let [a, b] = [transpose_quarters(x[0]), transpose_quarters(x[1])];
             let mut columns = [F32(a[0]); COLUMNS];
@@ -269,14 +276,16 @@ vector!(
                 x[1][i] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, upper, b));
             }
             let x = [transpose_quarters(x[0]), transpose_quarters(x[1])];
+            let mut row = start;
             for i in 0..16 {
                 let pair = _mm512_castps_pd(x[i / 8][i % 4]);
-                let row = if i % 8 < 4 {
+                let numbers = if i % 8 < 4 {
                     _mm512_castpd512_pd256(pair)
                 } else {
                     _mm512_extractf64x4_pd::<1>(pair)
                 };
-                _mm256_storeu_ps(start.add(i * stride), _mm256_castpd_ps(row));
+                _mm256_storeu_ps(row, _mm256_castpd_ps(numbers));
+                row = row.wrapping_add(stride);
             }
         });
         op!(load_half(_s: Avx512, src: Input<'_, f32>, at: usize, stride: usize) -> [Self; HALF] = {
@@ -296,14 +305,53 @@ vector!(
             -> () = {
             let start = dst.pointer(at, 15 * stride + HALF);
             let x = transpose_quarters(columns.map(|x| x.0));
+            let mut row = start;
             for i in 0..16 {
-                let row = match i / 4 {
+                let numbers = match i / 4 {
                     0 => _mm512_castps512_ps128(x[i % 4]),
                     1 => _mm512_extractf32x4_ps::<1>(x[i % 4]),
                     2 => _mm512_extractf32x4_ps::<2>(x[i % 4]),
                     _ => _mm512_extractf32x4_ps::<3>(x[i % 4]),
                 };
-                _mm_storeu_ps(start.add(i * stride), row);
+                _mm_storeu_ps(row, numbers);
+                row = row.wrapping_add(stride);
+            }
+        });
+        op!(load_pair(_s: Avx512, src: Input<'_, f32>, at: usize, stride: usize) -> [Self; PAIR] = {
+            let start = src.pointer(at, 15 * stride + PAIR);
+            let row = |i: usize| _mm_loadl_epi64(start.add(i * stride).cast());
+            // Quarter i: rows 4 i and 4 i + 1, and the next two.
+            let mut x = [_mm512_setzero_si512(); 2];
+            for (i, x) in x.iter_mut().enumerate() {
+                let quarter = |j: usize| {
+                    _mm_unpacklo_epi64(row(4 * j + 2 * i), row(4 * j + 2 * i + 1))
+                };
+                *x = _mm512_castsi128_si512(quarter(0));
+                *x = _mm512_inserti32x4::<1>(*x, quarter(1));
+                *x = _mm512_inserti32x4::<2>(*x, quarter(2));
+                *x = _mm512_inserti32x4::<3>(*x, quarter(3));
+            }
+            let [a, b] = x.map(|x| _mm512_castsi512_ps(x));
+            [F32(_mm512_shuffle_ps::<0x88>(a, b)), F32(_mm512_shuffle_ps::<0xDD>(a, b))]
+        });
+        op!(store_pair(columns: [Self; PAIR], dst: Output<'_, f32>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 15 * stride + PAIR);
+            let [a, b] = columns.map(|x| x.0);
+            let x = [_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)];
+            let mut row = start;
+            for i in 0..8 {
+                let x = _mm512_castps_si512(x[i % 2]);
+                let rows = match i / 2 {
+                    0 => _mm512_castsi512_si128(x),
+                    1 => _mm512_extracti32x4_epi32::<1>(x),
+                    2 => _mm512_extracti32x4_epi32::<2>(x),
+                    _ => _mm512_extracti32x4_epi32::<3>(x),
+                };
+                _mm_storel_epi64(row.cast(), rows);
+                row = row.wrapping_add(stride);
+                _mm_storel_epi64(row.cast(), _mm_unpackhi_epi64(rows, rows));
+                row = row.wrapping_add(stride);
             }
         });
         op!(narrow(parts: [F64; 2]) -> Self = {
@@ -404,6 +452,38 @@ vector!(
                     _mm512_extractf64x4_pd::<1>(x[i - 4])
                 };
                 _mm256_storeu_pd(start.add(i * stride), row);
+            }
+        });
+        op!(load_pair(_s: Avx512, src: Input<'_, f64>, at: usize, stride: usize) -> [Self; PAIR] = {
+            let start = src.pointer(at, 7 * stride + PAIR);
+            let row = |i: usize| _mm_castpd_ps(_mm_loadu_pd(start.add(i * stride)));
+            // Even rows, and odd ones.
+            let mut x = [_mm512_setzero_ps(); 2];
+            for (i, x) in x.iter_mut().enumerate() {
+                *x = _mm512_castps128_ps512(row(i));
+                *x = _mm512_insertf32x4::<1>(*x, row(2 + i));
+                *x = _mm512_insertf32x4::<2>(*x, row(4 + i));
+                *x = _mm512_insertf32x4::<3>(*x, row(6 + i));
+            }
+            let [a, b] = x.map(|x| _mm512_castps_pd(x));
+            [F64(_mm512_unpacklo_pd(a, b)), F64(_mm512_unpackhi_pd(a, b))]
+        });
+        op!(store_pair(columns: [Self; PAIR], dst: Output<'_, f64>, at: usize, stride: usize)
+            -> () = {
+            let start = dst.pointer(at, 7 * stride + PAIR);
+            let [a, b] = columns.map(|x| x.0);
+            let x = [_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b)];
+            let mut row = start;
+            for i in 0..8 {
+                let x = _mm512_castpd_ps(x[i % 2]);
+                let numbers = match i / 2 {
+                    0 => _mm512_castps512_ps128(x),
+                    1 => _mm512_extractf32x4_ps::<1>(x),
+                    2 => _mm512_extractf32x4_ps::<2>(x),
+                    _ => _mm512_extractf32x4_ps::<3>(x),
+                };
+                _mm_storeu_pd(row, _mm_castps_pd(numbers));
+                row = row.wrapping_add(stride);
             }
         });
         #[inline(always)]

@@ -33,6 +33,8 @@ pub const MAX_LANES: usize = 16;
 pub const COLUMNS: usize = 8;
 /// And where there are few left.
 pub const HALF: usize = COLUMNS / 2;
+/// Or two.
+pub const PAIR: usize = 2;
 
 /// A token that proves that a level's instructions exist on this machine.
 pub trait Simd: Copy + Send + Sync + 'static {
@@ -190,6 +192,8 @@ pub trait Vector<S: Simd, T: Float>: Copy {
 
     /// `self < other`
     fn lt(self, other: Self) -> Self::Mask;
+    /// Not `self < other`: true of NaN.
+    fn not_lt(self, other: Self) -> Self::Mask;
     /// `self == other`
     fn eq(self, other: Self) -> Self::Mask;
     /// The mask of a set of lanes.
@@ -211,6 +215,10 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     fn load_half(s: S, src: Input<'_, T>, at: usize, stride: usize) -> [Self; HALF];
     /// Undoes `load_half`, as `store_columns` does.
     fn store_half(columns: [Self; HALF], dst: Output<'_, T>, at: usize, stride: usize);
+    /// `load_columns` of two columns.
+    fn load_pair(s: S, src: Input<'_, T>, at: usize, stride: usize) -> [Self; PAIR];
+    /// Undoes `load_pair`, as `store_columns` does.
+    fn store_pair(columns: [Self; PAIR], dst: Output<'_, T>, at: usize, stride: usize);
     /// The nearest numbers to those of `T::WIDE` parts: undoes `wide`.
     fn narrow(parts: [S::V64; 2]) -> Self;
 }

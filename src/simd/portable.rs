@@ -1,6 +1,6 @@
 //! The level of every other CPU: arrays, which the compiler turns into what the target has.
 
-use super::{COLUMNS, Float, HALF, Input, Kernel, Output, Simd, Vector};
+use super::{COLUMNS, Float, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
 
 /// The portable level.
 #[derive(Clone, Copy, Debug)]
@@ -197,6 +197,11 @@ macro_rules! array {
                 std::array::from_fn(|i| self.0[i] < other.0[i])
             }
             #[inline(always)]
+            #[allow(clippy::neg_cmp_op_on_partial_ord, reason = "true of NaN")]
+            fn not_lt(self, other: Self) -> [bool; $lanes] {
+                std::array::from_fn(|i| !(self.0[i] < other.0[i]))
+            }
+            #[inline(always)]
             fn eq(self, other: Self) -> [bool; $lanes] {
                 std::array::from_fn(|i| self.0[i] == other.0[i])
             }
@@ -246,6 +251,19 @@ macro_rules! array {
             }
             #[inline(always)]
             fn store_half(columns: [Self; HALF], dst: Output<'_, $t>, at: usize, stride: usize) {
+                store(columns, dst, at, stride);
+            }
+            #[inline(always)]
+            fn load_pair(
+                _: Portable,
+                src: Input<'_, $t>,
+                at: usize,
+                stride: usize,
+            ) -> [Self; PAIR] {
+                columns(src, at, stride)
+            }
+            #[inline(always)]
+            fn store_pair(columns: [Self; PAIR], dst: Output<'_, $t>, at: usize, stride: usize) {
                 store(columns, dst, at, stride);
             }
             #[inline(always)]

@@ -37,9 +37,11 @@ fn operations<S: Simd, T: Float>(s: S) {
     check("select", T::V::<S>::select(less, a, b), &|x, y| {
         if x < 0.0 { x } else { y }
     });
+    let nan = T::V::<S>::splat(s, T::from_f64(f64::NAN));
+    check("not_lt", T::V::<S>::select(a.not_lt(b), a, b), &f64::max);
+    check("not_lt of NaN", T::V::<S>::select(nan.not_lt(a), a, b), &|x, _| x);
     check("eq", T::V::<S>::select(a.eq(a), a, b), &|x, _| x);
 
-    let nan = T::V::<S>::splat(s, T::from_f64(f64::NAN));
     check("max with NaN first", nan.max(b), &|_, y| y);
     check("min with NaN first", nan.min(b), &|_, y| y);
     for x in a.max(nan).add(a.min(nan)).to_lanes().as_ref() {
@@ -95,7 +97,7 @@ fn operations<S: Simd, T: Float>(s: S) {
 
     macro_rules! check_columns {
         ($load:ident, $store:ident, $columns:expr) => {
-            for stride in [$columns - 3, $columns, n + 3] {
+            for stride in [$columns / 2, $columns, n + 3] {
                 let numbers: Vec<T> = (0..n * stride + $columns).map(number).collect();
                 let src = Input::from_slice(&numbers).part(1, (n - 1) * stride + $columns);
                 let columns = T::V::<S>::$load(s, src, 0, stride);
@@ -116,6 +118,7 @@ fn operations<S: Simd, T: Float>(s: S) {
     }
     check_columns!(load_columns, store_columns, COLUMNS);
     check_columns!(load_half, store_half, HALF);
+    check_columns!(load_pair, store_pair, PAIR);
 
     let third = |part| a.wide(part).div(S::V64::splat(s, 3.0));
     check("narrow", T::V::<S>::narrow([third(0), third(T::WIDE - 1)]), &|x, _| x / 3.0);

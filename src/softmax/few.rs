@@ -25,10 +25,12 @@ use crate::coefficients::Coefficients;
 use crate::driver::{Job, Split};
 use crate::layout::{Layout, Place};
 use crate::math::exp::{LaneExp, power_of_two, residue};
-use crate::math::log::{log, log1p};
+use crate::math::log::{log, log1p, log1p_and};
 use crate::math::{Real, times};
 use crate::reduce::{Sum, lost_by};
-use crate::simd::{self, COLUMNS, HALF, Input, Kernel, Output, Scratch, Simd, Vector, fence, fold};
+use crate::simd::{
+    self, COLUMNS, HALF, Input, Kernel, Output, PAIR, Scratch, Simd, Vector, fence, fold,
+};
 
 use super::{Limits, copy, exponent, lanes_from};
 
@@ -69,40 +71,51 @@ pub struct Few<'a, T, C, const GRAD: bool> {
     line: usize,
     /// Whether there may be more than [`MOST_CLASSES`], and lines are what samples lie in.
     many: bool,
+    /// Whether nothing but logits, a class and weights of the sample go into a loss.
+    plain: bool,
     stream: bool,
     /// Whether rows of the gradient may be written before the logits behind them are read.
     direct: bool,
 }
 
 /// What there is of each sample in the logits' type: its class (-1 if it does not count), the
-/// exponent of its reference, and what [`LaneExp`] knows.
+/// exponent of its reference, and what [`LaneExp`] knows; the sum of its exponentials but for the
+/// pivot's, what that lost, and the pivot's; what its gradient takes: `a`, what its rounding lost, and
+/// the gradient at the pivot.
 const CLASS: usize = 0;
 const BIAS: usize = 1;
 const MOST: usize = 2;
 const N: usize = 3;
-const NARROW: usize = 4;
+const REST: usize = 4;
+const REST_LOST: usize = 5;
+const PIVOT: usize = 6;
+const A: usize = 7;
+const A_LOST: usize = 8;
+const PIVOT_GRAD: usize = 9;
+const NARROW: usize = 10;
 
-/// And in float64: its weight, the weight of its class, the sum of its exponentials but for the
-/// pivot's, the pivot's, sums of its coefficients, and of these times the distances from the reference,
-/// and the pivot's own; its loss.
-const SAMPLE: usize = 0;
-const OF_CLASS: usize = 1;
-const REST: usize = 2;
-const PIVOT: usize = 3;
-const COEFFICIENT: usize = 4;
-const DISTANCE: usize = 5;
-const OWN: usize = 6;
-const LOSS: usize = 7;
-/// What its gradient takes: `a` and what its rounding lost, `b`, the gradient at the pivot; `1 / S`,
-/// the sum of exponentials but for the largest and then the Hessian there, and that at the pivot.
-const A: usize = 8;
-const A_LOST: usize = 9;
-const B: usize = 10;
-const PIVOT_GRAD: usize = 11;
-const INVERSE: usize = 12;
-const OTHERS: usize = 13;
-const PIVOT_HESS: usize = 14;
-const WIDE: usize = 15;
+/// And in float64: its loss, and where that takes float64 its weight, the weight of its class, the sum
+/// of its exponentials but for the pivot's, the pivot's, sums of its coefficients, and of these times the
+/// distances from the reference, and the pivot's own; what the pivot loses by itself.
+const LOSS: usize = 0;
+const SAMPLE: usize = 1;
+const OF_CLASS: usize = 2;
+const WIDE_REST: usize = 3;
+const WIDE_PIVOT: usize = 4;
+const COEFFICIENT: usize = 5;
+const DISTANCE: usize = 6;
+const OWN: usize = 7;
+const SURPRISE: usize = 8;
+/// What its gradient takes: as above, and `b`; `1 / S`, the sum of exponentials but for the largest and
+/// then the Hessian there, and that at the pivot.
+const WIDE_A: usize = 9;
+const WIDE_A_LOST: usize = 10;
+const WIDE_PIVOT_GRAD: usize = 11;
+const B: usize = 12;
+const INVERSE: usize = 13;
+const OTHERS: usize = 14;
+const PIVOT_HESS: usize = 15;
+const WIDE: usize = 16;
 
 /// Where the numbers of a group of samples lie.
 enum Group<View> {
@@ -113,52 +126,50 @@ enum Group<View> {
     Columns(View, usize, isize, u32),
 }
 
-/// Does something with columns of a group: `$class` is its class, `$x` a lane of each sample. Of rows
-/// all columns are taken, of columns those of a range; then asks for what is so far ahead.
+/// Stores what is made of columns of a group: `$x` is a lane of each sample. Of rows all columns are
+/// taken, of columns those of a range; then asks for what is so far ahead.
 macro_rules! columns {
-    ($s:expr, $group:expr, $classes:expr, $range:expr, $ahead:expr, $class:ident, $x:ident => $body:expr) => {
+    ($s:expr, $group:expr, $classes:expr, $range:expr, $ahead:expr, $to:expr, $x:ident => $body:expr) => {
         match $group {
             Group::Columns(array, at, step, lanes) if !MANY || lanes == T::ALL => {
-                for $class in $range {
-                    let at = at as isize + $class as isize * step;
+                for class in $range {
+                    let at = at as isize + class as isize * step;
                     array.prefetch((at + $ahead) as usize);
                     let $x = T::V::<S>::load($s, array, at as usize);
-                    $body;
+                    $body.store($to, class * T::LANES);
                 }
             }
             Group::Columns(array, at, step, lanes) => {
-                for $class in $range {
-                    let at = at as isize + $class as isize * step;
+                for class in $range {
+                    let at = at as isize + class as isize * step;
                     array.prefetch((at + $ahead) as usize);
                     let zero = splat::<S, T>($s, 0.0);
                     let $x = T::V::<S>::load_lanes($s, array, at as usize, lanes, zero);
-                    $body;
+                    $body.store($to, class * T::LANES);
                 }
             }
             Group::Rows(rows) => {
                 let whole = $classes / COLUMNS * COLUMNS;
                 for start in (0..whole).step_by(COLUMNS) {
                     let loaded = T::V::<S>::load_columns($s, rows, start, $classes);
-                    for (j, $x) in loaded.into_iter().enumerate() {
-                        let $class = start + j;
-                        $body;
+                    let to = $to.part(start * T::LANES, COLUMNS * T::LANES);
+                    for (i, $x) in loaded.into_iter().enumerate() {
+                        $body.store(to, i * T::LANES);
                     }
                 }
                 macro_rules! rest {
-                    ($load:ident) => {
+                    ($load:ident) => {{
                         let loaded = T::V::<S>::$load($s, rows, whole, $classes);
-                        for (j, $x) in loaded.into_iter().enumerate() {
-                            let $class = whole + j;
-                            if $class < $classes {
-                                $body;
-                            }
+                        for (class, $x) in (whole..$classes).zip(loaded) {
+                            $body.store($to, class * T::LANES);
                         }
-                    };
+                    }};
                 }
-                if $classes - whole > HALF {
-                    rest!(load_columns);
-                } else if $classes > whole {
-                    rest!(load_half);
+                match $classes - whole {
+                    0 => {}
+                    n if n <= PAIR => rest!(load_pair),
+                    n if n <= HALF => rest!(load_half),
+                    _ => rest!(load_columns),
                 }
             }
         }
@@ -251,14 +262,14 @@ impl<T: Limits> Buffers<T> {
         T::V::<S>::narrow([low, high])
     }
 
-    /// `A` of a group, and what its rounding lost.
+    /// [`WIDE_A`] of a group, and what its rounding lost.
     #[inline(always)]
     fn quotients<S: Simd>(&self, s: S, group: usize) -> [T::V<S>; 2] {
-        let high = self.group(s, A, group);
+        let high = self.group(s, WIDE_A, group);
         if T::WIDE == 1 {
-            return [high, self.group(s, A_LOST, group)];
+            return [high, self.group(s, WIDE_A_LOST, group)];
         }
-        let a = self.wide(A).0;
+        let a = self.wide(WIDE_A).0;
         let first = S::V64::load(s, a, group).sub(high.wide(0));
         let second = S::V64::load(s, a, group + 8).sub(high.wide(1));
         [high, T::V::<S>::narrow([first, second])]
@@ -313,7 +324,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !stream && !in_place;
         let scale = 1.0 / batch.divisor;
-        Few { batch, coefficients, keep, total, scale, samples, line, many, stream, direct }
+        let [least, most] = powers(T::FEW_SHIFT);
+        let fits = batch.is_weighted() || (least..most).contains(&scale.abs());
+        let plain = C::HARD && !C::ANY && batch.classes > 1 && fits;
+        Few { batch, coefficients, keep, total, scale, samples, line, many, plain, stream, direct }
     }
 
     /// The exponent of the reference of a sample of this weight, whose class has that.
@@ -505,30 +519,25 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     #[inline(always)]
     fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
-        for group in block.groups() {
-            let (first, n) = block.samples(group);
-            let lanes = buffers.narrow(CLASS).1.part(group, T::LANES);
+        let (mut sample, mut lane) = (block.first, 0);
+        let end = block.first + block.n;
+        let classes = buffers.narrow(CLASS).1;
+        while sample < end {
+            // The first group by itself if it has a lead.
+            let n = if block.lead > 0 && lane == 0 { block.samples(0).1 } else { end - sample };
+            let lanes = n.next_multiple_of(T::LANES);
+            if lanes > n {
+                // Past the last sample there are none that count.
+                splat::<S, T>(s, -1.0).store(classes, lane + lanes - T::LANES);
+            }
             // The index of an ignored sample becomes -1.
-            macro_rules! read {
-                ($at:expr, $n:expr) => {
-                    let mut eight = [T::from_i32(-1); 8];
-                    batch.each_class((first + $at).min(batch.samples), $n, |i, class| {
-                        eight[i] = T::from_i32(class as i32);
-                    });
-                    for (i, class) in eight.into_iter().enumerate() {
-                        lanes.set($at + i, class);
-                    }
-                };
-            }
-            for at in (0..T::LANES).step_by(8) {
-                if n >= at + 8 {
-                    read!(at, 8);
-                } else {
-                    // Past the last sample there are none that count.
-                    read!(at, n.saturating_sub(at));
-                }
-            }
-            if batch.is_weighted() {
+            let classes = classes.part(lane, n);
+            batch.each_class(sample, n, move |i, class| classes.set(i, T::from_i32(class as i32)));
+            (sample, lane) = (sample + n, lane + lanes);
+        }
+        if batch.is_weighted() {
+            for group in block.groups() {
+                let (first, n) = block.samples(group);
                 self.read_weights(group, first, n, buffers);
             }
         }
@@ -620,13 +629,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             let place = self.place(|layout| &layout.probabilities);
             let samples = self.group_of::<S, MANY>(s, stored, place, block, group);
             let (stored, ahead) = (buffers.part(STORED).1.part(start, width), ahead(place));
-            columns!(s, samples, all, classes.clone(), ahead, class, q => {
-                q.store(stored, class * T::LANES)
-            });
+            columns!(s, samples, all, classes.clone(), ahead, stored, q => q);
         }
         let place = self.place(|layout| &layout.values);
         let samples = self.group_of::<S, MANY>(s, self.batch.values, place, block, group);
-        let columns = buffers.part(COLUMNS_OF).1.part(start, width);
+        let (from, to) = buffers.part(COLUMNS_OF);
+        let (from, to) = (from.part(start, width), to.part(start, width));
         let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
         let counts = zero.lt(class.add(splat::<S, T>(s, 1.0)));
         let (mut most, mut largest) = (lowest, zero);
@@ -635,15 +643,22 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             (most, largest) = (T::V::<S>::load(s, buffers.narrow(MOST).0, group), class);
         }
         let (mut at, ahead) = (splat::<S, T>(s, classes.start as f64), ahead(place));
-        columns!(s, samples, all, classes, ahead, c, x => {
-            let x = if any_ignored { T::V::<S>::select(counts, x, zero) } else { x };
+        columns!(s, samples, all, classes.clone(), ahead, to, x => {
             if !C::HARD {
                 largest = T::V::<S>::select(most.lt(x), at, largest);
                 at = at.add(splat::<S, T>(s, 1.0));
             }
             most = x.max(most);
-            x.store(columns, c * T::LANES);
+            x
         });
+        if any_ignored {
+            // They may be anything, but must not stand in the way of the others.
+            most = T::V::<S>::select(counts, most, zero);
+            for class in classes {
+                let x = T::V::<S>::load(s, from, class * T::LANES);
+                T::V::<S>::select(counts, x, zero).store(to, class * T::LANES);
+            }
+        }
         if !C::HARD {
             let class = T::V::<S>::select(counts, largest, class);
             class.store(buffers.narrow(CLASS).1, group);
@@ -734,8 +749,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         // Whatever the sums are of an infinite largest logit: the result is NaN.
         let nan = splat::<S, T>(s, f64::NAN);
         let high = T::V::<S>::select(finite, rest[0], nan);
-        buffers.widen::<S>(REST, group, high, rest[1]);
-        buffers.widen::<S>(PIVOT, group, sums.pivot, zero);
+        for (which, x) in [(REST, high), (REST_LOST, rest[1]), (PIVOT, sums.pivot)] {
+            x.store(buffers.narrow(which).1, group);
+        }
         if C::ANY {
             buffers.widen::<S>(DISTANCE, group, distance[0], distance[1]);
             buffers.widen::<S>(OWN, group, sums.own, zero);
@@ -847,32 +863,151 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     }
 
     /// Losses, weighted, and what gradients take of each sample; the losses' sum.
-    ///
-    /// Three loops, since each step waits for the one before: so several groups are on their way.
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> f64 {
         let (buffers, lanes) = (block.buffers, block.lead + block.n);
+        let step = if self.plain { T::LANES } else { lanes.next_multiple_of(T::LANES) };
+        for at in (0..lanes).step_by(step) {
+            let done = if self.plain { self.finish_plain(s, at, buffers) } else { 0 };
+            if done != T::ALL || self.batch.outputs.hess.is_some() {
+                s.apart(FinishWide { block: *block, lanes: at..lanes.min(at + step), done });
+            }
+        }
+        // Two sums, since each addition waits for the one before.
+        let mut losses = [splat::<S, f64>(s, 0.0); 2];
         for at in (0..lanes).step_by(8) {
-            self.odds(s, at, buffers);
+            let loss = S::V64::load(s, buffers.wide(LOSS).0, at);
+            losses = [losses[1], losses[0].add(loss)];
         }
-        for group in block.groups() {
-            self.surprise(s, group, buffers);
-        }
-        let mut losses = splat::<S, f64>(s, 0.0);
-        for at in (0..lanes).step_by(8) {
-            let (sample, _) = block.samples(at / T::LANES * T::LANES);
-            let sample = sample + at % T::LANES;
-            losses = losses.add(self.finish_part(s, sample, at, buffers));
-        }
-        fold(losses.to_lanes())
+        fold(losses[0].add(losses[1]).to_lanes())
     }
 
-    /// `rest / pivot`, in the losses' place, and `1 / S` of eight samples.
+    /// The same in the logits' type, of a group: those of its lanes for which that is enough, or which
+    /// do not count. What a quotient's rounding loses is found by fused multiply-add.
+    #[inline(always)]
+    fn finish_plain<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) -> u32 {
+        macro_rules! load {
+            ($which:expr) => {
+                T::V::<S>::load(s, buffers.narrow($which).0, group)
+            };
+        }
+        macro_rules! store {
+            ($which:expr, $x:expr) => {
+                $x.store(buffers.narrow($which).1, group)
+            };
+        }
+        let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
+        let (rest, rest_lost, pivot) = (load!(REST), load!(REST_LOST), load!(PIVOT));
+        let counts = zero.lt(load!(CLASS).add(one));
+        let (whole, odds) = (rest.add(pivot), rest.div(pivot));
+        let inverse = one.div(whole);
+        // d log1p(r / p) = dr / (p + r)
+        let lost = zero.sub(odds).fma(pivot, rest).add(rest_lost).mul(inverse);
+        let losses = log1p_and::<S, T>(s, odds, lost);
+        let (none, counted) = (splat::<S, f64>(s, 0.0), T::V::<S>::lanes(counts));
+        // A macro, since a closure might not be inlined with the features.
+        macro_rules! store_loss {
+            ($part:expr, $loss:expr) => {
+                let counted = S::V64::mask(s, counted >> (8 * $part) & 0xFF);
+                let loss = S::V64::select(counted, $loss, none);
+                loss.store(buffers.wide(LOSS).1, group + 8 * $part);
+            };
+        }
+        let mut scale = splat::<S, T>(s, self.scale);
+        let mut scale_lost = splat::<S, T>(s, self.scale - T::from_f64(self.scale).to_f64());
+        let mut fits = T::ALL;
+        if self.batch.is_weighted() {
+            let divisor = splat::<S, f64>(s, self.batch.divisor);
+            let mut scales = [none; 2];
+            for (part, scale) in scales.iter_mut().enumerate().take(T::WIDE) {
+                let at = group + 8 * part;
+                let sample = S::V64::load(s, buffers.wide(SAMPLE).0, at);
+                let of_class = S::V64::load(s, buffers.wide(OF_CLASS).0, at);
+                let weight = of_class.mul(sample);
+                store_loss!(part, losses.wide(part).mul(weight));
+                *scale = sample.div(divisor).mul(of_class);
+            }
+            scale = T::V::<S>::narrow(scales);
+            for (part, wide) in scales.iter_mut().enumerate().take(T::WIDE) {
+                *wide = wide.sub(scale.wide(part));
+            }
+            scale_lost = T::V::<S>::narrow(scales);
+            let [least, most] = powers(T::FEW_SHIFT);
+            let (least, most) = (splat::<S, T>(s, least), splat::<S, T>(s, most));
+            let inside = T::V::<S>::lanes(scale.abs().not_lt(least));
+            let zeros = T::V::<S>::lanes(scale.eq(zero));
+            fits = T::V::<S>::lanes(scale.abs().lt(most)) & (inside | zeros);
+        } else {
+            for part in 0..T::WIDE {
+                store_loss!(part, losses.wide(part));
+            }
+        }
+        if GRAD {
+            let a = T::V::<S>::select(counts, scale.mul(inverse), zero);
+            let minus_a = zero.sub(a);
+            let whole_lost = lost_by::<S, T>(rest, pivot, whole).add(rest_lost);
+            let lost = minus_a.mul_add(whole_lost, minus_a.fma(whole, scale).add(scale_lost));
+            let a_lost = T::V::<S>::select(counts, lost.mul(inverse), zero);
+            store!(A, a);
+            store!(A_LOST, a_lost);
+            let pivot_grad = a.fma(rest, a_lost.mul_add(rest, a.mul(rest_lost)));
+            store!(PIVOT_GRAD, zero.sub(pivot_grad));
+        }
+        let (least, far) = (splat::<S, T>(s, T::FEW_LEAST), splat::<S, T>(s, T::FAR));
+        let precise = T::V::<S>::lanes(least.lt(odds.min(rest)));
+        let exact = T::V::<S>::lanes(rest.eq(zero));
+        let near = T::V::<S>::lanes(odds.lt(far));
+        near & (precise | exact) & fits | !counted & T::ALL
+    }
+
+    /// The same for whatever else there is.
+    ///
+    /// Three loops, since each step waits for the one before: so several groups are on their way.
+    #[inline(always)]
+    fn finish_wide<S: Simd>(
+        &self,
+        s: S,
+        lanes: Range<usize>,
+        done: u32,
+        block: &Block<'_, Self, T>,
+    ) {
+        let buffers = block.buffers;
+        for at in lanes.clone().step_by(8) {
+            self.odds(s, at, buffers);
+        }
+        for group in lanes.clone().step_by(T::LANES) {
+            self.surprise(s, group, buffers);
+        }
+        for at in lanes.clone().step_by(8) {
+            let (sample, _) = block.samples(at / T::LANES * T::LANES);
+            let (sample, wanted) = (sample + at % T::LANES, !done >> (at % T::LANES) & 0xFF);
+            self.finish_part(s, sample, at, wanted, buffers);
+        }
+        if !GRAD {
+            return;
+        }
+        for group in lanes.step_by(T::LANES) {
+            let [a, lost] = buffers.quotients(s, group);
+            let pivot_grad = buffers.group(s, WIDE_PIVOT_GRAD, group);
+            for (which, x) in [(A, a), (A_LOST, lost), (PIVOT_GRAD, pivot_grad)] {
+                x.store_lanes(buffers.narrow(which).1, group, !done & T::ALL);
+            }
+        }
+    }
+
+    /// The sums, `rest / pivot`, in the surprise's place, and `1 / S` of eight samples.
     #[inline(always)]
     fn odds<S: Simd>(&self, s: S, at: usize, buffers: &Buffers<T>) {
         let (none, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
-        let rest = S::V64::load(s, buffers.wide(REST).0, at);
-        let pivot = S::V64::load(s, buffers.wide(PIVOT).0, at);
+        let (group, part) = (at / T::LANES * T::LANES, at % T::LANES / 8);
+        macro_rules! load {
+            ($which:expr) => {
+                T::V::<S>::load(s, buffers.narrow($which).0, group).wide(part)
+            };
+        }
+        let (rest, pivot) = (load!(REST).add(load!(REST_LOST)), load!(PIVOT));
+        rest.store(buffers.wide(WIDE_REST).1, at);
+        pivot.store(buffers.wide(WIDE_PIVOT).1, at);
         let whole = rest.add(pivot);
         let near = near::<S, T>(s, rest, pivot);
         // One division for two where float32 leaves digits to spare.
@@ -887,16 +1022,16 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             inverse = one.div(whole);
             odds = S::V64::select(S::V64::mask(s, near), odds, none);
         }
-        odds.store(buffers.wide(LOSS).1, at);
+        odds.store(buffers.wide(SURPRISE).1, at);
         inverse.store(buffers.wide(INVERSE).1, at);
     }
 
-    /// `-log p` of the pivots of a group, in the losses' place.
+    /// `-log p` of the pivots of a group.
     #[inline(always)]
     fn surprise<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
-        let (odds, surprises) = buffers.wide(LOSS);
+        let (odds, surprises) = buffers.wide(SURPRISE);
         // As exact as the logits' type: so are the exponentials.
-        let narrow = log1p::<S, T>(s, buffers.group(s, LOSS, group));
+        let narrow = log1p::<S, T>(s, buffers.group(s, SURPRISE, group));
         for part in 0..T::WIDE {
             let mut surprise = narrow.wide(part);
             if T::WIDE == 2 {
@@ -909,9 +1044,16 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         }
     }
 
-    /// The rest, for eight samples; their losses.
+    /// The rest, for eight samples, of which some lanes are wanted.
     #[inline(always)]
-    fn finish_part<S: Simd>(&self, s: S, first: usize, at: usize, buffers: &Buffers<T>) -> S::V64 {
+    fn finish_part<S: Simd>(
+        &self,
+        s: S,
+        first: usize,
+        at: usize,
+        wanted: u32,
+        buffers: &Buffers<T>,
+    ) {
         let (none, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
         let (group, part) = (at / T::LANES * T::LANES, at % T::LANES / 8);
         let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
@@ -928,10 +1070,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 $x.store(buffers.wide($which).1, at)
             };
         }
-        let (rest, pivot) = (load!(REST), load!(PIVOT));
+        let (rest, pivot) = (load!(WIDE_REST), load!(WIDE_PIVOT));
         let whole = rest.add(pivot);
         let (sample, of_class) = (load!(SAMPLE), load!(OF_CLASS));
-        let (mut surprise, inverse) = (load!(LOSS), load!(INVERSE));
+        let (mut surprise, inverse) = (load!(SURPRISE), load!(INVERSE));
         let near = near::<S, T>(s, rest, pivot);
         let all_near = near & counted == counted;
         if !all_near {
@@ -963,9 +1105,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         }
         loss = S::V64::select(whole.eq(whole), loss, nan).mul(sample);
         loss = S::V64::select(S::V64::mask(s, counted), loss, none);
-        store!(LOSS, loss);
+        loss.store_lanes(buffers.wide(LOSS).1, at, wanted);
         if !GRAD {
-            return loss;
+            return;
         }
         let mut scale = splat::<S, f64>(s, self.scale);
         if self.batch.is_weighted() {
@@ -974,13 +1116,13 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         scale = S::V64::select(mute, none, scale);
         let scaled = if C::ANY { scale.mul(total) } else { scale.mul(of_class) };
         let a = scaled.mul(inverse);
-        store!(A, a);
+        store!(WIDE_A, a);
         let mut lost = none;
         if T::WIDE == 1 {
             let minus = none.sub(a);
-            lost = minus.fma(lost_by::<S>(rest, pivot, whole), minus.fma(whole, scaled));
+            lost = minus.fma(lost_by::<S, f64>(rest, pivot, whole), minus.fma(whole, scaled));
             lost = lost.mul(inverse);
-            store!(A_LOST, lost);
+            store!(WIDE_A_LOST, lost);
         }
         // (total p - t) at the pivot, whose p - 1 is -rest / whole.
         let pivot_grad = if C::ANY {
@@ -998,13 +1140,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             none.sub(a.fma(rest, lost.mul(rest)))
         };
         // Adding 0 makes -0 a 0.
-        store!(PIVOT_GRAD, pivot_grad.add(none));
+        store!(WIDE_PIVOT_GRAD, pivot_grad.add(none));
         if self.batch.outputs.hess.is_some() {
             store!(PIVOT_HESS, a.mul(pivot).mul(rest.mul(inverse)));
             let others = load!(OTHERS);
             store!(OTHERS, a.mul(whole.sub(others)).mul(others.mul(inverse)));
         }
-        loss
     }
 
     /// How far `log S` is above the largest logit, of eight samples.
@@ -1061,20 +1202,24 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let (start, width) = (group * classes, T::LANES * classes);
         let columns = buffers.part(COLUMNS_OF).0.part(start, width);
         let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
-        let a = buffers.quotients(s, group);
+        macro_rules! load {
+            ($which:expr) => {
+                T::V::<S>::load(s, buffers.narrow($which).0, group)
+            };
+        }
+        let a = [load!(A), load!(A_LOST)];
         let minus_b = if C::ANY { buffers.group(s, B, group) } else { zero };
-        let which = if hessian { PIVOT_HESS } else { PIVOT_GRAD };
-        let at_pivot = buffers.group(s, which, group);
+        let at_pivot =
+            if hessian { buffers.group(s, PIVOT_HESS, group) } else { load!(PIVOT_GRAD) };
         let (mut inverse, mut most) = (zero, zero);
         if hessian {
             (inverse, most) = (buffers.group(s, INVERSE, group), buffers.group(s, OTHERS, group));
         }
+        // The derivative at `$e`, an exponential, of class `$c`, and so far behind where `$class` is
+        // counted from.
         macro_rules! derivative {
-            ($c:expr) => {
-                derivative!($c, class, $c)
-            };
-            ($c:expr, $class:expr, $number:expr) => {{
-                let e = T::V::<S>::load(s, columns, $c * T::LANES);
+            ($e:expr, $c:expr, $class:expr, $number:expr) => {{
+                let e = $e;
                 let mut g = if !hessian && C::ANY {
                     let t = self.coefficient(s, $c, start, buffers);
                     e.fma(a[0], e.fma(a[1], t.mul(minus_b)))
@@ -1091,17 +1236,34 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 T::V::<S>::select(own, at_pivot, g)
             }};
         }
+        // Of the classes from `$first` on, and zeros past the last.
+        macro_rules! derivatives {
+            ($n:expr, $first:expr) => {{
+                let first = $first;
+                let class = class.sub(splat::<S, T>(s, first as f64));
+                let mut result = [zero; $n];
+                if first + $n <= classes {
+                    let columns = columns.part(first * T::LANES, $n * T::LANES);
+                    for (j, result) in result.iter_mut().enumerate() {
+                        let e = T::V::<S>::load(s, columns, j * T::LANES);
+                        *result = derivative!(e, first + j, class, j);
+                    }
+                } else {
+                    for (j, result) in result.iter_mut().enumerate().take(classes - first) {
+                        let e = T::V::<S>::load(s, columns, (first + j) * T::LANES);
+                        *result = derivative!(e, first + j, class, j);
+                    }
+                }
+                result
+            }};
+        }
         let rows = match to {
             Group::Rows(rows) if MANY => {
-                let class = class.sub(splat::<S, T>(s, some.start as f64));
-                for i in (0..some.len()).step_by(COLUMNS) {
+                for first in some.clone().step_by(COLUMNS) {
                     // The last ones are done twice.
-                    let i = i.min(some.len() - COLUMNS);
-                    let mut result = [zero; COLUMNS];
-                    for (j, result) in result.iter_mut().enumerate() {
-                        *result = derivative!(some.start + i + j, class, i + j);
-                    }
-                    T::V::<S>::store_columns(result, rows, some.start + i, classes);
+                    let first = first.min(some.end - COLUMNS);
+                    let result = derivatives!(COLUMNS, first);
+                    T::V::<S>::store_columns(result, rows, first, classes);
                 }
                 return;
             }
@@ -1110,7 +1272,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 let class = class.sub(splat::<S, T>(s, some.start as f64));
                 for (i, c) in some.enumerate() {
                     let at = (at as isize + c as isize * step) as usize;
-                    let result = derivative!(c, class, i);
+                    let e = T::V::<S>::load(s, columns, c * T::LANES);
+                    let result = derivative!(e, c, class, i);
                     if MANY && lanes != T::ALL {
                         result.store_lanes(array, at, lanes);
                     } else if stream {
@@ -1123,26 +1286,19 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             }
         };
         // Last to first: the last columns reach into the first ones of the next row.
-        let (whole, last) = (classes / COLUMNS * COLUMNS, classes - 1);
-        if classes - whole > HALF {
-            let mut result = [zero; COLUMNS];
-            for (j, result) in result.iter_mut().enumerate() {
-                *result = derivative!((whole + j).min(last));
+        let whole = classes / COLUMNS * COLUMNS;
+        match classes - whole {
+            0 => {}
+            n if n <= PAIR => {
+                T::V::<S>::store_pair(derivatives!(PAIR, whole), rows, whole, classes)
             }
-            T::V::<S>::store_columns(result, rows, whole, classes);
-        } else if classes > whole {
-            let mut result = [zero; HALF];
-            for (j, result) in result.iter_mut().enumerate() {
-                *result = derivative!((whole + j).min(last));
+            n if n <= HALF => {
+                T::V::<S>::store_half(derivatives!(HALF, whole), rows, whole, classes)
             }
-            T::V::<S>::store_half(result, rows, whole, classes);
+            _ => T::V::<S>::store_columns(derivatives!(COLUMNS, whole), rows, whole, classes),
         }
-        for c in (0..whole).step_by(COLUMNS).rev() {
-            let mut result = [zero; COLUMNS];
-            for (j, result) in result.iter_mut().enumerate() {
-                *result = derivative!(c + j);
-            }
-            T::V::<S>::store_columns(result, rows, c, classes);
+        for first in (0..whole).step_by(COLUMNS).rev() {
+            T::V::<S>::store_columns(derivatives!(COLUMNS, first), rows, first, classes);
         }
     }
 }
@@ -1216,6 +1372,12 @@ impl<J, T: Real> Block<'_, J, T> {
 struct Reading<'b, J, T, const MANY: bool>(Block<'b, J, T>);
 struct Reduction<'b, J, T, const MANY: bool>(Block<'b, J, T>);
 struct Finish<'b, J, T>(Block<'b, J, T>);
+/// The lanes that are done need it no more.
+struct FinishWide<'b, J, T> {
+    block: Block<'b, J, T>,
+    lanes: Range<usize>,
+    done: u32,
+}
 struct Emission<'b, J, T, const MANY: bool>(Block<'b, J, T>);
 
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
@@ -1268,6 +1430,16 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
     }
 }
 
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
+    for FinishWide<'_, Few<'_, T, C, GRAD>, T>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        self.block.job.finish_wide(s, self.lanes, self.done, &self.block);
+    }
+}
+
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
     for Emission<'_, Few<'_, T, C, GRAD>, T, MANY>
 {
@@ -1309,6 +1481,12 @@ impl<S: Simd, T: Real> Sums<S, T> {
 #[inline(always)]
 fn near<S: Simd, T: Limits>(s: S, rest: S::V64, pivot: S::V64) -> u32 {
     S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))))
+}
+
+/// `2^n` of normal numbers.
+#[inline(always)]
+fn powers<const N: usize>(n: [i64; N]) -> [f64; N] {
+    n.map(|n| f64::from_bits(((1023 + n) as u64) << 52))
 }
 
 #[inline(always)]

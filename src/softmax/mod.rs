@@ -45,6 +45,8 @@ pub trait Limits: Real {
     const FEW_BIAS: i64;
     /// How far the exponent of a scale moves it, at least and at most.
     const FEW_SHIFT: [i64; 2];
+    /// Sums among few classes above this lose nothing to underflow when divided.
+    const FEW_LEAST: f64;
     /// The few classes as numbers, to compare with.
     const CLASSES: &'static [Self; few::MOST_CLASSES];
 }
@@ -68,6 +70,7 @@ impl Limits for f32 {
     const ROW_LARGEST: i64 = 88;
     const FEW_BIAS: i64 = 60;
     const FEW_SHIFT: [i64; 2] = [-90, 50];
+    const FEW_LEAST: f64 = 1.0 / (1u128 << 100) as f64;
     const CLASSES: &'static [f32; few::MOST_CLASSES] = &classes!(f32);
 }
 
@@ -78,6 +81,7 @@ impl Limits for f64 {
     const ROW_LARGEST: i64 = 500;
     const FEW_BIAS: i64 = 500;
     const FEW_SHIFT: [i64; 2] = [-900, 480];
+    const FEW_LEAST: f64 = 1e-280;
     const CLASSES: &'static [f64; few::MOST_CLASSES] = &classes!(f64);
 }
 
