@@ -1,22 +1,24 @@
 """Time xentrs.torch against PyTorch, eager and compiled, on the CPU.
 
 Forward and backward, the gradient in a fresh tensor as in training. Answers are compared before
-anything is timed; both sides alternate in one process; medians. Run it with ``make bench-torch``,
-``ARGS="--quick"`` for a look, ``ARGS="--peak"`` for memory; only ratios travel between machines.
+anything is timed; the sides take turns in one process, as in ``make bench-peers``; medians. Run it
+with ``make bench-torch``, ``ARGS="--quick"`` for a look, ``ARGS="--peak"`` for memory; only ratios
+travel between machines.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import Side, measure  # before PyTorch: it fixes the number of threads
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,24 +66,11 @@ def step(loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Step
     return run
 
 
-def alternate(steps: dict[str, Step], seconds: float) -> dict[str, float]:
+def medians(steps: dict[str, Step], seconds: float, turns: int) -> dict[str, float]:
     """Return the median time of each, taken in turns."""
-    for run in steps.values():
-        run()
-    start = time.perf_counter()
-    for run in steps.values():
-        run()
-    once = max((time.perf_counter() - start) / len(steps), 1e-7)
-    inner = max(int(2e-3 / once), 1)
-    rounds = min(max(int(seconds / (once * inner * len(steps))), 5), 200)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, run in steps.items():
-            start = time.perf_counter()
-            for _ in range(inner):
-                run()
-            times[name].append((time.perf_counter() - start) / inner)
-    return {name: statistics.median(values) for name, values in times.items()}
+    sides = [Side(name, "run()", {"run": run}) for name, run in steps.items()]
+    measure(sides, seconds, turns)
+    return {side.name: side.median for side in sides}
 
 
 def compare_losses(case: Case, seconds: float) -> str:
@@ -102,7 +91,7 @@ def compare_losses(case: Case, seconds: float) -> str:
         error = (run().double() - expected).abs().max().item()
         largest = expected.abs().max().item()
         assert error <= 256 * torch.finfo(case.dtype).eps * largest, error  # mostly PyTorch's
-    t = alternate(steps, seconds)
+    t = medians(steps, seconds, turns=200)
     ours = t["xentrs"]
     goal = "" if case.goal is None else f"{case.goal:g}"
     name = f"{' x '.join(map(str, case.shape))} {str(case.dtype).removeprefix('torch.')}"
@@ -150,7 +139,7 @@ def compare_linear(n: int, width: int, classes: int, seconds: float) -> str:
     expected = steps["plain"]()
     for name in ("xentrs", "chunked"):
         torch.testing.assert_close(steps[name](), expected, rtol=1e-3, atol=1e-7)
-    t = alternate(steps, seconds)
+    t = medians(steps, seconds, turns=5)
     ratios = " | ".join(f"{t[k] / t['products']:.2f}" for k in ("xentrs", "plain", "chunked"))
     return f"| {n} x {width} x {classes} | {duration(t['products'])} | {ratios} |"
 
