@@ -394,6 +394,33 @@ def test_neighbours_of_another_size_change_nothing(loss, shape, dtype, rng):
 
 
 @every_dtype
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("classes", [2, 3, 10, 70, 300])
+def test_a_sample_does_not_depend_on_its_neighbours(classes, weighted, dtype, rng):
+    """Beside samples that need float64, that are ignored or that have no answer, too."""
+    samples = 100
+    logits = rng.normal(scale=3, size=(samples, classes)).astype(dtype)
+    target = rng.integers(0, classes, samples)
+    weights = rng.uniform(0.5, 2, samples).astype(dtype)
+    strange = rng.permutation(samples)[:28].reshape(7, 4)
+    logits[strange[0], target[strange[0]]] -= 2000  # the true class far down
+    logits[strange[1], target[strange[1]]] += 75  # a loss below what float32 quotients hold
+    logits[strange[2], target[strange[2]]] += 2000  # no loss
+    logits[strange[3], 0] = np.nan
+    logits[strange[4], 1] = np.inf
+    target[strange[5]] = -100
+    weights[strange[6]] = [0, 1e-37, 1e37, np.nan]
+    options = {"reduction": "none"}
+    of_weights = {"sample_weight": weights} if weighted else {}
+    whole = xentrs.cross_entropy_with_grad(logits, target, **of_weights, **options)
+    for i in range(samples):
+        row = slice(i, i + 1)
+        of_weights = {"sample_weight": weights[row]} if weighted else {}
+        alone = xentrs.cross_entropy_with_grad(logits[row], target[row], **of_weights, **options)
+        assert_same_bits((whole[0][row], whole[1][row]), alone, f"sample {i}")
+
+
+@every_dtype
 @every_loss
 @every_shape
 def test_any_rank_is_rows(loss, shape, dtype, rng):
