@@ -4,7 +4,7 @@
 //! for each block of samples, and each group of it, as many samples as lanes:
 //!     scratch = the group's logits, transposed: a vector a class; their largest, a lane each
 //!     scratch = E of them; rest += E, but for the pivots           (reduce)
-//! for all groups of the block, in float64: losses and factors      (finish)
+//! for all groups of the block: losses and factors                  (finish)
 //! for each group: gradient = a E - b t, transposed back            (emit)
 //! ```
 //!
@@ -15,8 +15,8 @@
 //! the next block's logits come into the cache.
 //!
 //! Nothing is ever added up across lanes, and what is done once a sample is done for a vector of
-//! samples. Each sample has its own reference, that of its own largest logit, so its result does not
-//! depend on its neighbours.
+//! samples, in the logits' type where that is enough and else in float64. Each sample has its own
+//! reference, that of its own largest logit, so its result does not depend on its neighbours.
 
 use std::ops::Range;
 
@@ -32,7 +32,7 @@ use crate::simd::{
     self, COLUMNS, HALF, Input, Kernel, Output, PAIR, Scratch, Simd, Vector, fence, fold,
 };
 
-use super::{Limits, copy, exponent, lanes_from};
+use super::{Limits, copy, exponent, lanes_from, power};
 
 /// The most classes that this kernel takes.
 pub const MOST_CLASSES: usize = 256;
@@ -324,7 +324,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !stream && !in_place;
         let scale = 1.0 / batch.divisor;
-        let [least, most] = powers(T::FEW_SHIFT);
+        let [least, most] = T::FEW_SHIFT.map(power);
         let fits = batch.is_weighted() || (least..most).contains(&scale.abs());
         let plain = C::HARD && !C::ANY && batch.classes > 1 && fits;
         Few { batch, coefficients, keep, total, scale, samples, line, many, plain, stream, direct }
@@ -932,7 +932,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 *wide = wide.sub(scale.wide(part));
             }
             scale_lost = T::V::<S>::narrow(scales);
-            let [least, most] = powers(T::FEW_SHIFT);
+            let [least, most] = T::FEW_SHIFT.map(power);
             let (least, most) = (splat::<S, T>(s, least), splat::<S, T>(s, most));
             let inside = T::V::<S>::lanes(scale.abs().not_lt(least));
             let zeros = T::V::<S>::lanes(scale.eq(zero));
@@ -1481,12 +1481,6 @@ impl<S: Simd, T: Real> Sums<S, T> {
 #[inline(always)]
 fn near<S: Simd, T: Limits>(s: S, rest: S::V64, pivot: S::V64) -> u32 {
     S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))))
-}
-
-/// `2^n` of normal numbers.
-#[inline(always)]
-fn powers<const N: usize>(n: [i64; N]) -> [f64; N] {
-    n.map(|n| f64::from_bits(((1023 + n) as u64) << 52))
 }
 
 #[inline(always)]

@@ -95,6 +95,12 @@ fn exponent(scale: f64) -> i64 {
     }
 }
 
+/// `2^n`, 0 where that is below the normal numbers.
+#[inline(always)]
+fn power(n: i64) -> f64 {
+    if n < -1022 { 0.0 } else { f64::from_bits(((n + 1023) as u64) << 52) }
+}
+
 /// The largest number, NaN aside; -inf where there is none.
 #[inline(always)]
 fn maximum<S: Simd, T: Real>(s: S, x: Input<'_, T>) -> T {

@@ -28,7 +28,7 @@ use crate::math::{Real, exp::Exp, quotient, times};
 use crate::reduce::{Sum, Total};
 use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
 
-use super::{Limits, exponent, fill, find, lanes_from, largest_lane, maximum};
+use super::{Limits, exponent, fill, find, lanes_from, largest_lane, maximum, power};
 
 /// Vectors in a chunk.
 const VECTORS: usize = 8;
@@ -282,11 +282,11 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 if fits || !self.refer_to(s, part.clone()) {
                     break (sums, sum);
                 }
-                let power = power_of_two(self.exp.scale - before);
-                rest.scale(power);
+                let factor = power(self.exp.scale - before);
+                rest.scale(factor);
                 if GRAD {
                     // Eight references ago exponentials have long become 0.
-                    rescale::<S, T>(s, self.scratch, referred[0]..start, power);
+                    rescale::<S, T>(s, self.scratch, referred[0]..start, factor);
                     referred.rotate_left(1);
                     referred[7] = start;
                 }
@@ -328,12 +328,6 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         self.reference = T::V::<S>::splat(s, most);
         true
     }
-}
-
-/// `2^n`, 0 where that is below the normal numbers.
-#[inline(always)]
-fn power_of_two(n: i64) -> f64 {
-    if n < -1022 { 0.0 } else { f64::from_bits(((n + 1023) as u64) << 52) }
 }
 
 /// Multiplies exponentials by a power of two.
@@ -672,7 +666,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 scratch: &scratch,
                 exp: Exp::new(s, T::default(), bias),
                 bias,
-                largest: power_of_two(T::ROW_LARGEST + shift),
+                largest: power(T::ROW_LARGEST + shift),
                 reference: zero,
                 pivot: class,
                 coefficients,
