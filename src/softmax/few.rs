@@ -265,14 +265,11 @@ impl<T: Limits> Buffers<T> {
     /// [`WIDE_A`] of a group, and what its rounding lost.
     #[inline(always)]
     fn quotients<S: Simd>(&self, s: S, group: usize) -> [T::V<S>; 2] {
-        let high = self.group(s, WIDE_A, group);
         if T::WIDE == 1 {
-            return [high, self.group(s, WIDE_A_LOST, group)];
+            return [self.group(s, WIDE_A, group), self.group(s, WIDE_A_LOST, group)];
         }
         let a = self.wide(WIDE_A).0;
-        let first = S::V64::load(s, a, group).sub(high.wide(0));
-        let second = S::V64::load(s, a, group + 8).sub(high.wide(1));
-        [high, T::V::<S>::narrow([first, second])]
+        split::<S, T>([S::V64::load(s, a, group), S::V64::load(s, a, group + 8)])
     }
 }
 
@@ -927,11 +924,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 store_loss!(part, losses.wide(part).mul(weight));
                 *scale = sample.div(divisor).mul(of_class);
             }
-            scale = T::V::<S>::narrow(scales);
-            for (part, wide) in scales.iter_mut().enumerate().take(T::WIDE) {
-                *wide = wide.sub(scale.wide(part));
-            }
-            scale_lost = T::V::<S>::narrow(scales);
+            [scale, scale_lost] = split::<S, T>(scales);
             let [least, most] = T::FEW_SHIFT.map(power);
             let (least, most) = (splat::<S, T>(s, least), splat::<S, T>(s, most));
             let inside = T::V::<S>::lanes(scale.abs().not_lt(least));
@@ -1481,6 +1474,16 @@ impl<S: Simd, T: Real> Sums<S, T> {
 #[inline(always)]
 fn near<S: Simd, T: Limits>(s: S, rest: S::V64, pivot: S::V64) -> u32 {
     S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))))
+}
+
+/// The nearest numbers to float64 parts, and what that lost.
+#[inline(always)]
+fn split<S: Simd, T: Real>(mut parts: [S::V64; 2]) -> [T::V<S>; 2] {
+    let high = T::V::<S>::narrow(parts);
+    for (part, wide) in parts.iter_mut().enumerate().take(T::WIDE) {
+        *wide = wide.sub(high.wide(part));
+    }
+    [high, T::V::<S>::narrow(parts)]
 }
 
 #[inline(always)]
