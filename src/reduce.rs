@@ -113,6 +113,13 @@ pub struct Total {
     low: f64,
 }
 
+impl From<f64> for Total {
+    #[inline(always)]
+    fn from(x: f64) -> Self {
+        Total { high: x, low: 0.0 }
+    }
+}
+
 impl Total {
     /// Adds a number.
     #[inline(always)]

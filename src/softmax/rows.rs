@@ -81,8 +81,9 @@ struct Totals {
 struct Waiting {
     n: usize,
     rows: [usize; 8],
-    /// The pivot's loss is `log(1 + odds)`, or where `far` is a number: `log(sum) + far`.
-    odds: [f64; 8],
+    /// The pivot's loss is `log(1 + rest / pivot)`, or where `far` is a number: `log(sum) + far`.
+    rest: [f64; 8],
+    pivot: [f64; 8],
     far: [Option<f64>; 8],
     /// The sum of exponentials, and what its logarithm is less to be relative to the reference.
     sum: [f64; 8],
@@ -121,7 +122,7 @@ struct Emit<'a, S: Simd, T: Real, R> {
     minus_b: T::V<S>,
     /// `1 / S`
     inverse: T::V<S>,
-    /// Where the two that follow go.
+    /// Where the two that follow go; without coefficients, a first that is 0 is in scratch instead.
     pivot: usize,
     pivot_grad: T,
     pivot_hess: T,
@@ -215,12 +216,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             if GRAD {
                 e.store(self.scratch.output(), at);
             }
+            // Not a branch, which nothing could foresee.
             let lane = self.pivot.wrapping_sub(at);
-            if lane < T::LANES {
-                sums.rest.add_positive(T::V::<S>::select(T::V::<S>::mask(s, 1 << lane), zero, e));
-            } else {
-                sums.rest.add_positive(e);
-            }
+            let own = u32::from(lane < T::LANES) << (lane % T::LANES);
+            sums.rest.add_positive(T::V::<S>::select(T::V::<S>::mask(s, own), zero, e));
             if !C::HARD {
                 sums.most = x.max(sums.most);
             }
@@ -259,7 +258,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     fn row<C: Coefficients<T, Row<S> = R>, const GRAD: bool, const SHIFTED: bool>(
         &mut self,
         s: S,
-        waiting: Option<Emit<'_, S, T, R>>,
+        waiting: &mut Option<Emit<'_, S, T, R>>,
     ) -> Totals
     where
         T: Limits,
@@ -291,7 +290,11 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                     referred[7] = start;
                 }
             };
-            rest.add(sum);
+            if start == 0 {
+                rest = sum.into();
+            } else {
+                rest.add(sum);
+            }
             most = sums.most;
             if C::ANY {
                 distance.add(sums.distance.total());
@@ -300,9 +303,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 coefficient.add(sums.coefficient.total());
             }
         }
-        if let Some(waiting) = &waiting {
-            waiting.finish();
+        if let Some(waiting) = waiting {
+            waiting.finish::<C>();
         }
+        *waiting = None;
         let pivot = T::V::<S>::splat(s, self.logits.get(self.pivot));
         let pivot = self.exp.of::<SHIFTED>(s, pivot).to_lanes().as_ref()[0].to_f64();
         let most = if C::HARD { 0.0 } else { largest_lane::<S, T>(most).to_f64() };
@@ -397,10 +401,9 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
             self.some::<C>(s, 0, self.head.min(self.grad.len()));
         }
         let at = at + self.head;
-        let whole = at + chunk <= self.grad.len() && self.pivot.wrapping_sub(at) >= chunk;
-        if !whole {
-            let end = self.grad.len().min(at + chunk);
-            let mut at = at;
+        let end = self.grad.len().min(at + chunk);
+        let mut at = at;
+        if at + chunk > self.grad.len() || C::ANY && self.pivot.wrapping_sub(at) < chunk {
             while at < end {
                 self.some::<C>(s, at, T::LANES.min(end - at));
                 at += T::LANES;
@@ -420,6 +423,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
             if self.stream {
                 g.stream(grad, i * T::LANES);
             } else {
+                grad.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
                 g.store(grad, i * T::LANES);
             }
         }
@@ -432,12 +436,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         let lanes = lanes_from::<T>(n);
         let e = T::V::<S>::load_lanes(s, self.scratch, at, lanes, zero);
         let mut g = self.gradient::<C>(s, e, at, lanes);
-        let mut h = self.hessian(s, e);
         let lane = self.pivot.wrapping_sub(at);
-        if lane < n {
+        if C::ANY && lane < n {
             let mask = T::V::<S>::mask(s, 1 << lane);
             g = T::V::<S>::select(mask, T::V::<S>::splat(s, self.pivot_grad), g);
-            h = T::V::<S>::select(mask, T::V::<S>::splat(s, self.pivot_hess), h);
         }
         if self.stream && lanes == T::ALL {
             g.stream(self.grad, at);
@@ -445,7 +447,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
             g.store_lanes(self.grad, at, lanes);
         }
         if let Some(hess) = self.hess {
-            h.store_lanes(hess, at, lanes);
+            self.hessian(s, e).store_lanes(hess, at, lanes);
         }
     }
 
@@ -461,8 +463,13 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
 
     /// After the last chunk.
     #[inline(always)]
-    fn finish(&self) {
-        if let (Some(hess), Some((class, x))) = (self.hess, self.dominant) {
+    fn finish<C: Coefficients<T, Row<S> = R>>(&self) {
+        if !C::ANY && self.pivot_grad != T::default() {
+            self.grad.set(self.pivot, self.pivot_grad);
+        }
+        let Some(hess) = self.hess else { return };
+        hess.set(self.pivot, self.pivot_hess);
+        if let Some((class, x)) = self.dominant {
             hess.set(class, x);
         }
     }
@@ -542,7 +549,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         if reference.to_f64().abs() <= T::OFFSET_LIMIT {
             row.exp = Exp::new(s, reference, row.bias);
             row.reference = T::V::<S>::splat(s, reference);
-            let totals = row.row::<C, GRAD, false>(s, waiting.take());
+            let totals = row.row::<C, GRAD, false>(s, waiting);
             let sum = totals.rest + totals.pivot;
             if sum.is_nan() || (sum <= row.largest && self.is_exact(&row.exp, &totals, reference)) {
                 return Some((totals, row.reference.to_lanes().as_ref()[0]));
@@ -558,7 +565,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         if !C::HARD {
             row.pivot = find(s, row.logits, most);
         }
-        Some((row.row::<C, GRAD, true>(s, waiting.take()), most))
+        Some((row.row::<C, GRAD, true>(s, waiting), most))
     }
 
     /// Whether sums under a reference that may be below the largest logit say enough.
@@ -584,7 +591,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
     #[inline(always)]
     fn write_losses<S: Simd>(&self, s: S, waiting: &mut Waiting, first: usize, sums: &mut [f64]) {
         let n = std::mem::take(&mut waiting.n);
-        let near = log1p::<S, f64>(s, S::V64::from_lanes(s, waiting.odds)).to_lanes();
+        let pivot = S::V64::from_lanes(s, waiting.pivot);
+        let odds = S::V64::from_lanes(s, waiting.rest).div(pivot);
+        let near = log1p::<S, f64>(s, odds).to_lanes();
         let mut logs = [0.0; 8];
         if C::ANY || waiting.far[..n].iter().any(Option::is_some) {
             logs = log::<S, f64>(s, S::V64::from_lanes(s, waiting.sum)).to_lanes();
@@ -592,7 +601,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         for i in 0..n {
             let mut above = logs[i] - waiting.residue[i];
             let surprise = waiting.far[i].map_or(near[i], |far| above + far);
-            if C::HARD && waiting.far[i].is_none() && waiting.odds[i] < 1.0 {
+            if C::HARD && waiting.far[i].is_none() && waiting.rest[i] < waiting.pivot[i] {
                 // The true class has most of the probability, and so is the reference.
                 above = surprise;
             }
@@ -606,9 +615,6 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
             }
             if waiting.sum[i].is_nan() {
                 loss = f64::NAN;
-            } else if self.batch.classes == 1 {
-                // No loss and no gradient, not even a rounding's.
-                loss = 0.0;
             }
             let loss = waiting.sample[i] * loss;
             sums[waiting.rows[i] - first] = loss;
@@ -692,12 +698,12 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 losses.distance[i] += coefficient * above;
                 losses.far[i] = Some(-above);
             } else if rest <= pivot * T::FAR {
-                losses.odds[i] = rest / pivot;
                 losses.far[i] = None;
             } else {
                 let below = reference.to_f64() - reduce.logits.get(reduce.pivot).to_f64();
                 losses.far[i] = Some(below);
             }
+            (losses.rest[i], losses.pivot[i]) = (rest, pivot);
             losses.rows[i] = row;
             losses.of_class[i] = of_class;
             losses.total[i] = self.total + coefficient;
@@ -709,39 +715,48 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             let Some(grad) = batch.outputs.grad else {
                 continue;
             };
-            let certain = batch.classes == 1 && !whole.is_nan();
-
-            // (total p - t) at the pivot, whose p - 1 is -rest / whole.
-            let mut own = 0.0;
-            if C::ANY {
-                let lane = coefficients.load(s, reduce.pivot, 1).to_lanes();
-                own = lane.as_ref()[0].to_f64();
-            }
-            let (part, p) = (rest / whole, pivot / whole);
-            let pivot_grad = if C::HARD {
-                (self.total * p - own) - of_class * part
-            } else if p < 0.5 {
-                total * p - own
-            } else {
-                (total - own) - total * part
-            };
-            let (mut b, mut pivot_grad, mut total_scale) =
-                (scale, scale * pivot_grad, scale * total);
-            if certain {
-                (b, pivot_grad, total_scale) = (0.0, 0.0, 0.0);
-            }
-            let a = total_scale / whole;
+            let a = scale * total / whole;
             let grad = self.row_of(grad, row);
             if self.stream {
                 // The line that this row and the next share is not written whole.
                 grad.prefetch(grad.len() - 1);
             }
             let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
-            let dominant = match hess {
-                Some(_) if p < 0.5 => self.dominant_hessian(s, scratch.input(), whole, a),
-                _ => None,
-            };
-            let [a_high, a_low] = quotient::<T>(total_scale, rest, pivot);
+            let (mut inverse, mut dominant, mut pivot_hess) = (0.0, None, T::default());
+            if hess.is_some() {
+                inverse = 1.0 / whole;
+                let (part, p) = (rest / whole, pivot / whole);
+                pivot_hess = T::from_f64(a * pivot * part);
+                if p < 0.5 {
+                    dominant = self.dominant_hessian(s, scratch.input(), whole, a);
+                }
+            }
+            let mut pivot_grad = T::default();
+            if C::ANY {
+                // (total p - t) at the pivot, whose p - 1 is -rest / whole.
+                let (part, p) = (rest / whole, pivot / whole);
+                let lane = coefficients.load(s, reduce.pivot, 1).to_lanes();
+                let own = lane.as_ref()[0].to_f64();
+                let grad = if C::HARD {
+                    (self.total * p - own) - of_class * part
+                } else if p < 0.5 {
+                    total * p - own
+                } else {
+                    (total - own) - total * part
+                };
+                // Adding 0 makes -0 a 0.
+                pivot_grad = T::from_f64(scale * grad + 0.0);
+            } else {
+                // An exponential that has the gradient of the pivot, whose p - 1 is -rest / whole; 0,
+                // not -0, where that is nothing.
+                let own = if a == 0.0 { 0.0 } else { 0.0 - rest };
+                scratch.output().set(reduce.pivot, T::from_f64(own));
+                if T::from_f64(rest) == T::from_f64(whole) {
+                    // A class that has no probability has a gradient of -1 to the last bit.
+                    pivot_grad = T::from_f64(-scale * total);
+                }
+            }
+            let [a_high, a_low] = quotient::<T>(scale * total, rest, pivot);
             waiting = Some(Emit {
                 scratch: scratch.input(),
                 grad,
@@ -749,19 +764,18 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 dominant,
                 coefficients,
                 a: [T::V::<S>::splat(s, a_high), T::V::<S>::splat(s, a_low)],
-                minus_b: T::V::<S>::splat(s, T::from_f64(-b)),
-                inverse: T::V::<S>::splat(s, T::from_f64(1.0 / whole)),
+                minus_b: T::V::<S>::splat(s, T::from_f64(-scale)),
+                inverse: T::V::<S>::splat(s, T::from_f64(inverse)),
                 pivot: reduce.pivot,
-                // Adding 0 makes -0 a 0.
-                pivot_grad: T::from_f64(pivot_grad + 0.0),
-                pivot_hess: T::from_f64(a * pivot * part),
+                pivot_grad,
+                pivot_hess,
                 head: if self.stream { grad.unaligned() } else { 0 },
                 stream: self.stream,
             });
         }
         if let Some(waiting) = waiting {
             waiting.all::<C>(s);
-            waiting.finish();
+            waiting.finish::<C>();
         }
         self.write_losses(s, &mut losses, first, sums);
         if self.stream {
