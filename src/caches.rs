@@ -2,19 +2,25 @@
 
 use std::fs::read_to_string;
 use std::sync::OnceLock;
+use std::thread::available_parallelism;
 
 /// Bytes of the last cache where the system does not say: few processors have less.
 const UNKNOWN: usize = 8 << 20;
 
-/// Bytes of the last cache before memory, that of the first CPU; read once.
+/// The most bytes of the last cache that count for each CPU of this process. A virtual machine is shown
+/// the whole cache of a processor, most of whose CPUs are others'; hardly any has so much for each.
+const SHARE: usize = 16 << 20;
+
+/// Bytes of the last cache before memory that this process may count on; read once.
 pub fn last_level() -> usize {
     static BYTES: OnceLock<usize> = OnceLock::new();
     *BYTES.get_or_init(|| {
+        let share = SHARE * available_parallelism().map_or(1, usize::from);
         let sizes = (0..8).filter_map(|i| {
             let path = format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size");
             bytes(read_to_string(path).ok()?.trim())
         });
-        sizes.max().unwrap_or(UNKNOWN)
+        sizes.max().unwrap_or(UNKNOWN).min(share)
     })
 }
 
