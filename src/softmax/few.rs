@@ -73,6 +73,8 @@ pub struct Few<'a, T, C, const GRAD: bool> {
     many: bool,
     /// Whether nothing but logits, a class and weights of the sample go into a loss.
     plain: bool,
+    /// Whether the gradient goes past the caches: that of few classes is asked for ahead, and written where
+    /// it is then takes less.
     stream: bool,
     /// Whether rows of the gradient may be written before the logits behind them are read.
     direct: bool,
@@ -316,10 +318,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let numbers = if many { MANY_BLOCK / size_of::<T>() } else { BLOCK };
         let groups = (numbers / (T::LANES * batch.classes)).max(1);
         let keep = if C::HARD { 1.0 - batch.options.label_smoothing } else { 0.0 };
-        let (samples, stream) = (T::LANES * groups, batch.stream());
+        let (samples, stream) = (T::LANES * groups, many && batch.stream());
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
-        let direct = !stream && !in_place;
+        let direct = !in_place;
         let scale = 1.0 / batch.divisor;
         let [least, most] = T::FEW_SHIFT.map(power);
         let fits = batch.is_weighted() || (least..most).contains(&scale.abs());
@@ -340,7 +342,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// of the gradient.
     #[inline(always)]
     fn lead(&self, first: usize) -> usize {
-        if !self.many || !self.stream {
+        if !self.stream {
             return 0;
         }
         let place = self.place(|layout| &layout.grad).filter(|place| is_long(place));
@@ -421,7 +423,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 }
             }
             let rest = n * batch.classes - done;
-            copy(s, buffers.part(ROWS).0.part(done, rest), past.part(done, rest), self.stream);
+            copy(s, buffers.part(ROWS).0.part(done, rest), past.part(done, rest), false);
         }
     }
 
@@ -441,15 +443,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             let (at, left) = place.line_at(sample);
             if left.min(n) == T::LANES {
                 let columns = Group::Columns(array, at, place.class_step(), T::ALL);
-                self.emit::<S, false>(
-                    s,
-                    group,
-                    hessian,
-                    columns,
-                    classes.clone(),
-                    self.stream,
-                    buffers,
-                );
+                self.emit::<S, false>(s, group, hessian, columns, classes.clone(), false, buffers);
             } else {
                 self.scatter::<S, false>(s, block, group, classes.clone(), hessian, array, place);
             }
@@ -695,47 +689,26 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         if MANY && self.coefficients.stored().is_some() {
             next[1] = self.next::<MANY>(block, group, self.place(|layout| &layout.probabilities));
         }
+        let grad = self.destination::<MANY>(block, group);
+        let ahead = Ahead { start, next, grad };
         let sums = if MANY {
             let mut sums = Sums::new(s);
             for first in (0..batch.classes).step_by(PART) {
                 let part = first..batch.classes.min(first + PART);
                 let own = class.sub(splat::<S, T>(s, first as f64));
-                sums.append(self.sum::<S, true, true>(
-                    s,
-                    &exp,
-                    part,
-                    own,
-                    reference,
-                    columns,
-                    (start, next),
-                    buffers,
-                ));
+                sums.append(
+                    self.sum::<S, true, true>(
+                        s, &exp, part, own, reference, columns, ahead, buffers,
+                    ),
+                );
             }
             sums
         } else {
             let all = 0..batch.classes;
             if exp.is_shifted(s) {
-                self.sum::<S, true, false>(
-                    s,
-                    &exp,
-                    all,
-                    class,
-                    reference,
-                    columns,
-                    (start, next),
-                    buffers,
-                )
+                self.sum::<S, true, false>(s, &exp, all, class, reference, columns, ahead, buffers)
             } else {
-                self.sum::<S, false, false>(
-                    s,
-                    &exp,
-                    all,
-                    class,
-                    reference,
-                    columns,
-                    (start, next),
-                    buffers,
-                )
+                self.sum::<S, false, false>(s, &exp, all, class, reference, columns, ahead, buffers)
             }
         };
         let [rest, others, coefficient, distance] = &sums.sums;
@@ -782,6 +755,22 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         }
     }
 
+    /// Where the gradient of a group of few classes goes, and how far apart its cache lines are.
+    #[inline(always)]
+    fn destination<'b, const MANY: bool>(
+        &self,
+        block: &Block<'b, Self, T>,
+        group: usize,
+    ) -> Option<(Output<'b, T>, isize, isize)> {
+        let grad = self.batch.outputs.grad.filter(|_| GRAD && !MANY)?;
+        let (sample, _) = block.samples(group);
+        let (at, step) = match self.place(|layout| &layout.grad) {
+            None => (sample * self.batch.classes, T::LANES as isize),
+            Some(place) => (place.at(sample, 0), place.class_step()),
+        };
+        Some((grad, at as isize, step))
+    }
+
     /// Takes the exponentials of columns of logits and sums them. `class` is counted from the first of
     /// these.
     #[inline(always)]
@@ -794,7 +783,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         class: T::V<S>,
         most: T::V<S>,
         columns: (Input<'_, T>, Output<'_, T>),
-        (start, next): (usize, [(isize, isize); 2]),
+        Ahead { start, next, grad }: Ahead<'_, T>,
         buffers: &Buffers<T>,
     ) -> Sums<S, T> {
         let zero = splat::<S, T>(s, 0.0);
@@ -813,6 +802,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 }
             };
             ask(self.batch.values, next[0]);
+            if let Some((grad, start, step)) = grad {
+                grad.prefetch((start + c as isize * step) as usize);
+            }
             if let Some(stored) = self.coefficients.stored() {
                 ask(stored, next[1]);
             }
@@ -1359,6 +1351,16 @@ impl<J, T: Real> Block<'_, J, T> {
         let at = place.at(self.first, 0) + (sample - self.first);
         Group::Columns(array, at, place.class_step(), lanes_from::<T>(n))
     }
+}
+
+/// What is asked for while the columns of a group, which begin at `start`, are summed: the next block's
+/// logits and targets, and the places of this group's gradient, each by the first cache line and how far
+/// apart they are.
+#[derive(Clone, Copy)]
+struct Ahead<'a, T> {
+    start: usize,
+    next: [(isize, isize); 2],
+    grad: Option<(Output<'a, T>, isize, isize)>,
 }
 
 /// The things done to a block, each a function of its own.
