@@ -16,7 +16,8 @@
 //! of the row exceeds the [`Limits`] under it, that part is reduced again, while it is in the cache,
 //! under its own maximum, and the parts before it are scaled; that changes no bit of what was right
 //! before. The chunks that hold the pivot or the row's end go vector by vector; the others know
-//! neither. Losses wait until there are eight, for a logarithm in vectors.
+//! neither. To emit, the pivot of plain class indices is a class like any other: its place in scratch
+//! takes `-rest`, which `a` makes its gradient. Losses wait until there are eight, for a logarithm in vectors.
 
 use std::ops::Range;
 
