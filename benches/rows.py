@@ -128,7 +128,8 @@ def _rows() -> Iterator[Row]:
         yield option(name, *LLM, goals=goals({"copy": 1.0}, 12, 5))
     for name in (SAMPLE_WEIGHTS, HALF_IGNORED):
         yield option(name, *LLM, goals=goals({"copy": 1.0, "own floor": 1.15}))
-    yield option(SOFT, 65536, 10)
+    for name in (SOFT, SAMPLE_WEIGHTS, CLASS_WEIGHTS):
+        yield option(name, 65536, 10)
     yield option(TRAINED, *LLM, goals=goals({"plain": 1.5}))
     for name in HARD:
         yield option(name, *LLM, goals=goals({"plain": 1.5}))

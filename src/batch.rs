@@ -363,7 +363,7 @@ impl<'a, T: Real> Batch<'a, T> {
     /// where the target is indices. 0 for ignored ones.
     #[inline(always)]
     pub fn read_factors(&self, start: usize, classes: &[usize], factors: &mut [f64]) {
-        self.read_sample_weights(start, factors);
+        self.each_sample_weight(start, factors.len(), |i, weight| factors[i] = weight);
         let hard = matches!(self.target, Target::Indices(_));
         if let Some(weight) = self.weight.as_ref().filter(|_| hard) {
             for (&class, factor) in classes.iter().zip(&mut *factors) {
@@ -375,23 +375,18 @@ impl<'a, T: Real> Batch<'a, T> {
         }
     }
 
-    /// The weights of the samples from `start` on.
+    /// Calls `put` with the weights of the `n` samples from `start` on.
     #[inline(always)]
-    pub fn read_sample_weights(&self, start: usize, weights: &mut [f64]) {
-        let n = weights.len();
+    pub fn each_sample_weight(&self, start: usize, n: usize, mut put: impl FnMut(usize, f64)) {
         match self.sample_weight {
-            None => weights.fill(1.0),
+            None => (0..n).for_each(|i| put(i, 1.0)),
             Some(Floats::F32(x)) => {
                 let x = x.part(start, n);
-                for (i, weight) in weights.iter_mut().enumerate() {
-                    *weight = x.get(i).into();
-                }
+                (0..n).for_each(|i| put(i, x.get(i).into()));
             }
             Some(Floats::F64(x)) => {
                 let x = x.part(start, n);
-                for (i, weight) in weights.iter_mut().enumerate() {
-                    *weight = x.get(i);
-                }
+                (0..n).for_each(|i| put(i, x.get(i)));
             }
         }
     }

@@ -111,6 +111,18 @@ def _confident(dtype, rng):
             yield _hard(x.astype(dtype), rng, target)
 
 
+def _leaders(dtype, rng):
+    """One class with about half of the probability or more, mostly not the target."""
+    for classes in CLASSES:
+        for spread in (0.01, 0.5, 4.0):
+            # Many, since what additions lose adds up in few of them.
+            x = rng.normal(size=(_count(classes) if classes > 256 else 3000, classes)) * spread
+            rows, leader = np.arange(len(x)), rng.integers(0, classes, len(x))
+            x[rows, leader] = -np.inf
+            x[rows, leader] = np.logaddexp.reduce(x, axis=1) + rng.uniform(-0.1, 2.0, len(x))
+            yield _hard(x.astype(dtype), rng)
+
+
 def _gaps(dtype, rng):
     """Two levels of logits, as far apart as exponentials reach; the target in either."""
     gap = -np.log(np.finfo(dtype).tiny.astype(float))
@@ -250,6 +262,7 @@ FAMILIES = {
     "cross_entropy: normal logits, every spread and offset": _spreads,
     "cross_entropy: logits of every magnitude": _uniform,
     "cross_entropy: confident samples": _confident,
+    "cross_entropy: one class above all others": _leaders,
     "cross_entropy: gaps to the underflow limit": _gaps,
     "cross_entropy: constant logits": _constant,
     "cross_entropy: masked classes": _masks,

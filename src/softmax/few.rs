@@ -32,7 +32,7 @@ use crate::simd::{
     self, COLUMNS, HALF, Input, Kernel, Output, PAIR, Scratch, Simd, Vector, fence, fold,
 };
 
-use super::{Limits, copy, exponent, lanes_from, power};
+use super::{Limits, copy, lanes_from, power};
 
 /// The most classes that this kernel takes.
 pub const MOST_CLASSES: usize = 256;
@@ -82,8 +82,9 @@ pub struct Few<'a, T, C, const GRAD: bool> {
 
 /// What there is of each sample in the logits' type: its class (-1 if it does not count), the
 /// exponent of its reference, and what [`LaneExp`] knows; the sum of its exponentials but for the
-/// pivot's, what that lost, and the pivot's; what its gradient takes: `a`, what its rounding lost, and
-/// the gradient at the pivot.
+/// pivot's, what that lost, and the pivot's; their sum but for the largest, and what that lost; what its
+/// gradient takes: `a`, what its rounding lost, and the gradient at the pivot; and its Hessian: `1 / S`, the
+/// Hessian at the pivot and that at the largest logit.
 const CLASS: usize = 0;
 const BIAS: usize = 1;
 const MOST: usize = 2;
@@ -91,33 +92,39 @@ const N: usize = 3;
 const REST: usize = 4;
 const REST_LOST: usize = 5;
 const PIVOT: usize = 6;
-const A: usize = 7;
-const A_LOST: usize = 8;
-const PIVOT_GRAD: usize = 9;
-const NARROW: usize = 10;
+const OTHERS: usize = 7;
+const OTHERS_LOST: usize = 8;
+const A: usize = 9;
+const A_LOST: usize = 10;
+const PIVOT_GRAD: usize = 11;
+const INVERSE: usize = 12;
+const PIVOT_HESS: usize = 13;
+const MOST_HESS: usize = 14;
+const NARROW: usize = 15;
 
-/// And in float64: its loss, and where that takes float64 its weight, the weight of its class, the sum
-/// of its exponentials but for the pivot's, the pivot's, sums of its coefficients, and of these times the
-/// distances from the reference, and the pivot's own; what the pivot loses by itself.
+/// And in float64: its loss; its weight, that over the divisor, and the weight of its class, if there are
+/// weights. Where more takes float64, the sum of its exponentials but for the pivot's, the pivot's, sums of
+/// its coefficients, and of these times the distances from the reference, and the pivot's own; what the
+/// pivot loses by itself.
 const LOSS: usize = 0;
 const SAMPLE: usize = 1;
-const OF_CLASS: usize = 2;
-const WIDE_REST: usize = 3;
-const WIDE_PIVOT: usize = 4;
-const COEFFICIENT: usize = 5;
-const DISTANCE: usize = 6;
-const OWN: usize = 7;
-const SURPRISE: usize = 8;
-/// What its gradient takes: as above, and `b`; `1 / S`, the sum of exponentials but for the largest and
-/// then the Hessian there, and that at the pivot.
-const WIDE_A: usize = 9;
-const WIDE_A_LOST: usize = 10;
-const WIDE_PIVOT_GRAD: usize = 11;
-const B: usize = 12;
-const INVERSE: usize = 13;
-const OTHERS: usize = 14;
-const PIVOT_HESS: usize = 15;
-const WIDE: usize = 16;
+const SCALE: usize = 2;
+const OF_CLASS: usize = 3;
+const WIDE_REST: usize = 4;
+const WIDE_PIVOT: usize = 5;
+const COEFFICIENT: usize = 6;
+const DISTANCE: usize = 7;
+const OWN: usize = 8;
+const SURPRISE: usize = 9;
+/// What its gradient and its Hessian take: as above, and `b`.
+const WIDE_A: usize = 10;
+const WIDE_A_LOST: usize = 11;
+const WIDE_PIVOT_GRAD: usize = 12;
+const B: usize = 13;
+const WIDE_INVERSE: usize = 14;
+const WIDE_PIVOT_HESS: usize = 15;
+const WIDE_MOST_HESS: usize = 16;
+const WIDE: usize = 17;
 
 /// Where the numbers of a group of samples lie.
 enum Group<View> {
@@ -199,7 +206,8 @@ const ROWS: usize = 3;
 
 impl<T: Limits> Buffers<T> {
     /// Buffers for blocks of at most `samples`, whole groups.
-    fn new<C: Coefficients<T>, const GRAD: bool>(
+    fn new<S: Simd, C: Coefficients<T>, const GRAD: bool>(
+        s: S,
         samples: usize,
         job: &Few<'_, T, C, GRAD>,
     ) -> Self {
@@ -217,9 +225,12 @@ impl<T: Limits> Buffers<T> {
             starts,
         };
         // What they stay where no sample has a weight.
-        buffers.wide(SAMPLE).1.fill(1.0);
-        buffers.wide(OF_CLASS).1.fill(job.keep);
-        buffers.narrow(BIAS).1.fill(job.bias(1.0, job.keep));
+        for (which, x) in [(SAMPLE, 1.0), (SCALE, job.scale), (OF_CLASS, job.keep)] {
+            buffers.wide(which).1.fill(x);
+        }
+        for group in (0..samples).step_by(T::LANES) {
+            job.choose_references(s, group, &buffers);
+        }
         buffers
     }
 
@@ -329,13 +340,21 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         Few { batch, coefficients, keep, total, scale, samples, line, many, plain, stream, direct }
     }
 
-    /// The exponent of the reference of a sample of this weight, whose class has that.
+    /// The exponents of the references of a group, from the weights of its samples and their classes.
     #[inline(always)]
-    fn bias(&self, sample: f64, of_class: f64) -> T {
-        let [least, most] = T::FEW_SHIFT;
-        let factor = if C::HARD { of_class + self.total } else { 1.0 };
-        let shift = exponent(sample * factor / self.batch.divisor).clamp(least, most);
-        T::from_f64((T::FEW_BIAS + shift) as f64)
+    fn choose_references<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
+        let [least, most] = T::FEW_SHIFT.map(|x| splat::<S, f64>(s, x as f64));
+        let mut parts = [splat::<S, f64>(s, 0.0); 2];
+        for (part, bias) in parts.iter_mut().enumerate().take(T::WIDE) {
+            let mut scale = S::V64::load(s, buffers.wide(SCALE).0, group + 8 * part);
+            if C::HARD {
+                let of_class = S::V64::load(s, buffers.wide(OF_CLASS).0, group + 8 * part);
+                scale = scale.mul(of_class.add(splat::<S, f64>(s, self.total)));
+            }
+            let shift = exponents(s, scale).max(least).min(most);
+            *bias = shift.add(splat::<S, f64>(s, T::FEW_BIAS as f64));
+        }
+        T::V::<S>::narrow(parts).store(buffers.narrow(BIAS).1, group);
     }
 
     /// How many lanes of a block's first group are left empty, so that the others are whole cache lines
@@ -373,6 +392,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// Does a block; the sum of its losses.
     #[inline(always)]
     fn run_block<S: Simd>(&self, s: S, block: Block<'_, Self, T>) -> f64 {
+        if self.batch.is_weighted() {
+            s.apart(Weighing(block));
+        }
         if self.many {
             s.apart(Reading::<_, _, true>(block));
             s.apart(Reduction::<_, _, true>(block));
@@ -506,16 +528,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         self.batch.layout.as_deref().and_then(|layout| of(layout).as_ref())
     }
 
-    /// Reads the classes and weights of a block's samples; whether any is ignored.
+    /// Reads the classes of a block's samples; whether any is ignored.
     #[inline(always)]
     fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
-        let (mut sample, mut lane) = (block.first, 0);
-        let end = block.first + block.n;
         let classes = buffers.narrow(CLASS).1;
-        while sample < end {
-            // The first group by itself if it has a lead.
-            let n = if block.lead > 0 && lane == 0 { block.samples(0).1 } else { end - sample };
+        for (lane, sample, n) in block.runs() {
             let lanes = n.next_multiple_of(T::LANES);
             if lanes > n {
                 // Past the last sample there are none that count.
@@ -524,13 +542,6 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             // The index of an ignored sample becomes -1.
             let classes = classes.part(lane, n);
             batch.each_class(sample, n, move |i, class| classes.set(i, T::from_i32(class as i32)));
-            (sample, lane) = (sample + n, lane + lanes);
-        }
-        if batch.is_weighted() {
-            for group in block.groups() {
-                let (first, n) = block.samples(group);
-                self.read_weights(group, first, n, buffers);
-            }
         }
         let (mut least, zero) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 0.0));
         for group in block.groups() {
@@ -539,20 +550,34 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         T::V::<S>::lanes(least.lt(zero)) != 0
     }
 
-    /// Reads the weights of a group's samples.
+    /// Reads the weights of a block's samples and of their classes.
     #[inline(always)]
-    fn read_weights(&self, group: usize, first: usize, n: usize, buffers: &Buffers<T>) {
-        let batch = self.batch;
-        for (i, sample) in (group..group + n).zip(first..) {
-            let sample = batch.sample_factor(sample);
-            let class = buffers.narrow(CLASS).0.get(i).to_f64();
-            let mut of_class = self.keep;
-            if let (true, Some(weight)) = (C::HARD && class >= 0.0, &batch.weight) {
-                of_class *= weight[class as usize];
+    fn read_weights<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) {
+        let (batch, buffers) = (self.batch, block.buffers);
+        for (lane, sample, n) in block.runs() {
+            let part = |which| buffers.wide(which).1.part(lane, n);
+            if batch.sample_weight.is_some() {
+                let weights = part(SAMPLE);
+                batch.each_sample_weight(sample, n, move |i, weight| weights.set(i, weight));
             }
-            buffers.wide(SAMPLE).1.set(i, sample);
-            buffers.wide(OF_CLASS).1.set(i, of_class);
-            buffers.narrow(BIAS).1.set(i, self.bias(sample, of_class));
+            if let (true, Some(weight)) = (C::HARD, batch.weight.as_deref()) {
+                let (weights, keep) = (part(OF_CLASS), self.keep);
+                // That of an ignored sample is any.
+                batch.each_class(sample, n, move |i, class| {
+                    weights.set(i, keep * weight.get(class).copied().unwrap_or_default());
+                });
+            }
+        }
+        let (divisor, scale) = (splat::<S, f64>(s, batch.divisor), splat::<S, f64>(s, self.scale));
+        // A product is exact enough where it is rounded to float32.
+        let product = T::WIDE == 2 && self.scale.is_normal();
+        for group in block.groups() {
+            for at in (group..group + T::LANES).step_by(8) {
+                let sample = S::V64::load(s, buffers.wide(SAMPLE).0, at);
+                let scale = if product { sample.mul(scale) } else { sample.div(divisor) };
+                scale.store(buffers.wide(SCALE).1, at);
+            }
+            self.choose_references(s, group, buffers);
         }
     }
 
@@ -730,7 +755,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             buffers.widen::<S>(COEFFICIENT, group, coefficient[0], coefficient[1]);
         }
         if batch.outputs.hess.is_some() {
-            buffers.widen::<S>(OTHERS, group, others[0], others[1]);
+            others[0].store(buffers.narrow(OTHERS).1, group);
+            others[1].store(buffers.narrow(OTHERS_LOST).1, group);
         }
     }
 
@@ -858,7 +884,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let step = if self.plain { T::LANES } else { lanes.next_multiple_of(T::LANES) };
         for at in (0..lanes).step_by(step) {
             let done = if self.plain { self.finish_plain(s, at, buffers) } else { 0 };
-            if done != T::ALL || self.batch.outputs.hess.is_some() {
+            if self.plain && self.batch.outputs.hess.is_some() {
+                self.finish_hessian(s, at, buffers);
+            }
+            if done != T::ALL {
                 s.apart(FinishWide { block: *block, lanes: at..lanes.min(at + step), done });
             }
         }
@@ -869,6 +898,20 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             losses = [losses[1], losses[0].add(loss)];
         }
         fold(losses[0].add(losses[1]).to_lanes())
+    }
+
+    /// Writes each sample's loss.
+    #[inline(always)]
+    fn write_losses<S: Simd>(&self, s: S, block: &Block<'_, Self, T>, to: Output<'_, T>) {
+        let divisor = splat::<S, f64>(s, self.batch.divisor);
+        for group in block.groups() {
+            let mut parts = [divisor; 2];
+            for (part, loss) in parts.iter_mut().enumerate().take(T::WIDE) {
+                *loss = S::V64::load(s, block.buffers.wide(LOSS).0, group + 8 * part).div(divisor);
+            }
+            let (sample, n) = block.samples(group);
+            T::V::<S>::narrow(parts).store_lanes(to, sample, lanes_from::<T>(n));
+        }
     }
 
     /// The same in the logits' type, of a group: those of its lanes for which that is enough, or which
@@ -906,15 +949,13 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let mut scale_lost = splat::<S, T>(s, self.scale - T::from_f64(self.scale).to_f64());
         let mut fits = T::ALL;
         if self.batch.is_weighted() {
-            let divisor = splat::<S, f64>(s, self.batch.divisor);
             let mut scales = [none; 2];
             for (part, scale) in scales.iter_mut().enumerate().take(T::WIDE) {
                 let at = group + 8 * part;
                 let sample = S::V64::load(s, buffers.wide(SAMPLE).0, at);
                 let of_class = S::V64::load(s, buffers.wide(OF_CLASS).0, at);
-                let weight = of_class.mul(sample);
-                store_loss!(part, losses.wide(part).mul(weight));
-                *scale = sample.div(divisor).mul(of_class);
+                store_loss!(part, losses.wide(part).mul(of_class.mul(sample)));
+                *scale = S::V64::load(s, buffers.wide(SCALE).0, at).mul(of_class);
             }
             [scale, scale_lost] = split::<S, T>(scales);
             let [least, most] = T::FEW_SHIFT.map(power);
@@ -945,7 +986,30 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         near & (precise | exact) & fits | !counted & T::ALL
     }
 
-    /// The same for whatever else there is.
+    /// What else a Hessian takes, of a group, in the logits' type.
+    #[inline(always)]
+    fn finish_hessian<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
+        macro_rules! load {
+            ($which:expr) => {
+                T::V::<S>::load(s, buffers.narrow($which).0, group)
+            };
+        }
+        let (rest, pivot, high, low) =
+            (load!(REST), load!(PIVOT), load!(OTHERS), load!(OTHERS_LOST));
+        let (whole, others) = (rest.add(pivot), high.add(low));
+        let lost = lost_by::<S, T>(rest, pivot, whole).add(load!(REST_LOST));
+        let most = whole.sub(high).add(lost.sub(low));
+        let inverse = splat::<S, T>(s, 1.0).div(whole.add(lost));
+        // Products of gradients and probabilities, none below the normal numbers where the result is not.
+        let at_pivot = splat::<S, T>(s, 0.0).sub(load!(PIVOT_GRAD)).mul(pivot.mul(inverse));
+        let a = load!(A).add(load!(A_LOST));
+        let at_most = a.mul(others).mul(most.mul(inverse));
+        for (which, x) in [(INVERSE, inverse), (PIVOT_HESS, at_pivot), (MOST_HESS, at_most)] {
+            x.store(buffers.narrow(which).1, group);
+        }
+    }
+
+    /// The same as [`Few::finish_plain`] for whatever else there is.
     ///
     /// Three loops, since each step waits for the one before: so several groups are on their way.
     #[inline(always)]
@@ -976,6 +1040,16 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             let pivot_grad = buffers.group(s, WIDE_PIVOT_GRAD, group);
             for (which, x) in [(A, a), (A_LOST, lost), (PIVOT_GRAD, pivot_grad)] {
                 x.store_lanes(buffers.narrow(which).1, group, !done & T::ALL);
+            }
+            if self.batch.outputs.hess.is_some() {
+                for (which, wide) in [
+                    (INVERSE, WIDE_INVERSE),
+                    (PIVOT_HESS, WIDE_PIVOT_HESS),
+                    (MOST_HESS, WIDE_MOST_HESS),
+                ] {
+                    let x = buffers.group(s, wide, group);
+                    x.store_lanes(buffers.narrow(which).1, group, !done & T::ALL);
+                }
             }
         }
     }
@@ -1008,7 +1082,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             odds = S::V64::select(S::V64::mask(s, near), odds, none);
         }
         odds.store(buffers.wide(SURPRISE).1, at);
-        inverse.store(buffers.wide(INVERSE).1, at);
+        inverse.store(buffers.wide(WIDE_INVERSE).1, at);
     }
 
     /// `-log p` of the pivots of a group.
@@ -1058,7 +1132,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let (rest, pivot) = (load!(WIDE_REST), load!(WIDE_PIVOT));
         let whole = rest.add(pivot);
         let (sample, of_class) = (load!(SAMPLE), load!(OF_CLASS));
-        let (mut surprise, inverse) = (load!(SURPRISE), load!(INVERSE));
+        let (mut surprise, inverse) = (load!(SURPRISE), load!(WIDE_INVERSE));
         let near = near::<S, T>(s, rest, pivot);
         let all_near = near & counted == counted;
         if !all_near {
@@ -1096,7 +1170,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         }
         let mut scale = splat::<S, f64>(s, self.scale);
         if self.batch.is_weighted() {
-            scale = sample.div(splat::<S, f64>(s, self.batch.divisor));
+            scale = load!(SCALE);
         }
         scale = S::V64::select(mute, none, scale);
         let scaled = if C::ANY { scale.mul(total) } else { scale.mul(of_class) };
@@ -1127,9 +1201,14 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         // Adding 0 makes -0 a 0.
         store!(WIDE_PIVOT_GRAD, pivot_grad.add(none));
         if self.batch.outputs.hess.is_some() {
-            store!(PIVOT_HESS, a.mul(pivot).mul(rest.mul(inverse)));
-            let others = load!(OTHERS);
-            store!(OTHERS, a.mul(whole.sub(others)).mul(others.mul(inverse)));
+            store!(WIDE_PIVOT_HESS, a.mul(pivot).mul(rest.mul(inverse)));
+            macro_rules! sum {
+                ($which:expr) => {
+                    T::V::<S>::load(s, buffers.narrow($which).0, group).wide(part)
+                };
+            }
+            let others = sum!(OTHERS).add(sum!(OTHERS_LOST));
+            store!(WIDE_MOST_HESS, a.mul(whole.sub(others)).mul(others.mul(inverse)));
         }
     }
 
@@ -1194,11 +1273,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         }
         let a = [load!(A), load!(A_LOST)];
         let minus_b = if C::ANY { buffers.group(s, B, group) } else { zero };
-        let at_pivot =
-            if hessian { buffers.group(s, PIVOT_HESS, group) } else { load!(PIVOT_GRAD) };
-        let (mut inverse, mut most) = (zero, zero);
+        let (mut at_pivot, mut inverse, mut most) = (load!(PIVOT_GRAD), zero, zero);
         if hessian {
-            (inverse, most) = (buffers.group(s, INVERSE, group), buffers.group(s, OTHERS, group));
+            (at_pivot, inverse, most) = (load!(PIVOT_HESS), load!(INVERSE), load!(MOST_HESS));
         }
         // The derivative at `$e`, an exponential, of class `$c`, and so far behind where `$class` is
         // counted from.
@@ -1335,13 +1412,14 @@ impl<J, T: Real> Block<'_, J, T> {
         (self.first + start, self.n.min(end) - start)
     }
 
-    /// Each sample's lane, and the sample.
+    /// Samples whose lanes follow each other: the first lane and sample, and how many they are.
     #[inline(always)]
-    fn each(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.groups().flat_map(|group| {
-            let (sample, n) = self.samples(group);
-            (group..group + n).zip(sample..)
-        })
+    fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<J, T> {
+        // The first group is by itself if it has a lead.
+        let head = if self.lead > 0 { self.samples(0).1 } else { 0 };
+        let lane = if self.lead > 0 { T::LANES } else { 0 };
+        let rest = (lane, self.first + head, self.n - head);
+        [(0, self.first, head), rest].into_iter().filter(|(.., n)| *n > 0)
     }
 
     /// A group of a block that lies within a line.
@@ -1364,6 +1442,7 @@ struct Ahead<'a, T> {
 }
 
 /// The things done to a block, each a function of its own.
+struct Weighing<'b, J, T>(Block<'b, J, T>);
 struct Reading<'b, J, T, const MANY: bool>(Block<'b, J, T>);
 struct Reduction<'b, J, T, const MANY: bool>(Block<'b, J, T>);
 struct Finish<'b, J, T>(Block<'b, J, T>);
@@ -1374,6 +1453,16 @@ struct FinishWide<'b, J, T> {
     done: u32,
 }
 struct Emission<'b, J, T, const MANY: bool>(Block<'b, J, T>);
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
+    for Weighing<'_, Few<'_, T, C, GRAD>, T>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        self.0.job.read_weights(s, &self.0);
+    }
+}
 
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
     for Reading<'_, Few<'_, T, C, GRAD>, T, MANY>
@@ -1416,10 +1505,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
         let (block, job) = (&self.0, self.0.job);
         let sum = job.finish(s, block);
         if let Some(losses) = job.batch.outputs.losses {
-            for (lane, sample) in block.each() {
-                let loss = block.buffers.wide(LOSS).0.get(lane) / job.batch.divisor;
-                losses.set(sample, T::from_f64(loss));
-            }
+            job.write_losses(s, block, losses);
         }
         sum
     }
@@ -1478,6 +1564,18 @@ fn near<S: Simd, T: Limits>(s: S, rest: S::V64, pivot: S::V64) -> u32 {
     S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))))
 }
 
+/// The exponents of scales, 0 for 0 and what is not finite.
+#[inline(always)]
+fn exponents<S: Simd>(s: S, scale: S::V64) -> S::V64 {
+    let (zero, inf) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::INFINITY));
+    let (x, power) = (scale.abs(), (1u64 << 52) as f64);
+    // An integer below 2^52 becomes a float beside the bits of that power.
+    let float = x.bits_shr(52).bits_or(splat::<S, f64>(s, power));
+    let exponent = float.sub(splat::<S, f64>(s, power + 1023.0));
+    let exponent = S::V64::select(x.lt(inf), exponent, zero);
+    S::V64::select(x.eq(zero), zero, exponent)
+}
+
 /// The nearest numbers to float64 parts, and what that lost.
 #[inline(always)]
 fn split<S: Simd, T: Real>(mut parts: [S::V64; 2]) -> [T::V<S>; 2] {
@@ -1522,7 +1620,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let batch = self.batch;
         let buffers =
-            Buffers::new(batch.samples.next_multiple_of(T::LANES).min(self.samples), self);
+            Buffers::new(s, batch.samples.next_multiple_of(T::LANES).min(self.samples), self);
         let mut first = blocks.start * self.block_samples();
         let end = batch.samples.min(blocks.end * self.block_samples());
         let mut sums = sums.iter_mut();
@@ -1530,8 +1628,10 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD
             let block = self.block(first, end, &buffers);
             let sum = self.run_block(s, block);
             if self.many {
-                for ((lane, _), sum) in block.each().zip(&mut sums) {
-                    *sum = buffers.wide(LOSS).0.get(lane);
+                for (lane, _, n) in block.runs() {
+                    for (lane, sum) in (lane..lane + n).zip(&mut sums) {
+                        *sum = buffers.wide(LOSS).0.get(lane);
+                    }
                 }
             } else if let Some(place) = sums.next() {
                 *place = sum;
