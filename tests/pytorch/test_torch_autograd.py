@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import xentrs.torch
+from xentrs.torch import _autograd, _cross_entropy
 
 cross_entropy = xentrs.torch.cross_entropy
 bce = xentrs.torch.binary_cross_entropy_with_logits
@@ -126,11 +127,136 @@ def test_memory_of_a_freed_gradient_is_used_again():
         torch.testing.assert_close(grad, expected)
 
 
-def test_freed_logits_cannot_be_differentiated_twice(x, y):
+def test_logits_that_nobody_else_keeps_are_differentiated_twice(x, y):
+    x.requires_grad_()
+    grads = []
+    for f in (cross_entropy, F.cross_entropy):
+        (grad,) = torch.autograd.grad(f(x * 2.0, y), x, create_graph=True)
+        grads.append(torch.autograd.grad(grad.square().sum(), x)[0])
+    torch.testing.assert_close(*grads)
+
+
+def test_freed_logits_cannot_be_differentiated_twice(x, y, monkeypatch):
+    monkeypatch.setattr(_cross_entropy, "_KEPT", 0)  # as if they were large
+    monkeypatch.setattr(_autograd, "KEPT", 0)
     x.requires_grad_()
     loss = cross_entropy(x * 1.0, y)
     with pytest.raises(RuntimeError, match=r"xentrs.torch.cross_entropy.*second derivative.*freed"):
         torch.autograd.grad(loss, x, create_graph=True)
+
+
+def test_a_target_that_was_changed_is_refused(x, y, w):
+    x.requires_grad_()
+    w = w.detach().requires_grad_()
+    half = x.detach().half().requires_grad_()
+    ones = torch.ones(4, 3, dtype=torch.float64, device=x.device)
+    for f, leaf, create_graph in (
+        (lambda y: cross_entropy(x, y), x, True),
+        (lambda y: linear(ones, w, y), w, True),
+        (lambda y: linear(ones, w, y, reduction="none").sum(), w, False),
+        (lambda y: cross_entropy(half, y), half, False),
+    ):
+        target = y.clone()
+        loss = f(target)
+        target.fill_(0)
+        with pytest.raises(RuntimeError, match=r"changed|modified by an inplace operation"):
+            torch.autograd.grad(loss, leaf, create_graph=create_graph)
+
+
+def test_many_gradients_at_once(x, y, w):
+    """`is_grads_batched`, of which `jacobian` with `vectorize` is made."""
+    x = x.requires_grad_()
+    w = w.detach().requires_grad_()
+    q = x.detach().sigmoid()
+    ones = torch.ones(4, 3, dtype=torch.float64, device=x.device)
+    for f, leaf in (
+        (lambda m: m.cross_entropy(x, y, reduction="none"), x),
+        (lambda m: m.cross_entropy(x, y).unsqueeze(0), x),
+        (lambda m: m.binary_cross_entropy_with_logits(x, q, reduction="none"), x),
+        (lambda m: m.linear_cross_entropy(ones, w, y, reduction="none"), w),
+    ):
+        grads = []
+        for module in (xentrs.torch, F):
+            loss = f(module)
+            eye = torch.eye(loss.numel(), dtype=loss.dtype, device=loss.device)
+            arriving = eye.reshape(-1, *loss.shape)
+            grads += torch.autograd.grad(loss, leaf, arriving, is_grads_batched=True)
+        torch.testing.assert_close(*grads)
+
+
+def test_what_arrives_is_a_negative_view(x, y):
+    x.requires_grad_()
+    one = torch.complex(*torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device))
+    minus = one.conj().imag
+    assert minus.is_neg()
+    (grad,) = torch.autograd.grad(cross_entropy(x, y), x, minus)
+    torch.testing.assert_close(grad, -grad_of(lambda x: F.cross_entropy(x, y), x))
+
+
+def test_vmap_over_nothing(x, y):
+    xs, ys = x.new_zeros(0, 6, 5), y.new_zeros(0, 6)
+    assert torch.func.vmap(lambda x, y: cross_entropy(x, y))(xs, ys).shape == (0,)
+
+
+# Loss scaling: float16 has no numbers for most entries of a gradient until they are multiplied.
+
+
+def late_losses(device):
+    """Yield losses as functions of a module and the leaf that is differentiated, and the leaf."""
+    torch.manual_seed(0)
+    n, classes = 64, 2000
+    x = torch.randn(n, classes, device=device)
+    y = torch.randint(0, classes, (n,), device=device)
+    s = torch.rand(n, device=device) + 0.5
+    x_in, w = torch.randn(n, 16, device=device), torch.randn(classes, 16, device=device)
+    yield (lambda m, x: m.cross_entropy(x, y)), x
+    yield (lambda m, x: m.cross_entropy(x, y, reduction="sum") / n), x
+    yield (lambda m, x: (m.cross_entropy(x, y, reduction="none") * s.to(x.dtype)).mean()), x
+    yield (lambda m, x: m.binary_cross_entropy_with_logits(x, x.detach().sigmoid() * 0.5)), x
+    yield (lambda m, x: m.linear_cross_entropy(x, w.to(x.dtype), y)), x_in
+    yield (lambda m, x: m.linear_cross_entropy(x_in.to(x.dtype), x, y)), w
+
+
+def assert_scaled(f, x, run=lambda f: f):
+    """Assert that a float16 gradient of the loss times 2^14 is about the one of float64."""
+    half = x.half().requires_grad_()
+    exact = half.detach().double().requires_grad_()
+    (run(f)(xentrs.torch, half).float() * 2.0**14).backward()
+    (f(F, exact) * 2.0**14).backward()
+    error = (half.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert error < 1e-3, error
+    wanted = exact.grad.half() != 0
+    assert (half.grad[wanted] == 0).double().mean() < 1e-3
+
+
+def test_loss_scaling_of_float16(backend):
+    for f, x in late_losses(backend):
+        assert_scaled(f, x)
+
+
+def test_loss_scaling_of_float16_in_operators(backend):
+    for f, x in late_losses(backend):
+        half = x.half()
+        exact = half.double().requires_grad_()
+        scaled = torch.func.grad(lambda x, f=f: f(xentrs.torch, x).float() * 2.0**14)(half)
+        (f(F, exact) * 2.0**14).backward()
+        assert (scaled.double() - exact.grad).norm() / exact.grad.norm() < 1e-3
+
+
+def test_loss_scaling_in_place(x, y):
+    logits = torch.randn(64, 500, device=x.device, dtype=torch.float16)
+    target = torch.arange(64, device=x.device)
+    a = logits.clone().requires_grad_()
+    z = a * 1
+    memory = z.data_ptr()
+    loss = cross_entropy(z, target, inplace=True)
+    with pytest.raises(RuntimeError):
+        (loss.float() + z.float().sum()).backward(retain_graph=True)
+    (loss.float() * 2.0**14).backward()
+    assert z.data_ptr() == memory
+    expected = grad_of(lambda x: F.cross_entropy(x, target) * 2.0**14, logits.double())
+    torch.testing.assert_close(a.grad.double(), expected, rtol=2e-3, atol=1e-7)
+    torch.testing.assert_close(z.detach(), a.grad)
 
 
 # In place

@@ -60,6 +60,29 @@ def check(rank):
     expected.backward()
     assert_close(loss, expected, rtol=1e-6, atol=0.0)
     assert_close(part.grad, x.grad[:, mine], rtol=1e-6, atol=0.0)
+
+    # A target that is ruled out, in either process.
+    whole = torch.arange(14.0)[None].repeat(2, 1)
+    for target in (1, 12):
+        x = whole.clone()
+        x[0, target] = -torch.inf
+        x.requires_grad_()
+        mine = x.detach()[:, 7 * rank : 7 * rank + 7].clone().requires_grad_()
+        y = torch.tensor([target, 2])
+        expected = xentrs.torch.cross_entropy(x, y, reduction="none")
+        loss = xentrs.torch.vocab_parallel_cross_entropy(mine, y, reduction="none")
+        expected.sum().backward()
+        loss.sum().backward()
+        assert_close(loss, expected)
+        assert_close(mine.grad, x.grad[:, 7 * rank : 7 * rank + 7])
+
+    # float16 with loss scaling.
+    x = torch.randn(64, 8000).half().requires_grad_()
+    mine = x.detach()[:, 4000 * rank : 4000 * rank + 4000].clone().requires_grad_()
+    y = torch.randint(0, 8000, (64,))
+    (xentrs.torch.cross_entropy(x.double(), y) * 2.0**14).backward()
+    (xentrs.torch.vocab_parallel_cross_entropy(mine, y).float() * 2.0**14).backward()
+    assert_close(mine.grad, x.grad[:, 4000 * rank : 4000 * rank + 4000], rtol=2e-3, atol=0.0)
     for bad in (7, -1):
         try:
             xentrs.torch.vocab_parallel_cross_entropy(part, torch.tensor([bad]), first_class=rank)

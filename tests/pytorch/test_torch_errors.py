@@ -189,7 +189,7 @@ def test_class_index_out_of_range_in_the_interpreter(monkeypatch):
     from xentrs.torch import _backend
 
     monkeypatch.setattr(_backend, "FORCED", "triton")
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises(IndexError, match=r"target\[\d+\] is \d+, but a class index must be in"):
         xentrs.torch.cross_entropy(X, Y + 4)
 
 
@@ -254,3 +254,77 @@ def test_imports_are_lazy():
 def test_unknown_backend():
     done = python("import xentrs.torch", XENTRS_TORCH_BACKEND="cuda")
     assert "XENTRS_TORCH_BACKEND is 'cuda', but must be 'rust' or 'triton'" in done.stderr
+
+
+def test_gradients_that_nobody_computes_are_refused():
+    s, d = torch.ones(4, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    w = torch.randn(5, 3)
+    for call in (
+        lambda: xentrs.torch.cross_entropy(X, Y, sample_weight=s),
+        lambda: xentrs.torch.cross_entropy(X, Y, denominator=d),
+        lambda: xentrs.torch.linear_cross_entropy(X[:, :3], w, Y, sample_weight=s),
+        lambda: xentrs.torch.binary_cross_entropy_with_logits(X, Q, denominator=d),
+        lambda: torch.func.grad(lambda s: xentrs.torch.cross_entropy(X, Y, sample_weight=s))(
+            torch.ones(4)
+        ),
+    ):
+        with pytest.raises(NotImplementedError, match=r"(sample_weight|denominator) requires a"):
+            call()
+    with torch.no_grad():
+        xentrs.torch.cross_entropy(X, Y, sample_weight=s, denominator=d)
+
+
+@pytest.mark.parametrize("value", [-2.0, torch.tensor(-2.0)])
+def test_negative_denominators(value):
+    for call in (
+        lambda: xentrs.torch.cross_entropy(X, Y, denominator=value),
+        lambda: xentrs.torch.cross_entropy(X, Y, denominator=value, z_loss=0.1),
+        lambda: xentrs.torch.linear_cross_entropy(X[:, :3], torch.eye(5, 3), Y, denominator=value),
+        lambda: xentrs.torch.binary_cross_entropy_with_logits(X, Q, denominator=value),
+    ):
+        with pytest.raises(ValueError, match=r"denominator is -2\.0, but must not be negative"):
+            call()
+
+
+def test_softcap_of_zero():
+    with pytest.raises(ValueError, match=r"softcap is 0\.0, but must be positive"):
+        xentrs.torch.cross_entropy(X, Y, softcap=0.0)
+
+
+def test_tensors_on_another_device():
+    for name, t in (("sample_weight", torch.ones(4)), ("denominator", torch.tensor(2.0))):
+        with pytest.raises(RuntimeError, match=f"{name} is on meta, but must be on cpu"):
+            xentrs.torch.cross_entropy(X, Y, **{name: t.to("meta")})
+    where = torch.ones(4, 5, dtype=torch.bool, device="meta")
+    with pytest.raises(RuntimeError, match="where is on meta, but must be on cpu"):
+        xentrs.torch.binary_cross_entropy_with_logits(X, Q, where=where)
+
+
+def test_position_of_a_bad_index_where_work_goes_by_chunks(monkeypatch):
+    from xentrs.torch import _cross_entropy
+
+    monkeypatch.setattr(_cross_entropy, "_CHUNK", 8)
+    x, w = torch.randn(50, 5), torch.eye(5)
+    for dtype in (torch.int64, torch.int32, torch.uint8, torch.uint16):
+        y = torch.zeros(50, dtype=torch.int64)
+        y[43] = 77
+        y = y.to(dtype)
+        logits = (x * 2.0).requires_grad_()
+        before = (logits * 1.0).detach()
+        moved = logits * 1.0
+        for call in (
+            lambda y=y: xentrs.torch.cross_entropy(x, y, z_loss=0.1),
+            lambda y=y: xentrs.torch.linear_cross_entropy(x, w, y),
+            lambda y=y, moved=moved: xentrs.torch.cross_entropy(moved, y, z_loss=0.1, inplace=True),
+        ):
+            with pytest.raises(
+                IndexError, match=r"target\[43\] is 77, but a class index must be in"
+            ):
+                call()
+        assert torch.equal(moved, before)
+
+
+def test_sparse_targets_are_pytorchs():
+    q = torch.eye(5)[:4].to_sparse()
+    found = xentrs.torch.cross_entropy(X, q)
+    torch.testing.assert_close(found, F.cross_entropy(X, q))

@@ -396,3 +396,88 @@ def test_tiny_losses_of_probabilities(dtype, backend, small_tiles):
     actual = cross_entropy(x.to(backend), q.to(backend), reduction="none").cpu().double()
     expected = torch.tensor(expected, dtype=torch.float64)
     torch.testing.assert_close(actual, expected, rtol=4 * torch.finfo(dtype).eps, atol=0.0)
+
+
+# Class indices of narrow types, which cannot hold every ignore_index
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ignore_index", "classes"),
+    [(torch.uint8, -100, 200), (torch.uint8, 259, 200), (torch.int16, 65537, 3)],
+)
+def test_ignored_indices_that_the_targets_type_cannot_hold(dtype, ignore_index, classes, backend):
+    torch.manual_seed(0)
+    x = torch.randn(2, classes, dtype=torch.float64, device=backend)
+    y = torch.tensor([min(156, classes - 1), 1], device=backend)
+    w = torch.randn(classes, 5, dtype=torch.float64, device=backend)
+    ours, narrow = xentrs.torch, y.to(dtype)
+    options = {"ignore_index": ignore_index}
+    for extra in ({}, {"z_loss": 1e-3}, {"softcap": 3.0}, {"reduction": "none", "z_loss": 0.1}):
+        ones = [ours.cross_entropy(x, t, **options, **extra) for t in (narrow, y)]
+        torch.testing.assert_close(*ones)
+    torch.testing.assert_close(
+        *[ours.linear_cross_entropy(x[:, :5], w, t, **options) for t in (narrow, y)]
+    ) if classes >= 5 else None
+
+
+def test_chunks_of_logits_that_are_not_contiguous(small_tiles):
+    """Under `torch.compile` the strides of the gradient must be those that were announced."""
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 6, 50), torch.randint(50, (2, 6))
+    for options in ({"z_loss": 1e-3}, {"softcap": 3.0}):
+
+        def f(x, y, options=options):
+            return xentrs.torch.cross_entropy((x * 2).transpose(1, 2), y, **options)
+
+        grads = []
+        for run in (f, torch.compile(f, fullgraph=True, backend="aot_eager")):
+            leaf = x.clone().requires_grad_()
+            run(leaf, y).backward()
+            grads.append(leaf.grad)
+        torch.testing.assert_close(*grads)
+    for x in (torch.randn(6, 5).t(), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)):
+        y = torch.zeros(x.shape[0], *x.shape[2:], dtype=torch.int64)
+        for dtype in (torch.float32, torch.bfloat16):
+            args = (
+                x.to(dtype).requires_grad_(),
+                y,
+                None,
+                None,
+                None,
+                "mean",
+                [-100],
+                0.0,
+                0.1,
+                0.0,
+            )
+            torch.library.opcheck(torch.ops.xentrs.cross_entropy.default, (*args, True))
+
+
+def test_another_default_device():
+    x, y, t = torch.randn(4, 5), torch.tensor([0, 1, 2, 0]), torch.rand(4, 5)
+    expected = [
+        xentrs.torch.cross_entropy(x, y, z_loss=0.1),
+        xentrs.torch.cross_entropy(x.half(), t.half()),
+        xentrs.torch.binary_cross_entropy_with_logits(x, t),
+        xentrs.torch.binary_cross_entropy_with_logits(x.half(), t, reduction="none"),
+        xentrs.torch.linear_cross_entropy(x, torch.eye(5), y),
+    ]
+    eye = torch.eye(5)
+    with torch.device("meta"):
+        found = [
+            xentrs.torch.cross_entropy(x, y, z_loss=0.1),
+            xentrs.torch.cross_entropy(x.half(), t.half()),
+            xentrs.torch.binary_cross_entropy_with_logits(x, t),
+            xentrs.torch.binary_cross_entropy_with_logits(x.half(), t, reduction="none"),
+            xentrs.torch.linear_cross_entropy(x, eye, y),
+        ]
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+
+
+def test_meta_tensors():
+    x, y = torch.empty(4, 5, device="meta"), torch.empty(4, device="meta", dtype=torch.int64)
+    w = torch.empty(7, 5, device="meta")
+    for dtype in (torch.float32, torch.float16):
+        for module in (xentrs.torch, F):
+            assert module.cross_entropy(x.to(dtype), y).dtype == dtype
+            assert module.linear_cross_entropy(x.to(dtype), w.to(dtype), y).shape == ()

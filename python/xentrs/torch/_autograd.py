@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, no_type_check
 
 import torch
@@ -35,7 +35,12 @@ def _scale(grad, factor, n, BLOCK: tl.constexpr):
         tl.store(grad + i, (g.to(f.dtype) * f).to(g.dtype), mask=i < n)
 
 
-_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+
+
+def is_batched(factor: Tensor) -> bool:
+    """Whether many numbers arrive at once (`is_grads_batched`), so that one gradient is many."""
+    return _backend.has_transforms() or torch._C._functorch.is_legacy_batchedtensor(factor)
 
 
 def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
@@ -43,10 +48,13 @@ def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
 
     `axis` is the axis of `grad` that `factor` does not have, unless it is a number.
     """
-    if _keeps_graph():
+    if keeps_graph():
         grad = grad.clone()  # another backward pass may need it as it is
+    factor = factor.resolve_neg()
     if is_one(factor):
         return grad
+    if is_batched(factor):
+        return grad * (factor.unsqueeze(axis) if axis is not None and factor.dim() else factor)
     if axis is not None and factor.dim():
         return grad.mul_(factor.unsqueeze(axis))
     if factor.dim() or not _backend.uses_triton(grad):
@@ -61,27 +69,78 @@ def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
     return grad
 
 
-# What a second derivative needs: tensors that are not kept alive for it.
-Remembered: TypeAlias = list[tuple[weakref.ref[Tensor], int]]
+# What a second derivative needs: tensors, of which large ones are not kept alive for it.
+Remembered: TypeAlias = Sequence[tuple[Tensor | weakref.ref[Tensor], int] | None]
+
+# The most bytes of a tensor that is kept.
+KEPT = 1 << 24
 
 
-def remember(*tensors: Tensor) -> Remembered:
-    """Return references to the tensors as they are now."""
-    return [(weakref.ref(t), t._version) for t in tensors]
+def remember(*tensors: Tensor | None) -> Remembered:
+    """Return the tensors as they are now, references to those that are large."""
+    return [
+        None if t is None else (t if t.nbytes <= KEPT else weakref.ref(t), t._version)
+        for t in tensors
+    ]
 
 
-def recall(name: str, remembered: Remembered) -> list[Tensor]:
+def recall(name: str, remembered: Remembered) -> list[Any]:
     """Return the tensors, or say why they cannot be had."""
-    tensors = []
-    for reference, version in remembered:
-        tensor = reference()
-        if tensor is None or tensor._version != version:
+    tensors: list[Any] = []
+    for found in remembered:
+        if found is None:
+            tensors.append(None)
+            continue
+        tensor = found[0] if isinstance(found[0], Tensor) else found[0]()
+        if tensor is None or tensor._version != found[1]:
+            how = "changed" if tensor is not None else f"freed (of more than {KEPT >> 20} MiB)"
             raise RuntimeError(
-                f"xentrs.torch.{name}: a second derivative needs the inputs, but one was "
-                f"{'freed' if tensor is None else 'changed'} after the loss had been computed"
+                f"xentrs.torch.{name}: a second derivative needs the inputs, but one was {how} "
+                "after the loss had been computed"
             )
         tensors.append(tensor)
     return tensors
+
+
+# Where the gradient waits for what it is multiplied by
+
+
+def is_late(input: Tensor) -> bool:
+    """Whether the gradient is computed in the backward: that of float16.
+
+    A gradient of a mean has numbers too small for float16. Loss scaling saves them only if they
+    are multiplied before they are rounded.
+    """
+    return input.dtype == torch.float16
+
+
+def late(
+    evaluate: Callable[..., tuple[Tensor, Tensor | None]],
+    times: Callable[..., tuple[Any, Any]],
+    again: Callable[..., Tensor],
+) -> Any:
+    """Return an autograd function that computes the gradient in the backward.
+
+    `times(call, options, factor)` returns the call and the options whose gradient is multiplied by
+    what arrives, `again` of the same arguments that gradient as something to be differentiated.
+    """
+
+    class Late(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, input: Tensor, call: Any, options: Any) -> Tensor:
+            loss, _ = evaluate(call, options, False)
+            ctx.save_for_backward(*call)
+            ctx.kind, ctx.options = type(call), options
+            return loss
+
+        @staticmethod
+        def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+            call, options = ctx.kind(*ctx.saved_tensors), ctx.options
+            if torch.is_grad_enabled() or is_batched(factor):
+                return again(call, options, factor), None, None
+            return evaluate(*times(call, options, factor), True)[1], None, None
+
+    return Late
 
 
 # Operators
@@ -126,7 +185,7 @@ def define(
             saved, arguments = ctx.saved_tensors, list(ctx.arguments)
             for i, tensor in zip(ctx.places, saved, strict=False):
                 arguments[i] = tensor
-            if not _any(arguments[-1]):
+            if not _any(arguments[-1]) and not is_late(arguments[0]):
                 raise RuntimeError(f"xentrs::{name} was called without with_grad")
             return None, *backward(arguments, saved[len(ctx.places) :], factor, directions)
 
@@ -146,6 +205,13 @@ def define(
         return op.redispatch(keys, *args)
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        if info.batch_size == 0:  # an example tells the shapes
+            args = tuple(
+                a.new_zeros((*a.shape[:d], *a.shape[d + 1 :])) if type(d) is int else a
+                for a, d in zip(args, in_dims, strict=True)
+            )
+            empty = tuple([r.new_empty((0, *r.shape)) for r in op(*args)])
+            return empty, tuple([0] * len(empty))
         results = [
             op(
                 *[

@@ -92,7 +92,7 @@ def empty_like(tensor: Tensor) -> Tensor:
 
 # By names of their own: a look into a module, and another, takes a good part of a tiny call.
 _is_compiling = torch.compiler.is_dynamo_compiling  # other tracers are dispatch modes
-_has_transforms = torch._C._are_functorch_transforms_active
+has_transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
@@ -101,7 +101,7 @@ def is_eager(tensor: Tensor) -> bool:
     return (
         (type(tensor) is Tensor or type(tensor) is Parameter)
         and not _is_compiling()
-        and not _has_transforms()
+        and not has_transforms()
         and _dispatch_modes() == 0
         and forward_ad._current_level < 0
         and not tensor.is_meta
@@ -110,14 +110,15 @@ def is_eager(tensor: Tensor) -> bool:
 
 def wants_gradient(tensor: Tensor) -> bool:
     """Whether a gradient may be asked for; torch.func does not say."""
-    if torch.compiler.is_compiling() or not _has_transforms():
+    if torch.compiler.is_compiling() or not has_transforms():
         return tensor.requires_grad and torch.is_grad_enabled()
     return True
 
 
 def autocasts(tensor: Tensor) -> bool:
     """Whether autocast makes the loss of half-precision logits float32, as it does PyTorch's."""
-    return torch.is_autocast_enabled(tensor.device.type)
+    kind = tensor.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def load_triton() -> tuple[Any, Any]:
@@ -152,6 +153,15 @@ class Kernel:
                 value.function.__globals__["tl"] = tl
                 # debug: the bounds of class indices are asserted on the device.
                 namespace[name] = triton.jit(value.function, debug=True)
+        if (
+            FORCED == "triton"
+            and not triton.knobs.runtime.interpret
+            and not torch.cuda.is_available()
+        ):
+            raise RuntimeError(
+                "XENTRS_TORCH_BACKEND is 'triton', but there is no GPU: TRITON_INTERPRET=1 runs "
+                "its kernels in Triton's interpreter"
+            )
         launch: Callable[..., None] = namespace[self.function.__name__][grid]
         if triton.knobs.runtime.interpret:
             return launch

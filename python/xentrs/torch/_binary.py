@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import xentrs
 from xentrs.torch import _autograd, _backend
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
-from xentrs.torch._cross_entropy import _floats, as_denominator
+from xentrs.torch._cross_entropy import _floats, as_denominator, check_other
 from xentrs.torch._math import log1p
 from xentrs.torch._options import (
     Options,
@@ -67,7 +67,7 @@ def _rust(call: _Arguments, options: Options, with_grad: bool) -> tuple[Tensor, 
         out = _backend.empty(x.shape, x.dtype, x.device)
     loss, grad = _call_rust(x, others, denominator, options, with_grad, out)
     if isinstance(loss, float):
-        return torch.scalar_tensor(loss, dtype=x.dtype), grad
+        return torch.scalar_tensor(loss, dtype=x.dtype, device=x.device), grad
     return torch.from_numpy(loss), grad
 
 
@@ -119,7 +119,9 @@ def _rust_by_chunks(
 
     others = [as_rows(t) for t in call[1:5]]
     divisor = call.divisor().item() if options.reduction == "mean" else None
-    losses = torch.empty(rows.shape, dtype=dtype) if options.reduction == "none" else None
+    losses = None
+    if options.reduction == "none":
+        losses = torch.empty(rows.shape, dtype=dtype, device=x.device)
     total = 0.0
     for i in range(0, len(rows), max(size // columns, 1)):
         here = slice(i, i + max(size // columns, 1))
@@ -139,7 +141,7 @@ def _rust_by_chunks(
         return losses.view(x.shape), grad
     if divisor == 0.0 and call.denominator is None:
         total = float("nan")
-    return torch.scalar_tensor(total, dtype=dtype), grad
+    return torch.scalar_tensor(total, dtype=dtype, device=x.device), grad
 
 
 # On a GPU
@@ -255,11 +257,45 @@ def _backward(
     arguments: list[Any], grads: tuple[Tensor, ...], factor: Tensor | None, directions: Any
 ) -> tuple[Tensor | None, ...]:
     call, options = _unpack(arguments)
-    result = None if factor is None else (grads[0] * factor).to(call.input.dtype)
+    result = None
+    if factor is not None and not arguments[-1]:
+        result = _late_gradient(call, options, factor)
+    elif factor is not None:
+        result = (grads[0] * factor).to(call.input.dtype)
     if directions[0] is not None:
         product = _second(call, options) * directions[0]
         result = product if result is None else result + product
     return result, *[None] * (len(arguments) - 1)
+
+
+def _times(call: _Arguments, options: Options, factor: Tensor) -> tuple[_Arguments, Options]:
+    """Return a call and options whose gradient is multiplied by what arrives at the loss."""
+    factor = factor.to(_backend.accumulator(call.input.dtype))
+    denominator = call.denominator
+    if options.reduction == "mean":
+        denominator = call.divisor()
+    else:
+        options = options._replace(reduction="sum")
+    weight = factor if call.weight is None else factor * call.weight
+    return call._replace(weight=weight, denominator=denominator), options
+
+
+def _again(call: _Arguments, options: Options, factor: Tensor) -> Tensor:
+    """Return the gradient, multiplied by what arrives at the loss, to be differentiated."""
+    dtype = call.input.dtype
+    if _autograd.is_late(call.input):
+        call = call._replace(input=call.input.float())
+    grad: Tensor = _operator(*call, options.reduction, options.label_smoothing, True)[1]
+    return (grad * factor).to(dtype)
+
+
+def _late_gradient(call: _Arguments, options: Options, factor: Tensor) -> Tensor:
+    """Return the same where it is rounded once, if it is not to be differentiated."""
+    if torch.is_grad_enabled() and (factor.requires_grad or call.input.requires_grad):
+        return _again(call, options, factor)
+    call, options = _times(call, options, factor)
+    grad: Tensor = _operator(*call, options.reduction, options.label_smoothing, True)[1]
+    return grad
 
 
 def _second(call: _Arguments, options: Options) -> Tensor:
@@ -296,7 +332,7 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, call: _Arguments, options: Options) -> Tensor:
         loss, grad = _evaluate(call, options, True)
         ctx.save_for_backward(grad)
-        ctx.again = _autograd.remember(input), call[1:], options
+        ctx.again = _autograd.remember(*call), options
         return loss
 
     @staticmethod
@@ -304,10 +340,12 @@ class _Eager(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return _autograd.scaled(grad, factor), None, None
-        remembered, others, options = ctx.again  # create_graph=True
-        (input,) = _autograd.recall(_NAME, remembered)
-        grad = _operator(input, *others, options.reduction, options.label_smoothing, True)[1]
-        return grad * factor, None, None
+        remembered, options = ctx.again  # create_graph=True
+        call = _Arguments(*_autograd.recall(_NAME, remembered))
+        return _again(call, options, factor), None, None
+
+
+_Late = _autograd.late(_evaluate, _times, _again)
 
 
 # What people call
@@ -319,6 +357,8 @@ def _fits(call: _Arguments, options: Options) -> bool:
     if not are_tensors(x, target, *[t for t in call[2:4] if t is not None]):
         return False
     if x.dtype not in FLOATS or target.shape != x.shape or target.is_complex():
+        return False
+    if x.layout is not torch.strided or target.layout is not torch.strided:
         return False
     for t in (target, call.weight, call.pos_weight):
         if t is None:
@@ -374,6 +414,9 @@ def _check_extras(call: _Arguments, options: Options) -> None:
         )
     if d is not None and d.dim() != 0:
         raise ValueError(f"denominator has shape {tuple(d.shape)}, but must be a number")
+    for name, t in (("where", where), ("denominator", d)):
+        if t is not None:
+            check_other(name, t, call.input)
 
 
 def binary_cross_entropy_with_logits(
@@ -455,9 +498,11 @@ def binary_cross_entropy_with_logits(
         _check_extras(call, options)
     with_grad = _backend.wants_gradient(input)
     if not _backend.is_eager(input):
+        with_grad = with_grad and not _autograd.is_late(input)
         loss = _operator(*call, reduction, label_smoothing, with_grad)[0]
     elif with_grad:
-        loss = _Eager.apply(input, call, options)
+        function = _Late if _autograd.is_late(input) else _Eager
+        loss = function.apply(input, call, options)
     else:
         loss = _evaluate(call, options, False)[0]
     # PyTorch computes in the memory of 1 - target.

@@ -3,6 +3,7 @@
 The forward computes the loss and, where a gradient will be asked for, the gradient too, from the
 same pass over the logits; the backward multiplies it by what arrives there, in place, and not at
 all where that is 1. Between the two, nothing of the size of the logits is kept but the gradient.
+For float16 it is the other way round: the logits are kept, and the backward computes the gradient.
 
 A call on plain tensors goes to `_Eager`. Whatever traces or transforms (`torch.compile`,
 `torch.func`, dispatch modes) meets the operator ``xentrs::cross_entropy`` instead.
@@ -55,9 +56,8 @@ _LONGEST = 1 << 15
 _TILE = 1 << 13
 
 
-# Of a call, all but the input, and the options; and what was computed already, loss and gradient.
-_Rest: TypeAlias = tuple[tuple[Tensor, Tensor | None, Tensor | None, Tensor | None], Any]
-_Found: TypeAlias = tuple[Tensor, Tensor | None]
+# Of a call, its tensors, to be recalled, and its options.
+_Again: TypeAlias = tuple[_autograd.Remembered, Any]
 
 
 class _Arguments(NamedTuple):
@@ -95,6 +95,11 @@ class _Arguments(NamedTuple):
                 dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
         return torch.float32 if dtype in HALVES and _backend.autocasts(self.input) else dtype
 
+    @property
+    def indices(self) -> Tensor:
+        """The target's class indices, in a type that holds any `ignore_index`."""
+        return self.target.detach().long()
+
     def divisor(self, ignored: tuple[int, ...]) -> Tensor:
         """Return what a mean divides by, in float64, without waiting for it."""
         if self.denominator is not None:
@@ -104,20 +109,20 @@ class _Arguments(NamedTuple):
                 return self.sample_weight.sum(dtype=torch.float64)
             count = float(prod(self.samples))
             return torch.full((), count, dtype=torch.float64, device=self.input.device)
-        counts = _kept(self.target, ignored)
+        counts = _kept(self.indices, ignored)
         if self.weight is not None:
-            y = torch.where(counts, self.target.long(), 0)
+            y = torch.where(counts, self.indices, 0)
             counts = torch.where(counts, self.weight[y].double(), 0.0)
         if self.sample_weight is not None:
             counts = torch.where(counts != 0, counts * self.sample_weight.double(), 0.0)
         return counts.sum(dtype=torch.float64)
 
 
-def _kept(target: Tensor, ignored: tuple[int, ...]) -> Tensor:
-    """Return which class indices are not ignored."""
-    kept = torch.ones_like(target, dtype=torch.bool)
+def _kept(indices: Tensor, ignored: tuple[int, ...]) -> Tensor:
+    """Return which class indices, int64, are not ignored."""
+    kept = torch.ones_like(indices, dtype=torch.bool)
     for index in ignored:
-        kept &= target != index
+        kept &= indices != index
     return kept
 
 
@@ -205,14 +210,14 @@ def _rust_by_chunks(
     x = call.input.detach()
     dtype = _backend.accumulator(x.dtype)
     if not call.is_soft:
-        _check_indices(call, options.ignored)
+        check_indices(call, options.ignored)
     divisor = call.divisor(options.ignored).item() if options.reduction == "mean" else 1.0
     if divisor < 0.0:  # the sum of negative weights
         call = call._replace(denominator=torch.scalar_tensor(-divisor, dtype=torch.float64))
         return _negated(*_rust_by_chunks(call, options, with_grad, inplace))
     grad = None
     if with_grad:
-        grad = x if inplace else _backend.empty(x.shape, x.dtype, x.device)
+        grad = x if inplace else _backend.empty_like(x)
     rows, target = _as_rows(x), call.target.detach()
     grad_rows = None if grad is None else _as_rows(grad)
     n, classes, positions = rows.shape
@@ -222,8 +227,8 @@ def _rust_by_chunks(
     s = None if s is None else s.detach().to(dtype).reshape(n, 1, positions)
 
     size = max(_CHUNK * xentrs.get_num_threads() // classes, 1)
-    z, t = (torch.empty((size, classes), dtype=dtype) for _ in range(2))
-    losses = torch.empty((n, positions), dtype=dtype)
+    z, t = (torch.empty((size, classes), dtype=dtype, device=x.device) for _ in range(2))
+    losses = torch.empty((n, positions), dtype=dtype, device=x.device)
     total = 0.0
     for i, j in _chunks(n, positions, size):
 
@@ -257,7 +262,7 @@ def _rust_by_chunks(
         return losses.view(call.samples), grad
     if options.reduction == "mean" and call.denominator is None and divisor == 0.0:
         total = math.nan
-    return torch.scalar_tensor(total, dtype=dtype), grad
+    return torch.scalar_tensor(total, dtype=dtype, device=x.device), grad
 
 
 def _chunks(n: int, positions: int, size: int) -> Iterator[tuple[slice, slice]]:
@@ -323,10 +328,10 @@ def _penalty(
         minus_log_p = xentrs.cross_entropy(z.numpy(), pivot.numpy(), reduction="none")
     pivot.unsqueeze_(1)
     logsumexp = z.gather(1, pivot)[:, 0] + torch.from_numpy(minus_log_p)
-    kept = torch.ones(len(z), dtype=torch.bool) if t.dim() == 2 else _kept(t, options.ignored)
-    factor = (
-        torch.full((len(z),), options.z_loss, dtype=z.dtype) if s is None else options.z_loss * s
-    )
+    kept = z.new_ones(len(z), dtype=torch.bool)
+    if t.dim() == 1:
+        kept = _kept(t.long(), options.ignored)
+    factor = z.new_full((len(z),), options.z_loss) if s is None else options.z_loss * s
     penalty = torch.where(kept, factor * logsumexp**2, 0.0)
     p = None
     if with_grad:
@@ -339,12 +344,16 @@ def _penalty(
     return (total / divisor if divisor else 0.0), p
 
 
-def _check_indices(call: _Arguments, ignored: tuple[int, ...]) -> None:
-    y = call.target
-    if y.dtype not in (torch.uint16, torch.uint32, torch.uint64):  # which are not ordered
-        bad = _kept(y, ignored) & ((y < 0) | (y >= call.classes))
-        if bad.any():
-            raise IndexError(f"Target {y[bad][0].item()} is out of bounds.")
+def check_indices(call: _Arguments, ignored: tuple[int, ...]) -> None:
+    """Refuse class indices out of range, before anything is computed."""
+    y = call.indices
+    bad = _kept(y, ignored) & ((y < 0) | (y >= call.classes))
+    if bad.any():
+        place = bad.nonzero()[0].tolist()
+        raise IndexError(
+            f"target{place or ''} is {call.target[tuple(place)].item()}, but a class index must be "
+            f"in [0, {call.classes})" + (f" or ignore_index={ignored}" if ignored else "")
+        )
 
 
 # On a GPU
@@ -528,11 +537,11 @@ def _triton(
     if call.is_soft:
         target = _as_rows(target)
     else:
-        if target.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        if target.dtype in (torch.uint16, torch.uint32, torch.uint64) or len(ignored) > 1:
             target = target.long()
         call = call._replace(target=target)
         if x.device.type == "cpu":  # Triton's interpreter leaves out assertions
-            _check_indices(call, ignored)
+            check_indices(call, ignored)
         for index in ignored[1:]:
             target = torch.where(target == index, ignored[0], target)
         target = target.reshape(n, 1, positions)
@@ -598,13 +607,50 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     call, options = _Arguments(*arguments[:5]), Options(*arguments[5:-1])
     result = None
-    if factor is not None:
-        wide = factor.unsqueeze(call.axis) if options.reduction == "none" else factor
-        result = (grads[0] * wide).to(call.input.dtype)
+    if factor is not None and not arguments[-1]:
+        result = _late_gradient(call, options, factor)
+    elif factor is not None:
+        result = (grads[0] * _wide(call, factor)).to(call.input.dtype)
     if directions[0] is not None:
         product = _hessian_product(call, options, directions[0])
         result = product if result is None else result + product
     return result, *[None] * (len(arguments) - 1)
+
+
+def _wide(call: _Arguments, factor: Tensor) -> Tensor:
+    """Return what arrives at the loss, or at each sample's, in a shape to multiply the gradient."""
+    return factor.unsqueeze(call.axis) if factor.dim() else factor
+
+
+def times(call: _Arguments, options: Options, factor: Tensor) -> tuple[_Arguments, Options]:
+    """Return a call and options whose gradient is multiplied by what arrives at the loss."""
+    s, ignored = call.sample_weight, tuple(options.ignored)
+    factor = factor.to(_backend.accumulator(call.input.dtype)).expand(call.samples)
+    denominator = call.denominator
+    if options.reduction == "mean":
+        denominator = call.divisor(ignored)
+    else:
+        options = options._replace(reduction="sum")
+    weights = factor.contiguous() if s is None else factor * s
+    return call._replace(sample_weight=weights, denominator=denominator), options
+
+
+def _again(call: _Arguments, options: Options, factor: Tensor) -> Tensor:
+    """Return the gradient, multiplied by what arrives at the loss, to be differentiated."""
+    dtype = call.input.dtype
+    if _autograd.is_late(call.input):
+        call = call._replace(input=call.input.float())
+    grad: Tensor = _operator(*call, *options, True)[1]
+    return (grad * _wide(call, factor)).to(dtype)
+
+
+def _late_gradient(call: _Arguments, options: Options, factor: Tensor) -> Tensor:
+    """Return the same where it is rounded once, if it is not to be differentiated."""
+    if torch.is_grad_enabled() and (factor.requires_grad or call.input.requires_grad):
+        return _again(call, options, factor)
+    call, options = times(call, options, factor)
+    grad: Tensor = _operator(*call, *options, True)[1]
+    return grad
 
 
 def _hessian_product(call: _Arguments, options: Options, direction: Tensor) -> Tensor:
@@ -621,9 +667,9 @@ def _hessian_product(call: _Arguments, options: Options, direction: Tensor) -> T
     if call.is_soft:
         a = call.target.to(dtype)
     else:
-        kept = _kept(call.target, tuple(options.ignored))
+        kept = _kept(call.indices, tuple(options.ignored))
         factor = kept.to(dtype)
-        y = torch.where(kept, call.target.long(), 0).unsqueeze(axis)
+        y = torch.where(kept, call.indices, 0).unsqueeze(axis)
         a = torch.zeros_like(x).scatter(axis, y, 1.0)
     if call.sample_weight is not None:
         factor = factor * call.sample_weight
@@ -656,15 +702,16 @@ _operator = _autograd.define(
 # Autograd
 
 _is_grad_enabled = torch.is_grad_enabled
+_KEPT = _autograd.KEPT
 
 
 # Of a single level: as it is only called where no transform of torch.func is active.
 class _Eager(torch.autograd.function._SingleLevelFunction):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, rest: _Rest, found: _Found | None) -> Tensor:
-        loss, grad = found or _evaluate(_Arguments(input, *rest[0]), Options(*rest[1]), True)
+    def forward(ctx: Any, input: Tensor, again: _Again, found: tuple[Tensor, Tensor]) -> Tensor:
+        loss, grad = found
         ctx.save_for_backward(grad)
-        ctx.again = ref(input), input._version, rest
+        ctx.again = again
         return loss
 
     @staticmethod
@@ -672,10 +719,9 @@ class _Eager(torch.autograd.function._SingleLevelFunction):
         (grad,) = ctx.saved_tensors
         if not _is_grad_enabled():
             return _autograd.scaled(grad, factor, 1), None, None
-        *remembered, (others, options) = ctx.again  # create_graph=True
-        (input,) = _autograd.recall("cross_entropy", [tuple(remembered)])
-        grad = _operator(input, *others, *options, True)[1]
-        return grad * (factor.unsqueeze(1) if factor.dim() else factor), None, None
+        remembered, options = ctx.again  # create_graph=True
+        call = _Arguments(*_autograd.recall("cross_entropy", remembered))
+        return _again(call, Options(*options), factor), None, None
 
 
 class _InPlace(torch.autograd.Function):
@@ -683,11 +729,13 @@ class _InPlace(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, call: _Arguments, options: Options) -> tuple[Tensor, ...]:
-        loss, _ = _evaluate(call, options, True, inplace=True)
+        ctx.late = _autograd.is_late(input)
+        loss, _ = _evaluate(call, options, not ctx.late, inplace=not ctx.late)
         torch.autograd.graph.increment_version(input)
         ctx.mark_dirty(input)
-        ctx.save_for_backward(input)
+        ctx.save_for_backward(input, *call[1:])
         ctx.axis = call.axis if options.reduction == "none" else None
+        ctx.options = options
         ctx.set_materialize_grads(False)
         return loss, input
 
@@ -700,8 +748,18 @@ class _InPlace(torch.autograd.Function):
             )
         if factor is None:
             return None, None, None
-        (grad,) = ctx.saved_tensors
+        grad, *others = ctx.saved_tensors
+        if ctx.late:
+            call, options = times(_Arguments(grad, *others), ctx.options, factor)
+            return (
+                _evaluate(call, options, True, inplace=not _autograd.keeps_graph())[1],
+                None,
+                None,
+            )
         return _autograd.scaled(grad.detach(), factor, ctx.axis), None, None
+
+
+_Late = _autograd.late(_evaluate, times, _again)
 
 
 # What people call
@@ -721,8 +779,10 @@ def _quick(
         return None
     if not with_grad:
         return found
-    rest = (target, None, None, None), (reduction, (ignored,), label_smoothing, 0.0, 0.0)
-    return _Eager.apply(input, rest, found)  # type: ignore[attr-defined]
+    kept = input if input.nbytes <= _KEPT else ref(input)
+    tensors = (kept, input._version), (target, target._version), None, None, None
+    options = reduction, (ignored,), label_smoothing, 0.0, 0.0
+    return _Eager.apply(input, (tensors, options), found)  # type: ignore[attr-defined]
 
 
 def _is_smoothing(value: float) -> bool:
@@ -737,12 +797,15 @@ def _fits(call: _Arguments, options: Options) -> bool:
     shape, axis = x.shape, 1 if x.dim() > 1 else 0
     if x.dtype not in FLOATS or not shape or not shape[axis] or target.device != x.device:
         return False
+    if x.layout is not torch.strided:
+        return False
     if target.dtype in _INTEGERS:
         if target.shape != shape[:axis] + shape[axis + 1 :]:
             return False
     elif (
         target.shape != shape
         or not target.is_floating_point()
+        or target.layout is not torch.strided
         or any(i >= 0 for i in options.ignored)
         or (target.requires_grad and torch.is_grad_enabled())
     ):
@@ -777,14 +840,38 @@ def _leave_to_torch(call: _Arguments, options: Options) -> Tensor:
 
 def as_denominator(value: float | Tensor | None, input: Tensor) -> Tensor | None:
     """Return a denominator that is a number as a tensor."""
-    if value is None or isinstance(value, Tensor):
-        return value
+    if value is None:
+        return None
+    # PyTorch has yet to refuse an input that is no tensor.
+    device = input.device if isinstance(input, Tensor) else None
+    if isinstance(value, Tensor):
+        if value.dim() == 0 and value.is_cpu and _backend.is_eager(value) and value < 0.0:
+            raise ValueError(f"denominator is {value.item()}, but must not be negative")
+        return value.to(device) if value.is_cpu else value
     check_number("denominator", value)
     if not value >= 0.0:
         raise ValueError(f"denominator is {value}, but must not be negative")
-    # PyTorch has yet to refuse an input that is no tensor.
-    device = input.device if isinstance(input, Tensor) else None
     return torch.full((), value, dtype=torch.float64, device=device)
+
+
+def as_softcap(value: float | None) -> float:
+    """Return a softcap as a number, 0 for none."""
+    if value is None:
+        return 0.0
+    check_number("softcap", value)
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"softcap is {value}, but must be positive")
+    return value
+
+
+def check_other(name: str, t: Tensor, input: Tensor) -> None:
+    """Refuse a tensor that PyTorch has not got if it cannot be read, or should have a gradient."""
+    if t.device != input.device:
+        raise RuntimeError(f"{name} is on {t.device}, but must be on {input.device} as input is")
+    if t.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(
+            f"{name} requires a gradient, which xentrs.torch does not compute: {name}.detach()"
+        )
 
 
 def _check_extras(call: _Arguments, options: Options) -> None:
@@ -800,15 +887,16 @@ def _check_extras(call: _Arguments, options: Options) -> None:
         )
     if s is not None and not s.is_floating_point():
         raise TypeError(f"sample_weight has dtype {s.dtype}, but must be floating point")
-    check_number("softcap", options.softcap)
+    if s is not None:
+        check_other("sample_weight", s, call.input)
     check_number("z_loss", options.z_loss)
-    if not 0.0 <= options.softcap < math.inf:
-        raise ValueError(f"softcap is {options.softcap}, but must be positive")
     if not -math.inf < options.z_loss < math.inf:
         raise ValueError(f"z_loss is {options.z_loss}, but must be finite")
     d = call.denominator
     if d is not None and d.dim() != 0:
         raise ValueError(f"denominator has shape {tuple(d.shape)}, but must be a number")
+    if d is not None:
+        check_other("denominator", d, call.input)
 
 
 def cross_entropy(
@@ -875,7 +963,7 @@ def cross_entropy(
     ------
     RuntimeError, ValueError, TypeError, NotImplementedError
         As PyTorch's function does, in its words. ValueError or TypeError where an argument of ours
-        is wrong.
+        is wrong, NotImplementedError where it requires a gradient.
     IndexError
         If a class index is out of range. On a GPU that is an assertion on the device.
 
@@ -886,8 +974,10 @@ def cross_entropy(
     the gradient of a hard target. On the GPU losses keep their digits too when they are small or
     the logits have a large offset.
 
-    The gradient is computed in the forward pass. Second derivatives are computed from the logits,
-    which must be alive and unchanged when they are taken; with `inplace` there are none.
+    The gradient is computed in the forward pass; that of float16 in the backward pass, where it is
+    multiplied by a loss's scale before it is rounded. Second derivatives are computed from the
+    logits, which must be unchanged when they are taken, and alive if they are more than 16 MiB;
+    with `inplace` there are none.
 
     Examples
     --------
@@ -916,7 +1006,7 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     ignored = ignored_indices(ignore_index)
-    options = Options(reduction, ignored, label_smoothing, z_loss, softcap or 0.0)
+    options = Options(reduction, ignored, label_smoothing, z_loss, as_softcap(softcap))
     denominator = as_denominator(denominator, input)
     call = _Arguments(input, target, weight, sample_weight, denominator)
     if not _fits(call, options):
@@ -925,7 +1015,7 @@ def cross_entropy(
         _check_extras(call, options)
     with_grad = _backend.wants_gradient(input)
     if not _backend.is_eager(input):
-        loss = _operator(*call, *options, with_grad)[0]
+        loss = _operator(*call, *options, with_grad and not _autograd.is_late(input))[0]
     elif not with_grad:
         loss = _evaluate(call, options, False)[0]
     elif inplace:
@@ -935,8 +1025,13 @@ def cross_entropy(
                 "instance, flatten what goes into the last layer, not what comes out)"
             )
         loss = _InPlace.apply(input, call, options)[0]
+    elif _autograd.is_late(input):
+        loss = _Late.apply(input, call, options)
     else:
-        loss = _Eager.apply(input, (call[1:], options), None)  # type: ignore[attr-defined]
+        with torch.no_grad():
+            found = _evaluate(call, options, True)
+        again = _autograd.remember(*call), options
+        loss = _Eager.apply(input, again, found)  # type: ignore[attr-defined]
     dtype = call.dtype
     return loss if loss.dtype == dtype else loss.to(dtype)
 

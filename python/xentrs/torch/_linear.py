@@ -67,6 +67,8 @@ def _evaluate(
     bias = call.linear_bias
     bias = None if bias is None else bias.detach().reshape(outputs).to(kind)
     whole = call.loss()
+    if x.is_cpu and not whole.is_soft:
+        _cross_entropy.check_indices(whole, options.ignored)  # all, before anything is computed
     mean = options.reduction == "mean"
     divisor = whole.divisor(options.ignored) if mean else None
 
@@ -150,19 +152,54 @@ def _fake(*args: Any) -> tuple[Tensor, ...]:
 def _backward(
     arguments: list[Any], grads: tuple[Tensor, ...], factor: Tensor | None, directions: Any
 ) -> tuple[Tensor | None, ...]:
-    call, options, _, wanted = _unpack(arguments)
+    call, options, rows, wanted = _unpack(arguments)
     results: list[Tensor | None] = [None, None, None]
-    if factor is not None:
-        results = [
-            (g * factor).to(g.dtype) if want else None
-            for g, want in zip(grads, wanted, strict=True)
-        ]
+    if factor is not None and _autograd.is_late(call.input):
+        tensors = [factor, *[t for t in call[:3] if t is not None]]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            results = _again(call, options, rows, wanted, factor)
+        else:
+            results = _late_gradients(call, options, rows, wanted, factor)
+    elif factor is not None:
+        results = [g * factor if want else None for g, want in zip(grads, wanted, strict=True)]
+        results = [None if g is None else g.to(call.input.dtype) for g in results]
     directions = [d if want else None for d, want in zip(directions, wanted, strict=True)]
     if any(d is not None for d in directions):
         second = _second(call, options, directions)
         results = [b if a is None else a + b for a, b in zip(results, second, strict=True)]
     third = results[2] if call.linear_bias is not None else None
     return *results[:2], third, *[None] * (len(arguments) - 3)
+
+
+def _times(call: _Arguments, options: Options, factor: Tensor) -> tuple[_Arguments, Options]:
+    """Return a call and options whose gradients are multiplied by what arrives at the loss."""
+    loss, options = _cross_entropy.times(call.loss(), options, factor)
+    return (
+        call._replace(sample_weight=loss.sample_weight, denominator=loss.denominator),
+        options,
+    )
+
+
+def _again(
+    call: _Arguments, options: Options, rows: int, wanted: list[bool], factor: Tensor
+) -> list[Tensor | None]:
+    """Return the gradients, multiplied by what arrives at the loss, to be differentiated."""
+    dtype = call.input.dtype
+    if _autograd.is_late(call.input):
+        x, w, b = call[:3]
+        b = None if b is None else b.float()
+        call = call._replace(input=x.float(), linear_weight=w.float(), linear_bias=b)
+    grads = _operator(*call, *options, rows, wanted)[1:]
+    return [(g * factor).to(dtype) if want else None for g, want in zip(grads, wanted, strict=True)]
+
+
+def _late_gradients(
+    call: _Arguments, options: Options, rows: int, wanted: list[bool], factor: Tensor
+) -> list[Tensor | None]:
+    """Return the same where they are rounded once, not to be differentiated."""
+    call, options = _times(call, options, factor)
+    grads = _operator(*call, *options, rows, wanted)[1:]
+    return [g if want else None for g, want in zip(grads, wanted, strict=True)]
 
 
 def _second(call: _Arguments, options: Options, directions: Any) -> list[Tensor]:
@@ -219,42 +256,36 @@ class _Eager(torch.autograd.Function):
         options: Options,
         rows: int,
     ) -> Tensor:
-        wanted = list(ctx.needs_input_grad[:3])
-        ctx.none = options.reduction == "none"
-        if ctx.none:
+        ctx.options, ctx.rows, ctx.wanted = options, rows, list(ctx.needs_input_grad[:3])
+        # Where the gradients wait for what they are multiplied by.
+        ctx.late = options.reduction == "none" or _autograd.is_late(input)
+        if ctx.late:
             loss, _ = _evaluate(call, options, rows, [False] * 3)
-            ctx.save_for_backward(*[t for t in call[:3] if t is not None])
-            remembered = None
+            ctx.save_for_backward(*call)
         else:
-            loss, grads = _evaluate(call, options, rows, wanted)
-            ctx.save_for_backward(*[g for g in grads if g is not None])
-            remembered = _autograd.remember(*[t for t in call[:3] if t is not None])
-        ctx.rest = remembered, linear_bias is not None, call[3:], options
-        ctx.rows, ctx.wanted = rows, wanted
+            loss, grads = _evaluate(call, options, rows, ctx.wanted)
+            ctx.save_for_backward(*grads)
+            ctx.again = _autograd.remember(*call)
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        remembered, biased, others, options = ctx.rest
+        options, saved = ctx.options, ctx.saved_tensors
         again = torch.is_grad_enabled()  # create_graph=True
-        if ctx.none or again:
-            tensors = ctx.saved_tensors if ctx.none else _autograd.recall(_NAME, remembered)
-            call = _Arguments(*tensors, *[None] * (not biased), *others)
-        if ctx.none and again:
+        if again and options.reduction == "none":
             raise RuntimeError(
                 f"xentrs.torch.{_NAME} with reduction='none' cannot be differentiated twice"
             )
         if again:
-            grads = _operator(*call, *options, ctx.rows, ctx.wanted)[1:]
-            grads = [g * factor if w else None for g, w in zip(grads, ctx.wanted, strict=True)]
-        elif ctx.none:
-            s = call.sample_weight
-            call = call._replace(sample_weight=factor if s is None else factor * s)
-            options = options._replace(reduction="sum")
+            tensors = saved if ctx.late else _autograd.recall(_NAME, ctx.again)
+            grads = _again(_Arguments(*tensors), options, ctx.rows, ctx.wanted, factor)
+        elif ctx.late and _autograd.is_batched(factor):
+            grads = _late_gradients(_Arguments(*saved), options, ctx.rows, ctx.wanted, factor)
+        elif ctx.late:
+            call, options = _times(_Arguments(*saved), options, factor)
             grads = _evaluate(call, options, ctx.rows, ctx.wanted)[1]
         else:
-            saved = iter(ctx.saved_tensors)
-            grads = [_autograd.scaled(next(saved), factor) if w else None for w in ctx.wanted]
+            grads = [None if g is None else _autograd.scaled(g, factor) for g in saved]
         return *grads, None, None, None
 
 
@@ -317,7 +348,8 @@ def linear_cross_entropy(
     and `torch.func` they exist as a whole.
     """
     ignored = ignored_indices(-100 if ignore_index is None else ignore_index)
-    chosen = Options(reduction, ignored, label_smoothing, z_loss, softcap or 0.0)
+    softcap = _cross_entropy.as_softcap(softcap)
+    chosen = Options(reduction, ignored, label_smoothing, z_loss, softcap)
     denominator = _cross_entropy.as_denominator(denominator, input)
     if sample_weight is not None:
         check_tensor("sample_weight", sample_weight)
@@ -333,7 +365,7 @@ def linear_cross_entropy(
     if not _fits(call, chosen):
         return _leave_to_torch(_Arguments(*args), chosen)
     _cross_entropy._check_extras(call.loss(), chosen)
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+    if _backend.autocasts(input) and input.dtype != torch.float64:
         low = torch.get_autocast_dtype(input.device.type)
         x, w, b = call[:3]
         call = _Arguments(x.to(low), w.to(low), None if b is None else b.to(low), *call[3:])

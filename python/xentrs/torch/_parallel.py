@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from xentrs.torch import _backend, _cross_entropy
+from xentrs.torch import _autograd, _backend, _cross_entropy
 from xentrs.torch._backend import FLOATS, HALVES
 from xentrs.torch._options import Ignored, Options, check_tensor, ignored_indices
 
@@ -32,6 +32,10 @@ class _Samples(NamedTuple):
 
     place: Tensor  # the index among this process's classes of the target, or else the largest logit
     mine: Tensor  # whether that is the target
+    lost: (
+        Tensor  # whether the target is this process's, but ruled out by -inf: its loss is infinite
+    )
+    target: Tensor  # its index then
     p_place: Tensor  # its probability among this process's classes
     share: Tensor  # of this process's classes in the sum of all
     rest: Tensor  # of the classes other than the target
@@ -51,12 +55,18 @@ def _evaluate(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor | None, _Samples]:
     x = input.detach()
-    kept = _cross_entropy._kept(target, options.ignored)
-    place = target.long() - first_class
-    mine = kept & (place >= 0) & (place < x.shape[1])
-    place = torch.where(mine, place, x.argmax(1))
+    kept = _cross_entropy._kept(target.long(), options.ignored)
+    own_class = target.long() - first_class
+    mine = kept & (own_class >= 0) & (own_class < x.shape[1])
+    own_class = torch.where(mine, own_class, 0)
+    lost = mine & (x.gather(1, own_class.unsqueeze(1)).squeeze(1) == -math.inf)
+    found, mine = mine, mine & ~lost
+    place = torch.where(mine, own_class, x.argmax(1))
     call = _cross_entropy._Arguments(x, place, None, None, None)
-    local, grad = _cross_entropy._evaluate(call, _PLAIN, with_grad)
+    late = _autograd.is_late(x)
+    local, grad = _cross_entropy._evaluate(call, _PLAIN, with_grad and not late)
+    if late:
+        grad = x  # what it is computed from
     local = local.double()
     x_place = x.gather(1, place.unsqueeze(1)).squeeze(1).double()
     # Classes that are all ruled out by -inf have no part in anything.
@@ -70,16 +80,16 @@ def _evaluate(
     parts = [
         torch.where(mine, share * -(-local).expm1(), share),  # of the other classes
         torch.where(mine, share * p_place, 0.0),  # of the target
-        torch.where(mine, top - x_place, 0.0),
-        mine.double(),
+        torch.where(mine, top - x_place, torch.where(lost, math.inf, 0.0)),
+        found.double(),
         torch.full_like(share, float(x.shape[1])),
     ]
     if options.label_smoothing:
         parts.append(x.shape[1] * top - x.sum(1, dtype=torch.float64))
     sums = torch.stack(parts)
     dist.all_reduce(sums, dist.ReduceOp.SUM, group)
-    rest, own, distance, found, classes = sums[:5]
-    _check(target, kept & (found == 0.0))
+    rest, own, distance, holders, classes = sums[:5]
+    _check(target, kept & (holders == 0.0))
 
     total = rest + own
     near = own > 1e-280
@@ -100,7 +110,16 @@ def _evaluate(
     elif options.reduction == "sum":
         loss = loss.sum()
     samples = _Samples(
-        place, mine, p_place, share / total, rest / total, logsumexp, factor, classes
+        place,
+        mine,
+        lost,
+        own_class,
+        p_place,
+        share / total,
+        rest / total,
+        logsumexp,
+        factor,
+        classes,
     )
     return loss.to(_backend.accumulator(x.dtype)), grad, samples
 
@@ -129,8 +148,6 @@ class _Parallel(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError(f"{_NAME} cannot be differentiated twice")
         grad, *saved = ctx.saved_tensors
-        if torch._C._autograd._get_current_graph_task_keep_graph():
-            grad = grad.clone()
         s = _Samples(*saved)
         e, z = ctx.options.label_smoothing, ctx.options.z_loss
         factor = s.factor * arriving.double()
@@ -141,12 +158,20 @@ class _Parallel(torch.autograd.Function):
         target = factor * ((e + 2.0 * z * s.logsumexp) * p - (1.0 - e) * s.rest)
         at_place = torch.where(s.mine, target, scale * s.p_place) - even
         dtype = _backend.accumulator(grad.dtype)
-        grad.mul_(scale.unsqueeze(1).to(dtype))
+        if _autograd.is_late(grad):
+            weights = scale.to(dtype)
+            call = _cross_entropy._Arguments(grad, s.place, None, weights, None)
+            grad = _cross_entropy._evaluate(call, Options("sum"), True)[1]
+        else:
+            grad = grad.clone() if _autograd.keeps_graph() else grad
+            grad.mul_(scale.unsqueeze(1).to(dtype))
         grad.masked_fill_((scale == 0.0).unsqueeze(1), 0.0)
         if e:
             grad.sub_(even.unsqueeze(1).to(dtype))
         at_place = torch.where(factor == 0.0, 0.0, at_place)
         grad.scatter_(1, s.place.unsqueeze(1), at_place.unsqueeze(1).to(grad.dtype))
+        at_lost = torch.where(s.lost, -(1.0 - e) * factor, 0.0)
+        grad.scatter_add_(1, s.target.unsqueeze(1), at_lost.unsqueeze(1).to(grad.dtype))
         return grad, *[None] * 6
 
 
