@@ -206,6 +206,7 @@ const ROWS: usize = 3;
 
 impl<T: Limits> Buffers<T> {
     /// Buffers for blocks of at most `samples`, whole groups.
+    #[inline(always)]
     fn new<S: Simd, C: Coefficients<T>, const GRAD: bool>(
         s: S,
         samples: usize,
@@ -228,9 +229,9 @@ impl<T: Limits> Buffers<T> {
         for (which, x) in [(SAMPLE, 1.0), (SCALE, job.scale), (OF_CLASS, job.keep)] {
             buffers.wide(which).1.fill(x);
         }
-        for group in (0..samples).step_by(T::LANES) {
-            job.choose_references(s, group, &buffers);
-        }
+        job.choose_references(s, 0, &buffers);
+        let (bias, biases) = buffers.narrow(BIAS);
+        biases.fill(bias.get(0));
         buffers
     }
 
@@ -343,7 +344,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// The exponents of the references of a group, from the weights of its samples and their classes.
     #[inline(always)]
     fn choose_references<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
-        let [least, most] = T::FEW_SHIFT.map(|x| splat::<S, f64>(s, x as f64));
+        let [least, most] = T::FEW_SHIFT;
+        let (least, most) = (splat::<S, f64>(s, least as f64), splat::<S, f64>(s, most as f64));
         let mut parts = [splat::<S, f64>(s, 0.0); 2];
         for (part, bias) in parts.iter_mut().enumerate().take(T::WIDE) {
             let mut scale = S::V64::load(s, buffers.wide(SCALE).0, group + 8 * part);
