@@ -41,7 +41,7 @@ const PART: usize = 64;
 const SAMPLE: usize = 64;
 
 /// How far ahead of its use a logit is asked for, in bytes.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
 pub struct Rows<'a, T, C, const GRAD: bool> {
