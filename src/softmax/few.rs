@@ -229,9 +229,11 @@ impl<T: Limits> Buffers<T> {
         for (which, x) in [(SAMPLE, 1.0), (SCALE, job.scale), (OF_CLASS, job.keep)] {
             buffers.wide(which).1.fill(x);
         }
-        job.choose_references(s, 0, &buffers);
-        let (bias, biases) = buffers.narrow(BIAS);
-        biases.fill(bias.get(0));
+        if samples > 0 {
+            job.choose_references(s, 0, &buffers);
+            let (bias, biases) = buffers.narrow(BIAS);
+            biases.fill(bias.get(0));
+        }
         buffers
     }
 

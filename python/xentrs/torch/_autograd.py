@@ -114,16 +114,40 @@ def is_late(input: Tensor) -> bool:
     return input.dtype == torch.float16
 
 
-def late(
-    evaluate: Callable[..., tuple[Tensor, Tensor | None]],
+def again(gradient: Callable[..., Tensor], call: Any, options: Any, factor: Tensor) -> Tensor:
+    """Return a gradient, multiplied by what arrives at the loss, that can be differentiated.
+
+    `gradient(call, options)` is the operator's.
+    """
+    dtype = call.input.dtype
+    if is_late(call.input):
+        call = call._replace(input=call.input.float())
+    return (gradient(call, options) * call.wide(factor)).to(dtype)
+
+
+def late_gradient(
+    gradient: Callable[..., Tensor],
     times: Callable[..., tuple[Any, Any]],
-    again: Callable[..., Tensor],
-) -> Any:
-    """Return an autograd function that computes the gradient in the backward.
+    call: Any,
+    options: Any,
+    factor: Tensor,
+) -> Tensor:
+    """Return the same where it is rounded once, if it is not to be differentiated.
 
     `times(call, options, factor)` returns the call and the options whose gradient is multiplied by
-    what arrives, `again` of the same arguments that gradient as something to be differentiated.
+    what arrives.
     """
+    if torch.is_grad_enabled() and (factor.requires_grad or call.input.requires_grad):
+        return again(gradient, call, options, factor)
+    return gradient(*times(call, options, factor))
+
+
+def late(
+    evaluate: Callable[..., tuple[Tensor, Tensor | None]],
+    gradient: Callable[..., Tensor],
+    times: Callable[..., tuple[Any, Any]],
+) -> Any:
+    """Return an autograd function that computes the gradient in the backward."""
 
     class Late(torch.autograd.Function):
         @staticmethod
@@ -137,7 +161,7 @@ def late(
         def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
             call, options = ctx.kind(*ctx.saved_tensors), ctx.options
             if torch.is_grad_enabled() or is_batched(factor):
-                return again(call, options, factor), None, None
+                return again(gradient, call, options, factor), None, None
             return evaluate(*times(call, options, factor), True)[1], None, None
 
     return Late

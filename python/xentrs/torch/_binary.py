@@ -43,6 +43,10 @@ class _Arguments(NamedTuple):
     where: Tensor | None
     denominator: Tensor | None  # of no dimension
 
+    def wide(self, factor: Tensor) -> Tensor:
+        """Return what arrives at the loss, or at each element's, such that it multiplies logits."""
+        return factor
+
     def divisor(self) -> Tensor:
         """Return what a mean divides by, in float64, without waiting for it."""
         if self.denominator is not None:
@@ -259,7 +263,7 @@ def _backward(
     call, options = _unpack(arguments)
     result = None
     if factor is not None and not arguments[-1]:
-        result = _late_gradient(call, options, factor)
+        result = _autograd.late_gradient(_gradient_of, _times, call, options, factor)
     elif factor is not None:
         result = (grads[0] * factor).to(call.input.dtype)
     if directions[0] is not None:
@@ -280,20 +284,8 @@ def _times(call: _Arguments, options: Options, factor: Tensor) -> tuple[_Argumen
     return call._replace(weight=weight, denominator=denominator), options
 
 
-def _again(call: _Arguments, options: Options, factor: Tensor) -> Tensor:
-    """Return the gradient, multiplied by what arrives at the loss, to be differentiated."""
-    dtype = call.input.dtype
-    if _autograd.is_late(call.input):
-        call = call._replace(input=call.input.float())
-    grad: Tensor = _operator(*call, options.reduction, options.label_smoothing, True)[1]
-    return (grad * factor).to(dtype)
-
-
-def _late_gradient(call: _Arguments, options: Options, factor: Tensor) -> Tensor:
-    """Return the same where it is rounded once, if it is not to be differentiated."""
-    if torch.is_grad_enabled() and (factor.requires_grad or call.input.requires_grad):
-        return _again(call, options, factor)
-    call, options = _times(call, options, factor)
+def _gradient_of(call: _Arguments, options: Options) -> Tensor:
+    """Return the operator's gradient."""
     grad: Tensor = _operator(*call, options.reduction, options.label_smoothing, True)[1]
     return grad
 
@@ -342,10 +334,10 @@ class _Eager(torch.autograd.Function):
             return _autograd.scaled(grad, factor), None, None
         remembered, options = ctx.again  # create_graph=True
         call = _Arguments(*_autograd.recall(_NAME, remembered))
-        return _again(call, options, factor), None, None
+        return _autograd.again(_gradient_of, call, options, factor), None, None
 
 
-_Late = _autograd.late(_evaluate, _times, _again)
+_Late = _autograd.late(_evaluate, _gradient_of, _times)
 
 
 # What people call

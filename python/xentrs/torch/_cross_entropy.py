@@ -100,6 +100,10 @@ class _Arguments(NamedTuple):
         """The target's class indices, in a type that holds any `ignore_index`."""
         return self.target.detach().long()
 
+    def wide(self, factor: Tensor) -> Tensor:
+        """Return what arrives at the loss, or at each sample's, such that it multiplies logits."""
+        return factor.unsqueeze(self.axis) if factor.dim() else factor
+
     def divisor(self, ignored: tuple[int, ...]) -> Tensor:
         """Return what a mean divides by, in float64, without waiting for it."""
         if self.denominator is not None:
@@ -608,18 +612,13 @@ def _backward(
     call, options = _Arguments(*arguments[:5]), Options(*arguments[5:-1])
     result = None
     if factor is not None and not arguments[-1]:
-        result = _late_gradient(call, options, factor)
+        result = _autograd.late_gradient(_gradient_of, times, call, options, factor)
     elif factor is not None:
-        result = (grads[0] * _wide(call, factor)).to(call.input.dtype)
+        result = (grads[0] * call.wide(factor)).to(call.input.dtype)
     if directions[0] is not None:
         product = _hessian_product(call, options, directions[0])
         result = product if result is None else result + product
     return result, *[None] * (len(arguments) - 1)
-
-
-def _wide(call: _Arguments, factor: Tensor) -> Tensor:
-    """Return what arrives at the loss, or at each sample's, in a shape to multiply the gradient."""
-    return factor.unsqueeze(call.axis) if factor.dim() else factor
 
 
 def times(call: _Arguments, options: Options, factor: Tensor) -> tuple[_Arguments, Options]:
@@ -635,20 +634,8 @@ def times(call: _Arguments, options: Options, factor: Tensor) -> tuple[_Argument
     return call._replace(sample_weight=weights, denominator=denominator), options
 
 
-def _again(call: _Arguments, options: Options, factor: Tensor) -> Tensor:
-    """Return the gradient, multiplied by what arrives at the loss, to be differentiated."""
-    dtype = call.input.dtype
-    if _autograd.is_late(call.input):
-        call = call._replace(input=call.input.float())
-    grad: Tensor = _operator(*call, *options, True)[1]
-    return (grad * _wide(call, factor)).to(dtype)
-
-
-def _late_gradient(call: _Arguments, options: Options, factor: Tensor) -> Tensor:
-    """Return the same where it is rounded once, if it is not to be differentiated."""
-    if torch.is_grad_enabled() and (factor.requires_grad or call.input.requires_grad):
-        return _again(call, options, factor)
-    call, options = times(call, options, factor)
+def _gradient_of(call: _Arguments, options: Options) -> Tensor:
+    """Return the operator's gradient."""
     grad: Tensor = _operator(*call, *options, True)[1]
     return grad
 
@@ -721,7 +708,7 @@ class _Eager(torch.autograd.function._SingleLevelFunction):
             return _autograd.scaled(grad, factor, 1), None, None
         remembered, options = ctx.again  # create_graph=True
         call = _Arguments(*_autograd.recall("cross_entropy", remembered))
-        return _again(call, Options(*options), factor), None, None
+        return _autograd.again(_gradient_of, call, Options(*options), factor), None, None
 
 
 class _InPlace(torch.autograd.Function):
@@ -759,7 +746,7 @@ class _InPlace(torch.autograd.Function):
         return _autograd.scaled(grad.detach(), factor, ctx.axis), None, None
 
 
-_Late = _autograd.late(_evaluate, times, _again)
+_Late = _autograd.late(_evaluate, _gradient_of, times)
 
 
 # What people call
