@@ -32,7 +32,7 @@ use crate::simd::{
     self, COLUMNS, HALF, Input, Kernel, Output, PAIR, Scratch, Simd, Vector, fence, fold,
 };
 
-use super::{Limits, copy, lanes_from, power};
+use super::{Limits, copy, exponents, lanes_from, power};
 
 /// The most classes that this kernel takes.
 pub const MOST_CLASSES: usize = 256;
@@ -1172,11 +1172,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         if !GRAD {
             return;
         }
-        let mut scale = splat::<S, f64>(s, self.scale);
-        if self.batch.is_weighted() {
-            scale = load!(SCALE);
-        }
-        scale = S::V64::select(mute, none, scale);
+        let scale = S::V64::select(mute, none, load!(SCALE));
         let scaled = if C::ANY { scale.mul(total) } else { scale.mul(of_class) };
         let a = scaled.mul(inverse);
         store!(WIDE_A, a);
@@ -1566,18 +1562,6 @@ impl<S: Simd, T: Real> Sums<S, T> {
 #[inline(always)]
 fn near<S: Simd, T: Limits>(s: S, rest: S::V64, pivot: S::V64) -> u32 {
     S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))))
-}
-
-/// The exponents of scales, 0 for 0 and what is not finite.
-#[inline(always)]
-fn exponents<S: Simd>(s: S, scale: S::V64) -> S::V64 {
-    let (zero, inf) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::INFINITY));
-    let (x, power) = (scale.abs(), (1u64 << 52) as f64);
-    // An integer below 2^52 becomes a float beside the bits of that power.
-    let float = x.bits_shr(52).bits_or(splat::<S, f64>(s, power));
-    let exponent = float.sub(splat::<S, f64>(s, power + 1023.0));
-    let exponent = S::V64::select(x.lt(inf), exponent, zero);
-    S::V64::select(x.eq(zero), zero, exponent)
 }
 
 /// The nearest numbers to float64 parts, and what that lost.

@@ -716,7 +716,8 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             let Some(grad) = batch.outputs.grad else {
                 continue;
             };
-            let a = scale * total / whole;
+            let scaled = scale * total;
+            let a = scaled / whole;
             let grad = self.row_of(grad, row);
             if self.stream {
                 // The line that this row and the next share is not written whole.
@@ -754,10 +755,10 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 scratch.output().set(reduce.pivot, T::from_f64(own));
                 if T::from_f64(rest) == T::from_f64(whole) {
                     // A class that has no probability has a gradient of -1 to the last bit.
-                    pivot_grad = T::from_f64(-scale * total);
+                    pivot_grad = T::from_f64(-scaled);
                 }
             }
-            let [a_high, a_low] = quotient::<T>(scale * total, rest, pivot);
+            let [a_high, a_low] = quotient::<T>(scaled, rest, pivot);
             waiting = Some(Emit {
                 scratch: scratch.input(),
                 grad,

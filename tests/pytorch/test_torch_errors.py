@@ -193,6 +193,14 @@ def test_class_index_out_of_range_in_the_interpreter(monkeypatch):
         xentrs.torch.cross_entropy(X, Y + 4)
 
 
+def test_triton_on_the_cpu_without_its_interpreter(monkeypatch):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(xentrs.torch._backend, "FORCED", "triton")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(RuntimeError, match="only in Triton's interpreter: set TRITON_INTERPRET=1"):
+        xentrs.torch.cross_entropy(X, Y)
+
+
 def test_other_devices():
     with pytest.raises(NotImplementedError, match="'mps'"):
         xentrs.torch._backend.uses_triton(_OnDevice("mps"))

@@ -53,10 +53,10 @@ def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
     factor = factor.resolve_neg()
     if is_one(factor):
         return grad
-    if is_batched(factor):
-        return grad * (factor.unsqueeze(axis) if axis is not None and factor.dim() else factor)
     if axis is not None and factor.dim():
-        return grad.mul_(factor.unsqueeze(axis))
+        factor = factor.unsqueeze(axis)
+    if is_batched(factor):
+        return grad * factor
     if factor.dim() or not _backend.uses_triton(grad):
         return grad.mul_(factor)
     n = grad.numel()

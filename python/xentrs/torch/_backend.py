@@ -54,7 +54,14 @@ LARGE = 1 << 20
 def uses_triton(tensor: Tensor) -> bool:
     """Whether the Triton kernels compute what concerns this tensor."""
     if tensor.is_cpu:
-        return FORCED == "triton"
+        if FORCED != "triton":
+            return False
+        if not load_triton()[0].knobs.runtime.interpret:
+            raise RuntimeError(
+                "XENTRS_TORCH_BACKEND is 'triton', whose kernels read a tensor on the CPU only in "
+                "Triton's interpreter: set TRITON_INTERPRET=1"
+            )
+        return True
     kind = tensor.device.type
     if kind not in ("cuda", "xpu"):
         raise NotImplementedError(
@@ -153,15 +160,6 @@ class Kernel:
                 value.function.__globals__["tl"] = tl
                 # debug: the bounds of class indices are asserted on the device.
                 namespace[name] = triton.jit(value.function, debug=True)
-        if (
-            FORCED == "triton"
-            and not triton.knobs.runtime.interpret
-            and not torch.cuda.is_available()
-        ):
-            raise RuntimeError(
-                "XENTRS_TORCH_BACKEND is 'triton', but there is no GPU: TRITON_INTERPRET=1 runs "
-                "its kernels in Triton's interpreter"
-            )
         launch: Callable[..., None] = namespace[self.function.__name__][grid]
         if triton.knobs.runtime.interpret:
             return launch

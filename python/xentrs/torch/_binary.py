@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import xentrs
 from xentrs.torch import _autograd, _backend
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
-from xentrs.torch._cross_entropy import _floats, as_denominator, check_other
+from xentrs.torch._cross_entropy import _floats, as_denominator, check_denominator, check_other
 from xentrs.torch._math import log1p
 from xentrs.torch._options import (
     Options,
@@ -394,7 +394,7 @@ def _check_extras(call: _Arguments, options: Options) -> None:
     check_number("label_smoothing", options.label_smoothing)
     if not 0.0 <= options.label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {options.label_smoothing}, but must be in [0, 1]")
-    where, d = call.where, call.denominator
+    where = call.where
     if where is not None:
         check_tensor("where", where)
     if where is not None and where.dtype != torch.bool:
@@ -404,11 +404,9 @@ def _check_extras(call: _Arguments, options: Options) -> None:
             f"where has shape {tuple(where.shape)}, which does not broadcast to that of input, "
             f"{tuple(call.input.shape)}"
         )
-    if d is not None and d.dim() != 0:
-        raise ValueError(f"denominator has shape {tuple(d.shape)}, but must be a number")
-    for name, t in (("where", where), ("denominator", d)):
-        if t is not None:
-            check_other(name, t, call.input)
+    if where is not None:
+        check_other("where", where, call.input)
+    check_denominator(call.denominator, call.input)
 
 
 def binary_cross_entropy_with_logits(

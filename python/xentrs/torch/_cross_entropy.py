@@ -113,9 +113,10 @@ class _Arguments(NamedTuple):
                 return self.sample_weight.sum(dtype=torch.float64)
             count = float(prod(self.samples))
             return torch.full((), count, dtype=torch.float64, device=self.input.device)
-        counts = _kept(self.indices, ignored)
+        y = self.indices
+        counts = _kept(y, ignored)
         if self.weight is not None:
-            y = torch.where(counts, self.indices, 0)
+            y = torch.where(counts, y, 0)
             counts = torch.where(counts, self.weight[y].double(), 0.0)
         if self.sample_weight is not None:
             counts = torch.where(counts != 0, counts * self.sample_weight.double(), 0.0)
@@ -155,7 +156,7 @@ def _rust(
         return _rust_by_chunks(call, options, with_grad, inplace)
     denominator = None if call.denominator is None else call.denominator.item()
     if denominator is not None and denominator < 0.0:  # the sum of negative weights
-        call = call._replace(denominator=torch.scalar_tensor(-denominator, dtype=torch.float64))
+        call = call._replace(denominator=as_denominator(-denominator, x))
         return _negated(*_rust(call, options, with_grad, inplace))
     if soft:
         target = target.detach().to(x.dtype)
@@ -217,7 +218,7 @@ def _rust_by_chunks(
         check_indices(call, options.ignored)
     divisor = call.divisor(options.ignored).item() if options.reduction == "mean" else 1.0
     if divisor < 0.0:  # the sum of negative weights
-        call = call._replace(denominator=torch.scalar_tensor(-divisor, dtype=torch.float64))
+        call = call._replace(denominator=as_denominator(-divisor, x))
         return _negated(*_rust_by_chunks(call, options, with_grad, inplace))
     grad = None
     if with_grad:
@@ -354,9 +355,12 @@ def check_indices(call: _Arguments, ignored: tuple[int, ...]) -> None:
     bad = _kept(y, ignored) & ((y < 0) | (y >= call.classes))
     if bad.any():
         place = bad.nonzero()[0].tolist()
+        names = ", ".join(map(str, ignored))
+        # In the words of the compiled module.
+        ending = ("", f", or be ignore_index ({names})", f", or be one of ignore_index ({names})")
         raise IndexError(
             f"target{place or ''} is {call.target[tuple(place)].item()}, but a class index must be "
-            f"in [0, {call.classes})" + (f" or ignore_index={ignored}" if ignored else "")
+            f"in [0, {call.classes}){ending[min(len(ignored), 2)]}"
         )
 
 
@@ -654,9 +658,10 @@ def _hessian_product(call: _Arguments, options: Options, direction: Tensor) -> T
     if call.is_soft:
         a = call.target.to(dtype)
     else:
-        kept = _kept(call.indices, tuple(options.ignored))
+        y = call.indices
+        kept = _kept(y, tuple(options.ignored))
         factor = kept.to(dtype)
-        y = torch.where(kept, call.indices, 0).unsqueeze(axis)
+        y = torch.where(kept, y, 0).unsqueeze(axis)
         a = torch.zeros_like(x).scatter(axis, y, 1.0)
     if call.sample_weight is not None:
         factor = factor * call.sample_weight
@@ -689,7 +694,6 @@ _operator = _autograd.define(
 # Autograd
 
 _is_grad_enabled = torch.is_grad_enabled
-_KEPT = _autograd.KEPT
 
 
 # Of a single level: as it is only called where no transform of torch.func is active.
@@ -738,11 +742,8 @@ class _InPlace(torch.autograd.Function):
         grad, *others = ctx.saved_tensors
         if ctx.late:
             call, options = times(_Arguments(grad, *others), ctx.options, factor)
-            return (
-                _evaluate(call, options, True, inplace=not _autograd.keeps_graph())[1],
-                None,
-                None,
-            )
+            again = _autograd.keeps_graph()  # another backward pass needs the logits
+            return _evaluate(call, options, True, inplace=not again)[1], None, None
         return _autograd.scaled(grad.detach(), factor, ctx.axis), None, None
 
 
@@ -766,7 +767,8 @@ def _quick(
         return None
     if not with_grad:
         return found
-    kept = input if input.nbytes <= _KEPT else ref(input)
+    # What `remember` returns, in a third of its time.
+    kept = input if input.nbytes <= _autograd.KEPT else ref(input)
     tensors = (kept, input._version), (target, target._version), None, None, None
     options = reduction, (ignored,), label_smoothing, 0.0, 0.0
     return _Eager.apply(input, (tensors, options), found)  # type: ignore[attr-defined]
@@ -861,6 +863,14 @@ def check_other(name: str, t: Tensor, input: Tensor) -> None:
         )
 
 
+def check_denominator(value: Tensor | None, input: Tensor) -> None:
+    """Refuse a denominator that is no number of the input's device."""
+    if value is not None and value.dim() != 0:
+        raise ValueError(f"denominator has shape {tuple(value.shape)}, but must be a number")
+    if value is not None:
+        check_other("denominator", value, input)
+
+
 def _check_extras(call: _Arguments, options: Options) -> None:
     """Refuse what is wrong with the arguments that PyTorch has not got."""
     s = call.sample_weight
@@ -879,11 +889,7 @@ def _check_extras(call: _Arguments, options: Options) -> None:
     check_number("z_loss", options.z_loss)
     if not -math.inf < options.z_loss < math.inf:
         raise ValueError(f"z_loss is {options.z_loss}, but must be finite")
-    d = call.denominator
-    if d is not None and d.dim() != 0:
-        raise ValueError(f"denominator has shape {tuple(d.shape)}, but must be a number")
-    if d is not None:
-        check_other("denominator", d, call.input)
+    check_denominator(call.denominator, call.input)
 
 
 def cross_entropy(

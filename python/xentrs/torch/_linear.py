@@ -161,8 +161,10 @@ def _backward(
         else:
             results = _late_gradients(call, options, rows, wanted, factor)
     elif factor is not None:
-        results = [g * factor if want else None for g, want in zip(grads, wanted, strict=True)]
-        results = [None if g is None else g.to(call.input.dtype) for g in results]
+        results = [
+            (g * factor).to(g.dtype) if want else None
+            for g, want in zip(grads, wanted, strict=True)
+        ]
     directions = [d if want else None for d, want in zip(directions, wanted, strict=True)]
     if any(d is not None for d in directions):
         second = _second(call, options, directions)

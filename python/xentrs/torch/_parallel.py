@@ -32,10 +32,8 @@ class _Samples(NamedTuple):
 
     place: Tensor  # the index among this process's classes of the target, or else the largest logit
     mine: Tensor  # whether that is the target
-    lost: (
-        Tensor  # whether the target is this process's, but ruled out by -inf: its loss is infinite
-    )
-    target: Tensor  # its index then
+    lost: Tensor  # whether the target is this process's, but ruled out by -inf
+    target: Tensor  # its index among this process's classes then
     p_place: Tensor  # its probability among this process's classes
     share: Tensor  # of this process's classes in the sum of all
     rest: Tensor  # of the classes other than the target
@@ -55,8 +53,9 @@ def _evaluate(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor | None, _Samples]:
     x = input.detach()
-    kept = _cross_entropy._kept(target.long(), options.ignored)
-    own_class = target.long() - first_class
+    indices = target.long()
+    kept = _cross_entropy._kept(indices, options.ignored)
+    own_class = indices - first_class
     mine = kept & (own_class >= 0) & (own_class < x.shape[1])
     own_class = torch.where(mine, own_class, 0)
     lost = mine & (x.gather(1, own_class.unsqueeze(1)).squeeze(1) == -math.inf)
