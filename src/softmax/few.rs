@@ -889,7 +889,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         for at in (0..lanes).step_by(step) {
             let done = if self.plain { self.finish_plain(s, at, buffers) } else { 0 };
             if self.plain && self.batch.outputs.hess.is_some() {
-                self.finish_hessian(s, at, buffers);
+                s.apart(FinishHessian { block: *block, group: at });
             }
             if done != T::ALL {
                 s.apart(FinishWide { block: *block, lanes: at..lanes.min(at + step), done });
@@ -1452,6 +1452,10 @@ struct FinishWide<'b, J, T> {
     lanes: Range<usize>,
     done: u32,
 }
+struct FinishHessian<'b, J, T> {
+    block: Block<'b, J, T>,
+    group: usize,
+}
 struct Emission<'b, J, T, const MANY: bool>(Block<'b, J, T>);
 
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
@@ -1518,6 +1522,16 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         self.block.job.finish_wide(s, self.lanes, self.done, &self.block);
+    }
+}
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
+    for FinishHessian<'_, Few<'_, T, C, GRAD>, T>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        self.block.job.finish_hessian(s, self.group, self.block.buffers);
     }
 }
 
