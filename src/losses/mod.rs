@@ -47,19 +47,16 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
     }
     let sum = match batch.target {
         Target::Indices(_) if smoothing == 0.0 => run!(Hard, 0.0),
-        Target::Indices(_) if batch.weight.is_none() && !few => {
-            loss.run(Even(T::from_f64(even)), smoothing)
+        Target::Indices(_) if batch.weight.is_none() => {
+            run!(Even(T::from_f64(even)), smoothing)
         }
         Target::Indices(_) => {
-            let mut weights = scaled(even);
-            if batch.weight.is_none() {
-                weights.resize(batch.classes, T::from_f64(even));
-            }
+            let weights = scaled(even);
             let total = reduce::sum(weights.iter().map(|weight| weight.to_f64()));
             run!(Shared(Input::from_slice(&weights)), total)
         }
-        Target::Probabilities(p) if smoothing == 0.0 && batch.weight.is_none() && !few => {
-            loss.run(Plain(p), 0.0)
+        Target::Probabilities(p) if smoothing == 0.0 && batch.weight.is_none() => {
+            run!(Plain(p), 0.0)
         }
         Target::Probabilities(probabilities) => {
             let weights = scaled(1.0);

@@ -71,8 +71,8 @@ pub struct Few<'a, T, C, const GRAD: bool> {
     line: usize,
     /// Whether there may be more than [`MOST_CLASSES`], and lines are what samples lie in.
     many: bool,
-    /// Whether nothing but logits, a class and weights of the sample go into a loss.
-    plain: bool,
+    /// Whether what is done once a sample may be done in the logits' type.
+    narrow: bool,
     /// Whether the gradient goes past the caches: that of few classes is asked for ahead, and written where
     /// it is then takes less.
     stream: bool,
@@ -82,9 +82,9 @@ pub struct Few<'a, T, C, const GRAD: bool> {
 
 /// What there is of each sample in the logits' type: its class (-1 if it does not count), the
 /// exponent of its reference, and what [`LaneExp`] knows; the sum of its exponentials but for the
-/// pivot's, what that lost, and the pivot's; their sum but for the largest, and what that lost; what its
-/// gradient takes: `a`, what its rounding lost, and the gradient at the pivot; and its Hessian: `1 / S`, the
-/// Hessian at the pivot and that at the largest logit.
+/// pivot's, what that lost, and the pivot's; their sum but for the largest, and what that lost; the
+/// largest; the pivot's own coefficient; what its gradient takes: `a`, what its rounding lost, `-b`, and the gradient at the
+/// pivot; and its Hessian: `1 / S`, the Hessian at the pivot and that at the largest logit.
 const CLASS: usize = 0;
 const BIAS: usize = 1;
 const MOST: usize = 2;
@@ -94,37 +94,29 @@ const REST_LOST: usize = 5;
 const PIVOT: usize = 6;
 const OTHERS: usize = 7;
 const OTHERS_LOST: usize = 8;
-const A: usize = 9;
-const A_LOST: usize = 10;
-const PIVOT_GRAD: usize = 11;
-const INVERSE: usize = 12;
-const PIVOT_HESS: usize = 13;
-const MOST_HESS: usize = 14;
-const NARROW: usize = 15;
+const LARGEST: usize = 9;
+const OWN: usize = 10;
+const A: usize = 11;
+const A_LOST: usize = 12;
+const MINUS_B: usize = 13;
+const PIVOT_GRAD: usize = 14;
+const INVERSE: usize = 15;
+const PIVOT_HESS: usize = 16;
+const MOST_HESS: usize = 17;
+const NARROW: usize = 18;
+
+/// What the float64 way finds of these.
+const RESULTS: [usize; 7] = [A, A_LOST, MINUS_B, PIVOT_GRAD, INVERSE, PIVOT_HESS, MOST_HESS];
 
 /// And in float64: its loss; its weight, that over the divisor, and the weight of its class, if there are
-/// weights. Where more takes float64, the sum of its exponentials but for the pivot's, the pivot's, sums of
-/// its coefficients, and of these times the distances from the reference, and the pivot's own; what the
-/// pivot loses by itself.
+/// weights; sums of its coefficients, and of these times the distances from the reference.
 const LOSS: usize = 0;
 const SAMPLE: usize = 1;
 const SCALE: usize = 2;
 const OF_CLASS: usize = 3;
-const WIDE_REST: usize = 4;
-const WIDE_PIVOT: usize = 5;
-const COEFFICIENT: usize = 6;
-const DISTANCE: usize = 7;
-const OWN: usize = 8;
-const SURPRISE: usize = 9;
-/// What its gradient and its Hessian take: as above, and `b`.
-const WIDE_A: usize = 10;
-const WIDE_A_LOST: usize = 11;
-const WIDE_PIVOT_GRAD: usize = 12;
-const B: usize = 13;
-const WIDE_INVERSE: usize = 14;
-const WIDE_PIVOT_HESS: usize = 15;
-const WIDE_MOST_HESS: usize = 16;
-const WIDE: usize = 17;
+const COEFFICIENT: usize = 4;
+const DISTANCE: usize = 5;
+const WIDE: usize = 6;
 
 /// Where the numbers of a group of samples lie.
 enum Group<View> {
@@ -268,25 +260,6 @@ impl<T: Limits> Buffers<T> {
             high.wide(part).add(low.wide(part)).store(self.wide(which).1, group + 8 * part);
         }
     }
-
-    /// One of the float64 numbers of a group as a vector of the gradient's type.
-    #[inline(always)]
-    fn group<S: Simd>(&self, s: S, which: usize, group: usize) -> T::V<S> {
-        let numbers = self.wide(which).0;
-        let low = S::V64::load(s, numbers, group);
-        let high = S::V64::load(s, numbers, group + 8 * (T::WIDE - 1));
-        T::V::<S>::narrow([low, high])
-    }
-
-    /// [`WIDE_A`] of a group, and what its rounding lost.
-    #[inline(always)]
-    fn quotients<S: Simd>(&self, s: S, group: usize) -> [T::V<S>; 2] {
-        if T::WIDE == 1 {
-            return [self.group(s, WIDE_A, group), self.group(s, WIDE_A_LOST, group)];
-        }
-        let a = self.wide(WIDE_A).0;
-        split::<S, T>([S::V64::load(s, a, group), S::V64::load(s, a, group + 8)])
-    }
 }
 
 /// Whether this kernel takes a batch, as it is or tile by tile.
@@ -338,9 +311,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let direct = !in_place;
         let scale = 1.0 / batch.divisor;
         let [least, most] = T::FEW_SHIFT.map(power);
-        let fits = batch.is_weighted() || (least..most).contains(&scale.abs());
-        let plain = C::HARD && !C::ANY && batch.classes > 1 && fits;
-        Few { batch, coefficients, keep, total, scale, samples, line, many, plain, stream, direct }
+        let fits = C::ANY || batch.is_weighted() || (least..most).contains(&scale.abs());
+        let narrow = batch.classes > 1 && fits;
+        Few { batch, coefficients, keep, total, scale, samples, line, many, narrow, stream, direct }
     }
 
     /// The exponents of the references of a group, from the weights of its samples and their classes.
@@ -663,14 +636,19 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             (most, largest) = (T::V::<S>::load(s, buffers.narrow(MOST).0, group), class);
         }
         let (mut at, ahead) = (splat::<S, T>(s, classes.start as f64), ahead(place));
+        // Of every other class, since each maximum waits for the one before.
+        let mut other = most;
         columns!(s, samples, all, classes.clone(), ahead, to, x => {
-            if !C::HARD {
+            if C::HARD {
+                (most, other) = (other, x.max(most));
+            } else {
                 largest = T::V::<S>::select(most.lt(x), at, largest);
                 at = at.add(splat::<S, T>(s, 1.0));
+                most = x.max(most);
             }
-            most = x.max(most);
             x
         });
+        most = most.max(other);
         if any_ignored {
             // They may be anything, but must not stand in the way of the others.
             most = T::V::<S>::select(counts, most, zero);
@@ -753,7 +731,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         }
         if C::ANY {
             buffers.widen::<S>(DISTANCE, group, distance[0], distance[1]);
-            buffers.widen::<S>(OWN, group, sums.own, zero);
+            sums.own.store(buffers.narrow(OWN).1, group);
+            if C::HARD {
+                exp.of::<true>(s, reference).store(buffers.narrow(LARGEST).1, group);
+            }
         }
         if C::ANY && !C::HARD {
             buffers.widen::<S>(COEFFICIENT, group, coefficient[0], coefficient[1]);
@@ -817,7 +798,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         buffers: &Buffers<T>,
     ) -> Sums<S, T> {
         let zero = splat::<S, T>(s, 0.0);
-        let hessian = self.batch.outputs.hess.is_some();
+        let (values, hessian) = (self.batch.values, self.batch.outputs.hess.is_some());
         let mut result = Sums::new(s);
         let [mut rest, mut others, mut coefficients, mut distances] = result.sums;
         let first = classes.start;
@@ -831,7 +812,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                     array.prefetch(start as usize + at);
                 }
             };
-            ask(self.batch.values, next[0]);
+            ask(values, next[0]);
             if let Some((grad, start, step)) = grad {
                 grad.prefetch((start + c as isize * step) as usize);
             }
@@ -844,7 +825,13 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 e.store(columns.1, at);
             }
             let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c - first]));
-            rest.add_positive(T::V::<S>::select(own, zero, e));
+            let other = T::V::<S>::select(own, zero, e);
+            if C::HARD && C::ANY {
+                // Without the largest, too, it is to have all digits.
+                rest.add(other);
+            } else {
+                rest.add_positive(other);
+            }
             result.pivot = T::V::<S>::select(own, e, result.pivot);
             if hessian {
                 others.add_positive(T::V::<S>::select(x.eq(most), zero, e));
@@ -853,11 +840,16 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 let t = self.coefficient(s, c, start, buffers);
                 let distance = t.mul(most.sub(x));
                 // 0 log 0 = 0
-                distances.add(T::V::<S>::select(t.eq(zero), zero, distance));
+                let distance = T::V::<S>::select(t.eq(zero), zero, distance);
+                if C::EVEN {
+                    distances.add_positive(distance);
+                } else {
+                    distances.add(distance);
+                }
                 if !C::HARD {
                     coefficients.add(t);
                 }
-                result.own = T::V::<S>::select(own, t, result.own);
+                result.own = if C::EVEN { t } else { T::V::<S>::select(own, t, result.own) };
             }
         }
         result.sums = [rest, others, coefficients, distances];
@@ -884,20 +876,19 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// Losses, weighted, and what gradients take of each sample; the losses' sum.
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> f64 {
-        let (buffers, lanes) = (block.buffers, block.lead + block.n);
-        let step = if self.plain { T::LANES } else { lanes.next_multiple_of(T::LANES) };
-        for at in (0..lanes).step_by(step) {
-            let done = if self.plain { self.finish_plain(s, at, buffers) } else { 0 };
-            if self.plain && self.batch.outputs.hess.is_some() {
-                s.apart(FinishHessian { block: *block, group: at });
+        let buffers = block.buffers;
+        for group in block.groups() {
+            let done = if self.narrow { self.finish_narrow(s, group, buffers) } else { 0 };
+            if self.narrow && self.batch.outputs.hess.is_some() {
+                s.apart(FinishHessian { block: *block, group });
             }
             if done != T::ALL {
-                s.apart(FinishWide { block: *block, lanes: at..lanes.min(at + step), done });
+                s.apart(FinishWide { block: *block, group, done });
             }
         }
         // Two sums, since each addition waits for the one before.
         let mut losses = [splat::<S, f64>(s, 0.0); 2];
-        for at in (0..lanes).step_by(8) {
+        for at in (0..block.lead + block.n).step_by(8) {
             let loss = S::V64::load(s, buffers.wide(LOSS).0, at);
             losses = [losses[1], losses[0].add(loss)];
         }
@@ -921,7 +912,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// The same in the logits' type, of a group: those of its lanes for which that is enough, or which
     /// do not count. What a quotient's rounding loses is found by fused multiply-add.
     #[inline(always)]
-    fn finish_plain<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) -> u32 {
+    fn finish_narrow<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) -> u32 {
+        // Macros, since a closure might not be inlined with the features.
         macro_rules! load {
             ($which:expr) => {
                 T::V::<S>::load(s, buffers.narrow($which).0, group)
@@ -939,55 +931,130 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let inverse = one.div(whole);
         // d log1p(r / p) = dr / (p + r)
         let lost = zero.sub(odds).fma(pivot, rest).add(rest_lost).mul(inverse);
-        let losses = log1p_and::<S, T>(s, odds, lost);
-        let (none, counted) = (splat::<S, f64>(s, 0.0), T::V::<S>::lanes(counts));
-        // A macro, since a closure might not be inlined with the features.
-        macro_rules! store_loss {
-            ($part:expr, $loss:expr) => {
-                let counted = S::V64::mask(s, counted >> (8 * $part) & 0xFF);
-                let loss = S::V64::select(counted, $loss, none);
-                loss.store(buffers.wide(LOSS).1, group + 8 * $part);
-            };
+        let surprise = log1p_and::<S, T>(s, odds, lost);
+        let mut above = surprise;
+        if C::HARD && C::ANY {
+            // How far log S is above the largest logit, from the sum of all others.
+            let largest = load!(LARGEST);
+            let others = rest.sub(largest).add(pivot.add(rest_lost));
+            let others = log1p::<S, T>(s, others.div(largest));
+            above = T::V::<S>::select(pivot.lt(largest), others, surprise);
         }
-        let mut scale = splat::<S, T>(s, self.scale);
-        let mut scale_lost = splat::<S, T>(s, self.scale - T::from_f64(self.scale).to_f64());
+        let (none, counted) = (splat::<S, f64>(s, 0.0), T::V::<S>::lanes(counts));
+        let mut scaled = splat::<S, T>(s, self.scale);
+        let mut scaled_lost = splat::<S, T>(s, self.scale - T::from_f64(self.scale).to_f64());
         let mut fits = T::ALL;
-        if self.batch.is_weighted() {
-            let mut scales = [none; 2];
-            for (part, scale) in scales.iter_mut().enumerate().take(T::WIDE) {
-                let at = group + 8 * part;
-                let sample = S::V64::load(s, buffers.wide(SAMPLE).0, at);
-                let of_class = S::V64::load(s, buffers.wide(OF_CLASS).0, at);
-                store_loss!(part, losses.wide(part).mul(of_class.mul(sample)));
-                *scale = S::V64::load(s, buffers.wide(SCALE).0, at).mul(of_class);
+        let (mut scales, mut products, mut pivots) = ([none; 2], [none; 2], [none; 2]);
+        for part in 0..T::WIDE {
+            let at = group + 8 * part;
+            macro_rules! wide {
+                ($which:expr) => {
+                    S::V64::load(s, buffers.wide($which).0, at)
+                };
             }
-            [scale, scale_lost] = split::<S, T>(scales);
+            let (mut loss, mask) =
+                (surprise.wide(part), S::V64::mask(s, counted >> (8 * part) & 0xFF));
+            if C::ANY {
+                let mut sum = self.sample(s, group, part, [loss, above.wide(part)], buffers);
+                sum.scale = S::V64::select(mask, sum.scale, none);
+                (scales[part], products[part]) = (none.sub(sum.scale), sum.scale.mul(sum.total));
+                loss = sum.loss;
+                if GRAD {
+                    // Of the sum with what it lost, to the digits of float64.
+                    let inverse = inverse.wide(part);
+                    let more = none.sub(inverse).fma(sum.whole, splat::<S, f64>(s, 1.0));
+                    let inverse = more.mul_add(inverse, inverse);
+                    pivots[part] = self.pivot_gradient(s, &sum, inverse);
+                }
+            } else if self.batch.is_weighted() {
+                let of_class = wide!(OF_CLASS);
+                loss = loss.mul(of_class.mul(wide!(SAMPLE)));
+                products[part] = wide!(SCALE).mul(of_class);
+            }
+            S::V64::select(mask, loss, none).store(buffers.wide(LOSS).1, at);
+        }
+        if C::ANY || self.batch.is_weighted() {
+            [scaled, scaled_lost] = split::<S, T>(products);
             let [least, most] = T::FEW_SHIFT.map(power);
             let (least, most) = (splat::<S, T>(s, least), splat::<S, T>(s, most));
-            let inside = T::V::<S>::lanes(scale.abs().not_lt(least));
-            let zeros = T::V::<S>::lanes(scale.eq(zero));
-            fits = T::V::<S>::lanes(scale.abs().lt(most)) & (inside | zeros);
-        } else {
-            for part in 0..T::WIDE {
-                store_loss!(part, losses.wide(part));
-            }
+            let inside = T::V::<S>::lanes(scaled.abs().not_lt(least));
+            let zeros = T::V::<S>::lanes(scaled.eq(zero));
+            fits = T::V::<S>::lanes(scaled.abs().lt(most)) & (inside | zeros);
         }
         if GRAD {
-            let a = T::V::<S>::select(counts, scale.mul(inverse), zero);
+            let a = T::V::<S>::select(counts, scaled.mul(inverse), zero);
             let minus_a = zero.sub(a);
             let whole_lost = lost_by::<S, T>(rest, pivot, whole).add(rest_lost);
-            let lost = minus_a.mul_add(whole_lost, minus_a.fma(whole, scale).add(scale_lost));
+            let lost = minus_a.mul_add(whole_lost, minus_a.fma(whole, scaled).add(scaled_lost));
             let a_lost = T::V::<S>::select(counts, lost.mul(inverse), zero);
             store!(A, a);
             store!(A_LOST, a_lost);
-            let pivot_grad = a.fma(rest, a_lost.mul_add(rest, a.mul(rest_lost)));
-            store!(PIVOT_GRAD, zero.sub(pivot_grad));
+            if C::ANY {
+                store!(MINUS_B, T::V::<S>::narrow(scales));
+                store!(PIVOT_GRAD, T::V::<S>::narrow(pivots));
+            } else {
+                let pivot_grad = a.fma(rest, a_lost.mul_add(rest, a.mul(rest_lost)));
+                store!(PIVOT_GRAD, zero.sub(pivot_grad));
+            }
         }
         let (least, far) = (splat::<S, T>(s, T::FEW_LEAST), splat::<S, T>(s, T::FAR));
         let precise = T::V::<S>::lanes(least.lt(odds.min(rest)));
         let exact = T::V::<S>::lanes(rest.eq(zero));
         let near = T::V::<S>::lanes(odds.lt(far));
         near & (precise | exact) & fits | !counted & T::ALL
+    }
+
+    /// Eight samples, their losses from `-log p` of their pivots and of their largest logits.
+    #[inline(always)]
+    fn sample<S: Simd>(
+        &self,
+        s: S,
+        group: usize,
+        part: usize,
+        [surprise, above]: [S::V64; 2],
+        buffers: &Buffers<T>,
+    ) -> Sample<S> {
+        macro_rules! narrow {
+            ($which:expr) => {
+                T::V::<S>::load(s, buffers.narrow($which).0, group).wide(part)
+            };
+        }
+        macro_rules! wide {
+            ($which:expr) => {
+                S::V64::load(s, buffers.wide($which).0, group + 8 * part)
+            };
+        }
+        let none = splat::<S, f64>(s, 0.0);
+        let (rest, pivot) = (narrow!(REST).add(narrow!(REST_LOST)), narrow!(PIVOT));
+        let whole = rest.add(pivot);
+        let of_class = wide!(OF_CLASS);
+        let mut others = splat::<S, f64>(s, self.total);
+        if !C::HARD {
+            others = others.add(wide!(COEFFICIENT));
+        }
+        // A weight of 0 takes even an infinite loss.
+        let loss = of_class.mul(surprise);
+        let mut loss = S::V64::select(of_class.eq(none), whole.sub(whole), loss);
+        if C::ANY {
+            loss = loss.add(others.mul(above)).add(wide!(DISTANCE));
+        }
+        let (loss, total) = (loss.mul(wide!(SAMPLE)), of_class.add(others));
+        Sample { rest, pivot, whole, of_class, total, own: narrow!(OWN), scale: wide!(SCALE), loss }
+    }
+
+    /// The gradient at the pivots, `scale (total p - t)`, whose `p - 1` is `-rest / whole`.
+    #[inline(always)]
+    fn pivot_gradient<S: Simd>(&self, s: S, sample: &Sample<S>, inverse: S::V64) -> S::V64 {
+        let &Sample { rest, pivot, of_class, total, own, scale, .. } = sample;
+        let (part, p) = (rest.mul(inverse), pivot.mul(inverse));
+        let gradient = if C::HARD {
+            p.mul(splat::<S, f64>(s, self.total)).sub(own).sub(of_class.mul(part))
+        } else {
+            let large = total.sub(own).sub(total.mul(part));
+            S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), p.mul(total).sub(own), large)
+        };
+        // Adding 0 makes -0 a 0.
+        scale.mul(gradient).add(splat::<S, f64>(s, 0.0))
     }
 
     /// What else a Hessian takes, of a group, in the logits' type.
@@ -1005,246 +1072,148 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let most = whole.sub(high).add(lost.sub(low));
         let inverse = splat::<S, T>(s, 1.0).div(whole.add(lost));
         // Products of gradients and probabilities, none below the normal numbers where the result is not.
-        let at_pivot = splat::<S, T>(s, 0.0).sub(load!(PIVOT_GRAD)).mul(pivot.mul(inverse));
         let a = load!(A).add(load!(A_LOST));
+        let part = if C::ANY {
+            a.mul(rest.add(load!(REST_LOST)))
+        } else {
+            splat::<S, T>(s, 0.0).sub(load!(PIVOT_GRAD))
+        };
+        let at_pivot = part.mul(pivot.mul(inverse));
         let at_most = a.mul(others).mul(most.mul(inverse));
         for (which, x) in [(INVERSE, inverse), (PIVOT_HESS, at_pivot), (MOST_HESS, at_most)] {
             x.store(buffers.narrow(which).1, group);
         }
     }
 
-    /// The same as [`Few::finish_plain`] for whatever else there is.
-    ///
-    /// Three loops, since each step waits for the one before: so several groups are on their way.
+    /// The same as [`Few::finish_narrow`] in float64, of the lanes that are not `done`.
     #[inline(always)]
-    fn finish_wide<S: Simd>(
-        &self,
-        s: S,
-        lanes: Range<usize>,
-        done: u32,
-        block: &Block<'_, Self, T>,
-    ) {
+    fn finish_wide<S: Simd>(&self, s: S, group: usize, done: u32, block: &Block<'_, Self, T>) {
         let buffers = block.buffers;
-        for at in lanes.clone().step_by(8) {
-            self.odds(s, at, buffers);
-        }
-        for group in lanes.clone().step_by(T::LANES) {
-            self.surprise(s, group, buffers);
-        }
-        for at in lanes.clone().step_by(8) {
-            let (sample, _) = block.samples(at / T::LANES * T::LANES);
-            let (sample, wanted) = (sample + at % T::LANES, !done >> (at % T::LANES) & 0xFF);
-            self.finish_part(s, sample, at, wanted, buffers);
-        }
-        if !GRAD {
-            return;
-        }
-        for group in lanes.step_by(T::LANES) {
-            let [a, lost] = buffers.quotients(s, group);
-            let pivot_grad = buffers.group(s, WIDE_PIVOT_GRAD, group);
-            for (which, x) in [(A, a), (A_LOST, lost), (PIVOT_GRAD, pivot_grad)] {
-                x.store_lanes(buffers.narrow(which).1, group, !done & T::ALL);
-            }
-            if self.batch.outputs.hess.is_some() {
-                for (which, wide) in [
-                    (INVERSE, WIDE_INVERSE),
-                    (PIVOT_HESS, WIDE_PIVOT_HESS),
-                    (MOST_HESS, WIDE_MOST_HESS),
-                ] {
-                    let x = buffers.group(s, wide, group);
-                    x.store_lanes(buffers.narrow(which).1, group, !done & T::ALL);
-                }
-            }
-        }
-    }
-
-    /// The sums, `rest / pivot`, in the surprise's place, and `1 / S` of eight samples.
-    #[inline(always)]
-    fn odds<S: Simd>(&self, s: S, at: usize, buffers: &Buffers<T>) {
-        let (none, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
-        let (group, part) = (at / T::LANES * T::LANES, at % T::LANES / 8);
         macro_rules! load {
             ($which:expr) => {
-                T::V::<S>::load(s, buffers.narrow($which).0, group).wide(part)
+                T::V::<S>::load(s, buffers.narrow($which).0, group)
             };
         }
-        let (rest, pivot) = (load!(REST).add(load!(REST_LOST)), load!(PIVOT));
-        rest.store(buffers.wide(WIDE_REST).1, at);
-        pivot.store(buffers.wide(WIDE_PIVOT).1, at);
-        let whole = rest.add(pivot);
-        let near = near::<S, T>(s, rest, pivot);
-        // One division for two where float32 leaves digits to spare.
-        let (mut odds, mut inverse) = if T::WIDE == 2 {
-            let both = one.div(pivot.mul(whole));
-            (rest.mul(whole).mul(both), pivot.mul(both))
-        } else {
-            (rest.div(pivot), one.div(whole))
-        };
-        if near != 0xFF {
-            // Of a sample that does not count the pivot is 0.
-            inverse = one.div(whole);
-            odds = S::V64::select(S::V64::mask(s, near), odds, none);
-        }
-        odds.store(buffers.wide(SURPRISE).1, at);
-        inverse.store(buffers.wide(WIDE_INVERSE).1, at);
-    }
-
-    /// `-log p` of the pivots of a group.
-    #[inline(always)]
-    fn surprise<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
-        let (odds, surprises) = buffers.wide(SURPRISE);
-        // As exact as the logits' type: so are the exponentials.
-        let narrow = log1p::<S, T>(s, buffers.group(s, SURPRISE, group));
+        let (none, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
+        let none_counts = T::V::<S>::lanes(load!(CLASS).lt(splat::<S, T>(s, 0.0)));
+        let (mut odds, mut near) = ([none; 2], [0; 2]);
         for part in 0..T::WIDE {
-            let mut surprise = narrow.wide(part);
+            let rest = load!(REST).wide(part).add(load!(REST_LOST).wide(part));
+            let pivot = load!(PIVOT).wide(part);
+            // Those of which `rest / pivot` can be formed: not of NaN, nor of what has underflowed.
+            near[part] = S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))));
+            odds[part] = S::V64::select(S::V64::mask(s, near[part]), rest.div(pivot), none);
+        }
+        // As exact as the logits' type: so are the exponentials.
+        let surprises = log1p::<S, T>(s, T::V::<S>::narrow(odds));
+        let mut results = [[none; 2]; RESULTS.len()];
+        for part in 0..T::WIDE {
+            let (at, counted) = (group + 8 * part, !none_counts >> (8 * part) & 0xFF);
+            let mut surprise = surprises.wide(part);
             if T::WIDE == 2 {
                 // But smaller than numbers of that type may be.
-                let odds = S::V64::load(s, odds, group + 8 * part);
-                let small = odds.lt(splat::<S, f64>(s, 2f64.powi(-30)));
-                surprise = S::V64::select(small, odds, surprise);
+                let small = odds[part].lt(splat::<S, f64>(s, 2f64.powi(-30)));
+                surprise = S::V64::select(small, odds[part], surprise);
             }
-            surprise.store(surprises, group + 8 * part);
-        }
-    }
-
-    /// The rest, for eight samples, of which some lanes are wanted.
-    #[inline(always)]
-    fn finish_part<S: Simd>(
-        &self,
-        s: S,
-        first: usize,
-        at: usize,
-        wanted: u32,
-        buffers: &Buffers<T>,
-    ) {
-        let (none, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
-        let (group, part) = (at / T::LANES * T::LANES, at % T::LANES / 8);
-        let class = T::V::<S>::load(s, buffers.narrow(CLASS).0, group);
-        let none_counts = T::V::<S>::lanes(class.lt(T::V::<S>::splat(s, T::default())));
-        let counted = !none_counts >> (8 * part) & 0xFF;
-        // A macro, since a closure might not be inlined with the features.
-        macro_rules! load {
-            ($which:expr) => {
-                S::V64::load(s, buffers.wide($which).0, at)
-            };
-        }
-        macro_rules! store {
-            ($which:expr, $x:expr) => {
-                $x.store(buffers.wide($which).1, at)
-            };
-        }
-        let (rest, pivot) = (load!(WIDE_REST), load!(WIDE_PIVOT));
-        let whole = rest.add(pivot);
-        let (sample, of_class) = (load!(SAMPLE), load!(OF_CLASS));
-        let (mut surprise, inverse) = (load!(SURPRISE), load!(WIDE_INVERSE));
-        let near = near::<S, T>(s, rest, pivot);
-        let all_near = near & counted == counted;
-        if !all_near {
-            let far = self.far(s, first, at, counted & !near, whole, buffers);
-            surprise = S::V64::select(S::V64::mask(s, near), surprise, far);
-        }
-        // Of the true class; a weight of 0 takes even an infinite loss.
-        let mut loss = of_class.mul(surprise);
-        if !all_near {
-            loss = S::V64::select(of_class.eq(none), whole.sub(whole), loss);
-        }
-        let mut total = of_class.add(splat::<S, f64>(s, self.total));
-        if C::ANY {
-            let above = if C::HARD {
+            let far = counted & !near[part];
+            if far != 0 {
+                let far = self.far(s, block, group, part, far);
+                surprise = S::V64::select(S::V64::mask(s, near[part]), surprise, far);
+            }
+            let mut above = surprise;
+            if C::HARD && C::ANY {
                 // The same where the true class has most of the probability, with all digits of it.
-                let above = self.above(s, at, whole, buffers);
-                S::V64::select(rest.lt(pivot), surprise, above)
+                let confident = load!(REST).lt(load!(PIVOT));
+                let confident = T::V::<S>::lanes(confident) >> (8 * part) & 0xFF;
+                above = self.above(s, group, part, buffers);
+                above = S::V64::select(S::V64::mask(s, confident), surprise, above);
+            }
+            let sample = self.sample(s, group, part, [surprise, above], buffers);
+            let whole = sample.whole;
+            let (mut loss, mut mute) = (sample.loss, S::V64::mask(s, !counted & 0xFF));
+            if self.batch.classes == 1 {
+                // No loss and no gradient, not even a rounding's.
+                loss = loss.sub(loss);
+                mute = S::V64::mask(s, (!counted & 0xFF) | S::V64::lanes(whole.eq(whole)));
+            }
+            loss = S::V64::select(whole.eq(whole), loss, nan);
+            loss = S::V64::select(S::V64::mask(s, counted), loss, none);
+            loss.store_lanes(buffers.wide(LOSS).1, at, !done >> (8 * part) & 0xFF);
+            if !GRAD {
+                continue;
+            }
+            let inverse = splat::<S, f64>(s, 1.0).div(whole);
+            let sample = Sample { scale: S::V64::select(mute, none, sample.scale), ..sample };
+            let Sample { rest, pivot, .. } = sample;
+            let scaled = sample.scale.mul(sample.total);
+            let a = scaled.mul(inverse);
+            let minus_a = none.sub(a);
+            let lost =
+                minus_a.fma(lost_by::<S, f64>(rest, pivot, whole), minus_a.fma(whole, scaled));
+            let lost = lost.mul(inverse);
+            let pivot_grad = if C::ANY {
+                self.pivot_gradient(s, &sample, inverse)
             } else {
-                total = total.add(load!(COEFFICIENT));
-                surprise
+                none.sub(a.fma(rest, lost.mul(rest))).add(none)
             };
-            loss = loss.add(total.sub(of_class).mul(above)).add(load!(DISTANCE));
+            let others = load!(OTHERS).wide(part).add(load!(OTHERS_LOST).wide(part));
+            let pivot_hess = a.mul(pivot).mul(rest.mul(inverse));
+            let most_hess = a.mul(whole.sub(others)).mul(others.mul(inverse));
+            let minus_b = none.sub(sample.scale);
+            let all = [a, lost, minus_b, pivot_grad, inverse, pivot_hess, most_hess];
+            for (result, x) in results.iter_mut().zip(all) {
+                result[part] = x;
+            }
         }
-        let mut mute = S::V64::mask(s, !counted & 0xFF);
-        if self.batch.classes == 1 {
-            // No loss and no gradient, not even a rounding's.
-            loss = loss.sub(loss);
-            mute = S::V64::mask(s, (!counted & 0xFF) | S::V64::lanes(whole.eq(whole)));
-        }
-        loss = S::V64::select(whole.eq(whole), loss, nan).mul(sample);
-        loss = S::V64::select(S::V64::mask(s, counted), loss, none);
-        loss.store_lanes(buffers.wide(LOSS).1, at, wanted);
         if !GRAD {
             return;
         }
-        let scale = S::V64::select(mute, none, load!(SCALE));
-        let scaled = if C::ANY { scale.mul(total) } else { scale.mul(of_class) };
-        let a = scaled.mul(inverse);
-        store!(WIDE_A, a);
-        let mut lost = none;
-        if T::WIDE == 1 {
-            let minus = none.sub(a);
-            lost = minus.fma(lost_by::<S, f64>(rest, pivot, whole), minus.fma(whole, scaled));
-            lost = lost.mul(inverse);
-            store!(WIDE_A_LOST, lost);
-        }
-        // (total p - t) at the pivot, whose p - 1 is -rest / whole.
-        let pivot_grad = if C::ANY {
-            store!(B, none.sub(scale));
-            let (part, p) = (rest.mul(inverse), pivot.mul(inverse));
-            let own = load!(OWN);
-            let small = p.mul(splat::<S, f64>(s, self.total)).sub(own);
-            scale.mul(if C::HARD {
-                small.sub(of_class.mul(part))
-            } else {
-                let large = total.sub(own).sub(total.mul(part));
-                S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), p.mul(total).sub(own), large)
-            })
-        } else {
-            none.sub(a.fma(rest, lost.mul(rest)))
-        };
-        // Adding 0 makes -0 a 0.
-        store!(WIDE_PIVOT_GRAD, pivot_grad.add(none));
-        if self.batch.outputs.hess.is_some() {
-            store!(WIDE_PIVOT_HESS, a.mul(pivot).mul(rest.mul(inverse)));
-            macro_rules! sum {
-                ($which:expr) => {
-                    T::V::<S>::load(s, buffers.narrow($which).0, group).wide(part)
-                };
+        for (which, parts) in RESULTS.into_iter().zip(results) {
+            let mut x = T::V::<S>::narrow(parts);
+            if which == A_LOST && T::WIDE == 2 {
+                // Of float64 rounded to the logits' type.
+                x = split::<S, T>(results[0])[1];
             }
-            let others = sum!(OTHERS).add(sum!(OTHERS_LOST));
-            store!(WIDE_MOST_HESS, a.mul(whole.sub(others)).mul(others.mul(inverse)));
+            x.store_lanes(buffers.narrow(which).1, group, !done & T::ALL);
         }
     }
 
     /// How far `log S` is above the largest logit, of eight samples.
     #[inline(always)]
-    fn above<S: Simd>(&self, s: S, at: usize, whole: S::V64, buffers: &Buffers<T>) -> S::V64 {
-        let (group, part) = (at / T::LANES * T::LANES, at % T::LANES / 8);
+    fn above<S: Simd>(&self, s: S, group: usize, part: usize, buffers: &Buffers<T>) -> S::V64 {
         macro_rules! load {
             ($which:expr) => {
                 T::V::<S>::load(s, buffers.narrow($which).0, group)
             };
         }
         let none = S::V64::splat(s, 0.0);
+        let rest = load!(REST).wide(part).add(load!(REST_LOST).wide(part));
+        let whole = rest.add(load!(PIVOT).wide(part));
         let (n, most, bias) = (load!(N), load!(MOST), load!(BIAS).wide(part));
         let log_sum = log::<S, f64>(s, whole.mul(power_of_two::<S, f64>(s, none.sub(bias))));
         log_sum.sub(residue::<S, T>(s, n, most, part))
     }
 
-    /// `-log p` of true classes that are so far down that their exponentials do not say how far.
+    /// `-log p` of true classes that are so far down that their exponentials do not say how far: the
+    /// `lanes` of eight samples.
     #[inline(always)]
     fn far<S: Simd>(
         &self,
         s: S,
-        sample: usize,
-        at: usize,
+        block: &Block<'_, Self, T>,
+        group: usize,
+        part: usize,
         lanes: u32,
-        whole: S::V64,
-        buffers: &Buffers<T>,
     ) -> S::V64 {
+        let (buffers, first) = (block.buffers, block.samples(group).0);
         let mut below = [0.0; 8];
         for (i, below) in below.iter_mut().enumerate().filter(|(i, _)| lanes >> i & 1 != 0) {
-            let class = buffers.narrow(CLASS).0.get(at + i).to_f64() as usize;
-            let logit = self.batch.value(sample + i, class);
-            *below = buffers.narrow(MOST).0.get(at + i).to_f64() - logit.to_f64();
+            let lane = 8 * part + i;
+            let class = buffers.narrow(CLASS).0.get(group + lane).to_f64() as usize;
+            let logit = self.batch.value(first + lane, class);
+            *below = buffers.narrow(MOST).0.get(group + lane).to_f64() - logit.to_f64();
         }
-        self.above(s, at, whole, buffers).add(S::V64::from_lanes(s, below))
+        self.above(s, group, part, buffers).add(S::V64::from_lanes(s, below))
     }
 
     /// Gradient, or Hessian, of a group, all classes or of columns some; columns go past the caches if
@@ -1272,7 +1241,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             };
         }
         let a = [load!(A), load!(A_LOST)];
-        let minus_b = if C::ANY { buffers.group(s, B, group) } else { zero };
+        let minus_b = if C::ANY { load!(MINUS_B) } else { zero };
         let (mut at_pivot, mut inverse, mut most) = (load!(PIVOT_GRAD), zero, zero);
         if hessian {
             (at_pivot, inverse, most) = (load!(PIVOT_HESS), load!(INVERSE), load!(MOST_HESS));
@@ -1449,7 +1418,7 @@ struct Finish<'b, J, T>(Block<'b, J, T>);
 /// The lanes that are done need it no more.
 struct FinishWide<'b, J, T> {
     block: Block<'b, J, T>,
-    lanes: Range<usize>,
+    group: usize,
     done: u32,
 }
 struct FinishHessian<'b, J, T> {
@@ -1521,7 +1490,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        self.block.job.finish_wide(s, self.lanes, self.done, &self.block);
+        self.block.job.finish_wide(s, self.group, self.done, &self.block);
     }
 }
 
@@ -1572,10 +1541,18 @@ impl<S: Simd, T: Real> Sums<S, T> {
     }
 }
 
-/// The lanes of which `rest / pivot` can be formed: not those of NaN, nor of what has underflowed.
-#[inline(always)]
-fn near<S: Simd, T: Limits>(s: S, rest: S::V64, pivot: S::V64) -> u32 {
-    S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))))
+/// Eight samples in float64: sums of exponentials, without the pivot, its own, and of all; the weight of the
+/// true class, the sum of all coefficients, and the pivot's without that weight; what the sample is multiplied
+/// by; and its loss.
+struct Sample<S: Simd> {
+    rest: S::V64,
+    pivot: S::V64,
+    whole: S::V64,
+    of_class: S::V64,
+    total: S::V64,
+    own: S::V64,
+    scale: S::V64,
+    loss: S::V64,
 }
 
 /// The nearest numbers to float64 parts, and what that lost.
