@@ -50,7 +50,8 @@ def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
     """
     if keeps_graph():
         grad = grad.clone()  # another backward pass may need it as it is
-    factor = factor.resolve_neg()
+    if factor.is_neg():
+        factor = factor.resolve_neg()
     if is_one(factor):
         return grad
     if axis is not None and factor.dim():
