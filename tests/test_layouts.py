@@ -59,7 +59,7 @@ def assert_nearly_same(actual, expected, axis):
 @every_step
 @every_class_loss
 def test_places_of_inputs_and_outputs_change_no_bit(loss, step, backwards, shape, dtype, rng):
-    for options in ((), tuple(sorted(set(loss.options) - {"reduction"}))):
+    for options in ((), ("label_smoothing",), tuple(sorted(set(loss.options) - {"reduction"}))):
         case = loss.case(rng, shape, dtype, options, reduction="none")
         expected = case.all()
         for axis in range(len(shape)):

@@ -1,0 +1,414 @@
+//! What is done once a sample.
+
+use crate::coefficients::Coefficients;
+use crate::math::Real;
+use crate::math::exp::{power_of_two, residue};
+use crate::math::log::{log, log1p, log1p_and};
+use crate::reduce::lost_by;
+use crate::simd::{Kernel, Output, Simd, Vector, fold};
+
+use super::buffers::*;
+use super::{Block, Few, Limits, lanes_from, power, splat};
+
+impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+    /// Losses, weighted, and what gradients take of each sample; the losses' sum.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> f64 {
+        let buffers = block.buffers;
+        for group in block.groups() {
+            let done = if self.narrow { self.finish_narrow(s, group, buffers) } else { 0 };
+            if self.narrow && self.batch.outputs.hess.is_some() {
+                s.apart(FinishHessian { block: *block, group });
+            }
+            if done != T::ALL {
+                s.apart(FinishWide { block: *block, group, done });
+            }
+        }
+        // Two sums, since each addition waits for the one before.
+        let mut losses = [splat::<S, f64>(s, 0.0); 2];
+        for at in (0..block.lead + block.n).step_by(8) {
+            let loss = buffers.load_wide(s, LOSS, at);
+            losses = [losses[1], losses[0].add(loss)];
+        }
+        fold(losses[0].add(losses[1]).to_lanes())
+    }
+
+    /// Writes each sample's loss.
+    #[inline(always)]
+    fn write_losses<S: Simd>(&self, s: S, block: &Block<'_, Self, T>, to: Output<'_, T>) {
+        let divisor = splat::<S, f64>(s, self.batch.divisor);
+        for group in block.groups() {
+            let mut parts = [divisor; 2];
+            for (part, loss) in parts.iter_mut().enumerate().take(T::WIDE) {
+                *loss = block.buffers.load_wide(s, LOSS, group + 8 * part).div(divisor);
+            }
+            let (sample, n) = block.samples(group);
+            T::V::<S>::narrow(parts).store_lanes(to, sample, lanes_from::<T>(n));
+        }
+    }
+
+    /// The same in the logits' type, of a group: those of its lanes for which that is enough, or which
+    /// do not count. What a quotient's rounding loses is found by fused multiply-add.
+    #[inline(always)]
+    fn finish_narrow<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) -> u32 {
+        let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
+        let (rest, rest_lost, pivot) = (
+            buffers.load(s, REST, group),
+            buffers.load(s, REST_LOST, group),
+            buffers.load(s, PIVOT, group),
+        );
+        let counts = zero.lt(buffers.load(s, CLASS, group).add(one));
+        let (whole, odds) = (rest.add(pivot), rest.div(pivot));
+        let inverse = one.div(whole);
+        // d log1p(r / p) = dr / (p + r)
+        let lost = zero.sub(odds).fma(pivot, rest).add(rest_lost).mul(inverse);
+        let surprise = log1p_and::<S, T>(s, odds, lost);
+        let mut above = surprise;
+        if C::HARD && C::ANY {
+            // How far log S is above the largest logit, from the sum of all others.
+            let largest = buffers.load(s, LARGEST, group);
+            let others = rest.sub(largest).add(pivot.add(rest_lost));
+            let others = log1p::<S, T>(s, others.div(largest));
+            above = T::V::<S>::select(pivot.lt(largest), others, surprise);
+        }
+        let (none, counted) = (splat::<S, f64>(s, 0.0), T::V::<S>::lanes(counts));
+        let mut scaled = splat::<S, T>(s, self.scale);
+        let mut scaled_lost = splat::<S, T>(s, self.scale - T::from_f64(self.scale).to_f64());
+        let mut fits = T::ALL;
+        let (mut scales, mut products, mut pivots) = ([none; 2], [none; 2], [none; 2]);
+        for part in 0..T::WIDE {
+            let at = group + 8 * part;
+            let (mut loss, mask) =
+                (surprise.wide(part), S::V64::mask(s, counted >> (8 * part) & 0xFF));
+            if C::ANY {
+                let mut sum = self.sample(s, group, part, [loss, above.wide(part)], buffers);
+                sum.scale = S::V64::select(mask, sum.scale, none);
+                (scales[part], products[part]) = (none.sub(sum.scale), sum.scale.mul(sum.total));
+                loss = sum.loss;
+                if GRAD {
+                    // Of the sum with what it lost, to the digits of float64.
+                    let inverse = inverse.wide(part);
+                    let more = none.sub(inverse).fma(sum.whole, splat::<S, f64>(s, 1.0));
+                    let inverse = more.mul_add(inverse, inverse);
+                    pivots[part] = self.pivot_gradient(s, &sum, inverse);
+                }
+            } else if self.batch.is_weighted() {
+                let of_class = buffers.load_wide(s, OF_CLASS, at);
+                loss = loss.mul(of_class.mul(buffers.load_wide(s, SAMPLE, at)));
+                products[part] = buffers.load_wide(s, SCALE, at).mul(of_class);
+            }
+            S::V64::select(mask, loss, none).store(buffers.wide(LOSS).1, at);
+        }
+        if C::ANY || self.batch.is_weighted() {
+            [scaled, scaled_lost] = split::<S, T>(products);
+            let [least, most] = T::FEW_SHIFT.map(power);
+            let (least, most) = (splat::<S, T>(s, least), splat::<S, T>(s, most));
+            let inside = T::V::<S>::lanes(scaled.abs().not_lt(least));
+            let zeros = T::V::<S>::lanes(scaled.eq(zero));
+            fits = T::V::<S>::lanes(scaled.abs().lt(most)) & (inside | zeros);
+        }
+        if GRAD {
+            let a = T::V::<S>::select(counts, scaled.mul(inverse), zero);
+            let minus_a = zero.sub(a);
+            let whole_lost = lost_by::<S, T>(rest, pivot, whole).add(rest_lost);
+            let lost = minus_a.mul_add(whole_lost, minus_a.fma(whole, scaled).add(scaled_lost));
+            let a_lost = T::V::<S>::select(counts, lost.mul(inverse), zero);
+            buffers.store(A, group, a);
+            buffers.store(A_LOST, group, a_lost);
+            if C::ANY {
+                buffers.store(MINUS_B, group, T::V::<S>::narrow(scales));
+                buffers.store(PIVOT_GRAD, group, T::V::<S>::narrow(pivots));
+            } else {
+                let pivot_grad = a.fma(rest, a_lost.mul_add(rest, a.mul(rest_lost)));
+                buffers.store(PIVOT_GRAD, group, zero.sub(pivot_grad));
+            }
+        }
+        let (least, far) = (splat::<S, T>(s, T::FEW_LEAST), splat::<S, T>(s, T::FAR));
+        let precise = T::V::<S>::lanes(least.lt(odds.min(rest)));
+        let exact = T::V::<S>::lanes(rest.eq(zero));
+        let near = T::V::<S>::lanes(odds.lt(far));
+        near & (precise | exact) & fits | !counted & T::ALL
+    }
+
+    /// Eight samples, their losses from `-log p` of their pivots and of their largest logits.
+    #[inline(always)]
+    fn sample<S: Simd>(
+        &self,
+        s: S,
+        group: usize,
+        part: usize,
+        [surprise, above]: [S::V64; 2],
+        buffers: &Buffers<T>,
+    ) -> Sample<S> {
+        let (none, at) = (splat::<S, f64>(s, 0.0), group + 8 * part);
+        let (rest, pivot) = (
+            buffers.load_sum(s, [REST, REST_LOST], group, part),
+            buffers.load(s, PIVOT, group).wide(part),
+        );
+        let whole = rest.add(pivot);
+        let of_class = buffers.load_wide(s, OF_CLASS, at);
+        let mut others = splat::<S, f64>(s, self.total);
+        if !C::HARD {
+            others = others.add(buffers.load_wide(s, COEFFICIENT, at));
+        }
+        // A weight of 0 takes even an infinite loss.
+        let loss = of_class.mul(surprise);
+        let mut loss = S::V64::select(of_class.eq(none), whole.sub(whole), loss);
+        if C::ANY {
+            loss = loss.add(others.mul(above)).add(buffers.load_wide(s, DISTANCE, at));
+        }
+        let (loss, total) = (loss.mul(buffers.load_wide(s, SAMPLE, at)), of_class.add(others));
+        Sample {
+            rest,
+            pivot,
+            whole,
+            of_class,
+            total,
+            own: buffers.load(s, OWN, group).wide(part),
+            scale: buffers.load_wide(s, SCALE, at),
+            loss,
+        }
+    }
+
+    /// The gradient at the pivots, `scale (total p - t)`, whose `p - 1` is `-rest / whole`.
+    #[inline(always)]
+    fn pivot_gradient<S: Simd>(&self, s: S, sample: &Sample<S>, inverse: S::V64) -> S::V64 {
+        let &Sample { rest, pivot, of_class, total, own, scale, .. } = sample;
+        let (part, p) = (rest.mul(inverse), pivot.mul(inverse));
+        let gradient = if C::HARD {
+            p.mul(splat::<S, f64>(s, self.total)).sub(own).sub(of_class.mul(part))
+        } else {
+            let large = total.sub(own).sub(total.mul(part));
+            S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), p.mul(total).sub(own), large)
+        };
+        // Adding 0 makes -0 a 0.
+        scale.mul(gradient).add(splat::<S, f64>(s, 0.0))
+    }
+
+    /// What else a Hessian takes, of a group, in the logits' type.
+    #[inline(always)]
+    fn finish_hessian<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
+        let (rest, pivot, high, low) = (
+            buffers.load(s, REST, group),
+            buffers.load(s, PIVOT, group),
+            buffers.load(s, OTHERS, group),
+            buffers.load(s, OTHERS_LOST, group),
+        );
+        let (whole, others) = (rest.add(pivot), high.add(low));
+        let lost = lost_by::<S, T>(rest, pivot, whole).add(buffers.load(s, REST_LOST, group));
+        let most = whole.sub(high).add(lost.sub(low));
+        let inverse = splat::<S, T>(s, 1.0).div(whole.add(lost));
+        // Products of gradients and probabilities, none below the normal numbers where the result is not.
+        let a = buffers.load(s, A, group).add(buffers.load(s, A_LOST, group));
+        let part = if C::ANY {
+            a.mul(rest.add(buffers.load(s, REST_LOST, group)))
+        } else {
+            splat::<S, T>(s, 0.0).sub(buffers.load(s, PIVOT_GRAD, group))
+        };
+        let at_pivot = part.mul(pivot.mul(inverse));
+        let at_most = a.mul(others).mul(most.mul(inverse));
+        for (which, x) in [(INVERSE, inverse), (PIVOT_HESS, at_pivot), (MOST_HESS, at_most)] {
+            buffers.store(which, group, x);
+        }
+    }
+
+    /// The same as [`Few::finish_narrow`] in float64, of the lanes that are not `done`.
+    #[inline(always)]
+    fn finish_wide<S: Simd>(&self, s: S, group: usize, done: u32, block: &Block<'_, Self, T>) {
+        let buffers = block.buffers;
+        let (none, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
+        let none_counts = T::V::<S>::lanes(buffers.load(s, CLASS, group).lt(splat::<S, T>(s, 0.0)));
+        let (mut odds, mut near) = ([none; 2], [0; 2]);
+        for part in 0..T::WIDE {
+            let rest = buffers.load_sum(s, [REST, REST_LOST], group, part);
+            let pivot = buffers.load(s, PIVOT, group).wide(part);
+            // Those of which `rest / pivot` can be formed: not of NaN, nor of what has underflowed.
+            near[part] = S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))));
+            odds[part] = S::V64::select(S::V64::mask(s, near[part]), rest.div(pivot), none);
+        }
+        // As exact as the logits' type: so are the exponentials.
+        let surprises = log1p::<S, T>(s, T::V::<S>::narrow(odds));
+        let mut results = [[none; 2]; RESULTS.len()];
+        for part in 0..T::WIDE {
+            let (at, counted) = (group + 8 * part, !none_counts >> (8 * part) & 0xFF);
+            let mut surprise = surprises.wide(part);
+            if T::WIDE == 2 {
+                // But smaller than numbers of that type may be.
+                let small = odds[part].lt(splat::<S, f64>(s, 2f64.powi(-30)));
+                surprise = S::V64::select(small, odds[part], surprise);
+            }
+            let far = counted & !near[part];
+            if far != 0 {
+                let far = self.far(s, block, group, part, far);
+                surprise = S::V64::select(S::V64::mask(s, near[part]), surprise, far);
+            }
+            let mut above = surprise;
+            if C::HARD && C::ANY {
+                // The same where the true class has most of the probability, with all digits of it.
+                let confident = buffers.load(s, REST, group).lt(buffers.load(s, PIVOT, group));
+                let confident = T::V::<S>::lanes(confident) >> (8 * part) & 0xFF;
+                above = self.above(s, group, part, buffers);
+                above = S::V64::select(S::V64::mask(s, confident), surprise, above);
+            }
+            let sample = self.sample(s, group, part, [surprise, above], buffers);
+            let whole = sample.whole;
+            let (mut loss, mut mute) = (sample.loss, S::V64::mask(s, !counted & 0xFF));
+            if self.batch.classes == 1 {
+                // No loss and no gradient, not even a rounding's.
+                loss = loss.sub(loss);
+                mute = S::V64::mask(s, (!counted & 0xFF) | S::V64::lanes(whole.eq(whole)));
+            }
+            loss = S::V64::select(whole.eq(whole), loss, nan);
+            loss = S::V64::select(S::V64::mask(s, counted), loss, none);
+            loss.store_lanes(buffers.wide(LOSS).1, at, !done >> (8 * part) & 0xFF);
+            if !GRAD {
+                continue;
+            }
+            let inverse = splat::<S, f64>(s, 1.0).div(whole);
+            let sample = Sample { scale: S::V64::select(mute, none, sample.scale), ..sample };
+            let Sample { rest, pivot, .. } = sample;
+            let scaled = sample.scale.mul(sample.total);
+            let a = scaled.mul(inverse);
+            let minus_a = none.sub(a);
+            let lost =
+                minus_a.fma(lost_by::<S, f64>(rest, pivot, whole), minus_a.fma(whole, scaled));
+            let lost = lost.mul(inverse);
+            let pivot_grad = if C::ANY {
+                self.pivot_gradient(s, &sample, inverse)
+            } else {
+                none.sub(a.fma(rest, lost.mul(rest))).add(none)
+            };
+            let others = buffers.load_sum(s, [OTHERS, OTHERS_LOST], group, part);
+            let pivot_hess = a.mul(pivot).mul(rest.mul(inverse));
+            let most_hess = a.mul(whole.sub(others)).mul(others.mul(inverse));
+            let minus_b = none.sub(sample.scale);
+            let all = [a, lost, minus_b, pivot_grad, inverse, pivot_hess, most_hess];
+            for (result, x) in results.iter_mut().zip(all) {
+                result[part] = x;
+            }
+        }
+        if !GRAD {
+            return;
+        }
+        for (which, parts) in RESULTS.into_iter().zip(results) {
+            let mut x = T::V::<S>::narrow(parts);
+            if which == A_LOST && T::WIDE == 2 {
+                // Of float64 rounded to the logits' type.
+                x = split::<S, T>(results[0])[1];
+            }
+            x.store_lanes(buffers.narrow(which).1, group, !done & T::ALL);
+        }
+    }
+
+    /// How far `log S` is above the largest logit, of eight samples.
+    #[inline(always)]
+    fn above<S: Simd>(&self, s: S, group: usize, part: usize, buffers: &Buffers<T>) -> S::V64 {
+        let none = S::V64::splat(s, 0.0);
+        let rest = buffers.load_sum(s, [REST, REST_LOST], group, part);
+        let whole = rest.add(buffers.load(s, PIVOT, group).wide(part));
+        let (n, most, bias) = (
+            buffers.load(s, N, group),
+            buffers.load(s, MOST, group),
+            buffers.load(s, BIAS, group).wide(part),
+        );
+        let log_sum = log::<S, f64>(s, whole.mul(power_of_two::<S, f64>(s, none.sub(bias))));
+        log_sum.sub(residue::<S, T>(s, n, most, part))
+    }
+
+    /// `-log p` of true classes that are so far down that their exponentials do not say how far: the
+    /// `lanes` of eight samples.
+    #[inline(always)]
+    fn far<S: Simd>(
+        &self,
+        s: S,
+        block: &Block<'_, Self, T>,
+        group: usize,
+        part: usize,
+        lanes: u32,
+    ) -> S::V64 {
+        let (buffers, first) = (block.buffers, block.samples(group).0);
+        let mut below = [0.0; 8];
+        for (i, below) in below.iter_mut().enumerate().filter(|(i, _)| lanes >> i & 1 != 0) {
+            let lane = 8 * part + i;
+            let class = buffers.narrow(CLASS).0.get(group + lane).to_f64() as usize;
+            let logit = self.batch.value(first + lane, class);
+            *below = buffers.narrow(MOST).0.get(group + lane).to_f64() - logit.to_f64();
+        }
+        self.above(s, group, part, buffers).add(S::V64::from_lanes(s, below))
+    }
+}
+
+/// Eight samples in float64: sums of exponentials, without the pivot, its own, and of all; the weight of the
+/// true class, the sum of all coefficients, and the pivot's without that weight; what the sample is multiplied
+/// by; and its loss.
+struct Sample<S: Simd> {
+    rest: S::V64,
+    pivot: S::V64,
+    whole: S::V64,
+    of_class: S::V64,
+    total: S::V64,
+    own: S::V64,
+    scale: S::V64,
+    loss: S::V64,
+}
+
+/// The nearest numbers to float64 parts, and what that lost.
+#[inline(always)]
+fn split<S: Simd, T: Real>(mut parts: [S::V64; 2]) -> [T::V<S>; 2] {
+    let high = T::V::<S>::narrow(parts);
+    for (part, wide) in parts.iter_mut().enumerate().take(T::WIDE) {
+        *wide = wide.sub(high.wide(part));
+    }
+    [high, T::V::<S>::narrow(parts)]
+}
+
+/// Finishes a block; the sum of its losses.
+pub(super) struct Finish<'b, J, T>(pub(super) Block<'b, J, T>);
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
+    for Finish<'_, Few<'_, T, C, GRAD>, T>
+{
+    type Output = f64;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> f64 {
+        let (block, job) = (&self.0, self.0.job);
+        let sum = job.finish(s, block);
+        if let Some(losses) = job.batch.outputs.losses {
+            job.write_losses(s, block, losses);
+        }
+        sum
+    }
+}
+
+/// Finishes a group in float64, but for the lanes that are done.
+struct FinishWide<'b, J, T> {
+    block: Block<'b, J, T>,
+    group: usize,
+    done: u32,
+}
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
+    for FinishWide<'_, Few<'_, T, C, GRAD>, T>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        self.block.job.finish_wide(s, self.group, self.done, &self.block);
+    }
+}
+
+/// Finishes a group's Hessian.
+struct FinishHessian<'b, J, T> {
+    block: Block<'b, J, T>,
+    group: usize,
+}
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
+    for FinishHessian<'_, Few<'_, T, C, GRAD>, T>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        self.block.job.finish_hessian(s, self.group, self.block.buffers);
+    }
+}

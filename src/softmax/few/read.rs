@@ -1,0 +1,183 @@
+//! Reading a block.
+
+use std::ops::Range;
+
+use crate::coefficients::Coefficients;
+use crate::layout::Place;
+use crate::simd::{COLUMNS, HALF, Kernel, PAIR, Simd, Vector};
+
+use super::buffers::*;
+use super::columns::{Group, columns};
+use super::{AHEAD, Block, Few, Limits, TURN, exponents, splat};
+
+impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+    /// Reads the classes of a block's samples; whether any is ignored.
+    #[inline(always)]
+    fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> bool {
+        let (batch, buffers) = (self.batch, block.buffers);
+        let classes = buffers.narrow(CLASS).1;
+        for (lane, sample, n) in block.runs() {
+            let lanes = n.next_multiple_of(T::LANES);
+            if lanes > n {
+                // Past the last sample there are none that count.
+                splat::<S, T>(s, -1.0).store(classes, lane + lanes - T::LANES);
+            }
+            // The index of an ignored sample becomes -1.
+            let classes = classes.part(lane, n);
+            batch.each_class(sample, n, move |i, class| classes.set(i, T::from_i32(class as i32)));
+        }
+        let (mut least, zero) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 0.0));
+        for group in block.groups() {
+            least = least.min(buffers.load(s, CLASS, group));
+        }
+        T::V::<S>::lanes(least.lt(zero)) != 0
+    }
+
+    /// Reads the weights of a block's samples and of their classes.
+    #[inline(always)]
+    fn read_weights<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) {
+        let (batch, buffers) = (self.batch, block.buffers);
+        for (lane, sample, n) in block.runs() {
+            let part = |which| buffers.wide(which).1.part(lane, n);
+            if batch.sample_weight.is_some() {
+                let weights = part(SAMPLE);
+                batch.each_sample_weight(sample, n, move |i, weight| weights.set(i, weight));
+            }
+            if let (true, Some(weight)) = (C::HARD, batch.weight.as_deref()) {
+                let (weights, keep) = (part(OF_CLASS), self.keep);
+                // That of an ignored sample is any.
+                batch.each_class(sample, n, move |i, class| {
+                    weights.set(i, keep * weight.get(class).copied().unwrap_or_default());
+                });
+            }
+        }
+        let (divisor, scale) = (splat::<S, f64>(s, batch.divisor), splat::<S, f64>(s, self.scale));
+        // A product is exact enough where it is rounded to float32.
+        let product = T::WIDE == 2 && self.scale.is_normal();
+        for group in block.groups() {
+            for at in (group..group + T::LANES).step_by(8) {
+                let sample = buffers.load_wide(s, SAMPLE, at);
+                let scale = if product { sample.mul(scale) } else { sample.div(divisor) };
+                scale.store(buffers.wide(SCALE).1, at);
+            }
+            self.choose_references(s, group, buffers);
+        }
+    }
+
+    /// The exponents of the references of a group, from the weights of its samples and their classes.
+    #[inline(always)]
+    pub(super) fn choose_references<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
+        let [least, most] = T::FEW_SHIFT;
+        let (least, most) = (splat::<S, f64>(s, least as f64), splat::<S, f64>(s, most as f64));
+        let mut parts = [splat::<S, f64>(s, 0.0); 2];
+        for (part, bias) in parts.iter_mut().enumerate().take(T::WIDE) {
+            let mut scale = buffers.load_wide(s, SCALE, group + 8 * part);
+            if C::HARD {
+                let of_class = buffers.load_wide(s, OF_CLASS, group + 8 * part);
+                scale = scale.mul(of_class.add(splat::<S, f64>(s, self.total)));
+            }
+            let shift = exponents(s, scale).max(least).min(most);
+            *bias = shift.add(splat::<S, f64>(s, T::FEW_BIAS as f64));
+        }
+        buffers.store(BIAS, group, T::V::<S>::narrow(parts));
+    }
+
+    /// Columns of a group, all or some, and the largest of each lane.
+    #[inline(always)]
+    fn transpose<S: Simd, const MANY: bool>(
+        &self,
+        s: S,
+        block: &Block<'_, Self, T>,
+        classes: Range<usize>,
+        group: usize,
+        any_ignored: bool,
+    ) {
+        let (zero, lowest) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, f64::NEG_INFINITY));
+        let (all, buffers) = (self.batch.classes, block.buffers);
+        let (start, width) = (group * all, T::LANES * all);
+        let ahead = |place: Option<&Place>| match place {
+            Some(place) if MANY => TURN as isize * place.class_step(),
+            _ => (AHEAD * T::LANES) as isize,
+        };
+        if let Some(stored) = self.coefficients.stored() {
+            let place = self.place(|layout| &layout.probabilities);
+            let samples = self.group_of::<S, MANY>(s, stored, place, block, group);
+            let (stored, ahead) = (buffers.part(STORED).1.part(start, width), ahead(place));
+            columns!(s, samples, all, classes.clone(), ahead, stored, q => q);
+        }
+        let place = self.place(|layout| &layout.values);
+        let samples = self.group_of::<S, MANY>(s, self.batch.values, place, block, group);
+        let (from, to) = buffers.part(COLUMNS_OF);
+        let (from, to) = (from.part(start, width), to.part(start, width));
+        let class = buffers.load(s, CLASS, group);
+        let counts = zero.lt(class.add(splat::<S, T>(s, 1.0)));
+        let (mut most, mut largest) = (lowest, zero);
+        if classes.start > 0 {
+            // What the classes before have left.
+            (most, largest) = (buffers.load(s, MOST, group), class);
+        }
+        let (mut at, ahead) = (splat::<S, T>(s, classes.start as f64), ahead(place));
+        // Of every other class, since each maximum waits for the one before.
+        let mut other = most;
+        columns!(s, samples, all, classes.clone(), ahead, to, x => {
+            if C::HARD {
+                (most, other) = (other, x.max(most));
+            } else {
+                largest = T::V::<S>::select(most.lt(x), at, largest);
+                at = at.add(splat::<S, T>(s, 1.0));
+                most = x.max(most);
+            }
+            x
+        });
+        most = most.max(other);
+        if any_ignored {
+            // They may be anything, but must not stand in the way of the others.
+            most = T::V::<S>::select(counts, most, zero);
+            for class in classes {
+                let x = T::V::<S>::load(s, from, class * T::LANES);
+                T::V::<S>::select(counts, x, zero).store(to, class * T::LANES);
+            }
+        }
+        if !C::HARD {
+            let class = T::V::<S>::select(counts, largest, class);
+            buffers.store(CLASS, group, class);
+        }
+        buffers.store(MOST, group, most);
+    }
+}
+
+/// Reads a block's weights.
+pub(super) struct Weighing<'b, J, T>(pub(super) Block<'b, J, T>);
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
+    for Weighing<'_, Few<'_, T, C, GRAD>, T>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        self.0.job.read_weights(s, &self.0);
+    }
+}
+
+/// Reads its targets and logits.
+pub(super) struct Reading<'b, J, T, const MANY: bool>(pub(super) Block<'b, J, T>);
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
+    for Reading<'_, Few<'_, T, C, GRAD>, T, MANY>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let (block, job) = (&self.0, self.0.job);
+        let any_ignored = job.read_targets(s, block);
+        if MANY {
+            for (turn, group) in job.turns(block) {
+                job.transpose::<S, MANY>(s, block, turn, group, any_ignored);
+            }
+            return;
+        }
+        for group in block.groups() {
+            job.transpose::<S, MANY>(s, block, 0..job.batch.classes, group, any_ignored);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Exponentials of a block and their sums.
+
+use std::ops::Range;
+
+use crate::coefficients::Coefficients;
+use crate::layout::Place;
+use crate::math::Real;
+use crate::math::exp::LaneExp;
+use crate::reduce::Sum;
+use crate::simd::{Input, Kernel, Output, Simd, Vector};
+
+use super::buffers::*;
+use super::{Block, Few, Limits, PART, splat};
+
+impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+    /// Exponentials of a group, and their sums.
+    #[inline(always)]
+    fn reduce<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, Self, T>, group: usize) {
+        let (batch, buffers) = (self.batch, block.buffers);
+        let zero = splat::<S, T>(s, 0.0);
+        let (start, width) = (group * batch.classes, T::LANES * batch.classes);
+        let columns = (
+            buffers.part(COLUMNS_OF).0.part(start, width),
+            buffers.part(COLUMNS_OF).1.part(start, width),
+        );
+        let class = buffers.load(s, CLASS, group);
+        let most = buffers.load(s, MOST, group);
+        let finite = most.abs().lt(splat::<S, T>(s, f64::INFINITY));
+        let reference = T::V::<S>::select(finite, most, zero);
+        let bias = buffers.load(s, BIAS, group);
+        let exp = LaneExp::<S, T>::new(s, reference, bias);
+        let mut next = [self.next::<MANY>(block, group, self.place(|layout| &layout.values)); 2];
+        if MANY && self.coefficients.stored().is_some() {
+            next[1] = self.next::<MANY>(block, group, self.place(|layout| &layout.probabilities));
+        }
+        let grad = self.destination::<MANY>(block, group);
+        let ahead = Ahead { start, next, grad };
+        let sums = if MANY {
+            let mut sums = Sums::new(s);
+            for first in (0..batch.classes).step_by(PART) {
+                let part = first..batch.classes.min(first + PART);
+                let own = class.sub(splat::<S, T>(s, first as f64));
+                sums.append(
+                    self.sum::<S, true, true>(
+                        s, &exp, part, own, reference, columns, ahead, buffers,
+                    ),
+                );
+            }
+            sums
+        } else {
+            let all = 0..batch.classes;
+            if exp.is_shifted(s) {
+                self.sum::<S, true, false>(s, &exp, all, class, reference, columns, ahead, buffers)
+            } else {
+                self.sum::<S, false, false>(s, &exp, all, class, reference, columns, ahead, buffers)
+            }
+        };
+        let [rest, others, coefficient, distance] = &sums.sums;
+        let (rest, others) = (rest.parts(s), others.parts(s));
+        let (coefficient, distance) = (coefficient.parts(s), distance.parts(s));
+        buffers.store(MOST, group, reference);
+        buffers.store(N, group, exp.n);
+        // Whatever the sums are of an infinite largest logit: the result is NaN.
+        let nan = splat::<S, T>(s, f64::NAN);
+        let high = T::V::<S>::select(finite, rest[0], nan);
+        for (which, x) in [(REST, high), (REST_LOST, rest[1]), (PIVOT, sums.pivot)] {
+            buffers.store(which, group, x);
+        }
+        if C::ANY {
+            buffers.widen::<S>(DISTANCE, group, distance[0], distance[1]);
+            let even = self.coefficients.column(s, 0, zero);
+            buffers.store(OWN, group, if C::EVEN { even } else { sums.own });
+            if C::HARD {
+                buffers.store(LARGEST, group, exp.of::<true>(s, reference));
+            }
+        }
+        if C::ANY && !C::HARD {
+            buffers.widen::<S>(COEFFICIENT, group, coefficient[0], coefficient[1]);
+        }
+        if batch.outputs.hess.is_some() {
+            buffers.store(OTHERS, group, others[0]);
+            buffers.store(OTHERS_LOST, group, others[1]);
+        }
+    }
+
+    /// Where the next block's numbers of a group are, and how far apart its cache lines.
+    #[inline(always)]
+    fn next<const MANY: bool>(
+        &self,
+        block: &Block<'_, Self, T>,
+        group: usize,
+        place: Option<&Place>,
+    ) -> (isize, isize) {
+        match (&self.batch.layout, place) {
+            (None, _) => {
+                let at = (block.first + self.samples + group) * self.batch.classes;
+                (at as isize, T::LANES as isize)
+            }
+            (_, Some(place)) if MANY => {
+                let next = (block.first + block.n).min(self.batch.samples - 1);
+                ((place.at(next, 0) + group) as isize, place.class_step())
+            }
+            _ => (0, 0),
+        }
+    }
+
+    /// Where the gradient of a group of few classes goes, and how far apart its cache lines are.
+    #[inline(always)]
+    fn destination<'b, const MANY: bool>(
+        &self,
+        block: &Block<'b, Self, T>,
+        group: usize,
+    ) -> Option<(Output<'b, T>, isize, isize)> {
+        let grad = self.batch.outputs.grad.filter(|_| GRAD && !MANY)?;
+        let (sample, _) = block.samples(group);
+        let (at, step) = match self.place(|layout| &layout.grad) {
+            None => (sample * self.batch.classes, T::LANES as isize),
+            Some(place) => (place.at(sample, 0), place.class_step()),
+        };
+        Some((grad, at as isize, step))
+    }
+
+    /// Takes the exponentials of columns of logits and sums them. `class` is counted from the first of
+    /// these.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "one caller")]
+    fn sum<S: Simd, const SHIFTED: bool, const MANY: bool>(
+        &self,
+        s: S,
+        exp: &LaneExp<S, T>,
+        classes: Range<usize>,
+        class: T::V<S>,
+        most: T::V<S>,
+        columns: (Input<'_, T>, Output<'_, T>),
+        Ahead { start, next, grad }: Ahead<'_, T>,
+        buffers: &Buffers<T>,
+    ) -> Sums<S, T> {
+        let zero = splat::<S, T>(s, 0.0);
+        let (values, hessian) = (self.batch.values, self.batch.outputs.hess.is_some());
+        let mut result = Sums::new(s);
+        let [mut rest, mut others, mut coefficients, mut distances] = result.sums;
+        let first = classes.start;
+        for c in classes {
+            let at = c * T::LANES;
+            // A cache line of the next block for each vector of this one.
+            let ask = |array: Input<'_, T>, (start, step): (isize, isize)| {
+                if MANY {
+                    array.prefetch_far((start + c as isize * step) as usize);
+                } else {
+                    array.prefetch(start as usize + at);
+                }
+            };
+            ask(values, next[0]);
+            if let Some((grad, start, step)) = grad {
+                grad.prefetch((start + c as isize * step) as usize);
+            }
+            if let Some(stored) = self.coefficients.stored() {
+                ask(stored, next[1]);
+            }
+            let x = T::V::<S>::load(s, columns.0, at);
+            let e = exp.of::<SHIFTED>(s, x);
+            if GRAD {
+                e.store(columns.1, at);
+            }
+            let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c - first]));
+            let other = T::V::<S>::select(own, zero, e);
+            if C::HARD && C::ANY {
+                // Without the largest, too, it is to have all digits.
+                rest.add(other);
+            } else {
+                rest.add_positive(other);
+            }
+            result.pivot = T::V::<S>::select(own, e, result.pivot);
+            if hessian {
+                others.add_positive(T::V::<S>::select(x.eq(most), zero, e));
+            }
+            if C::ANY {
+                let t = self.coefficient(s, c, start, buffers);
+                let distance = t.mul(most.sub(x));
+                // 0 log 0 = 0
+                let distance = T::V::<S>::select(t.eq(zero), zero, distance);
+                if C::EVEN {
+                    distances.add_positive(distance);
+                } else {
+                    distances.add(distance);
+                }
+                if !C::HARD {
+                    coefficients.add(t);
+                }
+                if !C::EVEN {
+                    result.own = T::V::<S>::select(own, t, result.own);
+                }
+            }
+        }
+        result.sums = [rest, others, coefficients, distances];
+        result
+    }
+}
+
+/// What is asked for while the columns of a group, which begin at `start`, are summed: the next block's
+/// logits and targets, and the places of this group's gradient, each by the first cache line and how far
+/// apart they are.
+#[derive(Clone, Copy)]
+struct Ahead<'a, T> {
+    start: usize,
+    next: [(isize, isize); 2],
+    grad: Option<(Output<'a, T>, isize, isize)>,
+}
+
+/// The sums of a group, a lane each: those of [`REST`], [`OTHERS`], [`COEFFICIENT`] and
+/// [`DISTANCE`]; the pivots' exponentials and coefficients.
+struct Sums<S: Simd, T: Real> {
+    sums: [Sum<S, T>; 4],
+    pivot: T::V<S>,
+    own: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Sums<S, T> {
+    /// Of no classes.
+    #[inline(always)]
+    fn new(s: S) -> Self {
+        let zero = splat::<S, T>(s, 0.0);
+        Sums { sums: [Sum::new(s); 4], pivot: zero, own: zero }
+    }
+
+    /// Adds those of more classes.
+    #[inline(always)]
+    fn append(&mut self, more: Self) {
+        for (sum, more) in self.sums.iter_mut().zip(more.sums) {
+            sum.append(more);
+        }
+        // Only one part has the pivot.
+        (self.pivot, self.own) = (self.pivot.add(more.pivot), self.own.add(more.own));
+    }
+}
+
+/// Sums a block.
+pub(super) struct Reduction<'b, J, T, const MANY: bool>(pub(super) Block<'b, J, T>);
+
+impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
+    for Reduction<'_, Few<'_, T, C, GRAD>, T, MANY>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        for group in self.0.groups() {
+            self.0.job.reduce::<S, MANY>(s, &self.0, group);
+        }
+    }
+}
