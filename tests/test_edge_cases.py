@@ -388,3 +388,23 @@ def test_denominator_zero_and_sum_of_weights(dtype):
     assert xentrs.cross_entropy(logits, target, denominator=0) == INF
     assert xentrs.cross_entropy(logits, target, denominator=INF) == 0
     assert np.isnan(xentrs.cross_entropy(logits, target, sample_weight=np.zeros(2, dtype)))
+
+
+@every_dtype
+@pytest.mark.parametrize("gap", [3.0, 20.0, 60.0])
+@pytest.mark.parametrize("classes", [2, 10, 256])
+def test_smoothing_where_only_a_likely_class_has_weight(classes, gap, dtype):
+    """All of the loss is then that class's own, however small, though another is the target."""
+    x = np.zeros((3, classes), dtype)
+    x[:, 1] = gap
+    weight = np.zeros(classes, dtype)
+    weight[1] = 2.0
+    options = {"weight": weight, "label_smoothing": 0.5, "reduction": "none"}
+    losses, grad = xentrs.cross_entropy_with_grad(x, [0, classes - 1, 0], **options)
+    # Class 1 is the target of the second row where there are two.
+    factor = 2.0 * np.array([0.5, 0.5 + (classes == 2) * classes / 2, 0.5]) / classes
+    rest = (classes - 1) * np.exp(-gap)
+    np.testing.assert_allclose(losses, factor * np.log1p(rest), rtol=4 * np.finfo(dtype).eps)
+    # Its gradient is the difference of two terms of this size.
+    error = np.abs(grad[:, 1] + factor * rest / (1 + rest))
+    assert (error <= 4 * np.finfo(dtype).eps * factor).all()

@@ -75,7 +75,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let mut scaled = splat::<S, T>(s, self.scale);
         let mut scaled_lost = splat::<S, T>(s, self.scale - T::from_f64(self.scale).to_f64());
         let mut fits = T::ALL;
-        let (mut scales, mut products, mut pivots) = ([none; 2], [none; 2], [none; 2]);
+        let (mut scales, mut pivots) = ([none; 2], [none; 2]);
+        let (mut products, mut lost_products) = ([none; 2], [none; 2]);
         for part in 0..T::WIDE {
             let at = group + 8 * part;
             let (mut loss, mask) =
@@ -83,7 +84,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             if C::ANY {
                 let mut sum = self.sample(s, group, part, [loss, above.wide(part)], buffers);
                 sum.scale = S::V64::select(mask, sum.scale, none);
-                (scales[part], products[part]) = (none.sub(sum.scale), sum.scale.mul(sum.total));
+                let product = sum.scale.mul(sum.total);
+                (scales[part], products[part]) = (none.sub(sum.scale), product);
+                lost_products[part] = sum.scale.fma(sum.total, none.sub(product));
                 loss = sum.loss;
                 if GRAD {
                     // Of the sum with what it lost, to the digits of float64.
@@ -95,12 +98,17 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             } else if self.batch.is_weighted() {
                 let of_class = buffers.load_wide(s, OF_CLASS, at);
                 loss = loss.mul(of_class.mul(buffers.load_wide(s, SAMPLE, at)));
-                products[part] = buffers.load_wide(s, SCALE, at).mul(of_class);
+                let scale = buffers.load_wide(s, SCALE, at);
+                products[part] = scale.mul(of_class);
+                lost_products[part] = scale.fma(of_class, none.sub(products[part]));
             }
             S::V64::select(mask, loss, none).store(buffers.wide(LOSS).1, at);
         }
         if C::ANY || self.batch.is_weighted() {
             [scaled, scaled_lost] = split::<S, T>(products);
+            if T::WIDE == 1 {
+                scaled_lost = T::V::<S>::narrow(lost_products);
+            }
             let [least, most] = T::FEW_SHIFT.map(power);
             let (least, most) = (splat::<S, T>(s, least), splat::<S, T>(s, most));
             let inside = T::V::<S>::lanes(scaled.abs().not_lt(least));
@@ -174,15 +182,18 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     #[inline(always)]
     fn pivot_gradient<S: Simd>(&self, s: S, sample: &Sample<S>, inverse: S::V64) -> S::V64 {
         let &Sample { rest, pivot, of_class, total, own, scale, .. } = sample;
-        let (part, p) = (rest.mul(inverse), pivot.mul(inverse));
+        let none = splat::<S, f64>(s, 0.0);
+        let (minus_part, p) = (none.sub(rest.mul(inverse)), pivot.mul(inverse));
         let gradient = if C::HARD {
-            p.mul(splat::<S, f64>(s, self.total)).sub(own).sub(of_class.mul(part))
+            let others = p.mul(splat::<S, f64>(s, self.total)).sub(own);
+            minus_part.fma(of_class, others)
         } else {
-            let large = total.sub(own).sub(total.mul(part));
-            S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), p.mul(total).sub(own), large)
+            let small = p.fma(total, none.sub(own));
+            let large = minus_part.fma(total, total.sub(own));
+            S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), small, large)
         };
         // Adding 0 makes -0 a 0.
-        scale.mul(gradient).add(splat::<S, f64>(s, 0.0))
+        scale.mul(gradient).add(none)
     }
 
     /// What else a Hessian takes, of a group, in the logits' type.
@@ -218,25 +229,27 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let buffers = block.buffers;
         let (none, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
         let none_counts = T::V::<S>::lanes(buffers.load(s, CLASS, group).lt(splat::<S, T>(s, 0.0)));
-        let (mut odds, mut near) = ([none; 2], [0; 2]);
+        let (mut odds, mut others, mut near, mut largest) = ([none; 2], [none; 2], [0; 2], [0; 2]);
         for part in 0..T::WIDE {
             let rest = buffers.load_sum(s, [REST, REST_LOST], group, part);
             let pivot = buffers.load(s, PIVOT, group).wide(part);
             // Those of which `rest / pivot` can be formed: not of NaN, nor of what has underflowed.
             near[part] = S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))));
             odds[part] = S::V64::select(S::V64::mask(s, near[part]), rest.div(pivot), none);
+            if C::HARD && C::ANY {
+                let most = buffers.load(s, LARGEST, group).wide(part);
+                let high = buffers.load(s, REST, group).wide(part).sub(most);
+                let low = pivot.add(buffers.load(s, REST_LOST, group).wide(part));
+                others[part] = high.add(low).div(most);
+                largest[part] = S::V64::lanes(pivot.lt(most)) ^ 0xFF;
+            }
         }
-        // As exact as the logits' type: so are the exponentials.
-        let surprises = log1p::<S, T>(s, T::V::<S>::narrow(odds));
+        let surprises = precise_log1p::<S, T>(s, odds);
+        let aboves = precise_log1p::<S, T>(s, others);
         let mut results = [[none; 2]; RESULTS.len()];
         for part in 0..T::WIDE {
             let (at, counted) = (group + 8 * part, !none_counts >> (8 * part) & 0xFF);
-            let mut surprise = surprises.wide(part);
-            if T::WIDE == 2 {
-                // But smaller than numbers of that type may be.
-                let small = odds[part].lt(splat::<S, f64>(s, 2f64.powi(-30)));
-                surprise = S::V64::select(small, odds[part], surprise);
-            }
+            let mut surprise = surprises[part];
             let far = counted & !near[part];
             if far != 0 {
                 let far = self.far(s, block, group, part, far);
@@ -244,11 +257,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             }
             let mut above = surprise;
             if C::HARD && C::ANY {
-                // The same where the true class has most of the probability, with all digits of it.
-                let confident = buffers.load(s, REST, group).lt(buffers.load(s, PIVOT, group));
-                let confident = T::V::<S>::lanes(confident) >> (8 * part) & 0xFF;
-                above = self.above(s, group, part, buffers);
-                above = S::V64::select(S::V64::mask(s, confident), surprise, above);
+                above = S::V64::select(S::V64::mask(s, largest[part]), surprise, aboves[part]);
             }
             let sample = self.sample(s, group, part, [surprise, above], buffers);
             let whole = sample.whole;
@@ -300,21 +309,6 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         }
     }
 
-    /// How far `log S` is above the largest logit, of eight samples.
-    #[inline(always)]
-    fn above<S: Simd>(&self, s: S, group: usize, part: usize, buffers: &Buffers<T>) -> S::V64 {
-        let none = S::V64::splat(s, 0.0);
-        let rest = buffers.load_sum(s, [REST, REST_LOST], group, part);
-        let whole = rest.add(buffers.load(s, PIVOT, group).wide(part));
-        let (n, most, bias) = (
-            buffers.load(s, N, group),
-            buffers.load(s, MOST, group),
-            buffers.load(s, BIAS, group).wide(part),
-        );
-        let log_sum = log::<S, f64>(s, whole.mul(power_of_two::<S, f64>(s, none.sub(bias))));
-        log_sum.sub(residue::<S, T>(s, n, most, part))
-    }
-
     /// `-log p` of true classes that are so far down that their exponentials do not say how far: the
     /// `lanes` of eight samples.
     #[inline(always)]
@@ -334,7 +328,13 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             let logit = self.batch.value(first + lane, class);
             *below = buffers.narrow(MOST).0.get(group + lane).to_f64() - logit.to_f64();
         }
-        self.above(s, group, part, buffers).add(S::V64::from_lanes(s, below))
+        // How far log S is above the largest logit.
+        let whole = buffers.load_sum(s, [REST, REST_LOST], group, part);
+        let whole = whole.add(buffers.load(s, PIVOT, group).wide(part));
+        let bias = splat::<S, f64>(s, 0.0).sub(buffers.load(s, BIAS, group).wide(part));
+        let log_sum = log::<S, f64>(s, whole.mul(power_of_two::<S, f64>(s, bias)));
+        let (n, most) = (buffers.load(s, N, group), buffers.load(s, MOST, group));
+        log_sum.sub(residue::<S, T>(s, n, most, part)).add(S::V64::from_lanes(s, below))
     }
 }
 
@@ -350,6 +350,19 @@ struct Sample<S: Simd> {
     own: S::V64,
     scale: S::V64,
     loss: S::V64,
+}
+
+/// `log(1 + r)` of each part, as exact as the logits' type, as the exponentials are, but smaller than its
+/// numbers may be.
+#[inline(always)]
+fn precise_log1p<S: Simd, T: Real>(s: S, mut parts: [S::V64; 2]) -> [S::V64; 2] {
+    let narrow = log1p::<S, T>(s, T::V::<S>::narrow(parts));
+    for (part, r) in parts.iter_mut().enumerate().take(T::WIDE) {
+        let small = r.lt(splat::<S, f64>(s, 2f64.powi(-30)));
+        let logarithm = narrow.wide(part);
+        *r = if T::WIDE == 2 { S::V64::select(small, *r, logarithm) } else { logarithm };
+    }
+    parts
 }
 
 /// The nearest numbers to float64 parts, and what that lost.
