@@ -72,48 +72,59 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             above = T::V::<S>::select(pivot.lt(largest), others, surprise);
         }
         let (none, counted) = (splat::<S, f64>(s, 0.0), T::V::<S>::lanes(counts));
+        // A macro, since a closure might not be inlined with the features.
+        macro_rules! counted {
+            ($part:expr) => {
+                S::V64::mask(s, counted >> (8 * $part) & 0xFF)
+            };
+        }
         let mut scaled = splat::<S, T>(s, self.scale);
         let mut scaled_lost = splat::<S, T>(s, self.scale - T::from_f64(self.scale).to_f64());
         let mut fits = T::ALL;
-        let (mut scales, mut pivots) = ([none; 2], [none; 2]);
-        let (mut products, mut lost_products) = ([none; 2], [none; 2]);
-        for part in 0..T::WIDE {
-            let at = group + 8 * part;
-            let (mut loss, mask) =
-                (surprise.wide(part), S::V64::mask(s, counted >> (8 * part) & 0xFF));
-            if C::ANY {
-                let mut sum = self.sample(s, group, part, [loss, above.wide(part)], buffers);
-                sum.scale = S::V64::select(mask, sum.scale, none);
-                let product = sum.scale.mul(sum.total);
-                (scales[part], products[part]) = (none.sub(sum.scale), product);
-                lost_products[part] = sum.scale.fma(sum.total, none.sub(product));
-                loss = sum.loss;
-                if GRAD {
-                    // Of the sum with what it lost, to the digits of float64.
-                    let inverse = inverse.wide(part);
-                    let more = none.sub(inverse).fma(sum.whole, splat::<S, f64>(s, 1.0));
-                    let inverse = more.mul_add(inverse, inverse);
-                    pivots[part] = self.pivot_gradient(s, &sum, inverse);
-                }
-            } else if self.batch.is_weighted() {
-                let of_class = buffers.load_wide(s, OF_CLASS, at);
-                loss = loss.mul(of_class.mul(buffers.load_wide(s, SAMPLE, at)));
-                let scale = buffers.load_wide(s, SCALE, at);
-                products[part] = scale.mul(of_class);
-                lost_products[part] = scale.fma(of_class, none.sub(products[part]));
-            }
-            S::V64::select(mask, loss, none).store(buffers.wide(LOSS).1, at);
-        }
+        let (mut minus_b, mut pivot_grad) = (zero, zero);
         if C::ANY || self.batch.is_weighted() {
+            let (mut scales, mut pivots) = ([none; 2], [none; 2]);
+            let (mut products, mut lost) = ([none; 2], [none; 2]);
+            for part in 0..T::WIDE {
+                let (at, surprise) = (group + 8 * part, surprise.wide(part));
+                let (loss, scale, total);
+                if C::ANY {
+                    let sample = self.sample(s, group, part, [surprise, above.wide(part)], buffers);
+                    scale = S::V64::select(counted!(part), sample.scale, none);
+                    (loss, total) = (sample.loss, sample.total);
+                    if GRAD {
+                        // Of the sum with what it lost, to the digits of float64.
+                        let inverse = inverse.wide(part);
+                        let more = none.sub(inverse).fma(sample.whole, splat::<S, f64>(s, 1.0));
+                        let inverse = more.mul_add(inverse, inverse);
+                        let sample = Sample { scale, ..sample };
+                        pivots[part] = self.pivot_gradient(s, &sample, inverse);
+                    }
+                } else {
+                    total = buffers.load_wide(s, OF_CLASS, at);
+                    scale = buffers.load_wide(s, SCALE, at);
+                    loss = surprise.mul(total.mul(buffers.load_wide(s, SAMPLE, at)));
+                }
+                S::V64::select(counted!(part), loss, none).store(buffers.wide(LOSS).1, at);
+                scales[part] = none.sub(scale);
+                products[part] = scale.mul(total);
+                lost[part] = scale.fma(total, none.sub(products[part]));
+            }
+            (minus_b, pivot_grad) = (T::V::<S>::narrow(scales), T::V::<S>::narrow(pivots));
             [scaled, scaled_lost] = split::<S, T>(products);
             if T::WIDE == 1 {
-                scaled_lost = T::V::<S>::narrow(lost_products);
+                scaled_lost = T::V::<S>::narrow(lost);
             }
             let [least, most] = T::FEW_SHIFT.map(power);
             let (least, most) = (splat::<S, T>(s, least), splat::<S, T>(s, most));
             let inside = T::V::<S>::lanes(scaled.abs().not_lt(least));
             let zeros = T::V::<S>::lanes(scaled.eq(zero));
             fits = T::V::<S>::lanes(scaled.abs().lt(most)) & (inside | zeros);
+        } else {
+            for part in 0..T::WIDE {
+                let loss = S::V64::select(counted!(part), surprise.wide(part), none);
+                loss.store(buffers.wide(LOSS).1, group + 8 * part);
+            }
         }
         if GRAD {
             let a = T::V::<S>::select(counts, scaled.mul(inverse), zero);
@@ -124,12 +135,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             buffers.store(A, group, a);
             buffers.store(A_LOST, group, a_lost);
             if C::ANY {
-                buffers.store(MINUS_B, group, T::V::<S>::narrow(scales));
-                buffers.store(PIVOT_GRAD, group, T::V::<S>::narrow(pivots));
+                buffers.store(MINUS_B, group, minus_b);
             } else {
-                let pivot_grad = a.fma(rest, a_lost.mul_add(rest, a.mul(rest_lost)));
-                buffers.store(PIVOT_GRAD, group, zero.sub(pivot_grad));
+                let own = a.fma(rest, a_lost.mul_add(rest, a.mul(rest_lost)));
+                pivot_grad = zero.sub(own);
             }
+            buffers.store(PIVOT_GRAD, group, pivot_grad);
         }
         let (least, far) = (splat::<S, T>(s, T::FEW_LEAST), splat::<S, T>(s, T::FAR));
         let precise = T::V::<S>::lanes(least.lt(odds.min(rest)));
