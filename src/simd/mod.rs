@@ -279,14 +279,16 @@ impl Level {
         let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            if avx512::Avx512::detect().is_some() {
+            if cfg!(not(xentrs_without = "avx512")) && avx512::Avx512::detect().is_some() {
                 levels.push(Level(Isa::Avx512));
             }
-            if avx2::Avx2::detect().is_some() {
+            if cfg!(not(xentrs_without = "avx2")) && avx2::Avx2::detect().is_some() {
                 levels.push(Level(Isa::Avx2));
             }
         }
-        levels.push(Level(Isa::Portable));
+        if cfg!(not(xentrs_without = "portable")) {
+            levels.push(Level(Isa::Portable));
+        }
         levels
     }
 
@@ -325,15 +327,26 @@ impl Level {
 }
 
 /// Evaluates a kernel at a level.
+///
+/// To compile faster while kernels are edited, levels can be left out of a build:
+/// `RUSTFLAGS='--cfg xentrs_without="avx2" --cfg xentrs_without="portable"'`.
 pub fn enter<K: Kernel>(level: Level, kernel: K) -> K::Output {
     match level.0 {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(xentrs_without = "avx512")))]
         // SAFETY: a `Level` is only made where its token was detected.
         Isa::Avx512 => unsafe { avx512::door(kernel) },
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(xentrs_without = "avx2")))]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { avx2::door(kernel) },
+        #[cfg(not(xentrs_without = "portable"))]
         Isa::Portable => kernel.eval(portable::Portable),
+        #[cfg(any(
+            xentrs_without = "avx512",
+            xentrs_without = "avx2",
+            xentrs_without = "portable"
+        ))]
+        #[allow(unreachable_patterns, reason = "levels of another architecture")]
+        left_out => unreachable!("{left_out:?} was left out of this build"),
     }
 }
 
