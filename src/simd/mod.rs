@@ -35,8 +35,17 @@ pub const HALF: usize = COLUMNS / 2;
 /// Or two.
 pub const PAIR: usize = 2;
 
+/// The most exponentials that any level takes together.
+pub const MOST_TOGETHER: usize = 16;
+
 /// A token that proves that a level's instructions exist on this machine.
 pub trait Simd: Copy + Send + Sync + 'static {
+    /// How many exponentials are taken together, the first step of all before the second of any.
+    ///
+    /// An exponential is one long chain of dependent instructions, and a processor looks only so far ahead
+    /// for others: where a vector is several registers, no further than the next exponential or two. Two
+    /// shorter chains, each over several vectors, leave fewer units idle.
+    const TOGETHER: usize = 1;
     /// Sixteen `f32`.
     type V32: Vector<Self, f32>;
     /// Eight `f64`.
@@ -201,6 +210,16 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     fn lanes(mask: Self::Mask) -> u32;
     /// `a` where the mask is set, `b` elsewhere.
     fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
+    /// The lanes where the mask is set, 0 elsewhere.
+    #[inline(always)]
+    fn keep(self, s: S, mask: Self::Mask) -> Self {
+        Self::select(mask, self, Self::splat(s, T::default()))
+    }
+    /// 0 where the mask is set, the other lanes as they are.
+    #[inline(always)]
+    fn clear(self, s: S, mask: Self::Mask) -> Self {
+        Self::select(mask, Self::splat(s, T::default()), self)
+    }
 
     /// The `part`-th `T::WIDE`-th of the lanes, as `f64`.
     fn wide(self, part: usize) -> S::V64;
