@@ -184,20 +184,19 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             }
             for j in 0..together {
                 let i = first + j;
+                let x = T::V::<S>::load(s, logits, i * T::LANES);
                 let e = self.exp.end(s, begun[j]);
                 if GRAD {
                     e.store(scratch, i * T::LANES);
                 }
                 sums.rest.add_positive(e);
-                if !C::ANY {
-                    continue;
-                }
-                let x = T::V::<S>::load(s, logits, i * T::LANES);
                 if !C::HARD {
                     sums.most = x.max(sums.most);
                 }
-                let at = at + i * T::LANES;
-                (coefficients[i], distances[i]) = self.weigh::<C>(s, x, at, T::ALL);
+                if C::ANY {
+                    let at = at + i * T::LANES;
+                    (coefficients[i], distances[i]) = self.weigh::<C>(s, x, at, T::ALL);
+                }
             }
         }
         sums.add_weighed::<C>(coefficients, distances);
@@ -214,49 +213,32 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let zero = T::V::<S>::splat(s, T::default());
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
-        let (start, end) = (at, self.logits.len().min(at + VECTORS * T::LANES));
-        let mut begun = [[zero; 2]; VECTORS];
-        let together = S::TOGETHER.min(VECTORS);
-        for first in (at..end).step_by(together * T::LANES) {
-            let some = (first..end).step_by(T::LANES).take(together);
-            for (at, begun) in some.clone().zip(&mut begun) {
-                self.logits.prefetch(AHEAD / size_of::<T>() + at);
-                self.coefficients.prefetch(AHEAD / size_of::<T>() + at);
-                let x = self.logits_at(s, at, lanes_from::<T>(end - at), lowest);
-                *begun = self.exp.begin::<SHIFTED>(s, x);
+        let end = self.logits.len().min(at + VECTORS * T::LANES);
+        for (i, at) in (at..end).step_by(T::LANES).enumerate() {
+            self.logits.prefetch(AHEAD / size_of::<T>() + at);
+            self.coefficients.prefetch(AHEAD / size_of::<T>() + at);
+            let lanes = lanes_from::<T>(end - at);
+            let x = if lanes == T::ALL {
+                T::V::<S>::load(s, self.logits, at)
+            } else {
+                T::V::<S>::load_lanes(s, self.logits, at, lanes, lowest)
+            };
+            let e = self.exp.of::<SHIFTED>(s, x);
+            if GRAD {
+                e.store(self.scratch.output(), at);
             }
-            for (at, &begun) in some.zip(&begun) {
-                let e = self.exp.end(s, begun);
-                if GRAD {
-                    e.store(self.scratch.output(), at);
-                }
-                // Not a branch, which nothing could foresee.
-                let lane = self.pivot.wrapping_sub(at);
-                let own = u32::from(lane < T::LANES) << (lane % T::LANES);
-                sums.rest.add_positive(e.clear(s, T::V::<S>::mask(s, own)));
-                if !C::ANY {
-                    continue;
-                }
-                let lanes = lanes_from::<T>(end - at);
-                let x = self.logits_at(s, at, lanes, lowest);
-                if !C::HARD {
-                    sums.most = x.max(sums.most);
-                }
-                let i = (at - start) / T::LANES;
+            // Not a branch, which nothing could foresee.
+            let lane = self.pivot.wrapping_sub(at);
+            let own = u32::from(lane < T::LANES) << (lane % T::LANES);
+            sums.rest.add_positive(e.clear(s, T::V::<S>::mask(s, own)));
+            if !C::HARD {
+                sums.most = x.max(sums.most);
+            }
+            if C::ANY {
                 (coefficients[i], distances[i]) = self.weigh::<C>(s, x, at, lanes);
             }
         }
         sums.add_weighed::<C>(coefficients, distances);
-    }
-
-    /// The logits `lanes` of those from class `at` on, `fill` elsewhere.
-    #[inline(always)]
-    fn logits_at(&self, s: S, at: usize, lanes: u32, fill: T::V<S>) -> T::V<S> {
-        if lanes == T::ALL {
-            T::V::<S>::load(s, self.logits, at)
-        } else {
-            T::V::<S>::load_lanes(s, self.logits, at, lanes, fill)
-        }
     }
 
     /// Reduces a part of the row, emitting that of `waiting`.

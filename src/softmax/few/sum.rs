@@ -188,8 +188,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 result.pivot = T::V::<S>::select(own, e, result.pivot);
                 if C::ANY {
                     let t = self.coefficient(s, c, start, buffers);
+                    let distance = t.mul(most.sub(x));
                     // 0 log 0 = 0
-                    let distance = t.mul(most.sub(x)).clear(s, t.eq(zero));
+                    let distance = T::V::<S>::select(t.eq(zero), zero, distance);
                     if C::EVEN {
                         distances.add_positive(distance);
                     } else {
@@ -204,7 +205,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 }
             };
         }
-        if S::TOGETHER == 1 {
+        if S::TOGETHER == 1 || C::ANY {
+            // With coefficients the sums alone take all the registers that a level may have.
             for c in classes {
                 let x = load_and_ask!(c);
                 let e = exp.of::<SHIFTED>(s, x);
