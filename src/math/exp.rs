@@ -281,21 +281,9 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     /// The exponential of `x`; NaN stays NaN.
     #[inline(always)]
     pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
-        self.end::<SHIFTED>(s, x, self.begin::<SHIFTED>(s, x))
-    }
-
-    /// The first step of [`LaneExp::of`]; see [`Simd::TOGETHER`].
-    #[inline(always)]
-    pub fn begin<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
         let x = if SHIFTED { x.sub(self.shift) } else { x };
-        reduce::<S, T>(s, x, self.round)
-    }
-
-    /// The second step.
-    #[inline(always)]
-    pub fn end<const SHIFTED: bool>(&self, s: S, x: T::V<S>, reduced: [T::V<S>; 2]) -> T::V<S> {
-        let x = if SHIFTED { x.sub(self.shift) } else { x };
-        let e = exponential::<S, T>(s, reduced, T::V::<S>::from_lanes(s, T::TABLE));
+        let table = T::V::<S>::from_lanes(s, T::TABLE);
+        let e = exponential::<S, T>(s, reduce::<S, T>(s, x, self.round), table);
         e.keep(s, x.not_lt(self.low))
     }
 }

@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{COLUMNS, HALF, Input, Kernel, MOST_TOGETHER, Output, PAIR, Simd, Vector};
+use super::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
 
 /// Proof that AVX2 and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +30,7 @@ impl Simd for Avx2 {
     type V32 = F32;
     type V64 = F64;
 
-    const TOGETHER: usize = MOST_TOGETHER;
+    const TOGETHER: usize = 8;
 
     #[inline(always)]
     fn apart<K: Kernel>(self, kernel: K) -> K::Output {

@@ -35,12 +35,9 @@ pub const HALF: usize = COLUMNS / 2;
 /// Or two.
 pub const PAIR: usize = 2;
 
-/// The most exponentials that any level takes together.
-pub const MOST_TOGETHER: usize = 16;
-
 /// A token that proves that a level's instructions exist on this machine.
 pub trait Simd: Copy + Send + Sync + 'static {
-    /// How many exponentials are taken together, the first step of all before the second of any.
+    /// How many exponentials of a row are taken together, the first step of all before the second of any.
     ///
     /// An exponential is one long chain of dependent instructions, and a processor looks only so far ahead
     /// for others: where a vector is several registers, no further than the next exponential or two. Two

@@ -7,7 +7,7 @@ use crate::layout::Place;
 use crate::math::Real;
 use crate::math::exp::LaneExp;
 use crate::reduce::Sum;
-use crate::simd::{Input, Kernel, MOST_TOGETHER, Output, Simd, Vector};
+use crate::simd::{Input, Kernel, Output, Simd, Vector};
 
 use super::buffers::*;
 use super::{Block, Few, Limits, PART, splat};
@@ -15,13 +15,7 @@ use super::{Block, Few, Limits, PART, splat};
 impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// Exponentials of a group, and their sums.
     #[inline(always)]
-    fn reduce<S: Simd, const MANY: bool>(
-        &self,
-        s: S,
-        block: &Block<'_, Self, T>,
-        group: usize,
-        begun: &mut Begun<S, T>,
-    ) {
+    fn reduce<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, Self, T>, group: usize) {
         let (batch, buffers) = (self.batch, block.buffers);
         let zero = splat::<S, T>(s, 0.0);
         let (start, width) = (group * batch.classes, T::LANES * batch.classes);
@@ -46,21 +40,19 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             for first in (0..batch.classes).step_by(PART) {
                 let part = first..batch.classes.min(first + PART);
                 let own = class.sub(splat::<S, T>(s, first as f64));
-                sums.append(self.sum::<S, true, true>(
-                    s, &exp, part, own, reference, columns, ahead, buffers, begun,
-                ));
+                sums.append(
+                    self.sum::<S, true, true>(
+                        s, &exp, part, own, reference, columns, ahead, buffers,
+                    ),
+                );
             }
             sums
         } else {
             let all = 0..batch.classes;
             if exp.is_shifted(s) {
-                self.sum::<S, true, false>(
-                    s, &exp, all, class, reference, columns, ahead, buffers, begun,
-                )
+                self.sum::<S, true, false>(s, &exp, all, class, reference, columns, ahead, buffers)
             } else {
-                self.sum::<S, false, false>(
-                    s, &exp, all, class, reference, columns, ahead, buffers, begun,
-                )
+                self.sum::<S, false, false>(s, &exp, all, class, reference, columns, ahead, buffers)
             }
         };
         let [rest, others, coefficient, distance] = &sums.sums;
@@ -142,114 +134,67 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         columns: (Input<'_, T>, Output<'_, T>),
         Ahead { start, next, grad }: Ahead<'_, T>,
         buffers: &Buffers<T>,
-        begun: &mut Begun<S, T>,
     ) -> Sums<S, T> {
         let zero = splat::<S, T>(s, 0.0);
         let (values, hessian) = (self.batch.values, self.batch.outputs.hess.is_some());
         let mut result = Sums::new(s);
         let [mut rest, mut others, mut coefficients, mut distances] = result.sums;
         let first = classes.start;
-        // Macros, since closures might not be inlined with the features.
-        macro_rules! load_and_ask {
-            ($c:expr) => {{
-                let (c, at) = ($c, $c * T::LANES);
-                // A cache line of the next block for each vector of this one.
-                let ask = |array: Input<'_, T>, (start, step): (isize, isize)| {
-                    if MANY {
-                        array.prefetch_far((start + c as isize * step) as usize);
-                    } else {
-                        array.prefetch(start as usize + at);
-                    }
-                };
-                ask(values, next[0]);
-                if let Some((grad, start, step)) = grad {
-                    grad.prefetch((start + c as isize * step) as usize);
-                }
-                if let Some(stored) = self.coefficients.stored() {
-                    ask(stored, next[1]);
-                }
-                T::V::<S>::load(s, columns.0, at)
-            }};
-        }
-        macro_rules! add {
-            ($c:expr, $x:expr, $e:expr) => {
-                let (c, x, e) = ($c, $x, $e);
-                if GRAD {
-                    e.store(columns.1, c * T::LANES);
-                }
-                let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c - first]));
-                let other = e.clear(s, own);
-                if C::HARD && C::ANY {
-                    // Without the largest, too, it is to have all digits.
-                    rest.add(other);
+        for c in classes {
+            let at = c * T::LANES;
+            // A cache line of the next block for each vector of this one.
+            let ask = |array: Input<'_, T>, (start, step): (isize, isize)| {
+                if MANY {
+                    array.prefetch_far((start + c as isize * step) as usize);
                 } else {
-                    rest.add_positive(other);
-                }
-                result.pivot = T::V::<S>::select(own, e, result.pivot);
-                if C::ANY {
-                    let t = self.coefficient(s, c, start, buffers);
-                    let distance = t.mul(most.sub(x));
-                    // 0 log 0 = 0
-                    let distance = T::V::<S>::select(t.eq(zero), zero, distance);
-                    if C::EVEN {
-                        distances.add_positive(distance);
-                    } else {
-                        distances.add(distance);
-                    }
-                    if !C::HARD {
-                        coefficients.add(t);
-                    }
-                    if !C::EVEN {
-                        result.own = T::V::<S>::select(own, t, result.own);
-                    }
+                    array.prefetch(start as usize + at);
                 }
             };
-        }
-        if S::TOGETHER == 1 || C::ANY {
-            // With coefficients the sums alone take all the registers that a level may have.
-            for c in classes {
-                let x = load_and_ask!(c);
-                let e = exp.of::<SHIFTED>(s, x);
-                add!(c, x, e);
-                if hessian {
-                    others.add_positive(e.clear(s, x.eq(most)));
-                }
+            ask(values, next[0]);
+            if let Some((grad, start, step)) = grad {
+                grad.prefetch((start + c as isize * step) as usize);
             }
-        } else {
-            let Begun { parts, logits } = begun;
-            for start in classes.clone().step_by(S::TOGETHER) {
-                let some = start..classes.end.min(start + S::TOGETHER);
-                for (c, (parts, logit)) in some.clone().zip(parts.iter_mut().zip(&mut *logits)) {
-                    let x = load_and_ask!(c);
-                    *parts = exp.begin::<SHIFTED>(s, x);
-                    if hessian {
-                        *logit = x;
-                    }
+            if let Some(stored) = self.coefficients.stored() {
+                ask(stored, next[1]);
+            }
+            let x = T::V::<S>::load(s, columns.0, at);
+            let e = exp.of::<SHIFTED>(s, x);
+            if GRAD {
+                e.store(columns.1, at);
+            }
+            let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c - first]));
+            let other = T::V::<S>::select(own, zero, e);
+            if C::HARD && C::ANY {
+                // Without the largest, too, it is to have all digits.
+                rest.add(other);
+            } else {
+                rest.add_positive(other);
+            }
+            result.pivot = T::V::<S>::select(own, e, result.pivot);
+            if hessian {
+                others.add_positive(T::V::<S>::select(x.eq(most), zero, e));
+            }
+            if C::ANY {
+                let t = self.coefficient(s, c, start, buffers);
+                let distance = t.mul(most.sub(x));
+                // 0 log 0 = 0
+                let distance = T::V::<S>::select(t.eq(zero), zero, distance);
+                if C::EVEN {
+                    distances.add_positive(distance);
+                } else {
+                    distances.add(distance);
                 }
-                for (c, &parts) in some.clone().zip(&*parts) {
-                    let x = T::V::<S>::load(s, columns.0, c * T::LANES);
-                    let e = exp.end::<SHIFTED>(s, x, parts);
-                    add!(c, x, e);
+                if !C::HARD {
+                    coefficients.add(t);
                 }
-                if hessian {
-                    // By itself, since this sum would take the registers of the others.
-                    for (c, x) in some.zip(&*logits) {
-                        let e = T::V::<S>::load(s, columns.0, c * T::LANES);
-                        others.add_positive(e.clear(s, x.eq(most)));
-                    }
+                if !C::EVEN {
+                    result.own = T::V::<S>::select(own, t, result.own);
                 }
             }
         }
         result.sums = [rest, others, coefficients, distances];
         result
     }
-}
-
-/// Exponentials of some classes after their first step, and the logits for a Hessian; see
-/// [`Simd::TOGETHER`].
-struct Begun<S: Simd, T: Real> {
-    parts: [[T::V<S>; 2]; MOST_TOGETHER],
-    logits: [T::V<S>; MOST_TOGETHER],
 }
 
 /// What is asked for while the columns of a group, which begin at `start`, are summed: the next block's
@@ -298,10 +243,8 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        let zero = splat::<S, T>(s, 0.0);
-        let mut begun = Begun { parts: [[zero; 2]; MOST_TOGETHER], logits: [zero; MOST_TOGETHER] };
         for group in self.0.groups() {
-            self.0.job.reduce::<S, MANY>(s, &self.0, group, &mut begun);
+            self.0.job.reduce::<S, MANY>(s, &self.0, group);
         }
     }
 }
