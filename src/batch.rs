@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::caches;
 use crate::driver::{self, Job};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, collected};
 use crate::layout::Layout;
 use crate::math::Real;
 use crate::options::Options;
@@ -180,7 +180,7 @@ impl<'a, T: Real> Batch<'a, T> {
         let ignored_classes = options.ignore_index.iter();
         let ignored_classes = ignored_classes.filter_map(|&i| usize::try_from(i).ok());
         let ignored_classes: Vec<_> = ignored_classes.filter(|&i| i < classes).collect();
-        let weight = weight.map(|weight| (0..classes).map(|i| weight.get(i)).collect());
+        let weight = weight.map(|weight| collected((0..classes).map(|i| weight.get(i))));
         let mut batch = Batch {
             values,
             layout,

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::{Error, Result};
 use crate::pool::Pool;
 use crate::reduce;
-use crate::simd::{Kernel, Level, Simd, enter};
+use crate::simd::{Kernel, Level, Simd, enter, zeros};
 use crate::team::{self, Team};
 
 /// Work that falls into blocks.
@@ -118,7 +118,7 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
         few = [0.0; 16];
         &mut few[..blocks]
     } else {
-        many = vec![0.0; blocks];
+        many = zeros(blocks);
         &mut many
     };
     let helpers = if blocks > together { helpers(work)? } else { None };
@@ -293,8 +293,8 @@ fn pool(work: usize, helpers: usize) -> Result<Option<Arc<Pool>>> {
     if let Some(pool) = current {
         return Ok(Some(pool.clone()));
     }
-    let pool = Pool::new(helpers)
-        .map_err(|error| Error::Value(format!("could not start {helpers} threads: {error}")))?;
+    // Where the system gives no threads, or no memory for them, the caller works alone.
+    let Ok(pool) = Pool::new(helpers) else { return Ok(None) };
     let pool = Arc::new(pool);
     if let Some((owner, old)) = threads.pool.replace((process, pool.clone()))
         && owner != process

@@ -18,7 +18,7 @@ use crate::batch::Outputs;
 use crate::caches;
 use crate::coefficients::load_lanes;
 use crate::driver::{self, Job};
-use crate::error::Result;
+use crate::error::{Result, collected};
 use crate::math::{
     Real,
     exp::Exp,
@@ -131,8 +131,8 @@ impl<'a, T: Real> Periodic<'a, T> {
             return Periodic { tiled: vec![], all: Some(numbers), period: 1 };
         }
         let period = numbers.len() * T::LANES.div_ceil(numbers.len());
-        let tiled =
-            (0..period + WEIGHTED * T::LANES).map(|i| numbers.get(i % numbers.len())).collect();
+        let tiled = 0..period + WEIGHTED * T::LANES;
+        let tiled = collected(tiled.map(|i| numbers.get(i % numbers.len())));
         Periodic { tiled, all: None, period }
     }
 

@@ -3,10 +3,12 @@
 //! No reference to the numbers is ever made, every access goes by raw pointer and is checked
 //! against the view's length: a wrong index panics, a foreign write gives a wrong number.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::null_mut;
+
+use crate::error::no_memory;
 
 /// A view to read from.
 #[derive(Debug)]
@@ -283,7 +285,22 @@ fn exchange(wanted: impl Fn(*mut u8) -> bool, new: *mut u8) -> Option<*mut u8> {
 }
 
 fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes, 64).expect("scratch too large")
+    Layout::from_size_align(bytes, 64).unwrap_or_else(|_| no_memory())
+}
+
+/// As many zeros. The system has them ready where they are many.
+pub fn zeros(len: usize) -> Vec<f64> {
+    if len == 0 {
+        return vec![];
+    }
+    let layout = Layout::array::<f64>(len).unwrap_or_else(|_| no_memory());
+    // SAFETY: the layout's size is not zero.
+    let start = unsafe { alloc_zeroed(layout) };
+    if start.is_null() {
+        no_memory();
+    }
+    // SAFETY: allocated as a vector of this capacity would be; zeros are numbers.
+    unsafe { Vec::from_raw_parts(start.cast(), len, len) }
 }
 
 impl<T: Copy + Default> Scratch<T> {
@@ -299,7 +316,7 @@ impl<T: Copy + Default> Scratch<T> {
 
     /// A buffer of `len` numbers, whatever they are.
     pub fn uncleared(len: usize) -> Self {
-        let needed = len.checked_mul(size_of::<T>()).expect("scratch too large");
+        let needed = len.checked_mul(size_of::<T>()).unwrap_or_else(|| no_memory());
         let bytes = needed.max(SPARE);
         if bytes == SPARE
             && let Some(start) = exchange(|start| !start.is_null(), null_mut())
@@ -309,7 +326,7 @@ impl<T: Copy + Default> Scratch<T> {
         // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc_zeroed(layout(bytes)) };
         if start.is_null() {
-            handle_alloc_error(layout(bytes));
+            no_memory();
         }
         Scratch { start: start.cast(), len, bytes }
     }

@@ -24,7 +24,7 @@ mod avx512;
 use std::fmt::Debug;
 use std::sync::OnceLock;
 
-pub use memory::{Input, Output, Scratch, copy};
+pub use memory::{Input, Output, Scratch, copy, zeros};
 
 /// The most lanes a vector has: those of `f32`.
 pub const MAX_LANES: usize = 16;
