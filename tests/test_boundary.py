@@ -8,6 +8,7 @@ import inspect
 import itertools
 import sys
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -186,9 +187,8 @@ def test_a_thread_that_reshapes_meanwhile(loss, layout, rng, threads):
     thread.start()
     done = 0
     try:
-        for _ in range(3000):
-            if done == 100:
-                break
+        until = time.monotonic() + 30
+        while done < 30 and time.monotonic() < until:
             try:
                 losses, grad = case.call(1)
             except ValueError as error:
@@ -201,7 +201,7 @@ def test_a_thread_that_reshapes_meanwhile(loss, layout, rng, threads):
         stop.set()
         thread.join()
         sys.setswitchinterval(before)
-    assert done == 100
+    assert done == 30
 
 
 @every_loss
@@ -493,13 +493,6 @@ def test_fractions_are_no_class_indices(loss, value, kind, rng):
     target[[599_000, 599_500]] = value
     with pytest.raises(ValueError, match=r"target\[599000\]"):
         long.but(target=target).call(0)
-
-
-@every_class_loss
-def test_bools_are_no_class_indices(loss, rng):
-    case = loss.case(rng, (3, 4), np.float32)
-    with pytest.raises(TypeError, match="integer"):
-        case.but(target=np.ones(3, bool)).call(0)
 
 
 # ------------------------------------------------------------------------------- one-hot, or not
