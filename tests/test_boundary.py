@@ -433,6 +433,93 @@ def test_no_memory_for_threads(python):
     )
 
 
+@linux
+@pytest.mark.parametrize("how", ["refused", "freed"])
+def test_tensors_that_cannot_be_made_leave_nothing(python, how):
+    """By a class of tensors that fails, before it takes the memory over or after."""
+    python(
+        """
+    import ctypes, resource, sys
+    from ctypes import POINTER, c_int, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
+    from ctypes import c_void_p
+    from xentrs import _xentrs
+
+    class Description(ctypes.Structure):
+        _fields_ = [
+            ("data", c_void_p), ("device_type", c_int32), ("device_id", c_int32), ("ndim", c_int32),
+            ("code", c_uint8), ("bits", c_uint8), ("lanes", c_uint16), ("shape", c_void_p),
+            ("strides", c_void_p), ("byte_offset", c_uint64),
+        ]
+
+    class Owned(ctypes.Structure):
+        _fields_ = [
+            ("major", c_uint32), ("minor", c_uint32), ("context", c_void_p), ("free", c_void_p),
+            ("flags", c_uint64), ("description", Description),
+        ]
+
+    Make = ctypes.PYFUNCTYPE(c_int, POINTER(Owned), c_void_p)
+    Describe = ctypes.PYFUNCTYPE(c_int, c_void_p, POINTER(Description))
+
+    class Exchange(ctypes.Structure):
+        _fields_ = [
+            ("major", c_uint32), ("minor", c_uint32), ("older", c_void_p),
+            ("unused", c_void_p * 2), ("make", Make), ("describe", Describe),
+        ]
+
+    numbers, one, step = (ctypes.c_float * 4)(), (c_int64 * 1)(4), (c_int64 * 1)(1)
+    made = []
+
+    @Make
+    def make(owned, result):
+        made.append(owned.contents.description.ndim)
+        if sys.argv[1] == "freed":
+            ctypes.PYFUNCTYPE(None, c_void_p)(owned.contents.free)(ctypes.addressof(owned.contents))
+        return -1
+
+    @Describe
+    def describe(tensor, found):
+        found[0] = Description(
+            ctypes.addressof(numbers), 1, 0, 1, 2, 32, 1, ctypes.addressof(one),
+            ctypes.addressof(step), 0,
+        )
+        return 0
+
+    exchange = Exchange(1, 0, None, (c_void_p * 2)(), make, describe)
+    new = ctypes.pythonapi.PyCapsule_New
+    new.argtypes, new.restype = [c_void_p, ctypes.c_char_p, c_void_p], ctypes.py_object
+
+    class Tensor:
+        name = b"dlpack_exchange_api"
+        __dlpack_c_exchange_api__ = new(ctypes.addressof(exchange), name, None)
+
+    def size():
+        return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+
+    _xentrs.use_tensors(Tensor)
+    for i in range(60):
+        try:
+            _xentrs.new_tensor(Tensor(), (1 << 22, 1))
+        except RuntimeError as error:
+            assert "no tensor" in str(error)
+        else:
+            raise AssertionError
+        if i == 9:
+            before = size()
+    assert made == [2] * 60
+    assert size() - before < 64 << 20, size() - before
+    # So many numbers that their bytes are no number.
+    for shape in ((1 << 62, 2), (1 << 40, 1 << 40), (1 << 60, 1)):
+        try:
+            _xentrs.new_tensor(Tensor(), shape)
+        except MemoryError:
+            pass
+        else:
+            raise AssertionError
+        """,
+        arguments=[how],
+    )
+
+
 # ----------------------------------------------------------------------- class indices as floats
 
 FLOATS = [np.float16, np.float32, np.float64, ">f4", ">f8", np.longdouble]

@@ -100,10 +100,12 @@ def cross_entropy(
     ----------
     logits : array_like, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, of C >= 1 classes on `axis`. An array of
-        any strides is not copied, but for a tile at a time where samples are no rows.
+        any strides is not copied, but for a tile at a time where samples are no rows. Integers in
+        a list or another sequence become float64; arrays of integers are refused.
     target : array_like
-        Either class indices: integers, of the shape of `logits` without the class axis. Or
-        probabilities: floats, integers or bools of the shape of `logits`, which need not sum to 1.
+        Either class indices, of the shape of `logits` without the class axis: integers, or floats
+        that are whole numbers. Or of the shape of `logits`: floats are probabilities, which need
+        not sum to 1; integers and bools are one-hot, each row a single 1 and else 0.
     axis : int, default -1
         The class axis of `logits`. (PyTorch's layout ``(N, C, d)`` is ``axis=1``.)
     weight : array_like of shape (C,), optional
@@ -133,9 +135,13 @@ def cross_entropy(
     ------
     TypeError
         If an argument has a type or dtype other than above (logits of integers, for instance), is
-        a masked array, or lies on a GPU.
+        a masked array, a pandas table of nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. Nothing of it was converted then.
     ValueError
-        If shapes do not fit, or an option is not one of the values above.
+        If shapes do not fit, an option is not one of the values above, rows are not one-hot, or
+        class indices are fractions or missing.
+    MemoryError
+        If there is not enough memory.
     IndexError
         If a class index that is not ignored is outside ``[0, C)``.
 
@@ -422,8 +428,9 @@ def log_loss(
         Probabilities, each in [0, 1], of any rank from 1, of C >= 1 classes on `axis`. They need
         not sum to 1, and are not clipped.
     target : array_like
-        Either class indices: integers, of the shape of `probabilities` without the class axis. Or
-        probabilities: floats, integers or bools of the shape of `probabilities`.
+        Either class indices, of the shape of `probabilities` without the class axis: integers, or
+        floats that are whole numbers. Or of the shape of `probabilities`: floats are probabilities;
+        integers and bools are one-hot, each row a single 1 and else 0.
     axis : int, default -1
         The class axis of `probabilities`.
     weight : array_like of shape (C,), optional
