@@ -325,7 +325,8 @@ SHORT_OF_MEMORY = """
             resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
     def refused(call, room=8 << 20):
-        for attempt in range(4):
+        grown = []
+        for _ in range(4):
             before = size()
             try:
                 limited(call, room)
@@ -334,9 +335,9 @@ SHORT_OF_MEMORY = """
             else:
                 raise AssertionError("had memory enough")
             gc.collect()
-            grown = size() - before
-            # What the first attempt leaves are arenas and the like.
-            assert attempt == 0 or grown < 4 << 20, grown
+            grown.append(size() - before)
+        # A thread's first call to the allocator reserves an arena; what leaks does so every time.
+        assert min(grown) < 4 << 20, grown
     """
 
 
