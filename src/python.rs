@@ -120,8 +120,13 @@ impl Room {
                 step.write(*strides.add(i));
             }
         }
-        // SAFETY: just written.
-        Some(unsafe { (lengths.assume_init_ref(), steps.assume_init_ref()) })
+        // SAFETY: just written, all `n` of both.
+        Some(unsafe {
+            (
+                std::slice::from_raw_parts(lengths.as_ptr().cast(), n),
+                std::slice::from_raw_parts(steps.as_ptr().cast(), n),
+            )
+        })
     }
 }
 
