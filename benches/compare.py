@@ -167,9 +167,7 @@ def arguments(text: str, seconds: float) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--rows", action="append", help="only the row of this name, or rows with this in it"
-    )
+    parser.add_argument("--rows", action="append", help="a row, or rows with this in their name")
     parser.add_argument("--quick", action="store_true", help="a test: few turns, small arrays")
     parser.add_argument("--seconds", type=float, default=seconds, help="for each row")
     parser.add_argument("--turns", type=int, default=100, help="at most, for each row")

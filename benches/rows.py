@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 SMOOTHING = 0.1
 DTYPES: dict[str, Any] = {"f32": np.float32, "f64": np.float64}
 IGNORED = -100
+# The features of a sample in a step: so few that the products do not dwarf the loss. With 16 the
+# two of them take 2 to 3 times as long as loss and gradient.
+WIDTH = 16
 
 # What logits there can be other than normal ones, of three units' spread
 TRAINED = "trained"
@@ -87,15 +90,6 @@ class Row:
     def has_step(self) -> bool:
         """Whether its logits can be the product of a step, in rows as a product has them."""
         return self.d == 1 and self.option not in (TRAINED, *HARD, F_ORDER)
-
-    @property
-    def width(self) -> int:
-        """The features of a step: few, so that the products do not dwarf the loss.
-
-        With 16 features a product takes about as long as one pass over the logits, with 64 as long
-        as the loss at 1000 classes.
-        """
-        return 64 if 100 <= self.c <= 1024 else 16
 
     @property
     def own_floor(self) -> Part:
@@ -367,15 +361,14 @@ class StepCase(Case):
         self.weights_grad = np.empty_like(self.weights)
 
     def _inputs(self, shape: tuple[int, ...]) -> Array:
-        width = self.row.width
-        shapes = (shape[0], width), (width, shape[1])
+        shapes = (shape[0], WIDTH), (WIDTH, shape[1])
         if self.row.loss == "log_loss":
             factors = [self._random(*s) + self.dtype(0.01) for s in shapes]
             for factor in factors:
                 factor /= factor.sum(axis=1, keepdims=True)
         else:
             factors = [self.rng.standard_normal(s, dtype=self.dtype) for s in shapes]
-            factors[1] *= self.dtype(3 / np.sqrt(width))
+            factors[1] *= self.dtype(3 / np.sqrt(WIDTH))
         self.features, self.weights = factors
         product: Array = np.matmul(self.features, self.weights)
         return product
