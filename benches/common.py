@@ -153,11 +153,11 @@ class Side:
 
     def turn(self, timer: timeit.Timer | Among, count: int) -> None:
         """Time some calls, and keep the time of one."""
-        whole = timer.timeit(count) / count
+        taken = timer.timeit(count) / count
         if isinstance(timer, Among):
-            self.wholes.append(whole)
-            whole = statistics.median(timer.inside)
-        self.times.append(whole / self.calls)
+            self.wholes.append(statistics.median(timer.wholes))
+            taken = statistics.median(timer.inside)
+        self.times.append(taken / self.calls)
 
     @property
     def median(self) -> float:
@@ -177,20 +177,25 @@ class Side:
 
 
 AMONG = """\
-def run(count, clock, inside):
+def run(count, clock, inside, wholes):
     start = clock()
     for _ in range(count):
+        first = clock()
         {before}
         began = clock()
         value = {statement}
         inside.append(clock() - began)
         {after}
+        wholes.append(clock() - first)
     return clock() - start
 """
 
 
 class Among:
-    """The timer of a call among other work: `inside` has the times of the last calls alone."""
+    """The timer of a call among other work.
+
+    `inside` has the times of the last calls alone, `wholes` those with the work around them.
+    """
 
     def __init__(self, side: Side) -> None:
         names = dict(side.names)
@@ -198,10 +203,11 @@ class Among:
         exec(AMONG.format(**parts), names)
         self.run = names["run"]
         self.inside: list[float] = []
+        self.wholes: list[float] = []
 
     def timeit(self, count: int) -> float:
-        self.inside = []
-        return float(self.run(count, time.perf_counter, self.inside))
+        self.inside, self.wholes = [], []
+        return float(self.run(count, time.perf_counter, self.inside, self.wholes))
 
 
 LONG = 0.12  # seconds that OpenBLAS's threads spin after a product: 2^28 cycles of the counter
@@ -219,12 +225,15 @@ def seconds_a_call(timer: timeit.Timer | Among, least: float = 1e-3) -> float:
     return taken / count
 
 
-def measure(sides: list[Side], seconds: float, turns: int, turn_takes: float = 5e-3) -> None:
+def measure(
+    sides: list[Side], seconds: float, turns: int, turn_takes: float = 5e-3, least: int = 15
+) -> None:
     """Let the sides take turns, in any order; collect the time of one call from each turn.
 
     A turn of a fast side begins with calls that are not timed, for some milliseconds: threads that
     another library left spinning go to sleep, and the side's own wake up. Those that leave threads
-    spinning for longer come last.
+    spinning for longer come last; their turns begin with a whole call at least, and have three more.
+    There are at least `least` turns, however long they take.
     """
     players = []  # a side, its timer, its calls a turn, and their time
     fastest: dict[str, float] = {}  # of each setting
@@ -232,9 +241,10 @@ def measure(sides: list[Side], seconds: float, turns: int, turn_takes: float = 5
         timer = side.timer()
         timer.timeit(1)
         taken = seconds_a_call(timer)
-        players.append((side, timer, max(1, int(turn_takes / taken)), taken))
+        count = max(3 if side.spins and turns > SELDOM else 1, int(turn_takes / taken))
+        players.append((side, timer, count, taken))
         fastest[side.setting] = min(taken, fastest.get(side.setting, math.inf))
-    least = min(turns, 3 * SELDOM)
+    least = min(turns, least)
     order, chance = list(enumerate(players)), random.Random(0)
     gc.collect()
     end = time.perf_counter() + seconds
@@ -250,7 +260,7 @@ def measure(sides: list[Side], seconds: float, turns: int, turn_takes: float = 5
             if slow and turns > SELDOM and (turn + i) % SELDOM:
                 continue
             settled = time.perf_counter() + 3e-3
-            while taken < 50e-3 and time.perf_counter() < settled:
+            while (taken < 50e-3 or side.spins) and time.perf_counter() < settled:
                 timer.timeit(count // 4 + 1)
             side.turn(timer, count)
         turn += 1
