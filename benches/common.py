@@ -232,8 +232,8 @@ def measure(
 
     A turn of a fast side begins with calls that are not timed, for some milliseconds: threads that
     another library left spinning go to sleep, and the side's own wake up. Those that leave threads
-    spinning for longer come last; their turns begin with a whole call at least, and have three more.
-    There are at least `least` turns, however long they take.
+    spinning for longer come last, and have at least three calls after the first. There are at least
+    `least` turns, however long they take.
     """
     players = []  # a side, its timer, its calls a turn, and their time
     fastest: dict[str, float] = {}  # of each setting
