@@ -35,7 +35,7 @@ def without_grad(value: Any) -> tuple[float, None]:
 
 
 def side(
-    case: Case, name: str, call: Callable[[], Any], statement: str = "call()", **more: Any
+    case: Case, name: str, call: Callable[..., Any], statement: str = "call()", **more: Any
 ) -> Side:
     answer = with_grad if case.row.with_grad else without_grad
     names = {"call": call} | more.pop("names", {})

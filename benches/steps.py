@@ -178,8 +178,8 @@ def main() -> int:
     xentrs.set_num_threads(THREADS)
     report = machine("scipy", "torch", "jax", "optax", "tensorflow", "scikit-learn")
     builds = Builds(options.against)
-    limits = (0.0, 2) if options.quick else (options.seconds, options.turns)
-    report["rows"] = [run(row, *limits, builds, asked, settings) for row in rows]
+    seconds, turns = (0.0, 2) if options.quick else (options.seconds, options.turns)
+    report["rows"] = [run(row, seconds, turns, builds, asked, settings) for row in rows]
     print(table.steps(report))
     print()
     print(table.steps_verdict(report))
