@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -143,6 +144,7 @@ def level_of(module: ModuleType) -> str:
 def run(row: Row, seconds: float, turns: int, *how: Any) -> dict[str, Any]:
     """Check and time one row; return what is kept of it."""
     print(f"{row.name} ...", file=sys.stderr, flush=True)
+    started = time.perf_counter()
     case = Case(row)
     sides = list(sides_of(case, *how))
     for side in sides:
@@ -154,6 +156,7 @@ def run(row: Row, seconds: float, turns: int, *how: Any) -> dict[str, Any]:
     if row.base is not None:
         sides.append(xentrs_side(Case(row.base), table.PLAIN))
     measure([side for side in sides if not side.trouble], seconds, turns)
+    print(f"  {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return {
         "name": row.name,
         "goals": row.goals_at(level_of(xentrs)),

@@ -129,6 +129,7 @@ def run(
 ) -> dict[str, Any]:
     """Check and time one row in all settings; return what is kept of it."""
     print(f"{row.name} ...", file=sys.stderr, flush=True)
+    started = time.perf_counter()
     case = Case(row)
     sides, cases = [], {}
     for of, side in settings_of(case, builds, asked, settings):
@@ -161,6 +162,7 @@ def run(
     found: dict[str, dict[str, Any]] = {}
     for side in sides:
         found.setdefault(side.setting, {})[side.name] = side.report()
+    print(f"  {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return {"name": row.name, "ours": table.OURS, "goals": row.steps, "settings": found}
 
 
