@@ -44,7 +44,7 @@ from common import (
     save_level,
 )
 from peers import PEERS, WHOLE, in_step, peer_sides, with_grad, without_grad
-from rows import PLAIN_ROWS, ROWS, Case, Row, StepCase
+from rows import HARD, PLAIN_ROWS, ROWS, Case, Row, StepCase
 
 QUICK = 2**17  # numbers a row, for a test
 IN_CACHE = 2**23  # bytes of an array for which floors are measured on one thread too
@@ -134,7 +134,8 @@ def sides_of(
     if other is not None:
         yield xentrs_side(case, table.at_level(level_of(other)), other)
     yield from floor_sides(case, floors)
-    yield from peer_sides(case, asked)
+    if asked or case.row.option not in HARD:  # to a peer they are rows like others
+        yield from peer_sides(case, asked)
 
 
 def level_of(module: ModuleType) -> str:
@@ -207,7 +208,7 @@ def chosen(
 
 
 def main() -> int:
-    parser = arguments(__doc__, seconds=12.0)
+    parser = arguments(__doc__, seconds=4.0)
     parser.add_argument("--simd", help="the level of the second xentrs")
     options = parser.parse_args()
     everybody_at(options.level)

@@ -232,6 +232,8 @@ def steps(report: dict[str, Any]) -> str:
         line = [row["name"], setting, duration(ours), "" if math.isnan(one) else duration(one)]
         line += [times(found), times(ours / one), told_goal]
         lines.append(line + [times(took(row, setting, name) / ours) for name in shown])
+    filled = [i for i in range(len(header)) if any(line[i] for line in lines[2:])]
+    lines = [[line[i] for i in filled] for line in lines]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{text}\n\n{STEPS_LEGEND} {told(report)}"
 

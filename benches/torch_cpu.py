@@ -254,7 +254,7 @@ def main() -> None:
     if arguments.steps:
         xentrs.set_num_threads(THREADS)
         torch.set_num_threads(THREADS)
-        report = time_steps(arguments.rows, 0.0 if arguments.quick else 10.0, arguments.quick)
+        report = time_steps(arguments.rows, 0.0 if arguments.quick else 6.0, arguments.quick)
         print(table.steps(report))
         if arguments.json:
             save_level(report, arguments.json)
