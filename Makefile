@@ -53,7 +53,7 @@ test: $(VENV)/.package  ## Run all tests, those of the Rust crate first, those w
 	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-torch)
 
 test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an environment that has PyTorch
-	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py)
+	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py tests/test_benches.py::test_torch_steps)
 
 lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check

@@ -24,11 +24,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(script: str, *arguments: str, file: Path | None = None) -> str:
-    """Run a script, warnings being errors; return what it prints."""
+def run(script: str, *arguments: str, file: Path | None = None, warnings: str = "error") -> str:
+    """Run a script, warnings being errors but for PyTorch's own; return what it prints."""
     written = [] if file is None else ["--json", str(file)]
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(BENCHES / script), *arguments, *written],
+        [sys.executable, "-W", warnings, str(BENCHES / script), *arguments, *written],
         capture_output=True,
         text=True,
         timeout=300,
@@ -115,7 +115,7 @@ def test_steps(tmp_path):
 
     (tmp_path / "docs").mkdir()
     for name in ("README.md", "docs/benchmarks.md"):
-        markers = "<!-- table: make bench-peers -->\nold\n<!-- end of the table -->"
+        markers = "<!-- table: make bench-peers -->\nstale\n<!-- end of the table -->"
         (tmp_path / name).write_text(f"before\n{markers}\nafter\n")
     run("table.py", str(tmp_path), "--readme", "--into", str(tmp_path))
     small = (tmp_path / "README.md").read_text()
@@ -123,10 +123,24 @@ def test_steps(tmp_path):
     for text in (small, large):
         assert text.startswith("before\n<!--")
         assert text.endswith("-->\nafter\n")
-        assert "old" not in text
+        assert "stale" not in text
     # No row of full size was timed, so none is shown; the heading is.
     assert "| work | xentrs | NumPy |" in small
     assert all(f"| {row['name']} | sleep |" in large for row in report["rows"])
+
+
+def test_torch_steps(tmp_path):
+    pytest.importorskip("torch", reason="make test-torch runs it")
+    file = tmp_path / "torch.json"
+    arguments = ["--steps", "--quick", "--rows", "65536 x 10"]
+    run("torch_cpu.py", *arguments, warnings="default", file=file)
+    (report,) = json.loads(file.read_text())["levels"].values()
+    (row,) = report["rows"]
+    assert {*row["settings"]} == {"step", "whole"}
+    for sides in row["settings"].values():
+        assert {"xentrs.torch", "PyTorch eager", "PyTorch compiled"} <= {*sides}
+        assert not any("trouble" in side for side in sides.values()), sides
+    assert "| whole |" in run("table.py", str(tmp_path))
 
 
 def test_curves(tmp_path):
