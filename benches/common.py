@@ -38,6 +38,11 @@ import xentrs
 THREADS = int(os.environ.get("XENTRS_NUM_THREADS", min(2, len(os.sched_getaffinity(0)))))
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
+# PyTorch's cache of compiled code does not tell levels apart: code generated for vectors of 8 and
+# compiled for vectors of 16 writes beyond its arrays.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(
+    Path(tempfile.gettempdir()) / f"xentrs-inductor-{os.environ.get('XENTRS_BENCH_LEVEL', 'own')}"
+)
 
 # Forces each library to AVX2, in its own way. NumPy's names are added where NumPy is at hand.
 AVX2 = {
