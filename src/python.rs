@@ -260,6 +260,20 @@ impl<'a> View<'a> {
         Ok(if place.is_rows(self.shape[axis]) { None } else { Some(place) })
     }
 
+    /// Whether none of these `float64` numbers loses anything as a `float32`.
+    fn is_exact(&self, axis: usize) -> Result<bool, Stop> {
+        let numbers = self.input::<f64>();
+        let Some(place) = self.place(axis)? else { return Ok(is_exact(numbers)) };
+        let classes = self.shape[axis];
+        Ok(place.lines(0..self.len() / classes).all(|line| {
+            (0..classes).all(|class| {
+                let at = line.at + class as isize * place.class_step();
+                (0..line.n as isize)
+                    .all(|i| is_exact(numbers.part((at + i * place.sample_step()) as usize, 1)))
+            })
+        }))
+    }
+
     fn floats(&self) -> Option<Floats<'a>> {
         match self.dtype {
             Dtype::F32 => Some(Floats::F32(self.input())),
@@ -321,6 +335,40 @@ impl<'a> View<'a> {
             && (self.is(model) || !self.overlaps(model))
             && !others.iter().flatten().any(|other| self.overlaps(other))
     }
+}
+
+/// Whether none of these numbers loses anything as a `float32`: the arithmetic of that type then does.
+fn is_exact(numbers: Input<'_, f64>) -> bool {
+    const BLOCK: usize = 1024;
+    (0..numbers.len()).step_by(BLOCK).all(|at| {
+        let numbers = numbers.part(at, BLOCK.min(numbers.len() - at));
+        let mut exact = true;
+        for i in 0..numbers.len() {
+            let x = numbers.get(i);
+            exact &= f64::from(x as f32) == x || x.is_nan();
+        }
+        exact
+    })
+}
+
+/// Factors below this, and products of a few, are `float32`.
+const HUGE: f64 = (1u128 << 100) as f64;
+
+/// Whether a weight is not below [`HUGE`].
+fn is_huge(weights: Floats<'_>) -> bool {
+    let mut fits = true;
+    macro_rules! compare {
+        ($weights:expr) => {
+            for i in 0..$weights.len() {
+                fits &= $weights.get(i).abs() < HUGE as _;
+            }
+        };
+    }
+    match weights {
+        Floats::F32(x) => compare!(x),
+        Floats::F64(x) => compare!(x),
+    }
+    !fits
 }
 
 /// A float that arrays hold.
@@ -569,6 +617,9 @@ fn typed_class_loss<'py, T: Number, S: Source>(
         Target::Probabilities(target.input())
     } else if target.shape == shape && values.dtype == Dtype::F32 && target.dtype == Dtype::F64 {
         // Wider than the values: see `wide`.
+        if target.is_exact(axis)? {
+            return Err(Stop::NotImplemented);
+        }
         Target::Probabilities(Input::from_slice(&[]))
     } else {
         return Err(Stop::NotImplemented);
@@ -602,10 +653,14 @@ fn typed_class_loss<'py, T: Number, S: Source>(
     let options = arguments.options.check()?;
     driver_ready()?;
     let probabilities = matches!(typed_target, Target::Probabilities(_));
-    let weighs = matches!(weights, Some(Floats::F64(_)));
+    let weighs = matches!(weights, Some(Floats::F64(weights)) if !is_exact(weights));
     let weighs = weighs && (probabilities || options.label_smoothing != 0.0);
-    // The target or the weights of its classes are wider than the values: all is computed in float64.
+    let huge = |weights: Option<Floats<'_>>| weights.is_some_and(is_huge);
+    let tiny = options.denominator.is_some_and(|x| x > 0.0 && x < 1.0 / HUGE);
+    // The target or the weights of its classes are wider than the values, or factors may be more than
+    // they hold: all is computed in float64.
     let is_wide = probabilities && target.dtype != values.dtype || weighs;
+    let is_wide = is_wide || tiny || huge(weights) || huge(sample_weights);
     let wide = (values.dtype == Dtype::F32 && is_wide).then(|| match typed_target {
         Target::Indices(indices) => Target::Indices(indices),
         Target::Probabilities(_) if target.dtype == Dtype::F64 => {
@@ -783,6 +838,11 @@ fn typed_element_loss<'py, T: Number, S: Source>(
     if !canonical {
         return Err(Stop::NotImplemented);
     }
+    let wider = |view: &View<'_>| view.dtype == Dtype::F64 && T::DTYPE == Dtype::F32;
+    let mut wide = [Some(target), weight, pos_weight].into_iter().flatten().filter(wider);
+    if wide.any(|view| is_exact(view.input())) {
+        return Err(Stop::NotImplemented);
+    }
     let options = arguments.options.check()?;
     driver_ready()?;
 
@@ -796,9 +856,8 @@ fn typed_element_loss<'py, T: Number, S: Source>(
     let n = logits.len();
     let outputs = results.outputs();
     let counted = counted.map(|view| view.input::<u8>());
-    let wider = |view: &View<'_>| view.dtype == Dtype::F64 && T::DTYPE == Dtype::F32;
-    let any = [Some(target), weight, pos_weight].iter().flatten().any(wider);
-    if let (true, Some(outputs)) = (any, T::singles(outputs)) {
+    let wide = [Some(target), weight, pos_weight].into_iter().flatten().filter(wider);
+    if let (true, Some(outputs)) = (wide.count() > 0, T::singles(outputs)) {
         let mixed = binary::Mixed {
             logits: logits.input(),
             target: match target.dtype {

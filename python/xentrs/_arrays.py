@@ -182,14 +182,16 @@ def _canonical(a: _Array, dtype: DTypeLike) -> _Array:
 
 
 def _exact(a: _Array, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return `dtype`, that of the logits, where `a` loses nothing by it, else float64."""
+    """Return `dtype`, that of the logits, where no number of `a` loses by it, else float64."""
     if np.can_cast(a.dtype, dtype):
         return dtype
-    if a.dtype.kind in "iu" and a.size:
-        most = 1 << (np.finfo(dtype).nmant + 1)
-        if -most <= a.min() and a.max() <= most:
-            return dtype
-    return np.dtype(np.float64)
+    flags: list[Any] = ["external_loop", "buffered", "zerosize_ok"]
+    with np.errstate(all="ignore"):
+        for chunk in np.nditer(a, flags, buffersize=1 << 14):
+            wide = np.asarray(chunk, np.float64)
+            if np.any((wide.astype(dtype) != wide) & (wide == wide)):
+                return np.dtype(np.float64)
+    return dtype
 
 
 def _native(a: _Array) -> np.dtype[Any]:

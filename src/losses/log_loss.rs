@@ -711,10 +711,12 @@ pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize], fresh: bool) -> 
     }
     if single {
         let plan = SinglePlan::default();
-        let sum = match batch.outputs.grad {
-            // Nothing that it reads must be rows.
-            None => driver::run(&plan.job(batch))?,
-            Some(_) => tiles::run(batch, &plan)?,
+        // The loss alone reads values wherever they are, and writes nothing of their shape.
+        let converts = batch.layout.as_ref().is_some_and(|layout| layout.converts());
+        let sum = if batch.outputs.grad.is_none() && !converts {
+            driver::run(&plan.job(batch))?
+        } else {
+            tiles::run(batch, &plan)?
         };
         if late {
             plan.result(batch, shape)?;
