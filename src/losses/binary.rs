@@ -26,7 +26,6 @@ use crate::math::{
     quotient, times,
 };
 use crate::options::{Options, Reduction};
-use crate::reduce;
 use crate::simd::{Input, Level, Output, Scratch, Simd, Vector, fence};
 
 use super::elements::{Elements, Losses, block, limit};
@@ -285,9 +284,15 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
                 linear = linear.add(product);
             }
             if T::V::<S>::lanes(linear.abs().lt(constants.limit)) != T::ALL {
+                // No call: results wait in registers.
                 linear = zero;
-                let n = if lanes == T::ALL { N * T::LANES } else { lanes.count_ones() as usize };
-                sum.large += self.large(at..at + n);
+                for i in 0..N {
+                    let [x, slope] = self.load(s, at + i * T::LANES, lanes);
+                    let x = T::V::<S>::select(slope.eq(zero), zero, x);
+                    for part in 0..T::WIDE {
+                        sum.large = x.wide(part).mul_add(slope.wide(part), sum.large);
+                    }
+                }
             }
         }
         if let Some(array) = self.binary.outputs.hess.filter(|_| HESS) {
@@ -310,18 +315,6 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Plain<'_, '_, T, 
         let x = load_lanes(s, self.binary.logits, at, lanes);
         let step = T::V::<S>::select(zero.lt(x), one, zero);
         [x, step.sub(self.labels.load(s, at, lanes))]
-    }
-
-    /// The sum of the products of these two, which is too large for their type.
-    #[cold]
-    #[inline(never)]
-    fn large(&self, elements: Range<usize>) -> f64 {
-        let products = elements.map(|at| {
-            let x = self.binary.logits.get(at).to_f64();
-            let slope = f64::from(x > 0.0) - self.labels.number(at);
-            if slope == 0.0 { 0.0 } else { x * slope }
-        });
-        reduce::sum(products)
     }
 }
 
@@ -432,7 +425,8 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
                 let lanes = T::V::<S>::mask(s, large);
                 let (results, total) = self.wide(at, large, zero.to_lanes());
                 sum.sum.add_positive(T::V::<S>::select(lanes, zero, loss));
-                sum.large += total;
+                // An eighth in each lane.
+                sum.large = sum.large.add(S::V64::splat(s, total / 8.0));
                 let [of_loss, grad, hess] = results.map(|x| T::V::<S>::from_lanes(s, x));
                 loss = T::V::<S>::select(lanes, of_loss, loss);
                 wide = Some((lanes, grad, hess));

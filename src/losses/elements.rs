@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::math::Real;
 use crate::reduce::Sum;
-use crate::simd::{Output, Simd, Vector};
+use crate::simd::{Output, Simd, Vector, fold};
 use crate::softmax::lanes_from;
 
 /// The arithmetic of a loss.
@@ -37,7 +37,7 @@ pub struct Losses<S: Simd, T: Real> {
     /// Of the others.
     pub sum: Sum<S, T>,
     /// In float64.
-    pub large: f64,
+    pub large: S::V64,
 }
 
 /// Magnitudes below which thousands of numbers in a lane have a sum.
@@ -56,7 +56,7 @@ pub fn block<S: Simd, T: Real, E: Elements<T>, const N: usize>(
     results: Option<Output<'_, T>>,
     stream: bool,
 ) -> f64 {
-    let mut sum = Losses { sum: Sum::<S, T>::new(s), large: 0.0 };
+    let mut sum = Losses { sum: Sum::<S, T>::new(s), large: S::V64::splat(s, 0.0) };
     let mut writer = results.map(|array| Writer::<S, T>::new(s, array, range.start, stream));
     let mut at = range.start;
     while at + N * T::LANES <= range.end {
@@ -79,7 +79,7 @@ pub fn block<S: Simd, T: Real, E: Elements<T>, const N: usize>(
     if let Some(writer) = writer {
         writer.finish();
     }
-    sum.sum.total() + sum.large
+    sum.sum.total() + fold(sum.large.to_lanes())
 }
 
 /// Writes vectors one after the other, past the caches by whole lines if `stream`.

@@ -665,8 +665,13 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
             if T::V::<S>::lanes(total.abs().lt(constants.limit)) == T::ALL {
                 sum.sum.add(total);
             } else {
-                let n = if lanes == T::ALL { N * T::LANES } else { lanes.count_ones() as usize };
-                sum.large += self.large(at..at + n);
+                // No call: what follows waits in registers.
+                for i in 0..N {
+                    let log = log_normal::<S, T>(s, p[i]);
+                    for part in 0..T::WIDE {
+                        sum.large = t[i].wide(part).mul_add(log.wide(part), sum.large);
+                    }
+                }
             }
             if writes {
                 for i in 0..N {
@@ -683,14 +688,15 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
                 self.wrong.store(true, Relaxed);
             }
             let none = t[i].eq(zero);
-            let n = if lanes == T::ALL { T::LANES } else { lanes.count_ones() as usize };
-            let at = at + i * T::LANES;
             p[i] = p[i].add(zero);
             let term = T::V::<S>::select(none, zero, t[i].mul(log::<S, T>(s, p[i])));
             if T::V::<S>::lanes(term.abs().lt(constants.limit)) == T::ALL {
                 sum.sum.add(term);
             } else {
-                sum.large += self.large(at..at + n);
+                let log = T::V::<S>::select(none, zero, log::<S, T>(s, p[i]));
+                for part in 0..T::WIDE {
+                    sum.large = t[i].wide(part).mul_add(log.wide(part), sum.large);
+                }
             }
             let g = t[i].mul(constants.minus_scale).div(p[i]);
             grad[i] = T::V::<S>::select(none, zero, g);
@@ -707,14 +713,6 @@ fn term(t: f64, p: f64) -> f64 {
 }
 
 impl<T: Real> Plain<'_, '_, T> {
-    /// The sum of `t log p` of some elements, where products or sums are too large for their type.
-    #[cold]
-    #[inline(never)]
-    fn large(&self, elements: Range<usize>) -> f64 {
-        let number = |array: Input<'_, T>, i: usize| array.get(i).to_f64();
-        reduce::sum(elements.map(|i| term(number(self.target, i), number(self.batch.values, i))))
-    }
-
     /// The Hessian, if it is asked for, from the gradient.
     #[inline(always)]
     fn write_hess<S: Simd, V: Vector<S, T>, const N: usize>(

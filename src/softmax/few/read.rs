@@ -79,20 +79,20 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let (divisor, scale) = (splat::<S, f64>(s, batch.divisor), splat::<S, f64>(s, self.scale));
         // A product is exact enough where it is rounded to float32.
         let product = T::WIDE == 2 && self.scale.is_normal();
-        let mut least = splat::<S, f64>(s, 1.0);
+        let (mut zeros, none) = (0, splat::<S, f64>(s, 0.0));
         for group in block.groups() {
             for at in (group..group + T::LANES).step_by(8) {
                 let sample = buffers.load_wide(s, SAMPLE, at);
-                least = sample.abs().min(least);
+                zeros |= S::V64::lanes(sample.eq(none));
                 if C::HARD {
-                    least = buffers.load_wide(s, OF_CLASS, at).abs().min(least);
+                    zeros |= S::V64::lanes(buffers.load_wide(s, OF_CLASS, at).eq(none));
                 }
                 let scale = if product { sample.mul(scale) } else { sample.div(divisor) };
                 scale.store(buffers.wide(SCALE).1, at);
             }
             self.choose_references(s, group, buffers);
         }
-        S::V64::lanes(least.eq(splat::<S, f64>(s, 0.0))) != 0
+        zeros != 0
     }
 
     /// The exponents of the references of a group, from the weights of its samples and their classes.
