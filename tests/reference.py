@@ -53,6 +53,8 @@ def binary_cross_entropy_with_logits(
     w = np.asarray(1 if weight is None else weight).astype(Real)
     positive = t * np.asarray(1 if pos_weight is None else pos_weight).astype(Real)
     keep = np.broadcast_to(True if where is None else where, x.shape)
+    counted = keep.sum()
+    keep = keep & (w != 0)
     with np.errstate(all="ignore"):
         tail = np.log1p(np.exp(-abs(x)))
         # x + softplus(-x) = softplus(x), so the loss is (1 - t) softplus(x) + pw t softplus(-x).
@@ -65,7 +67,7 @@ def binary_cross_entropy_with_logits(
         hess = ((1 - t) + positive) * p * q
         parts = [loss, grad, hess, terms, abs(hess)]
         parts = [np.where(keep, w * part, Real(0)) for part in parts]
-        return _reduce(*parts, keep, keep.sum(), reduction, denominator, base)
+        return _reduce(*parts, counted > 0, counted, reduction, denominator, base)
 
 
 def _class_loss(
@@ -93,7 +95,7 @@ def _class_loss(
     if target.ndim == x.ndim:
         q = np.moveaxis(target.astype(Real), axis, -1)
         a = w * ((1 - e) * q + e / classes)
-        keep = np.ones(x.shape[:-1], bool)
+        keep = s != 0
         divisor = s.sum()
         hard = False
     else:
@@ -102,8 +104,11 @@ def _class_loss(
         y = np.where(keep, target, 0).astype(np.intp)
         is_target = np.arange(classes) == y[..., None]
         a = is_target * (1 - e) * w + (e / classes) * w
-        divisor = (s * w[y])[keep].sum()
         hard = e == 0
+        keep &= s != 0
+        if hard:
+            keep &= w[y] != 0
+        divisor = (s * w[y])[keep].sum()
     with np.errstate(all="ignore"):
         loss, grad, hess, terms, hess_terms = rule(x, a)
         if hard:
@@ -156,7 +161,7 @@ def _reduce(loss, grad, hess, terms, hess_terms, keep, divisor, reduction, denom
         loss = loss.sum()
     if reduction == "mean":
         divisor = Real(divisor if denominator is None else denominator)
-        if keep.any():
+        if np.any(keep):
             loss, scale = loss / divisor, scale / divisor
         else:
             loss = Real("nan") if denominator is None else Real(0)

@@ -112,6 +112,8 @@ def cross_entropy(
         Weight of each class.
     sample_weight : array_like, optional
         Weight of each sample, of the shape of `logits` without the class axis.
+        A sample of weight 0 counts for nothing, as an ignored one; a negative weight is a factor
+        like any other.
     ignore_index : int, iterable of ints or None, default -100
         Class indices whose samples count for nothing, whatever their logits. They may lie inside
         or outside ``[0, C)``; one from 0 up cannot be combined with probabilities as target.
@@ -437,6 +439,8 @@ def log_loss(
         Weight of each class.
     sample_weight : array_like, optional
         Weight of each sample, of the shape of `probabilities` without the class axis.
+        A sample of weight 0 counts for nothing, as an ignored one; a negative weight is a factor
+        like any other.
     ignore_index : int, iterable of ints or None, default -100
         Class indices whose samples count for nothing.
     label_smoothing : float, default 0.0
@@ -715,6 +719,7 @@ def binary_cross_entropy_with_logits(
         Floats, integers or bools: the probability of the positive class, taken as it is.
     weight : array_like, optional
         Weight of each element; broadcast to the shape of `logits`.
+        An element of weight 0 has loss and gradient 0, whatever its logit and label are.
     pos_weight : array_like, optional
         Weight of the positive class; broadcast to the shape of `logits`.
     label_smoothing : float, default 0.0
