@@ -14,6 +14,7 @@ smaller and printed as a line to paste. `test_fuzz.py` runs cases of a fixed see
 import argparse
 import hashlib
 import json
+import operator
 import os
 import re
 import secrets
@@ -563,14 +564,21 @@ def _meaning(call, x, t, options):
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
     for key in ("label_smoothing", "denominator", "base"):
         if options.get(key) is not None:
-            options[key] = float(options[key])
+            value = options[key]  # float() looks at some arrays before it asks them
+            options[key] = value.__float__() if hasattr(value, "__float__") else float(value)
     for key in ("weight", "sample_weight", "pos_weight", "where"):
         if options.get(key) is not None:
             options[key] = np.asarray(options[key])
     if call.binary and options.get("where") is None:
         options.pop("where", None)
     if "axis" in options:
-        options["axis"] = options["axis"].__index__()
+        options["axis"] = operator.index(options["axis"])
+    ignored = options.get("ignore_index")
+    if ignored is not None:
+        try:
+            options["ignore_index"] = operator.index(ignored)
+        except TypeError:
+            options["ignore_index"] = tuple(operator.index(i) for i in ignored)
     return np.asarray(x), np.asarray(t), options
 
 
