@@ -46,7 +46,7 @@ MOST = 20  # distinct findings, after which a run stops
 # In ULP, of the larger of the terms where a result is a difference: what test_accuracy.py bounds,
 # with room for draws that are not its own and for the rounding of weights and divisors in float64
 # (docs/numerics.md, "What is not bounded").
-BOUNDS = {"loss": 5.5, "grad": 6.0, "hess": 9.0}
+BOUNDS = {"loss": 4.5, "grad": 5.0, "hess": 7.5}
 
 
 class Finding(AssertionError):
@@ -269,6 +269,7 @@ def draw_soft(rng, shape, dtype):
         q = np.where(rng.random(shape) < 0.1, -q, q)
     if _chance(rng, 0.1):
         q = np.where(rng.random(shape) < 0.3, _pick(rng, [1e-100, 1e-30]), q)
+        q[..., 0] = 0.1  # of nothing but such numbers a gradient has no digits left
     return q.astype(dtype if _chance(rng, 0.7) else _pick(rng, ["f4", "f8"]))
 
 
@@ -564,13 +565,13 @@ def _meaning(call, x, t, options):
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
     for key in ("label_smoothing", "denominator", "base"):
         if options.get(key) is not None:
-            value = options[key]  # float() looks at some arrays before it asks them
-            options[key] = value.__float__() if hasattr(value, "__float__") else float(value)
+            value = options[key]  # masked arrays of one element are numbers too
+            options[key] = float(value.item() if isinstance(value, np.ndarray) else value)
     for key in ("weight", "sample_weight", "pos_weight", "where"):
         if options.get(key) is not None:
             options[key] = np.asarray(options[key])
-    if call.binary and options.get("where") is None:
-        options.pop("where", None)
+        else:
+            options.pop(key, None)
     if "axis" in options:
         options["axis"] = operator.index(options["axis"])
     ignored = options.get("ignore_index")
@@ -585,6 +586,9 @@ def _meaning(call, x, t, options):
 def compare(call, x, t, options, results):
     """Compare results with the reference; `errors` has the largest of the process, in ULP."""
     x, t, options = _meaning(call, x, t, options)
+    weights = [options.get(key, 1) for key in ("weight", "sample_weight", "pos_weight")]
+    if call.spoiled and not all(np.isfinite(w).all() for w in weights):
+        return  # of which nothing is promised
     if t.size == 0:
         t = t.reshape(_without(x.shape, options.get("axis", -1)) if t.ndim < x.ndim else x.shape)
     with np.errstate(all="ignore"):
@@ -592,7 +596,7 @@ def compare(call, x, t, options, results):
     dtype = x.dtype.newbyteorder("=")
     info = np.finfo(dtype)
     reduced = options.get("reduction", "mean") != "none"
-    factor = _largest_factor(call, x, t, options)
+    factor = _largest_factor(call, x, t, options) if right.divisor else np.inf
     loss, *rows = results
     if type(loss) is not (float if reduced else np.ndarray):
         raise Finding(f"the loss is {type(loss).__name__}")

@@ -23,6 +23,7 @@ class Result:
     grad_terms: np.ndarray  # the larger of the two terms whose difference the gradient is
     hess_terms: np.ndarray  # likewise: of a softmax A p - A p**2, elsewhere no difference
     loss_terms: np.ndarray  # the sum of its terms' sizes: of terms of one sign, the loss itself
+    divisor: np.longdouble  # what the mean divides by, 1 where nothing is divided
 
 
 def cross_entropy(logits, target, *, axis=-1, **options):
@@ -167,18 +168,19 @@ def _reduce(
 ):
     scale = Real(1) if base is None else 1 / np.log(Real(base))
     loss, loss_terms = loss * scale, abs(loss_terms * scale)
+    divisor = Real(divisor if denominator is None else denominator)
     if reduction != "none":
         loss, loss_terms = loss.sum(), loss_terms.sum()
-    if reduction == "mean":
-        divisor = Real(divisor if denominator is None else denominator)
-        if keep.any():
-            loss, loss_terms, scale = loss / divisor, abs(loss_terms / divisor), scale / divisor
-        else:
-            loss = Real("nan") if denominator is None else Real(0)
+    if reduction != "mean":
+        divisor = Real(1)
+    elif keep.any():
+        loss, loss_terms, scale = loss / divisor, abs(loss_terms / divisor), scale / divisor
+    else:
+        loss = Real("nan") if denominator is None else Real(0)
     # What is 0 stays so, whatever is divided by: it adds nothing.
     parts = (np.where(part == 0, part, part * scale) for part in (grad, hess))
     sizes = (abs(part * scale) for part in (terms, hess_terms))
-    return Result(np.asarray(loss), *parts, *sizes, np.asarray(loss_terms))
+    return Result(np.asarray(loss), *parts, *sizes, np.asarray(loss_terms), divisor)
 
 
 def ulp_error(actual, exact, size=None):
