@@ -111,6 +111,11 @@ def draw(seed, number):
             plant(rng, call)
         elif how < 0.3:
             spoil(rng, call)
+        elif how < 0.35 and 0 < call.x.size < 100 and not set(OUTPUTS) & set(call.options):
+            if call.x.dtype == np.float64:
+                call.x = call.x.tolist()
+            elif np.isfinite(call.x).all() and abs(call.x).max() < 1e9:
+                call.x = np.asarray(call.x).astype(int).tolist()  # lists of integers are float64
     return call
 
 
@@ -541,7 +546,7 @@ def check(call):
         if call.fault and not isinstance(error, call.fault):
             raise Finding(f"{type(error).__name__} for {call.fault[0].__name__}", str(error))
         if not call.fault and not call.spoiled:
-            first = re.sub(r"[^A-Za-z_ ].*", "", str(error))
+            first = " ".join(re.sub(r"[^A-Za-z_ ].*", "", str(error)).split()[:3])
             raise Finding(f"refused by {type(error).__name__} of {first}", str(error))
         return None
     if call.fault:
@@ -580,6 +585,8 @@ def _meaning(call, x, t, options):
             options["ignore_index"] = operator.index(ignored)
         except TypeError:
             options["ignore_index"] = tuple(operator.index(i) for i in ignored)
+    if isinstance(x, list):
+        x = np.asarray(x, float)
     return np.asarray(x), np.asarray(t), options
 
 
