@@ -16,6 +16,7 @@ use xentrs::driver::{self, Job};
 use xentrs::losses::{binary, log_loss};
 use xentrs::math::exp::Exp;
 use xentrs::options::Options;
+use xentrs::process;
 use xentrs::simd::{Float, Input, Kernel, Level, Scratch, Simd, Vector, enter};
 use xentrs::softmax::Limits;
 use xentrs::softmax::few::{Few, MOST_CLASSES};
@@ -202,7 +203,7 @@ fn at<T: Number>(
 
 /// The level of the process.
 fn chosen() -> &'static str {
-    Level::chosen().expect("XENTRS_SIMD is a level of this machine").0.name()
+    process::level().expect("XENTRS_SIMD is a level of this machine").0.name()
 }
 
 /// With probabilities as target, so that every logarithm is taken.
@@ -312,7 +313,7 @@ fn all<T: Number>(criterion: &mut Criterion) {
 
 fn main() {
     if std::env::var_os("XENTRS_NUM_THREADS").is_none() {
-        driver::set_num_threads(1).expect("one is a number of threads");
+        process::set_num_threads(1).expect("one is a number of threads");
     }
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(500))

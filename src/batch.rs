@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use crate::caches;
 use crate::driver::{self, Job};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::math::Real;
 use crate::options::Options;
+use crate::process;
 use crate::reduce::{Sum, Total};
 use crate::simd::{Input, Kernel, Output, Simd, Vector};
 
@@ -192,7 +192,7 @@ impl<'a, T: Real> Batch<'a, T> {
             options,
             outputs,
             divisor: 0.0,
-            large: 2 * samples * classes * size_of::<T>() > caches::last_level(),
+            large: 2 * samples * classes * size_of::<T>() > process::cache_size(),
             ignored_classes,
         };
         let total = match target {

@@ -1,7 +1,6 @@
 //! The caches of this machine: what does not fit into them is written past them.
 
 use std::fs::read_to_string;
-use std::sync::OnceLock;
 use std::thread::available_parallelism;
 
 /// Bytes of the last cache where the system does not say: few processors have less.
@@ -11,17 +10,14 @@ const UNKNOWN: usize = 8 << 20;
 /// the whole cache of a processor, most of whose CPUs are others'; hardly any has so much for each.
 const SHARE: usize = 16 << 20;
 
-/// Bytes of the last cache before memory that this process may count on; read once.
+/// Bytes of the last cache before memory that this process may count on.
 pub fn last_level() -> usize {
-    static BYTES: OnceLock<usize> = OnceLock::new();
-    *BYTES.get_or_init(|| {
-        let share = SHARE * available_parallelism().map_or(1, usize::from);
-        let sizes = (0..8).filter_map(|i| {
-            let path = format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size");
-            bytes(read_to_string(path).ok()?.trim())
-        });
-        sizes.max().unwrap_or(UNKNOWN).min(share)
-    })
+    let share = SHARE * available_parallelism().map_or(1, usize::from);
+    let sizes = (0..8).filter_map(|i| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size");
+        bytes(read_to_string(path).ok()?.trim())
+    });
+    sizes.max().unwrap_or(UNKNOWN).min(share)
 }
 
 /// `32768K` in bytes.

@@ -4,19 +4,15 @@
 //! place, and those are added first to last. So the number of threads changes no bit.
 //!
 //! The caller's thread works too: a small job never leaves it, and a large one does not wait until
-//! the [`Pool`] has woken. After `fork` the pool's threads are gone in the child: the pool belongs to
-//! a process id, and another process makes its own. Where PyTorch is at work, its [`Team`] of threads
-//! takes the pool's place.
+//! the process's [helpers](process::Helpers) have woken.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use crate::error::{Error, Result};
-use crate::pool::Pool;
+use crate::error::Result;
+use crate::process::{self, level};
 use crate::reduce;
 use crate::simd::{Kernel, Level, Simd, enter};
-use crate::team::{self, Team};
 
 /// Work that falls into blocks.
 pub trait Job: Sync {
@@ -36,11 +32,6 @@ pub trait Job: Sync {
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]);
 }
 
-/// Nanoseconds of work below which the caller's thread does all: where helpers are asleep, and where
-/// they are awake, or a team's.
-const SERIAL: usize = 40_000;
-const SERIAL_AWAKE: usize = 12_000;
-
 /// Nanoseconds of work that a thread takes at a time, at least.
 const GRAIN: usize = 5_000;
 
@@ -52,11 +43,6 @@ impl<J: Job> Kernel for Blocks<'_, J> {
     fn eval<S: Simd>(self, s: S) {
         self.0.run(s, self.1, self.2);
     }
-}
-
-/// The level of this process, and where it is from.
-pub fn level() -> Result<(Level, &'static str)> {
-    Level::chosen().map_err(|message| Error::Value(message.into()))
 }
 
 /// Evaluates a kernel on this thread, at the process's level.
@@ -121,7 +107,7 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
         many = vec![0.0; blocks];
         &mut many
     };
-    let helpers = if blocks > together { helpers(work)? } else { None };
+    let helpers = if blocks > together { process::helpers(work)? } else { None };
     let Some(helpers) = helpers else {
         worker(level)(0..blocks, sums);
         return Ok(reduce::sum(sums.iter().copied()));
@@ -147,7 +133,7 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
         let next = next.or_else(|| shares.iter_mut().max_by_key(|share| share.len())?.next_back());
         runs[next?].take()
     };
-    helpers.run(&|thread| {
+    let work = |thread: usize| {
         let Some(mut run) = take(thread) else { return };
         let mut worker = worker(level);
         loop {
@@ -156,187 +142,9 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
             let Some(next) = take(thread) else { break };
             run = next;
         }
-    });
-    Ok(reduce::sum(sums.iter().copied()))
-}
-
-/// Variables that set the number of threads, the first that is set wins.
-const VARIABLES: [&str; 3] = ["XENTRS_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"];
-
-struct Threads {
-    /// The number, and where it is from; unknown until it is first asked for.
-    count: Option<(usize, String)>,
-    /// The pool, of one thread less, and the process it belongs to.
-    pool: Option<(u32, Arc<Pool>)>,
-}
-
-/// The number of threads, 0 until it is first asked for: a copy that needs no lock.
-static COUNT: AtomicUsize = AtomicUsize::new(0);
-
-/// Taken for moments only, never while a kernel runs.
-static THREADS: Mutex<Threads> = Mutex::new(Threads { count: None, pool: None });
-
-fn threads() -> std::sync::MutexGuard<'static, Threads> {
-    THREADS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The number of threads and where it is from.
-pub fn thread_config() -> Result<(usize, String)> {
-    let mut threads = threads();
-    if threads.count.is_none() {
-        threads.count = Some(default_threads()?);
-    }
-    let config = threads.count.clone().expect("set above");
-    COUNT.store(config.0, Relaxed);
-    Ok(config)
-}
-
-/// The number of threads that large calls use.
-pub fn get_num_threads() -> Result<usize> {
-    match COUNT.load(Relaxed) {
-        0 => Ok(thread_config()?.0),
-        count => Ok(count),
-    }
-}
-
-/// The most threads one can ask for.
-const MOST_THREADS: usize = 4096;
-
-/// Sets the number of threads that large calls use.
-pub fn set_num_threads(count: i128) -> Result<()> {
-    let allowed = usize::try_from(count).ok().filter(|n| (1..=MOST_THREADS).contains(n));
-    let Some(count) = allowed else {
-        return Err(Error::Value(format!(
-            "the number of threads must be in [1, {MOST_THREADS}], not {count}"
-        )));
     };
-    let mut threads = threads();
-    threads.count = Some((count, "set_num_threads".into()));
-    COUNT.store(count, Relaxed);
-    Ok(())
-}
-
-fn default_threads() -> Result<(usize, String)> {
-    for name in VARIABLES {
-        let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else {
-            continue;
-        };
-        let text = value.to_string_lossy();
-        // OMP_NUM_THREADS may be a list, one number a nesting level; rayon's 0 means no choice.
-        let first = text.split(',').next().unwrap_or_default().trim();
-        return match first.parse::<usize>() {
-            Ok(0) if name != VARIABLES[0] => continue,
-            Ok(count) if (1..=MOST_THREADS).contains(&count) => Ok((count, name.into())),
-            _ => Err(Error::Value(format!(
-                "{name}={text:?} is not a number of threads: it must be in [1, {MOST_THREADS}]"
-            ))),
-        };
-    }
-    // Heeds the affinity mask and the cgroup's quota.
-    let count = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MOST_THREADS);
-    Ok((count, "CPUs this process may use".into()))
-}
-
-/// Who helps with a call.
-enum Helpers {
-    Pool(Arc<Pool>),
-    /// And in how many threads, the caller's with them.
-    Team(&'static Team, usize),
-}
-
-impl Helpers {
-    /// How many threads there are, the caller's with them.
-    fn threads(&self) -> usize {
-        match self {
-            Helpers::Pool(pool) => pool.helpers() + 1,
-            Helpers::Team(_, threads) => *threads,
-        }
-    }
-
-    /// Does some work: each thread calls `work` with its number.
-    fn run(&self, work: &(dyn Fn(usize) + Sync)) {
-        match self {
-            Helpers::Pool(pool) => pool.run(work),
-            Helpers::Team(team, threads) => team.run(*threads, work),
-        }
-    }
-}
-
-/// The helpers of this process, by the number of threads; `None` if so many nanoseconds of work are not
-/// worth it.
-fn helpers(work: usize) -> Result<Option<Helpers>> {
-    if work < SERIAL_AWAKE {
-        return Ok(None);
-    }
-    let threads = get_num_threads()?;
-    if threads == 1 {
-        return Ok(None);
-    }
-    if let Some(team) = team::joined() {
-        let threads = threads.min(team.threads());
-        if threads > 1 {
-            return Ok(Some(Helpers::Team(team, threads)));
-        }
-    }
-    Ok(pool(work, threads - 1)?.map(Helpers::Pool))
-}
-
-/// The pool of this process.
-fn pool(work: usize, helpers: usize) -> Result<Option<Arc<Pool>>> {
-    let process = std::process::id();
-    let mut threads = threads();
-    let current = threads.pool.as_ref().filter(|(owner, _)| *owner == process);
-    let current = current.map(|(_, pool)| pool).filter(|pool| pool.helpers() == helpers);
-    if work < SERIAL && !current.is_some_and(|pool| pool.is_awake()) {
-        return Ok(None);
-    }
-    if let Some(pool) = current {
-        return Ok(Some(pool.clone()));
-    }
-    let pool = Pool::new(helpers)
-        .map_err(|error| Error::Value(format!("could not start {helpers} threads: {error}")))?;
-    let pool = Arc::new(pool);
-    if let Some((owner, old)) = threads.pool.replace((process, pool.clone()))
-        && owner != process
-    {
-        // The threads are the parent's: dropping the pool here would wait for them.
-        std::mem::forget(old);
-    }
-    Ok(Some(pool))
-}
-
-pub use fork::prepare_fork;
-
-/// Before `fork`, so that no other thread holds the lock in the child: `held` keeps it.
-mod fork {
-    use super::{THREADS, Threads};
-    use std::cell::RefCell;
-    use std::sync::{MutexGuard, PoisonError};
-
-    thread_local! {
-        static HELD: RefCell<Option<MutexGuard<'static, Threads>>> = const { RefCell::new(None) };
-    }
-
-    extern "C" fn before() {
-        let guard = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = HELD.try_with(|held| *held.borrow_mut() = Some(guard));
-    }
-
-    extern "C" fn after() {
-        let _ = HELD.try_with(|held| drop(held.borrow_mut().take()));
-    }
-
-    /// Prepares the process for `fork`: registers the two with the system, once. Called when the
-    /// library is loaded.
-    pub fn prepare_fork() {
-        #[cfg(unix)]
-        {
-            static ONCE: std::sync::Once = std::sync::Once::new();
-            ONCE.call_once(|| {
-                // SAFETY: the handlers are functions of this library, which is never unloaded; they
-                // only take and release a lock.
-                unsafe { libc::pthread_atfork(Some(before), Some(after), Some(after)) };
-            });
-        }
-    }
+    helpers.run(&work);
+    // Whatever another library's threads have left.
+    work(0);
+    Ok(reduce::sum(sums.iter().copied()))
 }

@@ -10,13 +10,16 @@
 //! | [`tiles`] | batches that are not rows: a tile of samples at a time |
 //! | [`coefficients`] | how targets weigh the classes |
 //! | [`batch`], [`layout`], [`options`], [`error`] | a call's arrays and options, checked |
-//! | [`caches`] | how large the machine's caches are |
 //! | [`halves`] | half precisions, and their conversion |
-//! | [`driver`], [`pool`], [`team`] | threads: splits a job into blocks, each behind the door of the instruction set |
+//! | [`driver`] | splits a job into blocks over threads, each behind the door of the instruction set |
+//! | [`process`] | what belongs to the process: its level, its threads, and what happens to them at `fork` |
+//! | [`pool`], [`team`], [`affinity`] | the threads that help: our own, or OpenMP's; on which CPUs they run |
+//! | [`caches`] | how large the machine's caches are |
 //! | [`reduce`] | sums of a fixed order |
 //! | [`math`] | functions of vectors: exponential, logarithm |
 //! | [`simd`] | vectors and views of memory, per instruction set; the other home of unsafe code |
 
+pub mod affinity;
 pub mod batch;
 pub mod caches;
 pub mod coefficients;
@@ -28,6 +31,7 @@ pub mod losses;
 pub mod math;
 pub mod options;
 pub mod pool;
+pub mod process;
 #[cfg(feature = "python")]
 mod python;
 pub mod reduce;

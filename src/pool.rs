@@ -1,30 +1,35 @@
 //! Threads that help with a call, and linger a moment for the next one.
 //!
-//! The threads are rayon's. What is here is how a call gets them: waking a thread takes 7 to 70 us, as
-//! long as many a call, so
+//! Waking a thread takes 20 to 70 us, as long as many a call, so
 //!
 //! ```text
-//! caller:  opens the call; wakes helpers if none linger; works; closes the call;
+//! caller:  opens the call; wakes helpers, if there are sleeping ones; works; closes the call;
 //!          waits for those who have joined it
-//! helper:  joins any open call and works; without one it lingers, then sleeps
+//! helper:  joins any open call, wakes others if the call wants more, and works;
+//!          without a call it lingers, then sleeps
 //! ```
 //!
 //! A call never waits for a helper that has not woken yet, and the next call of a loop finds helpers
 //! that are awake. They linger about as long as it takes to wake: at worst that doubles what a wake
 //! costs.
+//!
+//! Two things are not left to the scheduler (decision 15). A helper is woken with the CPUs of the call
+//! taken out of its affinity mask: else it is often put on the caller's CPU, where it does the work in
+//! place of the caller. And no helper ever yields: a thread that yields is moved behind all others that
+//! want its CPU, and then does not come for as long as they spin.
 
 use std::any::Any;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{
-    AtomicUsize,
+    AtomicBool, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::Thread;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+use crate::affinity::{Restriction, Task, current_cpu};
 
 /// How long a helper without work stays awake.
 const LINGER: Duration = Duration::from_micros(100);
@@ -33,33 +38,56 @@ const LINGER: Duration = Duration::from_micros(100);
 const SPINS: usize = 64;
 const PATIENCE: usize = 20_000;
 
+/// How many helpers each thread of a call wakes: the call's threads double and more at each step.
+const WAKES: usize = 2;
+
 /// Threads that help callers.
 pub struct Pool {
-    threads: ThreadPool,
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
     open: Mutex<Open>,
+    helpers: Vec<Helper>,
     /// How many calls are open, and how many helpers are awake: copies that need no lock.
     calls: AtomicUsize,
     awake: AtomicUsize,
+    /// The CPU of the caller that opened the last call.
+    caller: AtomicUsize,
+    /// Whether helpers are to end instead of sleeping.
+    ended: AtomicBool,
 }
 
 #[derive(Default)]
 struct Open {
     /// Calls that may have work left.
     calls: Vec<Arc<Call>>,
-    /// Helpers that are awake, or will be.
-    helpers: usize,
+    /// Helpers that sleep, or are about to: those that can be woken.
+    sleeping: Vec<usize>,
 }
+
+/// A thread that helps.
+struct Helper {
+    /// Set once the thread runs.
+    thread: OnceLock<(Thread, Task)>,
+    /// Whether it was woken and has not noticed yet.
+    woken: AtomicBool,
+    /// The CPU that it was last seen on while awake; [`NO_CPU`] while it sleeps.
+    cpu: AtomicUsize,
+    /// Which CPUs it was kept away from when it was woken.
+    restriction: Mutex<Option<Restriction>>,
+}
+
+/// The number of no CPU.
+const NO_CPU: usize = usize::MAX;
 
 /// A call that may be joined.
 struct Call {
     /// Does what is left of the work; returns when nothing is. The lifetime is a lie: it lives until
     /// the call is closed and all who have joined have left.
     work: &'static (dyn Fn(usize) + Sync),
+    /// How many more helpers are to be woken for it.
+    wanted: AtomicUsize,
     /// How many have joined and not left, and [`CLOSED`].
     joined: AtomicUsize,
     caller: Thread,
@@ -69,17 +97,41 @@ struct Call {
 
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Pool {
-    /// A pool of so many threads.
-    pub fn new(count: usize) -> Result<Self, ThreadPoolBuildError> {
-        let builder = ThreadPoolBuilder::new().num_threads(count);
-        let threads = builder.thread_name(|i| format!("xentrs-{i}")).build()?;
-        Ok(Pool { threads, shared: Arc::default() })
+    /// A pool of so many threads, or as many as the system allows.
+    pub fn new(count: usize) -> Self {
+        let helper = || Helper {
+            thread: OnceLock::new(),
+            woken: AtomicBool::new(false),
+            cpu: AtomicUsize::new(NO_CPU),
+            restriction: Mutex::new(None),
+        };
+        let shared = Arc::new(Shared {
+            open: Mutex::default(),
+            helpers: (0..count).map(|_| helper()).collect(),
+            calls: AtomicUsize::new(0),
+            awake: AtomicUsize::new(0),
+            caller: AtomicUsize::new(NO_CPU),
+            ended: AtomicBool::new(false),
+        });
+        for i in 0..count {
+            let shared = shared.clone();
+            let builder = thread::Builder::new().name(format!("xentrs-{i}"));
+            // Until it has started it cannot be woken; where the system has no more threads, it never can.
+            if builder.spawn(move || shared.run(i)).is_err() {
+                break;
+            }
+        }
+        Pool { shared }
     }
 
-    /// How many threads there are.
+    /// How many threads there are, or were to be.
     pub fn helpers(&self) -> usize {
-        self.threads.current_num_threads()
+        self.shared.helpers.len()
     }
 
     /// Whether a helper is awake.
@@ -88,31 +140,44 @@ impl Pool {
     }
 
     /// Does some work, which may be done by several threads at once: each calls `work` with its number,
-    /// 0 for the caller and 1 and up for helpers; it returns when nothing is left.
-    pub fn run(&self, work: &(dyn Fn(usize) + Sync)) {
+    /// 0 for the caller and 1 and up for helpers, at most `wanted`, or more where more are awake. It
+    /// returns when nothing is left.
+    pub fn run(&self, wanted: usize, work: &(dyn Fn(usize) + Sync)) {
         // SAFETY: only those who have joined the call use it, and `Closing` waits for them.
         let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
-        let caller = std::thread::current();
-        let call =
-            Arc::new(Call { work, joined: AtomicUsize::new(0), caller, panic: Mutex::default() });
-        let sleeping = {
-            let mut open = self.shared.open();
+        let shared = &*self.shared;
+        let call = Arc::new(Call {
+            work,
+            wanted: AtomicUsize::new(0),
+            joined: AtomicUsize::new(0),
+            caller: thread::current(),
+            panic: Mutex::default(),
+        });
+        shared.caller.store(current_cpu().unwrap_or(NO_CPU), Relaxed);
+        {
+            let mut open = lock(&shared.open);
             open.calls.push(call.clone());
-            self.shared.calls.store(open.calls.len(), Release);
-            let sleeping = self.helpers() - open.helpers;
-            open.helpers = self.helpers();
-            sleeping
-        };
-        let closing = Closing { shared: &self.shared, call: &call };
-        for _ in 0..sleeping {
-            let shared = self.shared.clone();
-            self.threads.spawn(move || shared.help());
+            shared.calls.store(open.calls.len(), Release);
+            // From here on nobody goes to sleep: those who are awake will come.
+            let awake = shared.helpers.len() - open.sleeping.len();
+            call.wanted.store(wanted.saturating_sub(awake), Relaxed);
         }
+        let closing = Closing { shared, call: &call };
+        shared.wake(&call);
         work(0);
         drop(closing);
-        let panic = call.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let panic = lock(&call.panic).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Release);
+        for helper in &self.shared.helpers {
+            helper.wake();
         }
     }
 }
@@ -131,32 +196,82 @@ impl Drop for Closing<'_> {
         let mut rounds = 0;
         while joined.load(Acquire) != CLOSED {
             rounds += 1;
-            if rounds < PATIENCE { spin_loop() } else { std::thread::park() }
+            if rounds < PATIENCE { spin_loop() } else { thread::park() }
+        }
+    }
+}
+
+impl Helper {
+    /// Lets it run, if its thread sleeps or will.
+    fn wake(&self) {
+        self.woken.store(true, Release);
+        if let Some((thread, _)) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Sleeps until it is woken.
+    fn sleep(&self) {
+        while !self.woken.swap(false, Acquire) {
+            thread::park();
+        }
+        if let Some(restriction) = lock(&self.restriction).take() {
+            restriction.lift();
         }
     }
 }
 
 impl Shared {
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Shows a call to no more helpers.
     fn forget(&self, call: &Arc<Call>) {
-        let mut open = self.open();
+        let mut open = lock(&self.open);
         open.calls.retain(|other| !Arc::ptr_eq(other, call));
         self.calls.store(open.calls.len(), Release);
     }
 
-    /// What a thread does from its waking on.
-    fn help(&self) {
+    /// Wakes some of the helpers that a call wants, on CPUs where none of its threads is.
+    fn wake(&self, call: &Call) {
+        for _ in 0..WAKES {
+            let left = |wanted: usize| wanted.checked_sub(1);
+            if call.wanted.load(Relaxed) == 0
+                || call.wanted.fetch_update(Relaxed, Relaxed, left).is_err()
+            {
+                return;
+            }
+            let Some(sleeper) = lock(&self.open).sleeping.pop() else { return };
+            let helper = &self.helpers[sleeper];
+            if let Some((_, task)) = helper.thread.get() {
+                let awake = self.helpers.iter().map(|helper| helper.cpu.load(Relaxed));
+                let busy = awake.chain([self.caller.load(Relaxed)]).chain(current_cpu());
+                *lock(&helper.restriction) = task.keep_away(busy);
+            }
+            helper.wake();
+        }
+    }
+
+    /// What a helper's thread does.
+    fn run(&self, number: usize) {
+        let helper = &self.helpers[number];
+        helper.thread.get_or_init(|| (thread::current(), Task::current()));
+        while !self.ended.load(Acquire) {
+            self.help(number);
+            helper.sleep();
+        }
+    }
+
+    /// Joins calls as long as there are some, and until it may sleep: then it can be woken again.
+    fn help(&self, number: usize) {
+        let cpu = &self.helpers[number].cpu;
         self.awake.fetch_add(1, Relaxed);
         let mut since = Instant::now();
         loop {
+            let here = current_cpu().unwrap_or(NO_CPU);
+            cpu.store(here, Relaxed);
             if self.calls.load(Acquire) > 0 {
-                let call = self.open().calls.first().cloned();
+                let call = lock(&self.open).calls.first().cloned();
                 if let Some(call) = call {
-                    call.help();
+                    self.wake(&call);
+                    call.help(1 + number);
                     self.forget(&call);
                     since = Instant::now();
                     continue;
@@ -165,12 +280,13 @@ impl Shared {
             for _ in 0..SPINS {
                 spin_loop();
             }
-            // The caller may be waiting for this very CPU.
-            std::thread::yield_now();
-            if since.elapsed() > LINGER {
-                let mut open = self.open();
+            // The last caller may be waiting for this very CPU.
+            let in_its_way = here != NO_CPU && here == self.caller.load(Relaxed);
+            if in_its_way || since.elapsed() > LINGER {
+                let mut open = lock(&self.open);
                 if open.calls.is_empty() {
-                    open.helpers -= 1;
+                    open.sleeping.push(number);
+                    cpu.store(NO_CPU, Relaxed);
                     self.awake.fetch_sub(1, Relaxed);
                     return;
                 }
@@ -181,7 +297,7 @@ impl Shared {
 
 impl Call {
     /// Joins the call, if it is open, and works.
-    fn help(&self) {
+    fn help(&self, number: usize) {
         let mut joined = self.joined.load(Relaxed);
         loop {
             if joined & CLOSED != 0 {
@@ -192,9 +308,8 @@ impl Call {
                 Err(now) => joined = now,
             }
         }
-        let number = 1 + rayon::current_thread_index().expect("a thread of the pool");
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.work)(number))) {
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            *lock(&self.panic) = Some(panic);
         }
         if self.joined.fetch_sub(1, AcqRel) == CLOSED | 1 {
             self.caller.unpark();
@@ -208,13 +323,13 @@ mod tests {
 
     #[test]
     fn callers_at_once() {
-        let pool = Pool::new(3).unwrap();
+        let pool = Pool::new(3);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for n in 0..2000 {
                         let (next, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
-                        pool.run(&|_| {
+                        pool.run(9, &|_| {
                             loop {
                                 let i = next.fetch_add(1, Relaxed);
                                 if i >= n {
@@ -232,12 +347,12 @@ mod tests {
 
     #[test]
     fn sleeps_and_wakes() {
-        let pool = Pool::new(1).unwrap();
+        let pool = Pool::new(1);
         let helper = Mutex::new(None);
         for _ in 0..3 {
             // Until somebody else has come, this thread waits.
             let here = std::thread::current().id();
-            pool.run(&|_| {
+            pool.run(9, &|_| {
                 if std::thread::current().id() != here {
                     *helper.lock().unwrap() = Some(());
                 }
@@ -254,12 +369,12 @@ mod tests {
 
     #[test]
     fn panics_reach_the_caller() {
-        let pool = Pool::new(1).unwrap();
+        let pool = Pool::new(1);
         for _ in 0..3 {
             let here = std::thread::current().id();
             let came = AtomicUsize::new(0);
             let result = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(&|_| {
+                pool.run(9, &|_| {
                     if std::thread::current().id() != here {
                         came.store(1, Relaxed);
                         panic!("a helper's");
@@ -271,7 +386,7 @@ mod tests {
             }));
             assert_eq!(result.unwrap_err().downcast_ref::<&str>(), Some(&"a helper's"));
             let result = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(&|_| assert!(std::thread::current().id() != here, "the caller's"));
+                pool.run(9, &|_| assert!(std::thread::current().id() != here, "the caller's"));
             }));
             assert_eq!(result.unwrap_err().downcast_ref::<&str>(), Some(&"the caller's"));
         }

@@ -26,15 +26,14 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyInt, PyString, PyTuple};
 
 use crate::batch::{Batch, Floats, Indices, Outputs, Target};
-use crate::driver;
 use crate::error::{Error, Result as Checked};
 use crate::halves::{Half, Halves};
 use crate::layout::{Layout, Place};
 use crate::losses::{binary, cross_entropy, log_loss};
 use crate::options::{Ignored, Options, Reduction};
+use crate::process;
 use crate::simd::{Input, Level, Output};
 use crate::softmax::Limits;
-use crate::team;
 
 use tensors::Tensors;
 
@@ -660,8 +659,8 @@ fn optional_floats<'a>(
 
 /// Whether the variables that choose level and threads make sense: an error before anything is done.
 fn driver_ready() -> Checked<()> {
-    driver::level()?;
-    driver::get_num_threads().map(|_| ())
+    process::level()?;
+    process::get_num_threads().map(|_| ())
 }
 
 /// The arguments of the element-wise loss, as they come.
@@ -759,7 +758,11 @@ mod _xentrs {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        driver::prepare_fork();
+        process::prepare_fork();
+        // Has NumPy's functions found now: a child that is forked while another thread finds them at its
+        // first call would wait for that thread for ever.
+        // SAFETY: any object may be asked whether it is an array.
+        unsafe { npyffi::PyArray_CheckExact(module.py(), module.as_ptr()) };
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 
@@ -967,7 +970,7 @@ mod _xentrs {
     /// Leaves large calls to PyTorch's threads, which must be there.
     #[pyfunction]
     fn join_threads() {
-        team::join();
+        process::join_team();
     }
 
     /// Sets the number of threads that large calls use.
@@ -975,7 +978,7 @@ mod _xentrs {
     #[pyo3(signature = (n, /))]
     fn set_num_threads(n: &Bound<'_, PyAny>) -> PyResult<()> {
         match exact_int(n) {
-            Ok(n) => Ok(driver::set_num_threads(n)?),
+            Ok(n) => Ok(process::set_num_threads(n)?),
             Err(_) => {
                 let kind = n.get_type().name()?;
                 let message = format!("the number of threads must be an int, not {n} ({kind})");
@@ -987,19 +990,19 @@ mod _xentrs {
     /// The number of threads that large calls use.
     #[pyfunction]
     fn get_num_threads() -> PyResult<usize> {
-        Ok(driver::get_num_threads()?)
+        Ok(process::get_num_threads()?)
     }
 
     /// Version, instruction set and threads, and where each is from.
     #[pyfunction]
     fn config(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-        let (level, source) = driver::level()?;
+        let (level, source) = process::level()?;
         let simd = PyDict::new(py);
         simd.set_item("level", level.name())?;
         let available: Vec<_> = Level::available().iter().map(|level| level.name()).collect();
         simd.set_item("available", available)?;
         simd.set_item("source", source)?;
-        let (count, source) = driver::thread_config()?;
+        let (count, source) = process::thread_config()?;
         let threads = PyDict::new(py);
         threads.set_item("count", count)?;
         threads.set_item("source", source)?;

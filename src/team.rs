@@ -8,13 +8,14 @@
 use std::any::Any;
 use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 type Body = unsafe extern "C" fn(*mut c_void);
 type Parallel = unsafe extern "C" fn(Body, *mut c_void, c_uint, c_uint);
 type Ask = unsafe extern "C" fn() -> c_int;
 
 /// An OpenMP's threads.
+#[derive(Clone, Copy)]
 pub struct Team {
     /// `GOMP_parallel`: calls a function in so many threads, of which the caller is one; in as many as
     /// there are for 0.
@@ -23,43 +24,6 @@ pub struct Team {
     number: Ask,
     /// `omp_get_max_threads`: how many a region of this thread will have.
     most: Ask,
-    /// After `fork` there are no threads, and OpenMP does not know.
-    process: u32,
-}
-
-static TEAM: OnceLock<Option<Team>> = OnceLock::new();
-
-/// From here on calls are done by the threads of the OpenMP that this process has loaded, if it has.
-pub fn join() {
-    TEAM.get_or_init(|| {
-        // SAFETY: these are functions of these types wherever they have these names.
-        unsafe {
-            Some(Team {
-                parallel: std::mem::transmute::<*mut c_void, Parallel>(find(c"GOMP_parallel")?),
-                number: std::mem::transmute::<*mut c_void, Ask>(find(c"omp_get_thread_num")?),
-                most: std::mem::transmute::<*mut c_void, Ask>(find(c"omp_get_max_threads")?),
-                process: std::process::id(),
-            })
-        }
-    });
-}
-
-/// The team of this process, if it has joined one.
-pub fn joined() -> Option<&'static Team> {
-    TEAM.get()?.as_ref().filter(|team| team.process == std::process::id())
-}
-
-/// A function among those that all libraries of this process can see.
-#[cfg(unix)]
-fn find(name: &CStr) -> Option<*mut c_void> {
-    // SAFETY: the name is a string.
-    let function = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-    if function.is_null() { None } else { Some(function) }
-}
-
-#[cfg(not(unix))]
-fn find(_: &CStr) -> Option<*mut c_void> {
-    None
 }
 
 /// What the threads of a call share.
@@ -71,13 +35,28 @@ struct Region<'a> {
 }
 
 impl Team {
+    /// That of the OpenMP that this process has loaded, if it has: all functions are of one library.
+    pub fn find() -> Option<Self> {
+        let functions = [c"GOMP_parallel", c"omp_get_thread_num", c"omp_get_max_threads"];
+        let [parallel, number, most] = library::functions_of_one(functions)?;
+        // SAFETY: these are functions of these types wherever they have these names.
+        unsafe {
+            Some(Team {
+                parallel: std::mem::transmute::<*mut c_void, Parallel>(parallel),
+                number: std::mem::transmute::<*mut c_void, Ask>(number),
+                most: std::mem::transmute::<*mut c_void, Ask>(most),
+            })
+        }
+    }
+
     /// How many threads a call has.
     pub fn threads(&self) -> usize {
         // SAFETY: asked for by its own type.
         unsafe { (self.most)() }.max(1) as usize
     }
 
-    /// Does some work in at most so many threads: each calls `work` with its number, 0 for the caller.
+    /// Does some work in at most so many threads: each calls `work` with its number, 0 for the caller
+    /// where that is not in a parallel region already. Some may not call it at all.
     pub fn run(&self, threads: usize, work: &(dyn Fn(usize) + Sync)) {
         let region = Region { work, threads, number: self.number, panic: Mutex::default() };
         let shared = (&raw const region).cast_mut().cast();
@@ -104,5 +83,56 @@ unsafe extern "C" fn enter(region: *mut c_void) {
     // No panic may pass through C.
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (region.work)(number))) {
         *region.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+    }
+}
+
+#[cfg(unix)]
+mod library {
+    use super::{CStr, c_void};
+    use std::mem::zeroed;
+    use std::ptr::null_mut;
+
+    /// Functions of the library in which the first is found, among those that all libraries of this
+    /// process can see. `None` if it lacks one: a process may have several OpenMPs.
+    pub fn functions_of_one<const N: usize>(names: [&CStr; N]) -> Option<[*mut c_void; N]> {
+        // SAFETY: the name is a string.
+        let first = unsafe { libc::dlsym(libc::RTLD_DEFAULT, names[0].as_ptr()) };
+        let first = home(first)?;
+        // SAFETY: the name of a library that is loaded, which is not loaded again.
+        let library = unsafe { libc::dlopen(first.dli_fname, libc::RTLD_NOLOAD | libc::RTLD_LAZY) };
+        if library.is_null() {
+            return None;
+        }
+        let mut functions = [null_mut(); N];
+        for (name, function) in names.iter().zip(&mut functions) {
+            // SAFETY: as above. The library stays loaded: the handle is never closed.
+            *function = unsafe { libc::dlsym(library, name.as_ptr()) };
+            // The search goes on in what the library depends on.
+            if home(*function)?.dli_fbase != first.dli_fbase {
+                return None;
+            }
+        }
+        Some(functions)
+    }
+
+    /// The library of a function.
+    fn home(function: *mut c_void) -> Option<libc::Dl_info> {
+        if function.is_null() {
+            return None;
+        }
+        // SAFETY: plain pointers, which may be null.
+        let mut info = unsafe { zeroed() };
+        // SAFETY: any address may be asked for.
+        (unsafe { libc::dladdr(function, &mut info) } != 0).then_some(info)
+    }
+}
+
+#[cfg(not(unix))]
+mod library {
+    use super::{CStr, c_void};
+
+    /// None are found.
+    pub fn functions_of_one<const N: usize>(_: [&CStr; N]) -> Option<[*mut c_void; N]> {
+        None
     }
 }

@@ -392,6 +392,40 @@ def test_child_of_fork_during_a_call_works(python):
 
 @linux
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("samples", [3, 60_000])
+def test_child_of_fork_during_the_first_call_works(samples, python):
+    """The first call finds out what the machine has; nobody may wait for it in the child."""
+    script = f"""
+    import os, signal, threading, warnings
+    import numpy as np, xentrs
+    warnings.simplefilter("ignore")
+    x, t = np.zeros(({samples}, 10), np.float32), np.zeros({samples}, int)
+    xentrs.set_num_threads(2)
+
+    def trial():
+        # Forks a child while a thread makes the first call of this process.
+        call = lambda: xentrs.cross_entropy_with_grad(x, t)
+        thread = threading.Thread(target=call)
+        thread.start()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # a deadlock ends in SIGALRM
+            call()
+            os._exit(0)
+        thread.join()
+        return os.waitpid(child, 0)[1]
+
+    for _ in range(200):
+        parent = os.fork()
+        if parent == 0:
+            os._exit(trial() != 0)
+        assert os.waitpid(parent, 0)[1] == 0
+    """
+    python(script, timeout=100)
+
+
+@linux
+@pytest.mark.timeout(120)
 def test_multiprocessing_workers_by_fork(python):
     script = (
         FORK
@@ -426,6 +460,83 @@ def test_fork_before_first_use(python):
                 os._exit(code)
         assert os.waitpid(child, 0)[1] == 0
         assert abs(xentrs.cross_entropy(x, t) - np.log(10)) < 1e-6
+    """
+    python(script)
+
+
+# --------------------------------------------------------------------------------------- affinity
+
+MASKS = """
+    import os, time
+    import numpy as np, xentrs
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60_000, 10)).astype(np.float32)
+    t = rng.integers(0, 10, len(x))
+    xentrs.set_num_threads(3)
+
+    def calls():
+        for gap in (0, 0, 0.003, 0.003, 0):
+            xentrs.cross_entropy_with_grad(x, t)
+            time.sleep(gap)
+        time.sleep(0.05)
+
+    def masks():
+        return [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+
+    others = len(masks())  # NumPy's among them
+    calls()
+    before = masks()
+    assert len(before) == others + 2
+"""
+
+
+@linux
+def test_threads_keep_the_cpus_of_the_process(python):
+    """A helper is kept away from the caller's CPU while it wakes, and no longer."""
+    script = (
+        MASKS
+        + """
+    everything = os.sched_getaffinity(0)
+    assert all(mask == everything for mask in before), before
+    """
+    )
+    python(script)
+
+
+@linux
+@pytest.mark.skipif(CPUS < 2, reason="needs two CPUs")
+def test_threads_keep_cpus_chosen_while_they_live(python):
+    """As by taskset for a running process: no later call takes others."""
+    script = (
+        MASKS
+        + """
+    for cpu in sorted(os.sched_getaffinity(0)):
+        for task in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(task), {cpu})
+        for _ in range(5):
+            calls()
+            assert all(mask == {cpu} for mask in masks()), (cpu, masks())
+    """
+    )
+    python(script)
+
+
+@linux
+def test_more_threads_than_cpus(python):
+    """On one CPU helpers are in the caller's way, and results are the same all the same."""
+    script = """
+    import os
+    import numpy as np, xentrs
+    x = np.random.default_rng(0).normal(size=(60_000, 10)).astype(np.float32)
+    t = np.arange(60_000) % 10
+    xentrs.set_num_threads(1)
+    loss, grad = xentrs.cross_entropy_with_grad(x, t)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    for threads in (2, 5):
+        xentrs.set_num_threads(threads)
+        for _ in range(20):
+            again, again_grad = xentrs.cross_entropy_with_grad(x, t)
+            assert again == loss and np.array_equal(again_grad, grad)
     """
     python(script)
 

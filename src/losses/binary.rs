@@ -15,7 +15,6 @@
 use std::ops::Range;
 
 use crate::batch::Outputs;
-use crate::caches;
 use crate::coefficients::load_lanes;
 use crate::driver::{self, Job};
 use crate::error::Result;
@@ -26,6 +25,7 @@ use crate::math::{
     quotient, times,
 };
 use crate::options::{Options, Reduction};
+use crate::process;
 use crate::reduce::Sum;
 use crate::simd::{Input, Output, Simd, Vector, fence};
 
@@ -35,7 +35,7 @@ use super::{AHEAD, reduced};
 /// Whether the output of a loss is written past the caches: where it would not be read from them
 /// soon, and does not take the input's place.
 fn streamed<T: Real>(input: Input<'_, T>, output: Option<Output<'_, T>>) -> bool {
-    let large = 2 * input.len() * size_of::<T>() > caches::last_level();
+    let large = 2 * input.len() * size_of::<T>() > process::cache_size();
     large && output.is_some_and(|output| !output.begins_at(input))
 }
 

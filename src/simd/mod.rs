@@ -22,7 +22,6 @@ mod avx2;
 mod avx512;
 
 use std::fmt::Debug;
-use std::sync::OnceLock;
 
 pub use memory::{Input, Output, Scratch, copy};
 
@@ -303,26 +302,19 @@ impl Level {
         }
     }
 
-    /// The level of this process, from [`LEVEL_VARIABLE`] or the best there is, and where it is
-    /// from. Read at the first call; an unknown or unavailable name is an error at every call.
-    pub fn chosen() -> Result<(Level, &'static str), &'static str> {
-        static CHOSEN: OnceLock<Result<(Level, &'static str), String>> = OnceLock::new();
-        let chosen = CHOSEN.get_or_init(|| {
-            let levels = Level::available();
-            let name = match std::env::var(LEVEL_VARIABLE) {
-                Ok(name) if !name.is_empty() => name,
-                Err(std::env::VarError::NotUnicode(name)) => name.to_string_lossy().into_owned(),
-                _ => return Ok((levels[0], "the best this CPU has")),
-            };
-            let found = levels.iter().find(|level| level.name() == name);
-            found.map(|&level| (level, LEVEL_VARIABLE)).ok_or_else(|| {
-                let known = NAMES.contains(&name.as_str());
-                let what = if known { "not available on this CPU" } else { "unknown" };
-                let names: Vec<_> = levels.iter().map(|level| level.name()).collect();
-                format!("{LEVEL_VARIABLE}={name:?} is {what}; available: {}", names.join(", "))
-            })
-        });
-        chosen.as_ref().map(|&chosen| chosen).map_err(String::as_str)
+    /// The level of this name, or the best there is where the name is empty; an unknown or unavailable
+    /// name is an error that names [`LEVEL_VARIABLE`].
+    pub fn named(name: &str) -> Result<Level, String> {
+        let levels = Level::available();
+        if name.is_empty() {
+            return Ok(levels[0]);
+        }
+        levels.iter().find(|level| level.name() == name).copied().ok_or_else(|| {
+            let known = NAMES.contains(&name);
+            let what = if known { "not available on this CPU" } else { "unknown" };
+            let names: Vec<_> = levels.iter().map(|level| level.name()).collect();
+            format!("{LEVEL_VARIABLE}={name:?} is {what}; available: {}", names.join(", "))
+        })
     }
 }
 

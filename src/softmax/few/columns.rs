@@ -94,8 +94,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         (T::LANES - 1) * classes + classes.next_multiple_of(HALF)
     }
 
-    /// Where a group's numbers may be read: a copy where they are too few, the last ones of the array,
-    /// or not all next to each other.
+    /// Where a group's numbers may be read: a copy where they are too few, the last ones of this run of
+    /// blocks (what follows is another thread's, which may write the gradient in its place), or not all
+    /// next to each other.
     #[inline(always)]
     pub(super) fn group_of<'b, S: Simd, const MANY: bool>(
         &self,
@@ -123,7 +124,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         }
         let wanted = self.group_len();
         let at = sample * classes;
-        if n == T::LANES && at + wanted <= array.len() {
+        if n == T::LANES && at + wanted <= (block.first + block.room) * classes {
             return Group::Rows(array.part(at, wanted));
         }
         copy(s, array.part(at, n * classes), to, false);
