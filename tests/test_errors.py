@@ -422,6 +422,9 @@ def test_probability_outside_its_range(value, classes, dtype, rng):
         for position in ((0, 0, 0), (2, 3, 1), (3, 4, classes - 1)):
             scores = case.scores.copy()
             scores[position] = value
+            if loss.indices:
+                # Of a class index nothing else is looked at.
+                case.target[position[:-1]] = position[-1]
             at = "probabilities[" + ", ".join(map(str, position)) + "]"
             refused(case.but(scores=scores), ValueError, at, given, "[0, 1]")
         moved = case.but(scores=np.moveaxis(scores, -1, 1))
@@ -568,6 +571,8 @@ def test_bad_probability_is_found_before_anything_is_written(dtype, rng, threads
             for shape in ((60_000, 4), (300, 1000)):
                 case = loss.case(rng, shape, dtype)
                 case.scores[-1, -1] = 1.5
+                if loss.indices:
+                    case.target[-1] = shape[-1] - 1
                 for count in (1, 3):
                     threads(count)
                     refused_out(case, ValueError, "1.5", out=np.full(shape, 7, dtype))

@@ -206,6 +206,7 @@ def test_probability_outside_is_named_by_its_place(rng):
     p[2, 3, 1] = 1.5
     p[3, 0, 0] = -1.0
     target = np.zeros((4, 6), np.int64)
+    target[2, 1] = 3
     for laid in (p, np.asfortranarray(p), lay(p, (1, 2, 0), 2)):
         with pytest.raises(ValueError, match=r"probabilities\[2, 3, 1\] is 1\.5"):
             xentrs.log_loss(laid, target, axis=1)
