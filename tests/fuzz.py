@@ -482,8 +482,9 @@ def plant(rng, call):
             place = tuple(_pick(rng, where))
             ignored = options.get("ignore_index", -100)
             values = [v for v in (classes, -1, -101) if not reference.is_ignored(v, ignored)]
-            if t.dtype.itemsize == 1:
-                values = [v for v in values if v < 128]
+            if t.dtype.kind == "i":
+                limits = np.iinfo(t.dtype)
+                values = [v for v in values if limits.min <= v <= limits.max]
             if values:
                 outside = t.copy()
                 outside[place] = _pick(rng, values)
