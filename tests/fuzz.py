@@ -215,7 +215,7 @@ def draw_logits(rng, shape, dtype):
     elif how < 0.12:
         x = np.broadcast_to(_pick(rng, [0.0, 3.7, -0.1, 88.0, 1e7, -1e30]), shape).copy()
     elif how < 0.16:
-        largest = float(info.max) * (1 if dtype == "f4" else 1e-9)
+        largest = float(info.max) * (1 if dtype == "f4" else 1e-60)
         x = rng.choice([-1, 1], shape) * largest * rng.choice([1.0, 0.9, 1e-3], shape)
     elif how < 0.2:
         x = rng.integers(-1000, 1000, shape) * float(info.smallest_subnormal)
