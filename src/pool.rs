@@ -13,7 +13,7 @@
 //! that are awake. They linger about as long as it takes to wake: at worst that doubles what a wake
 //! costs.
 //!
-//! Two things are not left to the scheduler (decision 15). A helper is woken with the CPUs of the call
+//! Two things are not left to the scheduler (decision 16). A helper is woken with the CPUs of the call
 //! taken out of its affinity mask: else it is often put on the caller's CPU, where it does the work in
 //! place of the caller. And no helper ever yields: a thread that yields is moved behind all others that
 //! want its CPU, and then does not come for as long as they spin.
