@@ -350,24 +350,15 @@ fn is_exact(numbers: Input<'_, f64>) -> bool {
     })
 }
 
-/// Factors below this, and products of a few, are `float32`.
-const HUGE: f64 = (1u128 << 100) as f64;
-
-/// Whether a weight is not below [`HUGE`].
+/// Whether a weight is finite, and would not be as a `float32`.
 fn is_huge(weights: Floats<'_>) -> bool {
-    let mut fits = true;
-    macro_rules! compare {
-        ($weights:expr) => {
-            for i in 0..$weights.len() {
-                fits &= $weights.get(i).abs() < HUGE as _;
-            }
-        };
+    let Floats::F64(weights) = weights else { return false };
+    let mut huge = false;
+    for i in 0..weights.len() {
+        let x = weights.get(i).abs();
+        huge |= x > f32::MAX.into() && x < f64::INFINITY;
     }
-    match weights {
-        Floats::F32(x) => compare!(x),
-        Floats::F64(x) => compare!(x),
-    }
-    !fits
+    huge
 }
 
 /// A float that arrays hold.
@@ -655,7 +646,7 @@ fn typed_class_loss<'py, T: Number, S: Source>(
     let weighs = matches!(weights, Some(Floats::F64(weights)) if !is_exact(weights));
     let weighs = weighs && (probabilities || options.label_smoothing != 0.0);
     let huge = |weights: Option<Floats<'_>>| weights.is_some_and(is_huge);
-    let tiny = options.denominator.is_some_and(|x| x > 0.0 && x < 1.0 / HUGE);
+    let tiny = options.denominator.is_some_and(|x| x > 0.0 && x < f32::MIN_POSITIVE.into());
     // The target or the weights of its classes are wider than the values, or factors may be more than
     // they hold: all is computed in float64.
     let is_wide = probabilities && target.dtype != values.dtype || weighs;

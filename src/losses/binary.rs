@@ -26,7 +26,8 @@ use crate::math::{
 };
 use crate::options::{Options, Reduction};
 use crate::process;
-use crate::simd::{Input, Level, Output, Scratch, Simd, Vector, fence, fold};
+use crate::reduce;
+use crate::simd::{Input, Level, Output, Scratch, Simd, Vector, fence};
 
 use super::elements::{Elements, Losses, block, limit};
 use super::{AHEAD, reduced};
@@ -278,18 +279,15 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
             // An infinite logit may have the slope 0; a sum may be too large. Nothing is written yet, in
             // place or not.
             linear = zero;
-            let mut large = S::V64::splat(s, 0.0);
             for i in 0..N {
                 let [x, slope] = self.load(s, at + i * T::LANES, lanes);
-                let none = slope.eq(zero);
-                linear = linear.add(T::V::<S>::select(none, zero, x.mul(slope)));
-                let x = T::V::<S>::select(none, zero, x);
-                for part in 0..T::WIDE {
-                    large = x.wide(part).mul_add(slope.wide(part), large);
-                }
+                let product = T::V::<S>::select(slope.eq(zero), zero, x.mul(slope));
+                linear = linear.add(product);
             }
             if T::V::<S>::lanes(linear.abs().lt(constants.limit)) != T::ALL {
-                (linear, sum.large) = (zero, sum.large + fold(large.to_lanes()));
+                linear = zero;
+                let n = if lanes == T::ALL { N * T::LANES } else { lanes.count_ones() as usize };
+                sum.large += self.large(at..at + n);
             }
         }
         if let Some(array) = self.binary.outputs.hess.filter(|_| HESS) {
@@ -312,6 +310,18 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Plain<'_, '_, T, 
         let x = load_lanes(s, self.binary.logits, at, lanes);
         let step = T::V::<S>::select(zero.lt(x), one, zero);
         [x, step.sub(self.labels.load(s, at, lanes))]
+    }
+
+    /// The sum of the products of these two, which is too large for their type.
+    #[cold]
+    #[inline(never)]
+    fn large(&self, elements: Range<usize>) -> f64 {
+        let products = elements.map(|at| {
+            let x = self.binary.logits.get(at).to_f64();
+            let slope = f64::from(x > 0.0) - self.labels.number(at);
+            if slope == 0.0 { 0.0 } else { x * slope }
+        });
+        reduce::sum(products)
     }
 }
 
@@ -389,7 +399,7 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
             v[i] = self.labels.load(s, at, lanes);
             u[i] = one.sub(v[i]);
         }
-        self.binary.weigh(s, at, lanes, &mut u, &mut v);
+        self.binary.weigh(s, at, lanes, &mut x, &mut u, &mut v);
         // Under a bias z has its digits where it is subnormal: a weight may make a product normal.
         let (mut biased, mut log, mut results) = (x, x, [zero; N]);
         for i in 0..N {
@@ -401,7 +411,10 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
         for i in 0..N {
             let at = at + i * T::LANES;
             let z = biased[i].mul(splat!(UNBIAS));
-            let counted = binary.counts(s, at, lanes);
+            let mut counted = T::V::<S>::mask(s, lanes);
+            if let Some(bytes) = binary.counted {
+                counted = zero.lt(load_bytes::<S, T>(s, bytes, at, lanes));
+            }
             let above = zero.lt(x[i]);
             let slope = T::V::<S>::select(above, u[i], v[i]);
             let linear = T::V::<S>::select(slope.eq(zero), zero, x[i].abs().mul(slope));
@@ -495,31 +508,14 @@ impl<T: Real, L: Label<T>> Weighted<'_, '_, T, L> {
 }
 
 impl<T: Real> Binary<'_, T> {
-    /// Those of the elements `lanes` from `at` on that count: their weight, if any, is not 0.
-    #[inline(always)]
-    fn counts<S: Simd>(&self, s: S, at: usize, lanes: u32) -> <T::V<S> as Vector<S, T>>::Mask {
-        let zero = T::V::<S>::splat(s, T::default());
-        let mut counted = T::V::<S>::splat(s, T::from_f64(1.0));
-        match self.counted {
-            Some(bytes) => counted = load_bytes::<S, T>(s, bytes, at, lanes),
-            None if self.weight.is_none() => return T::V::<S>::mask(s, lanes),
-            None => {}
-        }
-        if let Some(weight) = &self.weight {
-            // 0 outside the lanes, too.
-            let [weight] = weight.load::<S, 1>(s, at, lanes);
-            counted = T::V::<S>::select(weight.eq(zero), zero, counted);
-        }
-        zero.lt(counted)
-    }
-
-    /// Smoothes and weighs the coefficients.
+    /// Smoothes and weighs the coefficients. What weighs nothing becomes a 0 throughout.
     #[inline(always)]
     fn weigh<S: Simd, const N: usize>(
         &self,
         s: S,
         at: usize,
         lanes: u32,
+        x: &mut [T::V<S>; N],
         u: &mut [T::V<S>; N],
         v: &mut [T::V<S>; N],
     ) {
@@ -550,6 +546,10 @@ impl<T: Real> Binary<'_, T> {
                     u[i].mul(weights[i])
                 };
                 v[i] = v[i].mul(weights[i]);
+                let nothing = weights[i].eq(none);
+                for number in [&mut x[i], &mut u[i], &mut v[i]] {
+                    *number = T::V::<S>::select(nothing, none, *number);
+                }
             }
         }
     }

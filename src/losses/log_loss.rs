@@ -25,8 +25,8 @@ use crate::math::{
     Real,
     log::{log, log_normal, log_scalar},
 };
-use crate::reduce::Sum;
-use crate::simd::{Input, Output, Scratch, Simd, Vector, fence, fold};
+use crate::reduce::{self, Sum};
+use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
 use crate::softmax::{copy, lanes_from};
 use crate::tiles::{self, Plan};
 
@@ -39,7 +39,8 @@ const BLOCK: usize = 1024;
 /// Numbers in a block of [`Single`], about, in whole rows.
 const ZEROS: usize = 4096;
 
-/// How many samples ahead of its use the number of a sample is asked for.
+/// How many class indices are read at a time, and their numbers asked for before the ones before them
+/// are used.
 const SOON: usize = 32;
 
 /// Vectors that are checked together.
@@ -309,6 +310,56 @@ impl<T: Real> Single<'_, '_, T> {
     }
 }
 
+/// The class indices of some samples in turn.
+struct Targets {
+    /// Where the next ones begin that are read, and where all end.
+    next: usize,
+    end: usize,
+    /// Where those that are used begin.
+    start: usize,
+    used: [usize; SOON],
+    ahead: [usize; SOON],
+}
+
+impl Targets {
+    /// Those of a range.
+    #[inline(always)]
+    fn new<T: Real>(batch: &Batch<'_, T>, samples: Range<usize>) -> Self {
+        let (next, end) = (samples.start, samples.end);
+        let none = [IGNORED; SOON];
+        let mut targets = Targets { next, end, start: next, used: none, ahead: none };
+        targets.read(batch);
+        // What was read last is never used.
+        targets.start = next.wrapping_sub(SOON);
+        targets
+    }
+
+    /// That of a sample, which is in the range and not before the last one.
+    #[inline(always)]
+    fn class<T: Real>(&mut self, batch: &Batch<'_, T>, sample: usize) -> usize {
+        while sample.wrapping_sub(self.start) >= SOON {
+            (self.used, self.start) = (self.ahead, self.start.wrapping_add(SOON));
+            self.read(batch);
+        }
+        self.used[sample.wrapping_sub(self.start)]
+    }
+
+    /// Reads the next ones, and asks for their numbers.
+    #[inline(always)]
+    fn read<T: Real>(&mut self, batch: &Batch<'_, T>) {
+        let n = SOON.min(self.end - self.next);
+        batch.read_classes(self.next, &mut self.ahead[..n]);
+        // Where rows are short, memory comes by itself.
+        if batch.classes * size_of::<T>() > 256 || batch.layout.is_some() {
+            for (sample, &class) in (self.next..).zip(&self.ahead[..n]) {
+                let class = if class == IGNORED { 0 } else { class };
+                batch.values.prefetch(batch.place(sample, class));
+            }
+        }
+        self.next += n;
+    }
+}
+
 impl<T: Real> Job for Single<'_, '_, T> {
     fn blocks(&self) -> usize {
         self.batch.samples.div_ceil(self.block_samples())
@@ -330,7 +381,16 @@ impl<T: Real> Job for Single<'_, '_, T> {
         let (batch, n) = (self.batch, self.block_samples());
         let none = Outputs { grad: None, hess: None, losses: None };
         let outputs = if self.writes { &batch.outputs } else { &none };
-        let last = batch.samples.min(blocks.end * n);
+        let first = blocks.start * n;
+        let mut targets = Targets::new(batch, first..batch.samples.min(blocks.end * n));
+        let rows = batch.layout.is_none();
+        let number = |row: usize, class: usize| {
+            if rows {
+                batch.values.get(row * batch.classes + class).to_f64()
+            } else {
+                batch.value(row, class).to_f64()
+            }
+        };
         let len = if outputs.grad.is_some() { n.min(batch.samples) * batch.classes } else { 0 };
         let zeros = Scratch::<T>::new(len);
         for (i, sum) in blocks.zip(sums) {
@@ -346,14 +406,9 @@ impl<T: Real> Job for Single<'_, '_, T> {
                 weights: [0.0; 8],
             };
             for row in rows.clone() {
-                if row + SOON < last {
-                    let class = class_of(batch, row + SOON);
-                    let class = if class == IGNORED { 0 } else { class };
-                    batch.values.prefetch(batch.place(row + SOON, class));
-                }
-                let class = class_of(batch, row);
+                let class = targets.class(batch, row);
                 // Adding 0 makes -0 a 0.
-                let p = if class == IGNORED { 1.0 } else { batch.value(row, class).to_f64() + 0.0 };
+                let p = if class == IGNORED { 1.0 } else { number(row, class) + 0.0 };
                 if !(0.0..=1.0).contains(&p) {
                     self.wrong.store(true, Relaxed);
                 }
@@ -385,11 +440,14 @@ impl<T: Real> Job for Single<'_, '_, T> {
             let Some(grad) = outputs.grad else { continue };
             let grad = batch.rows(grad, rows.start, rows.len());
             copy(s, zeros.input().part(0, grad.len()), grad, self.stream);
-            for row in rows {
-                let class = class_of(batch, row);
-                if class != IGNORED {
-                    zeros.output().set(row * batch.classes + class - start, T::default());
-                }
+            for at in rows.clone().step_by(SOON) {
+                let mut row = at * batch.classes - start;
+                batch.each_class(at, SOON.min(rows.end - at), |_, class| {
+                    if class != IGNORED {
+                        zeros.output().set(row + class, T::default());
+                    }
+                    row += batch.classes;
+                });
             }
         }
         if self.stream {
@@ -399,6 +457,14 @@ impl<T: Real> Job for Single<'_, '_, T> {
 }
 
 impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
+    /// The sum of `t log p` of some classes of a row, where products are too large for their type.
+    #[cold]
+    #[inline(never)]
+    fn large(&self, row: usize, at: usize, lanes: u32, p: T::Lanes) -> f64 {
+        let p = p.as_ref().iter().enumerate().filter(|(i, _)| lanes >> i & 1 != 0);
+        reduce::sum(p.map(|(i, p)| term(self.batch.coefficient(row, at + i), p.to_f64())))
+    }
+
     /// The loss of a row, weighted; its gradient and Hessian written.
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, row: usize) -> f64 {
@@ -449,11 +515,7 @@ impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
             if T::V::<S>::lanes(term.abs().lt(limit)) == T::ALL {
                 sum.add(zero.sub(term));
             } else {
-                let p = p.to_lanes();
-                for (i, p) in p.as_ref().iter().enumerate().filter(|(i, _)| lanes >> i & 1 != 0) {
-                    let t = batch.coefficient(row, at + i);
-                    loss -= if t == 0.0 { 0.0 } else { t * log_scalar(s, p.to_f64()) };
-                }
+                loss -= self.large(row, at, lanes, p.to_lanes());
             }
             if let Some(writer) = &mut writer {
                 let g = T::V::<S>::select(none, zero, t.mul(minus_scale).div(p));
@@ -603,7 +665,8 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
             if T::V::<S>::lanes(total.abs().lt(constants.limit)) == T::ALL {
                 sum.sum.add(total);
             } else {
-                sum.large += large::<S, T, N>(s, &t, &p);
+                let n = if lanes == T::ALL { N * T::LANES } else { lanes.count_ones() as usize };
+                sum.large += self.large(at..at + n);
             }
             if writes {
                 for i in 0..N {
@@ -620,12 +683,14 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
                 self.wrong.store(true, Relaxed);
             }
             let none = t[i].eq(zero);
+            let n = if lanes == T::ALL { T::LANES } else { lanes.count_ones() as usize };
+            let at = at + i * T::LANES;
             p[i] = p[i].add(zero);
             let term = T::V::<S>::select(none, zero, t[i].mul(log::<S, T>(s, p[i])));
             if T::V::<S>::lanes(term.abs().lt(constants.limit)) == T::ALL {
                 sum.sum.add(term);
             } else {
-                sum.large += large::<S, T, 1>(s, &[t[i]], &[p[i]]);
+                sum.large += self.large(at..at + n);
             }
             let g = t[i].mul(constants.minus_scale).div(p[i]);
             grad[i] = T::V::<S>::select(none, zero, g);
@@ -636,22 +701,20 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
     }
 }
 
-/// The sum of `t log p` in float64, where products or sums may be too large for the vectors' type.
-#[inline(always)]
-fn large<S: Simd, T: Real, const N: usize>(s: S, t: &[T::V<S>; N], p: &[T::V<S>; N]) -> f64 {
-    let zero = S::V64::splat(s, 0.0);
-    let mut sum = zero;
-    for (t, p) in t.iter().zip(p) {
-        for part in 0..T::WIDE {
-            let (t, p) = (t.wide(part), p.wide(part));
-            let term = S::V64::select(t.eq(zero), zero, t.mul(log::<S, f64>(s, p)));
-            sum = sum.add(term);
-        }
-    }
-    fold(sum.to_lanes())
+/// `t log p`, 0 where `t` is.
+fn term(t: f64, p: f64) -> f64 {
+    if t == 0.0 { 0.0 } else { t * p.ln() }
 }
 
 impl<T: Real> Plain<'_, '_, T> {
+    /// The sum of `t log p` of some elements, where products or sums are too large for their type.
+    #[cold]
+    #[inline(never)]
+    fn large(&self, elements: Range<usize>) -> f64 {
+        let number = |array: Input<'_, T>, i: usize| array.get(i).to_f64();
+        reduce::sum(elements.map(|i| term(number(self.target, i), number(self.batch.values, i))))
+    }
+
     /// The Hessian, if it is asked for, from the gradient.
     #[inline(always)]
     fn write_hess<S: Simd, V: Vector<S, T>, const N: usize>(

@@ -177,14 +177,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// Does a block; the sum of its losses.
     #[inline(always)]
     fn run_block<S: Simd>(&self, s: S, block: Block<'_, Self, T>) -> f64 {
-        if self.batch.is_weighted() {
-            s.apart(Weighing(block));
-        }
+        let nothing = self.batch.is_weighted() && s.apart(Weighing(block));
         if self.many {
-            s.apart(Reading::<_, _, true>(block));
+            s.apart(Reading::<_, _, true>(block, nothing));
             s.apart(Reduction::<_, _, true>(block));
         } else {
-            s.apart(Reading::<_, _, false>(block));
+            s.apart(Reading::<_, _, false>(block, nothing));
             s.apart(Reduction::<_, _, false>(block));
         }
         let sum = s.apart(Finish(block));
