@@ -5,6 +5,9 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 # make bench ARGS="--rows binary --seconds 5"
 ARGS ?=
+# make test-random MINUTES=30 SEED=7; without a seed it is a new one
+MINUTES ?= 2
+SEED ?=
 
 VENV := .venv
 BENCH_VENV := .venv-bench
@@ -32,7 +35,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format wheel sdist clean
+.PHONY: help demo test test-random lint format wheel sdist clean
 .PHONY: bench bench-peers bench-steps bench-curves bench-memory bench-instructions bench-pictures bench-kernels
 .PHONY: demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
@@ -51,6 +54,9 @@ test: $(VENV)/.package  ## Run all tests, those of the Rust crate first, those w
 	fi
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-torch)
+
+test-random: $(VENV)/.package  ## Hold random calls against the reference: MINUTES=2, SEED= for the same again
+	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an environment that has PyTorch
 	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py tests/test_benches.py::test_torch_steps)

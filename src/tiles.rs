@@ -82,6 +82,9 @@ pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
 
 /// How many samples lie before the first that begins a cache line, where they lie next to each other.
 fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> usize {
+    if layout.converts() {
+        return 0; // the batch's own arrays are empty
+    }
     let start = |place: &Option<Place>| {
         place.as_ref().filter(|place| place.sample_step() == 1).map(|place| place.at(0, 0))
     };

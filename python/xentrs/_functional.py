@@ -109,11 +109,13 @@ def cross_entropy(
     axis : int, default -1
         The class axis of `logits`. (PyTorch's layout ``(N, C, d)`` is ``axis=1``.)
     weight : array_like of shape (C,), optional
-        Weight of each class.
+        Weight of each class. Of a class index without smoothing a weight of 0 leaves the sample
+        out, as `sample_weight` does. Negative ones are not refused: the formulas below hold.
     sample_weight : array_like, optional
-        Weight of each sample, of the shape of `logits` without the class axis.
-        A sample of weight 0 counts for nothing, as an ignored one; a negative weight is a factor
-        like any other.
+        Weight of each sample, of the shape of `logits` without the class axis. A sample of weight
+        0 counts for nothing, whatever its logits and its target probabilities. A negative weight
+        turns the sign of the sample's loss and gradient, and counts negatively in the sum that
+        the mean divides by.
     ignore_index : int, iterable of ints or None, default -100
         Class indices whose samples count for nothing, whatever their logits. They may lie inside
         or outside ``[0, C)``; one from 0 up cannot be combined with probabilities as target.
@@ -436,11 +438,13 @@ def log_loss(
     axis : int, default -1
         The class axis of `probabilities`.
     weight : array_like of shape (C,), optional
-        Weight of each class.
+        Weight of each class. Of a class index without smoothing a weight of 0 leaves the sample
+        out, as `sample_weight` does. Negative ones are not refused: the formulas below hold.
     sample_weight : array_like, optional
-        Weight of each sample, of the shape of `probabilities` without the class axis.
-        A sample of weight 0 counts for nothing, as an ignored one; a negative weight is a factor
-        like any other.
+        Weight of each sample, of the shape of `probabilities` without the class axis. A sample of
+        weight 0 counts for nothing, whatever its probabilities and its target. A negative weight
+        turns the sign of the sample's loss and gradient, and counts negatively in the sum that
+        the mean divides by.
     ignore_index : int, iterable of ints or None, default -100
         Class indices whose samples count for nothing.
     label_smoothing : float, default 0.0
@@ -718,10 +722,12 @@ def binary_cross_entropy_with_logits(
     target : array_like of the shape of `logits`
         Floats, integers or bools: the probability of the positive class, taken as it is.
     weight : array_like, optional
-        Weight of each element; broadcast to the shape of `logits`.
-        An element of weight 0 has loss and gradient 0, whatever its logit and label are.
+        Weight of each element; broadcast to the shape of `logits`. An element of weight 0 has the
+        loss 0, whatever its logit and its label; the mean counts it. Negative weights are not
+        refused: they turn the sign of the loss.
     pos_weight : array_like, optional
-        Weight of the positive class; broadcast to the shape of `logits`.
+        Weight of the positive class; broadcast to the shape of `logits`. Neither 0 nor a negative
+        one is refused: the formula below holds.
     label_smoothing : float, default 0.0
         A number e in [0, 1]: the target t becomes (1 - e) t + e / 2.
     reduction : {"mean", "sum", "none"}, default "mean"

@@ -210,7 +210,10 @@ struct Constants<S: Simd, T: Real> {
 impl<S: Simd, T: Real> Constants<S, T> {
     #[inline(always)]
     fn new(s: S, divisor: f64, bias: i64) -> Self {
-        let [high, low] = quotient::<T>(1.0, divisor, 0.0);
+        // What rounding takes from 0 is not known of 1 / inf.
+        let inverse =
+            if divisor.is_infinite() { [T::default(); 2] } else { quotient(1.0, divisor, 0.0) };
+        let [high, low] = inverse;
         Constants {
             exp: Exp::<S, T>::new(s, T::default(), bias),
             divisor: T::V::<S>::splat(s, T::from_f64(divisor)),
