@@ -586,7 +586,7 @@ def _meaning(call, x, t, options):
             options["ignore_index"] = operator.index(ignored)
         except TypeError:
             options["ignore_index"] = tuple(operator.index(i) for i in ignored)
-    if isinstance(x, list):
+    if isinstance(x, list | int):  # no array: its integers are float64
         x = np.asarray(x, float)
     return np.asarray(x), np.asarray(t), options
 

@@ -51,21 +51,24 @@ def binary_cross_entropy_with_logits(
     """Element by element: ``(1 - t) x + (1 + (pos_weight - 1) t) softplus(-x)``."""
     x = np.asarray(logits).astype(Real)
     e = Real(label_smoothing)
-    t = (1 - e) * np.asarray(target).astype(Real) + e / 2
+    t = np.asarray(target).astype(Real)
+    # Each from its own: 1 - t would lose digits after smoothing.
+    t, not_t = (1 - e) * t + e / 2, (1 - e) * (1 - t) + e / 2
     w = np.asarray(1 if weight is None else weight).astype(Real)
     positive = t * np.asarray(1 if pos_weight is None else pos_weight).astype(Real)
     keep = np.broadcast_to(True if where is None else where, x.shape)
     with np.errstate(all="ignore"):
         tail = np.log1p(np.exp(-abs(x)))
         # x + softplus(-x) = softplus(x), so the loss is (1 - t) softplus(x) + pw t softplus(-x).
-        up = np.where(t == 1, 0, (1 - t) * (np.maximum(x, 0) + tail))
+        up = np.where(not_t == 0, 0, not_t * (np.maximum(x, 0) + tail))
         down = np.where(positive == 0, 0, positive * (np.maximum(-x, 0) + tail))
         loss = np.where(np.isnan(x), x, up + down)
         p, q = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
-        grad = (1 - t) * p - positive * q
-        terms = np.maximum(abs((1 - t) * p), abs(positive * q))
-        hess = ((1 - t) + positive) * p * q
-        hess_terms = (abs(1 - t) + abs(positive)) * p * q
+        grad = not_t * p - positive * q
+        # Below 0 (a negative pos_weight) the second adds to the first.
+        terms = np.maximum.reduce([abs(not_t * p), abs(positive * q), abs(grad)])
+        hess = (not_t + positive) * p * q
+        hess_terms = (abs(not_t) + abs(positive)) * p * q
         parts = [loss, grad, hess, terms, hess_terms, abs(up) + abs(down)]
         # An element of weight 0 adds nothing whatever it is, but the mean counts it.
         counts = keep & (w != 0)

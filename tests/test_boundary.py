@@ -259,7 +259,10 @@ def test_axes_repeated_without_end(loss, rng):
     target = np.zeros(3, int)
     if not loss.indices:
         target = np.broadcast_to(np.float32(0), (1 << 40, 3))
-    for function in loss.functions[:2]:
+    reads_few = loss.indices and loss.name == "log_loss"
+    if reads_few:  # one number a sample, of however many
+        assert loss.functions[0](scores, target, axis=0) == pytest.approx(np.log(2))
+    for function in loss.functions[reads_few:2]:
         with pytest.raises(MemoryError):
             function(scores, target, axis=0)
 
@@ -393,7 +396,8 @@ def test_no_memory_beside_the_results(python):
         for loss in (xentrs.cross_entropy, xentrs.log_loss):
             # Rows of so many classes that no tile of them can be.
             wide = np.broadcast_to(np.float32(0.5), (1 << 24, 3))
-            refused(lambda: loss(wide, np.zeros(3, int), axis=0))
+            if loss is not xentrs.log_loss:  # which looks at three numbers
+                refused(lambda: loss(wide, np.zeros(3, int), axis=0))
             refused(lambda: loss(wide, np.zeros(3, int), axis=0, label_smoothing=0.1))
             # So many blocks that there is no room for their sums.
             t = np.zeros(1 << 22, np.int8)
