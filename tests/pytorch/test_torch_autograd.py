@@ -320,16 +320,16 @@ def test_opcheck(x, y, w, backend):
     x32, w32 = x.float().requires_grad_(), w.float().requires_grad_()
     ops = torch.ops.xentrs
     plain = ("mean", [-100], 0.1, 0.0, 0.0)
-    torch.library.opcheck(ops.cross_entropy.default, (x32, y, None, None, None, *plain, True))
+    torch.library.opcheck(ops.cross_entropy.default, (x32, y, None, None, None, None, *plain, True))
     none = ("none", [-100, -1], 0.0, 0.1, 3.0)
     torch.library.opcheck(
-        ops.cross_entropy.default, (x32.detach(), y, None, None, None, *none, False)
+        ops.cross_entropy.default, (x32.detach(), y, None, None, None, None, *none, False)
     )
     name = ops.binary_cross_entropy_with_logits.default
     t = (x > 0).float()
     torch.library.opcheck(name, (x32, t, None, t[0] + 1, x > -1, None, "mean", 0.1, True))
     inputs = (x32.detach() @ w32.detach()).requires_grad_()
-    arguments = (inputs, w32, None, y, None, None, None, *plain, 2, [True, True, False])
+    arguments = (inputs, w32, None, y, None, None, None, None, *plain, 2, [True, True, False])
     torch.library.opcheck(ops.linear_cross_entropy.default, arguments)
 
 

@@ -444,6 +444,7 @@ def test_chunks_of_logits_that_are_not_contiguous(small_tiles):
                 None,
                 None,
                 None,
+                None,
                 "mean",
                 [-100],
                 0.0,
