@@ -29,7 +29,7 @@ use crate::batch::{Batch, Floats, Indices, Outputs, Target};
 use crate::driver;
 use crate::error::{Error, Result as Checked};
 use crate::halves::{Half, Halves};
-use crate::layout::{Layout, Place};
+use crate::layout::{Layout, Place, Singles};
 use crate::losses::{binary, cross_entropy, log_loss};
 use crate::options::{Ignored, Options, Reduction};
 use crate::simd::{Input, Level, Output};
@@ -326,13 +326,26 @@ impl<'a> View<'a> {
 /// A float that arrays hold.
 trait Number: Limits + Element {
     const DTYPE: Dtype;
+    /// Outputs where they are `float32`.
+    fn singles(outputs: Outputs<'_, Self>) -> Option<Outputs<'_, f32>>;
 }
 
 impl Number for f32 {
     const DTYPE: Dtype = Dtype::F32;
+    fn singles(outputs: Outputs<'_, f32>) -> Option<Outputs<'_, f32>> {
+        Some(outputs)
+    }
 }
 impl Number for f64 {
     const DTYPE: Dtype = Dtype::F64;
+    fn singles(_: Outputs<'_, f64>) -> Option<Outputs<'_, f32>> {
+        None
+    }
+}
+
+/// No numbers, in the place of those that are elsewhere.
+fn nothing<T>(_: T) -> Output<'static, f64> {
+    Output::from_slice(&mut [])
 }
 
 /// The options as they come from Python, not yet looked at.
@@ -554,6 +567,9 @@ fn typed_class_loss<'py, T: Number, S: Source>(
         Target::Indices(target.indices().ok_or(Stop::NotImplemented)?)
     } else if target.shape == shape && target.dtype == T::DTYPE {
         Target::Probabilities(target.input())
+    } else if target.shape == shape && values.dtype == Dtype::F32 && target.dtype == Dtype::F64 {
+        // Wider than the values: see `wide`.
+        Target::Probabilities(Input::from_slice(&[]))
     } else {
         return Err(Stop::NotImplemented);
     };
@@ -585,6 +601,18 @@ fn typed_class_loss<'py, T: Number, S: Source>(
     };
     let options = arguments.options.check()?;
     driver_ready()?;
+    let probabilities = matches!(typed_target, Target::Probabilities(_));
+    let weighs = matches!(weights, Some(Floats::F64(_)));
+    let weighs = weighs && (probabilities || options.label_smoothing != 0.0);
+    // The target or the weights of its classes are wider than the values: all is computed in float64.
+    let is_wide = probabilities && target.dtype != values.dtype || weighs;
+    let wide = (values.dtype == Dtype::F32 && is_wide).then(|| match typed_target {
+        Target::Indices(indices) => Target::Indices(indices),
+        Target::Probabilities(_) if target.dtype == Dtype::F64 => {
+            Target::Probabilities(target.input())
+        }
+        Target::Probabilities(_) => Target::Probabilities(Input::from_slice(&[])),
+    });
 
     let none = options.reduction == Reduction::None;
     let results = Results::<T> {
@@ -593,13 +621,20 @@ fn typed_class_loss<'py, T: Number, S: Source>(
         hess: (order > 1).then(|| Slot::derivative(arguments.hess_out, hess_out, values.shape)),
     };
     let mut layout = None;
-    if !rows || half.is_some() {
+    let outputs = results.outputs();
+    let singles = wide.and_then(|_| T::singles(outputs)).map(|outputs| Singles {
+        values: values.input(),
+        probabilities: (probabilities && target.dtype == Dtype::F32).then(|| target.input()),
+        grad: outputs.grad,
+        hess: outputs.hess,
+        losses: outputs.losses,
+    });
+    if !rows || half.is_some() || singles.is_some() {
         let place = |slot: &Option<Slot<'_, 'py, T>>, given: Option<View<'_>>| match (slot, given) {
             (None, _) => Ok(None),
             (Some(_), Some(view)) => view.place(axis),
             (Some(slot), None) => Arrays::view(&slot.array)?.place(axis),
         };
-        let probabilities = matches!(typed_target, Target::Probabilities(_));
         let found = Layout {
             values: values.place(axis)?,
             probabilities: if probabilities { target.place(axis)? } else { None },
@@ -610,6 +645,7 @@ fn typed_class_loss<'py, T: Number, S: Source>(
                 values: values.input(),
                 grad: out.filter(|_| order > 0).map(|out| out.output()),
             }),
+            singles,
             inner: inner.iter().product::<usize>().max(1),
         };
         let apart = |place: &Option<Place>| place.as_ref().is_some_and(|p| p.sample_step() != 1);
@@ -622,10 +658,27 @@ fn typed_class_loss<'py, T: Number, S: Source>(
         }
     }
     let fresh = arguments.out.is_none() && arguments.hess_out.is_none();
-    let outputs = results.outputs();
     let input = if half.is_some() { Input::from_slice(&[]) } else { values.input::<T>() };
     let numbers = values.len();
     let value = compute(py, numbers, move || {
+        if let Some(target) = wide {
+            let (grad, hess) = (outputs.grad.map(nothing), outputs.hess.map(nothing));
+            let outputs = Outputs { grad, hess, losses: outputs.losses.map(nothing) };
+            let place = (layout, numbers / classes);
+            let values = Input::from_slice(&[]);
+            let batch = Batch::laid_out(
+                place,
+                values,
+                classes,
+                target,
+                weights,
+                sample_weights,
+                options,
+                outputs,
+                samples,
+            )?;
+            return class_value(loss, &batch, shape, fresh);
+        }
         let batch = Batch::laid_out(
             (layout, numbers / classes),
             input,
@@ -637,12 +690,22 @@ fn typed_class_loss<'py, T: Number, S: Source>(
             outputs,
             samples,
         )?;
-        match loss {
-            ClassLoss::CrossEntropy => cross_entropy::cross_entropy(&batch),
-            ClassLoss::LogLoss => log_loss::log_loss(&batch, shape, fresh),
-        }
+        class_value(loss, &batch, shape, fresh)
     })?;
     Ok(results.finish(py, value)?)
+}
+
+/// Evaluates a loss; see [`log_loss::log_loss`].
+fn class_value<T: Limits>(
+    loss: ClassLoss,
+    batch: &Batch<'_, T>,
+    shape: &[usize],
+    fresh: bool,
+) -> Checked<f64> {
+    match loss {
+        ClassLoss::CrossEntropy => cross_entropy::cross_entropy(batch),
+        ClassLoss::LogLoss => log_loss::log_loss(batch, shape, fresh),
+    }
 }
 
 /// The numbers of an argument that may be left out, and has a shape.
@@ -700,15 +763,17 @@ fn typed_element_loss<'py, T: Number, S: Source>(
     let counted = View::optional::<S>(arguments.counted)?;
     let out = View::optional::<S>(arguments.out)?;
     let hess_out = View::optional::<S>(arguments.hess_out)?;
+    // Labels and weights may be wider than the logits.
+    let is_float = |view: &View<'_>| view.dtype == T::DTYPE || view.dtype == Dtype::F64;
     let repeats = |view: Option<View<'_>>| {
-        view.is_none_or(|view| view.dtype == T::DTYPE && logits.shape.ends_with(view.shape))
+        view.is_none_or(|view| is_float(&view) && logits.shape.ends_with(view.shape))
     };
     let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
         let [weight, pos_weight] = [&weight, &pos_weight].map(Option::as_ref);
         let others = [Some(&target), weight, pos_weight, counted.as_ref(), other.as_ref()];
         view.as_ref().is_none_or(|view| view.fits(logits, &others))
     };
-    let canonical = (target.dtype == T::DTYPE || target.dtype == Dtype::Bool)
+    let canonical = (is_float(&target) || target.dtype == Dtype::Bool)
         && target.shape == logits.shape
         && repeats(weight)
         && repeats(pos_weight)
@@ -730,6 +795,25 @@ fn typed_element_loss<'py, T: Number, S: Source>(
     };
     let n = logits.len();
     let outputs = results.outputs();
+    let counted = counted.map(|view| view.input::<u8>());
+    let wider = |view: &View<'_>| view.dtype == Dtype::F64 && T::DTYPE == Dtype::F32;
+    let any = [Some(target), weight, pos_weight].iter().flatten().any(wider);
+    if let (true, Some(outputs)) = (any, T::singles(outputs)) {
+        let mixed = binary::Mixed {
+            logits: logits.input(),
+            target: match target.dtype {
+                Dtype::Bool => Err(target.input()),
+                _ => Ok(target.floats().ok_or(Stop::NotImplemented)?),
+            },
+            weight: weight.and_then(|view| view.floats()),
+            pos_weight: pos_weight.and_then(|view| view.floats()),
+            counted,
+            options,
+            outputs,
+        };
+        let value = compute(py, n, move || mixed.run())?;
+        return Ok(results.finish(py, value)?);
+    }
     let (weight, pos_weight) =
         (weight.map(|view| view.input::<T>()), pos_weight.map(|view| view.input::<T>()));
     let target = match target.dtype {
@@ -737,7 +821,6 @@ fn typed_element_loss<'py, T: Number, S: Source>(
         _ => binary::Labels::Soft(target.input()),
     };
     let logits = logits.input::<T>();
-    let counted = counted.map(|view| view.input::<u8>());
     let value = compute(py, n, move || {
         binary::binary_cross_entropy(&binary::Binary {
             logits,

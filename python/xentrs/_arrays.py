@@ -78,7 +78,7 @@ def class_loss(
     outputs = _outputs(name, x, inputs, out, hess_out)
     dtype = _native(x)
     arguments = (
-        _canonical(t, _native(t)) if indices else _plain(t, dtype),
+        _canonical(t, _native(t)) if indices else _plain(t, _exact(t, dtype)),
         axis,
         None if w is None else _canonical(w, dtype if _native(w) == dtype else np.float64),
         None if s is None else _canonical(s, _native(s) if _is_float(s) else np.float64),
@@ -117,7 +117,7 @@ def element_loss(
     if m is not None and m.dtype != np.bool_:
         raise _wrong_dtype("where", where, m, "bool")
     arguments = (
-        _canonical(t, t.dtype if t.dtype == np.bool_ else _native(x)),
+        _canonical(t, t.dtype if t.dtype == np.bool_ else _exact(t, _native(x))),
         None if w is None else _suffix("weight", w, x),
         None if p is None else _suffix("pos_weight", p, x),
         label_smoothing,
@@ -179,6 +179,17 @@ def _plain(a: _Array, dtype: DTypeLike) -> _Array:
 def _canonical(a: _Array, dtype: DTypeLike) -> _Array:
     """Return `a` itself where it is plain and C-contiguous, else a copy."""
     return np.require(_plain(a, dtype), requirements=["C"])
+
+
+def _exact(a: _Array, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return `dtype`, that of the logits, where `a` loses nothing by it, else float64."""
+    if np.can_cast(a.dtype, dtype):
+        return dtype
+    if a.dtype.kind in "iu" and a.size:
+        most = 1 << (np.finfo(dtype).nmant + 1)
+        if -most <= a.min() and a.max() <= most:
+            return dtype
+    return np.dtype(np.float64)
 
 
 def _native(a: _Array) -> np.dtype[Any]:
@@ -296,7 +307,7 @@ def _suffix(name: str, a: _Array, x: _Array) -> _Array:
     while shape and shape[0] == 1:
         shape = shape[1:]
     fits = x.shape[x.ndim - len(shape) :] == shape
-    return _canonical(a.reshape(shape) if fits else full, _native(x))
+    return _canonical(a.reshape(shape) if fits else full, _exact(a, _native(x)))
 
 
 # Other arguments

@@ -678,7 +678,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 pivot: class,
                 coefficients,
             };
-            let Some((totals, reference)) = self.reduce(s, &mut reduce, &mut waiting) else {
+            let Some((mut totals, reference)) = self.reduce(s, &mut reduce, &mut waiting) else {
                 self.fill(s, row, T::from_f64(f64::NAN));
                 sums[row - first] = f64::NAN;
                 if let Some(losses) = batch.outputs.losses {
@@ -687,6 +687,16 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 continue;
             };
 
+            let finite = totals.distance.is_finite() && totals.coefficient.is_finite();
+            if C::ANY && T::WIDE == 2 && !finite {
+                // Too much for the logits' type, perhaps.
+                let [coefficient, distance] = batch.wide_sums(row, reference.to_f64());
+                for (sum, wide) in
+                    [(&mut totals.coefficient, coefficient), (&mut totals.distance, distance)]
+                {
+                    *sum = if sum.is_finite() { *sum } else { wide };
+                }
+            }
             let Totals { rest, pivot, distance, coefficient, most } = totals;
             let whole = rest + pivot;
             let total = of_class + self.total + coefficient;

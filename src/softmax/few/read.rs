@@ -24,13 +24,38 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             }
             // The index of an ignored sample becomes -1.
             let classes = classes.part(lane, n);
-            batch.each_class(sample, n, move |i, class| classes.set(i, T::from_i32(class as i32)));
+            batch.each_index(sample, n, move |i, class| classes.set(i, T::from_i32(class as i32)));
         }
         let (mut least, zero) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 0.0));
+        if batch.is_weighted() {
+            self.leave_out(s, block);
+        }
         for group in block.groups() {
             least = least.min(buffers.load(s, CLASS, group));
         }
         T::V::<S>::lanes(least.lt(zero)) != 0
+    }
+
+    /// Gives samples that weigh nothing the class of ignored ones.
+    #[inline(always)]
+    fn leave_out<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) {
+        let (buffers, none) = (block.buffers, splat::<S, f64>(s, 0.0));
+        let drops = self.batch.drops_classes();
+        for group in block.groups() {
+            let mut nothing = 0;
+            for part in 0..T::WIDE {
+                let at = group + 8 * part;
+                let mut zeros = S::V64::lanes(buffers.load_wide(s, SAMPLE, at).eq(none));
+                if drops {
+                    zeros |= S::V64::lanes(buffers.load_wide(s, OF_CLASS, at).eq(none));
+                }
+                nothing |= zeros << (8 * part);
+            }
+            let class = buffers.load(s, CLASS, group);
+            let nothing = T::V::<S>::mask(s, nothing);
+            let class = T::V::<S>::select(nothing, splat::<S, T>(s, -1.0), class);
+            buffers.store(CLASS, group, class);
+        }
     }
 
     /// Reads the weights of a block's samples and of their classes.
@@ -46,7 +71,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             if let (true, Some(weight)) = (C::HARD, batch.weight.as_deref()) {
                 let (weights, keep) = (part(OF_CLASS), self.keep);
                 // That of an ignored sample is any.
-                batch.each_class(sample, n, move |i, class| {
+                batch.each_index(sample, n, move |i, class| {
                     weights.set(i, keep * weight.get(class).copied().unwrap_or_default());
                 });
             }
@@ -136,6 +161,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             for class in classes {
                 let x = T::V::<S>::load(s, from, class * T::LANES);
                 T::V::<S>::select(counts, x, zero).store(to, class * T::LANES);
+                if self.coefficients.stored().is_some() {
+                    let (from, to) = buffers.part(STORED);
+                    let at = start + class * T::LANES;
+                    let q = T::V::<S>::load(s, from, at);
+                    T::V::<S>::select(counts, q, zero).store(to, at);
+                }
             }
         }
         if !C::HARD {
