@@ -7,6 +7,7 @@ tensors on the CPU go through the GPU's kernels, in Triton's interpreter.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -78,6 +79,13 @@ def uses_triton(tensor: Tensor) -> bool:
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which logits of this dtype are computed and their loss is summed."""
     return torch.float32 if dtype in HALVES else dtype
+
+
+def scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """Return a number as a tensor on the CPU, infinite where the dtype ends."""
+    if abs(value) > torch.finfo(dtype).max:  # which PyTorch refuses
+        value = math.copysign(math.inf, value)
+    return torch.scalar_tensor(value, dtype=dtype, device="cpu")
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ import xentrs
 from xentrs.torch import _autograd, _backend
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
 from xentrs.torch._cross_entropy import _floats, as_denominator, check_denominator, check_other
-from xentrs.torch._math import log1p
+from xentrs.torch._math import log1p, narrowed
 from xentrs.torch._options import (
     Options,
     are_tensors,
@@ -82,7 +82,7 @@ def _rust(call: _Arguments, options: Options, with_grad: bool) -> tuple[Tensor, 
         out = _backend.empty(x.shape, x.dtype, x.device)
     loss, grad = _call_rust(x, others, denominator, options, with_grad, out)
     if isinstance(loss, float):
-        return torch.scalar_tensor(loss, dtype=x.dtype, device=x.device), grad
+        return _backend.scalar(loss, x.dtype), grad
     return torch.from_numpy(loss), grad
 
 
@@ -156,7 +156,7 @@ def _rust_by_chunks(
         return losses.view(x.shape), grad
     if divisor == 0.0 and call.denominator is None:
         total = float("nan")
-    return torch.scalar_tensor(total, dtype=dtype, device=x.device), grad
+    return _backend.scalar(total, dtype), grad
 
 
 # On a GPU
@@ -201,7 +201,7 @@ def _binary(
         p = tl.where(z >= 0, large, small)
         q = tl.where(z >= 0, small, large)
         g = factor * ((1.0 - t) * p - v * q)
-        tl.store(grad + i, tl.where(keep, g, 0.0), mask=live)
+        tl.store(grad + i, narrowed(tl.where(keep, g, 0.0), grad), mask=live)
 
 
 def _repeated(t: Tensor | None, x: Tensor) -> Tensor | None:

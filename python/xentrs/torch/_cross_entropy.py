@@ -26,7 +26,7 @@ from xentrs import _arrays, _xentrs
 from xentrs._xentrs import quick_cross_entropy
 from xentrs.torch import _autograd, _backend
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
-from xentrs.torch._math import log1p, tanh
+from xentrs.torch._math import log1p, narrowed, tanh
 from xentrs.torch._options import (
     Ignored,
     Options,
@@ -227,7 +227,7 @@ def _rust(
     loss = result[0] if with_grad else result
     if options.reduction == "none":
         return torch.from_numpy(loss), grad
-    return torch.scalar_tensor(loss, dtype=_backend.accumulator(x.dtype), device="cpu"), grad
+    return _backend.scalar(loss, _backend.accumulator(x.dtype)), grad
 
 
 def _negated(loss: Tensor, grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -314,7 +314,7 @@ def _rust_by_chunks(
         return losses.view(call.samples), grad
     if mean and call.denominator is None and divisor == 0.0:
         total = math.nan
-    return torch.scalar_tensor(total, dtype=dtype, device=x.device), grad
+    return _backend.scalar(total, dtype), grad
 
 
 def _chunks(n: int, positions: int, size: int) -> Iterator[tuple[slice, slice]]:
@@ -599,7 +599,7 @@ def _softmax(
         g_row = (grad + n * g_n + d * g_d)[:, None]
         top, rest, factor, kept = top[:, None], rest[:, None], factor[:, None], keep[:, None]
         g = _gradient(first, a, cols == y[:, None], top, base, extra, rest, factor, kept, CAP)
-        tl.store(g_row + cols * g_c, g, mask=mask)
+        tl.store(g_row + cols * g_c, narrowed(g, grad), mask=mask)
         if MANY:
             for start in range(B, classes, B):
                 c = cols + start
@@ -607,7 +607,7 @@ def _softmax(
                 z = _logits(x_row, c, x_c, m, CAP, ACC)
                 b = _others(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
                 g = _gradient(z, b, c == y[:, None], top, base, extra, rest, factor, kept, CAP)
-                tl.store(g_row + c * g_c, g, mask=m)
+                tl.store(g_row + c * g_c, narrowed(g, grad), mask=m)
 
 
 def _tiles(classes: int, positions: int) -> tuple[int, int]:
