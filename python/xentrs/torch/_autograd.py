@@ -63,6 +63,17 @@ def counted(factor: Tensor, counts: Tensor | None) -> Tensor:
     return factor if counts is None else torch.where(counts, factor, 0.0)
 
 
+def is_done(factor: Tensor) -> bool:
+    """Whether the stored gradient is what is returned: 1 arrives, and nobody needs it again."""
+    return (
+        type(factor) is Tensor
+        and not _is_compiling()
+        and not keeps_graph()
+        and not factor.is_neg()
+        and is_one(factor)
+    )
+
+
 def scaled(
     grad: Tensor, factor: Tensor, counts: Callable[[], Tensor | None], axis: int | None = None
 ) -> Tensor:
@@ -72,7 +83,7 @@ def scaled(
     where NaN or inf arrives. `axis` is the axis of `grad` that `factor` does not have, unless it is
     a number.
     """
-    traced = is_traced(factor)
+    traced = _is_compiling() or type(factor) is not Tensor
     if not traced:
         if keeps_graph():
             grad = grad.clone()  # another backward pass may need it as it is

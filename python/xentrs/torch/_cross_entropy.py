@@ -25,6 +25,7 @@ import xentrs
 from xentrs import _arrays, _xentrs
 from xentrs._xentrs import quick_cross_entropy
 from xentrs.torch import _autograd, _backend
+from xentrs.torch._autograd import is_done
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
 from xentrs.torch._math import log1p, narrowed, tanh
 from xentrs.torch._options import (
@@ -807,6 +808,8 @@ class _Eager(_autograd.SingleLevel):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         if not _is_grad_enabled():
+            if is_done(factor):
+                return grad, None, None
             return _autograd.scaled(grad, factor, lambda: _counts_of(ctx, grad), 1), None, None
         remembered, options = ctx.again  # create_graph=True
         call = _Arguments(*_autograd.recall("cross_entropy", remembered))
