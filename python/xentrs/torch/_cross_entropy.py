@@ -398,7 +398,8 @@ def _penalty(
     pivot.unsqueeze_(1)
     # In float64: the square of a large one exceeds float32.
     logsumexp = z.gather(1, pivot)[:, 0].double() + torch.from_numpy(minus_log_p)
-    factor = torch.full_like(logsumexp, options.z_loss) if s is None else options.z_loss * s
+    weights = torch.ones_like(logsumexp) if s is None else s.double()
+    factor = options.z_loss * weights
     if counts is not None:
         factor = torch.where(counts, factor, 0.0)
     penalty = factor * logsumexp**2
