@@ -282,11 +282,11 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 if fits || !self.refer_to(s, part.clone()) {
                     break (sums, sum);
                 }
-                let factor = power(self.exp.scale - before);
-                rest.scale(factor);
+                let change = self.exp.scale - before;
+                rest.scale(power(change));
                 if GRAD {
                     // Eight references ago exponentials have long become 0.
-                    rescale::<S, T>(s, self.scratch, referred[0]..start, factor);
+                    rescale::<S, T>(s, self.scratch, referred[0]..start, change);
                     referred.rotate_left(1);
                     referred[7] = start;
                 }
@@ -335,12 +335,16 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     }
 }
 
-/// Multiplies exponentials by a power of two.
+/// Multiplies exponentials by two to a power, in two steps where that number itself would underflow: the
+/// products need not.
 #[inline(always)]
-fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, power: f64) {
-    let power = T::V::<S>::splat(s, T::from_f64(power));
+fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, exponent: i64) {
+    let first = if exponent < 1 - T::MAX_EXPONENT { exponent / 2 } else { exponent };
+    let [first, second] =
+        [first, exponent - first].map(|k| T::V::<S>::splat(s, T::from_f64(power(k))));
     for at in part.step_by(T::LANES) {
-        T::V::<S>::load(s, scratch.input(), at).mul(power).store(scratch.output(), at);
+        let product = T::V::<S>::load(s, scratch.input(), at).mul(first).mul(second);
+        product.store(scratch.output(), at);
     }
 }
 
