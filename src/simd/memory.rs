@@ -2,12 +2,17 @@
 //!
 //! No reference to the numbers is ever made, every access goes by raw pointer and is checked
 //! against the view's length: a wrong index panics, a foreign write gives a wrong number.
+//!
+//! What the checks do not see is who writes where at the same time. That is a promise of whoever makes an
+//! [`Output`], which outside this crate is `unsafe`: no number is written by one thread of ours while
+//! another one uses it. The crate keeps it since each run of blocks has rows of its own ([`crate::driver`]).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::null_mut;
 
+use super::Float;
 use crate::error::no_memory;
 
 /// A view to read from.
@@ -18,7 +23,8 @@ pub struct Input<'a, T> {
     life: PhantomData<&'a T>,
 }
 
-/// A view to write to. Copies of it alias: whoever splits work over threads gives each its own part.
+/// A view to write to. Copies of it alias: whoever splits work over threads gives each its own part (see
+/// the head of this file).
 #[derive(Debug)]
 pub struct Output<'a, T> {
     start: *mut T,
@@ -137,13 +143,14 @@ impl<'a, T: Copy> Output<'a, T> {
     /// A view of `len` numbers.
     ///
     /// # Safety
-    /// `start` is valid for writes of `len` numbers during `'a`, and aligned.
+    /// `start` is valid for writes of `len` numbers during `'a`, and aligned; and during that time no thread
+    /// that has a copy of the view uses a number of it while another one writes it.
     pub unsafe fn new(start: *mut T, len: usize) -> Self {
         Output { start, len, life: PhantomData }
     }
 
     /// A view of a slice.
-    pub fn from_slice(slice: &'a mut [T]) -> Self {
+    pub(crate) fn from_slice(slice: &'a mut [T]) -> Self {
         Output { start: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
     }
 
@@ -303,7 +310,7 @@ pub fn zeros(len: usize) -> Vec<f64> {
     unsafe { Vec::from_raw_parts(start.cast(), len, len) }
 }
 
-impl<T: Copy + Default> Scratch<T> {
+impl<T: Float> Scratch<T> {
     /// A buffer of `len` zeros.
     pub fn new(len: usize) -> Self {
         let scratch = Self::uncleared(len);
@@ -340,8 +347,18 @@ impl<T: Copy + Default> Scratch<T> {
 
     /// To write to it.
     #[inline(always)]
-    pub fn output(&self) -> Output<'_, T> {
-        // SAFETY: as above; the buffer is this value's alone, and the value is not `Sync`.
+    pub(crate) fn output(&self) -> Output<'_, T> {
+        // SAFETY: the buffer is this value's alone, which each thread has for itself: it is not `Sync`.
+        unsafe { self.shared_output() }
+    }
+
+    /// To write to it, by several threads.
+    ///
+    /// # Safety
+    /// No thread that has a copy of the view uses a number of it while another one writes it.
+    #[inline(always)]
+    pub unsafe fn shared_output(&self) -> Output<'_, T> {
+        // SAFETY: the buffer holds `len` numbers as long as `self` lives, and the caller promises the rest.
         unsafe { Output::new(self.start, self.len) }
     }
 }
