@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::error::Result;
 use crate::process::{self, Helpers, level};
 use crate::reduce;
-use crate::simd::{Kernel, Level, Simd, enter, zeros};
+use crate::simd::{Kernel, Level, Simd, enter, free_large, zeros};
 
 /// Work that falls into blocks.
 pub trait Job: Sync {
@@ -110,6 +110,7 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
     let helpers = if blocks > together { process::helpers(work)? } else { None };
     let Some(helpers) = helpers else {
         worker(level)(0..blocks, sums);
+        free_large();
         return Ok(reduce::sum(sums.iter().copied()));
     };
     share(&helpers, level, Split { blocks, cost, together, first }, sums, worker);
@@ -154,6 +155,8 @@ fn share<W: FnMut(Range<usize>, &mut [f64])>(
             let Some(next) = take(thread) else { break };
             run = next;
         }
+        drop(worker);
+        free_large();
     };
     helpers.run(&work);
     // Whatever another library's threads have left.

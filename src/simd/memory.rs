@@ -10,6 +10,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
 
 use super::Float;
@@ -249,7 +250,7 @@ pub fn copy<T: Copy>(
 /// A buffer aligned to a cache line.
 ///
 /// A thread keeps some small ones for its next calls: asking the system for memory that is aligned
-/// takes longer than a loss of ten numbers.
+/// takes longer than a loss of ten numbers. Of larger ones it keeps the last until its work for a call ends.
 #[derive(Debug)]
 pub struct Scratch<T> {
     start: *mut T,
@@ -310,14 +311,37 @@ pub fn zeros(len: usize) -> Vec<f64> {
     unsafe { Vec::from_raw_parts(start.cast(), len, len) }
 }
 
+/// A buffer of more than [`SPARE`] bytes that a thread keeps from one run of blocks to the next.
+///
+/// Freed and asked for again, some would stay with the allocator: with each thread more than it uses.
+struct Large {
+    start: *mut u8,
+    bytes: usize,
+}
+
+thread_local! {
+    static LARGE: Cell<Option<Large>> = const { Cell::new(None) };
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `Scratch::uncleared` with this layout.
+        unsafe { dealloc(self.start, layout(self.bytes)) };
+    }
+}
+
+/// Frees the large buffer that this thread keeps, at the end of its work for a call.
+pub(crate) fn free_large() {
+    // At a thread's end there is none any more.
+    let _ = LARGE.try_with(|large| drop(large.take()));
+}
+
 impl<T: Float> Scratch<T> {
     /// A buffer of `len` zeros.
     pub fn new(len: usize) -> Self {
         let scratch = Self::uncleared(len);
-        if scratch.bytes == SPARE {
-            // SAFETY: the buffer holds that many numbers, and is this value's alone.
-            unsafe { scratch.start.write_bytes(0, len) };
-        }
+        // SAFETY: the buffer holds that many numbers, and is this value's alone.
+        unsafe { scratch.start.write_bytes(0, len) };
         scratch
     }
 
@@ -325,16 +349,22 @@ impl<T: Float> Scratch<T> {
     pub fn uncleared(len: usize) -> Self {
         let needed = len.checked_mul(size_of::<T>()).unwrap_or_else(|| no_memory());
         let bytes = needed.max(SPARE);
-        if bytes == SPARE
-            && let Some(start) = exchange(|start| !start.is_null(), null_mut())
-        {
-            return Scratch { start: start.cast(), len, bytes };
-        }
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout(bytes)) };
-        if start.is_null() {
-            no_memory();
-        }
+        let kept = if bytes == SPARE {
+            exchange(|start| !start.is_null(), null_mut())
+        } else {
+            let large = LARGE.try_with(Cell::take).ok().flatten();
+            let large = large.filter(|large| large.bytes == bytes);
+            large.map(|large| ManuallyDrop::new(large).start)
+        };
+        let start = kept.unwrap_or_else(|| {
+            // Zeros, since memory that was never written is no number.
+            // SAFETY: the layout's size is not zero.
+            let start = unsafe { alloc_zeroed(layout(bytes)) };
+            if start.is_null() {
+                no_memory();
+            }
+            start
+        });
         Scratch { start: start.cast(), len, bytes }
     }
 
@@ -365,11 +395,15 @@ impl<T: Float> Scratch<T> {
 
 impl<T> Drop for Scratch<T> {
     fn drop(&mut self) {
-        let kept =
-            self.bytes == SPARE && exchange(|start| start.is_null(), self.start.cast()).is_some();
+        let (start, bytes) = (self.start.cast(), self.bytes);
+        let kept = if bytes == SPARE {
+            exchange(|start| start.is_null(), start).is_some()
+        } else {
+            LARGE.try_with(|large| large.set(Some(Large { start, bytes }))).is_ok()
+        };
         if !kept {
-            // SAFETY: allocated in `new` with this layout.
-            unsafe { dealloc(self.start.cast(), layout(self.bytes)) }
+            // SAFETY: allocated in `uncleared` with this layout.
+            unsafe { dealloc(start, layout(bytes)) }
         }
     }
 }

@@ -23,6 +23,7 @@ mod avx512;
 
 use std::fmt::Debug;
 
+pub(crate) use memory::free_large;
 pub use memory::{Input, Output, Scratch, copy, zeros};
 
 /// The most lanes a vector has: those of `f32`.
