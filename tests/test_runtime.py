@@ -6,6 +6,7 @@ import statistics
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -609,7 +610,7 @@ def test_arrays_changed_by_another_thread_never_crash(shape, python):
     not Path("/proc/self/clear_refs").exists(), reason="needs a peak that starts again"
 )
 def test_large_rows_take_two_rows_a_thread(python):
-    """The first call too: what each thread frees between two runs does not stay with the allocator."""
+    """The first call too: what is freed between two runs does not stay with the allocator."""
     script = """
         from pathlib import Path
         import numpy as np, xentrs
