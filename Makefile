@@ -5,6 +5,9 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 # make bench ARGS="--rows binary --seconds 5"
 ARGS ?=
+# make test-random MINUTES=30 SEED=7; without a seed it is a new one
+MINUTES ?= 2
+SEED ?=
 
 VENV := .venv
 BENCH_VENV := .venv-bench
@@ -32,8 +35,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format wheel sdist clean
-.PHONY: bench bench-peers bench-curves bench-memory bench-instructions bench-pictures bench-kernels
+.PHONY: help demo test test-random lint format wheel sdist clean
+.PHONY: bench bench-peers bench-steps bench-curves bench-memory bench-instructions bench-pictures bench-kernels
 .PHONY: demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
 help:  ## List the targets
@@ -52,8 +55,11 @@ test: $(VENV)/.package  ## Run all tests, those of the Rust crate first, those w
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-torch)
 
+test-random: $(VENV)/.package  ## Hold random calls against the reference: MINUTES=2, SEED= for the same again
+	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
 test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an environment that has PyTorch
-	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py)
+	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py tests/test_benches.py::test_torch_steps)
 
 lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check
@@ -80,8 +86,21 @@ sdist: dist/.built  ## The same: the two are made together
 bench: $(BENCH_VENV)/.package  ## Time whole calls against floors, NumPy, SciPy, scikit-learn: ARGS="--rows binary"
 	$(BENCH_BIN)/python benches/compare.py $(ARGS)
 
-bench-peers: $(PEERS_VENV)/.package  ## The same against PyTorch, JAX and TensorFlow too (several GB, 20 minutes)
-	$(PEERS_BIN)/python benches/compare.py $(or $(ARGS),--json benches/results/compare.json)
+bench-peers: $(PEERS_VENV)/.package  ## All of it: PyTorch, JAX, TensorFlow, steps; at AVX-512 and AVX2 (several GB, 25 minutes)
+	$(if $(ARGS),$(PEERS_BIN)/python benches/compare.py $(ARGS),$(ALL_TABLES))
+
+# Each is kept for every level of this machine. Goals come first.
+LEVELS = $$($(PEERS_BIN)/python -c "import xentrs; print(*(l for l in xentrs.show_config(mode='dicts')['simd']['available'] if l != 'portable'))")
+define ALL_TABLES
+for level in $(LEVELS); do \
+  $(PEERS_BIN)/python benches/steps.py --level $$level --json benches/results/steps.json; \
+  $(PEERS_BIN)/python benches/torch_cpu.py --steps --level $$level --json benches/results/torch.json; \
+  $(PEERS_BIN)/python benches/compare.py --level $$level --json benches/results/compare.json; \
+done
+endef
+
+bench-steps: $(BENCH_VENV)/.package  ## Time calls among other work, as a training loop makes them; tells which goals are met
+	$(BENCH_BIN)/python benches/steps.py $(ARGS)
 
 bench-curves: $(BENCH_VENV)/.package  ## Time over classes, samples and threads; draws docs/curve-classes.svg, docs/scaling.svg
 	$(BENCH_BIN)/python benches/curves.py $(ARGS)
@@ -92,7 +111,7 @@ bench-memory: $(BENCH_VENV)/.package  ## Measure peak memory of each kind of cal
 bench-instructions: $(BENCH_VENV)/.package  ## Count instructions of each kind of call at AVX2 (needs valgrind)
 	$(BENCH_BIN)/python benches/instructions.py $(ARGS)
 
-bench-pictures: $(BENCH_VENV)/.package  ## README's table and docs/bench.svg from what bench-peers measured
+bench-pictures: $(BENCH_VENV)/.package  ## README's table, docs/benchmarks.md and docs/bench.svg from what bench-peers measured
 	$(BENCH_BIN)/python benches/table.py --readme
 	$(BENCH_BIN)/python benches/picture.py
 

@@ -12,14 +12,18 @@ machine differs from minute to minute.
 
 ``make bench-peers`` runs all of it and keeps the measurements in ``benches/results/compare.json``;
 ``make bench`` does without the peers that are large. ``ARGS="--rows binary --seconds 5"`` passes
-options, and then nothing is kept but with ``--json``. A second copy of xentrs runs beside the
-first, at AVX2 (``--simd`` names another level); ``XENTRS_SIMD=avx2`` forces the first.
+options, and then nothing is kept but with ``--json``.
+
+With ``--level avx2`` every side runs at AVX2, in a process whose environment says so to each
+library; plain rows are measured then. A file keeps a report for each level. A second copy of xentrs
+runs beside the first, at AVX2, or at AVX-512 where the first is at AVX2 (``--simd`` names another).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -29,9 +33,18 @@ import numpy as np
 
 import table
 import xentrs
-from common import THREADS, Floors, Side, at_level, machine, measure, save
-from peers import PEERS, peer_sides, with_grad, without_grad
-from rows import ROWS, Case, Row
+from common import (
+    THREADS,
+    Floors,
+    Side,
+    another,
+    everybody_at,
+    machine,
+    measure,
+    save_level,
+)
+from peers import PEERS, WHOLE, in_step, peer_sides, with_grad, without_grad
+from rows import HARD, PLAIN_ROWS, ROWS, Case, Row, StepCase
 
 QUICK = 2**17  # numbers a row, for a test
 IN_CACHE = 2**23  # bytes of an array for which floors are measured on one thread too
@@ -49,7 +62,8 @@ def xentrs_side(case: Case, name: str, module: ModuleType = xentrs, out: bool = 
     statement = "".join(f", {key}={name}" for key, name in keywords.items())
     names = {"f": getattr(module, function), "x": case.x, "t": case.t, "g": case.grad}
     answer = with_grad if case.row.with_grad else without_grad
-    return Side(name, f"f(x, t{statement})", names | case.keywords, answer)
+    names |= case.keywords
+    return Side(name, f"f(x, t{statement})", names, answer, **in_step(case, names))
 
 
 def floor_sides(case: Case, floors: Floors) -> Iterator[Side]:
@@ -67,12 +81,20 @@ def floor_sides(case: Case, floors: Floors) -> Iterator[Side]:
             yield floors.side(kind, g, x, 1)
 
 
-def check(case: Case, side: Side) -> None:
+def check(case: Case, side: Side, tolerance: float | None = None) -> None:
     """Run a side once and write into `trouble` how its answer is wrong, if it is."""
     assert side.answer is not None
+    expected_loss, expected = case.answer
+    largest = case.largest if case.row.with_grad else 1.0
+    if side.setting == WHOLE:
+        assert isinstance(case, StepCase)
+        expected_loss, expected = case.whole_answer
+        largest = 1.0 if expected is None else float(np.abs(expected).max())
     case.grad.fill(-7)  # nobody gets an answer that another one left here
+    names = dict(side.names)
     try:
-        loss, grad = side.answer(eval(side.statement, dict(side.names)))
+        exec(side.before, names)
+        loss, grad = side.answer(eval(side.statement, names))
     except Exception as error:
         side.trouble = f"fails: {type(error).__name__}: {str(error).splitlines()[0][:200]}"
         return
@@ -81,8 +103,8 @@ def check(case: Case, side: Side) -> None:
     # numbers, one by one, are off by half a percent; that is not the subject.
     ours = side.name.startswith("xentrs")
     limits = {"f32": (1e-6, 1e-2), "f64": (1e-13, 1e-9)}[case.row.dtype]
-    tolerance = limits[0] if ours else limits[1]
-    expected_loss, expected = case.answer
+    if tolerance is None:
+        tolerance = limits[0] if ours else limits[1]
     if not np.isclose(loss, expected_loss, rtol=tolerance, atol=0, equal_nan=True):
         side.trouble = f"wrong: the loss is {loss!r}, not {expected_loss!r}"
     if expected is None:
@@ -99,7 +121,6 @@ def check(case: Case, side: Side) -> None:
         if np.isnan(off.max()):
             off[np.isnan(grad[start : start + step]) & np.isnan(right)] = 0
         worst = np.maximum(worst, off.max())  # keeps a NaN
-    largest = case.largest
     if not worst <= tolerance * largest:
         side.trouble = f"wrong: the gradient is off by {worst / largest:.1e} of its largest entry"
 
@@ -111,14 +132,20 @@ def sides_of(
     if case.row.with_grad:
         yield xentrs_side(case, table.NEW, out=False)
     if other is not None:
-        yield xentrs_side(case, table.OTHER, other)
+        yield xentrs_side(case, table.at_level(level_of(other)), other)
     yield from floor_sides(case, floors)
-    yield from peer_sides(case, asked)
+    if asked or case.row.option not in HARD:  # to a peer they are rows like others
+        yield from peer_sides(case, asked)
+
+
+def level_of(module: ModuleType) -> str:
+    return str(module.show_config(mode="dicts")["simd"]["level"])
 
 
 def run(row: Row, seconds: float, turns: int, *how: Any) -> dict[str, Any]:
     """Check and time one row; return what is kept of it."""
     print(f"{row.name} ...", file=sys.stderr, flush=True)
+    started = time.perf_counter()
     case = Case(row)
     sides = list(sides_of(case, *how))
     for side in sides:
@@ -130,27 +157,42 @@ def run(row: Row, seconds: float, turns: int, *how: Any) -> dict[str, Any]:
     if row.base is not None:
         sides.append(xentrs_side(Case(row.base), table.PLAIN))
     measure([side for side in sides if not side.trouble], seconds, turns)
+    print(f"  {time.perf_counter() - started:.0f} s", file=sys.stderr)
     return {
         "name": row.name,
-        "goals": row.goals,
+        "goals": row.goals_at(level_of(xentrs)),
         "own floor": row.own_floor,
         "sides": {side.name: side.report() for side in sides},
     }
 
 
-def main() -> int:
+def arguments(text: str, seconds: float) -> argparse.ArgumentParser:
+    """Return the options that the two tables share."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", action="append", help="only rows with this in their name")
+    parser.add_argument("--rows", action="append", help="a row, or rows with this in their name")
     parser.add_argument("--quick", action="store_true", help="a test: few turns, small arrays")
-    parser.add_argument("--seconds", type=float, default=12.0, help="for each row")
+    parser.add_argument("--seconds", type=float, default=seconds, help="for each row")
     parser.add_argument("--turns", type=int, default=100, help="at most, for each row")
     parser.add_argument("--peers", help="only these, with commas between their names")
-    parser.add_argument("--simd", default="avx2", help="the level of the second xentrs")
+    parser.add_argument("--level", choices=["avx512", "avx2"], help="force every library to it")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
-    options = parser.parse_args()
-    rows = [r for r in ROWS if not options.rows or any(part in r.name for part in options.rows)]
+    return parser
+
+
+def chosen(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, usual: list[str]
+) -> tuple[list[Row], list[str]]:
+    """Return the rows and the peers that were asked for, or the usual rows and all peers."""
+    rows = [row for row in ROWS if row.name in usual]
+    if options.rows:
+        names = {row.name for row in ROWS}
+
+        def asked_for(name: str) -> bool:
+            return any(part == name if part in names else part in name for part in options.rows)
+
+        rows = [row for row in ROWS if asked_for(row.name)]
     if not rows:
         parser.error(
             "no row has that in its name; the rows are: " + "; ".join(r.name for r in ROWS)
@@ -158,25 +200,35 @@ def main() -> int:
     if options.quick:
         rows = [row.small(QUICK) for row in rows]
     asked = [part.strip() for part in (options.peers or "").lower().split(",") if part.strip()]
-    known = [name.lower() for name in PEERS]
+    known = [name.lower() for name in [*PEERS, "none"]]
     for part in asked:
         if not any(name.startswith(part) for name in known):
             parser.error(f"no peer is called {part!r}; there are {', '.join(PEERS)}")
+    return rows, asked
+
+
+def main() -> int:
+    parser = arguments(__doc__, seconds=4.0)
+    parser.add_argument("--simd", help="the level of the second xentrs")
+    options = parser.parse_args()
+    everybody_at(options.level)
+    every = [row.name for row in ROWS]
+    rows, asked = chosen(parser, options, PLAIN_ROWS if options.level == "avx2" else every)
 
     xentrs.set_num_threads(THREADS)
     report = machine("scipy", "torch", "jax", "optax", "tensorflow", "scikit-learn")
-    wanted = options.simd in report["levels"] and options.simd != report["level"]
-    other = at_level(options.simd) if wanted else None
+    second = options.simd or ("avx512" if report["level"] == "avx2" else "avx2")
+    wanted = second in report["levels"] and second != report["level"]
+    other = another(second) if wanted else None
     limits = (0.0, 2) if options.quick else (options.seconds, options.turns)
     floors = Floors()
-    report["second level"] = options.simd if wanted else ""
     report["rows"] = [run(row, *limits, floors, other, asked) for row in rows]
 
     print(table.markdown(report, with_goals=True))
     print()
     print(table.verdict(report))
     if options.json:
-        save(report, options.json)
+        save_level(report, options.json)
     return int(any("trouble" in row["sides"][table.OURS] for row in report["rows"]))
 
 

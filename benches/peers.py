@@ -1,5 +1,9 @@
 """How others compute a row: each function yields a library's sides, or none where it has no way.
 
+Given the arrays of a step (`StepCase`), a side computes the logits before the call that is timed,
+and the gradient in the weights after it. `WHOLE` sides time a step as their library's users write
+it: in one piece.
+
 `case.each` holds what multiplies each sample (class weights, sample weights, 0 for the ignored), so
 the libraries without such options need not know which it was.
 """
@@ -16,7 +20,9 @@ import numpy as np
 import scipy.special
 
 from common import THREADS, Side
-from rows import AXIS_1, F_ORDER, Case
+from rows import AXIS_1, F_ORDER, Case, StepCase
+
+WHOLE = "whole"  # the setting of a step that is timed in one piece
 
 
 def with_grad(value: Any) -> tuple[float, np.ndarray]:
@@ -28,9 +34,35 @@ def without_grad(value: Any) -> tuple[float, None]:
     return float(value), None
 
 
-def side(case: Case, name: str, call: Callable[[], Any]) -> Side:
+def side(
+    case: Case, name: str, call: Callable[..., Any], statement: str = "call()", **more: Any
+) -> Side:
     answer = with_grad if case.row.with_grad else without_grad
-    return Side(name, "call()", {"call": call}, answer)
+    names = {"call": call} | more.pop("names", {})
+    around = more if "before" in more else in_step(case, names) | more
+    return Side(name, statement, names, answer, **around)
+
+
+def in_step(case: Case, names: dict[str, Any], grad: str = "value[1]") -> dict[str, Any]:
+    """Return what NumPy does around a call in a step; add to `names` what it needs."""
+    if not isinstance(case, StepCase):
+        return {}
+    names |= {"matmul": np.matmul, "H": case.features, "W": case.weights, "Z": case.x}
+    names |= {"HT": case.features.T, "G": case.weights_grad}
+    after = f"matmul(HT, {grad}, out=G)" if case.row.with_grad else ""
+    return {"before": "matmul(H, W, out=Z)", "after": after, "spins": True}
+
+
+def pieces(
+    case: StepCase, multiply: Callable[[Any, Any], Any], h: Any, w: Any, transposed: Any
+) -> dict[str, Any]:
+    """Return the same for a library that has arrays of its own, and makes new ones."""
+    return {
+        "names": {"multiply": multiply, "H": h, "W": w, "HT": transposed},
+        "before": "z = multiply(H, W)",
+        "statement": "call(z)",
+        "after": "multiply(HT, value[1])" if case.row.with_grad else "",
+    }
 
 
 # NumPy: stable and vectorised, one buffer, in place, as a careful person writes
@@ -192,7 +224,8 @@ def sklearn_sides(case: Case) -> Iterator[Side]:
         return float(losses.sum(dtype=np.float64)) / n, case.grad / n if row.with_grad else None
 
     names["f"] = getattr(loss.closs, method)
-    yield Side("scikit-learn", f"f({keywords})", names, answer)
+    around = in_step(case, names, "Z")
+    yield Side("scikit-learn", f"f({keywords})", names, answer, **around)
 
 
 # PyTorch, eager and compiled
@@ -232,6 +265,13 @@ def torch_sides(case: Case) -> Iterator[Side]:
     else:
         forward = softmax
 
+    if isinstance(case, StepCase):
+        losses = {
+            "PyTorch eager": (forward, as_it_is),
+            "PyTorch compiled": (torch.compile(forward), torch.compile),
+        }
+        yield from torch_steps(torch, case, losses)
+        return
     torch._dynamo.reset()
     for name, function in (
         ("PyTorch eager", forward),
@@ -250,6 +290,43 @@ def torch_sides(case: Case) -> Iterator[Side]:
                 return function(x, t).item()
 
         yield side(case, name, both if row.with_grad else alone)
+
+
+def as_it_is(function: Any) -> Any:
+    return function
+
+
+def torch_steps(
+    torch: Any, case: StepCase, losses: dict[str, tuple[Any, Callable[[Any], Any]]]
+) -> Iterator[Side]:
+    """Yield the sides of losses of PyTorch, each with what compiles the whole step if any does."""
+    h, w = torch.from_numpy(case.features), torch.from_numpy(case.weights)
+    t, parameter = torch.from_numpy(case.t), w.detach().clone().requires_grad_()
+    for name, (function, compiled) in losses.items():
+
+        def linear(w: Any, function: Any = function) -> Any:
+            return function(h @ w, t)
+
+        def loss(z: Any, function: Any = function) -> Any:
+            if not case.row.with_grad:
+                with torch.no_grad():
+                    return function(z, t).item()
+            z.requires_grad_()
+            loss = function(z, t)
+            loss.backward()
+            return loss.item(), z.grad
+
+        step = compiled(linear)
+
+        def whole(step: Any = step) -> Any:
+            parameter.grad = None
+            loss = step(parameter)
+            loss.backward()
+            return loss.item(), parameter.grad
+
+        yield side(case, name, loss, **pieces(case, torch.mm, h, w, h.T))
+        if case.row.with_grad:
+            yield Side(name, "call()", {"call": whole}, with_grad, setting=WHOLE)
 
 
 # JAX with optax, and TensorFlow with XLA: they keep arrays of their own, of rows of classes
@@ -284,7 +361,22 @@ def jax_sides(case: Case) -> Iterator[Side]:
 
     forward = {"": softmax, "log_loss": log_loss, "binary": binary}[case.row.loss]
     function = jax.jit(jax.value_and_grad(forward) if case.row.with_grad else forward)
-    yield side(case, "JAX", lambda: jax.block_until_ready(function(x, t)))
+    if not isinstance(case, StepCase):
+        yield side(case, "JAX", lambda: jax.block_until_ready(function(x, t)))
+        return
+    h, w, product = jnp.asarray(case.features), jnp.asarray(case.weights), jax.jit(jnp.matmul)
+
+    def multiply(a: Any, b: Any) -> Any:
+        return jax.block_until_ready(product(a, b))
+
+    def loss(z: Any) -> Any:
+        return jax.block_until_ready(function(z, t))
+
+    yield side(case, "JAX", loss, **pieces(case, multiply, h, w, h.T))
+    if case.row.with_grad:
+        step = jax.jit(jax.value_and_grad(lambda w: forward(h @ w, t)))
+        names = {"call": lambda: jax.block_until_ready(step(w))}
+        yield Side("JAX", "call()", names, with_grad, setting=WHOLE)
 
 
 def tensorflow_sides(case: Case) -> Iterator[Side]:
@@ -331,13 +423,17 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
 
     both, alone = (tf.function(f, jit_compile=True, autograph=False) for f in (with_tape, forward))
 
-    def call() -> Any:
+    def call(x: Any = x) -> Any:
         if not case.row.with_grad:
             return alone(x, t).numpy()
         loss, grad = both(x, t)
         return loss.numpy(), grad  # the loss is waited for, and the gradient comes with it
 
-    yield side(case, "TensorFlow XLA", call)
+    around: dict[str, Any] = {}
+    if isinstance(case, StepCase):
+        h, w = tf.constant(case.features), tf.constant(case.weights)
+        around = pieces(case, tf.matmul, h, w, tf.transpose(h))
+    yield side(case, "TensorFlow XLA", call, **around)
 
 
 # Names of the modules that a peer needs, and its sides

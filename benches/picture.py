@@ -7,7 +7,6 @@ grey bar is the row's own floor, what reading and writing the same bytes takes.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +41,11 @@ def draw(report: dict[str, Any], folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("json", nargs="?", type=Path, default=RESULTS / "compare.json")
+    parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="a folder")
+    parser.add_argument("--level", default=table.DRAWN, help="which of the file's levels")
     parser.add_argument("--folder", type=Path, default=drawing.DOCS, help="where it goes")
     options = parser.parse_args()
-    draw(json.loads(options.json.read_text()), options.folder)
+    draw(table.load("compare.json", options.results)[options.level], options.folder)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 SMOOTHING = 0.1
 DTYPES: dict[str, Any] = {"f32": np.float32, "f64": np.float64}
 IGNORED = -100
+# The features of a sample in a step: so few that the products do not dwarf the loss. With 16 the
+# two of them take 2 to 3 times as long as loss and gradient.
+WIDTH = 16
 
 # What logits there can be other than normal ones, of three units' spread
 TRAINED = "trained"
@@ -41,7 +44,9 @@ class Row:
     """One line of the table.
 
     A goal names what xentrs is compared with and a limit: for a floor or a figure of its own
-    ("plain") at most so many times as long, for a peer at least so many times as fast.
+    ("plain") at most so many times as long, for a peer at least so many times as fast. `goals_avx2`
+    are those where every side runs at AVX2. `steps` are goals of the call among other work: its
+    time on two threads over that of one thread in a tight loop, at most, in each setting.
     """
 
     work: str  # "loss+grad" or "loss"
@@ -52,6 +57,11 @@ class Row:
     d: int = 1  # the length of an axis after the classes
     loss: str = ""  # "", which is cross-entropy, "log_loss" or "binary"
     goals: tuple[tuple[str, float], ...] = ()
+    goals_avx2: tuple[tuple[str, float], ...] = ()
+    steps: tuple[tuple[str, float], ...] = ()
+
+    def goals_at(self, level: str) -> tuple[tuple[str, float], ...]:
+        return self.goals_avx2 if level == "avx2" else self.goals
 
     @property
     def name(self) -> str:
@@ -74,7 +84,12 @@ class Row:
         """The row whose figure this one's is shown against, measured beside it."""
         if self.loss or self.option in ("", SOFT):
             return None
-        return replace(self, n=self.n * self.d, d=1, option="", goals=())
+        return Row(self.work, self.n * self.d, self.c, self.dtype)
+
+    @property
+    def has_step(self) -> bool:
+        """Whether its logits can be the product of a step, in rows as a product has them."""
+        return self.d == 1 and self.option not in (TRAINED, *HARD, F_ORDER)
 
     @property
     def own_floor(self) -> Part:
@@ -101,21 +116,34 @@ def goals(
 
 LLM = (2048, 32000)
 MANY = {"copy": 0.85, "stream copy": 1.15, "AVX2": 1.7}
+LOSS_AVX2 = {"read": 1.3}
 BINARY = (65536, 1024)
 
 
 def _rows() -> Iterator[Row]:
-    def plain(n: int, c: int, dtype: str, grad: Any, loss: Any = ()) -> Iterator[Row]:
-        yield Row("loss+grad", n, c, dtype, goals=grad)
-        yield Row("loss", n, c, dtype, goals=loss)
+    def plain(n: int, c: int, dtype: str, grad: Any, loss: Any = (), **more: Any) -> Iterator[Row]:
+        yield Row("loss+grad", n, c, dtype, goals=grad, **more)
+        loss_avx2 = goals(LOSS_AVX2) if (n, c) == LLM else ()
+        yield Row("loss", n, c, dtype, goals=loss, goals_avx2=loss_avx2)
 
     read = goals({"read": 1.1, "AVX2": 1.7}, 10, 2.5)
-    for shape in (LLM, (512, 128256)):
-        yield from plain(*shape, "f32", goals(MANY, 15, 6), read)
+    llm_steps = tuple({"sleep": 0.6, "product": 0.72, "step": 0.75}.items())
+    llm: dict[str, Any] = {"goals_avx2": goals({"copy": 1.0}), "steps": llm_steps}
+    yield from plain(*LLM, "f32", goals(MANY, 15, 6), read, **llm)
+    yield from plain(512, 128256, "f32", goals(MANY, 15, 6), read)
     yield from plain(512, 128256, "f64", goals({"copy": 0.9, "AVX2": 1.7}, 14, 6.5))
-    yield from plain(8192, 1000, "f32", goals({"copy": 0.9, "AVX2": 1.7}, 5, 3.5))
-    yield from plain(128, 1000, "f32", goals({"copy": 3.5}, 4.5, 4.5))
-    yield from plain(65536, 10, "f32", goals({"copy": 6}, 40, 7))
+    many: dict[str, Any] = {
+        "goals_avx2": goals({"AVX-512": 1.25}),
+        "steps": tuple({"sleep": 0.6, "product": 0.6, "step": 0.75}.items()),
+    }
+    yield from plain(8192, 1000, "f32", goals({"copy": 0.9, "AVX2": 1.7}, 5, 3.5), **many)
+    small: dict[str, Any] = {"goals_avx2": goals({"AVX-512": 1.35})}
+    yield from plain(128, 1000, "f32", goals({"copy": 3.5}, 4.5, 4.5), **small)
+    few: dict[str, Any] = {
+        "goals_avx2": (("PyTorch eager", 7.5), ("JAX", 3)),
+        "steps": tuple({"sleep": 0.7, "product": 0.75, "step": 0.75}.items()),
+    }
+    yield from plain(65536, 10, "f32", goals({"copy": 6}, 40, 7), **few)
     yield from plain(65536, 10, "f64", goals({"copy": 6}, 25, 5))
     yield from plain(1, 10, "f32", goals({"np.exp": 2.5}, 30, 10))
     yield from plain(64, 1_000_000, "f32", goals(MANY), goals({"read": 1.1}))
@@ -145,6 +173,19 @@ def _rows() -> Iterator[Row]:
 
 
 ROWS = list(_rows())
+
+# What is measured unless rows are named: where every side runs at AVX2, and among other work.
+PLAIN_ROWS = [row.name for row in ROWS if not row.option and not row.loss]
+STEP_ROWS = [
+    "loss+grad 65536 x 10 f32",
+    "loss+grad 8192 x 1000 f32",
+    "loss+grad 2048 x 32000 f32",
+    "loss 2048 x 32000 f32",
+    "loss+grad 128 x 1000 f32",
+    "loss+grad 1 x 10 f32",
+    "loss+grad 65536 x 10 f32, soft targets",
+]
+assert {*STEP_ROWS} <= {row.name for row in ROWS}
 
 
 class Case:
@@ -306,3 +347,34 @@ class Case:
 
     def _binary(self, x: Array, t: Array, _: slice) -> tuple[Array, Any]:
         return np.logaddexp(0, x) - t * x, lambda: scipy.special.expit(x) - t
+
+
+class StepCase(Case):
+    """The arrays of a training step: logits are a product, and their gradient takes their place.
+
+    Probabilities come from factors whose rows add up to 1.
+    """
+
+    def __init__(self, row: Row) -> None:
+        super().__init__(row)
+        self.grad = self.x
+        self.weights_grad = np.empty_like(self.weights)
+
+    def _inputs(self, shape: tuple[int, ...]) -> Array:
+        shapes = (shape[0], WIDTH), (WIDTH, shape[1])
+        if self.row.loss == "log_loss":
+            factors = [self._random(*s) + self.dtype(0.01) for s in shapes]
+            for factor in factors:
+                factor /= factor.sum(axis=1, keepdims=True)
+        else:
+            factors = [self.rng.standard_normal(s, dtype=self.dtype) for s in shapes]
+            factors[1] *= self.dtype(3 / np.sqrt(WIDTH))
+        self.features, self.weights = factors
+        product: Array = np.matmul(self.features, self.weights)
+        return product
+
+    @cached_property
+    def whole_answer(self) -> tuple[float, Array | None]:
+        """The loss, and the gradient in the weights, in float64."""
+        loss, grad = self.answer
+        return loss, None if grad is None else self.features.T.astype(float) @ grad

@@ -4,6 +4,10 @@ Forward and backward, the gradient in a fresh tensor as in training. Answers are
 anything is timed; the sides take turns in one process, as in ``make bench-peers``; medians. Run it
 with ``make bench-torch``, ``ARGS="--quick"`` for a look, ``ARGS="--peak"`` for memory; only ratios
 travel between machines.
+
+``--steps`` times a step of PyTorch instead, as `steps.py` does one of NumPy: a linear layer, the
+loss, backward; the loss alone (*step*: forward and backward of the loss between the products) and
+all of it (*whole*). ``--level avx2`` forces every library to AVX2, ``--json`` keeps the steps.
 """
 
 from __future__ import annotations
@@ -15,16 +19,22 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from common import Side, measure  # before PyTorch: it fixes the number of threads
+# before PyTorch: it fixes the number of threads
+from common import THREADS, Side, duration, everybody_at, machine, measure, save_level
 
 # isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import table
 import xentrs
 import xentrs.torch
+from compare import check
+from peers import as_it_is, torch_steps
+from rows import ROWS, StepCase
 
 
 @dataclass
@@ -49,6 +59,12 @@ CASES = [
     Case((16, 21, 128, 128)),
 ]
 LINEAR = [(2048, 768, 32000), (4096, 512, 8192)]
+STEPS = [  # rows of rows.py
+    "loss+grad 65536 x 10 f32",
+    "loss+grad 8192 x 1000 f32",
+    "loss+grad 2048 x 32000 f32",
+    "loss+grad 128 x 1000 f32",
+]
 PEAKS = [(1024, 512, 32000), (2048, 256, 32000)]
 
 Step = Callable[[], Tensor]
@@ -180,11 +196,33 @@ def compare_peaks(n: int, width: int, classes: int) -> str:
     return f"| {n} x {width} x {classes} | {logits:.0f} | {' | '.join(cells)} |"
 
 
-def duration(seconds: float) -> str:
-    """Return a time with its unit."""
-    if seconds >= 1.0:
-        return f"{seconds:.3g} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3g} us"
+def time_steps(text: str, seconds: float, quick: bool) -> dict[str, Any]:
+    """Time steps of PyTorch with each loss; return what `table.steps` shows."""
+    rows = [row for row in ROWS if row.name in STEPS and text in row.name]
+    report = machine("torch") | {"rows": []}
+    for row in rows:
+        torch._dynamo.reset()
+        case = StepCase(row.small(2**17) if quick else row)
+        compiled = torch.compile(F.cross_entropy)
+        losses = {
+            table.TORCH: (xentrs.torch.cross_entropy, as_it_is),
+            table.TORCH_COMPILED: (xentrs.torch.cross_entropy, torch.compile),
+            "PyTorch eager": (F.cross_entropy, as_it_is),
+            "PyTorch compiled": (compiled, torch.compile),
+        }
+        found: dict[str, dict[str, Any]] = {}
+        sides = [side.put(side.setting or "step") for side in torch_steps(torch, case, losses)]
+        for side in sides:
+            check(case, side, 1e-3)  # of products that are PyTorch's
+            if side.trouble:
+                print(f"{row.name}, {side.name}: {side.trouble}", file=sys.stderr)
+        case.__dict__.pop("answer", None)  # it is large
+        measure([side for side in sides if not side.trouble], seconds, 2 if quick else 100)
+        for side in sides:
+            found.setdefault(side.setting, {})[side.name] = side.report()
+        kept = {"name": case.row.name, "ours": table.TORCH, "goals": [], "settings": found}
+        report["rows"].append(kept)
+    return report
 
 
 def main() -> None:
@@ -192,6 +230,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the time")
     parser.add_argument("--rows", default="", help="only shapes that contain this text")
+    parser.add_argument("--steps", action="store_true", help="a step: linear layer, loss, backward")
+    parser.add_argument("--level", choices=["avx512", "avx2"], help="force every library to it")
+    parser.add_argument("--json", type=Path, help="write the steps to this file")
     parser.add_argument("--peak", action="store_true", help="memory instead of times (Linux)")
     parser.add_argument("--peak-of", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -207,8 +248,17 @@ def main() -> None:
             print(compare_peaks(*sizes), flush=True)
         return
     seconds = 1.0 if arguments.quick else 10.0
+    everybody_at(arguments.level)
     threads = xentrs.get_num_threads()
     torch.set_num_threads(threads)
+    if arguments.steps:
+        xentrs.set_num_threads(THREADS)
+        torch.set_num_threads(THREADS)
+        report = time_steps(arguments.rows, 0.0 if arguments.quick else 6.0, arguments.quick)
+        print(table.steps(report))
+        if arguments.json:
+            save_level(report, arguments.json)
+        return
     level = xentrs.show_config(mode="dicts")["simd"]["level"]
     print(f"PyTorch {torch.__version__}, xentrs {xentrs.__version__} ({level}), {threads} threads")
     print(f"{platform.machine()}; loss and gradient; PyTorch's time over that of xentrs.torch\n")

@@ -127,7 +127,7 @@ mod tests {
         let everything = Task::current().keep_away(0..libc::CPU_SETSIZE as usize);
         assert!(everything.is_none());
         restriction.unwrap().lift();
-        assert_eq!(Task::current().keep_away([usize::MAX].into_iter()).is_none(), true);
+        assert!(Task::current().keep_away([usize::MAX].into_iter()).is_none());
         // Who else has chosen meanwhile is right.
         let first = Task::current().keep_away([here].into_iter()).unwrap();
         let second = Task::current().keep_away([usize::MAX].into_iter());

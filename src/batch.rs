@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::driver::{self, Job};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, collected};
 use crate::layout::Layout;
 use crate::math::Real;
 use crate::options::Options;
@@ -84,6 +84,19 @@ pub enum Floats<'a> {
 }
 
 impl Floats<'_> {
+    /// How many there are.
+    pub fn len(self) -> usize {
+        match self {
+            Floats::F32(x) => x.len(),
+            Floats::F64(x) => x.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
     /// Number `i`.
     #[inline(always)]
     pub fn get(self, i: usize) -> f64 {
@@ -180,7 +193,7 @@ impl<'a, T: Real> Batch<'a, T> {
         let ignored_classes = options.ignore_index.iter();
         let ignored_classes = ignored_classes.filter_map(|&i| usize::try_from(i).ok());
         let ignored_classes: Vec<_> = ignored_classes.filter(|&i| i < classes).collect();
-        let weight = weight.map(|weight| (0..classes).map(|i| weight.get(i)).collect());
+        let weight = weight.map(|weight| collected((0..classes).map(|i| weight.get(i))));
         let mut batch = Batch {
             values,
             layout,
@@ -232,7 +245,8 @@ impl<'a, T: Real> Batch<'a, T> {
             if let Ok(value) = I::try_from(value)
                 && value.class() >= classes
             {
-                left -= self::count(indices, |index| index == value)?;
+                // Saturating, since another thread may write to the target meanwhile.
+                left = left.saturating_sub(self::count(indices, |index| index == value)?);
             }
         }
         if left == 0 {
@@ -259,11 +273,54 @@ impl<'a, T: Real> Batch<'a, T> {
         Ok(count)
     }
 
-    /// A number of the values.
-    pub fn value(&self, sample: usize, class: usize) -> T {
+    /// Where a number of the values is.
+    #[inline(always)]
+    pub fn place(&self, sample: usize, class: usize) -> usize {
         let place = self.layout.as_ref().and_then(|layout| layout.values.as_ref());
-        self.values
-            .get(place.map_or(sample * self.classes + class, |place| place.at(sample, class)))
+        place.map_or(sample * self.classes + class, |place| place.at(sample, class))
+    }
+
+    /// A number of the values.
+    #[inline(always)]
+    pub fn value(&self, sample: usize, class: usize) -> T {
+        let at = self.place(sample, class);
+        match self.layout.as_ref().and_then(|layout| layout.singles) {
+            Some(singles) => T::from_f64(singles.values.get(at).into()),
+            None => self.values.get(at),
+        }
+    }
+
+    /// The coefficient of a class in the loss of a sample, less the part of a true class: in float64,
+    /// where products and sums in the values' type may overflow. Not for a batch of [`Singles`].
+    ///
+    /// [`Singles`]: crate::layout::Singles
+    pub fn coefficient(&self, sample: usize, class: usize) -> f64 {
+        let smoothing = self.options.label_smoothing;
+        let even = smoothing / self.classes as f64;
+        let q = match self.target {
+            Target::Indices(_) => even,
+            Target::Probabilities(q) => {
+                let place = self.layout.as_ref().and_then(|layout| layout.probabilities.as_ref());
+                let at = sample * self.classes + class;
+                let q = q.get(place.map_or(at, |place| place.at(sample, class))).to_f64();
+                if smoothing == 0.0 { q } else { (1.0 - smoothing).mul_add(q, even) }
+            }
+        };
+        self.weight.as_ref().map_or(q, |weight| weight[class] * q)
+    }
+
+    /// The sum of the coefficients of a sample, and of these times how far its values are below the
+    /// reference, in float64.
+    pub fn wide_sums(&self, sample: usize, reference: f64) -> [f64; 2] {
+        let (mut coefficients, mut distances) = (Total::default(), Total::default());
+        for class in 0..self.classes {
+            let coefficient = self.coefficient(sample, class);
+            coefficients.add(coefficient);
+            if coefficient != 0.0 {
+                distances.add(coefficient * (reference - self.value(sample, class).to_f64()));
+            }
+        }
+        [coefficients.get(), distances.get()]
     }
 
     /// Sample and class of number `i` of the values in C order.
@@ -283,7 +340,9 @@ impl<'a, T: Real> Batch<'a, T> {
             Floats::F32(x) => Floats::F32(x.part(at, n)),
             Floats::F64(x) => Floats::F64(x.part(at, n)),
         });
-        let losses = self.outputs.losses.map(|losses| losses.part(at, n));
+        // Those of singles are the tile's.
+        let losses = self.outputs.losses.filter(|losses| losses.len() >= at + n);
+        let losses = losses.map(|losses| losses.part(at, n));
         part.outputs = Outputs { losses, grad: None, hess: None };
         part
     }
@@ -325,9 +384,29 @@ impl<'a, T: Real> Batch<'a, T> {
     }
 
     /// Calls `put` with each of the `n` class indices from sample `start` on, [`IGNORED`] for those
-    /// that do not count; 0 for all where the target is probabilities.
+    /// that do not count, as a sample of weight 0; 0 where the target is probabilities.
     #[inline(always)]
     pub fn each_class(&self, start: usize, n: usize, mut put: impl FnMut(usize, usize)) {
+        if !self.is_weighted() {
+            return self.each_index(start, n, put);
+        }
+        let drops = self.drops_classes();
+        let of_class = self.weight.as_deref().filter(|_| drops).unwrap_or_default();
+        self.each_index(start, n, |i, class| {
+            let nothing = self.sample_factor(start + i) == 0.0 || of_class.get(class) == Some(&0.0);
+            put(i, if nothing { IGNORED } else { class });
+        });
+    }
+
+    /// Whether a sample counts for nothing where the weight of its class is 0: the loss has no other
+    /// part.
+    pub fn drops_classes(&self) -> bool {
+        matches!(self.target, Target::Indices(_)) && self.options.label_smoothing == 0.0
+    }
+
+    /// [`Batch::each_class`], whatever samples and classes weigh.
+    #[inline(always)]
+    pub fn each_index(&self, start: usize, n: usize, mut put: impl FnMut(usize, usize)) {
         let Target::Indices(indices) = self.target else {
             (0..n).for_each(|i| put(i, 0));
             return;

@@ -57,7 +57,8 @@ impl Half {
                 if bits > f32::INFINITY.to_bits() { 0x7fc0 } else { rounded }
             }
             Half::Binary16 => {
-                let normal = (bits.wrapping_sub(112 << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+                let rounding = 0xfff + (bits >> 13 & 1);
+                let normal = bits.wrapping_sub(112 << 23).wrapping_add(rounding) >> 13;
                 // The last bit of 0.5 is the smallest number there is.
                 let small = (f32::from_bits(bits) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
                 let magnitude = if bits < 113 << 23 { small } else { normal };
@@ -183,6 +184,12 @@ mod tests {
                 assert_eq!(half.narrow(towards(middle, -1)), bits);
                 assert_eq!(half.narrow(towards(middle, 1)), bits + 1);
             }
+        }
+        // Around 2^-15, whose exponent is that of no normal half.
+        for bits in (112 << 23) - 0x3000..(112 << 23) + 0x3000 {
+            let x = f32::from_bits(bits);
+            let nearest = (f64::from(x) * (1 << 24) as f64).round_ties_even() as u16;
+            assert_eq!(Half::Binary16.narrow(x), nearest);
         }
         // Beyond the largest number.
         assert_eq!(Half::Binary16.narrow(65519.996), 0x7bff);

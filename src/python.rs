@@ -6,8 +6,11 @@
 //! layer then finds what is wrong, or makes the arrays canonical and calls again. Options and the
 //! targets' values are checked here only. [`public`] holds the functions that people call.
 //!
-//! The arrays' owners are held by the caller's frame while a kernel runs without the GIL; other
-//! threads may write to them meanwhile (see [`crate::simd::Input`]).
+//! The order of a call is what keeps it sound. What may run Python code comes first: options are read
+//! before any array is looked at. Shapes and strides are copied then ([`Room`]), for other threads may
+//! assign new ones while a kernel runs without the GIL, and that frees the old. The arrays' owners are
+//! held by the caller's frame; other threads may write to the numbers meanwhile (see
+//! [`crate::simd::Input`]).
 //!
 //! PyTorch's tensors are read where they are too ([`tensors`]), by functions that `xentrs.torch` alone
 //! calls.
@@ -17,18 +20,19 @@ mod public;
 mod tensors;
 
 use std::ffi::c_int;
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null_mut;
 
-use numpy::npyffi::{self, flags};
-use numpy::{Element, PyArray, PyArrayMethods, PyUntypedArrayMethods, ndarray::IxDyn};
-use pyo3::exceptions::{PyIndexError, PyRuntimeError, PyTypeError, PyValueError};
+use numpy::npyffi::{self, NPY_TYPES, NpyTypes, PY_ARRAY_API, flags};
+use pyo3::exceptions::{PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyInt, PyString, PyTuple};
 
 use crate::batch::{Batch, Floats, Indices, Outputs, Target};
-use crate::error::{Error, Result as Checked};
+use crate::error::{Error, NoMemory, Result as Checked};
 use crate::halves::{Half, Halves};
-use crate::layout::{Layout, Place};
+use crate::layout::{Layout, Place, Singles};
 use crate::losses::{binary, cross_entropy, log_loss};
 use crate::options::{Ignored, Options, Reduction};
 use crate::process;
@@ -79,7 +83,55 @@ fn answer<'py>(
     })
 }
 
-/// A native and aligned array; what it shows is valid as long as the object it was made from.
+/// The most axes an array has.
+const MOST_AXES: usize = 64;
+
+/// Where a view keeps its shape and its strides.
+struct Room {
+    shape: [MaybeUninit<usize>; MOST_AXES],
+    strides: [MaybeUninit<isize>; MOST_AXES],
+}
+
+impl Room {
+    const fn new() -> Self {
+        Room {
+            shape: [MaybeUninit::uninit(); MOST_AXES],
+            strides: [MaybeUninit::uninit(); MOST_AXES],
+        }
+    }
+
+    /// Copies the lengths of `n` axes and their strides; `None` if there are too many.
+    ///
+    /// # Safety
+    /// There are `n` of both, if `n` is not 0.
+    #[inline(always)]
+    unsafe fn copy(
+        &mut self,
+        n: usize,
+        shape: *const usize,
+        strides: *const isize,
+    ) -> Option<(&[usize], &[isize])> {
+        let lengths = self.shape.get_mut(..n)?;
+        let steps = self.strides.get_mut(..n)?;
+        for (i, (length, step)) in lengths.iter_mut().zip(&mut *steps).enumerate() {
+            // SAFETY: there are `n`.
+            unsafe {
+                length.write(*shape.add(i));
+                step.write(*strides.add(i));
+            }
+        }
+        // SAFETY: just written, all `n` of both.
+        Some(unsafe {
+            (
+                std::slice::from_raw_parts(lengths.as_ptr().cast(), n),
+                std::slice::from_raw_parts(steps.as_ptr().cast(), n),
+            )
+        })
+    }
+}
+
+/// A native and aligned array as it was when it was looked at. Its numbers are valid as long as the
+/// object it was made from.
 #[derive(Clone, Copy)]
 struct View<'a> {
     data: *mut u8,
@@ -141,7 +193,15 @@ impl Dtype {
 /// What kind of objects a call's arrays are.
 trait Source {
     /// One of any strides.
-    fn view<'a>(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop>;
+    fn view<'a>(object: &'a Bound<'_, PyAny>, room: &'a mut Room) -> Result<View<'a>, Stop>;
+    /// Whether an object's numbers lie as they did when it was looked at.
+    #[inline(always)]
+    fn is_still(object: &Bound<'_, PyAny>, view: &View<'_>) -> bool {
+        let mut room = Room::new();
+        Self::view(object, &mut room).is_ok_and(|now| {
+            now.data == view.data && now.shape == view.shape && now.strides == view.strides
+        })
+    }
 }
 
 /// NumPy's.
@@ -150,7 +210,7 @@ struct Arrays;
 impl Source for Arrays {
     // Inlined: as a result in memory, of several parts, it would be slower to pass on than to make.
     #[inline(always)]
-    fn view<'a>(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
+    fn view<'a>(object: &'a Bound<'_, PyAny>, room: &'a mut Room) -> Result<View<'a>, Stop> {
         // SAFETY: any object may be asked whether it is an array.
         if unsafe { npyffi::PyArray_CheckExact(object.py(), object.as_ptr()) } == 0 {
             return Err(Stop::NotImplemented);
@@ -163,45 +223,58 @@ impl Source for Arrays {
         if array.flags & flags::NPY_ARRAY_ALIGNED == 0 || descr.byteorder as u8 == swapped {
             return Err(Stop::NotImplemented);
         }
-        let (shape, strides): (&[usize], &[isize]) = if array.nd == 0 {
-            (&[], &[])
-        } else {
-            let n = array.nd as usize;
-            // SAFETY: NumPy keeps `nd` dimensions there, none negative, and as many strides, in numbers
-            // of this size.
-            unsafe {
-                (
-                    std::slice::from_raw_parts(array.dimensions.cast(), n),
-                    std::slice::from_raw_parts(array.strides.cast(), n),
-                )
-            }
-        };
+        let n = array.nd as usize;
+        // SAFETY: NumPy keeps `nd` dimensions there, none negative, and as many strides, in numbers of
+        // this size.
+        let copied = unsafe { room.copy(n, array.dimensions.cast(), array.strides.cast()) };
+        let (shape, strides) = copied.ok_or(Stop::NotImplemented)?;
         let dtype = Dtype::of(descr.type_num).ok_or(Stop::NotImplemented)?;
         let contiguous = array.flags & flags::NPY_ARRAY_C_CONTIGUOUS != 0;
         let writeable = array.flags & flags::NPY_ARRAY_WRITEABLE != 0;
         let data = array.data.cast();
         Ok(View { data, shape, strides, unit: 1, contiguous, dtype, writeable })
     }
+
+    // Every call that makes an array asks: nothing is copied.
+    #[inline(always)]
+    fn is_still(object: &Bound<'_, PyAny>, view: &View<'_>) -> bool {
+        // SAFETY: it is an array: it was looked at.
+        let array = unsafe { &(*object.as_ptr().cast::<npyffi::PyArrayObject>()).fields };
+        let same = |(i, (&n, &step)): (usize, (&usize, &isize))| {
+            // SAFETY: there are as many as before.
+            let now = unsafe { (*array.dimensions.add(i), *array.strides.add(i)) };
+            now == (n as npyffi::npy_intp, step as npyffi::npy_intp)
+        };
+        array.data.cast() == view.data
+            && array.nd as usize == view.shape.len()
+            && view.shape.iter().zip(view.strides).enumerate().all(same)
+    }
 }
 
 impl<'a> View<'a> {
     /// A C-contiguous array.
     #[inline(always)]
-    fn of<S: Source>(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
-        S::view(object)
+    fn of<S: Source>(object: &'a Bound<'_, PyAny>, room: &'a mut Room) -> Result<Self, Stop> {
+        S::view(object, room)
             .and_then(|view| if view.contiguous { Ok(view) } else { Err(Stop::NotImplemented) })
     }
 
     /// Of an argument that may be left out, C-contiguous or not.
     #[inline(always)]
-    fn optional_strided<S: Source>(object: &'a Bound<'_, PyAny>) -> Result<Option<View<'a>>, Stop> {
-        if object.is_none() { Ok(None) } else { S::view(object).map(Some) }
+    fn optional_strided<S: Source>(
+        object: &'a Bound<'_, PyAny>,
+        room: &'a mut Room,
+    ) -> Result<Option<Self>, Stop> {
+        if object.is_none() { Ok(None) } else { S::view(object, room).map(Some) }
     }
 
     /// Of an argument that may be left out.
     #[inline(always)]
-    fn optional<S: Source>(object: &'a Bound<'_, PyAny>) -> Result<Option<View<'a>>, Stop> {
-        if object.is_none() { Ok(None) } else { View::of::<S>(object).map(Some) }
+    fn optional<S: Source>(
+        object: &'a Bound<'_, PyAny>,
+        room: &'a mut Room,
+    ) -> Result<Option<Self>, Stop> {
+        if object.is_none() { Ok(None) } else { View::of::<S>(object, room).map(Some) }
     }
 
     /// The length of each axis, and its stride in bytes.
@@ -257,6 +330,20 @@ impl<'a> View<'a> {
         let steps: Vec<_> = self.axes().map(|(_, stride)| stride / size).collect();
         let place = Place::new(self.shape, &steps, axis);
         Ok(if place.is_rows(self.shape[axis]) { None } else { Some(place) })
+    }
+
+    /// Whether none of these `float64` numbers loses anything as a `float32`.
+    fn is_exact(&self, axis: usize) -> Result<bool, Stop> {
+        let numbers = self.input::<f64>();
+        let Some(place) = self.place(axis)? else { return Ok(is_exact(numbers)) };
+        let classes = self.shape[axis];
+        Ok(place.lines(0..self.len() / classes).all(|line| {
+            (0..classes).all(|class| {
+                let at = line.at + class as isize * place.class_step();
+                (0..line.n as isize)
+                    .all(|i| is_exact(numbers.part((at + i * place.sample_step()) as usize, 1)))
+            })
+        }))
     }
 
     fn floats(&self) -> Option<Floats<'a>> {
@@ -322,16 +409,58 @@ impl<'a> View<'a> {
     }
 }
 
+/// Whether none of these numbers loses anything as a `float32`: the arithmetic of that type then does.
+fn is_exact(numbers: Input<'_, f64>) -> bool {
+    const BLOCK: usize = 1024;
+    (0..numbers.len()).step_by(BLOCK).all(|at| {
+        let numbers = numbers.part(at, BLOCK.min(numbers.len() - at));
+        let mut exact = true;
+        for i in 0..numbers.len() {
+            let x = numbers.get(i);
+            exact &= f64::from(x as f32) == x || x.is_nan();
+        }
+        exact
+    })
+}
+
+/// Whether a weight is finite, and would not be as a `float32`.
+fn is_huge(weights: Floats<'_>) -> bool {
+    let Floats::F64(weights) = weights else { return false };
+    let mut huge = false;
+    for i in 0..weights.len() {
+        let x = weights.get(i).abs();
+        huge |= x > f32::MAX.into() && x < f64::INFINITY;
+    }
+    huge
+}
+
 /// A float that arrays hold.
-trait Number: Limits + Element {
+trait Number: Limits {
     const DTYPE: Dtype;
+    /// NumPy's number of it.
+    const TYPE_NUM: NPY_TYPES;
+    /// Outputs where they are `float32`.
+    fn singles(outputs: Outputs<'_, Self>) -> Option<Outputs<'_, f32>>;
 }
 
 impl Number for f32 {
     const DTYPE: Dtype = Dtype::F32;
+    const TYPE_NUM: NPY_TYPES = NPY_TYPES::NPY_FLOAT;
+    fn singles(outputs: Outputs<'_, f32>) -> Option<Outputs<'_, f32>> {
+        Some(outputs)
+    }
 }
 impl Number for f64 {
     const DTYPE: Dtype = Dtype::F64;
+    const TYPE_NUM: NPY_TYPES = NPY_TYPES::NPY_DOUBLE;
+    fn singles(_: Outputs<'_, f64>) -> Option<Outputs<'_, f32>> {
+        None
+    }
+}
+
+/// No numbers, in the place of those that are elsewhere.
+fn nothing<T>(_: T) -> Output<'static, f64> {
+    Output::from_slice(&mut [])
 }
 
 /// The options as they come from Python, not yet looked at.
@@ -344,6 +473,7 @@ struct RawOptions<'a, 'py> {
 }
 
 impl RawOptions<'_, '_> {
+    /// Reads them, which may run Python code of the caller's: no array has been looked at yet.
     fn check(&self) -> Result<Options, Stop> {
         let ignored = match self.ignore_index.filter(|index| !index.is_none()) {
             None => Ignored::Many(vec![]),
@@ -355,17 +485,23 @@ impl RawOptions<'_, '_> {
                 Err(_) => Ignored::One([exact_int(index)?]),
             },
         };
-        let Ok(reduction) = self.reduction.cast::<PyString>() else {
-            let message = "reduction must be 'mean', 'sum' or 'none'";
-            return Err(PyValueError::new_err(but_is(message, self.reduction)).into());
-        };
         Ok(Options::new(
             number("label_smoothing", self.label_smoothing)?,
-            reduction.to_str()?,
+            reduction(self.reduction)?,
             optional_number("denominator", self.denominator)?,
             optional_number("base", self.base)?,
             ignored,
         )?)
+    }
+}
+
+fn reduction<'a>(object: &'a Bound<'_, PyAny>) -> Result<&'a str, Stop> {
+    match object.cast::<PyString>() {
+        Ok(reduction) => Ok(reduction.to_str()?),
+        Err(_) => {
+            let message = "reduction must be 'mean', 'sum' or 'none'";
+            Err(PyValueError::new_err(but_is(message, object)).into())
+        }
     }
 }
 
@@ -415,28 +551,63 @@ struct Slot<'a, 'py, T> {
 }
 
 impl<'a, 'py, T: Number> Slot<'a, 'py, T> {
-    /// A new array.
-    fn new(py: Python<'py>, shape: &[usize]) -> Self {
-        // SAFETY: the kernels write every number before anyone reads one; where they fail, the array is
-        // dropped.
-        let array = unsafe { PyArray::<T, _>::new(py, IxDyn(shape), false) };
+    /// A new array; NumPy's `MemoryError` if there is no memory.
+    fn new(py: Python<'py>, shape: &[usize]) -> Result<Self, Stop> {
+        // SAFETY: the lengths are read only, and are those of an array; with null for all that may be left
+        // out the answer is a new array, or null with an exception. The kernels write every number before
+        // anyone reads one; where they fail, the array is dropped.
+        let array = unsafe {
+            let array = PY_ARRAY_API.PyArray_New(
+                py,
+                npyffi::get_type_object(py, NpyTypes::PyArray_Type),
+                shape.len() as c_int,
+                shape.as_ptr().cast_mut().cast(),
+                T::TYPE_NUM as c_int,
+                null_mut(),
+                null_mut(),
+                0,
+                0,
+                null_mut(),
+            );
+            Bound::from_owned_ptr_or_err(py, array)?
+        };
         // SAFETY: the array is new, contiguous and of this size, and stays where it is.
-        let output = unsafe { Output::new(array.data(), array.len()) };
-        Slot { array: array.into_any(), output }
+        let output = unsafe {
+            let fields = &(*array.as_ptr().cast::<npyffi::PyArrayObject>()).fields;
+            Output::new(fields.data.cast(), shape.iter().product())
+        };
+        Ok(Slot { array, output })
     }
 
-    /// The caller's array, or a new one.
+    /// The caller's array, or a new one, where there is to be one.
     #[inline(always)]
-    fn derivative(given: &Bound<'py, PyAny>, view: Option<View<'a>>, shape: &[usize]) -> Self {
-        match view {
-            // Halves are the layout's.
-            Some(View { dtype: Dtype::Half(_), .. }) => {
-                Slot { array: given.clone(), output: Output::from_slice(&mut []) }
-            }
-            Some(view) => Slot { array: given.clone(), output: view.output() },
-            None => Slot::new(given.py(), shape),
+    fn derivative(
+        wanted: bool,
+        given: &Bound<'py, PyAny>,
+        view: Option<View<'a>>,
+        shape: &[usize],
+    ) -> Result<Option<Self>, Stop> {
+        if !wanted {
+            return Ok(None);
         }
+        let output = match view {
+            // Halves are the layout's.
+            Some(View { dtype: Dtype::Half(_), .. }) => Output::from_slice(&mut []),
+            Some(view) => view.output(),
+            None => return Slot::new(given.py(), shape).map(Some),
+        };
+        Ok(Some(Slot { array: given.clone(), output }))
     }
+}
+
+/// Whether arrays still are what was seen of them; asked after memory was asked for, in case that ran
+/// code of somebody else's: an allocator's, or an object's that was collected.
+#[inline(always)]
+fn unchanged<S: Source>(seen: &[(&Bound<'_, PyAny>, Option<&View<'_>>)]) -> Result<(), Stop> {
+    let same = |(object, view): &(&Bound<'_, PyAny>, Option<&View<'_>>)| {
+        view.is_none_or(|view| S::is_still(object, view))
+    };
+    if seen.iter().all(same) { Ok(()) } else { Err(Stop::NotImplemented) }
 }
 
 /// Numbers below which the GIL is kept: giving it away costs more than it gives.
@@ -452,9 +623,12 @@ fn compute<R: Send>(
     if numbers < KEEP_GIL { f() } else { py.detach(f) }
 }
 
-/// A panic becomes a `RuntimeError`.
+/// A panic becomes a `RuntimeError`, want of memory a `MemoryError`.
 fn guarded<R>(f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        if panic.is::<NoMemory>() {
+            return Err(PyMemoryError::new_err("not enough memory"));
+        }
         let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
         let text = text.unwrap_or_else(|| "unknown".into());
@@ -517,10 +691,15 @@ fn class_loss<'py, S: Source>(
     loss: ClassLoss,
     arguments: &ClassArguments<'_, 'py>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let values = S::view(arguments.values)?;
+    let options = arguments.options.check()?;
+    driver_ready()?;
+    let mut room = Room::new();
+    let values = S::view(arguments.values, &mut room)?;
     match values.dtype {
-        Dtype::F32 | Dtype::Half(_) => typed_class_loss::<f32, S>(py, loss, arguments, &values),
-        Dtype::F64 => typed_class_loss::<f64, S>(py, loss, arguments, &values),
+        Dtype::F32 | Dtype::Half(_) => {
+            typed_class_loss::<f32, S>(py, loss, arguments, options, &values)
+        }
+        Dtype::F64 => typed_class_loss::<f64, S>(py, loss, arguments, options, &values),
         _ => Err(Stop::NotImplemented),
     }
 }
@@ -529,6 +708,7 @@ fn typed_class_loss<'py, T: Number, S: Source>(
     py: Python<'py>,
     loss: ClassLoss,
     arguments: &ClassArguments<'_, 'py>,
+    options: Options,
     values: &View<'_>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
     let (shape, ndim) = (values.shape, values.shape.len());
@@ -546,13 +726,21 @@ fn typed_class_loss<'py, T: Number, S: Source>(
         both = [outer, inner].concat();
         &both
     };
-    let target = S::view(arguments.target)?;
-    let weight = View::optional::<S>(arguments.weight)?;
-    let sample_weight = View::optional::<S>(arguments.sample_weight)?;
+    let mut rooms = [const { Room::new() }; 5];
+    let [target, weight, sample_weight, out, hess_out] = rooms.each_mut();
+    let target = S::view(arguments.target, target)?;
+    let weight = View::optional::<S>(arguments.weight, weight)?;
+    let sample_weight = View::optional::<S>(arguments.sample_weight, sample_weight)?;
     let typed_target = if target.shape == samples && target.contiguous {
         Target::Indices(target.indices().ok_or(Stop::NotImplemented)?)
     } else if target.shape == shape && target.dtype == T::DTYPE {
         Target::Probabilities(target.input())
+    } else if target.shape == shape && values.dtype == Dtype::F32 && target.dtype == Dtype::F64 {
+        // Wider than the values: see `wide`.
+        if target.is_exact(axis)? {
+            return Err(Stop::NotImplemented);
+        }
+        Target::Probabilities(Input::from_slice(&[]))
     } else {
         return Err(Stop::NotImplemented);
     };
@@ -561,8 +749,8 @@ fn typed_class_loss<'py, T: Number, S: Source>(
     if classes == 0 {
         return Err(Stop::NotImplemented);
     }
-    let out = View::optional_strided::<S>(arguments.out)?;
-    let hess_out = View::optional_strided::<S>(arguments.hess_out)?;
+    let out = View::optional_strided::<S>(arguments.out, out)?;
+    let hess_out = View::optional_strided::<S>(arguments.hess_out, hess_out)?;
     let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
         let others = [Some(&target), weight.as_ref(), sample_weight.as_ref(), other.as_ref()];
         view.as_ref().is_none_or(|view| view.fits(values, &others))
@@ -582,23 +770,55 @@ fn typed_class_loss<'py, T: Number, S: Source>(
         Dtype::Half(_) => return Err(Stop::NotImplemented),
         _ => None,
     };
-    let options = arguments.options.check()?;
-    driver_ready()?;
+    let probabilities = matches!(typed_target, Target::Probabilities(_));
+    let weighs = matches!(weights, Some(Floats::F64(weights)) if !is_exact(weights));
+    let weighs = weighs && (probabilities || options.label_smoothing != 0.0);
+    let huge = |weights: Option<Floats<'_>>| weights.is_some_and(is_huge);
+    let tiny = options.denominator.is_some_and(|x| x > 0.0 && x < f32::MIN_POSITIVE.into());
+    // The target or the weights of its classes are wider than the values, or factors may be more than
+    // they hold: all is computed in float64.
+    let is_wide = probabilities && target.dtype != values.dtype || weighs;
+    let is_wide = is_wide || tiny || huge(weights) || huge(sample_weights);
+    let wide = (values.dtype == Dtype::F32 && is_wide).then(|| match typed_target {
+        Target::Indices(indices) => Target::Indices(indices),
+        Target::Probabilities(_) if target.dtype == Dtype::F64 => {
+            Target::Probabilities(target.input())
+        }
+        Target::Probabilities(_) => Target::Probabilities(Input::from_slice(&[])),
+    });
 
     let none = options.reduction == Reduction::None;
     let results = Results::<T> {
-        losses: none.then(|| Slot::new(py, samples)),
-        grad: (order > 0).then(|| Slot::derivative(arguments.out, out, values.shape)),
-        hess: (order > 1).then(|| Slot::derivative(arguments.hess_out, hess_out, values.shape)),
+        losses: if none { Some(Slot::new(py, samples)?) } else { None },
+        grad: Slot::derivative(order > 0, arguments.out, out, values.shape)?,
+        hess: Slot::derivative(order > 1, arguments.hess_out, hess_out, values.shape)?,
     };
+    let made = none || order > 0 && out.is_none() || order > 1 && hess_out.is_none();
+    if made {
+        unchanged::<S>(&[
+            (arguments.values, Some(values)),
+            (arguments.target, Some(&target)),
+            (arguments.weight, weight.as_ref()),
+            (arguments.sample_weight, sample_weight.as_ref()),
+            (arguments.out, out.as_ref()),
+            (arguments.hess_out, hess_out.as_ref()),
+        ])?;
+    }
     let mut layout = None;
-    if !rows || half.is_some() {
+    let outputs = results.outputs();
+    let singles = wide.and_then(|_| T::singles(outputs)).map(|outputs| Singles {
+        values: values.input(),
+        probabilities: (probabilities && target.dtype == Dtype::F32).then(|| target.input()),
+        grad: outputs.grad,
+        hess: outputs.hess,
+        losses: outputs.losses,
+    });
+    if !rows || half.is_some() || singles.is_some() {
         let place = |slot: &Option<Slot<'_, 'py, T>>, given: Option<View<'_>>| match (slot, given) {
             (None, _) => Ok(None),
             (Some(_), Some(view)) => view.place(axis),
-            (Some(slot), None) => Arrays::view(&slot.array)?.place(axis),
+            (Some(slot), None) => Arrays::view(&slot.array, &mut Room::new())?.place(axis),
         };
-        let probabilities = matches!(typed_target, Target::Probabilities(_));
         let found = Layout {
             values: values.place(axis)?,
             probabilities: if probabilities { target.place(axis)? } else { None },
@@ -609,6 +829,7 @@ fn typed_class_loss<'py, T: Number, S: Source>(
                 values: values.input(),
                 grad: out.filter(|_| order > 0).map(|out| out.output()),
             }),
+            singles,
             inner: inner.iter().product::<usize>().max(1),
         };
         let apart = |place: &Option<Place>| place.as_ref().is_some_and(|p| p.sample_step() != 1);
@@ -621,10 +842,27 @@ fn typed_class_loss<'py, T: Number, S: Source>(
         }
     }
     let fresh = arguments.out.is_none() && arguments.hess_out.is_none();
-    let outputs = results.outputs();
     let input = if half.is_some() { Input::from_slice(&[]) } else { values.input::<T>() };
     let numbers = values.len();
     let value = compute(py, numbers, move || {
+        if let Some(target) = wide {
+            let (grad, hess) = (outputs.grad.map(nothing), outputs.hess.map(nothing));
+            let outputs = Outputs { grad, hess, losses: outputs.losses.map(nothing) };
+            let place = (layout, numbers / classes);
+            let values = Input::from_slice(&[]);
+            let batch = Batch::laid_out(
+                place,
+                values,
+                classes,
+                target,
+                weights,
+                sample_weights,
+                options,
+                outputs,
+                samples,
+            )?;
+            return class_value(loss, &batch, shape, fresh);
+        }
         let batch = Batch::laid_out(
             (layout, numbers / classes),
             input,
@@ -636,12 +874,22 @@ fn typed_class_loss<'py, T: Number, S: Source>(
             outputs,
             samples,
         )?;
-        match loss {
-            ClassLoss::CrossEntropy => cross_entropy::cross_entropy(&batch),
-            ClassLoss::LogLoss => log_loss::log_loss(&batch, shape, fresh),
-        }
+        class_value(loss, &batch, shape, fresh)
     })?;
     Ok(results.finish(py, value)?)
+}
+
+/// Evaluates a loss; see [`log_loss::log_loss`].
+fn class_value<T: Limits>(
+    loss: ClassLoss,
+    batch: &Batch<'_, T>,
+    shape: &[usize],
+    fresh: bool,
+) -> Checked<f64> {
+    match loss {
+        ClassLoss::CrossEntropy => cross_entropy::cross_entropy(batch),
+        ClassLoss::LogLoss => log_loss::log_loss(batch, shape, fresh),
+    }
 }
 
 /// The numbers of an argument that may be left out, and has a shape.
@@ -680,10 +928,13 @@ fn element_loss<'py, S: Source>(
     py: Python<'py>,
     arguments: &ElementArguments<'_, 'py>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let logits = View::of::<S>(arguments.logits)?;
+    let options = arguments.options.check()?;
+    driver_ready()?;
+    let mut room = Room::new();
+    let logits = View::of::<S>(arguments.logits, &mut room)?;
     match logits.dtype {
-        Dtype::F32 => typed_element_loss::<f32, S>(py, arguments, &logits),
-        Dtype::F64 => typed_element_loss::<f64, S>(py, arguments, &logits),
+        Dtype::F32 => typed_element_loss::<f32, S>(py, arguments, options, &logits),
+        Dtype::F64 => typed_element_loss::<f64, S>(py, arguments, options, &logits),
         _ => Err(Stop::NotImplemented),
     }
 }
@@ -691,23 +942,28 @@ fn element_loss<'py, S: Source>(
 fn typed_element_loss<'py, T: Number, S: Source>(
     py: Python<'py>,
     arguments: &ElementArguments<'_, 'py>,
+    options: Options,
     logits: &View<'_>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let target = View::of::<S>(arguments.target)?;
-    let weight = View::optional::<S>(arguments.weight)?;
-    let pos_weight = View::optional::<S>(arguments.pos_weight)?;
-    let counted = View::optional::<S>(arguments.counted)?;
-    let out = View::optional::<S>(arguments.out)?;
-    let hess_out = View::optional::<S>(arguments.hess_out)?;
+    let mut rooms = [const { Room::new() }; 6];
+    let [target, weight, pos_weight, counted, out, hess_out] = rooms.each_mut();
+    let target = View::of::<S>(arguments.target, target)?;
+    let weight = View::optional::<S>(arguments.weight, weight)?;
+    let pos_weight = View::optional::<S>(arguments.pos_weight, pos_weight)?;
+    let counted = View::optional::<S>(arguments.counted, counted)?;
+    let out = View::optional::<S>(arguments.out, out)?;
+    let hess_out = View::optional::<S>(arguments.hess_out, hess_out)?;
+    // Labels and weights may be wider than the logits.
+    let is_float = |view: &View<'_>| view.dtype == T::DTYPE || view.dtype == Dtype::F64;
     let repeats = |view: Option<View<'_>>| {
-        view.is_none_or(|view| view.dtype == T::DTYPE && logits.shape.ends_with(view.shape))
+        view.is_none_or(|view| is_float(&view) && logits.shape.ends_with(view.shape))
     };
     let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
         let [weight, pos_weight] = [&weight, &pos_weight].map(Option::as_ref);
         let others = [Some(&target), weight, pos_weight, counted.as_ref(), other.as_ref()];
         view.as_ref().is_none_or(|view| view.fits(logits, &others))
     };
-    let canonical = (target.dtype == T::DTYPE || target.dtype == Dtype::Bool)
+    let canonical = (is_float(&target) || target.dtype == Dtype::Bool)
         && target.shape == logits.shape
         && repeats(weight)
         && repeats(pos_weight)
@@ -717,18 +973,52 @@ fn typed_element_loss<'py, T: Number, S: Source>(
     if !canonical {
         return Err(Stop::NotImplemented);
     }
-    let options = arguments.options.check()?;
-    driver_ready()?;
+    let wider = |view: &View<'_>| view.dtype == Dtype::F64 && T::DTYPE == Dtype::F32;
+    let mut wide = [Some(target), weight, pos_weight].into_iter().flatten().filter(wider);
+    // Nothing can be said of no numbers, and nothing is lost by them.
+    if logits.len() > 0 && wide.any(|view| is_exact(view.input())) {
+        return Err(Stop::NotImplemented);
+    }
 
     let order = arguments.order;
     let none = options.reduction == Reduction::None;
     let results = Results::<T> {
-        losses: none.then(|| Slot::new(py, logits.shape)),
-        grad: (order > 0).then(|| Slot::derivative(arguments.out, out, logits.shape)),
-        hess: (order > 1).then(|| Slot::derivative(arguments.hess_out, hess_out, logits.shape)),
+        losses: if none { Some(Slot::new(py, logits.shape)?) } else { None },
+        grad: Slot::derivative(order > 0, arguments.out, out, logits.shape)?,
+        hess: Slot::derivative(order > 1, arguments.hess_out, hess_out, logits.shape)?,
     };
+    let made = none || order > 0 && out.is_none() || order > 1 && hess_out.is_none();
+    if made {
+        unchanged::<S>(&[
+            (arguments.logits, Some(logits)),
+            (arguments.target, Some(&target)),
+            (arguments.weight, weight.as_ref()),
+            (arguments.pos_weight, pos_weight.as_ref()),
+            (arguments.counted, counted.as_ref()),
+            (arguments.out, out.as_ref()),
+            (arguments.hess_out, hess_out.as_ref()),
+        ])?;
+    }
     let n = logits.len();
     let outputs = results.outputs();
+    let counted = counted.map(|view| view.input::<u8>());
+    let wide = [Some(target), weight, pos_weight].into_iter().flatten().filter(wider);
+    if let (true, Some(outputs)) = (wide.count() > 0, T::singles(outputs)) {
+        let mixed = binary::Mixed {
+            logits: logits.input(),
+            target: match target.dtype {
+                Dtype::Bool => Err(target.input()),
+                _ => Ok(target.floats().ok_or(Stop::NotImplemented)?),
+            },
+            weight: weight.and_then(|view| view.floats()),
+            pos_weight: pos_weight.and_then(|view| view.floats()),
+            counted,
+            options,
+            outputs,
+        };
+        let value = compute(py, n, move || mixed.run())?;
+        return Ok(results.finish(py, value)?);
+    }
     let (weight, pos_weight) =
         (weight.map(|view| view.input::<T>()), pos_weight.map(|view| view.input::<T>()));
     let target = match target.dtype {
@@ -736,7 +1026,6 @@ fn typed_element_loss<'py, T: Number, S: Source>(
         _ => binary::Labels::Soft(target.input()),
     };
     let logits = logits.input::<T>();
-    let counted = counted.map(|view| view.input::<u8>());
     let value = compute(py, n, move || {
         binary::binary_cross_entropy(&binary::Binary {
             logits,
@@ -752,7 +1041,9 @@ fn typed_element_loss<'py, T: Number, S: Source>(
 }
 
 /// The compiled kernels of xentrs; `xentrs` is what people call.
-#[pymodule(gil_used = false)]
+// The free-threaded builds are not tested: a kernel reads a target that another thread may change, and
+// without the GIL also the arrays' descriptions could change while they are copied.
+#[pymodule(gil_used = true)]
 mod _xentrs {
     use super::*;
 
@@ -764,6 +1055,28 @@ mod _xentrs {
         // SAFETY: any object may be asked whether it is an array.
         unsafe { npyffi::PyArray_CheckExact(module.py(), module.as_ptr()) };
         module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+
+    /// The options that every loss has, checked, as plain numbers: reading them again runs no code of
+    /// the caller's.
+    #[pyfunction]
+    #[pyo3(signature = (label_smoothing, reduction, denominator, base, /))]
+    fn plain_options<'py>(
+        py: Python<'py>,
+        label_smoothing: &Bound<'py, PyAny>,
+        reduction: &Bound<'py, PyAny>,
+        denominator: &Bound<'py, PyAny>,
+        base: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(py, || {
+            let label_smoothing = number("label_smoothing", label_smoothing)?;
+            let reduction = super::reduction(reduction)?;
+            let denominator = optional_number("denominator", denominator)?;
+            let base = optional_number("base", base)?;
+            Options::new(label_smoothing, reduction, denominator, base, vec![])?;
+            let options = (label_smoothing, reduction, denominator, base);
+            Ok(options.into_pyobject(py)?.into_any())
+        })
     }
 
     /// Cross-entropy of logits.
@@ -868,7 +1181,9 @@ mod _xentrs {
         like: &Bound<'py, PyAny>,
         shape: Option<Vec<usize>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        answer(py, || Ok(tensors::new_like(py, &Tensors::view(like)?, shape.as_deref())?))
+        answer(py, || {
+            Ok(tensors::new_like(py, &Tensors::view(like, &mut Room::new())?, shape.as_deref())?)
+        })
     }
 
     /// Whether a tensor is the one number 1, on the CPU.

@@ -12,18 +12,19 @@
 //! samples at a time, so that whole cache lines are used: sixteen rows of `f32`, eight of `f64`, are the
 //! least that a tile holds. An array that *is* rows is used where it is.
 //!
-//! Half precisions go the same way: they are converted on the way into the tile and out of it.
+//! Half precisions go the same way: they are converted on the way into the tile and out of it. So do
+//! arrays of `float32` of a batch that is computed in `float64` ([`Singles`]).
 //!
 //! A tile is whole blocks of the job, and each block's sum goes where it would go otherwise: bits are
 //! those of the same numbers in rows.
 
 use std::ops::Range;
 
-use crate::batch::{Batch, Target};
+use crate::batch::{Batch, IGNORED, Target};
 use crate::driver::{self, Job, Split};
 use crate::error::Result;
 use crate::halves::{self, Convert, Half};
-use crate::layout::{Layout, Line, Place};
+use crate::layout::{Layout, Line, Place, Singles};
 use crate::math::Real;
 use crate::simd::{
     COLUMNS, Input, Kernel, Level, Output, Scratch, Simd, Vector, copy, enter, fence,
@@ -44,6 +45,8 @@ pub trait Plan<T: Real>: Sync {
         T: 'b;
     /// Whether the job writes to the batch's outputs.
     const WRITES: bool = true;
+    /// Whether all the job reads of a sample's values is that of its class.
+    const SPARSE: bool = false;
     /// Makes the job.
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b>;
 }
@@ -57,7 +60,7 @@ pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
     let samples = job.block_samples();
     // Runs and tiles of single rows begin with a vector of samples, and with a cache line.
     let rows = layout.values.is_none() && layout.grad.is_none();
-    let together = if layout.halves.is_some() && rows { 1 } else { T::LANES.div_ceil(samples) };
+    let together = if layout.converts() && rows { 1 } else { T::LANES.div_ceil(samples) };
     let first = if samples == 1 { unaligned(batch, layout) } else { 0 };
     let fit = TILE / (batch.classes * samples * size_of::<T>());
     let blocks = (fit / together).max(1) * together;
@@ -79,6 +82,9 @@ pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
 
 /// How many samples lie before the first that begins a cache line, where they lie next to each other.
 fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> usize {
+    if layout.converts() {
+        return 0; // the batch's own arrays are empty
+    }
     let start = |place: &Option<Place>| {
         place.as_ref().filter(|place| place.sample_step() == 1).map(|place| place.at(0, 0))
     };
@@ -112,6 +118,8 @@ struct Tile<'a, T, P> {
     probabilities: Scratch<T>,
     /// Rows of the Hessian.
     hess: Scratch<T>,
+    /// Losses, on their way to singles.
+    losses: Scratch<T>,
     /// Whether derivatives go past the caches.
     stream: bool,
 }
@@ -126,14 +134,20 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
             |needed: bool| Scratch::new(if needed { samples * batch.classes + beyond } else { 0 });
         let grad = P::WRITES && layout.grad.is_some();
         let halves = layout.halves.is_some();
+        let singles = layout.singles;
+        let losses = singles.is_some_and(|singles| singles.losses.is_some());
         Tile {
             batch,
             layout,
             plan,
-            values: room(layout.values.is_some() || grad || halves),
+            values: room(layout.values.is_some() || grad || layout.converts()),
             columns: room(halves && (layout.values.is_some() || grad)),
-            probabilities: room(layout.probabilities.is_some()),
-            hess: room(P::WRITES && layout.hess.is_some()),
+            probabilities: room(
+                layout.probabilities.is_some()
+                    || singles.is_some_and(|singles| singles.probabilities.is_some()),
+            ),
+            hess: room(P::WRITES && (layout.hess.is_some() || singles.is_some())),
+            losses: Scratch::new(if P::WRITES && losses { samples } else { 0 }),
             stream: batch.stream() && has_whole_lines(batch, layout),
         }
     }
@@ -155,16 +169,37 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
             }
         };
         let mut tile = whole.part(samples.clone());
-        tile.values = match layout.halves {
-            None => input(whole.values, &layout.values, &self.values),
-            Some(halves) => {
+        tile.values = match (layout.halves, layout.singles) {
+            (None, None) if P::SPARSE && layout.values.is_some() => {
+                let rows = self.values.output();
+                tile.each_class(0, samples.len(), |i, class| {
+                    if class != IGNORED {
+                        rows.set(i * classes + class, whole.value(samples.start + i, class));
+                    }
+                });
+                self.values.input().part(0, n)
+            }
+            (None, None) => input(whole.values, &layout.values, &self.values),
+            (None, Some(singles)) => {
+                let to = self.values.output();
+                widen(singles.values, &layout.values, samples.clone(), classes, to);
+                self.values.input().part(0, n)
+            }
+            (Some(halves), _) => {
                 let how = halves::How::Widen(halves.values);
                 self.convert(level, halves.half, how, &layout.values, samples.clone());
                 self.values.input().part(0, n)
             }
         };
         if let Target::Probabilities(all) = whole.target {
-            let probabilities = input(all, &layout.probabilities, &self.probabilities);
+            let place = &layout.probabilities;
+            let probabilities = match layout.singles.and_then(|singles| singles.probabilities) {
+                None => input(all, place, &self.probabilities),
+                Some(singles) => {
+                    widen(singles, place, samples.clone(), classes, self.probabilities.output());
+                    self.probabilities.input().part(0, n)
+                }
+            };
             tile.target = Target::Probabilities(probabilities);
         }
         let derivatives = [
@@ -173,24 +208,48 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
         ];
         if P::WRITES {
             let [grad, hess] = derivatives.map(|(all, place, rows)| {
-                let in_tile = place.is_some() || layout.halves.is_some();
+                let in_tile = place.is_some() || layout.converts();
                 let here = |_| rows.output().part(0, n);
                 if in_tile { all.map(here) } else { all.map(|all| all.part(at, n)) }
             });
             (tile.outputs.grad, tile.outputs.hess) = (grad, hess);
             // The tile's rows will be read again.
-            tile.large &= layout.grad.is_none() && layout.halves.is_none();
+            tile.large &= layout.grad.is_none() && !layout.converts();
+            if layout.singles.is_some() {
+                tile.outputs.losses = whole.outputs.losses.map(|_| self.losses.output());
+            }
         }
         driver::run_here(&self.plan.job(&tile), level, sums);
         if P::WRITES {
             for (all, place, rows) in derivatives {
-                if let (Some(all), Some(place), None) = (all, place, layout.halves) {
+                if let (Some(all), Some(place), false) = (all, place, layout.converts()) {
                     transfer(place, rows, How::Unpack(all));
                 }
+            }
+            if let Some(singles) = layout.singles {
+                self.narrow(singles, samples.clone());
             }
             if let Some((half, grad)) = layout.halves.and_then(|h| Some((h.half, h.grad?))) {
                 self.convert(level, half, halves::How::Narrow(grad), &layout.grad, samples);
             }
+        }
+    }
+
+    /// Results out of the tile, to singles.
+    fn narrow(&self, singles: Singles<'_>, samples: Range<usize>) {
+        let (classes, layout) = (self.batch.classes, self.layout);
+        for (array, place, classes, from) in [
+            (singles.grad, &layout.grad, classes, &self.values),
+            (singles.hess, &layout.hess, classes, &self.hess),
+            (singles.losses, &None, 1, &self.losses),
+        ] {
+            let (Some(array), from) = (array, from.input()) else { continue };
+            lines(place, samples.clone(), classes, |(at, step), (row, row_step), n| {
+                for i in 0..n {
+                    let x = from.get(row + i * row_step).to_f64() as f32;
+                    array.set((at + i as isize * step) as usize, x);
+                }
+            });
         }
     }
 
@@ -223,6 +282,50 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
             halves::How::Narrow(_) => {
                 transfer(How::Unpack(self.columns.output()));
                 enter(level, convert);
+            }
+        }
+    }
+}
+
+/// Singles of some samples, wherever they lie, to rows.
+fn widen<T: Real>(
+    from: Input<'_, f32>,
+    place: &Option<Place>,
+    samples: Range<usize>,
+    classes: usize,
+    to: Output<'_, T>,
+) {
+    lines(place, samples, classes, |(at, step), (row, row_step), n| {
+        for i in 0..n {
+            let x = from.get((at + i as isize * step) as usize);
+            to.set(row + i * row_step, T::from_f64(x.into()));
+        }
+    });
+}
+
+/// Calls `line` with numbers of some samples that follow each other: where the first one is and how far
+/// apart they are, there and in rows, and how many.
+#[inline(always)]
+fn lines(
+    place: &Option<Place>,
+    samples: Range<usize>,
+    classes: usize,
+    mut line: impl FnMut((isize, isize), (usize, usize), usize),
+) {
+    let Some(place) = place else {
+        return line(((samples.start * classes) as isize, 1), (0, 1), samples.len() * classes);
+    };
+    let (across, down) = (place.class_step(), place.sample_step());
+    for samples in place.lines(samples) {
+        if across.abs() <= down.abs() || samples.n == 1 {
+            for i in 0..samples.n {
+                let at = samples.at + i as isize * down;
+                line((at, across), ((samples.row + i) * classes, 1), classes);
+            }
+        } else {
+            for class in 0..classes {
+                let at = samples.at + class as isize * across;
+                line((at, down), (samples.row * classes + class, classes), samples.n);
             }
         }
     }

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 import xentrs
-from losses import CLASS_COUNTS, DTYPES, LOSSES
+from losses import CLASS_COUNTS, DTYPES, LOSSES, assert_same_bits
 
 SAMPLES = [1, 3, 16, 17, 103]
 FULL = 40_000  # elements at most
@@ -36,6 +36,28 @@ def strange_rows(rng, dtype, classes):
         return np.array(rows).astype(dtype)
 
 
+def laid_out(loss, rng, shape, dtype, options, lay, **fixed):
+    """Return a case whose class axis is 1, or the last of another order, laid out by `lay`."""
+    case = loss.case(rng, shape, dtype, options, **fixed)
+    scores, target = case.scores, case.target
+    if loss.class_axis and len(shape) > 2:
+        scores = np.moveaxis(scores, -1, 1)
+        target = np.moveaxis(target, -1, 1) if target.shape == shape else target
+        case = case.but(axis=1)
+    return case.but(scores=lay(scores), target=lay(target) if target.ndim > 1 else target)
+
+
+# Tiles of few classes and of many, and the kernels in columns (more than 256 classes, lines of 64
+# samples or more).
+LAYOUTS = {
+    "C": np.ascontiguousarray,
+    "F": np.asfortranarray,
+    "backwards": lambda a: np.ascontiguousarray(a[::-1, ::-1])[::-1, ::-1],
+    "every other": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+}
+LAID_OUT = [(33, 10), (70, 300), (130, 1000), (3, 20, 7), (2, 70, 129), (2, 70, 257), (1, 130, 600)]
+
+
 def cases():
     """Yield names and cases."""
     for loss, dtype in itertools.product(LOSSES, DTYPES):
@@ -58,6 +80,16 @@ def cases():
                 rows = strange_rows(rng(), dtype, classes)
                 case = loss.case(rng(), rows.shape, dtype, options, reduction="none")
                 yield f"{name} strange {classes} {options}", case.but(scores=rows)
+        for (how, lay), shape in itertools.product(LAYOUTS.items(), LAID_OUT):
+            for options in ((), tuple(sorted(set(loss.options) - {"reduction"}))):
+                case = laid_out(loss, rng(), shape, dtype, options, lay, reduction="none")
+                yield f"{name} {shape} {how} {options}", case
+        for shape in ((33, 10), (17, 70), (5, 300)):
+            for key in sorted({"weight", "sample_weight", "pos_weight"} & set(loss.options)):
+                case = loss.case(rng(), shape, dtype, [key], reduction="none")
+                signs = rng().integers(-1, 2, case.options[key].shape)
+                case = case.but(**{key: case.options[key] * signs.astype(dtype)})
+                yield f"{name} {shape} {key} of any sign", case
         for shape in ((30_000, 10), (300, 1000), (3, 100_000)):
             yield (
                 f"{name} {shape} {sorted(loss.options)}",
@@ -71,10 +103,12 @@ def run():
     for name, case in cases():
         got = case.all()
         for kind, result in zip(("loss", "grad", "hess"), got, strict=True):
-            results[f"{name} {kind}"] = np.asarray(result)
-        alone, both = case.call(0), case.both()
-        assert np.array_equal(alone, got[0], equal_nan=True), name
-        assert np.array_equal(both[1], got[1], equal_nan=True), name
+            result = np.asarray(result)
+            if kind != "loss":
+                result = np.moveaxis(result, case.options.get("axis", -1), -1)
+            results[f"{name} {kind}"] = result
+        assert_same_bits(case.call(0), got[0], name)
+        assert_same_bits(case.both(), got[:2], name)
     return results
 
 

@@ -1,23 +1,122 @@
-"""Random arguments, right and wrong; run by `test_fuzz.py` in a process of its own.
+"""Random calls, right and wrong, each held against the reference and the contract's rules.
 
-``python tests/fuzz.py FIRST CASES`` runs CASES cases from seed FIRST on. The number of each stands
-on stderr before it runs, so a crash tells which it was.
+| command | what it does |
+|---|---|
+| ``python tests/fuzz.py`` | two minutes of a new seed, at each level; ``--minutes``, ``--seed`` |
+| ``python tests/fuzz.py --again SEED:NUMBER`` | one case of a seed again |
+
+A case is determined by its seed and its number. Most are right, and must give the right values;
+some have one fault, and must be refused by the right exception with nothing written; some have an
+argument of any kind, and must be refused or give the values of what they mean. What fails is made
+smaller and printed as a line to paste. `test_fuzz.py` runs cases of a fixed seed.
 """
 
+import argparse
+import hashlib
+import json
+import operator
+import os
+import re
+import secrets
+import subprocess
 import sys
+import time
 import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
+import reference
 import xentrs
+from losses import CLASS_COUNTS, same_bits
 
 ALLOWED = (TypeError, ValueError, IndexError)
 NAMES = ["cross_entropy", "log_loss", "binary_cross_entropy_with_logits"]
 SUFFIXES = ["", "_with_grad", "_with_grad_hess"]
-FLOATS = ["f4", "f8", ">f4", ">f8"]
-DTYPES = [*FLOATS, "f2", "g", "c8", "?", "O", "S3", "U2", "M8[s]", "V8", *"bBhHiIqQ", ">i4", ">u2"]
+RESULTS = ["loss", "grad", "hess"]
+OUTPUTS = ["out", "hess_out"]
+DTYPES = ["f4", "f8", ">f4", ">f8", "f2", "g", "c8", "?", "O", "S3", "U2", "M8[s]", "V8"]
+DTYPES += [*"bBhHiIqQ", ">i4", ">u2"]
 NUMBERS = [0, 1, -1, 0.5, 2, 1e-300, 1e308, np.nan, np.inf, -np.inf, -100, 1 << 70, True, None]
 NUMBERS += ["x", b"x", [], {}, object(), 1j, np.float32(0.1), np.array(0.1), np.array([0.1, 0.2])]
+FUSED = ("avx512", "avx2", "neon")  # with fused multiply-add: the same bits
+MOST = 20  # distinct findings, after which a run stops
+
+# In ULP, of the larger of the terms where a result is a difference: what test_accuracy.py bounds,
+# with room for draws that are not its own and for the rounding of weights and divisors in float64
+# (docs/numerics.md, "What is not bounded").
+BOUNDS = {"loss": 4.5, "grad": 5.0, "hess": 7.5}
+
+
+class Finding(AssertionError):
+    """A call that is not as promised: `kind` is short and the same for calls of one fault."""
+
+    def __init__(self, kind, words=""):
+        super().__init__(f"{kind}: {words}" if words else kind)
+        self.kind = kind
+
+
+# The arguments of a call
+
+
+@dataclass
+class Call:
+    """A function with its arguments, and what is known of them."""
+
+    name: str
+    suffix: str
+    x: object
+    t: object
+    options: dict = field(default_factory=dict)
+    threads: int = 1
+    fault: tuple = ()  # exceptions of which one must be raised
+    spoiled: bool = False  # an argument of any kind: whether it is taken is not known
+
+    @property
+    def binary(self):
+        return self.name.startswith("binary")
+
+    def run(self):
+        xentrs.set_num_threads(self.threads)
+        return getattr(xentrs, self.name + self.suffix)(self.x, self.t, **self.options)
+
+    def plain(self):
+        """Return the same call of new, native, contiguous arrays: in place where it was."""
+        x = _plain(self.x)
+        options = {}
+        for key, value in self.options.items():
+            if key in OUTPUTS:
+                options[key] = x if value is self.x else np.full_like(x, 7)
+            else:
+                options[key] = _plain(value)
+        return replace(self, x=x, t=_plain(self.t), options=options)
+
+
+def _plain(a):
+    if not isinstance(a, np.ndarray) or a.dtype.hasobject:
+        return a
+    return np.array(a, a.dtype.newbyteorder("="), order="C")
+
+
+def draw(seed, number):
+    """Return the call of that number."""
+    rng = np.random.default_rng([seed, number])
+    name, suffix = NAMES[rng.integers(3)], SUFFIXES[rng.integers(3)]
+    with np.errstate(all="ignore"):
+        call = _binary_call(rng, suffix) if name == NAMES[2] else _class_call(rng, name, suffix)
+        call.threads = int(rng.choice([1, 1, 2, 3]))
+        how = rng.random()
+        if how < 0.15:
+            plant(rng, call)
+        elif how < 0.3:
+            spoil(rng, call)
+        elif how < 0.35 and 0 < call.x.size < 100 and not set(OUTPUTS) & set(call.options):
+            if call.x.dtype == np.float64:
+                call.x = call.x.tolist()
+            elif np.isfinite(call.x).all() and abs(call.x).max() < 1e9:
+                call.x = np.asarray(call.x).astype(int).tolist()  # lists of integers are float64
+    return call
 
 
 class Liar:
@@ -50,173 +149,841 @@ class Liar:
         return 1
 
 
-def shape_of(rng):
-    ndim = rng.choice([0, 1, 2, 2, 2, 3, 4])
-    sizes = [0, 1, 2, 3, 5, 8, 9, 16, 17, 64, 65, 130]
-    shape = tuple(int(n) for n in rng.choice(sizes, ndim))
-    return shape if np.prod(shape) < 20_000 else shape[:2]
+def _chance(rng, p):
+    return rng.random() < p
 
 
-def lay_out(rng, array):
-    """Return the same elements with other strides, sometimes read-only or misaligned."""
-    how = rng.integers(9)
-    if array.ndim == 0 or array.dtype.hasobject:
-        return array
-    if how == 0:
-        return np.asfortranarray(array)
-    if how == 1:
-        return np.ascontiguousarray(array[..., ::-1])[..., ::-1]
-    if how == 2:
-        wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1] + 1), array.dtype)
-        wide[..., 1::2] = array
-        return wide[..., 1::2]
-    if how == 3:
-        raw = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
-        raw[...] = array
-        return raw
-    if how == 4:
-        array = array.copy()
-        array.flags.writeable = False
-    if how == 5:
-        return np.broadcast_to(array[:1], array.shape)
-    return array
+def _pick(rng, values):
+    return values[rng.integers(len(values))]
 
 
-def array_of(rng, shape, dtype):
-    dtype = np.dtype(dtype)
-    with np.errstate(all="ignore"):
-        values = rng.normal(size=shape) * rng.choice([0.2, 1, 50, 1e5, 1e30])
-        if rng.random() < 0.4:
-            values = rng.random(shape)
-        if rng.random() < 0.2:
-            values = np.where(
-                rng.random(shape) < 0.1, rng.choice([np.nan, np.inf, -np.inf]), values
-            )
-        if dtype.kind in "iu":
-            small = rng.integers(-1 if rng.random() < 0.1 else 0, 4, shape)
-            return lay_out(rng, np.asarray(small).astype(dtype))
-        if dtype.kind in "fc?":
-            return lay_out(rng, np.asarray(values).astype(dtype))
-        return lay_out(rng, np.zeros(shape, dtype))
+def draw_shape(rng):
+    """Return the shape of the samples and the number of classes."""
+    how = rng.random()
+    if how < 0.45:
+        classes = int(rng.integers(2, 17))
+    elif how < 0.55:
+        classes = int(rng.integers(255, 259))
+    elif how < 0.6:
+        classes = 1
+    elif how < 0.8:
+        classes = int(rng.integers(17, 135))
+    else:
+        classes = _pick(rng, [*CLASS_COUNTS, 300, 5003, 33_000])
+    most = max(1, _pick(rng, [*[3000] * 15, *[12_000] * 4, 150_000]) // classes)
+    counts = [n for n in (1, 2, 3, 8, 15, 16, 17, 33, 64, 65, 70, 130, 1100, most) if n <= most]
+    count = 0 if _chance(rng, 0.03) else _pick(rng, counts)
+    if count == 1 and _chance(rng, 0.4):
+        return (), classes
+    samples = [count]
+    while _chance(rng, 0.35) and len(samples) < 3:
+        divisor = _pick(rng, [d for d in (1, 2, 3, 4, 5, 16) if samples[-1] % d == 0])
+        samples[-1:] = [samples[-1] // divisor, divisor]
+        if _chance(rng, 0.5):
+            samples.reverse()
+    return tuple(samples), classes
+
+
+def lay_out(rng, a):
+    """Return the same elements in other places: order, strides, alignment, order of bytes."""
+    if a.ndim == 0 or a.dtype.hasobject or _chance(rng, 0.5):
+        return a
+    order = rng.permutation(a.ndim)
+    step = int(rng.choice([1, 1, 2]))
+    laid = np.full([a.shape[axis] * step for axis in order], 3, a.dtype)
+    laid = laid[(slice(None, None, step),) * a.ndim].transpose(np.argsort(order))
+    if _chance(rng, 0.3):
+        laid = laid[tuple(slice(None, None, int(rng.choice([1, -1]))) for _ in a.shape)]
+    how = rng.random()
+    if how < 0.15:
+        laid = np.zeros(a.nbytes + 1, np.uint8)[1:].view(a.dtype).reshape(a.shape)
+    elif how < 0.3:
+        laid = laid.view(a.dtype.newbyteorder()) if step == 1 else laid
+    laid[...] = a
+    return laid
+
+
+def draw_logits(rng, shape, dtype):
+    """Draw logits of any spread about any offset, some of them out of the ordinary."""
+    info = np.finfo(dtype)
+    offsets = [*[0.0] * 6, 1.0, -100.0, 1e4, -1e5, 1e7, *([1e12] if dtype == "f8" else [])]
+    x = rng.normal(size=shape) * 10 ** rng.uniform(-6, 2.5) + _pick(rng, offsets)
+    x = np.asarray(x)
+    how = rng.random()
+    if how < 0.08:
+        x = 10 ** rng.uniform(-30, 4, shape) * rng.choice([-1, 1], shape)
+    elif how < 0.12:
+        x = np.broadcast_to(_pick(rng, [0.0, 3.7, -0.1, 88.0, 1e7, -1e30]), shape).copy()
+    elif how < 0.16:
+        largest = float(info.max) * (1 if dtype == "f4" else 1e-60)
+        x = rng.choice([-1, 1], shape) * largest * rng.choice([1.0, 0.9, 1e-3], shape)
+    elif how < 0.2:
+        x = rng.integers(-1000, 1000, shape) * float(info.smallest_subnormal)
+    elif how < 0.3 and x.ndim and x.size:
+        x[..., rng.integers(shape[-1])] += 10 ** rng.uniform(0, 6)
+    if _chance(rng, 0.12):
+        x = np.where(rng.random(shape) < 0.3, _pick(rng, [-np.inf, -1e9, -1e30, -3e4]), x)
+    if _chance(rng, 0.25):
+        some = rng.random(shape) < _pick(rng, [0.3, 3 / max(3, x.size)])
+        x = np.where(some, rng.choice([np.nan, np.inf, -np.inf], shape), x)
+    return np.asarray(x).astype(dtype)
+
+
+def draw_probabilities(rng, shape, dtype):
+    """Draw numbers in [0, 1]: rows of a softmax, of every size, next to 1, some of 0 and 1."""
+    eps = float(np.finfo(dtype).eps)
+    x = np.exp(rng.normal(size=shape) * 2)
+    x = x / x.sum(-1, keepdims=True)
+    how = rng.random()
+    if how < 0.2:
+        x = 10 ** rng.uniform(-44 if dtype == "f4" else -320, 0, shape)
+    elif how < 0.4:
+        x = 1 - eps / 2 * rng.integers(0, 1000, shape)
+    if _chance(rng, 0.3):
+        x = np.where(rng.random(shape) < 0.2, rng.choice([0.0, 1.0], shape), x)
+    return x.astype(dtype)
+
+
+def draw_weights(rng, shape):
+    """Draw weights, some of them 0 or negative, of any dtype."""
+    w = rng.uniform(0.25, 4, shape)
+    if _chance(rng, 0.4):
+        w = np.where(rng.random(shape) < 0.3, 0.0, w)
+    if _chance(rng, 0.15):
+        w = np.where(rng.random(shape) < 0.3, -w, w)
+    kind = _pick(rng, ["f4", "f8", "f4", "f8", "i8", "u1"])
+    if kind == "u1":
+        w = abs(w)
+    if kind == "f8" and _chance(rng, 0.05):
+        w = w * _pick(rng, [0.0, 1e39, 1e-39])
+    return np.asarray(w).astype(kind)
+
+
+def draw_soft(rng, shape, dtype):
+    """Draw probabilities as target, of floats, or one-hot of integers or bools."""
+    classes = shape[-1]
+    y = np.asarray(rng.integers(0, classes, shape[:-1]))
+    one_hot = np.arange(classes) == y[..., None]
+    if _chance(rng, 0.25):
+        return one_hot.astype(_pick(rng, ["i8", "?", "u1", "i2", "f4"]))
+    q = rng.exponential(size=shape) * (rng.random(shape) < _pick(rng, [0.1, 0.7, 1]))
+    q[..., 0] += _pick(rng, [0.1, 0.1, 0])
+    if _chance(rng, 0.5):
+        q = q / np.maximum(q.sum(-1, keepdims=True), 1e-3)
+    if _chance(rng, 0.1):
+        q = np.where(rng.random(shape) < 0.1, -q, q)
+    if _chance(rng, 0.1):
+        q = np.where(rng.random(shape) < 0.3, _pick(rng, [1e-100, 1e-30]), q)
+        q[..., 0] = 0.1  # of nothing but such numbers a gradient has no digits left
+    return q.astype(dtype if _chance(rng, 0.7) else _pick(rng, ["f4", "f8"]))
+
+
+def _shared_options(rng, options):
+    if _chance(rng, 0.35):
+        options["label_smoothing"] = _pick(rng, [0, 0.1, 0.5, 1.0, 1e-9])
+    if _chance(rng, 0.7):
+        options["reduction"] = _pick(rng, ["none", "none", "mean", "sum"])
+    if _chance(rng, 0.15):
+        options["denominator"] = _pick(rng, [0, 1, 0.5, 37.25, 1e6, np.inf])
+    if _chance(rng, 0.2):
+        options["base"] = _pick(rng, [2, 10.0, 0.5, None])
+
+
+def _draw_outputs(rng, call):
+    order = SUFFIXES.index(call.suffix)
+    wanted = [key for key in OUTPUTS[:order] if _chance(rng, 0.4)]
+    in_place = _pick(rng, wanted) if wanted and _chance(rng, 0.5) else None
+    for key in wanted:
+        if key == in_place:
+            call.options[key] = call.x
+        else:
+            call.options[key] = lay_out(rng, np.full(call.x.shape, 7, call.x.dtype))
+
+
+def _class_call(rng, name, suffix):
+    samples, classes = draw_shape(rng)
+    shape = (*samples, classes)
+    dtype = _pick(rng, ["f4", "f8"])
+    bounded = name == "log_loss"
+    x = (draw_probabilities if bounded else draw_logits)(rng, shape, dtype)
+    options = {}
+    _shared_options(rng, options)
+    smooth = options.get("label_smoothing", 0) != 0
+    if _chance(rng, 0.3):
+        options["weight"] = draw_weights(rng, (classes,))
+    if _chance(rng, 0.4):
+        options["sample_weight"] = draw_weights(rng, samples)
+    weight, sample_weight = (options.get(key) for key in ("weight", "sample_weight"))
+    nothing = np.zeros(samples, bool) if sample_weight is None else sample_weight == 0
+    if _chance(rng, 0.6):
+        indices = rng.integers(0, classes, samples)
+        t = np.asarray(indices)
+        if _chance(rng, 0.4):
+            inside = int(rng.integers(classes))
+            ignored = _pick(rng, [-100, inside, (-1, inside), [inside], 1 << 40, None, np.int8(-3)])
+            options["ignore_index"] = ignored
+        else:
+            ignored = -100
+        kinds = ["b", "h", "i", "q", "q", ">i4", "f4", "f8"]
+        if ignored is None or np.min(ignored) >= 0:
+            kinds += ["B", "H", "I", "Q"]
+        kind = _pick(rng, kinds)
+        if ignored is not None:
+            some = rng.random(samples) < 0.2
+            t = np.where(some, rng.choice(np.atleast_1d(ignored), samples), t)
+        largest = 2.0**24 if kind == "f4" else 2.0**53 if kind == "f8" else np.iinfo(kind).max
+        fits = (abs(t) < largest).all() if t.size else True
+        t = t.astype(kind if fits else "i8")
+        nothing = nothing | reference.is_ignored(t, ignored)
+        if weight is not None and not smooth:
+            nothing = nothing | (weight[np.where(nothing, 0, t).astype(int)] == 0)
+        if bounded and not smooth and _chance(rng, 0.3):  # where no sample looks
+            aside = np.arange(classes) != np.where(nothing, 0, t)[..., None]
+            junk = aside & (rng.random(shape) < 0.2)
+            x = np.where(junk, rng.choice([np.nan, -1, 2, np.inf], shape), x).astype(dtype)
+        axis = int(rng.integers(len(shape)))
+    else:
+        t = draw_soft(rng, shape, dtype)
+        if _chance(rng, 0.1):
+            options["ignore_index"] = _pick(rng, [None, -100, (-1, -2)])
+        axis = int(rng.integers(len(shape)))
+        if t.dtype.kind == "f" and _chance(rng, 0.3):
+            t = np.where(nothing[..., None], rng.choice([np.nan, np.inf], t.shape), t)
+            t = t.astype(t.dtype)
+    if _chance(rng, 0.4):
+        junk = nothing[..., None] & (rng.random(shape) < _pick(rng, [0.3, 1]))
+        x = np.where(junk, _pick(rng, [np.nan, np.inf, -np.inf]), x).astype(dtype)
+    if _chance(rng, 0.6):
+        axis = len(shape) - 1
+    soft = t.ndim == x.ndim
+    if axis != len(shape) - 1 or _chance(rng, 0.2):
+        options["axis"] = axis - (len(shape) if _chance(rng, 0.5) else 0)
+    # (N, C, d) with d samples beside each other is what the kernels in columns take.
+    x = np.moveaxis(x, -1, axis)
+    t = np.moveaxis(t, -1, axis) if soft else t
+    x, t = (np.ascontiguousarray(a).reshape(a.shape) for a in (x, t))
+    options = {k: lay_out(rng, v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    call = Call(name, suffix, lay_out(rng, x), lay_out(rng, t), options)
+    _draw_outputs(rng, call)
+    if call.t.size < 100 and _chance(rng, 0.1) and call.t.size:
+        call.t = call.t.tolist()
+    return call
+
+
+def _binary_call(rng, suffix):
+    samples, classes = draw_shape(rng)
+    shape = _pick(rng, [(*samples, classes), (classes, *samples), samples])
+    dtype = _pick(rng, ["f4", "f8"])
+    x = draw_logits(rng, shape, dtype)
+    t = rng.random(shape)
+    t = np.where(rng.random(shape) < _pick(rng, [0, 0.5, 1]), np.round(t), t)
+    if _chance(rng, 0.2):
+        t = np.where(rng.random(shape) < 0.5, 1 - 10 ** rng.uniform(-15, -1, shape), t)
+    if _chance(rng, 0.05):
+        t = 3 * t - 1
+    kind = _pick(rng, [dtype, dtype, "f4", "f8", "?", "i8", "u1"])
+    t = np.asarray(t).astype(kind)
+    options = {}
+    _shared_options(rng, options)
+    nothing = np.zeros(shape, bool)
+    for key in ("weight", "pos_weight"):
+        if _chance(rng, 0.3):
+            of = shape[rng.integers(len(shape) + 1) :]
+            if _chance(rng, 0.2):
+                of = tuple(1 if _chance(rng, 0.4) else n for n in of)
+            options[key] = draw_weights(rng, of)
+            if key == "weight":
+                nothing = nothing | (options[key] == 0)
+    if _chance(rng, 0.3):
+        of = shape if _chance(rng, 0.7) else shape[len(shape) // 2 :]
+        options["where"] = rng.random(of) < _pick(rng, [0, 0.5, 0.9])
+        options["where"] = np.asarray(options["where"])
+        nothing = nothing | ~options["where"]
+    if _chance(rng, 0.4):
+        x = np.where(nothing, _pick(rng, [np.nan, np.inf, -np.inf]), x).astype(dtype)
+        if t.dtype.kind == "f" and _chance(rng, 0.5):
+            t = np.where(nothing, np.nan, t).astype(t.dtype)
+    options = {k: lay_out(rng, v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    call = Call(NAMES[2], suffix, lay_out(rng, x), lay_out(rng, t), options)
+    _draw_outputs(rng, call)
+    if call.t.size < 100 and _chance(rng, 0.1) and call.t.size:
+        call.t = call.t.tolist()
+    return call
 
 
 def anything(rng, shape):
     """Return an argument that is most likely wrong."""
     how = rng.integers(8)
     if how == 0:
-        return NUMBERS[rng.integers(len(NUMBERS))]
+        return _pick(rng, NUMBERS)
     if how == 1:
         return Liar(rng)
     if how == 2:
         return np.zeros(shape).tolist()
     if how == 3:
         return np.ma.masked_array(np.zeros(shape), False)
-    return array_of(rng, shape_of(rng) if how < 6 else shape, DTYPES[rng.integers(len(DTYPES))])
+    of = shape if how < 6 else tuple(rng.integers(0, 5, rng.integers(4)).tolist())
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return lay_out(rng, np.asarray(rng.normal(size=of)).astype(_pick(rng, DTYPES)))
+        except (TypeError, ValueError):  # as no float is a date
+            return np.zeros(of, _pick(rng, DTYPES))
 
 
-def arguments(rng, name, suffix):
-    """Return logits, target and options, mostly right."""
-    shape = shape_of(rng)
-    dtype = FLOATS[rng.integers(2) if rng.random() < 0.8 else rng.integers(4)]
-    axis = int(rng.integers(-len(shape), len(shape))) if shape and rng.random() < 0.3 else -1
-    x = array_of(rng, shape, dtype)
-    if name == "log_loss" and rng.random() < 0.8:
-        x = lay_out(rng, rng.random(shape).astype(dtype)) if shape else np.array(0.5, dtype)
-    samples = tuple(np.delete(shape, axis).tolist()) if shape else ()
-    classes = shape[axis] if shape else 1
-    binary = name.startswith("binary")
-    if binary or rng.random() < 0.4:
-        t = array_of(rng, shape, dtype if rng.random() < 0.7 else "i8")
+def spoil(rng, call):
+    """Put anything in the place of some argument."""
+    call.spoiled = True
+    shape = call.x.shape
+    keys = ["weight", "label_smoothing", "reduction", "denominator", "base", *OUTPUTS]
+    keys = keys[: len(keys) - 2 + SUFFIXES.index(call.suffix)]
+    keys += ["pos_weight", "where"] if call.binary else ["axis", "sample_weight", "ignore_index"]
+    how = rng.random()
+    if how < 0.15:
+        was = call.x
+        call.x = anything(rng, shape)
+        for key in OUTPUTS:
+            if call.options.get(key) is was:
+                call.options[key] = call.x
+    elif how < 0.3:
+        call.t = anything(rng, np.shape(call.t))
     else:
-        kind = "bBhHiIqQ"[rng.integers(8)]
-        t = rng.integers(0, max(1, classes), samples)
-        t = lay_out(rng, np.asarray(t).astype(kind)) if classes < 128 else t
-    options = {}
+        call.options[_pick(rng, keys)] = anything(rng, _pick(rng, [shape, shape[-1:], ()]))
 
-    def option(key, value, chance=0.2):
-        if rng.random() < chance:
-            options[key] = value() if rng.random() < 0.9 else anything(rng, shape)
 
-    if not binary:
-        option("axis", lambda: axis, 1.0 if axis != -1 else 0.1)
-        option("sample_weight", lambda: array_of(rng, samples, dtype))
-        option("ignore_index", lambda: [None, 1, -100, (0, -1), [2], 1 << 65][rng.integers(6)])
-        option("weight", lambda: array_of(rng, (classes,), dtype))
+def plant(rng, call):
+    """Make one argument wrong, so that the exception is known."""
+    x, options = call.x, call.options
+    faults = [
+        ("label_smoothing", _pick(rng, [1.5, -0.1, np.nan, np.inf]), ValueError),
+        ("reduction", _pick(rng, ["nome", "", "MEAN"]), ValueError),
+        ("denominator", _pick(rng, [-1, np.nan, -np.inf]), ValueError),
+        ("base", _pick(rng, [0, 1, -2, np.nan]), ValueError),
+        ("x", np.zeros(x.shape, _pick(rng, ["i8", "?", "u1"])), TypeError),
+        ("weight", np.ones((*x.shape, 2)), ValueError),
+        ("t", np.zeros((*x.shape, 2), "i8"), ValueError),
+    ]
+    if call.suffix:
+        still = np.empty_like(x)
+        still.flags.writeable = False
+        wrong = np.empty(x.shape, "f4" if x.dtype.itemsize == 8 else "f8")
+        faults += [("out", still, ValueError), ("out", wrong, TypeError)]
+        if x.ndim and x.shape[0] > 1 and x.size:
+            faults.append(("out", x[::-1], ValueError))
+    if not call.binary:
+        axis = options.get("axis", -1)
+        classes = x.shape[axis]
+        faults += [("axis", _pick(rng, [x.ndim, -x.ndim - 1, 99]), ValueError)]
+        faults += [("sample_weight", np.ones((7, *x.shape)), ValueError)]
+        t = np.array(call.t)
+        s = np.broadcast_to(options.get("sample_weight", 1), _without(x.shape, axis))
+        where = np.argwhere(s != 0)
+        if t.ndim < x.ndim and len(where) and t.dtype.kind in "if" and "weight" not in options:
+            place = tuple(_pick(rng, where))
+            ignored = options.get("ignore_index", -100)
+            values = [v for v in (classes, -1, -101) if not reference.is_ignored(v, ignored)]
+            if t.dtype.kind == "i":
+                limits = np.iinfo(t.dtype)
+                values = [v for v in values if limits.min <= v <= limits.max]
+            if values:
+                outside = t.copy()
+                outside[place] = _pick(rng, values)
+                faults += [("t", outside, IndexError)] * 3
+            if t.dtype.kind == "f":
+                fraction = t.copy()
+                fraction[place] = _pick(rng, [0.5, np.nan, -1.25])
+                faults += [("t", fraction, ValueError)] * 3
+        if t.ndim == x.ndim and len(where) and classes > 1:
+            rows = np.moveaxis(np.zeros(x.shape, _pick(rng, ["i8", "?", "u1"])), axis, -1)
+            rows[..., 0] = 1
+            rows[tuple(_pick(rng, where))] = _pick(rng, [0, 1])
+            faults += [("t", np.moveaxis(rows, -1, axis), ValueError)] * 2
+        if call.name == "log_loss" and t.ndim == x.ndim and len(where):
+            p = np.moveaxis(np.array(x), axis, -1)
+            row = p[tuple(_pick(rng, where))]
+            row[rng.integers(classes)] = _pick(rng, [1.5, -1e-30, np.nan, np.inf])
+            faults += [("x", np.moveaxis(p, -1, axis), ValueError)] * 3
+    key, value, exception = _pick(rng, faults)
+    call.fault = (exception,)
+    if key == "x":
+        call.x = value
+        options.pop("out", None)
+        options.pop("hess_out", None)
+    elif key == "t":
+        call.t = value
     else:
-        option("weight", lambda: array_of(rng, shape[rng.integers(len(shape) + 1) :], dtype))
-        option("pos_weight", lambda: array_of(rng, shape[-1:], dtype))
-        option("where", lambda: array_of(rng, shape, "?"))
-    option("label_smoothing", lambda: [0, 0.1, 1.0, 2, -0.1, np.nan][rng.integers(6)])
-    option("reduction", lambda: ["mean", "sum", "none", "nome"][rng.integers(4)], 0.6)
-    option("denominator", lambda: NUMBERS[rng.integers(len(NUMBERS))])
-    option("base", lambda: NUMBERS[rng.integers(len(NUMBERS))])
-    for key in ("out", "hess_out")[: SUFFIXES.index(suffix)]:
-        option(key, lambda: output(rng, x, t, options), 0.5)
-    if rng.random() < 0.06:
-        x = anything(rng, shape)
-    if rng.random() < 0.06:
-        t = anything(rng, shape)
-    return x, t, options
+        options[key] = value
 
 
-def output(rng, x, t, options):
-    """Return a place for a derivative: fresh, in place, or overlapping something."""
-    how = rng.integers(7)
-    if how == 0:
-        return x
-    if how == 1:
-        return t
-    if how == 2 and x.ndim:
-        return x[::-1]
-    if how == 3 and x.size > 1 and x.flags.c_contiguous and x.base is None:
-        owner = x.reshape(-1)[1:]
-        return np.resize(owner, x.shape) if rng.random() < 0.5 else owner
-    if how == 4:
-        weight = options.get("weight")
-        return weight if isinstance(weight, np.ndarray) else np.empty_like(x)
-    return lay_out(rng, np.full(x.shape, 7, x.dtype))
+def _without(shape, axis):
+    return tuple(np.delete(shape, axis).tolist())
 
 
-def run(seed):
-    """Run one case; return whether it was accepted."""
-    rng = np.random.default_rng(seed)
-    name, suffix = NAMES[rng.integers(3)], SUFFIXES[rng.integers(3)]
-    x, t, options = arguments(rng, name, suffix)
-    if rng.random() < 0.02:
-        xentrs.set_num_threads(int(rng.integers(1, 5)))
-    arrays = [a for a in (x, t, *options.values()) if isinstance(a, np.ndarray)]
-    arrays = [a for a in arrays if not a.dtype.hasobject]
+# What must come of a call
+
+
+def check(call):
+    """Run a call; return its results, None if it was refused, or raise a `Finding`."""
+    arrays = [call.x, call.t, *call.options.values()]
+    arrays = [a for a in arrays if isinstance(a, np.ndarray) and not a.dtype.hasobject]
     before = [a.tobytes() for a in arrays]
-    outs = [options[key] for key in ("out", "hess_out") if options.get(key) is not None]
-    error = None
-    error = None
+    x = np.array(call.x) if isinstance(call.x, np.ndarray) else call.x
+    t = np.array(call.t) if isinstance(call.t, np.ndarray) else call.t
+    kept = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in call.options.items()}
     try:
-        results = getattr(xentrs, name + suffix)(x, t, **options)
-    except ALLOWED as raised:  # anything else ends the process
+        results = call.run()
+    except ALLOWED as raised:
         error = raised
+    except Exception as raised:
+        raise Finding(f"{type(raised).__name__}", str(raised)) from raised
+    else:
+        error = None
     if error is not None:
-        assert type(error) in ALLOWED, f"{error!r} is of a class of its own"
-        assert str(error), "an error without words"
+        if type(error) not in ALLOWED or not str(error):
+            raise Finding(f"{error!r}, which is of a class of its own or has no words")
         for array, copy in zip(arrays, before, strict=True):
-            assert array.tobytes() == copy, f"written to before {error!r}"
-        return False
+            if array.tobytes() != copy:
+                raise Finding("written to before it was refused", repr(error))
+        if call.fault and not isinstance(error, call.fault):
+            raise Finding(f"{type(error).__name__} for {call.fault[0].__name__}", str(error))
+        if not call.fault and not call.spoiled:
+            first = " ".join(re.sub(r"[^A-Za-z_ ].*", "", str(error)).split()[:3])
+            raise Finding(f"refused by {type(error).__name__} of {first}", str(error))
+        return None
+    if call.fault:
+        raise Finding(f"not refused by {call.fault[0].__name__}")
+    outs = [call.options[key] for key in OUTPUTS if isinstance(call.options.get(key), np.ndarray)]
     for array, copy in zip(arrays, before, strict=True):
-        if not any(np.shares_memory(array, out) for out in outs):
-            assert array.tobytes() == copy, "an input was written to"
+        if not any(np.shares_memory(array, out) for out in outs) and array.tobytes() != copy:
+            raise Finding("an input was written to")
     results = results if isinstance(results, tuple) else (results,)
-    assert len(results) == 1 + SUFFIXES.index(suffix)
-    assert type(results[0]) is (np.ndarray if options.get("reduction") == "none" else float)
-    for derivative in results[1:]:
-        assert derivative.shape == np.shape(x)
-        assert np.dtype(derivative.dtype).newbyteorder("=") in (np.float32, np.float64)
-    return True
+    if len(results) != 1 + SUFFIXES.index(call.suffix):
+        raise Finding(f"{len(results)} results")
+    for key, result in zip(OUTPUTS, results[1:], strict=False):
+        if call.options.get(key) is not None and result is not call.options[key]:
+            raise Finding(f"{key} is not returned")
+    compare(call, x, t, kept, results)
+    return results
+
+
+def _meaning(call, x, t, options):
+    """Return the arguments as the reference takes them."""
+    options = {k: v for k, v in options.items() if k not in OUTPUTS}
+    for key in ("label_smoothing", "denominator", "base"):
+        if options.get(key) is not None:
+            value = options[key]  # masked arrays of one element are numbers too
+            options[key] = float(value.item() if isinstance(value, np.ndarray) else value)
+    for key in ("weight", "sample_weight", "pos_weight", "where"):
+        if options.get(key) is not None:
+            options[key] = np.asarray(options[key])
+        else:
+            options.pop(key, None)
+    if "axis" in options:
+        options["axis"] = operator.index(options["axis"])
+    ignored = options.get("ignore_index")
+    if ignored is not None:
+        try:
+            options["ignore_index"] = operator.index(ignored)
+        except TypeError:
+            options["ignore_index"] = tuple(operator.index(i) for i in ignored)
+    if isinstance(x, list | int):  # no array: its integers are float64
+        x = np.asarray(x, float)
+    return np.asarray(x), np.asarray(t), options
+
+
+def compare(call, x, t, options, results):
+    """Compare results with the reference; `errors` has the largest of the process, in ULP."""
+    x, t, options = _meaning(call, x, t, options)
+    weights = [options.get(key, 1) for key in ("weight", "sample_weight", "pos_weight")]
+    if call.spoiled and not all(np.isfinite(w).all() for w in weights):
+        return  # of which nothing is promised
+    if t.size == 0:
+        t = t.reshape(_without(x.shape, options.get("axis", -1)) if t.ndim < x.ndim else x.shape)
+    with np.errstate(all="ignore"):
+        right = getattr(reference, call.name)(x, t, **options)
+    dtype = x.dtype.newbyteorder("=")
+    info = np.finfo(dtype)
+    reduced = options.get("reduction", "mean") != "none"
+    factor = _largest_factor(call, x, t, options) if right.divisor else np.inf
+    loss, *rows = results
+    if type(loss) is not (float if reduced else np.ndarray):
+        raise Finding(f"the loss is {type(loss).__name__}")
+    if reduced:
+        _compare_total(call, loss, right, info, x.size, factor)
+    else:
+        if loss.dtype != dtype or loss.shape != right.loss.shape:
+            raise Finding("loss", f"{loss.dtype} {loss.shape} for {dtype} {right.loss.shape}")
+        _compare_each("loss", loss, right.loss, right.loss_terms, info, factor)
+    exact = ((right.grad, right.grad_terms), (right.hess, right.hess_terms))
+    for what, row, (values, sizes) in zip(RESULTS[1:], rows, exact, strict=False):
+        if row.shape != x.shape or row.dtype.newbyteorder("=") != dtype:
+            raise Finding(what, f"{row.dtype} {row.shape} for {x.dtype} {x.shape}")
+        row = row.astype(dtype)
+        # What adds nothing is 0, and not just small.
+        _compare_zeros(what, row, values, sizes)
+        if 1e-12 <= factor <= 1e9:
+            _compare_each(what, row, values, sizes, info, factor)
+
+
+errors = dict.fromkeys(RESULTS, 0.0)
+
+
+def _largest_factor(call, x, t, options):
+    """Return the largest factor of a gradient, or infinity where the divisor has no digits."""
+    factor, base = 1.0, options.get("base")
+    for key in ("weight", "sample_weight", "pos_weight"):
+        w = abs(np.asarray(options.get(key, 1.0), float))
+        finite = w[np.isfinite(w)]
+        factor *= max(1.0, finite.max(initial=0))
+    factor *= max(1.0, 1 / abs(np.log(base)) if base else 1.0)
+    if options.get("reduction", "mean") == "mean":
+        divisor = options.get("denominator")
+        if divisor is None and not call.binary:
+            s = np.asarray(options.get("sample_weight", 1.0), float)
+            w = np.asarray(options.get("weight", 1.0), float)
+            if (s < 0).any() or (w < 0).any():  # what is left of their sum has few digits
+                return np.inf
+            if s.ndim and not np.isfinite(s).all():
+                return np.inf
+        elif divisor is not None:
+            factor *= 1 / divisor if divisor else np.inf
+    return factor
+
+
+def _compare_total(call, loss, right, info, count, factor):
+    exact, terms = right.loss[()], right.loss_terms[()]
+    with np.errstate(all="ignore"):
+        rounded = float(exact)
+        if np.isnan(rounded) or np.isnan(loss):
+            same = np.isnan(rounded) and np.isnan(loss)
+            if not same and np.isfinite(factor):
+                raise Finding(_kind("loss", loss, rounded), f"{loss} for {rounded}")
+            return
+        if not np.isfinite(terms) or terms > 1e306:
+            if loss != rounded and not terms > 1e306:
+                raise Finding(_kind("loss", loss, rounded), f"{loss} for {rounded}")
+            return
+        if not np.isfinite(factor):
+            return
+        room = (4 * info.eps + 16 * 2.0**-52) * terms + count * info.tiny * min(factor, 1e30)
+        if not abs(loss - exact) <= room:
+            raise Finding(_kind("loss", loss, rounded), f"{loss} for {rounded}")
+
+
+def _kind(what, actual, exact):
+    """Return what kind of number is there for what kind: of another fault it is another."""
+
+    def of(value):
+        return "a number" if np.isfinite(value) and value != 0 else f"{value:g}"
+
+    return f"{what}: {of(actual)} for {of(exact)}"
+
+
+def _compare_zeros(what, row, values, sizes):
+    wrong = (sizes == 0) & (values == 0) & (row != 0)
+    if wrong.any():
+        place = tuple(np.argwhere(wrong)[0].tolist())
+        raise Finding(f"{what} beside 0", f"{row[place]} for 0 at {place}")
+
+
+def _compare_each(what, row, values, sizes, info, factor):
+    with np.errstate(all="ignore"):
+        found = reference.ulp_error(row, values, sizes)
+        small = np.isfinite(row) & np.isfinite(values)
+        small &= abs(sizes) < info.tiny * max(1.0, min(factor, 1e9))
+        below = abs(row.astype(reference.Real) - values) <= info.tiny * max(1.0, min(factor, 1e9))
+        # At the edge of overflow, in the result or on the way to it, either side is right.
+        edge = abs(values) > float(info.max) * (1 - 16 * float(info.eps))
+        edge &= np.isfinite(values) & ~np.isnan(row)
+        # A mean of samples without weight, whose sum may still be 0.
+        edge |= ~np.isfinite(sizes) & np.isfinite(values)
+        if info.dtype == np.float64:
+            edge |= np.isfinite(sizes) & (sizes > 1e300)
+    found = np.where(small & below | edge, 0.0, np.where(small & ~below, np.inf, found))
+    if not found.size:
+        return
+    worst = float(found.max())
+    if worst > BOUNDS[what]:
+        place = tuple(int(i) for i in np.unravel_index(found.argmax(), found.shape))
+        kind = _kind(what, row[place], float(values[place]))
+        raise Finding(kind, f"{row[place]!r} for {float(values[place])!r} at {place}, {worst:.3g}")
+    errors[what] = max(errors[what], worst)
+
+
+def check_case(seed, number):
+    """Check a case, and some in other threads and by their twins; return its digest."""
+    results = check(draw(seed, number))
+    if results is None:
+        return None
+    call = draw(seed, number)
+    if not call.spoiled:
+        size = np.size(call.x)
+        if size > 20_000:
+            for threads in {1, 2, 3} - {call.threads}:
+                again = draw(seed, number)
+                again.threads = threads
+                _same(again.run(), results, f"bits at {threads} threads")
+        if number % 4 == 0:
+            for i, suffix in enumerate(SUFFIXES):
+                again = draw(seed, number)
+                if i < len(results) - 1:
+                    again.suffix = suffix
+                    for key in OUTPUTS[i:]:
+                        again.options.pop(key, None)
+                    _same(again.run(), results[: i + 1], f"bits of {suffix or 'the loss alone'}")
+    digest = hashlib.sha256()
+    for result in results:
+        a = np.array(result, np.asarray(result).dtype.newbyteorder("="), order="C")
+        digest.update(np.where(np.isnan(a), np.array(np.nan, a.dtype), a).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _same(actual, expected, what):
+    actual = actual if isinstance(actual, tuple) else (actual,)
+    for a, b in zip(actual, expected, strict=True):
+        if type(a) is not type(b) or not same_bits(_plain(a), _plain(b)):
+            raise Finding(what)
+
+
+# What failed, made smaller
+
+
+def smaller(call, kind):
+    """Return the smallest call found that fails in the same way, or None if layouts matter."""
+
+    def fails(candidate):
+        try:
+            check(candidate.plain())
+        except Finding as finding:
+            return finding.kind == kind
+        except Exception:
+            return False
+        return False
+
+    if call.spoiled or not fails(call):
+        return None
+    call = call.plain()
+    changed = True
+    while changed:
+        changed = False
+        for candidate in _simpler(call):
+            if fails(candidate):
+                call, changed = candidate.plain(), True
+                break
+    return call.plain()
+
+
+def _simpler(call):
+    """Yield calls that have one thing less."""
+    if call.threads > 1:
+        yield replace(call, threads=1)
+    for suffix in SUFFIXES[: SUFFIXES.index(call.suffix)]:
+        options = {k: v for k, v in call.options.items() if k not in OUTPUTS}
+        yield replace(call, suffix=suffix, options=options)
+    for key in set(call.options) - {"axis"}:
+        yield replace(call, options={k: v for k, v in call.options.items() if k != key})
+    x, t = call.x, np.asarray(call.t)
+    if call.fault or not isinstance(x, np.ndarray) or x.ndim == 0:
+        return
+    axis = None if call.binary else call.options.get("axis", -1) % x.ndim
+    if not isinstance(call.options.get("axis", -1), int):
+        return
+    for along in range(x.ndim):
+        n = x.shape[along]
+        pieces = [slice(0, n // 2), slice(n // 2, n)] if n > 8 else []
+        pieces += [np.delete(np.arange(n), i) for i in range(n)] if 1 < n <= 8 else []
+        for piece in pieces:
+            cut = _cut(call, x, t, axis, along, piece)
+            if cut is not None:
+                yield cut
+
+
+def _cut(call, x, t, axis, along, piece):
+    """Return the call of a part of an axis, or None where a class index forbids it."""
+
+    def part(a, of):
+        return np.take(a, np.arange(x.shape[along])[piece], of)
+
+    options = {}
+    for key, value in call.options.items():
+        if key in OUTPUTS or not isinstance(value, np.ndarray):
+            options[key] = value
+        elif call.binary:
+            of = along - (x.ndim - value.ndim)
+            inside = of >= 0 and value.shape[of] == x.shape[along]
+            options[key] = part(value, of) if inside else value
+        elif key == "weight":
+            options[key] = part(value, 0) if along == axis else value
+        elif key == "sample_weight" and along != axis:
+            options[key] = part(value, along - (along > axis))
+        else:
+            options[key] = value
+    shorter = part(x, along)
+    if t.ndim == x.ndim:
+        target = part(t, along)
+    elif along != axis:
+        target = part(t, along - (along > axis))
+    else:
+        kept = np.arange(x.shape[axis])[piece]
+        if np.any((t >= 0) & (t < x.shape[axis]) & ~np.isin(t, kept)):
+            return None
+        if call.options.get("ignore_index", -100) not in (-100, None):
+            return None
+        target = np.where((t >= 0) & (t < x.shape[axis]), np.searchsorted(kept, t), t)
+        target = target.astype(t.dtype)
+    for key in OUTPUTS:
+        if key in options:
+            options[key] = shorter if options[key] is x else np.empty_like(shorter)
+    return replace(call, x=shorter, t=target, options=options)
+
+
+def paste(call):
+    """Return a line of Python that makes the call."""
+
+    def literal(value):
+        if isinstance(value, np.ndarray):
+            if value.size > 1 and len({repr(v) for v in value.ravel().tolist()}) == 1:
+                return f"full({value.shape}, {value.flat[0].item()!r}, {value.dtype.str[1:]!r})"
+            return f"array({value.tolist()!r}, {value.dtype.str[1:]!r})"
+        return repr(value)
+
+    given = []
+    for key, value in call.options.items():
+        if key in OUTPUTS:
+            given.append(f"{key}=x" if value is call.x else f"{key}=empty_like(x)")
+        else:
+            given.append(f"{key}={literal(value)}")
+    threads = f"xentrs.set_num_threads({call.threads}); " if call.threads != 1 else ""
+    arguments = ", ".join(["x", literal(call.t), *given])
+    return (
+        f"import xentrs; from numpy import *; {threads}x = {literal(call.x)}; "
+        f"print(xentrs.{call.name}{call.suffix}({arguments}))"
+    )
+
+
+def report(seed, number, finding):
+    """Return a finding as a dict of words: its key, what was wrong, how to see it again."""
+    call = draw(seed, number)
+    small = smaller(call, finding.kind)
+    lines = [f"python tests/fuzz.py --again {seed}:{number}"]
+    seen = small or call
+    if small is not None:
+        try:
+            check(small.plain())
+        except Finding as again:
+            finding = again
+        line = paste(small)
+        if len(line) < 2000:
+            lines.insert(0, line)
+    target = np.asarray(seen.t) if not seen.spoiled else None
+    soft = target is not None and target.ndim == np.ndim(seen.x) and not seen.binary
+    key = [seen.name, finding.kind, str(getattr(seen.x, "dtype", type(seen.x).__name__))]
+    key += ["" if target is None else f"{target.dtype.kind}{'soft' if soft else ''}"]
+    key += sorted(set(seen.options) - {"axis", "reduction", "denominator", "base"})
+    shapes = f"{np.shape(seen.x)}, {sorted(seen.options)}, {seen.threads} threads"
+    return {"key": " ".join(key), "words": f"{seen.name}{seen.suffix} {shapes}: {finding}",
+            "lines": lines}  # fmt: skip
+
+
+# Runs
+
+
+def run(seed, first, count):
+    """Run cases in this process; return what came of them."""
+    digests, findings, accepted = [], {}, 0
+    for number in range(first, first + count):
+        print(f"{seed}:{number}", file=sys.stderr)  # so that a crash tells which it was
+        try:
+            digest = check_case(seed, number)
+        except Finding as finding:
+            digest = "failed"
+            found = report(seed, number, finding)
+            findings.setdefault(found["key"], found)
+        accepted += digest is not None
+        digests.append(digest)
+    level = xentrs.show_config(mode="dicts")["simd"]["level"]
+    return {"level": level, "accepted": accepted, "digests": digests, "errors": errors,
+            "findings": list(findings.values())}  # fmt: skip
+
+
+def run_apart(level, seed, first, count):
+    """Run cases in a process of that level; return what came of them, a crash being a finding."""
+    command = [sys.executable, "-X", "faulthandler", __file__]
+    command += ["--part", f"{seed}:{first}:{count}"]
+    here = [str(Path(__file__).parent), *(p for p in sys.path if p)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(here)}
+    if level is not None:
+        environment["XENTRS_SIMD"] = level
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        code, errors_ = done.returncode, done.stderr
+    except subprocess.TimeoutExpired as expired:
+        code, errors_ = "no end", (expired.stderr or b"").decode()
+    if code == 0:
+        return json.loads(done.stdout)
+    last = [line for line in errors_.splitlines() if line.startswith(f"{seed}:")][-1:]
+    crash = {"key": "crash", "words": f"ended with {code}\n{errors_[-1500:]}",
+             "lines": [f"python tests/fuzz.py --again {case}" for case in last]}  # fmt: skip
+    return {"level": level, "accepted": 0, "digests": [], "errors": {}, "findings": [crash]}
+
+
+def search(seed, minutes, chunk=400):
+    """Run chunks of cases at every level until the time is up; return the distinct findings."""
+    levels = xentrs.show_config(mode="dicts")["simd"]["available"]
+    findings, largest = {}, dict.fromkeys(RESULTS, 0.0)
+    end, first = time.monotonic() + 60 * minutes, 0
+    while time.monotonic() < end and len(findings) < MOST:
+        digests = {}
+        for level in levels:
+            part = run_apart(level, seed, first, chunk)
+            digests[level] = part["digests"]
+            for what, error in part["errors"].items():
+                largest[what] = max(largest[what], error)
+            for found in part["findings"]:
+                if found["key"] not in findings and len(findings) < MOST:
+                    findings[found["key"]] = found
+                    lines = "\n    ".join(found["lines"])
+                    print(f"\nat {level}: {found['words']}\n    {lines}", flush=True)
+        fused = [level for level in levels if level in FUSED and digests[level]]
+        for level in fused[1:]:
+            for i, (a, b) in enumerate(zip(digests[fused[0]], digests[level], strict=True)):
+                if a != b and "failed" not in (a, b) and "levels" not in findings:
+                    again = f"python tests/fuzz.py --again {seed}:{first + i}"
+                    findings["levels"] = again
+                    print(f"\nother bits at {level} than at {fused[0]}\n    {again}", flush=True)
+        first += chunk
+    worst = ", ".join(f"{what} {error:.2f}" for what, error in largest.items())
+    print(f"\n{first} cases at each of {levels}, seed {seed}: {len(findings)} distinct findings")
+    print(f"largest errors in ULP of their terms: {worst}")
+    return findings
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--minutes", type=float, default=2)
+    parser.add_argument("--seed", type=int, help="default: a new one")
+    parser.add_argument("--again", metavar="SEED:NUMBER", help="run one case")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    warnings.simplefilter("error")
+    if given.again:
+        seed, number = map(int, given.again.split(":"))
+        try:
+            print("refused" if check_case(seed, number) is None else "right")
+        except Finding as finding:
+            found = report(seed, number, finding)
+            print(found["words"], *found["lines"], sep="\n")
+            return 1
+        return 0
+    if given.part:
+        print(json.dumps(run(*map(int, given.part.split(":")))))
+        return 0
+    seed = secrets.randbelow(10**9) if given.seed is None else given.seed
+    print(f"seed {seed}", flush=True)
+    return 1 if search(seed, given.minutes) else 0
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("error")
-    first, count = int(sys.argv[1]), int(sys.argv[2])
-    accepted = 0
-    for seed in range(first, first + count):
-        print(seed, file=sys.stderr)
-        accepted += run(seed)
-    print(accepted)
+    sys.exit(main())

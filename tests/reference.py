@@ -22,6 +22,8 @@ class Result:
     hess: np.ndarray
     grad_terms: np.ndarray  # the larger of the two terms whose difference the gradient is
     hess_terms: np.ndarray  # likewise: of a softmax A p - A p**2, elsewhere no difference
+    loss_terms: np.ndarray  # the sum of its terms' sizes: of terms of one sign, the loss itself
+    divisor: np.longdouble  # what the mean divides by, 1 where nothing is divided
 
 
 def cross_entropy(logits, target, *, axis=-1, **options):
@@ -49,22 +51,28 @@ def binary_cross_entropy_with_logits(
     """Element by element: ``(1 - t) x + (1 + (pos_weight - 1) t) softplus(-x)``."""
     x = np.asarray(logits).astype(Real)
     e = Real(label_smoothing)
-    t = (1 - e) * np.asarray(target).astype(Real) + e / 2
+    t = np.asarray(target).astype(Real)
+    # Each from its own: 1 - t would lose digits after smoothing.
+    t, not_t = (1 - e) * t + e / 2, (1 - e) * (1 - t) + e / 2
     w = np.asarray(1 if weight is None else weight).astype(Real)
     positive = t * np.asarray(1 if pos_weight is None else pos_weight).astype(Real)
     keep = np.broadcast_to(True if where is None else where, x.shape)
     with np.errstate(all="ignore"):
         tail = np.log1p(np.exp(-abs(x)))
         # x + softplus(-x) = softplus(x), so the loss is (1 - t) softplus(x) + pw t softplus(-x).
-        up = np.where(t == 1, 0, (1 - t) * (np.maximum(x, 0) + tail))
+        up = np.where(not_t == 0, 0, not_t * (np.maximum(x, 0) + tail))
         down = np.where(positive == 0, 0, positive * (np.maximum(-x, 0) + tail))
         loss = np.where(np.isnan(x), x, up + down)
         p, q = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
-        grad = (1 - t) * p - positive * q
-        terms = np.maximum(abs((1 - t) * p), abs(positive * q))
-        hess = ((1 - t) + positive) * p * q
-        parts = [loss, grad, hess, terms, abs(hess)]
-        parts = [np.where(keep, w * part, Real(0)) for part in parts]
+        grad = not_t * p - positive * q
+        # Below 0 (a negative pos_weight) the second adds to the first.
+        terms = np.maximum.reduce([abs(not_t * p), abs(positive * q), abs(grad)])
+        hess = (not_t + positive) * p * q
+        hess_terms = (abs(not_t) + abs(positive)) * p * q
+        parts = [loss, grad, hess, terms, hess_terms, abs(up) + abs(down)]
+        # An element of weight 0 adds nothing whatever it is, but the mean counts it.
+        counts = keep & (w != 0)
+        parts = [np.where(counts, w * part, Real(0)) for part in parts]
         return _reduce(*parts, keep, keep.sum(), reduction, denominator, base)
 
 
@@ -90,29 +98,37 @@ def _class_loss(
     s = np.ones(x.shape[:-1], Real) if sample_weight is None else np.asarray(sample_weight)
     s = s.astype(Real)
     # a: the factor of each class's -log p in the loss of a sample.
+    keep = s != 0  # a sample of weight 0 is as good as ignored, whatever else it holds
     if target.ndim == x.ndim:
         q = np.moveaxis(target.astype(Real), axis, -1)
         a = w * ((1 - e) * q + e / classes)
-        keep = np.ones(x.shape[:-1], bool)
         divisor = s.sum()
         hard = False
     else:
-        ignored = () if ignore_index is None else np.atleast_1d(ignore_index).tolist()
-        keep = np.array([int(t) not in ignored for t in target.flat], bool).reshape(target.shape)
+        keep &= ~is_ignored(target, ignore_index)
         y = np.where(keep, target, 0).astype(np.intp)
         is_target = np.arange(classes) == y[..., None]
         a = is_target * (1 - e) * w + (e / classes) * w
-        divisor = (s * w[y])[keep].sum()
         hard = e == 0
+        if hard:
+            keep &= w[y] != 0
+        divisor = (s * w[y])[keep].sum()
     with np.errstate(all="ignore"):
-        loss, grad, hess, terms, hess_terms = rule(x, a)
+        loss, grad, hess, terms, hess_terms, loss_terms = rule(x, a)
         if hard:
             terms = abs(grad)
-        loss = np.where(keep, s * loss, Real(0))
+        loss, loss_terms = (np.where(keep, s * part, Real(0)) for part in (loss, loss_terms))
         rows = [grad, hess, terms, hess_terms]
         rows = [np.where(keep[..., None], s[..., None] * part, Real(0)) for part in rows]
         rows = [np.moveaxis(part, -1, axis) for part in rows]
-        return _reduce(loss, *rows, keep, divisor, reduction, denominator, base)
+        return _reduce(loss, *rows, loss_terms, keep, divisor, reduction, denominator, base)
+
+
+def is_ignored(target, ignore_index):
+    """Which class indices of any numeric dtype are ignored, compared as numbers."""
+    ignored = () if ignore_index is None else np.atleast_1d(ignore_index).tolist()
+    target = np.asarray(target)
+    return np.array([t in ignored for t in target.ravel().tolist()], bool).reshape(target.shape)
 
 
 def _softmax(x, a):
@@ -123,7 +139,7 @@ def _softmax(x, a):
     np.put_along_axis(exps, top, 0, -1)
     rest = exps.sum(-1, keepdims=True)  # the largest is left out: log1p keeps tiny losses
     minus_log_p = (largest - x) + np.log1p(rest)
-    loss = np.where(a == 0, 0, a * minus_log_p).sum(-1)
+    parts = np.where(a == 0, 0, a * minus_log_p)
 
     p = exps / (1 + rest)
     np.put_along_axis(p, top, 1 / (1 + rest), -1)
@@ -132,37 +148,42 @@ def _softmax(x, a):
     total = a.sum(-1, keepdims=True)
     alone = (a != 0) & ((a != 0).sum(-1, keepdims=True) == 1)
     grad = np.where(alone, 0, total - a) * p - a * not_p  # = total p - a
-    terms = np.maximum(abs(total * p), abs(a))
+    of_total = abs(a).sum(-1, keepdims=True) * p
+    terms = np.maximum(of_total, abs(a))
     hess = total * p * not_p
 
     bad = np.isnan(x).any(-1) | np.isposinf(x).any(-1) | np.isneginf(x).all(-1)
-    loss = np.where(bad, np.nan, loss)
+    loss = np.where(bad, np.nan, parts.sum(-1))
     grad, hess = (np.where(bad[..., None], np.nan, part) for part in (grad, hess))
-    return loss, grad, hess, terms, abs(total * p)
+    return loss, grad, hess, terms, of_total, abs(parts).sum(-1)
 
 
 def _log(p, a):
     """Sum of ``a_c (-log p_c)`` with its derivatives, p given."""
-    loss = np.where(a == 0, 0, a * -np.log(p)).sum(-1)
+    parts = np.where(a == 0, 0, a * -np.log(p))
     grad = np.where(a == 0, 0, -a / p)
     hess = np.where(a == 0, 0, a / (p * p))
-    return loss, grad, hess, abs(grad), abs(hess)
+    return parts.sum(-1), grad, hess, abs(grad), abs(hess), abs(parts).sum(-1)
 
 
-def _reduce(loss, grad, hess, terms, hess_terms, keep, divisor, reduction, denominator, base):
+def _reduce(
+    loss, grad, hess, terms, hess_terms, loss_terms, keep, divisor, reduction, denominator, base
+):
     scale = Real(1) if base is None else 1 / np.log(Real(base))
-    loss = loss * scale
+    loss, loss_terms = loss * scale, abs(loss_terms * scale)
+    divisor = Real(divisor if denominator is None else denominator)
     if reduction != "none":
-        loss = loss.sum()
-    if reduction == "mean":
-        divisor = Real(divisor if denominator is None else denominator)
-        if keep.any():
-            loss, scale = loss / divisor, scale / divisor
-        else:
-            loss = Real("nan") if denominator is None else Real(0)
-    grad, hess = grad * scale, hess * scale
-    scale = abs(scale)
-    return Result(np.asarray(loss), grad, hess, terms * scale, hess_terms * scale)
+        loss, loss_terms = loss.sum(), loss_terms.sum()
+    if reduction != "mean":
+        divisor = Real(1)
+    elif keep.any():
+        loss, loss_terms, scale = loss / divisor, abs(loss_terms / divisor), scale / divisor
+    else:
+        loss = Real("nan") if denominator is None else Real(0)
+    # What is 0 stays so, whatever is divided by: it adds nothing.
+    parts = (np.where(part == 0, part, part * scale) for part in (grad, hess))
+    sizes = (abs(part * scale) for part in (terms, hess_terms))
+    return Result(np.asarray(loss), *parts, *sizes, np.asarray(loss_terms), divisor)
 
 
 def ulp_error(actual, exact, size=None):

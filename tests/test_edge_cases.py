@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+import fuzz
 import reference
 import xentrs
 from losses import CLASS_LOSSES, DTYPES, INDEX_LOSSES, LOSSES, assert_same_bits
@@ -187,7 +188,7 @@ def _all_ignored(loss, shape, dtype, rng):
         return case.but(target=np.full(shape[:-1], -100))
     if not loss.class_axis:
         return case.but(where=np.zeros(shape, bool))
-    return None
+    return case.but(sample_weight=np.zeros(shape[:-1], dtype))  # how probabilities are left out
 
 
 @every_dtype
@@ -196,11 +197,7 @@ def _all_ignored(loss, shape, dtype, rng):
 @pytest.mark.parametrize("poison", [0.5, NAN, INF, -INF])
 def test_all_ignored(loss, shape, poison, dtype, rng):
     case = _all_ignored(loss, shape, dtype, rng)
-    if case is None:  # probabilities cannot be ignored
-        assert loss.id.endswith("probabilities")
-        return
-    case = case.but(scores=np.full(shape, poison, dtype))
-    _assert_nothing(case)
+    _assert_nothing(case.but(scores=np.full(shape, poison, dtype)))
 
 
 @every_dtype
@@ -408,3 +405,157 @@ def test_smoothing_where_only_a_likely_class_has_weight(classes, gap, dtype):
     # Its gradient is the difference of two terms of this size.
     error = np.abs(grad[:, 1] + factor * rest / (1 + rest))
     assert (error <= 4 * np.finfo(dtype).eps * factor).all()
+
+
+# What `make test-random` found, each as the smallest call that showed it: function, logits or
+# probabilities, target, options, and the exception where one is right. The words are the rule.
+BINARY = "binary_cross_entropy_with_logits"
+SOFT = np.array([[0.25, 0.75], [0.5, 0.5]])
+FOUND = {
+    # A sample of weight 0 counts for nothing.
+    "weight 0, logits -inf at the class": (
+        *("cross_entropy", [[-INF, 0], [0, 0]], [0, 0], {"sample_weight": np.array([0, 1])}),
+    ),
+    "weight 0, logits NaN, probabilities as target": (
+        *("cross_entropy", [[NAN, 1], [0, 1]], SOFT, {"sample_weight": np.array([0.0, 2.0])}),
+    ),
+    "weight 0, all logits -inf, smoothing": (
+        "cross_entropy",
+        *([[-INF, -INF], [0, 1]], [0, 1]),
+        {"sample_weight": np.array([0, 2]), "label_smoothing": 0.5},
+    ),
+    "weight 0, target NaN": (
+        *("cross_entropy", [[2, 1], [0, 1]], [[NAN, 0.0], [0.5, 0.5]]),
+        {"sample_weight": np.array([0.0, 2.0])},
+    ),
+    "no sample of any weight": (
+        *("cross_entropy", [[0.5, 1.0]], [[0.5, 0.5]], {"sample_weight": np.array([0.0])}),
+    ),
+    "no sample of any weight, class index": (
+        *("cross_entropy", [[0.5, 1.0]], [1], {"sample_weight": np.array([0.0])}),
+    ),
+    "class weight 0 at the class, logits NaN": (
+        *("cross_entropy", [[NAN, 1], [0, 1]], [0, 1], {"weight": np.array([0.0, 2.0])}),
+    ),
+    "weight 0, base below 1": (
+        *("cross_entropy", [[INF, 1], [0, 1]], [0, 1]),
+        {"sample_weight": np.array([0, 1]), "base": 0.5},
+    ),
+    "log_loss, weight 0, probability 0 at the class": (
+        *("log_loss", [[0.0, 1], [0.5, 0.5]], [0, 0], {"sample_weight": np.array([0, 1])}),
+    ),
+    "log_loss, weight 0, target infinite": (
+        *("log_loss", [[0.5, 0.5], [0.25, 0.75]], [[INF, 0.0], [0.5, 0.5]]),
+        {"sample_weight": np.array([0, 3])},
+    ),
+    "log_loss, weight 0, probabilities NaN": (
+        *("log_loss", [[NAN, 2.0], [0.25, 0.75]], SOFT, {"sample_weight": np.array([0, 3])}),
+    ),
+    "binary, weight 0, logit NaN": (
+        *(BINARY, [NAN, 10.0], [0.0, 1.0], {"weight": np.array([0.0, 2.0])}),
+    ),
+    "binary, weight 0, label NaN": (
+        *(BINARY, [-INF, 10.0], [NAN, 1.0], {"weight": np.array([0, 1], "u1")}),
+    ),
+    "binary, does not count, logit and label NaN": (
+        *(BINARY, [NAN, 10.0], [NAN, 1.0], {"where": np.array([False, True])}),
+    ),
+    # Labels and weights of a wider type are used as they are.
+    "binary, label next to 1": (BINARY, [20.0, 100.0, 1810.0], [0.999999, 1 - 1e-9, 1 - 2e-8], {}),
+    "binary, weights beyond float32": (
+        *(BINARY, [0.5, -1.0], [1, 0], {"weight": np.array([1e39, 1.0])}),
+    ),
+    "binary, positive weight beyond float32": (
+        *(BINARY, [0.5, -1.0], [1, 0], {"pos_weight": np.array([1e39, 1.0])}),
+    ),
+    "class weights beyond float32": (
+        *("cross_entropy", [[0.5, 0]], [[0.5, 0.5]], {"weight": np.array([2.7e39, 6.8e38])}),
+    ),
+    "log_loss, probability 0 where the target is below float32": (
+        *("log_loss", [[0.0, 0.5]], [[1e-100, 1.0]], {}),
+    ),
+    # What is added up for a Python float is float64 throughout.
+    "binary, sum beyond float32": (BINARY, np.full(17, 3e38), np.zeros(17), {}),
+    "binary, a loss beyond float32": (BINARY, [3e38], [0], {"weight": np.array([2])}),
+    "probabilities as target, a loss beyond float32": (
+        *("cross_entropy", [[-3.4e38, 3.4e38]], [[1.0, 0.0]], {}),
+    ),
+    "smoothing, a logit beyond float32 below": (
+        *("cross_entropy", [[-3.4e38, 3.4e35]], [1], {"label_smoothing": 0.5}),
+    ),
+    "log_loss, a loss beyond float32": ("log_loss", [[0.1, 0.9]], [[3e38, 3e38]], {}),
+    # Outputs in place.
+    "hess_out in place, class index": ("log_loss", [[0.25, 0.5]], [1], {"hess_out": "x"}),
+    "hess_out in place, probabilities": (
+        "log_loss",
+        [[0.25, 0.5]],
+        [[0.5, 0.5]],
+        {"hess_out": "x"},
+    ),
+    "hess_out in place, softmax": ("cross_entropy", [[0.25, 0.5]], [1], {"hess_out": "x"}),
+    "hess_out in place, binary": (BINARY, [0.25, 0.5], [1, 0], {"hess_out": "x"}),
+    # Which targets are what.
+    "labels as whole floats": (
+        "cross_entropy",
+        [[0.25, 0.5]] * 3,
+        np.array([0, 1, -100], "f4"),
+        {},
+    ),
+    "labels as whole floats, probabilities": ("log_loss", [[0.25, 0.5]], np.array([1.0]), {}),
+    "labels as floats, a fraction": ("cross_entropy", [[0.25, 0.5]], [0.5], {}, ValueError),
+    "labels as floats, NaN": ("log_loss", [[0.25, 0.5]], [NAN], {}, ValueError),
+    "labels as floats, outside": ("cross_entropy", [[0.25, 0.5]], [2.0], {}, IndexError),
+    "margins with labels": ("cross_entropy", [2.0, -1.0, 3.0], [1, 0, 1], {}, ValueError),
+    "probabilities with labels": ("log_loss", [0.1, 0.9, 0.8], [0, 1, 1], {}, ValueError),
+    "a row of no class": (
+        *("cross_entropy", [[2.0, -1.0], [0, 1]], [[1, 0], [0, 0]], {}, ValueError),
+    ),
+    "a row of bools of two classes": (*("log_loss", [[0.5, 0.5]], [[True, True]], {}, ValueError),),
+    # log_loss looks at what counts only.
+    "log_loss, anything beside the class": ("log_loss", [[2.0, 0.5], [0.5, NAN]], [1, 0], {}),
+    "log_loss, outside at the class": ("log_loss", [[2.0, 0.5]], [0], {}, ValueError),
+    "log_loss, outside beside the class, smoothing": (
+        *("log_loss", [[2.0, 0.5]], [1], {"label_smoothing": 0.1}, ValueError),
+    ),
+    # The binary loss.
+    "binary, little smoothing keeps its digits": (
+        *(BINARY, [32.97, 88.0, INF], [1, 1, 1], {"label_smoothing": 1e-9}),
+    ),
+    "binary, a mean of an infinite number": (
+        *(BINARY, [-1.6e-5, 3.0], [1, 0], {"denominator": INF}),
+    ),
+}
+
+
+@every_dtype
+@pytest.mark.parametrize("found", FOUND.values(), ids=FOUND)
+def test_found(found, dtype):
+    """By every twin and reduction; see `fuzz.check` for all that is asked of a call."""
+    name, scores, target, given, *exceptions = found
+    for suffix, reduction in itertools.product(fuzz.SUFFIXES, ("mean", "sum", "none")):
+        x = np.array(scores, dtype)
+        options = {key: x if isinstance(value, str) else value for key, value in given.items()}
+        if suffix != "_with_grad_hess":
+            options.pop("hess_out", None)
+        options["reduction"] = reduction
+        call = fuzz.Call(name, suffix, x, np.array(target), options, fault=tuple(exceptions))
+        results = fuzz.check(call)
+        assert (results is None) == bool(exceptions)
+
+
+@every_dtype
+@every_class_loss
+@pytest.mark.parametrize("step", [-1, 2])
+@pytest.mark.parametrize("shape", [(1, 300), (3, 300), (1, 9001)], ids=str)
+def test_wide_options_beside_rows_of_other_strides(loss, shape, step, dtype, rng):
+    """Rows longer than a tile, that must be laid out and made wider at once."""
+    samples, classes = shape
+    case = loss.case(rng, shape, dtype)
+    scores = np.repeat(case.scores, abs(step), axis=1)[:, ::step]
+    target = case.target if loss.indices else case.target.astype(np.float64) + 1e-9
+    weight = rng.uniform(0.1, 1, classes)
+    assert not np.array_equal(weight, weight.astype(np.float32))
+    for name, given in (("weight", weight), ("sample_weight", rng.uniform(0.1, 1, samples))):
+        for suffix in fuzz.SUFFIXES:
+            options = {name: given, "label_smoothing": 0.1, "reduction": "none"}
+            fuzz.check(fuzz.Call(loss.name, suffix, scores, target, options))

@@ -312,13 +312,8 @@ def test_scores_of_another_dtype(loss, kind, rng):
     scores = np.zeros((3, 4), kind)
     name = first(loss)
     refused(case.but(scores=scores), TypeError, name, scores.dtype, "float32", "float64")
-    if kind in ("?", "i1", "i8", "u2"):
-        refused(
-            case.but(scores=scores.tolist()),
-            TypeError,
-            name,
-            "bool" if kind == "?" else "int64",
-        )
+    if kind == "?":  # integers in a list are float64
+        refused(case.but(scores=scores.tolist()), TypeError, name, "bool")
 
 
 @every_loss
@@ -343,11 +338,9 @@ def test_target_of_another_dtype(loss, kind, rng):
 
 
 @every_class_loss
-@pytest.mark.parametrize("kind", ["f4", "f8", "?"])
-def test_class_indices_that_are_no_integers(loss, kind, rng):
+def test_class_indices_that_are_bools(loss, rng):
     case = loss.case(rng, (3, 4), np.float32)
-    target = np.zeros(3, kind)
-    refused(case.but(target=target), TypeError, "target", target.dtype, "integer")
+    refused(case.but(target=np.zeros(3, bool)), TypeError, "target", "bool", "integer")
 
 
 @every_loss
@@ -422,6 +415,9 @@ def test_probability_outside_its_range(value, classes, dtype, rng):
         for position in ((0, 0, 0), (2, 3, 1), (3, 4, classes - 1)):
             scores = case.scores.copy()
             scores[position] = value
+            if loss.indices:
+                # Of a class index nothing else is looked at.
+                case.target[position[:-1]] = position[-1]
             at = "probabilities[" + ", ".join(map(str, position)) + "]"
             refused(case.but(scores=scores), ValueError, at, given, "[0, 1]")
         moved = case.but(scores=np.moveaxis(scores, -1, 1))
@@ -568,6 +564,8 @@ def test_bad_probability_is_found_before_anything_is_written(dtype, rng, threads
             for shape in ((60_000, 4), (300, 1000)):
                 case = loss.case(rng, shape, dtype)
                 case.scores[-1, -1] = 1.5
+                if loss.indices:
+                    case.target[-1] = shape[-1] - 1
                 for count in (1, 3):
                     threads(count)
                     refused_out(case, ValueError, "1.5", out=np.full(shape, 7, dtype))
@@ -591,4 +589,4 @@ def test_messages_read_well():
     with pytest.raises(ValueError, match=re.escape("probabilities[0] is 1.5")):
         xentrs.log_loss([1.5, 0.2], 0)
     with pytest.raises(TypeError, match="logits has dtype int64"):
-        xentrs.cross_entropy([1, 2], 0)
+        xentrs.cross_entropy(np.array([1, 2]), 0)

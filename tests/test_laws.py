@@ -1,6 +1,7 @@
 """Laws that every loss keeps, at every dtype; `test_levels.py` runs them at every level."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,13 +61,14 @@ def assert_agrees(case, results, dtype):
     loss, *rows = results
     if case.options.get("reduction", "mean") == "none":
         assert loss.dtype == dtype
-        assert_units(loss, right.loss, right.loss, dtype)
+        assert_units(loss, right.loss, right.loss_terms, dtype)
     else:
         assert type(loss) is float
         # Each sample's loss is good to 4 ULP and the sum of positive ones then is too; float64
         # needs room for the rounding of the sum itself.
         bound = 4 * np.finfo(dtype).eps + 16 * np.finfo(np.float64).eps
-        np.testing.assert_allclose(loss, float(right.loss), rtol=bound, atol=0)
+        room = bound * float(right.loss_terms)
+        np.testing.assert_allclose(loss, float(right.loss), rtol=0, atol=room)
     expected = [(right.grad, right.grad_terms), (right.hess, right.hess_terms)]
     for actual, (exact, terms) in zip(rows, expected, strict=False):
         assert actual.dtype == dtype
@@ -265,6 +267,40 @@ def test_weights_multiply(loss, shape, dtype, factor, rng):
 @every_dtype
 @every_loss
 @every_shape
+@pytest.mark.parametrize("lowest", [0, -1], ids=["of-0", "below-0"])
+def test_weights_of_0_and_below_are_numbers_as_others(loss, shape, dtype, lowest, rng):
+    """Neither is refused: 0 leaves a sample, class or element out, -1 turns its sign."""
+    names = {"weight", "sample_weight", "pos_weight"} & set(loss.options)
+    for together in (*({name} for name in sorted(names)), names):
+        for smoothing in (0.0, 0.3):
+            case = loss.case(rng, shape, dtype, together, label_smoothing=smoothing)
+            for name in together:
+                value = case.options[name]
+                signs = rng.integers(lowest, 2, value.shape)
+                signs.flat[:2] = 1, lowest
+                case = case.but(**{name: value * signs.astype(dtype)})
+            for reduction in ("none", "sum"):
+                results = case.all(reduction=reduction)
+                right = case.reference(reduction=reduction)
+                assert_agrees(case.but(reduction=reduction), results, dtype)
+                assert_same_bits(case.both(reduction=reduction), results[:2])
+                assert_same_bits(case.call(0, reduction=reduction), results[0])
+                sizes = right.grad_terms, right.hess_terms
+                for row, size in zip(results[1:], sizes, strict=True):
+                    assert not row[size == 0].any()  # exactly 0 where nothing counts
+            # The mean has no other digits than the sum of weights that it divides by.
+            divisor = case.reference(reduction="mean").divisor
+            sizes = {name: abs(case.options[name]) for name in together}
+            if abs(divisor) > case.reference(reduction="mean", **sizes).divisor / 8:
+                total, mean = case.both(reduction="sum"), case.both(reduction="mean")
+                assert mean[0] * float(divisor) == pytest.approx(total[0], rel=1e-11)
+                terms = case.reference(reduction="mean").grad_terms
+                assert_units(mean[1], total[1] / divisor, terms, dtype)
+
+
+@every_dtype
+@every_loss
+@every_shape
 def test_weights_of_one_and_defaults_change_nothing(loss, shape, dtype, rng):
     case = loss.case(rng, shape, dtype)
     plain = case.all()
@@ -346,18 +382,19 @@ def test_several_ignored_indices_in_any_container(loss, shape, dtype, rng):
 @every_shape
 def test_class_index_is_a_one_hot_probability(name, shape, dtype, rng):
     by_index, soft = (loss for loss in CLASS_LOSSES if loss.name == name)
+    assert by_index.indices
+    assert not soft.indices
     case = by_index.case(rng, shape, dtype, {"weight", "sample_weight"}, label_smoothing=0.1)
     one_hot = np.eye(shape[-1], dtype=dtype)[case.target]
     # Class weights weigh the one-hot target and the smoothing alike, as in PyTorch.
     for reduction in ("none", "sum"):
-        hard = case.both(reduction=reduction)
+        hard = case.all(reduction=reduction)
+        right = case.reference(reduction=reduction)
         for kind in (dtype, np.int8, bool, np.uint64, np.float64):
-            other = case.but(target=one_hot.astype(kind)).both(reduction=reduction)
-            precision = 8 * np.finfo(dtype).eps
-            np.testing.assert_allclose(other[0], hard[0], rtol=precision)
-            largest = np.abs(hard[1]).max()
-            np.testing.assert_allclose(other[1], hard[1], rtol=precision, atol=precision * largest)
-    assert soft.name == name
+            other = replace(case, loss=soft, target=one_hot.astype(kind)).all(reduction=reduction)
+            np.testing.assert_allclose(other[0], hard[0], rtol=8 * np.finfo(dtype).eps)
+            assert_units(other[1], hard[1], right.grad_terms, dtype, bound=8)
+            assert_units(other[2], hard[2], right.hess_terms, dtype, bound=12)
 
 
 # -------------------------------------------------------------------------- samples are their own
@@ -382,15 +419,16 @@ def test_neighbours_of_another_size_change_nothing(loss, shape, dtype, rng):
     """A block shares work: neither huge nor tiny neighbours, nor NaN, may show in a sample."""
     case = loss.case(rng, shape, dtype, reduction="none")
     results = case.all()
-    for strange in (1e4, -1e4, 1e30, -1e30, np.inf, -np.inf, np.nan):
-        if loss.bounded:
-            strange = 0.0
+    huge = (1e4, -1e4, 1e30, -1e30, np.inf, -np.inf, np.nan)
+    least = float(np.finfo(dtype).smallest_subnormal)
+    for strange in (0.0, least, 1e-30, 0.5, 1.0) if loss.bounded else huge:
         victims = rng.random(shape[0]) < 0.3
-        victims[0] = True
+        victims[0], victims[-1] = True, False
         scores = np.where(victims[:, None], dtype(strange), case.scores)
         got = case.but(scores=scores).all()
         for a, b in zip(got, results, strict=True):
             assert_same_bits(a[~victims], b[~victims], f"beside {strange}")
+            assert not np.array_equal(a[victims], b[victims])  # or there was nothing strange
 
 
 @every_dtype

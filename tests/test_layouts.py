@@ -123,6 +123,38 @@ def test_threads_change_no_bit_of_tiles(loss, dtype, rng, threads):
 
 
 @every_dtype
+@pytest.mark.parametrize("loss", [e for e in CLASS_LOSSES if e.name == "cross_entropy"], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 130, 300), (1, 1500, 257), (130, 1025), (2, 64, 9001)], ids=str
+)
+def test_threads_change_no_bit_of_columns(loss, shape, dtype, rng, threads):
+    """More than 256 classes in lines of 64 samples or more, which have kernels of their own."""
+    for options in ((), tuple(sorted(set(loss.options) - {"reduction"}))):
+        for reduction in ("none", "mean"):
+            case = loss.case(rng, shape, dtype, options, reduction=reduction)
+            rows = case.all()
+            axis = len(shape) - 2
+            scores = np.ascontiguousarray(np.moveaxis(case.scores, -1, axis))
+            target = case.target
+            if target.shape == shape:
+                target = np.ascontiguousarray(np.moveaxis(target, -1, axis))
+            assert has_columns(loss, scores, axis)
+            here = case.but(scores=scores, target=target, axis=axis)
+            threads(1)
+            expected = here.all()
+            if reduction == "none":
+                moved = (np.ascontiguousarray(np.moveaxis(r, -1, axis)) for r in rows[1:])
+                assert_nearly_same(expected, (rows[0], *moved), axis)
+            for count in (2, 3, 7):
+                threads(count)
+                assert_same_bits(here.all(), expected, f"{count} threads")
+                assert_same_bits(here.call(0), expected[0], f"{count} threads, loss alone")
+                inside = scores.copy()
+                got = here.but(scores=inside).both(out=inside)
+                assert_same_bits(got, expected[:2], f"{count} threads, in place")
+
+
+@every_dtype
 @every_class_loss
 def test_short_lines_of_many_classes(loss, dtype, rng):
     """Less samples than a vector has lanes, in rows of more bytes than a tile."""
@@ -174,6 +206,7 @@ def test_probability_outside_is_named_by_its_place(rng):
     p[2, 3, 1] = 1.5
     p[3, 0, 0] = -1.0
     target = np.zeros((4, 6), np.int64)
+    target[2, 1] = 3
     for laid in (p, np.asfortranarray(p), lay(p, (1, 2, 0), 2)):
         with pytest.raises(ValueError, match=r"probabilities\[2, 3, 1\] is 1\.5"):
             xentrs.log_loss(laid, target, axis=1)

@@ -4,10 +4,12 @@ The compiled functions look at their arguments first. Where all are canonical (n
 dtypes that agree, C-contiguous; of any strides if they have a class axis) they answer at once;
 otherwise they have computed nothing, and `class_loss` or `element_loss` runs:
 
-    view    every argument becomes a plain ndarray, still on the caller's memory
+    read    options become plain numbers: nothing runs the caller's code afterwards
+    view    every argument becomes an ndarray of our own, still on the caller's memory: what others
+            assign to the caller's (a shape, say) changes none of ours
     check   dtypes, shapes and the overlap of outputs, on those views
     copy    what is not canonical
-    call    the compiled function again; options and values are checked there
+    call    the compiled function again; values are checked there
     return  results in the caller's `out`
 
 Nothing is written to `out` before the compiled function has accepted everything.
@@ -16,11 +18,14 @@ Nothing is written to `out` before the compiled function has accepted everything
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from xentrs._foreign import refuse_foreign
+from xentrs._xentrs import plain_options
 
 _Array: TypeAlias = NDArray[Any]
 _Kernel: TypeAlias = Callable[..., Any]
@@ -30,6 +35,9 @@ _HOST_MEMORY = (1, 3, 11, 13)
 
 # How hard to look for a common element of two strided arrays; past it they count as overlapping.
 _OVERLAP_WORK = 10_000
+
+# Numbers that are looked at together, so that looking takes little memory.
+_BLOCK = 1 << 18
 
 
 def class_loss(
@@ -50,6 +58,9 @@ def class_loss(
     hess_out: object,
 ) -> Any:
     """Evaluate a loss that has a class axis; `name` is what the caller calls the logits."""
+    options = plain_options(label_smoothing, reduction, denominator, base)
+    axis = _integer("axis", axis, "an int")
+    ignored = _ignore_index(ignore_index)
     x = _float_array(name, logits)
     if x.ndim == 0:
         raise ValueError(f"{name} must have a class axis, but its shape is ()")
@@ -73,20 +84,16 @@ def class_loss(
             f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
             f"{x.shape}, without the class axis {axis}"
         )
-    ignored = _ignore_index(ignore_index)
     inputs = {"target": t, "weight": w, "sample_weight": s}
     outputs = _outputs(name, x, inputs, out, hess_out)
     dtype = _native(x)
     arguments = (
-        _canonical(t, _native(t)) if indices else _plain(t, dtype),
+        _canonical(t, _native(t)) if indices else _plain(t, _exact(t, dtype)),
         axis,
         None if w is None else _canonical(w, dtype if _native(w) == dtype else np.float64),
         None if s is None else _canonical(s, _native(s) if _is_float(s) else np.float64),
         ignored,
-        label_smoothing,
-        reduction,
-        denominator,
-        base,
+        *options,
     )
     return _evaluate(kernel, order, x, _plain(x, dtype), arguments, outputs)
 
@@ -107,23 +114,19 @@ def element_loss(
     hess_out: object,
 ) -> Any:
     """Evaluate a loss that works element by element."""
+    options = plain_options(label_smoothing, reduction, denominator, base)
     x = _float_array("logits", logits)
     t = _real_array("target", target)
     if t.shape != x.shape:
         raise ValueError(f"target has shape {t.shape}, but logits has shape {x.shape}")
     w = None if weight is None else _real_array("weight", weight)
     p = None if pos_weight is None else _real_array("pos_weight", pos_weight)
-    m = None if where is None else _view("where", where)
-    if m is not None and m.dtype != np.bool_:
-        raise _wrong_dtype("where", where, m, "bool")
+    m = None if where is None else _typed("where", where, _is_bool, "bool")
     arguments = (
-        _canonical(t, t.dtype if t.dtype == np.bool_ else _native(x)),
+        _canonical(t, t.dtype if t.dtype == np.bool_ else _exact(t, _native(x))),
         None if w is None else _suffix("weight", w, x),
         None if p is None else _suffix("pos_weight", p, x),
-        label_smoothing,
-        reduction,
-        denominator,
-        base,
+        *options,
         None if m is None else _canonical(_broadcast("where", m, x), np.bool_),
     )
     inputs = {"target": t, "weight": w, "pos_weight": p, "where": m}
@@ -146,7 +149,7 @@ def _evaluate(
 
     Those are the caller's own objects, already checked.
     """
-    targets = [None if out is None else np.asarray(out) for out in outputs]
+    targets = [None if out is None else np.asarray(out).view() for out in outputs]
     spare = None  # our own copy: the gradient may take its place
     # Of an array of no elements nothing says whether it is a copy.
     if order and values.size and values.flags.c_contiguous and not np.may_share_memory(values, x):
@@ -158,7 +161,10 @@ def _evaluate(
         # An output is not native, or lies between the elements of an input.
         result = kernel(order, values, *arguments, spare, None)
     if result is NotImplemented:
-        raise RuntimeError("xentrs refused arrays that it made itself; please report this bug")
+        raise RuntimeError(
+            "xentrs refused arrays that it made itself: were they changed during the call? "
+            "If not, please report this bug"
+        )
     if order == 0:
         return result
     results = [result[0]]
@@ -181,6 +187,19 @@ def _canonical(a: _Array, dtype: DTypeLike) -> _Array:
     return np.require(_plain(a, dtype), requirements=["C"])
 
 
+def _exact(a: _Array, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return `dtype`, that of the logits, where no number of `a` loses by it, else float64."""
+    if np.can_cast(a.dtype, dtype):
+        return dtype
+    flags: list[Any] = ["external_loop", "buffered", "zerosize_ok"]
+    with np.errstate(all="ignore"):
+        for chunk in np.nditer(a, flags, buffersize=1 << 14):
+            wide = np.asarray(chunk, np.float64)
+            if np.any((wide.astype(dtype) != wide) & (wide == wide)):
+                return np.dtype(np.float64)
+    return dtype
+
+
 def _native(a: _Array) -> np.dtype[Any]:
     return a.dtype.newbyteorder("=")
 
@@ -189,9 +208,9 @@ def _native(a: _Array) -> np.dtype[Any]:
 
 
 def _view(name: str, value: object) -> _Array:
-    """Return the array that `value` is or describes, on the same memory where that is possible."""
+    """Return an array of our own on the memory that `value` is or describes, or on a copy of it."""
     if type(value) is np.ndarray:
-        return value
+        return value.view()
     if isinstance(value, np.ndarray):
         if isinstance(value, np.ma.MaskedArray):
             raise TypeError(
@@ -199,7 +218,6 @@ def _view(name: str, value: object) -> _Array:
                 "pass a plain array (and leave elements out with ignore_index, weights or where)"
             )
         return np.asarray(value)
-    _refuse_gpu(name, value)
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         try:
             return np.from_dlpack(value)
@@ -218,7 +236,10 @@ def _view(name: str, value: object) -> _Array:
 def _refuse_gpu(name: str, value: object) -> None:
     # DLPack first: on a tensor that requires a gradient, asking torch for the other one raises.
     if hasattr(value, "__dlpack_device__"):
-        on_gpu = value.__dlpack_device__()[0] not in _HOST_MEMORY
+        try:
+            on_gpu = value.__dlpack_device__()[0] not in _HOST_MEMORY
+        except (BufferError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            on_gpu = False  # on several devices, or on none: converting it says what is wrong
     else:
         on_gpu = hasattr(value, "__cuda_array_interface__")
     if on_gpu:
@@ -228,43 +249,92 @@ def _refuse_gpu(name: str, value: object) -> None:
         )
 
 
-def _is_float(a: _Array) -> bool:
+def _is_float_type(dtype: np.dtype[Any]) -> bool:
     # Not `==`: a byte-swapped float32 is a float32 too.
-    return a.dtype.type in (np.float32, np.float64)
+    return dtype.type in (np.float32, np.float64)
+
+
+def _is_float(a: _Array) -> bool:
+    return _is_float_type(a.dtype)
+
+
+def _is_real(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "fiub"
+
+
+def _is_bool(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "b"
+
+
+def _typed(
+    name: str,
+    value: object,
+    accepts: Callable[[np.dtype[Any]], bool],
+    accepted: str,
+    *,
+    untyped_integers: bool = False,
+) -> _Array:
+    """Return the array that `value` is or describes.
+
+    What is of no dtype that is accepted is refused before it is converted, where it says so.
+    """
+    if not isinstance(value, np.ndarray | np.generic | list | tuple | float | int):
+        _refuse_gpu(name, value)
+        refuse_foreign(name, value)
+        declared = getattr(value, "dtype", None)
+        if isinstance(declared, np.dtype) and not accepts(declared):
+            raise _wrong_dtype(name, value, declared, accepted)
+    a = _view(name, value)
+    if untyped_integers and a.dtype.kind in "iu" and _is_untyped(value):
+        return a.astype(np.float64)
+    if not accepts(a.dtype):
+        raise _wrong_dtype(name, value, a.dtype, accepted)
+    return a
 
 
 def _float_array(name: str, value: object) -> _Array:
-    a = _view(name, value)
-    if not _is_float(a):
-        raise _wrong_dtype(name, value, a, "float32 or float64")
-    return a
+    accepted = "float32 or float64"
+    return _typed(name, value, _is_float_type, accepted, untyped_integers=True)
 
 
 def _real_array(name: str, value: object) -> _Array:
-    a = _view(name, value)
-    if a.dtype.kind not in "fiub":
-        raise _wrong_dtype(name, value, a, "float, integer or bool")
-    return a
+    return _typed(name, value, _is_real, "float, integer or bool")
 
 
-def _wrong_dtype(name: str, value: object, a: _Array, accepted: str) -> TypeError:
+def _is_untyped(value: object) -> bool:
+    """Whether the numbers' type is NumPy's choice: those of a list, or of another sequence."""
+    if type(value) is int:
+        return True
+    protocols = ("__array__", "__array_interface__", "__array_struct__", "__dlpack__")
+    if any(hasattr(value, protocol) for protocol in protocols):
+        return False
+    try:
+        memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        return hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return False  # `array.array` and its like
+
+
+def _wrong_dtype(name: str, value: object, dtype: np.dtype[Any], accepted: str) -> TypeError:
     # NumPy makes an object array of whatever it does not understand: then the type says more.
-    understood = isinstance(value, np.ndarray) or a.dtype != object
+    understood = isinstance(value, np.ndarray) or dtype.kind != "O"
     given = "" if understood else f" (from {type(value).__name__})"
-    return TypeError(f"{name} has dtype {a.dtype}{given}, but must be {accepted}")
+    return TypeError(f"{name} has dtype {dtype}{given}, but must be {accepted}")
 
 
 def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
     """Return `value` as class indices, or as probabilities; its shape says which of the two."""
     t = _real_array("target", value)
     if t.shape == x.shape:
+        if t.dtype.kind != "f":
+            _check_one_hot(name, t, axis)
         return t
     samples = x.shape[:axis] + x.shape[axis + 1 :]
     if t.shape == samples:
         if t.dtype.kind in "iu":
             return t
-        if t.size == 0 and t.dtype.kind == "f":  # what NumPy makes of an empty list
-            return t.astype(np.intp)
+        if t.dtype.kind == "f":
+            return _whole_numbers(name, t, x, axis)
         raise TypeError(
             f"target has dtype {t.dtype}, but must be integer: its shape {t.shape} is that of "
             f"class indices for {name} of shape {x.shape}"
@@ -278,6 +348,108 @@ def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
         elsewhere = 1 if 1 in fitting else fitting[0]
         message += f"; if its classes are on axis {elsewhere}, pass axis={elsewhere}"
     raise ValueError(message)
+
+
+def _whole_numbers(name: str, t: _Array, x: _Array, axis: int) -> _Array:
+    """Return class indices that are stored as floats."""
+    indices = np.empty(t.shape, np.int64)
+    flat = indices.reshape(-1)
+    at = 0
+    for block in _blocks(t):
+        whole = np.isfinite(block) & (np.rint(block) == block)
+        if not whole.all():
+            i = int(np.argmin(whole))
+            missing = " (missing values?)" if np.isnan(block[i]) else ""
+            raise ValueError(
+                f"target{_position(at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
+                f"number: target has dtype {t.dtype} and the shape of class indices for {name} of "
+                f"shape {x.shape}"
+            )
+        with np.errstate(over="ignore"):  # beyond all of float16
+            outside = (block < -(2.0**63)) | (block >= 2.0**63)
+        if outside.any():
+            i = int(np.argmax(outside))
+            raise IndexError(
+                f"target{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
+                f"[0, {x.shape[axis]})"
+            )
+        flat[at : at + block.size] = block
+        at += block.size
+    return indices
+
+
+def _blocks(a: _Array) -> Iterator[_Array]:
+    """Return the numbers of `a` in C order, some at a time."""
+    if a.size:
+        with np.nditer(
+            a,
+            ["external_loop", "buffered"],
+            ["readonly"],
+            _native(a),
+            order="C",
+            casting="equiv",
+            buffersize=_BLOCK,
+        ) as blocks:
+            yield from blocks
+
+
+def _position(i: int, shape: tuple[int, ...]) -> str:
+    """Return where element `i` in C order is, as an index."""
+    position = ", ".join(str(k) for k in np.unravel_index(i, shape))
+    return f"[{position}]" if shape else ""
+
+
+def _check_one_hot(name: str, t: _Array, axis: int) -> None:
+    """Check that each row of integers or bools is a single 1 and else 0."""
+    found = _not_one_hot(t, axis)
+    if found is None:
+        return
+    row = np.array2string(np.moveaxis(t, axis, -1)[found], threshold=8, separator=", ")
+    position = [str(i) for i in found]
+    position.insert(axis, ":")
+    where = f"target[{', '.join(position)}]" if found else "target"
+    message = (
+        f"{where} is {row}, but must be a single 1 and else 0: target has dtype {t.dtype} and the "
+        f"shape of {name}, {t.shape}, and so is one-hot with classes on axis {axis}"
+    )
+    fitting = [a for a in range(t.ndim) if a != axis and _not_one_hot(t, a) is None]
+    if fitting:
+        elsewhere = 1 if 1 in fitting else fitting[0]
+        message += f"; it is so on axis {elsewhere}: pass axis={elsewhere}"
+    elif name == "probabilities":
+        message += (
+            "; for probabilities p of a label that is true pass np.stack([1 - p, p], -1), and for "
+            "their logits there is binary_cross_entropy_with_logits"
+        )
+    else:
+        message += "; for a label of each logit there is binary_cross_entropy_with_logits"
+    raise ValueError(message)
+
+
+def _not_one_hot(t: _Array, axis: int) -> tuple[int, ...] | None:
+    """Return where the first row is, without its axis, that is not one-hot."""
+    rows = np.moveaxis(t, axis, -1)
+    for start, block in _row_blocks(rows, (0,) * (t.ndim - 1)):
+        # A single one is not 0, and adds up to 1.
+        wrong = (np.count_nonzero(block, axis=-1) != 1) | (block.sum(axis=-1) != 1)
+        if wrong.any():
+            first = np.argwhere(wrong)[0]
+            return tuple(int(i) + at for i, at in zip(first, start, strict=True))
+    return None
+
+
+def _row_blocks(a: _Array, start: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], _Array]]:
+    """Return where blocks of whole rows begin, and these, in C order."""
+    longer = [i for i, n in enumerate(a.shape[:-1]) if n > 1]
+    if not longer or a.size <= _BLOCK:
+        yield start, a
+        return
+    cut = longer[0]
+    half = a.shape[cut] // 2
+    ahead = (slice(None),) * cut
+    yield from _row_blocks(a[(*ahead, slice(half))], start)
+    second = (*start[:cut], start[cut] + half, *start[cut + 1 :])
+    yield from _row_blocks(a[(*ahead, slice(half, None))], second)
 
 
 def _broadcast(name: str, a: _Array, x: _Array) -> _Array:
@@ -296,7 +468,7 @@ def _suffix(name: str, a: _Array, x: _Array) -> _Array:
     while shape and shape[0] == 1:
         shape = shape[1:]
     fits = x.shape[x.ndim - len(shape) :] == shape
-    return _canonical(a.reshape(shape) if fits else full, _native(x))
+    return _canonical(a.reshape(shape) if fits else full, _exact(a, _native(x)))
 
 
 # Other arguments
@@ -312,8 +484,7 @@ def _integer(name: str, value: object, accepted: str) -> int:
     raise TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
 
 
-def _class_axis(value: object, name: str, x: _Array) -> int:
-    axis = _integer("axis", value, "an int")
+def _class_axis(axis: int, name: str, x: _Array) -> int:
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(
             f"axis is {axis}, but {name} of shape {x.shape} has {x.ndim} "

@@ -100,16 +100,22 @@ def cross_entropy(
     ----------
     logits : array_like, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, of C >= 1 classes on `axis`. An array of
-        any strides is not copied, but for a tile at a time where samples are no rows.
+        any strides is not copied, but for a tile at a time where samples are no rows. Integers in
+        a list or another sequence become float64; arrays of integers are refused.
     target : array_like
-        Either class indices: integers, of the shape of `logits` without the class axis. Or
-        probabilities: floats, integers or bools of the shape of `logits`, which need not sum to 1.
+        Either class indices, of the shape of `logits` without the class axis: integers, or floats
+        that are whole numbers. Or of the shape of `logits`: floats are probabilities, which need
+        not sum to 1; integers and bools are one-hot, each row a single 1 and else 0.
     axis : int, default -1
         The class axis of `logits`. (PyTorch's layout ``(N, C, d)`` is ``axis=1``.)
     weight : array_like of shape (C,), optional
-        Weight of each class.
+        Weight of each class. Of a class index without smoothing a weight of 0 leaves the sample
+        out, as `sample_weight` does. Negative ones are not refused: the formulas below hold.
     sample_weight : array_like, optional
-        Weight of each sample, of the shape of `logits` without the class axis.
+        Weight of each sample, of the shape of `logits` without the class axis. A sample of weight
+        0 counts for nothing, whatever its logits and its target probabilities. A negative weight
+        turns the sign of the sample's loss and gradient, and counts negatively in the sum that
+        the mean divides by.
     ignore_index : int, iterable of ints or None, default -100
         Class indices whose samples count for nothing, whatever their logits. They may lie inside
         or outside ``[0, C)``; one from 0 up cannot be combined with probabilities as target.
@@ -133,9 +139,13 @@ def cross_entropy(
     ------
     TypeError
         If an argument has a type or dtype other than above (logits of integers, for instance), is
-        a masked array, or lies on a GPU.
+        a masked array, a pandas table of nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. Nothing of it was converted then.
     ValueError
-        If shapes do not fit, or an option is not one of the values above.
+        If shapes do not fit, an option is not one of the values above, rows are not one-hot, or
+        class indices are fractions or missing.
+    MemoryError
+        If there is not enough memory.
     IndexError
         If a class index that is not ignored is outside ``[0, C)``.
 
@@ -422,14 +432,19 @@ def log_loss(
         Probabilities, each in [0, 1], of any rank from 1, of C >= 1 classes on `axis`. They need
         not sum to 1, and are not clipped.
     target : array_like
-        Either class indices: integers, of the shape of `probabilities` without the class axis. Or
-        probabilities: floats, integers or bools of the shape of `probabilities`.
+        Either class indices, of the shape of `probabilities` without the class axis: integers, or
+        floats that are whole numbers. Or of the shape of `probabilities`: floats are probabilities;
+        integers and bools are one-hot, each row a single 1 and else 0.
     axis : int, default -1
         The class axis of `probabilities`.
     weight : array_like of shape (C,), optional
-        Weight of each class.
+        Weight of each class. Of a class index without smoothing a weight of 0 leaves the sample
+        out, as `sample_weight` does. Negative ones are not refused: the formulas below hold.
     sample_weight : array_like, optional
-        Weight of each sample, of the shape of `probabilities` without the class axis.
+        Weight of each sample, of the shape of `probabilities` without the class axis. A sample of
+        weight 0 counts for nothing, whatever its probabilities and its target. A negative weight
+        turns the sign of the sample's loss and gradient, and counts negatively in the sum that
+        the mean divides by.
     ignore_index : int, iterable of ints or None, default -100
         Class indices whose samples count for nothing.
     label_smoothing : float, default 0.0
@@ -707,9 +722,12 @@ def binary_cross_entropy_with_logits(
     target : array_like of the shape of `logits`
         Floats, integers or bools: the probability of the positive class, taken as it is.
     weight : array_like, optional
-        Weight of each element; broadcast to the shape of `logits`.
+        Weight of each element; broadcast to the shape of `logits`. An element of weight 0 has the
+        loss 0, whatever its logit and its label; the mean counts it. Negative weights are not
+        refused: they turn the sign of the loss.
     pos_weight : array_like, optional
-        Weight of the positive class; broadcast to the shape of `logits`.
+        Weight of the positive class; broadcast to the shape of `logits`. Neither 0 nor a negative
+        one is refused: the formula below holds.
     label_smoothing : float, default 0.0
         A number e in [0, 1]: the target t becomes (1 - e) t + e / 2.
     reduction : {"mean", "sum", "none"}, default "mean"

@@ -20,6 +20,7 @@ __all__ = [
     "join_threads",
     "log_loss",
     "new_tensor",
+    "plain_options",
     "public",
     "quick_cross_entropy",
     "set_num_threads",
@@ -100,6 +101,9 @@ def binary_cross_entropy_with_logits(
     hess_out: object,
     /,
 ) -> Any: ...
+def plain_options(
+    label_smoothing: object, reduction: object, denominator: object, base: object, /
+) -> tuple[float, str, float | None, float | None]: ...
 def public(function: _F, /) -> _F: ...
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...

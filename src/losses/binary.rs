@@ -14,10 +14,10 @@
 
 use std::ops::Range;
 
-use crate::batch::Outputs;
+use crate::batch::{Floats, Outputs};
 use crate::coefficients::load_lanes;
-use crate::driver::{self, Job};
-use crate::error::Result;
+use crate::driver::{self, Job, Split};
+use crate::error::{Result as Checked, collected};
 use crate::math::{
     Real,
     exp::Exp,
@@ -26,10 +26,9 @@ use crate::math::{
 };
 use crate::options::{Options, Reduction};
 use crate::process;
-use crate::reduce::Sum;
-use crate::simd::{Input, Output, Simd, Vector, fence};
+use crate::simd::{Input, Level, Output, Scratch, Simd, Vector, fence};
 
-use super::elements::{Elements, block};
+use super::elements::{Elements, Losses, block, limit};
 use super::{AHEAD, reduced};
 
 /// Whether the output of a loss is written past the caches: where it would not be read from them
@@ -68,6 +67,8 @@ pub enum Labels<'a, T> {
 trait Label<T: Real>: Copy + Sync {
     /// As numbers, those of the lanes `lanes`, 0 elsewhere.
     fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S>;
+    /// One.
+    fn number(self, at: usize) -> f64;
     /// Asks for the memory of those that come after logit `at` by and by.
     fn prefetch(self, at: usize);
 }
@@ -76,6 +77,9 @@ impl<T: Real> Label<T> for Input<'_, T> {
     #[inline(always)]
     fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S> {
         load_lanes(s, self, at, lanes)
+    }
+    fn number(self, at: usize) -> f64 {
+        self.get(at).to_f64()
     }
     #[inline(always)]
     fn prefetch(self, at: usize) {
@@ -88,6 +92,9 @@ impl<T: Real> Label<T> for Input<'_, u8> {
     fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S> {
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
         load_bytes::<S, T>(s, self, at, lanes).min(one)
+    }
+    fn number(self, at: usize) -> f64 {
+        f64::from(self.get(at) != 0)
     }
     #[inline(always)]
     fn prefetch(self, at: usize) {
@@ -131,9 +138,15 @@ impl<'a, T: Real> Periodic<'a, T> {
             return Periodic { tiled: vec![], all: Some(numbers), period: 1 };
         }
         let period = numbers.len() * T::LANES.div_ceil(numbers.len());
-        let tiled =
-            (0..period + WEIGHTED * T::LANES).map(|i| numbers.get(i % numbers.len())).collect();
+        let tiled = 0..period + WEIGHTED * T::LANES;
+        let tiled = collected(tiled.map(|i| numbers.get(i % numbers.len())));
         Periodic { tiled, all: None, period }
+    }
+
+    /// The number at logit `at`.
+    fn number(&self, at: usize) -> f64 {
+        let number = self.all.map_or_else(|| self.tiled[at % self.period], |all| all.get(at));
+        number.to_f64()
     }
 
     /// The vectors at logit `at`.
@@ -190,16 +203,22 @@ struct Constants<S: Simd, T: Real> {
     divisor: T::V<S>,
     /// `1 / divisor`, and what its rounding lost.
     inverse: [T::V<S>; 2],
+    /// See [`limit`].
+    limit: T::V<S>,
 }
 
 impl<S: Simd, T: Real> Constants<S, T> {
     #[inline(always)]
     fn new(s: S, divisor: f64, bias: i64) -> Self {
-        let [high, low] = quotient::<T>(1.0, divisor, 0.0);
+        // What rounding takes from 0 is not known of 1 / inf.
+        let inverse =
+            if divisor.is_infinite() { [T::default(); 2] } else { quotient(1.0, divisor, 0.0) };
+        let [high, low] = inverse;
         Constants {
             exp: Exp::<S, T>::new(s, T::default(), bias),
             divisor: T::V::<S>::splat(s, T::from_f64(divisor)),
             inverse: [T::V::<S>::splat(s, high), T::V::<S>::splat(s, low)],
+            limit: T::V::<S>::splat(s, T::from_f64(limit::<T>())),
         }
     }
 }
@@ -230,7 +249,7 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
         constants: &Constants<S, T>,
         at: usize,
         lanes: u32,
-        sum: &mut Sum<S, T>,
+        sum: &mut Losses<S, T>,
     ) -> [T::V<S>; N] {
         let zero = T::V::<S>::splat(s, T::default());
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
@@ -258,13 +277,25 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
                 results[i] = times::<S, T>(difference, constants.inverse);
             }
         }
-        if T::V::<S>::lanes(linear.eq(linear)) != T::ALL {
-            // An infinite logit may have the slope 0. Nothing is written yet, in place or not.
+        if T::V::<S>::lanes(linear.abs().lt(constants.limit)) != T::ALL {
+            // An infinite logit may have the slope 0; a sum may be too large. Nothing is written yet, in
+            // place or not.
             linear = zero;
             for i in 0..N {
                 let [x, slope] = self.load(s, at + i * T::LANES, lanes);
                 let product = T::V::<S>::select(slope.eq(zero), zero, x.mul(slope));
                 linear = linear.add(product);
+            }
+            if T::V::<S>::lanes(linear.abs().lt(constants.limit)) != T::ALL {
+                // No call: results wait in registers.
+                linear = zero;
+                for i in 0..N {
+                    let [x, slope] = self.load(s, at + i * T::LANES, lanes);
+                    let x = T::V::<S>::select(slope.eq(zero), zero, x);
+                    for part in 0..T::WIDE {
+                        sum.large = x.wide(part).mul_add(slope.wide(part), sum.large);
+                    }
+                }
             }
         }
         if let Some(array) = self.binary.outputs.hess.filter(|_| HESS) {
@@ -273,7 +304,7 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
                 hess.store_lanes(array, at + i * T::LANES, lanes);
             }
         }
-        sum.add_positive(linear.add(log1p::<S, T>(s, odds::<S, T, N>(s, z, lanes))));
+        sum.sum.add_positive(linear.add(log1p::<S, T>(s, odds::<S, T, N>(s, z, lanes))));
         results
     }
 }
@@ -342,7 +373,7 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
         constants: &Constants<S, T>,
         at: usize,
         lanes: u32,
-        sum: &mut Sum<S, T>,
+        sum: &mut Losses<S, T>,
     ) -> [T::V<S>; N] {
         let (binary, outputs) = (self.binary, &self.binary.outputs);
         // A macro, since a closure might not be inlined with the features.
@@ -364,7 +395,7 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
             v[i] = self.labels.load(s, at, lanes);
             u[i] = one.sub(v[i]);
         }
-        self.binary.weigh(s, at, lanes, &mut u, &mut v);
+        self.binary.weigh(s, at, lanes, &mut x, &mut u, &mut v);
         // Under a bias z has its digits where it is subnormal: a weight may make a product normal.
         let (mut biased, mut log, mut results) = (x, x, [zero; N]);
         for i in 0..N {
@@ -387,19 +418,41 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
             let tiny = linear.add(both.mul(biased[i]).mul(splat!(UNBIAS)));
             let loss = both.fma(log[i], linear);
             let loss = T::V::<S>::select(z.lt(splat!(TINY)), tiny, loss);
-            let loss = T::V::<S>::select(counted, loss, zero);
-            sum.add_positive(loss);
+            let mut loss = T::V::<S>::select(counted, loss, zero);
+            let mut wide = None;
+            let fits = T::V::<S>::lanes(loss.abs().lt(constants.limit));
+            // Of an infinite logit this says all there is.
+            let finite = T::V::<S>::lanes(x[i].abs().lt(splat!(f64::INFINITY)));
+            if T::WIDE == 2 && !fits & finite & T::ALL != 0 {
+                let large = !fits & finite & T::ALL;
+                let lanes = T::V::<S>::mask(s, large);
+                let (results, total) = self.wide(at, large, zero.to_lanes());
+                sum.sum.add_positive(T::V::<S>::select(lanes, zero, loss));
+                // An eighth in each lane.
+                sum.large = sum.large.add(S::V64::splat(s, total / 8.0));
+                let [of_loss, grad, hess] = results.map(|x| T::V::<S>::from_lanes(s, x));
+                loss = T::V::<S>::select(lanes, of_loss, loss);
+                wide = Some((lanes, grad, hess));
+            } else {
+                sum.sum.add_positive(loss);
+            }
             if outputs.grad.is_some() {
                 let other = T::V::<S>::select(above, v[i], u[i]);
                 let other = other.mul(biased[i]).mul(splat!(UNBIAS));
                 let top = T::V::<S>::select(above, u[i].sub(other), other.sub(v[i]));
                 let grad = times::<S, T>(top.div(one.add(z)), constants.inverse);
                 results[i] = T::V::<S>::select(counted, grad, zero);
+                if let Some((lanes, grad, _)) = wide {
+                    results[i] = T::V::<S>::select(lanes, grad, results[i]);
+                }
             }
             if let Some(array) = outputs.hess {
                 let hess = both.mul(biased[i]).mul(splat!(UNBIAS)).mul(square::<S, T>(s, z));
                 let hess = times::<S, T>(hess, constants.inverse);
-                let hess = T::V::<S>::select(counted, hess, zero);
+                let mut hess = T::V::<S>::select(counted, hess, zero);
+                if let Some((lanes, _, wide)) = wide {
+                    hess = T::V::<S>::select(lanes, wide, hess);
+                }
                 hess.store_lanes(array, at, lanes);
             }
             if let Some(losses) = outputs.losses {
@@ -415,14 +468,51 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
     }
 }
 
+impl<T: Real, L: Label<T>> Weighted<'_, '_, T, L> {
+    /// Loss, gradient and Hessian in float64 of the elements `lanes` from `at` on, rounded, 0 elsewhere;
+    /// the sum of the losses.
+    #[cold]
+    #[inline(never)]
+    fn wide(&self, at: usize, lanes: u32, zeros: T::Lanes) -> ([T::Lanes; 3], f64) {
+        let (binary, smoothing) = (self.binary, self.binary.options.label_smoothing);
+        let mut results = [zeros; 3];
+        let mut sum = 0.0;
+        for lane in (0..T::LANES).filter(|lane| lanes >> lane & 1 != 0) {
+            let at = at + lane;
+            let (x, t) = (binary.logits.get(at).to_f64(), self.labels.number(at));
+            let smooth = |t: f64| (1.0 - smoothing).mul_add(t, smoothing / 2.0);
+            let number = |numbers: &Option<Periodic<'_, T>>| {
+                numbers.as_ref().map_or(1.0, |numbers| numbers.number(at))
+            };
+            let weight = number(&binary.weight);
+            let u = smooth(1.0 - t) * weight;
+            let v = smooth(t) * weight * number(&binary.pos_weight);
+            let z = (-x.abs()).exp();
+            let (slope, other) = if x > 0.0 { (u, v) } else { (v, u) };
+            let linear = if slope == 0.0 { 0.0 } else { x.abs() * slope };
+            let loss = linear + (u + v) * z.ln_1p();
+            let grad = (slope - other * z) / (1.0 + z);
+            let hess = (u + v) * z / (1.0 + z) / (1.0 + z);
+            sum += loss;
+            let grad = if x > 0.0 { grad } else { -grad };
+            let all = [loss, grad / self.divisor, hess / self.divisor];
+            for (lanes, x) in results.iter_mut().zip(all) {
+                lanes.as_mut()[lane] = T::from_f64(x);
+            }
+        }
+        (results, sum)
+    }
+}
+
 impl<T: Real> Binary<'_, T> {
-    /// Smoothes and weighs the coefficients.
+    /// Smoothes and weighs the coefficients. What weighs nothing becomes a 0 throughout.
     #[inline(always)]
     fn weigh<S: Simd, const N: usize>(
         &self,
         s: S,
         at: usize,
         lanes: u32,
+        x: &mut [T::V<S>; N],
         u: &mut [T::V<S>; N],
         v: &mut [T::V<S>; N],
     ) {
@@ -453,6 +543,10 @@ impl<T: Real> Binary<'_, T> {
                     u[i].mul(weights[i])
                 };
                 v[i] = v[i].mul(weights[i]);
+                let nothing = weights[i].eq(none);
+                for number in [&mut x[i], &mut u[i], &mut v[i]] {
+                    *number = T::V::<S>::select(nothing, none, *number);
+                }
             }
         }
     }
@@ -520,29 +614,152 @@ impl Job for Count<'_> {
     }
 }
 
-/// Writes what the outputs ask for; returns the reduced loss.
-pub fn binary_cross_entropy<T: Real>(binary: &Binary<'_, T>) -> Result<f64> {
-    let options = &binary.options;
+/// What gradients and the mean are divided by.
+fn divisor(counted: Option<Input<'_, u8>>, logits: usize, options: &Options) -> Checked<f64> {
     let counts = options.reduction == Reduction::Mean && options.denominator.is_none();
-    let counted = match binary.counted {
+    Ok(options.divisor(match counted {
         Some(bytes) if counts => driver::run(&Count(bytes))?,
-        _ => binary.logits.len() as f64,
-    };
-    let divisor = options.divisor(counted);
-    let sum = match binary.target {
-        Labels::Soft(labels) => run(binary, labels, divisor),
-        Labels::Bool(labels) => run(binary, labels, divisor),
-    }?;
+        _ => logits as f64,
+    }))
+}
+
+/// Writes what the outputs ask for; returns the reduced loss.
+pub fn binary_cross_entropy<T: Real>(binary: &Binary<'_, T>) -> Checked<f64> {
+    let options = &binary.options;
+    let divisor = divisor(binary.counted, binary.logits.len(), options)?;
+    let sum = run(binary, divisor, None)?;
     Ok(reduced(sum, divisor, options))
 }
 
-/// The sum of the losses of labels of one kind.
-fn run<T: Real>(binary: &Binary<'_, T>, labels: impl Label<T>, divisor: f64) -> Result<f64> {
+/// Logits of `float32`, beside labels or weights of `float64` that are not to be rounded to their type:
+/// all is computed in `float64`, a block at a time, and results are rounded once.
+#[derive(Debug)]
+pub struct Mixed<'a> {
+    /// The logits.
+    pub logits: Input<'a, f32>,
+    /// What is true of each, as many: numbers, or whether it is.
+    pub target: Result<Floats<'a>, Input<'a, u8>>,
+    /// See [`Binary`].
+    pub weight: Option<Floats<'a>>,
+    /// See [`Binary`].
+    pub pos_weight: Option<Floats<'a>>,
+    /// See [`Binary`].
+    pub counted: Option<Input<'a, u8>>,
+    /// The options.
+    pub options: Options,
+    /// Where results go.
+    pub outputs: Outputs<'a, f32>,
+}
+
+impl Mixed<'_> {
+    /// Does what [`binary_cross_entropy`] does.
+    pub fn run(&self) -> Checked<f64> {
+        let divisor = divisor(self.counted, self.logits.len(), &self.options)?;
+        let blocks = self.logits.len().div_ceil(BLOCK);
+        let split = Split { blocks, cost: BLOCK, first: 0, together: 1 };
+        let sum = driver::split(split, |level| {
+            let scratch = Scratch::new(7 * BLOCK);
+            move |blocks: Range<usize>, sums: &mut [f64]| {
+                for (block, sum) in blocks.zip(sums) {
+                    let start = block * BLOCK;
+                    let range = start..self.logits.len().min(start + BLOCK);
+                    self.block(range, divisor, &scratch, (level, std::slice::from_mut(sum)));
+                }
+            }
+        })?;
+        Ok(reduced(sum, divisor, &self.options))
+    }
+
+    /// Computes a block.
+    fn block(
+        &self,
+        range: Range<usize>,
+        divisor: f64,
+        scratch: &Scratch<f64>,
+        here: (Level, &mut [f64]),
+    ) {
+        let (at, n) = (range.start, range.len());
+        let part = |i: usize| scratch.output().part(i * BLOCK, n);
+        // Numbers that repeat along the logits, those of the block.
+        let widen = |i: usize, numbers: Floats<'_>| {
+            let (to, len) = (part(i), numbers.len());
+            match numbers {
+                Floats::F32(x) if len >= at + n => convert(x.part(at, n), to, f64::from),
+                Floats::F64(x) if len >= at + n => convert(x.part(at, n), to, |x| x),
+                _ => {
+                    let mut from = at % len;
+                    for i in 0..n {
+                        to.set(i, numbers.get(from));
+                        from = if from + 1 == len { 0 } else { from + 1 };
+                    }
+                }
+            }
+            to.as_input()
+        };
+        let periodic = |i: usize, numbers: Option<Floats<'_>>| {
+            numbers.map(|numbers| Periodic::new(widen(i, numbers), n))
+        };
+        let of = |i: usize, array: Option<Output<'_, f32>>| array.map(|_| part(i));
+        let outputs = &self.outputs;
+        let binary = Binary {
+            logits: widen(0, Floats::F32(self.logits)),
+            target: match self.target {
+                Ok(labels) => Labels::Soft(widen(1, labels)),
+                Err(labels) => Labels::Bool(labels.part(at, n)),
+            },
+            weight: periodic(2, self.weight),
+            pos_weight: periodic(3, self.pos_weight),
+            counted: self.counted.map(|counted| counted.part(at, n)),
+            options: self.options.clone(),
+            outputs: Outputs {
+                grad: of(4, outputs.grad),
+                hess: of(5, outputs.hess),
+                losses: of(6, outputs.losses),
+            },
+        };
+        run(&binary, divisor, Some(here))
+            .expect("a block that is done here has no threads to fail");
+        for (i, array) in [(4, outputs.grad), (5, outputs.hess), (6, outputs.losses)] {
+            if let Some(array) = array {
+                convert(part(i).as_input(), array.part(at, n), |x| x as f32);
+            }
+        }
+    }
+}
+
+/// Copies numbers of one type to another.
+fn convert<A: Copy, B: Copy>(from: Input<'_, A>, to: Output<'_, B>, as_other: impl Fn(A) -> B) {
+    for i in 0..from.len() {
+        to.set(i, as_other(from.get(i)));
+    }
+}
+
+/// A level, and where blocks leave their sums, that are to be done by this thread.
+type Here<'a> = (Level, &'a mut [f64]);
+
+/// The sum of the losses; 0 of those that are done here.
+fn run<T: Real>(binary: &Binary<'_, T>, divisor: f64, here: Option<Here<'_>>) -> Checked<f64> {
+    match binary.target {
+        Labels::Soft(labels) => run_labels(binary, labels, divisor, here),
+        Labels::Bool(labels) => run_labels(binary, labels, divisor, here),
+    }
+}
+
+/// The same of labels of one kind.
+fn run_labels<T: Real>(
+    binary: &Binary<'_, T>,
+    labels: impl Label<T>,
+    divisor: f64,
+    here: Option<Here<'_>>,
+) -> Checked<f64> {
     let stream = streamed(binary.logits, binary.first());
     macro_rules! run {
-        ($n:ident, $elements:expr) => {
-            driver::run(&Logits::<_, _, $n> { binary, elements: $elements, stream })
-        };
+        ($n:ident, $elements:expr) => {{
+            let job = Logits::<_, _, $n> { binary, elements: $elements, stream };
+            let Some((level, sums)) = here else { return driver::run(&job) };
+            driver::run_here(&job, level, sums);
+            Ok(0.0)
+        }};
     }
     if !binary.is_plain(divisor) {
         return run!(WEIGHTED, Weighted { binary, labels, divisor });

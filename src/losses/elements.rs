@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use crate::math::Real;
 use crate::reduce::Sum;
-use crate::simd::{Output, Simd, Vector};
+use crate::simd::{Output, Simd, Vector, fold};
 use crate::softmax::lanes_from;
 
 /// The arithmetic of a loss.
@@ -19,7 +19,8 @@ pub trait Elements<T: Real> {
 
     /// Makes the constants.
     fn constants<S: Simd>(&self, s: S) -> Self::Constants<S>;
-    /// Adds the losses of `N` vectors from element `at` on to the sum; the result of each element.
+    /// Adds the losses of `N` vectors from element `at` on to the sum, those beyond [`limit`] to that
+    /// in float64; the result of each element.
     /// Nothing counts outside `lanes`, which are all if there is more than one vector.
     fn vectors<S: Simd, const N: usize>(
         &self,
@@ -27,8 +28,21 @@ pub trait Elements<T: Real> {
         constants: &Self::Constants<S>,
         at: usize,
         lanes: u32,
-        sum: &mut Sum<S, T>,
+        sum: &mut Losses<S, T>,
     ) -> [T::V<S>; N];
+}
+
+/// A sum of losses in vectors, and of those for which the vectors' type is too small.
+pub struct Losses<S: Simd, T: Real> {
+    /// Of the others.
+    pub sum: Sum<S, T>,
+    /// In float64.
+    pub large: S::V64,
+}
+
+/// Magnitudes below which thousands of numbers in a lane have a sum.
+pub fn limit<T: Real>() -> f64 {
+    if T::WIDE == 2 { (1u128 << 100) as f64 } else { f64::INFINITY }
 }
 
 /// The sum of the losses of some elements; their results written, past the caches if
@@ -42,7 +56,7 @@ pub fn block<S: Simd, T: Real, E: Elements<T>, const N: usize>(
     results: Option<Output<'_, T>>,
     stream: bool,
 ) -> f64 {
-    let mut sum = Sum::<S, T>::new(s);
+    let mut sum = Losses { sum: Sum::<S, T>::new(s), large: S::V64::splat(s, 0.0) };
     let mut writer = results.map(|array| Writer::<S, T>::new(s, array, range.start, stream));
     let mut at = range.start;
     while at + N * T::LANES <= range.end {
@@ -65,7 +79,7 @@ pub fn block<S: Simd, T: Real, E: Elements<T>, const N: usize>(
     if let Some(writer) = writer {
         writer.finish();
     }
-    sum.total()
+    sum.sum.total() + fold(sum.large.to_lanes())
 }
 
 /// Writes vectors one after the other, past the caches by whole lines if `stream`.

@@ -6,31 +6,31 @@
 //!
 //! Nothing is clipped: a probability of 0 where the target has weight costs infinity.
 //!
-//! All probabilities are checked first ([`Check`]). Then, for a class index without smoothing
-//! ([`Single`]), one number of each row is read, its logarithm taken in float64, eight rows at a time;
-//! the gradient is zeros but for as many entries: they are set in a block of zeros, which is streamed
-//! out and cleared again. So the loss reads what must be checked, and the gradient is written once.
+//! For a class index without smoothing ([`Single`]) one number of each row is looked at, its logarithm
+//! taken in float64, eight rows at a time; the gradient is zeros but for as many entries: they are set in
+//! a block of zeros, which is streamed out and cleared again.
 //!
-//! Probabilities as target without options ([`Plain`]) are one stream of elements, and are checked on the
-//! way where nothing is written or only to new arrays. Every other target reads a row at a time ([`Rows`]).
+//! Probabilities as target without options ([`Plain`]) are one stream of elements. Every other target
+//! reads a row at a time ([`Rows`]), after all of the rows that count have been checked ([`Check`]). The
+//! others check on the way where nothing is written or only to new arrays, and else before.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crate::batch::{Batch, IGNORED, Target, position};
+use crate::batch::{Batch, IGNORED, Outputs, Target, position};
 use crate::coefficients::{Coefficients, RowCoefficients, load_lanes};
-use crate::driver::Job;
+use crate::driver::{self, Job};
 use crate::error::{Error, Result};
 use crate::math::{
     Real,
     log::{log, log_normal, log_scalar},
 };
-use crate::reduce::Sum;
+use crate::reduce::{self, Sum};
 use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
 use crate::softmax::{copy, lanes_from};
 use crate::tiles::{self, Plan};
 
-use super::elements::{Elements, Writer, block};
+use super::elements::{Elements, Losses, Writer, block, limit};
 use super::{AHEAD, ClassLoss, reduced, with_coefficients};
 
 /// Numbers in a block, about.
@@ -38,6 +38,10 @@ const BLOCK: usize = 1024;
 
 /// Numbers in a block of [`Single`], about, in whole rows.
 const ZEROS: usize = 4096;
+
+/// How many class indices are read at a time, and their numbers asked for before the ones before them
+/// are used.
+const SOON: usize = 32;
 
 /// Vectors that are checked together.
 const VECTORS: usize = 4;
@@ -54,6 +58,19 @@ fn block_of(i: usize, samples: usize, classes: usize) -> Range<usize> {
     i * n..samples.min((i + 1) * n)
 }
 
+/// The class index of a sample.
+#[inline(always)]
+fn class_of<T: Real>(batch: &Batch<'_, T>, sample: usize) -> usize {
+    let mut class = [0];
+    batch.read_classes(sample, &mut class);
+    class[0]
+}
+
+/// Whether one number of a sample is all that counts: that of its class.
+fn is_single<T>(batch: &Batch<'_, T>) -> bool {
+    matches!(batch.target, Target::Indices(_)) && batch.options.label_smoothing == 0.0
+}
+
 /// Counts numbers that are no probabilities, ignored samples aside (or at least one, if any).
 struct Check<'a, 'b, T>(&'b Batch<'a, T>);
 
@@ -61,9 +78,7 @@ impl<T: Real> Check<'_, '_, T> {
     /// Whether sample `row` counts.
     #[inline(always)]
     fn counts(&self, row: usize) -> bool {
-        let mut class = [0];
-        self.0.read_classes(row, &mut class);
-        class[0] != IGNORED
+        class_of(self.0, row) != IGNORED
     }
 }
 
@@ -158,17 +173,27 @@ impl<T: Real> Plan<T> for CheckPlan {
     }
 }
 
-/// Whether every number is a probability; `shape` is that of the array.
+/// Whether every number that counts is a probability; `shape` is that of the array.
 fn check<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
+    if is_single(batch) {
+        let plan = SinglePlan::default();
+        driver::run(&Single { writes: false, ..plan.job(batch) })?;
+        return plan.result(batch, shape);
+    }
     if tiles::run(batch, &CheckPlan)? == 0.0 { Ok(()) } else { search(batch, shape) }
 }
 
 /// Says which number is no probability.
 fn search<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
+    let single = is_single(batch);
     for i in 0..batch.samples * batch.classes {
         let (sample, class) = batch.sample_and_class(i);
         let p = batch.value(sample, class).to_f64();
-        if !(0.0..=1.0).contains(&p) && Check(batch).counts(sample) {
+        let counts = || match class_of(batch, sample) {
+            IGNORED => false,
+            own => !single || own == class,
+        };
+        if !(0.0..=1.0).contains(&p) && counts() {
             return Err(Error::Value(format!(
                 "probabilities{} is {p}, but probabilities must be in [0, 1]",
                 position(i, shape)
@@ -183,22 +208,29 @@ struct LogLoss<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Real> ClassLoss<T> for LogLoss<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, coefficients: C, _: f64) -> Result<f64> {
-        if C::HARD && !C::ANY {
-            return tiles::run(self.0, &SinglePlan);
-        }
         tiles::run(self.0, &RowsPlan(coefficients))
     }
 }
 
-struct SinglePlan;
+/// Makes a [`Single`]; knows afterwards whether a number was no probability.
+#[derive(Default)]
+struct SinglePlan(AtomicBool);
+
+impl SinglePlan {
+    /// An error if a number was no probability.
+    fn result<T: Real>(self, batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
+        if self.0.into_inner() { search(batch, shape) } else { Ok(()) }
+    }
+}
 
 impl<T: Real> Plan<T> for SinglePlan {
     type Job<'b>
         = Single<'b, 'b, T>
     where
         T: 'b;
+    const SPARSE: bool = true;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Single<'b, 'b, T> {
-        Single { batch, stream: batch.stream() }
+        Single { batch, stream: batch.stream(), writes: true, wrong: &self.0 }
     }
 }
 
@@ -222,10 +254,15 @@ struct Rows<'a, 'b, T, C> {
     stream: bool,
 }
 
-/// The job of a batch of class indices without smoothing.
+/// The job of a batch of class indices without smoothing. The values may lie anywhere, other arrays of
+/// their shape are rows.
 struct Single<'a, 'b, T> {
     batch: &'b Batch<'a, T>,
     stream: bool,
+    /// Whether there is more to do than to check.
+    writes: bool,
+    /// Whether a number was seen that is no probability.
+    wrong: &'b AtomicBool,
 }
 
 /// Rows, at most eight, whose losses are to be computed together.
@@ -273,6 +310,56 @@ impl<T: Real> Single<'_, '_, T> {
     }
 }
 
+/// The class indices of some samples in turn.
+struct Targets {
+    /// Where the next ones begin that are read, and where all end.
+    next: usize,
+    end: usize,
+    /// Where those that are used begin.
+    start: usize,
+    used: [usize; SOON],
+    ahead: [usize; SOON],
+}
+
+impl Targets {
+    /// Those of a range.
+    #[inline(always)]
+    fn new<T: Real>(batch: &Batch<'_, T>, samples: Range<usize>) -> Self {
+        let (next, end) = (samples.start, samples.end);
+        let none = [IGNORED; SOON];
+        let mut targets = Targets { next, end, start: next, used: none, ahead: none };
+        targets.read(batch);
+        // What was read last is never used.
+        targets.start = next.wrapping_sub(SOON);
+        targets
+    }
+
+    /// That of a sample, which is in the range and not before the last one.
+    #[inline(always)]
+    fn class<T: Real>(&mut self, batch: &Batch<'_, T>, sample: usize) -> usize {
+        while sample.wrapping_sub(self.start) >= SOON {
+            (self.used, self.start) = (self.ahead, self.start.wrapping_add(SOON));
+            self.read(batch);
+        }
+        self.used[sample.wrapping_sub(self.start)]
+    }
+
+    /// Reads the next ones, and asks for their numbers.
+    #[inline(always)]
+    fn read<T: Real>(&mut self, batch: &Batch<'_, T>) {
+        let n = SOON.min(self.end - self.next);
+        batch.read_classes(self.next, &mut self.ahead[..n]);
+        // Where rows are short, memory comes by itself.
+        if batch.classes * size_of::<T>() > 256 || batch.layout.is_some() {
+            for (sample, &class) in (self.next..).zip(&self.ahead[..n]) {
+                let class = if class == IGNORED { 0 } else { class };
+                batch.values.prefetch(batch.place(sample, class));
+            }
+        }
+        self.next += n;
+    }
+}
+
 impl<T: Real> Job for Single<'_, '_, T> {
     fn blocks(&self) -> usize {
         self.batch.samples.div_ceil(self.block_samples())
@@ -284,22 +371,32 @@ impl<T: Real> Job for Single<'_, '_, T> {
 
     fn block_cost(&self) -> usize {
         let rows = self.block_samples();
-        let written = self.batch.outputs.grad.map_or(0, |_| rows * self.batch.classes);
+        let grad = self.batch.outputs.grad.filter(|_| self.writes);
+        let written = grad.map_or(0, |_| rows * self.batch.classes);
         10 * rows + written * size_of::<T>() / 40
     }
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
-        let (batch, outputs, n) = (self.batch, &self.batch.outputs, self.block_samples());
+        let (batch, n) = (self.batch, self.block_samples());
+        let none = Outputs { grad: None, hess: None, losses: None };
+        let outputs = if self.writes { &batch.outputs } else { &none };
+        let first = blocks.start * n;
+        let mut targets = Targets::new(batch, first..batch.samples.min(blocks.end * n));
+        let rows = batch.layout.is_none();
+        let number = |row: usize, class: usize| {
+            if rows {
+                batch.values.get(row * batch.classes + class).to_f64()
+            } else {
+                batch.value(row, class).to_f64()
+            }
+        };
         let len = if outputs.grad.is_some() { n.min(batch.samples) * batch.classes } else { 0 };
         let zeros = Scratch::<T>::new(len);
         for (i, sum) in blocks.zip(sums) {
             let rows = i * n..batch.samples.min((i + 1) * n);
             let start = rows.start * batch.classes;
             let block = outputs.grad.map(|_| (zeros.output(), start));
-            if let Some(hess) = outputs.hess {
-                batch.rows(hess, rows.start, rows.len()).fill(T::default());
-            }
             let mut group = Group {
                 n: 0,
                 rows: [0; 8],
@@ -309,19 +406,30 @@ impl<T: Real> Job for Single<'_, '_, T> {
                 weights: [0.0; 8],
             };
             for row in rows.clone() {
-                let mut class = [0];
-                batch.read_classes(row, &mut class);
-                if class[0] == IGNORED {
+                let class = targets.class(batch, row);
+                // Adding 0 makes -0 a 0.
+                let p = if class == IGNORED { 1.0 } else { number(row, class) + 0.0 };
+                if !(0.0..=1.0).contains(&p) {
+                    self.wrong.store(true, Relaxed);
+                }
+                if let Some(hess) = outputs.hess {
+                    // After the number was read: this may be its place.
+                    batch.rows(hess, row, 1).fill(T::default());
+                }
+                if class == IGNORED {
                     if let Some(losses) = outputs.losses {
                         losses.set(row, T::default());
                     }
                     continue;
                 }
-                let (n, place) = (group.n, row * batch.classes + class[0]);
-                (group.rows[n], group.places[n]) = (row, place);
-                group.p[n] = batch.values.get(place).to_f64();
+                if !self.writes {
+                    continue;
+                }
+                let n = group.n;
+                (group.rows[n], group.places[n]) = (row, row * batch.classes + class);
+                group.p[n] = p;
                 group.samples[n] = batch.sample_factor(row);
-                group.weights[n] = batch.weight.as_ref().map_or(1.0, |weight| weight[class[0]]);
+                group.weights[n] = batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
                 group.n += 1;
                 if group.n == 8 {
                     *sum += self.group(s, &group, block);
@@ -332,12 +440,14 @@ impl<T: Real> Job for Single<'_, '_, T> {
             let Some(grad) = outputs.grad else { continue };
             let grad = batch.rows(grad, rows.start, rows.len());
             copy(s, zeros.input().part(0, grad.len()), grad, self.stream);
-            for row in rows {
-                let mut class = [0];
-                batch.read_classes(row, &mut class);
-                if class[0] != IGNORED {
-                    zeros.output().set(row * batch.classes + class[0] - start, T::default());
-                }
+            for at in rows.clone().step_by(SOON) {
+                let mut row = at * batch.classes - start;
+                batch.each_class(at, SOON.min(rows.end - at), |_, class| {
+                    if class != IGNORED {
+                        zeros.output().set(row + class, T::default());
+                    }
+                    row += batch.classes;
+                });
             }
         }
         if self.stream {
@@ -347,6 +457,14 @@ impl<T: Real> Job for Single<'_, '_, T> {
 }
 
 impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
+    /// The sum of `t log p` of some classes of a row, where products are too large for their type.
+    #[cold]
+    #[inline(never)]
+    fn large(&self, row: usize, at: usize, lanes: u32, p: T::Lanes) -> f64 {
+        let p = p.as_ref().iter().enumerate().filter(|(i, _)| lanes >> i & 1 != 0);
+        reduce::sum(p.map(|(i, p)| term(self.batch.coefficient(row, at + i), p.to_f64())))
+    }
+
     /// The loss of a row, weighted; its gradient and Hessian written.
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, row: usize) -> f64 {
@@ -374,7 +492,7 @@ impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
         if C::HARD {
             let weight = batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
             let coefficient = (1.0 - batch.options.label_smoothing) * weight;
-            let p = values.get(class).to_f64();
+            let p = values.get(class).to_f64() + 0.0;
             let other = coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
             let both = coefficient + other;
             if coefficient != 0.0 {
@@ -383,16 +501,22 @@ impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
             own = (both != 0.0).then(|| [-scale * both / p, scale * both / p / p]);
         }
         let mut sum = Sum::<S, T>::new(s);
+        let limit = T::V::<S>::splat(s, T::from_f64(limit::<T>()));
         let mut writer = grad.map(|grad| Writer::<S, T>::new(s, grad, 0, self.stream));
         let mut at = 0;
         while at < values.len() {
             let lanes = lanes_from::<T>(values.len() - at);
             values.prefetch(at + AHEAD / size_of::<T>());
-            let p = load_lanes(s, values, at, lanes);
+            // Adding 0 makes -0 a 0.
+            let p = load_lanes(s, values, at, lanes).add(zero);
             let t = coefficients.load(s, at, lanes);
             let none = t.eq(zero);
             let term = T::V::<S>::select(none, zero, t.mul(log::<S, T>(s, p)));
-            sum.add(zero.sub(term));
+            if T::V::<S>::lanes(term.abs().lt(limit)) == T::ALL {
+                sum.add(zero.sub(term));
+            } else {
+                loss -= self.large(row, at, lanes, p.to_lanes());
+            }
             if let Some(writer) = &mut writer {
                 let g = T::V::<S>::select(none, zero, t.mul(minus_scale).div(p));
                 writer.write_lanes(at, g, lanes);
@@ -489,6 +613,8 @@ struct Constants<S: Simd, T: Real> {
     minus_scale: T::V<S>,
     /// Numbers whose logarithm and reciprocal are ordinary.
     normal: Limits<S, T>,
+    /// See [`limit`].
+    limit: T::V<S>,
 }
 
 impl<T: Real> Elements<T> for Plain<'_, '_, T> {
@@ -500,6 +626,7 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
         Constants {
             minus_scale: T::V::<S>::splat(s, T::from_f64(-1.0 / self.batch.divisor)),
             normal: Limits::new(s, largest_subnormal.to_f64()),
+            limit: T::V::<S>::splat(s, T::from_f64(limit::<T>())),
         }
     }
 
@@ -510,7 +637,7 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
         constants: &Constants<S, T>,
         at: usize,
         lanes: u32,
-        sum: &mut Sum<S, T>,
+        sum: &mut Losses<S, T>,
     ) -> [T::V<S>; N] {
         let (values, writes) = (self.batch.values, self.batch.outputs.grad.is_some());
         let zero = T::V::<S>::splat(s, T::default());
@@ -535,7 +662,17 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
             for i in 1..N {
                 total = t[i].mul_add(log_normal::<S, T>(s, p[i]), total);
             }
-            sum.add(total);
+            if T::V::<S>::lanes(total.abs().lt(constants.limit)) == T::ALL {
+                sum.sum.add(total);
+            } else {
+                // No call: what follows waits in registers.
+                for i in 0..N {
+                    let log = log_normal::<S, T>(s, p[i]);
+                    for part in 0..T::WIDE {
+                        sum.large = t[i].wide(part).mul_add(log.wide(part), sum.large);
+                    }
+                }
+            }
             if writes {
                 for i in 0..N {
                     // Adding 0 makes a -0 a 0.
@@ -551,7 +688,16 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
                 self.wrong.store(true, Relaxed);
             }
             let none = t[i].eq(zero);
-            sum.add(T::V::<S>::select(none, zero, t[i].mul(log::<S, T>(s, p[i]))));
+            p[i] = p[i].add(zero);
+            let term = T::V::<S>::select(none, zero, t[i].mul(log::<S, T>(s, p[i])));
+            if T::V::<S>::lanes(term.abs().lt(constants.limit)) == T::ALL {
+                sum.sum.add(term);
+            } else {
+                let log = T::V::<S>::select(none, zero, log::<S, T>(s, p[i]));
+                for part in 0..T::WIDE {
+                    sum.large = t[i].wide(part).mul_add(log.wide(part), sum.large);
+                }
+            }
             let g = t[i].mul(constants.minus_scale).div(p[i]);
             grad[i] = T::V::<S>::select(none, zero, g);
             p[i] = T::V::<S>::select(none, one, p[i]);
@@ -559,6 +705,11 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
         self.write_hess(&grad, &p, zero, at, lanes);
         grad
     }
+}
+
+/// `t log p`, 0 where `t` is.
+fn term(t: f64, p: f64) -> f64 {
+    if t == 0.0 { 0.0 } else { t * p.ln() }
 }
 
 impl<T: Real> Plain<'_, '_, T> {
@@ -613,13 +764,29 @@ impl<T: Real> Job for Plain<'_, '_, T> {
 /// Where derivatives are `fresh`, arrays that nobody sees if the call fails, they may be written while
 /// probabilities are checked.
 pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize], fresh: bool) -> Result<f64> {
-    let Some(plain) = PlainPlan::new(batch) else {
-        check(batch, shape)?;
-        return with_coefficients(batch, &LogLoss(batch));
-    };
-    if batch.outputs.grad.is_some() && !fresh {
+    let single = is_single(batch);
+    let plain = PlainPlan::new(batch);
+    let late = batch.outputs.grad.is_none() || fresh;
+    if !late || !single && plain.is_none() {
         check(batch, shape)?;
     }
+    if single {
+        let plan = SinglePlan::default();
+        // The loss alone reads values wherever they are, and writes nothing of their shape.
+        let converts = batch.layout.as_ref().is_some_and(|layout| layout.converts());
+        let sum = if batch.outputs.grad.is_none() && !converts {
+            driver::run(&plan.job(batch))?
+        } else {
+            tiles::run(batch, &plan)?
+        };
+        if late {
+            plan.result(batch, shape)?;
+        }
+        return Ok(reduced(sum, batch.divisor, &batch.options));
+    }
+    let Some(plain) = plain else {
+        return with_coefficients(batch, &LogLoss(batch));
+    };
     let sum = tiles::run(batch, &plain)?;
     if plain.0.into_inner() {
         search(batch, shape)?;
@@ -687,7 +854,7 @@ mod tests {
         let soft = Soft { probabilities: Input::from_slice(&q), weight: None, smoothing: None };
         let loss = match how {
             "plain" => run_at(&Plain { batch: &batch, target, stream, wrong: &wrong }, level),
-            "one" => run_at(&Single { batch: &batch, stream }, level),
+            "one" => run_at(&Single { batch: &batch, stream, writes: true, wrong: &wrong }, level),
             "hard" => run_at(&Rows { batch: &batch, coefficients: Hard, stream }, level),
             _ => run_at(&Rows { batch: &batch, coefficients: soft, stream }, level),
         };

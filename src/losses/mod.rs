@@ -7,7 +7,7 @@ pub mod log_loss;
 
 use crate::batch::{Batch, Target};
 use crate::coefficients::{Coefficients, Even, Hard, Plain, Shared, Soft};
-use crate::error::Result;
+use crate::error::{Result, collected};
 use crate::math::{Real, quotient};
 use crate::options::Options;
 use crate::reduce;
@@ -36,8 +36,8 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
     let smoothing = batch.options.label_smoothing;
     let even = smoothing / batch.classes as f64;
     let scaled = |factor: f64| {
-        let weights = batch.weight.iter().flatten();
-        weights.map(|weight| T::from_f64(weight * factor)).collect::<Vec<_>>()
+        let weights = batch.weight.as_deref().unwrap_or_default().iter();
+        collected(weights.map(|weight| T::from_f64(weight * factor)))
     };
     let few = loss.takes_few(batch);
     macro_rules! run {

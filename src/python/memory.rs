@@ -3,9 +3,11 @@
 //! In training the gradient of the logits lives from one forward to the end of one backward and has the
 //! same size each time. The page faults of fresh memory cost more than the kernel that fills it.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 use std::sync::Mutex;
+
+use crate::error::no_memory;
 
 /// From here on, in bytes, memory is used again.
 const LARGE: usize = 1 << 20;
@@ -44,11 +46,10 @@ impl Block {
             SMALL..HUGE => 64,
             HUGE.. => PAGE,
         };
-        let layout = Layout::from_size_align(bytes.max(1), align).expect("tensor too large");
+        let layout = Layout::from_size_align(bytes.max(1), align);
+        let layout = layout.unwrap_or_else(|_| no_memory());
         // SAFETY: the layout's size is not zero.
-        let Some(start) = NonNull::new(unsafe { alloc(layout) }) else {
-            handle_alloc_error(layout)
-        };
+        let Some(start) = NonNull::new(unsafe { alloc(layout) }) else { no_memory() };
         #[cfg(target_os = "linux")]
         if bytes >= HUGE {
             // SAFETY: this is memory of our own; the advice changes nothing in it, and may fail.

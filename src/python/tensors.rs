@@ -17,7 +17,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyInt};
 
 use super::memory::Memory;
-use super::{ClassArguments, ClassLoss, Dtype, RawOptions, Source, Stop, View, class_loss};
+use super::{ClassArguments, ClassLoss, Dtype, RawOptions, Room, Source, Stop, View, class_loss};
+use crate::error::no_memory;
 use crate::halves::Half;
 
 /// `DLPackExchangeAPI`, as far as it is used.
@@ -38,7 +39,8 @@ struct Exchange {
 struct Owned {
     major: u32,
     minor: u32,
-    context: *mut c_void,
+    /// While a tensor is being made, where it is noted that this was freed.
+    freed: *mut bool,
     free: unsafe extern "C" fn(*mut Owned),
     flags: u64,
     description: Description,
@@ -49,8 +51,12 @@ struct Owned {
 
 /// Frees a tensor's memory. Any thread may call this.
 unsafe extern "C" fn free(owned: *mut Owned) {
-    // SAFETY: made by `Box::into_raw` below, and freed once, by the tensor.
-    drop(unsafe { Box::from_raw(owned) });
+    // SAFETY: made by `Box::into_raw` below, and freed once: by the tensor, or if there is none.
+    let owned = unsafe { Box::from_raw(owned) };
+    if !owned.freed.is_null() {
+        // SAFETY: still being made, by a function that is waiting.
+        unsafe { owned.freed.write(true) };
+    }
 }
 
 /// `DLTensor`
@@ -119,9 +125,11 @@ pub fn new_like<'py>(
     let mut numbers = 1;
     for &i in order.iter().rev() {
         axes[n + i] = numbers;
-        numbers *= axes[i].max(1);
+        // Where this overflows there is no memory for so many.
+        numbers = i64::wrapping_mul(numbers, axes[i].max(1));
     }
-    let bytes = shape.iter().product::<usize>() * like.dtype.size();
+    let bytes = shape.iter().try_fold(like.dtype.size(), |bytes, &n| bytes.checked_mul(n));
+    let bytes = bytes.filter(|&bytes| bytes <= isize::MAX as usize).unwrap_or_else(|| no_memory());
     adopt(py, like.dtype, axes, Memory::new(bytes))
 }
 
@@ -154,10 +162,11 @@ fn adopt<'py>(
         strides: axes[n..].as_ptr(),
         byte_offset: 0,
     };
+    let mut freed = false;
     let owned = Box::into_raw(Box::new(Owned {
         major: MAJOR,
         minor: 0,
-        context: null_mut(),
+        freed: &raw mut freed,
         free,
         flags: 0,
         description,
@@ -167,14 +176,22 @@ fn adopt<'py>(
     let mut object = null_mut();
     let make = exchange().and_then(|exchange| exchange.make).expect("learned");
     // SAFETY: Python's lock is held. The memory and the axes do not move and live until `free`.
-    if unsafe { make(owned, &mut object) } != 0 {
-        return Err(PyErr::fetch(py));
+    let failed = unsafe { make(owned, &mut object) } != 0;
+    // SAFETY: `freed` may have been written to by `free`, which has its address.
+    let freed = unsafe { (&raw const freed).read_volatile() };
+    if !freed {
+        // SAFETY: not freed yet; there is nobody to be told any more.
+        unsafe { (*owned).freed = null_mut() };
     }
-    match NonNull::new(object) {
-        // SAFETY: a new object, whose reference is handed over.
-        Some(object) => Ok(unsafe { Bound::from_owned_ptr(py, object.as_ptr()) }),
-        None => Err(PyRuntimeError::new_err("no tensor was made")),
+    if let Some(object) = NonNull::new(object).filter(|_| !failed) {
+        // SAFETY: a new tensor, whose reference is handed over and which owns the memory.
+        return Ok(unsafe { Bound::from_owned_ptr(py, object.as_ptr()) });
     }
+    if !freed {
+        // SAFETY: no tensor was made: the memory is still ours.
+        unsafe { free(owned) };
+    }
+    Err(PyErr::take(py).unwrap_or_else(|| PyRuntimeError::new_err("no tensor was made")))
 }
 
 /// Tensors on the CPU.
@@ -182,7 +199,7 @@ pub struct Tensors;
 
 impl Source for Tensors {
     #[inline(always)]
-    fn view<'a>(object: &'a Bound<'_, PyAny>) -> Result<View<'a>, Stop> {
+    fn view<'a>(object: &'a Bound<'_, PyAny>, room: &'a mut Room) -> Result<View<'a>, Stop> {
         let describe = exchange().and_then(|exchange| exchange.describe);
         let describe = describe.ok_or(Stop::NotImplemented)?;
         let mut found = Description {
@@ -218,25 +235,18 @@ impl Source for Tensors {
             return Err(Stop::NotImplemented);
         }
         let n = found.ndim as usize;
-        let (shape, strides): (&[usize], &[isize]) = if n == 0 {
-            (&[], &[])
-        } else if found.strides.is_null() || size_of::<usize>() != size_of::<i64>() {
+        if n > 0 && (found.strides.is_null() || size_of::<usize>() != size_of::<i64>()) {
             return Err(Stop::NotImplemented);
-        } else {
-            // SAFETY: the tensor keeps `n` lengths there, none negative, and as many strides; a number
-            // of the system's is of the same size, as checked above.
-            unsafe {
-                (
-                    std::slice::from_raw_parts(found.shape.cast(), n),
-                    std::slice::from_raw_parts(found.strides.cast(), n),
-                )
-            }
-        };
-        let mut step = 1;
+        }
+        // SAFETY: the tensor keeps `n` lengths there, none negative, and as many strides; a number of the
+        // system's is of the same size, as checked above.
+        let copied = unsafe { room.copy(n, found.shape.cast(), found.strides.cast()) };
+        let (shape, strides) = copied.ok_or(Stop::NotImplemented)?;
+        let mut step = 1isize;
         let mut contiguous = true;
         for (&n, &stride) in shape.iter().zip(strides).rev() {
             contiguous &= n == 1 || stride == step;
-            step *= n as isize;
+            step = step.checked_mul(n as isize).ok_or(Stop::NotImplemented)?;
         }
         // A tensor without memory, such as a fake one.
         if data.is_null() && step != 0 {
@@ -255,8 +265,9 @@ pub fn quick_cross_entropy<'py>(
     [ignore_index, label_smoothing, reduction]: [&Bound<'py, PyAny>; 3],
     with_grad: bool,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let view = Tensors::view(logits)?;
-    let hard = Tensors::view(target)?.indices().is_some();
+    let (mut room, mut other) = (Room::new(), Room::new());
+    let view = Tensors::view(logits, &mut room)?;
+    let hard = Tensors::view(target, &mut other)?.indices().is_some();
     if !hard || !matches!(view.dtype, Dtype::F32 | Dtype::F64) {
         return Err(Stop::NotImplemented);
     }
@@ -302,6 +313,7 @@ pub fn quick_cross_entropy<'py>(
 
 /// Whether a tensor is the one number 1, on the CPU.
 pub fn is_one(tensor: &Bound<'_, PyAny>) -> bool {
-    let Ok(view) = Tensors::view(tensor) else { return false };
+    let mut room = Room::new();
+    let Ok(view) = Tensors::view(tensor, &mut room) else { return false };
     view.shape.is_empty() && view.floats().is_some_and(|floats| floats.get(0) == 1.0)
 }

@@ -23,7 +23,8 @@ mod avx512;
 
 use std::fmt::Debug;
 
-pub use memory::{Input, Output, Scratch, copy};
+pub(crate) use memory::free_large;
+pub use memory::{Input, Output, Scratch, copy, zeros};
 
 /// The most lanes a vector has: those of `f32`.
 pub const MAX_LANES: usize = 16;
@@ -52,8 +53,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn apart<K: Kernel>(self, kernel: K) -> K::Output;
 }
 
+/// No other type is a [`Float`]: of these any bits are a number, as memory that was never written needs.
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+use sealed::Sealed;
+
 /// `f32` or `f64`: a number that logits come in.
-pub trait Float: Copy + Send + Sync + PartialOrd + Debug + Default + 'static {
+pub trait Float: Copy + Send + Sync + PartialOrd + Debug + Default + Sealed + 'static {
     /// The vector of such numbers at a level.
     type V<S: Simd>: Vector<S, Self>;
     /// The lanes of a vector, as an array.

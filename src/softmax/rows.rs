@@ -292,11 +292,11 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 if fits || !self.refer_to(s, part.clone()) {
                     break (sums, sum);
                 }
-                let factor = power(self.exp.scale - before);
-                rest.scale(factor);
+                let change = self.exp.scale - before;
+                rest.scale(power(change));
                 if GRAD {
                     // Eight references ago exponentials have long become 0.
-                    rescale::<S, T>(s, self.scratch, referred[0]..start, factor);
+                    rescale::<S, T>(s, self.scratch, referred[0]..start, change);
                     referred.rotate_left(1);
                     referred[7] = start;
                 }
@@ -345,12 +345,16 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     }
 }
 
-/// Multiplies exponentials by a power of two.
+/// Multiplies exponentials by two to a power, in two steps where that number itself would underflow: the
+/// products need not.
 #[inline(always)]
-fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, power: f64) {
-    let power = T::V::<S>::splat(s, T::from_f64(power));
+fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, exponent: i64) {
+    let first = if exponent < 1 - T::MAX_EXPONENT { exponent / 2 } else { exponent };
+    let [first, second] =
+        [first, exponent - first].map(|k| T::V::<S>::splat(s, T::from_f64(power(k))));
     for at in part.step_by(T::LANES) {
-        T::V::<S>::load(s, scratch.input(), at).mul(power).store(scratch.output(), at);
+        let product = T::V::<S>::load(s, scratch.input(), at).mul(first).mul(second);
+        product.store(scratch.output(), at);
     }
 }
 
@@ -692,7 +696,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 pivot: class,
                 coefficients,
             };
-            let Some((totals, reference)) = self.reduce(s, &mut reduce, &mut waiting) else {
+            let Some((mut totals, reference)) = self.reduce(s, &mut reduce, &mut waiting) else {
                 self.fill(s, row, T::from_f64(f64::NAN));
                 sums[row - first] = f64::NAN;
                 if let Some(losses) = batch.outputs.losses {
@@ -701,6 +705,16 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 continue;
             };
 
+            let finite = totals.distance.is_finite() && totals.coefficient.is_finite();
+            if C::ANY && T::WIDE == 2 && !finite {
+                // Too much for the logits' type, perhaps.
+                let [coefficient, distance] = batch.wide_sums(row, reference.to_f64());
+                for (sum, wide) in
+                    [(&mut totals.coefficient, coefficient), (&mut totals.distance, distance)]
+                {
+                    *sum = if sum.is_finite() { *sum } else { wide };
+                }
+            }
             let Totals { rest, pivot, distance, coefficient, most } = totals;
             let whole = rest + pivot;
             let total = of_class + self.total + coefficient;

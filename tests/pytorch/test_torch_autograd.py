@@ -320,16 +320,16 @@ def test_opcheck(x, y, w, backend):
     x32, w32 = x.float().requires_grad_(), w.float().requires_grad_()
     ops = torch.ops.xentrs
     plain = ("mean", [-100], 0.1, 0.0, 0.0)
-    torch.library.opcheck(ops.cross_entropy.default, (x32, y, None, None, None, *plain, True))
+    torch.library.opcheck(ops.cross_entropy.default, (x32, y, None, None, None, None, *plain, True))
     none = ("none", [-100, -1], 0.0, 0.1, 3.0)
     torch.library.opcheck(
-        ops.cross_entropy.default, (x32.detach(), y, None, None, None, *none, False)
+        ops.cross_entropy.default, (x32.detach(), y, None, None, None, None, *none, False)
     )
     name = ops.binary_cross_entropy_with_logits.default
     t = (x > 0).float()
     torch.library.opcheck(name, (x32, t, None, t[0] + 1, x > -1, None, "mean", 0.1, True))
     inputs = (x32.detach() @ w32.detach()).requires_grad_()
-    arguments = (inputs, w32, None, y, None, None, None, *plain, 2, [True, True, False])
+    arguments = (inputs, w32, None, y, None, None, None, None, *plain, 2, [True, True, False])
     torch.library.opcheck(ops.linear_cross_entropy.default, arguments)
 
 
@@ -429,6 +429,196 @@ def test_saved_tensor_hooks(x, y):
     with torch.autograd.graph.save_on_cpu():
         actual = grad_of(lambda x: cross_entropy(x, y) * 2, x)
     torch.testing.assert_close(actual, grad_of(lambda x: F.cross_entropy(x, y) * 2, x))
+
+
+# What is left of PyTorch's machinery
+
+
+def test_in_pytorchs_own_place(x, y, w, monkeypatch):
+    """Put where PyTorch's functions are found, ours still reach those that were there."""
+    names = ("cross_entropy", "binary_cross_entropy_with_logits", "linear_cross_entropy")
+    modules = ("CrossEntropyLoss", "BCEWithLogitsLoss", "LinearCrossEntropyLoss")
+    q = torch.rand_like(x).requires_grad_()
+    v = torch.rand_like(x[0])
+
+    def calls():
+        yield lambda: F.cross_entropy(x, q)
+        yield lambda: F.binary_cross_entropy_with_logits(x, q, v)
+        yield lambda: F.linear_cross_entropy(x @ w, w, q)
+        yield lambda: torch.nn.CrossEntropyLoss(label_smoothing=0.1)(x, q)
+        yield lambda: torch.nn.BCEWithLogitsLoss(pos_weight=v)(x, q)
+        torch.manual_seed(3)
+        module = torch.nn.LinearCrossEntropyLoss(3, 5, device=x.device, dtype=x.dtype)
+        yield lambda: module(x @ w, q)
+        yield lambda: torch.nn.CrossEntropyLoss()(x, y)
+        # What is wrong, PyTorch says.
+        yield lambda: F.cross_entropy(x, y[:2])
+        yield lambda: F.binary_cross_entropy_with_logits(x, q[:2])
+        yield lambda: F.linear_cross_entropy(x, w, y)
+        yield lambda: torch.nn.CrossEntropyLoss(reduction="median")(x, y)
+        yield lambda: torch.nn.BCEWithLogitsLoss()(x, q[0])
+
+    def results():
+        for call in calls():
+            try:
+                loss = call()
+                grads = torch.autograd.grad(loss, q) if loss.requires_grad else ()
+                yield [loss.detach(), *grads]
+            except RecursionError:
+                raise
+            except (RuntimeError, ValueError) as error:
+                yield type(error), str(error)
+
+    expected = list(results())
+    assert sum(isinstance(found, tuple) for found in expected) == 5
+    for functions, classes in ((names, ()), (names, modules), ((), modules)):
+        with monkeypatch.context() as patch:
+            for name in functions:
+                patch.setattr(F, name, getattr(xentrs.torch, name))
+            for name in classes:
+                patch.setattr(torch.nn, name, getattr(xentrs.torch, name))
+            for found, true in zip(results(), expected, strict=True):
+                if isinstance(true, tuple):
+                    assert found == true
+                else:
+                    torch.testing.assert_close(found, true)
+
+
+def test_jit_trace_is_refused(x, y, w):
+    """It would keep the example's loss as a constant."""
+    t = x.sigmoid()
+    for name, f in (
+        ("cross_entropy", lambda x: cross_entropy(x, y)),
+        ("cross_entropy", lambda x: cross_entropy(x, y, z_loss=0.1)),
+        ("cross_entropy", lambda x: xentrs.torch.CrossEntropyLoss()(x.float(), y)),
+        ("binary_cross_entropy_with_logits", lambda x: bce(x, t)),
+        ("linear_cross_entropy", lambda x: linear(x @ w, w, y)),
+    ):
+        with pytest.raises(NotImplementedError, match=rf"xentrs.torch.{name} .*torch.jit.trace"):
+            torch.jit.trace(f, (x,))
+        assert f(x).isfinite()
+
+
+def two(t, other=None):
+    """Return a tensor of two parts, of which every operation is done twice."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    if other is None:
+        other = t * 2.0 if t.is_floating_point() else t.roll(1)
+    return TwoTensor(t.detach().clone(), other.detach().clone())
+
+
+def assert_same_kind(ours, theirs, **near):
+    for our, their in zip(ours, theirs, strict=True):
+        assert type(our) is type(their)
+        if hasattr(their, "b"):
+            torch.testing.assert_close(our.a, their.a, **near)
+            torch.testing.assert_close(our.b, their.b, **near)
+        else:
+            torch.testing.assert_close(our, their, **near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_subclasses_beside_plain_logits(x, y, w, dtype):
+    """A target, weight or weight of a layer of two parts: a loss and a gradient of two parts."""
+    x, w = x.to(dtype), w.to(dtype)
+    v, q = two(torch.rand_like(x[0])), two(torch.rand_like(x))
+    t, y2, w2 = x.sigmoid(), two(y), two(w)
+    near = {"rtol": 0.02, "atol": 0.02} if dtype.itemsize == 2 else {}
+    for f in (
+        lambda m, x, p: m.cross_entropy(x, p(y2)),
+        lambda m, x, p: m.cross_entropy(x, p(y2), reduction="sum", label_smoothing=0.1),
+        lambda m, x, p: m.cross_entropy(x, p(y2), reduction="none"),
+        lambda m, x, p: m.cross_entropy(x, y, p(v)),
+        lambda m, x, p: m.cross_entropy(x, p(q)),
+        lambda m, x, p: m.binary_cross_entropy_with_logits(x, p(q)),
+        lambda m, x, p: m.binary_cross_entropy_with_logits(x, t, p(v)),
+        lambda m, x, p: m.binary_cross_entropy_with_logits(x, t, pos_weight=p(v)),
+        lambda m, x, p: m.linear_cross_entropy(x @ w, w, p(y2)),
+        lambda m, x, p: m.linear_cross_entropy(x @ w, p(w2), y),
+        lambda m, x, p: m.linear_cross_entropy(x @ w, w, y, weight=p(v)),
+    ):
+        a = x.clone().requires_grad_()
+        loss = f(xentrs.torch, a, lambda t: t)
+        (grad,) = torch.autograd.grad(loss.sum(), a)
+        for part in "ab":
+            expected = f(F, a, lambda t, part=part: getattr(t, part))
+            (true,) = torch.autograd.grad(expected.sum(), a)
+            torch.testing.assert_close(getattr(loss, part), expected, **near)
+            torch.testing.assert_close(getattr(grad, part), true, **near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_two_parts_that_arrive_stay_two(x, y, w, dtype, reduction):
+    x, w = x.to(dtype), w.to(dtype)
+    t, q = x.sigmoid(), x.softmax(1)
+    near = {"rtol": 0.02, "atol": 0.02} if dtype.itemsize == 2 else {}
+    for f in (
+        lambda m, x: m.cross_entropy(x, y, reduction=reduction),
+        lambda m, x: m.cross_entropy(x, q, reduction=reduction),
+        lambda m, x: m.cross_entropy(
+            x * 1, y, reduction=reduction, **({"inplace": True} if m is xentrs.torch else {})
+        ),
+        lambda m, x: m.binary_cross_entropy_with_logits(x, t, reduction=reduction),
+        lambda m, x: m.linear_cross_entropy(x @ w, w, y, reduction=reduction),
+    ):
+        results = []
+        for module in (xentrs.torch, F):
+            a = x.clone().requires_grad_()
+            loss = f(module, a)
+            torch.manual_seed(2)
+            up = torch.rand(loss.shape, device=loss.device, dtype=torch.float64).to(loss.dtype)
+            # The first part alone would be 1, of which nothing is to be done.
+            up = two(torch.ones_like(up), up)
+            results.append(torch.autograd.grad(loss, a, up))
+        assert_same_kind(*results, **near)
+
+
+class Counting(torch.Tensor):
+    """Sees every function that is called with it."""
+
+    seen = ()
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        Counting.seen = (*Counting.seen, func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_subclasses_that_see_functions(x, y):
+    for arguments in ((x.as_subclass(Counting), y), (x, y.as_subclass(Counting))):
+        Counting.seen = ()
+        loss = cross_entropy(*arguments)
+        assert torch.ops.xentrs.cross_entropy.default in Counting.seen
+        assert type(loss) is Counting
+        torch.testing.assert_close(loss.as_subclass(torch.Tensor), F.cross_entropy(x, y))
+    t = x.sigmoid().as_subclass(Counting)
+    assert type(bce(x, t)) is Counting
+
+
+def test_modules_pickled_before_there_were_our_options(x, y):
+    """They have the defaults; signatures show every argument."""
+    import inspect
+    import pickle
+
+    losses = xentrs.torch
+    for module, arguments in (
+        (losses.CrossEntropyLoss(label_smoothing=0.1), (x.cpu(), y.cpu())),
+        (losses.BCEWithLogitsLoss(), (x.cpu(), x.cpu().sigmoid())),
+        (losses.LinearCrossEntropyLoss(5, 6, dtype=x.dtype), (x.cpu(), y.cpu())),
+    ):
+        own = set(inspect.signature(type(module)).parameters)
+        own -= set(inspect.signature(type(module).__bases__[0]).parameters)
+        assert own
+        expected = module(*arguments)
+        for name in own:
+            del module.__dict__[name]
+        old = pickle.loads(pickle.dumps(module))
+        assert not own & set(old.__dict__)
+        torch.testing.assert_close(old(*arguments), expected)
+        kinds = {p.kind for p in inspect.signature(type(module)).parameters.values()}
+        assert inspect.Parameter.VAR_KEYWORD not in kinds
 
 
 # Linear

@@ -76,6 +76,37 @@ def check(rank):
         assert_close(loss, expected)
         assert_close(mine.grad, x.grad[:, 7 * rank : 7 * rank + 7])
 
+    # What does not count, whatever stands there and whatever arrives.
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for reduction in ("none", "mean"):
+            for z, e in ((0.0, 0.0), (0.1, 0.1)):
+                torch.manual_seed(0)
+                x = torch.randn(4, 6).to(dtype)
+                x[1], x[2, 0], x[2, 5] = math.nan, math.inf, math.nan
+                y = torch.tensor([5, -100, 0, 3])
+                s = torch.tensor([1.0, 1.0, 0.0, 2.0])
+                mine = x[:, 3 * rank : 3 * rank + 3].clone().requires_grad_()
+                whole = x.double()[[0, 3]].requires_grad_()
+                options = {"z_loss": z, "label_smoothing": e, "reduction": reduction}
+                loss = xentrs.torch.vocab_parallel_cross_entropy(
+                    mine, y, sample_weight=s, **options
+                )
+                expected = xentrs.torch.cross_entropy(
+                    whole, y[[0, 3]], sample_weight=s[[0, 3]], **options
+                )
+                up = torch.full_like(loss, math.nan)
+                up[[0, 3] if reduction == "none" else ()] = 1.0
+                (grad,) = torch.autograd.grad(loss, mine, up, retain_graph=True)
+                (true,) = torch.autograd.grad(expected.sum(), whole)
+                near = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+                assert_close(loss.sum().double(), expected.sum(), **near)
+                here = true[:, 3 * rank : 3 * rank + 3]
+                assert_close(grad[[0, 3]].double(), here, **near)
+                assert (grad[1:3] == 0).all(), grad
+                (grad,) = torch.autograd.grad(loss, mine, torch.full_like(loss, math.nan))
+                assert (grad[1:3] == 0).all(), grad
+                assert grad[[0, 3]].isnan().all(), grad
+
     # float16 with loss scaling.
     x = torch.randn(64, 8000).half().requires_grad_()
     mine = x.detach()[:, 4000 * rank : 4000 * rank + 4000].clone().requires_grad_()

@@ -42,20 +42,22 @@ common = dict(R=1, B=4096, MANY=True, IGNORED=-100, NEAR=40.0)
 plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, SOFT=False)
 all_ = dict(SMOOTHING=0.1, EVEN=1e-4, Z=1e-4, CAP=30.0, SOFT=False)
 for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
-    floats = {"x": "*" + x, "grad": "*" + x, "loss": "*" + acc, "divisor": "*" + acc}
+    floats = {"x": "*" + x, "grad": "*" + x, "loss": "*" + acc, "divisor": "*fp64"}
     real = tl.float64 if acc == "fp64" else tl.float32
     for options in (plain, all_, plain | {"SOFT": True, "IGNORED": None, "grad": None}):
         soft = options["SOFT"]
-        types = floats | {"target": "*" + x if soft else "*i64"}
+        types = floats | {"target": "*" + x if soft else "*i64", "z_divisor": "*fp64"}
         constants = common | options | {"ACC": real}
         if options is plain:
-            constants |= {"weight": None, "sample_weight": None}
+            constants |= {"weight": None, "sample_weight": None, "z_divisor": None}
         else:
             types |= {"weight": "*fp32", "sample_weight": "*fp32"}
         compile(_cross_entropy, "_softmax", types, **constants)
     types = floats | {"target": "*i1", "weight": "*fp32", "pos_weight": "*fp32", "where": "*i1"}
     compile(_binary, "_binary", types, SMOOTHING=0.1, SUM=True, ACC=real, B=2048)
-    compile(_autograd, "_scale", {"grad": "*" + x, "factor": "*" + acc}, BLOCK=4096)
+    types = {"grad": "*" + x, "factor": "*" + acc, "counts": "*i1"}
+    compile(_autograd, "_scale", types, BLOCK=4096)
+    compile(_autograd, "_scale", types, BLOCK=4096, counts=None)
 """
 
 

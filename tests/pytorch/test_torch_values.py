@@ -99,6 +99,218 @@ def tolerance(dtype):
     return {"rtol": 8 * eps, "atol": 8 * eps}
 
 
+def z_reference(x, y, s, w, z, e, reduction, denominator=None):
+    """Return the contract's loss: the part of z_loss has a divisor of its own."""
+    kept = (y != -100) & (s != 0)
+    if w is not None and not e:
+        kept &= w[y.clamp(min=0)] != 0
+    w_y = 1.0 if w is None else w[y.clamp(min=0)]
+    loss = F.cross_entropy(x, y, w, label_smoothing=e, reduction="none")
+    penalty = z * torch.where(kept, s * x.logsumexp(1) ** 2, 0.0)
+    loss = torch.where(kept, s * loss, 0.0)
+    if reduction == "none":
+        return loss + penalty
+    if reduction == "sum":
+        return (loss + penalty).sum()
+    if denominator is not None:
+        return (loss + penalty).sum() / denominator
+    return loss.sum() / (s * w_y * kept).sum() + penalty.sum() / (s * kept).sum()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_z_loss_is_not_weighted(smoothing, dtype, backend, small_tiles):
+    """Neither class weights nor smoothing touch it; what counts for nothing has none of it."""
+    x, y = draw((7, 5), (7,))
+    x, y = x.to(dtype), torch.tensor([0, 1, -100, 2, 4, 3, 0])
+    s = torch.tensor([1.0, 2.0, 1.0, 0.5, 0.0, 1.5, 0.25], dtype=torch.float64)
+    for w in (None, [0.5, 1.0, 2.0, 0.0, 3.0], [50.0, 100.0, 200.0, 0.0, 300.0], [-1.0] * 5):
+        w = None if w is None else torch.tensor(w, dtype=torch.float64)
+        for reduction, denominator in (
+            ("mean", None),
+            ("mean", 3.0),
+            ("sum", None),
+            ("none", None),
+        ):
+            options = {"reduction": reduction, "denominator": denominator}
+            a = x.double().requires_grad_()
+            expected = z_reference(a, y, s, w, 0.1, smoothing, **options)
+            b = x.to(backend).detach().requires_grad_()
+            eye = torch.eye(5, dtype=dtype, device=backend)
+            options |= {"weight": None if w is None else w.to(backend), "z_loss": 0.1}
+            options |= {"sample_weight": s.to(backend), "label_smoothing": smoothing}
+            up = torch.linspace(0.5, 1.5, expected.numel(), dtype=torch.float64)
+            up = up.reshape(expected.shape)
+            (true,) = torch.autograd.grad(expected, a, up)
+            bad = b.detach().clone()
+            bad[2], bad[4] = math.nan, math.inf  # as they count for nothing
+            for logits in (b, bad.requires_grad_()):
+                actual = cross_entropy(logits, y.to(backend), **options)
+                (grad,) = torch.autograd.grad(actual, logits, up.to(actual.dtype).to(backend))
+                torch.testing.assert_close(actual.cpu().double(), expected, **tolerance(dtype))
+                torch.testing.assert_close(grad.cpu().double(), true, **tolerance(dtype))
+            of_layer = xentrs.torch.linear_cross_entropy(b, eye, y.to(backend), **options)
+            torch.testing.assert_close(of_layer.cpu().double(), expected, **tolerance(dtype))
+
+
+def test_z_loss_of_one_class(backend):
+    """It alone is left."""
+    for dtype in DTYPES:
+        x = torch.tensor([[3.0], [-2.0], [5.0]], dtype=dtype, device=backend, requires_grad=True)
+        y = torch.tensor([0, 0, -100], device=backend)
+        for w in (None, torch.tensor([7.0], dtype=dtype, device=backend)):
+            loss = cross_entropy(x, y, w, z_loss=0.5)
+            (grad,) = torch.autograd.grad(loss, x)
+            assert loss.item() == pytest.approx(0.5 * (9 + 4) / 2)
+            assert grad.flatten().tolist() == [1.5, -1.0, 0.0]
+
+
+def test_second_derivatives_of_z_loss_with_class_weights(backend):
+    x, y = draw((4, 5), (4,))
+    y[1] = -100
+    x, y, w = x.to(backend), y.to(backend), torch.rand(5, dtype=torch.float64, device=backend)
+    x.requires_grad_()
+    s = torch.rand(4, dtype=torch.float64, device=backend)
+    for smoothing in (0.0, 0.2):
+        f = lambda x, e=smoothing: cross_entropy(  # noqa: E731
+            x, y, w, z_loss=0.1, sample_weight=s, label_smoothing=e
+        )
+        assert torch.autograd.gradgradcheck(f, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_infinite_logits_under_softcap(soft, dtype, backend, small_tiles):
+    """-inf stays out, inf and NaN are NaN of that sample alone."""
+    inf = math.inf
+    x = torch.randn(4, 20, dtype=torch.float64).to(dtype).double()
+    x[1, 3:18], x[2, 5], x[3, 17] = -inf, inf, math.nan
+    y = torch.tensor([0, 1, 2, 2])
+    target = F.one_hot(y, 20).to(dtype) if soft else y
+    capped = torch.where(x.isinf(), x, 3.0 * (x / 3.0).tanh()).requires_grad_()
+    expected = F.cross_entropy(capped, y, reduction="none")
+    (true,) = torch.autograd.grad(expected[:2].sum(), capped)
+    true = true * (1.0 - (x / 3.0).tanh() ** 2)
+    a = x.to(dtype).to(backend).requires_grad_()
+    loss = cross_entropy(a, target.to(backend), softcap=3.0, reduction="none")
+    loss.sum().backward()
+    torch.testing.assert_close(loss[:2].cpu().double(), expected[:2], **tolerance(dtype))
+    torch.testing.assert_close(a.grad[:2].cpu().double(), true[:2], **tolerance(dtype))
+    assert (a.grad[1, 3:18] == 0).all()
+    assert loss[2:].isnan().all()
+    assert a.grad[2:].isnan().any(1).all()
+
+
+@pytest.mark.parametrize("logits", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_wider_labels_and_weights_are_not_rounded(logits, backend):
+    """`1 - t` of float64 labels, weights beyond float32."""
+    bce = xentrs.torch.binary_cross_entropy_with_logits
+    x = torch.tensor([20.0, 100.0, -30.0, 5.0], dtype=logits, device=backend, requires_grad=True)
+    t = torch.tensor([0.999999, 1.0 - 1e-9, 1e-9, 0.25], dtype=torch.float64, device=backend)
+    for options in (
+        {},
+        {"label_smoothing": 1e-6},
+        {"pos_weight": torch.tensor(1e39, dtype=torch.float64, device=backend)},
+        {"weight": torch.tensor([1e39, 1e39, 1e39, 1e-9], dtype=torch.float64, device=backend)},
+        {"weight": torch.tensor(1e-46, dtype=torch.float64, device=backend)},
+    ):
+        e = options.get("label_smoothing", 0.0)
+        z, u = x.detach().double(), (1.0 - e) * t + 0.5 * e
+        v = options.get("pos_weight", torch.ones_like(t))
+        w = options.get("weight", torch.ones_like(t))
+        true = w * (
+            (1.0 - u) * F.softplus(z, threshold=1e9) + v * u * F.softplus(-z, threshold=1e9)
+        )
+        slope = w * ((1.0 - u) * z.sigmoid() - v * u * (-z).sigmoid())
+        loss = bce(x, t, reduction="none", **options)
+        (grad,) = torch.autograd.grad(loss.sum(), x)
+        assert loss.dtype == torch.float64
+        near = {"rtol": 1e-6, "atol": 1e-45}
+        torch.testing.assert_close(loss, true.float().double(), **near)
+        near["rtol"] = max(near["rtol"], torch.finfo(logits).eps)
+        near["atol"] = torch.finfo(logits).smallest_normal * torch.finfo(logits).eps
+        torch.testing.assert_close(grad, slope.to(logits), **near)
+
+
+def test_means_of_losses_whose_sum_exceeds_float32(backend):
+    bce = xentrs.torch.binary_cross_entropy_with_logits
+    huge = 3.0e38
+    for options in ({}, {"z_loss": 0.0, "sample_weight": torch.ones(4000, device=backend)}):
+        x = torch.tensor([[-huge, 0.0]], device=backend).repeat(4000, 1)
+        y = torch.zeros(4000, dtype=torch.long, device=backend)
+        for target in (y, F.one_hot(y, 2).float()):
+            loss = cross_entropy(x, target, **options)
+            assert loss.item() == pytest.approx(huge, rel=1e-6)
+            assert cross_entropy(x, target, reduction="sum", **options) == math.inf
+    x = torch.tensor([[-3.4e38, 3.4e38], [0.0, 0.0], [0.0, 1.0], [1.0, 1.0]], device=backend)
+    y = torch.tensor([0, 1, 1, 0], device=backend)
+    for target in (y, F.one_hot(y, 2).float()):
+        assert cross_entropy(x, target).item() == pytest.approx(1.7e38, rel=1e-6)
+        assert cross_entropy(x, target, label_smoothing=0.5).item() == pytest.approx(
+            1.275e38, rel=1e-6
+        )
+        assert cross_entropy(x, target, denominator=1e9).item() == pytest.approx(6.8e29)
+    flat = torch.full((5000,), huge, device=backend)
+    zeros = torch.zeros_like(flat)
+    assert bce(flat, zeros).item() == pytest.approx(huge, rel=1e-6)
+    assert bce(flat, zeros, denominator=1e9).item() == pytest.approx(1.5e33, rel=1e-6)
+    assert bce(flat, zeros, reduction="sum") == math.inf
+    x = torch.full((4, 3), 1e19, device=backend)
+    y = torch.zeros(4, dtype=torch.long, device=backend)
+    assert cross_entropy(x, y, z_loss=0.9).item() == pytest.approx(0.9e38, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weight_0_counts_for_nothing(dtype, backend):
+    """Of whatever logits, targets and losses."""
+    inf, nan = math.inf, math.nan
+    bad = torch.tensor([[-inf, 0.0], [0.0, 0.0], [nan, 0.0], [inf, inf]], device=backend).to(dtype)
+    q = torch.tensor([[1.0, 0.0], [1.0, 0.0], [nan, 0.0], [0.5, inf]], device=backend).to(dtype)
+    y = torch.tensor([0, 0, 0, 0], device=backend)
+    s = torch.tensor([0.0, 1.0, 0.0, 0.0], device=backend)
+    two, w = torch.tensor([1, 0, 1, 1], device=backend), torch.tensor([1.0, 0.0], device=backend)
+    calls = [
+        (y, {"sample_weight": s}),
+        (q, {"sample_weight": s}),
+        (q, {"sample_weight": s, "label_smoothing": 0.1, "weight": w + 0.5}),
+        (two, {"weight": w.to(dtype)}),
+        (y, {"sample_weight": s, "softcap": 3.0, "z_loss": 0.1}),
+        (q, {"sample_weight": s, "softcap": 3.0}),
+    ]
+    for target, options in calls:
+        for reduction in ("mean", "sum", "none"):
+            a = bad.clone().requires_grad_()
+            loss = cross_entropy(a, target, reduction=reduction, **options)
+            (grad,) = torch.autograd.grad(loss.sum(), a)
+            one = {k: v[1:2] if k == "sample_weight" else v for k, v in options.items()}
+            expected = cross_entropy(bad[1:2], target[1:2], reduction="sum", **one)
+            torch.testing.assert_close(loss.sum(), expected, **tolerance(dtype))
+            assert loss.dim() == 0 or (loss[[0, 2, 3]] == 0).all()
+            assert (grad[[0, 2, 3]] == 0).all()
+            assert grad[1].isfinite().all()
+            assert grad[1].any()
+            eye = torch.eye(2, dtype=dtype, device=backend)
+            layer = xentrs.torch.linear_cross_entropy(bad, eye, target, reduction="sum", **options)
+            torch.testing.assert_close(layer, expected, **tolerance(dtype))
+    bce = xentrs.torch.binary_cross_entropy_with_logits
+    weight = torch.tensor([[0.0], [1.0], [0.0], [0.0]], device=backend).to(dtype)
+    for options in ({"weight": weight}, {"where": weight != 0}):
+        for reduction in ("mean", "sum", "none"):
+            a = bad.clone().requires_grad_()
+            loss = bce(a, q, reduction=reduction, **options)
+            (grad,) = torch.autograd.grad(loss.sum(), a)
+            n = {"mean": 8 if "weight" in options else 2}.get(reduction, 1)
+            torch.testing.assert_close(
+                loss.sum().double().cpu(),
+                torch.tensor(2 * math.log(2.0) / n, dtype=torch.float64),
+                **tolerance(dtype),
+            )
+            assert (grad[[0, 2, 3]] == 0).all()
+            torch.testing.assert_close(
+                grad[1] * n, torch.tensor([-0.5, 0.5], device=backend).to(dtype)
+            )
+
+
 def test_digits_are_kept(backend):
     """What other libraries lose: small losses, and losses under an offset."""
     x = torch.tensor([[17.0, 0.0], [0.0, 0.0]], device=backend, requires_grad=True)
@@ -309,12 +521,14 @@ def test_strides(backend):
     )
     for layout in layouts:
         for dtype in (torch.float64, torch.float16):
-            sample = Sample("cross_entropy", [layout, y])
             a, b = (layout.to(dtype).to(backend).detach().requires_grad_() for _ in range(2))
-            F.cross_entropy(a, y.to(backend)).backward()
-            cross_entropy(b, y.to(backend)).backward()
-            torch.testing.assert_close(a.grad, b.grad, **tolerance(dtype))
-            assert sample.arguments[0] is layout
+            before = b.detach().clone()
+            (expected,) = torch.autograd.grad(F.cross_entropy(a, y.to(backend)), a)
+            (grad,) = torch.autograd.grad(cross_entropy(b, y.to(backend)), b)
+            torch.testing.assert_close(grad, expected, **tolerance(dtype))
+            if layout.stride(0) and layout.stride(0) < 144:  # without gaps
+                assert grad.stride() == torch.empty_like(b).stride()
+            assert b.detach().equal(before)
 
 
 def test_autocast(backend):
@@ -441,6 +655,7 @@ def test_chunks_of_logits_that_are_not_contiguous(small_tiles):
             args = (
                 x.to(dtype).requires_grad_(),
                 y,
+                None,
                 None,
                 None,
                 None,

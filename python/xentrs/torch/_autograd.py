@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias, no_type_check
 
 import torch
@@ -13,7 +15,7 @@ from torch.autograd import forward_ad
 
 from xentrs._xentrs import is_one
 from xentrs.torch import _backend
-from xentrs.torch._backend import Kernel
+from xentrs.torch._backend import Kernel, _is_compiling
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -26,16 +28,29 @@ _LIBRARY = torch.library.Library("xentrs", "FRAGMENT")
 
 @Kernel
 @no_type_check
-def _scale(grad, factor, n, BLOCK: tl.constexpr):
+def _scale(grad, factor, counts, classes, inner, n, BLOCK: tl.constexpr):
     # To read the factor here spares waiting for it on the host; nothing moves where it is 1.
     f = tl.load(factor)
     if f != 1.0:
         i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         g = tl.load(grad + i, mask=i < n)
-        tl.store(grad + i, (g.to(f.dtype) * f).to(g.dtype), mask=i < n)
+        g = (g.to(f.dtype) * f).to(g.dtype)
+        if counts is not None:  # noqa: SIM102 (known when the kernel is compiled)
+            if (f != f) | (tl.abs(f) == float("inf")):  # times 0 that is NaN
+                sample = i // classes // inner * inner + i % inner
+                g = tl.where(tl.load(counts + sample, mask=i < n, other=0) != 0, g, 0.0)
+        tl.store(grad + i, g, mask=i < n)
 
 
 keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+
+
+def is_traced(*arriving: Tensor) -> bool:
+    """Whether a backward is compiled, or what arrives has operations of its own.
+
+    Then nothing is done in place, and nothing but operators is called.
+    """
+    return _is_compiling() or not _backend.is_plain(*arriving)
 
 
 def is_batched(factor: Tensor) -> bool:
@@ -43,31 +58,77 @@ def is_batched(factor: Tensor) -> bool:
     return _backend.has_transforms() or torch._C._functorch.is_legacy_batchedtensor(factor)
 
 
-def scaled(grad: Tensor, factor: Tensor, axis: int | None = None) -> Tensor:
+def counted(factor: Tensor, counts: Tensor | None) -> Tensor:
+    """Return what arrives at the loss, 0 where the gradient is 0 whatever arrives."""
+    return factor if counts is None else torch.where(counts, factor, 0.0)
+
+
+def is_done(factor: Tensor) -> bool:
+    """Whether the stored gradient is what is returned: 1 arrives, and nobody needs it again."""
+    return (
+        type(factor) is Tensor
+        and not _is_compiling()
+        and not keeps_graph()
+        and not factor.is_neg()
+        and is_one(factor)
+    )
+
+
+def scaled(
+    grad: Tensor, factor: Tensor, counts: Callable[[], Tensor | None], axis: int | None = None
+) -> Tensor:
     """Return the stored gradient times what arrives at the loss, if possible in its own memory.
 
-    `axis` is the axis of `grad` that `factor` does not have, unless it is a number.
+    `counts()` says which of its entries count, and broadcasts to `grad`: the others stay 0, also
+    where NaN or inf arrives. `axis` is the axis of `grad` that `factor` does not have, unless it is
+    a number.
     """
-    if keeps_graph():
-        grad = grad.clone()  # another backward pass may need it as it is
-    if factor.is_neg():
-        factor = factor.resolve_neg()
-    if is_one(factor):
-        return grad
+    traced = _is_compiling() or type(factor) is not Tensor
+    if not traced:
+        if keeps_graph():
+            grad = grad.clone()  # another backward pass may need it as it is
+        if factor.is_neg():
+            factor = factor.resolve_neg()
+        if is_one(factor):
+            return grad
     if axis is not None and factor.dim():
         factor = factor.unsqueeze(axis)
-    if is_batched(factor):
-        return grad * factor
-    if factor.dim() or not _backend.uses_triton(grad):
+    if traced or is_batched(factor):
+        return (grad * counted(factor, counts())).to(grad.dtype)
+    if not _backend.uses_triton(grad):
+        if not math.isfinite(factor.sum().item()):
+            factor = counted(factor, counts())
         return grad.mul_(factor)
+    found = counts()
+    if found is not None and not found.dim():
+        found, factor = None, counted(factor, found)
     n = grad.numel()
-    if grad.untyped_storage().nbytes() != n * grad.itemsize:  # a view that may have gaps
-        return grad.mul_(factor)
+    place = (1, 1) if found is None else _place(grad, found)
+    # A view may have gaps.
+    whole = grad.untyped_storage().nbytes() == n * grad.itemsize
+    if factor.dim() or place is None or not whole:
+        return grad.mul_(counted(factor, found))
     block = 4096
     if n:
         factor = factor.to(_backend.accumulator(grad.dtype))
-        _scale[(-(-n // block),)](grad, factor, n, BLOCK=block, num_warps=8)
+        found = None if found is None else found.contiguous()
+        _scale[(-(-n // block),)](
+            grad, factor, found, *place, n, BLOCK=block, num_warps=8
+        )  # fmt: skip
     return grad
+
+
+def _place(grad: Tensor, counts: Tensor) -> tuple[int, int] | None:
+    """Return how many entries of a gradient, in memory, share what counts, and in what steps."""
+    if counts.shape == grad.shape:
+        return (1, 1) if grad.is_contiguous() else None
+    axes = [i for i, (n, m) in enumerate(zip(grad.shape, counts.shape, strict=False)) if n != m]
+    if len(axes) != 1 or counts.dim() != grad.dim():
+        return None
+    (axis,) = axes
+    if grad.is_contiguous():
+        return grad.shape[axis], prod(grad.shape[axis + 1 :])
+    return (grad.shape[axis], 1) if grad.movedim(axis, -1).is_contiguous() else None
 
 
 # What a second derivative needs: tensors, of which large ones are not kept alive for it.
@@ -77,15 +138,15 @@ Remembered: TypeAlias = Sequence[tuple[Tensor | weakref.ref[Tensor], int] | None
 KEPT = 1 << 24
 
 
-def remember(*tensors: Tensor | None) -> Remembered:
-    """Return the tensors as they are now, references to those that are large."""
+def remember(tensors: Sequence[Tensor | None], weak: int) -> Remembered:
+    """Return the tensors as they are now; of the first ones only references if they are large."""
     return [
-        None if t is None else (t if t.nbytes <= KEPT else weakref.ref(t), t._version)
-        for t in tensors
+        None if t is None else (weakref.ref(t) if i < weak and t.nbytes > KEPT else t, t._version)
+        for i, t in enumerate(tensors)
     ]
 
 
-def recall(name: str, remembered: Remembered) -> list[Any]:
+def recall(name: str, remembered: Remembered, what: str = "a second derivative") -> list[Any]:
     """Return the tensors, or say why they cannot be had."""
     tensors: list[Any] = []
     for found in remembered:
@@ -93,11 +154,14 @@ def recall(name: str, remembered: Remembered) -> list[Any]:
             tensors.append(None)
             continue
         tensor = found[0] if isinstance(found[0], Tensor) else found[0]()
+        if _is_compiling():  # does not know versions
+            tensors.append(tensor)
+            continue
         if tensor is None or tensor._version != found[1]:
             how = "changed" if tensor is not None else f"freed (of more than {KEPT >> 20} MiB)"
             raise RuntimeError(
-                f"xentrs.torch.{name}: a second derivative needs the inputs, but one was {how} "
-                "after the loss had been computed"
+                f"xentrs.torch.{name}: {what} needs the inputs, but one was {how} after the "
+                "loss had been computed"
             )
         tensors.append(tensor)
     return tensors
@@ -123,7 +187,7 @@ def again(gradient: Callable[..., Tensor], call: Any, options: Any, factor: Tens
     dtype = call.input.dtype
     if is_late(call.input):
         call = call._replace(input=call.input.float())
-    return (gradient(call, options) * call.wide(factor)).to(dtype)
+    return (gradient(call, options) * call.arriving(factor, options)).to(dtype)
 
 
 def late_gradient(
@@ -161,11 +225,21 @@ def late(
         @staticmethod
         def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
             call, options = ctx.kind(*ctx.saved_tensors), ctx.options
-            if torch.is_grad_enabled() or is_batched(factor):
+            if torch.is_grad_enabled():
+                return again(gradient, call, options, factor), None, None
+            if is_traced(factor):
+                return gradient(*times(call, options, factor)), None, None
+            if is_batched(factor):
                 return again(gradient, call, options, factor), None, None
             return evaluate(*times(call, options, factor), True)[1], None, None
 
     return Late
+
+
+class SingleLevel(torch.autograd.function._SingleLevelFunction):
+    """An autograd function without `torch.func`'s part, called where no transform is active."""
+
+    _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
 
 
 # Operators
@@ -190,7 +264,7 @@ def define(
 
     # Of a single level: the transforms of torch.func are the dispatcher's, which comes here once
     # for each of them.
-    class Traced(torch.autograd.function._SingleLevelFunction):
+    class Traced(SingleLevel):
         @staticmethod
         def forward(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
             # For the transforms around this one.

@@ -7,6 +7,7 @@ tensors on the CPU go through the GPU's kernels, in Triton's interpreter.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
@@ -80,6 +81,13 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in HALVES else dtype
 
 
+def scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """Return a number as a tensor on the CPU, infinite where the dtype ends."""
+    if abs(value) > torch.finfo(dtype).max:  # which PyTorch refuses
+        value = math.copysign(math.inf, value)
+    return torch.scalar_tensor(value, dtype=dtype, device="cpu")
+
+
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a new contiguous tensor; a large one on the CPU may take the place of a freed one.
 
@@ -101,6 +109,14 @@ def empty_like(tensor: Tensor) -> Tensor:
 _is_compiling = torch.compiler.is_dynamo_compiling  # other tracers are dispatch modes
 has_transforms = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_tracing = torch._C._is_tracing
+
+
+def is_plain(*values: object) -> bool:
+    """Whether no value is a tensor of a subclass, whose operations are its own."""
+    return all(
+        [type(t) is Tensor or type(t) is Parameter or not isinstance(t, Tensor) for t in values]
+    )
 
 
 def is_eager(tensor: Tensor) -> bool:
@@ -108,11 +124,21 @@ def is_eager(tensor: Tensor) -> bool:
     return (
         (type(tensor) is Tensor or type(tensor) is Parameter)
         and not _is_compiling()
+        and not _is_tracing()
         and not has_transforms()
         and _dispatch_modes() == 0
         and forward_ad._current_level < 0
         and not tensor.is_meta
     )
+
+
+def refuse_tracing(name: str) -> None:
+    """Raise under `torch.jit.trace`, which would keep the loss of its example as a constant."""
+    if not _is_compiling() and _is_tracing():
+        raise NotImplementedError(
+            f"xentrs.torch.{name} cannot be traced by torch.jit.trace: use torch.compile or "
+            "torch.export, or torch.nn.functional's loss in what is traced"
+        )
 
 
 def wants_gradient(tensor: Tensor) -> bool:

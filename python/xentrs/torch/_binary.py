@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, no_type_check
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits as _pytorchs
 
 import xentrs
 from xentrs.torch import _autograd, _backend
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
 from xentrs.torch._cross_entropy import _floats, as_denominator, check_denominator, check_other
-from xentrs.torch._math import log1p
+from xentrs.torch._math import log1p, narrowed
 from xentrs.torch._options import (
     Options,
     are_tensors,
@@ -43,9 +43,13 @@ class _Arguments(NamedTuple):
     where: Tensor | None
     denominator: Tensor | None  # of no dimension
 
-    def wide(self, factor: Tensor) -> Tensor:
-        """Return what arrives at the loss, or at each element's, such that it multiplies logits."""
-        return factor
+    def counts(self) -> Tensor | None:
+        """Return which elements count at all, None where all do."""
+        return _counts(self.weight, self.where)
+
+    def arriving(self, factor: Tensor, options: Options) -> Tensor:
+        """Return what arrives at the loss, or at each element's, 0 where nothing counts."""
+        return _autograd.counted(factor, self.counts())
 
     def divisor(self) -> Tensor:
         """Return what a mean divides by, in float64, without waiting for it."""
@@ -55,6 +59,13 @@ class _Arguments(NamedTuple):
         if self.where is not None:
             return self.where.expand_as(x).sum(dtype=torch.float64)
         return torch.full((), float(x.numel()), dtype=torch.float64, device=x.device)
+
+
+def _counts(weight: Tensor | None, where: Tensor | None) -> Tensor | None:
+    if weight is not None:
+        weight = weight.detach() != 0
+        return weight if where is None else weight & where
+    return where
 
 
 # On the CPU
@@ -71,7 +82,7 @@ def _rust(call: _Arguments, options: Options, with_grad: bool) -> tuple[Tensor, 
         out = _backend.empty(x.shape, x.dtype, x.device)
     loss, grad = _call_rust(x, others, denominator, options, with_grad, out)
     if isinstance(loss, float):
-        return torch.scalar_tensor(loss, dtype=x.dtype, device=x.device), grad
+        return _backend.scalar(loss, x.dtype), grad
     return torch.from_numpy(loss), grad
 
 
@@ -145,7 +156,7 @@ def _rust_by_chunks(
         return losses.view(x.shape), grad
     if divisor == 0.0 and call.denominator is None:
         total = float("nan")
-    return torch.scalar_tensor(total, dtype=dtype, device=x.device), grad
+    return _backend.scalar(total, dtype), grad
 
 
 # On a GPU
@@ -160,7 +171,7 @@ def _binary(
     i = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     live = i < n
     z = tl.load(x + i, mask=live, other=0).to(ACC)
-    t = tl.load(target + i, mask=live, other=0).to(ACC)
+    t = tl.load(target + i, mask=live, other=0).to(ACC)  # as wide as the labels
     t = (1.0 - SMOOTHING) * t + 0.5 * SMOOTHING
     v = t
     if pos_weight is not None:
@@ -168,9 +179,9 @@ def _binary(
     factor = tl.full([B], 1.0, ACC)
     if weight is not None:
         factor *= tl.load(weight + i % weights, mask=live, other=0).to(ACC)
-    keep = live
+    keep = live & (factor != 0.0)  # NaN counts
     if where is not None:
-        keep = live & (tl.load(where + i, mask=live, other=0) != 0)
+        keep &= tl.load(where + i, mask=live, other=0) != 0
     # z + softplus(-z) = softplus(z): the loss is (1 - t) softplus(z) + v softplus(-z).
     e = tl.exp(-tl.abs(z))
     tail = log1p(e)
@@ -179,17 +190,18 @@ def _binary(
     result = tl.where(z != z, z, up + down)
     result = tl.where(keep, factor * result, 0.0)
     if SUM:
-        tl.store(loss + tl.program_id(0), tl.sum(result, 0))
+        # Their sum may exceed float32 where a mean does not.
+        tl.store(loss + tl.program_id(0), tl.sum(result.to(tl.float64), 0))
     else:
         tl.store(loss + i, result, mask=live)
     if grad is not None:
         if divisor is not None:
-            factor = factor / tl.load(divisor)
+            factor = (factor / tl.load(divisor)).to(ACC)
         large, small = 1.0 / (1.0 + e), e / (1.0 + e)
         p = tl.where(z >= 0, large, small)
         q = tl.where(z >= 0, small, large)
         g = factor * ((1.0 - t) * p - v * q)
-        tl.store(grad + i, tl.where(keep, g, 0.0), mask=live)
+        tl.store(grad + i, narrowed(tl.where(keep, g, 0.0), grad), mask=live)
 
 
 def _repeated(t: Tensor | None, x: Tensor) -> Tensor | None:
@@ -210,23 +222,26 @@ def _triton(call: _Arguments, options: Options, with_grad: bool) -> tuple[Tensor
     n, dtype = x.numel(), _backend.accumulator(x.dtype)
     weight, pos_weight = _repeated(call.weight, x), _repeated(call.pos_weight, x)
     where = None if call.where is None else call.where.expand_as(x).contiguous()
-    divisor = call.divisor().to(dtype) if options.reduction == "mean" else None
+    divisor = call.divisor() if options.reduction == "mean" else None
     programs = -(-n // _BLOCK)
-    none = options.reduction == "none"
-    loss = torch.empty(x.shape if none else programs, dtype=dtype, device=x.device)
+    if options.reduction == "none":
+        loss = torch.empty(x.shape, dtype=dtype, device=x.device)
+    else:
+        loss = torch.empty(programs, dtype=torch.float64, device=x.device)
     grad = torch.empty_like(x) if with_grad else None
+    kinds = [t.dtype for t in call[:4] if t is not None]
     if n:
         _, tl = _backend.load_triton()
         _binary[(programs,)](
             x, call.target.detach().contiguous(), weight, 0 if weight is None else weight.numel(),
             pos_weight, 0 if pos_weight is None else pos_weight.numel(), where, divisor, loss, grad,
-            n, SMOOTHING=options.label_smoothing, SUM=not none,
-            ACC=tl.float64 if dtype == torch.float64 else tl.float32, B=_BLOCK, num_warps=8,
+            n, SMOOTHING=options.label_smoothing, SUM=options.reduction != "none",
+            ACC=tl.float64 if torch.float64 in kinds else tl.float32, B=_BLOCK, num_warps=8,
         )  # fmt: skip
-    if none:
+    if options.reduction == "none":
         return loss, grad
     loss = loss.sum()
-    return (loss if divisor is None else loss / divisor), grad
+    return (loss if divisor is None else loss / divisor).to(dtype), grad
 
 
 # The operator
@@ -265,16 +280,16 @@ def _backward(
     if factor is not None and not arguments[-1]:
         result = _autograd.late_gradient(_gradient_of, _times, call, options, factor)
     elif factor is not None:
-        result = (grads[0] * factor).to(call.input.dtype)
+        result = (grads[0] * call.arriving(factor, options)).to(call.input.dtype)
     if directions[0] is not None:
-        product = _second(call, options) * directions[0]
+        product = _second(call, options) * call.arriving(directions[0], options)
         result = product if result is None else result + product
     return result, *[None] * (len(arguments) - 1)
 
 
 def _times(call: _Arguments, options: Options, factor: Tensor) -> tuple[_Arguments, Options]:
     """Return a call and options whose gradient is multiplied by what arrives at the loss."""
-    factor = factor.to(_backend.accumulator(call.input.dtype))
+    factor = call.arriving(factor.to(_backend.accumulator(call.input.dtype)), options)
     denominator = call.denominator
     if options.reduction == "mean":
         denominator = call.divisor()
@@ -293,6 +308,9 @@ def _gradient_of(call: _Arguments, options: Options) -> Tensor:
 def _second(call: _Arguments, options: Options) -> Tensor:
     """Return the second derivative of each element's loss, in PyTorch's terms."""
     x = call.input.to(_backend.accumulator(call.input.dtype))
+    counts = call.counts()
+    if counts is not None:  # before anything is computed, for what differentiates this
+        x = torch.where(counts, x, 0.0)
     e = options.label_smoothing
     t = (1.0 - e) * call.target.to(x.dtype) + 0.5 * e
     scale = (1.0 - t) + (t if call.pos_weight is None else t * call.pos_weight)
@@ -301,8 +319,8 @@ def _second(call: _Arguments, options: Options) -> Tensor:
     second = scale * x.sigmoid() * (-x).sigmoid()
     if options.reduction == "mean":
         second = second / call.divisor().to(x.dtype)
-    if call.where is not None:
-        second = torch.where(call.where, second, 0.0)
+    if counts is not None:
+        second = torch.where(counts, second, 0.0)
     return second.to(call.input.dtype)
 
 
@@ -324,15 +342,21 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, call: _Arguments, options: Options) -> Tensor:
         loss, grad = _evaluate(call, options, True)
         ctx.save_for_backward(grad)
-        ctx.again = _autograd.remember(*call), options
+        ctx.again = _autograd.remember(call, 2), options
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
+        remembered, options = ctx.again
         if not torch.is_grad_enabled():
-            return _autograd.scaled(grad, factor), None, None
-        remembered, options = ctx.again  # create_graph=True
+
+            def counts() -> Tensor | None:
+                others = (remembered[2], remembered[4])
+                return _counts(*_autograd.recall(_NAME, others, "the gradient"))
+
+            return _autograd.scaled(grad, factor, counts), None, None
+        # create_graph=True
         call = _Arguments(*_autograd.recall(_NAME, remembered))
         return _autograd.again(_gradient_of, call, options, factor), None, None
 
@@ -374,7 +398,7 @@ def _leave_to_torch(call: _Arguments, options: Options) -> Tensor:
     extra = call.where is not None or call.denominator is not None
     extra = extra or options.label_smoothing != 0.0
     with torch.set_grad_enabled(torch.is_grad_enabled() and not extra):
-        loss = F.binary_cross_entropy_with_logits(
+        loss = _pytorchs(
             call.input,
             call.target,
             call.weight,
@@ -477,6 +501,7 @@ def binary_cross_entropy_with_logits(
     >>> logits.grad
     tensor([ 0.5000, -0.2500])
     """
+    _backend.refuse_tracing(_NAME)
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     options = Options(reduction, label_smoothing=label_smoothing)
@@ -487,7 +512,7 @@ def binary_cross_entropy_with_logits(
     if label_smoothing or where is not None or denominator is not None:
         _check_extras(call, options)
     with_grad = _backend.wants_gradient(input)
-    if not _backend.is_eager(input):
+    if not (_backend.is_eager(input) and _backend.is_plain(*call[1:])):
         with_grad = with_grad and not _autograd.is_late(input)
         loss = _operator(*call, reduction, label_smoothing, with_grad)[0]
     elif with_grad:
@@ -512,6 +537,8 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     label_smoothing
         As in `binary_cross_entropy_with_logits`. Its `where` and `denominator` go to the call.
     """
+
+    label_smoothing = 0.0  # of modules that were pickled without
 
     def __init__(
         self,

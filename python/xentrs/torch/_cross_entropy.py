@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, no_type_check
 from weakref import ref
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy as _pytorchs
 
 import xentrs
 from xentrs import _arrays, _xentrs
 from xentrs._xentrs import quick_cross_entropy
 from xentrs.torch import _autograd, _backend
+from xentrs.torch._autograd import is_done
 from xentrs.torch._backend import FLOATS, HALVES, Kernel
-from xentrs.torch._math import log1p, tanh
+from xentrs.torch._math import log1p, narrowed, tanh
 from xentrs.torch._options import (
     Ignored,
     Options,
@@ -68,6 +69,7 @@ class _Arguments(NamedTuple):
     weight: Tensor | None
     sample_weight: Tensor | None
     denominator: Tensor | None  # of no dimension
+    z_denominator: Tensor | None = None  # what a mean of z_loss's part divides by, where not that
 
     @property
     def axis(self) -> int:
@@ -100,33 +102,70 @@ class _Arguments(NamedTuple):
         """The target's class indices, in a type that holds any `ignore_index`."""
         return self.target.detach().long()
 
-    def wide(self, factor: Tensor) -> Tensor:
-        """Return what arrives at the loss, or at each sample's, such that it multiplies logits."""
+    def counts(self, options: Options) -> Tensor | None:
+        """Return which samples count at all, None where all do."""
+        indices = None if self.is_soft else self.indices
+        return _counts(indices, self.weight, self.sample_weight, options)
+
+    def arriving(self, factor: Tensor, options: Options) -> Tensor:
+        """Return what arrives at the loss, or at each sample's, such that it multiplies logits.
+
+        It is 0 for a sample that does not count, whatever arrives.
+        """
+        factor = _autograd.counted(factor, self.counts(options))
         return factor.unsqueeze(self.axis) if factor.dim() else factor
 
-    def divisor(self, ignored: tuple[int, ...]) -> Tensor:
+    def divisor(self, options: Options) -> Tensor:
         """Return what a mean divides by, in float64, without waiting for it."""
         if self.denominator is not None:
             return self.denominator.double()
-        if self.is_soft:
-            if self.sample_weight is not None:
-                return self.sample_weight.sum(dtype=torch.float64)
-            count = float(prod(self.samples))
-            return torch.full((), count, dtype=torch.float64, device=self.input.device)
-        y = self.indices
-        counts = _kept(y, ignored)
-        if self.weight is not None:
-            y = torch.where(counts, y, 0)
-            counts = torch.where(counts, self.weight[y].double(), 0.0)
+        weights = None
+        if self.weight is not None and not self.is_soft:
+            y = self.indices
+            y = torch.where(_kept(y, options.ignored), y, 0)
+            weights = self.weight.detach()[y].double()
+        return self._total(weights, options)
+
+    def z_divisor(self, options: Options) -> Tensor:
+        """Return what a mean of the part of `z_loss` divides by."""
+        given = self.denominator if self.z_denominator is None else self.z_denominator
+        return self._total(None, options) if given is None else given.double()
+
+    def _total(self, weights: Tensor | None, options: Options) -> Tensor:
+        """Return the sum of the weights, times those of samples, of what counts."""
+        counts = self.counts(options)
         if self.sample_weight is not None:
-            counts = torch.where(counts != 0, counts * self.sample_weight.double(), 0.0)
-        return counts.sum(dtype=torch.float64)
+            s = self.sample_weight.detach().double()
+            weights = s if weights is None else weights * s
+        if counts is not None:
+            weights = counts if weights is None else torch.where(counts, weights, 0.0)
+        if weights is not None:
+            return weights.sum(dtype=torch.float64)
+        count = float(prod(self.samples))
+        return torch.full((), count, dtype=torch.float64, device=self.input.device)
+
+
+def _counts(
+    indices: Tensor | None, weight: Tensor | None, sample_weight: Tensor | None, options: Options
+) -> Tensor | None:
+    """Return which samples count at all; `indices` are None for targets of probabilities."""
+    counts = None if sample_weight is None else sample_weight.detach() != 0
+    if indices is None:
+        return counts
+    if not options.ignored and weight is None:
+        return counts
+    kept = _kept(indices, tuple(options.ignored))
+    if weight is not None and options.label_smoothing == 0.0:
+        kept = kept & (weight.detach()[torch.where(kept, indices, 0)] != 0)
+    return kept if counts is None else counts & kept
 
 
 def _kept(indices: Tensor, ignored: tuple[int, ...]) -> Tensor:
     """Return which class indices, int64, are not ignored."""
-    kept = torch.ones_like(indices, dtype=torch.bool)
-    for index in ignored:
+    if not ignored:
+        return torch.ones_like(indices, dtype=torch.bool)
+    kept = indices != ignored[0]
+    for index in ignored[1:]:
         kept &= indices != index
     return kept
 
@@ -150,7 +189,7 @@ def _write_back(grad: Tensor | None, rows: Tensor | None) -> None:
 def _rust(
     call: _Arguments, options: Options, with_grad: bool, inplace: bool
 ) -> tuple[Tensor, Tensor | None]:
-    x, target, weight, sample_weight, _ = call
+    x, target, weight, sample_weight = call[:4]
     soft = call.is_soft
     if not options.is_plain or (soft and x.dtype in HALVES):
         return _rust_by_chunks(call, options, with_grad, inplace)
@@ -159,7 +198,8 @@ def _rust(
         call = call._replace(denominator=as_denominator(-denominator, x))
         return _negated(*_rust(call, options, with_grad, inplace))
     if soft:
-        target = target.detach().to(x.dtype)
+        target = target.detach()
+        target = target.to(x.dtype) if target.dtype in HALVES else target
     grad = None
     if with_grad:
         grad = x.detach() if inplace else _backend.empty_like(x)
@@ -188,7 +228,7 @@ def _rust(
     loss = result[0] if with_grad else result
     if options.reduction == "none":
         return torch.from_numpy(loss), grad
-    return torch.scalar_tensor(loss, dtype=_backend.accumulator(x.dtype), device="cpu"), grad
+    return _backend.scalar(loss, _backend.accumulator(x.dtype)), grad
 
 
 def _negated(loss: Tensor, grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -216,10 +256,14 @@ def _rust_by_chunks(
     dtype = _backend.accumulator(x.dtype)
     if not call.is_soft:
         check_indices(call, options.ignored)
-    divisor = call.divisor(options.ignored).item() if options.reduction == "mean" else 1.0
-    if divisor < 0.0:  # the sum of negative weights
-        call = call._replace(denominator=as_denominator(-divisor, x))
-        return _negated(*_rust_by_chunks(call, options, with_grad, inplace))
+    mean = options.reduction == "mean"
+    divisors = 1.0, 1.0
+    if mean:
+        divisor = call.divisor(options).item()
+        divisors = divisor, call.z_divisor(options).item() if options.z_loss else divisor
+    counts = call.counts(options)
+    if counts is not None:
+        counts = None if counts.all() else counts
     grad = None
     if with_grad:
         grad = x if inplace else _backend.empty_like(x)
@@ -228,11 +272,14 @@ def _rust_by_chunks(
     n, classes, positions = rows.shape
     target = _as_rows(target) if call.is_soft else target.reshape(n, 1, positions)
     weight = _numpy(call.weight)
-    s = call.sample_weight
-    s = None if s is None else s.detach().to(dtype).reshape(n, 1, positions)
+    s, counts = (
+        None if t is None else t.detach().reshape(n, 1, positions)
+        for t in (_floats(call.sample_weight), counts)
+    )
 
     size = max(_CHUNK * xentrs.get_num_threads() // classes, 1)
-    z, t = (torch.empty((size, classes), dtype=dtype, device=x.device) for _ in range(2))
+    wide = torch.promote_types(dtype, target.dtype) if call.is_soft else dtype
+    z, t = (torch.empty((size, classes), dtype=d, device=x.device) for d in (dtype, wide))
     losses = torch.empty((n, positions), dtype=dtype, device=x.device)
     total = 0.0
     for i, j in _chunks(n, positions, size):
@@ -251,8 +298,9 @@ def _rust_by_chunks(
             part(target, t) if call.is_soft else part(target),
             weight,
             None if s is None else part(s),
+            None if counts is None else part(counts),
             options,
-            divisor,
+            divisors,
             with_grad,
         )
         if grad_rows is not None:
@@ -265,9 +313,9 @@ def _rust_by_chunks(
     _write_back(grad, grad_rows)
     if options.reduction == "none":
         return losses.view(call.samples), grad
-    if options.reduction == "mean" and call.denominator is None and divisor == 0.0:
+    if mean and call.denominator is None and divisor == 0.0:
         total = math.nan
-    return torch.scalar_tensor(total, dtype=dtype, device=x.device), grad
+    return _backend.scalar(total, dtype), grad
 
 
 def _chunks(n: int, positions: int, size: int) -> Iterator[tuple[slice, slice]]:
@@ -287,39 +335,55 @@ def _chunk(
     t: Tensor,
     weight: Any,
     s: Tensor | None,
+    counts: Tensor | None,
     options: Options,
-    divisor: float,
+    divisors: tuple[float, float],
     with_grad: bool,
 ) -> Any:
     """Replace a chunk of logits by their gradient; return the loss, or that of each row."""
-    mean, cap = options.reduction == "mean", options.softcap
+    cap = options.softcap
+    if counts is not None:  # whatever stands there
+        z.masked_fill_(~counts[:, None], 0.0)
+        if t.dim() > 1:
+            t.masked_fill_(~counts[:, None], 0.0)
     if cap:
+        infinite = z.isinf()
         capped = z.div_(cap).tanh_().clone()
-        z.mul_(cap)
+        # Infinite logits stay.
+        z.mul_(torch.where(infinite, math.inf, cap))
     penalty, penalty_grad = 0.0, None
     if options.z_loss:
-        penalty, penalty_grad = _penalty(z, t, s, options, divisor, with_grad)
+        penalty, penalty_grad = _penalty(z, s, counts, options, divisors[1], with_grad)
     logits = z.numpy()
     arguments: dict[str, Any] = {
         "weight": weight,
-        "sample_weight": _numpy(s),
+        "sample_weight": None if s is None else s.numpy(),
         "ignore_index": options.ignored,
         "label_smoothing": options.label_smoothing,
         "reduction": options.reduction,
-        "denominator": divisor if mean else None,
+        "denominator": abs(divisors[0]) if options.reduction == "mean" else None,
     }
     if not with_grad:
-        return xentrs.cross_entropy(logits, t.numpy(), **arguments) + penalty
-    loss, _ = xentrs.cross_entropy_with_grad(logits, t.numpy(), out=logits, **arguments)
+        loss = xentrs.cross_entropy(logits, t.numpy(), **arguments)
+    else:
+        loss, _ = xentrs.cross_entropy_with_grad(logits, t.numpy(), out=logits, **arguments)
+    if divisors[0] < 0.0:  # the sum of negative weights
+        loss = -loss
+        z.neg_()
     if penalty_grad is not None:
         z.add_(penalty_grad)
-    if cap:
+    if cap and with_grad:
         z.mul_(1.0 - capped * capped)
     return loss + penalty
 
 
 def _penalty(
-    z: Tensor, t: Tensor, s: Tensor | None, options: Options, divisor: float, with_grad: bool
+    z: Tensor,
+    s: Tensor | None,
+    counts: Tensor | None,
+    options: Options,
+    divisor: float,
+    with_grad: bool,
 ) -> tuple[Any, Tensor | None]:
     """Return z_loss times logsumexp squared, reduced, and the gradient of that.
 
@@ -332,20 +396,24 @@ def _penalty(
     else:
         minus_log_p = xentrs.cross_entropy(z.numpy(), pivot.numpy(), reduction="none")
     pivot.unsqueeze_(1)
-    logsumexp = z.gather(1, pivot)[:, 0] + torch.from_numpy(minus_log_p)
-    kept = z.new_ones(len(z), dtype=torch.bool)
-    if t.dim() == 1:
-        kept = _kept(t.long(), options.ignored)
-    factor = z.new_full((len(z),), options.z_loss) if s is None else options.z_loss * s
-    penalty = torch.where(kept, factor * logsumexp**2, 0.0)
+    # In float64: the square of a large one exceeds float32.
+    logsumexp = z.gather(1, pivot)[:, 0].double() + torch.from_numpy(minus_log_p)
+    weights = torch.ones_like(logsumexp) if s is None else s.double()
+    factor = options.z_loss * weights
+    if counts is not None:
+        factor = torch.where(counts, factor, 0.0)
+    penalty = factor * logsumexp**2
     p = None
     if with_grad:
         p = torch.from_numpy(g)
         p.scatter_add_(1, pivot, torch.ones_like(pivot, dtype=p.dtype))
-        p.mul_((2.0 * factor * logsumexp / divisor)[:, None]).masked_fill_(~kept[:, None], 0.0)
+        along = 2.0 * factor * logsumexp / divisor
+        if counts is not None:  # the divisor may be 0
+            along = torch.where(counts, along, 0.0)
+        p.mul_(along[:, None])
     if options.reduction == "none":
         return penalty.numpy(), p
-    total = penalty.sum(dtype=torch.float64).item()
+    total = penalty.sum().item()
     return (total / divisor if divisor else 0.0), p
 
 
@@ -372,7 +440,7 @@ def check_indices(call: _Arguments, ignored: tuple[int, ...]) -> None:
 def _logits(x_row, cols, x_c, mask, CAP: tl.constexpr, ACC: tl.constexpr):
     x = tl.load(x_row + cols * x_c, mask=mask, other=float("-inf")).to(ACC)
     if CAP != 0.0:
-        x = tl.where(mask, CAP * tanh(x / CAP), x)
+        x = tl.where(mask & (tl.abs(x) != float("inf")), CAP * tanh(x / CAP), x)
     return x
 
 
@@ -399,7 +467,8 @@ def _accumulate(
 ):  # fmt: skip
     # top: the largest logit so far; rest: the sum of exp(x - top) without the target or, where that
     # is no class, without the largest logit itself, so that log1p has the digits of a small loss;
-    # total and away: the sums of a and of a (top - x), whose terms do not cancel.
+    # total and away: the sums of a and of a (top - x), whose terms do not cancel. The difference of
+    # two float32 may exceed float32, so away is a part of that, by a power of two.
     largest = tl.max(x, 1)
     new = tl.maximum(top, largest)
     safe = tl.where(new == float("-inf"), 0.0, new)
@@ -414,8 +483,9 @@ def _accumulate(
     rest = rest * tl.exp(top - safe) + tl.sum(e, 1)
     if VECTOR:
         before = tl.where(top == float("-inf"), 0.0, top)
-        away += tl.where(total == 0.0, 0.0, total * (safe - before))
-        away += tl.sum(tl.where(a == 0.0, 0.0, -a * d), 1)
+        part = 9.5367431640625e-07  # 2^-20
+        away += tl.where(total == 0.0, 0.0, total * (safe * part - before * part))
+        away += tl.sum(tl.where(a == 0.0, 0.0, a * ((safe * part)[:, None] - x * part)), 1)
         total += tl.sum(a, 1)
     return new, rest, total, away
 
@@ -426,7 +496,7 @@ def _gradient(x, a, is_target, top, base, extra, rest, factor, keep, CAP: tl.con
     e = tl.exp(x - top)
     g = e * base - factor * a + tl.where(is_target, -extra * rest, extra * e)
     if CAP != 0.0:
-        g *= 1.0 - (x / CAP) * (x / CAP)
+        g *= 1.0 - tl.where(x == float("-inf"), 1.0, (x / CAP) * (x / CAP))
     return tl.where(keep, g, 0.0)
 
 
@@ -434,13 +504,14 @@ def _gradient(x, a, is_target, top, base, extra, rest, factor, keep, CAP: tl.con
 @no_type_check
 def _softmax(
     x, x_n, x_c, x_d, target, t_n, t_c, t_d, weight, sample_weight, s_n, s_d, divisor,
-    loss, grad, g_n, g_c, g_d, samples, classes, positions,
+    z_divisor, loss, grad, g_n, g_c, g_d, samples, classes, positions,
     IGNORED: tl.constexpr, SMOOTHING: tl.constexpr, EVEN: tl.constexpr, Z: tl.constexpr,
     CAP: tl.constexpr, SOFT: tl.constexpr, ACC: tl.constexpr, NEAR: tl.constexpr,
     R: tl.constexpr, B: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     # One program: R samples, their classes in tiles of B. One sweep over the logits for the loss,
-    # a second for the gradient, which has the first tile in registers still.
+    # a second for the gradient, which has the first tile in registers still. A sample's numbers are
+    # float64 from where they may exceed float32.
     VECTOR: tl.constexpr = SOFT or EVEN != 0.0
     KEEP: tl.constexpr = 1.0 - SMOOTHING
     i = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
@@ -450,21 +521,28 @@ def _softmax(
     x_row = (x + n * x_n + d * x_d)[:, None]
     t_row = (target + n * t_n + d * t_d)[:, None]
     keep = live
+    factor = tl.full([R], 1.0, tl.float64)
+    if sample_weight is not None:
+        factor *= tl.load(sample_weight + n * s_n + d * s_d, mask=live, other=0).to(tl.float64)
+        keep &= factor != 0.0  # NaN counts
     if SOFT:
         y = tl.full([R], -1, tl.int64)
-        own = tl.zeros([R], ACC)
+        own = tl.zeros([R], tl.float64)
         x_y = tl.full([R], float("-inf"), ACC)
     else:
         y = tl.load(target + n * t_n + d * t_d, mask=live, other=0).to(tl.int64)
-        if IGNORED is not None:
-            keep = live & (y != IGNORED)
         valid = (y >= 0) & (y < classes)
-        tl.device_assert(valid | (keep == 0), "target is out of bounds")
-        keep = keep & valid
+        looked_at = live
+        if IGNORED is not None:
+            looked_at = live & (y != IGNORED)
+        tl.device_assert(valid | (looked_at == 0), "target is out of bounds")
+        keep &= looked_at & valid
         y = tl.where(keep, y, 0)
-        own = tl.full([R], KEEP, ACC)
+        own = tl.full([R], KEEP, tl.float64)
         if weight is not None:
-            own *= tl.load(weight + y, mask=keep, other=0).to(ACC)
+            own *= tl.load(weight + y, mask=keep, other=0).to(tl.float64)
+            if SMOOTHING == 0.0:
+                keep &= own != 0.0
         x_y = _logits(x + n * x_n + d * x_d, y, x_c, keep, CAP, ACC)
 
     cols = tl.arange(0, B)[None, :].to(tl.int64)
@@ -483,39 +561,47 @@ def _softmax(
 
     some = top != float("-inf")
     top = tl.where(some, top, 0.0)
+    whole = total.to(tl.float64)
     if SOFT:
         log_sum = tl.where(some, log1p(rest), float("-inf"))  # relative to top
-        result = away + tl.where(total == 0.0, 0.0, total * log_sum)
         sum_ = rest + tl.where(some, 1.0, 0.0)
+        result = tl.zeros([R], tl.float64)
     else:
         # log1p(rest / e) keeps the digits of a small loss; far from the top e may vanish.
         e_y = tl.exp(x_y - top)
         sum_ = rest + e_y
         log_sum = tl.where(x_y == top, log1p(rest), tl.log(sum_))
         near = x_y - top > -NEAR
-        minus_log_p = tl.where(near, log1p(rest / tl.where(near, e_y, 1.0)), (top - x_y) + log_sum)
-        result = tl.where(own == 0.0, 0.0, own * minus_log_p)
-        if VECTOR:
-            result += away + total * log_sum
-    log_sum += top
+        far = (top.to(tl.float64) - x_y.to(tl.float64)) + log_sum.to(tl.float64)
+        by_ratio = log1p(rest / tl.where(near, e_y, 1.0)).to(tl.float64)
+        result = tl.where(own == 0.0, 0.0, own * tl.where(near, by_ratio, far))
+    if VECTOR:
+        result += away.to(tl.float64) * 1048576.0  # 2^20
+        result += tl.where(whole == 0.0, 0.0, whole * log_sum.to(tl.float64))
     if Z != 0.0:
-        result += Z * log_sum * log_sum
-    factor = tl.full([R], 1.0, ACC)
-    if sample_weight is not None:
-        factor *= tl.load(sample_weight + n * s_n + d * s_d, mask=live, other=0).to(ACC)
+        logsumexp = log_sum.to(tl.float64) + top.to(tl.float64)
+        z_part = Z * logsumexp * logsumexp
+        if divisor is not None:
+            z_part *= tl.load(divisor) / tl.load(z_divisor)
+        result += z_part
     tl.store(loss + i, tl.where(keep, factor * result, 0.0), mask=live)
 
     if grad is not None:
+        z_factor = factor
         if divisor is not None:
             factor = factor / tl.load(divisor)
-        extra = (own / sum_ * factor)[:, None]
+            if Z != 0.0:
+                z_factor = z_factor / tl.load(z_divisor)
+        extra = ((own * factor).to(ACC) / sum_)[:, None]
+        whole *= factor
         if Z != 0.0:
-            total += 2.0 * Z * log_sum
-        base = (total / sum_ * factor)[:, None]
+            whole += 2.0 * Z * logsumexp * z_factor
+        base = (whole.to(ACC) / sum_)[:, None]
+        factor = factor.to(ACC)
         g_row = (grad + n * g_n + d * g_d)[:, None]
         top, rest, factor, kept = top[:, None], rest[:, None], factor[:, None], keep[:, None]
         g = _gradient(first, a, cols == y[:, None], top, base, extra, rest, factor, kept, CAP)
-        tl.store(g_row + cols * g_c, g, mask=mask)
+        tl.store(g_row + cols * g_c, narrowed(g, grad), mask=mask)
         if MANY:
             for start in range(B, classes, B):
                 c = cols + start
@@ -523,7 +609,7 @@ def _softmax(
                 z = _logits(x_row, c, x_c, m, CAP, ACC)
                 b = _others(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
                 g = _gradient(z, b, c == y[:, None], top, base, extra, rest, factor, kept, CAP)
-                tl.store(g_row + c * g_c, g, mask=m)
+                tl.store(g_row + c * g_c, narrowed(g, grad), mask=m)
 
 
 def _tiles(classes: int, positions: int) -> tuple[int, int]:
@@ -556,10 +642,17 @@ def _triton(
     s = call.sample_weight
     s = None if s is None else s.detach().reshape(n, positions)
     w = None if call.weight is None else call.weight.detach().contiguous()
-    divisor = None
+    divisor = z_divisor = None
     if options.reduction == "mean":
-        divisor = call.divisor(ignored).to(dtype)
-    losses = torch.empty(samples, dtype=dtype, device=x.device)
+        divisor = call.divisor(options)
+        z_divisor = call.z_divisor(options) if options.z_loss else None
+    # Labels and weights of each entry are taken as they are.
+    given = [x, call.target] if call.is_soft else [x]
+    if w is not None and (call.is_soft or options.label_smoothing):
+        given.append(w)
+    wide = any(t.dtype == torch.float64 for t in given)
+    none = options.reduction == "none"
+    losses = torch.empty(samples, dtype=dtype if none else torch.float64, device=x.device)
     grad = None
     if with_grad:
         grad = x if inplace else torch.empty_like(x)
@@ -570,19 +663,19 @@ def _triton(
         _softmax[(-(-samples // r),)](
             rows, *rows.stride(), target, *target.stride(), w,
             s, *((0, 0) if s is None else s.stride()), divisor,
+            z_divisor,
             losses, None if grad is None else g, *g.stride(), samples, classes, positions,
             IGNORED=ignored[0] if ignored and not call.is_soft else None,
             SMOOTHING=options.label_smoothing, EVEN=options.label_smoothing / classes,
             Z=options.z_loss, CAP=options.softcap, SOFT=call.is_soft,
-            ACC=tl.float64 if dtype == torch.float64 else tl.float32,
-            NEAR=600.0 if dtype == torch.float64 else 40.0,
+            ACC=tl.float64 if wide else tl.float32, NEAR=600.0 if wide else 40.0,
             R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
         )  # fmt: skip
         _write_back(grad, g)
-    if options.reduction == "none":
+    if none:
         return losses.view(call.samples), grad
     loss = losses.sum()
-    return (loss if divisor is None else loss / divisor), grad
+    return (loss if divisor is None else loss / divisor).to(dtype), grad
 
 
 # The operator
@@ -597,13 +690,13 @@ def _evaluate(
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor]:
-    call, options, with_grad = _Arguments(*args[:5]), Options(*args[5:-1]), args[-1]
+    call, options, with_grad = _Arguments(*args[:6]), Options(*args[6:-1]), args[-1]
     loss, grad = _evaluate(call, options._replace(ignored=tuple(options.ignored)), with_grad)
     return loss, call.input.new_empty(0) if grad is None else grad
 
 
 def _fake(*args: Any) -> tuple[Tensor, Tensor]:
-    call, options, with_grad = _Arguments(*args[:5]), Options(*args[5:-1]), args[-1]
+    call, options, with_grad = _Arguments(*args[:6]), Options(*args[6:-1]), args[-1]
     shape = call.samples if options.reduction == "none" else ()
     x = call.input
     loss = x.new_empty(shape, dtype=_backend.accumulator(x.dtype))
@@ -613,12 +706,12 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
 def _backward(
     arguments: list[Any], grads: tuple[Tensor, ...], factor: Tensor | None, directions: Any
 ) -> tuple[Tensor | None, ...]:
-    call, options = _Arguments(*arguments[:5]), Options(*arguments[5:-1])
+    call, options = _Arguments(*arguments[:6]), Options(*arguments[6:-1])
     result = None
     if factor is not None and not arguments[-1]:
         result = _autograd.late_gradient(_gradient_of, times, call, options, factor)
     elif factor is not None:
-        result = (grads[0] * call.wide(factor)).to(call.input.dtype)
+        result = (grads[0] * call.arriving(factor, options)).to(call.input.dtype)
     if directions[0] is not None:
         product = _hessian_product(call, options, directions[0])
         result = product if result is None else result + product
@@ -627,15 +720,16 @@ def _backward(
 
 def times(call: _Arguments, options: Options, factor: Tensor) -> tuple[_Arguments, Options]:
     """Return a call and options whose gradient is multiplied by what arrives at the loss."""
-    s, ignored = call.sample_weight, tuple(options.ignored)
+    s = call.sample_weight
     factor = factor.to(_backend.accumulator(call.input.dtype)).expand(call.samples)
-    denominator = call.denominator
-    if options.reduction == "mean":
-        denominator = call.divisor(ignored)
-    else:
-        options = options._replace(reduction="sum")
+    factor = _autograd.counted(factor, call.counts(options))
     weights = factor.contiguous() if s is None else factor * s
-    return call._replace(sample_weight=weights, denominator=denominator), options
+    if options.reduction != "mean":
+        options = options._replace(reduction="sum")
+        return call._replace(sample_weight=weights), options
+    z = call.z_divisor(options) if options.z_loss else None
+    divisor = call.divisor(options)
+    return call._replace(sample_weight=weights, denominator=divisor, z_denominator=z), options
 
 
 def _gradient_of(call: _Arguments, options: Options) -> Tensor:
@@ -649,42 +743,48 @@ def _hessian_product(call: _Arguments, options: Options, direction: Tensor) -> T
     axis, cap, z = call.axis, options.softcap, options.z_loss
     dtype = _backend.accumulator(call.input.dtype)
     x, v = call.input.to(dtype), direction.to(dtype)
-    u = v
-    if cap:
-        capped = (x / cap).tanh()
-        slope = 1.0 - capped**2
-        x, u = cap * capped, slope * v
-    factor = torch.ones(call.samples, dtype=dtype, device=x.device)
     if call.is_soft:
         a = call.target.to(dtype)
     else:
         y = call.indices
-        kept = _kept(y, tuple(options.ignored))
-        factor = kept.to(dtype)
-        y = torch.where(kept, y, 0).unsqueeze(axis)
+        y = torch.where(_kept(y, tuple(options.ignored)), y, 0).unsqueeze(axis)
         a = torch.zeros_like(x).scatter(axis, y, 1.0)
+    counts = call.counts(options)
+    if counts is not None:  # before anything is computed, for what differentiates this
+        counts = counts.unsqueeze(axis) if counts.dim() else counts
+        x, v, a = (torch.where(counts, t, 0.0) for t in (x, v, a))
+    u = v
+    if cap:
+        capped = (x / cap).tanh()
+        slope = 1.0 - capped**2
+        x, u = torch.where(x.isinf(), x, cap * capped), slope * v
+    factor = torch.ones(call.samples, dtype=dtype, device=x.device)
     if call.sample_weight is not None:
-        factor = factor * call.sample_weight
+        factor = factor * call.sample_weight.to(dtype)
+    z_factor = 2.0 * z * factor
     if options.reduction == "mean":
-        factor = factor / call.divisor(tuple(options.ignored)).to(dtype)
-    factor = factor.unsqueeze(axis)
+        z_factor = z_factor / call.z_divisor(options).to(dtype) if z else z_factor
+        factor = factor / call.divisor(options).to(dtype)
+    factor, z_factor = factor.unsqueeze(axis), z_factor.unsqueeze(axis)
     a = (1.0 - options.label_smoothing) * a + options.label_smoothing / call.classes
     if call.weight is not None:
         a = a * call.weight.to(dtype).view(-1, *[1] * (x.dim() - axis - 1))
+    a = factor * a
     total = a.sum(axis, keepdim=True)
     p, logsumexp = x.softmax(axis), x.logsumexp(axis, keepdim=True)
     along = (p * u).sum(axis, keepdim=True)
-    scale = total + 2.0 * z * logsumexp
-    product = scale * p * (u - along) + 2.0 * z * p * along
+    scale = total + z_factor * logsumexp
+    product = scale * p * (u - along) + z_factor * p * along
     if cap:
         product = slope * (product - (scale * p - a) * (2.0 / cap) * capped * v)
-    return torch.where(factor == 0.0, 0.0, factor * product).to(call.input.dtype)
+    product = product if counts is None else torch.where(counts, product, 0.0)
+    return product.to(call.input.dtype)
 
 
 _operator = _autograd.define(
     "cross_entropy(Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight, "
-    "Tensor? denominator, str reduction, int[] ignored, float label_smoothing, float z_loss, "
-    "float softcap, bool with_grad) -> (Tensor, Tensor)",
+    "Tensor? denominator, Tensor? z_denominator, str reduction, int[] ignored, "
+    "float label_smoothing, float z_loss, float softcap, bool with_grad) -> (Tensor, Tensor)",
     _forward,
     _fake,
     _backward,
@@ -697,7 +797,7 @@ _is_grad_enabled = torch.is_grad_enabled
 
 
 # Of a single level: as it is only called where no transform of torch.func is active.
-class _Eager(torch.autograd.function._SingleLevelFunction):
+class _Eager(_autograd.SingleLevel):
     @staticmethod
     def forward(ctx: Any, input: Tensor, again: _Again, found: tuple[Tensor, Tensor]) -> Tensor:
         loss, grad = found
@@ -709,10 +809,23 @@ class _Eager(torch.autograd.function._SingleLevelFunction):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         if not _is_grad_enabled():
-            return _autograd.scaled(grad, factor, 1), None, None
+            if is_done(factor):
+                return grad, None, None
+            return _autograd.scaled(grad, factor, lambda: _counts_of(ctx, grad), 1), None, None
         remembered, options = ctx.again  # create_graph=True
         call = _Arguments(*_autograd.recall("cross_entropy", remembered))
         return _autograd.again(_gradient_of, call, Options(*options), factor), None, None
+
+
+def _counts_of(ctx: Any, grad: Tensor) -> Tensor | None:
+    """Return which entries of the stored gradient count."""
+    (_, target, *weights), options = ctx.again
+    if isinstance(target[0], ref) or target[0].shape == grad.shape:
+        target = None
+    y, w, s = _autograd.recall("cross_entropy", [target, *weights[:2]], "the gradient")
+    y = None if y is None else y.detach().long()
+    counts = _counts(y, w, s, Options(*options))
+    return counts if counts is None or grad.dim() < 2 else counts.unsqueeze(1)
 
 
 class _InPlace(torch.autograd.Function):
@@ -725,7 +838,6 @@ class _InPlace(torch.autograd.Function):
         torch.autograd.graph.increment_version(input)
         ctx.mark_dirty(input)
         ctx.save_for_backward(input, *call[1:])
-        ctx.axis = call.axis if options.reduction == "none" else None
         ctx.options = options
         ctx.set_materialize_grads(False)
         return loss, input
@@ -740,11 +852,19 @@ class _InPlace(torch.autograd.Function):
         if factor is None:
             return None, None, None
         grad, *others = ctx.saved_tensors
+        call, options = _Arguments(grad.detach(), *others), ctx.options
         if ctx.late:
-            call, options = times(_Arguments(grad, *others), ctx.options, factor)
+            call, options = times(call, options, factor)
+            if _autograd.is_traced(factor):
+                return _gradient_of(call, options), None, None
             again = _autograd.keeps_graph()  # another backward pass needs the logits
             return _evaluate(call, options, True, inplace=not again)[1], None, None
-        return _autograd.scaled(grad.detach(), factor, ctx.axis), None, None
+
+        def counts() -> Tensor | None:
+            found = call.counts(options)
+            return found if found is None or not found.dim() else found.unsqueeze(call.axis)
+
+        return _autograd.scaled(call.input, factor, counts, call.axis), None, None
 
 
 _Late = _autograd.late(_evaluate, _gradient_of, times)
@@ -780,7 +900,7 @@ def _is_smoothing(value: float) -> bool:
 
 def _fits(call: _Arguments, options: Options) -> bool:
     """Whether the arguments are what the kernels take; all else is left to PyTorch."""
-    x, target, weight, _, _ = call
+    x, target, weight = call[:3]
     if not are_tensors(x, target, *() if weight is None else (weight,)):
         return False
     shape, axis = x.shape, 1 if x.dim() > 1 else 0
@@ -811,7 +931,7 @@ def _leave_to_torch(call: _Arguments, options: Options) -> Tensor:
     extra = len(options.ignored) != 1 or not options.is_plain
     extra = extra or call.sample_weight is not None or call.denominator is not None
     with torch.set_grad_enabled(torch.is_grad_enabled() and not extra):
-        loss = F.cross_entropy(
+        loss = _pytorchs(
             call.input,
             call.target,
             call.weight,
@@ -990,12 +1110,14 @@ def cross_entropy(
         and reduction in ("mean", "sum")
         and (label_smoothing == 0.0 or _is_smoothing(label_smoothing))
         and _backend.is_eager(input)
+        and type(target) is Tensor
         and not _backend.FORCED
         and not input.is_neg()
     ):
         quick = _quick(input, target, ignore_index, label_smoothing, reduction)
         if quick is not None:
             return quick
+    _backend.refuse_tracing("cross_entropy")
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     ignored = ignored_indices(ignore_index)
@@ -1007,7 +1129,7 @@ def cross_entropy(
     if not options.is_plain or sample_weight is not None or denominator is not None:
         _check_extras(call, options)
     with_grad = _backend.wants_gradient(input)
-    if not _backend.is_eager(input):
+    if not (_backend.is_eager(input) and _backend.is_plain(*call[1:])):
         loss = _operator(*call, *options, with_grad and not _autograd.is_late(input))[0]
     elif not with_grad:
         loss = _evaluate(call, options, False)[0]
@@ -1023,7 +1145,7 @@ def cross_entropy(
     else:
         with torch.no_grad():
             found = _evaluate(call, options, True)
-        again = _autograd.remember(*call), options
+        again = _autograd.remember(call, 2 if call.is_soft else 1), options
         loss = _Eager.apply(input, again, found)  # type: ignore[attr-defined]
     dtype = call.dtype
     return loss if loss.dtype == dtype else loss.to(dtype)
@@ -1039,6 +1161,11 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     z_loss, softcap, inplace
         As in `cross_entropy`. Its `sample_weight` and `denominator` go to the call.
     """
+
+    # Of modules that were pickled without.
+    z_loss = 0.0
+    softcap: float | None = None
+    inplace = False
 
     def __init__(
         self,

@@ -10,13 +10,15 @@ the losses alone and the backward does all of this.
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.nn.functional import linear_cross_entropy as _pytorchs
 
 from xentrs.torch import _autograd, _backend, _cross_entropy
 from xentrs.torch._backend import FLOATS
@@ -40,6 +42,7 @@ class _Arguments(NamedTuple):
     weight: Tensor | None
     sample_weight: Tensor | None
     denominator: Tensor | None  # of no dimension
+    z_denominator: Tensor | None = None  # what a mean of z_loss's part divides by, where not that
 
     def loss(self) -> _cross_entropy._Arguments:
         """Return the arguments of the loss, with one number in place of all logits."""
@@ -47,10 +50,32 @@ class _Arguments(NamedTuple):
         logits = self.input.detach().new_zeros(()).expand(shape)
         return _cross_entropy._Arguments(logits, *self[3:])
 
+    def used(self, options: Options) -> Tensor | None:
+        """Return which rows of the input count at all, as a column; None where all do."""
+        return self.counts(options)[0]
+
+    def arriving(self, factor: Tensor, options: Options) -> list[Tensor]:
+        """Return what arrives at the loss, a number, for each gradient: 0 where nothing counts."""
+        return [_autograd.counted(factor, counts) for counts in self.counts(options)]
+
+    def counts(self, options: Options) -> list[Tensor | None]:
+        """Return which entries of the gradients of input, weight and bias count at all."""
+        return _counts(self.loss().counts(options))
+
     def rows(self) -> int:
         """Return a good number of samples for a chunk."""
         elements = _ELEMENTS if self.input.device.type == "cpu" else _ELEMENTS_ON_GPU
         return max(elements // max(prod(self.linear_weight.shape[:-1]), 1), _LEAST_ROWS)
+
+
+def _counts(counts: Tensor | None) -> list[Tensor | None]:
+    """Return which entries of the three gradients count, of which samples do."""
+    if counts is None:
+        return [None] * 3
+    # An input has a part in the losses of its row, a weight in those of its column.
+    columns = counts.any(0)
+    rows = counts.unsqueeze(-1).flatten(1).any(1, keepdim=True)
+    return [rows, columns.unsqueeze(-1) if columns.dim() else columns, columns]
 
 
 def _evaluate(
@@ -70,7 +95,12 @@ def _evaluate(
     if x.is_cpu and not whole.is_soft:
         _cross_entropy.check_indices(whole, options.ignored)  # all, before anything is computed
     mean = options.reduction == "mean"
-    divisor = whole.divisor(options.ignored) if mean else None
+    divisor = whole.divisor(options) if mean else None
+    z_divisor = whole.z_divisor(options) if mean and options.z_loss else None
+    # Of a row that does not count nothing is looked at: 0 times NaN is no 0 in the products.
+    used = call.used(options)
+    if used is not None and x.is_cpu and used.all():
+        used = None
 
     empty = _backend.empty
     grad_x = empty((n, width), x.dtype, x.device) if wanted[0] else None
@@ -82,6 +112,8 @@ def _evaluate(
         for i in range(0, n, rows):
             here = slice(i, i + rows)
             x_here = x[here].to(kind)
+            if used is not None:
+                x_here = torch.where(used[here], x_here, 0.0)
             logits = buffer[: len(x_here)]
             if bias is None:
                 torch.mm(x_here, weight.t(), out=logits)
@@ -93,6 +125,7 @@ def _evaluate(
                 target=call.target[here],
                 sample_weight=None if s is None else s[here],
                 denominator=divisor,
+                z_denominator=z_divisor,
             )
             loss, _ = _cross_entropy._evaluate(part, options, any(wanted), inplace=any(wanted))
             losses.append(loss if options.reduction == "none" else loss[None])
@@ -123,12 +156,12 @@ def _evaluate(
 
 
 def _unpack(args: Any) -> tuple[_Arguments, Options, int, list[bool]]:
-    options = Options(*args[7:12])
+    options = Options(*args[8:13])
     return (
-        _Arguments(*args[:7]),
+        _Arguments(*args[:8]),
         options._replace(ignored=tuple(options.ignored)),
-        args[12],
         args[13],
+        args[14],
     )
 
 
@@ -162,8 +195,8 @@ def _backward(
             results = _late_gradients(call, options, rows, wanted, factor)
     elif factor is not None:
         results = [
-            (g * factor).to(g.dtype) if want else None
-            for g, want in zip(grads, wanted, strict=True)
+            (g * f).to(g.dtype) if want else None
+            for g, f, want in zip(grads, call.arriving(factor, options), wanted, strict=True)
         ]
     directions = [d if want else None for d, want in zip(directions, wanted, strict=True)]
     if any(d is not None for d in directions):
@@ -176,10 +209,12 @@ def _backward(
 def _times(call: _Arguments, options: Options, factor: Tensor) -> tuple[_Arguments, Options]:
     """Return a call and options whose gradients are multiplied by what arrives at the loss."""
     loss, options = _cross_entropy.times(call.loss(), options, factor)
-    return (
-        call._replace(sample_weight=loss.sample_weight, denominator=loss.denominator),
-        options,
+    call = call._replace(
+        sample_weight=loss.sample_weight,
+        denominator=loss.denominator,
+        z_denominator=loss.z_denominator,
     )
+    return call, options
 
 
 def _again(
@@ -192,7 +227,10 @@ def _again(
         b = None if b is None else b.float()
         call = call._replace(input=x.float(), linear_weight=w.float(), linear_bias=b)
     grads = _operator(*call, *options, rows, wanted)[1:]
-    return [(g * factor).to(dtype) if want else None for g, want in zip(grads, wanted, strict=True)]
+    return [
+        (g * f).to(dtype) if want else None
+        for g, f, want in zip(grads, call.arriving(factor, options), wanted, strict=True)
+    ]
 
 
 def _late_gradients(
@@ -211,10 +249,15 @@ def _second(call: _Arguments, options: Options, directions: Any) -> list[Tensor]
     """
     classes = call.linear_weight.shape[:-1]
     x, w = call.input, call.linear_weight.reshape(prod(classes), -1)
-    logits = F.linear(x, w, None if call.linear_bias is None else call.linear_bias.reshape(-1))
+    used = call.used(options)
+    if used is not None:  # before anything is computed
+        x = torch.where(used, x, 0.0)
+    logits = linear(x, w, None if call.linear_bias is None else call.linear_bias.reshape(-1))
     loss = call.loss()._replace(input=logits.view(-1, *classes))
     g = _cross_entropy._operator(*loss, *options, True)[1].reshape(logits.shape)
     along_x, along_w, along_b = directions
+    if used is not None and along_x is not None:
+        along_x = torch.where(used, along_x, 0.0)
     along = torch.zeros_like(logits)
     by_x, by_w = torch.zeros_like(x), torch.zeros_like(w)
     if along_x is not None:
@@ -230,13 +273,15 @@ def _second(call: _Arguments, options: Options, directions: Any) -> list[Tensor]
     product = product.reshape(logits.shape)
     by_x = by_x + product @ w
     by_w = by_w + product.t() @ x
+    by_x = by_x if used is None else torch.where(used, by_x, 0.0)
     return [by_x, by_w.view(call.linear_weight.shape), product.sum(0).view(classes)]
 
 
 _operator = _autograd.define(
     f"{_NAME}(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, "
-    "Tensor? weight, Tensor? sample_weight, Tensor? denominator, str reduction, int[] ignored, "
-    "float label_smoothing, float z_loss, float softcap, int rows, bool[] with_grad) "
+    "Tensor? weight, Tensor? sample_weight, Tensor? denominator, Tensor? z_denominator, "
+    "str reduction, int[] ignored, float label_smoothing, float z_loss, float softcap, int rows, "
+    "bool[] with_grad) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _fake,
@@ -267,7 +312,7 @@ class _Eager(torch.autograd.Function):
         else:
             loss, grads = _evaluate(call, options, rows, ctx.wanted)
             ctx.save_for_backward(*grads)
-            ctx.again = _autograd.remember(*call)
+            ctx.again = _autograd.remember(call, 4 if call.loss().is_soft else 3)
         return loss
 
     @staticmethod
@@ -281,14 +326,27 @@ class _Eager(torch.autograd.Function):
         if again:
             tensors = saved if ctx.late else _autograd.recall(_NAME, ctx.again)
             grads = _again(_Arguments(*tensors), options, ctx.rows, ctx.wanted, factor)
-        elif ctx.late and _autograd.is_batched(factor):
+        elif ctx.late and (_autograd.is_traced(factor) or _autograd.is_batched(factor)):
             grads = _late_gradients(_Arguments(*saved), options, ctx.rows, ctx.wanted, factor)
         elif ctx.late:
             call, options = _times(_Arguments(*saved), options, factor)
             grads = _evaluate(call, options, ctx.rows, ctx.wanted)[1]
         else:
-            grads = [None if g is None else _autograd.scaled(g, factor) for g in saved]
+            counts = [lambda i=i: _counts_of(ctx)[i] for i in range(3)]
+            grads = [
+                None if g is None else _autograd.scaled(g, factor, c)
+                for g, c in zip(saved, counts, strict=True)
+            ]
         return *grads, None, None, None
+
+
+def _counts_of(ctx: Any) -> list[Tensor | None]:
+    """Return which entries of the stored gradients count."""
+    (_, _, _, target, *others), options = ctx.again, ctx.options
+    soft = isinstance(target[0], weakref.ref) or target[0].is_floating_point()
+    y, w, s = _autograd.recall(_NAME, [None if soft else target, *others[:2]], "the gradient")
+    y = None if y is None else y.detach().long()
+    return _counts(_cross_entropy._counts(y, w, s, options))
 
 
 # What people call
@@ -349,6 +407,7 @@ def linear_cross_entropy(
     With ``reduction="none"`` the backward pass computes the logits again, and under `torch.compile`
     and `torch.func` they exist as a whole.
     """
+    _backend.refuse_tracing(_NAME)
     ignored = ignored_indices(-100 if ignore_index is None else ignore_index)
     softcap = _cross_entropy.as_softcap(softcap)
     chosen = Options(reduction, ignored, label_smoothing, z_loss, softcap)
@@ -373,12 +432,15 @@ def linear_cross_entropy(
         call = _Arguments(x.to(low), w.to(low), None if b is None else b.to(low), *call[3:])
     rows = getattr(options, "batch_chunk_size", None) or call.rows()
     wanted = [t is not None and _backend.wants_gradient(t) for t in call[:3]]
-    if _backend.is_eager(call.input):
+    if _backend.is_eager(call.input) and _backend.is_plain(*call[1:]):
         if any(wanted):
             loss = _Eager.apply(*call[:3], call, chosen, rows)
         else:
             loss = _evaluate(call, chosen, rows, wanted)[0]
     elif reduction == "none" and any(wanted):
+        used = call.used(chosen)
+        if used is not None:  # 0 times NaN is no 0 in the products
+            call = call._replace(input=torch.where(used, call.input, 0.0))
         whole = call.loss()._replace(input=_logits(call))
         loss = _cross_entropy._operator(*whole, *chosen, True)[0]
     else:
@@ -390,7 +452,7 @@ def linear_cross_entropy(
 
 def _logits(call: _Arguments) -> Tensor:
     bias = None if call.linear_bias is None else call.linear_bias.reshape(-1)
-    logits = F.linear(call.input, call.linear_weight.flatten(0, -2), bias)
+    logits = linear(call.input, call.linear_weight.flatten(0, -2), bias)
     return logits.view(-1, *call.linear_weight.shape[:-1])
 
 
@@ -413,7 +475,7 @@ def _leave_to_torch(call: _Arguments, options: Options) -> Tensor:
     extra = len(options.ignored) != 1 or not options.is_plain
     extra = extra or call.sample_weight is not None or call.denominator is not None
     with torch.set_grad_enabled(torch.is_grad_enabled() and not extra):
-        loss = F.linear_cross_entropy(
+        loss = _pytorchs(
             call.input,
             call.linear_weight,
             call.target,
@@ -444,16 +506,40 @@ label_smoothing, options
         As in `cross_entropy`. Its `sample_weight` and `denominator` go to the call.
     """
 
+    # Of modules that were pickled without.
+    z_loss = 0.0
+    softcap: float | None = None
+
     def __init__(
         self,
         in_features: int,
         num_classes: int,
         *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: Ignored = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
         z_loss: float = 0.0,
         softcap: float | None = None,
-        **arguments: Any,
     ) -> None:
-        super().__init__(in_features, num_classes, **arguments)
+        super().__init__(
+            in_features,
+            num_classes,
+            out_features=out_features,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+            reduction=reduction,
+            weight=weight,
+            ignore_index=ignore_index,  # type: ignore[arg-type]
+            label_smoothing=label_smoothing,
+            options=options,
+        )
         self.z_loss = z_loss
         self.softcap = softcap
 

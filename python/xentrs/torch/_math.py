@@ -27,3 +27,12 @@ def tanh(u):
         p = s * (-17.0 / 315.0 + s * (62.0 / 2835.0))
         t = tl.where(a < 0.25, a * (1.0 + s * (-1.0 / 3.0 + s * (2.0 / 15.0) + s * p)), t)
     return tl.where(u < 0, -t, t)
+
+
+@Kernel
+@no_type_check
+def narrowed(value, to):
+    # Float64 becomes a half precision by way of float32: there is no other everywhere.
+    if to.dtype.element_ty.primitive_bitwidth < 64:
+        value = value.to(tl.float32)
+    return value

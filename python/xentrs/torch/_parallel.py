@@ -38,6 +38,7 @@ class _Samples(NamedTuple):
     share: Tensor  # of this process's classes in the sum of all
     rest: Tensor  # of the classes other than the target
     logsumexp: Tensor
+    counts: Tensor  # whether it counts at all
     factor: Tensor  # of the sample's loss in what is returned
     classes: Tensor  # of all processes; of no dimension
 
@@ -89,6 +90,8 @@ def _evaluate(
     dist.all_reduce(sums, dist.ReduceOp.SUM, group)
     rest, own, distance, holders, classes = sums[:5]
     _check(target, kept & (holders == 0.0))
+    if sample_weight is not None:
+        kept &= sample_weight != 0
 
     total = rest + own
     near = own > 1e-280
@@ -100,7 +103,9 @@ def _evaluate(
         e = options.label_smoothing
         loss = (1.0 - e) * loss + e * (total.log() + sums[5] / classes)
     loss = loss + options.z_loss * logsumexp**2
-    factor = kept.double() if sample_weight is None else kept * sample_weight.double()
+    factor = kept.double()
+    if sample_weight is not None:
+        factor = torch.where(kept, sample_weight.double(), 0.0)
     loss = torch.where(kept, factor * loss, 0.0)
     if options.reduction == "mean":
         divisor = factor.sum() if denominator is None else denominator.double()
@@ -117,6 +122,7 @@ def _evaluate(
         share / total,
         rest / total,
         logsumexp,
+        kept,
         factor,
         classes,
     )
@@ -149,7 +155,7 @@ class _Parallel(torch.autograd.Function):
         grad, *saved = ctx.saved_tensors
         s = _Samples(*saved)
         e, z = ctx.options.label_smoothing, ctx.options.z_loss
-        factor = s.factor * arriving.double()
+        factor = torch.where(s.counts, s.factor * arriving.double(), 0.0)
         even = factor * e / s.classes
         scale = factor * (1.0 + 2.0 * z * s.logsumexp) * s.share
         # At `place`, of which the kernel's gradient has one too little.
@@ -160,14 +166,16 @@ class _Parallel(torch.autograd.Function):
         if _autograd.is_late(grad):
             weights = scale.to(dtype)
             call = _cross_entropy._Arguments(grad, s.place, None, weights, None)
-            grad = _cross_entropy._evaluate(call, Options("sum"), True)[1]
+            grad = _cross_entropy._gradient_of(call, Options("sum"))
         else:
-            grad = grad.clone() if _autograd.keeps_graph() else grad
+            again = _autograd.is_traced(arriving) or _autograd.keeps_graph()
+            grad = grad.clone() if again else grad
             grad.mul_(scale.unsqueeze(1).to(dtype))
-        grad.masked_fill_((scale == 0.0).unsqueeze(1), 0.0)
+        # Classes that have no part, whatever the kernel said of them; samples that do not count.
+        grad.masked_fill_(((s.share == 0.0) | ~s.counts).unsqueeze(1), 0.0)
         if e:
             grad.sub_(even.unsqueeze(1).to(dtype))
-        at_place = torch.where(factor == 0.0, 0.0, at_place)
+        at_place = torch.where(s.counts, at_place, 0.0)
         grad.scatter_(1, s.place.unsqueeze(1), at_place.unsqueeze(1).to(grad.dtype))
         at_lost = torch.where(s.lost, -(1.0 - e) * factor, 0.0)
         grad.scatter_add_(1, s.target.unsqueeze(1), at_lost.unsqueeze(1).to(grad.dtype))
@@ -227,7 +235,8 @@ def vocab_parallel_cross_entropy(
     options = Options(reduction, ignored_indices(ignore_index), label_smoothing, z_loss)
     for name, value in (("input", input), ("target", target)):
         check_tensor(name, value)
-    if not _backend.is_eager(input):
+    given = [t for t in (target, sample_weight, denominator) if t is not None]
+    if not (_backend.is_eager(input) and _backend.is_plain(*given)):
         raise NotImplementedError(f"{_NAME} works in eager mode only")
     if input.dtype not in FLOATS or input.dim() < 2 or input.shape[1] == 0:
         raise TypeError(

@@ -98,7 +98,7 @@ pub fn takes<T: Real>(batch: &Batch<'_, T>) -> bool {
 pub fn takes_as_it_is<T: Real>(batch: &Batch<'_, T>) -> bool {
     batch.classes > MOST_CLASSES
         || batch.layout.as_deref().is_none_or(|layout| {
-            layout.halves.is_none() && layout.places().all(|place| place.sample_step() == 1)
+            !layout.converts() && layout.places().all(|place| place.sample_step() == 1)
         })
 }
 
@@ -106,7 +106,7 @@ pub fn takes_as_it_is<T: Real>(batch: &Batch<'_, T>) -> bool {
 /// of the logits are long, and those of the target's probabilities. Outputs may lie anywhere, so the
 /// loss is the same whatever they are.
 pub fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
-    let layout = batch.layout.as_deref().filter(|layout| layout.halves.is_none())?;
+    let layout = batch.layout.as_deref().filter(|layout| !layout.converts())?;
     let long = |place: &Option<Place>| place.as_ref().is_some_and(is_long);
     let soft = matches!(batch.target, Target::Probabilities(_));
     // Class indices are numbers of the logits' type here.
@@ -177,14 +177,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// Does a block; the sum of its losses.
     #[inline(always)]
     fn run_block<S: Simd>(&self, s: S, block: Block<'_, Self, T>) -> f64 {
-        if self.batch.is_weighted() {
-            s.apart(Weighing(block));
-        }
+        let nothing = self.batch.is_weighted() && s.apart(Weighing(block));
         if self.many {
-            s.apart(Reading::<_, _, true>(block));
+            s.apart(Reading::<_, _, true>(block, nothing));
             s.apart(Reduction::<_, _, true>(block));
         } else {
-            s.apart(Reading::<_, _, false>(block));
+            s.apart(Reading::<_, _, false>(block, nothing));
             s.apart(Reduction::<_, _, false>(block));
         }
         let sum = s.apart(Finish(block));
@@ -400,6 +398,7 @@ mod tests {
             grad: case.columns.then(|| place.clone()),
             hess: None,
             halves: None,
+            singles: None,
             inner: pixels,
         };
         let layout = (!by_rows).then(|| Box::new(layout));

@@ -11,9 +11,9 @@ use super::columns::{Group, columns};
 use super::{AHEAD, Block, Few, Limits, TURN, exponents, splat};
 
 impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
-    /// Reads the classes of a block's samples; whether any is ignored.
+    /// Reads the classes of a block's samples, of which some may weigh `nothing`; whether any is ignored.
     #[inline(always)]
-    fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> bool {
+    fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, Self, T>, nothing: bool) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
         let classes = buffers.narrow(CLASS).1;
         for (lane, sample, n) in block.runs() {
@@ -24,18 +24,43 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             }
             // The index of an ignored sample becomes -1.
             let classes = classes.part(lane, n);
-            batch.each_class(sample, n, move |i, class| classes.set(i, T::from_i32(class as i32)));
+            batch.each_index(sample, n, move |i, class| classes.set(i, T::from_i32(class as i32)));
         }
         let (mut least, zero) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 0.0));
+        if nothing {
+            self.leave_out(s, block);
+        }
         for group in block.groups() {
             least = least.min(buffers.load(s, CLASS, group));
         }
         T::V::<S>::lanes(least.lt(zero)) != 0
     }
 
-    /// Reads the weights of a block's samples and of their classes.
+    /// Gives samples that weigh nothing the class of ignored ones.
     #[inline(always)]
-    fn read_weights<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) {
+    fn leave_out<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) {
+        let (buffers, none) = (block.buffers, splat::<S, f64>(s, 0.0));
+        let drops = self.batch.drops_classes();
+        for group in block.groups() {
+            let mut nothing = 0;
+            for part in 0..T::WIDE {
+                let at = group + 8 * part;
+                let mut zeros = S::V64::lanes(buffers.load_wide(s, SAMPLE, at).eq(none));
+                if drops {
+                    zeros |= S::V64::lanes(buffers.load_wide(s, OF_CLASS, at).eq(none));
+                }
+                nothing |= zeros << (8 * part);
+            }
+            let class = buffers.load(s, CLASS, group);
+            let nothing = T::V::<S>::mask(s, nothing);
+            let class = T::V::<S>::select(nothing, splat::<S, T>(s, -1.0), class);
+            buffers.store(CLASS, group, class);
+        }
+    }
+
+    /// Reads the weights of a block's samples and of their classes; whether any is 0.
+    #[inline(always)]
+    fn read_weights<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
         for (lane, sample, n) in block.runs() {
             let part = |which| buffers.wide(which).1.part(lane, n);
@@ -46,7 +71,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             if let (true, Some(weight)) = (C::HARD, batch.weight.as_deref()) {
                 let (weights, keep) = (part(OF_CLASS), self.keep);
                 // That of an ignored sample is any.
-                batch.each_class(sample, n, move |i, class| {
+                batch.each_index(sample, n, move |i, class| {
                     weights.set(i, keep * weight.get(class).copied().unwrap_or_default());
                 });
             }
@@ -54,14 +79,20 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let (divisor, scale) = (splat::<S, f64>(s, batch.divisor), splat::<S, f64>(s, self.scale));
         // A product is exact enough where it is rounded to float32.
         let product = T::WIDE == 2 && self.scale.is_normal();
+        let (mut zeros, none) = (0, splat::<S, f64>(s, 0.0));
         for group in block.groups() {
             for at in (group..group + T::LANES).step_by(8) {
                 let sample = buffers.load_wide(s, SAMPLE, at);
+                zeros |= S::V64::lanes(sample.eq(none));
+                if C::HARD {
+                    zeros |= S::V64::lanes(buffers.load_wide(s, OF_CLASS, at).eq(none));
+                }
                 let scale = if product { sample.mul(scale) } else { sample.div(divisor) };
                 scale.store(buffers.wide(SCALE).1, at);
             }
             self.choose_references(s, group, buffers);
         }
+        zeros != 0
     }
 
     /// The exponents of the references of a group, from the weights of its samples and their classes.
@@ -136,6 +167,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             for class in classes {
                 let x = T::V::<S>::load(s, from, class * T::LANES);
                 T::V::<S>::select(counts, x, zero).store(to, class * T::LANES);
+                if self.coefficients.stored().is_some() {
+                    let (from, to) = buffers.part(STORED);
+                    let at = start + class * T::LANES;
+                    let q = T::V::<S>::load(s, from, at);
+                    T::V::<S>::select(counts, q, zero).store(to, at);
+                }
             }
         }
         if !C::HARD {
@@ -152,15 +189,15 @@ pub(super) struct Weighing<'b, J, T>(pub(super) Block<'b, J, T>);
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
     for Weighing<'_, Few<'_, T, C, GRAD>, T>
 {
-    type Output = ();
+    type Output = bool;
     #[inline(always)]
-    fn eval<S: Simd>(self, s: S) {
-        self.0.job.read_weights(s, &self.0);
+    fn eval<S: Simd>(self, s: S) -> bool {
+        self.0.job.read_weights(s, &self.0)
     }
 }
 
-/// Reads its targets and logits.
-pub(super) struct Reading<'b, J, T, const MANY: bool>(pub(super) Block<'b, J, T>);
+/// Reads its targets and logits; whether samples may weigh nothing.
+pub(super) struct Reading<'b, J, T, const MANY: bool>(pub(super) Block<'b, J, T>, pub(super) bool);
 
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
     for Reading<'_, Few<'_, T, C, GRAD>, T, MANY>
@@ -169,7 +206,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let (block, job) = (&self.0, self.0.job);
-        let any_ignored = job.read_targets(s, block);
+        let any_ignored = job.read_targets(s, block, self.1);
         if MANY {
             for (turn, group) in job.turns(block) {
                 job.transpose::<S, MANY>(s, block, turn, group, any_ignored);

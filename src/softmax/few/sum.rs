@@ -77,9 +77,36 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         if C::ANY && !C::HARD {
             buffers.widen::<S>(COEFFICIENT, group, coefficient[0], coefficient[1]);
         }
+        if C::ANY && T::WIDE == 2 {
+            let inf = splat::<S, T>(s, f64::INFINITY);
+            let fits = T::V::<S>::lanes(distance[0].abs().lt(inf));
+            let fits = fits & T::V::<S>::lanes(coefficient[0].abs().lt(inf));
+            if fits != T::ALL {
+                self.sum_wide(block, group, !fits);
+            }
+        }
         if batch.outputs.hess.is_some() {
             buffers.store(OTHERS, group, others[0]);
             buffers.store(OTHERS_LOST, group, others[1]);
+        }
+    }
+
+    /// The sums of coefficients, and of these times distances, of the `lanes` of a group for which the
+    /// logits' type is too small.
+    #[cold]
+    #[inline(never)]
+    fn sum_wide(&self, block: &Block<'_, Self, T>, group: usize, lanes: u32) {
+        let (batch, buffers) = (self.batch, block.buffers);
+        let (first, n) = block.samples(group);
+        for lane in (0..n).filter(|lane| lanes >> lane & 1 != 0) {
+            let most = buffers.narrow(MOST).0.get(group + lane).to_f64();
+            let [coefficient, distance] = batch.wide_sums(first + lane, most);
+            for (which, sum) in [(DISTANCE, distance), (COEFFICIENT, coefficient)] {
+                let (before, array) = buffers.wide(which);
+                if !before.get(group + lane).is_finite() {
+                    array.set(group + lane, sum);
+                }
+            }
         }
     }
 

@@ -1,0 +1,354 @@
+"""What does not count: its gradient is 0, whatever stands there and whatever arrives from above."""
+
+import math
+from functools import partial
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
+
+import torch.nn.functional as F
+from torch import func
+
+import xentrs.torch
+from samples import DTYPES
+
+xt = xentrs.torch
+NAN, INF = math.nan, math.inf
+NAMES = (
+    "ignored",
+    "several ignored",
+    "one sample",
+    "sample weight",
+    "class weight",
+    "negative class weights",
+    "smoothing",
+    "z_loss",
+    "softcap",
+    "all options",
+    "probabilities",
+    "four axes",
+    "channels last",
+    "narrow target",
+    "where",
+    "where of a row",
+    "element weight",
+    "element weight of a row",
+    "linear",
+    "linear with weights",
+    "linear of positions",
+)
+
+
+def case(name, dtype, device, *, spoilt):
+    """Return a loss as a function of logits and reduction, logits, and what of them counts.
+
+    `spoilt` puts NaN and inf where nothing counts.
+    """
+    torch.manual_seed(0)
+    x = torch.randn(5, 6)
+    y = torch.tensor([1, -100, 2, 0, 5], device=device)
+    ignored = y == -100
+    counts = ~ignored[:, None].expand(5, 6)
+    options = {}
+    function = xt.cross_entropy
+    if name == "several ignored":
+        options["ignore_index"] = (-100, 0)
+        counts = ~(ignored | (y == 0))[:, None].expand(5, 6)
+    elif name == "one sample":
+        x, y, counts = x[0], y[1], counts[1]
+    elif name in ("sample weight", "probabilities"):
+        options["sample_weight"] = torch.tensor([1.0, 0.0, 2.0, 0.0, -1.5], device=device)
+        y = torch.rand(5, 6, device=device) if name == "probabilities" else y.clamp(min=0)
+        counts = (options["sample_weight"] != 0)[:, None].expand(5, 6)
+        y = y.to(dtype) if name == "probabilities" else y
+    elif name in ("class weight", "negative class weights"):
+        w = torch.tensor([0.5, 1.0, 0.0, 2.0, 3.0, 0.1], device=device)
+        options["weight"] = w if name == "class weight" else -w
+        counts = ~(ignored | (y == 2))[:, None].expand(5, 6)
+    elif name == "smoothing":
+        options["label_smoothing"] = 0.2
+        options["weight"] = torch.rand(6, device=device)
+    elif name == "z_loss":
+        options["z_loss"] = 0.1
+    elif name == "softcap":
+        options["softcap"] = 3.0
+    elif name == "all options":
+        options = {"z_loss": 0.1, "softcap": 3.0, "label_smoothing": 0.1}
+        options["sample_weight"] = torch.tensor([1.0, 1.0, 0.0, 2.0, 0.5], device=device)
+        options["weight"] = torch.rand(6, device=device)
+        counts = ~(ignored | (options["sample_weight"] == 0))[:, None].expand(5, 6)
+    elif name in ("four axes", "channels last"):
+        x = torch.randn(5, 6, 2, 3)
+        y = y[:, None, None].expand(5, 2, 3).clone()
+        y[0, 1, 2], y[3, 0] = -100, -100
+        counts = (y != -100)[:, None].expand(5, 6, 2, 3)
+        if name == "channels last":
+            x = x.to(memory_format=torch.channels_last)
+    elif name == "narrow target":
+        y, options = y.clamp(min=0).to(torch.uint8), {"ignore_index": 0}
+        counts = (y != 0)[:, None].expand(5, 6)
+    elif name in ("where", "where of a row", "element weight", "element weight of a row"):
+        function, y = xt.binary_cross_entropy_with_logits, torch.rand(5, 6, device=device).to(dtype)
+        mask = torch.rand(6 if "row" in name else (5, 6), device=device) > 0.4
+        assert 0 < mask.sum() < mask.numel()
+        options = {"where": mask} if "where" in name else {"weight": mask.to(dtype)}
+        counts = mask.expand(5, 6)
+    elif name.startswith("linear"):
+        classes = (7, 2) if "positions" in name else (7,)
+        linear_weight = torch.randn(*classes, 6).to(dtype).to(device)
+        if "weights" in name:
+            options["weight"] = torch.rand(7, device=device).to(dtype)
+            options["sample_weight"] = torch.tensor([1.0, 1.0, 0.0, 2.0, 0.5], device=device)
+            counts = ~(ignored | (options["sample_weight"] == 0))[:, None].expand(5, 6)
+        if "positions" in name:
+            y = torch.stack([y, y.roll(1)], 1)
+            y[0] = -100
+            counts = (y != -100).any(1)[:, None].expand(5, 6)
+        function = partial(xt.linear_cross_entropy, linear_weight=linear_weight)
+    x = x.to(dtype).to(device)
+    x = spoil(x, counts) if spoilt else x
+
+    def run(x, reduction, **more):
+        return function(x, target=y, reduction=reduction, **options, **more)
+
+    return run, x, counts
+
+
+def spoil(x, counts):
+    bad = torch.tensor([NAN, INF, -INF], dtype=x.dtype, device=x.device)
+    bad = bad.repeat(x.numel())[: x.numel()].view(x.shape)
+    return x.clone().copy_(torch.where(counts, x, bad))
+
+
+def arriving(loss, counts, value):
+    """Return what arrives at each loss: this value where nothing counts."""
+    ones = torch.linspace(0.5, 1.5, max(loss.numel(), 1), device=loss.device)
+    ones = ones[: loss.numel()].reshape(loss.shape)
+    if loss.dim() < counts.dim():
+        counts = counts.any(min(1, counts.dim() - 1))
+    elif loss.shape != counts.shape:  # positions of a linear layer
+        counts = counts.any(1, keepdim=True)
+    return torch.where(counts, ones, value).to(loss.dtype), ones.to(loss.dtype)
+
+
+WAYS = {
+    "backward": lambda f, x, up: torch.autograd.grad(f(x), x, up),
+    "kept graph": lambda f, x, up: torch.autograd.grad(f(x), x, up, retain_graph=True),
+    "create_graph": lambda f, x, up: torch.autograd.grad(f(x), x, up, create_graph=True),
+    "vjp": lambda f, x, up: func.vjp(f, x.detach())[1](up),
+    "many": lambda f, x, up: [
+        torch.autograd.grad(f(x), x, torch.stack([up, up]), is_grads_batched=True)[0][1]
+    ],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_arrives_at_what_does_not_count(name, dtype, backend):
+    for spoilt in (False, True):
+        f, x, counts = case(name, dtype, backend, spoilt=spoilt)
+        f, x = (lambda x, f=f: f(x, "none")), x.requires_grad_()
+        for value in (NAN, INF, -INF):
+            up, ones = arriving(f(x), counts, value)
+            for way, run in WAYS.items():
+                if way == "create_graph" and "linear" in name:
+                    continue
+                (expected,) = run(f, x, ones)
+                (grad,) = run(f, x, up)
+                assert grad.isfinite().all(), (way, spoilt, value, grad)
+                assert (grad[~counts] == 0).all(), (way, spoilt, value, grad)
+                torch.testing.assert_close(grad, torch.where(counts, expected, 0.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_arrives_at_a_sum(name, dtype, backend):
+    """What counts is NaN then, for NaN arrives there."""
+    f, x, counts = case(name, dtype, backend, spoilt=True)
+    x = x.requires_grad_()
+    for reduction in ("mean", "sum"):
+        g = lambda x, r=reduction: f(x, r)  # noqa: E731
+        if counts.any():
+            assert g(x).isfinite()
+        for value in (NAN, INF):
+            up = torch.full_like(g(x), value)
+            for way, run in WAYS.items():
+                (grad,) = run(g, x, up)
+                assert (grad[~counts] == 0).all(), (reduction, value, way, grad)
+                assert not grad[counts].isfinite().any(), (reduction, value, way, grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_counts_and_nan_arrives(dtype, backend):
+    x = torch.randn(3, 4, device=backend, dtype=dtype, requires_grad=True)
+    w = torch.randn(5, 4, device=backend, dtype=dtype, requires_grad=True)
+    y = torch.full((3,), -100, device=backend)
+    b = torch.zeros(5, device=backend, dtype=dtype, requires_grad=True)
+    for reduction in ("mean", "sum"):
+        for loss, leaves in (
+            (xt.cross_entropy(x, y, reduction=reduction), [x]),
+            (
+                xt.binary_cross_entropy_with_logits(
+                    x, x.detach().sigmoid(), where=x > NAN, reduction=reduction
+                ),
+                [x],
+            ),
+            (xt.linear_cross_entropy(x, w, y, linear_bias=b, reduction=reduction), [x, w, b]),
+        ):
+            assert loss.isnan() if reduction == "mean" else loss == 0
+            for grad in torch.autograd.grad(loss, leaves, torch.full_like(loss, NAN)):
+                assert (grad == 0).all(), grad
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_in_place(dtype, backend):
+    for name in ("ignored", "sample weight", "z_loss", "all options", "four axes", "channels last"):
+        for reduction in ("none", "mean"):
+            f, x, counts = case(name, dtype, backend, spoilt=False)
+            grads = []
+            for inplace in (False, True):
+                a = x.detach().clone().requires_grad_()
+                loss = f(a * 1, reduction, inplace=inplace)
+                up = arriving(loss, counts, NAN)[0] if reduction == "none" else loss * NAN
+                grads += torch.autograd.grad(loss, a, up.detach())
+            assert (grads[1][~counts] == 0).all(), grads
+            torch.testing.assert_close(*grads, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_second_derivatives(name, backend):
+    """What arrives at the gradient of what does not count adds nothing, in any transform."""
+    for reduction in ("none", "mean"):
+        if name.startswith("linear") and reduction == "none":
+            continue  # refused
+        results = []
+        for value in (1.0, NAN):
+            f, x, counts = case(name, torch.float64, backend, spoilt=math.isnan(value))
+            x = x.requires_grad_()
+            f = partial(f, reduction=reduction)
+            up, _ = arriving(f(x), counts, value) if reduction == "none" else (x.new_ones(()), 0)
+            up.requires_grad_()
+            (grad,) = torch.autograd.grad(f(x), x, up, create_graph=True)
+            direction = torch.where(counts, torch.ones_like(x), value)
+            found = torch.autograd.grad(grad, (x, up), direction)
+            twice = func.grad(lambda x, f=f, c=counts: (
+                torch.where(c, func.grad(lambda x: f(x).sum())(x), 0.0) ** 2
+            ).sum())(x.detach())  # fmt: skip
+            assert (found[0][~counts] == 0).all(), found[0]
+            assert (twice[~counts] == 0).all(), twice
+            results.append((found[0][counts], found[1], twice[counts]))
+        torch.testing.assert_close(*results)
+        assert all(r.isfinite().all() for r in results[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_compiled(dtype):
+    """Traced, and by compiled autograd of an eager loss, of which the graphs are used again."""
+    import torch._dynamo.compiled_autograd as compiled_autograd
+
+    for name in ("several ignored", "all options", "probabilities", "element weight", "linear"):
+        torch._dynamo.reset()
+        f, x, counts = case(name, dtype, "cpu", spoilt=True)
+
+        def loss(x, reduction, f=f):
+            return f(x * 1, reduction)
+
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        for reduction in ("none", "mean"):
+            x = x.detach().requires_grad_()
+            up, ones = arriving(loss(x, reduction), counts, NAN)
+            if reduction == "mean":
+                up = ones = ones.flatten()[0].detach()
+            (expected,) = torch.autograd.grad(loss(x, reduction), x, ones)
+            (grad,) = torch.autograd.grad(compiled(x, reduction), x, up)
+            near = {"rtol": 0.02, "atol": 0.01} if dtype.itemsize == 2 else {}
+            torch.testing.assert_close(grad[counts], expected[counts], **near)
+            assert (grad[~counts] == 0).all()
+            for _ in range(2):
+                total = loss(x, reduction)
+                with compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+                    x.grad = None
+                    total.backward(up)
+                torch.testing.assert_close(x.grad[counts], expected[counts], **near)
+                assert (x.grad[~counts] == 0).all()
+
+
+def test_compiled_autograd_sees_each_target(backend):
+    """It keeps the graph of a backward pass, not its tensors."""
+    import torch._dynamo.compiled_autograd as compiled_autograd
+
+    torch._dynamo.reset()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x = torch.randn(4, 5, device=backend, requires_grad=True)
+        y = torch.randint(0, 5, (4,), device=backend)
+        y[seed] = -100
+        up = torch.ones(4, device=backend)
+        up[seed] = NAN
+        with compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+            xt.cross_entropy(x, y, reduction="none").backward(up)
+        (expected,) = torch.autograd.grad(F.cross_entropy(x, y, reduction="none"), x, up)
+        torch.testing.assert_close(x.grad, expected)
+
+
+def test_means_of_sequences(backend):
+    """Losses divided by the counts of their tokens, one sequence all padding, which is left out."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 7, 5, device=backend)
+    y = torch.randint(0, 7, (3, 5), device=backend)
+    y[1] = -100
+    y[2, 3:] = -100
+    grads = []
+    for loss in (F.cross_entropy, xt.cross_entropy):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            a = x.to(dtype).detach().requires_grad_()
+            tokens = (y != -100).sum(1)
+            means = loss(a, y, reduction="none").sum(1) / tokens
+            torch.where(tokens > 0, means, 0.0).mean().backward()
+            grads.append(a.grad)
+    for ours, theirs in zip(grads[3:], grads[:3], strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_target_changed_before_the_backward_pass(backend):
+    """Nothing is asked of it where what arrives is finite; else it is missed by name."""
+    x = torch.randn(3, 5, device=backend, requires_grad=True)
+    for make in (lambda y: xt.cross_entropy(x, y), lambda y: xt.cross_entropy(x, y, z_loss=0.1)):
+        y = torch.tensor([0, -100, 2], device=backend)
+        loss = make(y)
+        y.zero_()
+        (grad,) = torch.autograd.grad(loss, x, retain_graph=True)
+        assert (grad[1] == 0).all()
+        with pytest.raises(RuntimeError, match="cross_entropy: the gradient needs the inputs"):
+            torch.autograd.grad(loss, x, torch.tensor(NAN, device=backend))
+
+
+def test_linear_rows_that_do_not_count_add_nothing(backend):
+    """0 times NaN is no 0 in the products of matrices."""
+    torch.manual_seed(0)
+    h = torch.randn(4, 3, dtype=torch.float64, device=backend)
+    w = torch.randn(6, 3, dtype=torch.float64, device=backend)
+    y = torch.tensor([0, -100, 5, 2], device=backend)
+    s = torch.tensor([1.0, 2.0, 0.0, 0.5], device=backend)
+    kept = [0, 3]
+    for bad in (NAN, INF):
+        for run in (lambda f: f, lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)):
+            for reduction in ("mean", "sum", "none"):
+                torch._dynamo.reset()
+                f = run(partial(xt.linear_cross_entropy, reduction=reduction, z_loss=0.1))
+                spoilt = h.clone()
+                spoilt[1], spoilt[2, 1] = bad, bad
+                ours = [t.clone().requires_grad_() for t in (spoilt, w)]
+                theirs = [t.clone().requires_grad_() for t in (h[kept], w)]
+                loss = f(*ours, y, sample_weight=s)
+                expected = f(*theirs, y[kept], sample_weight=s[kept])
+                up = torch.full_like(loss, bad)
+                up[kept if reduction == "none" else ()] = 1.0
+                torch.testing.assert_close(loss.sum(), expected.sum())
+                grads = torch.autograd.grad(loss, ours, up)
+                wanted = torch.autograd.grad(expected.sum(), theirs)
+                torch.testing.assert_close(grads[0][kept], wanted[0])
+                assert (grads[0][1:3] == 0).all()
+                torch.testing.assert_close(grads[1], wanted[1])
