@@ -161,6 +161,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
 
     /// Reduces a chunk that lies within the row and does not hold the pivot.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "one place of two arrays")]
     fn inner<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool>(
         &self,
         s: S,
