@@ -377,25 +377,22 @@ impl<'a, T: Real> Batch<'a, T> {
         self.weight.is_some() || self.sample_weight.is_some()
     }
 
-    /// The class indices from sample `start` on: see [`Batch::each_class`].
+    /// The class indices from sample `start` on, [`IGNORED`] for those that do not count, as a sample of
+    /// weight 0; 0 where the target is probabilities.
     #[inline(always)]
     pub fn read_classes(&self, start: usize, classes: &mut [usize]) {
-        self.each_class(start, classes.len(), |i, class| classes[i] = class);
-    }
-
-    /// Calls `put` with each of the `n` class indices from sample `start` on, [`IGNORED`] for those
-    /// that do not count, as a sample of weight 0; 0 where the target is probabilities.
-    #[inline(always)]
-    pub fn each_class(&self, start: usize, n: usize, mut put: impl FnMut(usize, usize)) {
-        if !self.is_weighted() {
-            return self.each_index(start, n, put);
+        let n = classes.len();
+        self.each_index(start, n, |i, class| classes[i] = class);
+        if self.sample_weight.is_some() {
+            self.each_sample_weight(start, n, |i, weight| {
+                classes[i] = if weight == 0.0 { IGNORED } else { classes[i] };
+            });
         }
-        let drops = self.drops_classes();
-        let of_class = self.weight.as_deref().filter(|_| drops).unwrap_or_default();
-        self.each_index(start, n, |i, class| {
-            let nothing = self.sample_factor(start + i) == 0.0 || of_class.get(class) == Some(&0.0);
-            put(i, if nothing { IGNORED } else { class });
-        });
+        if let Some(weight) = self.weight.as_deref().filter(|_| self.drops_classes()) {
+            for class in classes {
+                *class = if weight.get(*class) == Some(&0.0) { IGNORED } else { *class };
+            }
+        }
     }
 
     /// Whether a sample counts for nothing where the weight of its class is 0: the loss has no other
@@ -404,7 +401,8 @@ impl<'a, T: Real> Batch<'a, T> {
         matches!(self.target, Target::Indices(_)) && self.options.label_smoothing == 0.0
     }
 
-    /// [`Batch::each_class`], whatever samples and classes weigh.
+    /// Calls `put` with each of the `n` class indices from sample `start` on, whatever it weighs;
+    /// [`IGNORED`] for ignored ones, 0 where the target is probabilities.
     #[inline(always)]
     pub fn each_index(&self, start: usize, n: usize, mut put: impl FnMut(usize, usize)) {
         let Target::Indices(indices) = self.target else {

@@ -50,6 +50,21 @@ impl<S: Simd, T: Real> Sum<S, T> {
         self.high = sum;
     }
 
+    /// The sum of each lane, rounded.
+    #[inline(always)]
+    pub fn high(&self) -> T::V<S> {
+        self.high
+    }
+
+    /// The sum of all lanes but these.
+    #[inline(always)]
+    pub fn total_without(&self, s: S, lanes: u32) -> f64 {
+        let (mask, zero) = (T::V::<S>::mask(s, lanes), T::V::<S>::splat(s, T::default()));
+        let high = T::V::<S>::select(mask, zero, self.high);
+        let low = T::V::<S>::select(mask, zero, self.low);
+        Sum::<S, T> { high, low }.total()
+    }
+
     /// Adds another sum's lanes.
     #[inline(always)]
     pub fn append(&mut self, more: Self) {

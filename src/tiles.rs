@@ -172,7 +172,8 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
         tile.values = match (layout.halves, layout.singles) {
             (None, None) if P::SPARSE && layout.values.is_some() => {
                 let rows = self.values.output();
-                tile.each_class(0, samples.len(), |i, class| {
+                // Of a sample that weighs nothing too: it is not looked at.
+                tile.each_index(0, samples.len(), |i, class| {
                     if class != IGNORED {
                         rows.set(i * classes + class, whole.value(samples.start + i, class));
                     }

@@ -26,9 +26,10 @@ use crate::math::{
 };
 use crate::options::{Options, Reduction};
 use crate::process;
+use crate::reduce::Sum;
 use crate::simd::{Input, Level, Output, Scratch, Simd, Vector, fence};
 
-use super::elements::{Elements, Losses, block, limit};
+use super::elements::{Elements, beyond, block};
 use super::{AHEAD, reduced};
 
 /// Whether the output of a loss is written past the caches: where it would not be read from them
@@ -203,8 +204,6 @@ struct Constants<S: Simd, T: Real> {
     divisor: T::V<S>,
     /// `1 / divisor`, and what its rounding lost.
     inverse: [T::V<S>; 2],
-    /// See [`limit`].
-    limit: T::V<S>,
 }
 
 impl<S: Simd, T: Real> Constants<S, T> {
@@ -218,7 +217,6 @@ impl<S: Simd, T: Real> Constants<S, T> {
             exp: Exp::<S, T>::new(s, T::default(), bias),
             divisor: T::V::<S>::splat(s, T::from_f64(divisor)),
             inverse: [T::V::<S>::splat(s, high), T::V::<S>::splat(s, low)],
-            limit: T::V::<S>::splat(s, T::from_f64(limit::<T>())),
         }
     }
 }
@@ -226,6 +224,7 @@ impl<S: Simd, T: Real> Constants<S, T> {
 /// The arithmetic of a sum without weights and smoothing, with the gradient if `GRAD`, the Hessian if
 /// `HESS`. Losses that are not summed are left to [`Weighted`]: a weight that is a power of two is to
 /// change their exponents only.
+#[derive(Clone, Copy)]
 struct Plain<'a, 'b, T, L, const GRAD: bool, const HESS: bool> {
     binary: &'b Binary<'a, T>,
     labels: L,
@@ -242,6 +241,10 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
         Constants::new(s, self.divisor, 0)
     }
 
+    fn hess(&self) -> Option<Output<'_, T>> {
+        self.binary.outputs.hess.filter(|_| HESS)
+    }
+
     #[inline(always)]
     fn vectors<S: Simd, const N: usize>(
         &self,
@@ -249,8 +252,9 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
         constants: &Constants<S, T>,
         at: usize,
         lanes: u32,
-        sum: &mut Losses<S, T>,
-    ) -> [T::V<S>; N] {
+        sum: &mut Sum<S, T>,
+        checks: bool,
+    ) -> Option<[[T::V<S>; N]; 2]> {
         let zero = T::V::<S>::splat(s, T::default());
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
         let minus = T::V::<S>::splat(s, T::from_f64(-0.0));
@@ -277,35 +281,30 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
                 results[i] = times::<S, T>(difference, constants.inverse);
             }
         }
-        if T::V::<S>::lanes(linear.abs().lt(constants.limit)) != T::ALL {
-            // An infinite logit may have the slope 0; a sum may be too large. Nothing is written yet, in
-            // place or not.
+        if beyond::<S, T>(s, linear) != 0 {
+            // An infinite logit may have the slope 0. Nothing is written yet, in place or not.
             linear = zero;
             for i in 0..N {
                 let [x, slope] = self.load(s, at + i * T::LANES, lanes);
                 let product = T::V::<S>::select(slope.eq(zero), zero, x.mul(slope));
                 linear = linear.add(product);
             }
-            if T::V::<S>::lanes(linear.abs().lt(constants.limit)) != T::ALL {
-                // No call: results wait in registers.
-                linear = zero;
-                for i in 0..N {
-                    let [x, slope] = self.load(s, at + i * T::LANES, lanes);
-                    let x = T::V::<S>::select(slope.eq(zero), zero, x);
-                    for part in 0..T::WIDE {
-                        sum.large = x.wide(part).mul_add(slope.wide(part), sum.large);
-                    }
-                }
+            if checks && beyond::<S, T>(s, linear) != 0 {
+                return None;
             }
         }
-        if let Some(array) = self.binary.outputs.hess.filter(|_| HESS) {
-            for (i, &z) in z.iter().enumerate() {
-                let hess = times::<S, T>(z.mul(square::<S, T>(s, z)), constants.inverse);
-                hess.store_lanes(array, at + i * T::LANES, lanes);
+        let mut hess = [zero; N];
+        if HESS {
+            for (hess, &z) in hess.iter_mut().zip(&z) {
+                *hess = times::<S, T>(z.mul(square::<S, T>(s, z)), constants.inverse);
             }
         }
-        sum.sum.add_positive(linear.add(log1p::<S, T>(s, odds::<S, T, N>(s, z, lanes))));
-        results
+        sum.add_positive(linear.add(log1p::<S, T>(s, odds::<S, T, N>(s, z, lanes))));
+        Some([results, hess])
+    }
+
+    fn wide(&self, at: usize, lanes: u32, results: &mut [T::Lanes; 2]) -> f64 {
+        self.binary.wide(self.labels, self.divisor, (at, lanes), results)
     }
 }
 
@@ -351,19 +350,24 @@ fn square<S: Simd, T: Real>(s: S, z: T::V<S>) -> T::V<S> {
     square.mul(T::V::<S>::splat(s, T::from_f64(-2.0))).mul_add(lost, square)
 }
 
-/// The arithmetic with whatever options there are.
-struct Weighted<'a, 'b, T, L> {
+/// The arithmetic with whatever options there are, with the Hessian if `HESS`.
+#[derive(Clone, Copy)]
+struct Weighted<'a, 'b, T, L, const HESS: bool> {
     binary: &'b Binary<'a, T>,
     labels: L,
     divisor: f64,
 }
 
-impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
+impl<T: Real, L: Label<T>, const HESS: bool> Elements<T> for Weighted<'_, '_, T, L, HESS> {
     type Constants<S: Simd> = Constants<S, T>;
 
     #[inline(always)]
     fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
         Constants::new(s, self.divisor, BIAS)
+    }
+
+    fn hess(&self) -> Option<Output<'_, T>> {
+        self.binary.outputs.hess.filter(|_| HESS)
     }
 
     #[inline(always)]
@@ -373,8 +377,9 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
         constants: &Constants<S, T>,
         at: usize,
         lanes: u32,
-        sum: &mut Losses<S, T>,
-    ) -> [T::V<S>; N] {
+        sum: &mut Sum<S, T>,
+        checks: bool,
+    ) -> Option<[[T::V<S>; N]; 2]> {
         let (binary, outputs) = (self.binary, &self.binary.outputs);
         // A macro, since a closure might not be inlined with the features.
         macro_rules! splat {
@@ -395,22 +400,18 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
             v[i] = self.labels.load(s, at, lanes);
             u[i] = one.sub(v[i]);
         }
-        self.binary.weigh(s, at, lanes, &mut x, &mut u, &mut v);
+        let nothing = self.binary.weigh(s, at, lanes, &mut u, &mut v);
         // Under a bias z has its digits where it is subnormal: a weight may make a product normal.
-        let (mut biased, mut log, mut results) = (x, x, [zero; N]);
+        let (mut biased, mut log, mut results, mut hess) = (x, x, [zero; N], [zero; N]);
         for i in 0..N {
             biased[i] = constants.exp.of_below(s, x[i].bits_or(splat!(-0.0)));
         }
         for i in 0..N {
             log[i] = log1p_unit::<S, T>(s, biased[i].mul(splat!(UNBIAS)));
         }
+        let mut losses = [zero; N];
         for i in 0..N {
-            let at = at + i * T::LANES;
             let z = biased[i].mul(splat!(UNBIAS));
-            let mut counted = T::V::<S>::mask(s, lanes);
-            if let Some(bytes) = binary.counted {
-                counted = zero.lt(load_bytes::<S, T>(s, bytes, at, lanes));
-            }
             let above = zero.lt(x[i]);
             let slope = T::V::<S>::select(above, u[i], v[i]);
             let linear = T::V::<S>::select(slope.eq(zero), zero, x[i].abs().mul(slope));
@@ -418,105 +419,106 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
             let tiny = linear.add(both.mul(biased[i]).mul(splat!(UNBIAS)));
             let loss = both.fma(log[i], linear);
             let loss = T::V::<S>::select(z.lt(splat!(TINY)), tiny, loss);
-            let mut loss = T::V::<S>::select(counted, loss, zero);
-            let mut wide = None;
-            let fits = T::V::<S>::lanes(loss.abs().lt(constants.limit));
-            // Of an infinite logit this says all there is.
-            let finite = T::V::<S>::lanes(x[i].abs().lt(splat!(f64::INFINITY)));
-            if T::WIDE == 2 && !fits & finite & T::ALL != 0 {
-                let large = !fits & finite & T::ALL;
-                let lanes = T::V::<S>::mask(s, large);
-                let (results, total) = self.wide(at, large, zero.to_lanes());
-                sum.sum.add_positive(T::V::<S>::select(lanes, zero, loss));
-                // An eighth in each lane.
-                sum.large = sum.large.add(S::V64::splat(s, total / 8.0));
-                let [of_loss, grad, hess] = results.map(|x| T::V::<S>::from_lanes(s, x));
-                loss = T::V::<S>::select(lanes, of_loss, loss);
-                wide = Some((lanes, grad, hess));
-            } else {
-                sum.sum.add_positive(loss);
-            }
+            losses[i] = T::V::<S>::select(nothing[i], zero, loss);
+            sum.add_positive(losses[i]);
+        }
+        if checks && beyond::<S, T>(s, sum.high()) != 0 {
+            return None;
+        }
+        for i in 0..N {
+            let at = at + i * T::LANES;
+            let z = biased[i].mul(splat!(UNBIAS));
+            let above = zero.lt(x[i]);
             if outputs.grad.is_some() {
                 let other = T::V::<S>::select(above, v[i], u[i]);
                 let other = other.mul(biased[i]).mul(splat!(UNBIAS));
                 let top = T::V::<S>::select(above, u[i].sub(other), other.sub(v[i]));
                 let grad = times::<S, T>(top.div(one.add(z)), constants.inverse);
-                results[i] = T::V::<S>::select(counted, grad, zero);
-                if let Some((lanes, grad, _)) = wide {
-                    results[i] = T::V::<S>::select(lanes, grad, results[i]);
-                }
+                results[i] = T::V::<S>::select(nothing[i], zero, grad);
             }
-            if let Some(array) = outputs.hess {
-                let hess = both.mul(biased[i]).mul(splat!(UNBIAS)).mul(square::<S, T>(s, z));
-                let hess = times::<S, T>(hess, constants.inverse);
-                let mut hess = T::V::<S>::select(counted, hess, zero);
-                if let Some((lanes, _, wide)) = wide {
-                    hess = T::V::<S>::select(lanes, wide, hess);
-                }
-                hess.store_lanes(array, at, lanes);
+            if HESS {
+                let all =
+                    u[i].add(v[i]).mul(biased[i]).mul(splat!(UNBIAS)).mul(square::<S, T>(s, z));
+                let all = times::<S, T>(all, constants.inverse);
+                hess[i] = T::V::<S>::select(nothing[i], zero, all);
             }
-            if let Some(losses) = outputs.losses {
-                let loss = loss.div(constants.divisor);
+            if let Some(array) = outputs.losses {
+                let loss = losses[i].div(constants.divisor);
                 if outputs.grad.is_some() {
-                    loss.store_lanes(losses, at, lanes);
+                    loss.store_lanes(array, at, lanes);
                 } else {
                     results[i] = loss;
                 }
             }
         }
-        results
+        Some([results, hess])
     }
-}
 
-impl<T: Real, L: Label<T>> Weighted<'_, '_, T, L> {
-    /// Loss, gradient and Hessian in float64 of the elements `lanes` from `at` on, rounded, 0 elsewhere;
-    /// the sum of the losses.
-    #[cold]
-    #[inline(never)]
-    fn wide(&self, at: usize, lanes: u32, zeros: T::Lanes) -> ([T::Lanes; 3], f64) {
-        let (binary, smoothing) = (self.binary, self.binary.options.label_smoothing);
-        let mut results = [zeros; 3];
-        let mut sum = 0.0;
-        for lane in (0..T::LANES).filter(|lane| lanes >> lane & 1 != 0) {
-            let at = at + lane;
-            let (x, t) = (binary.logits.get(at).to_f64(), self.labels.number(at));
-            let smooth = |t: f64| (1.0 - smoothing).mul_add(t, smoothing / 2.0);
-            let number = |numbers: &Option<Periodic<'_, T>>| {
-                numbers.as_ref().map_or(1.0, |numbers| numbers.number(at))
-            };
-            let weight = number(&binary.weight);
-            let u = smooth(1.0 - t) * weight;
-            let v = smooth(t) * weight * number(&binary.pos_weight);
-            let z = (-x.abs()).exp();
-            let (slope, other) = if x > 0.0 { (u, v) } else { (v, u) };
-            let linear = if slope == 0.0 { 0.0 } else { x.abs() * slope };
-            let loss = linear + (u + v) * z.ln_1p();
-            let grad = (slope - other * z) / (1.0 + z);
-            let hess = (u + v) * z / (1.0 + z) / (1.0 + z);
-            sum += loss;
-            let grad = if x > 0.0 { grad } else { -grad };
-            let all = [loss, grad / self.divisor, hess / self.divisor];
-            for (lanes, x) in results.iter_mut().zip(all) {
-                lanes.as_mut()[lane] = T::from_f64(x);
-            }
-        }
-        (results, sum)
+    fn wide(&self, at: usize, lanes: u32, results: &mut [T::Lanes; 2]) -> f64 {
+        self.binary.wide(self.labels, self.divisor, (at, lanes), results)
     }
 }
 
 impl<T: Real> Binary<'_, T> {
-    /// Smoothes and weighs the coefficients. What weighs nothing becomes a 0 throughout.
+    /// See [`Elements::wide`].
+    fn wide(
+        &self,
+        labels: impl Label<T>,
+        divisor: f64,
+        (at, lanes): (usize, u32),
+        results: &mut [T::Lanes; 2],
+    ) -> f64 {
+        let (smoothing, outputs) = (self.options.label_smoothing, &self.outputs);
+        let number = |numbers: &Option<Periodic<'_, T>>, at: usize| {
+            numbers.as_ref().map_or(1.0, |numbers| numbers.number(at))
+        };
+        let smooth = |t: f64| (1.0 - smoothing).mul_add(t, smoothing / 2.0);
+        let mut sum = 0.0;
+        for lane in (0..T::LANES).filter(|lane| lanes >> lane & 1 != 0) {
+            let at = at + lane;
+            let (x, t) = (self.logits.get(at).to_f64(), labels.number(at));
+            let weight = number(&self.weight, at);
+            let u = smooth(1.0 - t) * weight;
+            let v = smooth(t) * weight * number(&self.pos_weight, at);
+            let z = (-x.abs()).exp();
+            let (slope, other) = if x > 0.0 { (u, v) } else { (v, u) };
+            let linear = if slope == 0.0 { 0.0 } else { x.abs() * slope };
+            let loss = linear + (u + v) * z.ln_1p();
+            sum += loss;
+            if x.is_infinite() {
+                // Of it vectors say all there is.
+                continue;
+            }
+            let grad = (slope - other * z) / (1.0 + z);
+            let grad = if x > 0.0 { grad } else { -grad };
+            let hess = (u + v) * z / (1.0 + z) / (1.0 + z);
+            let [grad, hess, loss] = [grad, hess, loss].map(|x| T::from_f64(x / divisor));
+            results[0].as_mut()[lane] = if outputs.grad.is_some() { grad } else { loss };
+            results[1].as_mut()[lane] = hess;
+            if let Some(losses) = outputs.losses.filter(|_| outputs.grad.is_some()) {
+                losses.set(at, loss);
+            }
+        }
+        sum
+    }
+
+    /// Smoothes and weighs the coefficients. Returns which elements count for nothing.
     #[inline(always)]
     fn weigh<S: Simd, const N: usize>(
         &self,
         s: S,
         at: usize,
         lanes: u32,
-        x: &mut [T::V<S>; N],
         u: &mut [T::V<S>; N],
         v: &mut [T::V<S>; N],
-    ) {
+    ) -> [<T::V<S> as Vector<S, T>>::Mask; N] {
         let (t, none) = (*v, T::V::<S>::splat(s, T::default()));
+        let mut nothing = [T::V::<S>::mask(s, T::ALL & !lanes); N];
+        if let Some(bytes) = self.counted {
+            for (i, nothing) in nothing.iter_mut().enumerate() {
+                *nothing = load_bytes::<S, T>(s, bytes, at + i * T::LANES, lanes).eq(none);
+            }
+        }
         let smoothing = self.options.label_smoothing;
         if smoothing != 0.0 {
             // Each from its own: 1 - t would have lost digits after smoothing.
@@ -543,12 +545,11 @@ impl<T: Real> Binary<'_, T> {
                     u[i].mul(weights[i])
                 };
                 v[i] = v[i].mul(weights[i]);
-                let nothing = weights[i].eq(none);
-                for number in [&mut x[i], &mut u[i], &mut v[i]] {
-                    *number = T::V::<S>::select(nothing, none, *number);
-                }
+                // 0 too where it was before.
+                nothing[i] = T::V::<S>::select(nothing[i], none, weights[i]).eq(none);
             }
         }
+        nothing
     }
 }
 
@@ -762,7 +763,11 @@ fn run_labels<T: Real>(
         }};
     }
     if !binary.is_plain(divisor) {
-        return run!(WEIGHTED, Weighted { binary, labels, divisor });
+        return if binary.outputs.hess.is_some() {
+            run!(WEIGHTED, Weighted::<_, _, true> { binary, labels, divisor })
+        } else {
+            run!(WEIGHTED, Weighted::<_, _, false> { binary, labels, divisor })
+        };
     }
     match (binary.outputs.grad.is_some(), binary.outputs.hess.is_some()) {
         (_, true) => run!(VECTORS, Plain::<_, _, true, true> { binary, labels, divisor }),

@@ -8,41 +8,49 @@
 use std::ops::Range;
 
 use crate::math::Real;
-use crate::reduce::Sum;
-use crate::simd::{Output, Simd, Vector, fold};
+use crate::reduce::{Sum, Total};
+use crate::simd::{Kernel, Output, Simd, Vector};
 use crate::softmax::lanes_from;
 
 /// The arithmetic of a loss.
-pub trait Elements<T: Real> {
+pub trait Elements<T: Real>: Copy {
     /// What is the same for all vectors.
     type Constants<S: Simd>;
 
     /// Makes the constants.
     fn constants<S: Simd>(&self, s: S) -> Self::Constants<S>;
-    /// Adds the losses of `N` vectors from element `at` on to the sum, those beyond [`limit`] to that
-    /// in float64; the result of each element.
+    /// Where the Hessian goes, if it is asked for.
+    fn hess(&self) -> Option<Output<'_, T>>;
+    /// Adds the losses of `N` vectors from element `at` on to the sum; the result of each element, and
+    /// its Hessian if it is asked for. Nothing is written to what may be an input.
     /// Nothing counts outside `lanes`, which are all if there is more than one vector.
+    ///
+    /// `None`, and any sum, if `checks` and losses are beyond [`limit`].
     fn vectors<S: Simd, const N: usize>(
         &self,
         s: S,
         constants: &Self::Constants<S>,
         at: usize,
         lanes: u32,
-        sum: &mut Losses<S, T>,
-    ) -> [T::V<S>; N];
+        sum: &mut Sum<S, T>,
+        checks: bool,
+    ) -> Option<[[T::V<S>; N]; 2]>;
+    /// The sum of the losses `lanes` of the vector at `at`, which are beyond [`limit`], in float64. Puts
+    /// right what vectors have made of their results.
+    fn wide(&self, at: usize, lanes: u32, results: &mut [T::Lanes; 2]) -> f64;
 }
 
-/// A sum of losses in vectors, and of those for which the vectors' type is too small.
-pub struct Losses<S: Simd, T: Real> {
-    /// Of the others.
-    pub sum: Sum<S, T>,
-    /// In float64.
-    pub large: S::V64,
+/// Magnitudes below which vectors have room for sums of losses, and for what makes up a result.
+#[inline(always)]
+pub fn limit<S: Simd, T: Real>(s: S) -> T::V<S> {
+    let limit = if T::WIDE == 2 { (1u64 << 60) as f64 } else { 1e286 };
+    T::V::<S>::splat(s, T::from_f64(limit))
 }
 
-/// Magnitudes below which thousands of numbers in a lane have a sum.
-pub fn limit<T: Real>() -> f64 {
-    if T::WIDE == 2 { (1u128 << 100) as f64 } else { f64::INFINITY }
+/// The lanes of losses that are beyond [`limit`], or NaN.
+#[inline(always)]
+pub fn beyond<S: Simd, T: Real>(s: S, losses: T::V<S>) -> u32 {
+    T::ALL & !T::V::<S>::lanes(losses.abs().lt(limit::<S, T>(s)))
 }
 
 /// The sum of the losses of some elements; their results written, past the caches if
@@ -56,30 +64,100 @@ pub fn block<S: Simd, T: Real, E: Elements<T>, const N: usize>(
     results: Option<Output<'_, T>>,
     stream: bool,
 ) -> f64 {
-    let mut sum = Losses { sum: Sum::<S, T>::new(s), large: S::V64::splat(s, 0.0) };
+    let mut sum = Sum::<S, T>::new(s);
     let mut writer = results.map(|array| Writer::<S, T>::new(s, array, range.start, stream));
     let mut at = range.start;
-    while at + N * T::LANES <= range.end {
-        let results: [_; N] = elements.vectors::<S, _>(s, constants, at, T::ALL, &mut sum);
-        if let Some(writer) = &mut writer {
-            for (i, result) in results.into_iter().enumerate() {
-                writer.write(at + i * T::LANES, result);
-            }
-        }
-        at += N * T::LANES;
+    // Vectors whose sum is too large are left, before their results take the place of an input.
+    macro_rules! vectors {
+        ($fits:lifetime, $n:expr, $lanes:expr) => {
+            let mut next = sum;
+            let results = elements.vectors::<S, $n>(s, constants, at, $lanes, &mut next, true);
+            let Some(results) = results else { break $fits };
+            sum = next;
+            write(elements, &mut writer, results, at, $lanes);
+        };
     }
-    while at < range.end {
-        let lanes = lanes_from::<T>(range.end - at);
-        let [result] = elements.vectors::<S, 1>(s, constants, at, lanes, &mut sum);
-        if let Some(writer) = &mut writer {
-            writer.write_lanes(at, result, lanes);
+    'fits: {
+        while at + N * T::LANES <= range.end {
+            vectors!('fits, N, T::ALL);
+            at += N * T::LANES;
         }
-        at += T::LANES;
+        while at < range.end {
+            let lanes = lanes_from::<T>(range.end - at);
+            vectors!('fits, 1, lanes);
+            at += T::LANES;
+        }
     }
     if let Some(writer) = writer {
         writer.finish();
     }
-    sum.sum.total() + fold(sum.large.to_lanes())
+    let rest = at..range.end;
+    let total = sum.total();
+    if rest.is_empty() {
+        total
+    } else {
+        total + s.apart(Rest { elements: *elements, rest, results, stream })
+    }
+}
+
+/// Writes what has become of some vectors.
+#[inline(always)]
+fn write<S: Simd, T: Real, E: Elements<T>, const N: usize>(
+    elements: &E,
+    writer: &mut Option<Writer<'_, S, T>>,
+    [results, hess]: [[T::V<S>; N]; 2],
+    at: usize,
+    lanes: u32,
+) {
+    if let Some(array) = elements.hess() {
+        for (i, hess) in hess.into_iter().enumerate() {
+            hess.store_lanes(array, at + i * T::LANES, lanes);
+        }
+    }
+    if let Some(writer) = writer {
+        for (i, result) in results.into_iter().enumerate() {
+            writer.write_lanes(at + i * T::LANES, result, lanes);
+        }
+    }
+}
+
+/// What is left of a block from where a sum was too large: vector by vector, summed in float64.
+struct Rest<'a, E, T> {
+    elements: E,
+    rest: Range<usize>,
+    results: Option<Output<'a, T>>,
+    stream: bool,
+}
+
+impl<T: Real, E: Elements<T>> Kernel for Rest<'_, E, T> {
+    type Output = f64;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> f64 {
+        let (elements, range) = (&self.elements, self.rest);
+        let constants = elements.constants(s);
+        let mut writer =
+            self.results.map(|array| Writer::<S, T>::new(s, array, range.start, self.stream));
+        let mut total = Total::default();
+        for at in range.clone().step_by(T::LANES) {
+            let lanes = lanes_from::<T>(range.end - at);
+            let mut sum = Sum::<S, T>::new(s);
+            let results = elements.vectors::<S, 1>(s, &constants, at, lanes, &mut sum, false);
+            let Some([[mut result], [mut hess]]) = results else { unreachable!("unchecked") };
+            let large = beyond::<S, T>(s, sum.high()) & lanes;
+            if large != 0 {
+                let mut results = [result.to_lanes(), hess.to_lanes()];
+                total.add(elements.wide(at, large, &mut results));
+                result = T::V::<S>::from_lanes(s, results[0]);
+                hess = T::V::<S>::from_lanes(s, results[1]);
+            }
+            total.add(sum.total_without(s, large));
+            write(elements, &mut writer, [[result], [hess]], at, lanes);
+        }
+        if let Some(writer) = writer {
+            writer.finish();
+        }
+        total.get()
+    }
 }
 
 /// Writes vectors one after the other, past the caches by whole lines if `stream`.

@@ -25,12 +25,12 @@ use crate::math::{
     Real,
     log::{log, log_normal, log_scalar},
 };
-use crate::reduce::{self, Sum};
+use crate::reduce::Sum;
 use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
 use crate::softmax::{copy, lanes_from};
 use crate::tiles::{self, Plan};
 
-use super::elements::{Elements, Losses, Writer, block, limit};
+use super::elements::{Elements, beyond, block};
 use super::{AHEAD, ClassLoss, reduced, with_coefficients};
 
 /// Numbers in a block, about.
@@ -58,14 +58,6 @@ fn block_of(i: usize, samples: usize, classes: usize) -> Range<usize> {
     i * n..samples.min((i + 1) * n)
 }
 
-/// The class index of a sample.
-#[inline(always)]
-fn class_of<T: Real>(batch: &Batch<'_, T>, sample: usize) -> usize {
-    let mut class = [0];
-    batch.read_classes(sample, &mut class);
-    class[0]
-}
-
 /// Whether one number of a sample is all that counts: that of its class.
 fn is_single<T>(batch: &Batch<'_, T>) -> bool {
     matches!(batch.target, Target::Indices(_)) && batch.options.label_smoothing == 0.0
@@ -73,14 +65,6 @@ fn is_single<T>(batch: &Batch<'_, T>) -> bool {
 
 /// Counts numbers that are no probabilities, ignored samples aside (or at least one, if any).
 struct Check<'a, 'b, T>(&'b Batch<'a, T>);
-
-impl<T: Real> Check<'_, '_, T> {
-    /// Whether sample `row` counts.
-    #[inline(always)]
-    fn counts(&self, row: usize) -> bool {
-        class_of(self.0, row) != IGNORED
-    }
-}
 
 impl<T: Real> Job for Check<'_, '_, T> {
     fn blocks(&self) -> usize {
@@ -99,14 +83,17 @@ impl<T: Real> Job for Check<'_, '_, T> {
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let batch = self.0;
         let row = |i: usize| i * batch.classes;
+        let mut classes = [0; BLOCK];
         for (i, sum) in blocks.zip(sums) {
             let rows = block_of(i, batch.samples, batch.classes);
-            if rows.clone().all(|row| self.counts(row)) {
+            let classes = &mut classes[..rows.len()];
+            batch.read_classes(rows.start, classes);
+            if !classes.contains(&IGNORED) {
                 let all = batch.values.part(row(rows.start), row(rows.len()));
                 *sum = f64::from(wrong(s, all));
                 continue;
             }
-            for i in rows.filter(|&row| self.counts(row)) {
+            for (i, _) in rows.zip(classes).filter(|(_, class)| **class != IGNORED) {
                 *sum += f64::from(wrong(s, batch.values.part(row(i), batch.classes)));
             }
         }
@@ -189,9 +176,10 @@ fn search<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
     for i in 0..batch.samples * batch.classes {
         let (sample, class) = batch.sample_and_class(i);
         let p = batch.value(sample, class).to_f64();
-        let counts = || match class_of(batch, sample) {
-            IGNORED => false,
-            own => !single || own == class,
+        let counts = || {
+            let mut own = [0];
+            batch.read_classes(sample, &mut own);
+            own != [IGNORED] && (!single || own == [class])
         };
         if !(0.0..=1.0).contains(&p) && counts() {
             return Err(Error::Value(format!(
@@ -442,7 +430,7 @@ impl<T: Real> Job for Single<'_, '_, T> {
             copy(s, zeros.input().part(0, grad.len()), grad, self.stream);
             for at in rows.clone().step_by(SOON) {
                 let mut row = at * batch.classes - start;
-                batch.each_class(at, SOON.min(rows.end - at), |_, class| {
+                batch.each_index(at, SOON.min(rows.end - at), |_, class| {
                     if class != IGNORED {
                         zeros.output().set(row + class, T::default());
                     }
@@ -457,23 +445,12 @@ impl<T: Real> Job for Single<'_, '_, T> {
 }
 
 impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
-    /// The sum of `t log p` of some classes of a row, where products are too large for their type.
-    #[cold]
-    #[inline(never)]
-    fn large(&self, row: usize, at: usize, lanes: u32, p: T::Lanes) -> f64 {
-        let p = p.as_ref().iter().enumerate().filter(|(i, _)| lanes >> i & 1 != 0);
-        reduce::sum(p.map(|(i, p)| term(self.batch.coefficient(row, at + i), p.to_f64())))
-    }
-
     /// The loss of a row, weighted; its gradient and Hessian written.
     #[inline(always)]
-    fn row<S: Simd>(&self, s: S, row: usize) -> f64 {
+    fn row<S: Simd>(&self, s: S, row: usize, class: usize) -> f64 {
         let batch = self.batch;
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let [grad, hess] = outputs.map(|array| array.map(|array| batch.rows(array, row, 1)));
-        let mut class = [0];
-        batch.read_classes(row, &mut class);
-        let class = class[0];
         if class == IGNORED {
             for array in [grad, hess].into_iter().flatten() {
                 array.fill(T::default());
@@ -481,11 +458,10 @@ impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
             return 0.0;
         }
         let values = batch.values.part(row * batch.classes, batch.classes);
-        let coefficients = self.coefficients.row(s, row, batch.classes);
         let sample = batch.sample_factor(row);
         let scale = sample / batch.divisor;
-        let zero = T::V::<S>::splat(s, T::default());
-        let minus_scale = T::V::<S>::splat(s, T::from_f64(-scale));
+        let terms = Terms { rows: self, row, values, hess, writes: grad.is_some(), scale };
+        let constants = terms.constants(s);
         let mut loss = 0.0;
         // Of the true class, before its number is overwritten in place.
         let mut own = None;
@@ -493,44 +469,15 @@ impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
             let weight = batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
             let coefficient = (1.0 - batch.options.label_smoothing) * weight;
             let p = values.get(class).to_f64() + 0.0;
-            let other = coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
+            let other = constants.coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
             let both = coefficient + other;
             if coefficient != 0.0 {
                 loss -= coefficient * log_scalar(s, p);
             }
             own = (both != 0.0).then(|| [-scale * both / p, scale * both / p / p]);
         }
-        let mut sum = Sum::<S, T>::new(s);
-        let limit = T::V::<S>::splat(s, T::from_f64(limit::<T>()));
-        let mut writer = grad.map(|grad| Writer::<S, T>::new(s, grad, 0, self.stream));
-        let mut at = 0;
-        while at < values.len() {
-            let lanes = lanes_from::<T>(values.len() - at);
-            values.prefetch(at + AHEAD / size_of::<T>());
-            // Adding 0 makes -0 a 0.
-            let p = load_lanes(s, values, at, lanes).add(zero);
-            let t = coefficients.load(s, at, lanes);
-            let none = t.eq(zero);
-            let term = T::V::<S>::select(none, zero, t.mul(log::<S, T>(s, p)));
-            if T::V::<S>::lanes(term.abs().lt(limit)) == T::ALL {
-                sum.add(zero.sub(term));
-            } else {
-                loss -= self.large(row, at, lanes, p.to_lanes());
-            }
-            if let Some(writer) = &mut writer {
-                let g = T::V::<S>::select(none, zero, t.mul(minus_scale).div(p));
-                writer.write_lanes(at, g, lanes);
-                if let Some(hess) = hess {
-                    let h = T::V::<S>::select(none, zero, zero.sub(g).div(p));
-                    h.store_lanes(hess, at, lanes);
-                }
-            }
-            at += T::LANES;
-        }
-        if let Some(writer) = writer {
-            writer.finish();
-        }
-        loss += sum.total();
+        let all = 0..batch.classes;
+        loss += block::<S, T, _, 1>(s, &terms, &constants, all, grad, self.stream);
         if let Some(own) = own {
             for (array, x) in [grad, hess].into_iter().zip(own) {
                 if let Some(array) = array {
@@ -540,6 +487,86 @@ impl<T: Real, C: Coefficients<T>> Rows<'_, '_, T, C> {
         }
         // Adding 0 makes -0 a 0.
         sample * loss + 0.0
+    }
+}
+
+/// The terms of a row, but for that of a true class.
+#[derive(Clone, Copy)]
+struct Terms<'a, 'b, T, C> {
+    rows: &'b Rows<'a, 'b, T, C>,
+    row: usize,
+    values: Input<'a, T>,
+    hess: Option<Output<'a, T>>,
+    writes: bool,
+    scale: f64,
+}
+
+/// What is the same for all vectors of a row.
+struct RowConstants<S: Simd, T: Real, R> {
+    minus_scale: T::V<S>,
+    coefficients: R,
+}
+
+impl<T: Real, C: Coefficients<T>> Elements<T> for Terms<'_, '_, T, C> {
+    type Constants<S: Simd> = RowConstants<S, T, C::Row<S>>;
+
+    #[inline(always)]
+    fn constants<S: Simd>(&self, s: S) -> Self::Constants<S> {
+        RowConstants {
+            minus_scale: T::V::<S>::splat(s, T::from_f64(-self.scale)),
+            coefficients: self.rows.coefficients.row(s, self.row, self.values.len()),
+        }
+    }
+
+    fn hess(&self) -> Option<Output<'_, T>> {
+        self.hess
+    }
+
+    #[inline(always)]
+    fn vectors<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        constants: &Self::Constants<S>,
+        at: usize,
+        lanes: u32,
+        sum: &mut Sum<S, T>,
+        checks: bool,
+    ) -> Option<[[T::V<S>; N]; 2]> {
+        let zero = T::V::<S>::splat(s, T::default());
+        let mut results = [[zero; N]; 2];
+        #[allow(clippy::needless_range_loop, reason = "both results have the index")]
+        for i in 0..N {
+            let at = at + i * T::LANES;
+            self.values.prefetch(at + AHEAD / size_of::<T>());
+            // Adding 0 makes -0 a 0.
+            let p = load_lanes(s, self.values, at, lanes).add(zero);
+            let t = constants.coefficients.load(s, at, lanes);
+            let none = t.eq(zero);
+            let term = T::V::<S>::select(none, zero, t.mul(log::<S, T>(s, p)));
+            if checks && beyond::<S, T>(s, term) != 0 {
+                return None;
+            }
+            sum.add(zero.sub(term));
+            if self.writes {
+                let g = T::V::<S>::select(none, zero, t.mul(constants.minus_scale).div(p));
+                results[0][i] = g;
+                if self.hess.is_some() {
+                    results[1][i] = T::V::<S>::select(none, zero, zero.sub(g).div(p));
+                }
+            }
+        }
+        Some(results)
+    }
+
+    /// Products may be too large for their type.
+    #[cold]
+    fn wide(&self, at: usize, lanes: u32, _: &mut [T::Lanes; 2]) -> f64 {
+        let mut sum = 0.0;
+        for at in (0..T::LANES).filter(|i| lanes >> i & 1 != 0).map(|i| at + i) {
+            let t = self.rows.batch.coefficient(self.row, at);
+            sum -= term(t, self.values.get(at).to_f64());
+        }
+        sum
     }
 }
 
@@ -558,9 +585,13 @@ impl<T: Real, C: Coefficients<T>> Job for Rows<'_, '_, T, C> {
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
+        let mut classes = [0; BLOCK];
         for (i, sum) in blocks.zip(sums) {
-            for row in block_of(i, self.batch.samples, self.batch.classes) {
-                let loss = self.row(s, row);
+            let rows = block_of(i, self.batch.samples, self.batch.classes);
+            let classes = &mut classes[..rows.len()];
+            self.batch.read_classes(rows.start, classes);
+            for (row, &mut class) in rows.zip(classes) {
+                let loss = self.row(s, row, class);
                 *sum += loss;
                 if let Some(losses) = self.batch.outputs.losses {
                     losses.set(row, T::from_f64(loss / self.batch.divisor));
@@ -573,8 +604,10 @@ impl<T: Real, C: Coefficients<T>> Job for Rows<'_, '_, T, C> {
     }
 }
 
-/// The job of a batch of probabilities as target and no other options: losses are summed.
-struct Plain<'a, 'b, T> {
+/// The job of a batch of probabilities as target and no other options: losses are summed. With the
+/// Hessian if `HESS`.
+#[derive(Clone, Copy)]
+struct Plain<'a, 'b, T, const HESS: bool> {
     batch: &'b Batch<'a, T>,
     target: Input<'a, T>,
     stream: bool,
@@ -583,26 +616,22 @@ struct Plain<'a, 'b, T> {
 }
 
 /// Makes it; knows afterwards whether a number was no probability.
-struct PlainPlan(AtomicBool);
+#[derive(Default)]
+struct PlainPlan<const HESS: bool>(AtomicBool);
 
-impl PlainPlan {
-    /// The plan for a batch, where there is no more to it.
-    fn new<T>(batch: &Batch<'_, T>) -> Option<Self>
-    where
-        T: Real,
-    {
-        let soft = matches!(batch.target, Target::Probabilities(_));
-        let plain = soft && batch.outputs.losses.is_none() && !batch.is_weighted();
-        (plain && batch.options.label_smoothing == 0.0).then(|| PlainPlan(AtomicBool::new(false)))
-    }
+/// Whether there is no more to a batch.
+fn is_plain<T: Real>(batch: &Batch<'_, T>) -> bool {
+    let soft = matches!(batch.target, Target::Probabilities(_));
+    let plain = soft && batch.outputs.losses.is_none() && !batch.is_weighted();
+    plain && batch.options.label_smoothing == 0.0
 }
 
-impl<T: Real> Plan<T> for PlainPlan {
+impl<T: Real, const HESS: bool> Plan<T> for PlainPlan<HESS> {
     type Job<'b>
-        = Plain<'b, 'b, T>
+        = Plain<'b, 'b, T, HESS>
     where
         T: 'b;
-    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Plain<'b, 'b, T> {
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Plain<'b, 'b, T, HESS> {
         let Target::Probabilities(target) = batch.target else { unreachable!("see `new`") };
         Plain { batch, target, stream: batch.stream(), wrong: &self.0 }
     }
@@ -613,11 +642,9 @@ struct Constants<S: Simd, T: Real> {
     minus_scale: T::V<S>,
     /// Numbers whose logarithm and reciprocal are ordinary.
     normal: Limits<S, T>,
-    /// See [`limit`].
-    limit: T::V<S>,
 }
 
-impl<T: Real> Elements<T> for Plain<'_, '_, T> {
+impl<T: Real, const HESS: bool> Elements<T> for Plain<'_, '_, T, HESS> {
     type Constants<S: Simd> = Constants<S, T>;
 
     #[inline(always)]
@@ -626,8 +653,11 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
         Constants {
             minus_scale: T::V::<S>::splat(s, T::from_f64(-1.0 / self.batch.divisor)),
             normal: Limits::new(s, largest_subnormal.to_f64()),
-            limit: T::V::<S>::splat(s, T::from_f64(limit::<T>())),
         }
+    }
+
+    fn hess(&self) -> Option<Output<'_, T>> {
+        self.batch.outputs.hess.filter(|_| HESS)
     }
 
     #[inline(always)]
@@ -637,8 +667,9 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
         constants: &Constants<S, T>,
         at: usize,
         lanes: u32,
-        sum: &mut Losses<S, T>,
-    ) -> [T::V<S>; N] {
+        sum: &mut Sum<S, T>,
+        checks: bool,
+    ) -> Option<[[T::V<S>; N]; 2]> {
         let (values, writes) = (self.batch.values, self.batch.outputs.grad.is_some());
         let zero = T::V::<S>::splat(s, T::default());
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
@@ -662,25 +693,17 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
             for i in 1..N {
                 total = t[i].mul_add(log_normal::<S, T>(s, p[i]), total);
             }
-            if T::V::<S>::lanes(total.abs().lt(constants.limit)) == T::ALL {
-                sum.sum.add(total);
-            } else {
-                // No call: what follows waits in registers.
-                for i in 0..N {
-                    let log = log_normal::<S, T>(s, p[i]);
-                    for part in 0..T::WIDE {
-                        sum.large = t[i].wide(part).mul_add(log.wide(part), sum.large);
-                    }
-                }
+            if checks && beyond::<S, T>(s, total) != 0 {
+                return None;
             }
+            sum.add(total);
             if writes {
                 for i in 0..N {
                     // Adding 0 makes a -0 a 0.
                     grad[i] = t[i].mul_add(constants.minus_scale, zero).div(p[i]);
                 }
             }
-            self.write_hess(&grad, &p, zero, at, lanes);
-            return grad;
+            return Some([grad, hessians::<S, T, N, HESS>(s, &grad, &p)]);
         }
         let any = Limits::<S, T>::new(s, -T::from_bits(1).to_f64());
         for i in 0..N {
@@ -690,20 +713,23 @@ impl<T: Real> Elements<T> for Plain<'_, '_, T> {
             let none = t[i].eq(zero);
             p[i] = p[i].add(zero);
             let term = T::V::<S>::select(none, zero, t[i].mul(log::<S, T>(s, p[i])));
-            if T::V::<S>::lanes(term.abs().lt(constants.limit)) == T::ALL {
-                sum.sum.add(term);
-            } else {
-                let log = T::V::<S>::select(none, zero, log::<S, T>(s, p[i]));
-                for part in 0..T::WIDE {
-                    sum.large = t[i].wide(part).mul_add(log.wide(part), sum.large);
-                }
+            if checks && beyond::<S, T>(s, term) != 0 {
+                return None;
             }
+            sum.add(term);
             let g = t[i].mul(constants.minus_scale).div(p[i]);
             grad[i] = T::V::<S>::select(none, zero, g);
             p[i] = T::V::<S>::select(none, one, p[i]);
         }
-        self.write_hess(&grad, &p, zero, at, lanes);
-        grad
+        Some([grad, hessians::<S, T, N, HESS>(s, &grad, &p)])
+    }
+
+    fn wide(&self, at: usize, lanes: u32, _: &mut [T::Lanes; 2]) -> f64 {
+        let mut sum = 0.0;
+        for at in (0..T::LANES).filter(|i| lanes >> i & 1 != 0).map(|i| at + i) {
+            sum += term(self.target.get(at).to_f64(), self.batch.values.get(at).to_f64());
+        }
+        sum
     }
 }
 
@@ -712,25 +738,24 @@ fn term(t: f64, p: f64) -> f64 {
     if t == 0.0 { 0.0 } else { t * p.ln() }
 }
 
-impl<T: Real> Plain<'_, '_, T> {
-    /// The Hessian, if it is asked for, from the gradient.
-    #[inline(always)]
-    fn write_hess<S: Simd, V: Vector<S, T>, const N: usize>(
-        &self,
-        grad: &[V; N],
-        p: &[V; N],
-        zero: V,
-        at: usize,
-        lanes: u32,
-    ) {
-        let Some(hess) = self.batch.outputs.hess else { return };
+/// The Hessian, if it is asked for, from the gradient.
+#[inline(always)]
+fn hessians<S: Simd, T: Real, const N: usize, const HESS: bool>(
+    s: S,
+    grad: &[T::V<S>; N],
+    p: &[T::V<S>; N],
+) -> [T::V<S>; N] {
+    let zero = T::V::<S>::splat(s, T::default());
+    let mut hess = [zero; N];
+    if HESS {
         for i in 0..N {
-            zero.sub(grad[i]).div(p[i]).store_lanes(hess, at + i * T::LANES, lanes);
+            hess[i] = zero.sub(grad[i]).div(p[i]);
         }
     }
+    hess
 }
 
-impl<T: Real> Job for Plain<'_, '_, T> {
+impl<T: Real, const HESS: bool> Job for Plain<'_, '_, T, HESS> {
     fn blocks(&self) -> usize {
         self.batch.samples.div_ceil(block_rows(self.batch.classes))
     }
@@ -765,9 +790,9 @@ impl<T: Real> Job for Plain<'_, '_, T> {
 /// probabilities are checked.
 pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize], fresh: bool) -> Result<f64> {
     let single = is_single(batch);
-    let plain = PlainPlan::new(batch);
+    let plain = is_plain(batch);
     let late = batch.outputs.grad.is_none() || fresh;
-    if !late || !single && plain.is_none() {
+    if !late || !single && !plain {
         check(batch, shape)?;
     }
     if single {
@@ -784,14 +809,24 @@ pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize], fresh: bool) -> 
         }
         return Ok(reduced(sum, batch.divisor, &batch.options));
     }
-    let Some(plain) = plain else {
+    if !plain {
         return with_coefficients(batch, &LogLoss(batch));
+    }
+    let (sum, wrong) = match batch.outputs.hess {
+        None => run_plain::<T, false>(batch)?,
+        Some(_) => run_plain::<T, true>(batch)?,
     };
-    let sum = tiles::run(batch, &plain)?;
-    if plain.0.into_inner() {
+    if wrong {
         search(batch, shape)?;
     }
     Ok(reduced(sum, batch.divisor, &batch.options))
+}
+
+/// The sum of the losses; whether a number was no probability.
+fn run_plain<T: Real, const HESS: bool>(batch: &Batch<'_, T>) -> Result<(f64, bool)> {
+    let plan = PlainPlan::<HESS>::default();
+    let sum = tiles::run(batch, &plan)?;
+    Ok((sum, plan.0.into_inner()))
 }
 
 #[cfg(test)]
@@ -853,7 +888,9 @@ mod tests {
         let (target, wrong) = (Input::from_slice(&q), AtomicBool::new(false));
         let soft = Soft { probabilities: Input::from_slice(&q), weight: None, smoothing: None };
         let loss = match how {
-            "plain" => run_at(&Plain { batch: &batch, target, stream, wrong: &wrong }, level),
+            "plain" => {
+                run_at(&Plain::<_, false> { batch: &batch, target, stream, wrong: &wrong }, level)
+            }
             "one" => run_at(&Single { batch: &batch, stream, writes: true, wrong: &wrong }, level),
             "hard" => run_at(&Rows { batch: &batch, coefficients: Hard, stream }, level),
             _ => run_at(&Rows { batch: &batch, coefficients: soft, stream }, level),
