@@ -973,11 +973,17 @@ fn typed_element_loss<'py, T: Number, S: Source>(
     if !canonical {
         return Err(Stop::NotImplemented);
     }
-    let wider = |view: &View<'_>| view.dtype == Dtype::F64 && T::DTYPE == Dtype::F32;
-    let mut wide = [Some(target), weight, pos_weight].into_iter().flatten().filter(wider);
+    let wide = T::DTYPE == Dtype::F32
+        && (target.dtype == Dtype::F64
+            || weight.is_some_and(|view| view.dtype == Dtype::F64)
+            || pos_weight.is_some_and(|view| view.dtype == Dtype::F64));
     // Nothing can be said of no numbers, and nothing is lost by them.
-    if logits.len() > 0 && wide.any(|view| is_exact(view.input())) {
-        return Err(Stop::NotImplemented);
+    if wide && logits.len() > 0 {
+        let all = [Some(&target), weight.as_ref(), pos_weight.as_ref()];
+        let mut wider = all.into_iter().flatten().filter(|view| view.dtype == Dtype::F64);
+        if wider.any(|view| is_exact(view.input())) {
+            return Err(Stop::NotImplemented);
+        }
     }
 
     let order = arguments.order;
@@ -1002,8 +1008,7 @@ fn typed_element_loss<'py, T: Number, S: Source>(
     let n = logits.len();
     let outputs = results.outputs();
     let counted = counted.map(|view| view.input::<u8>());
-    let wide = [Some(target), weight, pos_weight].into_iter().flatten().filter(wider);
-    if let (true, Some(outputs)) = (wide.count() > 0, T::singles(outputs)) {
+    if let (true, Some(outputs)) = (wide, T::singles(outputs)) {
         let mixed = binary::Mixed {
             logits: logits.input(),
             target: match target.dtype {
