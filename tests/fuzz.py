@@ -631,8 +631,8 @@ def compare(call, x, t, options, results):
         row = row.astype(dtype)
         # What adds nothing is 0, and not just small.
         _compare_zeros(what, row, values, sizes)
-        if 1e-12 <= factor <= 1e9:
-            _compare_each(what, row, values, sizes, info, least)
+        if 1e-12 <= factor < np.inf:
+            _compare_each(what, row, values, sizes, info, least * max(1.0, factor / 1e9))
 
 
 errors = dict.fromkeys(RESULTS, 0.0)

@@ -418,7 +418,7 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
             let tiny = linear.add(both.mul(biased[i]).mul(splat!(UNBIAS)));
             let loss = both.fma(log[i], linear);
             let loss = T::V::<S>::select(z.lt(splat!(TINY)), tiny, loss);
-            let loss = T::V::<S>::select(counted, loss, zero);
+            let mut loss = T::V::<S>::select(counted, loss, zero);
             let mut wide = None;
             let fits = T::V::<S>::lanes(loss.abs().lt(constants.limit));
             // Of an infinite logit this says all there is.
@@ -431,7 +431,8 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
                 // An eighth in each lane.
                 sum.large = sum.large.add(S::V64::splat(s, total / 8.0));
                 let [of_loss, grad, hess] = results.map(|x| T::V::<S>::from_lanes(s, x));
-                wide = Some((lanes, of_loss, grad, hess));
+                loss = T::V::<S>::select(lanes, of_loss, loss);
+                wide = Some((lanes, grad, hess));
             } else {
                 sum.sum.add_positive(loss);
             }
@@ -441,7 +442,7 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
                 let top = T::V::<S>::select(above, u[i].sub(other), other.sub(v[i]));
                 let grad = times::<S, T>(top.div(one.add(z)), constants.inverse);
                 results[i] = T::V::<S>::select(counted, grad, zero);
-                if let Some((lanes, _, grad, _)) = wide {
+                if let Some((lanes, grad, _)) = wide {
                     results[i] = T::V::<S>::select(lanes, grad, results[i]);
                 }
             }
@@ -449,16 +450,13 @@ impl<T: Real, L: Label<T>> Elements<T> for Weighted<'_, '_, T, L> {
                 let hess = both.mul(biased[i]).mul(splat!(UNBIAS)).mul(square::<S, T>(s, z));
                 let hess = times::<S, T>(hess, constants.inverse);
                 let mut hess = T::V::<S>::select(counted, hess, zero);
-                if let Some((lanes, _, _, wide)) = wide {
+                if let Some((lanes, _, wide)) = wide {
                     hess = T::V::<S>::select(lanes, wide, hess);
                 }
                 hess.store_lanes(array, at, lanes);
             }
             if let Some(losses) = outputs.losses {
-                let mut loss = loss.div(constants.divisor);
-                if let Some((lanes, wide, ..)) = wide {
-                    loss = T::V::<S>::select(lanes, wide, loss);
-                }
+                let loss = loss.div(constants.divisor);
                 if outputs.grad.is_some() {
                     loss.store_lanes(losses, at, lanes);
                 } else {
@@ -497,8 +495,9 @@ impl<T: Real, L: Label<T>> Weighted<'_, '_, T, L> {
             let hess = (u + v) * z / (1.0 + z) / (1.0 + z);
             sum += loss;
             let grad = if x > 0.0 { grad } else { -grad };
-            for (lanes, x) in results.iter_mut().zip([loss, grad, hess]) {
-                lanes.as_mut()[lane] = T::from_f64(x / self.divisor);
+            let all = [loss, grad / self.divisor, hess / self.divisor];
+            for (lanes, x) in results.iter_mut().zip(all) {
+                lanes.as_mut()[lane] = T::from_f64(x);
             }
         }
         (results, sum)
