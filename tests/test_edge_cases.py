@@ -469,11 +469,11 @@ FOUND = {
         *(BINARY, [0.5, -1.0], [1, 0], {"pos_weight": np.array([1e39, 1.0])}),
     ),
     "binary, large weights": (
-        *(BINARY, [0.0, 1.0, -2.0, 5.0, -30.0, 40.0, 90.0], [0, 1, 1, 1, 0.3, 0, 1]),
+        *(BINARY, [0.0, 1.0, -2.0, 5.0, -30.0, 40.0, 90.0], [0, 1, 1, 1, 0.25, 0, 1]),
         {"weight": np.array([2e19, 1e25, 1e30, 1e37, 1e30, 1e20, 1e30], "f4")},
     ),
     "binary, large positive weights": (
-        *(BINARY, [0.0, 1.0, -2.0, 5.0, -30.0], [1, 1, 0.5, 1, 0.3]),
+        *(BINARY, [0.0, 1.0, -2.0, 5.0, -30.0], [1, 1, 0.5, 1, 0.25]),
         {"pos_weight": np.array([2e19, 1e25, 1e30, 1e37, 1e30], "f4")},
     ),
     "class weights beyond float32": (
