@@ -595,7 +595,7 @@ def _meaning(call, x, t, options):
 
 
 def compare(call, x, t, options, results):
-    """Compare results with the reference; `errors` has the largest of the process, in ULP (less BASE)."""
+    """Compare results with the reference; `errors` has the largest, in ULP less `BASE`."""
     x, t, options = _meaning(call, x, t, options)
     weights = [options.get(key, 1) for key in ("weight", "sample_weight", "pos_weight")]
     factors = [*weights, options.get("denominator") or 1]
