@@ -17,7 +17,7 @@ use xentrs::losses::{binary, log_loss};
 use xentrs::math::exp::Exp;
 use xentrs::options::Options;
 use xentrs::process;
-use xentrs::simd::{Float, Input, Kernel, Level, Scratch, Simd, Vector, enter};
+use xentrs::simd::{Float, Input, Kernel, Level, Output, Scratch, Simd, Vector, enter};
 use xentrs::softmax::Limits;
 use xentrs::softmax::few::{Few, MOST_CLASSES};
 use xentrs::softmax::rows::Rows;
@@ -60,6 +60,12 @@ fn uniform(seed: u64) -> impl Iterator<Item = f64> {
     })
 }
 
+/// To write to a buffer.
+fn output<T: Float>(buffer: &Scratch<T>) -> Output<'_, T> {
+    // SAFETY: a job's blocks are rows of their own, and nobody else writes here while it runs.
+    unsafe { buffer.shared_output() }
+}
+
 /// Logits between -6 and 6.
 fn logits<T: Float>(n: usize) -> Scratch<T> {
     array(uniform(1).take(n).map(|x| 12.0 * x - 6.0))
@@ -70,7 +76,7 @@ fn array<T: Float>(numbers: impl Iterator<Item = f64>) -> Scratch<T> {
     let numbers: Vec<f64> = numbers.collect();
     let result = Scratch::new(numbers.len());
     for (i, x) in numbers.into_iter().enumerate() {
-        result.output().set(i, T::from_f64(x));
+        output(&result).set(i, T::from_f64(x));
     }
     result
 }
@@ -94,7 +100,7 @@ impl Answer {
     fn check<T: Number>(&self, run: impl Fn() -> f64, grad: Option<&Scratch<T>>) {
         let close = |x: f64, y: f64| (x - y).abs() <= T::TOLERANCE * y.abs();
         if let Some(grad) = grad {
-            grad.output().fill(T::from_f64(f64::NAN));
+            output(grad).fill(T::from_f64(f64::NAN));
         }
         let loss = run();
         assert!(close(loss, self.loss), "the loss is {loss}, but must be {}", self.loss);
@@ -130,7 +136,7 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
     let name = format!("cross_entropy {samples} x {classes} {}", T::NAME);
     let mut group = criterion.benchmark_group(name);
     for (kind, with_grad) in KINDS {
-        let outputs = Outputs { grad: with_grad.then(|| grad.output()), hess: None, losses: None };
+        let outputs = Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None };
         let batch = Batch::new(
             logits.input(),
             classes,
@@ -221,7 +227,7 @@ fn log_loss_soft<T: Number>(criterion: &mut Criterion) {
     let mut group =
         criterion.benchmark_group(format!("log_loss {samples} x {classes} soft {}", T::NAME));
     for (kind, with_grad) in KINDS {
-        let outputs = Outputs { grad: with_grad.then(|| grad.output()), hess: None, losses: None };
+        let outputs = Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None };
         let target = Target::Probabilities(target.input());
         let batch = Batch::new(given.input(), classes, target, None, None, mean(), outputs, &[])
             .expect("nothing is checked");
@@ -254,7 +260,7 @@ fn binary_loss<T: Number>(criterion: &mut Criterion) {
             pos_weight: None,
             counted: None,
             options: mean(),
-            outputs: Outputs { grad: with_grad.then(|| grad.output()), hess: None, losses: None },
+            outputs: Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None },
         };
         let run = || binary::binary_cross_entropy(&binary).expect("the level is known");
         answer.check(run, with_grad.then_some(&grad));
@@ -276,7 +282,7 @@ impl<T: Number> Kernel for Exponentials<'_, T> {
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let exp = Exp::<S, T>::new(s, T::default(), 0);
-        let (numbers, results) = (self.numbers.input(), self.results.output());
+        let (numbers, results) = (self.numbers.input(), output(self.results));
         for at in (0..IN_CACHE).step_by(T::LANES) {
             exp.of::<false>(s, T::V::<S>::load(s, numbers, at)).store(results, at);
         }
@@ -290,7 +296,7 @@ fn exponentials<T: Number>(criterion: &mut Criterion) {
     group.throughput(work::<T>(IN_CACHE, 2));
     for level in Level::available() {
         let kernel = Exponentials { numbers: &numbers, results: &results };
-        results.output().fill(T::default());
+        output(&results).fill(T::default());
         enter(level, kernel);
         for (x, y) in vector(results.input()).into_iter().zip(&exact) {
             assert!((x / y - 1.0).abs() <= T::TOLERANCE, "an exponential is {x}, but must be {y}");

@@ -10,9 +10,9 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Result;
-use crate::process::{self, level};
+use crate::process::{self, Helpers, level};
 use crate::reduce;
-use crate::simd::{Kernel, Level, Simd, enter, zeros};
+use crate::simd::{Kernel, Level, Simd, enter, free_large, zeros};
 
 /// Work that falls into blocks.
 pub trait Job: Sync {
@@ -110,8 +110,21 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
     let helpers = if blocks > together { process::helpers(work)? } else { None };
     let Some(helpers) = helpers else {
         worker(level)(0..blocks, sums);
+        free_large();
         return Ok(reduce::sum(sums.iter().copied()));
     };
+    share(&helpers, level, Split { blocks, cost, together, first }, sums, worker);
+    Ok(reduce::sum(sums.iter().copied()))
+}
+
+/// Does work in the threads of a call; the sum of each block is left in its place.
+fn share<W: FnMut(Range<usize>, &mut [f64])>(
+    helpers: &Helpers,
+    level: Level,
+    Split { blocks, cost, together, first }: Split,
+    sums: &mut [f64],
+    worker: impl Fn(Level) -> W + Sync,
+) {
     let threads = helpers.threads();
     // Sixteen runs a thread where there is enough, so that none waits long for the last.
     let run = (blocks / (16 * threads)).max(GRAIN / cost).max(1).next_multiple_of(together);
@@ -142,9 +155,35 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
             let Some(next) = take(thread) else { break };
             run = next;
         }
+        drop(worker);
+        free_large();
     };
     helpers.run(&work);
     // Whatever another library's threads have left.
     work(0);
-    Ok(reduce::sum(sums.iter().copied()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::team::Team;
+
+    /// A library's threads may not come, or have numbers that none of ours has.
+    #[test]
+    fn nothing_is_left_undone() {
+        for numbers in [&[][..], &[7], &[1], &[0, 0], &[1, 1, 0, 9]] {
+            let helpers = Helpers::Team(Team::of_numbers(numbers), 3);
+            let mut sums = vec![0.0; 1000];
+            let split = Split { blocks: 1000, cost: 1000, together: 1, first: 0 };
+            let worker = |_| {
+                |blocks: Range<usize>, sums: &mut [f64]| {
+                    for (block, sum) in blocks.zip(sums) {
+                        *sum += block as f64;
+                    }
+                }
+            };
+            share(&helpers, Level::available()[0], split, &mut sums, worker);
+            assert!(sums.iter().enumerate().all(|(block, sum)| *sum == block as f64));
+        }
+    }
 }

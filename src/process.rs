@@ -3,7 +3,8 @@
 //!
 //! `fork` copies the thread that calls it and no other. So nothing here waits for another thread to finish
 //! something, but for one lock, which the thread that forks holds meanwhile; and the child forgets its
-//! parent's threads.
+//! parent's threads. (What the Python layer keeps is filled when the module is imported, or, like the memory
+//! of a freed tensor, never waited for.)
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

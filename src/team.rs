@@ -136,3 +136,34 @@ mod library {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    thread_local! {
+        static NUMBERS: Cell<&'static [usize]> = const { Cell::new(&[]) };
+    }
+
+    impl Team {
+        /// A library whose regions have threads of these numbers, whatever ours are; one after the other.
+        pub fn of_numbers(numbers: &'static [usize]) -> Self {
+            unsafe extern "C" fn parallel(body: Body, region: *mut c_void, _: c_uint, _: c_uint) {
+                while let Some((_, rest)) = NUMBERS.get().split_first() {
+                    // SAFETY: what `run` hands over.
+                    unsafe { body(region) };
+                    NUMBERS.set(rest);
+                }
+            }
+            unsafe extern "C" fn number() -> c_int {
+                NUMBERS.get()[0] as c_int
+            }
+            unsafe extern "C" fn most() -> c_int {
+                4
+            }
+            NUMBERS.set(numbers);
+            Team { parallel, number, most }
+        }
+    }
+}

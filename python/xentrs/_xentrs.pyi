@@ -20,6 +20,7 @@ __all__ = [
     "join_threads",
     "log_loss",
     "new_tensor",
+    "plain_options",
     "public",
     "quick_cross_entropy",
     "set_num_threads",

@@ -205,18 +205,26 @@ impl<S: Simd, T: Real> Exp<S, T> {
     /// The exponential of `x`; NaN stays NaN.
     #[inline(always)]
     pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
+        self.end(s, self.begin::<SHIFTED>(s, x))
+    }
+
+    /// The first step of [`Exp::of`]; see [`Simd::TOGETHER`].
+    #[inline(always)]
+    pub fn begin<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
         let x = if SHIFTED { x.sub(self.shift) } else { x };
-        let x = self.high.min(self.low.max(x));
-        let (power, less_one) = parts::<S, T>(s, x, self.table, T::V::<S>::splat(s, T::ROUND));
-        power.mul_add(less_one, power)
+        reduce::<S, T>(s, self.high.min(self.low.max(x)), T::V::<S>::splat(s, T::ROUND))
+    }
+
+    /// The second step.
+    #[inline(always)]
+    pub fn end(&self, s: S, reduced: [T::V<S>; 2]) -> T::V<S> {
+        exponential::<S, T>(s, reduced, self.table)
     }
 
     /// The same as [`Exp::of`] without a shift, where `x` is not above the reference (or NaN).
     #[inline(always)]
     pub fn of_below(&self, s: S, x: T::V<S>) -> T::V<S> {
-        let (power, less_one) =
-            parts::<S, T>(s, self.low.max(x), self.table, T::V::<S>::splat(s, T::ROUND));
-        power.mul_add(less_one, power)
+        self.end(s, reduce::<S, T>(s, self.low.max(x), T::V::<S>::splat(s, T::ROUND)))
     }
 
     /// `[u, r]` for a `sum` of these exponentials: `log(sum) - reference` is `log(u) - r`, in nats.
@@ -275,9 +283,8 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
         let x = if SHIFTED { x.sub(self.shift) } else { x };
         let table = T::V::<S>::from_lanes(s, T::TABLE);
-        let (power, less_one) = parts::<S, T>(s, x, table, self.round);
-        let zero = T::V::<S>::splat(s, T::default());
-        T::V::<S>::select(x.not_lt(self.low), power.mul_add(less_one, power), zero)
+        let e = exponential::<S, T>(s, reduce::<S, T>(s, x, self.round), table);
+        e.keep(s, x.not_lt(self.low))
     }
 }
 
@@ -299,14 +306,18 @@ pub fn power_of_two<S: Simd, T: Real>(s: S, n: T::V<S>) -> T::V<S> {
     bits.bits_add(T::V::<S>::splat(s, T::from_f64(1.0)))
 }
 
-/// `2^(n + j / L)`, scaled as the table is and by what `round` has beside [`ExpFloat::ROUND`], and
-/// `e^r - 1`.
+/// `n L + j` in the lowest bits, beside what `round` has, and `r`.
 #[inline(always)]
-fn parts<S: Simd, T: Real>(s: S, x: T::V<S>, table: T::V<S>, round: T::V<S>) -> (T::V<S>, T::V<S>) {
+fn reduce<S: Simd, T: Real>(s: S, x: T::V<S>, round: T::V<S>) -> [T::V<S>; 2] {
     let steps = x.mul_add(T::V::<S>::splat(s, T::STEPS), round);
     let n = steps.sub(round);
     let r = n.fma(T::V::<S>::splat(s, T::STEP[0]), x);
-    let r = n.fma(T::V::<S>::splat(s, T::STEP[1]), r);
+    [steps, n.fma(T::V::<S>::splat(s, T::STEP[1]), r)]
+}
+
+/// `2^(n + j / L) e^r`, scaled as the table is and by what `round` had beside [`ExpFloat::ROUND`].
+#[inline(always)]
+fn exponential<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> T::V<S> {
     let mut series = T::V::<S>::splat(s, T::SERIES[T::SERIES.len() - 1]);
     for &c in T::SERIES.iter().rev().skip(1) {
         series = series.mul_add(r, T::V::<S>::splat(s, c));
@@ -314,7 +325,8 @@ fn parts<S: Simd, T: Real>(s: S, x: T::V<S>, table: T::V<S>, round: T::V<S>) -> 
     let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
     let less_one = series.mul(r).mul_add(r, r.add(rest));
     let exponent = steps.bits_shl(T::MANTISSA_BITS - T::LANE_BITS);
-    (table.permute(steps).bits_add(exponent), less_one)
+    let power = table.permute(steps).bits_add(exponent);
+    power.mul_add(less_one, power)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! AVX2 with FMA: a vector is two registers, a mask two as well.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
@@ -28,6 +29,8 @@ pub unsafe fn door<K: Kernel>(kernel: K) -> K::Output {
 impl Simd for Avx2 {
     type V32 = F32;
     type V64 = F64;
+
+    const TOGETHER: usize = 8;
 
     #[inline(always)]
     fn apart<K: Kernel>(self, kernel: K) -> K::Output {
@@ -105,13 +108,31 @@ unsafe fn transpose_pd([a, b, c, d]: [__m256d; 4]) -> [__m256d; 4] {
     }
 }
 
+/// Bit 3 of each 32-bit part as its sign. Of a shift that the compiler knows it makes an AND and a
+/// comparison with 0, since it takes a blend by signs for a choice by a condition.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn sign_of_bit_3(bits: __m256i) -> __m256 {
+    let signs;
+    // SAFETY: the caller holds vectors of this level; the instruction touches these registers alone.
+    unsafe {
+        asm!(
+            "vpslld {signs}, {bits}, 28",
+            signs = lateout(ymm_reg) signs,
+            bits = in(ymm_reg) bits,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    signs
+}
+
 // Each half of the table is permuted, bit 3 of the index chooses.
 op!(permute_ps(table: F32, index: __m256) -> __m256 = {
     let bits = _mm256_castps_si256(index);
     _mm256_blendv_ps(
         _mm256_permutevar8x32_ps(table.0, bits),
         _mm256_permutevar8x32_ps(table.1, bits),
-        _mm256_castsi256_ps(_mm256_slli_epi32::<28>(bits)),
+        sign_of_bit_3(bits),
     )
 });
 // AVX2 permutes 32-bit parts: an index becomes those of its number's two, bit 2 chooses.
@@ -279,6 +300,10 @@ macro_rules! vector {
                 $movemask(mask.0) as u32 | ($movemask(mask.1) as u32) << Self::HALF);
             op!(select(mask: ($register, $register), a: Self, b: Self) -> Self =
                 $v($blend(b.0, a.0, mask.0), $blend(b.1, a.1, mask.1)));
+            op!(keep(self: Self, _s: Avx2, mask: ($register, $register)) -> Self =
+                $v($and(mask.0, self.0), $and(mask.1, self.1)));
+            op!(clear(self: Self, _s: Avx2, mask: ($register, $register)) -> Self =
+                $v($andnot(mask.0, self.0), $andnot(mask.1, self.1)));
 
             $($rest)*
         }

@@ -2,12 +2,18 @@
 //!
 //! No reference to the numbers is ever made, every access goes by raw pointer and is checked
 //! against the view's length: a wrong index panics, a foreign write gives a wrong number.
+//!
+//! What the checks do not see is who writes where at the same time. That is a promise of whoever makes an
+//! [`Output`], which outside this crate is `unsafe`: no number is written by one thread of ours while
+//! another one uses it. The crate keeps it since each run of blocks has rows of its own ([`crate::driver`]).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::ptr::null_mut;
 
+use super::Float;
 use crate::error::no_memory;
 
 /// A view to read from.
@@ -18,7 +24,8 @@ pub struct Input<'a, T> {
     life: PhantomData<&'a T>,
 }
 
-/// A view to write to. Copies of it alias: whoever splits work over threads gives each its own part.
+/// A view to write to. Copies of it alias: whoever splits work over threads gives each its own part (see
+/// the head of this file).
 #[derive(Debug)]
 pub struct Output<'a, T> {
     start: *mut T,
@@ -137,13 +144,14 @@ impl<'a, T: Copy> Output<'a, T> {
     /// A view of `len` numbers.
     ///
     /// # Safety
-    /// `start` is valid for writes of `len` numbers during `'a`, and aligned.
+    /// `start` is valid for writes of `len` numbers during `'a`, and aligned; and during that time no thread
+    /// that has a copy of the view uses a number of it while another one writes it.
     pub unsafe fn new(start: *mut T, len: usize) -> Self {
         Output { start, len, life: PhantomData }
     }
 
     /// A view of a slice.
-    pub fn from_slice(slice: &'a mut [T]) -> Self {
+    pub(crate) fn from_slice(slice: &'a mut [T]) -> Self {
         Output { start: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
     }
 
@@ -242,7 +250,7 @@ pub fn copy<T: Copy>(
 /// A buffer aligned to a cache line.
 ///
 /// A thread keeps some small ones for its next calls: asking the system for memory that is aligned
-/// takes longer than a loss of ten numbers.
+/// takes longer than a loss of ten numbers. Of larger ones it keeps the last until its work for a call ends.
 #[derive(Debug)]
 pub struct Scratch<T> {
     start: *mut T,
@@ -303,14 +311,37 @@ pub fn zeros(len: usize) -> Vec<f64> {
     unsafe { Vec::from_raw_parts(start.cast(), len, len) }
 }
 
-impl<T: Copy + Default> Scratch<T> {
+/// A buffer of more than [`SPARE`] bytes that a thread keeps from one run of blocks to the next.
+///
+/// Freed and asked for again, some would stay with the allocator: with each thread more than it uses.
+struct Large {
+    start: *mut u8,
+    bytes: usize,
+}
+
+thread_local! {
+    static LARGE: Cell<Option<Large>> = const { Cell::new(None) };
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `Scratch::uncleared` with this layout.
+        unsafe { dealloc(self.start, layout(self.bytes)) };
+    }
+}
+
+/// Frees the large buffer that this thread keeps, at the end of its work for a call.
+pub(crate) fn free_large() {
+    // At a thread's end there is none any more.
+    let _ = LARGE.try_with(|large| drop(large.take()));
+}
+
+impl<T: Float> Scratch<T> {
     /// A buffer of `len` zeros.
     pub fn new(len: usize) -> Self {
         let scratch = Self::uncleared(len);
-        if scratch.bytes == SPARE {
-            // SAFETY: the buffer holds that many numbers, and is this value's alone.
-            unsafe { scratch.start.write_bytes(0, len) };
-        }
+        // SAFETY: the buffer holds that many numbers, and is this value's alone.
+        unsafe { scratch.start.write_bytes(0, len) };
         scratch
     }
 
@@ -318,16 +349,22 @@ impl<T: Copy + Default> Scratch<T> {
     pub fn uncleared(len: usize) -> Self {
         let needed = len.checked_mul(size_of::<T>()).unwrap_or_else(|| no_memory());
         let bytes = needed.max(SPARE);
-        if bytes == SPARE
-            && let Some(start) = exchange(|start| !start.is_null(), null_mut())
-        {
-            return Scratch { start: start.cast(), len, bytes };
-        }
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout(bytes)) };
-        if start.is_null() {
-            no_memory();
-        }
+        let kept = if bytes == SPARE {
+            exchange(|start| !start.is_null(), null_mut())
+        } else {
+            let large = LARGE.try_with(Cell::take).ok().flatten();
+            let large = large.filter(|large| large.bytes == bytes);
+            large.map(|large| ManuallyDrop::new(large).start)
+        };
+        let start = kept.unwrap_or_else(|| {
+            // Zeros, since memory that was never written is no number.
+            // SAFETY: the layout's size is not zero.
+            let start = unsafe { alloc_zeroed(layout(bytes)) };
+            if start.is_null() {
+                no_memory();
+            }
+            start
+        });
         Scratch { start: start.cast(), len, bytes }
     }
 
@@ -340,19 +377,33 @@ impl<T: Copy + Default> Scratch<T> {
 
     /// To write to it.
     #[inline(always)]
-    pub fn output(&self) -> Output<'_, T> {
-        // SAFETY: as above; the buffer is this value's alone, and the value is not `Sync`.
+    pub(crate) fn output(&self) -> Output<'_, T> {
+        // SAFETY: the buffer is this value's alone, which each thread has for itself: it is not `Sync`.
+        unsafe { self.shared_output() }
+    }
+
+    /// To write to it, by several threads.
+    ///
+    /// # Safety
+    /// No thread that has a copy of the view uses a number of it while another one writes it.
+    #[inline(always)]
+    pub unsafe fn shared_output(&self) -> Output<'_, T> {
+        // SAFETY: the buffer holds `len` numbers as long as `self` lives, and the caller promises the rest.
         unsafe { Output::new(self.start, self.len) }
     }
 }
 
 impl<T> Drop for Scratch<T> {
     fn drop(&mut self) {
-        let kept =
-            self.bytes == SPARE && exchange(|start| start.is_null(), self.start.cast()).is_some();
+        let (start, bytes) = (self.start.cast(), self.bytes);
+        let kept = if bytes == SPARE {
+            exchange(|start| start.is_null(), start).is_some()
+        } else {
+            LARGE.try_with(|large| large.set(Some(Large { start, bytes }))).is_ok()
+        };
         if !kept {
-            // SAFETY: allocated in `new` with this layout.
-            unsafe { dealloc(self.start.cast(), layout(self.bytes)) }
+            // SAFETY: allocated in `uncleared` with this layout.
+            unsafe { dealloc(start, layout(bytes)) }
         }
     }
 }

@@ -23,6 +23,7 @@ mod avx512;
 
 use std::fmt::Debug;
 
+pub(crate) use memory::free_large;
 pub use memory::{Input, Output, Scratch, copy, zeros};
 
 /// The most lanes a vector has: those of `f32`.
@@ -37,6 +38,12 @@ pub const PAIR: usize = 2;
 
 /// A token that proves that a level's instructions exist on this machine.
 pub trait Simd: Copy + Send + Sync + 'static {
+    /// How many exponentials of a row are taken together, the first step of all before the second of any.
+    ///
+    /// An exponential is one long chain of dependent instructions, and a processor looks only so far ahead
+    /// for others: where a vector is several registers, no further than the next exponential or two. Two
+    /// shorter chains, each over several vectors, leave fewer units idle.
+    const TOGETHER: usize = 1;
     /// Sixteen `f32`.
     type V32: Vector<Self, f32>;
     /// Eight `f64`.
@@ -46,8 +53,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn apart<K: Kernel>(self, kernel: K) -> K::Output;
 }
 
+/// No other type is a [`Float`]: of these any bits are a number, as memory that was never written needs.
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+use sealed::Sealed;
+
 /// `f32` or `f64`: a number that logits come in.
-pub trait Float: Copy + Send + Sync + PartialOrd + Debug + Default + 'static {
+pub trait Float: Copy + Send + Sync + PartialOrd + Debug + Default + Sealed + 'static {
     /// The vector of such numbers at a level.
     type V<S: Simd>: Vector<S, Self>;
     /// The lanes of a vector, as an array.
@@ -201,6 +216,16 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     fn lanes(mask: Self::Mask) -> u32;
     /// `a` where the mask is set, `b` elsewhere.
     fn select(mask: Self::Mask, a: Self, b: Self) -> Self;
+    /// The lanes where the mask is set, 0 elsewhere.
+    #[inline(always)]
+    fn keep(self, s: S, mask: Self::Mask) -> Self {
+        Self::select(mask, self, Self::splat(s, T::default()))
+    }
+    /// 0 where the mask is set, the other lanes as they are.
+    #[inline(always)]
+    fn clear(self, s: S, mask: Self::Mask) -> Self {
+        Self::select(mask, Self::splat(s, T::default()), self)
+    }
 
     /// The `part`-th `T::WIDE`-th of the lanes, as `f64`.
     fn wide(self, part: usize) -> S::V64;

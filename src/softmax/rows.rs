@@ -161,6 +161,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
 
     /// Reduces a chunk that lies within the row and does not hold the pivot.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "one place of two arrays")]
     fn inner<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool>(
         &self,
         s: S,
@@ -172,21 +173,31 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let scratch = self.scratch.output().part(if GRAD { at } else { 0 }, n);
         let zero = T::V::<S>::splat(s, T::default());
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
-        for i in 0..VECTORS {
-            logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
-            self.coefficients.prefetch(at + AHEAD / size_of::<T>() + i * T::LANES);
-            let x = T::V::<S>::load(s, logits, i * T::LANES);
-            let e = self.exp.of::<SHIFTED>(s, x);
-            if GRAD {
-                e.store(scratch, i * T::LANES);
+        let together = S::TOGETHER.min(VECTORS);
+        let mut begun = [[zero; 2]; VECTORS];
+        for first in (0..VECTORS).step_by(together) {
+            for j in 0..together {
+                let i = first + j;
+                logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
+                self.coefficients.prefetch(at + AHEAD / size_of::<T>() + i * T::LANES);
+                let x = T::V::<S>::load(s, logits, i * T::LANES);
+                begun[j] = self.exp.begin::<SHIFTED>(s, x);
             }
-            sums.rest.add_positive(e);
-            if !C::HARD {
-                sums.most = x.max(sums.most);
-            }
-            if C::ANY {
-                let at = at + i * T::LANES;
-                (coefficients[i], distances[i]) = self.weigh::<C>(s, x, at, T::ALL);
+            for j in 0..together {
+                let i = first + j;
+                let x = T::V::<S>::load(s, logits, i * T::LANES);
+                let e = self.exp.end(s, begun[j]);
+                if GRAD {
+                    e.store(scratch, i * T::LANES);
+                }
+                sums.rest.add_positive(e);
+                if !C::HARD {
+                    sums.most = x.max(sums.most);
+                }
+                if C::ANY {
+                    let at = at + i * T::LANES;
+                    (coefficients[i], distances[i]) = self.weigh::<C>(s, x, at, T::ALL);
+                }
             }
         }
         sums.add_weighed::<C>(coefficients, distances);
@@ -220,7 +231,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             // Not a branch, which nothing could foresee.
             let lane = self.pivot.wrapping_sub(at);
             let own = u32::from(lane < T::LANES) << (lane % T::LANES);
-            sums.rest.add_positive(T::V::<S>::select(T::V::<S>::mask(s, own), zero, e));
+            sums.rest.add_positive(e.clear(s, T::V::<S>::mask(s, own)));
             if !C::HARD {
                 sums.most = x.max(sums.most);
             }
@@ -282,11 +293,11 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 if fits || !self.refer_to(s, part.clone()) {
                     break (sums, sum);
                 }
-                let factor = power(self.exp.scale - before);
-                rest.scale(factor);
+                let change = self.exp.scale - before;
+                rest.scale(power(change));
                 if GRAD {
                     // Eight references ago exponentials have long become 0.
-                    rescale::<S, T>(s, self.scratch, referred[0]..start, factor);
+                    rescale::<S, T>(s, self.scratch, referred[0]..start, change);
                     referred.rotate_left(1);
                     referred[7] = start;
                 }
@@ -335,12 +346,16 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     }
 }
 
-/// Multiplies exponentials by a power of two.
+/// Multiplies exponentials by two to a power, in two steps where that number itself would underflow: the
+/// products need not.
 #[inline(always)]
-fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, power: f64) {
-    let power = T::V::<S>::splat(s, T::from_f64(power));
+fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, exponent: i64) {
+    let first = if exponent < 1 - T::MAX_EXPONENT { exponent / 2 } else { exponent };
+    let [first, second] =
+        [first, exponent - first].map(|k| T::V::<S>::splat(s, T::from_f64(power(k))));
     for at in part.step_by(T::LANES) {
-        T::V::<S>::load(s, scratch.input(), at).mul(power).store(scratch.output(), at);
+        let product = T::V::<S>::load(s, scratch.input(), at).mul(first).mul(second);
+        product.store(scratch.output(), at);
     }
 }
 
@@ -418,13 +433,17 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
                 self.hessian(s, e).store(hess, at + i * T::LANES);
             }
         }
-        for i in 0..VECTORS {
-            let e = T::V::<S>::load(s, scratch, i * T::LANES);
-            let g = self.gradient::<C>(s, e, at + i * T::LANES, T::ALL);
-            if self.stream {
+        if self.stream {
+            for i in 0..VECTORS {
+                let e = T::V::<S>::load(s, scratch, i * T::LANES);
+                let g = self.gradient::<C>(s, e, at + i * T::LANES, T::ALL);
                 g.stream(grad, i * T::LANES);
-            } else {
+            }
+        } else {
+            for i in 0..VECTORS {
                 grad.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
+                let e = T::V::<S>::load(s, scratch, i * T::LANES);
+                let g = self.gradient::<C>(s, e, at + i * T::LANES, T::ALL);
                 g.store(grad, i * T::LANES);
             }
         }
