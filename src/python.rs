@@ -423,15 +423,16 @@ fn is_exact(numbers: Input<'_, f64>) -> bool {
     })
 }
 
-/// Whether a weight is finite, and would not be as a `float32`.
-fn is_huge(weights: Floats<'_>) -> bool {
+/// Whether a weight is a number whose size is beyond the normal ones of a `float32`.
+fn is_beyond(weights: Floats<'_>) -> bool {
     let Floats::F64(weights) = weights else { return false };
-    let mut huge = false;
+    let mut beyond = false;
     for i in 0..weights.len() {
         let x = weights.get(i).abs();
-        huge |= x > f32::MAX.into() && x < f64::INFINITY;
+        beyond |= x > f32::MAX.into() && x < f64::INFINITY;
+        beyond |= x > 0.0 && x < f32::MIN_POSITIVE.into();
     }
-    huge
+    beyond
 }
 
 /// A float that arrays hold.
@@ -773,12 +774,12 @@ fn typed_class_loss<'py, T: Number, S: Source>(
     let probabilities = matches!(typed_target, Target::Probabilities(_));
     let weighs = matches!(weights, Some(Floats::F64(weights)) if !is_exact(weights));
     let weighs = weighs && (probabilities || options.label_smoothing != 0.0);
-    let huge = |weights: Option<Floats<'_>>| weights.is_some_and(is_huge);
+    let beyond = |weights: Option<Floats<'_>>| weights.is_some_and(is_beyond);
     let tiny = options.denominator.is_some_and(|x| x > 0.0 && x < f32::MIN_POSITIVE.into());
-    // The target or the weights of its classes are wider than the values, or factors may be more than
-    // they hold: all is computed in float64.
+    // The target or the weights of its classes are wider than the values, or factors may be more or
+    // less than they hold: all is computed in float64.
     let is_wide = probabilities && target.dtype != values.dtype || weighs;
-    let is_wide = is_wide || tiny || huge(weights) || huge(sample_weights);
+    let is_wide = is_wide || tiny || beyond(weights) || beyond(sample_weights);
     let wide = (values.dtype == Dtype::F32 && is_wide).then(|| match typed_target {
         Target::Indices(indices) => Target::Indices(indices),
         Target::Probabilities(_) if target.dtype == Dtype::F64 => {

@@ -53,23 +53,30 @@ def binary_cross_entropy_with_logits(
     e = Real(label_smoothing)
     t = np.asarray(target).astype(Real)
     # Each from its own: 1 - t would lose digits after smoothing.
-    t, not_t = (1 - e) * t + e / 2, (1 - e) * (1 - t) + e / 2
+    parts = [(1 - e) * t, (1 - e) * (1 - t)]
+    t, not_t = (part + e / 2 for part in parts)
+    # Of a label outside [0, 1] they are differences: their errors are those of the terms.
+    t_terms, not_t_terms = (abs(part) + e / 2 for part in parts)
     w = np.asarray(1 if weight is None else weight).astype(Real)
-    positive = t * np.asarray(1 if pos_weight is None else pos_weight).astype(Real)
+    pos_weight = np.asarray(1 if pos_weight is None else pos_weight).astype(Real)
+    positive, positive_terms = t * pos_weight, t_terms * abs(pos_weight)
     keep = np.broadcast_to(True if where is None else where, x.shape)
     with np.errstate(all="ignore"):
         tail = np.log1p(np.exp(-abs(x)))
         # x + softplus(-x) = softplus(x), so the loss is (1 - t) softplus(x) + pw t softplus(-x).
-        up = np.where(not_t == 0, 0, not_t * (np.maximum(x, 0) + tail))
-        down = np.where(positive == 0, 0, positive * (np.maximum(-x, 0) + tail))
+        above, below = np.maximum(x, 0) + tail, np.maximum(-x, 0) + tail
+        up = np.where(not_t == 0, 0, not_t * above)
+        down = np.where(positive == 0, 0, positive * below)
+        loss_terms = np.where(not_t_terms == 0, 0, not_t_terms * above)
+        loss_terms += np.where(positive_terms == 0, 0, positive_terms * below)
         loss = np.where(np.isnan(x), x, up + down)
         p, q = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
         grad = not_t * p - positive * q
         # Below 0 (a negative pos_weight) the second adds to the first.
-        terms = np.maximum.reduce([abs(not_t * p), abs(positive * q), abs(grad)])
+        terms = np.maximum.reduce([not_t_terms * p, positive_terms * q, abs(grad)])
         hess = (not_t + positive) * p * q
-        hess_terms = (abs(not_t) + abs(positive)) * p * q
-        parts = [loss, grad, hess, terms, hess_terms, abs(up) + abs(down)]
+        hess_terms = (not_t_terms + positive_terms) * p * q
+        parts = [loss, grad, hess, terms, hess_terms, loss_terms]
         # An element of weight 0 adds nothing whatever it is, but the mean counts it.
         counts = keep & (w != 0)
         parts = [np.where(counts, w * part, Real(0)) for part in parts]

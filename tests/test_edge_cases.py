@@ -468,15 +468,36 @@ FOUND = {
     "binary, positive weight beyond float32": (
         *(BINARY, [0.5, -1.0], [1, 0], {"pos_weight": np.array([1e39, 1.0])}),
     ),
+    "binary, large weights": (
+        *(BINARY, [0.0, 1.0, -2.0, 5.0, -30.0, 40.0, 90.0], [0, 1, 1, 1, 0.25, 0, 1]),
+        {"weight": np.array([2e19, 1e25, 1e30, 1e37, 1e30, 1e20, 1e30], "f4")},
+    ),
+    "binary, large positive weights": (
+        *(BINARY, [0.0, 1.0, -2.0, 5.0, -30.0], [1, 1, 0.5, 1, 0.25]),
+        {"pos_weight": np.array([2e19, 1e25, 1e30, 1e37, 1e30], "f4")},
+    ),
     "class weights beyond float32": (
         *("cross_entropy", [[0.5, 0]], [[0.5, 0.5]], {"weight": np.array([2.7e39, 6.8e38])}),
     ),
     "log_loss, probability 0 where the target is below float32": (
         *("log_loss", [[0.0, 0.5]], [[1e-100, 1.0]], {}),
     ),
+    "log_loss, a sample weight below float32": (
+        *("log_loss", [[1e-25, 0.5], [0.5, 0.5]], [0, 1]),
+        {"sample_weight": np.array([3.65e-39, 7e-39])},
+    ),
+    "log_loss, a sample weight below float32, probabilities": (
+        *("log_loss", [[1e-25, 0.5]], [[0.25, 0.75]], {"sample_weight": np.array([-3.65e-39])}),
+    ),
+    "class weights below float32": (
+        *("log_loss", [[1e-25, 0.5]], [0], {"weight": np.array([3.65e-39, 1.0])}),
+    ),
     # What is added up for a Python float is float64 throughout.
     "binary, sum beyond float32": (BINARY, np.full(17, 3e38), np.zeros(17), {}),
     "binary, a loss beyond float32": (BINARY, [3e38], [0], {"weight": np.array([2])}),
+    "binary, a loss beyond float32 in nats only": (
+        *(BINARY, [3e38, -1.0], [0, 1], {"weight": np.array([2.0, 1.0]), "base": 10}),
+    ),
     "probabilities as target, a loss beyond float32": (
         *("cross_entropy", [[-3.4e38, 3.4e38]], [[1.0, 0.0]], {}),
     ),
@@ -520,6 +541,13 @@ FOUND = {
     # The binary loss.
     "binary, little smoothing keeps its digits": (
         *(BINARY, [32.97, 88.0, INF], [1, 1, 1], {"label_smoothing": 1e-9}),
+    ),
+    "binary, labels outside [0, 1]": (
+        *(BINARY, [1e30, INF, -98.5, -88.137], np.array([1.0561, 1.0553, -0.0607, 2.0], "f4"), {}),
+    ),
+    "binary, labels outside [0, 1], smoothing": (
+        *(BINARY, [1e30, INF, -98.5], np.array([1.0561, 1.0553, -0.0607], "f4")),
+        {"label_smoothing": 0.1},
     ),
     "binary, a mean of an infinite number": (
         *(BINARY, [-1.6e-5, 3.0], [1, 0], {"denominator": INF}),
