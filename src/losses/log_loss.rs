@@ -924,7 +924,7 @@ mod tests {
         for bad in [-0.1, 1.000_001, f64::NAN, f64::INFINITY] {
             let p = [0.5, 0.25, 0.25, 0.1, 0.2, bad];
             let mut grad = [9.0; 6];
-            let hard = Target::Indices(Indices::I32(Input::from_slice(&[1, 0])));
+            let hard = Target::Indices(Indices::I32(Input::from_slice(&[1, 2])));
             let error = log_loss(&batch(&p, hard, &mut grad), &[2, 3], false).unwrap_err();
             let Error::Value(message) = error else { panic!("{error:?}") };
             assert!(message.starts_with("probabilities[1, 2] is "), "{message}");
@@ -935,7 +935,10 @@ mod tests {
             let error = log_loss(&batch(&p, soft, &mut fresh), &[2, 3], true).unwrap_err();
             let Error::Value(again) = error else { panic!("{error:?}") };
             assert_eq!(again, message);
-            // Ignored, it is nobody's business.
+            // Of another class than the true one, or of an ignored sample, it is nobody's business.
+            let other = Target::Indices(Indices::I32(Input::from_slice(&[1, 0])));
+            log_loss(&batch(&p, other, &mut grad), &[2, 3], false).unwrap();
+            assert_eq!(grad[4..], [0.0; 2]);
             let ignored = Target::Indices(Indices::I32(Input::from_slice(&[1, -100])));
             log_loss(&batch(&p, ignored, &mut grad), &[2, 3], false).unwrap();
             assert_eq!(grad[3..], [0.0; 3]);
