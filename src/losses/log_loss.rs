@@ -17,7 +17,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crate::batch::{Batch, IGNORED, Outputs, Target, position};
+use crate::batch::{Batch, IGNORED, Target, position};
 use crate::coefficients::{Coefficients, RowCoefficients, load_lanes};
 use crate::driver::{self, Job};
 use crate::error::{Error, Result};
@@ -26,7 +26,7 @@ use crate::math::{
     log::{log, log_normal, log_scalar},
 };
 use crate::reduce::Sum;
-use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
+use crate::simd::{Float, Input, Output, Scratch, Simd, Vector, fence};
 use crate::softmax::{copy, lanes_from};
 use crate::tiles::{self, Plan};
 
@@ -266,6 +266,79 @@ struct Group {
 }
 
 impl<T: Real> Single<'_, '_, T> {
+    /// Checks some blocks, and computes the losses if there is more to do: those of [`SOON`] rows
+    /// together, wherever blocks end. They are added as those of each [`Group`].
+    #[inline(always)]
+    fn losses<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
+        let (batch, n) = (self.batch, self.block_samples());
+        let all = blocks.start * n..batch.samples.min(blocks.end * n);
+        let mut targets = Targets::new(batch, all.clone());
+        let (rows, zero) = (batch.layout.is_none(), S::V64::splat(s, 0.0));
+        let limits = Limits::<S, f64>::new(s, -f64::from_bits(1));
+        let (mut p, mut samples, mut weights) = ([1.0; SOON], [1.0; SOON], [1.0; SOON]);
+        let mut losses = [0.0; SOON];
+        let (mut sum, mut group, mut counted) = (0.0, 0.0, 0);
+        let (mut block, mut end) = (0, all.start + n);
+        for at in all.clone().step_by(SOON) {
+            targets.turn(batch);
+            let classes = &targets.used[..SOON.min(all.end - at)];
+            // No branch depends on a class: those numbers that are far away come at the same time.
+            for (i, &class) in classes.iter().enumerate() {
+                let (row, read) = (at + i, if class == IGNORED { 0 } else { class });
+                let number = if rows {
+                    batch.values.get(row * batch.classes + read)
+                } else {
+                    batch.value(row, read)
+                };
+                p[i] = if class == IGNORED { 1.0 } else { number.to_f64() };
+            }
+            if self.writes && batch.is_weighted() {
+                batch.each_sample_weight(at, classes.len(), |i, weight| samples[i] = weight);
+                if let Some(weight) = &batch.weight {
+                    for (&class, x) in classes.iter().zip(&mut weights) {
+                        *x = weight[if class == IGNORED { 0 } else { class }];
+                    }
+                }
+            }
+            let mut good = f64::ALL;
+            for i in (0..classes.len()).step_by(8) {
+                let lanes = |x: &[f64; SOON]| S::V64::load(s, Input::from_slice(x), i);
+                good &= limits.inside(lanes(&p));
+                if self.writes {
+                    // Adding 0 makes -0 a 0.
+                    let log = log::<S, f64>(s, lanes(&p).add(zero));
+                    let loss = lanes(&samples).mul(zero.sub(lanes(&weights).mul(log))).add(zero);
+                    loss.store(Output::from_slice(&mut losses), i);
+                }
+            }
+            if good != f64::ALL {
+                self.wrong.store(true, Relaxed);
+            }
+            if !self.writes {
+                continue;
+            }
+            for (i, (&class, &loss)) in classes.iter().zip(&losses).enumerate() {
+                let loss = if class == IGNORED { 0.0 } else { loss };
+                if let Some(array) = batch.outputs.losses {
+                    array.set(at + i, T::from_f64(loss / batch.divisor));
+                }
+                if at + i == end {
+                    sums[block] = sum + group;
+                    (sum, group, counted) = (0.0, 0.0, 0);
+                    (block, end) = (block + 1, end + n);
+                }
+                group += loss;
+                counted += usize::from(class != IGNORED);
+                if counted == 8 {
+                    (sum, group, counted) = (sum + group, 0.0, 0);
+                }
+            }
+        }
+        if let Some(last) = sums.last_mut() {
+            *last = sum + group;
+        }
+    }
+
     /// Computes a group: adds its losses, and sets what it has in the block of the gradient.
     #[inline(always)]
     fn group<S: Simd>(&self, s: S, group: &Group, block: Option<(Output<'_, T>, usize)>) -> f64 {
@@ -326,10 +399,16 @@ impl Targets {
     #[inline(always)]
     fn class<T: Real>(&mut self, batch: &Batch<'_, T>, sample: usize) -> usize {
         while sample.wrapping_sub(self.start) >= SOON {
-            (self.used, self.start) = (self.ahead, self.start.wrapping_add(SOON));
-            self.read(batch);
+            self.turn(batch);
         }
         self.used[sample.wrapping_sub(self.start)]
+    }
+
+    /// Goes on to the next ones.
+    #[inline(always)]
+    fn turn<T: Real>(&mut self, batch: &Batch<'_, T>) {
+        (self.used, self.start) = (self.ahead, self.start.wrapping_add(SOON));
+        self.read(batch);
     }
 
     /// Reads the next ones, and asks for their numbers.
@@ -367,8 +446,11 @@ impl<T: Real> Job for Single<'_, '_, T> {
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let (batch, n) = (self.batch, self.block_samples());
-        let none = Outputs { grad: None, hess: None, losses: None };
-        let outputs = if self.writes { &batch.outputs } else { &none };
+        let outputs = &batch.outputs;
+        if outputs.grad.is_none() || !self.writes {
+            self.losses(s, blocks, sums);
+            return;
+        }
         let first = blocks.start * n;
         let mut targets = Targets::new(batch, first..batch.samples.min(blocks.end * n));
         let rows = batch.layout.is_none();
@@ -408,9 +490,6 @@ impl<T: Real> Job for Single<'_, '_, T> {
                     if let Some(losses) = outputs.losses {
                         losses.set(row, T::default());
                     }
-                    continue;
-                }
-                if !self.writes {
                     continue;
                 }
                 let n = group.n;
