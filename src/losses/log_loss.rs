@@ -277,7 +277,9 @@ impl<T: Real> Single<'_, '_, T> {
         let limits = Limits::<S, f64>::new(s, -f64::from_bits(1));
         let (mut p, mut samples, mut weights) = ([1.0; SOON], [1.0; SOON], [1.0; SOON]);
         let mut losses = [0.0; SOON];
-        let (mut sum, mut group, mut counted) = (0.0, 0.0, 0);
+        let (values, width) = (batch.values, batch.classes);
+        let total = |group: &[f64]| group.iter().fold(0.0, |sum, loss| sum + loss);
+        let (mut sum, mut group, mut counted) = (0.0, [0.0; 8], 0);
         let (mut block, mut end) = (0, all.start + n);
         for at in all.clone().step_by(SOON) {
             targets.turn(batch);
@@ -285,11 +287,8 @@ impl<T: Real> Single<'_, '_, T> {
             // No branch depends on a class: those numbers that are far away come at the same time.
             for (i, &class) in classes.iter().enumerate() {
                 let (row, read) = (at + i, if class == IGNORED { 0 } else { class });
-                let number = if rows {
-                    batch.values.get(row * batch.classes + read)
-                } else {
-                    batch.value(row, read)
-                };
+                let number =
+                    if rows { values.get(row * width + read) } else { batch.value(row, read) };
                 p[i] = if class == IGNORED { 1.0 } else { number.to_f64() };
             }
             if self.writes && batch.is_weighted() {
@@ -302,6 +301,8 @@ impl<T: Real> Single<'_, '_, T> {
             }
             let mut good = f64::ALL;
             for i in (0..classes.len()).step_by(8) {
+                // A few at a time: many at once would hold up what is computed here.
+                targets.ask(batch, i..i + 8);
                 let lanes = |x: &[f64; SOON]| S::V64::load(s, Input::from_slice(x), i);
                 good &= limits.inside(lanes(&p));
                 if self.writes {
@@ -323,19 +324,19 @@ impl<T: Real> Single<'_, '_, T> {
                     array.set(at + i, T::from_f64(loss / batch.divisor));
                 }
                 if at + i == end {
-                    sums[block] = sum + group;
-                    (sum, group, counted) = (0.0, 0.0, 0);
+                    sums[block] = sum + total(&group[..counted]);
+                    (sum, counted) = (0.0, 0);
                     (block, end) = (block + 1, end + n);
                 }
-                group += loss;
+                group[counted] = loss;
                 counted += usize::from(class != IGNORED);
                 if counted == 8 {
-                    (sum, group, counted) = (sum + group, 0.0, 0);
+                    (sum, counted) = (sum + total(&group), 0);
                 }
             }
         }
         if let Some(last) = sums.last_mut() {
-            *last = sum + group;
+            *last = sum + total(&group[..counted]);
         }
     }
 
@@ -392,6 +393,7 @@ impl Targets {
         targets.read(batch);
         // What was read last is never used.
         targets.start = next.wrapping_sub(SOON);
+        targets.ask(batch, 0..SOON);
         targets
     }
 
@@ -400,6 +402,7 @@ impl Targets {
     fn class<T: Real>(&mut self, batch: &Batch<'_, T>, sample: usize) -> usize {
         while sample.wrapping_sub(self.start) >= SOON {
             self.turn(batch);
+            self.ask(batch, 0..SOON);
         }
         self.used[sample.wrapping_sub(self.start)]
     }
@@ -411,19 +414,26 @@ impl Targets {
         self.read(batch);
     }
 
-    /// Reads the next ones, and asks for their numbers.
+    /// Reads the next ones.
     #[inline(always)]
     fn read<T: Real>(&mut self, batch: &Batch<'_, T>) {
         let n = SOON.min(self.end - self.next);
         batch.read_classes(self.next, &mut self.ahead[..n]);
-        // Where rows are short, memory comes by itself.
-        if batch.classes * size_of::<T>() > 256 || batch.layout.is_some() {
-            for (sample, &class) in (self.next..).zip(&self.ahead[..n]) {
-                let class = if class == IGNORED { 0 } else { class };
-                batch.values.prefetch(batch.place(sample, class));
-            }
-        }
         self.next += n;
+    }
+
+    /// Asks for the numbers of some of those that were read last.
+    #[inline(always)]
+    fn ask<T: Real>(&self, batch: &Batch<'_, T>, some: Range<usize>) {
+        // Where rows are short, memory comes by itself.
+        if batch.classes * size_of::<T>() <= 256 && batch.layout.is_none() {
+            return;
+        }
+        let start = self.start.wrapping_add(SOON);
+        for i in some.start..some.end.min(self.next - start) {
+            let class = if self.ahead[i] == IGNORED { 0 } else { self.ahead[i] };
+            batch.values.prefetch(batch.place(start + i, class));
+        }
     }
 }
 
