@@ -278,8 +278,7 @@ impl<T: Real> Single<'_, '_, T> {
         let (mut p, mut samples, mut weights) = ([1.0; SOON], [1.0; SOON], [1.0; SOON]);
         let mut losses = [0.0; SOON];
         let (values, width) = (batch.values, batch.classes);
-        let total = |group: &[f64]| group.iter().fold(0.0, |sum, loss| sum + loss);
-        let (mut sum, mut group, mut counted) = (0.0, [0.0; 8], 0);
+        let (mut group, mut counted) = (0.0, 0);
         let (mut block, mut end) = (0, all.start + n);
         for at in all.clone().step_by(SOON) {
             targets.turn(batch);
@@ -289,13 +288,16 @@ impl<T: Real> Single<'_, '_, T> {
                 let (row, read) = (at + i, if class == IGNORED { 0 } else { class });
                 let number =
                     if rows { values.get(row * width + read) } else { batch.value(row, read) };
+                // The loss of 1 is 0.
                 p[i] = if class == IGNORED { 1.0 } else { number.to_f64() };
             }
             if self.writes && batch.is_weighted() {
                 batch.each_sample_weight(at, classes.len(), |i, weight| samples[i] = weight);
-                if let Some(weight) = &batch.weight {
-                    for (&class, x) in classes.iter().zip(&mut weights) {
-                        *x = weight[if class == IGNORED { 0 } else { class }];
+                for (i, &class) in classes.iter().enumerate() {
+                    if class == IGNORED {
+                        (samples[i], weights[i]) = (1.0, 1.0);
+                    } else if let Some(weight) = &batch.weight {
+                        weights[i] = weight[class];
                     }
                 }
             }
@@ -318,25 +320,31 @@ impl<T: Real> Single<'_, '_, T> {
             if !self.writes {
                 continue;
             }
-            for (i, (&class, &loss)) in classes.iter().zip(&losses).enumerate() {
-                let loss = if class == IGNORED { 0.0 } else { loss };
-                if let Some(array) = batch.outputs.losses {
+            if let Some(array) = batch.outputs.losses {
+                for (i, loss) in losses[..classes.len()].iter().enumerate() {
                     array.set(at + i, T::from_f64(loss / batch.divisor));
                 }
-                if at + i == end {
-                    sums[block] = sum + total(&group[..counted]);
-                    (sum, counted) = (0.0, 0);
-                    (block, end) = (block + 1, end + n);
+            }
+            let mut i = 0;
+            while i < classes.len() {
+                // No more than may be left of the group, and none of the next block.
+                let some = i..classes.len().min(i + 8 - counted).min(end - at);
+                i = some.end;
+                for (&class, loss) in classes[some.clone()].iter().zip(&losses[some]) {
+                    group += loss;
+                    counted += usize::from(class != IGNORED);
                 }
-                group[counted] = loss;
-                counted += usize::from(class != IGNORED);
-                if counted == 8 {
-                    (sum, counted) = (sum + total(&group), 0);
+                if counted == 8 || at + i == end {
+                    sums[block] += group;
+                    (group, counted) = (0.0, 0);
+                }
+                if at + i == end {
+                    (block, end) = (block + 1, end + n);
                 }
             }
         }
-        if let Some(last) = sums.last_mut() {
-            *last = sum + total(&group[..counted]);
+        if counted > 0 {
+            sums[block] += group;
         }
     }
 
