@@ -41,7 +41,7 @@ const ZEROS: usize = 4096;
 
 /// How many class indices are read at a time, and their numbers asked for before the ones before them
 /// are used.
-const SOON: usize = 32;
+const SOON: usize = 64;
 
 /// Vectors that are checked together.
 const VECTORS: usize = 4;
