@@ -17,7 +17,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crate::batch::{Batch, IGNORED, Outputs, Target, position};
+use crate::batch::{Batch, IGNORED, Target, position};
 use crate::coefficients::{Coefficients, RowCoefficients, load_lanes};
 use crate::driver::{self, Job};
 use crate::error::{Error, Result};
@@ -26,7 +26,7 @@ use crate::math::{
     log::{log, log_normal, log_scalar},
 };
 use crate::reduce::Sum;
-use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
+use crate::simd::{Float, Input, Output, Scratch, Simd, Vector, fence};
 use crate::softmax::{copy, lanes_from};
 use crate::tiles::{self, Plan};
 
@@ -41,7 +41,7 @@ const ZEROS: usize = 4096;
 
 /// How many class indices are read at a time, and their numbers asked for before the ones before them
 /// are used.
-const SOON: usize = 32;
+const SOON: usize = 64;
 
 /// Vectors that are checked together.
 const VECTORS: usize = 4;
@@ -266,6 +266,88 @@ struct Group {
 }
 
 impl<T: Real> Single<'_, '_, T> {
+    /// Checks some blocks, and computes the losses if there is more to do: those of [`SOON`] rows
+    /// together, wherever blocks end. They are added as those of each [`Group`].
+    #[inline(always)]
+    fn losses<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
+        let (batch, n) = (self.batch, self.block_samples());
+        let all = blocks.start * n..batch.samples.min(blocks.end * n);
+        let mut targets = Targets::new(batch, all.clone());
+        let (rows, zero) = (batch.layout.is_none(), S::V64::splat(s, 0.0));
+        let limits = Limits::<S, f64>::new(s, -f64::from_bits(1));
+        let (mut p, mut samples, mut weights) = ([1.0; SOON], [1.0; SOON], [1.0; SOON]);
+        let mut losses = [0.0; SOON];
+        let (values, width) = (batch.values, batch.classes);
+        let (mut group, mut counted) = (0.0, 0);
+        let (mut block, mut end) = (0, all.start + n);
+        for at in all.clone().step_by(SOON) {
+            targets.turn(batch);
+            let classes = &targets.used[..SOON.min(all.end - at)];
+            // No branch depends on a class: those numbers that are far away come at the same time.
+            for (i, &class) in classes.iter().enumerate() {
+                let (row, read) = (at + i, if class == IGNORED { 0 } else { class });
+                let number =
+                    if rows { values.get(row * width + read) } else { batch.value(row, read) };
+                // The loss of 1 is 0.
+                p[i] = if class == IGNORED { 1.0 } else { number.to_f64() };
+            }
+            if self.writes && batch.is_weighted() {
+                batch.each_sample_weight(at, classes.len(), |i, weight| samples[i] = weight);
+                for (i, &class) in classes.iter().enumerate() {
+                    if class == IGNORED {
+                        (samples[i], weights[i]) = (1.0, 1.0);
+                    } else if let Some(weight) = &batch.weight {
+                        weights[i] = weight[class];
+                    }
+                }
+            }
+            let mut good = f64::ALL;
+            for i in (0..classes.len()).step_by(8) {
+                // A few at a time: many at once would hold up what is computed here.
+                targets.ask(batch, i..i + 8);
+                let lanes = |x: &[f64; SOON]| S::V64::load(s, Input::from_slice(x), i);
+                good &= limits.inside(lanes(&p));
+                if self.writes {
+                    // Adding 0 makes -0 a 0.
+                    let log = log::<S, f64>(s, lanes(&p).add(zero));
+                    let loss = lanes(&samples).mul(zero.sub(lanes(&weights).mul(log))).add(zero);
+                    loss.store(Output::from_slice(&mut losses), i);
+                }
+            }
+            if good != f64::ALL {
+                self.wrong.store(true, Relaxed);
+            }
+            if !self.writes {
+                continue;
+            }
+            if let Some(array) = batch.outputs.losses {
+                for (i, loss) in losses[..classes.len()].iter().enumerate() {
+                    array.set(at + i, T::from_f64(loss / batch.divisor));
+                }
+            }
+            let mut i = 0;
+            while i < classes.len() {
+                // No more than may be left of the group, and none of the next block.
+                let some = i..classes.len().min(i + 8 - counted).min(end - at);
+                i = some.end;
+                for (&class, loss) in classes[some.clone()].iter().zip(&losses[some]) {
+                    group += loss;
+                    counted += usize::from(class != IGNORED);
+                }
+                if counted == 8 || at + i == end {
+                    sums[block] += group;
+                    (group, counted) = (0.0, 0);
+                }
+                if at + i == end {
+                    (block, end) = (block + 1, end + n);
+                }
+            }
+        }
+        if counted > 0 {
+            sums[block] += group;
+        }
+    }
+
     /// Computes a group: adds its losses, and sets what it has in the block of the gradient.
     #[inline(always)]
     fn group<S: Simd>(&self, s: S, group: &Group, block: Option<(Output<'_, T>, usize)>) -> f64 {
@@ -319,6 +401,7 @@ impl Targets {
         targets.read(batch);
         // What was read last is never used.
         targets.start = next.wrapping_sub(SOON);
+        targets.ask(batch, 0..SOON);
         targets
     }
 
@@ -326,25 +409,39 @@ impl Targets {
     #[inline(always)]
     fn class<T: Real>(&mut self, batch: &Batch<'_, T>, sample: usize) -> usize {
         while sample.wrapping_sub(self.start) >= SOON {
-            (self.used, self.start) = (self.ahead, self.start.wrapping_add(SOON));
-            self.read(batch);
+            self.turn(batch);
+            self.ask(batch, 0..SOON);
         }
         self.used[sample.wrapping_sub(self.start)]
     }
 
-    /// Reads the next ones, and asks for their numbers.
+    /// Goes on to the next ones.
+    #[inline(always)]
+    fn turn<T: Real>(&mut self, batch: &Batch<'_, T>) {
+        (self.used, self.start) = (self.ahead, self.start.wrapping_add(SOON));
+        self.read(batch);
+    }
+
+    /// Reads the next ones.
     #[inline(always)]
     fn read<T: Real>(&mut self, batch: &Batch<'_, T>) {
         let n = SOON.min(self.end - self.next);
         batch.read_classes(self.next, &mut self.ahead[..n]);
-        // Where rows are short, memory comes by itself.
-        if batch.classes * size_of::<T>() > 256 || batch.layout.is_some() {
-            for (sample, &class) in (self.next..).zip(&self.ahead[..n]) {
-                let class = if class == IGNORED { 0 } else { class };
-                batch.values.prefetch(batch.place(sample, class));
-            }
-        }
         self.next += n;
+    }
+
+    /// Asks for the numbers of some of those that were read last.
+    #[inline(always)]
+    fn ask<T: Real>(&self, batch: &Batch<'_, T>, some: Range<usize>) {
+        // Where rows are short, memory comes by itself.
+        if batch.classes * size_of::<T>() <= 256 && batch.layout.is_none() {
+            return;
+        }
+        let start = self.start.wrapping_add(SOON);
+        for i in some.start..some.end.min(self.next - start) {
+            let class = if self.ahead[i] == IGNORED { 0 } else { self.ahead[i] };
+            batch.values.prefetch(batch.place(start + i, class));
+        }
     }
 }
 
@@ -367,8 +464,11 @@ impl<T: Real> Job for Single<'_, '_, T> {
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let (batch, n) = (self.batch, self.block_samples());
-        let none = Outputs { grad: None, hess: None, losses: None };
-        let outputs = if self.writes { &batch.outputs } else { &none };
+        let outputs = &batch.outputs;
+        if outputs.grad.is_none() || !self.writes {
+            self.losses(s, blocks, sums);
+            return;
+        }
         let first = blocks.start * n;
         let mut targets = Targets::new(batch, first..batch.samples.min(blocks.end * n));
         let rows = batch.layout.is_none();
@@ -408,9 +508,6 @@ impl<T: Real> Job for Single<'_, '_, T> {
                     if let Some(losses) = outputs.losses {
                         losses.set(row, T::default());
                     }
-                    continue;
-                }
-                if !self.writes {
                     continue;
                 }
                 let n = group.n;
