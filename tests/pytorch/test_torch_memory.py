@@ -5,7 +5,8 @@ import threading
 import time
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
 
 import xentrs.torch as xt
 
