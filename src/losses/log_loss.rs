@@ -321,8 +321,10 @@ impl<T: Real> Single<'_, '_, T> {
                 continue;
             }
             if let Some(array) = batch.outputs.losses {
-                for (i, loss) in losses[..classes.len()].iter().enumerate() {
-                    array.set(at + i, T::from_f64(loss / batch.divisor));
+                for (i, (&class, loss)) in classes.iter().zip(&losses).enumerate() {
+                    // The loss of an ignored sample is 0 and not -0, whatever the divisor's sign.
+                    let loss = if class == IGNORED { 0.0 } else { loss / batch.divisor };
+                    array.set(at + i, T::from_f64(loss));
                 }
             }
             let mut i = 0;
