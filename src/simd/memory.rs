@@ -151,7 +151,6 @@ impl<'a, T: Copy> Output<'a, T> {
     }
 
     /// A view of a slice.
-    #[cfg(any(test, feature = "python"))]
     pub(crate) fn from_slice(slice: &'a mut [T]) -> Self {
         Output { start: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
     }
