@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 
-use xentrs::call::batch::{Batch, Indices, Outputs, Target};
+use xentrs::call::batch::{Indices, Outputs, Target, Unchecked};
 use xentrs::call::coefficients::Hard;
 use xentrs::call::options::Options;
 use xentrs::losses::{binary, log_loss};
@@ -85,10 +85,6 @@ fn vector<T: Float>(array: Input<'_, T>) -> Vec<f64> {
     (0..array.len()).map(|i| array.get(i).to_f64()).collect()
 }
 
-fn mean() -> Options {
-    Options::new(0.0, "mean", None, None, vec![]).expect("these are good options")
-}
-
 /// What a loss should have computed.
 struct Answer {
     loss: f64,
@@ -137,17 +133,9 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
     let mut group = criterion.benchmark_group(name);
     for (kind, with_grad) in KINDS {
         let outputs = Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None };
-        let batch = Batch::new(
-            logits.input(),
-            classes,
-            Target::Indices(Indices::I64(Input::from_slice(&target))),
-            None,
-            None,
-            mean(),
-            outputs,
-            &[samples],
-        )
-        .expect("the targets are classes");
+        let target = Target::Indices(Indices::I64(Input::from_slice(&target)));
+        let batch = Unchecked { outputs, ..Unchecked::rows(logits.input(), classes, target) };
+        let batch = batch.check().expect("the targets are classes");
         let grad = with_grad.then_some(&grad);
         group.throughput(work::<T>(samples * classes, 1 + usize::from(with_grad)));
         for level in Level::available() {
@@ -229,8 +217,8 @@ fn log_loss_soft<T: Number>(criterion: &mut Criterion) {
     for (kind, with_grad) in KINDS {
         let outputs = Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None };
         let target = Target::Probabilities(target.input());
-        let batch = Batch::new(given.input(), classes, target, None, None, mean(), outputs, &[])
-            .expect("nothing is checked");
+        let batch = Unchecked { outputs, ..Unchecked::rows(given.input(), classes, target) };
+        let batch = batch.check().expect("probabilities are not checked here");
         let shape = [samples, classes];
         let run = || log_loss::log_loss(&batch, &shape, false).expect("these are probabilities");
         answer.check(run, with_grad.then_some(&grad));
@@ -259,7 +247,7 @@ fn binary_loss<T: Number>(criterion: &mut Criterion) {
             weight: None,
             pos_weight: None,
             counted: None,
-            options: mean(),
+            options: Options::default(),
             outputs: Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None },
         };
         let run = || binary::binary_cross_entropy(&binary).expect("the level is known");

@@ -146,71 +146,97 @@ pub struct Batch<'a, T> {
     pub divisor: f64,
     /// Whether values and gradient, those of the whole call, exceed the caches.
     pub large: bool,
+    /// The shape of the values and its class axis, for messages.
+    pub shape: &'a [usize],
+    /// See `shape`.
+    pub axis: usize,
+    /// Whether derivatives go to new memory, which nobody sees if the call fails.
+    pub fresh: bool,
     /// Ignored indices that are classes.
     ignored_classes: Vec<usize>,
 }
 
-impl<'a, T: Real> Batch<'a, T> {
-    /// Checks the targets. The arrays' sizes fit already; `shape` is the target's, for messages.
-    #[allow(clippy::too_many_arguments, reason = "a struct of the same fields would say no more")]
-    pub fn new(
-        values: Input<'a, T>,
-        classes: usize,
-        target: Target<'a, T>,
-        weight: Option<Floats<'a>>,
-        sample_weight: Option<Floats<'a>>,
-        options: Options,
-        outputs: Outputs<'a, T>,
-        shape: &[usize],
-    ) -> Result<Self> {
-        let samples = values.len() / classes;
-        Batch::laid_out(
-            (None, samples),
+/// What a batch is made of, its target not checked yet. The arrays' sizes fit already.
+///
+/// [`Unchecked::rows`] gives contiguous rows without weights or outputs; a literal changes the rest:
+/// `Unchecked { options, outputs, ..Unchecked::rows(logits, classes, target) }.check()`.
+#[derive(Debug)]
+pub struct Unchecked<'a, T> {
+    /// See [`Batch`].
+    pub values: Input<'a, T>,
+    /// See [`Batch`].
+    pub layout: Option<Box<Layout<'a>>>,
+    /// See [`Batch`].
+    pub samples: usize,
+    /// See [`Batch`].
+    pub classes: usize,
+    /// See [`Batch`].
+    pub target: Target<'a, T>,
+    /// A weight each class.
+    pub weight: Option<Floats<'a>>,
+    /// See [`Batch`].
+    pub sample_weight: Option<Floats<'a>>,
+    /// See [`Batch`].
+    pub options: Options,
+    /// See [`Batch`].
+    pub outputs: Outputs<'a, T>,
+    /// See [`Batch`].
+    pub shape: &'a [usize],
+    /// See [`Batch`].
+    pub axis: usize,
+    /// The shape of the samples: `shape` without the class axis.
+    pub samples_shape: &'a [usize],
+    /// See [`Batch`].
+    pub fresh: bool,
+}
+
+impl<'a, T: Real> Unchecked<'a, T> {
+    /// Contiguous rows of so many classes, the default options, and no outputs.
+    pub fn rows(values: Input<'a, T>, classes: usize, target: Target<'a, T>) -> Self {
+        Unchecked {
             values,
+            layout: None,
+            samples: values.len() / classes,
             classes,
             target,
-            weight,
-            sample_weight,
-            options,
-            outputs,
-            shape,
-        )
+            weight: None,
+            sample_weight: None,
+            options: Options::default(),
+            outputs: Outputs { grad: None, hess: None, losses: None },
+            shape: &[],
+            axis: 0,
+            samples_shape: &[],
+            fresh: false,
+        }
     }
 
-    /// Checks the targets of arrays that lie as the layout says, of so many samples.
-    #[allow(clippy::too_many_arguments, reason = "as above")]
-    pub fn laid_out(
-        (layout, samples): (Option<Box<Layout<'a>>>, usize),
-        values: Input<'a, T>,
-        classes: usize,
-        target: Target<'a, T>,
-        weight: Option<Floats<'a>>,
-        sample_weight: Option<Floats<'a>>,
-        options: Options,
-        outputs: Outputs<'a, T>,
-        shape: &[usize],
-    ) -> Result<Self> {
+    /// Checks the target, and finds what the mean divides by.
+    pub fn check(self) -> Result<Batch<'a, T>> {
+        let Unchecked { options, classes, samples, target, .. } = self;
         let ignored_classes = options.ignore_index.iter();
         let ignored_classes = ignored_classes.filter_map(|&i| usize::try_from(i).ok());
         let ignored_classes: Vec<_> = ignored_classes.filter(|&i| i < classes).collect();
-        let weight = weight.map(|weight| collected((0..classes).map(|i| weight.get(i))));
+        let weight = self.weight.map(|weight| collected((0..classes).map(|i| weight.get(i))));
         let mut batch = Batch {
-            values,
-            layout,
+            values: self.values,
+            layout: self.layout,
             samples,
             classes,
             target,
             weight,
-            sample_weight,
+            sample_weight: self.sample_weight,
             options,
-            outputs,
+            outputs: self.outputs,
             divisor: 0.0,
             large: 2 * samples * classes * size_of::<T>() > process::cache_size(),
+            shape: self.shape,
+            axis: self.axis,
+            fresh: self.fresh,
             ignored_classes,
         };
         let total = match target {
             Target::Indices(indices) => {
-                let outside = with_indices!(indices, x => batch.check(x, shape))?;
+                let outside = with_indices!(indices, x => batch.check(x, self.samples_shape))?;
                 let all = outside == 0 && batch.ignored_classes.is_empty();
                 if all && !batch.is_weighted() { samples as f64 } else { batch.total_weight()? }
             }
@@ -228,6 +254,38 @@ impl<'a, T: Real> Batch<'a, T> {
         Ok(batch)
     }
 
+    /// The same batch, of `float32`, computed in `float64`. The target is a new one. The other arrays are
+    /// the layout's [`Singles`], and are converted tile by tile.
+    ///
+    /// [`Singles`]: crate::call::layout::Singles
+    pub fn in_float64(self, target: Target<'a, f64>) -> Unchecked<'a, f64> {
+        fn elsewhere<T>(_: Output<'_, T>) -> Output<'static, f64> {
+            Output::from_slice(&mut [])
+        }
+        let Outputs { grad, hess, losses } = self.outputs;
+        Unchecked {
+            values: Input::from_slice(&[]),
+            layout: self.layout,
+            samples: self.samples,
+            classes: self.classes,
+            target,
+            weight: self.weight,
+            sample_weight: self.sample_weight,
+            options: self.options,
+            outputs: Outputs {
+                grad: grad.map(elsewhere),
+                hess: hess.map(elsewhere),
+                losses: losses.map(elsewhere),
+            },
+            shape: self.shape,
+            axis: self.axis,
+            samples_shape: self.samples_shape,
+            fresh: self.fresh,
+        }
+    }
+}
+
+impl<'a, T: Real> Batch<'a, T> {
     /// Whether every index is a class or ignored; how many are no class.
     fn check<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<usize> {
         let classes = self.classes as u64;
@@ -325,7 +383,7 @@ impl<'a, T: Real> Batch<'a, T> {
 
     /// Sample and class of number `i` of the values in C order.
     pub fn sample_and_class(&self, i: usize) -> (usize, usize) {
-        let inner = self.layout.as_ref().map_or(1, |layout| layout.inner);
+        let inner = self.shape.iter().skip(self.axis + 1).product::<usize>();
         (i / (inner * self.classes) * inner + i % inner, i / inner % self.classes)
     }
 

@@ -75,8 +75,7 @@ pub fn cross_entropy<T: Limits>(batch: &Batch<'_, T>) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::call::batch::{Indices, Outputs, Target};
-    use crate::call::options::Options;
+    use crate::call::batch::{Indices, Outputs, Target, Unchecked};
     use crate::simd::{Input, Output};
 
     #[test]
@@ -97,11 +96,10 @@ mod tests {
                 hess: Some(Output::from_slice(&mut hess)),
                 losses: None,
             };
-            let options = Options::new(0.0, "mean", None, None, vec![]).unwrap();
             let indices = Target::Indices(Indices::U8(Input::from_slice(&target)));
             let logits = Input::from_slice(&logits);
-            let batch =
-                Batch::new(logits, classes, indices, None, None, options, outputs, &[n]).unwrap();
+            let batch = Unchecked { outputs, ..Unchecked::rows(logits, classes, indices) };
+            let batch = batch.check().unwrap();
             let loss = cross_entropy(&batch).unwrap();
             let kept = |x: Vec<f64>| {
                 x.chunks(classes).flat_map(|row| row[..few].to_vec()).collect::<Vec<f64>>()

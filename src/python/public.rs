@@ -15,71 +15,46 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use super::{
-    Arrays, ClassArguments, ClassLoss, ElementArguments, RawOptions, Stop, class_loss,
-    element_loss, guarded,
-};
+use super::arrays::Arrays;
+use super::call::Call;
+use super::errors::{Stop, guarded};
+use super::options::{Keywords, given};
+use crate::losses::{DERIVATIVES, LOSSES, Loss};
 
 /// Positional parameters: the numbers and the target.
 const POSITIONAL: usize = 2;
 
+/// The keywords of outputs, a twin as many as it returns derivatives.
+const OUTPUTS: [&str; DERIVATIVES] = ["out", "hess_out"];
+
 /// The most parameters a function has.
-const MOST: usize = 12;
+const MOST: usize = {
+    let (mut most, mut i) = (0, 0);
+    while i < LOSSES.len() {
+        let keywords = LOSSES[i].keywords.len();
+        most = if keywords > most { keywords } else { most };
+        i += 1;
+    }
+    POSITIONAL + most + OUTPUTS.len()
+};
 
-/// The parameters after the positional ones, of a loss over classes.
-const OF_CLASSES: [&str; 10] = [
-    "axis",
-    "weight",
-    "sample_weight",
-    "ignore_index",
-    "label_smoothing",
-    "reduction",
-    "denominator",
-    "base",
-    "out",
-    "hess_out",
-];
+/// A loss and its twins, by the number of derivatives.
+const TWINS: usize = DERIVATIVES + 1;
 
-/// Those of the loss over elements.
-const OF_ELEMENTS: [&str; 9] = [
-    "weight",
-    "pos_weight",
-    "label_smoothing",
-    "reduction",
-    "denominator",
-    "base",
-    "where",
-    "out",
-    "hess_out",
-];
+/// What a twin's name adds to that of its loss.
+const SUFFIXES: [&str; TWINS] = ["", "_with_grad", "_with_grad_hess"];
 
-/// The losses that are public.
-#[derive(Clone, Copy)]
-enum Loss {
-    OfClasses(ClassLoss),
-    OfElements,
+/// The builtins of each loss of the list. One cannot be told which it is without an object of its own,
+/// which would not pickle.
+const ENTRIES: [[ffi::PyCFunctionFastWithKeywords; TWINS]; LOSSES.len()] =
+    [twins::<0>(), twins::<1>(), twins::<2>(), twins::<3>()];
+
+const fn twins<const LOSS: usize>() -> [ffi::PyCFunctionFastWithKeywords; TWINS] {
+    [entry::<LOSS, 0>, entry::<LOSS, 1>, entry::<LOSS, 2>]
 }
 
-/// Every public function's name, its loss, and how many derivatives it returns.
-const FUNCTIONS: [(&str, Loss, usize); 9] = [
-    ("cross_entropy", Loss::OfClasses(ClassLoss::CrossEntropy), 0),
-    ("cross_entropy_with_grad", Loss::OfClasses(ClassLoss::CrossEntropy), 1),
-    ("cross_entropy_with_grad_hess", Loss::OfClasses(ClassLoss::CrossEntropy), 2),
-    ("log_loss", Loss::OfClasses(ClassLoss::LogLoss), 0),
-    ("log_loss_with_grad", Loss::OfClasses(ClassLoss::LogLoss), 1),
-    ("log_loss_with_grad_hess", Loss::OfClasses(ClassLoss::LogLoss), 2),
-    ("binary_cross_entropy_with_logits", Loss::OfElements, 0),
-    ("binary_cross_entropy_with_logits_with_grad", Loss::OfElements, 1),
-    ("binary_cross_entropy_with_logits_with_grad_hess", Loss::OfElements, 2),
-];
-
-/// A builtin cannot be told which it is without an object of its own, which would not pickle.
-const ENTRIES: [ffi::PyCFunctionFastWithKeywords; 9] = [
-    entry::<0>, entry::<1>, entry::<2>, entry::<3>, entry::<4>, entry::<5>, entry::<6>, entry::<7>,
-    entry::<8>,
-];
-
-static PUBLIC: [PyOnceLock<Public>; 9] = [const { PyOnceLock::new() }; 9];
+static PUBLIC: [[PyOnceLock<Public>; TWINS]; LOSSES.len()] =
+    [const { [const { PyOnceLock::new() }; TWINS] }; LOSSES.len()];
 
 /// A function that has been made public.
 struct Public {
@@ -95,23 +70,25 @@ struct Public {
 pub fn builtin<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let py = function.py();
     let name: String = function.getattr("__name__")?.extract()?;
-    let i = FUNCTIONS.iter().position(|(known, ..)| *known == name);
-    let i = i.ok_or_else(|| PyValueError::new_err(format!("{name} is no public function")))?;
+    let found = LOSSES.iter().enumerate().find_map(|(i, loss)| {
+        let suffix = name.strip_prefix(loss.name)?;
+        Some((i, SUFFIXES.iter().position(|known| *known == suffix)?))
+    });
+    let (i, order) =
+        found.ok_or_else(|| PyValueError::new_err(format!("{name} is no public function")))?;
     let defaults = function.getattr("__kwdefaults__")?;
     let defaults = defaults.cast::<PyDict>()?;
     let names: Vec<String> = function.getattr("__code__")?.getattr("co_varnames")?.extract()?;
     let names = &names[..POSITIONAL + defaults.len()];
-    let expected: &[&str] = match FUNCTIONS[i].1 {
-        Loss::OfClasses(_) => &OF_CLASSES,
-        Loss::OfElements => &OF_ELEMENTS,
-    };
-    let expected = &expected[..defaults.len().min(expected.len())];
-    if names[POSITIONAL..] != *expected {
-        let message = format!("{name} must have the keywords {expected:?}, not {names:?}");
+    let keywords = LOSSES[i].keywords.iter().map(|keyword| keyword.name());
+    let expected: Vec<_> = [LOSSES[i].input, "target"].into_iter().chain(keywords).collect();
+    let expected = [&expected, &OUTPUTS[..order]].concat();
+    if names != expected {
+        let message = format!("{name} must have the parameters {expected:?}, not {names:?}");
         return Err(PyValueError::new_err(message));
     }
     let mut signature = format!("{name}({}, {}, *", names[0], names[1]);
-    for name in expected {
+    for name in &expected[POSITIONAL..] {
         let value = defaults.get_item(name)?.expect("has a default");
         signature += &format!(", {name}={}", value.repr()?);
     }
@@ -129,11 +106,11 @@ pub fn builtin<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>>
     let doc = CString::new(format!("{signature})\n--\n\n{doc}"))?;
     let method = ffi::PyMethodDef {
         ml_name: CString::new(name)?.into_raw(),
-        ml_meth: ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: ENTRIES[i] },
+        ml_meth: ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: ENTRIES[i][order] },
         ml_flags: ffi::METH_FASTCALL | ffi::METH_KEYWORDS,
         ml_doc: doc.into_raw(),
     };
-    PUBLIC[i].get_or_init(py, || public);
+    PUBLIC[i][order].get_or_init(py, || public);
     let module = function.getattr("__module__")?;
     // SAFETY: the definition lives on, as do the functions of this library; the answer is a new object
     // or null with an exception.
@@ -147,7 +124,7 @@ pub fn builtin<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>>
 }
 
 /// Where Python comes in.
-unsafe extern "C" fn entry<const I: usize>(
+unsafe extern "C" fn entry<const LOSS: usize, const ORDER: usize>(
     _: *mut PyObject,
     given: *const *mut PyObject,
     positional: Py_ssize_t,
@@ -167,7 +144,7 @@ unsafe extern "C" fn entry<const I: usize>(
                 if count == 0 { &[] } else { std::slice::from_raw_parts(given.cast(), count) };
             (names, given)
         };
-        Given { positional: positional as usize, names, values: given }.call(py, I)
+        Given { positional: positional as usize, names, values: given }.call(py, LOSS, ORDER)
     };
     match guarded(call) {
         Ok(result) => result.into_ptr(),
@@ -187,9 +164,9 @@ struct Given<'a, 'py> {
 }
 
 impl<'a, 'py> Given<'a, 'py> {
-    fn call(&self, py: Python<'py>, i: usize) -> PyResult<Bound<'py, PyAny>> {
-        let public = PUBLIC[i].get(py).expect("made public before it was called");
-        match self.compiled(py, public, i) {
+    fn call(&self, py: Python<'py>, loss: usize, order: usize) -> PyResult<Bound<'py, PyAny>> {
+        let public = PUBLIC[loss][order].get(py).expect("made public before it was called");
+        match self.compiled(py, public, &LOSSES[loss], order) {
             Err(Stop::NotImplemented) => {
                 let (positional, named) = self.values.split_at(self.positional);
                 let keywords = PyDict::new(py);
@@ -208,9 +185,9 @@ impl<'a, 'py> Given<'a, 'py> {
         &self,
         py: Python<'py>,
         public: &'a Public,
-        i: usize,
+        loss: &'static Loss,
+        order: usize,
     ) -> Result<Bound<'py, PyAny>, Stop> {
-        let (_, loss, order) = FUNCTIONS[i];
         let mut all: [&Bound<'py, PyAny>; MOST] =
             std::array::from_fn(|i| public.defaults[i].bind(py));
         let (positional, named) =
@@ -239,49 +216,10 @@ impl<'a, 'py> Given<'a, 'py> {
             };
             all[positional.len() + found] = value;
         }
-        match loss {
-            Loss::OfClasses(loss) => {
-                let [values, target, axis, weight, sample_weight, ignore_index, ..] = all;
-                let [.., label_smoothing, reduction, denominator, base, out, hess_out] = all;
-                let ignore_index = Some(ignore_index);
-                let options =
-                    RawOptions { ignore_index, label_smoothing, reduction, denominator, base };
-                let arguments = ClassArguments {
-                    order,
-                    values,
-                    target,
-                    axis,
-                    weight,
-                    sample_weight,
-                    options,
-                    out,
-                    hess_out,
-                };
-                class_loss::<Arrays>(py, loss, &arguments)
-            }
-            Loss::OfElements => {
-                let [logits, target, weight, pos_weight, label_smoothing, reduction, ..] = all;
-                let [.., denominator, base, counted, out, hess_out, _] = all;
-                let options = RawOptions {
-                    ignore_index: None,
-                    label_smoothing,
-                    reduction,
-                    denominator,
-                    base,
-                };
-                let arguments = ElementArguments {
-                    order,
-                    logits,
-                    target,
-                    weight,
-                    pos_weight,
-                    counted,
-                    options,
-                    out,
-                    hess_out,
-                };
-                element_loss::<Arrays>(py, &arguments)
-            }
-        }
+        let [values, target, rest @ ..] = all;
+        let (keywords, outputs) = rest.split_at(loss.keywords.len());
+        let keywords = Keywords::read(loss, keywords)?;
+        let (out, hess_out) = (given(outputs[0]), given(outputs[1]));
+        Call { loss, order, values, target, out, hess_out }.evaluate::<Arrays>(keywords)
     }
 }
