@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 
-use xentrs::call::batch::{Indices, Outputs, Target, Unchecked};
+use xentrs::call::batch::{Batch, Indices, Outputs, Target};
 use xentrs::call::coefficients::Hard;
 use xentrs::call::options::Options;
 use xentrs::losses::{binary, log_loss};
@@ -134,8 +134,9 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
     for (kind, with_grad) in KINDS {
         let outputs = Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None };
         let target = Target::Indices(Indices::I64(Input::from_slice(&target)));
-        let batch = Unchecked { outputs, ..Unchecked::rows(logits.input(), classes, target) };
-        let batch = batch.check().expect("the targets are classes");
+        let mut batch = Batch::of_rows(logits.input(), classes, target);
+        batch.outputs = outputs;
+        batch.check(None, &[samples]).expect("the targets are classes");
         let grad = with_grad.then_some(&grad);
         group.throughput(work::<T>(samples * classes, 1 + usize::from(with_grad)));
         for level in Level::available() {
@@ -217,8 +218,9 @@ fn log_loss_soft<T: Number>(criterion: &mut Criterion) {
     for (kind, with_grad) in KINDS {
         let outputs = Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None };
         let target = Target::Probabilities(target.input());
-        let batch = Unchecked { outputs, ..Unchecked::rows(given.input(), classes, target) };
-        let batch = batch.check().expect("probabilities are not checked here");
+        let mut batch = Batch::of_rows(given.input(), classes, target);
+        batch.outputs = outputs;
+        batch.check(None, &[samples]).expect("probabilities are not checked here");
         let shape = [samples, classes];
         let run = || log_loss::log_loss(&batch, &shape, false).expect("these are probabilities");
         answer.check(run, with_grad.then_some(&grad));

@@ -122,6 +122,8 @@ pub struct Outputs<'a, T> {
 pub const IGNORED: usize = usize::MAX;
 
 /// Samples by classes, logits or probabilities, and what is true of them.
+///
+/// Made by [`Batch::of_rows`], trusted after [`Batch::check`].
 #[derive(Clone, Debug)]
 pub struct Batch<'a, T> {
     /// Rows of `classes` numbers, unless the layout says otherwise, as for all arrays of their shape.
@@ -142,7 +144,7 @@ pub struct Batch<'a, T> {
     pub options: Options,
     /// Where results go.
     pub outputs: Outputs<'a, T>,
-    /// What gradients are divided by ([`Options::divisor`]).
+    /// What gradients are divided by ([`Options::divisor`]); NaN before the batch is checked.
     pub divisor: f64,
     /// Whether values and gradient, those of the whole call, exceed the caches.
     pub large: bool,
@@ -156,44 +158,12 @@ pub struct Batch<'a, T> {
     ignored_classes: Vec<usize>,
 }
 
-/// What a batch is made of, its target not checked yet. The arrays' sizes fit already.
-///
-/// [`Unchecked::rows`] gives contiguous rows without weights or outputs; a literal changes the rest:
-/// `Unchecked { options, outputs, ..Unchecked::rows(logits, classes, target) }.check()`.
-#[derive(Debug)]
-pub struct Unchecked<'a, T> {
-    /// See [`Batch`].
-    pub values: Input<'a, T>,
-    /// See [`Batch`].
-    pub layout: Option<Box<Layout<'a>>>,
-    /// See [`Batch`].
-    pub samples: usize,
-    /// See [`Batch`].
-    pub classes: usize,
-    /// See [`Batch`].
-    pub target: Target<'a, T>,
-    /// A weight each class.
-    pub weight: Option<Floats<'a>>,
-    /// See [`Batch`].
-    pub sample_weight: Option<Floats<'a>>,
-    /// See [`Batch`].
-    pub options: Options,
-    /// See [`Batch`].
-    pub outputs: Outputs<'a, T>,
-    /// See [`Batch`].
-    pub shape: &'a [usize],
-    /// See [`Batch`].
-    pub axis: usize,
-    /// The shape of the samples: `shape` without the class axis.
-    pub samples_shape: &'a [usize],
-    /// See [`Batch`].
-    pub fresh: bool,
-}
-
-impl<'a, T: Real> Unchecked<'a, T> {
-    /// Contiguous rows of so many classes, the default options, and no outputs.
-    pub fn rows(values: Input<'a, T>, classes: usize, target: Target<'a, T>) -> Self {
-        Unchecked {
+impl<'a, T: Real> Batch<'a, T> {
+    /// Contiguous rows of so many classes: without weights or outputs, the options their defaults. The
+    /// caller changes what is different, and then checks the batch.
+    #[inline(always)]
+    pub fn of_rows(values: Input<'a, T>, classes: usize, target: Target<'a, T>) -> Self {
+        Batch {
             values,
             layout: None,
             samples: values.len() / classes,
@@ -203,91 +173,69 @@ impl<'a, T: Real> Unchecked<'a, T> {
             sample_weight: None,
             options: Options::default(),
             outputs: Outputs { grad: None, hess: None, losses: None },
+            divisor: f64::NAN,
+            large: false,
             shape: &[],
             axis: 0,
-            samples_shape: &[],
             fresh: false,
+            ignored_classes: vec![],
         }
     }
 
-    /// Checks the target, and finds what the mean divides by.
-    pub fn check(self) -> Result<Batch<'a, T>> {
-        let Unchecked { options, classes, samples, target, .. } = self;
-        let ignored_classes = options.ignore_index.iter();
+    /// The same samples, of `float32`, with a target of `float64`: to be computed in that type. Their
+    /// arrays are the layout's [`Singles`], which are converted a tile at a time.
+    ///
+    /// [`Singles`]: crate::call::layout::Singles
+    pub fn in_float64(self, target: Target<'a, f64>) -> Batch<'a, f64> {
+        fn elsewhere<T>(_: Output<'_, T>) -> Output<'static, f64> {
+            Output::from_slice(&mut [])
+        }
+        let Outputs { grad, hess, losses } = self.outputs;
+        let mut batch = Batch::of_rows(Input::from_slice(&[]), self.classes, target);
+        batch.layout = self.layout;
+        batch.samples = self.samples;
+        batch.sample_weight = self.sample_weight;
+        batch.options = self.options;
+        batch.outputs.grad = grad.map(elsewhere);
+        batch.outputs.hess = hess.map(elsewhere);
+        batch.outputs.losses = losses.map(elsewhere);
+        (batch.shape, batch.axis, batch.fresh) = (self.shape, self.axis, self.fresh);
+        batch
+    }
+
+    /// Checks the target, and finds the divisor. The arrays' sizes fit already; `weight` is one each
+    /// class, `samples` is the shape without the class axis, for messages.
+    ///
+    /// In place: a batch is large, and to move one takes a part of a tiny call.
+    pub fn check(&mut self, weight: Option<Floats<'_>>, samples: &[usize]) -> Result<()> {
+        let classes = self.classes;
+        let ignored_classes = self.options.ignore_index.iter();
         let ignored_classes = ignored_classes.filter_map(|&i| usize::try_from(i).ok());
-        let ignored_classes: Vec<_> = ignored_classes.filter(|&i| i < classes).collect();
-        let weight = self.weight.map(|weight| collected((0..classes).map(|i| weight.get(i))));
-        let mut batch = Batch {
-            values: self.values,
-            layout: self.layout,
-            samples,
-            classes,
-            target,
-            weight,
-            sample_weight: self.sample_weight,
-            options,
-            outputs: self.outputs,
-            divisor: 0.0,
-            large: 2 * samples * classes * size_of::<T>() > process::cache_size(),
-            shape: self.shape,
-            axis: self.axis,
-            fresh: self.fresh,
-            ignored_classes,
-        };
-        let total = match target {
+        self.ignored_classes = ignored_classes.filter(|&i| i < classes).collect();
+        self.weight = weight.map(|weight| collected((0..classes).map(|i| weight.get(i))));
+        self.large = 2 * self.samples * classes * size_of::<T>() > process::cache_size();
+        let total = match self.target {
             Target::Indices(indices) => {
-                let outside = with_indices!(indices, x => batch.check(x, self.samples_shape))?;
-                let all = outside == 0 && batch.ignored_classes.is_empty();
-                if all && !batch.is_weighted() { samples as f64 } else { batch.total_weight()? }
+                let outside = with_indices!(indices, x => self.check_indices(x, samples))?;
+                let all = outside == 0 && self.ignored_classes.is_empty();
+                if all && !self.is_weighted() { self.samples as f64 } else { self.total_weight()? }
             }
             Target::Probabilities(_) => {
-                if let Some(i) = batch.options.ignore_index.iter().find(|&&i| i >= 0) {
+                if let Some(i) = self.options.ignore_index.iter().find(|&&i| i >= 0) {
                     return Err(Error::Value(format!(
                         "ignore_index is {i}, but a target of probabilities has no class indices \
                          to ignore: leave it out, and give such samples a sample_weight of 0"
                     )));
                 }
-                batch.total_weight()?
+                self.total_weight()?
             }
         };
-        batch.divisor = batch.options.divisor(total);
-        Ok(batch)
+        self.divisor = self.options.divisor(total);
+        Ok(())
     }
 
-    /// The same batch, of `float32`, computed in `float64`. The target is a new one. The other arrays are
-    /// the layout's [`Singles`], and are converted tile by tile.
-    ///
-    /// [`Singles`]: crate::call::layout::Singles
-    pub fn in_float64(self, target: Target<'a, f64>) -> Unchecked<'a, f64> {
-        fn elsewhere<T>(_: Output<'_, T>) -> Output<'static, f64> {
-            Output::from_slice(&mut [])
-        }
-        let Outputs { grad, hess, losses } = self.outputs;
-        Unchecked {
-            values: Input::from_slice(&[]),
-            layout: self.layout,
-            samples: self.samples,
-            classes: self.classes,
-            target,
-            weight: self.weight,
-            sample_weight: self.sample_weight,
-            options: self.options,
-            outputs: Outputs {
-                grad: grad.map(elsewhere),
-                hess: hess.map(elsewhere),
-                losses: losses.map(elsewhere),
-            },
-            shape: self.shape,
-            axis: self.axis,
-            samples_shape: self.samples_shape,
-            fresh: self.fresh,
-        }
-    }
-}
-
-impl<'a, T: Real> Batch<'a, T> {
     /// Whether every index is a class or ignored; how many are no class.
-    fn check<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<usize> {
+    fn check_indices<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<usize> {
         let classes = self.classes as u64;
         // Counting has no branches; only where something is outside is it worth knowing what.
         let count = count(indices, |index| index.class() >= classes)?;

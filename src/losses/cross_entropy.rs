@@ -75,7 +75,7 @@ pub fn cross_entropy<T: Limits>(batch: &Batch<'_, T>) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::call::batch::{Indices, Outputs, Target, Unchecked};
+    use crate::call::batch::{Indices, Outputs, Target};
     use crate::simd::{Input, Output};
 
     #[test]
@@ -98,8 +98,9 @@ mod tests {
             };
             let indices = Target::Indices(Indices::U8(Input::from_slice(&target)));
             let logits = Input::from_slice(&logits);
-            let batch = Unchecked { outputs, ..Unchecked::rows(logits, classes, indices) };
-            let batch = batch.check().unwrap();
+            let mut batch = Batch::of_rows(logits, classes, indices);
+            batch.outputs = outputs;
+            batch.check(None, &[n]).unwrap();
             let loss = cross_entropy(&batch).unwrap();
             let kept = |x: Vec<f64>| {
                 x.chunks(classes).flat_map(|row| row[..few].to_vec()).collect::<Vec<f64>>()

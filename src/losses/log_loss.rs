@@ -931,18 +931,18 @@ fn run_plain<T: Real, const HESS: bool>(batch: &Batch<'_, T>) -> Result<(f64, bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::call::batch::{Indices, Outputs, Unchecked};
+    use crate::call::batch::Indices;
     use crate::call::coefficients::{Hard, Soft};
-    use crate::call::options::{Options, Reduction};
+    use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::Level;
 
     fn batch<'a>(p: &'a [f64], target: Target<'a, f64>, grad: &'a mut [f64]) -> Batch<'a, f64> {
-        let options = Options { reduction: Reduction::Sum, ..Options::default() };
-        let grad = Some(Output::from_slice(grad));
-        let outputs = Outputs { grad, hess: None, losses: None };
-        let rows = Unchecked::rows(Input::from_slice(p), 3, target);
-        Unchecked { options, outputs, ..rows }.check().unwrap()
+        let mut batch = Batch::of_rows(Input::from_slice(p), 3, target);
+        batch.options.reduction = Reduction::Sum;
+        batch.outputs.grad = Some(Output::from_slice(grad));
+        batch.check(None, &[]).unwrap();
+        batch
     }
 
     #[test]
@@ -974,10 +974,10 @@ mod tests {
             _ if soft => Target::Probabilities(Input::from_slice(&q)),
             _ => Target::Indices(Indices::I64(Input::from_slice(&indices))),
         };
-        let options = Options { reduction: Reduction::Sum, ..Options::default() };
-        let outputs = Outputs { grad: Some(array), hess: None, losses: None };
-        let rows = Unchecked::rows(Input::from_slice(&p), classes, target);
-        let batch = Unchecked { options, outputs, ..rows }.check().unwrap();
+        let mut batch = Batch::of_rows(Input::from_slice(&p), classes, target);
+        batch.options.reduction = Reduction::Sum;
+        batch.outputs.grad = Some(array);
+        batch.check(None, &[samples]).unwrap();
         let (target, wrong) = (Input::from_slice(&q), AtomicBool::new(false));
         let soft = Soft { probabilities: Input::from_slice(&q), weight: None, smoothing: None };
         let loss = match how {

@@ -76,9 +76,10 @@ pub fn compute<'py, S: Source>(
     }
     let rest: Vec<_> = rest.iter().collect();
     let keywords: Vec<_> = rest[..n].iter().collect();
-    let keywords = Keywords::read(loss, &keywords)?;
+    let mut read = Keywords::default();
+    read.read(loss, &keywords)?;
     let [out, hess_out] = [&rest[n], &rest[n + 1]].map(given);
-    Call { loss, order, values, target, out, hess_out }.evaluate::<S>(keywords)
+    Call { loss, order, values, target, out, hess_out }.evaluate::<S>(read)
 }
 
 /// Numbers below which the GIL is kept: giving it away costs more than it gives.

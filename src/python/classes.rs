@@ -8,7 +8,7 @@ use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::{Results, Slot};
-use crate::call::batch::{Floats, Target, Unchecked};
+use crate::call::batch::{Batch, Floats, Target};
 use crate::call::halves::Halves;
 use crate::call::layout::{Layout, Singles};
 use crate::call::options::Options;
@@ -96,11 +96,6 @@ fn typed<'py, T: Number, S: Source>(
     let wider_target = soft && stored.dtype != values.dtype;
     let needs_float64 = values.dtype == Dtype::F32
         && (wider_target || exceeds_float32(&options, soft, weights, sample_weights));
-    let float64_target = needs_float64.then(|| match target {
-        Target::Indices(indices) => Target::Indices(indices),
-        Target::Probabilities(_) if wider_target => Target::Probabilities(stored.input()),
-        Target::Probabilities(_) => Target::Probabilities(Input::from_slice(&[])),
-    });
 
     let results = Results::<T>::new::<S>(
         call,
@@ -160,25 +155,32 @@ fn typed<'py, T: Number, S: Source>(
     }
 
     let numbers = values.len();
-    let batch = Unchecked::<T> {
-        values: if half.is_some() { Input::from_slice(&[]) } else { values.input() },
-        layout,
-        samples: numbers / classes,
-        classes,
-        target,
-        weight: weights,
-        sample_weight: sample_weights,
-        options,
-        outputs,
-        shape,
-        axis,
-        samples_shape,
-        fresh: call.out.is_none() && call.hess_out.is_none(),
-    };
-    let value = without_gil(py, numbers, move || match float64_target {
-        Some(target) => in_float64(&batch.in_float64(target).check()?),
-        None => in_type(&batch.check()?),
-    })?;
+    let input = if half.is_some() { Input::from_slice(&[]) } else { values.input() };
+    let mut batch = Batch::<T>::of_rows(input, classes, target);
+    batch.layout = layout;
+    batch.samples = numbers / classes;
+    batch.sample_weight = sample_weights;
+    batch.options = options;
+    batch.outputs = outputs;
+    (batch.shape, batch.axis) = (shape, axis);
+    batch.fresh = call.out.is_none() && call.hess_out.is_none();
+    let value = if needs_float64 {
+        let target = match target {
+            Target::Indices(indices) => Target::Indices(indices),
+            Target::Probabilities(_) if wider_target => Target::Probabilities(stored.input()),
+            Target::Probabilities(_) => Target::Probabilities(Input::from_slice(&[])),
+        };
+        let mut batch = batch.in_float64(target);
+        without_gil(py, numbers, || {
+            batch.check(weights, samples_shape)?;
+            in_float64(&batch)
+        })
+    } else {
+        without_gil(py, numbers, || {
+            batch.check(weights, samples_shape)?;
+            in_type(&batch)
+        })
+    }?;
     Ok(results.finish(py, value)?)
 }
 

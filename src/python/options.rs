@@ -27,21 +27,20 @@ pub struct Keywords<'a, 'py> {
 impl<'a, 'py> Keywords<'a, 'py> {
     /// Reads one object for each keyword of the loss, in the order of its list.
     #[inline(always)]
-    pub fn read(loss: &Loss, objects: &[&'a Bound<'py, PyAny>]) -> Result<Self, Stop> {
-        let mut read = Keywords::default();
+    pub fn read(&mut self, loss: &Loss, objects: &[&'a Bound<'py, PyAny>]) -> Result<(), Stop> {
         for (&keyword, &object) in loss.keywords.iter().zip(objects) {
             match keyword {
-                Keyword::Axis => read.axis = exact_int(object)?,
-                Keyword::Weight => read.weight = given(object),
-                Keyword::PosWeight => read.pos_weight = given(object),
-                Keyword::SampleWeight => read.sample_weight = given(object),
-                Keyword::Where => read.counted = given(object),
-                option => set(&mut read.options, option, object)?,
+                Keyword::Axis => self.axis = exact_int(object)?,
+                Keyword::Weight => self.weight = given(object),
+                Keyword::PosWeight => self.pos_weight = given(object),
+                Keyword::SampleWeight => self.sample_weight = given(object),
+                Keyword::Where => self.counted = given(object),
+                option => set(&mut self.options, option, object)?,
             }
         }
-        read.options.check()?;
-        loss.check_options(&read.options)?;
-        Ok(read)
+        self.options.check()?;
+        loss.check_options(&self.options)?;
+        Ok(())
     }
 }
 
@@ -92,12 +91,10 @@ pub fn plain<'py>(loss: &Loss, objects: &Bound<'py, PyTuple>) -> Result<Bound<'p
                 continue;
             }
             Kind::Number => PyFloat::new(py, number(keyword.name(), &object)?).into_any(),
-            Kind::OptionalNumber => {
-                match optional_number(keyword.name(), &object)? {
-                    Some(number) => PyFloat::new(py, number).into_any(),
-                    None => object,
-                }
-            }
+            Kind::OptionalNumber => match optional_number(keyword.name(), &object)? {
+                Some(number) => PyFloat::new(py, number).into_any(),
+                None => object,
+            },
             Kind::Word => PyString::new(py, word(&object)?).into_any(),
         };
         set(&mut options, keyword, &plain)?;

@@ -217,8 +217,9 @@ impl<'a, 'py> Given<'a, 'py> {
             all[positional.len() + found] = value;
         }
         let [values, target, rest @ ..] = all;
-        let (keywords, outputs) = rest.split_at(loss.keywords.len());
-        let keywords = Keywords::read(loss, keywords)?;
+        let (objects, outputs) = rest.split_at(loss.keywords.len());
+        let mut keywords = Keywords::default();
+        keywords.read(loss, objects)?;
         let (out, hess_out) = (given(outputs[0]), given(outputs[1]));
         Call { loss, order, values, target, out, hess_out }.evaluate::<Arrays>(keywords)
     }

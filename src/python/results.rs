@@ -49,21 +49,27 @@ impl<'a, 'py, T: Number> Slot<'a, 'py, T> {
         Ok(Slot { array, output })
     }
 
-    /// The caller's array, of which this was seen, or else a new one.
+    /// The caller's array, of which this was seen, or else a new one; `None` unless it is wanted.
     #[inline(always)]
     fn derivative(
         py: Python<'py>,
+        wanted: bool,
         given: Option<&Bound<'py, PyAny>>,
         view: Option<View<'a>>,
         shape: &[usize],
-    ) -> Result<Self, Stop> {
-        let (Some(array), Some(view)) = (given, view) else { return Slot::new(py, shape) };
+    ) -> Result<Option<Self>, Stop> {
+        if !wanted {
+            return Ok(None);
+        }
+        let (Some(array), Some(view)) = (given, view) else {
+            return Slot::new(py, shape).map(Some);
+        };
         let output = match view.dtype {
             // The kernels find numbers of half precision in the layout.
             Dtype::Half(_) => Output::from_slice(&mut []),
             _ => view.output(),
         };
-        Ok(Slot { array: array.clone(), output })
+        Ok(Some(Slot { array: array.clone(), output }))
     }
 }
 
@@ -94,13 +100,10 @@ impl<'a, 'py, T: Number> Results<'a, 'py, T> {
         let none = reduction == Reduction::None;
         let (with_grad, with_hess) = (call.order > 0, call.order > 1);
         let py = call.values.py();
-        let derivative = |wanted: bool, given, view| {
-            wanted.then(|| Slot::derivative(py, given, view, values)).transpose()
-        };
         let results = Results {
-            losses: none.then(|| Slot::new(py, losses)).transpose()?,
-            grad: derivative(with_grad, call.out, out)?,
-            hess: derivative(with_hess, call.hess_out, hess_out)?,
+            losses: if none { Some(Slot::new(py, losses)?) } else { None },
+            grad: Slot::derivative(py, with_grad, call.out, out, values)?,
+            hess: Slot::derivative(py, with_hess, call.hess_out, hess_out, values)?,
         };
         if none || with_grad && out.is_none() || with_hess && hess_out.is_none() {
             let same = |&(object, view): &Seen<'_, 'py>| {

@@ -819,9 +819,9 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::call::batch::{Indices, Outputs, Target, Unchecked};
+    use crate::call::batch::{Indices, Outputs, Target};
     use crate::call::coefficients::{Even, Hard};
-    use crate::call::options::{Options, Reduction};
+    use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::Level;
 
@@ -834,15 +834,16 @@ mod tests {
         (stream, skew): (bool, usize),
     ) -> (f64, Vec<T>) {
         let mut grad = vec![T::from_f64(f64::NAN); logits.len() + skew];
-        let (label_smoothing, reduction) = (smoothing, Reduction::Sum);
-        let options = Options { label_smoothing, reduction, ..Options::default() };
         let output = Output::from_slice(&mut grad).part(skew, logits.len());
         let outputs = Outputs { grad: Some(output), hess: None, losses: None };
         let indices = Target::Indices(Indices::I64(Input::from_slice(target)));
         let classes = logits.len() / target.len();
         let logits = Input::from_slice(logits);
-        let batch = Unchecked { options, outputs, ..Unchecked::rows(logits, classes, indices) };
-        let batch = batch.check().unwrap();
+        let mut batch = Batch::of_rows(logits, classes, indices);
+        batch.options.label_smoothing = smoothing;
+        batch.options.reduction = Reduction::Sum;
+        batch.outputs = outputs;
+        batch.check(None, &[target.len()]).unwrap();
         let job = Rows::<T, C, true> { stream, ..Rows::new(&batch, c, smoothing) };
         let loss = run_at(&job, level).unwrap();
         (loss, grad.split_off(skew))

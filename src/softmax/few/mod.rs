@@ -344,9 +344,9 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::call::batch::{Indices, Outputs, Unchecked};
+    use crate::call::batch::{Indices, Outputs};
     use crate::call::coefficients::{Hard, Plain, Soft};
-    use crate::call::options::{Options, Reduction};
+    use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::{Input, Level, Scratch};
     use crate::softmax::rows::Rows;
@@ -392,8 +392,6 @@ mod tests {
             Target::Indices(Indices::I32(Input::from_slice(&indices)))
         };
         let ignored = if case.soft { vec![] } else { vec![classes as i128] };
-        let (reduction, ignore_index) = (Reduction::Sum, ignored.into());
-        let options = Options { reduction, ignore_index, ..Options::default() };
         let outputs = Outputs { grad: Some(g), hess: None, losses: None };
         let layout = Layout {
             values: Some(place.clone()),
@@ -404,8 +402,11 @@ mod tests {
             singles: None,
         };
         let layout = (!by_rows).then(|| Box::new(layout));
-        let rows = Unchecked::rows(x.as_input(), classes, target);
-        let mut batch = Unchecked { layout, samples, options, outputs, ..rows }.check().unwrap();
+        let mut batch = Batch::of_rows(x.as_input(), classes, target);
+        (batch.layout, batch.samples, batch.outputs) = (layout, samples, outputs);
+        batch.options.reduction = Reduction::Sum;
+        batch.options.ignore_index = ignored.into();
+        batch.check(None, &[samples]).unwrap();
         batch.large = case.large;
         let sum = match (by_rows, case.soft) {
             (true, false) => run_at(&Rows::<T, Hard, true>::new(&batch, Hard, 0.0), level),
