@@ -200,7 +200,10 @@ impl<'a> View<'a> {
         object: Option<&'a Bound<'_, PyAny>>,
         room: &'a mut Room,
     ) -> Result<Option<Self>, Stop> {
-        object.map(|object| View::of::<S>(object, room)).transpose()
+        match object {
+            Some(object) => View::of::<S>(object, room).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// An argument that may be left out, of any strides.
@@ -209,7 +212,10 @@ impl<'a> View<'a> {
         object: Option<&'a Bound<'_, PyAny>>,
         room: &'a mut Room,
     ) -> Result<Option<Self>, Stop> {
-        object.map(|object| S::view(object, room)).transpose()
+        match object {
+            Some(object) => S::view(object, room).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The length of each axis, and its stride in bytes.

@@ -75,11 +75,13 @@ pub fn compute<'py, S: Source>(
         return Err(PyTypeError::new_err(message).into());
     }
     let rest: Vec<_> = rest.iter().collect();
-    let keywords: Vec<_> = rest[..n].iter().collect();
-    let mut read = Keywords::default();
-    read.read(loss, &keywords)?;
+    let mut keywords = Keywords::default();
+    for (&keyword, object) in loss.keywords.iter().zip(&rest) {
+        keywords.set(keyword, object)?;
+    }
+    keywords.check(loss)?;
     let [out, hess_out] = [&rest[n], &rest[n + 1]].map(given);
-    Call { loss, order, values, target, out, hess_out }.evaluate::<S>(read)
+    Call { loss, order, values, target, out, hess_out }.evaluate::<S>(keywords)
 }
 
 /// Numbers below which the GIL is kept: giving it away costs more than it gives.

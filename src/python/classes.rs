@@ -42,7 +42,7 @@ fn typed<'py, T: Number, S: Source>(
     in_type: OverClasses<T>,
     in_float64: OverClasses<f64>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let (py, order, options) = (call.values.py(), call.order, keywords.options);
+    let (py, order) = (call.values.py(), call.order);
     let (shape, ndim) = (values.shape, values.shape.len());
     let axis = if keywords.axis < 0 { keywords.axis + ndim as i128 } else { keywords.axis };
     let axis = usize::try_from(axis).map_err(|_| Stop::NotImplemented)?;
@@ -75,8 +75,8 @@ fn typed<'py, T: Number, S: Source>(
         return Err(Stop::NotImplemented);
     };
     call.loss.check_target(&target)?;
-    let weights = floats(weight, &[classes])?;
-    let sample_weights = floats(sample_weight, samples_shape)?;
+    let weights = floats(&weight, &[classes])?;
+    let sample_weights = floats(&sample_weight, samples_shape)?;
     let out = View::optional_strided::<S>(call.out, out)?;
     let hess_out = View::optional_strided::<S>(call.hess_out, hess_out)?;
     let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
@@ -95,13 +95,13 @@ fn typed<'py, T: Number, S: Source>(
     let soft = matches!(target, Target::Probabilities(_));
     let wider_target = soft && stored.dtype != values.dtype;
     let needs_float64 = values.dtype == Dtype::F32
-        && (wider_target || exceeds_float32(&options, soft, weights, sample_weights));
+        && (wider_target || exceeds_float32(&keywords.options, soft, weights, sample_weights));
 
     let results = Results::<T>::new::<S>(
         call,
-        options.reduction,
+        keywords.options.reduction,
         [samples_shape, shape],
-        [out, hess_out],
+        [&out, &hess_out],
         &[
             (Some(call.values), Some(values)),
             (Some(call.target), Some(&stored)),
@@ -128,7 +128,8 @@ fn typed<'py, T: Number, S: Source>(
     });
     let mut layout = None;
     if !rows || half.is_some() || singles.is_some() {
-        let place = |slot: &Option<Slot<'_, 'py, T>>, given: Option<View<'_>>| match (slot, given) {
+        let place = |slot: &Option<Slot<'_, 'py, T>>, given: &Option<View<'_>>| match (slot, given)
+        {
             (None, _) => Ok(None),
             (Some(_), Some(view)) => view.place(axis),
             (Some(slot), None) => Arrays::view(&slot.array, &mut Room::new())?.place(axis),
@@ -136,8 +137,8 @@ fn typed<'py, T: Number, S: Source>(
         let found = Layout {
             values: values.place(axis)?,
             probabilities: if soft { stored.place(axis)? } else { None },
-            grad: place(&results.grad, out)?,
-            hess: place(&results.hess, hess_out)?,
+            grad: place(&results.grad, &out)?,
+            hess: place(&results.hess, &hess_out)?,
             halves: half.map(|half| Halves {
                 half,
                 values: values.input(),
@@ -160,7 +161,7 @@ fn typed<'py, T: Number, S: Source>(
     batch.layout = layout;
     batch.samples = numbers / classes;
     batch.sample_weight = sample_weights;
-    batch.options = options;
+    batch.options = keywords.options;
     batch.outputs = outputs;
     (batch.shape, batch.axis) = (shape, axis);
     batch.fresh = call.out.is_none() && call.hess_out.is_none();
@@ -203,7 +204,7 @@ fn exceeds_float32(
 
 /// The numbers of an argument that may be left out, and must have this shape.
 #[inline(always)]
-fn floats<'a>(view: Option<View<'a>>, shape: &[usize]) -> Result<Option<Floats<'a>>, Stop> {
+fn floats<'a>(view: &Option<View<'a>>, shape: &[usize]) -> Result<Option<Floats<'a>>, Stop> {
     match view {
         None => Ok(None),
         Some(view) if view.shape == shape => view.floats().map(Some).ok_or(Stop::NotImplemented),

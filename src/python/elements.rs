@@ -84,7 +84,7 @@ fn typed<'py, T: Number, S: Source>(
         call,
         options.reduction,
         [logits.shape, logits.shape],
-        [out, hess_out],
+        [&out, &hess_out],
         &[
             (Some(call.values), Some(logits)),
             (Some(call.target), Some(&target)),

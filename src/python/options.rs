@@ -4,6 +4,7 @@
 //! another shape. So all are read before any array is looked at.
 
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyInt, PyString, PyTuple};
 
@@ -12,7 +13,6 @@ use crate::call::options::{Ignored, Options, Reduction, log_of_base};
 use crate::losses::{Keyword, Kind, Loss};
 
 /// The values of a call's keywords: options as they are, arrays not looked at yet (`None` where left out).
-#[derive(Default)]
 pub struct Keywords<'a, 'py> {
     pub options: Options,
     /// The class axis; counts from the end if negative.
@@ -24,23 +24,59 @@ pub struct Keywords<'a, 'py> {
     pub counted: Option<&'a Bound<'py, PyAny>>,
 }
 
+impl Default for Keywords<'_, '_> {
+    fn default() -> Self {
+        Keywords::new(Options::default(), -1)
+    }
+}
+
 impl<'a, 'py> Keywords<'a, 'py> {
-    /// Reads one object for each keyword of the loss, in the order of its list.
+    /// These options, and no arrays.
     #[inline(always)]
-    pub fn read(&mut self, loss: &Loss, objects: &[&'a Bound<'py, PyAny>]) -> Result<(), Stop> {
-        for (&keyword, &object) in loss.keywords.iter().zip(objects) {
-            match keyword {
-                Keyword::Axis => self.axis = exact_int(object)?,
-                Keyword::Weight => self.weight = given(object),
-                Keyword::PosWeight => self.pos_weight = given(object),
-                Keyword::SampleWeight => self.sample_weight = given(object),
-                Keyword::Where => self.counted = given(object),
-                option => set(&mut self.options, option, object)?,
-            }
+    pub fn new(options: Options, axis: i128) -> Self {
+        let (weight, pos_weight, sample_weight, counted) = (None, None, None, None);
+        Keywords { options, axis, weight, pos_weight, sample_weight, counted }
+    }
+
+    /// Reads the object that was given for a keyword.
+    #[inline(always)]
+    pub fn set(&mut self, keyword: Keyword, object: &'a Bound<'py, PyAny>) -> Result<(), Stop> {
+        match keyword {
+            Keyword::Weight => self.weight = given(object),
+            Keyword::PosWeight => self.pos_weight = given(object),
+            Keyword::SampleWeight => self.sample_weight = given(object),
+            Keyword::Where => self.counted = given(object),
+            option => self.set_option(option, object)?,
         }
-        self.options.check()?;
-        loss.check_options(&self.options)?;
         Ok(())
+    }
+
+    /// The same for what is not kept; does nothing with an array.
+    #[inline(always)]
+    pub fn set_option(&mut self, keyword: Keyword, object: &Bound<'_, PyAny>) -> Result<(), Stop> {
+        let (name, options) = (keyword.name(), &mut self.options);
+        match keyword {
+            Keyword::Axis => self.axis = exact_int(object)?,
+            Keyword::IgnoreIndex => options.ignore_index = ignored(object)?,
+            Keyword::LabelSmoothing => options.label_smoothing = number(name, object)?,
+            Keyword::ZLoss => options.z_loss = number(name, object)?,
+            Keyword::Gamma => options.gamma = number(name, object)?,
+            Keyword::Reduction => options.reduction = Reduction::named(word(object)?)?,
+            Keyword::Denominator => options.denominator = optional_number(name, object)?,
+            Keyword::Base => {
+                let base = optional_number(name, object)?;
+                options.log_base = base.map_or(Ok(1.0), log_of_base)?;
+            }
+            Keyword::Weight | Keyword::PosWeight | Keyword::SampleWeight | Keyword::Where => {}
+        }
+        Ok(())
+    }
+
+    /// Checks the options, once all are read.
+    #[inline(always)]
+    pub fn check(&mut self, loss: &Loss) -> Result<(), Stop> {
+        self.options.check()?;
+        Ok(loss.check_options(&self.options)?)
     }
 }
 
@@ -48,29 +84,6 @@ impl<'a, 'py> Keywords<'a, 'py> {
 #[inline(always)]
 pub fn given<'a, 'py>(object: &'a Bound<'py, PyAny>) -> Option<&'a Bound<'py, PyAny>> {
     (!object.is_none()).then_some(object)
-}
-
-/// Reads an option that is no array and no axis.
-#[inline(always)]
-pub fn set(options: &mut Options, keyword: Keyword, object: &Bound<'_, PyAny>) -> Result<(), Stop> {
-    match keyword {
-        Keyword::IgnoreIndex => options.ignore_index = ignored(object)?,
-        Keyword::LabelSmoothing => options.label_smoothing = number(keyword.name(), object)?,
-        Keyword::ZLoss => options.z_loss = number(keyword.name(), object)?,
-        Keyword::Gamma => options.gamma = number(keyword.name(), object)?,
-        Keyword::Reduction => options.reduction = Reduction::named(word(object)?)?,
-        Keyword::Denominator => options.denominator = optional_number(keyword.name(), object)?,
-        Keyword::Base => {
-            let base = optional_number(keyword.name(), object)?;
-            options.log_base = base.map_or(Ok(1.0), log_of_base)?;
-        }
-        Keyword::Axis
-        | Keyword::Weight
-        | Keyword::PosWeight
-        | Keyword::SampleWeight
-        | Keyword::Where => {}
-    }
-    Ok(())
 }
 
 /// The objects for the keywords of a loss, numbers and words checked and of Python's own types: reading
@@ -82,7 +95,7 @@ pub fn plain<'py>(loss: &Loss, objects: &Bound<'py, PyTuple>) -> Result<Bound<'p
         let message = format!("{name} has {n} options, but {given} were given");
         return Err(PyTypeError::new_err(message).into());
     }
-    let mut options = Options::default();
+    let mut read = Keywords::default();
     let mut all = vec![];
     for (&keyword, object) in loss.keywords.iter().zip(objects) {
         let plain = match keyword.kind() {
@@ -97,18 +110,20 @@ pub fn plain<'py>(loss: &Loss, objects: &Bound<'py, PyTuple>) -> Result<Bound<'p
             },
             Kind::Word => PyString::new(py, word(&object)?).into_any(),
         };
-        set(&mut options, keyword, &plain)?;
+        read.set_option(keyword, &plain)?;
         all.push(plain);
     }
-    options.check()?;
-    loss.check_options(&options)?;
+    read.check(loss)?;
     Ok(PyTuple::new(py, all)?)
 }
 
 /// An int and no bool; one beyond all indices is as good as the largest.
 pub fn exact_int(object: &Bound<'_, PyAny>) -> Result<i128, Stop> {
     let int = object.cast_exact::<PyInt>().map_err(|_| Stop::NotImplemented)?;
-    if let Ok(value) = int.extract::<i64>() {
+    let mut overflow = 0;
+    // SAFETY: it is an int, for which this raises nothing: -1 is a value like any other.
+    let value = unsafe { ffi::PyLong_AsLongLongAndOverflow(int.as_ptr(), &mut overflow) };
+    if overflow == 0 {
         return Ok(value.into());
     }
     Ok(int.extract::<i128>().unwrap_or(i128::MAX))

@@ -1,8 +1,8 @@
 //! The public functions. Each is a builtin in front of a Python function of the same signature.
 //!
 //! A Python function of a dozen keywords costs more than the whole work of a call on ten numbers: it
-//! looks each default up in a dictionary. A builtin is handed what was given, in a plain array; the
-//! rest is filled in from the defaults of the Python function, which also lends its name and its
+//! looks each default up in a dictionary. A builtin is handed what was given, in a plain array, and
+//! reads no more than that. It takes the defaults of the Python function, read once, and its name and
 //! docstring. Whatever is not canonical, or no call at all, goes to the Python function as it came,
 //! which then does what it can with it or raises Python's own error.
 
@@ -19,24 +19,14 @@ use super::arrays::Arrays;
 use super::call::Call;
 use super::errors::{Stop, guarded};
 use super::options::{Keywords, given};
-use crate::losses::{DERIVATIVES, LOSSES, Loss};
+use crate::call::options::Options;
+use crate::losses::{DERIVATIVES, Kind, LOSSES, Loss};
 
 /// Positional parameters: the numbers and the target.
 const POSITIONAL: usize = 2;
 
 /// The keywords of outputs, a twin as many as it returns derivatives.
 const OUTPUTS: [&str; DERIVATIVES] = ["out", "hess_out"];
-
-/// The most parameters a function has.
-const MOST: usize = {
-    let (mut most, mut i) = (0, 0);
-    while i < LOSSES.len() {
-        let keywords = LOSSES[i].keywords.len();
-        most = if keywords > most { keywords } else { most };
-        i += 1;
-    }
-    POSITIONAL + most + OUTPUTS.len()
-};
 
 /// A loss and its twins, by the number of derivatives.
 const TWINS: usize = DERIVATIVES + 1;
@@ -62,8 +52,9 @@ struct Public {
     function: Py<PyAny>,
     /// The names of its parameters, interned.
     names: Vec<Py<PyString>>,
-    /// The defaults of those that have one, `None` for all others.
-    defaults: [Py<PyAny>; MOST],
+    /// The defaults of its options, and of its class axis. Arrays have none.
+    options: Options,
+    axis: i128,
 }
 
 /// The builtin that stands in front of a Python function with parameters as in `_functional.py`.
@@ -92,14 +83,23 @@ pub fn builtin<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>>
         let value = defaults.get_item(name)?.expect("has a default");
         signature += &format!(", {name}={}", value.repr()?);
     }
-    let default = |i: usize| match names.get(i).map(|name| defaults.get_item(name)) {
-        Some(Ok(Some(value))) => value.unbind(),
-        _ => py.None(),
-    };
+    let mut read = Keywords::default();
+    for &keyword in LOSSES[i].keywords {
+        let value = defaults.get_item(keyword.name())?.expect("has a default");
+        if keyword.kind() == Kind::Array && !value.is_none() {
+            let message = format!("{} of {name} must be None by default", keyword.name());
+            return Err(PyValueError::new_err(message));
+        }
+        read.set_option(keyword, &value).map_err(|_| {
+            let message = format!("{name} has no default of {} that can be read", keyword.name());
+            PyValueError::new_err(message)
+        })?;
+    }
     let public = Public {
         function: function.clone().unbind(),
         names: names.iter().map(|name| PyString::intern(py, name).unbind()).collect(),
-        defaults: std::array::from_fn(default),
+        options: read.options,
+        axis: read.axis,
     };
     let doc: String = function.getattr("__doc__")?.extract()?;
     // What `help` and `inspect.signature` read.
@@ -188,16 +188,14 @@ impl<'a, 'py> Given<'a, 'py> {
         loss: &'static Loss,
         order: usize,
     ) -> Result<Bound<'py, PyAny>, Stop> {
-        let mut all: [&Bound<'py, PyAny>; MOST] =
-            std::array::from_fn(|i| public.defaults[i].bind(py));
         let (positional, named) =
             self.values.split_at_checked(self.positional).ok_or(Stop::NotImplemented)?;
         if positional.len() > POSITIONAL {
             return Err(Stop::NotImplemented);
         }
-        for (slot, value) in all.iter_mut().zip(positional) {
-            *slot = value;
-        }
+        let (mut values, mut target) = (positional.first(), positional.get(1));
+        let [mut out, mut hess_out] = [None; DERIVATIVES];
+        let mut keywords = Keywords::new(public.options.clone(), public.axis);
         for (k, value) in named.iter().enumerate() {
             let name = self.names.expect("named").get_borrowed_item(k)?;
             // Names in source code are interned.
@@ -214,13 +212,20 @@ impl<'a, 'py> Given<'a, 'py> {
                     found.ok_or(Stop::NotImplemented)?
                 }
             };
-            all[positional.len() + found] = value;
+            match (positional.len() + found).checked_sub(POSITIONAL) {
+                None if positional.len() + found == 0 => values = Some(value),
+                None => target = Some(value),
+                Some(i) => match loss.keywords.get(i) {
+                    Some(&keyword) => keywords.set(keyword, value)?,
+                    None if i == loss.keywords.len() => out = given(value),
+                    None => hess_out = given(value),
+                },
+            }
         }
-        let [values, target, rest @ ..] = all;
-        let (objects, outputs) = rest.split_at(loss.keywords.len());
-        let mut keywords = Keywords::default();
-        keywords.read(loss, objects)?;
-        let (out, hess_out) = (given(outputs[0]), given(outputs[1]));
+        let (Some(values), Some(target)) = (values, target) else {
+            return Err(Stop::NotImplemented);
+        };
+        keywords.check(loss)?;
         Call { loss, order, values, target, out, hess_out }.evaluate::<Arrays>(keywords)
     }
 }

@@ -55,7 +55,7 @@ impl<'a, 'py, T: Number> Slot<'a, 'py, T> {
         py: Python<'py>,
         wanted: bool,
         given: Option<&Bound<'py, PyAny>>,
-        view: Option<View<'a>>,
+        view: &Option<View<'a>>,
         shape: &[usize],
     ) -> Result<Option<Self>, Stop> {
         if !wanted {
@@ -94,7 +94,7 @@ impl<'a, 'py, T: Number> Results<'a, 'py, T> {
         call: &Call<'_, 'py>,
         reduction: Reduction,
         [losses, values]: [&[usize]; 2],
-        [out, hess_out]: [Option<View<'a>>; 2],
+        [out, hess_out]: [&Option<View<'a>>; 2],
         seen: &[Seen<'_, 'py>],
     ) -> Result<Self, Stop> {
         let none = reduction == Reduction::None;

@@ -20,7 +20,7 @@ use super::arrays::{Dtype, Room, Source, View};
 use super::call::{Call, named};
 use super::errors::Stop;
 use super::memory::Memory;
-use super::options::{Keywords, set};
+use super::options::Keywords;
 use crate::call::halves::Half;
 use crate::error::no_memory;
 use crate::losses::Keyword;
@@ -280,9 +280,9 @@ pub fn quick_cross_entropy<'py>(
     }
     let grad = if with_grad { Some(new_like(py, &view, None)?) } else { None };
     let mut keywords = Keywords { axis: i128::from(view.shape.len() > 1), ..Keywords::default() };
-    set(&mut keywords.options, Keyword::IgnoreIndex, ignore_index)?;
-    set(&mut keywords.options, Keyword::LabelSmoothing, label_smoothing)?;
-    set(&mut keywords.options, Keyword::Reduction, reduction)?;
+    keywords.set(Keyword::IgnoreIndex, ignore_index)?;
+    keywords.set(Keyword::LabelSmoothing, label_smoothing)?;
+    keywords.set(Keyword::Reduction, reduction)?;
     keywords.options.check()?;
     let call = Call {
         loss: named("cross_entropy")?,
