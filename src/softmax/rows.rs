@@ -31,6 +31,7 @@ use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
 use crate::simd::{Input, Kernel, Output, Scratch, Simd, Vector, fence};
 
 use super::objective::{Factors, Objective, State};
+use super::route::Route;
 use super::{Limits, exponent, power};
 
 /// Vectors in a chunk.
@@ -508,7 +509,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
     /// A job. `total` is the sum of the coefficients where every row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
-        Rows { batch, coefficients, objective, keep, total, stream: batch.stream() }
+        Rows { batch, coefficients, objective, keep, total, stream: Route::of(batch).non_temporal }
     }
 
     /// A row's own part of an output.
