@@ -1,0 +1,170 @@
+"""Pages of the public functions, made from their docstrings before Sphinx reads the sources.
+
+The list of functions is ``__all__`` of `xentrs` and of `xentrs.torch`: a new loss has its page and
+its line in the index without an entry anywhere. Functions of NumPy arrays are imported. Those of
+PyTorch are read from their source files, so that the site is built without PyTorch.
+"""
+
+import ast
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numpydoc.docscrape_sphinx import SphinxDocString
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+
+import xentrs
+
+PYTHON = Path(xentrs.__file__).parents[1]
+
+
+class Source(NamedTuple):
+    """Where a public function or class is defined."""
+
+    module: str
+    node: ast.FunctionDef | ast.ClassDef
+
+
+def definitions(files: Iterable[Path]) -> dict[str, Source]:
+    """Map the public names that files define to the place; the last of overloads counts."""
+    found = {}
+    for file in files:
+        module = ".".join(file.relative_to(PYTHON).with_suffix("").parts)
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name] = Source(module, node)
+    return found
+
+
+def public(package: Path) -> list[str]:
+    """Return ``__all__`` of a package, without importing it."""
+    for node in ast.parse((package / "__init__.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return [name for name in ast.literal_eval(node.value) if not name.startswith("_")]
+    raise ValueError(f"{package} has no __all__")
+
+
+HERE = Path(xentrs.__file__).parent
+TORCH = HERE / "torch"
+OF_TORCH = definitions(TORCH.rglob("*.py"))
+OF_NUMPY = definitions(file for file in HERE.rglob("*.py") if TORCH not in file.parents)
+
+
+def summary(name: str, source: Source) -> str:
+    """Return the first line of a docstring."""
+    text = ast.get_docstring(source.node)
+    if text is None:
+        raise ValueError(f"{name} has no docstring")
+    return text.split("\n\n")[0].replace("\n", " ")
+
+
+def parameters(node: ast.FunctionDef | ast.ClassDef) -> str:
+    """Return a function's parameters without their types, which its docstring tells."""
+    if isinstance(node, ast.ClassDef):
+        methods = (part for part in node.body if isinstance(part, ast.FunctionDef))
+        node = next(method for method in methods if method.name == "__init__")
+        node.args.args = [one for one in node.args.args if one.arg != "self"]
+    everything = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    for one in everything:
+        one.annotation = None
+    return ast.unparse(node.args)
+
+
+def torch_page(name: str) -> str:
+    """Return the page of a function or module for PyTorch."""
+    node = OF_TORCH[name].node
+    kind = "class" if isinstance(node, ast.ClassDef) else "function"
+    text = str(SphinxDocString(ast.get_docstring(node), config={"show_class_members": False}))
+    body = text.replace("\n", "\n   ")
+    return (
+        f"{heading(name)}.. currentmodule:: xentrs.torch\n\n"
+        f".. py:{kind}:: {name}({parameters(node)})\n\n   {body}\n"
+    )
+
+
+def numpy_page(name: str) -> str:
+    return f"{heading(name)}.. currentmodule:: xentrs\n\n.. autofunction:: {name}\n"
+
+
+def heading(title: str) -> str:
+    return f"{title}\n{'=' * len(title)}\n\n"
+
+
+def table(names: list[str], prefix: str, sources: dict[str, Source]) -> str:
+    """Return a table of links to pages, with the first line of each docstring."""
+    lines = [".. list-table::", "   :widths: 45 55", ""]
+    for name in names:
+        lines += [
+            f"   * - :doc:`{name} <{prefix}.{name}>`",
+            f"     - {summary(name, sources[name])}",
+        ]
+    return "\n".join(lines) + "\n\n"
+
+
+def index(losses: list[str], others: list[str], torch: list[str]) -> str:
+    """Return the page that lists all others."""
+    pages = [f"xentrs.{name}" for name in losses + others]
+    pages += [f"xentrs.torch.{name}" for name in torch]
+    return "\n".join(
+        [
+            heading("Functions"),
+            section("Losses of NumPy arrays") + table(losses, "xentrs", OF_NUMPY),
+            section("Threads and configuration") + table(others, "xentrs", OF_NUMPY),
+            section("Losses of PyTorch tensors") + table(torch, "xentrs.torch", OF_TORCH),
+            ".. toctree::\n   :hidden:\n",
+            *(f"   {page}" for page in pages),
+            "",
+        ]
+    )
+
+
+def section(title: str) -> str:
+    return f"{title}\n{'-' * len(title)}\n\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file unless it has that text already, so that Sphinx rereads only what changed."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def make_pages(app: Sphinx) -> None:
+    """Write the pages of all functions into the folder `api` and remove those of former ones."""
+    names = public(HERE)
+    losses = [name for name in names if f"{name}_with_grad" in names or "_with_grad" in name]
+    others = [name for name in names if name not in losses]
+    torch = public(TORCH)
+    texts = {"index": index(losses, others, torch)}
+    texts |= {f"xentrs.{name}": numpy_page(name) for name in names}
+    texts |= {f"xentrs.torch.{name}": torch_page(name) for name in torch}
+    folder = Path(app.srcdir) / "api"
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.rst"):
+        if old.stem not in texts:
+            old.unlink()
+    for name, text in texts.items():
+        write(folder / f"{name}.rst", text)
+
+
+def module_of(app: Sphinx, module: str, name: str) -> str | None:
+    """Tell where a public function is defined, for the link to its source."""
+    sources = OF_TORCH if module == "xentrs.torch" else OF_NUMPY
+    return sources[name].module if name in sources else None
+
+
+def source_of(app: Sphinx, module: str) -> tuple[str, dict[str, Any]] | None:
+    """Return the text of a module of ours and the lines of its functions, without importing it."""
+    file = PYTHON.joinpath(*module.split(".")).with_suffix(".py")
+    if not file.exists():
+        return None
+    analyzer = ModuleAnalyzer.for_string(file.read_text(), module)
+    analyzer.analyze()
+    return analyzer.code, analyzer.tags
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("builder-inited", make_pages)
+    app.connect("viewcode-follow-imported", module_of)
+    app.connect("viewcode-find-source", source_of)
+    return {"parallel_read_safe": True}
