@@ -46,7 +46,7 @@ DECISIONS = "\n```{toctree}\n:hidden:\n:glob:\n\n0*\n```\n"
 
 
 def read_from_root(app: Sphinx, page: str, source: list[str]) -> None:
-    """Put the text of a file of the root before that of its page, with links as the site has them."""
+    """Put the text of a file of the root into its page, with links as the site has them."""
     if page == "decisions/README":
         source[0] += DECISIONS
     if page not in PAGES:
