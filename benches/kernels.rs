@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 
-use xentrs::batch::{Batch, Indices, Outputs, Target};
-use xentrs::coefficients::Hard;
-use xentrs::driver::{self, Job};
+use xentrs::call::batch::{Batch, Indices, Outputs, Target};
+use xentrs::call::coefficients::Hard;
+use xentrs::call::options::Options;
 use xentrs::losses::{binary, log_loss};
 use xentrs::math::exp::Exp;
-use xentrs::options::Options;
-use xentrs::process;
+use xentrs::parallel::driver::{self, Job};
+use xentrs::parallel::process;
 use xentrs::simd::{Float, Input, Kernel, Level, Output, Scratch, Simd, Vector, enter};
 use xentrs::softmax::Limits;
 use xentrs::softmax::few::{Few, MOST_CLASSES};

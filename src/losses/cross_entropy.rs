@@ -3,10 +3,10 @@
 //! The mathematics, and why the digits survive, is in [`crate::softmax`]. Here is only which of its
 //! kernels a batch goes to.
 
-use crate::batch::Batch;
-use crate::coefficients::Coefficients;
-use crate::driver;
+use crate::call::batch::Batch;
+use crate::call::coefficients::Coefficients;
 use crate::error::Result;
+use crate::parallel::driver;
 use crate::softmax::Limits;
 use crate::softmax::few::{self, Few};
 use crate::softmax::rows::Rows;
@@ -75,8 +75,8 @@ pub fn cross_entropy<T: Limits>(batch: &Batch<'_, T>) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Indices, Outputs, Target};
-    use crate::options::Options;
+    use crate::call::batch::{Indices, Outputs, Target};
+    use crate::call::options::Options;
     use crate::simd::{Input, Output};
 
     #[test]

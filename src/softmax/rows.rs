@@ -21,15 +21,16 @@
 
 use std::ops::Range;
 
-use crate::batch::{Batch, IGNORED};
-use crate::coefficients::{Coefficients, RowCoefficients};
-use crate::driver::Job;
+use crate::call::batch::{Batch, IGNORED};
+use crate::call::coefficients::{Coefficients, RowCoefficients};
 use crate::math::log::{log, log1p};
 use crate::math::{Real, exp::Exp, quotient, times};
+use crate::parallel::driver::Job;
 use crate::reduce::{Sum, Total};
+use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
 use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
 
-use super::{Limits, exponent, fill, find, lanes_from, largest_lane, maximum, power};
+use super::{Limits, exponent, power};
 
 /// Vectors in a chunk.
 const VECTORS: usize = 8;
@@ -818,10 +819,10 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Indices, Outputs, Target};
-    use crate::coefficients::{Even, Hard};
-    use crate::driver::run_at;
-    use crate::options::Options;
+    use crate::call::batch::{Indices, Outputs, Target};
+    use crate::call::coefficients::{Even, Hard};
+    use crate::call::options::Options;
+    use crate::parallel::driver::run_at;
     use crate::simd::Level;
 
     /// Loss and gradient of `n` rows; the gradient begins `skew` numbers into its array.

@@ -1,6 +1,6 @@
 //! What there is of a block's samples while it is done.
 
-use crate::coefficients::Coefficients;
+use crate::call::coefficients::Coefficients;
 use crate::simd::{COLUMNS, Input, Output, Scratch, Simd, Vector};
 
 use super::{Few, Limits};

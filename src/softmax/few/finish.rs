@@ -1,6 +1,6 @@
 //! What is done once a sample.
 
-use crate::coefficients::Coefficients;
+use crate::call::coefficients::Coefficients;
 use crate::math::Real;
 use crate::math::exp::{power_of_two, residue};
 use crate::math::log::{log, log1p, log1p_and};

@@ -27,14 +27,16 @@ mod write;
 
 use std::ops::Range;
 
-use crate::batch::{Batch, Target};
-use crate::coefficients::Coefficients;
-use crate::driver::{Job, Split};
-use crate::layout::{Layout, Place};
+use crate::call::batch::{Batch, Target};
+use crate::call::coefficients::Coefficients;
+use crate::call::layout::Layout;
+use crate::call::place::Place;
 use crate::math::Real;
+use crate::parallel::driver::{Job, Split};
+use crate::simd::slices::{copy, lanes_from};
 use crate::simd::{Simd, Vector, fence};
 
-use super::{Limits, copy, exponents, lanes_from, power};
+use super::{Limits, exponents, power};
 use buffers::{Buffers, LOSS, STORED};
 use columns::Group;
 use finish::Finish;
@@ -342,10 +344,10 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Indices, Outputs};
-    use crate::coefficients::{Hard, Plain, Soft};
-    use crate::driver::run_at;
-    use crate::options::Options;
+    use crate::call::batch::{Indices, Outputs};
+    use crate::call::coefficients::{Hard, Plain, Soft};
+    use crate::call::options::Options;
+    use crate::parallel::driver::run_at;
     use crate::simd::{Input, Level, Scratch};
     use crate::softmax::rows::Rows;
 
