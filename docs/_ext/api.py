@@ -78,7 +78,7 @@ def torch_page(name: str) -> str:
     text = str(SphinxDocString(ast.get_docstring(node), config={"show_class_members": False}))
     body = text.replace("\n", "\n   ")
     return (
-        f"{heading(name)}.. currentmodule:: xentrs.torch\n\n"
+        f"{heading(f'torch.{name}')}.. currentmodule:: xentrs.torch\n\n"
         f".. py:{kind}:: {name}({parameters(node)})\n\n   {body}\n"
     )
 
@@ -102,6 +102,14 @@ def table(names: list[str], prefix: str, sources: dict[str, Source]) -> str:
     return "\n".join(lines) + "\n\n"
 
 
+INTRODUCTION = """\
+Each loss has variants with the same arguments: ``..._with_grad`` also returns the gradient, and
+``..._with_grad_hess`` the gradient and the diagonal of the Hessian. They take one pass over the input,
+as the loss alone does.
+
+"""
+
+
 def index(losses: list[str], others: list[str], torch: list[str]) -> str:
     """Return the page that lists all others."""
     pages = [f"xentrs.{name}" for name in losses + others]
@@ -109,6 +117,7 @@ def index(losses: list[str], others: list[str], torch: list[str]) -> str:
     return "\n".join(
         [
             heading("Functions"),
+            INTRODUCTION,
             section("Losses of NumPy arrays") + table(losses, "xentrs", OF_NUMPY),
             section("Threads and configuration") + table(others, "xentrs", OF_NUMPY),
             section("Losses of PyTorch tensors") + table(torch, "xentrs.torch", OF_TORCH),
