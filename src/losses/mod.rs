@@ -2,6 +2,7 @@
 
 pub mod binary;
 pub mod cross_entropy;
+pub mod focal_loss;
 pub mod log_loss;
 
 use crate::call::batch::{Batch, Target};

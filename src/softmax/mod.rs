@@ -22,6 +22,7 @@
 //! [`rows`] takes a row at a time, [`few`] many rows of few classes.
 
 pub mod few;
+pub mod objective;
 pub mod rows;
 
 use crate::math::Real;
