@@ -6,7 +6,6 @@ PyTorch are read from their source files, so that the site is built without PyTo
 """
 
 import ast
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,29 +25,36 @@ class Source(NamedTuple):
     node: ast.FunctionDef | ast.ClassDef
 
 
-def definitions(files: Iterable[Path]) -> dict[str, Source]:
-    """Map the public names that files define to the place; the last of overloads counts."""
-    found = {}
-    for file in files:
-        module = ".".join(file.relative_to(PYTHON).with_suffix("").parts)
-        for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                found[node.name] = Source(module, node)
-    return found
+def source_file(module: str) -> Path:
+    """Return the file of a module of ours."""
+    path = PYTHON.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def public(package: Path) -> list[str]:
-    """Return ``__all__`` of a package, without importing it."""
-    for node in ast.parse((package / "__init__.py").read_text()).body:
+def body(module: str) -> list[ast.stmt]:
+    return ast.parse(source_file(module).read_text()).body
+
+
+def find(module: str, name: str) -> Source:
+    """Return where a name of a module is defined, be it imported there."""
+    for node in reversed(body(module)):  # of overloads the last is the function
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return Source(module, node)
+        if isinstance(node, ast.ImportFrom) and any(one.name == name for one in node.names):
+            return find(str(node.module), name)
+    raise ValueError(f"{module} has no function or class {name}")
+
+
+def public(module: str) -> list[str]:
+    """Return the functions and classes of a module's ``__all__``, without importing it."""
+    for node in body(module):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return [name for name in ast.literal_eval(node.value) if not name.startswith("_")]
-    raise ValueError(f"{package} has no __all__")
+    raise ValueError(f"{module} has no __all__")
 
 
-HERE = Path(xentrs.__file__).parent
-TORCH = HERE / "torch"
-OF_TORCH = definitions(TORCH.rglob("*.py"))
-OF_NUMPY = definitions(file for file in HERE.rglob("*.py") if TORCH not in file.parents)
+OF_NUMPY = {name: find("xentrs", name) for name in public("xentrs")}
+OF_TORCH = {name: find("xentrs.torch", name) for name in public("xentrs.torch")}
 
 
 def summary(name: str, source: Source) -> str:
@@ -104,8 +110,7 @@ def table(names: list[str], prefix: str, sources: dict[str, Source]) -> str:
 
 INTRODUCTION = """\
 Each loss has variants with the same arguments: ``..._with_grad`` also returns the gradient, and
-``..._with_grad_hess`` the gradient and the diagonal of the Hessian. They take one pass over the input,
-as the loss alone does.
+``..._with_grad_hess`` the gradient and the diagonal of the Hessian.
 
 """
 
@@ -140,10 +145,10 @@ def write(path: Path, text: str) -> None:
 
 def make_pages(app: Sphinx) -> None:
     """Write the pages of all functions into the folder `api` and remove those of former ones."""
-    names = public(HERE)
+    names = list(OF_NUMPY)
     losses = [name for name in names if f"{name}_with_grad" in names or "_with_grad" in name]
     others = [name for name in names if name not in losses]
-    torch = public(TORCH)
+    torch = list(OF_TORCH)
     texts = {"index": index(losses, others, torch)}
     texts |= {f"xentrs.{name}": numpy_page(name) for name in names}
     texts |= {f"xentrs.torch.{name}": torch_page(name) for name in torch}
@@ -164,7 +169,7 @@ def module_of(app: Sphinx, module: str, name: str) -> str | None:
 
 def source_of(app: Sphinx, module: str) -> tuple[str, dict[str, Any]] | None:
     """Return the text of a module of ours and the lines of its functions, without importing it."""
-    file = PYTHON.joinpath(*module.split(".")).with_suffix(".py")
+    file = source_file(module)
     if not file.exists():
         return None
     analyzer = ModuleAnalyzer.for_string(file.read_text(), module)
