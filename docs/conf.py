@@ -59,14 +59,6 @@ def read_from_root(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = f"{text}\n{source[0]}"
 
 
-def link_pages(
-    app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]
-) -> None:
-    """Make a link of the file that docstrings name."""
-    lines[:] = [line.replace("docs/numerics.md", ":doc:`/numerics`") for line in lines]
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", read_from_root)
-    app.connect("autodoc-process-docstring", link_pages)
     return {"parallel_read_safe": True}

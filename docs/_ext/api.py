@@ -6,6 +6,7 @@ PyTorch are read from their source files, so that the site is built without PyTo
 """
 
 import ast
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,12 +78,30 @@ def parameters(node: ast.FunctionDef | ast.ClassDef) -> str:
     return ast.unparse(node.args)
 
 
+def for_sphinx(text: str) -> str:
+    """Return a docstring with what it says in plain text said to Sphinx.
+
+    The file of measured errors becomes a link. The bars of an absolute value are no substitution,
+    and an author's initial after a reference's number begins no list.
+    """
+    text = text.replace("docs/numerics.md", ":doc:`/numerics`")
+    text = re.sub(r"\|(\w+)\|", r"\\|\1\\|", text)
+    return re.sub(r"^(\s*\.\. \[[^]]+\] )(?=[A-Z]\. )", r"\1\\", text, flags=re.MULTILINE)
+
+
+def change_docstring(
+    app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]
+) -> None:
+    """Change the lines of a docstring of NumPy's functions, after numpydoc has."""
+    lines[:] = for_sphinx("\n".join(lines)).split("\n")
+
+
 def torch_page(name: str) -> str:
     """Return the page of a function or module for PyTorch."""
     node = OF_TORCH[name].node
     kind = "class" if isinstance(node, ast.ClassDef) else "function"
-    text = str(SphinxDocString(ast.get_docstring(node), config={"show_class_members": False}))
-    body = text.replace("\n", "\n   ")
+    docstring = SphinxDocString(ast.get_docstring(node), config={"show_class_members": False})
+    body = for_sphinx(str(docstring)).replace("\n", "\n   ")
     return (
         f"{heading(f'torch.{name}')}.. currentmodule:: xentrs.torch\n\n"
         f".. py:{kind}:: {name}({parameters(node)})\n\n   {body}\n"
@@ -179,6 +198,7 @@ def source_of(app: Sphinx, module: str) -> tuple[str, dict[str, Any]] | None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", make_pages)
+    app.connect("autodoc-process-docstring", change_docstring, priority=900)
     app.connect("viewcode-follow-imported", module_of)
     app.connect("viewcode-find-source", source_of)
     return {"parallel_read_safe": True}
