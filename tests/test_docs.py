@@ -5,12 +5,16 @@ from pathlib import Path
 
 import pytest
 
+import xentrs
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 DECISIONS = DOCS / "decisions"
 RECORDS = sorted(DECISIONS.glob("0*.md"))
+README = ROOT / "README.md"
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    README,
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted(DOCS.glob("*.md")),
     DECISIONS / "README.md",
 ]
@@ -46,6 +50,13 @@ def test_named_targets_of_make_exist(page):
     targets = re.findall(r"^([a-z-]+)(?: [a-z-]+)*:.*## ", (ROOT / "Makefile").read_text(), re.M)
     assert len(targets) > 10
     assert not [name for name in MAKE.findall(page.read_text()) if name not in targets]
+
+
+def test_readme_lists_each_loss():
+    """The README's table of functions has each loss, and nothing else."""
+    listed = re.findall(r"^\| `(\w+)` \| (?:logits|probabilities)", README.read_text(), re.MULTILINE)
+    losses = {name.removesuffix("_with_grad") for name in xentrs.__all__ if "_with_grad" in name}
+    assert sorted(listed) == sorted(name for name in losses if not name.endswith("_hess"))
 
 
 def test_list_of_decisions():
