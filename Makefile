@@ -37,7 +37,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-random lint format wheel sdist docs clean
+.PHONY: help demo test test-random lint format wheel sdist clean
 .PHONY: bench bench-peers bench-steps bench-curves bench-memory bench-instructions bench-pictures bench-kernels
 .PHONY: demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
@@ -83,6 +83,7 @@ format: $(VENV)/.installed  ## Format the Rust and the Python
 
 # Warnings are errors: a link to nothing, a docstring with a mistake. Of the guide's rows those of JAX
 # and Keras run here, since no other environment has them.
+.PHONY: docs
 docs: $(DOCS_VENV)/.package  ## Build the documentation site into build/docs, and run what the guide says
 	$(DOCS_BIN)/python -m pytest -q tests/test_guide.py
 	$(DOCS_BIN)/sphinx-build -E -W --keep-going --nitpicky -q -b html docs build/docs
