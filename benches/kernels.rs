@@ -19,7 +19,9 @@ use xentrs::parallel::driver::{self, Job};
 use xentrs::parallel::process;
 use xentrs::simd::{Float, Input, Kernel, Level, Output, Scratch, Simd, Vector, enter};
 use xentrs::softmax::Limits;
-use xentrs::softmax::few::{Few, MOST_CLASSES};
+use xentrs::softmax::few::Few;
+use xentrs::softmax::objective::Objective;
+use xentrs::softmax::route::MOST_CLASSES;
 use xentrs::softmax::rows::Rows;
 
 /// Samples and classes; the gradient of the largest is streamed, the last goes to the kernel of few
@@ -146,7 +148,7 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
                     &mut group,
                     id,
                     level,
-                    &Few::<T, Hard, true>::new(&batch, Hard, 0.0),
+                    &Few::<T, Hard, true>::new(&batch, Hard, 0.0, Objective::PLAIN),
                     &answer,
                     grad,
                 ),
@@ -154,7 +156,7 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
                     &mut group,
                     id,
                     level,
-                    &Few::<T, Hard, false>::new(&batch, Hard, 0.0),
+                    &Few::<T, Hard, false>::new(&batch, Hard, 0.0, Objective::PLAIN),
                     &answer,
                     grad,
                 ),
@@ -162,7 +164,7 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
                     &mut group,
                     id,
                     level,
-                    &Rows::<T, _, true>::new(&batch, Hard, 0.0),
+                    &Rows::<T, _, true>::new(&batch, Hard, 0.0, Objective::PLAIN),
                     &answer,
                     grad,
                 ),
@@ -170,7 +172,7 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
                     &mut group,
                     id,
                     level,
-                    &Rows::<T, _, false>::new(&batch, Hard, 0.0),
+                    &Rows::<T, _, false>::new(&batch, Hard, 0.0, Objective::PLAIN),
                     &answer,
                     grad,
                 ),

@@ -15,7 +15,7 @@ use crate::error::{Error, Result, collected, spelled};
 use crate::math::{Real, quotient};
 use crate::reduce;
 use crate::simd::Input;
-use crate::softmax::few::MOST_CLASSES;
+use crate::softmax::route::MOST_CLASSES;
 
 use Keyword::*;
 
