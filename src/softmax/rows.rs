@@ -28,7 +28,7 @@ use crate::math::{Real, exp::Exp, quotient, times};
 use crate::parallel::driver::Job;
 use crate::reduce::{Sum, Total};
 use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
-use crate::simd::{Input, Kernel, Output, Scratch, Simd, Vector, fence};
+use crate::simd::{Function, Input, Kernel, Output, Scratch, Simd, Vector, fence};
 
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
@@ -260,7 +260,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let chunk = VECTORS * T::LANES;
         for at in part.clone().step_by(chunk) {
             if let Some(waiting) = waiting.filter(|_| GRAD) {
-                waiting.chunk::<C>(s, at);
+                s.function(Chunk::<S, T, C> { emit: waiting, at });
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
                 self.inner::<C, GRAD, SHIFTED>(s, at, sums);
@@ -334,6 +334,19 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         Totals { rest, pivot, distance, coefficient, most }
     }
 
+    /// [`Reduce::row`] under any reference.
+    #[inline(always)]
+    fn shifted_row<C: Coefficients<T, Row<S> = R>, const GRAD: bool>(
+        &mut self,
+        s: S,
+        waiting: &mut Option<Emit<'_, S, T, R>>,
+    ) -> Totals
+    where
+        T: Limits,
+    {
+        s.function(ShiftedRow::<S, T, C, GRAD> { reduce: self, waiting })
+    }
+
     /// Takes the reference from a part's largest logit, if that can be done.
     #[inline(always)]
     fn refer_to(&mut self, s: S, part: Range<usize>) -> bool
@@ -348,6 +361,21 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         self.exp = Exp::new(s, most, self.bias);
         self.reference = T::V::<S>::splat(s, most);
         true
+    }
+}
+
+struct ShiftedRow<'r, 'a, 'e, S: Simd, T: Real, C: Coefficients<T>, const GRAD: bool> {
+    reduce: &'r mut Reduce<'a, S, T, C::Row<S>>,
+    waiting: &'r mut Option<Emit<'e, S, T, C::Row<S>>>,
+}
+
+impl<S: Simd, T: Limits, C: Coefficients<T>, const GRAD: bool> Function<S>
+    for ShiftedRow<'_, '_, '_, S, T, C, GRAD>
+{
+    type Output = Totals;
+    #[inline(always)]
+    fn eval(self, s: S) -> Totals {
+        self.reduce.row::<C, GRAD, true>(s, self.waiting)
     }
 }
 
@@ -391,6 +419,20 @@ impl<S: Simd, T: Real> Sums<S, T> {
 fn tree<S: Simd, T: Real>(x: [T::V<S>; VECTORS]) -> T::V<S> {
     let [a, b, c, d, e, f, g, h] = x;
     a.add(b).add(c.add(d)).add(e.add(f).add(g.add(h)))
+}
+
+/// Emits a chunk.
+struct Chunk<'e, 'a, S: Simd, T: Real, C: Coefficients<T>> {
+    emit: &'e Emit<'a, S, T, C::Row<S>>,
+    at: usize,
+}
+
+impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for Chunk<'_, '_, S, T, C> {
+    type Output = ();
+    #[inline(always)]
+    fn eval(self, s: S) {
+        self.emit.chunk::<C>(s, self.at);
+    }
 }
 
 impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
@@ -483,10 +525,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
 
     /// Emits the whole row.
     #[inline(always)]
-    fn all<C: Coefficients<T>>(&self, s: S) {
+    fn all<C: Coefficients<T, Row<S> = R>>(&self, s: S) {
         let mut at = 0;
         while at < self.grad.len() {
-            self.chunk::<C>(s, at);
+            s.function(Chunk::<S, T, C> { emit: self, at });
             at += VECTORS * T::LANES;
         }
     }
@@ -579,7 +621,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         if reference.to_f64().abs() <= T::OFFSET_LIMIT {
             row.exp = Exp::new(s, reference, row.bias);
             row.reference = T::V::<S>::splat(s, reference);
-            let totals = row.row::<C, GRAD, false>(s, waiting);
+            // A shift of 0 changes no bit.
+            let totals = if S::SPECIALIZED {
+                row.row::<C, GRAD, false>(s, waiting)
+            } else {
+                row.shifted_row::<C, GRAD>(s, waiting)
+            };
             let sum = totals.rest + totals.pivot;
             if sum.is_nan() || (sum <= row.largest && self.is_exact(&row.exp, &totals, reference)) {
                 return Some((totals, row.reference.to_lanes().as_ref()[0]));
@@ -595,7 +642,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         if !C::HARD {
             row.pivot = find(s, row.logits, most);
         }
-        Some((row.row::<C, GRAD, true>(s, waiting), most))
+        Some((row.shifted_row::<C, GRAD>(s, waiting), most))
     }
 
     /// Whether sums under a reference that may be below the largest logit say enough.

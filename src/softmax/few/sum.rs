@@ -49,7 +49,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             sums
         } else {
             let all = 0..batch.classes;
-            if exp.is_shifted(s) {
+            // A shift of 0 changes no bit.
+            if !S::SPECIALIZED || exp.is_shifted(s) {
                 self.sum::<S, true, false>(s, &exp, all, class, reference, columns, ahead, buffers)
             } else {
                 self.sum::<S, false, false>(s, &exp, all, class, reference, columns, ahead, buffers)
