@@ -79,7 +79,6 @@ pub(super) fn with_objective<T: Limits>(batch: &Batch<'_, T>, objective: Objecti
 mod tests {
     use super::*;
     use crate::call::batch::{Indices, Outputs, Target};
-    use crate::call::options::Options;
     use crate::simd::{Input, Output};
 
     #[test]
@@ -100,11 +99,11 @@ mod tests {
                 hess: Some(Output::from_slice(&mut hess)),
                 losses: None,
             };
-            let options = Options::new(0.0, "mean", None, None, vec![]).unwrap();
             let indices = Target::Indices(Indices::U8(Input::from_slice(&target)));
             let logits = Input::from_slice(&logits);
-            let batch =
-                Batch::new(logits, classes, indices, None, None, options, outputs, &[n]).unwrap();
+            let mut batch = Batch::of_rows(logits, classes, indices);
+            batch.outputs = outputs;
+            batch.check(None, &[n]).unwrap();
             let loss = cross_entropy(&batch).unwrap();
             let kept = |x: Vec<f64>| {
                 x.chunks(classes).flat_map(|row| row[..few].to_vec()).collect::<Vec<f64>>()

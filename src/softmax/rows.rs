@@ -994,7 +994,7 @@ mod tests {
     use super::*;
     use crate::call::batch::{Indices, Outputs, Target};
     use crate::call::coefficients::{Even, Hard};
-    use crate::call::options::Options;
+    use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::Level;
 
@@ -1007,15 +1007,16 @@ mod tests {
         (stream, skew): (bool, usize),
     ) -> (f64, Vec<T>) {
         let mut grad = vec![T::from_f64(f64::NAN); logits.len() + skew];
-        let options = Options::new(smoothing, "sum", None, None, vec![-100]).unwrap();
         let output = Output::from_slice(&mut grad).part(skew, logits.len());
         let outputs = Outputs { grad: Some(output), hess: None, losses: None };
         let indices = Target::Indices(Indices::I64(Input::from_slice(target)));
         let classes = logits.len() / target.len();
         let logits = Input::from_slice(logits);
-        let shape = [target.len()];
-        let batch =
-            Batch::new(logits, classes, indices, None, None, options, outputs, &shape).unwrap();
+        let mut batch = Batch::of_rows(logits, classes, indices);
+        batch.options.label_smoothing = smoothing;
+        batch.options.reduction = Reduction::Sum;
+        batch.outputs = outputs;
+        batch.check(None, &[target.len()]).unwrap();
         let job = Rows::<T, C> { stream, ..Rows::new(&batch, c, smoothing, Objective::PLAIN) };
         let loss = run_at(&job, level).unwrap();
         (loss, grad.split_off(skew))

@@ -363,7 +363,7 @@ mod tests {
     use super::*;
     use crate::call::batch::{Indices, Outputs};
     use crate::call::coefficients::{Hard, Plain, Soft};
-    use crate::call::options::Options;
+    use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::{Level, Scratch};
     use crate::softmax::rows::Rows;
@@ -409,7 +409,6 @@ mod tests {
             Target::Indices(Indices::I32(Input::from_slice(&indices)))
         };
         let ignored = if case.soft { vec![] } else { vec![classes as i128] };
-        let options = Options::new(0.0, "sum", None, None, ignored).unwrap();
         let outputs = Outputs { grad: Some(g), hess: None, losses: None };
         let layout = Layout {
             values: Some(place.clone()),
@@ -418,21 +417,13 @@ mod tests {
             hess: None,
             halves: None,
             singles: None,
-            inner: pixels,
         };
         let layout = (!by_rows).then(|| Box::new(layout));
-        let mut batch = Batch::laid_out(
-            (layout, samples),
-            x.as_input(),
-            classes,
-            target,
-            None,
-            None,
-            options,
-            outputs,
-            &[samples],
-        )
-        .unwrap();
+        let mut batch = Batch::of_rows(x.as_input(), classes, target);
+        (batch.layout, batch.samples, batch.outputs) = (layout, samples, outputs);
+        batch.options.reduction = Reduction::Sum;
+        batch.options.ignore_index = ignored.into();
+        batch.check(None, &[samples]).unwrap();
         batch.large = case.large;
         let sum = match (by_rows, case.soft) {
             (true, false) => {
