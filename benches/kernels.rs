@@ -143,39 +143,12 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
         group.throughput(work::<T>(samples * classes, 1 + usize::from(with_grad)));
         for level in Level::available() {
             let id = BenchmarkId::new(kind, level.name());
-            match (classes <= MOST_CLASSES, with_grad) {
-                (true, true) => at(
-                    &mut group,
-                    id,
-                    level,
-                    &Few::<T, Hard, true>::new(&batch, Hard, 0.0, Objective::PLAIN),
-                    &answer,
-                    grad,
-                ),
-                (true, false) => at(
-                    &mut group,
-                    id,
-                    level,
-                    &Few::<T, Hard, false>::new(&batch, Hard, 0.0, Objective::PLAIN),
-                    &answer,
-                    grad,
-                ),
-                (false, true) => at(
-                    &mut group,
-                    id,
-                    level,
-                    &Rows::<T, _, true>::new(&batch, Hard, 0.0, Objective::PLAIN),
-                    &answer,
-                    grad,
-                ),
-                (false, false) => at(
-                    &mut group,
-                    id,
-                    level,
-                    &Rows::<T, _, false>::new(&batch, Hard, 0.0, Objective::PLAIN),
-                    &answer,
-                    grad,
-                ),
+            if classes <= MOST_CLASSES {
+                let job = Few::<T, _>::new(&batch, Hard, 0.0, Objective::PLAIN);
+                at(&mut group, id, level, &job, &answer, grad);
+            } else {
+                let job = Rows::<T, _>::new(&batch, Hard, 0.0, Objective::PLAIN);
+                at(&mut group, id, level, &job, &answer, grad);
             }
         }
     }
