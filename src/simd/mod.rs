@@ -357,7 +357,7 @@ pub fn enter<K: Kernel>(level: Level, kernel: K) -> K::Output {
         // SAFETY: as above.
         Isa::Avx2 => unsafe { avx2::door(kernel) },
         #[cfg(not(xentrs_without = "portable"))]
-        Isa::Portable => kernel.eval(portable::Portable),
+        Isa::Portable => portable::Portable.apart(kernel),
         #[cfg(any(
             xentrs_without = "avx512",
             xentrs_without = "avx2",
