@@ -312,27 +312,4 @@ impl<T: Real> Stored<'_, T> {
             _ => *self,
         }
     }
-
-    /// The coefficients of row `i`.
-    #[inline(always)]
-    pub fn row(&self, i: usize, classes: usize) -> Self {
-        match self {
-            Stored::Soft(soft) => {
-                let probabilities = soft.probabilities.part(i * classes, classes);
-                Stored::Soft(Soft { probabilities, ..*soft })
-            }
-            _ => *self,
-        }
-    }
-
-    /// The coefficients of such a row from class `at` on, 0 outside `lanes`.
-    #[inline(always)]
-    pub fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S> {
-        match self {
-            Stored::Hard => T::V::<S>::splat(s, T::default()),
-            Stored::Even(even) => even.load(s, at, lanes),
-            Stored::Shared(shared) => shared.load(s, at, lanes),
-            Stored::Soft(soft) => soft.load(s, at, lanes),
-        }
-    }
 }

@@ -13,7 +13,7 @@
 //! speed: it runs at most once a block.
 //!
 //! Non-temporal stores must write whole cache lines, wherever the array begins. So the lanes of each
-//! vector are rotated, and a part of the vector waits for the next one ([`Writer`]). Vectors begin where
+//! vector are rotated, and a part of the vector waits for the next one ([`LineWriter`]). Vectors begin where
 //! their block begins: neither sums nor results depend on the arrays' addresses.
 
 use std::ops::Range;
@@ -28,9 +28,13 @@ use crate::simd::{Kernel, Output, Simd, Vector, fence};
 pub trait Elements<T: Real>: Copy {
     /// What is the same for all vectors.
     type Constants<S: Simd>;
+    /// The same arithmetic for the tail, where several of these share one.
+    type Tail: Elements<T>;
 
     /// Makes the constants.
     fn constants<S: Simd>(&self, s: S) -> Self::Constants<S>;
+    /// The arithmetic for the tail.
+    fn tail(&self) -> Self::Tail;
     /// Adds the losses of `N` vectors from element `at` on to the sum, and writes the results that the
     /// call wants. Only the lanes `lanes` count; they are all lanes if `N` is more than one.
     ///
@@ -75,21 +79,21 @@ pub struct LaneResults<T: Real> {
     pub losses: T::Lanes,
 }
 
-/// Where the results of vectors go. The first of gradient and losses may be written by non-temporal
-/// stores.
+/// Where the results of vectors go. The gradient, or without one the losses, may be written by
+/// non-temporal stores.
 pub struct Results<'a, S: Simd, T: Real> {
     at: usize,
-    first: Option<Writer<'a, S, T>>,
     outputs: Outputs<'a, T>,
+    stream: Option<LineWriter<'a, S, T>>,
 }
 
 impl<'a, S: Simd, T: Real> Results<'a, S, T> {
     /// For vectors from element `start` on.
     #[inline(always)]
     fn new(s: S, outputs: Outputs<'a, T>, start: usize, stream: bool) -> Self {
-        let first = outputs.grad.or(outputs.losses);
-        let first = first.map(|array| Writer::<S, T>::new(s, array, start, stream));
-        Results { at: start, first, outputs }
+        let first = outputs.grad.or(outputs.losses).filter(|_| stream);
+        let stream = first.map(|array| LineWriter::<S, T>::new(s, array, start));
+        Results { at: start, outputs, stream }
     }
 
     /// Whether the gradient is written.
@@ -110,44 +114,63 @@ impl<'a, S: Simd, T: Real> Results<'a, S, T> {
         self.outputs.losses.is_some()
     }
 
-    /// Writes the gradient of vector `i`.
+    /// Writes the gradient of `N` vectors, if it is wanted.
     #[inline(always)]
-    pub fn grad(&mut self, i: usize, x: T::V<S>, lanes: u32) {
-        if let Some(writer) = &mut self.first {
-            writer.write_lanes(self.at + i * T::LANES, x, lanes);
-        }
-    }
-
-    /// Writes the diagonal of the Hessian of vector `i`.
-    #[inline(always)]
-    pub fn hess(&self, i: usize, x: T::V<S>, lanes: u32) {
-        if let Some(array) = self.outputs.hess {
-            x.store_lanes(array, self.at + i * T::LANES, lanes);
-        }
-    }
-
-    /// Writes the losses of vector `i`.
-    #[inline(always)]
-    pub fn losses(&mut self, i: usize, x: T::V<S>, lanes: u32) {
-        match self.outputs.losses {
-            Some(array) if self.has_grad() => {
-                x.store_lanes(array, self.at + i * T::LANES, lanes);
+    pub fn grad<const N: usize>(&mut self, vectors: [T::V<S>; N], lanes: u32) {
+        match &mut self.stream {
+            Some(writer) => {
+                for (i, x) in vectors.into_iter().enumerate() {
+                    writer.write_lanes(self.at + i * T::LANES, x, lanes);
+                }
             }
-            // Without a gradient the losses are the first.
-            Some(_) => self.grad(i, x, lanes),
-            None => {}
+            None => self.store(self.outputs.grad, vectors, lanes),
+        }
+    }
+
+    /// Writes the diagonal of the Hessian of `N` vectors, if it is wanted.
+    #[inline(always)]
+    pub fn hess<const N: usize>(&self, vectors: [T::V<S>; N], lanes: u32) {
+        self.store(self.outputs.hess, vectors, lanes);
+    }
+
+    /// Writes the losses of `N` vectors, if they are wanted.
+    #[inline(always)]
+    pub fn losses<const N: usize>(&mut self, vectors: [T::V<S>; N], lanes: u32) {
+        if self.stream.is_some() && !self.has_grad() {
+            self.grad(vectors, lanes);
+        } else {
+            self.store(self.outputs.losses, vectors, lanes);
+        }
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(
+        &self,
+        array: Option<Output<'_, T>>,
+        vectors: [T::V<S>; N],
+        lanes: u32,
+    ) {
+        let Some(array) = array else { return };
+        for (i, x) in vectors.into_iter().enumerate() {
+            let at = self.at + i * T::LANES;
+            if N > 1 || lanes == T::ALL {
+                x.store(array, at);
+            } else {
+                x.store_lanes(array, at, lanes);
+            }
         }
     }
 
     #[inline(always)]
     fn finish(self) {
-        if let Some(writer) = self.first {
+        if let Some(writer) = self.stream {
             writer.finish();
         }
     }
 }
 
 /// Some elements of a job; they are computed in blocks.
+#[derive(Clone, Copy)]
 pub struct Map<'a, E, T> {
     /// The arithmetic.
     pub elements: E,
@@ -225,13 +248,15 @@ impl<T: Real, E: Elements<T>> Map<'_, E, T> {
     /// Computes the last elements of a block, whose sum is that of those before them.
     #[inline(always)]
     fn tail<S: Simd>(&self, s: S, range: Range<usize>, sum: Sum<S, T>, wide: bool) -> f64 {
-        s.apart(Tail { map: self, range, sum: sum.to_lanes(), wide })
+        let Map { outputs, stream, .. } = *self;
+        let map = Map { elements: self.elements.tail(), outputs, stream };
+        s.apart(Tail { map, range, sum: sum.to_lanes(), wide })
     }
 }
 
 /// The last elements of a block, vector by vector.
-struct Tail<'a, 'b, E, T: Real> {
-    map: &'b Map<'a, E, T>,
+struct Tail<'a, E, T: Real> {
+    map: Map<'a, E, T>,
     range: Range<usize>,
     /// The sum of the losses before them.
     sum: [T::Lanes; 2],
@@ -239,7 +264,7 @@ struct Tail<'a, 'b, E, T: Real> {
     wide: bool,
 }
 
-impl<T: Real, E: Elements<T>> Kernel for Tail<'_, '_, E, T> {
+impl<T: Real, E: Elements<T>> Kernel for Tail<'_, E, T> {
     type Output = f64;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> f64 {
@@ -279,10 +304,10 @@ impl<T: Real, E: Elements<T>> Kernel for Tail<'_, '_, E, T> {
             let [grad, hess, losses] =
                 [own.grad, own.hess, own.losses].map(|x| T::V::<S>::from_lanes(s, x));
             if results.has_grad() {
-                results.grad(0, grad, lanes);
+                results.grad([grad], lanes);
             }
-            results.hess(0, hess, lanes);
-            results.losses(0, losses, lanes);
+            results.hess([hess], lanes);
+            results.losses([losses], lanes);
             results.at += T::LANES;
         }
         results.finish();
@@ -291,10 +316,9 @@ impl<T: Real, E: Elements<T>> Kernel for Tail<'_, '_, E, T> {
     }
 }
 
-/// Writes vectors one after the other; if `stream`, by non-temporal stores of whole cache lines.
-struct Writer<'a, S: Simd, T: Real> {
+/// Writes vectors one after the other, by non-temporal stores of whole cache lines.
+struct LineWriter<'a, S: Simd, T: Real> {
     array: Output<'a, T>,
-    stream: bool,
     /// How many lanes of a vector belong to the cache line that the vector before it began, at least one.
     head: usize,
     /// The permutation that puts the lanes of a new line first...
@@ -307,11 +331,11 @@ struct Writer<'a, S: Simd, T: Real> {
     start: usize,
 }
 
-impl<'a, S: Simd, T: Real> Writer<'a, S, T> {
+impl<'a, S: Simd, T: Real> LineWriter<'a, S, T> {
     /// For vectors from number `start` of the array on.
     #[inline(always)]
-    fn new(s: S, array: Output<'a, T>, start: usize, stream: bool) -> Self {
-        let unaligned = if stream { array.part(start, 0).unaligned() % T::LANES } else { 0 };
+    fn new(s: S, array: Output<'a, T>, start: usize) -> Self {
+        let unaligned = array.part(start, 0).unaligned() % T::LANES;
         let head = if unaligned == 0 { T::LANES } else { unaligned };
         let mut rotation = T::V::<S>::splat(s, T::default()).to_lanes();
         for (i, lane) in rotation.as_mut().iter_mut().enumerate() {
@@ -319,15 +343,12 @@ impl<'a, S: Simd, T: Real> Writer<'a, S, T> {
         }
         let rotation = T::V::<S>::from_lanes(s, rotation);
         let others = T::V::<S>::mask(s, T::ALL & !lanes_from::<T>(T::LANES - head));
-        Writer { array, stream, head, rotation, others, last: rotation, end: start, start }
+        LineWriter { array, head, rotation, others, last: rotation, end: start, start }
     }
 
     /// Writes the vector at `at`, where the one before it ended.
     #[inline(always)]
     fn write(&mut self, at: usize, x: T::V<S>) {
-        if !self.stream {
-            return x.store(self.array, at);
-        }
         let rotated = x.permute(self.rotation);
         if at == self.start {
             x.store_lanes(self.array, at, lanes_from::<T>(self.head));

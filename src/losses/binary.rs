@@ -215,14 +215,21 @@ impl<S: Simd, T: Real> Constants<S, T> {
 
 /// The arithmetic of a sum without weights and smoothing. [`Weighted`] computes losses that are not
 /// summed: there, a weight that is a power of two changes their exponents only.
+///
+/// Without the gradient, `GRAD` is false: the registers that it would need make a tenth of the time.
 #[derive(Clone, Copy)]
-struct Unweighted<'a, 'b, T> {
+struct Unweighted<'a, 'b, T, const GRAD: bool> {
     binary: &'b Binary<'a, T>,
     divisor: f64,
 }
 
-impl<T: Real> Elements<T> for Unweighted<'_, '_, T> {
+impl<'a, 'b, T: Real, const GRAD: bool> Elements<T> for Unweighted<'a, 'b, T, GRAD> {
     type Constants<S: Simd> = Constants<S, T>;
+    type Tail = Unweighted<'a, 'b, T, true>;
+
+    fn tail(&self) -> Self::Tail {
+        Unweighted { binary: self.binary, divisor: self.divisor }
+    }
 
     #[inline(always)]
     fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
@@ -262,29 +269,35 @@ impl<T: Real> Elements<T> for Unweighted<'_, '_, T> {
             z[i] = constants.exp.of_below(s, x[i].bits_or(minus));
         }
         if beyond::<S, T>(s, linear) != 0 {
-            // An infinite logit may have the slope 0.
+            // An infinite logit may have the slope 0. Loaded again, logits take no registers before.
             linear = zero;
-            for i in 0..N {
-                let product = T::V::<S>::select(slope[i].eq(zero), zero, x[i].mul(slope[i]));
+            let labels = labels.load::<S, N>(s, at, lanes);
+            for (i, label) in labels.into_iter().enumerate() {
+                let x = load_lanes(s, logits, at + i * T::LANES, lanes);
+                let slope = T::V::<S>::select(zero.lt(x), one, zero).sub(label);
+                let product = T::V::<S>::select(slope.eq(zero), zero, x.mul(slope));
                 linear = linear.add(product);
             }
             if checks && beyond::<S, T>(s, linear) != 0 {
                 return false;
             }
         }
-        if results.has_grad() {
+        if GRAD && results.has_grad() {
+            let mut grad = [zero; N];
             for i in 0..N {
                 let part = z[i].div(one.add(z[i]));
                 let (above, below) = (slope[i].sub(part), slope[i].add(part));
                 let difference = T::V::<S>::select(zero.lt(x[i]), above, below);
-                results.grad(i, times::<S, T>(difference, constants.inverse), lanes);
+                grad[i] = times::<S, T>(difference, constants.inverse);
             }
+            results.grad(grad, lanes);
         }
-        if results.has_hess() {
-            for (i, &z) in z.iter().enumerate() {
-                let hess = z.mul(square::<S, T>(s, z));
-                results.hess(i, times::<S, T>(hess, constants.inverse), lanes);
+        if GRAD && results.has_hess() {
+            let mut hess = [zero; N];
+            for i in 0..N {
+                hess[i] = times::<S, T>(z[i].mul(square::<S, T>(s, z[i])), constants.inverse);
             }
+            results.hess(hess, lanes);
         }
         sum.add_positive(linear.add(log1p::<S, T>(s, odds::<S, T, N>(s, z, lanes))));
         true
@@ -334,6 +347,11 @@ struct Weighted<'a, 'b, T> {
 
 impl<T: Real> Elements<T> for Weighted<'_, '_, T> {
     type Constants<S: Simd> = Constants<S, T>;
+    type Tail = Self;
+
+    fn tail(&self) -> Self {
+        *self
+    }
 
     #[inline(always)]
     fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
@@ -395,30 +413,34 @@ impl<T: Real> Elements<T> for Weighted<'_, '_, T> {
         if checks && beyond::<S, T>(s, sum.high()) != 0 {
             return false;
         }
-        if results.has_grad() {
-            for i in 0..N {
-                let z = biased[i].mul(splat!(UNBIAS));
+        let (has_grad, has_hess) = (results.has_grad(), results.has_hess());
+        let (mut grad, mut hess) = ([zero; N], [zero; N]);
+        for i in 0..N {
+            let z = biased[i].mul(splat!(UNBIAS));
+            if has_grad {
                 let above = zero.lt(x[i]);
                 let other = T::V::<S>::select(above, v[i], u[i]);
                 let other = other.mul(biased[i]).mul(splat!(UNBIAS));
                 let top = T::V::<S>::select(above, u[i].sub(other), other.sub(v[i]));
-                let grad = times::<S, T>(top.div(one.add(z)), constants.inverse);
-                results.grad(i, T::V::<S>::select(nothing[i], zero, grad), lanes);
+                let whole = times::<S, T>(top.div(one.add(z)), constants.inverse);
+                grad[i] = T::V::<S>::select(nothing[i], zero, whole);
             }
-        }
-        if results.has_hess() {
-            for i in 0..N {
-                let z = biased[i].mul(splat!(UNBIAS));
+            if has_hess {
                 let all = u[i].add(v[i]).mul(biased[i]).mul(splat!(UNBIAS));
                 let all = times::<S, T>(all.mul(square::<S, T>(s, z)), constants.inverse);
-                results.hess(i, T::V::<S>::select(nothing[i], zero, all), lanes);
+                hess[i] = T::V::<S>::select(nothing[i], zero, all);
             }
         }
         if results.has_losses() {
-            for (i, loss) in losses.into_iter().enumerate() {
-                results.losses(i, loss.div(constants.divisor), lanes);
+            for loss in &mut losses {
+                *loss = loss.div(constants.divisor);
             }
+            results.losses(losses, lanes);
         }
+        if has_grad {
+            results.grad(grad, lanes);
+        }
+        results.hess(hess, lanes);
         true
     }
 
@@ -704,10 +726,14 @@ type Here<'a> = (Level, &'a mut [f64]);
 
 /// The sum of the losses, or 0 where they are done `here`.
 fn run<T: Real>(binary: &Binary<'_, T>, divisor: f64, here: Option<Here<'_>>) -> Checked<f64> {
-    if binary.is_plain(divisor) {
-        Logits::<_, _, VECTORS>::new(binary, Unweighted { binary, divisor }).run(here)
-    } else {
+    if !binary.is_plain(divisor) {
         Logits::<_, _, WEIGHTED>::new(binary, Weighted { binary, divisor }).run(here)
+    } else if binary.outputs.grad.is_some() {
+        let elements = Unweighted::<_, true> { binary, divisor };
+        Logits::<_, _, VECTORS>::new(binary, elements).run(here)
+    } else {
+        let elements = Unweighted::<_, false> { binary, divisor };
+        Logits::<_, _, VECTORS>::new(binary, elements).run(here)
     }
 }
 
@@ -776,8 +802,10 @@ mod tests {
             options: Options::new(0.0, "sum", None, None, vec![]).unwrap(),
             outputs: Outputs { grad: Some(array), hess: None, losses: None },
         };
-        let mut job =
-            Logits::<_, _, VECTORS>::new(&binary, Unweighted { binary: &binary, divisor: 1.0 });
+        let mut job = Logits::<_, _, VECTORS>::new(
+            &binary,
+            Unweighted::<_, true> { binary: &binary, divisor: 1.0 },
+        );
         job.map.stream = stream;
         let loss = run_at(&job, level);
         (loss.unwrap(), grad.split_off(skew))

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{AHEAD, BLOCK, Classes, block_of, block_rows, term};
 use crate::call::batch::{Batch, IGNORED, Outputs};
-use crate::call::coefficients::Stored;
+use crate::call::coefficients::{Even, RowCoefficients, Shared, Soft, Stored};
 use crate::elements::{Elements, LaneResults, Map, Results, beyond};
 use crate::math::{
     Real,
@@ -13,8 +13,8 @@ use crate::math::{
 };
 use crate::parallel::driver::Job;
 use crate::reduce::Sum;
-use crate::simd::slices::load_lanes;
-use crate::simd::{Input, Simd, Vector, fence};
+use crate::simd::slices::{fill, load_lanes};
+use crate::simd::{Input, Scratch, Simd, Vector, fence};
 use crate::tiles::Plan;
 
 /// The job of a batch.
@@ -39,10 +39,75 @@ impl<T: Real> Plan<T> for WeighedRowsPlan<'_, T> {
     }
 }
 
+/// How the coefficients of a row's classes are read.
+trait ReadRow<T: Real>: Copy {
+    /// Those of row `i`.
+    fn row(self, i: usize, classes: usize) -> Self;
+    /// Those of the row from class `at` on, 0 outside `lanes`.
+    fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S>;
+}
+
+/// Coefficients that lie in memory as they are: for each row its own, or for all the same.
+#[derive(Clone, Copy)]
+struct InMemory<'a, T> {
+    numbers: Input<'a, T>,
+    same: bool,
+}
+
+impl<T: Real> ReadRow<T> for InMemory<'_, T> {
+    #[inline(always)]
+    fn row(self, i: usize, classes: usize) -> Self {
+        let at = if self.same { 0 } else { i * classes };
+        InMemory { numbers: self.numbers.part(at, classes), ..self }
+    }
+    #[inline(always)]
+    fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S> {
+        load_lanes(s, self.numbers, at, lanes)
+    }
+}
+
+impl<T: Real> ReadRow<T> for Soft<'_, T> {
+    #[inline(always)]
+    fn row(self, i: usize, classes: usize) -> Self {
+        Soft { probabilities: self.probabilities.part(i * classes, classes), ..self }
+    }
+    #[inline(always)]
+    fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S> {
+        RowCoefficients::<S, T>::load(self, s, at, lanes)
+    }
+}
+
 impl<T: Real> WeighedRows<'_, '_, T> {
+    /// Computes some blocks; see [`Job::run`].
+    #[inline(always)]
+    fn rows<S: Simd>(
+        &self,
+        s: S,
+        blocks: Range<usize>,
+        sums: &mut [f64],
+        coefficients: impl ReadRow<T>,
+    ) {
+        let mut classes = [0; BLOCK];
+        for (i, sum) in blocks.zip(sums) {
+            let rows = block_of(i, self.batch.samples, self.batch.classes);
+            let classes = &mut classes[..rows.len()];
+            s.apart(Classes { batch: self.batch, start: rows.start, classes });
+            for (row, &mut class) in rows.zip(classes) {
+                let loss = self.row(s, row, class, coefficients);
+                *sum += loss;
+                if let Some(losses) = self.batch.outputs.losses {
+                    losses.set(row, T::from_f64(loss / self.batch.divisor));
+                }
+            }
+        }
+        if self.stream {
+            fence();
+        }
+    }
+
     /// The loss of a row, weighted; its gradient and Hessian written.
     #[inline(always)]
-    fn row<S: Simd>(&self, s: S, row: usize, class: usize) -> f64 {
+    fn row<S: Simd>(&self, s: S, row: usize, class: usize, all: impl ReadRow<T>) -> f64 {
         let batch = self.batch;
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let [grad, hess] = outputs.map(|array| array.map(|array| batch.rows(array, row, 1)));
@@ -55,7 +120,7 @@ impl<T: Real> WeighedRows<'_, '_, T> {
         let values = batch.values.part(row * batch.classes, batch.classes);
         let sample = batch.sample_factor(row);
         let scale = sample / batch.divisor;
-        let coefficients = self.coefficients.row(row, batch.classes);
+        let coefficients = all.row(row, batch.classes);
         let terms = Terms { batch, coefficients, row, values, scale };
         let constants = terms.constants(s);
         let mut loss = 0.0;
@@ -65,7 +130,7 @@ impl<T: Real> WeighedRows<'_, '_, T> {
             let weight = batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
             let coefficient = (1.0 - batch.options.label_smoothing) * weight;
             let p = values.get(class).to_f64() + 0.0;
-            let other = self.coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
+            let other = coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
             let both = coefficient + other;
             if coefficient != 0.0 {
                 loss -= coefficient * log_scalar(s, p);
@@ -90,16 +155,21 @@ impl<T: Real> WeighedRows<'_, '_, T> {
 
 /// The terms of a row, but for that of a true class.
 #[derive(Clone, Copy)]
-struct Terms<'a, 'b, T> {
+struct Terms<'a, 'b, T, C> {
     batch: &'b Batch<'a, T>,
-    coefficients: Stored<'b, T>,
+    coefficients: C,
     row: usize,
     values: Input<'a, T>,
     scale: f64,
 }
 
-impl<T: Real> Elements<T> for Terms<'_, '_, T> {
+impl<T: Real, C: ReadRow<T>> Elements<T> for Terms<'_, '_, T, C> {
     type Constants<S: Simd> = T::V<S>;
+    type Tail = Self;
+
+    fn tail(&self) -> Self {
+        *self
+    }
 
     #[inline(always)]
     fn constants<S: Simd>(&self, s: S) -> Self::Constants<S> {
@@ -119,6 +189,7 @@ impl<T: Real> Elements<T> for Terms<'_, '_, T> {
         checks: bool,
     ) -> bool {
         let zero = T::V::<S>::splat(s, T::default());
+        let (mut grad, mut hess) = ([zero; N], [zero; N]);
         for i in 0..N {
             let at = at + i * T::LANES;
             self.values.prefetch(at + AHEAD / size_of::<T>());
@@ -132,12 +203,15 @@ impl<T: Real> Elements<T> for Terms<'_, '_, T> {
             }
             sum.add(zero.sub(term));
             if results.has_grad() {
-                let g = T::V::<S>::select(none, zero, t.mul(*minus_scale).div(p));
-                results.grad(i, g, lanes);
+                grad[i] = T::V::<S>::select(none, zero, t.mul(*minus_scale).div(p));
                 if results.has_hess() {
-                    results.hess(i, T::V::<S>::select(none, zero, zero.sub(g).div(p)), lanes);
+                    hess[i] = T::V::<S>::select(none, zero, zero.sub(grad[i]).div(p));
                 }
             }
+        }
+        if results.has_grad() {
+            results.grad(grad, lanes);
+            results.hess(hess, lanes);
         }
         true
     }
@@ -170,21 +244,28 @@ impl<T: Real> Job for WeighedRows<'_, '_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
-        let mut classes = [0; BLOCK];
-        for (i, sum) in blocks.zip(sums) {
-            let rows = block_of(i, self.batch.samples, self.batch.classes);
-            let classes = &mut classes[..rows.len()];
-            s.apart(Classes { batch: self.batch, start: rows.start, classes });
-            for (row, &mut class) in rows.zip(classes) {
-                let loss = self.row(s, row, class);
-                *sum += loss;
-                if let Some(losses) = self.batch.outputs.losses {
-                    losses.set(row, T::from_f64(loss / self.batch.divisor));
-                }
+        match self.coefficients {
+            Stored::Soft(soft) if soft.weight.is_some() || soft.smoothing.is_some() => {
+                self.rows(s, blocks, sums, soft);
+            }
+            other => {
+                let mut even = None;
+                let (numbers, same) = match other {
+                    Stored::Soft(soft) => (soft.probabilities, false),
+                    Stored::Shared(Shared(weights)) => (weights, true),
+                    Stored::Even(Even(x)) => (filled(s, &mut even, self.batch.classes, x), true),
+                    Stored::Hard => (filled(s, &mut even, self.batch.classes, T::default()), true),
+                };
+                self.rows(s, blocks, sums, InMemory { numbers, same });
             }
         }
-        if self.stream {
-            fence();
-        }
     }
+}
+
+/// A buffer of `n` equal numbers.
+#[inline(always)]
+fn filled<S: Simd, T: Real>(s: S, buffer: &mut Option<Scratch<T>>, n: usize, x: T) -> Input<'_, T> {
+    let buffer = buffer.insert(Scratch::uncleared(n));
+    fill(s, buffer.output(), x, false);
+    buffer.input()
 }

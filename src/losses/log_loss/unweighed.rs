@@ -69,6 +69,11 @@ pub struct Constants<S: Simd, T: Real> {
 
 impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
     type Constants<S: Simd> = Constants<S, T>;
+    type Tail = Self;
+
+    fn tail(&self) -> Self {
+        *self
+    }
 
     #[inline(always)]
     fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
@@ -116,13 +121,14 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
             }
             sum.add(total);
             if results.has_grad() {
+                let mut grad = [zero; N];
                 for i in 0..N {
                     // Adding 0 makes a -0 a 0.
-                    let grad = t[i].mul_add(constants.minus_scale, zero).div(p[i]);
-                    results.grad(i, grad, lanes);
-                    if results.has_hess() {
-                        results.hess(i, zero.sub(grad).div(p[i]), lanes);
-                    }
+                    grad[i] = t[i].mul_add(constants.minus_scale, zero).div(p[i]);
+                }
+                results.grad(grad, lanes);
+                if results.has_hess() {
+                    results.hess(hessians::<S, T, N>(s, grad, p), lanes);
                 }
             }
             return true;
@@ -141,15 +147,16 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
             sum.add(term);
         }
         if results.has_grad() {
+            let mut grad = [zero; N];
             for i in 0..N {
                 let none = t[i].eq(zero);
-                let grad = t[i].mul(constants.minus_scale).div(p[i]);
-                let grad = T::V::<S>::select(none, zero, grad);
-                results.grad(i, grad, lanes);
-                if results.has_hess() {
-                    let p = T::V::<S>::select(none, one, p[i]);
-                    results.hess(i, zero.sub(grad).div(p), lanes);
-                }
+                grad[i] = t[i].mul(constants.minus_scale).div(p[i]);
+                grad[i] = T::V::<S>::select(none, zero, grad[i]);
+                p[i] = T::V::<S>::select(none, one, p[i]);
+            }
+            results.grad(grad, lanes);
+            if results.has_hess() {
+                results.hess(hessians::<S, T, N>(s, grad, p), lanes);
             }
         }
         true
@@ -164,6 +171,19 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
         }
         sum
     }
+}
+
+/// The diagonal of the Hessian, from the gradient.
+#[inline(always)]
+fn hessians<S: Simd, T: Real, const N: usize>(
+    s: S,
+    mut grad: [T::V<S>; N],
+    p: [T::V<S>; N],
+) -> [T::V<S>; N] {
+    for i in 0..N {
+        grad[i] = T::V::<S>::splat(s, T::default()).sub(grad[i]).div(p[i]);
+    }
+    grad
 }
 
 impl<T: Real> Job for Unweighed<'_, '_, T> {
