@@ -51,8 +51,9 @@ pub trait Elements<T: Real>: Copy {
         checks: bool,
     ) -> bool;
     /// The sum in float64 of the losses `lanes` of the vector at `at`, which are beyond [`limit`]. Corrects
-    /// the results of these lanes where vectors have no room for them.
-    fn wide(&self, at: usize, lanes: u32, results: &mut LaneResults<T>) -> f64;
+    /// the results of these lanes, number `i` of `results` being lane `i`, where vectors have no room for
+    /// them.
+    fn wide(&self, at: usize, lanes: u32, results: Outputs<'_, T>) -> f64;
 }
 
 /// Magnitudes below which vectors have room for sums of losses, and for the terms of a result.
@@ -66,17 +67,6 @@ pub fn limit<S: Simd, T: Real>(s: S) -> T::V<S> {
 #[inline(always)]
 pub fn beyond<S: Simd, T: Real>(s: S, losses: T::V<S>) -> u32 {
     T::ALL & !T::V::<S>::lanes(losses.abs().lt(limit::<S, T>(s)))
-}
-
-/// The results of one vector, as arrays.
-#[derive(Clone, Copy)]
-pub struct LaneResults<T: Real> {
-    /// The gradient.
-    pub grad: T::Lanes,
-    /// The diagonal of the Hessian.
-    pub hess: T::Lanes,
-    /// The single losses.
-    pub losses: T::Lanes,
 }
 
 /// Where the results of vectors go. The gradient, or without one the losses, may be written by
@@ -275,39 +265,43 @@ impl<T: Real, E: Elements<T>> Kernel for Tail<'_, E, T> {
         let mut total = Total::default();
         let mut results = Results::new(s, *outputs, range.start, self.map.stream);
         let zeros = T::V::<S>::splat(s, T::default()).to_lanes();
-        let mut own: LaneResults<T> = LaneResults { grad: zeros, hess: zeros, losses: zeros };
+        let mut lanes_of = [zeros; 3];
+        let [grad, hess, losses] = &mut lanes_of;
+        let own = Outputs {
+            grad: outputs.grad.map(|_| Output::from_slice(grad.as_mut())),
+            hess: outputs.hess.map(|_| Output::from_slice(hess.as_mut())),
+            losses: outputs.losses.map(|_| Output::from_slice(losses.as_mut())),
+        };
+        let mut own_results = Results::new(s, own, 0, false);
         while results.at < range.end {
             let at = results.at;
             let lanes = lanes_from::<T>(range.end - at);
             let mut next = if wide { Sum::new(s) } else { sum };
-            // Results are corrected before they may take the place of an input.
-            let LaneResults::<T> { grad, hess, losses } = &mut own;
-            let here = Outputs {
-                grad: outputs.grad.map(|_| Output::from_slice(grad.as_mut())),
-                hess: outputs.hess.map(|_| Output::from_slice(hess.as_mut())),
-                losses: outputs.losses.map(|_| Output::from_slice(losses.as_mut())),
-            };
-            let mut here = Results::new(s, here, 0, false);
-            if !elements.vectors::<S, 1>(s, &constants, at, lanes, &mut next, &mut here, !wide) {
+            // Where losses are too large, results are corrected before they may take an input's place.
+            let to = if wide { &mut own_results } else { &mut results };
+            if !elements.vectors::<S, 1>(s, &constants, at, lanes, &mut next, to, !wide) {
                 wide = true;
                 continue;
             }
             if wide {
                 let large = beyond::<S, T>(s, next.high()) & lanes;
                 if large != 0 {
-                    total.add(elements.wide(at, large, &mut own));
+                    total.add(elements.wide(at, large, own));
                 }
                 total.add(next.total_without(s, large));
+                let load = |array: Output<'_, T>| [T::V::<S>::load(s, array.as_input(), 0)];
+                if let Some(grad) = own.grad {
+                    results.grad(load(grad), lanes);
+                }
+                if let Some(hess) = own.hess {
+                    results.hess(load(hess), lanes);
+                }
+                if let Some(losses) = own.losses {
+                    results.losses(load(losses), lanes);
+                }
             } else {
                 sum = next;
             }
-            let [grad, hess, losses] =
-                [own.grad, own.hess, own.losses].map(|x| T::V::<S>::from_lanes(s, x));
-            if results.has_grad() {
-                results.grad([grad], lanes);
-            }
-            results.hess([hess], lanes);
-            results.losses([losses], lanes);
             results.at += T::LANES;
         }
         results.finish();

@@ -30,7 +30,7 @@ use crate::simd::slices::load_lanes;
 use crate::simd::{Input, Level, Output, Scratch, Simd, Vector};
 
 use super::{AHEAD, reduced};
-use crate::elements::{Elements, LaneResults, Map, Results, beyond};
+use crate::elements::{Elements, Map, Results, beyond};
 
 /// Whether the output of a loss is written past the caches: where it would not be read from them
 /// soon, and does not take the input's place.
@@ -303,7 +303,7 @@ impl<'a, 'b, T: Real, const GRAD: bool> Elements<T> for Unweighted<'a, 'b, T, GR
         true
     }
 
-    fn wide(&self, at: usize, lanes: u32, results: &mut LaneResults<T>) -> f64 {
+    fn wide(&self, at: usize, lanes: u32, results: Outputs<'_, T>) -> f64 {
         self.binary.wide(self.divisor, (at, lanes), results)
     }
 }
@@ -338,19 +338,19 @@ fn square<S: Simd, T: Real>(s: S, z: T::V<S>) -> T::V<S> {
     square.mul(T::V::<S>::splat(s, T::from_f64(-2.0))).mul_add(lost, square)
 }
 
-/// The arithmetic with whatever options there are.
+/// The arithmetic with whatever options there are. Without the Hessian, `HESS` is false, for the same reason.
 #[derive(Clone, Copy)]
-struct Weighted<'a, 'b, T> {
+struct Weighted<'a, 'b, T, const HESS: bool> {
     binary: &'b Binary<'a, T>,
     divisor: f64,
 }
 
-impl<T: Real> Elements<T> for Weighted<'_, '_, T> {
+impl<'a, 'b, T: Real, const HESS: bool> Elements<T> for Weighted<'a, 'b, T, HESS> {
     type Constants<S: Simd> = Constants<S, T>;
-    type Tail = Self;
+    type Tail = Weighted<'a, 'b, T, true>;
 
-    fn tail(&self) -> Self {
-        *self
+    fn tail(&self) -> Self::Tail {
+        Weighted { binary: self.binary, divisor: self.divisor }
     }
 
     #[inline(always)]
@@ -413,7 +413,7 @@ impl<T: Real> Elements<T> for Weighted<'_, '_, T> {
         if checks && beyond::<S, T>(s, sum.high()) != 0 {
             return false;
         }
-        let (has_grad, has_hess) = (results.has_grad(), results.has_hess());
+        let (has_grad, has_hess) = (results.has_grad(), HESS && results.has_hess());
         let (mut grad, mut hess) = ([zero; N], [zero; N]);
         for i in 0..N {
             let z = biased[i].mul(splat!(UNBIAS));
@@ -440,11 +440,13 @@ impl<T: Real> Elements<T> for Weighted<'_, '_, T> {
         if has_grad {
             results.grad(grad, lanes);
         }
-        results.hess(hess, lanes);
+        if has_hess {
+            results.hess(hess, lanes);
+        }
         true
     }
 
-    fn wide(&self, at: usize, lanes: u32, results: &mut LaneResults<T>) -> f64 {
+    fn wide(&self, at: usize, lanes: u32, results: Outputs<'_, T>) -> f64 {
         self.binary.wide(self.divisor, (at, lanes), results)
     }
 }
@@ -453,7 +455,7 @@ impl<T: Real> Binary<'_, T> {
     /// See [`Elements::wide`].
     #[cold]
     #[inline(never)]
-    fn wide(&self, divisor: f64, (at, lanes): (usize, u32), results: &mut LaneResults<T>) -> f64 {
+    fn wide(&self, divisor: f64, (at, lanes): (usize, u32), results: Outputs<'_, T>) -> f64 {
         let smoothing = self.options.label_smoothing;
         let number = |numbers: &Option<Periodic<'_, T>>, at: usize| {
             numbers.as_ref().map_or(1.0, |numbers| numbers.number(at))
@@ -479,9 +481,11 @@ impl<T: Real> Binary<'_, T> {
             let grad = if x > 0.0 { grad } else { -grad };
             let hess = (u + v) * z / (1.0 + z) / (1.0 + z);
             let [grad, hess, loss] = [grad, hess, loss].map(|x| T::from_f64(x / divisor));
-            results.grad.as_mut()[lane] = grad;
-            results.hess.as_mut()[lane] = hess;
-            results.losses.as_mut()[lane] = loss;
+            for (array, x) in [(results.grad, grad), (results.hess, hess), (results.losses, loss)] {
+                if let Some(array) = array {
+                    array.set(lane, x);
+                }
+            }
         }
         sum
     }
@@ -726,14 +730,17 @@ type Here<'a> = (Level, &'a mut [f64]);
 
 /// The sum of the losses, or 0 where they are done `here`.
 fn run<T: Real>(binary: &Binary<'_, T>, divisor: f64, here: Option<Here<'_>>) -> Checked<f64> {
-    if !binary.is_plain(divisor) {
-        Logits::<_, _, WEIGHTED>::new(binary, Weighted { binary, divisor }).run(here)
-    } else if binary.outputs.grad.is_some() {
-        let elements = Unweighted::<_, true> { binary, divisor };
-        Logits::<_, _, VECTORS>::new(binary, elements).run(here)
-    } else {
-        let elements = Unweighted::<_, false> { binary, divisor };
-        Logits::<_, _, VECTORS>::new(binary, elements).run(here)
+    macro_rules! run {
+        ($n:ident, $elements:expr) => {
+            Logits::<_, _, $n>::new(binary, $elements).run(here)
+        };
+    }
+    let (grad, hess) = (binary.outputs.grad.is_some(), binary.outputs.hess.is_some());
+    match (binary.is_plain(divisor), grad, hess) {
+        (true, true, _) => run!(VECTORS, Unweighted::<_, true> { binary, divisor }),
+        (true, false, _) => run!(VECTORS, Unweighted::<_, false> { binary, divisor }),
+        (false, _, true) => run!(WEIGHTED, Weighted::<_, true> { binary, divisor }),
+        (false, _, false) => run!(WEIGHTED, Weighted::<_, false> { binary, divisor }),
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{AHEAD, BLOCK, Classes, block_of, block_rows, term};
 use crate::call::batch::{Batch, IGNORED, Outputs};
 use crate::call::coefficients::{Even, RowCoefficients, Shared, Soft, Stored};
-use crate::elements::{Elements, LaneResults, Map, Results, beyond};
+use crate::elements::{Elements, Map, Results, beyond};
 use crate::math::{
     Real,
     log::{log, log_scalar},
@@ -219,7 +219,7 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for Terms<'_, '_, T, C> {
     /// Products may be too large for their type.
     #[cold]
     #[inline(never)]
-    fn wide(&self, at: usize, lanes: u32, _: &mut LaneResults<T>) -> f64 {
+    fn wide(&self, at: usize, lanes: u32, _: Outputs<'_, T>) -> f64 {
         let mut sum = 0.0;
         for at in (0..T::LANES).filter(|i| lanes >> i & 1 != 0).map(|i| at + i) {
             let t = self.batch.coefficient(self.row, at);

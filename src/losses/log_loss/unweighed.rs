@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::checks::{Interval, search};
 use super::{AHEAD, BLOCK, block_rows, term};
-use crate::call::batch::{Batch, Target};
-use crate::elements::{Elements, LaneResults, Map, Results, beyond};
+use crate::call::batch::{Batch, Outputs, Target};
+use crate::elements::{Elements, Map, Results, beyond};
 use crate::error::Result;
 use crate::math::{
     Real,
@@ -164,7 +164,7 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
 
     #[cold]
     #[inline(never)]
-    fn wide(&self, at: usize, lanes: u32, _: &mut LaneResults<T>) -> f64 {
+    fn wide(&self, at: usize, lanes: u32, _: Outputs<'_, T>) -> f64 {
         let mut sum = 0.0;
         for at in (0..T::LANES).filter(|i| lanes >> i & 1 != 0).map(|i| at + i) {
             sum += term(self.target.get(at).to_f64(), self.batch.values.get(at).to_f64());
