@@ -30,6 +30,8 @@ pub trait Elements<T: Real>: Copy {
     type Constants<S: Simd>;
     /// The same arithmetic for the tail, where several of these share one.
     type Tail: Elements<T>;
+    /// Whether many blocks have a tail, which then needs speed.
+    const RAGGED: bool = false;
 
     /// Makes the constants.
     fn constants<S: Simd>(&self, s: S) -> Self::Constants<S>;
@@ -209,30 +211,39 @@ impl<T: Real, E: Elements<T>> Map<'_, E, T> {
         let mut sum = Sum::<S, T>::new(s);
         let mut results = Results::new(s, self.outputs, range.start, self.stream);
         let mut fits = true;
-        // Single vectors come with their tail, since rows of few classes have no others.
-        let tail = if N == 1 { T::LANES - 1 } else { 0 };
-        while results.at + N * T::LANES <= range.end + tail {
-            let at = results.at;
-            let lanes = if N == 1 { lanes_from::<T>(range.end - at) } else { T::ALL };
-            let mut next = sum;
-            fits = self.elements.vectors::<S, N>(
-                s,
-                constants,
-                at,
-                lanes,
-                &mut next,
-                &mut results,
-                true,
-            );
-            if !fits {
-                break;
+        if N > 1 || !E::RAGGED {
+            while fits && results.at + N * T::LANES <= range.end {
+                fits = self.vectors::<S, N>(s, constants, T::ALL, &mut sum, &mut results);
             }
-            sum = next;
-            results.at += N * T::LANES;
+        }
+        if E::RAGGED {
+            while fits && results.at < range.end {
+                let lanes = lanes_from::<T>(range.end - results.at);
+                fits = self.vectors::<S, 1>(s, constants, lanes, &mut sum, &mut results);
+            }
         }
         let at = results.at;
         results.finish();
         if fits && at >= range.end { sum.total() } else { self.tail(s, at..range.end, sum, !fits) }
+    }
+
+    /// Computes the next vectors, unless their sum is too large.
+    #[inline(always)]
+    fn vectors<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        constants: &E::Constants<S>,
+        lanes: u32,
+        sum: &mut Sum<S, T>,
+        results: &mut Results<'_, S, T>,
+    ) -> bool {
+        let (at, mut next) = (results.at, *sum);
+        let fits = self.elements.vectors::<S, N>(s, constants, at, lanes, &mut next, results, true);
+        if fits {
+            *sum = next;
+            results.at += N * T::LANES;
+        }
+        fits
     }
 
     /// Computes the last elements of a block, whose sum is that of those before them.

@@ -166,6 +166,7 @@ struct Terms<'a, 'b, T, C> {
 impl<T: Real, C: ReadRow<T>> Elements<T> for Terms<'_, '_, T, C> {
     type Constants<S: Simd> = T::V<S>;
     type Tail = Self;
+    const RAGGED: bool = true;
 
     fn tail(&self) -> Self {
         *self

@@ -283,10 +283,13 @@ impl<T: Real> Job for TrueClass<'_, '_, T> {
                 // No more than may be left of the group, and none of the next block.
                 let some = i..classes.len().min(i + 8 - counted).min(end - at);
                 i = some.end;
-                for j in some {
-                    group += chunk.losses[j];
-                    counted += usize::from(classes[j] != IGNORED);
-                    if grad.is_some() && classes[j] != IGNORED {
+                for (&class, loss) in classes[some.clone()].iter().zip(&chunk.losses[some.clone()])
+                {
+                    group += loss;
+                    counted += usize::from(class != IGNORED);
+                }
+                if grad.is_some() {
+                    for j in some.filter(|&j| classes[j] != IGNORED) {
                         let place = (at + j - first) * width + classes[j];
                         sparse.set(place, T::from_f64(chunk.grad[j]));
                     }

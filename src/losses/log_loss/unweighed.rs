@@ -70,6 +70,7 @@ pub struct Constants<S: Simd, T: Real> {
 impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
     type Constants<S: Simd> = Constants<S, T>;
     type Tail = Self;
+    const RAGGED: bool = true;
 
     fn tail(&self) -> Self {
         *self
