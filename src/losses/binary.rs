@@ -769,7 +769,7 @@ mod tests {
             weight: Some(Periodic::new(Input::from_slice(&weight), n)),
             pos_weight: Some(Periodic::new(Input::from_slice(&[1.7]), n)),
             counted: Some(Input::from_slice(&counted)),
-            options: Options::new(0.0, "sum", None, None, vec![]).unwrap(),
+            options: Options { reduction: Reduction::Sum, ..Options::default() },
             outputs,
         })
         .unwrap();
@@ -806,7 +806,7 @@ mod tests {
             weight: None,
             pos_weight: None,
             counted: None,
-            options: Options::new(0.0, "sum", None, None, vec![]).unwrap(),
+            options: Options { reduction: Reduction::Sum, ..Options::default() },
             outputs: Outputs { grad: Some(array), hess: None, losses: None },
         };
         let mut job = Logits::<_, _, VECTORS>::new(
@@ -843,7 +843,7 @@ mod tests {
                 weight: None,
                 pos_weight: None,
                 counted: None,
-                options: Options::new(0.0, "mean", None, None, vec![]).unwrap(),
+                options: Options::default(),
                 outputs,
             })
             .unwrap()

@@ -8,75 +8,77 @@ use crate::call::coefficients::Coefficients;
 use crate::error::Result;
 use crate::parallel::driver;
 use crate::softmax::Limits;
-use crate::softmax::few::{self, Few};
+use crate::softmax::few::Few;
+use crate::softmax::objective::Objective;
+use crate::softmax::route::{Kernel, Route};
 use crate::softmax::rows::Rows;
 use crate::tiles::{self, Plan};
 
 use super::{ClassLoss, with_coefficients};
 
-struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>);
+/// With what becomes of each sample.
+struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>, Objective);
 
 impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        match self.0.outputs.grad {
-            Some(_) => tiles::run(self.0, &RowsPlan::<C, true>(c, total)),
-            None => tiles::run(self.0, &RowsPlan::<C, false>(c, total)),
-        }
+        tiles::run(self.0, &RowsPlan(c, total, self.1))
     }
 
     fn takes_few(&self, batch: &Batch<'_, T>) -> bool {
-        few::takes(batch)
+        Route::of(batch).kernel != Kernel::Rows
     }
 
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        let as_it_is = few::takes_as_it_is(self.0);
-        match (self.0.outputs.grad, as_it_is) {
-            (Some(_), true) => driver::run(&Few::<T, C, true>::new(self.0, c, total)),
-            (None, true) => driver::run(&Few::<T, C, false>::new(self.0, c, total)),
-            (Some(_), false) => tiles::run(self.0, &FewPlan::<C, true>(c, total)),
-            (None, false) => tiles::run(self.0, &FewPlan::<C, false>(c, total)),
+        if Route::of(self.0).by_tiles {
+            tiles::run(self.0, &FewPlan(c, total, self.1))
+        } else {
+            driver::run(&Few::<T, C>::new(self.0, c, total, self.1))
         }
     }
 }
 
-/// With the coefficients, and their sum where every row has the same.
-struct FewPlan<C, const GRAD: bool>(C, f64);
+/// With the coefficients, their sum where every row has the same, and the objective.
+struct FewPlan<C>(C, f64, Objective);
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for FewPlan<C, GRAD> {
+impl<T: Limits, C: Coefficients<T>> Plan<T> for FewPlan<C> {
     type Job<'b>
-        = Few<'b, T, C::Of<'b>, GRAD>
+        = Few<'b, T, C::Of<'b>>
     where
         Self: 'b,
         T: 'b;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
-        Few::new(batch, self.0.of(batch), self.1)
+        Few::new(batch, self.0.of(batch), self.1, self.2)
     }
 }
 
 /// The same.
-struct RowsPlan<C, const GRAD: bool>(C, f64);
+struct RowsPlan<C>(C, f64, Objective);
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for RowsPlan<C, GRAD> {
+impl<T: Limits, C: Coefficients<T>> Plan<T> for RowsPlan<C> {
     type Job<'b>
-        = Rows<'b, T, C::Of<'b>, GRAD>
+        = Rows<'b, T, C::Of<'b>>
     where
         Self: 'b,
         T: 'b;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
-        Rows::new(batch, self.0.of(batch), self.1)
+        Rows::new(batch, self.0.of(batch), self.1, self.2)
     }
 }
 
 /// Writes what the batch's outputs ask for; returns the reduced loss.
 pub fn cross_entropy<T: Limits>(batch: &Batch<'_, T>) -> Result<f64> {
-    with_coefficients(batch, &CrossEntropy(batch))
+    with_objective(batch, Objective::with_z_loss(batch))
+}
+
+/// The same of any objective.
+pub(super) fn with_objective<T: Limits>(batch: &Batch<'_, T>, objective: Objective) -> Result<f64> {
+    with_coefficients(batch, &CrossEntropy(batch, objective))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::call::batch::{Indices, Outputs, Target};
-    use crate::call::options::Options;
     use crate::simd::{Input, Output};
 
     #[test]
@@ -97,11 +99,11 @@ mod tests {
                 hess: Some(Output::from_slice(&mut hess)),
                 losses: None,
             };
-            let options = Options::new(0.0, "mean", None, None, vec![]).unwrap();
             let indices = Target::Indices(Indices::U8(Input::from_slice(&target)));
             let logits = Input::from_slice(&logits);
-            let batch =
-                Batch::new(logits, classes, indices, None, None, options, outputs, &[n]).unwrap();
+            let mut batch = Batch::of_rows(logits, classes, indices);
+            batch.outputs = outputs;
+            batch.check(None, &[n]).unwrap();
             let loss = cross_entropy(&batch).unwrap();
             let kept = |x: Vec<f64>| {
                 x.chunks(classes).flat_map(|row| row[..few].to_vec()).collect::<Vec<f64>>()

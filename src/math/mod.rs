@@ -2,6 +2,7 @@
 
 pub mod exp;
 pub mod log;
+pub mod pow;
 
 use crate::simd::{Float, Simd, Vector};
 

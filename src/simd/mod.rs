@@ -45,6 +45,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// for others: where a vector is several registers, no further than the next exponential or two. Two
     /// shorter chains, each over several vectors, leave fewer units idle.
     const TOGETHER: usize = 1;
+    /// Whether a kernel that is faster without some step is compiled without it too: not where size counts more.
+    const SPECIALIZED: bool = true;
     /// Sixteen `f32`.
     type V32: Vector<Self, f32>;
     /// Eight `f64`.
@@ -52,6 +54,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Evaluates a kernel as a function of its own, not inlined: one of several loops that would take
     /// each other's registers.
     fn apart<K: Kernel>(self, kernel: K) -> K::Output;
+    /// Evaluates a function of vectors: as a part of the caller where vectors are registers, by a call where they
+    /// are memory. There a call costs little beside what it does, and every copy of the code is long.
+    #[inline(always)]
+    fn function<F: Function<Self>>(self, function: F) -> F::Output {
+        function.eval(self)
+    }
 }
 
 /// No other type is a [`Float`]: of these any bits are a number, as memory that was never written needs.
@@ -277,6 +285,14 @@ pub trait Kernel {
     type Output;
     /// Computes it. Must be `#[inline(always)]`, as all that it calls.
     fn eval<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Something to be computed of vectors of one level.
+pub trait Function<S: Simd> {
+    /// What it returns.
+    type Output;
+    /// Computes it. Must be `#[inline(always)]`, as all that it calls.
+    fn eval(self, s: S) -> Self::Output;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

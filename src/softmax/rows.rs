@@ -23,13 +23,15 @@ use std::ops::Range;
 
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::coefficients::{Coefficients, RowCoefficients};
-use crate::math::log::{log, log1p};
+use crate::math::log::{log, log_scalar, log1p, log1p_scalar};
 use crate::math::{Real, exp::Exp, quotient, times};
 use crate::parallel::driver::Job;
 use crate::reduce::{Sum, Total};
 use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
-use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
+use crate::simd::{Function, Input, Kernel, Output, Scratch, Simd, Vector, fence};
 
+use super::objective::{Factors, Objective, State};
+use super::route::Route;
 use super::{Limits, exponent, power};
 
 /// Vectors in a chunk.
@@ -44,10 +46,11 @@ const SAMPLE: usize = 64;
 /// How far ahead of its use a logit is asked for, in bytes.
 const AHEAD: usize = 4096;
 
-/// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
-pub struct Rows<'a, T, C, const GRAD: bool> {
+/// The job of a batch.
+pub struct Rows<'a, T, C> {
     batch: &'a Batch<'a, T>,
     coefficients: C,
+    objective: Objective,
     /// The part of a class index that smoothing leaves.
     keep: f64,
     /// The sum of all coefficients, where every row has the same.
@@ -102,6 +105,8 @@ struct Waiting {
 struct Reduce<'a, S: Simd, T: Real, R> {
     logits: Input<'a, T>,
     scratch: &'a Scratch<T>,
+    /// Whether exponentials are kept there for a gradient.
+    grad: bool,
     exp: Exp<S, T>,
     bias: i64,
     /// The largest sum of exponentials.
@@ -124,6 +129,8 @@ struct Emit<'a, S: Simd, T: Real, R> {
     minus_b: T::V<S>,
     /// `1 / S`
     inverse: T::V<S>,
+    /// The factor of `p E` that an objective adds to the Hessian.
+    second: Option<T::V<S>>,
     /// Where the two that follow go; without coefficients, a first that is 0 is in scratch instead.
     pivot: usize,
     pivot_grad: T,
@@ -206,7 +213,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
 
     /// Reduces a chunk that holds the pivot or the row's end.
     #[inline(always)]
-    fn edge<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool>(
+    fn edge<C: Coefficients<T>, const SHIFTED: bool>(
         &self,
         s: S,
         at: usize,
@@ -226,7 +233,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 T::V::<S>::load_lanes(s, self.logits, at, lanes, lowest)
             };
             let e = self.exp.of::<SHIFTED>(s, x);
-            if GRAD {
+            if self.grad {
                 e.store(self.scratch.output(), at);
             }
             // Not a branch, which nothing could foresee.
@@ -245,7 +252,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
 
     /// Reduces a part of the row, emitting that of `waiting`.
     #[inline(always)]
-    fn part<C: Coefficients<T, Row<S> = R>, const GRAD: bool, const SHIFTED: bool>(
+    fn part<C: Coefficients<T, Row<S> = R>, const SHIFTED: bool>(
         &self,
         s: S,
         part: Range<usize>,
@@ -255,12 +262,16 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let chunk = VECTORS * T::LANES;
         for at in part.clone().step_by(chunk) {
             if let Some(waiting) = waiting {
-                waiting.chunk::<C>(s, at);
+                s.function(Chunk::<S, T, C> { emit: waiting, at });
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
-                self.inner::<C, GRAD, SHIFTED>(s, at, sums);
+                if self.grad {
+                    self.inner::<C, true, SHIFTED>(s, at, sums);
+                } else {
+                    self.inner::<C, false, SHIFTED>(s, at, sums);
+                }
             } else {
-                self.edge::<C, GRAD, SHIFTED>(s, at, sums);
+                self.edge::<C, SHIFTED>(s, at, sums);
             }
         }
     }
@@ -268,7 +279,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     /// Reduces the row; a row that waits is emitted meanwhile. The sums are infinite or too large
     /// where the reference must be that of the whole row's largest logit.
     #[inline(always)]
-    fn row<C: Coefficients<T, Row<S> = R>, const GRAD: bool, const SHIFTED: bool>(
+    fn row<C: Coefficients<T, Row<S> = R>, const SHIFTED: bool>(
         &mut self,
         s: S,
         waiting: &mut Option<Emit<'_, S, T, R>>,
@@ -287,7 +298,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             let mut emitting = waiting.as_ref();
             let (sums, sum) = loop {
                 let mut sums = Sums::new(s, most);
-                self.part::<C, GRAD, SHIFTED>(s, part.clone(), emitting.take(), &mut sums);
+                self.part::<C, SHIFTED>(s, part.clone(), emitting.take(), &mut sums);
                 let sum = sums.rest.total();
                 let before = self.exp.scale;
                 let fits = C::ANY || SHIFTED || sum.is_nan() || sum <= self.largest;
@@ -296,7 +307,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 }
                 let change = self.exp.scale - before;
                 rest.scale(power(change));
-                if GRAD {
+                if self.grad {
                     // Eight references ago exponentials have long become 0.
                     rescale::<S, T>(s, self.scratch, referred[0]..start, change);
                     referred.rotate_left(1);
@@ -316,10 +327,9 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 coefficient.add(sums.coefficient.total());
             }
         }
-        if let Some(waiting) = waiting {
+        if let Some(waiting) = waiting.take() {
             waiting.finish::<C>();
         }
-        *waiting = None;
         let pivot = T::V::<S>::splat(s, self.logits.get(self.pivot));
         let pivot = self.exp.of::<SHIFTED>(s, pivot).to_lanes().as_ref()[0].to_f64();
         let most = if C::HARD { 0.0 } else { largest_lane::<S, T>(most).to_f64() };
@@ -328,6 +338,19 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             distance *= self.coefficients.load(s, 0, 1).to_lanes().as_ref()[0].to_f64();
         }
         Totals { rest, pivot, distance, coefficient, most }
+    }
+
+    /// [`Reduce::row`] under any reference.
+    #[inline(always)]
+    fn shifted_row<C: Coefficients<T, Row<S> = R>>(
+        &mut self,
+        s: S,
+        waiting: &mut Option<Emit<'_, S, T, R>>,
+    ) -> Totals
+    where
+        T: Limits,
+    {
+        s.function(ShiftedRow::<S, T, C> { reduce: self, waiting })
     }
 
     /// Takes the reference from a part's largest logit, if that can be done.
@@ -344,6 +367,19 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         self.exp = Exp::new(s, most, self.bias);
         self.reference = T::V::<S>::splat(s, most);
         true
+    }
+}
+
+struct ShiftedRow<'r, 'a, 'e, S: Simd, T: Real, C: Coefficients<T>> {
+    reduce: &'r mut Reduce<'a, S, T, C::Row<S>>,
+    waiting: &'r mut Option<Emit<'e, S, T, C::Row<S>>>,
+}
+
+impl<S: Simd, T: Limits, C: Coefficients<T>> Function<S> for ShiftedRow<'_, '_, '_, S, T, C> {
+    type Output = Totals;
+    #[inline(always)]
+    fn eval(self, s: S) -> Totals {
+        self.reduce.row::<C, true>(s, self.waiting)
     }
 }
 
@@ -389,6 +425,20 @@ fn tree<S: Simd, T: Real>(x: [T::V<S>; VECTORS]) -> T::V<S> {
     a.add(b).add(c.add(d)).add(e.add(f).add(g.add(h)))
 }
 
+/// Emits a chunk.
+struct Chunk<'e, 'a, S: Simd, T: Real, C: Coefficients<T>> {
+    emit: &'e Emit<'a, S, T, C::Row<S>>,
+    at: usize,
+}
+
+impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for Chunk<'_, '_, S, T, C> {
+    type Output = ();
+    #[inline(always)]
+    fn eval(self, s: S) {
+        self.emit.chunk::<C>(s, self.at);
+    }
+}
+
 impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     /// The gradient of a vector.
     #[inline(always)]
@@ -406,7 +456,12 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn hessian(&self, s: S, e: T::V<S>) -> T::V<S> {
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
-        times::<S, T>(e, self.a).mul(one.sub(e.mul(self.inverse)))
+        let p = e.mul(self.inverse);
+        let plain = times::<S, T>(e, self.a).mul(one.sub(p));
+        match self.second {
+            None => plain,
+            Some(second) => plain.add(p.mul(e.mul(second))),
+        }
     }
 
     /// Emits the chunk at `at`: as far as the scratch of that chunk reaches, and on to the next
@@ -474,10 +529,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
 
     /// Emits the whole row.
     #[inline(always)]
-    fn all<C: Coefficients<T>>(&self, s: S) {
+    fn all<C: Coefficients<T, Row<S> = R>>(&self, s: S) {
         let mut at = 0;
         while at < self.grad.len() {
-            self.chunk::<C>(s, at);
+            s.function(Chunk::<S, T, C> { emit: self, at });
             at += VECTORS * T::LANES;
         }
     }
@@ -496,11 +551,11 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     }
 }
 
-impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
+impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// A job. `total` is the sum of the coefficients where every row has the same.
-    pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64) -> Self {
+    pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
-        Rows { batch, coefficients, keep, total, stream: batch.stream() }
+        Rows { batch, coefficients, objective, keep, total, stream: Route::of(batch).non_temporal }
     }
 
     /// A row's own part of an output.
@@ -570,7 +625,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         if reference.to_f64().abs() <= T::OFFSET_LIMIT {
             row.exp = Exp::new(s, reference, row.bias);
             row.reference = T::V::<S>::splat(s, reference);
-            let totals = row.row::<C, GRAD, false>(s, waiting);
+            // A shift of 0 changes no bit.
+            let totals = if S::SPECIALIZED {
+                row.row::<C, false>(s, waiting)
+            } else {
+                row.shifted_row::<C>(s, waiting)
+            };
             let sum = totals.rest + totals.pivot;
             if sum.is_nan() || (sum <= row.largest && self.is_exact(&row.exp, &totals, reference)) {
                 return Some((totals, row.reference.to_lanes().as_ref()[0]));
@@ -586,7 +646,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         if !C::HARD {
             row.pivot = find(s, row.logits, most);
         }
-        Some((row.row::<C, GRAD, true>(s, waiting), most))
+        Some((row.shifted_row::<C>(s, waiting), most))
     }
 
     /// Whether sums under a reference that may be below the largest logit say enough.
@@ -646,7 +706,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
     }
 }
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRAD> {
+impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
     fn blocks(&self) -> usize {
         self.batch.samples
     }
@@ -660,8 +720,9 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
     fn run<S: Simd>(&self, s: S, rows: Range<usize>, sums: &mut [f64]) {
         let batch = self.batch;
         let chunk = VECTORS * T::LANES;
+        let grad = batch.outputs.grad.is_some();
         let scratch =
-            Scratch::<T>::new(if GRAD { batch.classes.next_multiple_of(chunk) } else { 0 });
+            Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
         let mut waiting = None;
         let mut losses = Waiting::default();
         let first = rows.start;
@@ -684,6 +745,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             };
             let scale = sample / batch.divisor;
             let total_scale = if C::HARD { scale * (of_class + self.total) } else { scale };
+            let total_scale = self.objective.scale(total_scale, sample);
             let shift = exponent(total_scale).clamp(-T::ROW_SHIFT, T::ROW_SHIFT);
             let bias = T::ROW_BIAS + shift;
             let coefficients = self.coefficients.row(s, row, batch.classes);
@@ -691,6 +753,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             let mut reduce = Reduce {
                 logits: batch.values.part(row * batch.classes, batch.classes),
                 scratch: &scratch,
+                grad,
                 exp: Exp::new(s, T::default(), bias),
                 bias,
                 largest: power(T::ROW_LARGEST + shift),
@@ -739,6 +802,16 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             losses.of_class[i] = of_class;
             losses.total[i] = self.total + coefficient;
             losses.sample[i] = sample;
+            let objective = (!self.objective.is_plain()).then(|| {
+                let logit = reference.to_f64();
+                s.apart(Apply {
+                    objective: self.objective,
+                    losses: &mut losses,
+                    rest,
+                    pivot,
+                    logit,
+                })
+            });
             losses.n += 1;
             if losses.n == 8 {
                 self.write_losses(s, &mut losses, first, sums);
@@ -746,7 +819,11 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             let Some(grad) = batch.outputs.grad else {
                 continue;
             };
-            let scaled = scale * total;
+            let (mut scaled, mut z_slope) = (scale * total, 0.0);
+            if let Some(factors) = &objective {
+                z_slope = sample * factors.z_slope;
+                scaled = scaled * factors.slope + z_slope;
+            }
             let a = scaled / whole;
             let grad = self.row_of(grad, row);
             if self.stream {
@@ -755,12 +832,25 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             }
             let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
             let (mut inverse, mut dominant, mut pivot_hess) = (0.0, None, T::default());
+            let mut second = None;
             if hess.is_some() {
                 inverse = 1.0 / whole;
                 let (part, p) = (rest / whole, pivot / whole);
                 pivot_hess = T::from_f64(a * pivot * part);
                 if p < 0.5 {
                     dominant = self.dominant_hessian(s, scratch.input(), whole, a);
+                }
+                if let Some(factors) = &objective {
+                    let of_class = scale * of_class;
+                    let factor = of_class * factors.second + sample * factors.z_second;
+                    let own =
+                        of_class * factors.curvature * part + sample * factors.z_second * p * p;
+                    pivot_hess = T::from_f64(a * pivot * part + own);
+                    if let Some((class, x)) = &mut dominant {
+                        let p = scratch.input().get(*class).to_f64() / whole;
+                        *x = T::from_f64(x.to_f64() + factor * p * p);
+                    }
+                    second = Some(factor / whole);
                 }
             }
             let mut pivot_grad = T::default();
@@ -777,7 +867,12 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                     (total - own) - total * part
                 };
                 // Adding 0 makes -0 a 0.
-                pivot_grad = T::from_f64(scale * grad + 0.0);
+                pivot_grad = T::from_f64(scale * grad + z_slope * p + 0.0);
+            } else if self.objective.has_z_loss() {
+                let own = z_slope * (pivot / whole) - scale * total * (rest / whole);
+                pivot_grad = T::from_f64(own + 0.0);
+                // Where that is 0, it is not written.
+                scratch.output().set(reduce.pivot, T::default());
             } else {
                 // An exponential that has the gradient of the pivot, whose p - 1 is -rest / whole; 0,
                 // not -0, where that is nothing.
@@ -787,6 +882,15 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                     // A class that has no probability has a gradient of -1 to the last bit.
                     pivot_grad = T::from_f64(-scaled);
                 }
+            }
+            let (mut rest, mut pivot) = (rest, pivot);
+            if objective.is_some() && a != 0.0 && a.abs() < T::FEW_LEAST {
+                // Too small for its digits: a power of two from the exponentials to their factor.
+                let shift = (exponent(T::FEW_LEAST) - exponent(a)).min(T::MAX_EXPONENT / 2);
+                rescale::<S, T>(s, &scratch, 0..batch.classes, -shift);
+                let by = power(-shift);
+                (rest, pivot) = (rest * by, pivot * by);
+                (inverse, second) = (inverse / by, second.map(|second| second / by));
             }
             let [a_high, a_low] = quotient::<T>(scaled, rest, pivot);
             waiting = Some(Emit {
@@ -798,6 +902,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 a: [T::V::<S>::splat(s, a_high), T::V::<S>::splat(s, a_low)],
                 minus_b: T::V::<S>::splat(s, T::from_f64(-scale)),
                 inverse: T::V::<S>::splat(s, T::from_f64(inverse)),
+                second: second.map(|second| T::V::<S>::splat(s, T::from_f64(second))),
                 pivot: reduce.pivot,
                 pivot_grad,
                 pivot_hess,
@@ -816,12 +921,80 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
     }
 }
 
+/// Changes the last loss that waits into that of another objective; what its gradient takes.
+struct Apply<'a> {
+    objective: Objective,
+    losses: &'a mut Waiting,
+    rest: f64,
+    pivot: f64,
+    /// The logit that the logarithm of the sum is relative to.
+    logit: f64,
+}
+
+/// [`Factors`] of one sample.
+struct RowFactors {
+    slope: f64,
+    curvature: f64,
+    second: f64,
+    z_slope: f64,
+    z_second: f64,
+}
+
+impl Kernel for Apply<'_> {
+    type Output = RowFactors;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> RowFactors {
+        let Apply { objective, losses, rest, pivot, logit } = self;
+        let i = losses.n;
+        // Macros, since closures might not be inlined with the features.
+        macro_rules! splat {
+            ($x:expr) => {
+                S::V64::splat(s, $x)
+            };
+        }
+        macro_rules! one {
+            ($x:expr) => {
+                $x.to_lanes()[0]
+            };
+        }
+        let (mut surprise, mut log_sum) = (0.0, 0.0);
+        if objective.has_z_loss() || losses.far[i].is_some() {
+            let above = log_scalar(s, losses.sum[i]) - losses.residue[i];
+            log_sum = logit + above;
+            surprise = losses.far[i].map_or(0.0, |far| above + far);
+        }
+        if losses.far[i].is_none() {
+            surprise = log1p_scalar(s, rest / pivot);
+        }
+        let state = State {
+            rest: splat!(rest),
+            pivot: splat!(pivot),
+            surprise: splat!(surprise),
+            log_sum: splat!(log_sum),
+        };
+        let Factors { value, slope, curvature, second, z_loss, z_slope, z_second, .. } =
+            objective.factors(s, &state);
+        if !objective.has_z_loss() {
+            losses.distance[i] = losses.of_class[i] * (one!(value) * surprise);
+            losses.of_class[i] = 0.0;
+        }
+        losses.distance[i] += one!(z_loss);
+        RowFactors {
+            slope: one!(slope),
+            curvature: one!(curvature),
+            second: one!(second),
+            z_slope: one!(z_slope),
+            z_second: one!(z_second),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::call::batch::{Indices, Outputs, Target};
     use crate::call::coefficients::{Even, Hard};
-    use crate::call::options::Options;
+    use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::Level;
 
@@ -834,16 +1007,17 @@ mod tests {
         (stream, skew): (bool, usize),
     ) -> (f64, Vec<T>) {
         let mut grad = vec![T::from_f64(f64::NAN); logits.len() + skew];
-        let options = Options::new(smoothing, "sum", None, None, vec![-100]).unwrap();
         let output = Output::from_slice(&mut grad).part(skew, logits.len());
         let outputs = Outputs { grad: Some(output), hess: None, losses: None };
         let indices = Target::Indices(Indices::I64(Input::from_slice(target)));
         let classes = logits.len() / target.len();
         let logits = Input::from_slice(logits);
-        let shape = [target.len()];
-        let batch =
-            Batch::new(logits, classes, indices, None, None, options, outputs, &shape).unwrap();
-        let job = Rows::<T, C, true> { stream, ..Rows::new(&batch, c, smoothing) };
+        let mut batch = Batch::of_rows(logits, classes, indices);
+        batch.options.label_smoothing = smoothing;
+        batch.options.reduction = Reduction::Sum;
+        batch.outputs = outputs;
+        batch.check(None, &[target.len()]).unwrap();
+        let job = Rows::<T, C> { stream, ..Rows::new(&batch, c, smoothing, Objective::PLAIN) };
         let loss = run_at(&job, level).unwrap();
         (loss, grad.split_off(skew))
     }

@@ -1,15 +1,15 @@
 //! What there is of a block's samples while it is done.
 
-use crate::call::coefficients::Coefficients;
 use crate::simd::{COLUMNS, Input, Output, Scratch, Simd, Vector};
 
-use super::{Few, Limits};
+use super::{Common, Limits};
 
 /// What there is of each sample in the logits' type: its class (-1 if it does not count), the
 /// exponent of its reference, and what [`LaneExp`] knows; the sum of its exponentials but for the
 /// pivot's, what that lost, and the pivot's; their sum but for the largest, what that lost, and the
 /// largest; the pivot's own coefficient; what its gradient takes: `a`, what its rounding lost, `-b`, and the
-/// gradient at the pivot; and its Hessian: `1 / S`, the Hessian at the pivot and that at the largest logit.
+/// gradient at the pivot; and its Hessian: `1 / S`, the Hessian at the pivot and that at the largest logit, and
+/// the factor of `p E` that an objective adds.
 ///
 /// [`LaneExp`]: crate::math::exp::LaneExp
 pub(super) const CLASS: usize = 0;
@@ -30,7 +30,8 @@ pub(super) const PIVOT_GRAD: usize = 14;
 pub(super) const INVERSE: usize = 15;
 pub(super) const PIVOT_HESS: usize = 16;
 pub(super) const MOST_HESS: usize = 17;
-pub(super) const NARROW: usize = 18;
+pub(super) const SECOND: usize = 18;
+pub(super) const NARROW: usize = 19;
 
 /// What the float64 way finds of these.
 pub(super) const RESULTS: [usize; 7] =
@@ -68,14 +69,10 @@ pub(super) const ROWS: usize = 3;
 impl<T: Limits> Buffers<T> {
     /// Buffers for blocks of at most `samples`, whole groups.
     #[inline(always)]
-    pub(super) fn new<S: Simd, C: Coefficients<T>, const GRAD: bool>(
-        s: S,
-        samples: usize,
-        job: &Few<'_, T, C, GRAD>,
-    ) -> Self {
+    pub(super) fn new<S: Simd>(s: S, samples: usize, job: &Common<'_, T>) -> Self {
         let classes = job.batch.classes;
         let columns = samples * classes;
-        let stored = if job.coefficients.stored().is_some() { columns } else { 0 };
+        let stored = if job.stored.is_some() { columns } else { 0 };
         let first = NARROW * samples;
         let starts = [first, first + columns, first + columns + stored];
         let rows = if job.many { T::LANES * classes } else { columns + COLUMNS };

@@ -12,10 +12,10 @@ use crate::simd::{Input, Kernel, Output, Simd, Vector};
 use super::buffers::*;
 use super::{Block, Few, Limits, PART, splat};
 
-impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
     /// Exponentials of a group, and their sums.
     #[inline(always)]
-    fn reduce<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, Self, T>, group: usize) {
+    fn reduce<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, T>, group: usize) {
         let (batch, buffers) = (self.batch, block.buffers);
         let zero = splat::<S, T>(s, 0.0);
         let (start, width) = (group * batch.classes, T::LANES * batch.classes);
@@ -30,7 +30,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let bias = buffers.load(s, BIAS, group);
         let exp = LaneExp::<S, T>::new(s, reference, bias);
         let mut next = [self.next::<MANY>(block, group, self.place(|layout| &layout.values)); 2];
-        if MANY && self.coefficients.stored().is_some() {
+        if MANY && !C::HARD {
             next[1] = self.next::<MANY>(block, group, self.place(|layout| &layout.probabilities));
         }
         let grad = self.destination::<MANY>(block, group);
@@ -49,7 +49,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             sums
         } else {
             let all = 0..batch.classes;
-            if exp.is_shifted(s) {
+            // A shift of 0 changes no bit.
+            if !S::SPECIALIZED || exp.is_shifted(s) {
                 self.sum::<S, true, false>(s, &exp, all, class, reference, columns, ahead, buffers)
             } else {
                 self.sum::<S, false, false>(s, &exp, all, class, reference, columns, ahead, buffers)
@@ -95,7 +96,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// logits' type is too small.
     #[cold]
     #[inline(never)]
-    fn sum_wide(&self, block: &Block<'_, Self, T>, group: usize, lanes: u32) {
+    fn sum_wide(&self, block: &Block<'_, T>, group: usize, lanes: u32) {
         let (batch, buffers) = (self.batch, block.buffers);
         let (first, n) = block.samples(group);
         for lane in (0..n).filter(|lane| lanes >> lane & 1 != 0) {
@@ -114,7 +115,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     #[inline(always)]
     fn next<const MANY: bool>(
         &self,
-        block: &Block<'_, Self, T>,
+        block: &Block<'_, T>,
         group: usize,
         place: Option<&Place>,
     ) -> (isize, isize) {
@@ -133,12 +134,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Where the gradient of a group of few classes goes, and how far apart its cache lines are.
     #[inline(always)]
-    fn destination<'b, const MANY: bool>(
+    fn destination<const MANY: bool>(
         &self,
-        block: &Block<'b, Self, T>,
+        block: &Block<'_, T>,
         group: usize,
-    ) -> Option<(Output<'b, T>, isize, isize)> {
-        let grad = self.batch.outputs.grad.filter(|_| GRAD && !MANY)?;
+    ) -> Option<(Output<'a, T>, isize, isize)> {
+        let grad = self.batch.outputs.grad.filter(|_| !MANY)?;
         let (sample, _) = block.samples(group);
         let (at, step) = match self.place(|layout| &layout.grad) {
             None => (sample * self.batch.classes, T::LANES as isize),
@@ -181,12 +182,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             if let Some((grad, start, step)) = grad {
                 grad.prefetch((start + c as isize * step) as usize);
             }
-            if let Some(stored) = self.coefficients.stored() {
+            if let Some(stored) = self.stored.filter(|_| !C::HARD) {
                 ask(stored, next[1]);
             }
             let x = T::V::<S>::load(s, columns.0, at);
             let e = exp.of::<SHIFTED>(s, x);
-            if GRAD {
+            if self.grad {
                 e.store(columns.1, at);
             }
             let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c - first]));
@@ -203,6 +204,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             }
             if C::ANY {
                 let t = self.coefficient(s, c, start, buffers);
+                if self.grad && !C::HARD && !C::AS_STORED {
+                    // What the gradient takes.
+                    t.store(buffers.part(STORED).1, start + at);
+                }
                 let distance = t.mul(most.sub(x));
                 // 0 log 0 = 0
                 let distance = T::V::<S>::select(t.eq(zero), zero, distance);
@@ -262,16 +267,16 @@ impl<S: Simd, T: Real> Sums<S, T> {
 }
 
 /// Sums a block.
-pub(super) struct Reduction<'b, J, T, const MANY: bool>(pub(super) Block<'b, J, T>);
+pub(super) struct Reduction<'b, J, T, const MANY: bool>(pub(super) &'b J, pub(super) Block<'b, T>);
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
-    for Reduction<'_, Few<'_, T, C, GRAD>, T, MANY>
+impl<T: Limits, C: Coefficients<T>, const MANY: bool> Kernel
+    for Reduction<'_, Few<'_, T, C>, T, MANY>
 {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        for group in self.0.groups() {
-            self.0.job.reduce::<S, MANY>(s, &self.0, group);
+        for group in self.1.groups() {
+            self.0.reduce::<S, MANY>(s, &self.1, group);
         }
     }
 }

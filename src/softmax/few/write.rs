@@ -2,132 +2,141 @@
 
 use std::ops::Range;
 
-use crate::call::coefficients::Coefficients;
+use crate::call::coefficients::OfClasses;
 use crate::call::place::Place;
 use crate::math::times;
 use crate::simd::{self, COLUMNS, HALF, Kernel, Output, PAIR, Simd, Vector};
 
 use super::buffers::*;
 use super::columns::{Group, runs};
-use super::{Block, Few, Limits, copy, is_long, splat};
+use super::{Block, Common, Limits, copy, is_long, splat};
 
-impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+/// There are no coefficients...
+pub(super) const NONE: usize = 0;
+/// ... or every sample has the same...
+pub(super) const OF_CLASSES: usize = 1;
+/// ... or each logit has its own, which the sums have left in the buffers.
+pub(super) const OF_LOGITS: usize = 2;
+
+impl<'a, T: Limits> Common<'a, T> {
+    /// The coefficients of a class that a gradient takes, in the group whose columns begin at `start`.
+    #[inline(always)]
+    fn emitted<S: Simd, const KIND: usize>(
+        &self,
+        s: S,
+        class: usize,
+        start: usize,
+        buffers: &Buffers<T>,
+    ) -> T::V<S> {
+        if KIND == OF_LOGITS {
+            return T::V::<S>::load(s, buffers.part(STORED).0, start + class * T::LANES);
+        }
+        let coefficient = match self.each {
+            OfClasses::Same(coefficient) => coefficient,
+            OfClasses::Each(coefficients) => coefficients.get(class),
+        };
+        T::V::<S>::splat(s, coefficient)
+    }
+
     /// Writes gradient and Hessian of a block.
     #[inline(always)]
-    fn write<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, Self, T>) {
+    fn write<S: Simd, const MANY: bool, const KIND: usize>(&self, s: S, block: &Block<'_, T>) {
         let &Block { first, n, room, buffers, .. } = block;
-        let (batch, classes) = (self.batch, 0..self.batch.classes);
-        for (grad, place, hessian) in [
+        let (batch, classes) = (self.batch, self.batch.classes);
+        for (array, place, hessian) in [
             (batch.outputs.grad, self.place(|layout| &layout.grad), false),
             (batch.outputs.hess, self.place(|layout| &layout.hess), true),
         ] {
-            let Some(grad) = grad else { continue };
+            let Some(array) = array else { continue };
+            let to = Destination { array, place, hessian };
             if MANY {
-                self.write_many(s, block, hessian, grad, place);
+                for (turn, group) in self.turns(block) {
+                    self.write_group::<S, true, KIND>(s, block, group, turn, to);
+                }
                 continue;
             }
-            if let Some(place) = place {
-                self.write_columns(s, block, hessian, grad, place);
-                continue;
-            }
-            // Rows that the last columns of a row may reach into go to their place at once.
-            let past = batch.rows(grad, first, room);
-            let wanted = self.group_len();
-            let mut done = 0;
-            for group in (0..n).step_by(T::LANES) {
-                let at = group * batch.classes;
-                if self.direct && at + wanted <= past.len() {
-                    let rows = Group::Rows(past.part(at, wanted));
-                    self.emit::<S, false>(s, group, hessian, rows, classes.clone(), false, buffers);
-                    done = at + T::LANES * batch.classes;
-                } else {
-                    let rows = Group::Rows(buffers.part(ROWS).1.part(at, wanted));
-                    self.emit::<S, false>(s, group, hessian, rows, classes.clone(), false, buffers);
+            let mut in_place = 0;
+            for group in block.groups() {
+                if self.write_group::<S, false, KIND>(s, block, group, 0..classes, to) {
+                    in_place = group + T::LANES;
                 }
             }
-            let rest = n * batch.classes - done;
-            copy(s, buffers.part(ROWS).0.part(done, rest), past.part(done, rest), false);
-        }
-    }
-
-    /// Writes gradient or Hessian of a block to where samples lie next to each other.
-    #[inline(always)]
-    fn write_columns<S: Simd>(
-        &self,
-        s: S,
-        block: &Block<'_, Self, T>,
-        hessian: bool,
-        array: Output<'_, T>,
-        place: &Place,
-    ) {
-        let (buffers, classes) = (block.buffers, 0..self.batch.classes);
-        for group in block.groups() {
-            let (sample, n) = block.samples(group);
-            let (at, left) = place.line_at(sample);
-            if left.min(n) == T::LANES {
-                let columns = Group::Columns(array, at, place.class_step(), T::ALL);
-                self.emit::<S, false>(s, group, hessian, columns, classes.clone(), false, buffers);
-            } else {
-                self.scatter::<S, false>(s, block, group, classes.clone(), hessian, array, place);
+            if place.is_none() {
+                let (at, rest) = (in_place * classes, n.saturating_sub(in_place) * classes);
+                let rows = batch.rows(array, first, room).part(at, rest);
+                copy(s, buffers.part(ROWS).0.part(at, rest), rows, false);
             }
         }
     }
 
-    /// Writes some classes of a group to samples that are not a vector, by way of a copy.
+    /// Writes some classes of a group; whether they went to their place. If they did not, they are rows in the
+    /// buffers.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "of two callers")]
-    fn scatter<S: Simd, const MANY: bool>(
+    fn write_group<S: Simd, const MANY: bool, const KIND: usize>(
         &self,
         s: S,
-        block: &Block<'_, Self, T>,
+        block: &Block<'_, T>,
         group: usize,
-        classes: Range<usize>,
-        hessian: bool,
-        array: Output<'_, T>,
-        place: &Place,
-    ) {
-        let (from, to) = block.buffers.part(ROWS);
-        let columns = Group::Columns(to, 0, T::LANES as isize, T::ALL);
-        self.emit::<S, MANY>(s, group, hessian, columns, classes.clone(), false, block.buffers);
+        some: Range<usize>,
+        to: Destination<'_, T>,
+    ) -> bool {
+        let (batch, classes) = (self.batch, self.batch.classes);
         let (sample, n) = block.samples(group);
-        for (at, lane, n) in runs::<T>(place, sample..sample + n, classes) {
-            simd::copy(n, (from, lane, 1), (array, at, place.sample_step()));
-        }
-    }
-
-    /// Writes gradient or Hessian of a block of many classes, wherever it goes.
-    #[inline(always)]
-    fn write_many<S: Simd>(
-        &self,
-        s: S,
-        block: &Block<'_, Self, T>,
-        hessian: bool,
-        array: Output<'_, T>,
-        place: Option<&Place>,
-    ) {
-        let (batch, buffers) = (self.batch, block.buffers);
-        let (samples, classes) = (batch.samples, batch.classes);
-        let rows = Place::new(&[samples, classes], &[classes as isize, 1], 1);
-        for (turn, group) in self.turns(block) {
-            let (sample, n) = block.samples(group);
-            let (to, stream) = match place {
-                Some(place) if is_long(place) => (block.columns(array, place, group), self.stream),
-                None if n == T::LANES => (Group::Rows(batch.rows(array, sample, n)), false),
-                _ => {
-                    let place = place.unwrap_or(&rows);
-                    self.scatter::<S, true>(s, block, group, turn, hessian, array, place);
-                    continue;
+        let (copied, buffer) = block.buffers.part(ROWS);
+        let (mut stream, mut in_place, mut scattered) = (false, true, false);
+        let lines = to.place.map(|place| (place, place.line_at(sample)));
+        let group_of = match lines {
+            Some((place, _)) if MANY && is_long(place) => {
+                stream = self.stream;
+                block.columns(to.array, place, group)
+            }
+            Some((place, (at, left))) if !MANY && left.min(n) == T::LANES => {
+                Group::Columns(to.array, at, place.class_step(), T::ALL)
+            }
+            None if MANY && n == T::LANES => Group::Rows(batch.rows(to.array, sample, n)),
+            None if !MANY => {
+                // Rows that the last columns of a row may reach into go to their place at once.
+                let (at, wanted) = (group * classes, self.group_len());
+                let rows = batch.rows(to.array, block.first, block.room);
+                in_place = self.direct && at + wanted <= rows.len();
+                Group::Rows(if in_place { rows } else { buffer }.part(at, wanted))
+            }
+            _ => {
+                // Samples that are not a vector go by way of a copy.
+                scattered = true;
+                Group::Columns(buffer, 0, T::LANES as isize, T::ALL)
+            }
+        };
+        self.emit::<S, MANY, KIND>(
+            s,
+            group,
+            to.hessian,
+            group_of,
+            some.clone(),
+            stream,
+            block.buffers,
+        );
+        if scattered {
+            let rows;
+            let place = match to.place {
+                Some(place) => place,
+                None => {
+                    rows = Place::new(&[batch.samples, classes], &[classes as isize, 1], 1);
+                    &rows
                 }
             };
-            self.emit::<S, true>(s, group, hessian, to, turn, stream, buffers);
+            for (at, lane, n) in runs::<T>(place, sample..sample + n, some) {
+                simd::copy(n, (copied, lane, 1), (to.array, at, place.sample_step()));
+            }
         }
+        in_place
     }
 
     /// Gradient, or Hessian, of a group, all classes or of columns some; columns go past the caches if
     /// `stream`.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "of three callers")]
-    fn emit<S: Simd, const MANY: bool>(
+    #[allow(clippy::too_many_arguments, reason = "one caller")]
+    fn emit<S: Simd, const MANY: bool, const KIND: usize>(
         &self,
         s: S,
         group: usize,
@@ -143,9 +152,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let columns = buffers.part(COLUMNS_OF).0.part(start, width);
         let class = buffers.load(s, CLASS, group);
         let a = [buffers.load(s, A, group), buffers.load(s, A_LOST, group)];
-        let minus_b = if C::ANY { buffers.load(s, MINUS_B, group) } else { zero };
-        let (mut at_pivot, mut inverse, mut most) =
-            (buffers.load(s, PIVOT_GRAD, group), zero, zero);
+        let minus_b = if KIND != NONE { buffers.load(s, MINUS_B, group) } else { zero };
+        let (mut at_pivot, mut inverse, mut most, mut second) =
+            (buffers.load(s, PIVOT_GRAD, group), zero, zero, zero);
+        let curved = hessian && !self.objective.is_plain();
         if hessian {
             (at_pivot, inverse, most) = (
                 buffers.load(s, PIVOT_HESS, group),
@@ -153,13 +163,16 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 buffers.load(s, MOST_HESS, group),
             );
         }
+        if curved {
+            second = buffers.load(s, SECOND, group);
+        }
         // The derivative at `$e`, an exponential, of class `$c`, and so far behind where `$class` is
         // counted from.
         macro_rules! derivative {
             ($e:expr, $c:expr, $class:expr, $number:expr) => {{
                 let e = $e;
-                let mut g = if !hessian && C::ANY {
-                    let t = self.coefficient(s, $c, start, buffers);
+                let mut g = if !hessian && KIND != NONE {
+                    let t = self.emitted::<S, KIND>(s, $c, start, buffers);
                     e.fma(a[0], e.fma(a[1], t.mul(minus_b)))
                 } else {
                     times::<S, T>(e, a)
@@ -168,7 +181,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                     // Of a class that has most of the probability, 1 - p would cancel.
                     let p = e.mul(inverse);
                     let large = splat::<S, T>(s, 0.5).lt(p);
-                    g = T::V::<S>::select(large, most, g.mul(one.sub(p)));
+                    g = g.mul(one.sub(p));
+                    if curved {
+                        g = g.add(p.mul(e.mul(second)));
+                    }
+                    g = T::V::<S>::select(large, most, g);
                 }
                 let own = $class.eq(T::V::<S>::splat(s, T::CLASSES[$number]));
                 T::V::<S>::select(own, at_pivot, g)
@@ -241,15 +258,21 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     }
 }
 
-/// Writes a block.
-pub(super) struct Emission<'b, J, T, const MANY: bool>(pub(super) Block<'b, J, T>);
+/// Where a gradient or Hessian goes.
+#[derive(Clone, Copy)]
+struct Destination<'a, T> {
+    array: Output<'a, T>,
+    place: Option<&'a Place>,
+    hessian: bool,
+}
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
-    for Emission<'_, Few<'_, T, C, GRAD>, T, MANY>
-{
+/// Writes a block; `KIND` tells what coefficients there are beside that of a true class.
+pub(super) struct Emission<'b, T, const MANY: bool, const KIND: usize>(pub(super) Block<'b, T>);
+
+impl<T: Limits, const MANY: bool, const KIND: usize> Kernel for Emission<'_, T, MANY, KIND> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        self.0.job.write::<S, MANY>(s, &self.0);
+        self.0.job.write::<S, MANY, KIND>(s, &self.0);
     }
 }
