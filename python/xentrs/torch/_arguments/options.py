@@ -1,0 +1,112 @@
+"""The options of a loss, which cross every layer as one object."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import NamedTuple, SupportsIndex, TypeAlias
+
+import torch
+from torch import Tensor
+
+from xentrs import _arrays
+
+Ignored: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | None
+
+REDUCTIONS = ("mean", "sum", "none")
+
+# Of an operator that has no gamma.
+SCHEMA = "str reduction, int[] ignored, float label_smoothing, float z_loss, float softcap"
+
+
+class Options(NamedTuple):
+    """What a loss does; in the order in which the operators' schemas have it."""
+
+    reduction: str = "mean"
+    ignored: tuple[int, ...] = ()
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float = 0.0  # 0 for none
+    gamma: float = 0.0  # of the focal loss
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the logits go to the softmax as they are and nothing is added to the loss."""
+        return self.z_loss == 0.0 and self.softcap == 0.0
+
+
+def ignored_indices(value: Ignored) -> tuple[int, ...]:
+    """Return `ignore_index` as a tuple, or say what is wrong with it."""
+    found = value if type(value) is int else _arrays._ignore_index(value)
+    ignored = () if found is None else found if isinstance(found, tuple) else (found,)
+    for index in ignored:
+        if not -(1 << 63) <= index < 1 << 63:
+            raise ValueError(f"ignore_index is {index}, but must fit in 64 bits")
+    return ignored
+
+
+def is_number(value: object) -> bool:
+    """Whether PyTorch takes this for a float."""
+    return isinstance(value, Real | Tensor | torch.SymFloat | torch.SymInt)
+
+
+def is_smoothing(value: float) -> bool:
+    """Whether this is a number in [0, 1]."""
+    return (type(value) is float or is_number(value)) and 0.0 <= value <= 1.0
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """Return the reduction that PyTorch's two deprecated arguments stand for."""
+    if size_average is None and reduce is None:
+        return reduction
+    chosen = "none" if reduce is False else "sum" if size_average is False else "mean"
+    warnings.warn(
+        f"size_average and reduce are deprecated, use reduction={chosen!r} instead", stacklevel=3
+    )
+    return chosen
+
+
+# PyTorch's functions do not have the arguments below, so they cannot say what is wrong with them.
+
+
+def check_number(name: str, value: object) -> None:
+    """Refuse what is no number."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, not {value!r} ({type(value).__name__})")
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is no tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, not {type(value).__name__}")
+
+
+def as_softcap(value: float | None) -> float:
+    """Return a softcap as a number, 0 for none."""
+    if value is None:
+        return 0.0
+    check_number("softcap", value)
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"softcap is {value}, but must be positive")
+    return value
+
+
+def check_gamma(value: float) -> None:
+    """Refuse an exponent of the focal loss that is negative or not finite."""
+    check_number("gamma", value)
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"gamma is {value}, but must be finite and not negative")
+
+
+def leave_to_pytorch(pytorchs: Callable[[], Tensor], beyond: str | None) -> Tensor:
+    """Let PyTorch say what is wrong, or compute what only it can: gradients in the target.
+
+    `beyond` is the error where the call has arguments that PyTorch's function does not have.
+    """
+    with torch.set_grad_enabled(torch.is_grad_enabled() and beyond is None):
+        loss = pytorchs()
+    if beyond is not None:
+        raise NotImplementedError(beyond)
+    return loss

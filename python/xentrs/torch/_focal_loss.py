@@ -1,0 +1,169 @@
+"""`focal_loss` and `FocalLoss`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy as _pytorchs
+
+from xentrs.torch._arguments.options import (
+    Ignored,
+    Options,
+    check_gamma,
+    ignored_indices,
+    leave_to_pytorch,
+)
+from xentrs.torch._arguments.softmax import SoftmaxArguments, check_further_arguments, fits
+from xentrs.torch._arguments.tensors import as_denominator
+from xentrs.torch._mode import refuse_jit_trace
+from xentrs.torch._operators.softmax import apply
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    ignore_index: Ignored = -100,
+    reduction: str = "mean",
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
+    r"""Focal loss between logits and class indices: cross-entropy that makes less of easy samples.
+
+    With p the softmax's probability of a sample's class, its loss is ``(1 - p)**gamma * -log(p)``
+    [1]_.
+
+    Parameters
+    ----------
+    input : Tensor of shape (C), (N, C) or (N, C, d_1, ..., d_K)
+        Logits: float16, bfloat16, float32 or float64, of any strides.
+    target : Tensor
+        Class indices, of any integer type, of the shape of `input` without its class axis.
+    gamma : float, default 2.0
+        How much less: 0 is `cross_entropy`, to the bit. Not negative.
+    weight : Tensor of shape (C), optional
+        Weight of each class; in the paper it is called alpha.
+    ignore_index, sample_weight, denominator, inplace
+        As in `cross_entropy`.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        As in `cross_entropy`: the mean is divided by the weights, not by how easy samples are.
+
+    Returns
+    -------
+    Tensor
+        Of no dimension, or for ``"none"`` of the shape of `input` without its class axis. Of the
+        dtype of `input`, or float32 for a half precision if autocast is on.
+
+    Raises
+    ------
+    TypeError
+        If the target is probabilities: the loss is defined by the probability of one class. Or if
+        an argument is no number or no tensor.
+    RuntimeError, ValueError, NotImplementedError
+        For `input`, `target`, `weight` and `reduction` as PyTorch's `cross_entropy` raises them, in
+        its words. ValueError if `gamma` is negative or not finite.
+    IndexError
+        If a class index is out of range. On a GPU that is an assertion on the device.
+
+    Notes
+    -----
+    1 - p is the sum of the other classes' probabilities, so a loss keeps its digits where p rounds
+    to 1.
+
+    References
+    ----------
+    .. [1] T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import xentrs.torch
+    >>> logits = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
+    >>> xentrs.torch.focal_loss(logits, torch.tensor([0, 0]), reduction="none")
+    tensor([5.8720e-06, 7.0185e-01])
+    """
+    refuse_jit_trace("focal_loss")
+    check_gamma(gamma)
+    options = Options(reduction, ignored_indices(ignore_index), gamma=gamma)
+    denominator = as_denominator(denominator, input)
+    call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
+    if not fits(call, options) or call.is_soft:
+        return _refuse(call, options)
+    check_further_arguments(call, options)
+    return apply(call, options, inplace)
+
+
+def _refuse(call: SoftmaxArguments, options: Options) -> Tensor:
+    """Say what is wrong, in PyTorch's words where it has any."""
+    x, target = call.input, call.target
+    if isinstance(target, Tensor) and target.is_floating_point():
+        raise TypeError(
+            f"target has dtype {target.dtype}, but focal_loss takes class indices: the loss is "
+            "defined by the probability of one class"
+        )
+    return leave_to_pytorch(
+        lambda: _pytorchs(
+            x,
+            target,
+            call.weight,
+            ignore_index=options.ignored[0] if options.ignored else -100,
+            reduction=options.reduction,
+        ),
+        "xentrs.torch.focal_loss has no gradient in the class weights: weight.detach()",
+    )
+
+
+class FocalLoss(nn.Module):
+    """`focal_loss` as a module.
+
+    Parameters
+    ----------
+    gamma, weight, ignore_index, reduction, inplace
+        As in `focal_loss`. Its `sample_weight` and `denominator` go to the call.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: Ignored = -100,
+        reduction: str = "mean",
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        check_gamma(gamma)
+        self.register_buffer("weight", weight)
+        self.gamma = gamma
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.inplace = inplace
+
+    def extra_repr(self) -> str:
+        """Return what `repr` says of the module."""
+        return f"gamma={self.gamma}, reduction={self.reduction!r}"
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        denominator: float | Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss."""
+        return focal_loss(
+            input,
+            target,
+            gamma=self.gamma,
+            weight=self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            sample_weight=sample_weight,
+            denominator=denominator,
+            inplace=self.inplace,
+        )
