@@ -40,9 +40,9 @@ def compile(module, name, types, **constants):
 
 
 common = dict(R=1, B=4096, MANY=True, IGNORED=-100, NEAR=40.0)
-plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, GAMMA=0.0, SOFT=False)
+plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, GAMMA=0.0, FACTORS=0, SOFT=False)
 all_ = plain | dict(SMOOTHING=0.1, EVEN=1e-4, Z=1e-4, CAP=30.0)
-focal = plain | dict(GAMMA=2.0)
+focal = plain | dict(GAMMA=2.5, FACTORS=2)
 soft_ = plain | dict(SOFT=True, IGNORED=None, grad=None)
 for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
     floats = {"x": "*" + x, "grad": "*" + x, "loss": "*" + acc, "divisor": "*fp64"}

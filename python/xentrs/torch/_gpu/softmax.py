@@ -99,7 +99,8 @@ def evaluate(
             losses, None if grad is None else g, *g.stride(), samples, classes, positions,
             IGNORED=ignored[0] if ignored and not call.is_soft else None,
             SMOOTHING=options.label_smoothing, EVEN=options.label_smoothing / classes,
-            Z=options.z_loss, CAP=options.softcap, GAMMA=options.gamma, SOFT=call.is_soft,
+            Z=options.z_loss, CAP=options.softcap, GAMMA=float(options.gamma),
+            FACTORS=min(int(options.gamma), 16), SOFT=call.is_soft,
             ACC=tl.float64 if wide else tl.float32, NEAR=600.0 if wide else 40.0,
             R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
         )  # fmt: skip
@@ -128,8 +129,8 @@ def _softmax_loss(
     x, x_n, x_c, x_d, target, t_n, t_c, t_d, weight, sample_weight, s_n, s_d, divisor,
     z_divisor, loss, grad, g_n, g_c, g_d, samples, classes, positions,
     IGNORED: tl.constexpr, SMOOTHING: tl.constexpr, EVEN: tl.constexpr, Z: tl.constexpr,
-    CAP: tl.constexpr, GAMMA: tl.constexpr, SOFT: tl.constexpr, ACC: tl.constexpr,
-    NEAR: tl.constexpr, R: tl.constexpr, B: tl.constexpr, MANY: tl.constexpr,
+    CAP: tl.constexpr, GAMMA: tl.constexpr, FACTORS: tl.constexpr, SOFT: tl.constexpr,
+    ACC: tl.constexpr, NEAR: tl.constexpr, R: tl.constexpr, B: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     VECTOR: tl.constexpr = SOFT or EVEN != 0.0  # whether there are coefficients a
     KEEP: tl.constexpr = 1.0 - SMOOTHING
@@ -198,7 +199,8 @@ def _softmax_loss(
         by_ratio = log1p(rest / tl.where(near, e_y, 1.0)).to(tl.float64)
         result = tl.where(near, by_ratio, far)
         if GAMMA != 0.0:
-            result, slope = _focal(result, e_y.to(tl.float64), rest.to(tl.float64), GAMMA)
+            e_64, rest_64 = e_y.to(tl.float64), rest.to(tl.float64)
+            result, slope = _focal(result, e_64, rest_64, GAMMA, FACTORS)
         result = tl.where(own == 0.0, 0.0, own * result)
         if GAMMA != 0.0:
             own *= slope
@@ -294,12 +296,17 @@ def _accumulate(
 
 
 # u^GAMMA l and its slope, where `nll` is l. Where p is 0, so is p l. Where u is 0, so is u^GAMMA.
+# FACTORS of the power are products: exp(GAMMA log u) loses digits as log u grows.
 @Kernel
 @no_type_check
-def _focal(nll, e_y, rest, GAMMA: tl.constexpr):
+def _focal(nll, e_y, rest, GAMMA: tl.constexpr, FACTORS: tl.constexpr):
     u = rest / (rest + e_y)
     p_l = tl.where(e_y == 0.0, 0.0, e_y / (rest + e_y) * nll)
-    power = tl.exp(GAMMA * tl.log(u))
+    power = tl.full(u.shape, 1.0, tl.float64)
+    if GAMMA != FACTORS:
+        power = tl.exp((GAMMA - FACTORS) * tl.log(u))
+    for _ in range(FACTORS):
+        power *= u
     return power * nll, power * (1.0 + GAMMA * tl.where(u == 0.0, 1.0, p_l / u))
 
 
