@@ -1,4 +1,4 @@
-"""What is refused: as PyTorch refuses it, or in words of ours."""
+"""What raises an error: PyTorch's own, or one of xentrs for arguments that PyTorch lacks."""
 
 import math
 import subprocess
@@ -264,7 +264,7 @@ def test_unknown_backend():
     assert "XENTRS_TORCH_BACKEND is 'cuda', but must be 'rust' or 'triton'" in done.stderr
 
 
-def test_gradients_that_nobody_computes_are_refused():
+def test_gradients_that_are_not_computed_are_refused():
     s, d = torch.ones(4, requires_grad=True), torch.tensor(2.0, requires_grad=True)
     w = torch.randn(5, 3)
     for call in (

@@ -120,7 +120,7 @@ def z_reference(x, y, s, w, z, e, reduction, denominator=None):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_z_loss_is_not_weighted(smoothing, dtype, backend, small_tiles):
-    """Neither class weights nor smoothing touch it; what counts for nothing has none of it."""
+    """Class weights and smoothing do not change it; a sample that does not count has none."""
     x, y = draw((7, 5), (7,))
     x, y = x.to(dtype), torch.tensor([0, 1, -100, 2, 4, 3, 0])
     s = torch.tensor([1.0, 2.0, 1.0, 0.5, 0.0, 1.5, 0.25], dtype=torch.float64)
@@ -181,7 +181,7 @@ def test_second_derivatives_of_z_loss_with_class_weights(backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_infinite_logits_under_softcap(soft, dtype, backend, small_tiles):
-    """-inf stays out, inf and NaN are NaN of that sample alone."""
+    """-inf stays -inf; inf and NaN make their own sample NaN and no other."""
     inf = math.inf
     x = torch.randn(4, 20, dtype=torch.float64).to(dtype).double()
     x[1, 3:18], x[2, 5], x[3, 17] = -inf, inf, math.nan
@@ -262,7 +262,7 @@ def test_means_of_losses_whose_sum_exceeds_float32(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_weight_0_counts_for_nothing(dtype, backend):
-    """Of whatever logits, targets and losses."""
+    """Also where logits, targets and losses are NaN or inf."""
     inf, nan = math.inf, math.nan
     bad = torch.tensor([[-inf, 0.0], [0.0, 0.0], [nan, 0.0], [inf, inf]], device=backend).to(dtype)
     q = torch.tensor([[1.0, 0.0], [1.0, 0.0], [nan, 0.0], [0.5, inf]], device=backend).to(dtype)
