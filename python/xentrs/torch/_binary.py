@@ -32,7 +32,7 @@ def binary_cross_entropy_with_logits(
     r"""Binary cross-entropy between the sigmoid of logits and a target, element by element.
 
     A drop-in for `torch.nn.functional.binary_cross_entropy_with_logits`, with the same arguments,
-    results and errors; those after the star are not PyTorch's.
+    results and errors. The keyword-only arguments are additions.
 
     Parameters
     ----------
@@ -65,14 +65,14 @@ def binary_cross_entropy_with_logits(
     Raises
     ------
     RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError
-        As PyTorch's function does, in its words. ValueError or TypeError where an argument of ours
-        is wrong.
+        What PyTorch's function raises, with its message. ValueError or TypeError if a keyword-only
+        argument is wrong.
 
     Notes
     -----
-    Accumulated in float32 for half precisions, else in the type of `input`, on the CPU by the
-    kernels of `xentrs.binary_cross_entropy_with_logits`: at most 4 ULP of error for the loss of an
-    element and its gradient. Tiny losses keep their digits.
+    Half precisions are computed in float32. On the CPU the kernels of
+    `xentrs.binary_cross_entropy_with_logits` run: the error of an element's loss, and of its
+    gradient, is at most 4 ULP. On a GPU, too, small losses keep their digits.
 
     Examples
     --------
@@ -129,10 +129,11 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     weight, size_average, reduce, reduction, pos_weight
         As in `torch.nn.BCEWithLogitsLoss`.
     label_smoothing
-        As in `binary_cross_entropy_with_logits`. Its `where` and `denominator` go to the call.
+        As in `binary_cross_entropy_with_logits`. `where` and `denominator` are arguments of the
+        call.
     """
 
-    label_smoothing = 0.0  # of modules that were pickled without
+    label_smoothing = 0.0  # for modules that were pickled before it existed
 
     def __init__(
         self,

@@ -44,8 +44,8 @@ def cross_entropy(
 ) -> Tensor:
     r"""Cross-entropy between logits and class indices or probabilities.
 
-    A drop-in for `torch.nn.functional.cross_entropy`, with the same arguments, results and errors;
-    those after the star are not PyTorch's.
+    A drop-in for `torch.nn.functional.cross_entropy`, with the same arguments, results and errors.
+    The keyword-only arguments are additions.
 
     Parameters
     ----------
@@ -59,25 +59,26 @@ def cross_entropy(
     size_average, reduce : bool, optional
         Deprecated in PyTorch: see `reduction`.
     ignore_index : int, iterable of ints or None, default -100
-        Class indices whose samples count for nothing, whatever their logits.
+        Class indices whose samples do not count, whatever their logits are.
     reduction : {"mean", "sum", "none"}, default "mean"
         Whether to return the mean of the samples' losses, weighted by the weights of their
         classes, their sum, or each.
     label_smoothing : float, default 0.0
         A number e in [0, 1]: the target becomes (1 - e) times itself plus e / C in every class.
     z_loss : float, default 0.0
-        This times the square of the logsumexp of its logits is added to each sample's loss, as in
-        PaLM. Neither `weight` nor `label_smoothing` concerns it, `sample_weight` does.
+        Adds ``z_loss * logsumexp(logits)**2`` to each sample's loss, as in PaLM. `sample_weight`
+        multiplies this term, `weight` and `label_smoothing` do not change it.
     softcap : float, optional
         The logits x become ``softcap * tanh(x / softcap)`` first, as in Gemma 2.
     sample_weight : Tensor, optional
         Weight of each sample, of the shape of `input` without its class axis.
     denominator : float or Tensor of no dimension, optional
-        What ``"mean"`` divides by instead of the total weight; a tensor need not be on the host.
+        What ``"mean"`` divides by instead of the total weight. A tensor may be on the CPU or on the
+        device of `input`.
     inplace : bool, default False
-        Write the gradient over the logits, which saves memory of their size. They may not be a view
-        nor a leaf, and autograd refuses every later use of them. Ignored where no gradient is
-        wanted, and under `torch.compile` and `torch.func`.
+        Write the gradient over the logits, which saves memory of their size. They must be neither a
+        view nor a leaf, and using them later raises an error in the backward pass. Without effect
+        where no gradient is wanted, and under `torch.compile` and `torch.func`.
 
     Returns
     -------
@@ -89,22 +90,20 @@ def cross_entropy(
     Raises
     ------
     RuntimeError, ValueError, TypeError, NotImplementedError
-        As PyTorch's function does, in its words. ValueError or TypeError where an argument of ours
-        is wrong, NotImplementedError where it requires a gradient.
+        What PyTorch's function raises, with its message. ValueError or TypeError if a keyword-only
+        argument is wrong, NotImplementedError if one requires a gradient.
     IndexError
         If a class index is out of range. On a GPU that is an assertion on the device.
 
     Notes
     -----
-    Accumulated in float32 for half precisions, else in the type of `input`, on the CPU by the
-    kernels of `xentrs.cross_entropy`: at most 4 ULP of error for a sample's loss and each entry of
-    the gradient of a hard target. On the GPU losses keep their digits too when they are small or
-    the logits have a large offset.
+    Half precisions are computed in float32. On the CPU the kernels of `xentrs.cross_entropy` run:
+    the error of a sample's loss, and of each entry of the gradient of a class index, is at most 4
+    ULP. On a GPU, too, small losses and logits of a large offset keep their digits.
 
-    The gradient is computed in the forward pass; that of float16 in the backward pass, where it is
-    multiplied by a loss's scale before it is rounded. Second derivatives are computed from the
-    logits, which must be unchanged when they are taken, and alive if they are more than 16 MiB;
-    with `inplace` there are none.
+    The forward pass computes the gradient. For float16 the backward pass does, and multiplies it by
+    the upstream gradient (a loss scale, for instance) before it is rounded. Second derivatives need
+    the logits unchanged, and logits of more than 16 MiB alive; with `inplace` there are none.
 
     Examples
     --------
@@ -167,10 +166,10 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     weight, size_average, ignore_index, reduce, reduction, label_smoothing
         As in `torch.nn.CrossEntropyLoss`; `ignore_index` may be several, or None.
     z_loss, softcap, inplace
-        As in `cross_entropy`. Its `sample_weight` and `denominator` go to the call.
+        As in `cross_entropy`. `sample_weight` and `denominator` are arguments of the call.
     """
 
-    # Of modules that were pickled without.
+    # For modules that were pickled before these existed.
     z_loss = 0.0
     softcap: float | None = None
     inplace = False

@@ -30,10 +30,9 @@ def focal_loss(
     denominator: float | Tensor | None = None,
     inplace: bool = False,
 ) -> Tensor:
-    r"""Focal loss between logits and class indices: cross-entropy that makes less of easy samples.
+    r"""Focal loss between logits and class indices: cross-entropy with less weight on easy samples.
 
-    With p the softmax's probability of a sample's class, its loss is ``(1 - p)**gamma * -log(p)``
-    [1]_.
+    The loss of a sample whose class has the probability p is ``(1 - p)**gamma * -log(p)`` [1]_.
 
     Parameters
     ----------
@@ -42,13 +41,14 @@ def focal_loss(
     target : Tensor
         Class indices, of any integer type, of the shape of `input` without its class axis.
     gamma : float, default 2.0
-        How much less: 0 is `cross_entropy`, to the bit. Not negative.
+        The exponent, not negative. With 0 it is `cross_entropy`, to the bit.
     weight : Tensor of shape (C), optional
         Weight of each class; in the paper it is called alpha.
     ignore_index, sample_weight, denominator, inplace
         As in `cross_entropy`.
     reduction : {"mean", "sum", "none"}, default "mean"
-        As in `cross_entropy`: the mean is divided by the weights, not by how easy samples are.
+        As in `cross_entropy`: the mean divides by the sum of the weights, without the factors
+        ``(1 - p)**gamma``.
 
     Returns
     -------
@@ -59,18 +59,18 @@ def focal_loss(
     Raises
     ------
     TypeError
-        If the target is probabilities: the loss is defined by the probability of one class. Or if
-        an argument is no number or no tensor.
+        If the target is probabilities, for which the loss is not defined. If an argument is no
+        number or no tensor.
     RuntimeError, ValueError, NotImplementedError
-        For `input`, `target`, `weight` and `reduction` as PyTorch's `cross_entropy` raises them, in
-        its words. ValueError if `gamma` is negative or not finite.
+        For `input`, `target`, `weight` and `reduction` what PyTorch's `cross_entropy` raises, with
+        its message. ValueError if `gamma` is negative or not finite.
     IndexError
         If a class index is out of range. On a GPU that is an assertion on the device.
 
     Notes
     -----
-    1 - p is the sum of the other classes' probabilities, so a loss keeps its digits where p rounds
-    to 1.
+    1 - p is computed as the sum of the other classes' probabilities, so that a loss keeps its
+    digits where p rounds to 1.
 
     References
     ----------
@@ -121,7 +121,7 @@ class FocalLoss(nn.Module):
     Parameters
     ----------
     gamma, weight, ignore_index, reduction, inplace
-        As in `focal_loss`. Its `sample_weight` and `denominator` go to the call.
+        As in `focal_loss`. `sample_weight` and `denominator` are arguments of the call.
     """
 
     weight: Tensor | None

@@ -43,8 +43,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     r"""Cross-entropy of ``input @ linear_weight.T + linear_bias``, which never exists as a whole.
 
-    A drop-in for `torch.nn.functional.linear_cross_entropy`: peak memory is that of the gradients
-    and one chunk of logits.
+    A drop-in for `torch.nn.functional.linear_cross_entropy`, with additional arguments. Its peak
+    memory is that of the gradients and one chunk of logits.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def linear_cross_entropy(
     ignore_index : int or iterable of ints, optional
         As in `cross_entropy`; None stands for -100, as in PyTorch.
     options : torch.nn.LinearCrossEntropyOptions, optional
-        Of these ``batch_chunk_size`` is heeded: the samples in a chunk.
+        Of these ``batch_chunk_size`` has an effect: the number of samples in a chunk.
 
     Returns
     -------
@@ -69,8 +69,8 @@ def linear_cross_entropy(
     Raises
     ------
     RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError
-        As PyTorch's function does, in its words. ValueError or TypeError where an argument of ours
-        is wrong.
+        What PyTorch's function raises, with its message. ValueError or TypeError if an argument
+        that PyTorch's function lacks is wrong.
     IndexError
         If a class index is out of range. On a GPU that is an assertion on the device.
 
@@ -135,10 +135,10 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
 label_smoothing, options
         As in `torch.nn.LinearCrossEntropyLoss`.
     z_loss, softcap
-        As in `cross_entropy`. Its `sample_weight` and `denominator` go to the call.
+        As in `cross_entropy`. `sample_weight` and `denominator` are arguments of the call.
     """
 
-    # Of modules that were pickled without.
+    # For modules that were pickled before these existed.
     z_loss = 0.0
     softcap: float | None = None
 

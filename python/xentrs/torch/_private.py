@@ -1,41 +1,46 @@
 """PyTorch's private interfaces: all that `xentrs.torch` uses. No other file uses any.
 
-Tested with PyTorch 2.15.0. A later PyTorch may lose one of them; the last line of each entry says
-what takes its place then. Results stay the same.
+Tested with PyTorch 2.15.0. A PyTorch that lacks one of them takes the public way that is named
+beside it, where there is one; results stay the same. The tests take away all of those.
 
-What is going on around a call. Without one of these: every call goes through its operator, which is
-right in every case and takes 60 us more.
-    torch._C._are_functorch_transforms_active: whether a transform of `torch.func` is active
-    torch._C._len_torch_dispatch_stack: whether a dispatch mode is (fake tensors, tracers)
-    torch.autograd.forward_ad._current_level: whether forward-mode differentiation is
-torch._C._is_tracing
-    Whether `torch.jit.trace` records the call.
-    Without it: `torch.jit.is_tracing`, a Python function around it.
+Around a call
 
-In a backward pass. Without one of these: the gradient is multiplied out of place.
-    torch._C._autograd._get_current_graph_task_keep_graph: whether the graph is retained
-    torch._C._functorch.is_legacy_batchedtensor: whether many upstream gradients come at once
-    (`is_grads_batched`)
-torch.autograd.function._SingleLevelFunction, with Function._compiled_autograd_key
-    An autograd function without the part for `torch.func`: 3 us less a call.
-    Without it: `torch.autograd.Function`.
+- `torch._C._are_functorch_transforms_active`: whether a transform of `torch.func` is active.
+- `torch._C._len_torch_dispatch_stack`: whether a dispatch mode is (fake tensors, tracers).
+- `torch.autograd.forward_ad._current_level`: whether forward-mode differentiation is on.
+  Without one of these three every call goes through its operator, which is right in every case
+  and slower by some 60 us (decision 20).
+- `torch._C._is_tracing`: whether `torch.jit.trace` records the call.
+  Without it: `torch.jit.is_tracing`, a Python function around it.
+- `Tensor._is_view`: whether a tensor is a view of another, over which nothing may be written.
+  No public way.
+- `Tensor._version`: how often a tensor was changed in place, to notice that an input was changed
+  before the backward pass. No public way.
 
-Operators that are differentiated under any nesting of transforms.
-torch._C._after_autograd_keyset, OpOverload.redispatch, forward_ad._set_fwd_grad_enabled,
-torch._functorch.utils.enable_single_level_autograd_function
-    An operator's autograd runs the operator below itself, where the transforms around see it. The
-    public way excludes them: a gradient of a gradient would be 0.
-    Without one of these: the public way, `torch.library.register_autograd`, for first derivatives
-    (`torch.compile` takes no others). Where tensors go through an operator, all of `torch.func` and
-    derivatives of gradients are refused.
+In a backward pass
 
-torch._assert_async
-    An assertion on a GPU for which nobody waits.
-    Without it: a check that waits for the GPU.
-Tensor._version
-    The number of changes in place, by which a changed tensor is noticed. No public way.
-Tensor._is_view
-    Whether a tensor is a view of another. No public way.
+- `torch._C._autograd._get_current_graph_task_keep_graph`: whether the graph is retained.
+- `torch._C._functorch.is_legacy_batchedtensor`: whether many upstream gradients come at once
+  (`is_grads_batched`).
+  Without one of these two the stored gradient is multiplied out of place.
+
+Autograd functions and operators
+
+- `torch.autograd.function._SingleLevelFunction`, `torch.autograd.Function._compiled_autograd_key`:
+  an autograd function without the part for `torch.func`, which costs less.
+  Without one of them: `torch.autograd.Function`.
+- `torch._C._after_autograd_keyset`, `torch._ops.OpOverload.redispatch`,
+  `torch.autograd.forward_ad._set_fwd_grad_enabled`,
+  `torch._functorch.utils.enable_single_level_autograd_function`: an operator's autograd runs the
+  operator below itself, where the transforms around it still see it.
+  Without one of these four, or of the two before: `torch.library.register_autograd`, which hides
+  the operator from them. First derivatives (all that `torch.compile` takes) are the same; second
+  ones, and `torch.func`, raise an error where tensors go through an operator.
+
+On a GPU
+
+- `torch._assert_async`: an assertion for which nobody waits.
+  Without it: a check that waits for the GPU.
 """
 
 from __future__ import annotations
@@ -58,7 +63,8 @@ def _find(path: str) -> Any:
         return None
 
 
-# Around a call. Functions of PyTorch itself where possible: each costs a part of a tiny call.
+# Around a call: PyTorch's own functions, as a Python function around each would cost a part of a
+# tiny call.
 
 has_transforms: Callable[[], bool] = _find("_C._are_functorch_transforms_active") or (lambda: True)
 _dispatch_modes: Callable[[], int] = _find("_C._len_torch_dispatch_stack") or (lambda: 1)
@@ -102,13 +108,15 @@ def is_batched(grad_output: Tensor) -> bool:
     return has_transforms() or _is_legacy_batched(grad_output)
 
 
-_single_level = _find("autograd.function._SingleLevelFunction")
+_compiled_key = _find("autograd.Function._compiled_autograd_key")
+_single_level = _compiled_key and _find("autograd.function._SingleLevelFunction")
 
 
 class SingleLevelFunction(_single_level or torch.autograd.Function):  # type: ignore[misc]
     """An autograd function without the part for `torch.func`: for calls that nothing transforms."""
 
-    _compiled_autograd_key = _find("autograd.Function._compiled_autograd_key")
+    if _compiled_key is not None:
+        _compiled_autograd_key = _compiled_key
 
 
 # Operators

@@ -62,8 +62,8 @@ def vocab_parallel_cross_entropy(
 
     Notes
     -----
-    Two all-reduces of N and of 5 N float64 numbers (6 N with label smoothing). The backward pass
-    needs none. The gradient cannot be differentiated again.
+    The forward pass makes two all-reduces, of N and of 5 N float64 numbers (6 N with label
+    smoothing), the backward pass none. The gradient cannot be differentiated again.
     """
     options = Options(reduction, ignored_indices(ignore_index), label_smoothing, z_loss)
     for name, value in (("input", input), ("target", target)):

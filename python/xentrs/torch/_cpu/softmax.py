@@ -21,6 +21,8 @@ def evaluate(
     call: SoftmaxArguments, options: Options, with_grad: bool, inplace: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
+    if options.gamma:
+        raise NotImplementedError("xentrs.torch.focal_loss has no kernels for the CPU yet")
     x, target, weight, sample_weight = call[:4]
     soft = call.is_soft
     if not options.is_plain or (soft and x.dtype in HALVES):

@@ -48,13 +48,13 @@ class Eager(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, call: BinaryArguments, options: Options) -> Tensor:
         loss, grad = evaluate(call, options, True)
         ctx.save_for_backward(grad)
-        ctx.again = gradients.remember(call, 2), options
+        ctx.call = gradients.remember(call, 2), options
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        remembered, options = ctx.again
+        remembered, options = ctx.call
         if not torch.is_grad_enabled():
 
             def mask() -> Tensor | None:
@@ -65,6 +65,31 @@ class Eager(torch.autograd.Function):
         # create_graph=True
         call = BinaryArguments(*gradients.recall(_NAME, remembered))
         return gradients.differentiable(_gradient, call, options, grad_output), None, None
+
+
+# Second derivative
+
+
+def _second_product(call: BinaryArguments, options: Options, direction: Tensor) -> Tensor:
+    """Return the second derivative of each element's loss times a direction.
+
+    By functions of PyTorch, so that it can be differentiated.
+    """
+    x = call.input.to(_backend.accumulator(call.input.dtype))
+    mask = call.mask()
+    if mask is not None:  # before anything is computed, for what differentiates this
+        x = torch.where(mask, x, 0.0)
+    e = options.label_smoothing
+    t = (1.0 - e) * call.target.to(x.dtype) + 0.5 * e
+    scale = (1.0 - t) + (t if call.pos_weight is None else t * call.pos_weight)
+    if call.weight is not None:
+        scale = scale * call.weight
+    second = scale * x.sigmoid() * (-x).sigmoid()
+    if options.reduction == "mean":
+        second = second / call.divisor().to(x.dtype)
+    if mask is not None:
+        second = torch.where(mask, second, 0.0)
+    return second.to(call.input.dtype) * call.upstream(direction, options)
 
 
 # Operator, for what traces or transforms
@@ -89,19 +114,9 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
     return loss, x.new_empty(x.shape) if args[-1] else x.new_empty(0)
 
 
-def _backward(
-    arguments: list[Any], grads: tuple[Tensor, ...], grad_output: Tensor | None, directions: Any
-) -> tuple[Tensor | None, ...]:
-    call, options = _unpack(arguments)
-    result = None
-    if grad_output is not None and not arguments[-1]:
-        result = gradients.deferred_gradient(_gradient, call, options, grad_output)
-    elif grad_output is not None:
-        result = (grads[0] * call.upstream(grad_output, options)).to(call.input.dtype)
-    if directions[0] is not None:
-        product = _second(call, options) * call.upstream(directions[0], options)
-        result = product if result is None else result + product
-    return result, *[None] * (len(arguments) - 1)
+def _gradient(call: BinaryArguments, options: Options) -> Tensor:
+    """Return the operator's gradient."""
+    return _operate(call, options, True)[1]
 
 
 _operator = define(
@@ -110,7 +125,7 @@ _operator = define(
     "-> (Tensor, Tensor)",
     _forward,
     _fake,
-    _backward,
+    gradients.operator_backward(_unpack, _gradient, _second_product),
 )
 
 
@@ -118,28 +133,4 @@ def _operate(call: BinaryArguments, options: Options, with_grad: bool) -> tuple[
     return _operator(*call, options.reduction, options.label_smoothing, with_grad)
 
 
-def _gradient(call: BinaryArguments, options: Options) -> Tensor:
-    """Return the operator's gradient."""
-    return _operate(call, options, True)[1]
-
-
 Deferred = gradients.deferred_function(evaluate, _gradient)
-
-
-def _second(call: BinaryArguments, options: Options) -> Tensor:
-    """Return the second derivative of each element's loss, by functions of PyTorch."""
-    x = call.input.to(_backend.accumulator(call.input.dtype))
-    mask = call.mask()
-    if mask is not None:  # before anything is computed, for what differentiates this
-        x = torch.where(mask, x, 0.0)
-    e = options.label_smoothing
-    t = (1.0 - e) * call.target.to(x.dtype) + 0.5 * e
-    scale = (1.0 - t) + (t if call.pos_weight is None else t * call.pos_weight)
-    if call.weight is not None:
-        scale = scale * call.weight
-    second = scale * x.sigmoid() * (-x).sigmoid()
-    if options.reduction == "mean":
-        second = second / call.divisor().to(x.dtype)
-    if mask is not None:
-        second = torch.where(mask, second, 0.0)
-    return second.to(call.input.dtype)

@@ -159,6 +159,34 @@ def deferred_gradient(
     return gradient(*call.times(grad_output, options))
 
 
+def operator_backward(
+    unpack: Callable[..., tuple[Any, Any]],
+    gradient: Callable[..., Tensor],
+    product: Callable[..., Tensor],
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Return the backward of an operator with one gradient, that in its first argument.
+
+    `unpack(arguments)` returns the call and its options, `product(call, options, direction)` the
+    derivative of the gradient in a direction.
+    """
+
+    def backward(
+        arguments: list[Any], grads: tuple[Tensor, ...], grad_output: Tensor | None, directions: Any
+    ) -> tuple[Tensor | None, ...]:
+        call, options = unpack(arguments)
+        result = None
+        if grad_output is not None and not arguments[-1]:
+            result = deferred_gradient(gradient, call, options, grad_output)
+        elif grad_output is not None:
+            result = (grads[0] * call.upstream(grad_output, options)).to(call.input.dtype)
+        if directions[0] is not None:
+            second = product(call, options, directions[0])
+            result = second if result is None else result + second
+        return result, *[None] * (len(arguments) - 1)
+
+    return backward
+
+
 def deferred_function(
     evaluate: Callable[..., tuple[Tensor, Tensor | None]], gradient: Callable[..., Tensor]
 ) -> Any:

@@ -162,7 +162,7 @@ class Eager(torch.autograd.Function):
         else:
             loss, grads = evaluate(call, options, rows, ctx.wanted)
             ctx.save_for_backward(*grads)
-            ctx.again = gradients.remember(call, 4 if call.loss().is_soft else 3)
+            ctx.remembered = gradients.remember(call, 4 if call.loss().is_soft else 3)
         return loss
 
     @staticmethod
@@ -174,7 +174,7 @@ class Eager(torch.autograd.Function):
                 f"xentrs.torch.{_NAME} with reduction='none' cannot be differentiated twice"
             )
         if twice:
-            tensors = saved if ctx.deferred else gradients.recall(_NAME, ctx.again)
+            tensors = saved if ctx.deferred else gradients.recall(_NAME, ctx.remembered)
             grads = _differentiable(
                 LinearArguments(*tensors), options, ctx.rows, ctx.wanted, grad_output
             )
@@ -196,7 +196,7 @@ class Eager(torch.autograd.Function):
 
 def _gradient_masks(ctx: Any) -> list[Tensor | None]:
     """Return which entries of the stored gradients count."""
-    (_, _, _, target, *others), options = ctx.again, ctx.options
+    (_, _, _, target, *others), options = ctx.remembered, ctx.options
     soft = isinstance(target[0], weakref.ref) or target[0].is_floating_point()
     y, w, s = gradients.recall(_NAME, [None if soft else target, *others[:2]], "the gradient")
     y = None if y is None else y.detach().long()

@@ -31,7 +31,7 @@ from xentrs.torch._operators.gradients import is_deferred, is_unscaled
 from xentrs.torch._private import SingleLevelFunction, is_graph_retained, is_view, version
 
 # The tensors of a call, to be recalled, and its options.
-_Again: TypeAlias = tuple[gradients.Remembered, Any]
+_Call: TypeAlias = tuple[gradients.Remembered, Any]
 
 
 def evaluate(
@@ -84,8 +84,8 @@ def apply(call: SoftmaxArguments, options: Options, inplace: bool) -> Tensor:
     else:
         with torch.no_grad():
             found = evaluate(call, options, True)
-        again = gradients.remember(call, 2 if call.is_soft else 1), options
-        loss = Eager.apply(input, again, found)
+        remembered = gradients.remember(call, 2 if call.is_soft else 1)
+        loss = Eager.apply(input, (remembered, options), found)
     dtype = call.dtype
     return loss if loss.dtype == dtype else loss.to(dtype)
 
@@ -99,10 +99,10 @@ class Eager(SingleLevelFunction):
     """The gradient is there already."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, again: _Again, found: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(ctx: Any, input: Tensor, call: _Call, found: tuple[Tensor, Tensor]) -> Tensor:
         loss, grad = found
         ctx.save_for_backward(grad)
-        ctx.again = again
+        ctx.call = call
         return loss
 
     @staticmethod
@@ -113,7 +113,7 @@ class Eager(SingleLevelFunction):
                 return grad, None, None
             mask = lambda: _gradient_mask(ctx, grad)  # noqa: E731
             return gradients.scaled(grad, grad_output, mask, 1), None, None
-        remembered, options = ctx.again  # create_graph=True
+        remembered, options = ctx.call  # create_graph=True
         options = Options(*options)
         call = SoftmaxArguments(*gradients.recall(_name(options), remembered))
         return gradients.differentiable(gradient, call, options, grad_output), None, None
@@ -121,7 +121,7 @@ class Eager(SingleLevelFunction):
 
 def _gradient_mask(ctx: Any, grad: Tensor) -> Tensor | None:
     """Return which entries of the stored gradient count."""
-    (_, target, *weights), options = ctx.again
+    (_, target, *weights), options = ctx.call
     options = Options(*options)
     if isinstance(target[0], ref) or target[0].shape == grad.shape:
         target = None
@@ -169,72 +169,6 @@ class InPlace(torch.autograd.Function):
             return evaluate(call, options, True, inplace=not retained)[1], None, None
         mask = lambda: call.gradient_mask(options)  # noqa: E731
         return gradients.scaled(call.input, grad_output, mask, call.axis), None, None
-
-
-# Operators, for what traces or transforms
-
-
-def _forward(*args: Any) -> tuple[Tensor, Tensor]:
-    call, options, with_grad = SoftmaxArguments(*args[:6]), Options(*args[6:-1]), args[-1]
-    loss, grad = evaluate(call, options._replace(ignored=tuple(options.ignored)), with_grad)
-    return loss, call.input.new_empty(0) if grad is None else grad
-
-
-def _fake(*args: Any) -> tuple[Tensor, Tensor]:
-    call, options, with_grad = SoftmaxArguments(*args[:6]), Options(*args[6:-1]), args[-1]
-    shape = call.samples if options.reduction == "none" else ()
-    x = call.input
-    loss = x.new_empty(shape, dtype=_backend.accumulator(x.dtype))
-    return loss, torch.empty_like(x) if with_grad else x.new_empty(0)
-
-
-def _backward(
-    arguments: list[Any], grads: tuple[Tensor, ...], grad_output: Tensor | None, directions: Any
-) -> tuple[Tensor | None, ...]:
-    call, options = SoftmaxArguments(*arguments[:6]), Options(*arguments[6:-1])
-    result = None
-    if grad_output is not None and not arguments[-1]:
-        result = gradients.deferred_gradient(gradient, call, options, grad_output)
-    elif grad_output is not None:
-        result = (grads[0] * call.upstream(grad_output, options)).to(call.input.dtype)
-    if directions[0] is not None:
-        product = hessian_product(call, options, directions[0])
-        result = product if result is None else result + product
-    return result, *[None] * (len(arguments) - 1)
-
-
-_TENSORS = (
-    "Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight, Tensor? denominator, "
-    "Tensor? z_denominator"
-)
-_cross_entropy, _focal_loss = (
-    define(
-        f"{name}({_TENSORS}, {options}, bool with_grad) -> (Tensor, Tensor)",
-        _forward,
-        _fake,
-        _backward,
-    )
-    for name, options in (("cross_entropy", SCHEMA), ("focal_loss", f"{SCHEMA}, float gamma"))
-)
-
-
-def operate(call: SoftmaxArguments, options: Options, with_grad: bool) -> tuple[Tensor, Tensor]:
-    """Return what the operator does: the loss and the gradient."""
-    if options.gamma:
-        return _focal_loss(*call, *options, with_grad)
-    return _cross_entropy(*call, *options[:-1], with_grad)
-
-
-def _name(options: Options) -> str:
-    return "focal_loss" if options.gamma else "cross_entropy"
-
-
-def gradient(call: SoftmaxArguments, options: Options) -> Tensor:
-    """Return the operator's gradient."""
-    return operate(call, options, True)[1]
-
-
-Deferred = gradients.deferred_function(evaluate, gradient)
 
 
 # Second derivatives
@@ -303,3 +237,59 @@ def _focal_derivatives(x: Tensor, y: Tensor, axis: int, gamma: float) -> tuple[T
     slope = u**gamma * (1.0 + gamma * ratio)
     curvature = gamma * u ** (gamma - 1.0) * ((gamma - 1.0) * p * ratio + 2.0 * p - p_l)
     return slope, curvature
+
+
+# Operators, for what traces or transforms
+
+
+def _unpack(arguments: Any) -> tuple[SoftmaxArguments, Options]:
+    options = Options(*arguments[6:-1])
+    return SoftmaxArguments(*arguments[:6]), options._replace(ignored=tuple(options.ignored))
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    call, options = _unpack(args)
+    loss, grad = evaluate(call, options, args[-1])
+    return loss, call.input.new_empty(0) if grad is None else grad
+
+
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    call, options = _unpack(args)
+    shape = call.samples if options.reduction == "none" else ()
+    x = call.input
+    loss = x.new_empty(shape, dtype=_backend.accumulator(x.dtype))
+    return loss, torch.empty_like(x) if args[-1] else x.new_empty(0)
+
+
+def gradient(call: SoftmaxArguments, options: Options) -> Tensor:
+    """Return the operator's gradient."""
+    return operate(call, options, True)[1]
+
+
+_TENSORS = (
+    "Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight, Tensor? denominator, "
+    "Tensor? z_denominator"
+)
+_cross_entropy, _focal_loss = (
+    define(
+        f"{name}({_TENSORS}, {options}, bool with_grad) -> (Tensor, Tensor)",
+        _forward,
+        _fake,
+        gradients.operator_backward(_unpack, gradient, hessian_product),
+    )
+    for name, options in (("cross_entropy", SCHEMA), ("focal_loss", f"{SCHEMA}, float gamma"))
+)
+
+
+def operate(call: SoftmaxArguments, options: Options, with_grad: bool) -> tuple[Tensor, Tensor]:
+    """Return what the operator does: the loss and the gradient."""
+    if options.gamma:
+        return _focal_loss(*call, *options, with_grad)
+    return _cross_entropy(*call, *options[:-1], with_grad)
+
+
+def _name(options: Options) -> str:
+    return "focal_loss" if options.gamma else "cross_entropy"
+
+
+Deferred = gradients.deferred_function(evaluate, gradient)

@@ -35,14 +35,14 @@ class _Samples(NamedTuple):
     """Numbers of each sample, in float64 but for the indices."""
 
     place: Tensor  # the index among this process's classes of the target, or else the largest logit
-    mine: Tensor  # whether that is the target
-    lost: Tensor  # whether the target is this process's, but ruled out by -inf
+    has_target: Tensor  # whether that is the target
+    excluded: Tensor  # whether the target is this process's, but its logit is -inf
     target: Tensor  # its index among this process's classes then
     p_place: Tensor  # its probability among this process's classes
     share: Tensor  # of this process's classes in the sum of all
     rest: Tensor  # of the classes other than the target
     logsumexp: Tensor
-    counts: Tensor  # whether it counts at all
+    counts: Tensor  # whether it counts
     factor: Tensor  # of the sample's loss in what is returned
     classes: Tensor  # of all processes; of no dimension
 
@@ -61,30 +61,30 @@ def evaluate(
     indices = target.long()
     kept = not_ignored(indices, options.ignored)
     own_class = indices - first_class
-    mine = kept & (own_class >= 0) & (own_class < x.shape[1])
-    own_class = torch.where(mine, own_class, 0)
-    lost = mine & (x.gather(1, own_class.unsqueeze(1)).squeeze(1) == -math.inf)
-    found, mine = mine, mine & ~lost
-    place = torch.where(mine, own_class, x.argmax(1))
+    has_target = kept & (own_class >= 0) & (own_class < x.shape[1])
+    own_class = torch.where(has_target, own_class, 0)
+    excluded = has_target & (x.gather(1, own_class.unsqueeze(1)).squeeze(1) == -math.inf)
+    found, has_target = has_target, has_target & ~excluded
+    place = torch.where(has_target, own_class, x.argmax(1))
     call = SoftmaxArguments(x, place, None, None, None)
     deferred = is_deferred(x)
     local, grad = softmax.evaluate(call, _PLAIN, with_grad and not deferred)
     if deferred:
-        grad = x  # what it is computed from
+        grad = x  # the backward computes it from the logits
     local = local.double()
     x_place = x.gather(1, place.unsqueeze(1)).squeeze(1).double()
-    # Classes that are all ruled out by -inf have no part in anything.
-    ruled_out = (x_place == -math.inf) & ~mine
-    logsumexp = torch.where(ruled_out, -math.inf, x_place + local)
+    # A process all of whose logits are -inf adds nothing.
+    is_empty = (x_place == -math.inf) & ~has_target
+    logsumexp = torch.where(is_empty, -math.inf, x_place + local)
 
     top = logsumexp.clone()
     dist.all_reduce(top, dist.ReduceOp.MAX, group)
     share = (logsumexp - top).exp()
-    p_place = torch.where(ruled_out, 0.0, (-local).exp())
+    p_place = torch.where(is_empty, 0.0, (-local).exp())
     parts = [
-        torch.where(mine, share * -(-local).expm1(), share),  # of the other classes
-        torch.where(mine, share * p_place, 0.0),  # of the target
-        torch.where(mine, top - x_place, torch.where(lost, math.inf, 0.0)),
+        torch.where(has_target, share * -(-local).expm1(), share),  # of the other classes
+        torch.where(has_target, share * p_place, 0.0),  # of the target
+        torch.where(has_target, top - x_place, torch.where(excluded, math.inf, 0.0)),
         found.double(),
         torch.full_like(share, float(x.shape[1])),
     ]
@@ -119,8 +119,8 @@ def evaluate(
         loss = loss.sum()
     samples = _Samples(
         place,
-        mine,
-        lost,
+        has_target,
+        excluded,
         own_class,
         p_place,
         share / total,
@@ -162,25 +162,25 @@ class Eager(torch.autograd.Function):
         factor = torch.where(s.counts, s.factor * grad_output.double(), 0.0)
         even = factor * e / s.classes
         scale = factor * (1.0 + 2.0 * z * s.logsumexp) * s.share
-        # At `place`, of which the kernel's gradient has one too little.
+        # The kernel's gradient at `place` is that class's probability minus 1.
         p = s.share * s.p_place
         target = factor * ((e + 2.0 * z * s.logsumexp) * p - (1.0 - e) * s.rest)
-        at_place = torch.where(s.mine, target, scale * s.p_place) - even
+        at_place = torch.where(s.has_target, target, scale * s.p_place) - even
         dtype = _backend.accumulator(grad.dtype)
         if is_deferred(grad):
             weights = scale.to(dtype)
             call = SoftmaxArguments(grad, s.place, None, weights, None)
             grad = softmax.gradient(call, Options("sum"))
         else:
-            again = is_traced(grad_output) or is_graph_retained()
-            grad = grad.clone() if again else grad
+            if is_traced(grad_output) or is_graph_retained():
+                grad = grad.clone()
             grad.mul_(scale.unsqueeze(1).to(dtype))
-        # Classes that have no part, whatever the kernel said of them; samples that do not count.
+        # A process that adds nothing, where the kernel's gradient is NaN; samples that do not count.
         grad.masked_fill_(((s.share == 0.0) | ~s.counts).unsqueeze(1), 0.0)
         if e:
             grad.sub_(even.unsqueeze(1).to(dtype))
         at_place = torch.where(s.counts, at_place, 0.0)
         grad.scatter_(1, s.place.unsqueeze(1), at_place.unsqueeze(1).to(grad.dtype))
-        at_lost = torch.where(s.lost, -(1.0 - e) * factor, 0.0)
-        grad.scatter_add_(1, s.target.unsqueeze(1), at_lost.unsqueeze(1).to(grad.dtype))
+        at_excluded = torch.where(s.excluded, -(1.0 - e) * factor, 0.0)
+        grad.scatter_add_(1, s.target.unsqueeze(1), at_excluded.unsqueeze(1).to(grad.dtype))
         return grad, *[None] * 6
