@@ -175,7 +175,7 @@ class Eager(torch.autograd.Function):
             if is_traced(grad_output) or is_graph_retained():
                 grad = grad.clone()
             grad.mul_(scale.unsqueeze(1).to(dtype))
-        # A process that adds nothing, where the kernel's gradient is NaN; samples that do not count.
+        # 0 for a process that adds nothing, whose gradient is NaN, and samples that do not count.
         grad.masked_fill_(((s.share == 0.0) | ~s.counts).unsqueeze(1), 0.0)
         if e:
             grad.sub_(even.unsqueeze(1).to(dtype))
