@@ -121,6 +121,7 @@ def test_ignore_index():
         ({"sample_weight": Y}, TypeError, "sample_weight has dtype torch.int64"),
         ({"softcap": -1.0}, ValueError, "softcap is -1.0"),
         ({"z_loss": float("nan")}, ValueError, "z_loss is nan"),
+        ({"z_loss": -0.1}, ValueError, "z_loss is -0.1, but must be finite and not negative"),
         ({"denominator": -2.0}, ValueError, "denominator is -2.0"),
         ({"denominator": torch.ones(2)}, ValueError, r"denominator has shape \(2,\)"),
         ({"denominator": "a"}, TypeError, r"denominator must be a number, not 'a' \(str\)"),

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy as _pytorchs
 from xentrs.torch._arguments.options import (
     Ignored,
     Options,
-    check_gamma,
+    check_not_negative,
     ignored_indices,
     leave_to_pytorch,
 )
@@ -43,12 +43,21 @@ def focal_loss(
     gamma : float, default 2.0
         The exponent, not negative. With 0 it is `cross_entropy`, to the bit.
     weight : Tensor of shape (C), optional
-        Weight of each class; in the paper it is called alpha.
-    ignore_index, sample_weight, denominator, inplace
-        As in `cross_entropy`.
+        Weight of each class. The paper calls it alpha.
+    ignore_index : int, iterable of ints or None, default -100
+        Class indices whose samples do not count, whatever their logits are.
     reduction : {"mean", "sum", "none"}, default "mean"
-        As in `cross_entropy`: the mean divides by the sum of the weights, without the factors
-        ``(1 - p)**gamma``.
+        Whether to return the mean of the samples' losses, their sum, or each. The mean divides by
+        the sum of the weights of the samples' classes, without the factors ``(1 - p)**gamma``.
+    sample_weight : Tensor, optional
+        Weight of each sample, of the shape of `input` without its class axis.
+    denominator : float or Tensor of no dimension, optional
+        What ``"mean"`` divides by instead of the total weight. A tensor may be on the CPU or on the
+        device of `input`.
+    inplace : bool, default False
+        Write the gradient over the logits, which saves memory of their size. They must be neither a
+        view nor a leaf, and using them later raises an error in the backward pass. Without effect
+        where no gradient is wanted, and under `torch.compile` and `torch.func`.
 
     Returns
     -------
@@ -85,7 +94,7 @@ def focal_loss(
     tensor([5.8720e-06, 7.0185e-01])
     """
     refuse_jit_trace("focal_loss")
-    check_gamma(gamma)
+    check_not_negative("gamma", gamma)
     options = Options(reduction, ignored_indices(ignore_index), gamma=gamma)
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
@@ -136,7 +145,7 @@ class FocalLoss(nn.Module):
         inplace: bool = False,
     ) -> None:
         super().__init__()
-        check_gamma(gamma)
+        check_not_negative("gamma", gamma)
         self.register_buffer("weight", weight)
         self.gamma = gamma
         self.ignore_index = ignore_index

@@ -52,19 +52,40 @@ def linear_cross_entropy(
         What goes into the linear layer.
     linear_weight : Tensor of shape (C, in) or (C, d_1, ..., d_K, in)
         Its weight.
-    target, weight, reduction, label_smoothing, z_loss, softcap, sample_weight, denominator
-        As in `cross_entropy` of logits of shape (C), (N, C) or (N, C, d_1, ..., d_K).
+    target : Tensor
+        Class indices, of any integer type, of the shape of the logits, (C), (N, C) or (N, C, d_1,
+        ..., d_K), without their class axis; or probabilities, floats of the logits' shape.
     linear_bias : Tensor of shape (C) or (C, d_1, ..., d_K), optional
         The linear layer's bias.
+    weight : Tensor of shape (C), optional
+        Weight of each class.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        Whether to return the mean of the samples' losses, weighted by the weights of their
+        classes, their sum, or each.
     ignore_index : int or iterable of ints, optional
-        As in `cross_entropy`; None stands for -100, as in PyTorch.
+        Class indices whose samples do not count, whatever their logits are. None stands for -100,
+        as in PyTorch.
+    label_smoothing : float, default 0.0
+        A number e in [0, 1]: the target becomes (1 - e) times itself plus e / C in every class.
     options : torch.nn.LinearCrossEntropyOptions, optional
         Of these ``batch_chunk_size`` has an effect: the number of samples in a chunk.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp(logits)**2`` to each sample's loss, as in PaLM. `sample_weight`
+        multiplies this term, `weight` and `label_smoothing` do not change it.
+    softcap : float, optional
+        The logits x become ``softcap * tanh(x / softcap)`` first, as in Gemma 2.
+    sample_weight : Tensor, optional
+        Weight of each sample, of the shape of the logits without their class axis.
+    denominator : float or Tensor of no dimension, optional
+        What ``"mean"`` divides by instead of the total weight. A tensor may be on the CPU or on the
+        device of `input`.
 
     Returns
     -------
     Tensor
-        As in `cross_entropy`.
+        Of no dimension, or for ``"none"`` of the shape of the logits without their class axis. Of
+        the dtype that PyTorch's function returns: that of `input`, or one that holds probabilities
+        and their `weight` too; under autocast that of `cross_entropy` of autocast logits.
 
     Raises
     ------
@@ -79,6 +100,21 @@ def linear_cross_entropy(
     For half precisions the gradients of weight and bias are summed over the chunks in float32.
     With ``reduction="none"`` the backward pass computes the logits again, and under `torch.compile`
     and `torch.func` they exist as a whole.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import xentrs.torch
+    >>> hidden, weight = torch.eye(2), torch.tensor([[17.0, 0.0], [0.0, 1.0]])
+    >>> weight.requires_grad_()
+    tensor([[17.,  0.],
+            [ 0.,  1.]], requires_grad=True)
+    >>> target = torch.tensor([0, 1])
+    >>> loss = xentrs.torch.linear_cross_entropy(hidden, weight, target, reduction="sum")
+    >>> loss.backward()
+    >>> weight.grad
+    tensor([[-4.1399e-08,  2.6894e-01],
+            [ 4.1399e-08, -2.6894e-01]])
     """
     refuse_jit_trace(_NAME)
     ignored = ignored_indices(-100 if ignore_index is None else ignore_index)

@@ -43,15 +43,27 @@ def vocab_parallel_cross_entropy(
     first_class : int, optional
         The index of this process's first class. Default: its rank in the group times C_local, as
         is right where all processes have the same number of classes.
-    ignore_index, reduction, z_loss, sample_weight, denominator
-        As in `cross_entropy`.
+    ignore_index : int, iterable of ints or None, default -100
+        Class indices whose samples do not count, whatever their logits are.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        Whether to return the mean of the samples' losses, their sum, or each.
     label_smoothing : float, default 0.0
-        As in `cross_entropy`, over the classes of all processes.
+        A number e in [0, 1]: the target becomes (1 - e) times itself plus e / C in every class, of
+        the C classes of all processes.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp(logits)**2`` to each sample's loss, as in PaLM. `sample_weight`
+        multiplies this term, `label_smoothing` does not change it.
+    sample_weight : Tensor, optional
+        Weight of each sample, of the shape of `input` without its class axis.
+    denominator : float or Tensor of no dimension, optional
+        What ``"mean"`` divides by instead of the total weight. A tensor may be on the CPU or on the
+        device of `input`.
 
     Returns
     -------
     Tensor
-        As from `cross_entropy` of all logits, in every process.
+        In every process what `cross_entropy` returns of all logits: of no dimension, or for
+        ``"none"`` of the shape of `input` without its class axis.
 
     Raises
     ------

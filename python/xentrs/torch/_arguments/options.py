@@ -93,11 +93,11 @@ def as_softcap(value: float | None) -> float:
     return value
 
 
-def check_gamma(value: float) -> None:
-    """Refuse an exponent of the focal loss that is negative or not finite."""
-    check_number("gamma", value)
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse what is no number, negative or not finite."""
+    check_number(name, value)
     if not 0.0 <= value < math.inf:
-        raise ValueError(f"gamma is {value}, but must be finite and not negative")
+        raise ValueError(f"{name} is {value}, but must be finite and not negative")
 
 
 def leave_to_pytorch(pytorchs: Callable[[], Tensor], beyond: str | None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from math import prod
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ from xentrs.torch import _backend
 from xentrs.torch._arguments.options import (
     REDUCTIONS,
     Options,
-    check_number,
+    check_not_negative,
     check_tensor,
     is_smoothing,
 )
@@ -197,9 +196,7 @@ def check_further_arguments(call: SoftmaxArguments, options: Options) -> None:
         if not s.is_floating_point():
             raise TypeError(f"sample_weight has dtype {s.dtype}, but must be floating point")
         check_further("sample_weight", s, call.input)
-    check_number("z_loss", options.z_loss)
-    if not -math.inf < options.z_loss < math.inf:
-        raise ValueError(f"z_loss is {options.z_loss}, but must be finite")
+    check_not_negative("z_loss", options.z_loss)
     check_denominator(call.denominator, call.input)
 
 
