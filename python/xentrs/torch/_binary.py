@@ -11,7 +11,7 @@ from xentrs.torch._arguments.options import Options, leave_to_pytorch, legacy_re
 from xentrs.torch._arguments.tensors import as_denominator
 from xentrs.torch._backend import HALVES
 from xentrs.torch._mode import autocasts, refuse_jit_trace
-from xentrs.torch._operators.binary import apply
+from xentrs.torch._operators.binary import compute_loss
 
 _NAME = "binary_cross_entropy_with_logits"
 
@@ -94,7 +94,7 @@ def binary_cross_entropy_with_logits(
         return _leave_to_pytorch(call, options)
     if label_smoothing or where is not None or denominator is not None:
         check_further_arguments(call, options)
-    loss = apply(call, options)
+    loss = compute_loss(call, options)
     # PyTorch computes in the memory of 1 - target.
     dtype = target.dtype if target.is_floating_point() else input.dtype
     if dtype in HALVES and autocasts(input):

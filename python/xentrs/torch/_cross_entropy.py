@@ -23,7 +23,7 @@ from xentrs.torch._arguments.softmax import (
 )
 from xentrs.torch._arguments.tensors import as_denominator
 from xentrs.torch._mode import is_eager, refuse_jit_trace
-from xentrs.torch._operators.softmax import apply, quick
+from xentrs.torch._operators.softmax import compute_loss, quick_loss
 
 
 def cross_entropy(
@@ -127,7 +127,7 @@ def cross_entropy(
         and not _backend.FORCED
         and not input.is_neg()
     ):
-        loss = quick(input, target, ignore_index, label_smoothing, reduction)
+        loss = quick_loss(input, target, ignore_index, label_smoothing, reduction)
         if loss is not None:
             return loss
     refuse_jit_trace("cross_entropy")
@@ -141,7 +141,7 @@ def cross_entropy(
         return _leave_to_pytorch(call, options)
     if not options.is_plain or sample_weight is not None or denominator is not None:
         check_further_arguments(call, options)
-    return apply(call, options, inplace)
+    return compute_loss(call, options, inplace)
 
 
 def _leave_to_pytorch(call: SoftmaxArguments, options: Options) -> Tensor:

@@ -15,7 +15,7 @@ from xentrs.torch._arguments.options import (
 from xentrs.torch._arguments.softmax import SoftmaxArguments, check_further_arguments, fits
 from xentrs.torch._arguments.tensors import as_denominator
 from xentrs.torch._mode import refuse_jit_trace
-from xentrs.torch._operators.softmax import apply
+from xentrs.torch._operators.softmax import compute_loss
 
 
 def focal_loss(
@@ -101,7 +101,7 @@ def focal_loss(
     if not fits(call, options) or call.is_soft:
         return _refuse(call, options)
     check_further_arguments(call, options)
-    return apply(call, options, inplace)
+    return compute_loss(call, options, inplace)
 
 
 def _refuse(call: SoftmaxArguments, options: Options) -> Tensor:

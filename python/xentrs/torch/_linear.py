@@ -20,7 +20,7 @@ from xentrs.torch._arguments.options import (
 from xentrs.torch._arguments.softmax import beyond_pytorch, check_further_arguments
 from xentrs.torch._arguments.tensors import are_tensors, as_denominator
 from xentrs.torch._mode import autocasts, refuse_jit_trace
-from xentrs.torch._operators.linear import apply, chunk_rows
+from xentrs.torch._operators.linear import chunk_rows, compute_loss
 
 _NAME = "linear_cross_entropy"
 
@@ -139,7 +139,7 @@ def linear_cross_entropy(
         x, w, b = call[:3]
         call = LinearArguments(x.to(low), w.to(low), None if b is None else b.to(low), *call[3:])
     rows = getattr(options, "batch_chunk_size", None) or chunk_rows(call)
-    loss = apply(call, chosen, rows)
+    loss = compute_loss(call, chosen, rows)
     if single and reduction == "none":
         loss = loss[0]
     return loss.to(call.loss().dtype)

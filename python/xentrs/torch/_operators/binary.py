@@ -28,12 +28,12 @@ def evaluate(
     return on.evaluate(call, options, with_grad)
 
 
-def apply(call: BinaryArguments, options: Options) -> Tensor:
+def compute_loss(call: BinaryArguments, options: Options) -> Tensor:
     """Return the loss, in the accumulator's dtype, such that autograd knows its gradient."""
     input = call.input
     with_grad = wants_gradient(input)
     if not (is_eager(input) and is_plain(*call[1:])):
-        return _operate(call, options, with_grad and not is_deferred(input))[0]
+        return _call_operator(call, options, with_grad and not is_deferred(input))[0]
     if with_grad:
         function = Deferred if is_deferred(input) else Eager
         return function.apply(input, call, options)
@@ -116,7 +116,7 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
 
 def _gradient(call: BinaryArguments, options: Options) -> Tensor:
     """Return the operator's gradient."""
-    return _operate(call, options, True)[1]
+    return _call_operator(call, options, True)[1]
 
 
 _operator = define(
@@ -129,7 +129,9 @@ _operator = define(
 )
 
 
-def _operate(call: BinaryArguments, options: Options, with_grad: bool) -> tuple[Tensor, Tensor]:
+def _call_operator(
+    call: BinaryArguments, options: Options, with_grad: bool
+) -> tuple[Tensor, Tensor]:
     return _operator(*call, options.reduction, options.label_smoothing, with_grad)
 
 

@@ -118,7 +118,7 @@ def evaluate(
     return loss, grads
 
 
-def apply(call: LinearArguments, options: Options, rows: int) -> Tensor:
+def compute_loss(call: LinearArguments, options: Options, rows: int) -> Tensor:
     """Return the loss such that autograd knows its gradients."""
     wanted = [t is not None and wants_gradient(t) for t in call[:3]]
     if is_eager(call.input) and is_plain(*call[1:]):
@@ -129,8 +129,8 @@ def apply(call: LinearArguments, options: Options, rows: int) -> Tensor:
         used = call.row_mask(options)
         if used is not None:  # 0 times NaN is not 0 in the products
             call = call._replace(input=torch.where(used, call.input, 0.0))
-        return softmax.operate(call.loss()._replace(input=_logits(call)), options, True)[0]
-    return _operate(call, options, rows, wanted)[0]
+        return softmax.call_operator(call.loss()._replace(input=_logits(call)), options, True)[0]
+    return _call_operator(call, options, rows, wanted)[0]
 
 
 def _logits(call: LinearArguments) -> Tensor:
@@ -268,7 +268,7 @@ _operator = define(
 )
 
 
-def _operate(
+def _call_operator(
     call: LinearArguments, options: Options, rows: int, wanted: list[bool]
 ) -> tuple[Tensor, ...]:
     return _operator(*call, *options[:-1], rows, wanted)
@@ -283,7 +283,7 @@ def _differentiable(
         x, w, b = call[:3]
         b = None if b is None else b.float()
         call = call._replace(input=x.float(), linear_weight=w.float(), linear_bias=b)
-    grads = _operate(call, options, rows, wanted)[1:]
+    grads = _call_operator(call, options, rows, wanted)[1:]
     upstreams = call.upstreams(grad_output, options)
     return [
         (g * upstream).to(dtype) if want else None
@@ -296,7 +296,7 @@ def _deferred_gradients(
 ) -> list[Tensor | None]:
     """Return the same, rounded only once, not to be differentiated."""
     call, options = call.times(grad_output, options)
-    grads = _operate(call, options, rows, wanted)[1:]
+    grads = _call_operator(call, options, rows, wanted)[1:]
     return [g if want else None for g, want in zip(grads, wanted, strict=True)]
 
 

@@ -42,7 +42,7 @@ def evaluate(
     return on.evaluate(call, options, with_grad, inplace)
 
 
-def quick(
+def quick_loss(
     input: Tensor, target: Tensor, ignored: int, label_smoothing: float, reduction: str
 ) -> Tensor | None:
     """Return the loss of the plainest and commonest call, if it is that, else None.
@@ -63,12 +63,12 @@ def quick(
     return Eager.apply(input, (tensors, options), found)
 
 
-def apply(call: SoftmaxArguments, options: Options, inplace: bool) -> Tensor:
+def compute_loss(call: SoftmaxArguments, options: Options, inplace: bool) -> Tensor:
     """Return the loss such that autograd knows its gradient."""
     input = call.input
     with_grad = wants_gradient(input)
     if not (is_eager(input) and is_plain(*call[1:])):
-        loss = operate(call, options, with_grad and not is_deferred(input))[0]
+        loss = call_operator(call, options, with_grad and not is_deferred(input))[0]
     elif not with_grad:
         loss = evaluate(call, options, False)[0]
     elif inplace:
@@ -263,7 +263,7 @@ def _fake(*args: Any) -> tuple[Tensor, Tensor]:
 
 def gradient(call: SoftmaxArguments, options: Options) -> Tensor:
     """Return the operator's gradient."""
-    return operate(call, options, True)[1]
+    return call_operator(call, options, True)[1]
 
 
 _TENSORS = (
@@ -281,7 +281,9 @@ _cross_entropy, _focal_loss = (
 )
 
 
-def operate(call: SoftmaxArguments, options: Options, with_grad: bool) -> tuple[Tensor, Tensor]:
+def call_operator(
+    call: SoftmaxArguments, options: Options, with_grad: bool
+) -> tuple[Tensor, Tensor]:
     """Return what the operator does: the loss and the gradient."""
     if options.gamma:
         return _focal_loss(*call, *options, with_grad)
