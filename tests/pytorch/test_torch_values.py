@@ -153,6 +153,32 @@ def test_z_loss_is_not_weighted(smoothing, dtype, backend, small_tiles):
             torch.testing.assert_close(of_layer.cpu().double(), expected, **tolerance(dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_means_of_negative_weights(soft, dtype, backend):
+    """The sign of all weights cancels in the mean, in that of z_loss too."""
+    x, y = draw((7, 5), (7,))
+    x, y = x.to(dtype).to(backend), (x.softmax(1).to(dtype) if soft else y).to(backend)
+    s = torch.linspace(0.5, 1.5, 7, device=backend)
+    w = torch.linspace(1.0, 2.0, 5, device=backend).to(dtype)
+    eye = torch.eye(5, dtype=dtype, device=backend)
+    for f in (cross_entropy, lambda x, *y, **o: xentrs.torch.linear_cross_entropy(x, eye, *y, **o)):
+        for options in ({}, {"z_loss": 0.1}, {"softcap": 5.0}, {"z_loss": 0.1, "softcap": 5.0}):
+            results = []
+            for sign in (1.0, -1.0):
+                for more in (
+                    {"sample_weight": sign * s},
+                    {"sample_weight": sign * s, "weight": w},
+                    *([] if soft else [{"sample_weight": s, "weight": sign * w}]),
+                ):
+                    leaf = x.clone().requires_grad_()
+                    loss = f(leaf, y, label_smoothing=0.1, **options, **more)
+                    results.append((loss, *torch.autograd.grad(loss, leaf)))
+            half = len(results) // 2
+            for positive, negative in zip(results[:half], results[half:], strict=True):
+                torch.testing.assert_close(negative, positive, **tolerance(dtype))
+
+
 def test_z_loss_of_one_class(backend):
     """It alone is left."""
     for dtype in DTYPES:
