@@ -3,6 +3,7 @@
 import ast
 import itertools
 import os
+import pkgutil
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -174,6 +175,13 @@ for f in (twice, graph):
 torch.testing.assert_close(loss, F.cross_entropy(x, y))
 print("done")
 """
+
+
+def test_this_pytorch_has_them():
+    """Else update `_private.py`: the public ways are slower, or do less."""
+    for path in OPTIONAL["all"]:
+        pkgutil.resolve_name(path)
+    assert xentrs.torch._private.CAN_REDISPATCH
 
 
 @pytest.mark.parametrize("missing", OPTIONAL)

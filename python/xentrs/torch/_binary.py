@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as _pytorchs
 
 from xentrs.torch._arguments.binary import BinaryArguments, check_further_arguments, fits
-from xentrs.torch._arguments.options import Options, leave_to_pytorch, legacy_reduction
-from xentrs.torch._arguments.tensors import as_denominator
+from xentrs.torch._arguments.options import Options, legacy_reduction
+from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._backend import HALVES
 from xentrs.torch._mode import autocasts, refuse_jit_trace
 from xentrs.torch._operators.binary import compute_loss

@@ -12,7 +12,6 @@ from xentrs.torch._arguments.options import (
     as_softcap,
     ignored_indices,
     is_smoothing,
-    leave_to_pytorch,
     legacy_reduction,
 )
 from xentrs.torch._arguments.softmax import (
@@ -21,7 +20,7 @@ from xentrs.torch._arguments.softmax import (
     check_further_arguments,
     fits,
 )
-from xentrs.torch._arguments.tensors import as_denominator
+from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._mode import is_eager, refuse_jit_trace
 from xentrs.torch._operators.softmax import compute_loss, quick_loss
 

@@ -10,10 +10,9 @@ from xentrs.torch._arguments.options import (
     Options,
     check_not_negative,
     ignored_indices,
-    leave_to_pytorch,
 )
 from xentrs.torch._arguments.softmax import SoftmaxArguments, check_further_arguments, fits
-from xentrs.torch._arguments.tensors import as_denominator
+from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._mode import refuse_jit_trace
 from xentrs.torch._operators.softmax import compute_loss
 

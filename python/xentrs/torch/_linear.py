@@ -15,10 +15,9 @@ from xentrs.torch._arguments.options import (
     as_softcap,
     check_tensor,
     ignored_indices,
-    leave_to_pytorch,
 )
 from xentrs.torch._arguments.softmax import beyond_pytorch, check_further_arguments
-from xentrs.torch._arguments.tensors import are_tensors, as_denominator
+from xentrs.torch._arguments.tensors import are_tensors, as_denominator, leave_to_pytorch
 from xentrs.torch._mode import autocasts, refuse_jit_trace
 from xentrs.torch._operators.linear import chunk_rows, compute_loss
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from numbers import Real
 from typing import NamedTuple, SupportsIndex, TypeAlias
 
@@ -98,15 +98,3 @@ def check_not_negative(name: str, value: float) -> None:
     check_number(name, value)
     if not 0.0 <= value < math.inf:
         raise ValueError(f"{name} is {value}, but must be finite and not negative")
-
-
-def leave_to_pytorch(pytorchs: Callable[[], Tensor], beyond: str | None) -> Tensor:
-    """Let PyTorch say what is wrong, or compute what only it can: gradients in the target.
-
-    `beyond` is the error where the call has arguments that PyTorch's function does not have.
-    """
-    with torch.set_grad_enabled(torch.is_grad_enabled() and beyond is None):
-        loss = pytorchs()
-    if beyond is not None:
-        raise NotImplementedError(beyond)
-    return loss

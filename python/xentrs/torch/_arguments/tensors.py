@@ -1,7 +1,8 @@
-"""What the losses' tensors have in common: the denominator, masks, checks of further tensors."""
+"""What the losses' tensors have in common: masks, the denominator, checks, calls left to PyTorch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -74,3 +75,15 @@ def write_back(grad: Tensor | None, rows: Tensor | None) -> None:
     """Copy `rows`, as `as_rows` returned them of a gradient, to it if they are no view of it."""
     if grad is not None and rows is not None and rows.data_ptr() != grad.data_ptr():
         grad.copy_(rows.view(grad.shape))
+
+
+def leave_to_pytorch(pytorchs: Callable[[], Tensor], beyond: str | None) -> Tensor:
+    """Let PyTorch say what is wrong, or compute what only it can: gradients in the target.
+
+    `beyond` is the error where the call has arguments that PyTorch's function does not have.
+    """
+    with torch.set_grad_enabled(torch.is_grad_enabled() and beyond is None):
+        loss = pytorchs()
+    if beyond is not None:
+        raise NotImplementedError(beyond)
+    return loss
