@@ -1,4 +1,4 @@
-"""What the losses' tensors have in common: masks, the denominator, checks, calls left to PyTorch."""
+"""What the losses have in common: masks, the denominator, checks, calls left to PyTorch."""
 
 from __future__ import annotations
 
