@@ -28,6 +28,7 @@ NAMES = (
     "smoothing",
     "z_loss",
     "softcap",
+    "focal",
     "all options",
     "probabilities",
     "four axes",
@@ -76,6 +77,8 @@ def case(name, dtype, device, *, with_nan):
         options["z_loss"] = 0.1
     elif name == "softcap":
         options["softcap"] = 3.0
+    elif name == "focal":
+        function = xt.focal_loss
     elif name == "all options":
         options = {"z_loss": 0.1, "softcap": 3.0, "label_smoothing": 0.1}
         options["sample_weight"] = torch.tensor([1.0, 1.0, 0.0, 2.0, 0.5], device=device)
@@ -206,7 +209,16 @@ def test_nothing_counts_and_the_upstream_gradient_is_nan(dtype, backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_in_place(dtype, backend):
-    for name in ("ignored", "sample weight", "z_loss", "all options", "four axes", "channels last"):
+    names = (
+        "ignored",
+        "sample weight",
+        "z_loss",
+        "focal",
+        "all options",
+        "four axes",
+        "channels last",
+    )
+    for name in names:
         for reduction in ("none", "mean"):
             f, x, counts = case(name, dtype, backend, with_nan=False)
             grads = []
