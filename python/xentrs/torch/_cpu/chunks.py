@@ -1,8 +1,8 @@
 """Softmax losses on the CPU where the Rust kernels lack something, chunk by chunk.
 
-What they lack is `softcap`, `z_loss`, and targets of probabilities in half precision. Each chunk of
-logits is copied in the accumulator's dtype, replaced there by its gradient, and copied out again.
-Beside the gradient, nothing of the size of the logits is made.
+What they lack is `softcap`, and targets of probabilities in half precision. Each chunk of logits is
+copied in the accumulator's dtype, replaced there by its gradient, and copied out again. Beside the
+gradient, nothing of the size of the logits is made.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments, check_indices
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._cpu import tensors
-from xentrs.torch._cpu.tensors import readable
-from xentrs.torch._cpu.z_loss import evaluate_z_loss
+from xentrs.torch._cpu.tensors import positive_divisors, readable
 
 
 def evaluate_by_chunks(
@@ -32,11 +31,12 @@ def evaluate_by_chunks(
     dtype = _backend.accumulator(x.dtype)
     if not call.is_soft:
         check_indices(call, options.ignored)
-    mean = options.reduction == "mean"
-    divisors = 1.0, 1.0
-    if mean:
-        divisor = call.divisor(options).item()
-        divisors = divisor, call.z_divisor(options).item() if options.z_loss else divisor
+    nothing_counts = False
+    if options.reduction == "mean":  # by what the whole divides by
+        divisor, z_divisor = call.divisor(options), call.z_divisor(options)
+        nothing_counts = call.denominator is None and divisor.item() == 0.0
+        call = call._replace(denominator=divisor, z_denominator=z_divisor)
+    call, denominator, z_loss = positive_divisors(call, options)
     mask = call.mask(options)
     if mask is not None:
         mask = None if mask.all() else mask
@@ -75,8 +75,8 @@ def evaluate_by_chunks(
             None if weight is None else weight.numpy(),
             None if s is None else part(s),
             None if mask is None else part(mask),
-            options,
-            divisors,
+            options._replace(z_loss=z_loss),
+            denominator,
             with_grad,
         )
         if grad_rows is not None:
@@ -89,7 +89,7 @@ def evaluate_by_chunks(
     write_back(grad, grad_rows)
     if options.reduction == "none":
         return losses.view(call.samples), grad
-    if mean and call.denominator is None and divisor == 0.0:
+    if nothing_counts:
         total = math.nan
     return _backend.scalar(total, dtype), grad
 
@@ -113,7 +113,7 @@ def _evaluate_chunk(
     s: Tensor | None,
     mask: Tensor | None,
     options: Options,
-    divisors: tuple[float, float],
+    denominator: float | None,
     with_grad: bool,
 ) -> Any:
     """Replace a chunk of logits by their gradient; return the loss, or that of each row."""
@@ -127,27 +127,20 @@ def _evaluate_chunk(
         capped = z.div_(cap).tanh_().clone()
         # Infinite logits stay.
         z.mul_(torch.where(infinite, math.inf, cap))
-    z_loss, z_grad = 0.0, None
-    if options.z_loss:
-        z_loss, z_grad = evaluate_z_loss(z, s, mask, options, divisors[1], with_grad)
     logits = z.numpy()
     arguments: dict[str, Any] = {
         "weight": weight,
         "sample_weight": None if s is None else s.numpy(),
         "ignore_index": options.ignored,
         "label_smoothing": options.label_smoothing,
+        "z_loss": options.z_loss,
         "reduction": options.reduction,
-        "denominator": abs(divisors[0]) if options.reduction == "mean" else None,
+        "denominator": denominator,
     }
     if not with_grad:
         loss = xentrs.cross_entropy(logits, t.numpy(), **arguments)
     else:
         loss, _ = xentrs.cross_entropy_with_grad(logits, t.numpy(), out=logits, **arguments)
-    if divisors[0] < 0.0:  # the sum of negative weights
-        loss = -loss
-        z.neg_()
-    if z_grad is not None:
-        z.add_(z_grad)
     if cap and with_grad:
         z.mul_(1.0 - capped * capped)
-    return loss + z_loss
+    return loss
