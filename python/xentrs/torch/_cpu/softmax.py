@@ -25,12 +25,12 @@ def evaluate(
     call: SoftmaxArguments, options: Options, with_grad: bool, inplace: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
-    x = call.input
-    if options.softcap or (call.is_soft and x.dtype in HALVES):
+    x, soft = call.input, call.is_soft
+    if options.softcap or (soft and x.dtype in HALVES):
         return evaluate_by_chunks(call, options, with_grad, inplace)
     call, denominator, z_loss = positive_divisors(call, options)
     target = call.target
-    if call.is_soft:
+    if soft:
         target = target.detach()
         target = target.to(x.dtype) if target.dtype in HALVES else target
     grad = None

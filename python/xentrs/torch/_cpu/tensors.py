@@ -17,7 +17,7 @@ def readable(t: Tensor | None) -> Tensor | None:
     """Return weights in a type that the compiled functions read."""
     if t is None:
         return None
-    t = t.detach().resolve_neg()
+    t = (t.detach() if t.requires_grad else t).resolve_neg()
     return t.float() if t.dtype in HALVES else t
 
 
@@ -26,8 +26,8 @@ def positive_divisors(
 ) -> tuple[SoftmaxArguments, float | None, float]:
     """Return an equal call, `denominator` and `z_loss` that the compiled functions take.
 
-    They take one divisor, that is not negative, and divide the z-loss by it too. A divisor may be
-    the sum of negative weights: weights then change their signs with it.
+    They take one divisor, which is not negative, and divide the z-loss by it too. A divisor is
+    negative as the sum of negative weights: both change their signs.
     """
     if call.denominator is None:
         return call, None, options.z_loss
