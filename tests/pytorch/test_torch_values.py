@@ -421,6 +421,18 @@ def test_denominator(backend):
     torch.testing.assert_close(bce(x.to(backend), t, denominator=7).cpu(), expected)
 
 
+def test_a_denominator_is_of_the_mean_alone(backend):
+    x, y = draw((6, 5), (6,))
+    x, y = x.to(backend), y.to(backend)
+    for options in ({}, {"z_loss": 0.1}, {"z_loss": 0.1, "softcap": 5.0}):
+        for reduction in ("sum", "none"):
+            expected = cross_entropy(x, y, reduction=reduction, **options)
+            for denominator in (0.0, 3.0):
+                more = options | {"denominator": denominator}
+                actual = cross_entropy(x, y, reduction=reduction, **more)
+                torch.testing.assert_close(actual, expected, rtol=0.0, atol=0.0)
+
+
 def test_binary_extras(backend):
     x, _ = draw((6, 5), (6,))
     bce = xentrs.torch.binary_cross_entropy_with_logits

@@ -29,7 +29,7 @@ def positive_divisors(
     They take one divisor, which is not negative, and divide the z-loss by it too. A divisor is
     negative as the sum of negative weights: both change their signs.
     """
-    if call.denominator is None:
+    if call.denominator is None or options.reduction != "mean":
         return call, None, options.z_loss
     divisor, z_loss = call.denominator.item(), options.z_loss
     z_divisor = call.z_divisor(options).item() if z_loss else 1.0
@@ -40,4 +40,4 @@ def positive_divisors(
     if divisor < 0.0:
         weight = call.input.new_ones(call.classes) if call.weight is None else call.weight
         divisor, call = -divisor, call._replace(weight=-weight)
-    return call, divisor, z_loss * (divisor / z_divisor) if z_divisor else 0.0
+    return call, divisor, z_loss * (divisor / z_divisor) if z_divisor else z_loss
