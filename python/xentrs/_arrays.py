@@ -2,7 +2,7 @@
 
 The compiled functions look at their arguments first. Where all are canonical (native, aligned,
 dtypes that agree, C-contiguous; of any strides if they have a class axis) they answer at once;
-otherwise they have computed nothing, and `class_loss` or `element_loss` runs:
+otherwise they have computed nothing, and `evaluate` runs:
 
     read    options become plain numbers: nothing runs the caller's code afterwards
     view    every argument becomes an ndarray of our own, still on the caller's memory: what others
@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from xentrs import _xentrs
 from xentrs._foreign import refuse_foreign
 from xentrs._xentrs import plain_options
 
@@ -33,6 +34,9 @@ _Kernel: TypeAlias = Callable[..., Any]
 # DLPack device types whose memory the CPU reads: CPU, pinned for CUDA or ROCm, CUDA managed.
 _HOST_MEMORY = (1, 3, 11, 13)
 
+# The options that are numbers or words.
+_PLAIN = ("label_smoothing", "reduction", "denominator", "base")
+
 # How hard to look for a common element of two strided arrays; past it they count as overlapping.
 _OVERLAP_WORK = 10_000
 
@@ -40,28 +44,42 @@ _OVERLAP_WORK = 10_000
 _BLOCK = 1 << 18
 
 
-def class_loss(
-    kernel: _Kernel,
+def evaluate(loss: str, order: int, arguments: dict[str, Any]) -> Any:
+    """Evaluate a loss and its first `order` derivatives.
+
+    `arguments` are those of the public function, by name and in the order of its signature, which
+    is the compiled function's too.
+    """
+    options = dict(arguments)
+    outputs = options.pop("out", None), options.pop("hess_out", None)
+    name = next(iter(options))  # what the values are called
+    values, target = options.pop(name), options.pop("target")
+    options |= zip(_PLAIN, plain_options(*(options[key] for key in _PLAIN)), strict=True)
+    prepare = _prepare_classes if "axis" in options else _prepare_elements
+    call = prepare(name, values, target, options, outputs)
+    return _call(getattr(_xentrs, loss), order, call)
+
+
+class _Call(NamedTuple):
+    """The arguments of a compiled function, and whose they are."""
+
+    given: _Array  # the values, on the caller's memory
+    outputs: tuple[_Array | None, _Array | None]  # the caller's own objects
+    values: _Array  # `given`, or a copy
+    rest: tuple[Any, ...]
+
+
+def _prepare_classes(
     name: str,
-    order: int,
-    logits: object,
+    values: object,
     target: object,
-    axis: object,
-    weight: object,
-    sample_weight: object,
-    ignore_index: object,
-    label_smoothing: object,
-    reduction: object,
-    denominator: object,
-    base: object,
-    out: object,
-    hess_out: object,
-) -> Any:
-    """Evaluate a loss that has a class axis; `name` is what the caller calls the logits."""
-    options = plain_options(label_smoothing, reduction, denominator, base)
-    axis = _integer("axis", axis, "an int")
-    ignored = _ignore_index(ignore_index)
-    x = _float_array(name, logits)
+    options: dict[str, Any],
+    outputs: tuple[object, object],
+) -> _Call:
+    """Read, check and copy the arguments of a loss that has a class axis."""
+    axis = _integer("axis", options["axis"], "an int")
+    ignored = _ignore_index(options["ignore_index"])
+    x = _float_array(name, values)
     if x.ndim == 0:
         raise ValueError(f"{name} must have a class axis, but its shape is ()")
     axis = _class_axis(axis, name, x)
@@ -71,95 +89,68 @@ def class_loss(
     samples = x.shape[:axis] + x.shape[axis + 1 :]
 
     t = _class_target(name, x, axis, target)
-    indices = t.shape == samples
-    w = None if weight is None else _real_array("weight", weight)
+    w = _optional("weight", options, _real_array)
     if w is not None and w.shape != (classes,):
         raise ValueError(
             f"weight has shape {w.shape}, but must have shape ({classes},): {name} of shape "
             f"{x.shape} has {classes} classes on axis {axis}"
         )
-    s = None if sample_weight is None else _real_array("sample_weight", sample_weight)
+    s = _optional("sample_weight", options, _real_array)
     if s is not None and s.shape != samples:
         raise ValueError(
             f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
             f"{x.shape}, without the class axis {axis}"
         )
-    inputs = {"target": t, "weight": w, "sample_weight": s}
-    outputs = _outputs(name, x, inputs, out, hess_out)
+    outs = _outputs(name, x, {"target": t, "weight": w, "sample_weight": s}, *outputs)
+
     dtype = _native(x)
-    arguments = (
-        _canonical(t, _native(t)) if indices else _plain(t, _exact(t, dtype)),
-        axis,
-        None if w is None else _canonical(w, dtype if _native(w) == dtype else np.float64),
-        None if s is None else _canonical(s, _native(s) if _is_float(s) else np.float64),
-        ignored,
-        *options,
-    )
-    return _evaluate(kernel, order, x, _plain(x, dtype), arguments, outputs)
+    t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _exact(t, dtype))
+    if w is not None:
+        w = _canonical(w, dtype if _native(w) == dtype else np.float64)
+    if s is not None:
+        s = _canonical(s, _native(s) if _is_float(s) else np.float64)
+    options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": s}
+    return _Call(x, outs, _plain(x, dtype), (t, *options.values()))
 
 
-def element_loss(
-    kernel: _Kernel,
-    order: int,
-    logits: object,
+def _prepare_elements(
+    name: str,
+    values: object,
     target: object,
-    weight: object,
-    pos_weight: object,
-    label_smoothing: object,
-    reduction: object,
-    denominator: object,
-    base: object,
-    where: object,
-    out: object,
-    hess_out: object,
-) -> Any:
-    """Evaluate a loss that works element by element."""
-    options = plain_options(label_smoothing, reduction, denominator, base)
-    x = _float_array("logits", logits)
+    options: dict[str, Any],
+    outputs: tuple[object, object],
+) -> _Call:
+    """Read, check and copy the arguments of a loss that works element by element."""
+    x = _float_array(name, values)
     t = _real_array("target", target)
     if t.shape != x.shape:
-        raise ValueError(f"target has shape {t.shape}, but logits has shape {x.shape}")
-    w = None if weight is None else _real_array("weight", weight)
-    p = None if pos_weight is None else _real_array("pos_weight", pos_weight)
-    m = None if where is None else _typed("where", where, _is_bool, "bool")
-    arguments = (
-        _canonical(t, t.dtype if t.dtype == np.bool_ else _exact(t, _native(x))),
-        None if w is None else _suffix("weight", w, x),
-        None if p is None else _suffix("pos_weight", p, x),
-        *options,
-        None if m is None else _canonical(_broadcast("where", m, x), np.bool_),
-    )
-    inputs = {"target": t, "weight": w, "pos_weight": p, "where": m}
-    outputs = _outputs("logits", x, inputs, out, hess_out)
-    return _evaluate(kernel, order, x, _canonical(x, _native(x)), arguments, outputs)
+        raise ValueError(f"target has shape {t.shape}, but {name} has shape {x.shape}")
+    weights = {key: _optional(key, options, _real_array) for key in ("weight", "pos_weight")}
+    where = _optional("where", options, _bool_array)
+    full = None if where is None else _broadcast("where", where, x)
+    for key, w in weights.items():
+        options[key] = None if w is None else _suffix(key, w, x)
+    outs = _outputs(name, x, {"target": t, **weights, "where": where}, *outputs)
+    options["where"] = None if full is None else _canonical(full, np.bool_)
+    t = _canonical(t, t.dtype if t.dtype == np.bool_ else _exact(t, _native(x)))
+    return _Call(x, outs, _canonical(x, _native(x)), (t, *options.values()))
 
 
 # The call
 
 
-def _evaluate(
-    kernel: _Kernel,
-    order: int,
-    x: _Array,
-    values: _Array,
-    arguments: tuple[Any, ...],
-    outputs: tuple[_Array | None, _Array | None],
-) -> Any:
-    """Call the kernel on `values`, which are `x` or a copy, and return results in `outputs`.
-
-    Those are the caller's own objects, already checked.
-    """
-    targets = [None if out is None else np.asarray(out).view() for out in outputs]
+def _call(kernel: _Kernel, order: int, call: _Call) -> Any:
+    """Call the compiled function, and return its results in the caller's outputs."""
+    values, rest = call.values, call.rest
+    targets = [None if out is None else np.asarray(out).view() for out in call.outputs]
     spare = None  # our own copy: the gradient may take its place
-    # Of an array of no elements nothing says whether it is a copy.
-    if order and values.size and values.flags.c_contiguous and not np.may_share_memory(values, x):
-        spare = values
-    result = kernel(
-        order, values, *arguments, spare if targets[0] is None else targets[0], targets[1]
-    )
+    # Whether an array without elements is a copy cannot be told.
+    if order and values.size and values.flags.c_contiguous:
+        spare = None if np.may_share_memory(values, call.given) else values
+    result = kernel(order, values, *rest, spare if targets[0] is None else targets[0], targets[1])
     if result is NotImplemented:
         # An output is not native, or lies between the elements of an input.
-        result = kernel(order, values, *arguments, spare, None)
+        result = kernel(order, values, *rest, spare, None)
     if result is NotImplemented:
         raise RuntimeError(
             "xentrs refused arrays that it made itself: were they changed during the call? "
@@ -168,7 +159,7 @@ def _evaluate(
     if order == 0:
         return result
     results = [result[0]]
-    for value, out, target in zip(result[1:], outputs, targets, strict=False):
+    for value, out, target in zip(result[1:], call.outputs, targets, strict=False):
         if out is not None and value is not target:
             np.copyto(np.asarray(out), value)
         results.append(value if out is None else out)
@@ -299,6 +290,16 @@ def _float_array(name: str, value: object) -> _Array:
 
 def _real_array(name: str, value: object) -> _Array:
     return _typed(name, value, _is_real, "float, integer or bool")
+
+
+def _bool_array(name: str, value: object) -> _Array:
+    return _typed(name, value, _is_bool, "bool")
+
+
+def _optional(
+    name: str, options: dict[str, Any], read: Callable[[str, object], _Array]
+) -> _Array | None:
+    return None if options[name] is None else read(name, options[name])
 
 
 def _is_untyped(value: object) -> bool:

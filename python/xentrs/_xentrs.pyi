@@ -1,4 +1,4 @@
-"""The compiled module, private: `_functional.py` is what people call.
+"""The compiled module, private: `_losses` holds what people call.
 
 Each loss takes `order`, how many derivatives to return beside the loss: 0, 1 or 2. It returns
 `NotImplemented`, having done nothing, unless all arrays are in the form that `_arrays.py` makes.
