@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pytest
 
 import reference
 import xentrs
@@ -184,6 +185,11 @@ LOSSES = [
 ]
 CLASS_LOSSES = [loss for loss in LOSSES if loss.class_axis]
 INDEX_LOSSES = [loss for loss in LOSSES if loss.indices]
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
+every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 
 # Lengths beside the edges of lanes (4, 8, 16), of vectors' blocks (64, 1024) and of kernels (64).
 CLASS_COUNTS = [

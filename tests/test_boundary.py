@@ -7,7 +7,6 @@ import gc
 import inspect
 import itertools
 import sys
-import threading
 import time
 import weakref
 
@@ -15,11 +14,9 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, INDEX_LOSSES, LOSSES, assert_same_bits
+from interference import meanwhile
+from losses import LOSSES, assert_same_bits, every_class_loss, every_index_loss, every_loss
 
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
-every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
 BINARY = LOSSES[-1]
 
@@ -172,21 +169,14 @@ def test_a_thread_that_reshapes_meanwhile(loss, layout, rng, threads):
         scores = scores.byteswap().view(">f4")
     right = case.call(1)
     case = case.but(scores=scores)
-    stop = threading.Event()
-    shapes = [(400, 30), (1,) * 20 + (400, 30)]
 
     def reshape():
-        while not stop.is_set():
-            for shape in (shapes[1], shapes[0]):
-                scores.shape = shape
-                np.empty((1,) * 21)  # takes the place of what was freed
+        for shape in ((1,) * 20 + (400, 30), (400, 30)):
+            scores.shape = shape
+            np.empty((1,) * 21)  # takes the place of what was freed
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    thread = threading.Thread(target=reshape)
-    thread.start()
     done = 0
-    try:
+    with meanwhile(reshape):
         until = time.monotonic() + 30
         while done < 30 and time.monotonic() < until:
             try:
@@ -197,10 +187,6 @@ def test_a_thread_that_reshapes_meanwhile(loss, layout, rng, threads):
             assert losses.size == right[0].size
             assert_same_bits(grad.reshape(400, 30), right[1])
             done += 1
-    finally:
-        stop.set()
-        thread.join()
-        sys.setswitchinterval(before)
     assert done == 30
 
 
@@ -311,36 +297,11 @@ def test_names_given_twice_or_by_other_objects(loss, rng):
 
 # ---------------------------------------------------------------------------------- want of memory
 
-SHORT_OF_MEMORY = """
-    import gc, resource, sys
+SCRIPT = """
+    import sys
     import numpy as np, xentrs
-
-    def size():
-        return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-
-    def limited(call, room):
-        gc.collect()
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (size() + room, hard))
-        try:
-            return call()
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-
-    def refused(call, room=8 << 20):
-        grown = []
-        for _ in range(4):
-            before = size()
-            try:
-                limited(call, room)
-            except MemoryError as error:
-                assert "report" not in str(error)
-            else:
-                raise AssertionError("had memory enough")
-            gc.collect()
-            grown.append(size() - before)
-        # A thread's first call to the allocator reserves an arena; what leaks does so every time.
-        assert min(grown) < 4 << 20, grown
+    from interference import assert_short_of_memory, limited
+    from losses import LOSSES
     """
 
 
@@ -350,10 +311,10 @@ SHORT_OF_MEMORY = """
 def test_no_memory_for_results(python, count):
     """Gradients, Hessians and single losses: of every loss, and every layout."""
     python(
-        SHORT_OF_MEMORY
+        SCRIPT
         + """
     xentrs.set_num_threads(int(sys.argv[1]))
-    for loss in ("cross_entropy", "log_loss", "binary_cross_entropy_with_logits"):
+    for loss in sorted({loss.name for loss in LOSSES}):
         functions = [getattr(xentrs, loss + s) for s in ("", "_with_grad", "_with_grad_hess")]
         for shape in ((1 << 20, 10), (8192, 1100)):
             x = np.full(shape, 0.125, np.float32)
@@ -364,18 +325,18 @@ def test_no_memory_for_results(python, count):
             for f in functions[1:]:
                 strided = np.repeat(x, 2, -1)[:, ::2]
                 for layout in (x, np.asfortranarray(x), strided, x.astype(">f4")):
-                    refused(lambda: f(layout, t))
+                    assert_short_of_memory(lambda: f(layout, t))
                     # A place for the gradient, none for the Hessian.
                     if f is functions[2]:
-                        refused(lambda: f(layout, t, out=layout))
+                        assert_short_of_memory(lambda: f(layout, t, out=layout))
             wide = x.astype(np.float64)
-            refused(lambda: functions[1](wide, t))
+            assert_short_of_memory(lambda: functions[1](wide, t))
             assert functions[0](x, t) == right
         x, t = np.full((1 << 24, 1), 0.5, np.float32), np.zeros(1 << 24, np.int8)
         if loss.startswith("binary"):
             t = np.zeros(x.shape, bool)
-        refused(lambda: functions[0](x, t, reduction="none"))
-        refused(lambda: functions[1](x, t, reduction="none"))
+        assert_short_of_memory(lambda: functions[0](x, t, reduction="none"))
+        assert_short_of_memory(lambda: functions[1](x, t, reduction="none"))
         """,
         arguments=[count],
         timeout=280,
@@ -387,7 +348,7 @@ def test_no_memory_for_results(python, count):
 def test_no_memory_beside_the_results(python):
     """Buffers of kernels, sums of blocks, weights, and copies of the slow way."""
     python(
-        SHORT_OF_MEMORY
+        SCRIPT
         + """
     for count in (1, 3):
         xentrs.set_num_threads(count)
@@ -397,23 +358,24 @@ def test_no_memory_beside_the_results(python):
             # Rows of so many classes that no tile of them can be.
             wide = np.broadcast_to(np.float32(0.5), (1 << 24, 3))
             if loss is not xentrs.log_loss:  # which looks at three numbers
-                refused(lambda: loss(wide, np.zeros(3, int), axis=0))
-            refused(lambda: loss(wide, np.zeros(3, int), axis=0, label_smoothing=0.1))
+                assert_short_of_memory(lambda: loss(wide, np.zeros(3, int), axis=0))
+            smooth = {"label_smoothing": 0.1}
+            assert_short_of_memory(lambda: loss(wide, np.zeros(3, int), axis=0, **smooth))
             # So many blocks that there is no room for their sums.
             t = np.zeros(1 << 22, np.int8)
             many = np.broadcast_to(np.full(700, 1 / 700, "f4"), (1 << 22, 700))
-            refused(lambda: loss(many, t, label_smoothing=0.1))
+            assert_short_of_memory(lambda: loss(many, t, label_smoothing=0.1))
             del t
             row = np.full((1, 1 << 24), 0.5, np.float32)
             weight = np.ones(1 << 24, np.float32)
-            refused(lambda: loss(row, [0], weight=weight, label_smoothing=0.1))
-            refused(lambda: loss(row.astype("f8").astype(">f8"), [0]))
-            refused(lambda: loss(row, np.eye(1, 1 << 24, dtype=np.int8)))
+            assert_short_of_memory(lambda: loss(row, [0], weight=weight, label_smoothing=0.1))
+            assert_short_of_memory(lambda: loss(row.astype("f8").astype(">f8"), [0]))
+            assert_short_of_memory(lambda: loss(row, np.eye(1, 1 << 24, dtype=np.int8)))
         row = np.zeros((2, 1 << 24), np.float32)
         weight = np.ones(1 << 24, np.float32)
         f = xentrs.binary_cross_entropy_with_logits
         f(row, row > 1, weight=weight, pos_weight=weight)
-        refused(lambda: f(row, row > 1, weight=weight, pos_weight=weight))
+        assert_short_of_memory(lambda: f(row, row > 1, weight=weight, pos_weight=weight))
         """,
         timeout=280,
     )
@@ -424,7 +386,7 @@ def test_no_memory_beside_the_results(python):
 def test_no_memory_for_threads(python):
     """Then the caller does the work."""
     python(
-        SHORT_OF_MEMORY
+        SCRIPT
         + """
     x = np.random.default_rng(0).normal(size=(1 << 17, 8)).astype("f4")
     t = np.zeros(1 << 17, int)
@@ -684,7 +646,7 @@ def test_labels_of_margins():
 def test_a_check_takes_little_memory(python):
     """Of 100 million numbers there is room for some at a time."""
     python(
-        SHORT_OF_MEMORY
+        SCRIPT
         + """
     x = np.broadcast_to(np.float32([0.5, 0.5]), (1 << 23, 2))
     t = np.zeros((1 << 23, 2), np.int8)

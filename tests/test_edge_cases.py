@@ -8,13 +8,16 @@ import pytest
 import fuzz
 import reference
 import xentrs
-from losses import CLASS_LOSSES, DTYPES, INDEX_LOSSES, LOSSES, assert_same_bits
+from losses import (
+    CLASS_LOSSES,
+    assert_same_bits,
+    every_class_loss,
+    every_dtype,
+    every_index_loss,
+    every_loss,
+)
 
 INF, NAN = np.inf, np.nan
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
-every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 # Class counts of both kernels, with tails and without.
 every_count = pytest.mark.parametrize("classes", [2, 3, 8, 10, 16, 64, 65, 100, 1000, 2048])
 

@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, DTYPES, INDEX_LOSSES, LOSSES
+from losses import CLASS_LOSSES, LOSSES, every_class_loss, every_dtype, every_index_loss, every_loss
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
-every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 NAN, INF = np.nan, np.inf
 
 

@@ -12,19 +12,16 @@ import xentrs
 from losses import (
     CLASS_COUNTS,
     CLASS_LOSSES,
-    DTYPES,
-    INDEX_LOSSES,
     LOSSES,
     SAMPLE_COUNTS,
     assert_same_bits,
+    every_class_loss,
+    every_dtype,
+    every_index_loss,
+    every_loss,
     same_bits,
 )
 from reference import ulp_error
-
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
-every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 
 # Few classes and many are two kernels; 100 x 10 takes more than one block of 1024 elements.
 SHAPES = [(100, 10), (17, 3), (5, 70), (3, 1100)]

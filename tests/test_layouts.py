@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, DTYPES, assert_same_bits
-
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+from losses import CLASS_LOSSES, assert_same_bits, every_class_loss, every_dtype
 
 # Lines shorter and longer than a vector of samples, classes that end in a vector and beside it,
 # several tiles, an axis of one.

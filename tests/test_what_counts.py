@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, DTYPES, LOSSES, assert_same_bits
+from losses import CLASS_LOSSES, LOSSES, assert_same_bits, every_class_loss, every_dtype
 from test_layouts import lay
 
 INF, NAN = np.inf, np.nan
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
 by_index = [loss for loss in CLASS_LOSSES if loss.indices]
 binary = LOSSES[-1]
 

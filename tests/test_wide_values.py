@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, DTYPES, LOSSES, assert_same_bits
+from losses import CLASS_LOSSES, LOSSES, assert_same_bits, every_dtype, every_loss
 from test_layouts import lay
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
 SHAPES = [(1, 2), (100, 10), (17, 3), (5, 300), (3, 1100), (2, 9, 40), (2600, 4)]
 LARGE = [(1, 2), (3, 10), (20, 17), (3, 300), (2, 1500)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
