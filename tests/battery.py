@@ -74,7 +74,7 @@ def cases():
                 options = rng().choice(sorted(loss.options), 3, replace=False).tolist()
                 yield f"{name} {shape} {options}", loss.case(rng(), shape, dtype, options)
         for classes in (2, 3, 10, 16, 64, 65, 130, 1000, 2500):
-            for options in ((), ("label_smoothing",), ("weight",)):
+            for options in (*loss.option_sets[:-1], ("weight",)):
                 if loss.bounded:
                     continue
                 rows = strange_rows(rng(), dtype, classes)

@@ -294,15 +294,34 @@ def significant(exact, dtype):
 DIGITS = 700
 
 
-def exact_cross_entropy_row(logits, factors):
-    """Loss and gradient (mpmath numbers) of ``sum_c factors_c (-log softmax(logits)_c)``."""
+def exact_cross_entropy_row(logits, factors, z=0.0):
+    """Loss and gradient (mpmath numbers) of ``sum_c factors_c (-log p_c) + z S^2``."""
     with mpmath.workdps(DIGITS):
         exps = [mpmath.exp(mpmath.mpf(float(x))) for x in logits]
         total = mpmath.fsum(exps)
         a = [mpmath.mpf(float(f)) for f in factors]
         loss = mpmath.fsum(-f * mpmath.log(e / total) for f, e in zip(a, exps, strict=True) if f)
-        all_a = mpmath.fsum(a)
-        return loss, [all_a * e / total - f for f, e in zip(a, exps, strict=True)]
+        all_a, z, s = mpmath.fsum(a), mpmath.mpf(float(z)), mpmath.log(total)
+        grad = [(all_a + 2 * z * s) * e / total - f for f, e in zip(a, exps, strict=True)]
+        return loss + z * s * s, grad
+
+
+def exact_focal_row(logits, y, gamma):
+    """Focal loss of class y and its derivatives (mpmath numbers), by the chain rule of p_y."""
+    with mpmath.workdps(DIGITS):
+        exps = [mpmath.exp(mpmath.mpf(float(x))) for x in logits]
+        p = [e / mpmath.fsum(exps) for e in exps]
+        g, u, loss = mpmath.mpf(float(gamma)), 1 - p[y], -mpmath.log(p[y])
+        # d loss / dp and d2 loss / dp2, and those of p_y in each logit.
+        first = -g * u ** (g - 1) * loss - u**g / p[y]
+        second = g * (g - 1) * u ** (g - 2) * loss + 2 * g * u ** (g - 1) / p[y] + u**g / p[y] ** 2
+        grad, hess = [], []
+        for c in range(len(p)):
+            slope = p[y] * ((c == y) - p[c])
+            curve = slope * ((c == y) - p[c]) - p[y] * p[c] * (1 - p[c])
+            grad.append(first * slope)
+            hess.append(second * slope**2 + first * curve)
+        return u**g * loss, grad, hess
 
 
 def exact_binary(logit, target, pos_weight=1.0):

@@ -4,7 +4,8 @@
 beside those of PyTorch and optax where they are installed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from reference import significant, ulp_error
 BOUNDS = {
     "cross_entropy": {"loss": 4, "grad": 4, "hess": 6},
     "log_loss": {"loss": 4, "grad": 4, "hess": 4},
+    "focal_loss": {"loss": 4, "grad": 4, "hess": 7},
     "binary_cross_entropy_with_logits": {"loss": 4, "grad": 4, "hess": 7},
 }
 RESULTS = ("loss", "grad", "hess")
@@ -215,6 +217,24 @@ def _soft(dtype, rng):
                 yield Rows("cross_entropy", x, q.astype(dtype), options)
 
 
+def _z_loss(dtype, rng):
+    """Z-loss of every size, alone and beside smoothing and soft targets."""
+    for family in (_spreads, _leaders, _smoothing, _soft):
+        for i, rows in enumerate(family(dtype, rng)):
+            if i % 3 == 0:
+                z = 10 ** rng.uniform(-6, 1)
+                yield replace(rows, options=rows.options | {"z_loss": z})
+
+
+def _focal(families, dtype, rng):
+    """Focal loss of inputs for cross-entropy, of exponents that are whole, fractions, large."""
+    for family in families:
+        for rows in family(dtype, rng):
+            gamma = float(rng.choice([0.0, 0.3, 1.0, 2.0, 2.0, 5.0, 17.5]))
+            options = rows.options | {"gamma": gamma}
+            yield replace(rows, function="focal_loss", options=options)
+
+
 def _log_any(dtype, rng):
     """Probabilities of every size, next to 1 and below the smallest normal number too."""
     eps, tiny = np.finfo(dtype).eps, np.finfo(dtype).smallest_subnormal
@@ -271,6 +291,10 @@ FAMILIES = {
     "cross_entropy: label smoothing": _smoothing,
     "cross_entropy: label smoothing, class weights": _smoothing_weights,
     "cross_entropy: probabilities as target": _soft,
+    "cross_entropy: z-loss": _z_loss,
+    "focal_loss: every spread and offset": partial(_focal, [_spreads, _factors]),
+    "focal_loss: confident samples, gaps, masks": partial(_focal, [_confident, _gaps, _masks]),
+    "focal_loss: one class above all others, late": partial(_focal, [_leaders, _late_peaks]),
     "log_loss: any probability": _log_any,
     "binary: true and false": _binary_hard,
     "binary: soft labels, smoothing": _binary_soft,
@@ -362,6 +386,34 @@ def test_reference_softmax_is_exact(spread, offset, rng):
         _agree(got.loss[None], [loss])
         grad = reference.from_mpmath(grad)
         assert np.max(abs(got.grad - grad) / got.grad_terms) < 1e-18
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 7.5])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 40.0, 500.0])
+def test_reference_focal_is_exact(spread, gamma, rng):
+    for classes in (2, 5, 40):
+        x = rng.normal(size=classes) * spread
+        for y in {0, int(x.argmax()), int(x.argmin())}:
+            got = reference.focal_loss(x, np.array(y), gamma=gamma, reduction="none")
+            loss, grad, hess = reference.exact_focal_row(x, y, gamma)
+            _agree(got.loss[None], [loss])
+            _agree(got.grad, grad)
+            hess = reference.from_mpmath(hess)
+            good = got.hess_terms >= np.finfo(np.float64).tiny
+            assert np.max((abs(got.hess - hess) / got.hess_terms)[good], initial=0) < 1e-17
+
+
+@pytest.mark.parametrize("z", [1e-4, 2.5])
+@pytest.mark.parametrize("offset", [0.0, -3.0, 1e4])
+def test_reference_z_loss_is_exact(offset, z, rng):
+    for classes in (1, 2, 40):
+        x = rng.normal(size=classes) * 3 + offset
+        y = int(rng.integers(classes))
+        got = reference.cross_entropy(x, np.array(y), z_loss=z, reduction="none")
+        loss, grad = reference.exact_cross_entropy_row(x, np.eye(classes)[y], z)
+        _agree(got.loss[None], [loss])
+        error = abs(got.grad - reference.from_mpmath(grad))
+        assert np.max(error / got.grad_terms) < 1e-17
 
 
 def test_reference_binary_is_exact(rng):

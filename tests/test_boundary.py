@@ -15,10 +15,10 @@ import pytest
 
 import xentrs
 from interference import meanwhile
-from losses import LOSSES, assert_same_bits, every_class_loss, every_index_loss, every_loss
+from losses import BY_ID, assert_same_bits, every_class_loss, every_index_loss, every_loss
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
-BINARY = LOSSES[-1]
+BINARY = BY_ID["binary"]
 
 
 # ------------------------------------------------------------------------- who changes the arrays

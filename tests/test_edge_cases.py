@@ -9,7 +9,7 @@ import fuzz
 import reference
 import xentrs
 from losses import (
-    CLASS_LOSSES,
+    BY_ID,
     assert_same_bits,
     every_class_loss,
     every_dtype,
@@ -21,7 +21,9 @@ INF, NAN = np.inf, np.nan
 # Class counts of both kernels, with tails and without.
 every_count = pytest.mark.parametrize("classes", [2, 3, 8, 10, 16, 64, 65, 100, 1000, 2048])
 
+S = float(np.log(np.exp([0, 1, 2]).sum()))  # logsumexp of 0, 1, 2
 A, B, C = (float(v) for v in np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum())  # softmax of 0, 1, 2
+LN2_BITS = np.array([0.5, -0.5]) / np.log(2)
 
 # One sample: function, arguments, options, loss, gradient.
 TABLE = {
@@ -105,6 +107,87 @@ TABLE = {
         *(-2 * np.log(B) - np.log(C), [3 * A, 3 * B - 2, 3 * C - 1]),
     ),
     "probabilities all 0": ("cross_entropy", [0, 1, -INF], [0.0, 0.0, 0.0], {}, 0, [0, 0, 0]),
+    "z-loss": (
+        *("cross_entropy", [0, 1, 2], 1, {"z_loss": 0.1}),
+        *(-np.log(B) + 0.1 * S**2, [A, B - 1, C] + 0.2 * S * np.array([A, B, C])),
+    ),
+    "z-loss, class weights do not touch it": (
+        *("cross_entropy", [0, 1, 2], 1, {"z_loss": 0.1, "weight": [1.0, 3.0, 1.0]}),
+        *(-3 * np.log(B) + 0.1 * S**2, np.array([A, B, C]) * (3 + 0.2 * S) - [0, 3, 0]),
+    ),
+    "z-loss, smoothing does not touch it": (
+        *("cross_entropy", [0, 1, 2], 1, {"z_loss": 0.1, "label_smoothing": 1.0}),
+        *(S - 1 + 0.1 * S**2, np.array([A, B, C]) * (1 + 0.2 * S) - 1 / 3),
+    ),
+    "z-loss, probabilities, sample weight": (
+        *("cross_entropy", [0, 1, 2], [0.0, 2.0, 0.0], {"z_loss": 0.1, "sample_weight": 5.0}),
+        *(5 * (-2 * np.log(B) + 0.1 * S**2), 5 * (np.array([A, B, C]) * (2 + 0.2 * S) - [0, 2, 0])),
+    ),
+    "z-loss, in bits": (
+        *("cross_entropy", [0, 1, 2], 1, {"z_loss": 0.1, "base": 2}),
+        (-np.log(B) + 0.1 * S**2) / np.log(2),
+        ([A, B - 1, C] + 0.2 * S * np.array([A, B, C])) / np.log(2),
+    ),
+    "z-loss, logit -inf, not the target": (
+        *("cross_entropy", [0, 1, 2, -INF], 1, {"z_loss": 0.1}),
+        *(-np.log(B) + 0.1 * S**2, [*(np.array([A, B, C]) * (1 + 0.2 * S) - [0, 1, 0]), 0]),
+    ),
+    "z-loss, logit -inf at the target": (
+        *("cross_entropy", [0, 1, 2, -INF], 3, {"z_loss": 0.1}),
+        *(INF, [*(np.array([A, B, C]) * (1 + 0.2 * S)), -1]),
+    ),
+    "z-loss, one class": ("cross_entropy", [-3.0], 0, {"z_loss": 0.5}, 4.5, [-3.0]),
+    "z-loss, one class, offset": ("cross_entropy", [1e7], 0, {"z_loss": 0.5}, 5e13, [1e7]),
+    "z-loss, ignored": ("cross_entropy", [2.0, NAN], -100, {"z_loss": 0.5}, 0, [0, 0]),
+    "z-loss, class weight 0": (
+        *("cross_entropy", [2.0, 1.0], 0, {"z_loss": 0.5, "weight": [0.0, 1.0]}),
+        *(0, [0, 0]),
+    ),
+    "z-loss, sample weight 0": (
+        *("cross_entropy", [2.0, INF], 0, {"z_loss": 0.5, "sample_weight": 0.0}),
+        *(0, [0, 0]),
+    ),
+    "z-loss, NaN": ("cross_entropy", [0, NAN], 0, {"z_loss": 0.5}, NAN, [NAN, NAN]),
+    "z-loss, +inf": ("cross_entropy", [0, INF], 0, {"z_loss": 0.5}, NAN, [NAN, NAN]),
+    "z-loss, all -inf": ("cross_entropy", [-INF, -INF], 0, {"z_loss": 0.5}, NAN, [NAN, NAN]),
+    "focal, half": (
+        *("focal_loss", [0.0, 0.0], 1, {}),
+        *(np.log(2) / 4, np.array([0.5, -0.5]) * (0.25 + np.log(2) / 2)),
+    ),
+    "focal, half, gamma 1, weights": (
+        *("focal_loss", [0.0, 0.0], 1, {"gamma": 1, "weight": [1.0, 3.0], "sample_weight": 2.0}),
+        *(3 * np.log(2), np.array([3, -3]) * (0.5 + np.log(2) / 2)),
+    ),
+    "focal, half, in bits": ("focal_loss", [0.0, 0.0], 1, {"gamma": 0, "base": 2}, 1, LN2_BITS),
+    "focal, logit -inf at the target": (
+        *("focal_loss", [0, 1, 2, -INF], 3, {"gamma": 0.5}),
+        *(INF, [A, B, C, -1]),
+    ),
+    "focal, logit -inf at the target, with factors": (
+        "focal_loss",
+        [0, 1, 2, -INF],
+        3,
+        {"weight": [1.0, 1.0, 1.0, 2.0], "sample_weight": 3.0},
+        INF,
+        [6 * A, 6 * B, 6 * C, -6],
+    ),
+    "focal, p 1, gamma below 1": ("focal_loss", [0, -INF], 0, {"gamma": 0.5}, 0, [0, 0]),
+    "focal, p 1, gamma 0": ("focal_loss", [0, -INF], 0, {"gamma": 0}, 0, [0, 0]),
+    "focal, p 1, gamma above 1": ("focal_loss", [0, -INF], 0, {"gamma": 3}, 0, [0, 0]),
+    "focal, p next to 1, gamma below 1": (
+        *("focal_loss", [40.0, 0.0], 0, {"gamma": 0.5}),
+        *(np.exp(-60.0), [-1.5 * np.exp(-60.0), 1.5 * np.exp(-60.0)]),
+    ),
+    "focal, p next to 1, gamma far below 1": (
+        *("focal_loss", [80.0, 0.0], 0, {"gamma": 0.01}),
+        *(np.exp(-80.8), [-1.01 * np.exp(-80.8), 1.01 * np.exp(-80.8)]),
+    ),
+    "focal, one class": ("focal_loss", [3.0], 0, {"gamma": 0.5}, 0, [0]),
+    "focal, ignored": ("focal_loss", [NAN, INF], -100, {}, 0, [0, 0]),
+    "focal, class weight 0": ("focal_loss", [INF, 0], 0, {"weight": [0.0, 1.0]}, 0, [0, 0]),
+    "focal, NaN": ("focal_loss", [0, NAN], 0, {}, NAN, [NAN, NAN]),
+    "focal, +inf": ("focal_loss", [0, INF], 1, {}, NAN, [NAN, NAN]),
+    "focal, all -inf": ("focal_loss", [-INF, -INF], 1, {}, NAN, [NAN, NAN]),
     "smoothing of 1": (
         *("cross_entropy", [0, 1, 2], 0, {"label_smoothing": 1.0}),
         *(-np.log(A * B * C) / 3, [A - 1 / 3, B - 1 / 3, C - 1 / 3]),
@@ -214,12 +297,10 @@ def _assert_nothing(case):
     dtype, shape = case.scores.dtype, case.scores.shape
     zero = np.zeros(shape, dtype)
     each = shape[:-1] if case.loss.class_axis else shape
-    for options in (
-        {},
-        {"base": 2},
-        {"label_smoothing": 0.5},
-        {"weight": np.full(shape[-1], 2, dtype)},
-    ):
+    several = [{}, {"base": 2}, {"weight": np.full(shape[-1], 2, dtype)}]
+    values = {"label_smoothing": 0.5, "z_loss": 0.1, "gamma": 0.5}
+    several += [{name: value} for name, value in values.items() if name in case.loss.options]
+    for options in several:
         value, grad, hess = case.all(**options)
         assert type(value) is float
         assert np.isnan(value)
@@ -266,8 +347,7 @@ def test_ignored_samples_leave_no_trace(loss, classes, dtype, rng):
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
 def test_nan_leaks_to_nobody(soft, options, classes, dtype, rng):
     """A bad logit at any place of the row makes its sample NaN, and no other's bits change."""
-    loss = CLASS_LOSSES[int(soft)]
-    assert loss.name == "cross_entropy"
+    loss = BY_ID["cross_entropy-probabilities" if soft else "cross_entropy-indices"]
     samples = max(3, 1100 // classes)  # the first kernel's block is about 1024 elements
     names = {"weight", "sample_weight"} if "weighted" in options else ()
     options = {k: v for k, v in options.items() if k != "weighted"}
@@ -296,7 +376,7 @@ def _assert_only_nan(results, clean, row):
 @every_dtype
 @every_count
 def test_infinite_loss_leaks_to_nobody(classes, dtype, rng):
-    loss = CLASS_LOSSES[0]
+    loss = BY_ID["cross_entropy-indices"]
     samples = max(3, 1100 // classes)
     case = loss.case(rng, (samples, classes), dtype, reduction="none")
     clean = case.all()
@@ -319,7 +399,7 @@ def test_infinite_loss_leaks_to_nobody(classes, dtype, rng):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_masked_classes(classes, smoothing, dtype, rng):
     """Classes masked with -inf: no gradient, no loss; the rest as if they were not there."""
-    loss = CLASS_LOSSES[0]
+    loss = BY_ID["cross_entropy-indices"]
     case = loss.case(rng, (30, classes), dtype, reduction="none", label_smoothing=smoothing)
     masked = rng.random(case.scores.shape) < 0.5
     masked[np.arange(30), case.target] = False

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, LOSSES, every_class_loss, every_dtype, every_index_loss, every_loss
+from losses import BY_ID, CLASS_LOSSES, every_class_loss, every_dtype, every_index_loss, every_loss
 
 NAN, INF = np.nan, np.inf
 
@@ -54,7 +54,10 @@ def refused_out(case, error, *substance, untouched=(), **options):
 def test_label_smoothing_outside_its_range(loss, value, dtype, rng):
     case = loss.case(rng, (3, 4), dtype)
     given = "nan" if np.isnan(value) else f"{float(value):.6g}"[:4]
-    refused(case, ValueError, "label_smoothing", given, "[0, 1]", label_smoothing=value)
+    if "label_smoothing" in loss.options:
+        refused(case, ValueError, "label_smoothing", given, "[0, 1]", label_smoothing=value)
+    else:
+        refused(case, TypeError, "label_smoothing", loss.name, label_smoothing=value)
 
 
 @every_dtype
@@ -91,8 +94,31 @@ def test_base_not_above_0_or_1(loss, value, dtype, rng):
     refused(case, ValueError, "base", given, base=value)
 
 
+@every_dtype
 @every_loss
-@pytest.mark.parametrize("name", ["label_smoothing", "denominator", "base"])
+@pytest.mark.parametrize("name", ["gamma", "z_loss"])
+@pytest.mark.parametrize("value", [-1, -1e-300, NAN, INF, -INF, np.float32(-0.5)])
+def test_gamma_and_z_loss_outside_their_range(loss, name, value, dtype, rng):
+    if name in loss.options:
+        case = loss.case(rng, (3, 4), dtype)
+        given = "nan" if np.isnan(value) else f"{float(value):.4g}"[:4]
+        refused(case, ValueError, name, given, **{name: value})
+
+
+@every_dtype
+@pytest.mark.parametrize("smoothing", [0.1, 1, np.float32(0.5), NAN, -1])
+def test_focal_loss_takes_class_indices_alone(smoothing, dtype, rng):
+    """And says why it takes neither smoothing nor probabilities."""
+    case = BY_ID["focal_loss"].case(rng, (3, 4), dtype)
+    refused(case, TypeError, "label_smoothing", "class ind", label_smoothing=smoothing)
+    for target in (rng.random((3, 4)), np.eye(3, 4, dtype=int), np.eye(3, 4, dtype=dtype)):
+        for given in (target, np.asfortranarray(target), target.tolist()):
+            refused(case.but(target=given), TypeError, "target", "probabilities", "class ind")
+    case.call(2, label_smoothing=0)
+
+
+@every_loss
+@pytest.mark.parametrize("name", ["label_smoothing", "denominator", "base", "gamma", "z_loss"])
 @pytest.mark.parametrize("value", ["0.5", b"1", [0.5, 0.5], 1j, {}, object()], ids=repr)
 def test_numbers_of_another_type(loss, name, value, rng):
     case = loss.case(rng, (3, 4), np.float32)
@@ -100,9 +126,10 @@ def test_numbers_of_another_type(loss, name, value, rng):
 
 
 @every_loss
-def test_label_smoothing_none(loss, rng):
+@pytest.mark.parametrize("name", ["label_smoothing", "gamma", "z_loss"])
+def test_numbers_that_are_none(loss, name, rng):
     case = loss.case(rng, (3, 4), np.float32)
-    refused(case, TypeError, "label_smoothing", label_smoothing=None)
+    refused(case, TypeError, name, **{name: None})
 
 
 @every_loss
@@ -279,7 +306,7 @@ def test_weights_of_another_shape(loss, dtype, rng):
 
 @every_dtype
 def test_binary_shapes(dtype, rng):
-    case = LOSSES[-1].case(rng, (6, 4), dtype)
+    case = BY_ID["binary"].case(rng, (6, 4), dtype)
     for shape in [(6,), (4,), (), (6, 1), (6, 4, 1)]:
         refused(case.but(target=np.zeros(shape, dtype)), ValueError, "target", shape, "(6, 4)")
     for name in ("weight", "pos_weight"):
@@ -362,7 +389,7 @@ def test_weights_of_another_dtype(loss, name, kind, rng):
 
 @pytest.mark.parametrize("kind", ["i8", "f4", "O", "U3"])
 def test_where_of_another_dtype(kind, rng):
-    case = LOSSES[-1].case(rng, (3, 4), np.float32)
+    case = BY_ID["binary"].case(rng, (3, 4), np.float32)
     where = np.ones((3, 4), kind)
     refused(case, TypeError, "where", where.dtype, "bool", where=where)
 

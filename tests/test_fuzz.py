@@ -64,7 +64,7 @@ def test_what_is_wrong_is_found(name, wrong, monkeypatch):
             return True
         return False
 
-    calls = {n: fuzz.draw(3, n) for n in range(300)}
+    calls = {n: fuzz.draw(3, n) for n in range(100 * len(fuzz.NAMES))}
     right = [n for n, c in calls.items() if c.name == name and not c.fault and not c.spoiled]
     right = [n for n in right if not fails(n)]
     assert len(right) > 40
@@ -82,7 +82,7 @@ def test_a_wrong_exception_is_found(monkeypatch):
     def careless(*args, **options):
         raise TypeError("something")
 
-    calls = [fuzz.draw(3, n) for n in range(300)]
+    calls = [fuzz.draw(3, n) for n in range(100 * len(fuzz.NAMES))]
     planted = [c for c in calls if c.fault == (ValueError,) and c.name == "log_loss"]
     assert len(planted) > 3
     for suffix in fuzz.SUFFIXES:

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, LOSSES, assert_same_bits, every_class_loss, every_dtype
+from losses import BY_ID, CLASS_LOSSES, assert_same_bits, every_class_loss, every_dtype
 from test_layouts import lay
 
 INF, NAN = np.inf, np.nan
 by_index = [loss for loss in CLASS_LOSSES if loss.indices]
-binary = LOSSES[-1]
 
 # Few classes and many, blocks that end beside a vector; columns of few and of many classes.
 ROWS = [(50, 2), (37, 10), (2, 9, 17), (20, 300), (5, 1100), (30, 1)]
@@ -47,11 +46,11 @@ def back(result, case):
 @every_dtype
 @every_class_loss
 @every_place
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("option", [None, "label_smoothing", "z_loss"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
-def test_a_sample_of_weight_0(loss, shape, place, smoothing, weighted, dtype, rng):
-    options = {"weight"} if weighted else set()
-    clean = loss.case(rng, shape, dtype, options, reduction="none", label_smoothing=smoothing)
+def test_a_sample_of_weight_0(loss, shape, place, option, weighted, dtype, rng):
+    options = ({"weight"} if weighted else set()) | ({option} & set(loss.options))
+    clean = loss.case(rng, shape, dtype, options, reduction="none")
     nothing = rng.random(shape[:-1]) < 0.4
     for kind in (np.float32, np.float64):
         s = np.where(nothing, rng.choice([0.0, -0.0]), rng.uniform(0.5, 2, shape[:-1]))
@@ -127,7 +126,7 @@ def test_targets_of_weight_0_are_checked(loss, dtype, rng):
 def test_an_element_of_weight_0(shape, where, dtype, rng):
     options = {"pos_weight", "where"} if where else {"pos_weight"}
     for full in (True, False):
-        case = binary.case(rng, shape, dtype, options, reduction="none")
+        case = BY_ID["binary"].case(rng, shape, dtype, options, reduction="none")
         size = shape if full else shape[-1:]
         some = rng.random(size) < 0.4
         for kind in (np.float32, np.float64):
