@@ -1,4 +1,4 @@
-"""Random calls, right and wrong, each held against the reference and the contract's rules.
+"""Random calls, right and wrong, whose results are checked against the reference.
 
 | command | what it does |
 |---|---|
@@ -44,15 +44,15 @@ NUMBERS += ["x", b"x", [], {}, object(), 1j, np.float32(0.1), np.array(0.1), np.
 FUSED = ("avx512", "avx2", "neon")  # with fused multiply-add: the same bits
 MOST = 20  # distinct findings, after which a run stops
 
-# In ULP, of the larger of the terms where a result is a difference: what test_accuracy.py bounds,
-# with room for draws that are not its own and for the rounding of weights and divisors in float64
-# (docs/numerics.md, "What is not bounded"). Of a gradient that is both terms' in a smoothed mean.
+# In ULP, of the largest term if a result is a difference: the bounds of test_accuracy.py, with room
+# for other inputs and for weights and divisors, which are rounded in float64 (docs/numerics.md,
+# "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
-BASE = 1.0  # more of it with a base: its logarithm is rounded, and what is divided by it once more
+BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
 
 
 class Finding(AssertionError):
-    """A call that is not as promised: `kind` is short and the same for calls of one fault."""
+    """A call that does not do what it must; `kind` is the same for all calls with one fault."""
 
     def __init__(self, kind, words=""):
         super().__init__(f"{kind}: {words}" if words else kind)
@@ -64,7 +64,7 @@ class Finding(AssertionError):
 
 @dataclass
 class Call:
-    """A function with its arguments, and what is known of them."""
+    """A function, its arguments, and what is known about them."""
 
     name: str
     suffix: str
@@ -84,7 +84,7 @@ class Call:
         return getattr(xentrs, self.name + self.suffix)(self.x, self.t, **self.options)
 
     def plain(self):
-        """Return the same call of new, native, contiguous arrays: in place where it was."""
+        """Return the same call with native, contiguous copies of its arrays, in place if it was."""
         x = _plain(self.x)
         options = {}
         for key, value in self.options.items():
@@ -187,7 +187,7 @@ def draw_shape(rng):
 
 
 def lay_out(rng, a):
-    """Return the same elements in other places: order, strides, alignment, order of bytes."""
+    """Return the same elements in another layout: axes, strides, alignment, byte order."""
     if a.ndim == 0 or a.dtype.hasobject or _chance(rng, 0.5):
         return a
     order = rng.permutation(a.ndim)
@@ -369,7 +369,7 @@ def _class_call(rng, name, suffix):
     soft = t.ndim == x.ndim
     if axis != len(shape) - 1 or _chance(rng, 0.2):
         options["axis"] = axis - (len(shape) if _chance(rng, 0.5) else 0)
-    # (N, C, d) with d samples beside each other is what the kernels in columns take.
+    # The kernels for columns take (N, C, d), where d samples are adjacent.
     x = np.moveaxis(x, -1, axis)
     t = np.moveaxis(t, -1, axis) if soft else t
     x, t = (np.ascontiguousarray(a).reshape(a.shape) for a in (x, t))
@@ -538,7 +538,7 @@ def _without(shape, axis):
     return tuple(np.delete(shape, axis).tolist())
 
 
-# What must come of a call
+# What a call must do
 
 
 def check(call):
@@ -625,10 +625,10 @@ def compare(call, x, t, options, results):
     info = np.finfo(dtype)
     reduced = options.get("reduction", "mean") != "none"
     factor = _largest_factor(options, call.binary) if right.divisor else np.inf
-    # Below the smallest normal number, before a factor is multiplied in, no digits are promised.
+    # A result below the smallest normal number, before a factor multiplies it, has no digits.
     least = info.tiny * max(1.0, min(factor, 1e9))
     if call.binary:
-        # Nor where labels outside [0, 1] make more of it.
+        # Labels outside [0, 1] multiply it too.
         with np.errstate(all="ignore"):
             labels = np.nan_to_num(abs(t.astype(float)) + abs(1 - t.astype(float)))
         least = least * np.clip(labels, 1.0, 1e9)
@@ -647,7 +647,7 @@ def compare(call, x, t, options, results):
         if row.shape != x.shape or row.dtype.newbyteorder("=") != dtype:
             raise Finding(what, f"{row.dtype} {row.shape} for {x.dtype} {x.shape}")
         row = row.astype(dtype)
-        # What adds nothing is 0, and not just small.
+        # An entry to which nothing is added is exactly 0.
         _compare_zeros(what, row, values, sizes)
         if 1e-12 <= factor < np.inf:
             _compare_each(what, row, values, sizes, info, least * max(1.0, factor / 1e9))
@@ -707,7 +707,7 @@ def _compare_total(loss, right, count, least, info, factor):
 
 
 def _kind(what, actual, exact):
-    """Return what kind of number is there for what kind: of another fault it is another."""
+    """Return which kind of number stands for which: it tells faults apart."""
 
     def of(value):
         return "a number" if np.isfinite(value) and value != 0 else f"{value:g}"
@@ -728,10 +728,10 @@ def _compare_each(what, row, values, sizes, info, least, more=0.0):
         small = np.isfinite(row) & np.isfinite(values)
         small &= abs(sizes) < least
         below = abs(row.astype(reference.Real) - values) <= least
-        # At the edge of overflow, in the result or on the way to it, either side is right.
+        # At the edge of overflow, of the result or of an intermediate one, inf is right too.
         edge = abs(values) > float(info.max) * (1 - 16 * float(info.eps))
         edge &= np.isfinite(values) & ~np.isnan(row)
-        # A mean of samples without weight, whose sum may still be 0.
+        # The mean of samples without weight, where the loss may still be 0.
         edge |= ~np.isfinite(sizes) & np.isfinite(values)
         if info.dtype == np.float64:
             edge |= np.isfinite(sizes) & (sizes > 1e300)
@@ -781,7 +781,7 @@ def _same(actual, expected, what):
             raise Finding(what)
 
 
-# What failed, made smaller
+# Failing calls, made smaller
 
 
 def smaller(call, kind):
@@ -810,7 +810,7 @@ def smaller(call, kind):
 
 
 def _simpler(call):
-    """Yield calls that have one thing less."""
+    """Yield calls that are simpler in one respect."""
     if call.threads > 1:
         yield replace(call, threads=1)
     for suffix in SUFFIXES[: SUFFIXES.index(call.suffix)]:
@@ -898,7 +898,7 @@ def paste(call):
 
 
 def report(seed, number, finding):
-    """Return a finding as a dict of words: its key, what was wrong, how to see it again."""
+    """Return a finding as strings: its key, what was wrong, how to run it again."""
     call = draw(seed, number)
     small = smaller(call, finding.kind)
     lines = [f"python tests/fuzz.py --again {seed}:{number}"]

@@ -1,4 +1,4 @@
-"""What disturbs a call: a thread that changes its arguments, or too little memory.
+"""Disturbances of a call: a thread that changes its arguments, or too little memory.
 
 Scripts that tests run in a process of their own import this too.
 """
@@ -31,7 +31,7 @@ def meanwhile(change):
 
 
 def address_space():
-    """Return how many bytes of addresses this process uses (on Linux)."""
+    """Return the size of this process's address space in bytes (on Linux)."""
     import resource
 
     with open("/proc/self/statm") as statm:
@@ -39,7 +39,7 @@ def address_space():
 
 
 def limited(call, room):
-    """Return what a call returns that may use so many bytes of addresses beside those in use."""
+    """Make a call while the address space may grow by `room` bytes only; return its result."""
     import resource
 
     gc.collect()
@@ -52,7 +52,7 @@ def limited(call, room):
 
 
 def assert_short_of_memory(call, room=8 << 20):
-    """Assert that a call raises `MemoryError` in so little memory, and leaks none."""
+    """Assert that a call that may use `room` bytes raises `MemoryError`, and leaks nothing."""
     grown = []
     for _ in range(4):
         before = address_space()

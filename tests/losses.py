@@ -36,7 +36,7 @@ class Loss:
 
     @property
     def elements(self):
-        """Whether it is a map of elements with a sum."""
+        """Whether every element has a loss of its own, whose sum is all that elements share."""
         return not self.class_axis or (self.bounded and not self.indices)
 
     @property
@@ -222,10 +222,14 @@ LOSSES = [
 CLASS_LOSSES = [loss for loss in LOSSES if loss.class_axis]
 INDEX_LOSSES = [loss for loss in LOSSES if loss.indices]
 BY_ID = {loss.id: loss for loss in LOSSES}
+TAKE_PROBABILITIES = {loss.name for loss in CLASS_LOSSES if not loss.indices}
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
 every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+every_soft_loss = pytest.mark.parametrize(
+    "loss", [loss for loss in CLASS_LOSSES if loss.name in TAKE_PROBABILITIES], ids=str
+)
 every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 
 # Lengths beside the edges of lanes (4, 8, 16), of vectors' blocks (64, 1024) and of kernels (64).

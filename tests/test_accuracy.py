@@ -1,4 +1,4 @@
-"""The largest errors, measured and enforced: against 64-bit mantissas, and those against mpmath.
+"""The largest errors, measured against a reference of 64-bit mantissas, and their bounds.
 
 ``python tests/test_accuracy.py`` prints the measured maxima as a table (for docs/numerics.md),
 beside those of PyTorch and optax where they are installed.
@@ -15,10 +15,9 @@ import xentrs
 from losses import DTYPES
 from reference import significant, ulp_error
 
-# Enforced, in ULP of the result's dtype, for what is at least the smallest normal number; what is
-# smaller must be right to the smallest normal number. The gradient of soft targets and with
-# smoothing is measured in units of the larger of the two terms whose difference it is; so is the
-# Hessian A p - A p**2 of a softmax, which the contract does not speak of.
+# In ULP of the result's dtype, for results of at least the smallest normal number; below it the
+# error is at most that number. If an entry of a gradient or a Hessian is a difference of terms
+# (with soft targets, smoothing or z-loss), its error is in ULP of the largest of them.
 BOUNDS = {
     "cross_entropy": {"loss": 4, "grad": 4, "hess": 6},
     "log_loss": {"loss": 4, "grad": 4, "hess": 4},
@@ -68,7 +67,7 @@ class Rows:
 
 
 def _targets(x, rng):
-    """Return classes of three kinds by turns: any, the likeliest, the least likely."""
+    """Return class indices, by turns a random one, the likeliest and the least likely."""
     any_class = rng.integers(0, x.shape[-1], len(x))
     kind = np.arange(len(x)) % 3
     return np.select([kind == 0, kind == 1], [any_class, x.argmax(-1)], x.argmin(-1))
@@ -117,7 +116,7 @@ def _leaders(dtype, rng):
     """One class with about half of the probability or more, mostly not the target."""
     for classes in CLASSES:
         for spread in (0.01, 0.5, 4.0):
-            # Many, since what additions lose adds up in few of them.
+            # Many rows, since in few of them rounding errors of the additions add up.
             x = rng.normal(size=(_count(classes) if classes > 256 else 3000, classes)) * spread
             rows, leader = np.arange(len(x)), rng.integers(0, classes, len(x))
             x[rows, leader] = -np.inf
@@ -126,7 +125,7 @@ def _leaders(dtype, rng):
 
 
 def _gaps(dtype, rng):
-    """Two levels of logits, as far apart as exponentials reach; the target in either."""
+    """Two levels of logits, up to the gap at which exponentials underflow; the target in either."""
     gap = -np.log(np.finfo(dtype).tiny.astype(float))
     for classes in CLASSES:
         gaps = np.linspace(0.9 * gap, 1.05 * gap, 3 if classes > 10_000 else 200)[:, None]
@@ -144,7 +143,7 @@ def _constant(dtype, rng):
 
 
 def _masks(dtype, rng):
-    """Classes that are masked out by -inf or by huge negative numbers, the first ones above all."""
+    """Classes masked out by -inf or by huge negative numbers: random ones, or the first ones."""
     for classes in CLASSES:
         for mask in (-np.inf, -1e9, -1e30, -3e4):
             for first in (False, True):
@@ -158,7 +157,7 @@ def _masks(dtype, rng):
 
 
 def _late_peaks(dtype, rng):
-    """Put a peak behind the first 64 logits, and a target in the shadow of it."""
+    """Put a peak after the first 64 logits, where the kernels choose a reference, and a target."""
     for classes in (65, 128, 1000, 32000):
         for height in (10.0, 60.0, 200.0, 1e3, 1e4, 1e6, 1e30):
             for low in (0.0, -300.0, 5e3):
@@ -253,7 +252,7 @@ def _log_any(dtype, rng):
 
 
 def _binary_hard(dtype, rng):
-    """Logits of every size, true and false, to where the loss or the gradient underflows."""
+    """Logits of every size up to underflow of the loss or the gradient, for labels 0 and 1."""
     limit = -np.log(np.finfo(dtype).tiny.astype(float))
     parts = [
         rng.uniform(-1.05 * limit, 1.05 * limit, 30_000),
@@ -302,7 +301,7 @@ FAMILIES = {
 
 
 def measure(family, dtype):
-    """Return the largest errors of a family, and the arguments that the loss is worst at."""
+    """Return the largest error of each result over a family, and the arguments it occurred at."""
     worst, rows = dict.fromkeys(RESULTS, 0.0), {}
     for case in FAMILIES[family](dtype, np.random.default_rng(7)):
         for name, error in case.errors().items():
@@ -324,7 +323,7 @@ def test_largest_error(family, dtype, record_property):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 def test_every_small_float_and_every_exponent(dtype):
-    """Exp in effect: the gradient of [x, 0] is +-softmax, for x over its whole range."""
+    """The gradient of logits [x, 0], in effect an exponential, for x over its whole range."""
     limit = -np.log(np.finfo(dtype).tiny.astype(float))
     steps = np.linspace(-limit, limit, 200_001).astype(dtype)
     for column in (0, 1):
@@ -337,7 +336,7 @@ def test_every_small_float_and_every_exponent(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 def test_float32_offsets_are_exact(dtype, rng):
-    """A shared offset that the logits can bear exactly changes (almost) nothing."""
+    """An offset of all logits that rounds none of them changes results by a few ULP at most."""
     x = rng.integers(-20, 20, (300, 12)).astype(dtype)
     target = rng.integers(0, 12, 300)
     plain = xentrs.cross_entropy_with_grad(x, target, reduction="none")
@@ -363,7 +362,7 @@ def test_reduced_loss_is_accumulated_in_float64(dtype, rng):
 
 
 def _agree(values, exact, bound=0.01):
-    """Long doubles against mpmath numbers, in ULP of float64."""
+    """Assert that long doubles are close to mpmath numbers, in ULP of float64."""
     exact = reference.from_mpmath(exact)
     good = abs(exact) >= np.finfo(np.float64).tiny
     error = abs(values - exact)[good] / np.spacing(abs(exact[good]).astype(float))

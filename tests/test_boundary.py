@@ -1,4 +1,4 @@
-"""The border of Python: hostile options and threads, want of memory, targets by their values."""
+"""Hostile options and threads, too little memory, and targets whose values decide what they are."""
 
 import array
 import collections
@@ -15,7 +15,14 @@ import pytest
 
 import xentrs
 from interference import meanwhile
-from losses import BY_ID, assert_same_bits, every_class_loss, every_index_loss, every_loss
+from losses import (
+    BY_ID,
+    assert_same_bits,
+    every_class_loss,
+    every_index_loss,
+    every_loss,
+    every_soft_loss,
+)
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
 BINARY = BY_ID["binary"]
@@ -25,7 +32,7 @@ BINARY = BY_ID["binary"]
 
 
 class Hostile:
-    """A number whose conversion does something first."""
+    """A number that calls a function whenever it is converted."""
 
     def __init__(self, value, do):
         self.value, self.do = value, do
@@ -40,7 +47,7 @@ class Hostile:
 
 
 class HostileText(str):
-    """A string that does something when it is asked for its class's name, its hash or its text."""
+    """A string that calls a function when it is shown in a message."""
 
     __slots__ = ("do",)
 
@@ -96,7 +103,7 @@ def test_options_that_reshape_an_argument(loss, option, which, rng):
 
 @every_loss
 def test_options_that_make_the_output_read_only(loss, rng):
-    """Then nothing is written to it, or the very call that was checked goes on."""
+    """Either nothing is written to it, or it was still writeable when it was checked."""
     for option, order in itertools.product(("label_smoothing", "base"), (1, 2)):
         case = loss.case(rng, (8, 12), np.float64)
         out = np.full((8, 12), 7.0)
@@ -109,7 +116,7 @@ def test_options_that_make_the_output_read_only(loss, rng):
 @every_loss
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_options_that_free_an_argument(loss, order, rng):
-    """Their last names go away: the call itself holds what it was given."""
+    """The caller drops the last references during the call, which holds references of its own."""
     for slow in (False, True):
         case = loss.case(rng, (300, 200), np.float32)
         right = case.call(order, label_smoothing=0.25, reduction="none")
@@ -159,7 +166,7 @@ def test_reduction_of_a_class_of_its_own(loss, rng):
 @every_loss
 @pytest.mark.parametrize("layout", ["rows", "columns", "swapped"])
 def test_a_thread_that_reshapes_meanwhile(loss, layout, rng, threads):
-    """While the kernel runs without the GIL, and between any two steps of the slow way."""
+    """While the kernel runs without the GIL, and between any two steps of the slow path."""
     threads(2)
     case = loss.case(rng, (400, 30), np.float32, reduction="none")
     scores = case.scores
@@ -192,7 +199,7 @@ def test_a_thread_that_reshapes_meanwhile(loss, layout, rng, threads):
 
 @every_loss
 def test_an_object_whose_end_reshapes(loss, rng):
-    """Collected at any allocation of the call, where Python collects there."""
+    """The garbage collector may run its finalizer at any allocation during the call."""
     case = loss.case(rng, (8, 12), np.float32, reduction="none")
     right = case.call(2)
     before = gc.get_threshold()
@@ -221,7 +228,7 @@ def test_an_object_whose_end_reshapes(loss, rng):
 @every_loss
 @pytest.mark.parametrize("ndim", [9, 31, 33, 50, 63])
 def test_many_axes(loss, ndim, rng):
-    """As many as NumPy has, and one more for the classes."""
+    """As many axes as NumPy allows."""
     case = loss.case(rng, (2, 3, 5), np.float32, reduction="none")
     right = case.call(2)
     ones = (1,) * (ndim - 3)
@@ -240,7 +247,7 @@ def test_many_axes(loss, ndim, rng):
 
 @every_class_loss
 def test_axes_repeated_without_end(loss, rng):
-    """2 ** 40 classes that are one number: no array is so long, and nothing is computed wrongly."""
+    """2 ** 40 classes of stride 0: no result can be so long, and no length overflows."""
     scores = np.broadcast_to(np.float32(0.5), (1 << 40, 3))
     target = np.zeros(3, int)
     if not loss.indices:
@@ -309,7 +316,7 @@ SCRIPT = """
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("count", [1, 2])
 def test_no_memory_for_results(python, count):
-    """Gradients, Hessians and single losses: of every loss, and every layout."""
+    """For gradients, Hessians and losses of samples, of every loss and every layout."""
     python(
         SCRIPT
         + """
@@ -326,7 +333,7 @@ def test_no_memory_for_results(python, count):
                 strided = np.repeat(x, 2, -1)[:, ::2]
                 for layout in (x, np.asfortranarray(x), strided, x.astype(">f4")):
                     assert_short_of_memory(lambda: f(layout, t))
-                    # A place for the gradient, none for the Hessian.
+                    # There is memory for the gradient, none for the Hessian.
                     if f is functions[2]:
                         assert_short_of_memory(lambda: f(layout, t, out=layout))
             wide = x.astype(np.float64)
@@ -346,7 +353,7 @@ def test_no_memory_for_results(python, count):
 @linux
 @pytest.mark.timeout(300)
 def test_no_memory_beside_the_results(python):
-    """Buffers of kernels, sums of blocks, weights, and copies of the slow way."""
+    """For buffers of kernels, sums of blocks, weights, and copies on the slow path."""
     python(
         SCRIPT
         + """
@@ -355,13 +362,13 @@ def test_no_memory_beside_the_results(python):
         x = np.zeros((1 << 16, 8), np.float32)
         xentrs.cross_entropy(x, np.zeros(1 << 16, np.int8))  # starts the threads
         for loss in (xentrs.cross_entropy, xentrs.log_loss):
-            # Rows of so many classes that no tile of them can be.
+            # Rows of so many classes that there is no memory for a tile of them.
             wide = np.broadcast_to(np.float32(0.5), (1 << 24, 3))
             if loss is not xentrs.log_loss:  # which looks at three numbers
                 assert_short_of_memory(lambda: loss(wide, np.zeros(3, int), axis=0))
             smooth = {"label_smoothing": 0.1}
             assert_short_of_memory(lambda: loss(wide, np.zeros(3, int), axis=0, **smooth))
-            # So many blocks that there is no room for their sums.
+            # So many blocks that there is no memory for their sums.
             t = np.zeros(1 << 22, np.int8)
             many = np.broadcast_to(np.full(700, 1 / 700, "f4"), (1 << 22, 700))
             assert_short_of_memory(lambda: loss(many, t, label_smoothing=0.1))
@@ -384,7 +391,7 @@ def test_no_memory_beside_the_results(python):
 @linux
 @pytest.mark.timeout(120)
 def test_no_memory_for_threads(python):
-    """Then the caller does the work."""
+    """The calling thread then does all of the work."""
     python(
         SCRIPT
         + """
@@ -403,7 +410,7 @@ def test_no_memory_for_threads(python):
 @linux
 @pytest.mark.parametrize("how", ["refused", "freed"])
 def test_tensors_that_cannot_be_made_leave_nothing(python, how):
-    """By a class of tensors that fails, before it takes the memory over or after."""
+    """The class of tensors fails, before or after it has taken over the memory."""
     python(
         """
     import ctypes, resource, sys
@@ -474,7 +481,7 @@ def test_tensors_that_cannot_be_made_leave_nothing(python, how):
             before = size()
     assert made == [2] * 60
     assert size() - before < 64 << 20, size() - before
-    # So many numbers that their bytes are no number.
+    # So many numbers that their size in bytes overflows.
     for shape in ((1 << 62, 2), (1 << 40, 1 << 40), (1 << 60, 1)):
         try:
             _xentrs.new_tensor(Tensor(), shape)
@@ -510,7 +517,7 @@ def test_whole_floats_are_class_indices(loss, kind, rng):
 
 @every_index_loss
 def test_large_whole_floats(loss, rng):
-    """Exact as far as they are whole, and out of range as integers are."""
+    """They are compared exactly, and out of range as integers would be."""
     case = loss.case(rng, (4, 5), np.float64)
     for value in (5.0, -1.0, 2.0**53, -(2.0**62), 2.0**63, 1e300):
         target = case.target.astype(float)
@@ -565,7 +572,7 @@ def _one_hot(rng, shape):
     return np.eye(shape[-1], dtype=int)[rng.integers(0, shape[-1], shape[:-1])]
 
 
-@every_class_loss
+@every_soft_loss
 @pytest.mark.parametrize("kind", ["?", "i1", "u1", "i2", "u4", "i8", "u8", ">i4"])
 def test_one_hot_rows(loss, kind, rng):
     for shape, axis in [((6, 4), -1), ((4,), 0), ((4, 6), 0), ((3, 4, 5), 1), ((5, 1), 1)]:
@@ -581,7 +588,7 @@ def test_one_hot_rows(loss, kind, rng):
             assert np.isnan(none.call(0))
 
 
-@every_class_loss
+@every_soft_loss
 @pytest.mark.parametrize("bad", BAD_ROWS, ids=str)
 @pytest.mark.parametrize("kind", ["?", "i1", "u1", "i8", "u8"])
 def test_integers_that_are_not_one_hot(loss, bad, kind, rng):
@@ -612,9 +619,9 @@ def test_integers_that_are_not_one_hot(loss, bad, kind, rng):
             assert all((out == 7).all() for out in outs.values())
 
 
-@every_class_loss
+@every_soft_loss
 def test_one_hot_on_another_axis(loss, rng):
-    """PyTorch's layout, without its axis."""
+    """PyTorch's layout, with `axis` left out."""
     case = loss.case(rng, (3, 6, 4), np.float32)
     hot = np.moveaxis(_one_hot(rng, (3, 6, 4)), -1, 1)
     case = case.but(scores=np.moveaxis(case.scores, -1, 1), target=hot)
@@ -635,7 +642,7 @@ def test_labels_of_margins():
                 t = np.reshape(labels, (3, 1)) if column else labels
                 with pytest.raises(ValueError, match="binary_cross_entropy_with_logits"):
                     function(x, t)
-    # The binary loss takes them, and probabilities are what they are.
+    # The binary loss takes them, and floats remain probabilities.
     assert xentrs.binary_cross_entropy_with_logits([2.0, -1.0, 3.0], [1, 0, 1]) < 1
     assert xentrs.cross_entropy([2.0, -1.0, 3.0], [1.0, 0.0, 1.0]) > 0
     many = np.array([[3, 0], [7, -1]])
@@ -644,7 +651,7 @@ def test_labels_of_margins():
 
 @linux
 def test_a_check_takes_little_memory(python):
-    """Of 100 million numbers there is room for some at a time."""
+    """There is memory for a part of 100 million numbers at a time."""
     python(
         SCRIPT
         + """
@@ -668,7 +675,7 @@ def test_a_check_takes_little_memory(python):
 
 @every_loss
 def test_integers_in_sequences_are_float64(loss, rng):
-    """As SciPy takes them; those of arrays stay refused."""
+    """As in SciPy; integer arrays stay refused."""
     whole = rng.integers(0, 2, (4, 3))
     case = loss.case(rng, (4, 3), np.float64)
     right = case.but(scores=whole.astype(float)).call(1)
@@ -707,7 +714,7 @@ def test_sequences_that_have_a_type():
 
 
 class Untouchable:
-    """What fails the test if it is converted."""
+    """An object that fails the test if NumPy converts it."""
 
     shape, ndim = (4, 5), 2
 
@@ -725,7 +732,7 @@ def _of(module, name="Frame", **members):
 
 
 class Float64Dtype:
-    """As pandas' type of that name."""
+    """A stand-in for the dtype of that name in pandas."""
 
     numpy_dtype = np.dtype("f8")
 

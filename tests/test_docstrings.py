@@ -1,4 +1,4 @@
-"""Each docstring stands whole, says the same as its twins' about the same, and its examples run."""
+"""Docstrings are complete, describe a shared argument in the same words, and their examples run."""
 
 import doctest
 import inspect
@@ -16,7 +16,7 @@ LOSSES = list(PYTHON_FUNCTIONS)
 every_loss = pytest.mark.parametrize("name", LOSSES)
 SUFFIXES = ("", "_with_grad", "_with_grad_hess")
 
-# What a loss says in its own words; about everything else it says what `cross_entropy` says.
+# Entries that a loss words on its own. It words all others as `cross_entropy` does.
 OWN_WORDS = {
     "log_loss": {"values", "ValueError"},
     "binary_cross_entropy_with_logits": {
@@ -86,7 +86,7 @@ def test_every_section_and_every_argument_is_there(name):
 
 @every_loss
 def test_what_is_shared_is_said_in_the_same_words(name):
-    """Of the twins of a loss without exception, of two losses but for OWN_WORDS."""
+    """Twins share every entry; two losses share all but those in OWN_WORDS."""
     titles = ("Parameters", "Returns", "Raises")
     loss, order = loss_of(name)
     said = entries(name, *titles)
@@ -95,7 +95,7 @@ def test_what_is_shared_is_said_in_the_same_words(name):
     shared = entries("cross_entropy" + SUFFIXES[order], *titles)
     for entry, text in said.items():
         if entry in ("TypeError", "ValueError"):
-            # Of outputs a sentence is added, the same for every loss.
+            # A sentence on outputs is added, the same for every loss.
             assert text.startswith(alone[entry]), entry
             first = entries("cross_entropy", *titles)[entry]
             added, expected = text.removeprefix(alone[entry]), shared[entry].removeprefix(first)

@@ -321,7 +321,7 @@ def test_no_sample_as_empty_lists():
 @every_index_loss
 @every_count
 def test_ignored_samples_leave_no_trace(loss, classes, dtype, rng):
-    """Whatever stands in ignored rows, the others' results and the mean are those without."""
+    """Whatever ignored rows hold, other rows and the mean are as if they were not there."""
     samples = 50
     case = loss.case(rng, (samples, classes), dtype, reduction="none")
     ignored = rng.random(samples) < 0.4
@@ -463,7 +463,7 @@ def test_binary_pos_weight_and_where_by_hand(dtype):
 
 @every_dtype
 def test_denominator_zero_and_sum_of_weights(dtype):
-    """Not negative, so 0 is allowed: then what division gives."""
+    """A denominator of 0 is allowed, and gives what division gives."""
     logits, target = np.zeros((2, 3), dtype), np.array([0, 1])
     assert xentrs.cross_entropy(logits, target, denominator=0) == INF
     assert xentrs.cross_entropy(logits, target, denominator=INF) == 0
@@ -474,14 +474,14 @@ def test_denominator_zero_and_sum_of_weights(dtype):
 @pytest.mark.parametrize("gap", [3.0, 20.0, 60.0])
 @pytest.mark.parametrize("classes", [2, 10, 256])
 def test_smoothing_where_only_a_likely_class_has_weight(classes, gap, dtype):
-    """All of the loss is then that class's own, however small, though another is the target."""
+    """The loss is then that of this class alone, however small, though another is the target."""
     x = np.zeros((3, classes), dtype)
     x[:, 1] = gap
     weight = np.zeros(classes, dtype)
     weight[1] = 2.0
     options = {"weight": weight, "label_smoothing": 0.5, "reduction": "none"}
     losses, grad = xentrs.cross_entropy_with_grad(x, [0, classes - 1, 0], **options)
-    # Class 1 is the target of the second row where there are two.
+    # With two classes, class 1 is the target of the second row.
     factor = 2.0 * np.array([0.5, 0.5 + (classes == 2) * classes / 2, 0.5]) / classes
     rest = (classes - 1) * np.exp(-gap)
     np.testing.assert_allclose(losses, factor * np.log1p(rest), rtol=4 * np.finfo(dtype).eps)
@@ -491,7 +491,7 @@ def test_smoothing_where_only_a_likely_class_has_weight(classes, gap, dtype):
 
 
 # What `make test-random` found, each as the smallest call that showed it: function, logits or
-# probabilities, target, options, and the exception where one is right. The words are the rule.
+# probabilities, target, options, and the exception if the call must raise. Comments name the rule.
 BINARY = "binary_cross_entropy_with_logits"
 SOFT = np.array([[0.25, 0.75], [0.5, 0.5]])
 FOUND = {
@@ -575,7 +575,7 @@ FOUND = {
     "class weights below float32": (
         *("log_loss", [[1e-25, 0.5]], [0], {"weight": np.array([3.65e-39, 1.0])}),
     ),
-    # What is added up for a Python float is float64 throughout.
+    # Sums that become a Python float are float64 throughout.
     "binary, sum beyond float32": (BINARY, np.full(17, 3e38), np.zeros(17), {}),
     "binary, a loss beyond float32": (BINARY, [3e38], [0], {"weight": np.array([2])}),
     "binary, a loss beyond float32 in nats only": (
@@ -598,7 +598,7 @@ FOUND = {
     ),
     "hess_out in place, softmax": ("cross_entropy", [[0.25, 0.5]], [1], {"hess_out": "x"}),
     "hess_out in place, binary": (BINARY, [0.25, 0.5], [1, 0], {"hess_out": "x"}),
-    # Which targets are what.
+    # Which targets are class indices, probabilities or one-hot.
     "labels as whole floats": (
         "cross_entropy",
         [[0.25, 0.5]] * 3,
@@ -615,7 +615,7 @@ FOUND = {
         *("cross_entropy", [[2.0, -1.0], [0, 1]], [[1, 0], [0, 0]], {}, ValueError),
     ),
     "a row of bools of two classes": (*("log_loss", [[0.5, 0.5]], [[True, True]], {}, ValueError),),
-    # log_loss looks at what counts only.
+    # log_loss reads only the probabilities that count.
     "log_loss, anything beside the class": ("log_loss", [[2.0, 0.5], [0.5, NAN]], [1, 0], {}),
     "log_loss, outside at the class": ("log_loss", [[2.0, 0.5]], [0], {}, ValueError),
     "log_loss, outside beside the class, smoothing": (
@@ -641,7 +641,7 @@ FOUND = {
 @every_dtype
 @pytest.mark.parametrize("found", FOUND.values(), ids=FOUND)
 def test_found(found, dtype):
-    """By every twin and reduction; see `fuzz.check` for all that is asked of a call."""
+    """By every twin and reduction; `fuzz.check` says what a call must satisfy."""
     name, scores, target, given, *exceptions = found
     for suffix, reduction in itertools.product(fuzz.SUFFIXES, ("mean", "sum", "none")):
         x = np.array(scores, dtype)
@@ -659,7 +659,7 @@ def test_found(found, dtype):
 @pytest.mark.parametrize("step", [-1, 2])
 @pytest.mark.parametrize("shape", [(1, 300), (3, 300), (1, 9001)], ids=str)
 def test_wide_options_beside_rows_of_other_strides(loss, shape, step, dtype, rng):
-    """Rows longer than a tile, that must be laid out and made wider at once."""
+    """Rows longer than a tile, which are copied and converted to float64 at once."""
     samples, classes = shape
     case = loss.case(rng, shape, dtype)
     scores = np.repeat(case.scores, abs(step), axis=1)[:, ::step]
@@ -668,5 +668,5 @@ def test_wide_options_beside_rows_of_other_strides(loss, shape, step, dtype, rng
     assert not np.array_equal(weight, weight.astype(np.float32))
     for name, given in (("weight", weight), ("sample_weight", rng.uniform(0.1, 1, samples))):
         for suffix in fuzz.SUFFIXES:
-            options = {name: given, "label_smoothing": 0.1, "reduction": "none"}
+            options = {name: given, "label_smoothing": loss.smoothings[-1], "reduction": "none"}
             fuzz.check(fuzz.Call(loss.name, suffix, scores, target, options))

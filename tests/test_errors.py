@@ -1,4 +1,4 @@
-"""Every error of the contract: its type, its substance, and nothing written to `out`."""
+"""Every error: its type, what its message names, and that nothing is written to `out`."""
 
 import re
 
@@ -17,7 +17,7 @@ def first(loss):
 
 
 def refused(case, error, *substance, outputs=True, **options):
-    """Assert that all twins raise, in words that contain all of `substance`, and write nothing."""
+    """Assert that all twins raise with a message that has all of `substance`, and write nothing."""
     for order in range(3):
         outs = {}
         if outputs and isinstance(case.scores, np.ndarray) and case.scores.dtype.kind == "f":
@@ -34,7 +34,7 @@ def refused(case, error, *substance, outputs=True, **options):
 
 
 def refused_out(case, error, *substance, untouched=(), **options):
-    """Assert the same of outputs that are bad themselves: `untouched` keep their bytes."""
+    """Assert the same where an output is at fault: the `untouched` arrays keep their bytes."""
     untouched = [*untouched, *(v for v in options.values() if isinstance(v, np.ndarray))]
     before = [u.copy() for u in untouched]
     with pytest.raises(error) as raised:
@@ -108,7 +108,7 @@ def test_gamma_and_z_loss_outside_their_range(loss, name, value, dtype, rng):
 @every_dtype
 @pytest.mark.parametrize("smoothing", [0.1, 1, np.float32(0.5), NAN, -1])
 def test_focal_loss_takes_class_indices_alone(smoothing, dtype, rng):
-    """And says why it takes neither smoothing nor probabilities."""
+    """The message says why smoothing and probabilities are refused."""
     case = BY_ID["focal_loss"].case(rng, (3, 4), dtype)
     refused(case, TypeError, "label_smoothing", "class ind", label_smoothing=smoothing)
     for target in (rng.random((3, 4)), np.eye(3, 4, dtype=int), np.eye(3, 4, dtype=dtype)):
@@ -223,7 +223,7 @@ def test_class_index_out_of_range_in_every_width(loss, rng):
 
 @every_index_loss
 def test_first_of_several_bad_indices_is_named(loss, rng, threads):
-    """Whatever thread finds which."""
+    """Whichever thread finds which of them."""
     case = loss.case(rng, (50_000, 5), np.float32)
     target = case.target.copy()
     target[[1234, 30_000, 49_999]] = [55, 66, 77]
@@ -439,7 +439,7 @@ def test_probability_outside_its_range(value, classes, dtype, rng):
             scores = case.scores.copy()
             scores[position] = value
             if loss.indices:
-                # Of a class index nothing else is looked at.
+                # For a class index only its own probability is read.
                 case.target[position[:-1]] = position[-1]
             at = "probabilities[" + ", ".join(map(str, position)) + "]"
             refused(case.but(scores=scores), ValueError, at, given, "[0, 1]")

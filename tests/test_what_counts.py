@@ -1,4 +1,4 @@
-"""What counts for nothing leaves no trace, and what counts is all that is looked at."""
+"""Samples that count for nothing change no result, and only numbers that count are read."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_all_samples_of_weight_0(loss, shape, place, dtype, rng):
 @pytest.mark.parametrize("loss", by_index, ids=str)
 @every_place
 def test_a_class_of_weight_0_at_the_target(loss, shape, place, dtype, rng):
-    """Without smoothing it is as if the class were ignored."""
+    """Without smoothing the samples of that class are ignored."""
     options = {"sample_weight"}
     case = loss.case(rng, shape, dtype, options)
     dropped = shape[-1] // 2
@@ -187,7 +187,7 @@ def test_log_loss_names_what_counts_and_is_no_probability(shape, place, bad, dty
                 with pytest.raises(ValueError, match=name):
                     laid.call(order, out=out)
                 assert (out == 7).all()
-        # Of a sample that does not count nobody asks.
+        # A sample that does not count is not checked.
         case.options["sample_weight"][sample] = 0
         assert np.isfinite(placed(case, place).call(0, reduction="sum"))
 

@@ -1,4 +1,4 @@
-"""Numbers beyond the logits' type: wider labels, sums beyond float32; and results in place."""
+"""Labels and weights of a wider dtype than the logits, sums beyond float32, results in place."""
 
 import itertools
 
@@ -60,7 +60,7 @@ def test_wider_labels_and_weights_are_used_as_they_are(loss, shape, place, rng):
                     wider = {"weight", "pos_weight"} if loss.indices else {*some}
                     wider -= {"sample_weight"} if smoothing or not loss.indices else {"weight"}
                     if not wider & {*some}:
-                        # Float64 is where the others are used anyway.
+                        # The others are used in float64 in any case.
                         got, right = (r if order else (r,) for r in (got, right))
                         for a, b in zip(got, right, strict=True):
                             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -89,7 +89,7 @@ def test_labels_keep_their_digits(kind):
     p = f4([[0.5, 0.25]])
     got = xentrs.log_loss(p, [labels(1e300, 1 - 1e-9)])
     assert got == pytest.approx(1e300 * np.log(2))
-    # What 1 - 1e-9 is less than 1 alone is left.
+    # The loss is the probability 1e-9 of the first class times its distance, 200.
     x = f4([[0, 200]])
     got = xentrs.cross_entropy(x, [labels(1e-9, 1 - 1e-9)])
     np.testing.assert_allclose(got, 200e-9, rtol=1e-12)
