@@ -51,17 +51,17 @@ def test_the_example_lists_every_file_that_names_its_loss(tracked):
     naming = set()
     for name in tracked:
         generated = any(part in name for part in GENERATED)
-        own = Path(name).stem.startswith("focal")
+        own = "focal" in Path(name).stem
         if not generated and not own and name != "CONTRIBUTING.md":
             text = (ROOT / name).read_bytes().decode(errors="replace")
             if re.search(r"focal", text, re.I):
                 naming.add(name)
-    listed = {path for path in example() if not Path(path).stem.startswith("focal")}
+    listed = {path for path in example() if not "focal" in Path(path).stem}
     assert not naming - listed, "files that a loss touches and the example leaves out"
     assert not listed - naming, "files that the example lists and its loss does not touch"
 
 
 def test_the_example_lists_the_files_of_its_own(tracked):
-    own = {name for name in tracked if Path(name).stem.startswith("focal")}
-    assert own == {path for path in example() if Path(path).stem.startswith("focal")}
+    own = {name for name in tracked if "focal" in Path(name).stem}
+    assert own == {path for path in example() if "focal" in Path(path).stem}
     assert len(own) >= 2
