@@ -56,7 +56,7 @@ def test_the_example_lists_every_file_that_names_its_loss(tracked):
             text = (ROOT / name).read_bytes().decode(errors="replace")
             if re.search(r"focal", text, re.I):
                 naming.add(name)
-    listed = {path for path in example() if not "focal" in Path(path).stem}
+    listed = {path for path in example() if "focal" not in Path(path).stem}
     assert not naming - listed, "files that a loss touches and the example leaves out"
     assert not listed - naming, "files that the example lists and its loss does not touch"
 

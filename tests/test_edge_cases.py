@@ -179,8 +179,8 @@ TABLE = {
         *(np.exp(-60.0), [-1.5 * np.exp(-60.0), 1.5 * np.exp(-60.0)]),
     ),
     "focal, p next to 1, gamma far below 1": (
-        *("focal_loss", [80.0, 0.0], 0, {"gamma": 0.01}),
-        *(np.exp(-80.8), [-1.01 * np.exp(-80.8), 1.01 * np.exp(-80.8)]),
+        *("focal_loss", [80.0, 0.0], 0, {"gamma": 2.0**-7}),
+        *(np.exp(-80.625), [-1.0078125 * np.exp(-80.625), 1.0078125 * np.exp(-80.625)]),
     ),
     "focal, one class": ("focal_loss", [3.0], 0, {"gamma": 0.5}, 0, [0]),
     "focal, ignored": ("focal_loss", [NAN, INF], -100, {}, 0, [0, 0]),

@@ -11,6 +11,11 @@ from xentrs._losses.cross_entropy import (
     cross_entropy_with_grad,
     cross_entropy_with_grad_hess,
 )
+from xentrs._losses.focal_loss import (
+    focal_loss,
+    focal_loss_with_grad,
+    focal_loss_with_grad_hess,
+)
 from xentrs._losses.log_loss import (
     log_loss,
     log_loss_with_grad,
@@ -26,6 +31,9 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
+    "focal_loss",
+    "focal_loss_with_grad",
+    "focal_loss_with_grad_hess",
     "get_num_threads",
     "log_loss",
     "log_loss_with_grad",

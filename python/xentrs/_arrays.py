@@ -25,18 +25,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from xentrs import _xentrs
 from xentrs._foreign import refuse_foreign
-from xentrs._xentrs import plain_options
+from xentrs._xentrs import compute, plain_options
 
 _Array: TypeAlias = NDArray[Any]
-_Kernel: TypeAlias = Callable[..., Any]
 
 # DLPack device types whose memory the CPU reads: CPU, pinned for CUDA or ROCm, CUDA managed.
 _HOST_MEMORY = (1, 3, 11, 13)
-
-# The options that are numbers or words.
-_PLAIN = ("label_smoothing", "reduction", "denominator", "base")
 
 # The effort that NumPy may spend on finding an element that two strided arrays share. Arrays for
 # which this does not suffice are treated as overlapping.
@@ -56,10 +51,10 @@ def evaluate(loss: str, order: int, arguments: dict[str, Any]) -> Any:
     outputs = options.pop("out", None), options.pop("hess_out", None)
     name = next(iter(options))  # what the values are called
     values, target = options.pop(name), options.pop("target")
-    options |= zip(_PLAIN, plain_options(*(options[key] for key in _PLAIN)), strict=True)
+    options = dict(zip(options, plain_options(loss, *options.values()), strict=True))
     prepare = _prepare_classes if "axis" in options else _prepare_elements
     call = prepare(name, values, target, options, outputs)
-    return _call(getattr(_xentrs, loss), order, call)
+    return _call(loss, order, call)
 
 
 class _Call(NamedTuple):
@@ -141,7 +136,7 @@ def _prepare_elements(
 # The call
 
 
-def _call(kernel: _Kernel, order: int, call: _Call) -> Any:
+def _call(loss: str, order: int, call: _Call) -> Any:
     """Call the compiled function, and return its results in the caller's outputs."""
     values, rest = call.values, call.rest
     targets = [None if out is None else np.asarray(out).view() for out in call.outputs]
@@ -149,10 +144,11 @@ def _call(kernel: _Kernel, order: int, call: _Call) -> Any:
     # Whether an array without elements is a copy cannot be told.
     if order and values.size and values.flags.c_contiguous:
         spare = None if np.may_share_memory(values, call.given) else values
-    result = kernel(order, values, *rest, spare if targets[0] is None else targets[0], targets[1])
+    out, hess_out = targets
+    result = compute(loss, order, values, *rest, spare if out is None else out, hess_out)
     if result is NotImplemented:
         # An output is not native, or lies between the elements of an input.
-        result = kernel(order, values, *rest, spare, None)
+        result = compute(loss, order, values, *rest, spare, None)
     if result is NotImplemented:
         raise RuntimeError(
             "xentrs refused arrays that it made itself: were they changed during the call? "

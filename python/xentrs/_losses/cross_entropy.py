@@ -11,13 +11,19 @@ from xentrs._losses import public
 from xentrs._losses._types import ClassOptions, Float, FloatArray, Ignored, Reduction
 
 
+class Options(ClassOptions, total=False):
+    """The keywords on which no returned type depends."""
+
+    z_loss: float
+
+
 @overload
 def cross_entropy(
     logits: NDArray[Float],
     target: ArrayLike,
     *,
     reduction: Literal["none"],
-    **options: Unpack[ClassOptions],
+    **options: Unpack[Options],
 ) -> NDArray[Float]: ...
 @overload
 def cross_entropy(
@@ -25,7 +31,7 @@ def cross_entropy(
     target: ArrayLike,
     *,
     reduction: Literal["none"],
-    **options: Unpack[ClassOptions],
+    **options: Unpack[Options],
 ) -> FloatArray: ...
 @overload
 def cross_entropy(
@@ -33,7 +39,7 @@ def cross_entropy(
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[ClassOptions],
+    **options: Unpack[Options],
 ) -> float: ...
 @public
 def cross_entropy(
@@ -45,6 +51,7 @@ def cross_entropy(
     sample_weight: ArrayLike | None = None,
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -79,6 +86,10 @@ def cross_entropy(
         probabilities.
     label_smoothing : float, default 0.0
         A number e in [0, 1]. The target becomes 1 - e times itself, plus e / C in every class.
+    z_loss : float, default 0.0
+        A factor z, finite and not negative: z S**2, where S is the logsumexp of the sample's logits
+        in nats, is added to the loss of each sample that counts. It keeps the logits near
+        normalised log-probabilities.
     reduction : {"mean", "sum", "none"}, default "mean"
         What to return: the mean over the samples, their sum, or the loss of each sample.
     denominator : float, optional
@@ -127,6 +138,8 @@ def cross_entropy(
 
     ``"mean"`` divides by the sum of s w_y over the samples that are not ignored, or for
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
+    The z-loss, which class weights and label smoothing leave alone, adds s z S**2 to either; its
+    mean is divided by the sum of s over the samples that count.
 
     A logit of -inf is a class of probability 0. It costs nothing unless the target has weight
     there. A sample with a NaN, with +inf, or with nothing but -inf has the loss NaN.
@@ -141,6 +154,8 @@ def cross_entropy(
     .. [1] C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens, Z. Wojna, "Rethinking the Inception
        Architecture for Computer Vision", CVPR 2016, section 7 (label smoothing).
     .. [2] M. Dukhan, A. Ablavatski, "Two-Pass Softmax Algorithm", 2020, arXiv:2001.04438.
+    .. [3] A. Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022,
+       arXiv:2204.02311, section 5 (z-loss).
 
     Examples
     --------
@@ -167,7 +182,7 @@ def cross_entropy_with_grad(
     *,
     reduction: Literal["none"],
     out: NDArray[Float] | None = None,
-    **options: Unpack[ClassOptions],
+    **options: Unpack[Options],
 ) -> tuple[NDArray[Float], NDArray[Float]]: ...
 @overload
 def cross_entropy_with_grad(
@@ -176,7 +191,7 @@ def cross_entropy_with_grad(
     *,
     reduction: Literal["none"],
     out: FloatArray | None = None,
-    **options: Unpack[ClassOptions],
+    **options: Unpack[Options],
 ) -> tuple[FloatArray, FloatArray]: ...
 @overload
 def cross_entropy_with_grad(
@@ -185,7 +200,7 @@ def cross_entropy_with_grad(
     *,
     reduction: Literal["mean", "sum"] = "mean",
     out: NDArray[Float] | None = None,
-    **options: Unpack[ClassOptions],
+    **options: Unpack[Options],
 ) -> tuple[float, NDArray[Float]]: ...
 @overload
 def cross_entropy_with_grad(
@@ -194,7 +209,7 @@ def cross_entropy_with_grad(
     *,
     reduction: Literal["mean", "sum"] = "mean",
     out: FloatArray | None = None,
-    **options: Unpack[ClassOptions],
+    **options: Unpack[Options],
 ) -> tuple[float, FloatArray]: ...
 @public
 def cross_entropy_with_grad(
@@ -206,6 +221,7 @@ def cross_entropy_with_grad(
     sample_weight: ArrayLike | None = None,
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -241,6 +257,10 @@ def cross_entropy_with_grad(
         probabilities.
     label_smoothing : float, default 0.0
         A number e in [0, 1]. The target becomes 1 - e times itself, plus e / C in every class.
+    z_loss : float, default 0.0
+        A factor z, finite and not negative: z S**2, where S is the logsumexp of the sample's logits
+        in nats, is added to the loss of each sample that counts. It keeps the logits near
+        normalised log-probabilities.
     reduction : {"mean", "sum", "none"}, default "mean"
         What to return: the mean over the samples, their sum, or the loss of each sample.
     denominator : float, optional
@@ -297,6 +317,8 @@ def cross_entropy_with_grad(
 
     ``"mean"`` divides by the sum of s w_y over the samples that are not ignored, or for
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
+    The z-loss, which class weights and label smoothing leave alone, adds s z S**2 to either; its
+    mean is divided by the sum of s over the samples that count.
 
     A logit of -inf is a class of probability 0. It costs nothing unless the target has weight
     there. A sample with a NaN, with +inf, or with nothing but -inf has the loss NaN.
@@ -312,6 +334,8 @@ def cross_entropy_with_grad(
     target it is computed from the probabilities of the other classes, not as p - 1, and so keeps
     its digits where p is near 1.
 
+    The z-loss adds 2 s z S p_c.
+
     Accuracy: at most 4 ULP for the loss of a sample and for each entry of the gradient above the
     smallest normal number (measured: 2.8 in float32, 3.7 in float64; see docs/numerics.md),
     whatever the spread of the logits and their offset. With smoothing or probabilities as target,
@@ -323,6 +347,8 @@ def cross_entropy_with_grad(
     .. [1] C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens, Z. Wojna, "Rethinking the Inception
        Architecture for Computer Vision", CVPR 2016, section 7 (label smoothing).
     .. [2] M. Dukhan, A. Ablavatski, "Two-Pass Softmax Algorithm", 2020, arXiv:2001.04438.
+    .. [3] A. Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022,
+       arXiv:2204.02311, section 5 (z-loss).
 
     Examples
     --------
@@ -351,7 +377,7 @@ def cross_entropy_with_grad_hess(
     reduction: Literal["none"],
     out: NDArray[Float] | None = None,
     hess_out: NDArray[Float] | None = None,
-    **options: Unpack[ClassOptions],
+    **options: Unpack[Options],
 ) -> tuple[NDArray[Float], NDArray[Float], NDArray[Float]]: ...
 @overload
 def cross_entropy_with_grad_hess(
@@ -361,7 +387,7 @@ def cross_entropy_with_grad_hess(
     reduction: Literal["none"],
     out: FloatArray | None = None,
     hess_out: FloatArray | None = None,
-    **options: Unpack[ClassOptions],
+    **options: Unpack[Options],
 ) -> tuple[FloatArray, FloatArray, FloatArray]: ...
 @overload
 def cross_entropy_with_grad_hess(
@@ -371,7 +397,7 @@ def cross_entropy_with_grad_hess(
     reduction: Literal["mean", "sum"] = "mean",
     out: NDArray[Float] | None = None,
     hess_out: NDArray[Float] | None = None,
-    **options: Unpack[ClassOptions],
+    **options: Unpack[Options],
 ) -> tuple[float, NDArray[Float], NDArray[Float]]: ...
 @overload
 def cross_entropy_with_grad_hess(
@@ -381,7 +407,7 @@ def cross_entropy_with_grad_hess(
     reduction: Literal["mean", "sum"] = "mean",
     out: FloatArray | None = None,
     hess_out: FloatArray | None = None,
-    **options: Unpack[ClassOptions],
+    **options: Unpack[Options],
 ) -> tuple[float, FloatArray, FloatArray]: ...
 @public
 def cross_entropy_with_grad_hess(
@@ -393,6 +419,7 @@ def cross_entropy_with_grad_hess(
     sample_weight: ArrayLike | None = None,
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -431,6 +458,10 @@ def cross_entropy_with_grad_hess(
         probabilities.
     label_smoothing : float, default 0.0
         A number e in [0, 1]. The target becomes 1 - e times itself, plus e / C in every class.
+    z_loss : float, default 0.0
+        A factor z, finite and not negative: z S**2, where S is the logsumexp of the sample's logits
+        in nats, is added to the loss of each sample that counts. It keeps the logits near
+        normalised log-probabilities.
     reduction : {"mean", "sum", "none"}, default "mean"
         What to return: the mean over the samples, their sum, or the loss of each sample.
     denominator : float, optional
@@ -495,6 +526,8 @@ def cross_entropy_with_grad_hess(
 
     ``"mean"`` divides by the sum of s w_y over the samples that are not ignored, or for
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
+    The z-loss, which class weights and label smoothing leave alone, adds s z S**2 to either; its
+    mean is divided by the sum of s over the samples that count.
 
     A logit of -inf is a class of probability 0. It costs nothing unless the target has weight
     there. A sample with a NaN, with +inf, or with nothing but -inf has the loss NaN.
@@ -510,9 +543,13 @@ def cross_entropy_with_grad_hess(
     target it is computed from the probabilities of the other classes, not as p - 1, and so keeps
     its digits where p is near 1.
 
+    The z-loss adds 2 s z S p_c.
+
     The diagonal of the Hessian is
 
     .. math:: \frac{\partial^2 \mathrm{loss}}{\partial x_c^2} = p_c (1 - p_c) \sum_k a_k .
+
+    The z-loss adds 2 s z p_c (p_c + S (1 - p_c)).
 
     Accuracy: at most 4 ULP for the loss of a sample and for each entry of the gradient above the
     smallest normal number, at most 6 ULP for such an entry of the Hessian (measured: 3.6 in
@@ -525,6 +562,8 @@ def cross_entropy_with_grad_hess(
     .. [1] C. Szegedy, V. Vanhoucke, S. Ioffe, J. Shlens, Z. Wojna, "Rethinking the Inception
        Architecture for Computer Vision", CVPR 2016, section 7 (label smoothing).
     .. [2] M. Dukhan, A. Ablavatski, "Two-Pass Softmax Algorithm", 2020, arXiv:2001.04438.
+    .. [3] A. Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", 2022,
+       arXiv:2204.02311, section 5 (z-loss).
 
     Examples
     --------
