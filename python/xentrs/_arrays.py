@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from xentrs._foreign import refuse_foreign
-from xentrs._xentrs import compute, plain_options
+from xentrs._xentrs import LOSSES, compute, plain_options
 
 _Array: TypeAlias = NDArray[Any]
 
@@ -44,21 +44,31 @@ _BLOCK = 1 << 18
 def evaluate(loss: str, order: int, arguments: dict[str, Any]) -> Any:
     """Evaluate a loss and its first `order` derivatives.
 
-    `arguments` are those of the public function, by name and in the order of its signature, which
-    is the compiled function's too.
+    `arguments` are those of the public function, by name and in the order of its signature.
     """
     options = dict(arguments)
     outputs = options.pop("out", None), options.pop("hess_out", None)
     name = next(iter(options))  # what the values are called
     values, target = options.pop(name), options.pop("target")
     options = dict(zip(options, plain_options(loss, *options.values()), strict=True))
-    prepare = _prepare_classes if "axis" in options else _prepare_elements
+    prepare = _prepare_classes if LOSSES[loss]["axis"] else _prepare_elements
     call = prepare(name, values, target, options, outputs)
     return _call(loss, order, call)
 
 
+def class_loss(
+    loss: str, order: int, values: object, target: object, *rest: object, name: str
+) -> Any:
+    """Evaluate a loss with its arguments by position, as `_xentrs.compute` takes them.
+
+    Messages call the values by `name`.
+    """
+    names = (name, "target", *LOSSES[loss]["options"], "out", "hess_out")
+    return evaluate(loss, order, dict(zip(names, (values, target, *rest), strict=True)))
+
+
 class _Call(NamedTuple):
-    """The arguments of a compiled function, and whose they are."""
+    """The arguments of `_xentrs.compute`, and the caller's arrays that they were made of."""
 
     given: _Array  # the values, on the caller's memory
     outputs: tuple[_Array | None, _Array | None]  # the caller's own objects

@@ -38,6 +38,7 @@ use crate::simd::slices::{copy, lanes_from};
 use crate::simd::{Input, Simd, Vector, fence};
 
 use super::objective::Objective;
+use super::route::{Kernel, MOST_CLASSES, Route, is_long};
 use super::{Limits, exponents, power};
 use buffers::{Buffers, LOSS, STORED};
 use columns::Group;
@@ -45,9 +46,6 @@ use finish::Finish;
 use read::{Reading, Weighing};
 use sum::Reduction;
 use write::{Emission, NONE, OF_CLASSES, OF_LOGITS};
-
-/// The most classes that this kernel takes.
-pub const MOST_CLASSES: usize = 256;
 
 /// Numbers in a block, about.
 const BLOCK: usize = 1024;
@@ -64,11 +62,8 @@ const MANY_BLOCK: usize = 256 << 10;
 /// How many classes of all groups are read or written before the next.
 const TURN: usize = 16;
 
-/// The shortest lines of samples of which many classes are taken as columns.
-const LINE: usize = 64;
-
-/// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
-pub struct Few<'a, T, C, const GRAD: bool> {
+/// The job of a batch.
+pub struct Few<'a, T, C> {
     common: Common<'a, T>,
     coefficients: C,
 }
@@ -104,57 +99,27 @@ pub struct Common<'a, T> {
     direct: bool,
 }
 
-impl<'a, T, C, const GRAD: bool> Deref for Few<'a, T, C, GRAD> {
+impl<'a, T, C> Deref for Few<'a, T, C> {
     type Target = Common<'a, T>;
     fn deref(&self) -> &Common<'a, T> {
         &self.common
     }
 }
 
-/// Whether this kernel takes a batch, as it is or tile by tile.
-pub fn takes<T: Real>(batch: &Batch<'_, T>) -> bool {
-    batch.classes <= MOST_CLASSES || lines(batch).is_some()
-}
-
-/// Whether it takes the batch as it is: every array is rows, or its samples lie next to each other, or
-/// there are many classes.
-pub fn takes_as_it_is<T: Real>(batch: &Batch<'_, T>) -> bool {
-    batch.classes > MOST_CLASSES
-        || batch.layout.as_deref().is_none_or(|layout| {
-            !layout.converts() && layout.places().all(|place| place.sample_step() == 1)
-        })
-}
-
-/// The lines of samples of a batch that this kernel takes though it has more than [`MOST_CLASSES`]: those
-/// of the logits are long, and those of the target's probabilities. Outputs may lie anywhere, so the
-/// loss is the same whatever they are.
-pub fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
-    let layout = batch.layout.as_deref().filter(|layout| !layout.converts())?;
-    let long = |place: &Option<Place>| place.as_ref().is_some_and(is_long);
-    let soft = matches!(batch.target, Target::Probabilities(_));
-    // Class indices are numbers of the logits' type here.
-    let fits = batch.classes <= 1 << 24;
-    let takes = fits && long(&layout.values) && (!soft || long(&layout.probabilities));
-    let lines = layout.places().filter(|place| is_long(place)).map(|place| place.line_at(0).1);
-    lines.min().filter(|_| takes)
-}
-
-/// Whether so many samples lie next to each other that columns are read or written as they are.
-fn is_long(place: &Place) -> bool {
-    place.sample_step() == 1 && place.line_at(0).1 >= LINE
-}
-
-impl<'a, T: Limits, C: Coefficients<T> + 'a, const GRAD: bool> Few<'a, T, C, GRAD> {
+impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
     /// A job of a batch that this kernel [`takes`]. `total` is the sum of the coefficients where every
     /// row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
-        let many = batch.classes > MOST_CLASSES;
-        let line = if many { lines(batch) } else { Some(batch.samples) };
-        let line = line.expect("too many classes for this kernel");
+        let route = Route::of(batch);
+        let (many, line) = match route.kernel {
+            Kernel::Few => (false, batch.samples),
+            Kernel::Columns(line) => (true, line),
+            Kernel::Rows => panic!("too many classes for this kernel"),
+        };
         let numbers = if many { MANY_BLOCK / size_of::<T>() } else { BLOCK };
         let groups = (numbers / (T::LANES * batch.classes)).max(1);
         let keep = if C::HARD { 1.0 - batch.options.label_smoothing } else { 0.0 };
-        let (samples, stream) = (T::LANES * groups, many && batch.stream());
+        let (samples, stream) = (T::LANES * groups, route.non_temporal);
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !in_place;
@@ -179,7 +144,7 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a, const GRAD: bool> Few<'a, T, C, GRA
             line,
             many,
             narrow,
-            grad: GRAD,
+            grad: batch.outputs.grad.is_some(),
             stream,
             direct,
         };
@@ -206,7 +171,7 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a, const GRAD: bool> Few<'a, T, C, GRA
             (true, true) => s.apart(Finish::<_, true, true>(block)),
             (true, false) => s.apart(Finish::<_, true, false>(block)),
         };
-        if GRAD {
+        if self.grad {
             match (self.many, C::ANY, C::HARD) {
                 (true, false, _) => s.apart(Emission::<_, true, NONE>(block)),
                 (true, true, true) => s.apart(Emission::<_, true, OF_CLASSES>(block)),
@@ -340,7 +305,7 @@ fn splat<S: Simd, T: Real>(s: S, x: f64) -> T::V<S> {
     T::V::<S>::splat(s, T::from_f64(x))
 }
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD> {
+impl<T: Limits, C: Coefficients<T>> Job for Few<'_, T, C> {
     fn blocks(&self) -> usize {
         self.batch.samples.div_ceil(self.block_samples())
     }
@@ -398,7 +363,7 @@ mod tests {
     use super::*;
     use crate::call::batch::{Indices, Outputs};
     use crate::call::coefficients::{Hard, Plain, Soft};
-    use crate::call::options::Options;
+    use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::{Level, Scratch};
     use crate::softmax::rows::Rows;
@@ -444,7 +409,6 @@ mod tests {
             Target::Indices(Indices::I32(Input::from_slice(&indices)))
         };
         let ignored = if case.soft { vec![] } else { vec![classes as i128] };
-        let options = Options::new(0.0, "sum", None, None, ignored).unwrap();
         let outputs = Outputs { grad: Some(g), hess: None, losses: None };
         let layout = Layout {
             values: Some(place.clone()),
@@ -453,37 +417,29 @@ mod tests {
             hess: None,
             halves: None,
             singles: None,
-            inner: pixels,
         };
         let layout = (!by_rows).then(|| Box::new(layout));
-        let mut batch = Batch::laid_out(
-            (layout, samples),
-            x.as_input(),
-            classes,
-            target,
-            None,
-            None,
-            options,
-            outputs,
-            &[samples],
-        )
-        .unwrap();
+        let mut batch = Batch::of_rows(x.as_input(), classes, target);
+        (batch.layout, batch.samples, batch.outputs) = (layout, samples, outputs);
+        batch.options.reduction = Reduction::Sum;
+        batch.options.ignore_index = ignored.into();
+        batch.check(None, &[samples]).unwrap();
         batch.large = case.large;
         let sum = match (by_rows, case.soft) {
             (true, false) => {
-                run_at(&Rows::<T, Hard, true>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
+                run_at(&Rows::<T, Hard>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
             }
             (true, true) => {
                 let plain = Plain(probabilities.input());
-                run_at(&Rows::<T, _, true>::new(&batch, plain, 0.0, Objective::PLAIN), level)
+                run_at(&Rows::<T, _>::new(&batch, plain, 0.0, Objective::PLAIN), level)
             }
             (false, false) => {
-                run_at(&Few::<T, Hard, true>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
+                run_at(&Few::<T, Hard>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
             }
             (false, true) => {
                 let probabilities = probabilities.input();
                 let soft = Soft { probabilities, weight: None, smoothing: None };
-                run_at(&Few::<T, _, true>::new(&batch, soft, 0.0, Objective::PLAIN), level)
+                run_at(&Few::<T, _>::new(&batch, soft, 0.0, Objective::PLAIN), level)
             }
         };
         let columns = !by_rows && case.columns;
