@@ -48,6 +48,8 @@ MOST = 20  # distinct findings, after which a run stops
 # for other inputs and for weights and divisors, which are rounded in float64 (docs/numerics.md,
 # "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
+OF_GAMMA = 3.0  # added for each unit of gamma, as in test_accuracy.py
+LEAST = {np.dtype("f4"): 1e-20, np.dtype("f8"): 1e-160}  # of focal losses, as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
 
 
@@ -466,9 +468,8 @@ def spoil(rng, call):
 def plant(rng, call):
     """Make one argument wrong, so that the exception is known."""
     x, options = call.x, call.options
-    refuses_smoothing = TypeError if call.name == "focal_loss" else ValueError
     faults = [
-        ("label_smoothing", _pick(rng, [1.5, -0.1, np.nan, np.inf]), refuses_smoothing),
+        ("label_smoothing", _pick(rng, [1.5, -0.1, np.nan, np.inf]), ValueError),
         ("reduction", _pick(rng, ["nome", "", "MEAN"]), ValueError),
         ("denominator", _pick(rng, [-1, np.nan, -np.inf]), ValueError),
         ("base", _pick(rng, [0, 1, -2, np.nan]), ValueError),
@@ -625,8 +626,11 @@ def compare(call, x, t, options, results):
     info = np.finfo(dtype)
     reduced = options.get("reduction", "mean") != "none"
     factor = _largest_factor(options, call.binary) if right.divisor else np.inf
+    more = OF_GAMMA * options.get("gamma", 2.0) if call.name == "focal_loss" else 0.0
     # A result below the smallest normal number, before a factor multiplies it, has no digits.
     least = info.tiny * max(1.0, min(factor, 1e9))
+    if call.name == "focal_loss":
+        least = max(least, LEAST[dtype])
     if call.binary:
         # Labels outside [0, 1] multiply it too.
         with np.errstate(all="ignore"):
@@ -636,12 +640,13 @@ def compare(call, x, t, options, results):
     if type(loss) is not (float if reduced else np.ndarray):
         raise Finding(f"the loss is {type(loss).__name__}")
     if reduced:
-        _compare_total(loss, right, x.size, np.max(least, initial=0.0), info, factor)
+        _compare_total(loss, right, x.size, np.max(least, initial=0.0), info, factor, more)
     else:
         if loss.dtype != dtype or loss.shape != right.loss.shape:
             raise Finding("loss", f"{loss.dtype} {loss.shape} for {dtype} {right.loss.shape}")
-        more = BASE if options.get("base") else 0.0
-        _compare_each("loss", loss, right.loss, right.loss_terms, info, least, more)
+        of_base = BASE if options.get("base") else 0.0
+        sizes = right.loss_terms
+        _compare_each("loss", loss, right.loss, sizes, info, least, more + of_base)
     exact = ((right.grad, right.grad_terms), (right.hess, right.hess_terms))
     for what, row, (values, sizes) in zip(RESULTS[1:], rows, exact, strict=False):
         if row.shape != x.shape or row.dtype.newbyteorder("=") != dtype:
@@ -650,7 +655,7 @@ def compare(call, x, t, options, results):
         # An entry to which nothing is added is exactly 0.
         _compare_zeros(what, row, values, sizes)
         if 1e-12 <= factor < np.inf:
-            _compare_each(what, row, values, sizes, info, least * max(1.0, factor / 1e9))
+            _compare_each(what, row, values, sizes, info, least * max(1.0, factor / 1e9), more)
 
 
 errors = dict.fromkeys(RESULTS, 0.0)
@@ -683,7 +688,7 @@ def _largest_factor(options, binary):
     return factor
 
 
-def _compare_total(loss, right, count, least, info, factor):
+def _compare_total(loss, right, count, least, info, factor, more):
     exact, terms = right.loss[()], right.loss_terms[()]
     with np.errstate(all="ignore"):
         rounded = float(exact)
@@ -700,7 +705,7 @@ def _compare_total(loss, right, count, least, info, factor):
             return
         # Up to 1024 numbers in turn are added plainly in float64.
         added = (16 + min(count, 1024) / 16) * 2.0**-52
-        room = (4 * info.eps + added) * terms
+        room = ((4 + more) * info.eps + added) * terms
         room += count * max(least, info.tiny * min(factor, 1e30))
         if not abs(loss - exact) <= room:
             raise Finding(_kind("loss", loss, rounded), f"{loss} for {rounded}")

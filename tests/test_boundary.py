@@ -58,11 +58,18 @@ class HostileText(str):
 
 OPTIONS = {
     "label_smoothing": 0.25,
+    "z_loss": 0.25,
+    "gamma": 0.25,
     "denominator": 3.0,
     "base": 2.0,
     "axis": -1,
     "ignore_index": -100,
 }
+
+
+def _number_of(loss):
+    """Return the name of an option that is a number between 0 and 1."""
+    return "label_smoothing" if "label_smoothing" in loss.options else "gamma"
 
 
 def _reshape(array, shape):
@@ -104,7 +111,7 @@ def test_options_that_reshape_an_argument(loss, option, which, rng):
 @every_loss
 def test_options_that_make_the_output_read_only(loss, rng):
     """Either nothing is written to it, or it was still writeable when it was checked."""
-    for option, order in itertools.product(("label_smoothing", "base"), (1, 2)):
+    for option, order in itertools.product((_number_of(loss), "base"), (1, 2)):
         case = loss.case(rng, (8, 12), np.float64)
         out = np.full((8, 12), 7.0)
         hostile = Hostile(OPTIONS[option], lambda out=out: out.setflags(write=False))
@@ -119,7 +126,8 @@ def test_options_that_free_an_argument(loss, order, rng):
     """The caller drops the last references during the call, which holds references of its own."""
     for slow in (False, True):
         case = loss.case(rng, (300, 200), np.float32)
-        right = case.call(order, label_smoothing=0.25, reduction="none")
+        option = _number_of(loss)
+        right = case.call(order, reduction="none", **{option: 0.25})
         arguments = [case.scores.copy(), case.target.copy()]
         if slow:
             arguments[0] = np.asfortranarray(arguments[0])[::1].byteswap().view(">f4")
@@ -130,8 +138,8 @@ def test_options_that_free_an_argument(loss, order, rng):
             _churn.append(np.full(60_000, np.nan, np.float32))
 
         function = loss.functions[order]
-        hostile = Hostile(0.25, clear)
-        results = function(*arguments, label_smoothing=hostile, reduction="none", **case.options)
+        hostile = {option: Hostile(0.25, clear)}
+        results = function(*arguments, reduction="none", **hostile, **case.options)
         assert_same_bits(results, right)
         _churn.clear()
 
@@ -147,7 +155,7 @@ def test_options_that_raise_or_call_again(loss, rng):
     def fail():
         raise KeyError("mine")
 
-    for option in ("label_smoothing", "denominator", "base"):
+    for option in (_number_of(loss), "denominator", "base"):
         with pytest.raises((KeyError, TypeError)):
             case.call(1, **{option: Hostile(1, fail)})
     again = Hostile(2.0, lambda: assert_same_bits(case.call(1, base=2.0), right))

@@ -19,6 +19,10 @@ SUFFIXES = ("", "_with_grad", "_with_grad_hess")
 # Entries that a loss words on its own. It words all others as `cross_entropy` does.
 OWN_WORDS = {
     "log_loss": {"values", "ValueError"},
+    "focal_loss": {
+        *("target", "weight", "sample_weight", "ignore_index", "label_smoothing"),
+        *("TypeError", "ValueError"),
+    },
     "binary_cross_entropy_with_logits": {
         *("values", "target", "weight", "label_smoothing", "reduction", "denominator"),
         *("loss", "grad", "ValueError"),

@@ -54,10 +54,7 @@ def refused_out(case, error, *substance, untouched=(), **options):
 def test_label_smoothing_outside_its_range(loss, value, dtype, rng):
     case = loss.case(rng, (3, 4), dtype)
     given = "nan" if np.isnan(value) else f"{float(value):.6g}"[:4]
-    if "label_smoothing" in loss.options:
-        refused(case, ValueError, "label_smoothing", given, "[0, 1]", label_smoothing=value)
-    else:
-        refused(case, TypeError, "label_smoothing", loss.name, label_smoothing=value)
+    refused(case, ValueError, "label_smoothing", given, "[0, 1]", label_smoothing=value)
 
 
 @every_dtype
@@ -106,11 +103,12 @@ def test_gamma_and_z_loss_outside_their_range(loss, name, value, dtype, rng):
 
 
 @every_dtype
-@pytest.mark.parametrize("smoothing", [0.1, 1, np.float32(0.5), NAN, -1])
+@pytest.mark.parametrize("smoothing", [0.1, 1, np.float32(0.5), 1e-300])
 def test_focal_loss_takes_class_indices_alone(smoothing, dtype, rng):
     """The message says why smoothing and probabilities are refused."""
     case = BY_ID["focal_loss"].case(rng, (3, 4), dtype)
-    refused(case, TypeError, "label_smoothing", "class ind", label_smoothing=smoothing)
+    given = f"{float(smoothing):.4g}"
+    refused(case, TypeError, "label_smoothing", given, "true class", label_smoothing=smoothing)
     for target in (rng.random((3, 4)), np.eye(3, 4, dtype=int), np.eye(3, 4, dtype=dtype)):
         for given in (target, np.asfortranarray(target), target.tolist()):
             refused(case.but(target=given), TypeError, "target", "probabilities", "class ind")
