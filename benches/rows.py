@@ -1,4 +1,10 @@
-"""The rows of the table: what is computed, on which arrays, its exact answer and its goals."""
+"""The rows that are measured: what is computed, on which arrays, and the goals.
+
+`ROWS` is the list of all of them, which every table, the pytest-benchmark suite and the pictures
+share. A `Row` describes a call, a `Case` holds its arrays and its exact answer. What depends on the
+loss is in `formulas.py`; a loss without rows of its own gets those of `STANDARD`. This file is not
+run by itself.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +14,20 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy.special
 from numpy.typing import NDArray
 
+import xentrs
+from formulas import LOSSES, Loss
+
 SMOOTHING = 0.1
+Z = 1e-4  # the factor of z-loss
 DTYPES: dict[str, Any] = {"f32": np.float32, "f64": np.float64}
 IGNORED = -100
-# The features of a sample in a step: so few that the products do not dwarf the loss. With 16 the
-# two of them take 2 to 3 times as long as loss and gradient.
+# The features of a sample in a training step: so few that the products do not dwarf the loss. With
+# 16 the two products take 2 to 3 times as long as loss and gradient.
 WIDTH = 16
 
-# What logits there can be other than normal ones, of three units' spread
+# Logits other than normal ones with a standard deviation of 3
 TRAINED = "trained"
 LATE = "late maximum"
 NANS = "a NaN in each row"
@@ -31,6 +40,7 @@ SMOOTH = "label smoothing"
 CLASS_WEIGHTS = "class weights"
 SAMPLE_WEIGHTS = "sample weights"
 HALF_IGNORED = "half ignored"
+Z_LOSS = "z-loss"
 BOOL = "bool targets"
 AXIS_1 = "axis=1"
 F_ORDER = "F order"
@@ -43,10 +53,11 @@ Array = NDArray[Any]
 class Row:
     """One line of the table.
 
-    A goal names what xentrs is compared with and a limit: for a floor or a figure of its own
-    ("plain") at most so many times as long, for a peer at least so many times as fast. `goals_avx2`
-    are those where every side runs at AVX2. `steps` are goals of the call among other work: its
-    time on two threads over that of one thread in a tight loop, at most, in each setting.
+    A goal names what xentrs is compared with, and a limit. Of a floor, or of a call of xentrs
+    ("plain"), xentrs takes at most so many times the time; it is at least so many times as fast as
+    a peer. `goals_avx2` apply where every side runs at AVX2. `steps` are goals of the call among
+    other work: its time on two threads over the time on one thread in a tight loop, at most, in
+    each setting.
     """
 
     work: str  # "loss+grad" or "loss"
@@ -55,7 +66,7 @@ class Row:
     dtype: str = "f32"
     option: str = ""
     d: int = 1  # the length of an axis after the classes
-    loss: str = ""  # "", which is cross-entropy, "log_loss" or "binary"
+    loss: str = "cross_entropy"
     goals: tuple[tuple[str, float], ...] = ()
     goals_avx2: tuple[tuple[str, float], ...] = ()
     steps: tuple[tuple[str, float], ...] = ()
@@ -65,10 +76,19 @@ class Row:
 
     @property
     def name(self) -> str:
-        loss = f"{self.loss} " if self.loss else ""
+        label = f"{self.of.label} " if self.of.label else ""
         shape = f"{self.n} x {self.c}" + (f" x {self.d}" if self.d > 1 else "")
         option = f", {self.option}" if self.option else ""
-        return f"{loss}{self.work} {shape} {self.dtype}{option}"
+        return f"{label}{self.work} {shape} {self.dtype}{option}"
+
+    @property
+    def of(self) -> Loss:
+        return LOSSES[self.loss]
+
+    @property
+    def function(self) -> str:
+        """The function of xentrs that computes it."""
+        return f"{self.loss}_with_grad" if self.with_grad else self.loss
 
     @property
     def with_grad(self) -> bool:
@@ -76,15 +96,16 @@ class Row:
 
     @property
     def tiny(self) -> bool:
-        """Whether the cost is that of a Python call."""
+        """Whether a Python call costs more than the arithmetic."""
         return self.n * self.c < 100
 
     @property
-    def base(self) -> Row | None:
-        """The row whose figure this one's is shown against, measured beside it."""
-        if self.loss or self.option in ("", SOFT):
+    def plain(self) -> Row | None:
+        """The row of plain cross-entropy that is measured beside this one, if any."""
+        if not self.of.beside_plain or self.option == SOFT:
             return None
-        return Row(self.work, self.n * self.d, self.c, self.dtype)
+        plain = Row(self.work, self.n * self.d, self.c, self.dtype)
+        return None if plain.name == self.name else plain
 
     @property
     def has_step(self) -> bool:
@@ -118,6 +139,8 @@ LLM = (2048, 32000)
 MANY = {"copy": 0.85, "stream copy": 1.15, "AVX2": 1.7}
 LOSS_AVX2 = {"read": 1.3}
 BINARY = (65536, 1024)
+# Goals of losses and options that cost little beside plain cross-entropy, and the shapes
+STANDARD = {LLM: {"plain": 1.15}, (65536, 10): {"plain": 1.3}}
 
 
 def _rows() -> Iterator[Row]:
@@ -162,20 +185,41 @@ def _rows() -> Iterator[Row]:
     for name in HARD:
         yield option(name, *LLM, goals=goals({"plain": 1.5}))
     yield option(AXIS_1, 64, 1000, d=128, goals=goals({"plain": 2}))
+    yield option(AXIS_1, 16, 21, d=128 * 128)  # segmentation: images, classes, pixels
     yield option(F_ORDER, 8192, 1000, goals=goals({"plain": 2}))
     yield option(F_ORDER, 65536, 10, goals=goals({"plain": 2}))
 
-    for loss, variants in {"log_loss": ("", SOFT), "binary": (SOFT, BOOL)}.items():
-        for name in variants:
+    yield from (standard(shape, "cross_entropy", Z_LOSS) for shape in STANDARD)
+
+    variants = {"log_loss": ("", SOFT), "binary_cross_entropy_with_logits": (SOFT, BOOL)}
+    for loss, options in variants.items():
+        for name in options:
             for work in ("loss+grad", "loss"):
                 limits = goals({"own floor": 1.1}, 8)
                 yield Row(work, *BINARY, option=name, loss=loss, goals=limits)
+    yield Row("loss+grad", 8192, 80, option=BOOL, loss="binary_cross_entropy_with_logits")
+
+    for loss in LOSSES:
+        if loss not in ("cross_entropy", *variants):
+            yield from (standard(shape, loss) for shape in STANDARD)
 
 
-ROWS = list(_rows())
+def standard(shape: tuple[int, int], loss: str, option: str = "") -> Row:
+    """Return a row of a loss or an option that is measured in the standard shapes."""
+    limits = goals(STANDARD[shape]) if LOSSES[loss].beside_plain else ()
+    return Row("loss+grad", *shape, option=option, loss=loss, goals=limits, goals_avx2=limits)
 
-# What is measured unless rows are named: where every side runs at AVX2, and among other work.
-PLAIN_ROWS = [row.name for row in ROWS if not row.option and not row.loss]
+
+def _exists(row: Row) -> bool:
+    # Until focal loss and z-loss are there.
+    has_z = "z_loss" in (xentrs.cross_entropy.__doc__ or "")
+    return hasattr(xentrs, row.loss) and (row.option != Z_LOSS or has_z)
+
+
+ROWS = [row for row in _rows() if _exists(row)]
+
+# What is measured unless rows are named: where every side runs at AVX2, and among other work
+PLAIN_ROWS = [row.name for row in ROWS if not row.option and row.loss == "cross_entropy"]
 STEP_ROWS = [
     "loss+grad 65536 x 10 f32",
     "loss+grad 8192 x 1000 f32",
@@ -184,12 +228,15 @@ STEP_ROWS = [
     "loss+grad 128 x 1000 f32",
     "loss+grad 1 x 10 f32",
     "loss+grad 65536 x 10 f32, soft targets",
+    "loss+grad 16 x 21 x 16384 f32, axis=1",
+    "binary loss+grad 8192 x 80 f32, bool targets",
+    "focal loss+grad 2048 x 32000 f32",
 ]
-assert {*STEP_ROWS} <= {row.name for row in ROWS}
+assert {*STEP_ROWS} <= {row.name for row in _rows()}
 
 
 class Case:
-    """The arrays of one row: made once, given to all sides."""
+    """The arrays of one row, made once and given to all sides."""
 
     def __init__(self, row: Row) -> None:
         self.row = row
@@ -207,14 +254,16 @@ class Case:
         if row.option == SAMPLE_WEIGHTS:
             self.sample_weight = self._random(row.n)
         self.smoothing = SMOOTHING if row.option == SMOOTH else 0.0
-        self.grad = np.empty_like(self.x)  # where those who can put their gradient
+        self.z_loss = Z if row.option == Z_LOSS else 0.0
+        self.has_nans = row.option == NANS
+        self.grad = np.empty_like(self.x)  # for the gradient, where a library takes an array
 
     def _random(self, *shape: int) -> Any:
         return self.rng.random(shape, dtype=self.dtype)
 
     def _inputs(self, shape: tuple[int, ...]) -> Array:
         row = self.row
-        if row.loss == "log_loss":
+        if row.of.probabilities:
             x: Array = self._random(*shape)
             x += self.dtype(0.01)
             x /= x.sum(axis=1, keepdims=True)
@@ -228,10 +277,10 @@ class Case:
         row = self.row
         if row.option == SOFT:
             t: Array = self._random(*self.x.shape)
-            if row.loss != "binary":
+            if not row.of.elementwise:
                 t /= t.sum(axis=1, keepdims=True)
             return t
-        if row.loss == "binary":
+        if row.of.elementwise:
             return self.rng.random(self.x.shape, dtype=np.float32) < 0.5
         t = self.rng.integers(0, row.c, self.samples)
         if row.option == HALF_IGNORED:
@@ -239,7 +288,7 @@ class Case:
         return t
 
     def _spoil(self) -> None:
-        """Make the logits those of a trained model, or such as a kernel must look at twice."""
+        """Make the logits those of a trained model, or such that a kernel must visit rows twice."""
         n, c, rows, x = self.row.n, self.row.c, np.arange(self.row.n), self.x
         late = self.rng.integers(64, c, n)
         if self.row.option == TRAINED:
@@ -260,13 +309,15 @@ class Case:
     @property
     def keywords(self) -> dict[str, Any]:
         """The options as xentrs calls them."""
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = dict(self.row.of.options)
         if self.weight is not None:
             options["weight"] = self.weight
         if self.sample_weight is not None:
             options["sample_weight"] = self.sample_weight
         if self.smoothing:
             options["label_smoothing"] = self.smoothing
+        if self.z_loss:
+            options["z_loss"] = self.z_loss
         if self.axis != -1:
             options["axis"] = self.axis
         return options
@@ -288,7 +339,7 @@ class Case:
     @property
     def divisor(self) -> float:
         """What the mean divides by."""
-        if self.row.loss == "binary":
+        if self.row.of.elementwise:
             return float(self.x.size)
         return float(self.x.size / self.row.c if self.each is None else self.each.sum())
 
@@ -302,11 +353,10 @@ class Case:
         loss = 0.0
         grad: Array | None = np.empty(x.shape) if self.row.with_grad else None
         step = max(1, 2**18 // self.row.c)
-        formula = {"": self._softmax, "log_loss": self._log_loss, "binary": self._binary}
         for start in range(0, len(x), step):
             rows = slice(start, start + step)
             with np.errstate(invalid="ignore"):
-                losses, derivative = formula[self.row.loss](x[rows].astype(float), t[rows], rows)
+                losses, derivative = self.row.of.formula(x[rows].astype(float), t[rows], self, rows)
             loss += losses.sum() / self.divisor
             if grad is not None:
                 np.divide(derivative(), self.divisor, out=grad[rows])
@@ -322,35 +372,9 @@ class Case:
         largest = max(np.fmax.reduce(grad, axis=None), -np.fmin.reduce(grad, axis=None))
         return float(largest) if largest > 0 else 1.0
 
-    def _softmax(self, x: Array, t: Array, rows: slice) -> tuple[Array, Any]:
-        log_p = scipy.special.log_softmax(x, axis=1)
-        if self.soft:
-            wanted = t.astype(float)
-        else:
-            wanted = np.zeros_like(x)
-            wanted[np.arange(len(t)), np.maximum(t, 0)] = 1
-        wanted = (1 - self.smoothing) * wanted + self.smoothing / self.row.c
-        if self.each is not None:
-            each = self.each[rows, None] if self.weight is None else self.weight
-            wanted *= each
-        losses = -np.where(wanted == 0, 0, wanted * log_p).sum(axis=1)
-        if self.row.option == NANS:
-            losses[np.isnan(x).any(axis=1)] = np.nan
-        return losses, lambda: np.exp(log_p) * wanted.sum(axis=1, keepdims=True) - wanted
-
-    def _log_loss(self, p: Array, t: Array, _: slice) -> tuple[Array, Any]:
-        wanted = t.astype(float)
-        if not self.soft:
-            wanted = np.zeros_like(p)
-            wanted[np.arange(len(t)), t] = 1
-        return -wanted * np.log(p), lambda: -wanted / p
-
-    def _binary(self, x: Array, t: Array, _: slice) -> tuple[Array, Any]:
-        return np.logaddexp(0, x) - t * x, lambda: scipy.special.expit(x) - t
-
 
 class StepCase(Case):
-    """The arrays of a training step: logits are a product, and their gradient takes their place.
+    """The arrays of a training step: logits are a product, and the gradient overwrites them.
 
     Probabilities come from factors whose rows add up to 1.
     """
@@ -362,7 +386,7 @@ class StepCase(Case):
 
     def _inputs(self, shape: tuple[int, ...]) -> Array:
         shapes = (shape[0], WIDTH), (WIDTH, shape[1])
-        if self.row.loss == "log_loss":
+        if self.row.of.probabilities:
             factors = [self._random(*s) + self.dtype(0.01) for s in shapes]
             for factor in factors:
                 factor /= factor.sum(axis=1, keepdims=True)
