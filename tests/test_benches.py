@@ -243,6 +243,14 @@ def test_steps(tmp_path):
     assert all(f"| {row['name']} | sleep |" in large for row in report["rows"])
 
 
+def test_torch_suite(tmp_path):
+    """PyTorch's own loss, and compositions of it for losses that it does not have."""
+    pytest.importorskip("torch", reason="make test-torch runs it")
+    rows = ["--rows", "loss+grad 65536 x 10 f32, z-loss", "--rows", "focal loss+grad 65536 x 10"]
+    done = start(*SUITE, *rows, "--peers", "pytorch", folder=tmp_path)
+    assert "6 passed" in done.stdout, done.stdout + done.stderr
+
+
 def test_torch_steps(tmp_path):
     pytest.importorskip("torch", reason="make test-torch runs it")
     file = tmp_path / "torch.json"
@@ -255,6 +263,14 @@ def test_torch_steps(tmp_path):
         assert {"xentrs.torch", "PyTorch eager", "PyTorch compiled"} <= {*sides}
         assert not any("trouble" in side for side in sides.values()), sides
     assert "| whole |" in run("table.py", str(tmp_path))
+
+
+def test_every_file_is_explained():
+    """benches/README.md says what each file has."""
+    named = set(re.findall(r"`([\w/]+(?:\.\w+)?)`", (BENCHES / "README.md").read_text()))
+    files = {f.name + "/" * f.is_dir() for f in BENCHES.iterdir() if f.name != "README.md"}
+    files = {name for name in files if not name.startswith((".", "__pycache__"))}
+    assert files <= named
 
 
 def test_committed_tables_are_current():
