@@ -10,16 +10,17 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 
-use xentrs::batch::{Batch, Indices, Outputs, Target};
-use xentrs::coefficients::Hard;
-use xentrs::driver::{self, Job};
+use xentrs::call::batch::{Batch, Indices, Outputs, Target};
+use xentrs::call::coefficients::Hard;
+use xentrs::call::options::Options;
 use xentrs::losses::{binary, log_loss};
 use xentrs::math::exp::Exp;
-use xentrs::options::Options;
-use xentrs::process;
+use xentrs::parallel::driver::{self, Job};
+use xentrs::parallel::process;
 use xentrs::simd::{Float, Input, Kernel, Level, Output, Scratch, Simd, Vector, enter};
 use xentrs::softmax::Limits;
 use xentrs::softmax::few::{Few, MOST_CLASSES};
+use xentrs::softmax::objective::Objective;
 use xentrs::softmax::rows::Rows;
 
 /// Samples and classes; the gradient of the largest is streamed, the last goes to the kernel of few
@@ -157,7 +158,7 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
                     &mut group,
                     id,
                     level,
-                    &Few::<T, Hard, true>::new(&batch, Hard, 0.0),
+                    &Few::<T, Hard, true>::new(&batch, Hard, 0.0, Objective::PLAIN),
                     &answer,
                     grad,
                 ),
@@ -165,7 +166,7 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
                     &mut group,
                     id,
                     level,
-                    &Few::<T, Hard, false>::new(&batch, Hard, 0.0),
+                    &Few::<T, Hard, false>::new(&batch, Hard, 0.0, Objective::PLAIN),
                     &answer,
                     grad,
                 ),
@@ -173,7 +174,7 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
                     &mut group,
                     id,
                     level,
-                    &Rows::<T, _, true>::new(&batch, Hard, 0.0),
+                    &Rows::<T, _, true>::new(&batch, Hard, 0.0, Objective::PLAIN),
                     &answer,
                     grad,
                 ),
@@ -181,7 +182,7 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
                     &mut group,
                     id,
                     level,
-                    &Rows::<T, _, false>::new(&batch, Hard, 0.0),
+                    &Rows::<T, _, false>::new(&batch, Hard, 0.0, Objective::PLAIN),
                     &answer,
                     grad,
                 ),

@@ -1,41 +1,30 @@
 //! Cross-entropy, exact and fast: loss, gradient and Hessian diagonal of arrays of logits.
 //!
-//! The way of a call, each layer importing from those below it only:
+//! The way of a call, from top to bottom. Each layer imports from those below it only:
 //!
 //! | layer | knows |
 //! |---|---|
-//! | `python` | Python and NumPy: arrays in, errors and arrays out; nothing else does |
-//! | [`losses`] | which kernel a loss takes; one file a loss |
+//! | `python` | Python and NumPy: arrays in, errors and arrays out. Nothing else does |
+//! | [`losses`] | the list of losses; one file a loss: its formula and which kernel it takes |
 //! | [`softmax`] | the kernels of softmax losses: a row at a time, or many rows of few classes |
-//! | [`tiles`] | batches that are not rows: a tile of samples at a time |
-//! | [`coefficients`] | how targets weigh the classes |
-//! | [`batch`], [`layout`], [`options`], [`error`] | a call's arrays and options, checked |
-//! | [`halves`] | half precisions, and their conversion |
-//! | [`driver`] | splits a job into blocks over threads, each behind the door of the instruction set |
-//! | [`process`] | what belongs to the process: its level, its threads, and what happens to them at `fork` |
-//! | [`pool`], [`team`], [`affinity`] | the threads that help: our own, or OpenMP's; on which CPUs they run |
-//! | [`caches`] | how large the machine's caches are |
+//! | [`elements`] | the loop of losses that are computed number by number |
+//! | [`tiles`] | arrays that are not contiguous rows: a tile of samples at a time |
+//! | [`call`] | a call's arrays, targets and options, checked |
+//! | [`parallel`] | splits a job into blocks over threads, each at the process's instruction set |
 //! | [`reduce`] | sums of a fixed order |
 //! | [`math`] | functions of vectors: exponential, logarithm |
-//! | [`simd`] | vectors and views of memory, per instruction set; the other home of unsafe code |
+//! | [`simd`] | vectors and views of memory, per instruction set; the home of unsafe code |
+//! | [`error`] | what is refused, and why |
 
-pub mod affinity;
-pub mod batch;
-pub mod caches;
-pub mod coefficients;
-pub mod driver;
+pub mod call;
+pub mod elements;
 pub mod error;
-pub mod halves;
-pub mod layout;
 pub mod losses;
 pub mod math;
-pub mod options;
-pub mod pool;
-pub mod process;
+pub mod parallel;
 #[cfg(feature = "python")]
 mod python;
 pub mod reduce;
 pub mod simd;
 pub mod softmax;
-pub mod team;
 pub mod tiles;

@@ -1,15 +1,7 @@
 //! Sums whose order is fixed, and so their bits: within a row, and over the partial sums of blocks.
 
-use crate::math::Real;
+use crate::math::{Real, two_sum};
 use crate::simd::{Simd, Vector, fold};
-
-/// `a + b` and what its rounding lost (Knuth's two-sum).
-#[inline(always)]
-pub fn two_sum(a: f64, b: f64) -> (f64, f64) {
-    let sum = a + b;
-    let part = sum - a;
-    (sum, (a - (sum - part)) + (b - part))
-}
 
 /// A sum in vectors that keeps what its roundings lose: a plain one errs by hundreds of ULP where
 /// many equal numbers all round the same way. What was lost is itself summed plainly, so thousands of

@@ -20,12 +20,13 @@
 
 use std::ops::Range;
 
-use crate::batch::{Batch, IGNORED, Target};
-use crate::driver::{self, Job, Split};
+use crate::call::batch::{Batch, IGNORED, Target};
+use crate::call::halves::{self, Convert, Half};
+use crate::call::layout::{Layout, Singles};
+use crate::call::place::{Line, Place};
 use crate::error::Result;
-use crate::halves::{self, Convert, Half};
-use crate::layout::{Layout, Line, Place, Singles};
 use crate::math::Real;
+use crate::parallel::driver::{self, Job, Split};
 use crate::simd::{
     COLUMNS, Input, Kernel, Level, Output, Scratch, Simd, Vector, copy, enter, fence,
 };

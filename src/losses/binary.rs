@@ -14,9 +14,8 @@
 
 use std::ops::Range;
 
-use crate::batch::{Floats, Outputs};
-use crate::coefficients::load_lanes;
-use crate::driver::{self, Job, Split};
+use crate::call::batch::{Floats, Outputs};
+use crate::call::options::{Options, Reduction};
 use crate::error::{Result as Checked, collected};
 use crate::math::{
     Real,
@@ -24,13 +23,14 @@ use crate::math::{
     log::{log1p, log1p_unit},
     quotient, times,
 };
-use crate::options::{Options, Reduction};
-use crate::process;
+use crate::parallel::driver::{self, Job, Split};
+use crate::parallel::process;
 use crate::reduce::Sum;
+use crate::simd::slices::load_lanes;
 use crate::simd::{Input, Level, Output, Scratch, Simd, Vector, fence};
 
-use super::elements::{Elements, beyond, block};
 use super::{AHEAD, reduced};
+use crate::elements::{Elements, beyond, block};
 
 /// Whether the output of a loss is written past the caches: where it would not be read from them
 /// soon, and does not take the input's place.
@@ -779,7 +779,7 @@ fn run_labels<T: Real>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::run_at;
+    use crate::parallel::driver::run_at;
     use crate::simd::Level;
 
     #[test]

@@ -3,24 +3,26 @@
 //! The mathematics, and why the digits survive, is in [`crate::softmax`]. Here is only which of its
 //! kernels a batch goes to.
 
-use crate::batch::Batch;
-use crate::coefficients::Coefficients;
-use crate::driver;
+use crate::call::batch::Batch;
+use crate::call::coefficients::Coefficients;
 use crate::error::Result;
+use crate::parallel::driver;
 use crate::softmax::Limits;
 use crate::softmax::few::{self, Few};
+use crate::softmax::objective::Objective;
 use crate::softmax::rows::Rows;
 use crate::tiles::{self, Plan};
 
 use super::{ClassLoss, with_coefficients};
 
-struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>);
+/// With what becomes of each sample.
+struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>, Objective);
 
 impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
         match self.0.outputs.grad {
-            Some(_) => tiles::run(self.0, &RowsPlan::<C, true>(c, total)),
-            None => tiles::run(self.0, &RowsPlan::<C, false>(c, total)),
+            Some(_) => tiles::run(self.0, &RowsPlan::<C, true>(c, total, self.1)),
+            None => tiles::run(self.0, &RowsPlan::<C, false>(c, total, self.1)),
         }
     }
 
@@ -31,16 +33,16 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
         let as_it_is = few::takes_as_it_is(self.0);
         match (self.0.outputs.grad, as_it_is) {
-            (Some(_), true) => driver::run(&Few::<T, C, true>::new(self.0, c, total)),
-            (None, true) => driver::run(&Few::<T, C, false>::new(self.0, c, total)),
-            (Some(_), false) => tiles::run(self.0, &FewPlan::<C, true>(c, total)),
-            (None, false) => tiles::run(self.0, &FewPlan::<C, false>(c, total)),
+            (Some(_), true) => driver::run(&Few::<T, C, true>::new(self.0, c, total, self.1)),
+            (None, true) => driver::run(&Few::<T, C, false>::new(self.0, c, total, self.1)),
+            (Some(_), false) => tiles::run(self.0, &FewPlan::<C, true>(c, total, self.1)),
+            (None, false) => tiles::run(self.0, &FewPlan::<C, false>(c, total, self.1)),
         }
     }
 }
 
-/// With the coefficients, and their sum where every row has the same.
-struct FewPlan<C, const GRAD: bool>(C, f64);
+/// With the coefficients, their sum where every row has the same, and the objective.
+struct FewPlan<C, const GRAD: bool>(C, f64, Objective);
 
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for FewPlan<C, GRAD> {
     type Job<'b>
@@ -49,12 +51,12 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for FewPlan<C, GRA
         Self: 'b,
         T: 'b;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
-        Few::new(batch, self.0.of(batch), self.1)
+        Few::new(batch, self.0.of(batch), self.1, self.2)
     }
 }
 
 /// The same.
-struct RowsPlan<C, const GRAD: bool>(C, f64);
+struct RowsPlan<C, const GRAD: bool>(C, f64, Objective);
 
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for RowsPlan<C, GRAD> {
     type Job<'b>
@@ -63,20 +65,25 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for RowsPlan<C, GR
         Self: 'b,
         T: 'b;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
-        Rows::new(batch, self.0.of(batch), self.1)
+        Rows::new(batch, self.0.of(batch), self.1, self.2)
     }
 }
 
 /// Writes what the batch's outputs ask for; returns the reduced loss.
 pub fn cross_entropy<T: Limits>(batch: &Batch<'_, T>) -> Result<f64> {
-    with_coefficients(batch, &CrossEntropy(batch))
+    with_objective(batch, Objective::with_z_loss(batch))
+}
+
+/// The same of any objective.
+pub(super) fn with_objective<T: Limits>(batch: &Batch<'_, T>, objective: Objective) -> Result<f64> {
+    with_coefficients(batch, &CrossEntropy(batch, objective))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Indices, Outputs, Target};
-    use crate::options::Options;
+    use crate::call::batch::{Indices, Outputs, Target};
+    use crate::call::options::Options;
     use crate::simd::{Input, Output};
 
     #[test]

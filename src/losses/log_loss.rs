@@ -17,21 +17,21 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use crate::batch::{Batch, IGNORED, Target, position};
-use crate::coefficients::{Coefficients, RowCoefficients, load_lanes};
-use crate::driver::{self, Job};
+use crate::call::batch::{Batch, IGNORED, Target, position};
+use crate::call::coefficients::{Coefficients, RowCoefficients};
 use crate::error::{Error, Result};
 use crate::math::{
     Real,
     log::{log, log_normal, log_scalar},
 };
+use crate::parallel::driver::{self, Job};
 use crate::reduce::Sum;
+use crate::simd::slices::{copy, lanes_from, load_lanes};
 use crate::simd::{Float, Input, Output, Scratch, Simd, Vector, fence};
-use crate::softmax::{copy, lanes_from};
 use crate::tiles::{self, Plan};
 
-use super::elements::{Elements, beyond, block};
 use super::{AHEAD, ClassLoss, reduced, with_coefficients};
+use crate::elements::{Elements, beyond, block};
 
 /// Numbers in a block, about.
 const BLOCK: usize = 1024;
@@ -931,10 +931,10 @@ fn run_plain<T: Real, const HESS: bool>(batch: &Batch<'_, T>) -> Result<(f64, bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Indices, Outputs};
-    use crate::coefficients::{Hard, Soft};
-    use crate::driver::run_at;
-    use crate::options::Options;
+    use crate::call::batch::{Indices, Outputs};
+    use crate::call::coefficients::{Hard, Soft};
+    use crate::call::options::Options;
+    use crate::parallel::driver::run_at;
     use crate::simd::Level;
 
     fn batch<'a>(p: &'a [f64], target: Target<'a, f64>, grad: &'a mut [f64]) -> Batch<'a, f64> {

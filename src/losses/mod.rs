@@ -2,14 +2,14 @@
 
 pub mod binary;
 pub mod cross_entropy;
-mod elements;
+pub mod focal_loss;
 pub mod log_loss;
 
-use crate::batch::{Batch, Target};
-use crate::coefficients::{Coefficients, Even, Hard, Plain, Shared, Soft};
+use crate::call::batch::{Batch, Target};
+use crate::call::coefficients::{Coefficients, Even, Hard, Plain, Shared, Soft};
+use crate::call::options::Options;
 use crate::error::{Result, collected};
 use crate::math::{Real, quotient};
-use crate::options::Options;
 use crate::reduce;
 use crate::simd::Input;
 use crate::softmax::few::MOST_CLASSES;

@@ -184,7 +184,7 @@ impl LogFloat for f64 {
 /// What the first bits of a number say, for normal ones: `[n, bits, a, -log(a)]`, where `bits` less is
 /// a division by `2^n`.
 #[inline(always)]
-fn nearest<S: Simd, T: Real>(s: S, x: T::V<S>) -> [T::V<S>; 4] {
+pub(super) fn nearest<S: Simd, T: Real>(s: S, x: T::V<S>) -> [T::V<S>; 4] {
     // A macro, since a closure might not be inlined with the features.
     macro_rules! bits {
         ($bits:expr) => {
@@ -207,7 +207,7 @@ fn nearest<S: Simd, T: Real>(s: S, x: T::V<S>) -> [T::V<S>; 4] {
 
 /// `rest + log(1 + f) - f` for a small `f`.
 #[inline(always)]
-fn series<S: Simd, T: Real>(s: S, f: T::V<S>, rest: T::V<S>) -> T::V<S> {
+pub(super) fn series<S: Simd, T: Real>(s: S, f: T::V<S>, rest: T::V<S>) -> T::V<S> {
     let mut series = T::V::<S>::splat(s, T::Q[T::Q.len() - 1]);
     for &c in T::Q.iter().rev().skip(1) {
         series = series.mul_add(f, T::V::<S>::splat(s, c));

@@ -2,8 +2,8 @@
 
 pub mod exp;
 pub mod log;
+pub mod pow;
 
-use crate::reduce::two_sum;
 use crate::simd::{Float, Simd, Vector};
 
 /// A float that the functions of this folder are made for.
@@ -11,6 +11,14 @@ pub trait Real: Float + exp::ExpFloat + log::LogFloat {}
 
 impl Real for f32 {}
 impl Real for f64 {}
+
+/// `a + b` and what its rounding lost (Knuth's two-sum).
+#[inline(always)]
+pub fn two_sum(a: f64, b: f64) -> (f64, f64) {
+    let sum = a + b;
+    let part = sum - a;
+    (sum, (a - (sum - part)) + (b - part))
+}
 
 /// `a / (b + c)` as two numbers: the second is what rounding took from the first, so that [`times`]
 /// rounds once.

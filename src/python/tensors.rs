@@ -18,8 +18,8 @@ use pyo3::types::{PyCapsule, PyInt};
 
 use super::memory::Memory;
 use super::{ClassArguments, ClassLoss, Dtype, RawOptions, Room, Source, Stop, View, class_loss};
+use crate::call::halves::Half;
 use crate::error::no_memory;
-use crate::halves::Half;
 
 /// `DLPackExchangeAPI`, as far as it is used.
 #[repr(C)]

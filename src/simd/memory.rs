@@ -5,7 +5,7 @@
 //!
 //! What the checks do not see is who writes where at the same time. That is a promise of whoever makes an
 //! [`Output`], which outside this crate is `unsafe`: no number is written by one thread of ours while
-//! another one uses it. The crate keeps it since each run of blocks has rows of its own ([`crate::driver`]).
+//! another one uses it. The crate keeps it since each run of blocks has rows of its own ([`crate::parallel::driver`]).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::Cell;

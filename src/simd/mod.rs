@@ -15,6 +15,7 @@
 
 mod memory;
 mod portable;
+pub mod slices;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -21,15 +21,17 @@
 
 use std::ops::Range;
 
-use crate::batch::{Batch, IGNORED};
-use crate::coefficients::{Coefficients, RowCoefficients};
-use crate::driver::Job;
-use crate::math::log::{log, log1p};
+use crate::call::batch::{Batch, IGNORED};
+use crate::call::coefficients::{Coefficients, RowCoefficients};
+use crate::math::log::{log, log_scalar, log1p, log1p_scalar};
 use crate::math::{Real, exp::Exp, quotient, times};
+use crate::parallel::driver::Job;
 use crate::reduce::{Sum, Total};
-use crate::simd::{Input, Output, Scratch, Simd, Vector, fence};
+use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
+use crate::simd::{Input, Kernel, Output, Scratch, Simd, Vector, fence};
 
-use super::{Limits, exponent, fill, find, lanes_from, largest_lane, maximum, power};
+use super::objective::{Factors, Objective, State};
+use super::{Limits, exponent, power};
 
 /// Vectors in a chunk.
 const VECTORS: usize = 8;
@@ -47,6 +49,7 @@ const AHEAD: usize = 4096;
 pub struct Rows<'a, T, C, const GRAD: bool> {
     batch: &'a Batch<'a, T>,
     coefficients: C,
+    objective: Objective,
     /// The part of a class index that smoothing leaves.
     keep: f64,
     /// The sum of all coefficients, where every row has the same.
@@ -123,6 +126,8 @@ struct Emit<'a, S: Simd, T: Real, R> {
     minus_b: T::V<S>,
     /// `1 / S`
     inverse: T::V<S>,
+    /// The factor of `p E` that an objective adds to the Hessian.
+    second: Option<T::V<S>>,
     /// Where the two that follow go; without coefficients, a first that is 0 is in scratch instead.
     pivot: usize,
     pivot_grad: T,
@@ -405,7 +410,12 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn hessian(&self, s: S, e: T::V<S>) -> T::V<S> {
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
-        times::<S, T>(e, self.a).mul(one.sub(e.mul(self.inverse)))
+        let p = e.mul(self.inverse);
+        let plain = times::<S, T>(e, self.a).mul(one.sub(p));
+        match self.second {
+            None => plain,
+            Some(second) => plain.add(p.mul(e.mul(second))),
+        }
     }
 
     /// Emits the chunk at `at`: as far as the scratch of that chunk reaches, and on to the next
@@ -497,9 +507,9 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
 
 impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
     /// A job. `total` is the sum of the coefficients where every row has the same.
-    pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64) -> Self {
+    pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
-        Rows { batch, coefficients, keep, total, stream: batch.stream() }
+        Rows { batch, coefficients, objective, keep, total, stream: batch.stream() }
     }
 
     /// A row's own part of an output.
@@ -683,6 +693,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             };
             let scale = sample / batch.divisor;
             let total_scale = if C::HARD { scale * (of_class + self.total) } else { scale };
+            let total_scale = self.objective.scale(total_scale, sample);
             let shift = exponent(total_scale).clamp(-T::ROW_SHIFT, T::ROW_SHIFT);
             let bias = T::ROW_BIAS + shift;
             let coefficients = self.coefficients.row(s, row, batch.classes);
@@ -738,6 +749,16 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             losses.of_class[i] = of_class;
             losses.total[i] = self.total + coefficient;
             losses.sample[i] = sample;
+            let objective = (!self.objective.is_plain()).then(|| {
+                let logit = reference.to_f64();
+                s.apart(Apply {
+                    objective: self.objective,
+                    losses: &mut losses,
+                    rest,
+                    pivot,
+                    logit,
+                })
+            });
             losses.n += 1;
             if losses.n == 8 {
                 self.write_losses(s, &mut losses, first, sums);
@@ -745,7 +766,11 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             let Some(grad) = batch.outputs.grad else {
                 continue;
             };
-            let scaled = scale * total;
+            let (mut scaled, mut z_slope) = (scale * total, 0.0);
+            if let Some(factors) = &objective {
+                z_slope = sample * factors.z_slope;
+                scaled = scaled * factors.slope + z_slope;
+            }
             let a = scaled / whole;
             let grad = self.row_of(grad, row);
             if self.stream {
@@ -754,12 +779,25 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             }
             let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
             let (mut inverse, mut dominant, mut pivot_hess) = (0.0, None, T::default());
+            let mut second = None;
             if hess.is_some() {
                 inverse = 1.0 / whole;
                 let (part, p) = (rest / whole, pivot / whole);
                 pivot_hess = T::from_f64(a * pivot * part);
                 if p < 0.5 {
                     dominant = self.dominant_hessian(s, scratch.input(), whole, a);
+                }
+                if let Some(factors) = &objective {
+                    let of_class = scale * of_class;
+                    let factor = of_class * factors.second + sample * factors.z_second;
+                    let own =
+                        of_class * factors.curvature * part + sample * factors.z_second * p * p;
+                    pivot_hess = T::from_f64(a * pivot * part + own);
+                    if let Some((class, x)) = &mut dominant {
+                        let p = scratch.input().get(*class).to_f64() / whole;
+                        *x = T::from_f64(x.to_f64() + factor * p * p);
+                    }
+                    second = Some(factor / whole);
                 }
             }
             let mut pivot_grad = T::default();
@@ -776,7 +814,12 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                     (total - own) - total * part
                 };
                 // Adding 0 makes -0 a 0.
-                pivot_grad = T::from_f64(scale * grad + 0.0);
+                pivot_grad = T::from_f64(scale * grad + z_slope * p + 0.0);
+            } else if self.objective.has_z_loss() {
+                let own = z_slope * (pivot / whole) - scale * total * (rest / whole);
+                pivot_grad = T::from_f64(own + 0.0);
+                // Where that is 0, it is not written.
+                scratch.output().set(reduce.pivot, T::default());
             } else {
                 // An exponential that has the gradient of the pivot, whose p - 1 is -rest / whole; 0,
                 // not -0, where that is nothing.
@@ -786,6 +829,15 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                     // A class that has no probability has a gradient of -1 to the last bit.
                     pivot_grad = T::from_f64(-scaled);
                 }
+            }
+            let (mut rest, mut pivot) = (rest, pivot);
+            if objective.is_some() && a != 0.0 && a.abs() < T::FEW_LEAST {
+                // Too small for its digits: a power of two from the exponentials to their factor.
+                let shift = (exponent(T::FEW_LEAST) - exponent(a)).min(T::MAX_EXPONENT / 2);
+                rescale::<S, T>(s, &scratch, 0..batch.classes, -shift);
+                let by = power(-shift);
+                (rest, pivot) = (rest * by, pivot * by);
+                (inverse, second) = (inverse / by, second.map(|second| second / by));
             }
             let [a_high, a_low] = quotient::<T>(scaled, rest, pivot);
             waiting = Some(Emit {
@@ -797,6 +849,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 a: [T::V::<S>::splat(s, a_high), T::V::<S>::splat(s, a_low)],
                 minus_b: T::V::<S>::splat(s, T::from_f64(-scale)),
                 inverse: T::V::<S>::splat(s, T::from_f64(inverse)),
+                second: second.map(|second| T::V::<S>::splat(s, T::from_f64(second))),
                 pivot: reduce.pivot,
                 pivot_grad,
                 pivot_hess,
@@ -815,13 +868,81 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
     }
 }
 
+/// Changes the last loss that waits into that of another objective; what its gradient takes.
+struct Apply<'a> {
+    objective: Objective,
+    losses: &'a mut Waiting,
+    rest: f64,
+    pivot: f64,
+    /// The logit that the logarithm of the sum is relative to.
+    logit: f64,
+}
+
+/// [`Factors`] of one sample.
+struct RowFactors {
+    slope: f64,
+    curvature: f64,
+    second: f64,
+    z_slope: f64,
+    z_second: f64,
+}
+
+impl Kernel for Apply<'_> {
+    type Output = RowFactors;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> RowFactors {
+        let Apply { objective, losses, rest, pivot, logit } = self;
+        let i = losses.n;
+        // Macros, since closures might not be inlined with the features.
+        macro_rules! splat {
+            ($x:expr) => {
+                S::V64::splat(s, $x)
+            };
+        }
+        macro_rules! one {
+            ($x:expr) => {
+                $x.to_lanes()[0]
+            };
+        }
+        let (mut surprise, mut log_sum) = (0.0, 0.0);
+        if objective.has_z_loss() || losses.far[i].is_some() {
+            let above = log_scalar(s, losses.sum[i]) - losses.residue[i];
+            log_sum = logit + above;
+            surprise = losses.far[i].map_or(0.0, |far| above + far);
+        }
+        if losses.far[i].is_none() {
+            surprise = log1p_scalar(s, rest / pivot);
+        }
+        let state = State {
+            rest: splat!(rest),
+            pivot: splat!(pivot),
+            surprise: splat!(surprise),
+            log_sum: splat!(log_sum),
+        };
+        let Factors { value, slope, curvature, second, z_loss, z_slope, z_second, .. } =
+            objective.factors(s, &state);
+        if !objective.has_z_loss() {
+            losses.distance[i] = losses.of_class[i] * (one!(value) * surprise);
+            losses.of_class[i] = 0.0;
+        }
+        losses.distance[i] += one!(z_loss);
+        RowFactors {
+            slope: one!(slope),
+            curvature: one!(curvature),
+            second: one!(second),
+            z_slope: one!(z_slope),
+            z_second: one!(z_second),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Indices, Outputs, Target};
-    use crate::coefficients::{Even, Hard};
-    use crate::driver::run_at;
-    use crate::options::Options;
+    use crate::call::batch::{Indices, Outputs, Target};
+    use crate::call::coefficients::{Even, Hard};
+    use crate::call::options::Options;
+    use crate::parallel::driver::run_at;
     use crate::simd::Level;
 
     /// Loss and gradient of `n` rows; the gradient begins `skew` numbers into its array.
@@ -842,7 +963,8 @@ mod tests {
         let shape = [target.len()];
         let batch =
             Batch::new(logits, classes, indices, None, None, options, outputs, &shape).unwrap();
-        let job = Rows::<T, C, true> { stream, ..Rows::new(&batch, c, smoothing) };
+        let job =
+            Rows::<T, C, true> { stream, ..Rows::new(&batch, c, smoothing, Objective::PLAIN) };
         let loss = run_at(&job, level).unwrap();
         (loss, grad.split_off(skew))
     }

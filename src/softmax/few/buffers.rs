@@ -1,6 +1,6 @@
 //! What there is of a block's samples while it is done.
 
-use crate::coefficients::Coefficients;
+use crate::call::coefficients::Coefficients;
 use crate::simd::{COLUMNS, Input, Output, Scratch, Simd, Vector};
 
 use super::{Few, Limits};
@@ -9,7 +9,8 @@ use super::{Few, Limits};
 /// exponent of its reference, and what [`LaneExp`] knows; the sum of its exponentials but for the
 /// pivot's, what that lost, and the pivot's; their sum but for the largest, what that lost, and the
 /// largest; the pivot's own coefficient; what its gradient takes: `a`, what its rounding lost, `-b`, and the
-/// gradient at the pivot; and its Hessian: `1 / S`, the Hessian at the pivot and that at the largest logit.
+/// gradient at the pivot; and its Hessian: `1 / S`, the Hessian at the pivot and that at the largest logit, and
+/// the factor of `p E` that an objective adds.
 ///
 /// [`LaneExp`]: crate::math::exp::LaneExp
 pub(super) const CLASS: usize = 0;
@@ -30,7 +31,8 @@ pub(super) const PIVOT_GRAD: usize = 14;
 pub(super) const INVERSE: usize = 15;
 pub(super) const PIVOT_HESS: usize = 16;
 pub(super) const MOST_HESS: usize = 17;
-pub(super) const NARROW: usize = 18;
+pub(super) const SECOND: usize = 18;
+pub(super) const NARROW: usize = 19;
 
 /// What the float64 way finds of these.
 pub(super) const RESULTS: [usize; 7] =

@@ -1,12 +1,13 @@
 //! What is done once a sample.
 
-use crate::coefficients::Coefficients;
+use crate::call::coefficients::Coefficients;
 use crate::math::Real;
 use crate::math::exp::{power_of_two, residue};
 use crate::math::log::{log, log1p, log1p_and};
 use crate::reduce::lost_by;
 use crate::simd::{Kernel, Output, Simd, Vector, fold};
 
+use super::apply::Apply;
 use super::buffers::*;
 use super::{Block, Few, Limits, lanes_from, power, splat};
 
@@ -22,6 +23,18 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             }
             if done != T::ALL {
                 s.apart(FinishWide { block: *block, group, done });
+            }
+            if !self.objective.is_plain() {
+                let (start, width) = (group * self.batch.classes, T::LANES * self.batch.classes);
+                s.apart(Apply {
+                    objective: self.objective,
+                    buffers,
+                    group,
+                    columns: buffers.part(COLUMNS_OF).1.part(start, width),
+                    weighted: self.batch.is_weighted(),
+                    grad: GRAD,
+                    hess: self.batch.outputs.hess.is_some(),
+                });
             }
         }
         // Two sums, since each addition waits for the one before.

@@ -18,6 +18,7 @@
 //! samples, in the logits' type where that is enough and else in float64. Each sample has its own
 //! reference, that of its own largest logit, so its result does not depend on its neighbours.
 
+mod apply;
 mod buffers;
 mod columns;
 mod finish;
@@ -27,14 +28,17 @@ mod write;
 
 use std::ops::Range;
 
-use crate::batch::{Batch, Target};
-use crate::coefficients::Coefficients;
-use crate::driver::{Job, Split};
-use crate::layout::{Layout, Place};
+use crate::call::batch::{Batch, Target};
+use crate::call::coefficients::Coefficients;
+use crate::call::layout::Layout;
+use crate::call::place::Place;
 use crate::math::Real;
+use crate::parallel::driver::{Job, Split};
+use crate::simd::slices::{copy, lanes_from};
 use crate::simd::{Simd, Vector, fence};
 
-use super::{Limits, copy, exponents, lanes_from, power};
+use super::objective::Objective;
+use super::{Limits, exponents, power};
 use buffers::{Buffers, LOSS, STORED};
 use columns::Group;
 use finish::Finish;
@@ -67,6 +71,7 @@ const LINE: usize = 64;
 pub struct Few<'a, T, C, const GRAD: bool> {
     batch: &'a Batch<'a, T>,
     coefficients: C,
+    objective: Objective,
     /// The part of a class index that smoothing leaves.
     keep: f64,
     /// The sum of all coefficients, where every row has the same.
@@ -124,7 +129,7 @@ fn is_long(place: &Place) -> bool {
 impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// A job of a batch that this kernel [`takes`]. `total` is the sum of the coefficients where every
     /// row has the same.
-    pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64) -> Self {
+    pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let many = batch.classes > MOST_CLASSES;
         let line = if many { lines(batch) } else { Some(batch.samples) };
         let line = line.expect("too many classes for this kernel");
@@ -139,7 +144,20 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let [least, most] = T::FEW_SHIFT.map(power);
         let fits = C::ANY || batch.is_weighted() || (least..most).contains(&scale.abs());
         let narrow = batch.classes > 1 && fits;
-        Few { batch, coefficients, keep, total, scale, samples, line, many, narrow, stream, direct }
+        Few {
+            batch,
+            coefficients,
+            objective,
+            keep,
+            total,
+            scale,
+            samples,
+            line,
+            many,
+            narrow,
+            stream,
+            direct,
+        }
     }
 
     /// How many lanes of a block's first group are left empty, so that the others are whole cache lines
@@ -342,10 +360,10 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Indices, Outputs};
-    use crate::coefficients::{Hard, Plain, Soft};
-    use crate::driver::run_at;
-    use crate::options::Options;
+    use crate::call::batch::{Indices, Outputs};
+    use crate::call::coefficients::{Hard, Plain, Soft};
+    use crate::call::options::Options;
+    use crate::parallel::driver::run_at;
     use crate::simd::{Input, Level, Scratch};
     use crate::softmax::rows::Rows;
 
@@ -416,16 +434,20 @@ mod tests {
         .unwrap();
         batch.large = case.large;
         let sum = match (by_rows, case.soft) {
-            (true, false) => run_at(&Rows::<T, Hard, true>::new(&batch, Hard, 0.0), level),
+            (true, false) => {
+                run_at(&Rows::<T, Hard, true>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
+            }
             (true, true) => {
                 let plain = Plain(probabilities.input());
-                run_at(&Rows::<T, _, true>::new(&batch, plain, 0.0), level)
+                run_at(&Rows::<T, _, true>::new(&batch, plain, 0.0, Objective::PLAIN), level)
             }
-            (false, false) => run_at(&Few::<T, Hard, true>::new(&batch, Hard, 0.0), level),
+            (false, false) => {
+                run_at(&Few::<T, Hard, true>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
+            }
             (false, true) => {
                 let probabilities = probabilities.input();
                 let soft = Soft { probabilities, weight: None, smoothing: None };
-                run_at(&Few::<T, _, true>::new(&batch, soft, 0.0), level)
+                run_at(&Few::<T, _, true>::new(&batch, soft, 0.0, Objective::PLAIN), level)
             }
         };
         let columns = !by_rows && case.columns;

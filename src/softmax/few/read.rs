@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::coefficients::Coefficients;
-use crate::layout::Place;
+use crate::call::coefficients::Coefficients;
+use crate::call::place::Place;
 use crate::simd::{COLUMNS, HALF, Kernel, PAIR, Simd, Vector};
 
 use super::buffers::*;
@@ -106,6 +106,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             if C::HARD {
                 let of_class = buffers.load_wide(s, OF_CLASS, group + 8 * part);
                 scale = scale.mul(of_class.add(splat::<S, f64>(s, self.total)));
+            }
+            if self.objective.has_z_loss() {
+                let sample = buffers.load_wide(s, SAMPLE, group + 8 * part);
+                scale = self.objective.scales(s, scale, sample);
             }
             let shift = exponents(s, scale).max(least).min(most);
             *bias = shift.add(splat::<S, f64>(s, T::FEW_BIAS as f64));

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::coefficients::Coefficients;
-use crate::layout::Place;
+use crate::call::coefficients::Coefficients;
+use crate::call::place::Place;
 use crate::math::Real;
 use crate::math::exp::LaneExp;
 use crate::reduce::Sum;

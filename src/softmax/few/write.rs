@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use crate::coefficients::Coefficients;
-use crate::layout::Place;
+use crate::call::coefficients::Coefficients;
+use crate::call::place::Place;
 use crate::math::times;
 use crate::simd::{self, COLUMNS, HALF, Kernel, Output, PAIR, Simd, Vector};
 
@@ -144,14 +144,18 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let class = buffers.load(s, CLASS, group);
         let a = [buffers.load(s, A, group), buffers.load(s, A_LOST, group)];
         let minus_b = if C::ANY { buffers.load(s, MINUS_B, group) } else { zero };
-        let (mut at_pivot, mut inverse, mut most) =
-            (buffers.load(s, PIVOT_GRAD, group), zero, zero);
+        let (mut at_pivot, mut inverse, mut most, mut second) =
+            (buffers.load(s, PIVOT_GRAD, group), zero, zero, zero);
+        let curved = hessian && !self.objective.is_plain();
         if hessian {
             (at_pivot, inverse, most) = (
                 buffers.load(s, PIVOT_HESS, group),
                 buffers.load(s, INVERSE, group),
                 buffers.load(s, MOST_HESS, group),
             );
+        }
+        if curved {
+            second = buffers.load(s, SECOND, group);
         }
         // The derivative at `$e`, an exponential, of class `$c`, and so far behind where `$class` is
         // counted from.
@@ -168,7 +172,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                     // Of a class that has most of the probability, 1 - p would cancel.
                     let p = e.mul(inverse);
                     let large = splat::<S, T>(s, 0.5).lt(p);
-                    g = T::V::<S>::select(large, most, g.mul(one.sub(p)));
+                    g = g.mul(one.sub(p));
+                    if curved {
+                        g = g.add(p.mul(e.mul(second)));
+                    }
+                    g = T::V::<S>::select(large, most, g);
                 }
                 let own = $class.eq(T::V::<S>::splat(s, T::CLASSES[$number]));
                 T::V::<S>::select(own, at_pivot, g)

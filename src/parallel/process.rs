@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use once_cell::race::OnceBox;
 
-use crate::caches;
 use crate::error::{Error, Result};
-use crate::pool::Pool;
+use crate::parallel::caches;
+use crate::parallel::pool::Pool;
+use crate::parallel::team::Team;
 use crate::simd::{LEVEL_VARIABLE, Level};
-use crate::team::Team;
 
 /// The level of this process, from [`LEVEL_VARIABLE`] or the best there is, and where it is from. Read at
 /// the first call; an unknown or unavailable name is an error at every call.

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::Result;
-use crate::process::{self, Helpers, level};
+use crate::parallel::process::{self, Helpers, level};
 use crate::reduce;
 use crate::simd::{Kernel, Level, Simd, enter, free_large, zeros};
 
@@ -166,7 +166,7 @@ fn share<W: FnMut(Range<usize>, &mut [f64])>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::team::Team;
+    use crate::parallel::team::Team;
 
     /// A library's threads may not come, or have numbers that none of ours has.
     #[test]

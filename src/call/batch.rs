@@ -3,12 +3,12 @@
 
 use std::ops::Range;
 
-use crate::driver::{self, Job};
+use crate::call::layout::Layout;
+use crate::call::options::Options;
 use crate::error::{Error, Result, collected};
-use crate::layout::Layout;
 use crate::math::Real;
-use crate::options::Options;
-use crate::process;
+use crate::parallel::driver::{self, Job};
+use crate::parallel::process;
 use crate::reduce::{Sum, Total};
 use crate::simd::{Input, Kernel, Output, Simd, Vector};
 
@@ -293,7 +293,7 @@ impl<'a, T: Real> Batch<'a, T> {
     /// The coefficient of a class in the loss of a sample, less the part of a true class: in float64,
     /// where products and sums in the values' type may overflow. Not for a batch of [`Singles`].
     ///
-    /// [`Singles`]: crate::layout::Singles
+    /// [`Singles`]: crate::call::layout::Singles
     pub fn coefficient(&self, sample: usize, class: usize) -> f64 {
         let smoothing = self.options.label_smoothing;
         let even = smoothing / self.classes as f64;

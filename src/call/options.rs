@@ -20,6 +20,10 @@ pub enum Reduction {
 pub struct Options {
     /// How much of the target is spread evenly over the classes, in [0, 1].
     pub label_smoothing: f64,
+    /// What the square of the logsumexp adds to a loss.
+    pub z_loss: f64,
+    /// The exponent of focal loss.
+    pub gamma: f64,
     /// What becomes of the losses of the samples.
     pub reduction: Reduction,
     /// What the mean divides by, instead of the weights' sum.
@@ -101,7 +105,15 @@ impl Options {
         let denominator = denominator.map(|value| value + 0.0);
         let log_base = base.map_or(1.0, logarithm);
         let ignore_index = ignore_index.into();
-        Ok(Options { label_smoothing, reduction, denominator, log_base, ignore_index })
+        Ok(Options {
+            label_smoothing,
+            z_loss: 0.0,
+            gamma: 0.0,
+            reduction,
+            denominator,
+            log_base,
+            ignore_index,
+        })
     }
 
     /// What gradients are divided by, and each sample's loss under `Reduction::None`, where the

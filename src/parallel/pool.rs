@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use crate::affinity::{Restriction, Task, current_cpu};
+use crate::parallel::affinity::{Restriction, Task, current_cpu};
 
 /// How long a helper without work stays awake.
 const LINGER: Duration = Duration::from_micros(100);

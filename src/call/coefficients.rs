@@ -2,8 +2,9 @@
 //! `-sum_c t_c log p_c`, by how they are stored. A kernel is generic over them, so that a target reads
 //! what it must beside the input and no more.
 
-use crate::batch::{Batch, Target};
+use crate::call::batch::{Batch, Target};
 use crate::math::Real;
+use crate::simd::slices::load_lanes;
 use crate::simd::{Input, Simd, Vector};
 
 /// What the target reads beside the logits: the coefficients `t_c`, less the part of a true class.
@@ -263,20 +264,5 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Soft<'_, T> {
                 T::V::<S>::select(T::V::<S>::mask(s, lanes), q, T::V::<S>::splat(s, T::default()))
             }
         }
-    }
-}
-
-/// The lanes `lanes` of `src[at..]`, 0 elsewhere.
-#[inline(always)]
-pub(crate) fn load_lanes<S: Simd, T: Real>(
-    s: S,
-    src: Input<'_, T>,
-    at: usize,
-    lanes: u32,
-) -> T::V<S> {
-    if lanes == T::ALL {
-        T::V::<S>::load(s, src, at)
-    } else {
-        T::V::<S>::load_lanes(s, src, at, lanes, T::V::<S>::splat(s, T::default()))
     }
 }

@@ -29,13 +29,14 @@ use pyo3::exceptions::{PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError,
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyInt, PyString, PyTuple};
 
-use crate::batch::{Batch, Floats, Indices, Outputs, Target};
+use crate::call::batch::{Batch, Floats, Indices, Outputs, Target};
+use crate::call::halves::{Half, Halves};
+use crate::call::layout::{Layout, Singles};
+use crate::call::options::{Ignored, Options, Reduction};
+use crate::call::place::Place;
 use crate::error::{Error, NoMemory, Result as Checked};
-use crate::halves::{Half, Halves};
-use crate::layout::{Layout, Place, Singles};
 use crate::losses::{binary, cross_entropy, log_loss};
-use crate::options::{Ignored, Options, Reduction};
-use crate::process;
+use crate::parallel::process;
 use crate::simd::{Input, Level, Output};
 use crate::softmax::Limits;
 

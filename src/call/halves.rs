@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::layout::Place;
+use crate::call::place::Place;
 use crate::simd::{Float, Input, Kernel, Output, Simd};
 
 /// A number of two bytes.

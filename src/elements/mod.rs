@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use crate::math::Real;
 use crate::reduce::{Sum, Total};
+use crate::simd::slices::lanes_from;
 use crate::simd::{Kernel, Output, Simd, Vector};
-use crate::softmax::lanes_from;
 
 /// The arithmetic of a loss.
 pub trait Elements<T: Real>: Copy {

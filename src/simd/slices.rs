@@ -1,0 +1,114 @@
+//! Vectors over slices of memory: loads of a tail, copies, the largest number.
+
+use super::{Float, Input, Output, Simd, Vector};
+
+/// The largest number, NaN aside; -inf where there is none.
+#[inline(always)]
+pub fn maximum<S: Simd, T: Float>(s: S, x: Input<'_, T>) -> T {
+    let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
+    let mut most = [lowest; 4];
+    let mut at = 0;
+    while at + 4 * T::LANES <= x.len() {
+        for (i, most) in most.iter_mut().enumerate() {
+            *most = T::V::<S>::load(s, x, at + i * T::LANES).max(*most);
+        }
+        at += 4 * T::LANES;
+    }
+    while at < x.len() {
+        let lanes = lanes_from::<T>(x.len() - at);
+        most[0] = T::V::<S>::load_lanes(s, x, at, lanes, lowest).max(most[0]);
+        at += T::LANES;
+    }
+    largest_lane::<S, T>(most[0].max(most[1]).max(most[2].max(most[3])))
+}
+
+/// The largest lane; no lane is NaN.
+#[inline(always)]
+pub fn largest_lane<S: Simd, T: Float>(x: T::V<S>) -> T {
+    let mut lanes = x.to_lanes();
+    let lanes = lanes.as_mut();
+    let mut half = T::LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = if lanes[i + half] > lanes[i] { lanes[i + half] } else { lanes[i] };
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The place of the first number equal to `value`, 0 if there is none.
+#[inline(always)]
+pub fn find<S: Simd, T: Float>(s: S, x: Input<'_, T>, value: T) -> usize {
+    let value = T::V::<S>::splat(s, value);
+    let nan = T::V::<S>::splat(s, T::from_f64(f64::NAN));
+    let mut at = 0;
+    while at < x.len() {
+        let loaded = T::V::<S>::load_lanes(s, x, at, lanes_from::<T>(x.len() - at), nan);
+        let found = T::V::<S>::lanes(loaded.eq(value));
+        if found != 0 {
+            return at + found.trailing_zeros() as usize;
+        }
+        at += T::LANES;
+    }
+    0
+}
+
+/// The first `n` lanes, or all.
+#[inline(always)]
+pub fn lanes_from<T: Float>(n: usize) -> u32 {
+    if n >= T::LANES { T::ALL } else { (1 << n) - 1 }
+}
+
+/// Copies `src` to the start of `dst`, past the caches if `stream`.
+#[inline(always)]
+pub fn copy<S: Simd, T: Float>(s: S, src: Input<'_, T>, dst: Output<'_, T>, stream: bool) {
+    let zero = T::V::<S>::splat(s, T::default());
+    let head = if stream { dst.unaligned().min(src.len()) } else { 0 };
+    if head > 0 {
+        let lanes = lanes_from::<T>(head);
+        T::V::<S>::load_lanes(s, src, 0, lanes, zero).store_lanes(dst, 0, lanes);
+    }
+    let mut at = head;
+    while at + T::LANES <= src.len() {
+        let x = T::V::<S>::load(s, src, at);
+        if stream {
+            x.stream(dst, at);
+        } else {
+            x.store(dst, at);
+        }
+        at += T::LANES;
+    }
+    if at < src.len() {
+        let lanes = lanes_from::<T>(src.len() - at);
+        T::V::<S>::load_lanes(s, src, at, lanes, zero).store_lanes(dst, at, lanes);
+    }
+}
+
+/// Writes `x` everywhere, past the caches if `stream`.
+#[inline(always)]
+pub fn fill<S: Simd, T: Float>(s: S, dst: Output<'_, T>, x: T, stream: bool) {
+    let vector = T::V::<S>::splat(s, x);
+    let head = if stream { dst.unaligned().min(dst.len()) } else { 0 };
+    vector.store_lanes(dst, 0, lanes_from::<T>(head));
+    let mut at = head;
+    while at + T::LANES <= dst.len() {
+        if stream {
+            vector.stream(dst, at);
+        } else {
+            vector.store(dst, at);
+        }
+        at += T::LANES;
+    }
+    vector.store_lanes(dst, at, lanes_from::<T>(dst.len() - at));
+}
+
+/// The lanes `lanes` of `src[at..]`, 0 elsewhere.
+#[inline(always)]
+pub fn load_lanes<S: Simd, T: Float>(s: S, src: Input<'_, T>, at: usize, lanes: u32) -> T::V<S> {
+    if lanes == T::ALL {
+        T::V::<S>::load(s, src, at)
+    } else {
+        T::V::<S>::load_lanes(s, src, at, lanes, T::V::<S>::splat(s, T::default()))
+    }
+}

@@ -1,0 +1,169 @@
+//! Turns what plain cross-entropy makes of a group into what another objective makes of it.
+//!
+//! Whatever way a group was finished, in the logits' type or in float64, its losses and factors are changed
+//! afterwards: so this is compiled once for each type, not for each way that a target is stored.
+
+use crate::math::exp::{power_of_two, residue};
+use crate::math::log::log;
+use crate::simd::{Kernel, Output, Simd, Vector};
+use crate::softmax::objective::{Objective, State};
+
+use super::buffers::*;
+use super::{Limits, exponents, splat};
+
+/// A finished group, whose classes are `columns` of the buffers.
+pub(super) struct Apply<'b, T> {
+    pub objective: Objective,
+    pub buffers: &'b Buffers<T>,
+    pub group: usize,
+    /// The exponentials of the group.
+    pub columns: Output<'b, T>,
+    /// Whether samples differ in weight, so that a loss is not yet `-log p`.
+    pub weighted: bool,
+    pub grad: bool,
+    pub hess: bool,
+}
+
+impl<T: Limits> Kernel for Apply<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let (buffers, group) = (self.buffers, self.group);
+        let none = splat::<S, f64>(s, 0.0);
+        let class = buffers.load(s, CLASS, group);
+        let counted = T::V::<S>::lanes(class.not_lt(splat::<S, T>(s, 0.0)));
+        let (n, most) = (buffers.load(s, N, group), buffers.load(s, MOST, group));
+        let (a_high, a_low) = (buffers.load(s, A, group), buffers.load(s, A_LOST, group));
+        let (pivot_grad, pivot_hess) =
+            (buffers.load(s, PIVOT_GRAD, group), buffers.load(s, PIVOT_HESS, group));
+        let most_hess = buffers.load(s, MOST_HESS, group);
+        let (mut a, mut a_lost, mut second) = ([none; 2], [none; 2], [none; 2]);
+        let (mut grads, mut pivots, mut mosts) = ([none; 2], [none; 2], [none; 2]);
+        for part in 0..T::WIDE {
+            let at = group + 8 * part;
+            let rest = buffers.load_sum(s, [REST, REST_LOST], group, part);
+            let pivot = buffers.load(s, PIVOT, group).wide(part);
+            let whole = rest.add(pivot);
+            let loss = buffers.load_wide(s, LOSS, at);
+            let sample = buffers.load_wide(s, SAMPLE, at);
+            let of_class = buffers.load_wide(s, OF_CLASS, at);
+            let mut surprise = loss;
+            if self.weighted && !self.objective.has_z_loss() {
+                surprise = loss.div(sample.mul(of_class));
+            }
+            let mut log_sum = none;
+            if self.objective.has_z_loss() {
+                let bias = none.sub(buffers.load(s, BIAS, group).wide(part));
+                let sum = whole.mul(power_of_two::<S, f64>(s, bias));
+                let above = log::<S, f64>(s, sum).sub(residue::<S, T>(s, n, most, part));
+                log_sum = most.wide(part).add(above);
+            }
+            let factors = self.objective.factors(s, &State { rest, pivot, surprise, log_sum });
+            let counted = S::V64::mask(s, counted >> (8 * part) & 0xFF);
+            let loss = loss.mul(factors.value).add(sample.mul(factors.z_loss));
+            S::V64::select(counted, loss, none).store(buffers.wide(LOSS).1, at);
+            if !self.grad {
+                continue;
+            }
+            let inverse = splat::<S, f64>(s, 1.0).div(whole);
+            let slope = S::V64::select(counted, factors.slope, none);
+            let z = S::V64::select(counted, sample.mul(factors.z_slope), none);
+            let p = pivot.mul(inverse);
+            let (high, low, more) = (a_high.wide(part), a_low.wide(part), z.mul(inverse));
+            // With the rounding errors of the product and of the sum.
+            let product = high.mul(slope);
+            let error = high.fma(slope, none.sub(product)).add(low.mul(slope));
+            let sum = product.add(more);
+            let added = sum.sub(product);
+            let error = error.add(product.sub(sum.sub(added)).add(more.sub(added)));
+            (a[part], a_lost[part]) = (sum, error);
+            let grad = pivot_grad.wide(part);
+            grads[part] = S::V64::select(counted, grad.mul(slope).add(z.mul(p)), none);
+            if !self.hess {
+                continue;
+            }
+            let scale = buffers.load_wide(s, SCALE, at);
+            let of_class = scale.mul(of_class);
+            let z_second = sample.mul(factors.z_second);
+            let curvature = of_class.mul(factors.curvature).mul(factors.others);
+            let more = curvature.add(p.mul(z_second.mul(p).add(z.mul(factors.others))));
+            let at_pivot = pivot_hess.wide(part).mul(slope).add(more);
+            pivots[part] = S::V64::select(counted, at_pivot, none);
+            let factor = of_class.mul(factors.second).add(z_second);
+            let factor = S::V64::select(counted, factor, none);
+            second[part] = factor.mul(inverse);
+            let others = buffers.load_sum(s, [OTHERS, OTHERS_LOST], group, part).mul(inverse);
+            let p = whole.mul(inverse).sub(others);
+            let more = p.mul(factor.mul(p).add(z.mul(others)));
+            mosts[part] = most_hess.wide(part).mul(slope).add(more);
+        }
+        if !self.grad {
+            return;
+        }
+        let shift = self.shift(s, &mut a, &mut a_lost);
+        let high = T::V::<S>::narrow(a);
+        for part in 0..T::WIDE {
+            a_lost[part] = a_lost[part].add(a[part].sub(high.wide(part)));
+        }
+        buffers.store(A, group, high);
+        buffers.store(A_LOST, group, T::V::<S>::narrow(a_lost));
+        buffers.store(PIVOT_GRAD, group, T::V::<S>::narrow(grads));
+        if !self.hess {
+            return;
+        }
+        let mut second = T::V::<S>::narrow(second);
+        if let Some(shift) = shift {
+            second = second.mul(shift);
+            buffers.store(INVERSE, group, buffers.load(s, INVERSE, group).mul(shift));
+        }
+        for (which, x) in [
+            (SECOND, second),
+            (PIVOT_HESS, T::V::<S>::narrow(pivots)),
+            (MOST_HESS, T::V::<S>::narrow(mosts)),
+        ] {
+            buffers.store(which, group, x);
+        }
+    }
+}
+
+impl<T: Limits> Apply<'_, T> {
+    /// Where `a` has become too small for its digits, it is multiplied by a power of two, and the exponentials
+    /// divided by it; that power, if there is one.
+    #[inline(always)]
+    fn shift<S: Simd>(
+        &self,
+        s: S,
+        a: &mut [S::V64; 2],
+        a_lost: &mut [S::V64; 2],
+    ) -> Option<T::V<S>> {
+        let (none, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let least = splat::<S, f64>(s, T::FEW_LEAST);
+        let mut powers = [one; 2];
+        let mut any = 0;
+        for (part, power) in powers.iter_mut().enumerate().take(T::WIDE) {
+            let size = a[part].abs();
+            let tiny = S::V64::lanes(size.lt(least)) & !S::V64::lanes(size.eq(none));
+            any |= tiny;
+            let exponent = exponents(s, least).sub(exponents(s, size));
+            let exponent = exponent.min(splat::<S, f64>(s, T::MAX_EXPONENT as f64 / 2.0));
+            let shift = power_of_two::<S, f64>(s, exponent);
+            *power = S::V64::select(S::V64::mask(s, tiny), shift, one);
+        }
+        if any == 0 {
+            return None;
+        }
+        let (mut up, mut down) = (powers, powers);
+        for part in 0..T::WIDE {
+            a[part] = a[part].mul(powers[part]);
+            a_lost[part] = a_lost[part].mul(powers[part]);
+            down[part] = one.div(powers[part]);
+            up[part] = powers[part];
+        }
+        let down = T::V::<S>::narrow(down);
+        for at in (0..self.columns.len()).step_by(T::LANES) {
+            let e = T::V::<S>::load(s, self.columns.as_input(), at);
+            e.mul(down).store(self.columns, at);
+        }
+        Some(T::V::<S>::narrow(up))
+    }
+}

@@ -1,0 +1,193 @@
+//! What a loss makes of a sample once its softmax has been reduced.
+//!
+//! Every loss of this family is a function of two numbers of a sample: `l = -log p` of the true class, and
+//! `S`, the logsumexp of its logits. With the exponentials `E_c`, their sum `W` and `u = 1 - p`:
+//!
+//! ```text
+//! cross-entropy    l
+//! focal loss       u^gamma l
+//! z-loss           z S^2, added to either
+//! ```
+//!
+//! A function `phi(l)` has the gradient `phi'(l)` times that of `l`, and adds `phi''(l) (p_c - [c = y])^2` to
+//! the diagonal of the Hessian. `z S^2` has the gradient `2 z S p_c`. So all of them are emitted as `a E - b t`,
+//! as plain cross-entropy is, and the objective is a value at run time: no loss needs a kernel of its own.
+//!
+//! Of focal loss, with `dl = -dp / p`, `du = p dl` and `r = l / u` (which is 1 at `u = 0`):
+//!
+//! ```text
+//! phi'  = u^gamma (1 + gamma p r)
+//! phi'' = u^gamma gamma p (2 - l + (gamma - 1) p r) / u
+//! ```
+//!
+//! `u` is the sum of the other classes over `W`, never `1 - p`, and so both keep their digits where `p` is
+//! near 1. All of it is float64, eight samples at a time.
+
+use crate::call::batch::{Batch, IGNORED};
+use crate::call::options::Reduction;
+use crate::math::Real;
+use crate::math::pow::pow;
+use crate::reduce::Total;
+use crate::simd::{Simd, Vector};
+
+/// A function of `l` and `S`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objective {
+    /// The exponent of focal loss; 0 for plain cross-entropy.
+    gamma: f64,
+    /// What `S^2` is multiplied by, before the divisor of the plain loss divides it.
+    z_loss: f64,
+    /// What `S` is multiplied by in the gradient of a sample of weight 1.
+    z_scale: f64,
+}
+
+/// Eight samples that have been reduced.
+pub struct State<S: Simd> {
+    /// The sum of the exponentials without the true class's.
+    pub rest: S::V64,
+    /// The true class's.
+    pub pivot: S::V64,
+    /// `-log p` of the true class; needed for focal loss only.
+    pub surprise: S::V64,
+    /// The logsumexp of the logits; needed for z-loss only.
+    pub log_sum: S::V64,
+}
+
+/// What the objective makes of a state.
+pub struct Factors<S: Simd> {
+    /// `phi(l) / l`
+    pub value: S::V64,
+    /// `phi'(l)`
+    pub slope: S::V64,
+    /// `phi''(l) u`
+    pub curvature: S::V64,
+    /// `phi''(l)`
+    pub second: S::V64,
+    /// `1 - p`
+    pub others: S::V64,
+    /// What z-loss adds to the loss of a sample of weight 1...
+    pub z_loss: S::V64,
+    /// ... to the factor of its probabilities in the gradient...
+    pub z_slope: S::V64,
+    /// ... and to the factor of their squares in the Hessian.
+    pub z_second: S::V64,
+}
+
+impl Objective {
+    /// Plain cross-entropy.
+    pub const PLAIN: Objective = Objective { gamma: 0.0, z_loss: 0.0, z_scale: 0.0 };
+
+    /// Cross-entropy with the z-loss of a batch's options.
+    pub fn with_z_loss<T: Real>(batch: &Batch<'_, T>) -> Self {
+        let (z, options) = (batch.options.z_loss, &batch.options);
+        if z == 0.0 {
+            return Objective::PLAIN;
+        }
+        let counted = options.reduction == Reduction::Mean && options.denominator.is_none();
+        let divisor = match counted && batch.weight.is_some() {
+            // Class weights do not touch z-loss.
+            true => options.divisor(total_sample_weight(batch)),
+            false => batch.divisor,
+        };
+        let ratio = if divisor == batch.divisor { 1.0 } else { batch.divisor / divisor };
+        Objective { gamma: 0.0, z_loss: z * ratio, z_scale: 2.0 * z / divisor }
+    }
+
+    /// Focal loss.
+    pub fn focal(gamma: f64) -> Self {
+        Objective { gamma, ..Objective::PLAIN }
+    }
+
+    /// Whether this is plain cross-entropy.
+    #[inline(always)]
+    pub fn is_plain(self) -> bool {
+        self == Objective::PLAIN
+    }
+
+    /// Whether there is a z-loss.
+    #[inline(always)]
+    pub fn has_z_loss(self) -> bool {
+        self.z_loss != 0.0
+    }
+
+    /// The larger of a sample's scale in the plain gradient and that of its z-loss.
+    #[inline(always)]
+    pub fn scale(self, plain: f64, sample_weight: f64) -> f64 {
+        let z = sample_weight * self.z_scale;
+        if z.abs() > plain.abs() { z } else { plain }
+    }
+
+    /// The same of eight samples.
+    #[inline(always)]
+    pub fn scales<S: Simd>(self, s: S, plain: S::V64, sample_weight: S::V64) -> S::V64 {
+        let z = sample_weight.mul(S::V64::splat(s, self.z_scale));
+        S::V64::select(plain.abs().lt(z.abs()), z, plain)
+    }
+
+    /// Value and derivatives of eight samples.
+    #[inline(always)]
+    pub fn factors<S: Simd>(self, s: S, state: &State<S>) -> Factors<S> {
+        macro_rules! splat {
+            ($x:expr) => {
+                S::V64::splat(s, $x)
+            };
+        }
+        let (zero, one) = (splat!(0.0), splat!(1.0));
+        let &State { rest, pivot, surprise, log_sum } = state;
+        let whole = rest.add(pivot);
+        let inverse = one.div(whole);
+        let others = rest.mul(inverse);
+        let mut factors = Factors {
+            value: one,
+            slope: one,
+            curvature: zero,
+            second: zero,
+            others,
+            z_loss: zero,
+            z_slope: zero,
+            z_second: zero,
+        };
+        if self.gamma != 0.0 {
+            // The rounding errors of the sum and of the product.
+            let part = whole.sub(rest);
+            let sum_error = rest.sub(whole.sub(part)).add(pivot.sub(part));
+            let error = zero.sub(others).fma(whole, rest);
+            let error = zero.sub(others).mul_add(sum_error, error).mul(inverse);
+            let power = pow::<S>(s, [others, error], self.gamma);
+            let (p, none) = (pivot.mul(inverse), others.eq(zero));
+            let ratio = S::V64::select(none, one, surprise.div(others));
+            // Where p underflows, l may be infinite.
+            let (lost, gamma) = (p.eq(zero), splat!(self.gamma));
+            let weighed = S::V64::select(lost, zero, p.mul(ratio));
+            let slope = power.mul(gamma.mul_add(weighed, one));
+            let bracket = splat!(self.gamma - 1.0).mul_add(weighed, splat!(2.0).sub(surprise));
+            let curvature = power.mul(gamma).mul(p).mul(bracket);
+            let curvature = S::V64::select(lost, zero, curvature);
+            let second = S::V64::select(none, zero, curvature.div(others));
+            (factors.value, factors.slope) = (power, slope);
+            (factors.curvature, factors.second) = (curvature, second);
+        }
+        if self.has_z_loss() {
+            factors.z_loss = splat!(self.z_loss).mul(log_sum.mul(log_sum));
+            factors.z_slope = splat!(self.z_scale).mul(log_sum);
+            factors.z_second = splat!(self.z_scale);
+        }
+        factors
+    }
+}
+
+/// The sum of the weights of the samples that count.
+fn total_sample_weight<T: Real>(batch: &Batch<'_, T>) -> f64 {
+    const BLOCK: usize = 256;
+    let (mut classes, mut total) = ([0; BLOCK], Total::default());
+    for start in (0..batch.samples).step_by(BLOCK) {
+        let classes = &mut classes[..BLOCK.min(batch.samples - start)];
+        batch.read_classes(start, classes);
+        for (i, &class) in classes.iter().enumerate() {
+            if class != IGNORED {
+                total.add(batch.sample_factor(start + i));
+            }
+        }
+    }
+    total.get()
+}
