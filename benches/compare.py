@@ -15,8 +15,9 @@ over the turns are compared.
 options; with them a measurement is kept only where ``--json`` says so.
 
 With ``--level avx2`` every side runs at AVX2, in a process whose environment says so to each
-library; plain rows are measured then. A file keeps a report for each level. A second copy of xentrs
-runs beside the first, at AVX2, or at AVX-512 where the first is at AVX2 (``--simd`` names another).
+library. Then the usual rows are those of plain cross-entropy and those that have goals at AVX2. A
+file keeps a report for each level. A second copy of xentrs runs beside the first, at AVX2, or at
+AVX-512 where the first is at AVX2 (``--simd`` names another).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from floors import Floors
 from options import parser_of, select_peers, select_rows
 from peers import peer_sides
 from results import save_level
-from rows import HARD, PLAIN_ROWS, ROWS, Case, Row
+from rows import AVX2_ROWS, HARD, ROWS, Case, Row
 from sides import NEW, OURS, PLAIN, at_level, check, floor_sides, xentrs_side
 from timing import Side, measure
 
@@ -83,7 +84,7 @@ def main() -> int:
     parser.add_argument("--simd", help="the level of the second xentrs")
     options = parser.parse_args()
     restart_at(options.level)
-    usual = PLAIN_ROWS if options.level == "avx2" else [row.name for row in ROWS]
+    usual = AVX2_ROWS if options.level == "avx2" else [row.name for row in ROWS]
     rows = select_rows(options.rows, usual, options.quick, parser.error)
     peers = select_peers(options.peers, parser.error)
 

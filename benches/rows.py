@@ -45,6 +45,8 @@ BOOL = "bool targets"
 AXIS_1 = "axis=1"
 F_ORDER = "F order"
 
+PLAIN_LOSS = "cross_entropy"
+
 Part = list[tuple[float, str]]
 Array = NDArray[Any]
 
@@ -66,7 +68,7 @@ class Row:
     dtype: str = "f32"
     option: str = ""
     d: int = 1  # the length of an axis after the classes
-    loss: str = "cross_entropy"
+    loss: str = PLAIN_LOSS
     goals: tuple[tuple[str, float], ...] = ()
     goals_avx2: tuple[tuple[str, float], ...] = ()
     steps: tuple[tuple[str, float], ...] = ()
@@ -189,7 +191,7 @@ def _rows() -> Iterator[Row]:
     yield option(F_ORDER, 8192, 1000, goals=goals({"plain": 2}))
     yield option(F_ORDER, 65536, 10, goals=goals({"plain": 2}))
 
-    yield from (standard(shape, "cross_entropy", Z_LOSS) for shape in STANDARD)
+    yield from (standard(shape, PLAIN_LOSS, Z_LOSS) for shape in STANDARD)
 
     variants = {"log_loss": ("", SOFT), "binary_cross_entropy_with_logits": (SOFT, BOOL)}
     for loss, options in variants.items():
@@ -200,7 +202,7 @@ def _rows() -> Iterator[Row]:
     yield Row("loss+grad", 8192, 80, option=BOOL, loss="binary_cross_entropy_with_logits")
 
     for loss in LOSSES:
-        if loss not in ("cross_entropy", *variants):
+        if loss not in (PLAIN_LOSS, *variants):
             yield from (standard(shape, loss) for shape in STANDARD)
 
 
@@ -219,7 +221,9 @@ def _exists(row: Row) -> bool:
 ROWS = [row for row in _rows() if _exists(row)]
 
 # What is measured unless rows are named: where every side runs at AVX2, and among other work
-PLAIN_ROWS = [row.name for row in ROWS if not row.option and row.loss == "cross_entropy"]
+AVX2_ROWS = [
+    row.name for row in ROWS if row.goals_avx2 or (row.loss == PLAIN_LOSS and not row.option)
+]
 STEP_ROWS = [
     "loss+grad 65536 x 10 f32",
     "loss+grad 8192 x 1000 f32",
