@@ -97,11 +97,7 @@ def main() -> int:
     floors = Floors()
     report["rows"] = [run(row, *limits, floors, second, peers) for row in rows]
 
-    print(table.floors_table(report, with_goals=True))
-    print()
-    print(table.peers_table(report))
-    print()
-    print(table.verdict(report))
+    print(table.loop_tables(report))
     if options.json:
         save_level(report, options.json)
     return int(any("trouble" in row["sides"][OURS] for row in report["rows"]))

@@ -247,6 +247,13 @@ def verdict(report: dict[str, Any]) -> str:
     return "\n".join([f"goals reached: {count} of {count + len(missed)}; missed:", *missed])
 
 
+def loop_tables(report: dict[str, Any]) -> str:
+    """Return all tables of calls in a tight loop, and the verdict on their goals."""
+    tables = [floors_table(report, with_goals=True), variants_table(report), peers_table(report)]
+    about = f"Measured on {describe(report)}"
+    return "\n\n".join([*filter(None, tables), about, verdict(report)])
+
+
 # Figures of `steps.py` and `torch_cpu.py --steps`
 
 
@@ -491,8 +498,7 @@ def main() -> int:
         print(f"# Among other work, at {LEVELS[level]}\n\n{threads_table(report)}\n")
         print(f"{steps_verdict(report)}\n")
     for level, report in compare_at.items():
-        print(f"# In a tight loop, at {LEVELS[level]}\n\n{floors_table(report, True)}\n")
-        print(f"{verdict(report)}\n")
+        print(f"# In a tight loop, at {LEVELS[level]}\n\n{loop_tables(report)}\n")
     return 0
 
 
