@@ -306,11 +306,12 @@ pub fn power_of_two<S: Simd, T: Real>(s: S, n: T::V<S>) -> T::V<S> {
     bits.bits_add(T::V::<S>::splat(s, T::from_f64(1.0)))
 }
 
-/// The exponential of numbers whose exponentials are normal; NaN stays NaN.
+/// The exponential of `x + low`, where `low` is at most a rounding error of `x` and the result a normal number;
+/// NaN at NaN.
 #[inline(always)]
-pub fn exp<S: Simd, T: Real>(s: S, x: T::V<S>) -> T::V<S> {
-    let reduced = reduce::<S, T>(s, x, T::V::<S>::splat(s, T::ROUND));
-    exponential::<S, T>(s, reduced, T::V::<S>::from_lanes(s, T::TABLE))
+pub fn exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
+    let [steps, r] = reduce::<S, T>(s, x, T::V::<S>::splat(s, T::ROUND));
+    exponential::<S, T>(s, [steps, r.add(low)], T::V::<S>::from_lanes(s, T::TABLE))
 }
 
 /// `n L + j` in the lowest bits, beside what `round` has, and `r`.
