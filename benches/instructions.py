@@ -20,7 +20,7 @@ from pathlib import Path
 
 from environment import machine
 from results import save
-from rows import BOOL, CLASS_WEIGHTS, LATE, SMOOTH, SOFT, TRAINED, Z_LOSS, Case, Row
+from rows import BINARY_LOSS, BOOL, CLASS_WEIGHTS, LATE, SMOOTH, SOFT, TRAINED, Z_LOSS, Case, Row
 from sides import xentrs_side
 
 GRAD, LOSS = "loss+grad", "loss"
@@ -41,8 +41,8 @@ ROWS = [
     Row(GRAD, 1638, 10, option=Z_LOSS),
     Row(GRAD, 16, 1024, loss="log_loss"),
     Row(GRAD, 16, 1024, loss="log_loss", option=SOFT),
-    Row(GRAD, 16, 1024, loss="binary_cross_entropy_with_logits", option=SOFT),
-    Row(GRAD, 16, 1024, loss="binary_cross_entropy_with_logits", option=BOOL),
+    Row(GRAD, 16, 1024, loss=BINARY_LOSS, option=SOFT),
+    Row(GRAD, 16, 1024, loss=BINARY_LOSS, option=BOOL),
 ]
 
 

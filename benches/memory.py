@@ -28,6 +28,7 @@ from environment import THREADS, describe, machine
 from results import save
 from rows import (
     AXIS_1,
+    BINARY_LOSS,
     BOOL,
     CLASS_WEIGHTS,
     F_ORDER,
@@ -53,8 +54,8 @@ KINDS = [
     ("focal_loss", ""),
     ("log_loss", ""),
     ("log_loss", SOFT),
-    ("binary_cross_entropy_with_logits", SOFT),
-    ("binary_cross_entropy_with_logits", BOOL),
+    (BINARY_LOSS, SOFT),
+    (BINARY_LOSS, BOOL),
 ]
 DTYPES = {"f32": 4, "f64": 8}
 

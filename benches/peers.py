@@ -27,11 +27,10 @@ import scipy.special
 
 from environment import THREADS
 from formulas import GAMMA
-from rows import AXIS_1, F_ORDER, Case, StepCase
+from rows import AXIS_1, BINARY_LOSS, F_ORDER, Case, StepCase
 from timing import Side
 
 WHOLE = "whole"  # the setting of a step that is timed in one piece
-BINARY = "binary_cross_entropy_with_logits"
 
 
 def with_grad(value: Any) -> tuple[float, np.ndarray]:
@@ -82,7 +81,7 @@ def numpy_sides(case: Case) -> Iterator[Side]:
         "cross_entropy": numpy_softmax,
         "focal_loss": numpy_focal,
         "log_loss": numpy_log_loss,
-        BINARY: numpy_binary,
+        BINARY_LOSS: numpy_binary,
     }
     if case.row.loss in kinds:
         yield side(case, "NumPy", kinds[case.row.loss](case))
@@ -229,7 +228,7 @@ def scipy_sides(case: Case) -> Iterator[Side]:
         return loss, grad
 
     plain = case.each is None and not case.soft and not case.smoothing and not case.z_loss
-    if case.row.loss == BINARY:
+    if case.row.loss == BINARY_LOSS:
         yield side(case, "SciPy", binary)
     elif case.row.loss == "cross_entropy" and plain:
         yield side(case, "SciPy", softmax)
@@ -243,7 +242,7 @@ def sklearn_sides(case: Case) -> Iterator[Side]:
     closs = importlib.import_module("sklearn._loss")
     if case.smoothing or case.z_loss or row.option == AXIS_1:
         return
-    if row.loss == BINARY:
+    if row.loss == BINARY_LOSS:
         loss = closs.HalfBinomialLoss()
         x, t, g = case.x.ravel(), case.t.astype(case.dtype).ravel(), case.grad.ravel()
     elif row.loss == "cross_entropy" and not case.soft and row.c > 2:
@@ -313,7 +312,7 @@ def torch_sides(case: Case) -> Iterator[Side]:
         "cross_entropy": with_z if case.z_loss else softmax if each is None else weighted,
         "focal_loss": focal,
         "log_loss": log_loss_soft if case.soft else log_loss,
-        BINARY: binary,
+        BINARY_LOSS: binary,
     }
     if row.loss not in kinds:
         return
@@ -422,7 +421,12 @@ def jax_sides(case: Case) -> Iterator[Side]:
     def binary(x: Any, t: Any) -> Any:
         return optax.sigmoid_binary_cross_entropy(x, t).mean()
 
-    kinds = {"cross_entropy": softmax, "focal_loss": focal, "log_loss": log_loss, BINARY: binary}
+    kinds = {
+        "cross_entropy": softmax,
+        "focal_loss": focal,
+        "log_loss": log_loss,
+        BINARY_LOSS: binary,
+    }
     if case.row.loss not in kinds:
         return
     forward = kinds[case.row.loss]
@@ -485,7 +489,12 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
         labels = tf.cast(t, x.dtype)
         return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, x))
 
-    kinds = {"cross_entropy": softmax, "focal_loss": focal, "log_loss": log_loss, BINARY: binary}
+    kinds = {
+        "cross_entropy": softmax,
+        "focal_loss": focal,
+        "log_loss": log_loss,
+        BINARY_LOSS: binary,
+    }
     if case.row.loss not in kinds:
         return
     forward = kinds[case.row.loss]

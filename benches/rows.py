@@ -46,7 +46,9 @@ AXIS_1 = "axis=1"
 F_ORDER = "F order"
 
 PLAIN_LOSS = "cross_entropy"
+BINARY_LOSS = "binary_cross_entropy_with_logits"
 
+Goals = tuple[tuple[str, float], ...]
 Part = list[tuple[float, str]]
 Array = NDArray[Any]
 
@@ -69,11 +71,11 @@ class Row:
     option: str = ""
     d: int = 1  # the length of an axis after the classes
     loss: str = PLAIN_LOSS
-    goals: tuple[tuple[str, float], ...] = ()
-    goals_avx2: tuple[tuple[str, float], ...] = ()
-    steps: tuple[tuple[str, float], ...] = ()
+    goals: Goals = ()
+    goals_avx2: Goals = ()
+    steps: Goals = ()
 
-    def goals_at(self, level: str) -> tuple[tuple[str, float], ...]:
+    def goals_at(self, level: str) -> Goals:
         return self.goals_avx2 if level == "avx2" else self.goals
 
     @property
@@ -130,86 +132,103 @@ class Row:
         return replace(self, n=max(1, min(self.n, numbers // (self.c * self.d))))
 
 
-def goals(
-    floor: dict[str, float], eager: float = 0, best: float = 0
-) -> tuple[tuple[str, float], ...]:
+def goals(limits: dict[str, float], eager: float = 0, best: float = 0) -> Goals:
+    """Return goals against floors and calls of xentrs, and against PyTorch and the best peer."""
     peers = {"PyTorch eager": eager, "fastest peer": best}
-    return (*floor.items(), *((name, limit) for name, limit in peers.items() if limit))
+    return (*limits.items(), *((name, limit) for name, limit in peers.items() if limit))
 
 
+GRAD, LOSS = "loss+grad", "loss"
 LLM = (2048, 32000)
-MANY = {"copy": 0.85, "stream copy": 1.15, "AVX2": 1.7}
-LOSS_AVX2 = {"read": 1.3}
+LARGE = (512, 128256)
+MILLION = (64, 1_000_000)
 BINARY = (65536, 1024)
-# Goals of losses and options that cost little beside plain cross-entropy, and the shapes
+
+MANY = {"copy": 0.85, "stream copy": 1.15, "AVX2": 1.7}
+LOSS_OF_MANY = goals({"read": 1.1, "AVX2": 1.7}, eager=10, best=2.5)
+ELEMENTS = goals({"own floor": 1.1}, eager=8)
+TWICE = goals({"plain": 1.5})  # rows that a kernel may have to visit twice
+COLUMNS = goals({"plain": 2})  # classes that are not beside each other
+# The shapes of a loss or an option without rows of its own, and what it may cost beside plain
+# cross-entropy
 STANDARD = {LLM: {"plain": 1.15}, (65536, 10): {"plain": 1.3}}
 
 
-def _rows() -> Iterator[Row]:
-    def plain(n: int, c: int, dtype: str, grad: Any, loss: Any = (), **more: Any) -> Iterator[Row]:
-        yield Row("loss+grad", n, c, dtype, goals=grad, **more)
-        loss_avx2 = goals(LOSS_AVX2) if (n, c) == LLM else ()
-        yield Row("loss", n, c, dtype, goals=loss, goals_avx2=loss_avx2)
-
-    read = goals({"read": 1.1, "AVX2": 1.7}, 10, 2.5)
-    llm_steps = tuple({"sleep": 0.6, "product": 0.72, "step": 0.75}.items())
-    llm: dict[str, Any] = {"goals_avx2": goals({"copy": 1.0}), "steps": llm_steps}
-    yield from plain(*LLM, "f32", goals(MANY, 15, 6), read, **llm)
-    yield from plain(512, 128256, "f32", goals(MANY, 15, 6), read)
-    yield from plain(512, 128256, "f64", goals({"copy": 0.9, "AVX2": 1.7}, 14, 6.5))
-    many: dict[str, Any] = {
-        "goals_avx2": goals({"AVX-512": 1.25}),
-        "steps": tuple({"sleep": 0.6, "product": 0.6, "step": 0.75}.items()),
-    }
-    yield from plain(8192, 1000, "f32", goals({"copy": 0.9, "AVX2": 1.7}, 5, 3.5), **many)
-    small: dict[str, Any] = {"goals_avx2": goals({"AVX-512": 1.35})}
-    yield from plain(128, 1000, "f32", goals({"copy": 3.5}, 4.5, 4.5), **small)
-    few: dict[str, Any] = {
-        "goals_avx2": (("PyTorch eager", 7.5), ("JAX", 3)),
-        "steps": tuple({"sleep": 0.7, "product": 0.75, "step": 0.75}.items()),
-    }
-    yield from plain(65536, 10, "f32", goals({"copy": 6}, 40, 7), **few)
-    yield from plain(65536, 10, "f64", goals({"copy": 6}, 25, 5))
-    yield from plain(1, 10, "f32", goals({"np.exp": 2.5}, 30, 10))
-    yield from plain(64, 1_000_000, "f32", goals(MANY), goals({"read": 1.1}))
-
-    def option(name: str, n: int, c: int, goals: Any = (), d: int = 1) -> Row:
-        return Row("loss+grad", n, c, option=name, d=d, goals=goals)
-
-    yield option(SOFT, *LLM, goals=goals({"copy": 1.5}, 12, 5))
-    for name in (SMOOTH, CLASS_WEIGHTS):
-        yield option(name, *LLM, goals=goals({"copy": 1.0}, 12, 5))
-    for name in (SAMPLE_WEIGHTS, HALF_IGNORED):
-        yield option(name, *LLM, goals=goals({"copy": 1.0, "own floor": 1.15}))
-    for name in (SOFT, SAMPLE_WEIGHTS, CLASS_WEIGHTS):
-        yield option(name, 65536, 10)
-    yield option(TRAINED, *LLM, goals=goals({"plain": 1.5}))
-    for name in HARD:
-        yield option(name, *LLM, goals=goals({"plain": 1.5}))
-    yield option(AXIS_1, 64, 1000, d=128, goals=goals({"plain": 2}))
-    yield option(AXIS_1, 16, 21, d=128 * 128)  # segmentation: images, classes, pixels
-    yield option(F_ORDER, 8192, 1000, goals=goals({"plain": 2}))
-    yield option(F_ORDER, 65536, 10, goals=goals({"plain": 2}))
-
-    yield from (standard(shape, PLAIN_LOSS, Z_LOSS) for shape in STANDARD)
-
-    variants = {"log_loss": ("", SOFT), "binary_cross_entropy_with_logits": (SOFT, BOOL)}
-    for loss, options in variants.items():
-        for name in options:
-            for work in ("loss+grad", "loss"):
-                limits = goals({"own floor": 1.1}, 8)
-                yield Row(work, *BINARY, option=name, loss=loss, goals=limits)
-    yield Row("loss+grad", 8192, 80, option=BOOL, loss="binary_cross_entropy_with_logits")
-
-    for loss in LOSSES:
-        if loss not in (PLAIN_LOSS, *variants):
-            yield from (standard(shape, loss) for shape in STANDARD)
+def standard(loss: str, option: str = "") -> Iterator[Row]:
+    """Yield the rows of a loss or an option that has none of its own."""
+    for shape, limits in STANDARD.items():
+        some = goals(limits) if LOSSES[loss].beside_plain else ()
+        yield Row(GRAD, *shape, option=option, loss=loss, goals=some, goals_avx2=some)
 
 
-def standard(shape: tuple[int, int], loss: str, option: str = "") -> Row:
-    """Return a row of a loss or an option that is measured in the standard shapes."""
-    limits = goals(STANDARD[shape]) if LOSSES[loss].beside_plain else ()
-    return Row("loss+grad", *shape, option=option, loss=loss, goals=limits, goals_avx2=limits)
+ROWS = [
+    # Plain cross-entropy, from the largest batches to one sample
+    Row(
+        *(GRAD, *LLM),
+        goals=goals(MANY, eager=15, best=6),
+        goals_avx2=goals({"copy": 1.0}),
+        steps=goals({"sleep": 0.6, "product": 0.72, "step": 0.75}),
+    ),
+    Row(LOSS, *LLM, goals=LOSS_OF_MANY, goals_avx2=goals({"read": 1.3})),
+    Row(GRAD, *LARGE, goals=goals(MANY, eager=15, best=6)),
+    Row(LOSS, *LARGE, goals=LOSS_OF_MANY),
+    Row(GRAD, *LARGE, "f64", goals=goals({"copy": 0.9, "AVX2": 1.7}, eager=14, best=6.5)),
+    Row(LOSS, *LARGE, "f64"),
+    Row(
+        *(GRAD, 8192, 1000),
+        goals=goals({"copy": 0.9, "AVX2": 1.7}, eager=5, best=3.5),
+        goals_avx2=goals({"AVX-512": 1.25}),
+        steps=goals({"sleep": 0.6, "product": 0.6, "step": 0.75}),
+    ),
+    Row(LOSS, 8192, 1000),
+    Row(
+        *(GRAD, 128, 1000),
+        goals=goals({"copy": 3.5}, eager=4.5, best=4.5),
+        goals_avx2=goals({"AVX-512": 1.35}),
+    ),
+    Row(LOSS, 128, 1000),
+    Row(
+        *(GRAD, 65536, 10),
+        goals=goals({"copy": 6}, eager=40, best=7),
+        goals_avx2=goals({"PyTorch eager": 7.5, "JAX": 3}),
+        steps=goals({"sleep": 0.7, "product": 0.75, "step": 0.75}),
+    ),
+    Row(LOSS, 65536, 10),
+    Row(GRAD, 65536, 10, "f64", goals=goals({"copy": 6}, eager=25, best=5)),
+    Row(LOSS, 65536, 10, "f64"),
+    Row(GRAD, 1, 10, goals=goals({"np.exp": 2.5}, eager=30, best=10)),
+    Row(LOSS, 1, 10),
+    Row(GRAD, *MILLION, goals=goals(MANY)),
+    Row(LOSS, *MILLION, goals=goals({"read": 1.1})),
+    # Its options
+    Row(GRAD, *LLM, option=SOFT, goals=goals({"copy": 1.5}, eager=12, best=5)),
+    Row(GRAD, *LLM, option=SMOOTH, goals=goals({"copy": 1.0}, eager=12, best=5)),
+    Row(GRAD, *LLM, option=CLASS_WEIGHTS, goals=goals({"copy": 1.0}, eager=12, best=5)),
+    Row(GRAD, *LLM, option=SAMPLE_WEIGHTS, goals=goals({"copy": 1.0, "own floor": 1.15})),
+    Row(GRAD, *LLM, option=HALF_IGNORED, goals=goals({"copy": 1.0, "own floor": 1.15})),
+    Row(GRAD, 65536, 10, option=SOFT),
+    Row(GRAD, 65536, 10, option=SAMPLE_WEIGHTS),
+    Row(GRAD, 65536, 10, option=CLASS_WEIGHTS),
+    *standard(PLAIN_LOSS, Z_LOSS),
+    # Logits that are not normal
+    *(Row(GRAD, *LLM, option=option, goals=TWICE) for option in (TRAINED, *HARD)),
+    # Layouts; the second is segmentation: images, classes, pixels
+    Row(GRAD, 64, 1000, option=AXIS_1, d=128, goals=COLUMNS),
+    Row(GRAD, 16, 21, option=AXIS_1, d=128 * 128),
+    Row(GRAD, 8192, 1000, option=F_ORDER, goals=COLUMNS),
+    Row(GRAD, 65536, 10, option=F_ORDER, goals=COLUMNS),
+    # Losses of elements; the last is a multi-label classifier
+    Row(GRAD, *BINARY, loss="log_loss", goals=ELEMENTS),
+    Row(LOSS, *BINARY, loss="log_loss", goals=ELEMENTS),
+    Row(GRAD, *BINARY, option=SOFT, loss="log_loss", goals=ELEMENTS),
+    Row(LOSS, *BINARY, option=SOFT, loss="log_loss", goals=ELEMENTS),
+    Row(GRAD, *BINARY, option=SOFT, loss=BINARY_LOSS, goals=ELEMENTS),
+    Row(LOSS, *BINARY, option=SOFT, loss=BINARY_LOSS, goals=ELEMENTS),
+    Row(GRAD, *BINARY, option=BOOL, loss=BINARY_LOSS, goals=ELEMENTS),
+    Row(LOSS, *BINARY, option=BOOL, loss=BINARY_LOSS, goals=ELEMENTS),
+    Row(GRAD, 8192, 80, option=BOOL, loss=BINARY_LOSS),
+]
+ROWS += [row for loss in LOSSES if loss not in {row.loss for row in ROWS} for row in standard(loss)]
 
 
 def _exists(row: Row) -> bool:
@@ -218,7 +237,7 @@ def _exists(row: Row) -> bool:
     return hasattr(xentrs, row.loss) and (row.option != Z_LOSS or has_z)
 
 
-ROWS = [row for row in _rows() if _exists(row)]
+ROWS = [row for row in ROWS if _exists(row)]
 
 # What is measured unless rows are named: where every side runs at AVX2, and among other work
 AVX2_ROWS = [
@@ -236,7 +255,6 @@ STEP_ROWS = [
     "binary loss+grad 8192 x 80 f32, bool targets",
     "focal loss+grad 2048 x 32000 f32",
 ]
-assert {*STEP_ROWS} <= {row.name for row in _rows()}
 
 
 class Case:
