@@ -37,7 +37,11 @@ SHOWN = [
     ("loss+grad 2048 x 32000 f32", "step", "language model, 2,048 x 32,000: in a training step"),
     ("loss 2048 x 32000 f32", "sleep", "language model, 2,048 x 32,000: loss alone"),
     ("loss+grad 16 x 21 x 16384 f32, axis=1", "sleep", "segmentation, 16 x 21 x 128 x 128"),
-    ("binary loss+grad 8192 x 80 f32, bool targets", "step", "multi-label, 8,192 x 80"),
+    (
+        "binary loss+grad 8192 x 80 f32, bool targets",
+        "step",
+        "multi-label, 8,192 x 80: in a training step",
+    ),
     ("loss+grad 1 x 10 f32", "sleep", "one sample, 1 x 10"),
     (
         "loss+grad 2048 x 32000 f32",
@@ -50,15 +54,14 @@ COLUMNS = ["NumPy", "PyTorch eager", "PyTorch compiled", "JAX", "scikit-learn"]
 START, END = "<!-- table: make bench-peers -->", "<!-- end of the table -->"
 README_LEGEND = """\
 Each number says how many times as fast xentrs is: 5.0 means that the library takes five times as
-long, and below 1 xentrs is slower. The first number is at AVX2, which most processors have, the
-second at AVX-512; every library is held to the same instructions. In brackets is xentrs's own time
-at AVX2. Float32, {threads} threads, loss and gradient unless the row says otherwise.
+long; below 1, xentrs is slower. The first number is at AVX2, which most processors have, the second
+at AVX-512; every library is held to the same instructions. In brackets is xentrs's own time at
+AVX2. Float32, {threads} threads, loss and gradient unless the row says otherwise.
 
-In a training step , the logits come from a matrix
-product just before the call, and the call alone is timed. The whole step is both products and the
-loss. In the other rows 3 ms of pause come before each call. Only ratios carry over to other
-machines, and they too move by a tenth. [docs/benchmarks.md](docs/benchmarks.md) has all rows.
-Measured on {cpu} with {versions}."""
+In a training step, the logits come from a matrix product just before the call, and the call alone
+is timed. The whole step is both products and the loss. In the other rows, a pause of 3 ms comes
+before each call. Only ratios carry over to other machines, and they too move by a tenth.
+[docs/benchmarks.md](docs/benchmarks.md) has all rows. Measured on {cpu}, with {versions}."""
 
 PAGE = """\
 <!-- Written by `make bench-pictures` from benches/results; change benches/table.py instead. -->
