@@ -4,6 +4,7 @@
 ``make bench ARGS="--benchmark-compare --benchmark-compare-fail=median:10%"`` fails where a test
 takes a tenth longer than in the run before. ``--rows``, ``--peers`` and ``--quick`` select as in
 `compare.py`; ``--peers none`` times xentrs alone. Libraries that are not installed are skipped.
+``XENTRS_SIMD=avx2 make bench`` restricts xentrs to AVX2.
 
 The answer of each side is compared with float64 before it is timed. Here each side is timed by
 itself, as pytest-benchmark does it. For ratios between libraries use `compare.py`, where the sides
