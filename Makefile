@@ -13,10 +13,12 @@ VENV := .venv
 BENCH_VENV := .venv-bench
 PEERS_VENV := .venv-peers
 TORCH_VENV := .venv-torch
+DOCS_VENV := .venv-docs
 BIN := $(abspath $(VENV))/bin
 BENCH_BIN := $(abspath $(BENCH_VENV))/bin
 PEERS_BIN := $(abspath $(PEERS_VENV))/bin
 TORCH_BIN := $(abspath $(TORCH_VENV))/bin
+DOCS_BIN := $(abspath $(DOCS_VENV))/bin
 
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
@@ -60,7 +62,7 @@ test-random: $(VENV)/.package  ## Hold random calls against the reference: MINUT
 	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an environment that has PyTorch
-	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py $(addprefix tests/test_benches.py::,test_torch_steps test_torch_suite))
+	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py tests/test_guide.py $(addprefix tests/test_benches.py::,test_torch_steps test_torch_suite))
 
 lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check
@@ -79,6 +81,14 @@ format: $(VENV)/.installed  ## Format the Rust and the Python
 	cargo fmt
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
+
+# Warnings are errors: a link to nothing, a docstring with a mistake. Of the guide's rows those of JAX
+# and Keras run here, since no other environment has them.
+.PHONY: docs
+docs: $(DOCS_VENV)/.package  ## Build the documentation site into build/docs, and run what the guide says
+	$(DOCS_BIN)/python -m pytest -q tests/test_guide.py
+	$(DOCS_BIN)/sphinx-build -E -W --keep-going --nitpicky -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 wheel: dist/.built  ## Build the wheel (abi3, manylinux2014) and the sdist into dist/
 
@@ -143,7 +153,7 @@ bench-torch-gpu: $(TORCH_VENV)/.package  ## The same on a GPU; without one, toy 
 	$(TORCH_BIN)/python benches/torch_gpu.py $(ARGS)
 
 clean:  ## Remove everything that was built, the environments too
-	rm -rf target dist build $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(TORCH_VENV)
+	rm -rf target dist build docs/api $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(TORCH_VENV) $(DOCS_VENV)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -152,6 +162,7 @@ $(VENV)/.installed: GROUP := dev
 $(BENCH_VENV)/.installed: GROUP := bench
 $(PEERS_VENV)/.installed: GROUP := bench-peers
 $(TORCH_VENV)/.installed: GROUP := torch
+$(DOCS_VENV)/.installed: GROUP := docs
 .PRECIOUS: %/.installed
 %/.installed: pyproject.toml
 	$(PYTHON) -m venv $*

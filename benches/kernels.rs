@@ -19,8 +19,9 @@ use xentrs::parallel::driver::{self, Job};
 use xentrs::parallel::process;
 use xentrs::simd::{Float, Input, Kernel, Level, Output, Scratch, Simd, Vector, enter};
 use xentrs::softmax::Limits;
-use xentrs::softmax::few::{Few, MOST_CLASSES};
+use xentrs::softmax::few::Few;
 use xentrs::softmax::objective::Objective;
+use xentrs::softmax::route::MOST_CLASSES;
 use xentrs::softmax::rows::Rows;
 
 /// Samples and classes. The gradient of the largest is written with non-temporal stores; the last

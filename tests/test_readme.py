@@ -1,4 +1,4 @@
-"""The README's Python runs, and the results in its comments are right.
+"""The Python of the README and of docs/ runs, and the results in its comments are right.
 
 A comment with an arrow after an expression states its value: ``loss  # -> 0.2564``. Text before the
 arrow is a remark. Numbers are compared to the digits that are shown.
@@ -13,18 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-README = Path(__file__).parents[1] / "README.md"
-NUMBER = re.compile(r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+NUMBER = re.compile(r"[-+]?(?:inf|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)")
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="a checkout without a README")
 
 
-def blocks():
-    """Yield each Python block, with its first line's number so that tracebacks point there."""
-    text = README.read_text() if README.exists() else ""
+def blocks(page):
+    """Yield each Python block, with its first line's number so that tracebacks point there.
+
+    Of the pages in docs/ only those that state results: the others are imports and tables' arrays,
+    which `test_guide.py` runs.
+    """
+    text = page.read_text() if page.exists() else ""
     for found in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         line = text[: found.start(1)].count("\n") + 1
-        yield pytest.param(line, found[1], id=f"line-{line}")
+        if page == README or stated_results(found[1]):
+            yield pytest.param(page, line, found[1], id=f"{page.stem}-line-{line}")
 
 
 def stated_results(code):
@@ -52,13 +59,16 @@ def assert_shown(value, shown):
         skeleton = re.sub(r"[\d.eE+-]+", "_", str(value.tolist()))
         assert re.sub(r"[\d.eE+-]+", "_", shown) == skeleton, f"{value} is not shown as {shown}"
         for actual, text in zip(value.ravel().tolist(), numbers, strict=True):
-            assert abs(actual - float(text)) <= resolution(text), f"{value} is not {shown}"
+            is_shown = actual == float(text) or abs(actual - float(text)) <= resolution(text)
+            assert is_shown, f"{value} is not {shown}"
     else:
         assert repr(value) == shown
 
 
-@pytest.mark.parametrize(("line", "code"), list(blocks()))
-def test_block(line, code):
+@pytest.mark.parametrize(
+    ("page", "line", "code"), [block for page in PAGES for block in blocks(page)]
+)
+def test_block(page, line, code):
     if "import torch" in code:
         pytest.importorskip("torch", reason="runs where PyTorch is: make test-torch")
     stated = stated_results(code)
@@ -67,20 +77,22 @@ def test_block(line, code):
         shown = stated.pop(statement.end_lineno, None)
         ast.increment_lineno(statement, line - 1)
         if isinstance(statement, ast.Expr):
-            value = eval(compile(ast.Expression(statement.value), README, "eval"), namespace)
+            value = eval(compile(ast.Expression(statement.value), page, "eval"), namespace)
             if shown is not None:
                 assert_shown(value, shown)
         else:
             assert shown is None, f"only an expression has a value: {ast.unparse(statement)}"
-            exec(compile(ast.Module([statement], []), README, "exec"), namespace)
+            exec(compile(ast.Module([statement], []), page, "exec"), namespace)
     assert not stated, f"these belong to no statement: {stated}"
 
 
 def test_there_are_blocks_with_results():
     """So that a change of the README's form does not leave the test above with nothing to do."""
-    found = [stated_results(parameters.values[1]) for parameters in blocks()]
+    found = [stated_results(parameters.values[2]) for parameters in blocks(README)]
     assert len(found) >= 5
     assert all(found)
+    assert len(list(blocks(ROOT / "docs" / "examples.md"))) >= 4
+    assert len(list(blocks(ROOT / "docs" / "guide.md"))) >= 3
 
 
 @pytest.mark.parametrize(
@@ -94,6 +106,8 @@ def test_there_are_blocks_with_results():
         (np.array([[1.0, 2.5], [3.0, -1e-9]]), "[[1, 2.5], [3.0, 0]]", True),
         (np.array([[1.0, 2.5]]), "[1, 2.5]", False),
         (np.array([1.0, 2.5]), "[1, 2.5, 0]", False),
+        (np.inf, "inf", True),
+        (1.0, "inf", False),
         (True, "True", True),
         (True, "False", False),
     ],

@@ -26,12 +26,26 @@ pub trait Coefficients<T: Real>: Copy + Sync {
     fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Of<'b>;
     /// The coefficients of row `i`.
     fn row<S: Simd>(&self, s: S, i: usize, classes: usize) -> Self::Row<S>;
-    /// What is stored for each number of the input, if anything is.
-    fn stored(&self) -> Option<Input<'_, T>> {
-        None
+    /// Whether the coefficients are what is stored for each number of the input.
+    const AS_STORED: bool = false;
+    /// The coefficients that all rows have.
+    fn of_classes<'b>(&self) -> OfClasses<'b, T>
+    where
+        Self: 'b,
+    {
+        OfClasses::Same(T::default())
     }
     /// The coefficients of one class in several rows, where `stored` is stored for them.
     fn column<S: Simd>(&self, s: S, class: usize, stored: T::V<S>) -> T::V<S>;
+}
+
+/// The coefficients of the classes, the same in every row.
+#[derive(Clone, Copy, Debug)]
+pub enum OfClasses<'a, T> {
+    /// All classes have the same.
+    Same(T),
+    /// Each class has its own.
+    Each(Input<'a, T>),
 }
 
 /// The coefficients of a row.
@@ -81,6 +95,12 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Hard {
 pub struct Even<T>(pub T);
 
 impl<T: Real> Coefficients<T> for Even<T> {
+    fn of_classes<'b>(&self) -> OfClasses<'b, T>
+    where
+        Self: 'b,
+    {
+        OfClasses::Same(self.0)
+    }
     const ANY: bool = true;
     const EVEN: bool = true;
     const HARD: bool = true;
@@ -119,6 +139,12 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Even<T> {
 pub struct Shared<'a, T>(pub Input<'a, T>);
 
 impl<'a, T: Real> Coefficients<T> for Shared<'a, T> {
+    fn of_classes<'b>(&self) -> OfClasses<'b, T>
+    where
+        Self: 'b,
+    {
+        OfClasses::Each(self.0)
+    }
     const ANY: bool = true;
     const HARD: bool = true;
     type Of<'b>
@@ -155,6 +181,7 @@ pub struct Plain<'a, T>(pub Input<'a, T>);
 impl<'a, T: Real> Coefficients<T> for Plain<'a, T> {
     const ANY: bool = true;
     const HARD: bool = false;
+    const AS_STORED: bool = true;
     type Of<'b>
         = Plain<'b, T>
     where
@@ -170,10 +197,6 @@ impl<'a, T: Real> Coefficients<T> for Plain<'a, T> {
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> Plain<'a, T> {
         Plain(self.0.part(i * classes, classes))
-    }
-    #[inline(always)]
-    fn stored(&self) -> Option<Input<'_, T>> {
-        Some(self.0)
     }
     #[inline(always)]
     fn column<S: Simd>(&self, _: S, _: usize, stored: T::V<S>) -> T::V<S> {
@@ -222,10 +245,6 @@ impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> Soft<'a, T> {
         Soft { probabilities: self.probabilities.part(i * classes, classes), ..*self }
-    }
-    #[inline(always)]
-    fn stored(&self) -> Option<Input<'_, T>> {
-        Some(self.probabilities)
     }
     #[inline(always)]
     fn column<S: Simd>(&self, s: S, class: usize, stored: T::V<S>) -> T::V<S> {

@@ -8,8 +8,9 @@ use crate::call::coefficients::Coefficients;
 use crate::error::Result;
 use crate::parallel::driver;
 use crate::softmax::Limits;
-use crate::softmax::few::{self, Few};
+use crate::softmax::few::Few;
 use crate::softmax::objective::Objective;
+use crate::softmax::route::{Kernel, Route};
 use crate::softmax::rows::Rows;
 use crate::tiles::{self, Plan};
 
@@ -27,16 +28,15 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     }
 
     fn takes_few(&self, batch: &Batch<'_, T>) -> bool {
-        few::takes(batch)
+        Route::of(batch).kernel != Kernel::Rows
     }
 
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        let as_it_is = few::takes_as_it_is(self.0);
-        match (self.0.outputs.grad, as_it_is) {
-            (Some(_), true) => driver::run(&Few::<T, C, true>::new(self.0, c, total, self.1)),
-            (None, true) => driver::run(&Few::<T, C, false>::new(self.0, c, total, self.1)),
-            (Some(_), false) => tiles::run(self.0, &FewPlan::<C, true>(c, total, self.1)),
-            (None, false) => tiles::run(self.0, &FewPlan::<C, false>(c, total, self.1)),
+        match (self.0.outputs.grad, Route::of(self.0).by_tiles) {
+            (Some(_), false) => driver::run(&Few::<T, C, true>::new(self.0, c, total, self.1)),
+            (None, false) => driver::run(&Few::<T, C, false>::new(self.0, c, total, self.1)),
+            (Some(_), true) => tiles::run(self.0, &FewPlan::<C, true>(c, total, self.1)),
+            (None, true) => tiles::run(self.0, &FewPlan::<C, false>(c, total, self.1)),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{Result, collected};
 use crate::math::{Real, quotient};
 use crate::reduce;
 use crate::simd::Input;
-use crate::softmax::few::MOST_CLASSES;
+use crate::softmax::route::MOST_CLASSES;
 
 /// How far ahead of its use a number is asked for, in bytes.
 const AHEAD: usize = 2048;

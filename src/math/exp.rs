@@ -20,7 +20,7 @@
 //! Where `|x|` is too large for `n` to be exact (beyond [`ExpFloat::OFFSET_LIMIT`]) a difference of
 //! logits is exact or its exponential is 0, and the usual way is right: `SHIFTED` subtracts first.
 
-use crate::simd::{Float, Simd, Vector};
+use crate::simd::{Float, Function, Simd, Vector};
 
 use super::Real;
 
@@ -317,24 +317,53 @@ pub fn exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
 /// `n L + j` in the lowest bits, beside what `round` has, and `r`.
 #[inline(always)]
 fn reduce<S: Simd, T: Real>(s: S, x: T::V<S>, round: T::V<S>) -> [T::V<S>; 2] {
-    let steps = x.mul_add(T::V::<S>::splat(s, T::STEPS), round);
-    let n = steps.sub(round);
-    let r = n.fma(T::V::<S>::splat(s, T::STEP[0]), x);
-    [steps, n.fma(T::V::<S>::splat(s, T::STEP[1]), r)]
+    s.function(Reduce::<S, T> { x, round })
+}
+
+struct Reduce<S: Simd, T: Real> {
+    x: T::V<S>,
+    round: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for Reduce<S, T> {
+    type Output = [T::V<S>; 2];
+    #[inline(always)]
+    fn eval(self, s: S) -> [T::V<S>; 2] {
+        let Reduce { x, round } = self;
+        let steps = x.mul_add(T::V::<S>::splat(s, T::STEPS), round);
+        let n = steps.sub(round);
+        let r = n.fma(T::V::<S>::splat(s, T::STEP[0]), x);
+        [steps, n.fma(T::V::<S>::splat(s, T::STEP[1]), r)]
+    }
 }
 
 /// `2^(n + j / L) e^r`, scaled as the table is and by what `round` had beside [`ExpFloat::ROUND`].
 #[inline(always)]
 fn exponential<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> T::V<S> {
-    let mut series = T::V::<S>::splat(s, T::SERIES[T::SERIES.len() - 1]);
-    for &c in T::SERIES.iter().rev().skip(1) {
-        series = series.mul_add(r, T::V::<S>::splat(s, c));
+    s.function(Exponential::<S, T> { steps, r, table })
+}
+
+struct Exponential<S: Simd, T: Real> {
+    steps: T::V<S>,
+    r: T::V<S>,
+    table: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for Exponential<S, T> {
+    type Output = T::V<S>;
+    #[inline(always)]
+    fn eval(self, s: S) -> T::V<S> {
+        let Exponential { steps, r, table } = self;
+        let mut series = T::V::<S>::splat(s, T::SERIES[T::SERIES.len() - 1]);
+        for &c in T::SERIES.iter().rev().skip(1) {
+            series = series.mul_add(r, T::V::<S>::splat(s, c));
+        }
+        let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
+        let less_one = series.mul(r).mul_add(r, r.add(rest));
+        let exponent = steps.bits_shl(T::MANTISSA_BITS - T::LANE_BITS);
+        let power = table.permute(steps).bits_add(exponent);
+        power.mul_add(less_one, power)
     }
-    let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
-    let less_one = series.mul(r).mul_add(r, r.add(rest));
-    let exponent = steps.bits_shl(T::MANTISSA_BITS - T::LANE_BITS);
-    let power = table.permute(steps).bits_add(exponent);
-    power.mul_add(less_one, power)
 }
 
 #[cfg(test)]

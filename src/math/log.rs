@@ -16,7 +16,7 @@
 //!
 //! For `r` in [0, 1], as `e^-|x|` is, another table needs no `n` ([`log1p_unit`]); its last `a` is 1/2.
 
-use crate::simd::{Float, Simd, Vector};
+use crate::simd::{Float, Function, Simd, Vector};
 
 use super::Real;
 
@@ -185,34 +185,61 @@ impl LogFloat for f64 {
 /// a division by `2^n`.
 #[inline(always)]
 pub(super) fn nearest<S: Simd, T: Real>(s: S, x: T::V<S>) -> [T::V<S>; 4] {
-    // A macro, since a closure might not be inlined with the features.
-    macro_rules! bits {
-        ($bits:expr) => {
-            T::V::<S>::splat(s, T::from_bits($bits))
-        };
+    s.function(Nearest::<S, T> { x })
+}
+
+struct Nearest<S: Simd, T: Real> {
+    x: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for Nearest<S, T> {
+    type Output = [T::V<S>; 4];
+    #[inline(always)]
+    fn eval(self, s: S) -> [T::V<S>; 4] {
+        let Nearest { x } = self;
+        // A macro, since a closure might not be inlined with the features.
+        macro_rules! bits {
+            ($bits:expr) => {
+                T::V::<S>::splat(s, T::from_bits($bits))
+            };
+        }
+        let one = T::from_f64(1.0);
+        let index_bit = T::MANTISSA_BITS - T::LANE_BITS;
+        let moved = x.bits_add(bits!(3u64 << (index_bit - 1)));
+        let index = moved.bits_shr(index_bit);
+        let exponent = moved.bits_and(bits!(u64::MAX << T::MANTISSA_BITS));
+        let a = T::V::<S>::from_lanes(s, T::NEAR[0]).permute(index);
+        let exponent = exponent.bits_sub(bits!(one.to_bits()));
+        // An integer below 2^MANTISSA_BITS becomes a float beside the bits of that power.
+        let power = (1u64 << T::MANTISSA_BITS) as f64;
+        let float = moved.bits_shr(T::MANTISSA_BITS).bits_or(bits!(T::from_f64(power).to_bits()));
+        let bias = T::V::<S>::splat(s, T::from_f64(power + T::MAX_EXPONENT as f64));
+        [float.sub(bias), exponent, a, T::V::<S>::from_lanes(s, T::NEAR[1]).permute(index)]
     }
-    let one = T::from_f64(1.0);
-    let index_bit = T::MANTISSA_BITS - T::LANE_BITS;
-    let moved = x.bits_add(bits!(3u64 << (index_bit - 1)));
-    let index = moved.bits_shr(index_bit);
-    let exponent = moved.bits_and(bits!(u64::MAX << T::MANTISSA_BITS));
-    let a = T::V::<S>::from_lanes(s, T::NEAR[0]).permute(index);
-    let exponent = exponent.bits_sub(bits!(one.to_bits()));
-    // An integer below 2^MANTISSA_BITS becomes a float beside the bits of that power.
-    let power = (1u64 << T::MANTISSA_BITS) as f64;
-    let float = moved.bits_shr(T::MANTISSA_BITS).bits_or(bits!(T::from_f64(power).to_bits()));
-    let bias = T::V::<S>::splat(s, T::from_f64(power + T::MAX_EXPONENT as f64));
-    [float.sub(bias), exponent, a, T::V::<S>::from_lanes(s, T::NEAR[1]).permute(index)]
 }
 
 /// `rest + log(1 + f) - f` for a small `f`.
 #[inline(always)]
 pub(super) fn series<S: Simd, T: Real>(s: S, f: T::V<S>, rest: T::V<S>) -> T::V<S> {
-    let mut series = T::V::<S>::splat(s, T::Q[T::Q.len() - 1]);
-    for &c in T::Q.iter().rev().skip(1) {
-        series = series.mul_add(f, T::V::<S>::splat(s, c));
+    s.function(Series::<S, T> { f, rest })
+}
+
+struct Series<S: Simd, T: Real> {
+    f: T::V<S>,
+    rest: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for Series<S, T> {
+    type Output = T::V<S>;
+    #[inline(always)]
+    fn eval(self, s: S) -> T::V<S> {
+        let Series { f, rest } = self;
+        let mut series = T::V::<S>::splat(s, T::Q[T::Q.len() - 1]);
+        for &c in T::Q.iter().rev().skip(1) {
+            series = series.mul_add(f, T::V::<S>::splat(s, c));
+        }
+        f.mul(f).mul_add(series, rest)
     }
-    f.mul(f).mul_add(series, rest)
 }
 
 /// `n ln2 + log + log(1 + f)`, where `rest` is `f` and what else is small.

@@ -52,6 +52,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Evaluates a kernel as a function of its own, not inlined: one of several loops that would take
     /// each other's registers.
     fn apart<K: Kernel>(self, kernel: K) -> K::Output;
+    /// Evaluates a function of vectors: as a part of the caller where vectors are registers, by a call where they
+    /// are memory. There a call costs little beside what it does, and every copy of the code is long.
+    #[inline(always)]
+    fn function<F: Function<Self>>(self, function: F) -> F::Output {
+        function.eval(self)
+    }
 }
 
 /// No other type is a [`Float`]: of these any bits are a number, as memory that was never written needs.
@@ -279,6 +285,14 @@ pub trait Kernel {
     fn eval<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// Something to be computed of vectors of one level.
+pub trait Function<S: Simd> {
+    /// What it returns.
+    type Output;
+    /// Computes it. Must be `#[inline(always)]`, as all that it calls.
+    fn eval(self, s: S) -> Self::Output;
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Isa {
     #[cfg(target_arch = "x86_64")]
@@ -357,7 +371,7 @@ pub fn enter<K: Kernel>(level: Level, kernel: K) -> K::Output {
         // SAFETY: as above.
         Isa::Avx2 => unsafe { avx2::door(kernel) },
         #[cfg(not(xentrs_without = "portable"))]
-        Isa::Portable => kernel.eval(portable::Portable),
+        Isa::Portable => portable::Portable.apart(kernel),
         #[cfg(any(
             xentrs_without = "avx512",
             xentrs_without = "avx2",

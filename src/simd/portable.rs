@@ -1,6 +1,6 @@
 //! The level of every other CPU: arrays, which the compiler turns into what the target has.
 
-use super::{COLUMNS, Float, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
+use super::{COLUMNS, Float, Function, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
 
 /// The portable level.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +13,11 @@ impl Simd for Portable {
     #[inline(never)]
     fn apart<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.eval(self)
+    }
+
+    #[inline(never)]
+    fn function<F: Function<Self>>(self, function: F) -> F::Output {
+        function.eval(self)
     }
 }
 
@@ -86,7 +91,7 @@ macro_rules! array {
                 // SAFETY: the pointer is to that many numbers.
                 Array(unsafe { src.pointer(at, $lanes).cast::<[$t; $lanes]>().read() })
             }
-            #[inline(always)]
+            #[inline(never)]
             fn load_lanes(
                 _: Portable,
                 src: Input<'_, $t>,
@@ -112,7 +117,7 @@ macro_rules! array {
                 // SAFETY: the pointer is to that many numbers.
                 unsafe { dst.pointer(at, $lanes).cast::<[$t; $lanes]>().write(self.0) }
             }
-            #[inline(always)]
+            #[inline(never)]
             fn store_lanes(self, dst: Output<'_, $t>, at: usize, lanes: u32) {
                 for i in 0..$lanes {
                     if lanes >> i & 1 != 0 {
@@ -145,7 +150,7 @@ macro_rules! array {
             fn mul_add(self, b: Self, c: Self) -> Self {
                 self.mul(b).add(c)
             }
-            #[inline(always)]
+            #[inline(never)]
             fn fma(self, b: Self, c: Self) -> Self {
                 Array(std::array::from_fn(|i| self.0[i].fused(b.0[i], c.0[i])))
             }
@@ -186,7 +191,7 @@ macro_rules! array {
             fn bits_or(self, other: Self) -> Self {
                 self.of_bits(other, |a, b| a | b)
             }
-            #[inline(always)]
+            #[inline(never)]
             fn permute(self, index: Self) -> Self {
                 let lane = |i: usize| self.0[index.0[i].to_bits() as usize % $lanes];
                 Array(std::array::from_fn(lane))
@@ -222,7 +227,7 @@ macro_rules! array {
             fn wide(self, part: usize) -> Array<f64, 8> {
                 Array(std::array::from_fn(|i| self.0[part * 8 + i].to_f64()))
             }
-            #[inline(always)]
+            #[inline(never)]
             fn load_columns(
                 _: Portable,
                 src: Input<'_, $t>,
@@ -231,7 +236,7 @@ macro_rules! array {
             ) -> [Self; COLUMNS] {
                 columns(src, at, stride)
             }
-            #[inline(always)]
+            #[inline(never)]
             fn store_columns(
                 columns: [Self; COLUMNS],
                 dst: Output<'_, $t>,
@@ -240,7 +245,7 @@ macro_rules! array {
             ) {
                 store(columns, dst, at, stride);
             }
-            #[inline(always)]
+            #[inline(never)]
             fn load_half(
                 _: Portable,
                 src: Input<'_, $t>,
@@ -249,11 +254,11 @@ macro_rules! array {
             ) -> [Self; HALF] {
                 columns(src, at, stride)
             }
-            #[inline(always)]
+            #[inline(never)]
             fn store_half(columns: [Self; HALF], dst: Output<'_, $t>, at: usize, stride: usize) {
                 store(columns, dst, at, stride);
             }
-            #[inline(always)]
+            #[inline(never)]
             fn load_pair(
                 _: Portable,
                 src: Input<'_, $t>,
@@ -262,7 +267,7 @@ macro_rules! array {
             ) -> [Self; PAIR] {
                 columns(src, at, stride)
             }
-            #[inline(always)]
+            #[inline(never)]
             fn store_pair(columns: [Self; PAIR], dst: Output<'_, $t>, at: usize, stride: usize) {
                 store(columns, dst, at, stride);
             }

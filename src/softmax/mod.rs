@@ -23,6 +23,7 @@
 
 pub mod few;
 pub mod objective;
+pub mod route;
 pub mod rows;
 
 use crate::math::Real;
@@ -49,12 +50,12 @@ pub trait Limits: Real {
     /// Sums among few classes above this lose nothing to underflow when divided.
     const FEW_LEAST: f64;
     /// The few classes as numbers, to compare with.
-    const CLASSES: &'static [Self; few::MOST_CLASSES];
+    const CLASSES: &'static [Self; route::MOST_CLASSES];
 }
 
 macro_rules! classes {
     ($t:ty) => {{
-        let mut numbers = [0.0; few::MOST_CLASSES];
+        let mut numbers = [0.0; route::MOST_CLASSES];
         let mut i = 0;
         while i < numbers.len() {
             numbers[i] = i as $t;
@@ -72,7 +73,7 @@ impl Limits for f32 {
     const FEW_BIAS: i64 = 60;
     const FEW_SHIFT: [i64; 2] = [-90, 50];
     const FEW_LEAST: f64 = 1.0 / (1u128 << 100) as f64;
-    const CLASSES: &'static [f32; few::MOST_CLASSES] = &classes!(f32);
+    const CLASSES: &'static [f32; route::MOST_CLASSES] = &classes!(f32);
 }
 
 impl Limits for f64 {
@@ -83,7 +84,7 @@ impl Limits for f64 {
     const FEW_BIAS: i64 = 500;
     const FEW_SHIFT: [i64; 2] = [-900, 480];
     const FEW_LEAST: f64 = 1e-280;
-    const CLASSES: &'static [f64; few::MOST_CLASSES] = &classes!(f64);
+    const CLASSES: &'static [f64; route::MOST_CLASSES] = &classes!(f64);
 }
 
 /// The exponent of a scale, 0 for 0 and what is not finite.

@@ -31,6 +31,7 @@ use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
 use crate::simd::{Input, Kernel, Output, Scratch, Simd, Vector, fence};
 
 use super::objective::{Factors, Objective, State};
+use super::route::Route;
 use super::{Limits, exponent, power};
 
 /// Vectors in a chunk.
@@ -258,7 +259,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     ) {
         let chunk = VECTORS * T::LANES;
         for at in part.clone().step_by(chunk) {
-            if let Some(waiting) = waiting {
+            if let Some(waiting) = waiting.filter(|_| GRAD) {
                 waiting.chunk::<C>(s, at);
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
@@ -320,10 +321,9 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 coefficient.add(sums.coefficient.total());
             }
         }
-        if let Some(waiting) = waiting {
+        if let Some(waiting) = waiting.take().filter(|_| GRAD) {
             waiting.finish::<C>();
         }
-        *waiting = None;
         let pivot = T::V::<S>::splat(s, self.logits.get(self.pivot));
         let pivot = self.exp.of::<SHIFTED>(s, pivot).to_lanes().as_ref()[0].to_f64();
         let most = if C::HARD { 0.0 } else { largest_lane::<S, T>(most).to_f64() };
@@ -509,7 +509,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
     /// A job. `total` is the sum of the coefficients where every row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
-        Rows { batch, coefficients, objective, keep, total, stream: batch.stream() }
+        Rows { batch, coefficients, objective, keep, total, stream: Route::of(batch).non_temporal }
     }
 
     /// A row's own part of an output.
@@ -763,7 +763,8 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             if losses.n == 8 {
                 self.write_losses(s, &mut losses, first, sums);
             }
-            let Some(grad) = batch.outputs.grad else {
+            // A constant first: without a gradient nothing of what follows is compiled.
+            let Some(grad) = batch.outputs.grad.filter(|_| GRAD) else {
                 continue;
             };
             let (mut scaled, mut z_slope) = (scale * total, 0.0);
@@ -857,7 +858,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 stream: self.stream,
             });
         }
-        if let Some(waiting) = waiting {
+        if let Some(waiting) = waiting.filter(|_| GRAD) {
             waiting.all::<C>(s);
             waiting.finish::<C>();
         }

@@ -1,9 +1,8 @@
 //! What there is of a block's samples while it is done.
 
-use crate::call::coefficients::Coefficients;
 use crate::simd::{COLUMNS, Input, Output, Scratch, Simd, Vector};
 
-use super::{Few, Limits};
+use super::{Common, Limits};
 
 /// What there is of each sample in the logits' type: its class (-1 if it does not count), the
 /// exponent of its reference, and what [`LaneExp`] knows; the sum of its exponentials but for the
@@ -70,14 +69,10 @@ pub(super) const ROWS: usize = 3;
 impl<T: Limits> Buffers<T> {
     /// Buffers for blocks of at most `samples`, whole groups.
     #[inline(always)]
-    pub(super) fn new<S: Simd, C: Coefficients<T>, const GRAD: bool>(
-        s: S,
-        samples: usize,
-        job: &Few<'_, T, C, GRAD>,
-    ) -> Self {
+    pub(super) fn new<S: Simd>(s: S, samples: usize, job: &Common<'_, T>) -> Self {
         let classes = job.batch.classes;
         let columns = samples * classes;
-        let stored = if job.coefficients.stored().is_some() { columns } else { 0 };
+        let stored = if job.stored.is_some() { columns } else { 0 };
         let first = NARROW * samples;
         let starts = [first, first + columns, first + columns + stored];
         let rows = if job.many { T::LANES * classes } else { columns + COLUMNS };

@@ -2,13 +2,12 @@
 
 use std::ops::Range;
 
-use crate::call::coefficients::Coefficients;
 use crate::call::place::Place;
 use crate::math::Real;
 use crate::simd::{self, HALF, Input, Simd};
 
 use super::buffers::ROWS;
-use super::{Block, Few, Limits, copy};
+use super::{Block, Common, Limits, copy};
 
 /// Where the numbers of a group of samples lie.
 pub(super) enum Group<View> {
@@ -86,7 +85,7 @@ pub(super) fn runs<T: Real>(
     })
 }
 
-impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+impl<'a, T: Limits> Common<'a, T> {
     /// Numbers of a group, and those behind them that its last row's last columns reach into.
     #[inline(always)]
     pub(super) fn group_len(&self) -> usize {
@@ -103,7 +102,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         s: S,
         array: Input<'b, T>,
         place: Option<&Place>,
-        block: &Block<'b, Self, T>,
+        block: &Block<'b, T>,
         group: usize,
     ) -> Group<Input<'b, T>> {
         let classes = self.batch.classes;

@@ -1,6 +1,5 @@
 //! What is done once a sample.
 
-use crate::call::coefficients::Coefficients;
 use crate::math::Real;
 use crate::math::exp::{power_of_two, residue};
 use crate::math::log::{log, log1p, log1p_and};
@@ -9,20 +8,25 @@ use crate::simd::{Kernel, Output, Simd, Vector, fold};
 
 use super::apply::Apply;
 use super::buffers::*;
-use super::{Block, Few, Limits, lanes_from, power, splat};
+use super::{Block, Common, Limits, lanes_from, power, splat};
 
-impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+impl<'a, T: Limits> Common<'a, T> {
     /// Losses, weighted, and what gradients take of each sample; the losses' sum.
     #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> f64 {
+    fn finish<S: Simd, const ANY: bool, const HARD: bool>(
+        &self,
+        s: S,
+        block: &Block<'_, T>,
+    ) -> f64 {
         let buffers = block.buffers;
         for group in block.groups() {
-            let done = if self.narrow { self.finish_narrow(s, group, buffers) } else { 0 };
+            let done =
+                if self.narrow { self.finish_narrow::<S, ANY, HARD>(s, group, buffers) } else { 0 };
             if self.narrow && self.batch.outputs.hess.is_some() {
-                s.apart(FinishHessian { block: *block, group });
+                s.apart(FinishHessian::<T, ANY> { block: *block, group });
             }
             if done != T::ALL {
-                s.apart(FinishWide { block: *block, group, done });
+                s.apart(FinishWide::<T, ANY, HARD> { block: *block, group, done });
             }
             if !self.objective.is_plain() {
                 let (start, width) = (group * self.batch.classes, T::LANES * self.batch.classes);
@@ -32,7 +36,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                     group,
                     columns: buffers.part(COLUMNS_OF).1.part(start, width),
                     weighted: self.batch.is_weighted(),
-                    grad: GRAD,
+                    grad: self.grad,
                     hess: self.batch.outputs.hess.is_some(),
                 });
             }
@@ -48,7 +52,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Writes each sample's loss.
     #[inline(always)]
-    fn write_losses<S: Simd>(&self, s: S, block: &Block<'_, Self, T>, to: Output<'_, T>) {
+    fn write_losses<S: Simd>(&self, s: S, block: &Block<'_, T>, to: Output<'_, T>) {
         let divisor = splat::<S, f64>(s, self.batch.divisor);
         for group in block.groups() {
             let mut parts = [divisor; 2];
@@ -63,7 +67,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// The same in the logits' type, of a group: those of its lanes for which that is enough, or which
     /// do not count. What a quotient's rounding loses is found by fused multiply-add.
     #[inline(always)]
-    fn finish_narrow<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) -> u32 {
+    fn finish_narrow<S: Simd, const ANY: bool, const HARD: bool>(
+        &self,
+        s: S,
+        group: usize,
+        buffers: &Buffers<T>,
+    ) -> u32 {
         let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
         let (rest, rest_lost, pivot) = (
             buffers.load(s, REST, group),
@@ -77,7 +86,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let lost = zero.sub(odds).fma(pivot, rest).add(rest_lost).mul(inverse);
         let surprise = log1p_and::<S, T>(s, odds, lost);
         let mut above = surprise;
-        if C::HARD && C::ANY {
+        if HARD && ANY {
             // How far log S is above the largest logit, from the sum of all others.
             let largest = buffers.load(s, LARGEST, group);
             let others = rest.sub(largest).add(pivot.add(rest_lost));
@@ -95,23 +104,29 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let mut scaled_lost = splat::<S, T>(s, self.scale - T::from_f64(self.scale).to_f64());
         let mut fits = T::ALL;
         let (mut minus_b, mut pivot_grad) = (zero, zero);
-        if C::ANY || self.batch.is_weighted() {
+        if ANY || self.batch.is_weighted() {
             let (mut scales, mut pivots) = ([none; 2], [none; 2]);
             let (mut products, mut lost) = ([none; 2], [none; 2]);
             for part in 0..T::WIDE {
                 let (at, surprise) = (group + 8 * part, surprise.wide(part));
                 let (loss, scale, total);
-                if C::ANY {
-                    let sample = self.sample(s, group, part, [surprise, above.wide(part)], buffers);
+                if ANY {
+                    let sample = self.sample::<S, ANY, HARD>(
+                        s,
+                        group,
+                        part,
+                        [surprise, above.wide(part)],
+                        buffers,
+                    );
                     scale = S::V64::select(counted!(part), sample.scale, none);
                     (loss, total) = (sample.loss, sample.total);
-                    if GRAD {
+                    if self.grad {
                         // Of the sum with what it lost, to the digits of float64.
                         let inverse = inverse.wide(part);
                         let more = none.sub(inverse).fma(sample.whole, splat::<S, f64>(s, 1.0));
                         let inverse = more.mul_add(inverse, inverse);
                         let sample = Sample { scale, ..sample };
-                        pivots[part] = self.pivot_gradient(s, &sample, inverse);
+                        pivots[part] = self.pivot_gradient::<S, HARD>(s, &sample, inverse);
                     }
                 } else {
                     total = buffers.load_wide(s, OF_CLASS, at);
@@ -139,7 +154,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 loss.store(buffers.wide(LOSS).1, group + 8 * part);
             }
         }
-        if GRAD {
+        if self.grad {
             let a = T::V::<S>::select(counts, scaled.mul(inverse), zero);
             let minus_a = zero.sub(a);
             let whole_lost = lost_by::<S, T>(rest, pivot, whole).add(rest_lost);
@@ -147,7 +162,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             let a_lost = T::V::<S>::select(counts, lost.mul(inverse), zero);
             buffers.store(A, group, a);
             buffers.store(A_LOST, group, a_lost);
-            if C::ANY {
+            if ANY {
                 buffers.store(MINUS_B, group, minus_b);
             } else {
                 let own = a.fma(rest, a_lost.mul_add(rest, a.mul(rest_lost)));
@@ -164,7 +179,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Eight samples, their losses from `-log p` of their pivots and of their largest logits.
     #[inline(always)]
-    fn sample<S: Simd>(
+    fn sample<S: Simd, const ANY: bool, const HARD: bool>(
         &self,
         s: S,
         group: usize,
@@ -180,13 +195,13 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let whole = rest.add(pivot);
         let of_class = buffers.load_wide(s, OF_CLASS, at);
         let mut others = splat::<S, f64>(s, self.total);
-        if !C::HARD {
+        if !HARD {
             others = others.add(buffers.load_wide(s, COEFFICIENT, at));
         }
         // A weight of 0 takes even an infinite loss.
         let loss = of_class.mul(surprise);
         let mut loss = S::V64::select(of_class.eq(none), whole.sub(whole), loss);
-        if C::ANY {
+        if ANY {
             loss = loss.add(others.mul(above)).add(buffers.load_wide(s, DISTANCE, at));
         }
         let (loss, total) = (loss.mul(buffers.load_wide(s, SAMPLE, at)), of_class.add(others));
@@ -204,11 +219,16 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// The gradient at the pivots, `scale (total p - t)`, whose `p - 1` is `-rest / whole`.
     #[inline(always)]
-    fn pivot_gradient<S: Simd>(&self, s: S, sample: &Sample<S>, inverse: S::V64) -> S::V64 {
+    fn pivot_gradient<S: Simd, const HARD: bool>(
+        &self,
+        s: S,
+        sample: &Sample<S>,
+        inverse: S::V64,
+    ) -> S::V64 {
         let &Sample { rest, pivot, of_class, total, own, scale, .. } = sample;
         let none = splat::<S, f64>(s, 0.0);
         let (minus_part, p) = (none.sub(rest.mul(inverse)), pivot.mul(inverse));
-        let gradient = if C::HARD {
+        let gradient = if HARD {
             let others = p.mul(splat::<S, f64>(s, self.total)).sub(own);
             minus_part.fma(of_class, others)
         } else {
@@ -222,7 +242,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// What else a Hessian takes, of a group, in the logits' type.
     #[inline(always)]
-    fn finish_hessian<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
+    fn finish_hessian<S: Simd, const ANY: bool>(&self, s: S, group: usize, buffers: &Buffers<T>) {
         let (rest, pivot, high, low) = (
             buffers.load(s, REST, group),
             buffers.load(s, PIVOT, group),
@@ -235,7 +255,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let inverse = splat::<S, T>(s, 1.0).div(whole.add(lost));
         // Products of gradients and probabilities, none below the normal numbers where the result is not.
         let a = buffers.load(s, A, group).add(buffers.load(s, A_LOST, group));
-        let part = if C::ANY {
+        let part = if ANY {
             a.mul(rest.add(buffers.load(s, REST_LOST, group)))
         } else {
             splat::<S, T>(s, 0.0).sub(buffers.load(s, PIVOT_GRAD, group))
@@ -249,7 +269,13 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// The same as [`Few::finish_narrow`] in float64, of the lanes that are not `done`.
     #[inline(always)]
-    fn finish_wide<S: Simd>(&self, s: S, group: usize, done: u32, block: &Block<'_, Self, T>) {
+    fn finish_wide<S: Simd, const ANY: bool, const HARD: bool>(
+        &self,
+        s: S,
+        group: usize,
+        done: u32,
+        block: &Block<'_, T>,
+    ) {
         let buffers = block.buffers;
         let (none, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
         let none_counts = T::V::<S>::lanes(buffers.load(s, CLASS, group).lt(splat::<S, T>(s, 0.0)));
@@ -260,7 +286,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             // Those of which `rest / pivot` can be formed: not of NaN, nor of what has underflowed.
             near[part] = S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))));
             odds[part] = S::V64::select(S::V64::mask(s, near[part]), rest.div(pivot), none);
-            if C::HARD && C::ANY {
+            if HARD && ANY {
                 let most = buffers.load(s, LARGEST, group).wide(part);
                 let high = buffers.load(s, REST, group).wide(part).sub(most);
                 let low = pivot.add(buffers.load(s, REST_LOST, group).wide(part));
@@ -280,10 +306,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 surprise = S::V64::select(S::V64::mask(s, near[part]), surprise, far);
             }
             let mut above = surprise;
-            if C::HARD && C::ANY {
+            if HARD && ANY {
                 above = S::V64::select(S::V64::mask(s, largest[part]), surprise, aboves[part]);
             }
-            let sample = self.sample(s, group, part, [surprise, above], buffers);
+            let sample = self.sample::<S, ANY, HARD>(s, group, part, [surprise, above], buffers);
             let whole = sample.whole;
             let (mut loss, mut mute) = (sample.loss, S::V64::mask(s, !counted & 0xFF));
             if self.batch.classes == 1 {
@@ -294,7 +320,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             loss = S::V64::select(whole.eq(whole), loss, nan);
             loss = S::V64::select(S::V64::mask(s, counted), loss, none);
             loss.store_lanes(buffers.wide(LOSS).1, at, !done >> (8 * part) & 0xFF);
-            if !GRAD {
+            if !self.grad {
                 continue;
             }
             let inverse = splat::<S, f64>(s, 1.0).div(whole);
@@ -306,8 +332,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             let lost =
                 minus_a.fma(lost_by::<S, f64>(rest, pivot, whole), minus_a.fma(whole, scaled));
             let lost = lost.mul(inverse);
-            let pivot_grad = if C::ANY {
-                self.pivot_gradient(s, &sample, inverse)
+            let pivot_grad = if ANY {
+                self.pivot_gradient::<S, HARD>(s, &sample, inverse)
             } else {
                 none.sub(a.fma(rest, lost.mul(rest))).add(none)
             };
@@ -320,7 +346,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 result[part] = x;
             }
         }
-        if !GRAD {
+        if !self.grad {
             return;
         }
         for (which, parts) in RESULTS.into_iter().zip(results) {
@@ -339,7 +365,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     fn far<S: Simd>(
         &self,
         s: S,
-        block: &Block<'_, Self, T>,
+        block: &Block<'_, T>,
         group: usize,
         part: usize,
         lanes: u32,
@@ -399,17 +425,16 @@ fn split<S: Simd, T: Real>(mut parts: [S::V64; 2]) -> [T::V<S>; 2] {
     [high, T::V::<S>::narrow(parts)]
 }
 
-/// Finishes a block; the sum of its losses.
-pub(super) struct Finish<'b, J, T>(pub(super) Block<'b, J, T>);
+/// Finishes a block; the sum of its losses. `ANY`: there are coefficients beside a true class; `HARD`: there is
+/// a true class.
+pub(super) struct Finish<'b, T, const ANY: bool, const HARD: bool>(pub(super) Block<'b, T>);
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
-    for Finish<'_, Few<'_, T, C, GRAD>, T>
-{
+impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for Finish<'_, T, ANY, HARD> {
     type Output = f64;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> f64 {
         let (block, job) = (&self.0, self.0.job);
-        let sum = job.finish(s, block);
+        let sum = job.finish::<S, ANY, HARD>(s, block);
         if let Some(losses) = job.batch.outputs.losses {
             job.write_losses(s, block, losses);
         }
@@ -418,34 +443,31 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
 }
 
 /// Finishes a group in float64, but for the lanes that are done.
-struct FinishWide<'b, J, T> {
-    block: Block<'b, J, T>,
+struct FinishWide<'b, T, const ANY: bool, const HARD: bool> {
+    block: Block<'b, T>,
     group: usize,
     done: u32,
 }
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
-    for FinishWide<'_, Few<'_, T, C, GRAD>, T>
-{
+impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for FinishWide<'_, T, ANY, HARD> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        self.block.job.finish_wide(s, self.group, self.done, &self.block);
+        let FinishWide { block, group, done } = self;
+        block.job.finish_wide::<S, ANY, HARD>(s, group, done, &block);
     }
 }
 
 /// Finishes a group's Hessian.
-struct FinishHessian<'b, J, T> {
-    block: Block<'b, J, T>,
+struct FinishHessian<'b, T, const ANY: bool> {
+    block: Block<'b, T>,
     group: usize,
 }
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
-    for FinishHessian<'_, Few<'_, T, C, GRAD>, T>
-{
+impl<T: Limits, const ANY: bool> Kernel for FinishHessian<'_, T, ANY> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        self.block.job.finish_hessian(s, self.group, self.block.buffers);
+        self.block.job.finish_hessian::<S, ANY>(s, self.group, self.block.buffers);
     }
 }

@@ -26,28 +26,26 @@ mod read;
 mod sum;
 mod write;
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use crate::call::batch::{Batch, Target};
-use crate::call::coefficients::Coefficients;
+use crate::call::coefficients::{Coefficients, OfClasses};
 use crate::call::layout::Layout;
 use crate::call::place::Place;
 use crate::math::Real;
 use crate::parallel::driver::{Job, Split};
 use crate::simd::slices::{copy, lanes_from};
-use crate::simd::{Simd, Vector, fence};
+use crate::simd::{Input, Simd, Vector, fence};
 
 use super::objective::Objective;
+use super::route::{Kernel, MOST_CLASSES, Route, is_long};
 use super::{Limits, exponents, power};
 use buffers::{Buffers, LOSS, STORED};
 use columns::Group;
 use finish::Finish;
 use read::{Reading, Weighing};
 use sum::Reduction;
-use write::Emission;
-
-/// The most classes that this kernel takes.
-pub const MOST_CLASSES: usize = 256;
+use write::{Emission, NONE, OF_CLASSES, OF_LOGITS};
 
 /// Numbers in a block, about.
 const BLOCK: usize = 1024;
@@ -64,18 +62,24 @@ const MANY_BLOCK: usize = 256 << 10;
 /// How many classes of all groups are read or written before the next.
 const TURN: usize = 16;
 
-/// The shortest lines of samples of which many classes are taken as columns.
-const LINE: usize = 64;
-
 /// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
 pub struct Few<'a, T, C, const GRAD: bool> {
-    batch: &'a Batch<'a, T>,
+    common: Common<'a, T>,
     coefficients: C,
+}
+
+/// What a job is, however its target is stored: steps that need no more are compiled once for all of these.
+pub struct Common<'a, T> {
+    batch: &'a Batch<'a, T>,
     objective: Objective,
     /// The part of a class index that smoothing leaves.
     keep: f64,
     /// The sum of all coefficients, where every row has the same.
     total: f64,
+    /// What is stored of the target for each logit, if the target is not class indices.
+    stored: Option<Input<'a, T>>,
+    /// What smoothing gives each class, or all of them.
+    each: OfClasses<'a, T>,
     /// What a sample without a weight is multiplied by.
     scale: f64,
     /// Samples in a block.
@@ -86,57 +90,36 @@ pub struct Few<'a, T, C, const GRAD: bool> {
     many: bool,
     /// Whether what is done once a sample may be done in the logits' type.
     narrow: bool,
-    /// Whether the gradient goes past the caches: that of few classes is asked for ahead, and written where
-    /// it is then takes less.
+    /// Whether there is a gradient.
+    grad: bool,
+    /// Whether the gradient is written by non-temporal stores: that of few classes is prefetched, and written
+    /// where it is then takes less.
     stream: bool,
     /// Whether rows of the gradient may be written before the logits behind them are read.
     direct: bool,
 }
 
-/// Whether this kernel takes a batch, as it is or tile by tile.
-pub fn takes<T: Real>(batch: &Batch<'_, T>) -> bool {
-    batch.classes <= MOST_CLASSES || lines(batch).is_some()
+impl<'a, T, C, const GRAD: bool> Deref for Few<'a, T, C, GRAD> {
+    type Target = Common<'a, T>;
+    fn deref(&self) -> &Common<'a, T> {
+        &self.common
+    }
 }
 
-/// Whether it takes the batch as it is: every array is rows, or its samples lie next to each other, or
-/// there are many classes.
-pub fn takes_as_it_is<T: Real>(batch: &Batch<'_, T>) -> bool {
-    batch.classes > MOST_CLASSES
-        || batch.layout.as_deref().is_none_or(|layout| {
-            !layout.converts() && layout.places().all(|place| place.sample_step() == 1)
-        })
-}
-
-/// The lines of samples of a batch that this kernel takes though it has more than [`MOST_CLASSES`]: those
-/// of the logits are long, and those of the target's probabilities. Outputs may lie anywhere, so the
-/// loss is the same whatever they are.
-pub fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
-    let layout = batch.layout.as_deref().filter(|layout| !layout.converts())?;
-    let long = |place: &Option<Place>| place.as_ref().is_some_and(is_long);
-    let soft = matches!(batch.target, Target::Probabilities(_));
-    // Class indices are numbers of the logits' type here.
-    let fits = batch.classes <= 1 << 24;
-    let takes = fits && long(&layout.values) && (!soft || long(&layout.probabilities));
-    let lines = layout.places().filter(|place| is_long(place)).map(|place| place.line_at(0).1);
-    lines.min().filter(|_| takes)
-}
-
-/// Whether so many samples lie next to each other that columns are read or written as they are.
-fn is_long(place: &Place) -> bool {
-    place.sample_step() == 1 && place.line_at(0).1 >= LINE
-}
-
-impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+impl<'a, T: Limits, C: Coefficients<T> + 'a, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// A job of a batch that this kernel [`takes`]. `total` is the sum of the coefficients where every
     /// row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
-        let many = batch.classes > MOST_CLASSES;
-        let line = if many { lines(batch) } else { Some(batch.samples) };
-        let line = line.expect("too many classes for this kernel");
+        let route = Route::of(batch);
+        let (many, line) = match route.kernel {
+            Kernel::Few => (false, batch.samples),
+            Kernel::Columns(line) => (true, line),
+            Kernel::Rows => panic!("too many classes for this kernel"),
+        };
         let numbers = if many { MANY_BLOCK / size_of::<T>() } else { BLOCK };
         let groups = (numbers / (T::LANES * batch.classes)).max(1);
         let keep = if C::HARD { 1.0 - batch.options.label_smoothing } else { 0.0 };
-        let (samples, stream) = (T::LANES * groups, many && batch.stream());
+        let (samples, stream) = (T::LANES * groups, route.non_temporal);
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !in_place;
@@ -144,22 +127,82 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let [least, most] = T::FEW_SHIFT.map(power);
         let fits = C::ANY || batch.is_weighted() || (least..most).contains(&scale.abs());
         let narrow = batch.classes > 1 && fits;
-        Few {
+        // Where the target is probabilities, the batch may be a tile of what the coefficients are made of.
+        let stored = match batch.target {
+            Target::Probabilities(stored) => Some(stored),
+            Target::Indices(_) => None,
+        };
+        let common = Common {
             batch,
-            coefficients,
             objective,
             keep,
             total,
+            stored,
+            each: coefficients.of_classes(),
             scale,
             samples,
             line,
             many,
             narrow,
+            grad: GRAD,
             stream,
             direct,
-        }
+        };
+        Few { common, coefficients }
     }
 
+    /// Does a block; the sum of its losses.
+    #[inline(always)]
+    fn run_block<S: Simd>(&self, s: S, block: Block<'_, T>) -> f64 {
+        let nothing = self.batch.is_weighted() && s.apart(Weighing(block));
+        match (self.many, C::HARD) {
+            (true, true) => s.apart(Reading::<_, true, true>(block, nothing)),
+            (true, false) => s.apart(Reading::<_, true, false>(block, nothing)),
+            (false, true) => s.apart(Reading::<_, false, true>(block, nothing)),
+            (false, false) => s.apart(Reading::<_, false, false>(block, nothing)),
+        }
+        if self.many {
+            s.apart(Reduction::<_, _, true>(self, block));
+        } else {
+            s.apart(Reduction::<_, _, false>(self, block));
+        }
+        let sum = match (C::ANY, C::HARD) {
+            (false, _) => s.apart(Finish::<_, false, true>(block)),
+            (true, true) => s.apart(Finish::<_, true, true>(block)),
+            (true, false) => s.apart(Finish::<_, true, false>(block)),
+        };
+        if GRAD {
+            match (self.many, C::ANY, C::HARD) {
+                (true, false, _) => s.apart(Emission::<_, true, NONE>(block)),
+                (true, true, true) => s.apart(Emission::<_, true, OF_CLASSES>(block)),
+                (true, true, false) => s.apart(Emission::<_, true, OF_LOGITS>(block)),
+                (false, false, _) => s.apart(Emission::<_, false, NONE>(block)),
+                (false, true, true) => s.apart(Emission::<_, false, OF_CLASSES>(block)),
+                (false, true, false) => s.apart(Emission::<_, false, OF_LOGITS>(block)),
+            }
+        }
+        sum
+    }
+
+    /// The coefficients of a class, in the group whose columns begin at `start`.
+    #[inline(always)]
+    fn coefficient<S: Simd>(
+        &self,
+        s: S,
+        class: usize,
+        start: usize,
+        buffers: &Buffers<T>,
+    ) -> T::V<S> {
+        let stored = if C::HARD {
+            T::V::<S>::splat(s, T::default())
+        } else {
+            T::V::<S>::load(s, buffers.part(STORED).0, start + class * T::LANES)
+        };
+        self.coefficients.column(s, class, stored)
+    }
+}
+
+impl<'a, T: Limits> Common<'a, T> {
     /// How many lanes of a block's first group are left empty, so that the others are whole cache lines
     /// of the gradient.
     #[inline(always)]
@@ -180,36 +223,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// The block that begins at `first`, of samples before `end`.
     #[inline(always)]
-    fn block<'b>(
-        &'b self,
-        first: usize,
-        end: usize,
-        buffers: &'b Buffers<T>,
-    ) -> Block<'b, Self, T> {
+    fn block<'b>(&'b self, first: usize, end: usize, buffers: &'b Buffers<T>) -> Block<'b, T> {
         let (lead, room) = (self.lead(first), end - first);
         let n = room.min(self.samples - lead);
         let n = if self.many { n.min(self.line - first % self.line) } else { n };
         Block { job: self, first, n, lead, room, buffers }
-    }
-
-    /// Does a block; the sum of its losses.
-    #[inline(always)]
-    fn run_block<S: Simd>(&self, s: S, block: Block<'_, Self, T>) -> f64 {
-        let nothing = self.batch.is_weighted() && s.apart(Weighing(block));
-        if self.many {
-            s.apart(Reading::<_, _, true>(block, nothing));
-            s.apart(Reduction::<_, _, true>(block));
-        } else {
-            s.apart(Reading::<_, _, false>(block, nothing));
-            s.apart(Reduction::<_, _, false>(block));
-        }
-        let sum = s.apart(Finish(block));
-        if GRAD && self.many {
-            s.apart(Emission::<_, _, true>(block));
-        } else if GRAD {
-            s.apart(Emission::<_, _, false>(block));
-        }
-        sum
     }
 
     /// The place of an array that is not rows.
@@ -220,7 +238,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Some classes, [`COLUMNS`] at least, and a group of a block, until all have been.
     #[inline(always)]
-    fn turns(&self, block: &Block<'_, Self, T>) -> impl Iterator<Item = (Range<usize>, usize)> {
+    fn turns(&self, block: &Block<'_, T>) -> impl Iterator<Item = (Range<usize>, usize)> {
         let classes = self.batch.classes;
         (0..classes / TURN).flat_map(move |turn| {
             let turn = turn * TURN..(turn + 1) * TURN;
@@ -229,29 +247,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             block.groups().map(move |group| (turn.clone(), group))
         })
     }
-
-    /// The coefficients of a class, in the group whose columns begin at `start`.
-    #[inline(always)]
-    fn coefficient<S: Simd>(
-        &self,
-        s: S,
-        class: usize,
-        start: usize,
-        buffers: &Buffers<T>,
-    ) -> T::V<S> {
-        let stored = if self.coefficients.stored().is_some() {
-            T::V::<S>::load(s, buffers.part(STORED).0, start + class * T::LANES)
-        } else {
-            T::V::<S>::splat(s, T::default())
-        };
-        self.coefficients.column(s, class, stored)
-    }
 }
 
 /// A block of samples: `n` from `first` on, of which `room` follow in the array. The first group has
 /// `lead` samples less than there are lanes.
-struct Block<'b, J, T> {
-    job: &'b J,
+struct Block<'b, T> {
+    job: &'b Common<'b, T>,
     first: usize,
     n: usize,
     lead: usize,
@@ -259,17 +260,17 @@ struct Block<'b, J, T> {
     buffers: &'b Buffers<T>,
 }
 
-impl<J, T> Clone for Block<'_, J, T> {
+impl<T> Clone for Block<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<J, T> Copy for Block<'_, J, T> {}
+impl<T> Copy for Block<'_, T> {}
 
-impl<J, T: Real> Block<'_, J, T> {
+impl<T: Real> Block<'_, T> {
     /// The groups: where the lanes of each begin.
     #[inline(always)]
-    fn groups(&self) -> impl Iterator<Item = usize> + use<J, T> {
+    fn groups(&self) -> impl Iterator<Item = usize> + use<T> {
         (0..self.lead + self.n).step_by(T::LANES)
     }
 
@@ -282,7 +283,7 @@ impl<J, T: Real> Block<'_, J, T> {
 
     /// Samples whose lanes follow each other: the first lane and sample, and how many they are.
     #[inline(always)]
-    fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<J, T> {
+    fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<T> {
         // The first group is by itself if it has a lead.
         let head = if self.lead > 0 { self.samples(0).1 } else { 0 };
         let lane = if self.lead > 0 { T::LANES } else { 0 };
@@ -364,7 +365,7 @@ mod tests {
     use crate::call::coefficients::{Hard, Plain, Soft};
     use crate::call::options::Options;
     use crate::parallel::driver::run_at;
-    use crate::simd::{Input, Level, Scratch};
+    use crate::simd::{Level, Scratch};
     use crate::softmax::rows::Rows;
 
     /// Images, classes and pixels of an image, and how the gradient lies.

@@ -2,18 +2,17 @@
 
 use std::ops::Range;
 
-use crate::call::coefficients::Coefficients;
 use crate::call::place::Place;
 use crate::simd::{COLUMNS, HALF, Kernel, PAIR, Simd, Vector};
 
 use super::buffers::*;
 use super::columns::{Group, columns};
-use super::{AHEAD, Block, Few, Limits, TURN, exponents, splat};
+use super::{AHEAD, Block, Common, Limits, TURN, exponents, splat};
 
-impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+impl<'a, T: Limits> Common<'a, T> {
     /// Reads the classes of a block's samples, of which some may weigh `nothing`; whether any is ignored.
     #[inline(always)]
-    fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, Self, T>, nothing: bool) -> bool {
+    fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, T>, nothing: bool) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
         let classes = buffers.narrow(CLASS).1;
         for (lane, sample, n) in block.runs() {
@@ -38,7 +37,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Gives samples that weigh nothing the class of ignored ones.
     #[inline(always)]
-    fn leave_out<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) {
+    fn leave_out<S: Simd>(&self, s: S, block: &Block<'_, T>) {
         let (buffers, none) = (block.buffers, splat::<S, f64>(s, 0.0));
         let drops = self.batch.drops_classes();
         for group in block.groups() {
@@ -60,7 +59,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Reads the weights of a block's samples and of their classes; whether any is 0.
     #[inline(always)]
-    fn read_weights<S: Simd>(&self, s: S, block: &Block<'_, Self, T>) -> bool {
+    fn read_weights<S: Simd>(&self, s: S, block: &Block<'_, T>) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
         for (lane, sample, n) in block.runs() {
             let part = |which| buffers.wide(which).1.part(lane, n);
@@ -68,7 +67,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 let weights = part(SAMPLE);
                 batch.each_sample_weight(sample, n, move |i, weight| weights.set(i, weight));
             }
-            if let (true, Some(weight)) = (C::HARD, batch.weight.as_deref()) {
+            if let (None, Some(weight)) = (self.stored, batch.weight.as_deref()) {
                 let (weights, keep) = (part(OF_CLASS), self.keep);
                 // That of an ignored sample is any.
                 batch.each_index(sample, n, move |i, class| {
@@ -84,7 +83,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             for at in (group..group + T::LANES).step_by(8) {
                 let sample = buffers.load_wide(s, SAMPLE, at);
                 zeros |= S::V64::lanes(sample.eq(none));
-                if C::HARD {
+                if self.stored.is_none() {
                     zeros |= S::V64::lanes(buffers.load_wide(s, OF_CLASS, at).eq(none));
                 }
                 let scale = if product { sample.mul(scale) } else { sample.div(divisor) };
@@ -103,7 +102,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let mut parts = [splat::<S, f64>(s, 0.0); 2];
         for (part, bias) in parts.iter_mut().enumerate().take(T::WIDE) {
             let mut scale = buffers.load_wide(s, SCALE, group + 8 * part);
-            if C::HARD {
+            if self.stored.is_none() {
                 let of_class = buffers.load_wide(s, OF_CLASS, group + 8 * part);
                 scale = scale.mul(of_class.add(splat::<S, f64>(s, self.total)));
             }
@@ -119,10 +118,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Columns of a group, all or some, and the largest of each lane.
     #[inline(always)]
-    fn transpose<S: Simd, const MANY: bool>(
+    fn transpose<S: Simd, const MANY: bool, const HARD: bool>(
         &self,
         s: S,
-        block: &Block<'_, Self, T>,
+        block: &Block<'_, T>,
         classes: Range<usize>,
         group: usize,
         any_ignored: bool,
@@ -134,7 +133,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             Some(place) if MANY => TURN as isize * place.class_step(),
             _ => (AHEAD * T::LANES) as isize,
         };
-        if let Some(stored) = self.coefficients.stored() {
+        if let Some(stored) = self.stored.filter(|_| !HARD) {
             let place = self.place(|layout| &layout.probabilities);
             let samples = self.group_of::<S, MANY>(s, stored, place, block, group);
             let (stored, ahead) = (buffers.part(STORED).1.part(start, width), ahead(place));
@@ -155,7 +154,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         // Of every other class, since each maximum waits for the one before.
         let mut other = most;
         columns!(s, samples, all, classes.clone(), ahead, to, x => {
-            if C::HARD {
+            if HARD {
                 (most, other) = (other, x.max(most));
             } else {
                 largest = T::V::<S>::select(most.lt(x), at, largest);
@@ -171,7 +170,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             for class in classes {
                 let x = T::V::<S>::load(s, from, class * T::LANES);
                 T::V::<S>::select(counts, x, zero).store(to, class * T::LANES);
-                if self.coefficients.stored().is_some() {
+                if !HARD {
                     let (from, to) = buffers.part(STORED);
                     let at = start + class * T::LANES;
                     let q = T::V::<S>::load(s, from, at);
@@ -179,7 +178,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 }
             }
         }
-        if !C::HARD {
+        if !HARD {
             let class = T::V::<S>::select(counts, largest, class);
             buffers.store(CLASS, group, class);
         }
@@ -188,11 +187,9 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 }
 
 /// Reads a block's weights.
-pub(super) struct Weighing<'b, J, T>(pub(super) Block<'b, J, T>);
+pub(super) struct Weighing<'b, T>(pub(super) Block<'b, T>);
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
-    for Weighing<'_, Few<'_, T, C, GRAD>, T>
-{
+impl<T: Limits> Kernel for Weighing<'_, T> {
     type Output = bool;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> bool {
@@ -200,12 +197,13 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Kernel
     }
 }
 
-/// Reads its targets and logits; whether samples may weigh nothing.
-pub(super) struct Reading<'b, J, T, const MANY: bool>(pub(super) Block<'b, J, T>, pub(super) bool);
+/// Reads its targets, class indices if `HARD`, and its logits. The second tells whether samples may weigh nothing.
+pub(super) struct Reading<'b, T, const MANY: bool, const HARD: bool>(
+    pub(super) Block<'b, T>,
+    pub(super) bool,
+);
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
-    for Reading<'_, Few<'_, T, C, GRAD>, T, MANY>
-{
+impl<T: Limits, const MANY: bool, const HARD: bool> Kernel for Reading<'_, T, MANY, HARD> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
@@ -213,12 +211,13 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
         let any_ignored = job.read_targets(s, block, self.1);
         if MANY {
             for (turn, group) in job.turns(block) {
-                job.transpose::<S, MANY>(s, block, turn, group, any_ignored);
+                job.transpose::<S, MANY, HARD>(s, block, turn, group, any_ignored);
             }
             return;
         }
         for group in block.groups() {
-            job.transpose::<S, MANY>(s, block, 0..job.batch.classes, group, any_ignored);
+            let all = 0..job.batch.classes;
+            job.transpose::<S, MANY, HARD>(s, block, all, group, any_ignored);
         }
     }
 }

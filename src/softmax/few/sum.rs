@@ -15,7 +15,7 @@ use super::{Block, Few, Limits, PART, splat};
 impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// Exponentials of a group, and their sums.
     #[inline(always)]
-    fn reduce<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, Self, T>, group: usize) {
+    fn reduce<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, T>, group: usize) {
         let (batch, buffers) = (self.batch, block.buffers);
         let zero = splat::<S, T>(s, 0.0);
         let (start, width) = (group * batch.classes, T::LANES * batch.classes);
@@ -30,7 +30,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let bias = buffers.load(s, BIAS, group);
         let exp = LaneExp::<S, T>::new(s, reference, bias);
         let mut next = [self.next::<MANY>(block, group, self.place(|layout| &layout.values)); 2];
-        if MANY && self.coefficients.stored().is_some() {
+        if MANY && !C::HARD {
             next[1] = self.next::<MANY>(block, group, self.place(|layout| &layout.probabilities));
         }
         let grad = self.destination::<MANY>(block, group);
@@ -95,7 +95,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// logits' type is too small.
     #[cold]
     #[inline(never)]
-    fn sum_wide(&self, block: &Block<'_, Self, T>, group: usize, lanes: u32) {
+    fn sum_wide(&self, block: &Block<'_, T>, group: usize, lanes: u32) {
         let (batch, buffers) = (self.batch, block.buffers);
         let (first, n) = block.samples(group);
         for lane in (0..n).filter(|lane| lanes >> lane & 1 != 0) {
@@ -114,7 +114,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     #[inline(always)]
     fn next<const MANY: bool>(
         &self,
-        block: &Block<'_, Self, T>,
+        block: &Block<'_, T>,
         group: usize,
         place: Option<&Place>,
     ) -> (isize, isize) {
@@ -133,11 +133,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Where the gradient of a group of few classes goes, and how far apart its cache lines are.
     #[inline(always)]
-    fn destination<'b, const MANY: bool>(
+    fn destination<const MANY: bool>(
         &self,
-        block: &Block<'b, Self, T>,
+        block: &Block<'_, T>,
         group: usize,
-    ) -> Option<(Output<'b, T>, isize, isize)> {
+    ) -> Option<(Output<'a, T>, isize, isize)> {
         let grad = self.batch.outputs.grad.filter(|_| GRAD && !MANY)?;
         let (sample, _) = block.samples(group);
         let (at, step) = match self.place(|layout| &layout.grad) {
@@ -181,7 +181,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             if let Some((grad, start, step)) = grad {
                 grad.prefetch((start + c as isize * step) as usize);
             }
-            if let Some(stored) = self.coefficients.stored() {
+            if let Some(stored) = self.stored.filter(|_| !C::HARD) {
                 ask(stored, next[1]);
             }
             let x = T::V::<S>::load(s, columns.0, at);
@@ -203,6 +203,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             }
             if C::ANY {
                 let t = self.coefficient(s, c, start, buffers);
+                if GRAD && !C::HARD && !C::AS_STORED {
+                    // What the gradient takes.
+                    t.store(buffers.part(STORED).1, start + at);
+                }
                 let distance = t.mul(most.sub(x));
                 // 0 log 0 = 0
                 let distance = T::V::<S>::select(t.eq(zero), zero, distance);
@@ -262,7 +266,7 @@ impl<S: Simd, T: Real> Sums<S, T> {
 }
 
 /// Sums a block.
-pub(super) struct Reduction<'b, J, T, const MANY: bool>(pub(super) Block<'b, J, T>);
+pub(super) struct Reduction<'b, J, T, const MANY: bool>(pub(super) &'b J, pub(super) Block<'b, T>);
 
 impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
     for Reduction<'_, Few<'_, T, C, GRAD>, T, MANY>
@@ -270,8 +274,8 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        for group in self.0.groups() {
-            self.0.job.reduce::<S, MANY>(s, &self.0, group);
+        for group in self.1.groups() {
+            self.0.reduce::<S, MANY>(s, &self.1, group);
         }
     }
 }

@@ -2,19 +2,45 @@
 
 use std::ops::Range;
 
-use crate::call::coefficients::Coefficients;
+use crate::call::coefficients::OfClasses;
 use crate::call::place::Place;
 use crate::math::times;
 use crate::simd::{self, COLUMNS, HALF, Kernel, Output, PAIR, Simd, Vector};
 
 use super::buffers::*;
 use super::columns::{Group, runs};
-use super::{Block, Few, Limits, copy, is_long, splat};
+use super::{Block, Common, Limits, copy, is_long, splat};
 
-impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+/// There are no coefficients...
+pub(super) const NONE: usize = 0;
+/// ... or every sample has the same...
+pub(super) const OF_CLASSES: usize = 1;
+/// ... or each logit has its own, which the sums have left in the buffers.
+pub(super) const OF_LOGITS: usize = 2;
+
+impl<'a, T: Limits> Common<'a, T> {
+    /// The coefficients of a class that a gradient takes, in the group whose columns begin at `start`.
+    #[inline(always)]
+    fn emitted<S: Simd, const KIND: usize>(
+        &self,
+        s: S,
+        class: usize,
+        start: usize,
+        buffers: &Buffers<T>,
+    ) -> T::V<S> {
+        if KIND == OF_LOGITS {
+            return T::V::<S>::load(s, buffers.part(STORED).0, start + class * T::LANES);
+        }
+        let coefficient = match self.each {
+            OfClasses::Same(coefficient) => coefficient,
+            OfClasses::Each(coefficients) => coefficients.get(class),
+        };
+        T::V::<S>::splat(s, coefficient)
+    }
+
     /// Writes gradient and Hessian of a block.
     #[inline(always)]
-    fn write<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, Self, T>) {
+    fn write<S: Simd, const MANY: bool, const KIND: usize>(&self, s: S, block: &Block<'_, T>) {
         let &Block { first, n, room, buffers, .. } = block;
         let (batch, classes) = (self.batch, 0..self.batch.classes);
         for (grad, place, hessian) in [
@@ -23,11 +49,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         ] {
             let Some(grad) = grad else { continue };
             if MANY {
-                self.write_many(s, block, hessian, grad, place);
+                self.write_many::<S, KIND>(s, block, hessian, grad, place);
                 continue;
             }
             if let Some(place) = place {
-                self.write_columns(s, block, hessian, grad, place);
+                self.write_columns::<S, KIND>(s, block, hessian, grad, place);
                 continue;
             }
             // Rows that the last columns of a row may reach into go to their place at once.
@@ -38,11 +64,27 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 let at = group * batch.classes;
                 if self.direct && at + wanted <= past.len() {
                     let rows = Group::Rows(past.part(at, wanted));
-                    self.emit::<S, false>(s, group, hessian, rows, classes.clone(), false, buffers);
+                    self.emit::<S, false, KIND>(
+                        s,
+                        group,
+                        hessian,
+                        rows,
+                        classes.clone(),
+                        false,
+                        buffers,
+                    );
                     done = at + T::LANES * batch.classes;
                 } else {
                     let rows = Group::Rows(buffers.part(ROWS).1.part(at, wanted));
-                    self.emit::<S, false>(s, group, hessian, rows, classes.clone(), false, buffers);
+                    self.emit::<S, false, KIND>(
+                        s,
+                        group,
+                        hessian,
+                        rows,
+                        classes.clone(),
+                        false,
+                        buffers,
+                    );
                 }
             }
             let rest = n * batch.classes - done;
@@ -52,10 +94,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Writes gradient or Hessian of a block to where samples lie next to each other.
     #[inline(always)]
-    fn write_columns<S: Simd>(
+    fn write_columns<S: Simd, const KIND: usize>(
         &self,
         s: S,
-        block: &Block<'_, Self, T>,
+        block: &Block<'_, T>,
         hessian: bool,
         array: Output<'_, T>,
         place: &Place,
@@ -66,9 +108,25 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             let (at, left) = place.line_at(sample);
             if left.min(n) == T::LANES {
                 let columns = Group::Columns(array, at, place.class_step(), T::ALL);
-                self.emit::<S, false>(s, group, hessian, columns, classes.clone(), false, buffers);
+                self.emit::<S, false, KIND>(
+                    s,
+                    group,
+                    hessian,
+                    columns,
+                    classes.clone(),
+                    false,
+                    buffers,
+                );
             } else {
-                self.scatter::<S, false>(s, block, group, classes.clone(), hessian, array, place);
+                self.scatter::<S, false, KIND>(
+                    s,
+                    block,
+                    group,
+                    classes.clone(),
+                    hessian,
+                    array,
+                    place,
+                );
             }
         }
     }
@@ -76,10 +134,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// Writes some classes of a group to samples that are not a vector, by way of a copy.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "of two callers")]
-    fn scatter<S: Simd, const MANY: bool>(
+    fn scatter<S: Simd, const MANY: bool, const KIND: usize>(
         &self,
         s: S,
-        block: &Block<'_, Self, T>,
+        block: &Block<'_, T>,
         group: usize,
         classes: Range<usize>,
         hessian: bool,
@@ -88,7 +146,15 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     ) {
         let (from, to) = block.buffers.part(ROWS);
         let columns = Group::Columns(to, 0, T::LANES as isize, T::ALL);
-        self.emit::<S, MANY>(s, group, hessian, columns, classes.clone(), false, block.buffers);
+        self.emit::<S, MANY, KIND>(
+            s,
+            group,
+            hessian,
+            columns,
+            classes.clone(),
+            false,
+            block.buffers,
+        );
         let (sample, n) = block.samples(group);
         for (at, lane, n) in runs::<T>(place, sample..sample + n, classes) {
             simd::copy(n, (from, lane, 1), (array, at, place.sample_step()));
@@ -97,10 +163,10 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
 
     /// Writes gradient or Hessian of a block of many classes, wherever it goes.
     #[inline(always)]
-    fn write_many<S: Simd>(
+    fn write_many<S: Simd, const KIND: usize>(
         &self,
         s: S,
-        block: &Block<'_, Self, T>,
+        block: &Block<'_, T>,
         hessian: bool,
         array: Output<'_, T>,
         place: Option<&Place>,
@@ -115,11 +181,11 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
                 None if n == T::LANES => (Group::Rows(batch.rows(array, sample, n)), false),
                 _ => {
                     let place = place.unwrap_or(&rows);
-                    self.scatter::<S, true>(s, block, group, turn, hessian, array, place);
+                    self.scatter::<S, true, KIND>(s, block, group, turn, hessian, array, place);
                     continue;
                 }
             };
-            self.emit::<S, true>(s, group, hessian, to, turn, stream, buffers);
+            self.emit::<S, true, KIND>(s, group, hessian, to, turn, stream, buffers);
         }
     }
 
@@ -127,7 +193,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     /// `stream`.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "of three callers")]
-    fn emit<S: Simd, const MANY: bool>(
+    fn emit<S: Simd, const MANY: bool, const KIND: usize>(
         &self,
         s: S,
         group: usize,
@@ -143,7 +209,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         let columns = buffers.part(COLUMNS_OF).0.part(start, width);
         let class = buffers.load(s, CLASS, group);
         let a = [buffers.load(s, A, group), buffers.load(s, A_LOST, group)];
-        let minus_b = if C::ANY { buffers.load(s, MINUS_B, group) } else { zero };
+        let minus_b = if KIND != NONE { buffers.load(s, MINUS_B, group) } else { zero };
         let (mut at_pivot, mut inverse, mut most, mut second) =
             (buffers.load(s, PIVOT_GRAD, group), zero, zero, zero);
         let curved = hessian && !self.objective.is_plain();
@@ -162,8 +228,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         macro_rules! derivative {
             ($e:expr, $c:expr, $class:expr, $number:expr) => {{
                 let e = $e;
-                let mut g = if !hessian && C::ANY {
-                    let t = self.coefficient(s, $c, start, buffers);
+                let mut g = if !hessian && KIND != NONE {
+                    let t = self.emitted::<S, KIND>(s, $c, start, buffers);
                     e.fma(a[0], e.fma(a[1], t.mul(minus_b)))
                 } else {
                     times::<S, T>(e, a)
@@ -249,15 +315,13 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
     }
 }
 
-/// Writes a block.
-pub(super) struct Emission<'b, J, T, const MANY: bool>(pub(super) Block<'b, J, T>);
+/// Writes a block; `KIND` tells what coefficients there are beside that of a true class.
+pub(super) struct Emission<'b, T, const MANY: bool, const KIND: usize>(pub(super) Block<'b, T>);
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
-    for Emission<'_, Few<'_, T, C, GRAD>, T, MANY>
-{
+impl<T: Limits, const MANY: bool, const KIND: usize> Kernel for Emission<'_, T, MANY, KIND> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        self.0.job.write::<S, MANY>(s, &self.0);
+        self.0.job.write::<S, MANY, KIND>(s, &self.0);
     }
 }

@@ -1,0 +1,83 @@
+"""What the documentation names exists: files, targets of make, decisions."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import xentrs
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+DECISIONS = DOCS / "decisions"
+RECORDS = sorted(DECISIONS.glob("0*.md"))
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted(DOCS.glob("*.md")),
+    DECISIONS / "README.md",
+]
+# Folders of the repository whose files the documentation names.
+PATH = re.compile(r"`((?:\.ci|benches|docs|examples|python|src|tests|tools)/[\w./-]*)`")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+MAKE = re.compile(r"`make ([a-z-]+)")
+DECISION = re.compile(r"decisions? (\d+)\b", re.IGNORECASE)
+
+pytestmark = pytest.mark.skipif(not DECISIONS.is_dir(), reason="a checkout without documentation")
+
+
+def ids(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_named_files_exist(page):
+    named = PATH.findall(page.read_text())
+    # What a command makes is not in a checkout.
+    made = {"docs/api/"}
+    assert not [path for path in named if path not in made and not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RECORDS], ids=ids)
+def test_linked_files_exist(page):
+    links = [link for link in LINK.findall(page.read_text()) if "://" not in link]
+    # `make docs` writes the pages in api/, and is sure to find them.
+    links = [link for link in links if not link.startswith("api/")]
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_named_targets_of_make_exist(page):
+    targets = re.findall(r"^([a-z-]+)(?: [a-z-]+)*:.*## ", (ROOT / "Makefile").read_text(), re.M)
+    assert len(targets) > 10
+    assert not [name for name in MAKE.findall(page.read_text()) if name not in targets]
+
+
+def test_readme_lists_each_loss():
+    """The README's table of functions has each loss, and nothing else."""
+    row = re.compile(r"^\| `(\w+)` \| (?:logits|probabilities)", re.MULTILINE)
+    listed = row.findall(README.read_text())
+    losses = {name.removesuffix("_with_grad") for name in xentrs.__all__ if "_with_grad" in name}
+    assert sorted(listed) == sorted(name for name in losses if not name.endswith("_hess"))
+
+
+def test_list_of_decisions():
+    """Each record has one line with its number, and the list says which numbers have none."""
+    text = (DECISIONS / "README.md").read_text()
+    listed = re.findall(r"^\| \[(\d+)\]\((\S+)\) \|", text, re.MULTILINE)
+    assert listed == [(str(int(path.name[:4])), path.name) for path in RECORDS]
+    numbers = [int(number) for number, _ in listed]
+    absent = sorted({*range(1, numbers[-1])} - {*numbers})
+    assert absent == [9, 17, 18, 19]
+    assert f"The next record is {numbers[-1] + 1}." in text
+
+
+def test_decisions_that_are_referred_to_exist():
+    numbers = {int(path.name[:4]) for path in RECORDS}
+    files = [*PAGES, *RECORDS]
+    files += [path for folder in ("src", "python") for path in (ROOT / folder).rglob("*.rs")]
+    files += [path for path in (ROOT / "python").rglob("*.py")]
+    found = {path: {int(n) for n in DECISION.findall(path.read_text())} for path in files}
+    assert any(found.values())
+    assert not {ids(path): found[path] - numbers for path in files if found[path] - numbers}
