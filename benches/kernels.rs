@@ -87,10 +87,6 @@ fn vector<T: Float>(array: Input<'_, T>) -> Vec<f64> {
     (0..array.len()).map(|i| array.get(i).to_f64()).collect()
 }
 
-fn mean() -> Options {
-    Options::new(0.0, "mean", None, None, vec![]).expect("these are good options")
-}
-
 /// The exact results of a loss.
 struct Answer {
     loss: f64,
@@ -139,54 +135,20 @@ fn cross_entropy<T: Number>(criterion: &mut Criterion, samples: usize, classes: 
     let mut group = criterion.benchmark_group(name);
     for (kind, with_grad) in KINDS {
         let outputs = Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None };
-        let batch = Batch::new(
-            logits.input(),
-            classes,
-            Target::Indices(Indices::I64(Input::from_slice(&target))),
-            None,
-            None,
-            mean(),
-            outputs,
-            &[samples],
-        )
-        .expect("the targets are classes");
+        let target = Target::Indices(Indices::I64(Input::from_slice(&target)));
+        let mut batch = Batch::of_rows(logits.input(), classes, target);
+        batch.outputs = outputs;
+        batch.check(None, &[samples]).expect("the targets are classes");
         let grad = with_grad.then_some(&grad);
         group.throughput(work::<T>(samples * classes, 1 + usize::from(with_grad)));
         for level in Level::available() {
             let id = BenchmarkId::new(kind, level.name());
-            match (classes <= MOST_CLASSES, with_grad) {
-                (true, true) => at(
-                    &mut group,
-                    id,
-                    level,
-                    &Few::<T, Hard, true>::new(&batch, Hard, 0.0, Objective::PLAIN),
-                    &answer,
-                    grad,
-                ),
-                (true, false) => at(
-                    &mut group,
-                    id,
-                    level,
-                    &Few::<T, Hard, false>::new(&batch, Hard, 0.0, Objective::PLAIN),
-                    &answer,
-                    grad,
-                ),
-                (false, true) => at(
-                    &mut group,
-                    id,
-                    level,
-                    &Rows::<T, _, true>::new(&batch, Hard, 0.0, Objective::PLAIN),
-                    &answer,
-                    grad,
-                ),
-                (false, false) => at(
-                    &mut group,
-                    id,
-                    level,
-                    &Rows::<T, _, false>::new(&batch, Hard, 0.0, Objective::PLAIN),
-                    &answer,
-                    grad,
-                ),
+            if classes <= MOST_CLASSES {
+                let job = Few::<T, _>::new(&batch, Hard, 0.0, Objective::PLAIN);
+                at(&mut group, id, level, &job, &answer, grad);
+            } else {
+                let job = Rows::<T, _>::new(&batch, Hard, 0.0, Objective::PLAIN);
+                at(&mut group, id, level, &job, &answer, grad);
             }
         }
     }
@@ -231,8 +193,9 @@ fn log_loss_soft<T: Number>(criterion: &mut Criterion) {
     for (kind, with_grad) in KINDS {
         let outputs = Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None };
         let target = Target::Probabilities(target.input());
-        let batch = Batch::new(given.input(), classes, target, None, None, mean(), outputs, &[])
-            .expect("nothing is checked");
+        let mut batch = Batch::of_rows(given.input(), classes, target);
+        batch.outputs = outputs;
+        batch.check(None, &[samples]).expect("probabilities are not checked here");
         let shape = [samples, classes];
         let run = || log_loss::log_loss(&batch, &shape, false).expect("these are probabilities");
         answer.check(run, with_grad.then_some(&grad));
@@ -261,7 +224,7 @@ fn binary_loss<T: Number>(criterion: &mut Criterion) {
             weight: None,
             pos_weight: None,
             counted: None,
-            options: mean(),
+            options: Options::default(),
             outputs: Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None },
         };
         let run = || binary::binary_cross_entropy(&binary).expect("the level is known");

@@ -58,16 +58,46 @@ pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
     let Some(layout) = &batch.layout else {
         return driver::run(&job);
     };
-    let samples = job.block_samples();
+    run_tiles(batch, layout, plan, job.blocks(), job.block_cost(), job.block_samples())
+}
+
+/// Does the jobs of a plan: behind a pointer, so that a tile is compiled once and not for each plan.
+trait Jobs<T>: Sync {
+    fn writes(&self) -> bool;
+    fn is_sparse(&self) -> bool;
+    /// Does the job of a tile.
+    fn run<'b>(&'b self, tile: &'b Batch<'b, T>, level: Level, sums: &mut [f64]);
+}
+
+impl<T: Real, P: Plan<T>> Jobs<T> for P {
+    fn writes(&self) -> bool {
+        P::WRITES
+    }
+    fn is_sparse(&self) -> bool {
+        P::SPARSE
+    }
+    fn run<'b>(&'b self, tile: &'b Batch<'b, T>, level: Level, sums: &mut [f64]) {
+        driver::run_here(&self.job(tile), level, sums);
+    }
+}
+
+fn run_tiles<T: Real>(
+    batch: &Batch<'_, T>,
+    layout: &Layout<'_>,
+    jobs: &dyn Jobs<T>,
+    all_blocks: usize,
+    block_cost: usize,
+    samples: usize,
+) -> Result<f64> {
     // Runs and tiles of single rows begin with a vector of samples, and with a cache line.
     let rows = layout.values.is_none() && layout.grad.is_none();
     let together = if layout.converts() && rows { 1 } else { T::LANES.div_ceil(samples) };
     let first = if samples == 1 { unaligned(batch, layout) } else { 0 };
     let fit = TILE / (batch.classes * samples * size_of::<T>());
     let blocks = (fit / together).max(1) * together;
-    let split = Split { blocks: job.blocks(), cost: 2 * job.block_cost(), first, together };
+    let split = Split { blocks: all_blocks, cost: 2 * block_cost, first, together };
     driver::split(split, |level| {
-        let tile = Tile::new(batch, layout, plan, blocks.min(split.blocks) * samples);
+        let tile = Tile::new(batch, layout, jobs, blocks.min(split.blocks) * samples);
         move |range: Range<usize>, sums: &mut [f64]| {
             let head = if range.start == 0 { first.min(sums.len()) } else { 0 };
             let (head, rest) = sums.split_at_mut(head);
@@ -107,10 +137,10 @@ fn has_whole_lines<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> bool {
 }
 
 /// A thread's tile.
-struct Tile<'a, T, P> {
+struct Tile<'a, T> {
     batch: &'a Batch<'a, T>,
     layout: &'a Layout<'a>,
-    plan: &'a P,
+    jobs: &'a dyn Jobs<T>,
     /// Rows of the values, which the gradient takes the place of.
     values: Scratch<T>,
     /// The same in columns, on their way from or to halves that are no rows.
@@ -125,30 +155,36 @@ struct Tile<'a, T, P> {
     stream: bool,
 }
 
-impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
+impl<'a, T: Real> Tile<'a, T> {
     /// Room for that many samples, where there is need of it.
-    fn new(batch: &'a Batch<'a, T>, layout: &'a Layout, plan: &'a P, samples: usize) -> Self {
+    fn new(
+        batch: &'a Batch<'a, T>,
+        layout: &'a Layout<'a>,
+        jobs: &'a dyn Jobs<T>,
+        samples: usize,
+    ) -> Self {
+        let writes = jobs.writes();
         // Columns reach beyond the last row: those of a short line by rows, if these are not large.
         let beyond = (T::LANES - 1) * batch.classes;
         let beyond = if beyond * size_of::<T>() <= TILE { beyond } else { 0 } + COLUMNS;
         let room =
             |needed: bool| Scratch::new(if needed { samples * batch.classes + beyond } else { 0 });
-        let grad = P::WRITES && layout.grad.is_some();
+        let grad = writes && layout.grad.is_some();
         let halves = layout.halves.is_some();
         let singles = layout.singles;
         let losses = singles.is_some_and(|singles| singles.losses.is_some());
         Tile {
             batch,
             layout,
-            plan,
+            jobs,
             values: room(layout.values.is_some() || grad || layout.converts()),
             columns: room(halves && (layout.values.is_some() || grad)),
             probabilities: room(
                 layout.probabilities.is_some()
                     || singles.is_some_and(|singles| singles.probabilities.is_some()),
             ),
-            hess: room(P::WRITES && (layout.hess.is_some() || singles.is_some())),
-            losses: Scratch::new(if P::WRITES && losses { samples } else { 0 }),
+            hess: room(writes && (layout.hess.is_some() || singles.is_some())),
+            losses: Scratch::new(if writes && losses { samples } else { 0 }),
             stream: batch.stream() && has_whole_lines(batch, layout),
         }
     }
@@ -171,7 +207,7 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
         };
         let mut tile = whole.part(samples.clone());
         tile.values = match (layout.halves, layout.singles) {
-            (None, None) if P::SPARSE && layout.values.is_some() => {
+            (None, None) if self.jobs.is_sparse() && layout.values.is_some() => {
                 let rows = self.values.output();
                 // Of a sample that weighs nothing too: it is not looked at.
                 tile.each_index(0, samples.len(), |i, class| {
@@ -208,7 +244,7 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
             (whole.outputs.grad, &layout.grad, &self.values),
             (whole.outputs.hess, &layout.hess, &self.hess),
         ];
-        if P::WRITES {
+        if self.jobs.writes() {
             let [grad, hess] = derivatives.map(|(all, place, rows)| {
                 let in_tile = place.is_some() || layout.converts();
                 let here = |_| rows.output().part(0, n);
@@ -221,8 +257,8 @@ impl<'a, T: Real, P: Plan<T>> Tile<'a, T, P> {
                 tile.outputs.losses = whole.outputs.losses.map(|_| self.losses.output());
             }
         }
-        driver::run_here(&self.plan.job(&tile), level, sums);
-        if P::WRITES {
+        self.jobs.run(&tile, level, sums);
+        if self.jobs.writes() {
             for (all, place, rows) in derivatives {
                 if let (Some(all), Some(place), false) = (all, place, layout.converts()) {
                     transfer(place, rows, How::Unpack(all));

@@ -25,10 +25,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from xentrs._foreign import refuse_foreign
-from xentrs._xentrs import plain_options
+from xentrs._xentrs import LOSSES, compute, plain_options
 
 _Array: TypeAlias = NDArray[Any]
-_Kernel: TypeAlias = Callable[..., Any]
 
 # DLPack device types whose memory the CPU reads: CPU, pinned for CUDA or ROCm, CUDA managed.
 _HOST_MEMORY = (1, 3, 11, 13)
@@ -41,26 +40,19 @@ _BLOCK = 1 << 18
 
 
 def class_loss(
-    kernel: _Kernel,
-    name: str,
-    order: int,
-    logits: object,
-    target: object,
-    axis: object,
-    weight: object,
-    sample_weight: object,
-    ignore_index: object,
-    label_smoothing: object,
-    reduction: object,
-    denominator: object,
-    base: object,
-    out: object,
-    hess_out: object,
+    loss: str, order: int, logits: object, target: object, *rest: object, name: str | None = None
 ) -> Any:
-    """Evaluate a loss that has a class axis; `name` is what the caller calls the logits."""
-    options = plain_options(label_smoothing, reduction, denominator, base)
+    """Evaluate a loss that has a class axis.
+
+    `rest` are its options in the order of `LOSSES`, `out` and `hess_out`; `name` is what the caller
+    calls the logits.
+    """
+    *given, out, hess_out = rest
+    options = dict(zip(LOSSES[loss]["options"], plain_options(loss, *given), strict=True))
+    axis, weight, sample_weight = options["axis"], options["weight"], options["sample_weight"]
+    name = LOSSES[loss]["input"] if name is None else name
     axis = _integer("axis", axis, "an int")
-    ignored = _ignore_index(ignore_index)
+    options["ignore_index"] = _ignore_index(options["ignore_index"])
     x = _float_array(name, logits)
     if x.ndim == 0:
         raise ValueError(f"{name} must have a class axis, but its shape is ()")
@@ -87,34 +79,24 @@ def class_loss(
     inputs = {"target": t, "weight": w, "sample_weight": s}
     outputs = _outputs(name, x, inputs, out, hess_out)
     dtype = _native(x)
-    arguments = (
-        _canonical(t, _native(t)) if indices else _plain(t, _exact(t, dtype)),
-        axis,
-        None if w is None else _canonical(w, dtype if _native(w) == dtype else np.float64),
-        None if s is None else _canonical(s, _native(s) if _is_float(s) else np.float64),
-        ignored,
-        *options,
-    )
-    return _evaluate(kernel, order, x, _plain(x, dtype), arguments, outputs)
+    options |= {
+        "axis": axis,
+        "weight": None
+        if w is None
+        else _canonical(w, dtype if _native(w) == dtype else np.float64),
+        "sample_weight": None
+        if s is None
+        else _canonical(s, _native(s) if _is_float(s) else np.float64),
+    }
+    t = _canonical(t, _native(t)) if indices else _plain(t, _exact(t, dtype))
+    return _evaluate(loss, order, x, _plain(x, dtype), (t, *options.values()), outputs)
 
 
-def element_loss(
-    kernel: _Kernel,
-    order: int,
-    logits: object,
-    target: object,
-    weight: object,
-    pos_weight: object,
-    label_smoothing: object,
-    reduction: object,
-    denominator: object,
-    base: object,
-    where: object,
-    out: object,
-    hess_out: object,
-) -> Any:
-    """Evaluate a loss that works element by element."""
-    options = plain_options(label_smoothing, reduction, denominator, base)
+def element_loss(loss: str, order: int, logits: object, target: object, *rest: object) -> Any:
+    """Evaluate a loss that works element by element; the arguments are those of `class_loss`."""
+    *given, out, hess_out = rest
+    options = dict(zip(LOSSES[loss]["options"], plain_options(loss, *given), strict=True))
+    weight, pos_weight, where = options["weight"], options["pos_weight"], options["where"]
     x = _float_array("logits", logits)
     t = _real_array("target", target)
     if t.shape != x.shape:
@@ -122,30 +104,30 @@ def element_loss(
     w = None if weight is None else _real_array("weight", weight)
     p = None if pos_weight is None else _real_array("pos_weight", pos_weight)
     m = None if where is None else _typed("where", where, _is_bool, "bool")
-    arguments = (
-        _canonical(t, t.dtype if t.dtype == np.bool_ else _exact(t, _native(x))),
-        None if w is None else _suffix("weight", w, x),
-        None if p is None else _suffix("pos_weight", p, x),
-        *options,
-        None if m is None else _canonical(_broadcast("where", m, x), np.bool_),
-    )
+    options |= {
+        "weight": None if w is None else _suffix("weight", w, x),
+        "pos_weight": None if p is None else _suffix("pos_weight", p, x),
+        "where": None if m is None else _canonical(_broadcast("where", m, x), np.bool_),
+    }
+    canonical = _canonical(t, t.dtype if t.dtype == np.bool_ else _exact(t, _native(x)))
+    arguments = (canonical, *options.values())
     inputs = {"target": t, "weight": w, "pos_weight": p, "where": m}
     outputs = _outputs("logits", x, inputs, out, hess_out)
-    return _evaluate(kernel, order, x, _canonical(x, _native(x)), arguments, outputs)
+    return _evaluate(loss, order, x, _canonical(x, _native(x)), arguments, outputs)
 
 
 # The call
 
 
 def _evaluate(
-    kernel: _Kernel,
+    loss: str,
     order: int,
     x: _Array,
     values: _Array,
     arguments: tuple[Any, ...],
     outputs: tuple[_Array | None, _Array | None],
 ) -> Any:
-    """Call the kernel on `values`, which are `x` or a copy, and return results in `outputs`.
+    """Call the compiled function on `values`, that is `x` or a copy; results go to `outputs`.
 
     Those are the caller's own objects, already checked.
     """
@@ -154,12 +136,12 @@ def _evaluate(
     # Of an array of no elements nothing says whether it is a copy.
     if order and values.size and values.flags.c_contiguous and not np.may_share_memory(values, x):
         spare = values
-    result = kernel(
-        order, values, *arguments, spare if targets[0] is None else targets[0], targets[1]
+    result = compute(
+        loss, order, values, *arguments, spare if targets[0] is None else targets[0], targets[1]
     )
     if result is NotImplemented:
         # An output is not native, or lies between the elements of an input.
-        result = kernel(order, values, *arguments, spare, None)
+        result = compute(loss, order, values, *arguments, spare, None)
     if result is NotImplemented:
         raise RuntimeError(
             "xentrs refused arrays that it made itself: were they changed during the call? "

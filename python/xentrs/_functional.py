@@ -15,9 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xentrs import _arrays
-from xentrs._xentrs import binary_cross_entropy_with_logits as _binary_cross_entropy
-from xentrs._xentrs import cross_entropy as _cross_entropy
-from xentrs._xentrs import log_loss as _log_loss
 from xentrs._xentrs import public as _public
 
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
@@ -90,6 +87,7 @@ def cross_entropy(
     sample_weight: ArrayLike | None = None,
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -121,6 +119,9 @@ def cross_entropy(
         or outside ``[0, C)``; one from 0 up cannot be combined with probabilities as target.
     label_smoothing : float, default 0.0
         A number e in [0, 1]: the target becomes (1 - e) times itself plus e / C in every class.
+    z_loss : float, default 0.0
+        A finite number of at least 0: that times the square of logsumexp(logits) is added to the
+        loss of each sample.
     reduction : {"mean", "sum", "none"}, default "mean"
         Whether to return the mean over the samples, their sum, or each sample's loss.
     denominator : float, optional
@@ -198,8 +199,8 @@ def cross_entropy(
     1.962996
     """
     args = (0, logits, target, axis, weight, sample_weight, ignore_index, label_smoothing,
-            reduction, denominator, base, None, None)  # fmt: skip
-    result: float | FloatArray = _arrays.class_loss(_cross_entropy, "logits", *args)
+            z_loss, reduction, denominator, base, None, None)  # fmt: skip
+    result: float | FloatArray = _arrays.class_loss("cross_entropy", *args)
     return result
 
 
@@ -229,6 +230,7 @@ def cross_entropy_with_grad(
     sample_weight: ArrayLike | None = None,
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -242,7 +244,7 @@ def cross_entropy_with_grad(
     ----------
     logits, target
         As in `cross_entropy`.
-    axis, weight, sample_weight, ignore_index, label_smoothing, reduction, denominator, base
+    axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, base
         As in `cross_entropy`.
     out : ndarray, optional
         Where the gradient goes: an array of the shape and dtype of `logits`, of any strides. It
@@ -294,10 +296,8 @@ def cross_entropy_with_grad(
     True
     """
     args = (1, logits, target, axis, weight, sample_weight, ignore_index, label_smoothing,
-            reduction, denominator, base, out, None)  # fmt: skip
-    result: tuple[float | FloatArray, FloatArray] = _arrays.class_loss(
-        _cross_entropy, "logits", *args
-    )
+            z_loss, reduction, denominator, base, out, None)  # fmt: skip
+    result: tuple[float | FloatArray, FloatArray] = _arrays.class_loss("cross_entropy", *args)
     return result
 
 
@@ -327,6 +327,7 @@ def cross_entropy_with_grad_hess(
     sample_weight: ArrayLike | None = None,
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -341,7 +342,7 @@ def cross_entropy_with_grad_hess(
     ----------
     logits, target
         As in `cross_entropy`.
-    axis, weight, sample_weight, ignore_index, label_smoothing, reduction, denominator, base
+    axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, base
         As in `cross_entropy`.
     out, hess_out : ndarray, optional
         Where the gradient and the diagonal of the Hessian go, as `out` of
@@ -382,9 +383,9 @@ def cross_entropy_with_grad_hess(
            [0.167022, 0.244206, 0.167022]])
     """
     args = (2, logits, target, axis, weight, sample_weight, ignore_index, label_smoothing,
-            reduction, denominator, base, out, hess_out)  # fmt: skip
+            z_loss, reduction, denominator, base, out, hess_out)  # fmt: skip
     result: tuple[float | FloatArray, FloatArray, FloatArray] = _arrays.class_loss(
-        _cross_entropy, "logits", *args
+        "cross_entropy", *args
     )
     return result
 
@@ -505,7 +506,7 @@ def log_loss(
     """
     args = (0, probabilities, target, axis, weight, sample_weight, ignore_index, label_smoothing,
             reduction, denominator, base, None, None)  # fmt: skip
-    result: float | FloatArray = _arrays.class_loss(_log_loss, "probabilities", *args)
+    result: float | FloatArray = _arrays.class_loss("log_loss", *args)
     return result
 
 
@@ -589,9 +590,7 @@ def log_loss_with_grad(
     """
     args = (1, probabilities, target, axis, weight, sample_weight, ignore_index, label_smoothing,
             reduction, denominator, base, out, None)  # fmt: skip
-    result: tuple[float | FloatArray, FloatArray] = _arrays.class_loss(
-        _log_loss, "probabilities", *args
-    )
+    result: tuple[float | FloatArray, FloatArray] = _arrays.class_loss("log_loss", *args)
     return result
 
 
@@ -676,7 +675,7 @@ def log_loss_with_grad_hess(
     args = (2, probabilities, target, axis, weight, sample_weight, ignore_index, label_smoothing,
             reduction, denominator, base, out, hess_out)  # fmt: skip
     result: tuple[float | FloatArray, FloatArray, FloatArray] = _arrays.class_loss(
-        _log_loss, "probabilities", *args
+        "log_loss", *args
     )
     return result
 
@@ -794,7 +793,7 @@ def binary_cross_entropy_with_logits(
     """
     args = (0, logits, target, weight, pos_weight, label_smoothing, reduction, denominator, base,
             where, None, None)  # fmt: skip
-    result: float | FloatArray = _arrays.element_loss(_binary_cross_entropy, *args)
+    result: float | FloatArray = _arrays.element_loss("binary_cross_entropy_with_logits", *args)
     return result
 
 
@@ -881,7 +880,7 @@ def binary_cross_entropy_with_logits_with_grad(
     args = (1, logits, target, weight, pos_weight, label_smoothing, reduction, denominator, base,
             where, out, None)  # fmt: skip
     result: tuple[float | FloatArray, FloatArray] = _arrays.element_loss(
-        _binary_cross_entropy, *args
+        "binary_cross_entropy_with_logits", *args
     )
     return result
 
@@ -967,6 +966,6 @@ def binary_cross_entropy_with_logits_with_grad_hess(
     args = (2, logits, target, weight, pos_weight, label_smoothing, reduction, denominator, base,
             where, out, hess_out)  # fmt: skip
     result: tuple[float | FloatArray, FloatArray, FloatArray] = _arrays.element_loss(
-        _binary_cross_entropy, *args
+        "binary_cross_entropy_with_logits", *args
     )
     return result

@@ -1,24 +1,19 @@
-"""The compiled module, private: `_functional.py` is what people call.
-
-Each loss takes `order`, how many derivatives to return beside the loss: 0, 1 or 2. It returns
-`NotImplemented`, having done nothing, unless all arrays are in the form that `_arrays.py` makes.
-"""
+"""The compiled module, private: `_functional.py` is what people call."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
+    "LOSSES",
     "__version__",
-    "binary_cross_entropy_with_logits",
+    "compute",
+    "compute_tensors",
     "config",
-    "cross_entropy",
-    "cross_entropy_of_tensors",
     "get_num_threads",
     "is_one",
     "join_threads",
-    "log_loss",
     "new_tensor",
     "plain_options",
     "public",
@@ -29,38 +24,27 @@ __all__ = [
 
 __version__: str
 
-def cross_entropy(
-    order: int,
-    logits: object,
-    target: object,
-    axis: object,
-    weight: object,
-    sample_weight: object,
-    ignore_index: object,
-    label_smoothing: object,
-    reduction: object,
-    denominator: object,
-    base: object,
-    out: object,
-    hess_out: object,
-    /,
-) -> Any: ...
-def cross_entropy_of_tensors(
-    order: int,
-    logits: object,
-    target: object,
-    axis: object,
-    weight: object,
-    sample_weight: object,
-    ignore_index: object,
-    label_smoothing: object,
-    reduction: object,
-    denominator: object,
-    base: object,
-    out: object,
-    hess_out: object,
-    /,
-) -> Any: ...
+class _Loss(TypedDict):
+    """A loss: what is the same for it and its twins."""
+
+    input: str  # what its first argument is called
+    axis: bool  # whether it has a class axis
+    options: tuple[str, ...]  # its keywords in order, without `out` and `hess_out`
+    derivatives: int  # how many its twins return
+
+LOSSES: dict[str, _Loss]
+
+def compute(name: str, order: int, values: object, target: object, /, *rest: object) -> Any:
+    """Evaluate a loss of arrays.
+
+    `order` is how many derivatives to return beside the loss. `rest` are the options in the order
+    of `LOSSES`, `out` and `hess_out`. Returns `NotImplemented`, having done nothing, unless all
+    arrays are in the form that `_arrays.py` makes.
+    """
+
+def compute_tensors(name: str, order: int, values: object, target: object, /, *rest: object) -> Any:
+    """Evaluate a loss of PyTorch's tensors, the gradient in `out`; otherwise as `compute`."""
+
 def quick_cross_entropy(
     logits: object,
     target: object,
@@ -70,40 +54,12 @@ def quick_cross_entropy(
     with_grad: bool,
     /,
 ) -> Any: ...
-def log_loss(
-    order: int,
-    probabilities: object,
-    target: object,
-    axis: object,
-    weight: object,
-    sample_weight: object,
-    ignore_index: object,
-    label_smoothing: object,
-    reduction: object,
-    denominator: object,
-    base: object,
-    out: object,
-    hess_out: object,
-    /,
-) -> Any: ...
-def binary_cross_entropy_with_logits(
-    order: int,
-    logits: object,
-    target: object,
-    weight: object,
-    pos_weight: object,
-    label_smoothing: object,
-    reduction: object,
-    denominator: object,
-    base: object,
-    where: object,
-    out: object,
-    hess_out: object,
-    /,
-) -> Any: ...
-def plain_options(
-    label_smoothing: object, reduction: object, denominator: object, base: object, /
-) -> tuple[float, str, float | None, float | None]: ...
+def plain_options(name: str, /, *options: object) -> tuple[Any, ...]:
+    """Return a loss's options, numbers and words checked and of Python's own types.
+
+    Reading them again runs no code of the caller's. Arrays and ints are returned as they came.
+    """
+
 def public(function: _F, /) -> _F: ...
 def set_num_threads(n: int, /) -> None: ...
 def get_num_threads() -> int: ...

@@ -122,6 +122,8 @@ pub struct Outputs<'a, T> {
 pub const IGNORED: usize = usize::MAX;
 
 /// Samples by classes, logits or probabilities, and what is true of them.
+///
+/// Made by [`Batch::of_rows`], trusted after [`Batch::check`].
 #[derive(Clone, Debug)]
 pub struct Batch<'a, T> {
     /// Rows of `classes` numbers, unless the layout says otherwise, as for all arrays of their shape.
@@ -142,94 +144,98 @@ pub struct Batch<'a, T> {
     pub options: Options,
     /// Where results go.
     pub outputs: Outputs<'a, T>,
-    /// What gradients are divided by ([`Options::divisor`]).
+    /// What gradients are divided by ([`Options::divisor`]); NaN before the batch is checked.
     pub divisor: f64,
     /// Whether values and gradient, those of the whole call, exceed the caches.
     pub large: bool,
+    /// The shape of the values and its class axis, for messages.
+    pub shape: &'a [usize],
+    /// See `shape`.
+    pub axis: usize,
+    /// Whether derivatives go to new memory, which nobody sees if the call fails.
+    pub fresh: bool,
     /// Ignored indices that are classes.
     ignored_classes: Vec<usize>,
 }
 
 impl<'a, T: Real> Batch<'a, T> {
-    /// Checks the targets. The arrays' sizes fit already; `shape` is the target's, for messages.
-    #[allow(clippy::too_many_arguments, reason = "a struct of the same fields would say no more")]
-    pub fn new(
-        values: Input<'a, T>,
-        classes: usize,
-        target: Target<'a, T>,
-        weight: Option<Floats<'a>>,
-        sample_weight: Option<Floats<'a>>,
-        options: Options,
-        outputs: Outputs<'a, T>,
-        shape: &[usize],
-    ) -> Result<Self> {
-        let samples = values.len() / classes;
-        Batch::laid_out(
-            (None, samples),
+    /// Contiguous rows of so many classes: without weights or outputs, the options their defaults. The
+    /// caller changes what is different, and then checks the batch.
+    #[inline(always)]
+    pub fn of_rows(values: Input<'a, T>, classes: usize, target: Target<'a, T>) -> Self {
+        Batch {
             values,
+            layout: None,
+            samples: values.len() / classes,
             classes,
             target,
-            weight,
-            sample_weight,
-            options,
-            outputs,
-            shape,
-        )
+            weight: None,
+            sample_weight: None,
+            options: Options::default(),
+            outputs: Outputs { grad: None, hess: None, losses: None },
+            divisor: f64::NAN,
+            large: false,
+            shape: &[],
+            axis: 0,
+            fresh: false,
+            ignored_classes: vec![],
+        }
     }
 
-    /// Checks the targets of arrays that lie as the layout says, of so many samples.
-    #[allow(clippy::too_many_arguments, reason = "as above")]
-    pub fn laid_out(
-        (layout, samples): (Option<Box<Layout<'a>>>, usize),
-        values: Input<'a, T>,
-        classes: usize,
-        target: Target<'a, T>,
-        weight: Option<Floats<'a>>,
-        sample_weight: Option<Floats<'a>>,
-        options: Options,
-        outputs: Outputs<'a, T>,
-        shape: &[usize],
-    ) -> Result<Self> {
-        let ignored_classes = options.ignore_index.iter();
+    /// The same samples, of `float32`, with a target of `float64`: to be computed in that type. Their
+    /// arrays are the layout's [`Singles`], which are converted a tile at a time.
+    ///
+    /// [`Singles`]: crate::call::layout::Singles
+    pub fn in_float64(self, target: Target<'a, f64>) -> Batch<'a, f64> {
+        fn elsewhere<T>(_: Output<'_, T>) -> Output<'static, f64> {
+            Output::from_slice(&mut [])
+        }
+        let Outputs { grad, hess, losses } = self.outputs;
+        let mut batch = Batch::of_rows(Input::from_slice(&[]), self.classes, target);
+        batch.layout = self.layout;
+        batch.samples = self.samples;
+        batch.sample_weight = self.sample_weight;
+        batch.options = self.options;
+        batch.outputs.grad = grad.map(elsewhere);
+        batch.outputs.hess = hess.map(elsewhere);
+        batch.outputs.losses = losses.map(elsewhere);
+        (batch.shape, batch.axis, batch.fresh) = (self.shape, self.axis, self.fresh);
+        batch
+    }
+
+    /// Checks the target, and finds the divisor. The arrays' sizes fit already; `weight` is one each
+    /// class, `samples` is the shape without the class axis, for messages.
+    ///
+    /// In place: a batch is large, and to move one takes a part of a tiny call.
+    pub fn check(&mut self, weight: Option<Floats<'_>>, samples: &[usize]) -> Result<()> {
+        let classes = self.classes;
+        let ignored_classes = self.options.ignore_index.iter();
         let ignored_classes = ignored_classes.filter_map(|&i| usize::try_from(i).ok());
-        let ignored_classes: Vec<_> = ignored_classes.filter(|&i| i < classes).collect();
-        let weight = weight.map(|weight| collected((0..classes).map(|i| weight.get(i))));
-        let mut batch = Batch {
-            values,
-            layout,
-            samples,
-            classes,
-            target,
-            weight,
-            sample_weight,
-            options,
-            outputs,
-            divisor: 0.0,
-            large: 2 * samples * classes * size_of::<T>() > process::cache_size(),
-            ignored_classes,
-        };
-        let total = match target {
+        self.ignored_classes = ignored_classes.filter(|&i| i < classes).collect();
+        self.weight = weight.map(|weight| collected((0..classes).map(|i| weight.get(i))));
+        self.large = 2 * self.samples * classes * size_of::<T>() > process::cache_size();
+        let total = match self.target {
             Target::Indices(indices) => {
-                let outside = with_indices!(indices, x => batch.check(x, shape))?;
-                let all = outside == 0 && batch.ignored_classes.is_empty();
-                if all && !batch.is_weighted() { samples as f64 } else { batch.total_weight()? }
+                let outside = with_indices!(indices, x => self.check_indices(x, samples))?;
+                let all = outside == 0 && self.ignored_classes.is_empty();
+                if all && !self.is_weighted() { self.samples as f64 } else { self.total_weight()? }
             }
             Target::Probabilities(_) => {
-                if let Some(i) = batch.options.ignore_index.iter().find(|&&i| i >= 0) {
+                if let Some(i) = self.options.ignore_index.iter().find(|&&i| i >= 0) {
                     return Err(Error::Value(format!(
                         "ignore_index is {i}, but a target of probabilities has no class indices \
                          to ignore: leave it out, and give such samples a sample_weight of 0"
                     )));
                 }
-                batch.total_weight()?
+                self.total_weight()?
             }
         };
-        batch.divisor = batch.options.divisor(total);
-        Ok(batch)
+        self.divisor = self.options.divisor(total);
+        Ok(())
     }
 
     /// Whether every index is a class or ignored; how many are no class.
-    fn check<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<usize> {
+    fn check_indices<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<usize> {
         let classes = self.classes as u64;
         // Counting has no branches; only where something is outside is it worth knowing what.
         let count = count(indices, |index| index.class() >= classes)?;
@@ -325,7 +331,7 @@ impl<'a, T: Real> Batch<'a, T> {
 
     /// Sample and class of number `i` of the values in C order.
     pub fn sample_and_class(&self, i: usize) -> (usize, usize) {
-        let inner = self.layout.as_ref().map_or(1, |layout| layout.inner);
+        let inner = self.shape.iter().skip(self.axis + 1).product::<usize>();
         (i / (inner * self.classes) * inner + i % inner, i / inner % self.classes)
     }
 

@@ -36,8 +36,6 @@ pub struct Layout<'a> {
     pub halves: Option<Halves<'a>>,
     /// Arrays of `float32` where the batch's are `float64`, at the same places.
     pub singles: Option<Singles<'a>>,
-    /// How many numbers of each class follow each other in C order: the axes behind the class axis.
-    pub inner: usize,
 }
 
 impl Layout<'_> {

@@ -1,40 +1,56 @@
-//! The options that every loss shares, checked; carried down whole.
+//! The values of a call's keyword options, checked; carried down whole.
 
 use std::ops::Deref;
 
 use crate::error::{Error, Result, spelled};
 
-/// What becomes of the losses of the samples.
+/// How the losses of the samples are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduction {
     /// Their sum over a divisor.
     Mean,
     /// Their sum.
     Sum,
-    /// They are returned as they are.
+    /// Not at all: each sample's loss is returned.
     None,
 }
 
-/// Options of a loss.
+impl Reduction {
+    /// The reduction of this name.
+    pub fn named(name: &str) -> Result<Self> {
+        match name {
+            "mean" => Ok(Reduction::Mean),
+            "sum" => Ok(Reduction::Sum),
+            "none" => Ok(Reduction::None),
+            other => {
+                let message = format!("reduction must be 'mean', 'sum' or 'none', not {other:?}");
+                Err(Error::Value(message))
+            }
+        }
+    }
+}
+
+/// Options of a loss. The default is that of the public functions; a loss ignores the options that it
+/// does not have.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How much of the target is spread evenly over the classes, in [0, 1].
+    /// The share of the target that is spread evenly over the classes, in [0, 1].
     pub label_smoothing: f64,
-    /// What the square of the logsumexp adds to a loss.
+    /// The factor of the squared logsumexp that is added to each sample's loss, at least 0.
     pub z_loss: f64,
-    /// The exponent of focal loss.
+    /// The exponent of the focal loss, at least 0.
     pub gamma: f64,
-    /// What becomes of the losses of the samples.
+    /// How the losses of the samples are combined.
     pub reduction: Reduction,
-    /// What the mean divides by, instead of the weights' sum.
+    /// The divisor of the mean, instead of the sum of the weights.
     pub denominator: Option<f64>,
-    /// The logarithm of the base of the result's logarithms; 1 for nats.
+    /// The natural logarithm of the base of the result's logarithms ([`log_of_base`]); 1 for nats.
     pub log_base: f64,
     /// Class indices whose samples count for nothing.
     pub ignore_index: Ignored,
 }
 
-/// Class indices. One, which is what most calls have, needs no memory of its own.
+/// Class indices. A single one, which is what most calls have, is stored in place.
 #[derive(Clone, Debug)]
 pub enum Ignored {
     /// One.
@@ -59,69 +75,108 @@ impl From<Vec<i128>> for Ignored {
     }
 }
 
-/// Out of line: inlined, it would be computed of nothing where there is no base.
+impl Default for Options {
+    #[inline(always)]
+    fn default() -> Self {
+        Options {
+            label_smoothing: 0.0,
+            z_loss: 0.0,
+            gamma: 2.0,
+            reduction: Reduction::Mean,
+            denominator: None,
+            log_base: 1.0,
+            ignore_index: Ignored::One([-100]),
+        }
+    }
+}
+
+/// The natural logarithm of `base`, which must be positive, finite and not 1.
+// Out of line: inlined, the compiler would compute a logarithm where there is no base.
 #[cold]
 #[inline(never)]
-fn logarithm(base: f64) -> f64 {
-    base.ln()
+pub fn log_of_base(base: f64) -> Result<f64> {
+    if base > 0.0 && base != 1.0 && base.is_finite() {
+        return Ok(base.ln());
+    }
+    let value = spelled(base);
+    let message = format!("base must be above 0, finite and not 1 (None for nats), not {value}");
+    Err(Error::Value(message))
 }
 
 impl Options {
-    /// Checks the values.
-    pub fn new(
-        label_smoothing: f64,
-        reduction: &str,
-        denominator: Option<f64>,
-        base: Option<f64>,
-        ignore_index: impl Into<Ignored>,
-    ) -> Result<Self> {
-        if !(0.0..=1.0).contains(&label_smoothing) {
-            let value = spelled(label_smoothing);
-            let message = format!("label_smoothing must be in [0, 1], not {value}");
-            return Err(Error::Value(message));
+    /// Checks the numbers: an error names the first that is out of range.
+    #[inline]
+    pub fn check(&mut self) -> Result<()> {
+        if !(0.0..=1.0).contains(&self.label_smoothing) {
+            return Err(out_of_range("label_smoothing", "in [0, 1]", self.label_smoothing));
         }
-        let reduction = match reduction {
-            "mean" => Reduction::Mean,
-            "sum" => Reduction::Sum,
-            "none" => Reduction::None,
-            other => {
-                let message = format!("reduction must be 'mean', 'sum' or 'none', not {other:?}");
-                return Err(Error::Value(message));
+        for (name, value) in [("z_loss", self.z_loss), ("gamma", self.gamma)] {
+            if !(0.0..=f64::MAX).contains(&value) {
+                return Err(out_of_range(name, "finite and at least 0", value));
             }
-        };
-        if let Some(value) = denominator.filter(|value| value.is_nan() || *value < 0.0) {
-            let value = spelled(value);
-            let message = format!("denominator must be a number of at least 0, not {value}");
-            return Err(Error::Value(message));
         }
-        let allowed = |base: &f64| *base > 0.0 && *base != 1.0 && base.is_finite();
-        if let Some(value) = base.filter(|base| !allowed(base)) {
-            let value = spelled(value);
-            let message =
-                format!("base must be above 0, finite and not 1 (None for nats), not {value}");
-            return Err(Error::Value(message));
+        if let Some(value) = &mut self.denominator {
+            if value.is_nan() || *value < 0.0 {
+                return Err(out_of_range("denominator", "a number of at least 0", *value));
+            }
+            // Adding 0 makes -0 a 0.
+            *value += 0.0;
         }
-        // Adding 0 makes -0 a 0.
-        let denominator = denominator.map(|value| value + 0.0);
-        let log_base = base.map_or(1.0, logarithm);
-        let ignore_index = ignore_index.into();
-        Ok(Options {
-            label_smoothing,
-            z_loss: 0.0,
-            gamma: 0.0,
-            reduction,
-            denominator,
-            log_base,
-            ignore_index,
-        })
+        Ok(())
     }
 
-    /// What gradients are divided by, and each sample's loss under `Reduction::None`, where the
-    /// samples that count weigh `total` together.
+    /// The divisor of gradients, and of each sample's loss under `Reduction::None`, where the samples
+    /// that count weigh `total` together.
     pub fn divisor(&self, total: f64) -> f64 {
         match self.reduction {
             Reduction::Mean => self.denominator.unwrap_or(total) * self.log_base,
             Reduction::Sum | Reduction::None => self.log_base,
         }
+    }
+}
+
+#[cold]
+fn out_of_range(name: &str, range: &str, value: f64) -> Error {
+    Error::Value(format!("{name} must be {range}, not {}", spelled(value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_option_and_its_value() {
+        let message = |options: Options| match { options }.check() {
+            Err(Error::Value(message)) => message,
+            other => panic!("{other:?}"),
+        };
+        let default = Options::default;
+        for value in [-0.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let spelled = spelled(value);
+            let of = |name: &str| format!("{name} must be finite and at least 0, not {spelled}");
+            assert_eq!(message(Options { z_loss: value, ..default() }), of("z_loss"));
+            assert_eq!(message(Options { gamma: value, ..default() }), of("gamma"));
+            let expected = format!("label_smoothing must be in [0, 1], not {spelled}");
+            assert_eq!(message(Options { label_smoothing: value, ..default() }), expected);
+        }
+        let negative = Options { denominator: Some(-1.0), ..default() };
+        assert_eq!(message(negative), "denominator must be a number of at least 0, not -1.0");
+        for base in [0.0, 1.0, -2.0, f64::NAN, f64::INFINITY] {
+            assert!(matches!(log_of_base(base), Err(Error::Value(m)) if m.starts_with("base ")));
+        }
+        assert_eq!(log_of_base(2.0), Ok(std::f64::consts::LN_2));
+    }
+
+    #[test]
+    fn the_ends_of_the_ranges_are_inside() {
+        let mut options = Options {
+            label_smoothing: 1.0,
+            z_loss: f64::MAX,
+            gamma: 0.0,
+            denominator: Some(-0.0),
+            ..Options::default()
+        };
+        assert_eq!(options.check(), Ok(()));
+        assert!(options.denominator.is_some_and(f64::is_sign_positive));
     }
 }

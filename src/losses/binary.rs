@@ -801,7 +801,7 @@ mod tests {
             weight: Some(Periodic::new(Input::from_slice(&weight), n)),
             pos_weight: Some(Periodic::new(Input::from_slice(&[1.7]), n)),
             counted: Some(Input::from_slice(&counted)),
-            options: Options::new(0.0, "sum", None, None, vec![]).unwrap(),
+            options: Options { reduction: Reduction::Sum, ..Options::default() },
             outputs,
         })
         .unwrap();
@@ -838,7 +838,7 @@ mod tests {
             weight: None,
             pos_weight: None,
             counted: None,
-            options: Options::new(0.0, "sum", None, None, vec![]).unwrap(),
+            options: Options { reduction: Reduction::Sum, ..Options::default() },
             outputs: Outputs { grad: Some(array), hess: None, losses: None },
         };
         macro_rules! run {
@@ -880,7 +880,7 @@ mod tests {
                 weight: None,
                 pos_weight: None,
                 counted: None,
-                options: Options::new(0.0, "mean", None, None, vec![]).unwrap(),
+                options: Options::default(),
                 outputs,
             })
             .unwrap()

@@ -21,10 +21,7 @@ struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>, Objective);
 
 impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        match self.0.outputs.grad {
-            Some(_) => tiles::run(self.0, &RowsPlan::<C, true>(c, total, self.1)),
-            None => tiles::run(self.0, &RowsPlan::<C, false>(c, total, self.1)),
-        }
+        tiles::run(self.0, &RowsPlan(c, total, self.1))
     }
 
     fn takes_few(&self, batch: &Batch<'_, T>) -> bool {
@@ -32,21 +29,20 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     }
 
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        match (self.0.outputs.grad, Route::of(self.0).by_tiles) {
-            (Some(_), false) => driver::run(&Few::<T, C, true>::new(self.0, c, total, self.1)),
-            (None, false) => driver::run(&Few::<T, C, false>::new(self.0, c, total, self.1)),
-            (Some(_), true) => tiles::run(self.0, &FewPlan::<C, true>(c, total, self.1)),
-            (None, true) => tiles::run(self.0, &FewPlan::<C, false>(c, total, self.1)),
+        if Route::of(self.0).by_tiles {
+            tiles::run(self.0, &FewPlan(c, total, self.1))
+        } else {
+            driver::run(&Few::<T, C>::new(self.0, c, total, self.1))
         }
     }
 }
 
 /// With the coefficients, their sum where every row has the same, and the objective.
-struct FewPlan<C, const GRAD: bool>(C, f64, Objective);
+struct FewPlan<C>(C, f64, Objective);
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for FewPlan<C, GRAD> {
+impl<T: Limits, C: Coefficients<T>> Plan<T> for FewPlan<C> {
     type Job<'b>
-        = Few<'b, T, C::Of<'b>, GRAD>
+        = Few<'b, T, C::Of<'b>>
     where
         Self: 'b,
         T: 'b;
@@ -56,11 +52,11 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for FewPlan<C, GRA
 }
 
 /// The same.
-struct RowsPlan<C, const GRAD: bool>(C, f64, Objective);
+struct RowsPlan<C>(C, f64, Objective);
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Plan<T> for RowsPlan<C, GRAD> {
+impl<T: Limits, C: Coefficients<T>> Plan<T> for RowsPlan<C> {
     type Job<'b>
-        = Rows<'b, T, C::Of<'b>, GRAD>
+        = Rows<'b, T, C::Of<'b>>
     where
         Self: 'b,
         T: 'b;
@@ -83,7 +79,6 @@ pub(super) fn with_objective<T: Limits>(batch: &Batch<'_, T>, objective: Objecti
 mod tests {
     use super::*;
     use crate::call::batch::{Indices, Outputs, Target};
-    use crate::call::options::Options;
     use crate::simd::{Input, Output};
 
     #[test]
@@ -104,11 +99,11 @@ mod tests {
                 hess: Some(Output::from_slice(&mut hess)),
                 losses: None,
             };
-            let options = Options::new(0.0, "mean", None, None, vec![]).unwrap();
             let indices = Target::Indices(Indices::U8(Input::from_slice(&target)));
             let logits = Input::from_slice(&logits);
-            let batch =
-                Batch::new(logits, classes, indices, None, None, options, outputs, &[n]).unwrap();
+            let mut batch = Batch::of_rows(logits, classes, indices);
+            batch.outputs = outputs;
+            batch.check(None, &[n]).unwrap();
             let loss = cross_entropy(&batch).unwrap();
             let kept = |x: Vec<f64>| {
                 x.chunks(classes).flat_map(|row| row[..few].to_vec()).collect::<Vec<f64>>()

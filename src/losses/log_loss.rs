@@ -931,17 +931,18 @@ fn run_plain<T: Real, const HESS: bool>(batch: &Batch<'_, T>) -> Result<(f64, bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::call::batch::{Indices, Outputs};
+    use crate::call::batch::Indices;
     use crate::call::coefficients::{Hard, Soft};
-    use crate::call::options::Options;
+    use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::Level;
 
     fn batch<'a>(p: &'a [f64], target: Target<'a, f64>, grad: &'a mut [f64]) -> Batch<'a, f64> {
-        let options = Options::new(0.0, "sum", None, None, vec![-100]).unwrap();
-        let grad = Some(Output::from_slice(grad));
-        let outputs = Outputs { grad, hess: None, losses: None };
-        Batch::new(Input::from_slice(p), 3, target, None, None, options, outputs, &[]).unwrap()
+        let mut batch = Batch::of_rows(Input::from_slice(p), 3, target);
+        batch.options.reduction = Reduction::Sum;
+        batch.outputs.grad = Some(Output::from_slice(grad));
+        batch.check(None, &[]).unwrap();
+        batch
     }
 
     #[test]
@@ -969,21 +970,14 @@ mod tests {
         let mut grad = vec![f64::NAN; n + skew];
         let array = Output::from_slice(&mut grad).part(skew, n);
         let soft = how == "soft" || how == "plain";
-        let ignored = if soft { vec![] } else { vec![-100] };
-        let batch = Batch::new(
-            Input::from_slice(&p),
-            classes,
-            match how {
-                _ if soft => Target::Probabilities(Input::from_slice(&q)),
-                _ => Target::Indices(Indices::I64(Input::from_slice(&indices))),
-            },
-            None,
-            None,
-            Options::new(0.0, "sum", None, None, ignored).unwrap(),
-            Outputs { grad: Some(array), hess: None, losses: None },
-            &[samples],
-        )
-        .unwrap();
+        let target = match how {
+            _ if soft => Target::Probabilities(Input::from_slice(&q)),
+            _ => Target::Indices(Indices::I64(Input::from_slice(&indices))),
+        };
+        let mut batch = Batch::of_rows(Input::from_slice(&p), classes, target);
+        batch.options.reduction = Reduction::Sum;
+        batch.outputs.grad = Some(array);
+        batch.check(None, &[samples]).unwrap();
         let (target, wrong) = (Input::from_slice(&q), AtomicBool::new(false));
         let soft = Soft { probabilities: Input::from_slice(&q), weight: None, smoothing: None };
         let loss = match how {

@@ -1,4 +1,7 @@
-//! One file a loss: its maths, which kernel it takes, its tests.
+//! The list of losses, and one file a loss: its maths, which kernel it takes, its tests.
+//!
+//! A loss is its file and its entry in [`LOSSES`]. The functions of the extension module, their keywords
+//! and the checks of their options follow from the entry (`python/`).
 
 pub mod binary;
 pub mod cross_entropy;
@@ -8,11 +11,245 @@ pub mod log_loss;
 use crate::call::batch::{Batch, Target};
 use crate::call::coefficients::{Coefficients, Even, Hard, Plain, Shared, Soft};
 use crate::call::options::Options;
-use crate::error::{Result, collected};
+use crate::error::{Error, Result, collected, spelled};
 use crate::math::{Real, quotient};
 use crate::reduce;
 use crate::simd::Input;
 use crate::softmax::route::MOST_CLASSES;
+
+use Keyword::*;
+
+/// Every loss.
+pub const LOSSES: &[Loss] = &[
+    Loss {
+        name: "cross_entropy",
+        input: "logits",
+        keywords: &[
+            Axis,
+            Weight,
+            SampleWeight,
+            IgnoreIndex,
+            LabelSmoothing,
+            ZLoss,
+            Reduction,
+            Denominator,
+            Base,
+        ],
+        class_indices_only: None,
+        evaluate: Evaluate::OverClasses {
+            f32: cross_entropy::cross_entropy,
+            f64: cross_entropy::cross_entropy,
+        },
+    },
+    Loss {
+        name: "focal_loss",
+        input: "logits",
+        keywords: &[
+            Gamma,
+            Axis,
+            Weight,
+            SampleWeight,
+            IgnoreIndex,
+            LabelSmoothing,
+            Reduction,
+            Denominator,
+            Base,
+        ],
+        class_indices_only: Some(
+            "the factor (1 - p)^gamma is of one true class, and a spread target has none",
+        ),
+        evaluate: Evaluate::OverClasses {
+            f32: focal_loss::focal_loss,
+            f64: focal_loss::focal_loss,
+        },
+    },
+    Loss {
+        name: "log_loss",
+        input: "probabilities",
+        keywords: &[
+            Axis,
+            Weight,
+            SampleWeight,
+            IgnoreIndex,
+            LabelSmoothing,
+            Reduction,
+            Denominator,
+            Base,
+        ],
+        class_indices_only: None,
+        evaluate: Evaluate::OverClasses {
+            f32: |batch| log_loss::log_loss(batch, batch.shape, batch.fresh),
+            f64: |batch| log_loss::log_loss(batch, batch.shape, batch.fresh),
+        },
+    },
+    Loss {
+        name: "binary_cross_entropy_with_logits",
+        input: "logits",
+        keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
+        class_indices_only: None,
+        evaluate: Evaluate::ElementByElement {
+            f32: binary::binary_cross_entropy,
+            f64: binary::binary_cross_entropy,
+            mixed: |mixed| mixed.run(),
+        },
+    },
+];
+
+/// A loss, as the extension module offers it.
+#[derive(Debug)]
+pub struct Loss {
+    /// Its public name. Its twins add `_with_grad` and `_with_grad_hess`.
+    pub name: &'static str,
+    /// What its first argument is called; `target` is the second.
+    pub input: &'static str,
+    /// Its keywords, in the order of its signature; `out` and `hess_out` of its twins follow them.
+    pub keywords: &'static [Keyword],
+    /// Why targets must be class indices without smoothing, for a loss that takes no others.
+    pub class_indices_only: Option<&'static str>,
+    /// What evaluates it.
+    pub evaluate: Evaluate,
+}
+
+/// How many derivatives the twins of a loss return: the gradient, and the diagonal of the Hessian.
+pub const DERIVATIVES: usize = 2;
+
+/// A keyword that a loss may have, beside those of its outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keyword {
+    /// The class axis.
+    Axis,
+    /// The power of the focal factor.
+    Gamma,
+    /// A weight each class, or each element.
+    Weight,
+    /// A weight each element that is true.
+    PosWeight,
+    /// A weight each sample.
+    SampleWeight,
+    /// Class indices whose samples count for nothing.
+    IgnoreIndex,
+    /// How much of the target is spread evenly.
+    LabelSmoothing,
+    /// The factor of the squared logsumexp.
+    ZLoss,
+    /// How the losses of the samples are combined.
+    Reduction,
+    /// The divisor of the mean.
+    Denominator,
+    /// The base of the logarithms.
+    Base,
+    /// The elements that count.
+    Where,
+}
+
+/// What kind of value a keyword takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An array or `None`.
+    Array,
+    /// An int, or for some several or `None`.
+    Int,
+    /// A number.
+    Number,
+    /// A number or `None`.
+    OptionalNumber,
+    /// One of some words.
+    Word,
+}
+
+impl Keyword {
+    /// As it is spelled in a call.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Axis => "axis",
+            Gamma => "gamma",
+            Weight => "weight",
+            PosWeight => "pos_weight",
+            SampleWeight => "sample_weight",
+            IgnoreIndex => "ignore_index",
+            LabelSmoothing => "label_smoothing",
+            ZLoss => "z_loss",
+            Reduction => "reduction",
+            Denominator => "denominator",
+            Base => "base",
+            Where => "where",
+        }
+    }
+
+    /// What kind of value it takes.
+    pub const fn kind(self) -> Kind {
+        match self {
+            Weight | PosWeight | SampleWeight | Where => Kind::Array,
+            Axis | IgnoreIndex => Kind::Int,
+            Gamma | LabelSmoothing | ZLoss => Kind::Number,
+            Denominator | Base => Kind::OptionalNumber,
+            Reduction => Kind::Word,
+        }
+    }
+}
+
+/// The functions that evaluate a loss: each writes what the outputs ask for and returns the reduced loss.
+#[derive(Debug)]
+pub enum Evaluate {
+    /// A loss of samples by classes.
+    OverClasses {
+        /// For `float32`.
+        f32: OverClasses<f32>,
+        /// For `float64`.
+        f64: OverClasses<f64>,
+    },
+    /// A loss without a class axis.
+    ElementByElement {
+        /// For `float32`.
+        f32: ElementByElement<f32>,
+        /// For `float64`.
+        f64: ElementByElement<f64>,
+        /// For `float32` beside labels or weights of `float64`.
+        mixed: InFloat64,
+    },
+}
+
+/// Evaluates a loss of samples by classes.
+pub type OverClasses<T> = fn(&Batch<'_, T>) -> Result<f64>;
+
+/// Evaluates a loss without a class axis.
+pub type ElementByElement<T> = fn(&binary::Binary<'_, T>) -> Result<f64>;
+
+/// Evaluates a loss without a class axis in `float64`, beside logits of `float32`.
+pub type InFloat64 = fn(&binary::Mixed<'_>) -> Result<f64>;
+
+impl Loss {
+    /// The loss of this name.
+    pub fn named(name: &str) -> Option<&'static Loss> {
+        LOSSES.iter().find(|loss| loss.name == name)
+    }
+
+    /// Checks options, each in its range already, for what the loss does not take.
+    #[inline]
+    pub fn check_options(&self, options: &Options) -> Result<()> {
+        match self.class_indices_only {
+            Some(reason) if options.label_smoothing != 0.0 => Err(Error::Type(format!(
+                "{} takes no label_smoothing: {reason}; it must be 0, not {}",
+                self.name,
+                spelled(options.label_smoothing),
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that the loss takes a target stored like this one.
+    #[inline]
+    pub fn check_target<T>(&self, target: &Target<'_, T>) -> Result<()> {
+        match (self.class_indices_only, target) {
+            (Some(reason), Target::Probabilities(_)) => Err(Error::Type(format!(
+                "{} takes no probabilities as target: {reason}; target must be class indices, of the \
+                 shape of {} without the class axis",
+                self.name, self.input,
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// How far ahead of its use a number is asked for, in bytes.
 const AHEAD: usize = 2048;

@@ -59,8 +59,9 @@ pub fn run(job: &impl Job) -> Result<f64> {
 
 /// Does a job at a level.
 pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
-    split_at(level, job.split(), |level| {
-        move |blocks, sums: &mut [f64]| enter(level, Blocks(job, blocks, sums))
+    // Every thread's worker is the same.
+    split_at(job.split(), &|then| {
+        then(&mut |blocks, sums| enter(level, Blocks(job, blocks, sums)));
     })
 }
 
@@ -82,22 +83,25 @@ pub struct Split {
     pub first: usize,
 }
 
+/// Does the runs of blocks that a thread takes: their numbers, and where the sum of each goes.
+type Worker<'w> = dyn FnMut(Range<usize>, &mut [f64]) + 'w;
+
+/// Makes a thread's worker and hands it to what it is called with. Behind a pointer, so that how work is split
+/// is compiled once and not for each job.
+type WithWorker<'w> = dyn Fn(&mut dyn FnMut(&mut Worker<'_>)) + Sync + 'w;
+
 /// Splits work over threads, each of which makes its own worker for its runs; the sum of all blocks.
 pub fn split<W: FnMut(Range<usize>, &mut [f64])>(
     split: Split,
     worker: impl Fn(Level) -> W + Sync,
 ) -> Result<f64> {
     let (level, _) = level()?;
-    split_at(level, split, worker)
+    split_at(split, &|then| then(&mut worker(level)))
 }
 
-fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
-    level: Level,
-    Split { blocks, cost, together, first }: Split,
-    worker: impl Fn(Level) -> W + Sync,
-) -> Result<f64> {
-    let cost = cost.max(1);
-    let work = blocks.saturating_mul(cost);
+fn split_at(split: Split, with_worker: &WithWorker<'_>) -> Result<f64> {
+    let Split { blocks, cost, together, .. } = split;
+    let work = blocks.saturating_mul(cost.max(1));
     // Few blocks: no memory is asked for.
     let (mut few, mut many);
     let sums: &mut [f64] = if blocks <= 16 {
@@ -108,26 +112,23 @@ fn split_at<W: FnMut(Range<usize>, &mut [f64])>(
         &mut many
     };
     let helpers = if blocks > together { process::helpers(work)? } else { None };
-    let Some(helpers) = helpers else {
-        worker(level)(0..blocks, sums);
-        free_large();
-        return Ok(reduce::sum(sums.iter().copied()));
-    };
-    share(&helpers, level, Split { blocks, cost, together, first }, sums, worker);
+    match helpers {
+        Some(helpers) => share(&helpers, split, sums, with_worker),
+        None => {
+            with_worker(&mut |worker| worker(0..blocks, &mut *sums));
+            free_large();
+        }
+    }
     Ok(reduce::sum(sums.iter().copied()))
 }
 
 /// Does work in the threads of a call; the sum of each block is left in its place.
-fn share<W: FnMut(Range<usize>, &mut [f64])>(
-    helpers: &Helpers,
-    level: Level,
-    Split { blocks, cost, together, first }: Split,
-    sums: &mut [f64],
-    worker: impl Fn(Level) -> W + Sync,
-) {
+fn share(helpers: &Helpers, split: Split, sums: &mut [f64], with_worker: &WithWorker<'_>) {
+    let Split { blocks, cost, together, first } = split;
     let threads = helpers.threads();
     // Sixteen runs a thread where there is enough, so that none waits long for the last.
-    let run = (blocks / (16 * threads)).max(GRAIN / cost).max(1).next_multiple_of(together);
+    let run = (blocks / (16 * threads)).max(GRAIN / cost.max(1)).max(1);
+    let run = run.next_multiple_of(together);
     let (head, rest) = sums.split_at_mut(first.min(blocks));
     let mut next = 0;
     let runs = head.chunks_mut(run).chain(rest.chunks_mut(run)).map(|sums| {
@@ -148,14 +149,14 @@ fn share<W: FnMut(Range<usize>, &mut [f64])>(
     };
     let work = |thread: usize| {
         let Some(mut run) = take(thread) else { return };
-        let mut worker = worker(level);
-        loop {
-            let (start, sums) = run;
-            worker(start..start + sums.len(), sums);
-            let Some(next) = take(thread) else { break };
-            run = next;
-        }
-        drop(worker);
+        with_worker(&mut |worker| {
+            loop {
+                let (start, sums) = &mut run;
+                worker(*start..*start + sums.len(), sums);
+                let Some(next) = take(thread) else { break };
+                run = next;
+            }
+        });
         free_large();
     };
     helpers.run(&work);
@@ -175,14 +176,13 @@ mod tests {
             let helpers = Helpers::Team(Team::of_numbers(numbers), 3);
             let mut sums = vec![0.0; 1000];
             let split = Split { blocks: 1000, cost: 1000, together: 1, first: 0 };
-            let worker = |_| {
-                |blocks: Range<usize>, sums: &mut [f64]| {
+            share(&helpers, split, &mut sums, &|then| {
+                then(&mut |blocks, sums| {
                     for (block, sum) in blocks.zip(sums) {
                         *sum += block as f64;
                     }
-                }
-            };
-            share(&helpers, Level::available()[0], split, &mut sums, worker);
+                });
+            });
             assert!(sums.iter().enumerate().all(|(block, sum)| *sum == block as f64));
         }
     }

@@ -1,8 +1,8 @@
 //! The public functions. Each is a builtin in front of a Python function of the same signature.
 //!
 //! A Python function of a dozen keywords costs more than the whole work of a call on ten numbers: it
-//! looks each default up in a dictionary. A builtin is handed what was given, in a plain array; the
-//! rest is filled in from the defaults of the Python function, which also lends its name and its
+//! looks each default up in a dictionary. A builtin is handed what was given, in a plain array, and
+//! reads no more than that. It takes the defaults of the Python function, read once, and its name and
 //! docstring. Whatever is not canonical, or no call at all, goes to the Python function as it came,
 //! which then does what it can with it or raises Python's own error.
 
@@ -15,71 +15,36 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use super::{
-    Arrays, ClassArguments, ClassLoss, ElementArguments, RawOptions, Stop, class_loss,
-    element_loss, guarded,
-};
+use super::arrays::Arrays;
+use super::call::Call;
+use super::errors::{Stop, guarded};
+use super::options::{Keywords, given};
+use crate::call::options::Options;
+use crate::losses::{DERIVATIVES, Kind, LOSSES, Loss};
 
 /// Positional parameters: the numbers and the target.
 const POSITIONAL: usize = 2;
 
-/// The most parameters a function has.
-const MOST: usize = 12;
+/// The keywords of outputs, a twin as many as it returns derivatives.
+const OUTPUTS: [&str; DERIVATIVES] = ["out", "hess_out"];
 
-/// The parameters after the positional ones, of a loss over classes.
-const OF_CLASSES: [&str; 10] = [
-    "axis",
-    "weight",
-    "sample_weight",
-    "ignore_index",
-    "label_smoothing",
-    "reduction",
-    "denominator",
-    "base",
-    "out",
-    "hess_out",
-];
+/// A loss and its twins, by the number of derivatives.
+const TWINS: usize = DERIVATIVES + 1;
 
-/// Those of the loss over elements.
-const OF_ELEMENTS: [&str; 9] = [
-    "weight",
-    "pos_weight",
-    "label_smoothing",
-    "reduction",
-    "denominator",
-    "base",
-    "where",
-    "out",
-    "hess_out",
-];
+/// What a twin's name adds to that of its loss.
+const SUFFIXES: [&str; TWINS] = ["", "_with_grad", "_with_grad_hess"];
 
-/// The losses that are public.
-#[derive(Clone, Copy)]
-enum Loss {
-    OfClasses(ClassLoss),
-    OfElements,
+/// The builtins of each loss of the list. One cannot be told which it is without an object of its own,
+/// which would not pickle.
+const ENTRIES: [[ffi::PyCFunctionFastWithKeywords; TWINS]; LOSSES.len()] =
+    [twins::<0>(), twins::<1>(), twins::<2>(), twins::<3>()];
+
+const fn twins<const LOSS: usize>() -> [ffi::PyCFunctionFastWithKeywords; TWINS] {
+    [entry::<LOSS, 0>, entry::<LOSS, 1>, entry::<LOSS, 2>]
 }
 
-/// Every public function's name, its loss, and how many derivatives it returns.
-const FUNCTIONS: [(&str, Loss, usize); 9] = [
-    ("cross_entropy", Loss::OfClasses(ClassLoss::CrossEntropy), 0),
-    ("cross_entropy_with_grad", Loss::OfClasses(ClassLoss::CrossEntropy), 1),
-    ("cross_entropy_with_grad_hess", Loss::OfClasses(ClassLoss::CrossEntropy), 2),
-    ("log_loss", Loss::OfClasses(ClassLoss::LogLoss), 0),
-    ("log_loss_with_grad", Loss::OfClasses(ClassLoss::LogLoss), 1),
-    ("log_loss_with_grad_hess", Loss::OfClasses(ClassLoss::LogLoss), 2),
-    ("binary_cross_entropy_with_logits", Loss::OfElements, 0),
-    ("binary_cross_entropy_with_logits_with_grad", Loss::OfElements, 1),
-    ("binary_cross_entropy_with_logits_with_grad_hess", Loss::OfElements, 2),
-];
-
-/// A builtin cannot be told which it is without an object of its own, which would not pickle.
-const ENTRIES: [ffi::PyCFunctionFastWithKeywords; 9] = [
-    entry::<0>, entry::<1>, entry::<2>, entry::<3>, entry::<4>, entry::<5>, entry::<6>, entry::<7>,
-    entry::<8>,
-];
-
-static PUBLIC: [PyOnceLock<Public>; 9] = [const { PyOnceLock::new() }; 9];
+static PUBLIC: [[PyOnceLock<Public>; TWINS]; LOSSES.len()] =
+    [const { [const { PyOnceLock::new() }; TWINS] }; LOSSES.len()];
 
 /// A function that has been made public.
 struct Public {
@@ -87,53 +52,65 @@ struct Public {
     function: Py<PyAny>,
     /// The names of its parameters, interned.
     names: Vec<Py<PyString>>,
-    /// The defaults of those that have one, `None` for all others.
-    defaults: [Py<PyAny>; MOST],
+    /// The defaults of its options, and of its class axis. Arrays have none.
+    options: Options,
+    axis: i128,
 }
 
 /// The builtin that stands in front of a Python function with parameters as in `_functional.py`.
 pub fn builtin<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let py = function.py();
     let name: String = function.getattr("__name__")?.extract()?;
-    let i = FUNCTIONS.iter().position(|(known, ..)| *known == name);
-    let i = i.ok_or_else(|| PyValueError::new_err(format!("{name} is no public function")))?;
+    let found = LOSSES.iter().enumerate().find_map(|(i, loss)| {
+        let suffix = name.strip_prefix(loss.name)?;
+        Some((i, SUFFIXES.iter().position(|known| *known == suffix)?))
+    });
+    let (i, order) =
+        found.ok_or_else(|| PyValueError::new_err(format!("{name} is no public function")))?;
     let defaults = function.getattr("__kwdefaults__")?;
     let defaults = defaults.cast::<PyDict>()?;
     let names: Vec<String> = function.getattr("__code__")?.getattr("co_varnames")?.extract()?;
     let names = &names[..POSITIONAL + defaults.len()];
-    let expected: &[&str] = match FUNCTIONS[i].1 {
-        Loss::OfClasses(_) => &OF_CLASSES,
-        Loss::OfElements => &OF_ELEMENTS,
-    };
-    let expected = &expected[..defaults.len().min(expected.len())];
-    if names[POSITIONAL..] != *expected {
-        let message = format!("{name} must have the keywords {expected:?}, not {names:?}");
+    let keywords = LOSSES[i].keywords.iter().map(|keyword| keyword.name());
+    let expected: Vec<_> = [LOSSES[i].input, "target"].into_iter().chain(keywords).collect();
+    let expected = [&expected, &OUTPUTS[..order]].concat();
+    if names != expected {
+        let message = format!("{name} must have the parameters {expected:?}, not {names:?}");
         return Err(PyValueError::new_err(message));
     }
     let mut signature = format!("{name}({}, {}, *", names[0], names[1]);
-    for name in expected {
+    for name in &expected[POSITIONAL..] {
         let value = defaults.get_item(name)?.expect("has a default");
         signature += &format!(", {name}={}", value.repr()?);
     }
-    let default = |i: usize| match names.get(i).map(|name| defaults.get_item(name)) {
-        Some(Ok(Some(value))) => value.unbind(),
-        _ => py.None(),
-    };
+    let mut read = Keywords::default();
+    for &keyword in LOSSES[i].keywords {
+        let value = defaults.get_item(keyword.name())?.expect("has a default");
+        if keyword.kind() == Kind::Array && !value.is_none() {
+            let message = format!("{} of {name} must be None by default", keyword.name());
+            return Err(PyValueError::new_err(message));
+        }
+        read.set_option(keyword, &value).map_err(|_| {
+            let message = format!("{name} has no default of {} that can be read", keyword.name());
+            PyValueError::new_err(message)
+        })?;
+    }
     let public = Public {
         function: function.clone().unbind(),
         names: names.iter().map(|name| PyString::intern(py, name).unbind()).collect(),
-        defaults: std::array::from_fn(default),
+        options: read.options,
+        axis: read.axis,
     };
     let doc: String = function.getattr("__doc__")?.extract()?;
     // What `help` and `inspect.signature` read.
     let doc = CString::new(format!("{signature})\n--\n\n{doc}"))?;
     let method = ffi::PyMethodDef {
         ml_name: CString::new(name)?.into_raw(),
-        ml_meth: ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: ENTRIES[i] },
+        ml_meth: ffi::PyMethodDefPointer { PyCFunctionFastWithKeywords: ENTRIES[i][order] },
         ml_flags: ffi::METH_FASTCALL | ffi::METH_KEYWORDS,
         ml_doc: doc.into_raw(),
     };
-    PUBLIC[i].get_or_init(py, || public);
+    PUBLIC[i][order].get_or_init(py, || public);
     let module = function.getattr("__module__")?;
     // SAFETY: the definition lives on, as do the functions of this library; the answer is a new object
     // or null with an exception.
@@ -147,7 +124,7 @@ pub fn builtin<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>>
 }
 
 /// Where Python comes in.
-unsafe extern "C" fn entry<const I: usize>(
+unsafe extern "C" fn entry<const LOSS: usize, const ORDER: usize>(
     _: *mut PyObject,
     given: *const *mut PyObject,
     positional: Py_ssize_t,
@@ -167,7 +144,7 @@ unsafe extern "C" fn entry<const I: usize>(
                 if count == 0 { &[] } else { std::slice::from_raw_parts(given.cast(), count) };
             (names, given)
         };
-        Given { positional: positional as usize, names, values: given }.call(py, I)
+        Given { positional: positional as usize, names, values: given }.call(py, LOSS, ORDER)
     };
     match guarded(call) {
         Ok(result) => result.into_ptr(),
@@ -187,9 +164,9 @@ struct Given<'a, 'py> {
 }
 
 impl<'a, 'py> Given<'a, 'py> {
-    fn call(&self, py: Python<'py>, i: usize) -> PyResult<Bound<'py, PyAny>> {
-        let public = PUBLIC[i].get(py).expect("made public before it was called");
-        match self.compiled(py, public, i) {
+    fn call(&self, py: Python<'py>, loss: usize, order: usize) -> PyResult<Bound<'py, PyAny>> {
+        let public = PUBLIC[loss][order].get(py).expect("made public before it was called");
+        match self.compiled(py, public, &LOSSES[loss], order) {
             Err(Stop::NotImplemented) => {
                 let (positional, named) = self.values.split_at(self.positional);
                 let keywords = PyDict::new(py);
@@ -208,19 +185,17 @@ impl<'a, 'py> Given<'a, 'py> {
         &self,
         py: Python<'py>,
         public: &'a Public,
-        i: usize,
+        loss: &'static Loss,
+        order: usize,
     ) -> Result<Bound<'py, PyAny>, Stop> {
-        let (_, loss, order) = FUNCTIONS[i];
-        let mut all: [&Bound<'py, PyAny>; MOST] =
-            std::array::from_fn(|i| public.defaults[i].bind(py));
         let (positional, named) =
             self.values.split_at_checked(self.positional).ok_or(Stop::NotImplemented)?;
         if positional.len() > POSITIONAL {
             return Err(Stop::NotImplemented);
         }
-        for (slot, value) in all.iter_mut().zip(positional) {
-            *slot = value;
-        }
+        let (mut values, mut target) = (positional.first(), positional.get(1));
+        let [mut out, mut hess_out] = [None; DERIVATIVES];
+        let mut keywords = Keywords::new(public.options.clone(), public.axis);
         for (k, value) in named.iter().enumerate() {
             let name = self.names.expect("named").get_borrowed_item(k)?;
             // Names in source code are interned.
@@ -237,51 +212,20 @@ impl<'a, 'py> Given<'a, 'py> {
                     found.ok_or(Stop::NotImplemented)?
                 }
             };
-            all[positional.len() + found] = value;
-        }
-        match loss {
-            Loss::OfClasses(loss) => {
-                let [values, target, axis, weight, sample_weight, ignore_index, ..] = all;
-                let [.., label_smoothing, reduction, denominator, base, out, hess_out] = all;
-                let ignore_index = Some(ignore_index);
-                let options =
-                    RawOptions { ignore_index, label_smoothing, reduction, denominator, base };
-                let arguments = ClassArguments {
-                    order,
-                    values,
-                    target,
-                    axis,
-                    weight,
-                    sample_weight,
-                    options,
-                    out,
-                    hess_out,
-                };
-                class_loss::<Arrays>(py, loss, &arguments)
-            }
-            Loss::OfElements => {
-                let [logits, target, weight, pos_weight, label_smoothing, reduction, ..] = all;
-                let [.., denominator, base, counted, out, hess_out, _] = all;
-                let options = RawOptions {
-                    ignore_index: None,
-                    label_smoothing,
-                    reduction,
-                    denominator,
-                    base,
-                };
-                let arguments = ElementArguments {
-                    order,
-                    logits,
-                    target,
-                    weight,
-                    pos_weight,
-                    counted,
-                    options,
-                    out,
-                    hess_out,
-                };
-                element_loss::<Arrays>(py, &arguments)
+            match (positional.len() + found).checked_sub(POSITIONAL) {
+                None if positional.len() + found == 0 => values = Some(value),
+                None => target = Some(value),
+                Some(i) => match loss.keywords.get(i) {
+                    Some(&keyword) => keywords.set(keyword, value)?,
+                    None if i == loss.keywords.len() => out = given(value),
+                    None => hess_out = given(value),
+                },
             }
         }
+        let (Some(values), Some(target)) = (values, target) else {
+            return Err(Stop::NotImplemented);
+        };
+        keywords.check(loss)?;
+        Call { loss, order, values, target, out, hess_out }.evaluate::<Arrays>(keywords)
     }
 }

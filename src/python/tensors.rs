@@ -14,12 +14,16 @@ use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 use pyo3::exceptions::{PyImportError, PyRuntimeError};
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
-use pyo3::types::{PyCapsule, PyInt};
+use pyo3::types::PyCapsule;
 
+use super::arrays::{Dtype, Room, Source, View};
+use super::call::{Call, named};
+use super::errors::Stop;
 use super::memory::Memory;
-use super::{ClassArguments, ClassLoss, Dtype, RawOptions, Room, Source, Stop, View, class_loss};
+use super::options::Keywords;
 use crate::call::halves::Half;
 use crate::error::no_memory;
+use crate::losses::Keyword;
 
 /// `DLPackExchangeAPI`, as far as it is used.
 #[repr(C)]
@@ -274,27 +278,21 @@ pub fn quick_cross_entropy<'py>(
     if ignore_index.extract::<i64>().is_err() {
         return Err(Stop::NotImplemented); // PyTorch refuses it
     }
-    let axis = PyInt::new(py, view.shape.len().min(2).saturating_sub(1));
     let grad = if with_grad { Some(new_like(py, &view, None)?) } else { None };
-    let none = &py.None().into_bound(py);
-    let arguments = ClassArguments {
+    let mut keywords = Keywords { axis: i128::from(view.shape.len() > 1), ..Keywords::default() };
+    keywords.set(Keyword::IgnoreIndex, ignore_index)?;
+    keywords.set(Keyword::LabelSmoothing, label_smoothing)?;
+    keywords.set(Keyword::Reduction, reduction)?;
+    keywords.options.check()?;
+    let call = Call {
+        loss: named("cross_entropy")?,
         order: usize::from(with_grad),
         values: logits,
         target,
-        axis: &axis.into_any(),
-        weight: none,
-        sample_weight: none,
-        options: RawOptions {
-            ignore_index: Some(ignore_index),
-            label_smoothing,
-            reduction,
-            denominator: none,
-            base: none,
-        },
-        out: grad.as_ref().unwrap_or(none),
-        hess_out: none,
+        out: grad.as_ref(),
+        hess_out: None,
     };
-    let result = class_loss::<Tensors>(py, ClassLoss::CrossEntropy, &arguments)?;
+    let result = call.evaluate::<Tensors>(keywords)?;
     let number: f64 = if with_grad { result.get_item(0)?.extract()? } else { result.extract()? };
     let memory = Memory::new(size_of::<f64>());
     // SAFETY: it is new, and large enough for either.

@@ -45,6 +45,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// for others: where a vector is several registers, no further than the next exponential or two. Two
     /// shorter chains, each over several vectors, leave fewer units idle.
     const TOGETHER: usize = 1;
+    /// Whether a kernel that is faster without some step is compiled without it too: not where size counts more.
+    const SPECIALIZED: bool = true;
     /// Sixteen `f32`.
     type V32: Vector<Self, f32>;
     /// Eight `f64`.

@@ -9,6 +9,7 @@ pub struct Portable;
 impl Simd for Portable {
     type V32 = Array<f32, 16>;
     type V64 = Array<f64, 8>;
+    const SPECIALIZED: bool = false;
 
     #[inline(never)]
     fn apart<K: Kernel>(self, kernel: K) -> K::Output {

@@ -28,7 +28,7 @@ use crate::math::{Real, exp::Exp, quotient, times};
 use crate::parallel::driver::Job;
 use crate::reduce::{Sum, Total};
 use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
-use crate::simd::{Input, Kernel, Output, Scratch, Simd, Vector, fence};
+use crate::simd::{Function, Input, Kernel, Output, Scratch, Simd, Vector, fence};
 
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
@@ -46,8 +46,8 @@ const SAMPLE: usize = 64;
 /// How far ahead of its use a logit is asked for, in bytes.
 const AHEAD: usize = 4096;
 
-/// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
-pub struct Rows<'a, T, C, const GRAD: bool> {
+/// The job of a batch.
+pub struct Rows<'a, T, C> {
     batch: &'a Batch<'a, T>,
     coefficients: C,
     objective: Objective,
@@ -105,6 +105,8 @@ struct Waiting {
 struct Reduce<'a, S: Simd, T: Real, R> {
     logits: Input<'a, T>,
     scratch: &'a Scratch<T>,
+    /// Whether exponentials are kept there for a gradient.
+    grad: bool,
     exp: Exp<S, T>,
     bias: i64,
     /// The largest sum of exponentials.
@@ -211,7 +213,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
 
     /// Reduces a chunk that holds the pivot or the row's end.
     #[inline(always)]
-    fn edge<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool>(
+    fn edge<C: Coefficients<T>, const SHIFTED: bool>(
         &self,
         s: S,
         at: usize,
@@ -231,7 +233,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 T::V::<S>::load_lanes(s, self.logits, at, lanes, lowest)
             };
             let e = self.exp.of::<SHIFTED>(s, x);
-            if GRAD {
+            if self.grad {
                 e.store(self.scratch.output(), at);
             }
             // Not a branch, which nothing could foresee.
@@ -250,7 +252,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
 
     /// Reduces a part of the row, emitting that of `waiting`.
     #[inline(always)]
-    fn part<C: Coefficients<T, Row<S> = R>, const GRAD: bool, const SHIFTED: bool>(
+    fn part<C: Coefficients<T, Row<S> = R>, const SHIFTED: bool>(
         &self,
         s: S,
         part: Range<usize>,
@@ -259,13 +261,17 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     ) {
         let chunk = VECTORS * T::LANES;
         for at in part.clone().step_by(chunk) {
-            if let Some(waiting) = waiting.filter(|_| GRAD) {
-                waiting.chunk::<C>(s, at);
+            if let Some(waiting) = waiting {
+                s.function(Chunk::<S, T, C> { emit: waiting, at });
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
-                self.inner::<C, GRAD, SHIFTED>(s, at, sums);
+                if self.grad {
+                    self.inner::<C, true, SHIFTED>(s, at, sums);
+                } else {
+                    self.inner::<C, false, SHIFTED>(s, at, sums);
+                }
             } else {
-                self.edge::<C, GRAD, SHIFTED>(s, at, sums);
+                self.edge::<C, SHIFTED>(s, at, sums);
             }
         }
     }
@@ -273,7 +279,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     /// Reduces the row; a row that waits is emitted meanwhile. The sums are infinite or too large
     /// where the reference must be that of the whole row's largest logit.
     #[inline(always)]
-    fn row<C: Coefficients<T, Row<S> = R>, const GRAD: bool, const SHIFTED: bool>(
+    fn row<C: Coefficients<T, Row<S> = R>, const SHIFTED: bool>(
         &mut self,
         s: S,
         waiting: &mut Option<Emit<'_, S, T, R>>,
@@ -292,7 +298,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             let mut emitting = waiting.as_ref();
             let (sums, sum) = loop {
                 let mut sums = Sums::new(s, most);
-                self.part::<C, GRAD, SHIFTED>(s, part.clone(), emitting.take(), &mut sums);
+                self.part::<C, SHIFTED>(s, part.clone(), emitting.take(), &mut sums);
                 let sum = sums.rest.total();
                 let before = self.exp.scale;
                 let fits = C::ANY || SHIFTED || sum.is_nan() || sum <= self.largest;
@@ -301,7 +307,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 }
                 let change = self.exp.scale - before;
                 rest.scale(power(change));
-                if GRAD {
+                if self.grad {
                     // Eight references ago exponentials have long become 0.
                     rescale::<S, T>(s, self.scratch, referred[0]..start, change);
                     referred.rotate_left(1);
@@ -321,7 +327,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 coefficient.add(sums.coefficient.total());
             }
         }
-        if let Some(waiting) = waiting.take().filter(|_| GRAD) {
+        if let Some(waiting) = waiting.take() {
             waiting.finish::<C>();
         }
         let pivot = T::V::<S>::splat(s, self.logits.get(self.pivot));
@@ -332,6 +338,19 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             distance *= self.coefficients.load(s, 0, 1).to_lanes().as_ref()[0].to_f64();
         }
         Totals { rest, pivot, distance, coefficient, most }
+    }
+
+    /// [`Reduce::row`] under any reference.
+    #[inline(always)]
+    fn shifted_row<C: Coefficients<T, Row<S> = R>>(
+        &mut self,
+        s: S,
+        waiting: &mut Option<Emit<'_, S, T, R>>,
+    ) -> Totals
+    where
+        T: Limits,
+    {
+        s.function(ShiftedRow::<S, T, C> { reduce: self, waiting })
     }
 
     /// Takes the reference from a part's largest logit, if that can be done.
@@ -348,6 +367,19 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         self.exp = Exp::new(s, most, self.bias);
         self.reference = T::V::<S>::splat(s, most);
         true
+    }
+}
+
+struct ShiftedRow<'r, 'a, 'e, S: Simd, T: Real, C: Coefficients<T>> {
+    reduce: &'r mut Reduce<'a, S, T, C::Row<S>>,
+    waiting: &'r mut Option<Emit<'e, S, T, C::Row<S>>>,
+}
+
+impl<S: Simd, T: Limits, C: Coefficients<T>> Function<S> for ShiftedRow<'_, '_, '_, S, T, C> {
+    type Output = Totals;
+    #[inline(always)]
+    fn eval(self, s: S) -> Totals {
+        self.reduce.row::<C, true>(s, self.waiting)
     }
 }
 
@@ -391,6 +423,20 @@ impl<S: Simd, T: Real> Sums<S, T> {
 fn tree<S: Simd, T: Real>(x: [T::V<S>; VECTORS]) -> T::V<S> {
     let [a, b, c, d, e, f, g, h] = x;
     a.add(b).add(c.add(d)).add(e.add(f).add(g.add(h)))
+}
+
+/// Emits a chunk.
+struct Chunk<'e, 'a, S: Simd, T: Real, C: Coefficients<T>> {
+    emit: &'e Emit<'a, S, T, C::Row<S>>,
+    at: usize,
+}
+
+impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for Chunk<'_, '_, S, T, C> {
+    type Output = ();
+    #[inline(always)]
+    fn eval(self, s: S) {
+        self.emit.chunk::<C>(s, self.at);
+    }
 }
 
 impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
@@ -483,10 +529,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
 
     /// Emits the whole row.
     #[inline(always)]
-    fn all<C: Coefficients<T>>(&self, s: S) {
+    fn all<C: Coefficients<T, Row<S> = R>>(&self, s: S) {
         let mut at = 0;
         while at < self.grad.len() {
-            self.chunk::<C>(s, at);
+            s.function(Chunk::<S, T, C> { emit: self, at });
             at += VECTORS * T::LANES;
         }
     }
@@ -505,7 +551,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     }
 }
 
-impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
+impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// A job. `total` is the sum of the coefficients where every row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
@@ -579,7 +625,12 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         if reference.to_f64().abs() <= T::OFFSET_LIMIT {
             row.exp = Exp::new(s, reference, row.bias);
             row.reference = T::V::<S>::splat(s, reference);
-            let totals = row.row::<C, GRAD, false>(s, waiting);
+            // A shift of 0 changes no bit.
+            let totals = if S::SPECIALIZED {
+                row.row::<C, false>(s, waiting)
+            } else {
+                row.shifted_row::<C>(s, waiting)
+            };
             let sum = totals.rest + totals.pivot;
             if sum.is_nan() || (sum <= row.largest && self.is_exact(&row.exp, &totals, reference)) {
                 return Some((totals, row.reference.to_lanes().as_ref()[0]));
@@ -595,7 +646,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
         if !C::HARD {
             row.pivot = find(s, row.logits, most);
         }
-        Some((row.row::<C, GRAD, true>(s, waiting), most))
+        Some((row.shifted_row::<C>(s, waiting), most))
     }
 
     /// Whether sums under a reference that may be below the largest logit say enough.
@@ -655,7 +706,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Rows<'a, T, C, GRAD> {
     }
 }
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRAD> {
+impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
     fn blocks(&self) -> usize {
         self.batch.samples
     }
@@ -669,8 +720,9 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
     fn run<S: Simd>(&self, s: S, rows: Range<usize>, sums: &mut [f64]) {
         let batch = self.batch;
         let chunk = VECTORS * T::LANES;
+        let grad = batch.outputs.grad.is_some();
         let scratch =
-            Scratch::<T>::new(if GRAD { batch.classes.next_multiple_of(chunk) } else { 0 });
+            Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
         let mut waiting = None;
         let mut losses = Waiting::default();
         let first = rows.start;
@@ -701,6 +753,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             let mut reduce = Reduce {
                 logits: batch.values.part(row * batch.classes, batch.classes),
                 scratch: &scratch,
+                grad,
                 exp: Exp::new(s, T::default(), bias),
                 bias,
                 largest: power(T::ROW_LARGEST + shift),
@@ -763,8 +816,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
             if losses.n == 8 {
                 self.write_losses(s, &mut losses, first, sums);
             }
-            // A constant first: without a gradient nothing of what follows is compiled.
-            let Some(grad) = batch.outputs.grad.filter(|_| GRAD) else {
+            let Some(grad) = batch.outputs.grad else {
                 continue;
             };
             let (mut scaled, mut z_slope) = (scale * total, 0.0);
@@ -858,7 +910,7 @@ impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Rows<'_, T, C, GRA
                 stream: self.stream,
             });
         }
-        if let Some(waiting) = waiting.filter(|_| GRAD) {
+        if let Some(waiting) = waiting {
             waiting.all::<C>(s);
             waiting.finish::<C>();
         }
@@ -942,7 +994,7 @@ mod tests {
     use super::*;
     use crate::call::batch::{Indices, Outputs, Target};
     use crate::call::coefficients::{Even, Hard};
-    use crate::call::options::Options;
+    use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::Level;
 
@@ -955,17 +1007,17 @@ mod tests {
         (stream, skew): (bool, usize),
     ) -> (f64, Vec<T>) {
         let mut grad = vec![T::from_f64(f64::NAN); logits.len() + skew];
-        let options = Options::new(smoothing, "sum", None, None, vec![-100]).unwrap();
         let output = Output::from_slice(&mut grad).part(skew, logits.len());
         let outputs = Outputs { grad: Some(output), hess: None, losses: None };
         let indices = Target::Indices(Indices::I64(Input::from_slice(target)));
         let classes = logits.len() / target.len();
         let logits = Input::from_slice(logits);
-        let shape = [target.len()];
-        let batch =
-            Batch::new(logits, classes, indices, None, None, options, outputs, &shape).unwrap();
-        let job =
-            Rows::<T, C, true> { stream, ..Rows::new(&batch, c, smoothing, Objective::PLAIN) };
+        let mut batch = Batch::of_rows(logits, classes, indices);
+        batch.options.label_smoothing = smoothing;
+        batch.options.reduction = Reduction::Sum;
+        batch.outputs = outputs;
+        batch.check(None, &[target.len()]).unwrap();
+        let job = Rows::<T, C> { stream, ..Rows::new(&batch, c, smoothing, Objective::PLAIN) };
         let loss = run_at(&job, level).unwrap();
         (loss, grad.split_off(skew))
     }

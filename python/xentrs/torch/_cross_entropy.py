@@ -212,6 +212,7 @@ def _rust(
         _floats(sample_weight),
         options.ignored,
         options.label_smoothing,
+        0.0,
         options.reduction,
         denominator,
         None,
@@ -219,12 +220,12 @@ def _rust(
         None,
     )
     # Where a call is small, what is around the kernel is most of its time: no arrays are made.
-    result = _xentrs.cross_entropy_of_tensors(*arguments)
+    result = _xentrs.compute_tensors("cross_entropy", *arguments)
     if result is NotImplemented:
         if x.dtype in HALVES:
             return _rust_by_chunks(call, options, with_grad, inplace)
         arrays: list[Any] = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
-        result = _arrays.class_loss(_xentrs.cross_entropy, "input", *arrays)
+        result = _arrays.class_loss("cross_entropy", *arrays, name="input")
     loss = result[0] if with_grad else result
     if options.reduction == "none":
         return torch.from_numpy(loss), grad

@@ -62,8 +62,8 @@ const MANY_BLOCK: usize = 256 << 10;
 /// How many classes of all groups are read or written before the next.
 const TURN: usize = 16;
 
-/// The job of a batch, with the gradient if `GRAD` (and the Hessian if the batch wants it).
-pub struct Few<'a, T, C, const GRAD: bool> {
+/// The job of a batch.
+pub struct Few<'a, T, C> {
     common: Common<'a, T>,
     coefficients: C,
 }
@@ -99,14 +99,14 @@ pub struct Common<'a, T> {
     direct: bool,
 }
 
-impl<'a, T, C, const GRAD: bool> Deref for Few<'a, T, C, GRAD> {
+impl<'a, T, C> Deref for Few<'a, T, C> {
     type Target = Common<'a, T>;
     fn deref(&self) -> &Common<'a, T> {
         &self.common
     }
 }
 
-impl<'a, T: Limits, C: Coefficients<T> + 'a, const GRAD: bool> Few<'a, T, C, GRAD> {
+impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
     /// A job of a batch that this kernel [`takes`]. `total` is the sum of the coefficients where every
     /// row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
@@ -144,7 +144,7 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a, const GRAD: bool> Few<'a, T, C, GRA
             line,
             many,
             narrow,
-            grad: GRAD,
+            grad: batch.outputs.grad.is_some(),
             stream,
             direct,
         };
@@ -171,7 +171,7 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a, const GRAD: bool> Few<'a, T, C, GRA
             (true, true) => s.apart(Finish::<_, true, true>(block)),
             (true, false) => s.apart(Finish::<_, true, false>(block)),
         };
-        if GRAD {
+        if self.grad {
             match (self.many, C::ANY, C::HARD) {
                 (true, false, _) => s.apart(Emission::<_, true, NONE>(block)),
                 (true, true, true) => s.apart(Emission::<_, true, OF_CLASSES>(block)),
@@ -305,7 +305,7 @@ fn splat<S: Simd, T: Real>(s: S, x: f64) -> T::V<S> {
     T::V::<S>::splat(s, T::from_f64(x))
 }
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool> Job for Few<'_, T, C, GRAD> {
+impl<T: Limits, C: Coefficients<T>> Job for Few<'_, T, C> {
     fn blocks(&self) -> usize {
         self.batch.samples.div_ceil(self.block_samples())
     }
@@ -363,7 +363,7 @@ mod tests {
     use super::*;
     use crate::call::batch::{Indices, Outputs};
     use crate::call::coefficients::{Hard, Plain, Soft};
-    use crate::call::options::Options;
+    use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::{Level, Scratch};
     use crate::softmax::rows::Rows;
@@ -409,7 +409,6 @@ mod tests {
             Target::Indices(Indices::I32(Input::from_slice(&indices)))
         };
         let ignored = if case.soft { vec![] } else { vec![classes as i128] };
-        let options = Options::new(0.0, "sum", None, None, ignored).unwrap();
         let outputs = Outputs { grad: Some(g), hess: None, losses: None };
         let layout = Layout {
             values: Some(place.clone()),
@@ -418,37 +417,29 @@ mod tests {
             hess: None,
             halves: None,
             singles: None,
-            inner: pixels,
         };
         let layout = (!by_rows).then(|| Box::new(layout));
-        let mut batch = Batch::laid_out(
-            (layout, samples),
-            x.as_input(),
-            classes,
-            target,
-            None,
-            None,
-            options,
-            outputs,
-            &[samples],
-        )
-        .unwrap();
+        let mut batch = Batch::of_rows(x.as_input(), classes, target);
+        (batch.layout, batch.samples, batch.outputs) = (layout, samples, outputs);
+        batch.options.reduction = Reduction::Sum;
+        batch.options.ignore_index = ignored.into();
+        batch.check(None, &[samples]).unwrap();
         batch.large = case.large;
         let sum = match (by_rows, case.soft) {
             (true, false) => {
-                run_at(&Rows::<T, Hard, true>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
+                run_at(&Rows::<T, Hard>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
             }
             (true, true) => {
                 let plain = Plain(probabilities.input());
-                run_at(&Rows::<T, _, true>::new(&batch, plain, 0.0, Objective::PLAIN), level)
+                run_at(&Rows::<T, _>::new(&batch, plain, 0.0, Objective::PLAIN), level)
             }
             (false, false) => {
-                run_at(&Few::<T, Hard, true>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
+                run_at(&Few::<T, Hard>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
             }
             (false, true) => {
                 let probabilities = probabilities.input();
                 let soft = Soft { probabilities, weight: None, smoothing: None };
-                run_at(&Few::<T, _, true>::new(&batch, soft, 0.0, Objective::PLAIN), level)
+                run_at(&Few::<T, _>::new(&batch, soft, 0.0, Objective::PLAIN), level)
             }
         };
         let columns = !by_rows && case.columns;

@@ -12,7 +12,7 @@ use crate::simd::{Input, Kernel, Output, Simd, Vector};
 use super::buffers::*;
 use super::{Block, Few, Limits, PART, splat};
 
-impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
+impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
     /// Exponentials of a group, and their sums.
     #[inline(always)]
     fn reduce<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, T>, group: usize) {
@@ -49,7 +49,8 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             sums
         } else {
             let all = 0..batch.classes;
-            if exp.is_shifted(s) {
+            // A shift of 0 changes no bit.
+            if !S::SPECIALIZED || exp.is_shifted(s) {
                 self.sum::<S, true, false>(s, &exp, all, class, reference, columns, ahead, buffers)
             } else {
                 self.sum::<S, false, false>(s, &exp, all, class, reference, columns, ahead, buffers)
@@ -138,7 +139,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
         block: &Block<'_, T>,
         group: usize,
     ) -> Option<(Output<'a, T>, isize, isize)> {
-        let grad = self.batch.outputs.grad.filter(|_| GRAD && !MANY)?;
+        let grad = self.batch.outputs.grad.filter(|_| !MANY)?;
         let (sample, _) = block.samples(group);
         let (at, step) = match self.place(|layout| &layout.grad) {
             None => (sample * self.batch.classes, T::LANES as isize),
@@ -186,7 +187,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             }
             let x = T::V::<S>::load(s, columns.0, at);
             let e = exp.of::<SHIFTED>(s, x);
-            if GRAD {
+            if self.grad {
                 e.store(columns.1, at);
             }
             let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c - first]));
@@ -203,7 +204,7 @@ impl<'a, T: Limits, C: Coefficients<T>, const GRAD: bool> Few<'a, T, C, GRAD> {
             }
             if C::ANY {
                 let t = self.coefficient(s, c, start, buffers);
-                if GRAD && !C::HARD && !C::AS_STORED {
+                if self.grad && !C::HARD && !C::AS_STORED {
                     // What the gradient takes.
                     t.store(buffers.part(STORED).1, start + at);
                 }
@@ -268,8 +269,8 @@ impl<S: Simd, T: Real> Sums<S, T> {
 /// Sums a block.
 pub(super) struct Reduction<'b, J, T, const MANY: bool>(pub(super) &'b J, pub(super) Block<'b, T>);
 
-impl<T: Limits, C: Coefficients<T>, const GRAD: bool, const MANY: bool> Kernel
-    for Reduction<'_, Few<'_, T, C, GRAD>, T, MANY>
+impl<T: Limits, C: Coefficients<T>, const MANY: bool> Kernel
+    for Reduction<'_, Few<'_, T, C>, T, MANY>
 {
     type Output = ();
     #[inline(always)]

@@ -42,157 +42,100 @@ impl<'a, T: Limits> Common<'a, T> {
     #[inline(always)]
     fn write<S: Simd, const MANY: bool, const KIND: usize>(&self, s: S, block: &Block<'_, T>) {
         let &Block { first, n, room, buffers, .. } = block;
-        let (batch, classes) = (self.batch, 0..self.batch.classes);
-        for (grad, place, hessian) in [
+        let (batch, classes) = (self.batch, self.batch.classes);
+        for (array, place, hessian) in [
             (batch.outputs.grad, self.place(|layout| &layout.grad), false),
             (batch.outputs.hess, self.place(|layout| &layout.hess), true),
         ] {
-            let Some(grad) = grad else { continue };
+            let Some(array) = array else { continue };
+            let to = Destination { array, place, hessian };
             if MANY {
-                self.write_many::<S, KIND>(s, block, hessian, grad, place);
+                for (turn, group) in self.turns(block) {
+                    self.write_group::<S, true, KIND>(s, block, group, turn, to);
+                }
                 continue;
             }
-            if let Some(place) = place {
-                self.write_columns::<S, KIND>(s, block, hessian, grad, place);
-                continue;
-            }
-            // Rows that the last columns of a row may reach into go to their place at once.
-            let past = batch.rows(grad, first, room);
-            let wanted = self.group_len();
-            let mut done = 0;
-            for group in (0..n).step_by(T::LANES) {
-                let at = group * batch.classes;
-                if self.direct && at + wanted <= past.len() {
-                    let rows = Group::Rows(past.part(at, wanted));
-                    self.emit::<S, false, KIND>(
-                        s,
-                        group,
-                        hessian,
-                        rows,
-                        classes.clone(),
-                        false,
-                        buffers,
-                    );
-                    done = at + T::LANES * batch.classes;
-                } else {
-                    let rows = Group::Rows(buffers.part(ROWS).1.part(at, wanted));
-                    self.emit::<S, false, KIND>(
-                        s,
-                        group,
-                        hessian,
-                        rows,
-                        classes.clone(),
-                        false,
-                        buffers,
-                    );
+            let mut in_place = 0;
+            for group in block.groups() {
+                if self.write_group::<S, false, KIND>(s, block, group, 0..classes, to) {
+                    in_place = group + T::LANES;
                 }
             }
-            let rest = n * batch.classes - done;
-            copy(s, buffers.part(ROWS).0.part(done, rest), past.part(done, rest), false);
-        }
-    }
-
-    /// Writes gradient or Hessian of a block to where samples lie next to each other.
-    #[inline(always)]
-    fn write_columns<S: Simd, const KIND: usize>(
-        &self,
-        s: S,
-        block: &Block<'_, T>,
-        hessian: bool,
-        array: Output<'_, T>,
-        place: &Place,
-    ) {
-        let (buffers, classes) = (block.buffers, 0..self.batch.classes);
-        for group in block.groups() {
-            let (sample, n) = block.samples(group);
-            let (at, left) = place.line_at(sample);
-            if left.min(n) == T::LANES {
-                let columns = Group::Columns(array, at, place.class_step(), T::ALL);
-                self.emit::<S, false, KIND>(
-                    s,
-                    group,
-                    hessian,
-                    columns,
-                    classes.clone(),
-                    false,
-                    buffers,
-                );
-            } else {
-                self.scatter::<S, false, KIND>(
-                    s,
-                    block,
-                    group,
-                    classes.clone(),
-                    hessian,
-                    array,
-                    place,
-                );
+            if place.is_none() {
+                let (at, rest) = (in_place * classes, n.saturating_sub(in_place) * classes);
+                let rows = batch.rows(array, first, room).part(at, rest);
+                copy(s, buffers.part(ROWS).0.part(at, rest), rows, false);
             }
         }
     }
 
-    /// Writes some classes of a group to samples that are not a vector, by way of a copy.
+    /// Writes some classes of a group; whether they went to their place. If they did not, they are rows in the
+    /// buffers.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "of two callers")]
-    fn scatter<S: Simd, const MANY: bool, const KIND: usize>(
+    fn write_group<S: Simd, const MANY: bool, const KIND: usize>(
         &self,
         s: S,
         block: &Block<'_, T>,
         group: usize,
-        classes: Range<usize>,
-        hessian: bool,
-        array: Output<'_, T>,
-        place: &Place,
-    ) {
-        let (from, to) = block.buffers.part(ROWS);
-        let columns = Group::Columns(to, 0, T::LANES as isize, T::ALL);
+        some: Range<usize>,
+        to: Destination<'_, T>,
+    ) -> bool {
+        let (batch, classes) = (self.batch, self.batch.classes);
+        let (sample, n) = block.samples(group);
+        let (copied, buffer) = block.buffers.part(ROWS);
+        let (mut stream, mut in_place, mut scattered) = (false, true, false);
+        let lines = to.place.map(|place| (place, place.line_at(sample)));
+        let group_of = match lines {
+            Some((place, _)) if MANY && is_long(place) => {
+                stream = self.stream;
+                block.columns(to.array, place, group)
+            }
+            Some((place, (at, left))) if !MANY && left.min(n) == T::LANES => {
+                Group::Columns(to.array, at, place.class_step(), T::ALL)
+            }
+            None if MANY && n == T::LANES => Group::Rows(batch.rows(to.array, sample, n)),
+            None if !MANY => {
+                // Rows that the last columns of a row may reach into go to their place at once.
+                let (at, wanted) = (group * classes, self.group_len());
+                let rows = batch.rows(to.array, block.first, block.room);
+                in_place = self.direct && at + wanted <= rows.len();
+                Group::Rows(if in_place { rows } else { buffer }.part(at, wanted))
+            }
+            _ => {
+                // Samples that are not a vector go by way of a copy.
+                scattered = true;
+                Group::Columns(buffer, 0, T::LANES as isize, T::ALL)
+            }
+        };
         self.emit::<S, MANY, KIND>(
             s,
             group,
-            hessian,
-            columns,
-            classes.clone(),
-            false,
+            to.hessian,
+            group_of,
+            some.clone(),
+            stream,
             block.buffers,
         );
-        let (sample, n) = block.samples(group);
-        for (at, lane, n) in runs::<T>(place, sample..sample + n, classes) {
-            simd::copy(n, (from, lane, 1), (array, at, place.sample_step()));
-        }
-    }
-
-    /// Writes gradient or Hessian of a block of many classes, wherever it goes.
-    #[inline(always)]
-    fn write_many<S: Simd, const KIND: usize>(
-        &self,
-        s: S,
-        block: &Block<'_, T>,
-        hessian: bool,
-        array: Output<'_, T>,
-        place: Option<&Place>,
-    ) {
-        let (batch, buffers) = (self.batch, block.buffers);
-        let (samples, classes) = (batch.samples, batch.classes);
-        let rows = Place::new(&[samples, classes], &[classes as isize, 1], 1);
-        for (turn, group) in self.turns(block) {
-            let (sample, n) = block.samples(group);
-            let (to, stream) = match place {
-                Some(place) if is_long(place) => (block.columns(array, place, group), self.stream),
-                None if n == T::LANES => (Group::Rows(batch.rows(array, sample, n)), false),
-                _ => {
-                    let place = place.unwrap_or(&rows);
-                    self.scatter::<S, true, KIND>(s, block, group, turn, hessian, array, place);
-                    continue;
+        if scattered {
+            let rows;
+            let place = match to.place {
+                Some(place) => place,
+                None => {
+                    rows = Place::new(&[batch.samples, classes], &[classes as isize, 1], 1);
+                    &rows
                 }
             };
-            self.emit::<S, true, KIND>(s, group, hessian, to, turn, stream, buffers);
+            for (at, lane, n) in runs::<T>(place, sample..sample + n, some) {
+                simd::copy(n, (copied, lane, 1), (to.array, at, place.sample_step()));
+            }
         }
+        in_place
     }
 
     /// Gradient, or Hessian, of a group, all classes or of columns some; columns go past the caches if
     /// `stream`.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "of three callers")]
+    #[allow(clippy::too_many_arguments, reason = "one caller")]
     fn emit<S: Simd, const MANY: bool, const KIND: usize>(
         &self,
         s: S,
@@ -313,6 +256,14 @@ impl<'a, T: Limits> Common<'a, T> {
             T::V::<S>::store_columns(derivatives!(COLUMNS, first), rows, first, classes);
         }
     }
+}
+
+/// Where a gradient or Hessian goes.
+#[derive(Clone, Copy)]
+struct Destination<'a, T> {
+    array: Output<'a, T>,
+    place: Option<&'a Place>,
+    hessian: bool,
 }
 
 /// Writes a block; `KIND` tells what coefficients there are beside that of a true class.

@@ -1,0 +1,401 @@
+//! Arrays as they lie in memory: what is read of an ndarray, or of a tensor, before a kernel may touch it.
+//!
+//! A [`View`] copies shape and strides into a [`Room`] of the caller's, since another thread may assign new
+//! ones while a kernel runs without the GIL, which frees the old. The numbers stay where they are: the
+//! caller's frame holds the objects that own them, and other threads may write to them meanwhile (see
+//! [`crate::simd::Input`]).
+
+use std::ffi::c_int;
+use std::mem::MaybeUninit;
+
+use numpy::npyffi::{self, NPY_TYPES, flags};
+use pyo3::prelude::*;
+
+use super::errors::Stop;
+use crate::call::batch::{Floats, Indices, Outputs};
+use crate::call::halves::Half;
+use crate::call::place::Place;
+use crate::simd::{Input, Output};
+use crate::softmax::Limits;
+
+/// The most axes an array has.
+const MOST_AXES: usize = 64;
+
+/// Where a view keeps its shape and its strides.
+pub struct Room {
+    shape: [MaybeUninit<usize>; MOST_AXES],
+    strides: [MaybeUninit<isize>; MOST_AXES],
+}
+
+impl Room {
+    pub const fn new() -> Self {
+        Room {
+            shape: [MaybeUninit::uninit(); MOST_AXES],
+            strides: [MaybeUninit::uninit(); MOST_AXES],
+        }
+    }
+
+    /// Copies the lengths of `n` axes and their strides; `None` if there are too many.
+    ///
+    /// # Safety
+    /// There are `n` of both, if `n` is not 0.
+    #[inline(always)]
+    pub unsafe fn copy(
+        &mut self,
+        n: usize,
+        shape: *const usize,
+        strides: *const isize,
+    ) -> Option<(&[usize], &[isize])> {
+        let lengths = self.shape.get_mut(..n)?;
+        let steps = self.strides.get_mut(..n)?;
+        for (i, (length, step)) in lengths.iter_mut().zip(&mut *steps).enumerate() {
+            // SAFETY: there are `n`.
+            unsafe {
+                length.write(*shape.add(i));
+                step.write(*strides.add(i));
+            }
+        }
+        // SAFETY: just written, all `n` of both.
+        Some(unsafe {
+            (
+                std::slice::from_raw_parts(lengths.as_ptr().cast(), n),
+                std::slice::from_raw_parts(steps.as_ptr().cast(), n),
+            )
+        })
+    }
+}
+
+/// A native and aligned array as it was when it was looked at. Its numbers are valid as long as the
+/// object it was made from.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    pub data: *mut u8,
+    pub shape: &'a [usize],
+    pub strides: &'a [isize],
+    /// In so many bytes.
+    pub unit: isize,
+    pub contiguous: bool,
+    pub dtype: Dtype,
+    pub writeable: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    Bool,
+    Int(usize),
+    Uint(usize),
+    F32,
+    F64,
+    /// Of tensors only.
+    Half(Half),
+}
+
+impl Dtype {
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::Bool => 1,
+            Dtype::Int(size) | Dtype::Uint(size) => size,
+            Dtype::Half(_) => 2,
+            Dtype::F32 => 4,
+            Dtype::F64 => 8,
+        }
+    }
+
+    /// That of a number of NumPy's types, where it is ours.
+    fn of(type_num: c_int) -> Option<Self> {
+        use numpy::npyffi::NPY_TYPES::*;
+        let long = size_of::<std::ffi::c_long>();
+        let is = |known: npyffi::NPY_TYPES| type_num == known as c_int;
+        let signed =
+            [(NPY_BYTE, 1), (NPY_SHORT, 2), (NPY_INT, 4), (NPY_LONG, long), (NPY_LONGLONG, 8)];
+        let unsigned =
+            [(NPY_UBYTE, 1), (NPY_USHORT, 2), (NPY_UINT, 4), (NPY_ULONG, long), (NPY_ULONGLONG, 8)];
+        if is(NPY_FLOAT) {
+            Some(Dtype::F32)
+        } else if is(NPY_DOUBLE) {
+            Some(Dtype::F64)
+        } else if is(NPY_BOOL) {
+            Some(Dtype::Bool)
+        } else if let Some((_, size)) = signed.into_iter().find(|(known, _)| is(*known)) {
+            Some(Dtype::Int(size))
+        } else {
+            let found = unsigned.into_iter().find(|(known, _)| is(*known));
+            found.map(|(_, size)| Dtype::Uint(size))
+        }
+    }
+}
+
+/// What kind of objects a call's arrays are.
+pub trait Source {
+    /// One of any strides.
+    fn view<'a>(object: &'a Bound<'_, PyAny>, room: &'a mut Room) -> Result<View<'a>, Stop>;
+    /// Whether an object's numbers lie as they did when it was looked at.
+    #[inline(always)]
+    fn is_still(object: &Bound<'_, PyAny>, view: &View<'_>) -> bool {
+        let mut room = Room::new();
+        Self::view(object, &mut room).is_ok_and(|now| {
+            now.data == view.data && now.shape == view.shape && now.strides == view.strides
+        })
+    }
+}
+
+/// NumPy's.
+pub struct Arrays;
+
+impl Source for Arrays {
+    // Inlined: as a result in memory, of several parts, it would be slower to pass on than to make.
+    #[inline(always)]
+    fn view<'a>(object: &'a Bound<'_, PyAny>, room: &'a mut Room) -> Result<View<'a>, Stop> {
+        // SAFETY: any object may be asked whether it is an array.
+        if unsafe { npyffi::PyArray_CheckExact(object.py(), object.as_ptr()) } == 0 {
+            return Err(Stop::NotImplemented);
+        }
+        let array = object.as_ptr().cast::<npyffi::PyArrayObject>();
+        // SAFETY: it is one, and `object` keeps it; it may be resized in place by nobody who does not
+        // first make sure that no one else refers to it.
+        let (array, descr) = unsafe { (&(*array).fields, &(*(*array).fields.descr).fields) };
+        let swapped = if cfg!(target_endian = "little") { b'>' } else { b'<' };
+        if array.flags & flags::NPY_ARRAY_ALIGNED == 0 || descr.byteorder as u8 == swapped {
+            return Err(Stop::NotImplemented);
+        }
+        let n = array.nd as usize;
+        // SAFETY: NumPy keeps `nd` dimensions there, none negative, and as many strides, in numbers of
+        // this size.
+        let copied = unsafe { room.copy(n, array.dimensions.cast(), array.strides.cast()) };
+        let (shape, strides) = copied.ok_or(Stop::NotImplemented)?;
+        let dtype = Dtype::of(descr.type_num).ok_or(Stop::NotImplemented)?;
+        let contiguous = array.flags & flags::NPY_ARRAY_C_CONTIGUOUS != 0;
+        let writeable = array.flags & flags::NPY_ARRAY_WRITEABLE != 0;
+        let data = array.data.cast();
+        Ok(View { data, shape, strides, unit: 1, contiguous, dtype, writeable })
+    }
+
+    // Every call that makes an array asks: nothing is copied.
+    #[inline(always)]
+    fn is_still(object: &Bound<'_, PyAny>, view: &View<'_>) -> bool {
+        // SAFETY: it is an array: it was looked at.
+        let array = unsafe { &(*object.as_ptr().cast::<npyffi::PyArrayObject>()).fields };
+        let same = |(i, (&n, &step)): (usize, (&usize, &isize))| {
+            // SAFETY: there are as many as before.
+            let now = unsafe { (*array.dimensions.add(i), *array.strides.add(i)) };
+            now == (n as npyffi::npy_intp, step as npyffi::npy_intp)
+        };
+        array.data.cast() == view.data
+            && array.nd as usize == view.shape.len()
+            && view.shape.iter().zip(view.strides).enumerate().all(same)
+    }
+}
+
+impl<'a> View<'a> {
+    /// A C-contiguous array.
+    #[inline(always)]
+    pub fn of<S: Source>(object: &'a Bound<'_, PyAny>, room: &'a mut Room) -> Result<Self, Stop> {
+        S::view(object, room)
+            .and_then(|view| if view.contiguous { Ok(view) } else { Err(Stop::NotImplemented) })
+    }
+
+    /// An argument that may be left out, C-contiguous.
+    #[inline(always)]
+    pub fn optional<S: Source>(
+        object: Option<&'a Bound<'_, PyAny>>,
+        room: &'a mut Room,
+    ) -> Result<Option<Self>, Stop> {
+        match object {
+            Some(object) => View::of::<S>(object, room).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// An argument that may be left out, of any strides.
+    #[inline(always)]
+    pub fn optional_strided<S: Source>(
+        object: Option<&'a Bound<'_, PyAny>>,
+        room: &'a mut Room,
+    ) -> Result<Option<Self>, Stop> {
+        match object {
+            Some(object) => S::view(object, room).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The length of each axis, and its stride in bytes.
+    pub fn axes(&self) -> impl Iterator<Item = (usize, isize)> + Clone {
+        let unit = self.unit;
+        self.shape.iter().zip(self.strides).map(move |(&n, stride)| (n, stride * unit))
+    }
+
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Where its numbers begin, and how many from there to the last one's end.
+    fn span(&self) -> (*mut u8, usize) {
+        if self.contiguous {
+            return (self.data, self.len());
+        }
+        let ends = self.axes().map(|(n, step)| (n as isize - 1) * step);
+        let below: isize = ends.clone().filter(|end| *end < 0).sum();
+        let above: isize = ends.filter(|end| *end > 0).sum();
+        let len = (above - below) as usize / self.dtype.size() + 1;
+        (self.data.wrapping_offset(below), len)
+    }
+
+    /// The numbers, which are of a type of this size, and what is between them.
+    #[inline(always)]
+    pub fn input<T: Copy>(&self) -> Input<'a, T> {
+        assert_eq!(size_of::<T>(), self.dtype.size(), "wrong type of a view");
+        let (start, len) = self.span();
+        // SAFETY: an array holds numbers of its dtype, aligned, at the places that its strides say, and
+        // nothing else is read: a contiguous one as many as its shape says, of another one those at its
+        // `Place`. An empty one may point anywhere; so may a view of nothing.
+        unsafe { Input::new(start.cast(), len) }
+    }
+
+    #[inline(always)]
+    pub fn output<T: Copy>(&self) -> Output<'a, T> {
+        assert!(self.writeable && size_of::<T>() == self.dtype.size(), "wrong type of a view");
+        let (start, len) = self.span();
+        // SAFETY: as above, and the array is writeable.
+        unsafe { Output::new(start.cast(), len) }
+    }
+
+    /// Where samples and classes lie; `None` if in rows.
+    pub fn place(&self, axis: usize) -> Result<Option<Place>, Stop> {
+        let size = self.dtype.size() as isize;
+        if self.len() == 0 || self.contiguous && self.shape[axis + 1..].iter().all(|&n| n == 1) {
+            return Ok(None);
+        }
+        if self.axes().any(|(_, stride)| stride % size != 0) {
+            return Err(Stop::NotImplemented);
+        }
+        let steps: Vec<_> = self.axes().map(|(_, stride)| stride / size).collect();
+        let place = Place::new(self.shape, &steps, axis);
+        Ok(if place.is_rows(self.shape[axis]) { None } else { Some(place) })
+    }
+
+    /// Whether none of these `float64` numbers loses anything as a `float32`.
+    pub fn is_exact(&self, axis: usize) -> Result<bool, Stop> {
+        let numbers = self.input::<f64>();
+        let Some(place) = self.place(axis)? else { return Ok(is_exact(numbers)) };
+        let classes = self.shape[axis];
+        Ok(place.lines(0..self.len() / classes).all(|line| {
+            (0..classes).all(|class| {
+                let at = line.at + class as isize * place.class_step();
+                (0..line.n as isize)
+                    .all(|i| is_exact(numbers.part((at + i * place.sample_step()) as usize, 1)))
+            })
+        }))
+    }
+
+    pub fn floats(&self) -> Option<Floats<'a>> {
+        match self.dtype {
+            Dtype::F32 => Some(Floats::F32(self.input())),
+            Dtype::F64 => Some(Floats::F64(self.input())),
+            _ => None,
+        }
+    }
+
+    pub fn indices(&self) -> Option<Indices<'a>> {
+        Some(match self.dtype {
+            Dtype::Int(1) => Indices::I8(self.input()),
+            Dtype::Int(2) => Indices::I16(self.input()),
+            Dtype::Int(4) => Indices::I32(self.input()),
+            Dtype::Int(8) => Indices::I64(self.input()),
+            Dtype::Uint(1) => Indices::U8(self.input()),
+            Dtype::Uint(2) => Indices::U16(self.input()),
+            Dtype::Uint(4) => Indices::U32(self.input()),
+            Dtype::Uint(8) => Indices::U64(self.input()),
+            _ => return None,
+        })
+    }
+
+    /// Whether the memory that the arrays span overlaps.
+    fn overlaps(&self, other: &View<'_>) -> bool {
+        let range = |view: &View<'_>| {
+            let (start, len) = view.span();
+            (start as usize, start as usize + len * view.dtype.size())
+        };
+        let ((a, a_end), (b, b_end)) = (range(self), range(other));
+        a < b_end && b < a_end
+    }
+
+    /// Whether two elements may be in one place.
+    fn overlaps_itself(&self) -> bool {
+        let axes = self.axes().filter(|(n, _)| *n > 1);
+        let mut axes: Vec<_> = axes.map(|(n, stride)| (stride.unsigned_abs(), n)).collect();
+        axes.sort_unstable();
+        let mut end = self.dtype.size();
+        axes.into_iter().any(|(stride, n)| {
+            let inside = stride < end;
+            end += stride * (n - 1);
+            inside
+        })
+    }
+
+    /// Whether two arrays of one shape are the same elements.
+    fn is(&self, other: &View<'_>) -> bool {
+        let mut axes = self.shape.iter().zip(self.strides.iter().zip(other.strides));
+        self.data == other.data && axes.all(|(&n, (a, b))| n <= 1 || a == b)
+    }
+
+    /// Whether the caller may have results written here: like `model`, disjoint from all of
+    /// `others`, and from `model` too unless it is the very same memory.
+    pub fn fits(&self, model: &View<'_>, others: &[Option<&View<'_>>]) -> bool {
+        self.writeable
+            && self.dtype == model.dtype
+            && self.shape == model.shape
+            && (self.contiguous || !self.overlaps_itself())
+            && (self.is(model) || !self.overlaps(model))
+            && !others.iter().flatten().any(|other| self.overlaps(other))
+    }
+}
+
+/// Whether none of these numbers loses anything as a `float32`: the arithmetic of that type then does.
+pub fn is_exact(numbers: Input<'_, f64>) -> bool {
+    const BLOCK: usize = 1024;
+    (0..numbers.len()).step_by(BLOCK).all(|at| {
+        let numbers = numbers.part(at, BLOCK.min(numbers.len() - at));
+        let mut exact = true;
+        for i in 0..numbers.len() {
+            let x = numbers.get(i);
+            exact &= f64::from(x as f32) == x || x.is_nan();
+        }
+        exact
+    })
+}
+
+/// Whether a weight's magnitude is outside the normal numbers of `float32`.
+pub fn is_beyond_float32(weights: Floats<'_>) -> bool {
+    let Floats::F64(weights) = weights else { return false };
+    let mut beyond = false;
+    for i in 0..weights.len() {
+        let x = weights.get(i).abs();
+        beyond |= x > f32::MAX.into() && x < f64::INFINITY;
+        beyond |= x > 0.0 && x < f32::MIN_POSITIVE.into();
+    }
+    beyond
+}
+
+/// A float that arrays hold.
+pub trait Number: Limits {
+    const DTYPE: Dtype;
+    /// NumPy's number of it.
+    const TYPE_NUM: NPY_TYPES;
+    /// Outputs where they are `float32`.
+    fn singles(outputs: Outputs<'_, Self>) -> Option<Outputs<'_, f32>>;
+}
+
+impl Number for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+    const TYPE_NUM: NPY_TYPES = NPY_TYPES::NPY_FLOAT;
+    fn singles(outputs: Outputs<'_, f32>) -> Option<Outputs<'_, f32>> {
+        Some(outputs)
+    }
+}
+impl Number for f64 {
+    const DTYPE: Dtype = Dtype::F64;
+    const TYPE_NUM: NPY_TYPES = NPY_TYPES::NPY_DOUBLE;
+    fn singles(_: Outputs<'_, f64>) -> Option<Outputs<'_, f32>> {
+        None
+    }
+}

@@ -1,0 +1,213 @@
+//! A call of a loss over samples by classes: its arrays are looked at, results are made, a batch goes to
+//! the loss.
+
+use pyo3::prelude::*;
+
+use super::arrays::{Arrays, Dtype, Number, Room, Source, View, is_beyond_float32, is_exact};
+use super::call::{Call, without_gil};
+use super::errors::Stop;
+use super::options::Keywords;
+use super::results::{Results, Slot};
+use crate::call::batch::{Batch, Floats, Target};
+use crate::call::halves::Halves;
+use crate::call::layout::{Layout, Singles};
+use crate::call::options::Options;
+use crate::call::place::Place;
+use crate::losses::OverClasses;
+use crate::simd::Input;
+
+/// Evaluates the loss at the type of its values.
+#[inline(always)]
+pub fn evaluate<'py, S: Source>(
+    call: &Call<'_, 'py>,
+    keywords: Keywords<'_, 'py>,
+    f32: OverClasses<f32>,
+    f64: OverClasses<f64>,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let mut room = Room::new();
+    let values = S::view(call.values, &mut room)?;
+    match values.dtype {
+        Dtype::F32 | Dtype::Half(_) => typed::<f32, S>(call, keywords, &values, f32, f64),
+        Dtype::F64 => typed::<f64, S>(call, keywords, &values, f64, f64),
+        _ => Err(Stop::NotImplemented),
+    }
+}
+
+/// Evaluates the loss by `in_type`, or by `in_float64` where `float32` cannot hold what values are
+/// multiplied by.
+fn typed<'py, T: Number, S: Source>(
+    call: &Call<'_, 'py>,
+    keywords: Keywords<'_, 'py>,
+    values: &View<'_>,
+    in_type: OverClasses<T>,
+    in_float64: OverClasses<f64>,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let (py, order) = (call.values.py(), call.order);
+    let (shape, ndim) = (values.shape, values.shape.len());
+    let axis = if keywords.axis < 0 { keywords.axis + ndim as i128 } else { keywords.axis };
+    let axis = usize::try_from(axis).map_err(|_| Stop::NotImplemented)?;
+    let &classes = shape.get(axis).filter(|&&n| n > 0).ok_or(Stop::NotImplemented)?;
+    let (outer, inner) = (&shape[..axis], &shape[axis + 1..]);
+    let both;
+    let samples_shape = if inner.is_empty() {
+        outer
+    } else {
+        both = [outer, inner].concat();
+        &both
+    };
+
+    let mut rooms = [const { Room::new() }; 5];
+    let [target, weight, sample_weight, out, hess_out] = rooms.each_mut();
+    let stored = S::view(call.target, target)?;
+    let weight = View::optional::<S>(keywords.weight, weight)?;
+    let sample_weight = View::optional::<S>(keywords.sample_weight, sample_weight)?;
+    let target = if stored.shape == samples_shape && stored.contiguous {
+        Target::Indices(stored.indices().ok_or(Stop::NotImplemented)?)
+    } else if stored.shape == shape && stored.dtype == T::DTYPE {
+        Target::Probabilities(stored.input())
+    } else if stored.shape == shape && values.dtype == Dtype::F32 && stored.dtype == Dtype::F64 {
+        // Wider than the values: the batch is computed in float64, below.
+        if stored.is_exact(axis)? {
+            return Err(Stop::NotImplemented);
+        }
+        Target::Probabilities(Input::from_slice(&[]))
+    } else {
+        return Err(Stop::NotImplemented);
+    };
+    call.loss.check_target(&target)?;
+    let weights = floats(&weight, &[classes])?;
+    let sample_weights = floats(&sample_weight, samples_shape)?;
+    let out = View::optional_strided::<S>(call.out, out)?;
+    let hess_out = View::optional_strided::<S>(call.hess_out, hess_out)?;
+    let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
+        let others = [Some(&stored), weight.as_ref(), sample_weight.as_ref(), other.as_ref()];
+        view.as_ref().is_none_or(|view| view.fits(values, &others))
+    };
+    if !fits(&out, &hess_out) || !fits(&hess_out, &None) {
+        return Err(Stop::NotImplemented);
+    }
+    let half = match values.dtype {
+        Dtype::Half(half) if order == 0 || order == 1 && out.is_some() => Some(half),
+        Dtype::Half(_) => return Err(Stop::NotImplemented),
+        _ => None,
+    };
+
+    let soft = matches!(target, Target::Probabilities(_));
+    let wider_target = soft && stored.dtype != values.dtype;
+    let needs_float64 = values.dtype == Dtype::F32
+        && (wider_target || exceeds_float32(&keywords.options, soft, weights, sample_weights));
+
+    let results = Results::<T>::new::<S>(
+        call,
+        keywords.options.reduction,
+        [samples_shape, shape],
+        [&out, &hess_out],
+        &[
+            (Some(call.values), Some(values)),
+            (Some(call.target), Some(&stored)),
+            (keywords.weight, weight.as_ref()),
+            (keywords.sample_weight, sample_weight.as_ref()),
+            (call.out, out.as_ref()),
+            (call.hess_out, hess_out.as_ref()),
+        ],
+    )?;
+    let outputs = results.outputs();
+
+    let contiguous = |view: &Option<View<'_>>| view.as_ref().is_none_or(|view| view.contiguous);
+    let rows = inner.iter().all(|&n| n == 1)
+        && values.contiguous
+        && stored.contiguous
+        && contiguous(&out)
+        && contiguous(&hess_out);
+    let singles = needs_float64.then(|| T::singles(outputs)).flatten().map(|outputs| Singles {
+        values: values.input(),
+        probabilities: (soft && !wider_target).then(|| stored.input()),
+        grad: outputs.grad,
+        hess: outputs.hess,
+        losses: outputs.losses,
+    });
+    let mut layout = None;
+    if !rows || half.is_some() || singles.is_some() {
+        let place = |slot: &Option<Slot<'_, 'py, T>>, given: &Option<View<'_>>| match (slot, given)
+        {
+            (None, _) => Ok(None),
+            (Some(_), Some(view)) => view.place(axis),
+            (Some(slot), None) => Arrays::view(&slot.array, &mut Room::new())?.place(axis),
+        };
+        let found = Layout {
+            values: values.place(axis)?,
+            probabilities: if soft { stored.place(axis)? } else { None },
+            grad: place(&results.grad, &out)?,
+            hess: place(&results.hess, &hess_out)?,
+            halves: half.map(|half| Halves {
+                half,
+                values: values.input(),
+                grad: out.filter(|_| order > 0).map(|out| out.output()),
+            }),
+            singles,
+        };
+        let apart = |place: &Option<Place>| place.as_ref().is_some_and(|p| p.sample_step() != 1);
+        if half.is_some() && (apart(&found.values) || apart(&found.grad)) {
+            return Err(Stop::NotImplemented);
+        }
+        if !found.is_rows() {
+            layout = Some(Box::new(found));
+        }
+    }
+
+    let numbers = values.len();
+    let input = if half.is_some() { Input::from_slice(&[]) } else { values.input() };
+    let mut batch = Batch::<T>::of_rows(input, classes, target);
+    batch.layout = layout;
+    batch.samples = numbers / classes;
+    batch.sample_weight = sample_weights;
+    batch.options = keywords.options;
+    batch.outputs = outputs;
+    (batch.shape, batch.axis) = (shape, axis);
+    batch.fresh = call.out.is_none() && call.hess_out.is_none();
+    let value = if needs_float64 {
+        let target = match target {
+            Target::Indices(indices) => Target::Indices(indices),
+            Target::Probabilities(_) if wider_target => Target::Probabilities(stored.input()),
+            Target::Probabilities(_) => Target::Probabilities(Input::from_slice(&[])),
+        };
+        let mut batch = batch.in_float64(target);
+        without_gil(py, numbers, || {
+            batch.check(weights, samples_shape)?;
+            in_float64(&batch)
+        })
+    } else {
+        without_gil(py, numbers, || {
+            batch.check(weights, samples_shape)?;
+            in_type(&batch)
+        })
+    }?;
+    Ok(results.finish(py, value)?)
+}
+
+/// Whether values of `float32` are multiplied by numbers that it does not hold: weights of classes that
+/// make up the coefficients, or factors beyond its normal numbers.
+#[inline(always)]
+fn exceeds_float32(
+    options: &Options,
+    soft: bool,
+    weights: Option<Floats<'_>>,
+    sample_weights: Option<Floats<'_>>,
+) -> bool {
+    let spread = soft || options.label_smoothing != 0.0;
+    let tiny = |x: f64| x > 0.0 && x < f32::MIN_POSITIVE.into();
+    spread && matches!(weights, Some(Floats::F64(weights)) if !is_exact(weights))
+        || options.denominator.is_some_and(tiny)
+        || weights.is_some_and(is_beyond_float32)
+        || sample_weights.is_some_and(is_beyond_float32)
+}
+
+/// The numbers of an argument that may be left out, and must have this shape.
+#[inline(always)]
+fn floats<'a>(view: &Option<View<'a>>, shape: &[usize]) -> Result<Option<Floats<'a>>, Stop> {
+    match view {
+        None => Ok(None),
+        Some(view) if view.shape == shape => view.floats().map(Some).ok_or(Stop::NotImplemented),
+        Some(_) => Err(Stop::NotImplemented),
+    }
+}

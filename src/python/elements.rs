@@ -1,0 +1,136 @@
+//! A call of a loss without a class axis: its arrays are looked at, results are made, the elements go to
+//! the loss.
+
+use pyo3::prelude::*;
+
+use super::arrays::{Dtype, Number, Room, Source, View, is_exact};
+use super::call::{Call, without_gil};
+use super::errors::Stop;
+use super::options::Keywords;
+use super::results::Results;
+use crate::losses::binary::{Binary, Labels, Mixed, Periodic};
+use crate::losses::{ElementByElement, InFloat64};
+
+/// Evaluates the loss at the type of its logits.
+#[inline(always)]
+pub fn evaluate<'py, S: Source>(
+    call: &Call<'_, 'py>,
+    keywords: Keywords<'_, 'py>,
+    f32: ElementByElement<f32>,
+    f64: ElementByElement<f64>,
+    in_float64: InFloat64,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let mut room = Room::new();
+    let logits = View::of::<S>(call.values, &mut room)?;
+    match logits.dtype {
+        Dtype::F32 => typed::<f32, S>(call, keywords, &logits, f32, in_float64),
+        Dtype::F64 => typed::<f64, S>(call, keywords, &logits, f64, in_float64),
+        _ => Err(Stop::NotImplemented),
+    }
+}
+
+/// Evaluates the loss by `in_type`, or by `in_float64` where labels or weights of `float64` stand beside
+/// logits of `float32`.
+fn typed<'py, T: Number, S: Source>(
+    call: &Call<'_, 'py>,
+    keywords: Keywords<'_, 'py>,
+    logits: &View<'_>,
+    in_type: ElementByElement<T>,
+    in_float64: InFloat64,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let (py, options) = (call.values.py(), keywords.options);
+    let mut rooms = [const { Room::new() }; 6];
+    let [target, weight, pos_weight, counted, out, hess_out] = rooms.each_mut();
+    let target = View::of::<S>(call.target, target)?;
+    let weight = View::optional::<S>(keywords.weight, weight)?;
+    let pos_weight = View::optional::<S>(keywords.pos_weight, pos_weight)?;
+    let counted = View::optional::<S>(keywords.counted, counted)?;
+    let out = View::optional::<S>(call.out, out)?;
+    let hess_out = View::optional::<S>(call.hess_out, hess_out)?;
+    // Labels and weights may be wider than the logits.
+    let is_float = |view: &View<'_>| view.dtype == T::DTYPE || view.dtype == Dtype::F64;
+    let repeats = |view: Option<View<'_>>| {
+        view.is_none_or(|view| is_float(&view) && logits.shape.ends_with(view.shape))
+    };
+    let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
+        let [weight, pos_weight] = [&weight, &pos_weight].map(Option::as_ref);
+        let others = [Some(&target), weight, pos_weight, counted.as_ref(), other.as_ref()];
+        view.as_ref().is_none_or(|view| view.fits(logits, &others))
+    };
+    let canonical = (is_float(&target) || target.dtype == Dtype::Bool)
+        && target.shape == logits.shape
+        && repeats(weight)
+        && repeats(pos_weight)
+        && counted.is_none_or(|view| view.dtype == Dtype::Bool && view.shape == logits.shape)
+        && fits(&out, &hess_out)
+        && fits(&hess_out, &None);
+    if !canonical {
+        return Err(Stop::NotImplemented);
+    }
+    let wide = T::DTYPE == Dtype::F32
+        && (target.dtype == Dtype::F64
+            || weight.is_some_and(|view| view.dtype == Dtype::F64)
+            || pos_weight.is_some_and(|view| view.dtype == Dtype::F64));
+    // Nothing can be said of no numbers, and nothing is lost by them.
+    if wide && logits.len() > 0 {
+        let all = [Some(&target), weight.as_ref(), pos_weight.as_ref()];
+        let mut wider = all.into_iter().flatten().filter(|view| view.dtype == Dtype::F64);
+        if wider.any(|view| is_exact(view.input())) {
+            return Err(Stop::NotImplemented);
+        }
+    }
+
+    let results = Results::<T>::new::<S>(
+        call,
+        options.reduction,
+        [logits.shape, logits.shape],
+        [&out, &hess_out],
+        &[
+            (Some(call.values), Some(logits)),
+            (Some(call.target), Some(&target)),
+            (keywords.weight, weight.as_ref()),
+            (keywords.pos_weight, pos_weight.as_ref()),
+            (keywords.counted, counted.as_ref()),
+            (call.out, out.as_ref()),
+            (call.hess_out, hess_out.as_ref()),
+        ],
+    )?;
+    let n = logits.len();
+    let outputs = results.outputs();
+    let counted = counted.map(|view| view.input::<u8>());
+    if let (true, Some(outputs)) = (wide, T::singles(outputs)) {
+        let mixed = Mixed {
+            logits: logits.input(),
+            target: match target.dtype {
+                Dtype::Bool => Err(target.input()),
+                _ => Ok(target.floats().ok_or(Stop::NotImplemented)?),
+            },
+            weight: weight.and_then(|view| view.floats()),
+            pos_weight: pos_weight.and_then(|view| view.floats()),
+            counted,
+            options,
+            outputs,
+        };
+        let value = without_gil(py, n, move || in_float64(&mixed))?;
+        return Ok(results.finish(py, value)?);
+    }
+    let (weight, pos_weight) =
+        (weight.map(|view| view.input::<T>()), pos_weight.map(|view| view.input::<T>()));
+    let target = match target.dtype {
+        Dtype::Bool => Labels::Bool(target.input()),
+        _ => Labels::Soft(target.input()),
+    };
+    let logits = logits.input::<T>();
+    let value = without_gil(py, n, move || {
+        in_type(&Binary {
+            logits,
+            target,
+            weight: weight.map(|weight| Periodic::new(weight, n)),
+            pos_weight: pos_weight.map(|weight| Periodic::new(weight, n)),
+            counted,
+            options,
+            outputs,
+        })
+    })?;
+    Ok(results.finish(py, value)?)
+}

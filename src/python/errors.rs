@@ -1,0 +1,63 @@
+//! Why a call has no result, and how Python learns it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use pyo3::exceptions::{PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::error::{Error, NoMemory};
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> PyErr {
+        match error {
+            Error::Type(message) => PyTypeError::new_err(message),
+            Error::Value(message) => PyValueError::new_err(message),
+            Error::Index(message) => PyIndexError::new_err(message),
+        }
+    }
+}
+
+/// Why a call has no result.
+pub enum Stop {
+    /// An argument is not canonical. Nothing was computed: the Python layer takes over.
+    NotImplemented,
+    /// The call is refused.
+    Error(PyErr),
+}
+
+impl From<PyErr> for Stop {
+    fn from(error: PyErr) -> Stop {
+        Stop::Error(error)
+    }
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Error(error.into())
+    }
+}
+
+/// Runs a call for Python, which gets `NotImplemented` where an argument is not canonical.
+pub fn answer<'py>(
+    py: Python<'py>,
+    call: impl FnOnce() -> Result<Bound<'py, PyAny>, Stop>,
+) -> PyResult<Bound<'py, PyAny>> {
+    guarded(|| match call() {
+        Ok(result) => Ok(result),
+        Err(Stop::NotImplemented) => Ok(py.NotImplemented().into_bound(py)),
+        Err(Stop::Error(error)) => Err(error),
+    })
+}
+
+/// Turns a panic into a `RuntimeError`, and want of memory into a `MemoryError`.
+pub fn guarded<R>(f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        if panic.is::<NoMemory>() {
+            return Err(PyMemoryError::new_err("not enough memory"));
+        }
+        let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        let text = text.unwrap_or_else(|| "unknown".into());
+        Err(PyRuntimeError::new_err(format!("internal error in xentrs, please report: {text}")))
+    })
+}
