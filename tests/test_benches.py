@@ -53,14 +53,25 @@ def run(script: str, *arguments: str, file: Path | None = None, warnings: str = 
     return done.stdout
 
 
+ROWS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import rows
+kept = ["loss", "name", "with_grad"]
+print(json.dumps([{key: getattr(row, key) for key in kept} | {
+    "input": "probabilities" if row.of.probabilities else "logits",
+    "axis": not row.of.elementwise,
+} for row in rows.ROWS]))
+"""
+
+
 @pytest.fixture(scope="module")
 def rows():
-    """Return the loss, the name and the work of each row.
+    """Return what the test below reads of each row.
 
     Another process imports them: the benchmarks change the CPUs that their process may use.
     """
-    code = "import json, rows; print(json.dumps([[r.loss, r.name, r.work] for r in rows.ROWS]))"
-    done = start("-c", f"import sys; sys.path.insert(0, {str(BENCHES)!r}); {code}")
+    done = start("-c", ROWS, str(BENCHES))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -69,15 +80,16 @@ def test_every_loss_has_rows(rows):
     """A loss that is added to xentrs is measured, or this fails: see benches/formulas.py."""
     suffix = "_with_grad"
     public = {name.removesuffix(suffix) for name in xentrs.__all__ if name.endswith(suffix)}
-    listed = {*getattr(xentrs._xentrs, "LOSSES", public)}
-    measured = {loss for loss, _, work in rows if work == "loss+grad"}
-    assert measured == public == listed
-    names = [name for _, name, _ in rows]
+    assert {row["loss"] for row in rows if row["with_grad"]} == public
+    names = [row["name"] for row in rows]
     assert len({*names}) == len(names)
+    for row in rows:
+        about = xentrs._xentrs.LOSSES[row["loss"]]
+        assert (row["input"], row["axis"]) == (about["input"], about["axis"]), row["name"]
 
 
 def test_compare(tmp_path):
-    """All rows, whose answers are compared with float64; then the tables and the picture."""
+    """All rows, whose answers are compared with float64; then the tables."""
     file = tmp_path / "compare.json"
     printed = run("compare.py", "--quick", "--peers", "numpy", file=file)
     assert "wrong" not in printed
@@ -90,8 +102,9 @@ def test_compare(tmp_path):
 
     table = run("table.py", str(tmp_path))
     assert all(row["name"] in table for row in report["rows"])
-    focal = next(row for row in report["rows"] if row["name"].startswith("focal"))
-    assert {"xentrs", "xentrs, plain row", "NumPy"} <= {*focal["sides"]}
+    beside = [row for row in report["rows"] if re.match("focal|.*, z-loss", row["name"])]
+    assert len(beside) == 4
+    assert all({"xentrs", "xentrs, plain row", "NumPy"} <= {*row["sides"]} for row in beside)
 
 
 SUITE = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(BENCHES), "--quick"]
