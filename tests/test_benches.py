@@ -288,6 +288,9 @@ def test_every_file_is_explained():
 
 def test_committed_tables_are_current():
     """The README's table, and docs/benchmarks.md, are what the committed measurements give."""
+    shown = "import rows, table; assert {s[0] for s in table.SHOWN} <= {*rows.STEP_ROWS}"
+    done = start("-c", f"import sys; sys.path.insert(0, {str(BENCHES)!r}); {shown}")
+    assert done.returncode == 0, done.stderr
     run("table.py", "--check")
     table = re.search(r"\n(\| work .*?)\n\n", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     header, _, *lines = table.splitlines()
