@@ -42,6 +42,19 @@ impl<S: Simd, T: Real> Sum<S, T> {
         self.high = sum;
     }
 
+    /// The lanes as arrays, to be passed to a function of its own.
+    #[inline(always)]
+    pub fn to_lanes(self) -> [T::Lanes; 2] {
+        [self.high.to_lanes(), self.low.to_lanes()]
+    }
+
+    /// Undoes [`Sum::to_lanes`].
+    #[inline(always)]
+    pub fn from_lanes(s: S, lanes: [T::Lanes; 2]) -> Self {
+        let [high, low] = lanes.map(|part| T::V::<S>::from_lanes(s, part));
+        Sum { high, low }
+    }
+
     /// The sum of each lane, rounded.
     #[inline(always)]
     pub fn high(&self) -> T::V<S> {

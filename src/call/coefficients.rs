@@ -26,6 +26,8 @@ pub trait Coefficients<T: Real>: Copy + Sync {
     fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Of<'b>;
     /// The coefficients of row `i`.
     fn row<S: Simd>(&self, s: S, i: usize, classes: usize) -> Self::Row<S>;
+    /// The same coefficients as a value: for kernels that look at each vector how they are stored.
+    fn stored_as(&self) -> Stored<'_, T>;
     /// Whether the coefficients are what is stored for each number of the input.
     const AS_STORED: bool = false;
     /// The coefficients that all rows have.
@@ -77,6 +79,9 @@ impl<T: Real> Coefficients<T> for Hard {
     fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Hard {
         Hard
     }
+    fn stored_as(&self) -> Stored<'_, T> {
+        Stored::Hard
+    }
     #[inline(always)]
     fn column<S: Simd>(&self, s: S, _: usize, _: T::V<S>) -> T::V<S> {
         T::V::<S>::splat(s, T::default())
@@ -116,6 +121,9 @@ impl<T: Real> Coefficients<T> for Even<T> {
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Even<T> {
         *self
+    }
+    fn stored_as(&self) -> Stored<'_, T> {
+        Stored::Even(*self)
     }
     #[inline(always)]
     fn column<S: Simd>(&self, s: S, _: usize, _: T::V<S>) -> T::V<S> {
@@ -160,6 +168,9 @@ impl<'a, T: Real> Coefficients<T> for Shared<'a, T> {
     fn row<S: Simd>(&self, _: S, _: usize, _: usize) -> Shared<'a, T> {
         *self
     }
+    fn stored_as(&self) -> Stored<'_, T> {
+        Stored::Shared(*self)
+    }
     #[inline(always)]
     fn column<S: Simd>(&self, s: S, class: usize, _: T::V<S>) -> T::V<S> {
         T::V::<S>::splat(s, self.0.get(class))
@@ -197,6 +208,9 @@ impl<'a, T: Real> Coefficients<T> for Plain<'a, T> {
     #[inline(always)]
     fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> Plain<'a, T> {
         Plain(self.0.part(i * classes, classes))
+    }
+    fn stored_as(&self) -> Stored<'_, T> {
+        Stored::Soft(Soft { probabilities: self.0, weight: None, smoothing: None })
     }
     #[inline(always)]
     fn column<S: Simd>(&self, _: S, _: usize, stored: T::V<S>) -> T::V<S> {
@@ -246,6 +260,9 @@ impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
     fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> Soft<'a, T> {
         Soft { probabilities: self.probabilities.part(i * classes, classes), ..*self }
     }
+    fn stored_as(&self) -> Stored<'_, T> {
+        Stored::Soft(*self)
+    }
     #[inline(always)]
     fn column<S: Simd>(&self, s: S, class: usize, stored: T::V<S>) -> T::V<S> {
         let q = self.smoothed(s, stored);
@@ -282,6 +299,36 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Soft<'_, T> {
             None => {
                 T::V::<S>::select(T::V::<S>::mask(s, lanes), q, T::V::<S>::splat(s, T::default()))
             }
+        }
+    }
+}
+
+/// Coefficients of any kind, as a value at run time.
+#[derive(Clone, Copy, Debug)]
+pub enum Stored<'a, T> {
+    /// See [`Hard`].
+    Hard,
+    /// See [`Even`].
+    Even(Even<T>),
+    /// See [`Shared`].
+    Shared(Shared<'a, T>),
+    /// See [`Soft`]; [`Plain`] is one without options.
+    Soft(Soft<'a, T>),
+}
+
+impl<T: Real> Stored<'_, T> {
+    /// Whether a class index has a coefficient beside these.
+    pub fn is_beside_class(&self) -> bool {
+        !matches!(self, Stored::Soft(_))
+    }
+
+    /// The coefficients of a batch that may be a part of that they were made for.
+    pub fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Stored<'b, T> {
+        match (self, batch.target) {
+            (Stored::Soft(soft), Target::Probabilities(probabilities)) => {
+                Stored::Soft(Soft { probabilities, ..*soft })
+            }
+            _ => *self,
         }
     }
 }

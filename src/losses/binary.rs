@@ -27,10 +27,10 @@ use crate::parallel::driver::{self, Job, Split};
 use crate::parallel::process;
 use crate::reduce::Sum;
 use crate::simd::slices::load_lanes;
-use crate::simd::{Input, Level, Output, Scratch, Simd, Vector, fence};
+use crate::simd::{Input, Level, Output, Scratch, Simd, Vector};
 
 use super::{AHEAD, reduced};
-use crate::elements::{Elements, beyond, block};
+use crate::elements::{Elements, Map, Results, beyond};
 
 /// Whether the output of a loss is written past the caches: where it would not be read from them
 /// soon, and does not take the input's place.
@@ -64,44 +64,41 @@ pub enum Labels<'a, T> {
     Bool(Input<'a, u8>),
 }
 
-/// Labels of one kind.
-trait Label<T: Real>: Copy + Sync {
-    /// As numbers, those of the lanes `lanes`, 0 elsewhere.
-    fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S>;
-    /// One.
-    fn number(self, at: usize) -> f64;
-    /// Asks for the memory of those that come after logit `at` by and by.
-    fn prefetch(self, at: usize);
-}
+impl<T: Real> Labels<'_, T> {
+    /// `N` vectors of labels as numbers, those of the lanes `lanes`, 0 elsewhere.
+    #[inline(always)]
+    fn load<S: Simd, const N: usize>(self, s: S, at: usize, lanes: u32) -> [T::V<S>; N] {
+        let mut labels = [T::V::<S>::splat(s, T::default()); N];
+        match self {
+            Labels::Soft(numbers) => {
+                for (i, label) in labels.iter_mut().enumerate() {
+                    let at = at + i * T::LANES;
+                    if N > 1 {
+                        numbers.prefetch(at + AHEAD / size_of::<T>());
+                    }
+                    *label = load_lanes(s, numbers, at, lanes);
+                }
+            }
+            Labels::Bool(bytes) => {
+                let one = T::V::<S>::splat(s, T::from_f64(1.0));
+                for (i, label) in labels.iter_mut().enumerate() {
+                    let at = at + i * T::LANES;
+                    // A cache line has the bytes of several vectors.
+                    if N > 1 && at % 64 < T::LANES {
+                        bytes.prefetch(at + AHEAD / size_of::<T>());
+                    }
+                    *label = load_bytes::<S, T>(s, bytes, at, lanes).min(one);
+                }
+            }
+        }
+        labels
+    }
 
-impl<T: Real> Label<T> for Input<'_, T> {
-    #[inline(always)]
-    fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S> {
-        load_lanes(s, self, at, lanes)
-    }
+    /// One label.
     fn number(self, at: usize) -> f64 {
-        self.get(at).to_f64()
-    }
-    #[inline(always)]
-    fn prefetch(self, at: usize) {
-        Input::prefetch(self, at + AHEAD / size_of::<T>());
-    }
-}
-
-impl<T: Real> Label<T> for Input<'_, u8> {
-    #[inline(always)]
-    fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S> {
-        let one = T::V::<S>::splat(s, T::from_f64(1.0));
-        load_bytes::<S, T>(s, self, at, lanes).min(one)
-    }
-    fn number(self, at: usize) -> f64 {
-        f64::from(self.get(at) != 0)
-    }
-    #[inline(always)]
-    fn prefetch(self, at: usize) {
-        // A line has those of several vectors.
-        if at % 64 < T::LANES {
-            Input::prefetch(self, at + AHEAD / size_of::<T>());
+        match self {
+            Labels::Soft(numbers) => numbers.get(at).to_f64(),
+            Labels::Bool(bytes) => f64::from(bytes.get(at) != 0),
         }
     }
 }
@@ -184,12 +181,7 @@ pub struct Binary<'a, T> {
     pub outputs: Outputs<'a, T>,
 }
 
-impl<'a, T: Copy> Binary<'a, T> {
-    /// The results that there are most likely to be many of.
-    fn first(&self) -> Option<Output<'a, T>> {
-        self.outputs.grad.or(self.outputs.losses)
-    }
-
+impl<T: Copy> Binary<'_, T> {
     /// Whether losses are summed and nothing is multiplied by more than 1.
     fn is_plain(&self, divisor: f64) -> bool {
         let weighed = self.weight.is_some() || self.pos_weight.is_some() || self.counted.is_some();
@@ -221,28 +213,27 @@ impl<S: Simd, T: Real> Constants<S, T> {
     }
 }
 
-/// The arithmetic of a sum without weights and smoothing, with the gradient if `GRAD`, the Hessian if
-/// `HESS`. Losses that are not summed are left to [`Weighted`]: a weight that is a power of two is to
-/// change their exponents only.
+/// The arithmetic of a sum without weights and smoothing. [`Weighted`] computes losses that are not
+/// summed: there, a weight that is a power of two changes their exponents only.
+///
+/// Without the gradient, `GRAD` is false: the registers that it would need make a tenth of the time.
 #[derive(Clone, Copy)]
-struct Plain<'a, 'b, T, L, const GRAD: bool, const HESS: bool> {
+struct Unweighted<'a, 'b, T, const GRAD: bool> {
     binary: &'b Binary<'a, T>,
-    labels: L,
     divisor: f64,
 }
 
-impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
-    for Plain<'_, '_, T, L, GRAD, HESS>
-{
+impl<'a, 'b, T: Real, const GRAD: bool> Elements<T> for Unweighted<'a, 'b, T, GRAD> {
     type Constants<S: Simd> = Constants<S, T>;
+    type Tail = Unweighted<'a, 'b, T, true>;
+
+    fn tail(&self) -> Self::Tail {
+        Unweighted { binary: self.binary, divisor: self.divisor }
+    }
 
     #[inline(always)]
     fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
         Constants::new(s, self.divisor, 0)
-    }
-
-    fn hess(&self) -> Option<Output<'_, T>> {
-        self.binary.outputs.hess.filter(|_| HESS)
     }
 
     #[inline(always)]
@@ -253,70 +244,67 @@ impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Elements<T>
         at: usize,
         lanes: u32,
         sum: &mut Sum<S, T>,
+        results: &mut Results<'_, S, T>,
         checks: bool,
-    ) -> Option<[[T::V<S>; N]; 2]> {
+    ) -> bool {
         let zero = T::V::<S>::splat(s, T::default());
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
         let minus = T::V::<S>::splat(s, T::from_f64(-0.0));
+        let (logits, labels) = (self.binary.logits, self.binary.target);
         // Stage by stage: the compiler keeps that order, and latencies hide behind each other.
-        let (mut x, mut slope, mut z) = ([zero; N], [zero; N], [zero; N]);
-        let (mut linear, mut results) = (zero, [zero; N]);
+        let mut x = [zero; N];
+        // The slope of each loss far out on the logit's side: 1 - t above 0, else -t.
+        let mut slope = labels.load::<S, N>(s, at, lanes);
+        let (mut linear, mut z) = (zero, [zero; N]);
         for i in 0..N {
             let at = at + i * T::LANES;
             if N > 1 {
-                self.binary.logits.prefetch(at + AHEAD / size_of::<T>());
-                self.labels.prefetch(at);
+                logits.prefetch(at + AHEAD / size_of::<T>());
             }
-            [x[i], slope[i]] = self.load(s, at, lanes);
+            x[i] = load_lanes(s, logits, at, lanes);
+            slope[i] = T::V::<S>::select(zero.lt(x[i]), one, zero).sub(slope[i]);
             linear = x[i].mul_add(slope[i], linear);
         }
         for i in 0..N {
             z[i] = constants.exp.of_below(s, x[i].bits_or(minus));
         }
-        if GRAD {
-            for i in 0..N {
-                let part = z[i].div(one.add(z[i]));
-                let (above, below) = (slope[i].sub(part), slope[i].add(part));
-                let difference = T::V::<S>::select(zero.lt(x[i]), above, below);
-                results[i] = times::<S, T>(difference, constants.inverse);
-            }
-        }
         if beyond::<S, T>(s, linear) != 0 {
-            // An infinite logit may have the slope 0. Nothing is written yet, in place or not.
+            // An infinite logit may have the slope 0. Loaded again, logits take no registers before.
             linear = zero;
-            for i in 0..N {
-                let [x, slope] = self.load(s, at + i * T::LANES, lanes);
+            let labels = labels.load::<S, N>(s, at, lanes);
+            for (i, label) in labels.into_iter().enumerate() {
+                let x = load_lanes(s, logits, at + i * T::LANES, lanes);
+                let slope = T::V::<S>::select(zero.lt(x), one, zero).sub(label);
                 let product = T::V::<S>::select(slope.eq(zero), zero, x.mul(slope));
                 linear = linear.add(product);
             }
             if checks && beyond::<S, T>(s, linear) != 0 {
-                return None;
+                return false;
             }
         }
-        let mut hess = [zero; N];
-        if HESS {
-            for (hess, &z) in hess.iter_mut().zip(&z) {
-                *hess = times::<S, T>(z.mul(square::<S, T>(s, z)), constants.inverse);
+        if GRAD && results.has_grad() {
+            let mut grad = [zero; N];
+            for i in 0..N {
+                let part = z[i].div(one.add(z[i]));
+                let (above, below) = (slope[i].sub(part), slope[i].add(part));
+                let difference = T::V::<S>::select(zero.lt(x[i]), above, below);
+                grad[i] = times::<S, T>(difference, constants.inverse);
             }
+            results.grad(grad, lanes);
+        }
+        if GRAD && results.has_hess() {
+            let mut hess = [zero; N];
+            for i in 0..N {
+                hess[i] = times::<S, T>(z[i].mul(square::<S, T>(s, z[i])), constants.inverse);
+            }
+            results.hess(hess, lanes);
         }
         sum.add_positive(linear.add(log1p::<S, T>(s, odds::<S, T, N>(s, z, lanes))));
-        Some([results, hess])
+        true
     }
 
-    fn wide(&self, at: usize, lanes: u32, results: &mut [T::Lanes; 2]) -> f64 {
-        self.binary.wide(self.labels, self.divisor, (at, lanes), results)
-    }
-}
-
-impl<T: Real, L: Label<T>, const GRAD: bool, const HESS: bool> Plain<'_, '_, T, L, GRAD, HESS> {
-    /// Logits, and the slope of each one's loss far out on its side: `1 - t` above 0, else `-t`.
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, at: usize, lanes: u32) -> [T::V<S>; 2] {
-        let zero = T::V::<S>::splat(s, T::default());
-        let one = T::V::<S>::splat(s, T::from_f64(1.0));
-        let x = load_lanes(s, self.binary.logits, at, lanes);
-        let step = T::V::<S>::select(zero.lt(x), one, zero);
-        [x, step.sub(self.labels.load(s, at, lanes))]
+    fn wide(&self, at: usize, lanes: u32, results: Outputs<'_, T>) -> f64 {
+        self.binary.wide(self.divisor, (at, lanes), results)
     }
 }
 
@@ -350,24 +338,24 @@ fn square<S: Simd, T: Real>(s: S, z: T::V<S>) -> T::V<S> {
     square.mul(T::V::<S>::splat(s, T::from_f64(-2.0))).mul_add(lost, square)
 }
 
-/// The arithmetic with whatever options there are, with the Hessian if `HESS`.
+/// The arithmetic with whatever options there are. Without the Hessian, `HESS` is false, for the same reason.
 #[derive(Clone, Copy)]
-struct Weighted<'a, 'b, T, L, const HESS: bool> {
+struct Weighted<'a, 'b, T, const HESS: bool> {
     binary: &'b Binary<'a, T>,
-    labels: L,
     divisor: f64,
 }
 
-impl<T: Real, L: Label<T>, const HESS: bool> Elements<T> for Weighted<'_, '_, T, L, HESS> {
+impl<'a, 'b, T: Real, const HESS: bool> Elements<T> for Weighted<'a, 'b, T, HESS> {
     type Constants<S: Simd> = Constants<S, T>;
+    type Tail = Weighted<'a, 'b, T, true>;
+
+    fn tail(&self) -> Self::Tail {
+        Weighted { binary: self.binary, divisor: self.divisor }
+    }
 
     #[inline(always)]
     fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
         Constants::new(s, self.divisor, BIAS)
-    }
-
-    fn hess(&self) -> Option<Output<'_, T>> {
-        self.binary.outputs.hess.filter(|_| HESS)
     }
 
     #[inline(always)]
@@ -378,9 +366,10 @@ impl<T: Real, L: Label<T>, const HESS: bool> Elements<T> for Weighted<'_, '_, T,
         at: usize,
         lanes: u32,
         sum: &mut Sum<S, T>,
+        results: &mut Results<'_, S, T>,
         checks: bool,
-    ) -> Option<[[T::V<S>; N]; 2]> {
-        let (binary, outputs) = (self.binary, &self.binary.outputs);
+    ) -> bool {
+        let binary = self.binary;
         // A macro, since a closure might not be inlined with the features.
         macro_rules! splat {
             ($x:expr) => {
@@ -389,20 +378,19 @@ impl<T: Real, L: Label<T>, const HESS: bool> Elements<T> for Weighted<'_, '_, T,
         }
         let (zero, one) = (splat!(0.0), splat!(1.0));
         let mut x = [zero; N];
-        let (mut u, mut v) = (x, x);
+        let mut u = x;
+        let mut v = binary.target.load::<S, N>(s, at, lanes);
         for i in 0..N {
             let at = at + i * T::LANES;
             if N > 1 {
                 binary.logits.prefetch(at + AHEAD / size_of::<T>());
-                self.labels.prefetch(at);
             }
             x[i] = load_lanes(s, binary.logits, at, lanes);
-            v[i] = self.labels.load(s, at, lanes);
             u[i] = one.sub(v[i]);
         }
-        let nothing = self.binary.weigh(s, at, lanes, &mut u, &mut v);
+        let nothing = binary.weigh(s, at, lanes, &mut u, &mut v);
         // Under a bias z has its digits where it is subnormal: a weight may make a product normal.
-        let (mut biased, mut log, mut results, mut hess) = (x, x, [zero; N], [zero; N]);
+        let (mut biased, mut log) = (x, x);
         for i in 0..N {
             biased[i] = constants.exp.of_below(s, x[i].bits_or(splat!(-0.0)));
         }
@@ -423,52 +411,52 @@ impl<T: Real, L: Label<T>, const HESS: bool> Elements<T> for Weighted<'_, '_, T,
             sum.add_positive(losses[i]);
         }
         if checks && beyond::<S, T>(s, sum.high()) != 0 {
-            return None;
+            return false;
         }
+        let (has_grad, has_hess) = (results.has_grad(), HESS && results.has_hess());
+        let (mut grad, mut hess) = ([zero; N], [zero; N]);
         for i in 0..N {
-            let at = at + i * T::LANES;
             let z = biased[i].mul(splat!(UNBIAS));
-            let above = zero.lt(x[i]);
-            if outputs.grad.is_some() {
+            if has_grad {
+                let above = zero.lt(x[i]);
                 let other = T::V::<S>::select(above, v[i], u[i]);
                 let other = other.mul(biased[i]).mul(splat!(UNBIAS));
                 let top = T::V::<S>::select(above, u[i].sub(other), other.sub(v[i]));
-                let grad = times::<S, T>(top.div(one.add(z)), constants.inverse);
-                results[i] = T::V::<S>::select(nothing[i], zero, grad);
+                let whole = times::<S, T>(top.div(one.add(z)), constants.inverse);
+                grad[i] = T::V::<S>::select(nothing[i], zero, whole);
             }
-            if HESS {
-                let all =
-                    u[i].add(v[i]).mul(biased[i]).mul(splat!(UNBIAS)).mul(square::<S, T>(s, z));
-                let all = times::<S, T>(all, constants.inverse);
+            if has_hess {
+                let all = u[i].add(v[i]).mul(biased[i]).mul(splat!(UNBIAS));
+                let all = times::<S, T>(all.mul(square::<S, T>(s, z)), constants.inverse);
                 hess[i] = T::V::<S>::select(nothing[i], zero, all);
             }
-            if let Some(array) = outputs.losses {
-                let loss = losses[i].div(constants.divisor);
-                if outputs.grad.is_some() {
-                    loss.store_lanes(array, at, lanes);
-                } else {
-                    results[i] = loss;
-                }
-            }
         }
-        Some([results, hess])
+        if results.has_losses() {
+            for loss in &mut losses {
+                *loss = loss.div(constants.divisor);
+            }
+            results.losses(losses, lanes);
+        }
+        if has_grad {
+            results.grad(grad, lanes);
+        }
+        if has_hess {
+            results.hess(hess, lanes);
+        }
+        true
     }
 
-    fn wide(&self, at: usize, lanes: u32, results: &mut [T::Lanes; 2]) -> f64 {
-        self.binary.wide(self.labels, self.divisor, (at, lanes), results)
+    fn wide(&self, at: usize, lanes: u32, results: Outputs<'_, T>) -> f64 {
+        self.binary.wide(self.divisor, (at, lanes), results)
     }
 }
 
 impl<T: Real> Binary<'_, T> {
     /// See [`Elements::wide`].
-    fn wide(
-        &self,
-        labels: impl Label<T>,
-        divisor: f64,
-        (at, lanes): (usize, u32),
-        results: &mut [T::Lanes; 2],
-    ) -> f64 {
-        let (smoothing, outputs) = (self.options.label_smoothing, &self.outputs);
+    #[cold]
+    #[inline(never)]
+    fn wide(&self, divisor: f64, (at, lanes): (usize, u32), results: Outputs<'_, T>) -> f64 {
+        let smoothing = self.options.label_smoothing;
         let number = |numbers: &Option<Periodic<'_, T>>, at: usize| {
             numbers.as_ref().map_or(1.0, |numbers| numbers.number(at))
         };
@@ -476,7 +464,7 @@ impl<T: Real> Binary<'_, T> {
         let mut sum = 0.0;
         for lane in (0..T::LANES).filter(|lane| lanes >> lane & 1 != 0) {
             let at = at + lane;
-            let (x, t) = (self.logits.get(at).to_f64(), labels.number(at));
+            let (x, t) = (self.logits.get(at).to_f64(), self.target.number(at));
             let weight = number(&self.weight, at);
             let u = smooth(1.0 - t) * weight;
             let v = smooth(t) * weight * number(&self.pos_weight, at);
@@ -493,10 +481,10 @@ impl<T: Real> Binary<'_, T> {
             let grad = if x > 0.0 { grad } else { -grad };
             let hess = (u + v) * z / (1.0 + z) / (1.0 + z);
             let [grad, hess, loss] = [grad, hess, loss].map(|x| T::from_f64(x / divisor));
-            results[0].as_mut()[lane] = if outputs.grad.is_some() { grad } else { loss };
-            results[1].as_mut()[lane] = hess;
-            if let Some(losses) = outputs.losses.filter(|_| outputs.grad.is_some()) {
-                losses.set(at, loss);
+            for (array, x) in [(results.grad, grad), (results.hess, hess), (results.losses, loss)] {
+                if let Some(array) = array {
+                    array.set(lane, x);
+                }
             }
         }
         sum
@@ -554,39 +542,41 @@ impl<T: Real> Binary<'_, T> {
 }
 
 /// The job; `N` vectors are computed together.
-struct Logits<'a, 'b, T, E, const N: usize> {
-    binary: &'b Binary<'a, T>,
-    elements: E,
-    /// Whether results are streamed.
-    stream: bool,
+struct Logits<'a, E, T, const N: usize> {
+    len: usize,
+    map: Map<'a, E, T>,
 }
 
-impl<T: Real, E: Elements<T> + Sync, const N: usize> Job for Logits<'_, '_, T, E, N> {
+impl<'a, T: Real, E: Elements<T>, const N: usize> Logits<'a, E, T, N> {
+    fn new(binary: &Binary<'a, T>, elements: E) -> Self {
+        let (outputs, logits) = (binary.outputs, binary.logits);
+        let stream = streamed(logits, outputs.grad.or(outputs.losses));
+        Logits { len: logits.len(), map: Map { elements, outputs, stream } }
+    }
+
+    /// The sum of the losses, or 0 where they are done `here`.
+    fn run(&self, here: Option<Here<'_>>) -> Checked<f64>
+    where
+        E: Sync,
+    {
+        let Some((level, sums)) = here else { return driver::run(self) };
+        driver::run_here(self, level, sums);
+        Ok(0.0)
+    }
+}
+
+impl<T: Real, E: Elements<T> + Sync, const N: usize> Job for Logits<'_, E, T, N> {
     fn blocks(&self) -> usize {
-        self.binary.logits.len().div_ceil(BLOCK)
+        self.len.div_ceil(BLOCK)
     }
 
     fn block_cost(&self) -> usize {
-        BLOCK.min(self.binary.logits.len()) * size_of::<T>() / 10
+        BLOCK.min(self.len) * size_of::<T>() / 10
     }
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
-        let constants = self.elements.constants(s);
-        for (i, sum) in blocks.zip(sums) {
-            let range = i * BLOCK..self.binary.logits.len().min((i + 1) * BLOCK);
-            *sum = block::<S, T, E, N>(
-                s,
-                &self.elements,
-                &constants,
-                range,
-                self.binary.first(),
-                self.stream,
-            );
-        }
-        if self.stream {
-            fence();
-        }
+        self.map.run::<S, N>(s, blocks, (BLOCK, self.len), sums);
     }
 }
 
@@ -738,41 +728,19 @@ fn convert<A: Copy, B: Copy>(from: Input<'_, A>, to: Output<'_, B>, as_other: im
 /// A level, and where blocks leave their sums, that are to be done by this thread.
 type Here<'a> = (Level, &'a mut [f64]);
 
-/// The sum of the losses; 0 of those that are done here.
+/// The sum of the losses, or 0 where they are done `here`.
 fn run<T: Real>(binary: &Binary<'_, T>, divisor: f64, here: Option<Here<'_>>) -> Checked<f64> {
-    match binary.target {
-        Labels::Soft(labels) => run_labels(binary, labels, divisor, here),
-        Labels::Bool(labels) => run_labels(binary, labels, divisor, here),
-    }
-}
-
-/// The same of labels of one kind.
-fn run_labels<T: Real>(
-    binary: &Binary<'_, T>,
-    labels: impl Label<T>,
-    divisor: f64,
-    here: Option<Here<'_>>,
-) -> Checked<f64> {
-    let stream = streamed(binary.logits, binary.first());
     macro_rules! run {
-        ($n:ident, $elements:expr) => {{
-            let job = Logits::<_, _, $n> { binary, elements: $elements, stream };
-            let Some((level, sums)) = here else { return driver::run(&job) };
-            driver::run_here(&job, level, sums);
-            Ok(0.0)
-        }};
-    }
-    if !binary.is_plain(divisor) {
-        return if binary.outputs.hess.is_some() {
-            run!(WEIGHTED, Weighted::<_, _, true> { binary, labels, divisor })
-        } else {
-            run!(WEIGHTED, Weighted::<_, _, false> { binary, labels, divisor })
+        ($n:ident, $elements:expr) => {
+            Logits::<_, _, $n>::new(binary, $elements).run(here)
         };
     }
-    match (binary.outputs.grad.is_some(), binary.outputs.hess.is_some()) {
-        (_, true) => run!(VECTORS, Plain::<_, _, true, true> { binary, labels, divisor }),
-        (true, _) => run!(VECTORS, Plain::<_, _, true, false> { binary, labels, divisor }),
-        _ => run!(VECTORS, Plain::<_, _, false, false> { binary, labels, divisor }),
+    let (grad, hess) = (binary.outputs.grad.is_some(), binary.outputs.hess.is_some());
+    match (binary.is_plain(divisor), grad, hess) {
+        (true, true, _) => run!(VECTORS, Unweighted::<_, true> { binary, divisor }),
+        (true, false, _) => run!(VECTORS, Unweighted::<_, false> { binary, divisor }),
+        (false, _, true) => run!(WEIGHTED, Weighted::<_, true> { binary, divisor }),
+        (false, _, false) => run!(WEIGHTED, Weighted::<_, false> { binary, divisor }),
     }
 }
 
@@ -841,17 +809,12 @@ mod tests {
             options: Options { reduction: Reduction::Sum, ..Options::default() },
             outputs: Outputs { grad: Some(array), hess: None, losses: None },
         };
-        macro_rules! run {
-            ($labels:expr) => {{
-                let elements =
-                    Plain::<_, _, true, false> { binary: &binary, labels: $labels, divisor: 1.0 };
-                run_at(&Logits::<_, _, VECTORS> { binary: &binary, elements, stream }, level)
-            }};
-        }
-        let loss = match binary.target {
-            Labels::Soft(labels) => run!(labels),
-            Labels::Bool(labels) => run!(labels),
-        };
+        let mut job = Logits::<_, _, VECTORS>::new(
+            &binary,
+            Unweighted::<_, true> { binary: &binary, divisor: 1.0 },
+        );
+        job.map.stream = stream;
+        let loss = run_at(&job, level);
         (loss.unwrap(), grad.split_off(skew))
     }
 

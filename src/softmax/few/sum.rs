@@ -165,6 +165,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
     ) -> Sums<S, T> {
         let zero = splat::<S, T>(s, 0.0);
         let (values, hessian) = (self.batch.values, self.batch.outputs.hess.is_some());
+        let keep = self.grad;
         let mut result = Sums::new(s);
         let [mut rest, mut others, mut coefficients, mut distances] = result.sums;
         let first = classes.start;
@@ -187,7 +188,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
             }
             let x = T::V::<S>::load(s, columns.0, at);
             let e = exp.of::<SHIFTED>(s, x);
-            if self.grad {
+            if keep {
                 e.store(columns.1, at);
             }
             let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c - first]));
@@ -204,7 +205,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
             }
             if C::ANY {
                 let t = self.coefficient(s, c, start, buffers);
-                if self.grad && !C::HARD && !C::AS_STORED {
+                if keep && !C::HARD && !C::AS_STORED {
                     // What the gradient takes.
                     t.store(buffers.part(STORED).1, start + at);
                 }

@@ -1,0 +1,252 @@
+//! Logarithmic loss of probabilities: `-sum_c t_c log p_c`.
+//!
+//! ```text
+//! gradient  -scale t_c / p_c,    Hessian  scale t_c / p_c^2,    all 0 where t_c is 0
+//! ```
+//!
+//! Nothing is clipped: a probability of 0 where the target has weight costs infinity. A number outside
+//! [0, 1] is an error, unless its sample is ignored or, for a class index, another class is the true one.
+//!
+//! ```text
+//! if the target is a class index without smoothing:    one number a sample         (true_class)
+//! else if it is probabilities without options:         one stream of elements      (unweighed)
+//! else:            check all numbers; then a row at a time, whatever the options   (rows)
+//! ```
+//!
+//! The first two check numbers on the way. Where the call writes into arrays that its caller sees, they
+//! are checked before anything is written.
+//!
+//! An element costs a logarithm, and for the gradient a division. A true class costs a cache line; its
+//! gradient costs what writing zeros costs.
+
+mod checks;
+mod rows;
+mod true_class;
+mod unweighed;
+
+use std::ops::Range;
+
+use crate::call::batch::{Batch, Target};
+use crate::call::coefficients::Coefficients;
+use crate::error::Result;
+use crate::math::Real;
+use crate::parallel::driver;
+use crate::simd::{Kernel, Simd};
+use crate::tiles::{self, Plan};
+
+use super::{AHEAD, ClassLoss, reduced, with_coefficients};
+use checks::CountWrongPlan;
+use rows::WeighedRowsPlan;
+use true_class::{TrueClass, TrueClassPlan};
+use unweighed::UnweighedPlan;
+
+/// Numbers in a block, about.
+const BLOCK: usize = 1024;
+
+/// Rows in a block.
+fn block_rows(classes: usize) -> usize {
+    (BLOCK / classes).max(1)
+}
+
+/// The rows of block `i`.
+#[inline(always)]
+fn block_of(i: usize, samples: usize, classes: usize) -> Range<usize> {
+    let n = block_rows(classes);
+    i * n..samples.min((i + 1) * n)
+}
+
+/// Whether only one number of each sample counts: that of its true class.
+fn is_true_class<T>(batch: &Batch<'_, T>) -> bool {
+    matches!(batch.target, Target::Indices(_)) && batch.options.label_smoothing == 0.0
+}
+
+/// `t log p`, 0 where `t` is 0.
+fn term(t: f64, p: f64) -> f64 {
+    if t == 0.0 { 0.0 } else { t * p.ln() }
+}
+
+/// Reads the class indices of samples from `start` on, as [`Batch::read_classes`] does, in a function of
+/// its own: class indices come in eight types.
+struct Classes<'a, 'b, T> {
+    batch: &'b Batch<'a, T>,
+    start: usize,
+    classes: &'b mut [usize],
+}
+
+impl<T: Real> Kernel for Classes<'_, '_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) {
+        self.batch.read_classes(self.start, self.classes);
+    }
+}
+
+/// Whether every number that counts is a probability; `shape` is that of the array.
+fn check<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
+    if is_true_class(batch) {
+        let plan = TrueClassPlan::default();
+        driver::run(&TrueClass { writes: false, ..plan.job(batch) })?;
+        return plan.result(batch, shape);
+    }
+    if tiles::run(batch, &CountWrongPlan)? == 0.0 { Ok(()) } else { checks::search(batch, shape) }
+}
+
+struct WeighedLoss<'a, 'b, T>(&'b Batch<'a, T>);
+
+impl<T: Real> ClassLoss<T> for WeighedLoss<'_, '_, T> {
+    fn run<C: Coefficients<T>>(&self, coefficients: C, _: f64) -> Result<f64> {
+        tiles::run(self.0, &WeighedRowsPlan(coefficients.stored_as()))
+    }
+}
+
+/// Writes what the batch's outputs ask for; returns the reduced loss. `shape` is the probabilities'.
+///
+/// Where derivatives are `fresh`, arrays that nobody sees if the call fails, they may be written while
+/// probabilities are checked.
+pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize], fresh: bool) -> Result<f64> {
+    let true_class = is_true_class(batch);
+    let unweighed = unweighed::takes(batch);
+    let late = batch.outputs.grad.is_none() || fresh;
+    if !late || !true_class && !unweighed {
+        check(batch, shape)?;
+    }
+    let sum = if true_class {
+        let plan = TrueClassPlan::default();
+        // The loss alone reads values wherever they are, and writes nothing of their shape.
+        let converts = batch.layout.as_ref().is_some_and(|layout| layout.converts());
+        let sum = if batch.outputs.grad.is_none() && !converts {
+            driver::run(&plan.job(batch))?
+        } else {
+            tiles::run(batch, &plan)?
+        };
+        if late {
+            plan.result(batch, shape)?;
+        }
+        sum
+    } else if unweighed {
+        let plan = UnweighedPlan::default();
+        let sum = tiles::run(batch, &plan)?;
+        plan.result(batch, shape)?;
+        sum
+    } else {
+        return with_coefficients(batch, &WeighedLoss(batch));
+    };
+    Ok(reduced(sum, batch.divisor, &batch.options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::batch::Indices;
+    use crate::call::coefficients::{Soft, Stored};
+    use crate::call::options::Reduction;
+    use crate::error::Error;
+    use crate::parallel::driver::run_at;
+    use crate::simd::{Input, Level, Output};
+    use rows::WeighedRows;
+    use std::sync::atomic::AtomicBool;
+    use unweighed::Unweighed;
+
+    fn batch<'a>(p: &'a [f64], target: Target<'a, f64>, grad: &'a mut [f64]) -> Batch<'a, f64> {
+        let mut batch = Batch::of_rows(Input::from_slice(p), 3, target);
+        batch.options.reduction = Reduction::Sum;
+        batch.outputs.grad = Some(Output::from_slice(grad));
+        batch.check(None, &[]).unwrap();
+        batch
+    }
+
+    #[test]
+    fn known_values() {
+        let (p, q) = ([0.228, 0.619, 0.153], [0.0, 1.0, 0.0]);
+        let mut grad = [9.0; 3];
+        let soft = Target::Probabilities(Input::from_slice(&q));
+        let loss = log_loss(&batch(&p, soft, &mut grad), &[3], false).unwrap();
+        assert!((loss - 0.479_650).abs() < 1e-6);
+        assert_eq!(grad, [0.0, -1.0 / 0.619, 0.0]);
+        let hard = Target::Indices(Indices::I32(Input::from_slice(&[1])));
+        let mut again = [9.0; 3];
+        assert_eq!(log_loss(&batch(&p, hard, &mut again), &[3], false).unwrap(), loss);
+        assert_eq!(again, grad);
+    }
+
+    /// Loss and gradient; the gradient begins `skew` numbers into its array.
+    fn run(level: Level, how: &str, classes: usize, stream: bool, skew: usize) -> (f64, Vec<f64>) {
+        let samples = 3 + 9000 / classes;
+        let n = samples * classes;
+        let p: Vec<f64> = (0..n).map(|i| 0.005 + 0.99 * (i as f64 * 0.917).sin().abs()).collect();
+        let q: Vec<f64> = (0..n).map(|i| f64::from(i % 3 == 0) * 0.3).collect();
+        let classes_of = |i: usize| if i % 5 == 1 { -100 } else { (i * 31 % classes) as i64 };
+        let indices: Vec<i64> = (0..samples).map(classes_of).collect();
+        let mut grad = vec![f64::NAN; n + skew];
+        let array = Output::from_slice(&mut grad).part(skew, n);
+        let soft = how == "soft" || how == "plain";
+        let target = match how {
+            _ if soft => Target::Probabilities(Input::from_slice(&q)),
+            _ => Target::Indices(Indices::I64(Input::from_slice(&indices))),
+        };
+        let mut batch = Batch::of_rows(Input::from_slice(&p), classes, target);
+        batch.options.reduction = Reduction::Sum;
+        batch.outputs.grad = Some(array);
+        batch.check(None, &[samples]).unwrap();
+        let (target, wrong) = (Input::from_slice(&q), AtomicBool::new(false));
+        let soft = Soft { probabilities: Input::from_slice(&q), weight: None, smoothing: None };
+        let loss = match how {
+            "plain" => run_at(&Unweighed { batch: &batch, target, stream, wrong: &wrong }, level),
+            "one" => {
+                run_at(&TrueClass { batch: &batch, stream, writes: true, wrong: &wrong }, level)
+            }
+            _ => {
+                let coefficients = if how == "hard" { Stored::Hard } else { Stored::Soft(soft) };
+                run_at(&WeighedRows { batch: &batch, coefficients, stream }, level)
+            }
+        };
+        (loss.unwrap(), grad.split_off(skew))
+    }
+
+    #[test]
+    fn neither_streams_nor_places_change_a_bit() {
+        for level in Level::available() {
+            for classes in [1, 2, 3, 7, 8, 100, 1000, 5000] {
+                let (loss, grad) = run(level, "hard", classes, false, 0);
+                let one = run(level, "one", classes, false, 0);
+                assert!(one.1 == grad && (one.0 / loss - 1.0).abs() < 1e-13, "{classes}");
+                let rows = run(level, "soft", classes, false, 0);
+                let plain = run(level, "plain", classes, false, 0);
+                assert!(plain.1 == rows.1 && (plain.0 / rows.0 - 1.0).abs() < 1e-14, "{classes}");
+                for how in ["one", "soft", "plain"] {
+                    let expected = run(level, how, classes, false, 0);
+                    for skew in [0, 1, 5, 13] {
+                        let other = run(level, how, classes, true, skew);
+                        assert!(other == expected, "{how} {classes} {skew}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_probability() {
+        for bad in [-0.1, 1.000_001, f64::NAN, f64::INFINITY] {
+            let p = [0.5, 0.25, 0.25, 0.1, 0.2, bad];
+            let mut grad = [9.0; 6];
+            let hard = Target::Indices(Indices::I32(Input::from_slice(&[1, 2])));
+            let error = log_loss(&batch(&p, hard, &mut grad), &[2, 3], false).unwrap_err();
+            let Error::Value(message) = error else { panic!("{error:?}") };
+            assert!(message.starts_with("probabilities[1, 2] is "), "{message}");
+            assert_eq!(grad, [9.0; 6]);
+            // Where nobody sees what was written, it is found on the way.
+            let soft = Target::Probabilities(Input::from_slice(&[0.5; 6]));
+            let mut fresh = [0.0; 6];
+            let error = log_loss(&batch(&p, soft, &mut fresh), &[2, 3], true).unwrap_err();
+            let Error::Value(again) = error else { panic!("{error:?}") };
+            assert_eq!(again, message);
+            // Of another class than the true one, or of an ignored sample, it is nobody's business.
+            let other = Target::Indices(Indices::I32(Input::from_slice(&[1, 0])));
+            log_loss(&batch(&p, other, &mut grad), &[2, 3], false).unwrap();
+            assert_eq!(grad[4..], [0.0; 2]);
+            let ignored = Target::Indices(Indices::I32(Input::from_slice(&[1, -100])));
+            log_loss(&batch(&p, ignored, &mut grad), &[2, 3], false).unwrap();
+            assert_eq!(grad[3..], [0.0; 3]);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Probabilities as target and no other options: one stream of elements.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use super::checks::{Interval, search};
+use super::{AHEAD, BLOCK, block_rows, term};
+use crate::call::batch::{Batch, Outputs, Target};
+use crate::elements::{Elements, Map, Results, beyond};
+use crate::error::Result;
+use crate::math::{
+    Real,
+    log::{log, log_normal},
+};
+use crate::parallel::driver::Job;
+use crate::reduce::Sum;
+use crate::simd::slices::load_lanes;
+use crate::simd::{Input, Simd, Vector};
+use crate::tiles::Plan;
+
+/// Vectors that are computed together.
+const VECTORS: usize = 4;
+
+/// The job of a batch of probabilities as target and no other options: losses are summed.
+#[derive(Clone, Copy)]
+pub struct Unweighed<'a, 'b, T> {
+    pub batch: &'b Batch<'a, T>,
+    pub target: Input<'a, T>,
+    /// Whether the gradient is written by non-temporal stores.
+    pub stream: bool,
+    /// Whether a number was seen that is no probability.
+    pub wrong: &'b AtomicBool,
+}
+
+/// Makes an [`Unweighed`]; knows afterwards whether a number was no probability.
+#[derive(Default)]
+pub struct UnweighedPlan(AtomicBool);
+
+impl UnweighedPlan {
+    /// An error if a number was no probability.
+    pub fn result<T: Real>(self, batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
+        if self.0.into_inner() { search(batch, shape) } else { Ok(()) }
+    }
+}
+
+/// Whether an [`Unweighed`] is all there is to a batch.
+pub fn takes<T: Real>(batch: &Batch<'_, T>) -> bool {
+    let soft = matches!(batch.target, Target::Probabilities(_));
+    let plain = soft && batch.outputs.losses.is_none() && !batch.is_weighted();
+    plain && batch.options.label_smoothing == 0.0
+}
+
+impl<T: Real> Plan<T> for UnweighedPlan {
+    type Job<'b>
+        = Unweighed<'b, 'b, T>
+    where
+        T: 'b;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Unweighed<'b, 'b, T> {
+        let Target::Probabilities(target) = batch.target else { unreachable!("see `takes`") };
+        Unweighed { batch, target, stream: batch.stream(), wrong: &self.0 }
+    }
+}
+
+/// What is the same for all vectors.
+pub struct Constants<S: Simd, T: Real> {
+    minus_scale: T::V<S>,
+    normal: Interval<S, T>,
+}
+
+impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
+    type Constants<S: Simd> = Constants<S, T>;
+    type Tail = Self;
+    const RAGGED: bool = true;
+
+    fn tail(&self) -> Self {
+        *self
+    }
+
+    #[inline(always)]
+    fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
+        Constants {
+            minus_scale: T::V::<S>::splat(s, T::from_f64(-1.0 / self.batch.divisor)),
+            normal: Interval::normal(s),
+        }
+    }
+
+    #[inline(always)]
+    fn vectors<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        constants: &Constants<S, T>,
+        at: usize,
+        lanes: u32,
+        sum: &mut Sum<S, T>,
+        results: &mut Results<'_, S, T>,
+        checks: bool,
+    ) -> bool {
+        let values = self.batch.values;
+        let zero = T::V::<S>::splat(s, T::default());
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        let (mut p, mut t) = ([one; N], [zero; N]);
+        let mut normal = T::ALL;
+        for i in 0..N {
+            let at = at + i * T::LANES;
+            if lanes == T::ALL {
+                values.prefetch(at + AHEAD / size_of::<T>());
+                self.target.prefetch(at + AHEAD / size_of::<T>());
+                p[i] = T::V::<S>::load(s, values, at);
+            } else {
+                p[i] = T::V::<S>::load_lanes(s, values, at, lanes, one);
+            }
+            t[i] = load_lanes(s, self.target, at, lanes);
+            normal &= constants.normal.inside(p[i]);
+        }
+        if normal == T::ALL {
+            let mut total = t[0].mul(log_normal::<S, T>(s, p[0]));
+            for i in 1..N {
+                total = t[i].mul_add(log_normal::<S, T>(s, p[i]), total);
+            }
+            if checks && beyond::<S, T>(s, total) != 0 {
+                return false;
+            }
+            sum.add(total);
+            if results.has_grad() {
+                let mut grad = [zero; N];
+                for i in 0..N {
+                    // Adding 0 makes a -0 a 0.
+                    grad[i] = t[i].mul_add(constants.minus_scale, zero).div(p[i]);
+                }
+                results.grad(grad, lanes);
+                if results.has_hess() {
+                    results.hess(hessians::<S, T, N>(s, grad, p), lanes);
+                }
+            }
+            return true;
+        }
+        let any = Interval::<S, T>::probabilities(s);
+        for i in 0..N {
+            if any.inside(p[i]) != T::ALL {
+                self.wrong.store(true, Relaxed);
+            }
+            let none = t[i].eq(zero);
+            p[i] = p[i].add(zero);
+            let term = T::V::<S>::select(none, zero, t[i].mul(log::<S, T>(s, p[i])));
+            if checks && beyond::<S, T>(s, term) != 0 {
+                return false;
+            }
+            sum.add(term);
+        }
+        if results.has_grad() {
+            let mut grad = [zero; N];
+            for i in 0..N {
+                let none = t[i].eq(zero);
+                grad[i] = t[i].mul(constants.minus_scale).div(p[i]);
+                grad[i] = T::V::<S>::select(none, zero, grad[i]);
+                p[i] = T::V::<S>::select(none, one, p[i]);
+            }
+            results.grad(grad, lanes);
+            if results.has_hess() {
+                results.hess(hessians::<S, T, N>(s, grad, p), lanes);
+            }
+        }
+        true
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wide(&self, at: usize, lanes: u32, _: Outputs<'_, T>) -> f64 {
+        let mut sum = 0.0;
+        for at in (0..T::LANES).filter(|i| lanes >> i & 1 != 0).map(|i| at + i) {
+            sum += term(self.target.get(at).to_f64(), self.batch.values.get(at).to_f64());
+        }
+        sum
+    }
+}
+
+/// The diagonal of the Hessian, from the gradient.
+#[inline(always)]
+fn hessians<S: Simd, T: Real, const N: usize>(
+    s: S,
+    mut grad: [T::V<S>; N],
+    p: [T::V<S>; N],
+) -> [T::V<S>; N] {
+    for i in 0..N {
+        grad[i] = T::V::<S>::splat(s, T::default()).sub(grad[i]).div(p[i]);
+    }
+    grad
+}
+
+impl<T: Real> Job for Unweighed<'_, '_, T> {
+    fn blocks(&self) -> usize {
+        self.batch.samples.div_ceil(block_rows(self.batch.classes))
+    }
+
+    fn block_samples(&self) -> usize {
+        block_rows(self.batch.classes)
+    }
+
+    fn block_cost(&self) -> usize {
+        BLOCK.max(self.batch.classes) * size_of::<T>() / 8
+    }
+
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
+        let (samples, classes) = (self.batch.samples, self.batch.classes);
+        let map = Map { elements: *self, outputs: self.batch.outputs, stream: self.stream };
+        let block = block_rows(classes) * classes;
+        map.run::<S, VECTORS>(s, blocks, (block, samples * classes), sums);
+        // Adding 0 makes -0 a 0.
+        sums.iter_mut().for_each(|sum| *sum = 0.0 - *sum);
+    }
+}
