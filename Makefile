@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# make bench ARGS="--rows binary --seconds 5"
+# make bench-floors ARGS="--rows binary --seconds 5"
 ARGS ?=
 # make test-random MINUTES=30 SEED=7; without a seed it is a new one
 MINUTES ?= 2
@@ -38,7 +38,8 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-random lint format wheel sdist clean
-.PHONY: bench bench-peers bench-steps bench-curves bench-memory bench-instructions bench-pictures bench-kernels
+.PHONY: bench bench-floors bench-peers bench-steps bench-curves bench-memory bench-instructions
+.PHONY: bench-pictures bench-kernels size size-record
 .PHONY: demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
 help:  ## List the targets
@@ -61,7 +62,7 @@ test-random: $(VENV)/.package  ## Hold random calls against the reference: MINUT
 	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an environment that has PyTorch
-	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py tests/test_guide.py tests/test_benches.py::test_torch_steps)
+	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py tests/test_guide.py $(addprefix tests/test_benches.py::,test_torch_steps test_torch_suite))
 
 lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check
@@ -93,10 +94,15 @@ wheel: dist/.built  ## Build the wheel (abi3, manylinux2014) and the sdist into 
 
 sdist: dist/.built  ## The same: the two are made together
 
-bench: $(BENCH_VENV)/.package  ## Time whole calls against floors, NumPy, SciPy, scikit-learn: ARGS="--rows binary"
-	$(BENCH_BIN)/python benches/compare.py $(ARGS)
+# BENCH_VENV=.venv-peers runs it in the environment that has PyTorch, JAX and TensorFlow.
+bench: $(BENCH_VENV)/.package  ## Time each loss and row with pytest-benchmark, and save: ARGS="--benchmark-compare"
+	$(BENCH_BIN)/python -m pytest benches --benchmark-autosave --benchmark-sort=fullname \
+	  --benchmark-columns=median,iqr,min,rounds $(ARGS)
 
-bench-peers: $(PEERS_VENV)/.package  ## All of it: PyTorch, JAX, TensorFlow, steps; at AVX-512 and AVX2 (several GB, 25 minutes)
+bench-floors: $(BENCH_VENV)/.package  ## Time calls in turns with floors, without peers: ARGS="--rows binary"
+	$(BENCH_BIN)/python benches/compare.py --peers none $(ARGS)
+
+bench-peers: $(PEERS_VENV)/.package  ## The same with all peers, and steps; at AVX-512 and AVX2 (several GB, 25 minutes)
 	$(if $(ARGS),$(PEERS_BIN)/python benches/compare.py $(ARGS),$(ALL_TABLES))
 
 # Each is kept for every level of this machine. Goals come first.
@@ -121,12 +127,21 @@ bench-memory: $(BENCH_VENV)/.package  ## Measure peak memory of each kind of cal
 bench-instructions: $(BENCH_VENV)/.package  ## Count instructions of each kind of call at AVX2 (needs valgrind)
 	$(BENCH_BIN)/python benches/instructions.py $(ARGS)
 
-bench-pictures: $(BENCH_VENV)/.package  ## README's table, docs/benchmarks.md and docs/bench.svg from what bench-peers measured
+bench-pictures: $(BENCH_VENV)/.package  ## Write README's table, docs/benchmarks.md and docs/bench.svg from benches/results
 	$(BENCH_BIN)/python benches/table.py --readme
 	$(BENCH_BIN)/python benches/picture.py
 
 bench-kernels:  ## Time the kernels alone, at every instruction set of this machine
 	cargo bench --locked --no-default-features --bench kernels -- $(ARGS)
+
+size: $(VENV)/.package  ## Show where the bytes of the compiled module are, and compare its size with benches/size.json
+	RUSTFLAGS="-C symbol-mangling-version=v0" CARGO_PROFILE_RELEASE_STRIP=none \
+	  cargo build --release --locked --target-dir target/size
+	$(BIN)/python benches/size.py --symbols target/size/release/libxentrs.so
+	$(BIN)/python benches/size.py
+
+size-record: $(VENV)/.package  ## Record the size of the compiled module in benches/size.json
+	$(BIN)/python benches/size.py --record
 
 demo-torch: $(TORCH_VENV)/.package  ## Train on real digits with PyTorch's loss and with ours, compare the curves
 	$(TORCH_BIN)/python examples/torch_digits.py $(ARGS)

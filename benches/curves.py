@@ -1,13 +1,13 @@
-"""Measure how time goes with the classes, the samples and the threads, and draw it.
+"""Measure and draw how time grows with classes, samples and threads: ``make bench-curves``.
 
-``make bench-curves`` makes ``docs/curve-classes.svg``: nanoseconds an element of loss and gradient
-for every number of classes from 1 to 2048, on one thread, arrays of about 2^20 numbers; and
-``docs/scaling.svg``: time over samples and over classes in six decades, with the slope that fits
-(1 is linear); how many times as fast more threads are, beside the floors of the same bytes; and
-what ignored rows at one end cost over ignored rows spread.
+``docs/curve-classes.svg`` shows nanoseconds an element, loss and gradient, for every number of
+classes from 1 to 2048, on one thread and arrays of about 2^20 numbers. ``docs/scaling.svg`` shows
+time over samples and over classes in six decades, with the slope that fits (1 is linear); how many
+times as fast more threads are, beside floors of the same bytes; and the time with ignored rows at
+one end over the time with ignored rows spread.
 
-Every figure is a median over passes, and each pass visits all points, in another order than the
-last: a machine that changes during the run changes all points, not some.
+Every figure is a median over passes. Each pass visits all points, in another order than the last: a
+machine that changes during the run changes all points, not some.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ import numpy as np
 
 import drawing
 import xentrs
-from common import RESULTS, ROOT, THREADS, Floors, Side, machine, measure, save, seconds_a_call
+from environment import THREADS, machine
+from floors import Floors
+from results import RESULTS, ROOT, save
 from rows import DTYPES, IGNORED
+from timing import Side, measure, seconds_a_call
 
 RNG = np.random.default_rng(0)
 NUMBERS = 2**20

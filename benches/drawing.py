@@ -1,4 +1,7 @@
-"""How the pictures look: an opaque light ground, so that they read the same on a dark page."""
+"""The style that the pictures share. It is not run by itself.
+
+The background is opaque and light, so that pictures look the same on a dark page.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 import matplotlib
 from cycler import cycler
 
-from common import ROOT
+from results import ROOT
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt

@@ -1,14 +1,15 @@
-//! Floors: what moving the same bytes takes, on the same threads, with no arithmetic to speak of.
+//! Floors: the time that moving the same bytes takes, on the same threads, with no arithmetic to
+//! speak of. `make bench-floors` compares xentrs with them.
 //!
-//! `common.py` compiles this file by itself (`rustc -O --crate-type cdylib`) and calls it through
-//! ctypes. It takes a number of threads, the caller's among them; the others are kept, and wait for
-//! work in a loop for a while before they sleep, as OpenMP's do. Vectors are those of AVX-512 or
-//! AVX2, whichever the CPU has, else plain Rust's.
+//! `floors.py` compiles this file by itself (`rustc -O --crate-type cdylib`) and calls it through
+//! ctypes. A floor runs on a number of threads, the caller's among them. The others live on between
+//! calls: they spin for a while before they sleep, as OpenMP's do. The loops use AVX-512 or AVX2,
+//! whichever the CPU has, or else no vectors.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// What is done, and with how many bytes of which arrays.
+/// A floor, and the bytes of the arrays that it moves.
 #[derive(Clone, Copy)]
 struct Work {
     kind: Kind,
@@ -19,11 +20,11 @@ struct Work {
 
 #[derive(Clone, Copy)]
 enum Kind {
-    /// Ordinary stores: the line that is overwritten is read first.
+    /// Ordinary stores, which read the cache line that they overwrite first.
     Copy,
-    /// Stores past the caches.
+    /// Non-temporal stores, which do not.
     StreamCopy,
-    /// The same, of zeros.
+    /// Non-temporal stores of zeros.
     StreamFill,
     /// A sum of vectors of `f32`, whatever the bytes mean.
     Read,
@@ -32,16 +33,17 @@ enum Kind {
 // SAFETY: each thread gets a part of its own of arrays that the caller keeps until all are done.
 unsafe impl Send for Work {}
 
-/// Bytes that parts are multiples of, and that streamed stores are aligned to.
+/// The bytes of a cache line, to which non-temporal stores are aligned.
 const LINE: usize = 64;
 
 #[cfg(target_arch = "x86_64")]
 macro_rules! level {
     ($name:ident, $feature:literal, $load:ident, $store:ident, $stream:ident, $zero:ident, $add:ident) => {
-        /// Does the whole vectors of a part, four at a time, and returns how many bytes they are.
+        /// Moves the whole vectors of a part, four at a time; returns how many bytes they are.
         ///
         /// # Safety
-        /// The CPU has the feature, the arrays have the bytes; `to` is aligned if it is streamed.
+        /// The CPU has the feature, the arrays have the bytes; `to` is aligned where stores are
+        /// non-temporal.
         #[target_feature(enable = $feature)]
         unsafe fn $name(work: Work) -> usize {
             use std::arch::x86_64::*;
@@ -119,12 +121,13 @@ level!(
     _mm256_add_ps
 );
 
-/// Does the vectors of a part that a level has instructions for; how many bytes they are.
+/// Moves the whole vectors of a part, where there are any; returns how many bytes they are.
 fn vectors(work: Work) -> usize {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f") {
-            // SAFETY: it was detected; who calls `floor` vouches for the arrays, `part` for `to`.
+            // SAFETY: the feature was detected, `floor`'s caller vouches for the arrays, and `part`
+            // aligns `to`.
             return unsafe { avx512(work) };
         }
         if is_x86_feature_detected!("avx2") {
@@ -136,14 +139,14 @@ fn vectors(work: Work) -> usize {
     0
 }
 
-/// Does a part.
+/// Moves one thread's part of the bytes.
 fn part(work: Work) {
     let Work { kind, to, from, bytes } = work;
     let mut head = 0;
     if matches!(kind, Kind::StreamCopy | Kind::StreamFill) {
         head = to.align_offset(LINE).min(bytes);
     }
-    // SAFETY: what is left before and after the vectors is within the arrays.
+    // SAFETY: the bytes before and after the vectors are within the arrays.
     unsafe {
         plain(Work { bytes: head, ..work });
         let (to, from) = (to.wrapping_add(head), from.wrapping_add(head));
@@ -153,13 +156,13 @@ fn part(work: Work) {
     }
 }
 
-/// Does a part without vectors.
+/// Moves bytes without vectors.
 ///
 /// # Safety
 /// The arrays have the bytes.
 unsafe fn plain(work: Work) {
     let Work { kind, to, from, bytes } = work;
-    // SAFETY: as the caller says.
+    // SAFETY: the caller vouches for the arrays.
     unsafe {
         match kind {
             Kind::Copy | Kind::StreamCopy => std::ptr::copy_nonoverlapping(from, to, bytes),
@@ -172,17 +175,18 @@ unsafe fn plain(work: Work) {
     }
 }
 
-/// What the threads that are kept have to do.
+/// The threads beside the caller's, and their work.
 struct Pool {
     threads: usize,
-    /// The whole work, and how many take a part of it.
+    /// The whole work, and the number of threads that share it.
     work: Option<(Work, usize)>,
 }
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { threads: 0, work: None });
 static WAKE: Condvar = Condvar::new();
-/// Counts the calls that need threads, and what is done of the present one.
+/// Counts the calls on more than one thread.
 static CALLS: AtomicUsize = AtomicUsize::new(0);
+/// Counts the parts of the present call that are done.
 static DONE: AtomicUsize = AtomicUsize::new(0);
 
 /// Turns of the waiting loop before a thread sleeps: about a tenth of a millisecond.
@@ -192,7 +196,7 @@ fn pool() -> MutexGuard<'static, Pool> {
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The part of the `i`-th of some threads: whole pages, so that no two write to one line.
+/// The part of the `i`-th thread: whole pages, so that no two threads write to one cache line.
 fn split(work: Work, i: usize, threads: usize) -> Work {
     let pages = work.bytes.div_ceil(4096).div_ceil(threads);
     let start = (i * pages * 4096).min(work.bytes);
@@ -201,7 +205,7 @@ fn split(work: Work, i: usize, threads: usize) -> Work {
     Work { to, from, bytes: end - start, ..work }
 }
 
-/// The life of the `i`-th thread (the caller's is the first).
+/// The loop of the `i`-th thread; the caller's is number 0.
 fn worker(i: usize, mut seen: usize) {
     loop {
         let mut spins = 0;
@@ -223,7 +227,7 @@ fn worker(i: usize, mut seen: usize) {
     }
 }
 
-/// Does some work on some threads.
+/// Shares work among threads, and returns when all of it is done.
 fn run(work: Work, threads: usize) {
     if threads > 1 {
         let mut pool = pool();
@@ -244,8 +248,8 @@ fn run(work: Work, threads: usize) {
     }
 }
 
-/// Does one of the floors, which `common.py` lists in this order. Filling does not use `from`, nor
-/// reading `to`.
+/// Runs a floor; `floors.py` lists the kinds in this order. A fill does not use `from`, a read does
+/// not use `to`.
 ///
 /// # Safety
 /// Both arrays have `bytes` bytes and do not overlap; one thread calls at a time.

@@ -1,10 +1,10 @@
-"""Count the instructions of whole calls, an element: the same at every run, on any machine.
+"""Count the instructions of calls at AVX2: ``make bench-instructions``.
 
-Valgrind's callgrind runs this script on one thread. It hides AVX-512, so the level is AVX2. Counts
-are written out whenever the C library's `getppid` is called, which nobody else does: what lies
-between two such marks is one call (or a hundred of the smallest), less what marks take.
-``make bench-instructions`` prints a table; ``--json`` keeps it, to be compared with another
-commit's.
+Counts are the same at every run and on any machine, so that a small change shows. Valgrind's
+callgrind runs this script on one thread; it hides AVX-512. It writes the count out at each call of
+the C library's `getppid`, which nothing else calls: between two such marks lies one call (or a
+hundred of the smallest ones), and the count of an empty statement is subtracted. ``--json`` keeps
+the counts, to be compared with another commit's.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import tempfile
 import timeit
 from pathlib import Path
 
-from common import machine, save
-from compare import xentrs_side
-from rows import BOOL, CLASS_WEIGHTS, LATE, SMOOTH, SOFT, TRAINED, Case, Row
+from environment import machine
+from results import save
+from rows import BINARY_LOSS, BOOL, CLASS_WEIGHTS, LATE, SMOOTH, SOFT, TRAINED, Z_LOSS, Case, Row
+from sides import xentrs_side
 
 GRAD, LOSS = "loss+grad", "loss"
-OPTIONS = (SOFT, SMOOTH, CLASS_WEIGHTS, TRAINED, LATE)
+OPTIONS = (SOFT, SMOOTH, CLASS_WEIGHTS, TRAINED, LATE, Z_LOSS)
 ROWS = [
     Row(GRAD, 8, 32000),
     Row(LOSS, 8, 32000),
@@ -35,10 +36,13 @@ ROWS = [
     Row(GRAD, 1638, 10, option=SOFT),
     Row(GRAD, 1, 10),
     *(Row(GRAD, 8, 32000, option=option) for option in OPTIONS),
+    Row(GRAD, 8, 32000, loss="focal_loss"),
+    Row(GRAD, 1638, 10, loss="focal_loss"),
+    Row(GRAD, 1638, 10, option=Z_LOSS),
     Row(GRAD, 16, 1024, loss="log_loss"),
     Row(GRAD, 16, 1024, loss="log_loss", option=SOFT),
-    Row(GRAD, 16, 1024, loss="binary", option=SOFT),
-    Row(GRAD, 16, 1024, loss="binary", option=BOOL),
+    Row(GRAD, 16, 1024, loss=BINARY_LOSS, option=SOFT),
+    Row(GRAD, 16, 1024, loss=BINARY_LOSS, option=BOOL),
 ]
 
 

@@ -1,9 +1,9 @@
-//! The kernels alone, at every level of this machine, on one thread (`XENTRS_NUM_THREADS` sets
-//! another number).
+//! The kernels alone, without Python, at every level of this machine: `make bench-kernels`.
 //!
-//! Each benchmark first compares its answer with the formula in plain float64. `log_loss` and the
-//! binary loss choose their kernels themselves: they run at the level of the process, which
-//! `XENTRS_SIMD` sets. Whole Python calls, and peers, are in `compare.py`.
+//! They run on one thread, or on `XENTRS_NUM_THREADS`. Each benchmark first compares its answer with
+//! the formula in plain float64. `log_loss` and the binary loss choose their kernels themselves:
+//! they run at the level of the process, which `XENTRS_SIMD` sets. Calls from Python, and other
+//! libraries, are in `compare.py`.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -24,14 +24,14 @@ use xentrs::softmax::objective::Objective;
 use xentrs::softmax::route::MOST_CLASSES;
 use xentrs::softmax::rows::Rows;
 
-/// Samples and classes; the gradient of the largest is streamed, the last goes to the kernel of few
-/// classes.
+/// Samples and classes. The gradient of the largest is written with non-temporal stores; the last
+/// goes to the kernel of few classes.
 const SHAPES: [(usize, usize); 4] = [(256, 32_000), (64, 32_000), (128, 1000), (4096, 10)];
 
-/// Samples and classes of `log_loss`, 2^20 numbers; the binary loss takes as many.
+/// Samples and classes of `log_loss`, 2^20 numbers; as many elements of the binary loss.
 const ELEMENTS: (usize, usize) = (8192, 128);
 
-/// Numbers whose exponentials are taken: they and these fit into the first cache.
+/// Numbers whose exponentials are taken; numbers and exponentials fit into the first-level cache.
 const IN_CACHE: usize = 2048;
 
 trait Number: Limits {
@@ -62,7 +62,7 @@ fn uniform(seed: u64) -> impl Iterator<Item = f64> {
     })
 }
 
-/// To write to a buffer.
+/// Returns a way of writing to a buffer.
 fn output<T: Float>(buffer: &Scratch<T>) -> Output<'_, T> {
     // SAFETY: a job's blocks are rows of their own, and nobody else writes here while it runs.
     unsafe { buffer.shared_output() }
@@ -87,7 +87,7 @@ fn vector<T: Float>(array: Input<'_, T>) -> Vec<f64> {
     (0..array.len()).map(|i| array.get(i).to_f64()).collect()
 }
 
-/// What a loss should have computed.
+/// The exact results of a loss.
 struct Answer {
     loss: f64,
     grad: Vec<f64>,
@@ -109,10 +109,10 @@ impl Answer {
     }
 }
 
-/// Names of what is computed, whether that has a gradient.
+/// What is computed: its name, and whether there is a gradient.
 const KINDS: [(&str, bool); 2] = [("loss", false), ("loss+grad", true)];
 
-/// Numbers read, and bytes read and written.
+/// The numbers read, and the bytes read and written.
 fn work<T>(numbers: usize, arrays: usize) -> Throughput {
     let bytes = (numbers * arrays * size_of::<T>()) as u64;
     Throughput::ElementsAndBytes { elements: numbers as u64, bytes }
@@ -176,7 +176,7 @@ fn chosen() -> &'static str {
     process::level().expect("XENTRS_SIMD is a level of this machine").0.name()
 }
 
-/// With probabilities as target, so that every logarithm is taken.
+/// `log_loss` of soft targets, so that every logarithm is taken.
 fn log_loss_soft<T: Number>(criterion: &mut Criterion) {
     let (samples, classes) = ELEMENTS;
     let n = samples * classes;
@@ -235,7 +235,7 @@ fn binary_loss<T: Number>(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Exponentials of what lies in the first cache.
+/// Exponentials of numbers in the first-level cache.
 #[derive(Clone, Copy)]
 struct Exponentials<'a, T> {
     numbers: &'a Scratch<T>,

@@ -1,15 +1,15 @@
-"""Measure the peak of memory that a call takes beyond its inputs and its gradient.
+"""Measure the peak of memory that a call takes beyond its arrays: ``make bench-memory``.
 
-Each call runs in a process of its own, on fresh arrays with `out=`, after small calls of its kind
-and after a large one of another kind has woken the threads. Linux counts: ``/proc/self/clear_refs``
-makes ``VmHWM`` start again, and after the call it is compared with what was in use before. Huge
-pages are off, and the allocator returns what is freed, so that the count is of pages that the call
-touched. Shapes are such that rows, or samples, weigh far more than pages do: 32 rows of 2^20
-classes, and 2^21 samples of 16.
+Each call runs in a process of its own, on fresh arrays with `out=`. Small calls of its kind come
+first, and a large one of another kind, which wakes the threads. Linux counts the memory: a write to
+``/proc/self/clear_refs`` resets the peak (``VmHWM``), which is compared with the memory in use
+before the call. Huge pages are off, and the allocator returns freed memory at once, so that the
+count is of pages that the call touched. In the shapes, rows or samples weigh far more than pages
+do: 32 rows of 2^20 classes, and 2^21 samples of 16.
 
-The bound is 8 bytes a sample and two rows a thread, and `SLACK` for what is counted in pages:
-stacks, and the kernel's own counters, which are exact to some dozens of pages a CPU. ``make
-bench-memory`` fails where a call exceeds it.
+The bound is 8 bytes a sample and two rows a thread. `SLACK` allows for stacks and for the kernel's
+own counters, which are exact to some dozens of pages a CPU. The script fails where a call exceeds
+the bound.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from pathlib import Path
 import numpy as np
 
 import xentrs
-from common import THREADS, machine, save, told
-from compare import xentrs_side
+from environment import THREADS, describe, machine
+from results import save
 from rows import (
     AXIS_1,
+    BINARY_LOSS,
     BOOL,
     CLASS_WEIGHTS,
     F_ORDER,
@@ -35,9 +36,11 @@ from rows import (
     SAMPLE_WEIGHTS,
     SMOOTH,
     SOFT,
+    Z_LOSS,
     Case,
     Row,
 )
+from sides import xentrs_side
 
 SLACK = 2**19  # bytes
 PR_SET_THP_DISABLE = 41
@@ -45,15 +48,14 @@ PR_SET_THP_DISABLE = 41
 SHAPES = {"wide": (32, 2**20, 1), "tall": (2**21, 16, 1)}
 # The same sizes where an axis comes after the classes: samples are n * d.
 DEEP = {"wide": (2, 2**20, 16), "tall": (2**16, 16, 32)}
+OPTIONS = ("", SOFT, SMOOTH, CLASS_WEIGHTS, SAMPLE_WEIGHTS, HALF_IGNORED, Z_LOSS, AXIS_1, F_ORDER)
 KINDS = [
-    ("", ""),
-    *(("", option) for option in (SOFT, SMOOTH, CLASS_WEIGHTS, SAMPLE_WEIGHTS, HALF_IGNORED)),
-    ("", AXIS_1),
-    ("", F_ORDER),
+    *(("cross_entropy", option) for option in OPTIONS),
+    ("focal_loss", ""),
     ("log_loss", ""),
     ("log_loss", SOFT),
-    ("binary", SOFT),
-    ("binary", BOOL),
+    (BINARY_LOSS, SOFT),
+    (BINARY_LOSS, BOOL),
 ]
 DTYPES = {"f32": 4, "f64": 8}
 
@@ -80,7 +82,7 @@ def status(field: str) -> int:
 
 
 def measured(row: Row) -> int:
-    """Call once, in a process that does nothing else; the bytes that it took at the peak."""
+    """Call once, in a process that does nothing else; return the bytes in use at the peak."""
     ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     xentrs.set_num_threads(THREADS)
     case = Case(row)
@@ -134,7 +136,7 @@ def main() -> int:
         print(f"| {row.name} | {peak / 2**20:.2f} MiB | {most / 2**20:.2f} MiB | {verdict} |")
     over = sum(r["peak"] > r["bound"] + SLACK for r in report["rows"])
     print(f"\n{over} of {len(rows)} exceed their bound, 8 bytes a sample and two rows a thread, by")
-    print(f"more than {SLACK // 1024} KiB of pages that are not the kernels'. {told(report)}")
+    print(f"more than {SLACK // 1024} KiB. {describe(report)}")
     if options.json:
         save(report, options.json)
     return int(over > 0)

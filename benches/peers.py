@@ -1,11 +1,16 @@
-"""How others compute a row: each function yields a library's sides, or none where it has no way.
+"""How others compute a row: NumPy, SciPy, scikit-learn, PyTorch, JAX and TensorFlow.
+
+Each library has a function here that yields its sides (`timing.Side`), or none where it has no way
+of computing the row. `PEERS` lists the libraries. For another loss, add a composition to those of
+the libraries that can compute it; without one, a library is left out of the loss's rows.
 
 Given the arrays of a step (`StepCase`), a side computes the logits before the call that is timed,
-and the gradient in the weights after it. `WHOLE` sides time a step as their library's users write
-it: in one piece.
+and the gradient in the weights after it. `WHOLE` sides time a step in one piece, written as users
+of the library write it.
 
-`case.each` holds what multiplies each sample (class weights, sample weights, 0 for the ignored), so
-the libraries without such options need not know which it was.
+`case.each` holds the factor of each sample (class weights, sample weights, 0 for ignored samples),
+so that libraries without such options need not know which option it comes from. This file is not
+run by itself.
 """
 
 from __future__ import annotations
@@ -14,13 +19,16 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.special
 
-from common import THREADS, Side
-from rows import AXIS_1, F_ORDER, Case, StepCase
+from environment import THREADS
+from formulas import GAMMA
+from rows import AXIS_1, BINARY_LOSS, F_ORDER, Case, StepCase
+from timing import Side
 
 WHOLE = "whole"  # the setting of a step that is timed in one piece
 
@@ -44,7 +52,7 @@ def side(
 
 
 def in_step(case: Case, names: dict[str, Any], grad: str = "value[1]") -> dict[str, Any]:
-    """Return what NumPy does around a call in a step; add to `names` what it needs."""
+    """Return the code around a call in a step of NumPy; add to `names` what the code needs."""
     if not isinstance(case, StepCase):
         return {}
     names |= {"matmul": np.matmul, "H": case.features, "W": case.weights, "Z": case.x}
@@ -56,7 +64,7 @@ def in_step(case: Case, names: dict[str, Any], grad: str = "value[1]") -> dict[s
 def pieces(
     case: StepCase, multiply: Callable[[Any, Any], Any], h: Any, w: Any, transposed: Any
 ) -> dict[str, Any]:
-    """Return the same for a library that has arrays of its own, and makes new ones."""
+    """Return the same for a library that has arrays of its own and makes new ones."""
     return {
         "names": {"multiply": multiply, "H": h, "W": w, "HT": transposed},
         "before": "z = multiply(H, W)",
@@ -65,22 +73,29 @@ def pieces(
     }
 
 
-# NumPy: stable and vectorised, one buffer, in place, as a careful person writes
+# NumPy: stable and vectorised, with buffers that are kept, as a careful person writes it
 
 
 def numpy_sides(case: Case) -> Iterator[Side]:
-    kinds = {"": numpy_softmax, "log_loss": numpy_log_loss, "binary": numpy_binary}
-    yield side(case, "NumPy", kinds[case.row.loss](case))
+    kinds = {
+        "cross_entropy": numpy_softmax,
+        "focal_loss": numpy_focal,
+        "log_loss": numpy_log_loss,
+        BINARY_LOSS: numpy_binary,
+    }
+    if case.row.loss in kinds:
+        yield side(case, "NumPy", kinds[case.row.loss](case))
 
 
 def numpy_softmax(case: Case) -> Callable[[], Any]:
     x, axis, each, smoothing, buffer = case.x, case.axis, case.each, case.smoothing, case.grad
     t = case.t if case.soft else np.expand_dims(case.classes, axis)
     weights = None if each is None else np.expand_dims(each, axis)
-    divisor = case.divisor
+    divisor, z_loss = case.divisor, case.z_loss
 
     def call() -> Any:
-        np.subtract(x, x.max(axis=axis, keepdims=True), out=buffer)
+        largest = x.max(axis=axis, keepdims=True)
+        np.subtract(x, largest, out=buffer)
         if case.soft:
             picked = np.expand_dims(np.einsum("nc,nc->n", buffer, t), axis)
         else:
@@ -89,14 +104,18 @@ def numpy_softmax(case: Case) -> Callable[[], Any]:
         np.exp(buffer, out=buffer)
         total = buffer.sum(axis=axis, keepdims=True)
         losses = np.log(total)
+        logsumexp = losses + largest if z_loss else 0.0
         losses -= (1 - smoothing) * picked + smoothing * average
+        if z_loss:
+            losses += z_loss * logsumexp**2
         if weights is not None:
             losses *= weights
         loss = losses.sum() / divisor
         if not case.row.with_grad:
             return loss
         factor = np.asarray((1 if weights is None else weights) / divisor, buffer.dtype)
-        np.multiply(buffer, factor / total, out=buffer)
+        of_softmax = factor * (1 + 2 * z_loss * logsumexp) / total
+        np.multiply(buffer, of_softmax, out=buffer)
         if case.soft:
             np.subtract(buffer, t * factor, out=buffer)
             return loss, buffer
@@ -109,15 +128,38 @@ def numpy_softmax(case: Case) -> Callable[[], Any]:
     return call
 
 
+def numpy_focal(case: Case) -> Callable[[], Any]:
+    x, t, buffer, n = case.x, case.t[:, None], case.grad, len(case.x)
+
+    def call() -> Any:
+        np.subtract(x, x.max(axis=1, keepdims=True), out=buffer)
+        picked = np.take_along_axis(buffer, t, 1)
+        np.exp(buffer, out=buffer)
+        total = buffer.sum(axis=1, keepdims=True)
+        minus_log_p = np.log(total) - picked
+        p = np.exp(-minus_log_p)
+        others = 1 - p
+        loss = (others**GAMMA * minus_log_p).sum() / n
+        if not case.row.with_grad:
+            return loss
+        slope = others**GAMMA + GAMMA * others ** (GAMMA - 1) * p * minus_log_p
+        slope /= n
+        np.multiply(buffer, slope / total, out=buffer)
+        np.put_along_axis(buffer, t, np.take_along_axis(buffer, t, 1) - slope, 1)
+        return loss, buffer
+
+    return call
+
+
 def numpy_log_loss(case: Case) -> Callable[[], Any]:
     p, t, g, n = case.x, case.t, case.grad, len(case.x)
-    rows = np.arange(n)
+    rows, logs = np.arange(n), np.empty_like(p) if case.soft else p
 
     def call() -> Any:
         if case.soft:
-            np.log(p, out=g)
-            np.multiply(g, t, out=g)
-            loss = -g.sum(dtype=np.float64) / n
+            np.log(p, out=logs)
+            np.multiply(logs, t, out=logs)
+            loss = -logs.sum(dtype=np.float64) / n
         else:
             picked = p[rows, t]
             loss = -np.log(picked).mean()
@@ -136,20 +178,21 @@ def numpy_log_loss(case: Case) -> Callable[[], Any]:
 
 def numpy_binary(case: Case) -> Callable[[], Any]:
     x, t, g, n = case.x, case.t, case.grad, case.x.size
+    buffer = np.empty_like(x)
 
     def call() -> Any:
-        np.abs(x, out=g)
-        np.negative(g, out=g)
-        np.exp(g, out=g)
-        losses = np.log1p(g)
+        np.abs(x, out=buffer)
+        np.negative(buffer, out=buffer)
+        np.exp(buffer, out=buffer)
+        losses = np.log1p(buffer)
         losses += np.maximum(x, 0)
         losses -= x * t
         loss = losses.mean(dtype=np.float64)
         if not case.row.with_grad:
             return loss
-        top = np.where(x >= 0, np.float32(1), g)
-        np.add(g, 1, out=g)
-        np.divide(top, g, out=g)
+        top = np.where(x >= 0, np.float32(1), buffer)
+        np.add(buffer, 1, out=buffer)
+        np.divide(top, buffer, out=g)
         np.subtract(g, t, out=g)
         np.multiply(g, 1 / n, out=g)
         return loss, g
@@ -157,7 +200,7 @@ def numpy_binary(case: Case) -> Callable[[], Any]:
     return call
 
 
-# SciPy: a few lines that leave the thinking to `scipy.special`
+# SciPy: a few lines that call `scipy.special`
 
 
 def scipy_sides(case: Case) -> Iterator[Side]:
@@ -184,9 +227,10 @@ def scipy_sides(case: Case) -> Iterator[Side]:
         grad /= n
         return loss, grad
 
-    if case.row.loss == "binary":
+    plain = case.each is None and not case.soft and not case.smoothing and not case.z_loss
+    if case.row.loss == BINARY_LOSS:
         yield side(case, "SciPy", binary)
-    elif not case.row.loss and case.each is None and not case.soft and not case.smoothing:
+    elif case.row.loss == "cross_entropy" and plain:
         yield side(case, "SciPy", softmax)
 
 
@@ -196,12 +240,12 @@ def scipy_sides(case: Case) -> Iterator[Side]:
 def sklearn_sides(case: Case) -> Iterator[Side]:
     row, n = case.row, case.divisor
     closs = importlib.import_module("sklearn._loss")
-    if row.loss == "log_loss" or case.smoothing or row.option == AXIS_1:
+    if case.smoothing or case.z_loss or row.option == AXIS_1:
         return
-    if row.loss == "binary":
+    if row.loss == BINARY_LOSS:
         loss = closs.HalfBinomialLoss()
         x, t, g = case.x.ravel(), case.t.astype(case.dtype).ravel(), case.grad.ravel()
-    elif not case.soft and row.c > 2:
+    elif row.loss == "cross_entropy" and not case.soft and row.c > 2:
         loss = closs.HalfMultinomialLoss(n_classes=row.c)
         x, t, g = case.x, case.classes.astype(case.dtype), case.grad
     else:
@@ -219,7 +263,7 @@ def sklearn_sides(case: Case) -> Iterator[Side]:
         method, names["gradient_out"] = "loss_gradient", g
     keywords = ", ".join(f"{name}={name}" for name in names)
 
-    # Returned are each sample's loss, and gradients that are not divided by their number.
+    # It returns the loss of each sample, and gradients that are not divided by their number.
     def answer(_: Any) -> tuple[float, Any]:
         return float(losses.sum(dtype=np.float64)) / n, case.grad / n if row.with_grad else None
 
@@ -242,8 +286,17 @@ def torch_sides(case: Case) -> Iterator[Side]:
         return functional.cross_entropy(x, t, weight=weight, label_smoothing=case.smoothing)
 
     def weighted(x: Any, t: Any) -> Any:
+        assert each is not None
         losses = functional.cross_entropy(x, t, reduction="none")
         return (losses * each).sum() / each.sum()
+
+    def with_z(x: Any, t: Any) -> Any:
+        losses = functional.cross_entropy(x, t, reduction="none")
+        return (losses + case.z_loss * torch.logsumexp(x, -1) ** 2).mean()
+
+    def focal(x: Any, t: Any) -> Any:
+        losses = functional.cross_entropy(x, t, reduction="none")
+        return ((1 - torch.exp(-losses)) ** GAMMA * losses).mean()
 
     def log_loss(p: Any, t: Any) -> Any:
         return functional.nll_loss(p.log(), t)
@@ -254,20 +307,20 @@ def torch_sides(case: Case) -> Iterator[Side]:
     def binary(x: Any, t: Any) -> Any:
         return functional.binary_cross_entropy_with_logits(x, t.to(x.dtype))
 
-    forward: Callable[[Any, Any], Any]
-    if row.loss == "log_loss":
-        forward = log_loss_soft if case.soft else log_loss
-    elif row.loss == "binary":
-        forward = binary
-    elif case.sample_weight is not None:
-        each = torch.from_numpy(case.sample_weight)
-        forward = weighted
-    else:
-        forward = softmax
+    each = None if case.sample_weight is None else torch.from_numpy(case.sample_weight)
+    kinds: dict[str, Callable[[Any, Any], Any]] = {
+        "cross_entropy": with_z if case.z_loss else softmax if each is None else weighted,
+        "focal_loss": focal,
+        "log_loss": log_loss_soft if case.soft else log_loss,
+        BINARY_LOSS: binary,
+    }
+    if row.loss not in kinds:
+        return
+    forward = kinds[row.loss]
 
     if isinstance(case, StepCase):
         losses = {
-            "PyTorch eager": (forward, as_it_is),
+            "PyTorch eager": (forward, unchanged),
             "PyTorch compiled": (torch.compile(forward), torch.compile),
         }
         yield from torch_steps(torch, case, losses)
@@ -292,14 +345,17 @@ def torch_sides(case: Case) -> Iterator[Side]:
         yield side(case, name, both if row.with_grad else alone)
 
 
-def as_it_is(function: Any) -> Any:
+def unchanged(function: Any) -> Any:
     return function
 
 
 def torch_steps(
     torch: Any, case: StepCase, losses: dict[str, tuple[Any, Callable[[Any], Any]]]
 ) -> Iterator[Side]:
-    """Yield the sides of losses of PyTorch, each with what compiles the whole step if any does."""
+    """Yield the sides of losses of PyTorch.
+
+    Beside each loss stands the function that compiles its whole step, or `unchanged`.
+    """
     h, w = torch.from_numpy(case.features), torch.from_numpy(case.weights)
     t, parameter = torch.from_numpy(case.t), w.detach().clone().requires_grad_()
     for name, (function, compiled) in losses.items():
@@ -349,7 +405,13 @@ def jax_sides(case: Case) -> Iterator[Side]:
         if smoothing:
             average = jax.nn.logsumexp(x, axis=-1) - x.mean(axis=-1)
             losses = (1 - smoothing) * losses + smoothing * average
+        if case.z_loss:
+            losses += case.z_loss * jax.nn.logsumexp(x, axis=-1) ** 2
         return losses.mean() if each is None else (each * losses).sum() / each.sum()
+
+    def focal(x: Any, t: Any) -> Any:
+        losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
+        return ((1 - jnp.exp(-losses)) ** GAMMA * losses).mean()
 
     def log_loss(p: Any, t: Any) -> Any:
         if case.soft:
@@ -359,7 +421,15 @@ def jax_sides(case: Case) -> Iterator[Side]:
     def binary(x: Any, t: Any) -> Any:
         return optax.sigmoid_binary_cross_entropy(x, t).mean()
 
-    forward = {"": softmax, "log_loss": log_loss, "binary": binary}[case.row.loss]
+    kinds = {
+        "cross_entropy": softmax,
+        "focal_loss": focal,
+        "log_loss": log_loss,
+        BINARY_LOSS: binary,
+    }
+    if case.row.loss not in kinds:
+        return
+    forward = kinds[case.row.loss]
     function = jax.jit(jax.value_and_grad(forward) if case.row.with_grad else forward)
     if not isinstance(case, StepCase):
         yield side(case, "JAX", lambda: jax.block_until_ready(function(x, t)))
@@ -400,9 +470,15 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
         if smoothing:
             average = tf.reduce_logsumexp(x, axis=-1) - tf.reduce_mean(x, axis=-1)
             losses = (1 - smoothing) * losses + smoothing * average
+        if case.z_loss:
+            losses += case.z_loss * tf.reduce_logsumexp(x, axis=-1) ** 2
         if each is None:
             return tf.reduce_mean(losses)
         return tf.reduce_sum(each * losses) / tf.reduce_sum(each)
+
+    def focal(x: Any, t: Any) -> Any:
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(t, x)
+        return tf.reduce_mean((1 - tf.exp(-losses)) ** GAMMA * losses)
 
     def log_loss(p: Any, t: Any) -> Any:
         if case.soft:
@@ -413,7 +489,15 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
         labels = tf.cast(t, x.dtype)
         return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, x))
 
-    forward = {"": softmax, "log_loss": log_loss, "binary": binary}[case.row.loss]
+    kinds = {
+        "cross_entropy": softmax,
+        "focal_loss": focal,
+        "log_loss": log_loss,
+        BINARY_LOSS: binary,
+    }
+    if case.row.loss not in kinds:
+        return
+    forward = kinds[case.row.loss]
 
     def with_tape(x: Any, t: Any) -> Any:
         with tf.GradientTape() as tape:
@@ -427,7 +511,7 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
         if not case.row.with_grad:
             return alone(x, t).numpy()
         loss, grad = both(x, t)
-        return loss.numpy(), grad  # the loss is waited for, and the gradient comes with it
+        return loss.numpy(), grad  # `numpy` waits for the loss; the gradient is done by then
 
     around: dict[str, Any] = {}
     if isinstance(case, StepCase):
@@ -436,20 +520,41 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
     yield side(case, "TensorFlow XLA", call, **around)
 
 
-# Names of the modules that a peer needs, and its sides
+@dataclass(frozen=True)
+class Peer:
+    """A library: the modules that it needs, the names of its sides, and what yields them."""
+
+    modules: list[str]
+    names: list[str]
+    sides: Callable[[Case], Iterator[Side]]
+
+    @property
+    def missing(self) -> list[str]:
+        """The modules that are not installed."""
+        return [module for module in self.modules if importlib.util.find_spec(module) is None]
+
+
 PEERS = {
-    "NumPy": (["numpy"], numpy_sides),
-    "SciPy": (["scipy"], scipy_sides),
-    "PyTorch": (["torch"], torch_sides),
-    "JAX": (["jax", "optax"], jax_sides),
-    "TensorFlow": (["tensorflow"], tensorflow_sides),
-    "scikit-learn": (["sklearn"], sklearn_sides),
+    "NumPy": Peer(["numpy"], ["NumPy"], numpy_sides),
+    "SciPy": Peer(["scipy"], ["SciPy"], scipy_sides),
+    "PyTorch": Peer(["torch"], ["PyTorch eager", "PyTorch compiled"], torch_sides),
+    "JAX": Peer(["jax", "optax"], ["JAX"], jax_sides),
+    "TensorFlow": Peer(["tensorflow"], ["TensorFlow XLA"], tensorflow_sides),
+    "scikit-learn": Peer(["sklearn"], ["scikit-learn"], sklearn_sides),
 }
 
 
-def peer_sides(case: Case, asked: list[str]) -> Iterator[Side]:
-    """Yield the sides of all peers that are installed, or of those whose names begin as asked."""
-    for name, (modules, sides) in PEERS.items():
-        wanted = not asked or any(name.lower().startswith(part) for part in asked)
-        if wanted and all(importlib.util.find_spec(module) for module in modules):
-            yield from sides(case)
+def peers_of(beginnings: list[str]) -> list[str]:
+    """Return the peers whose names begin with one of these; all of them if there is none."""
+    return [
+        name
+        for name in PEERS
+        if not beginnings or any(name.lower().startswith(part) for part in beginnings)
+    ]
+
+
+def peer_sides(case: Case, beginnings: list[str]) -> Iterator[Side]:
+    """Yield the sides of all peers that are installed, or of those whose names begin with these."""
+    for name in peers_of(beginnings):
+        if not PEERS[name].missing:
+            yield from PEERS[name].sides(case)

@@ -1,4 +1,10 @@
-"""The rows of the table: what is computed, on which arrays, its exact answer and its goals."""
+"""The rows that are measured: what is computed, on which arrays, and the goals.
+
+`ROWS` is the list of all of them, which every table, the pytest-benchmark suite and the pictures
+share. A `Row` describes a call, a `Case` holds its arrays and its exact answer. What depends on the
+loss is in `formulas.py`; a loss without rows of its own gets those of `STANDARD`. This file is not
+run by itself.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +14,19 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy.special
 from numpy.typing import NDArray
 
+from formulas import LOSSES, Loss
+
 SMOOTHING = 0.1
+Z = 1e-4  # the factor of z-loss
 DTYPES: dict[str, Any] = {"f32": np.float32, "f64": np.float64}
 IGNORED = -100
-# The features of a sample in a step: so few that the products do not dwarf the loss. With 16 the
-# two of them take 2 to 3 times as long as loss and gradient.
+# The features of a sample in a training step: so few that the products do not dwarf the loss. With
+# 16 the two products take 2 to 3 times as long as loss and gradient.
 WIDTH = 16
 
-# What logits there can be other than normal ones, of three units' spread
+# Logits other than normal ones with a standard deviation of 3
 TRAINED = "trained"
 LATE = "late maximum"
 NANS = "a NaN in each row"
@@ -31,10 +39,15 @@ SMOOTH = "label smoothing"
 CLASS_WEIGHTS = "class weights"
 SAMPLE_WEIGHTS = "sample weights"
 HALF_IGNORED = "half ignored"
+Z_LOSS = "z-loss"
 BOOL = "bool targets"
 AXIS_1 = "axis=1"
 F_ORDER = "F order"
 
+PLAIN_LOSS = "cross_entropy"
+BINARY_LOSS = "binary_cross_entropy_with_logits"
+
+Goals = tuple[tuple[str, float], ...]
 Part = list[tuple[float, str]]
 Array = NDArray[Any]
 
@@ -43,10 +56,11 @@ Array = NDArray[Any]
 class Row:
     """One line of the table.
 
-    A goal names what xentrs is compared with and a limit: for a floor or a figure of its own
-    ("plain") at most so many times as long, for a peer at least so many times as fast. `goals_avx2`
-    are those where every side runs at AVX2. `steps` are goals of the call among other work: its
-    time on two threads over that of one thread in a tight loop, at most, in each setting.
+    A goal names what xentrs is compared with, and a limit. Of a floor, or of a call of xentrs
+    ("plain"), xentrs takes at most so many times the time; it is at least so many times as fast as
+    a peer. `goals_avx2` apply where every side runs at AVX2. `steps` are goals of the call among
+    other work: its time on two threads over the time on one thread in a tight loop, at most, in
+    each setting.
     """
 
     work: str  # "loss+grad" or "loss"
@@ -55,20 +69,29 @@ class Row:
     dtype: str = "f32"
     option: str = ""
     d: int = 1  # the length of an axis after the classes
-    loss: str = ""  # "", which is cross-entropy, "log_loss" or "binary"
-    goals: tuple[tuple[str, float], ...] = ()
-    goals_avx2: tuple[tuple[str, float], ...] = ()
-    steps: tuple[tuple[str, float], ...] = ()
+    loss: str = PLAIN_LOSS
+    goals: Goals = ()
+    goals_avx2: Goals = ()
+    steps: Goals = ()
 
-    def goals_at(self, level: str) -> tuple[tuple[str, float], ...]:
+    def goals_at(self, level: str) -> Goals:
         return self.goals_avx2 if level == "avx2" else self.goals
 
     @property
     def name(self) -> str:
-        loss = f"{self.loss} " if self.loss else ""
+        label = f"{self.of.label} " if self.of.label else ""
         shape = f"{self.n} x {self.c}" + (f" x {self.d}" if self.d > 1 else "")
         option = f", {self.option}" if self.option else ""
-        return f"{loss}{self.work} {shape} {self.dtype}{option}"
+        return f"{label}{self.work} {shape} {self.dtype}{option}"
+
+    @property
+    def of(self) -> Loss:
+        return LOSSES[self.loss]
+
+    @property
+    def function(self) -> str:
+        """The function of xentrs that computes it."""
+        return f"{self.loss}_with_grad" if self.with_grad else self.loss
 
     @property
     def with_grad(self) -> bool:
@@ -76,15 +99,16 @@ class Row:
 
     @property
     def tiny(self) -> bool:
-        """Whether the cost is that of a Python call."""
+        """Whether a Python call costs more than the arithmetic."""
         return self.n * self.c < 100
 
     @property
-    def base(self) -> Row | None:
-        """The row whose figure this one's is shown against, measured beside it."""
-        if self.loss or self.option in ("", SOFT):
+    def plain(self) -> Row | None:
+        """The row of plain cross-entropy that is measured beside this one, if any."""
+        if not self.of.beside_plain or self.option == SOFT:
             return None
-        return Row(self.work, self.n * self.d, self.c, self.dtype)
+        plain = Row(self.work, self.n * self.d, self.c, self.dtype)
+        return None if plain.name == self.name else plain
 
     @property
     def has_step(self) -> bool:
@@ -107,75 +131,108 @@ class Row:
         return replace(self, n=max(1, min(self.n, numbers // (self.c * self.d))))
 
 
-def goals(
-    floor: dict[str, float], eager: float = 0, best: float = 0
-) -> tuple[tuple[str, float], ...]:
+def goals(limits: dict[str, float], eager: float = 0, best: float = 0) -> Goals:
+    """Return goals against floors and calls of xentrs, and against PyTorch and the best peer."""
     peers = {"PyTorch eager": eager, "fastest peer": best}
-    return (*floor.items(), *((name, limit) for name, limit in peers.items() if limit))
+    return (*limits.items(), *((name, limit) for name, limit in peers.items() if limit))
 
 
+GRAD, LOSS = "loss+grad", "loss"
 LLM = (2048, 32000)
-MANY = {"copy": 0.85, "stream copy": 1.15, "AVX2": 1.7}
-LOSS_AVX2 = {"read": 1.3}
+LARGE = (512, 128256)
+MILLION = (64, 1_000_000)
 BINARY = (65536, 1024)
 
-
-def _rows() -> Iterator[Row]:
-    def plain(n: int, c: int, dtype: str, grad: Any, loss: Any = (), **more: Any) -> Iterator[Row]:
-        yield Row("loss+grad", n, c, dtype, goals=grad, **more)
-        loss_avx2 = goals(LOSS_AVX2) if (n, c) == LLM else ()
-        yield Row("loss", n, c, dtype, goals=loss, goals_avx2=loss_avx2)
-
-    read = goals({"read": 1.1, "AVX2": 1.7}, 10, 2.5)
-    llm_steps = tuple({"sleep": 0.6, "product": 0.72, "step": 0.75}.items())
-    llm: dict[str, Any] = {"goals_avx2": goals({"copy": 1.0}), "steps": llm_steps}
-    yield from plain(*LLM, "f32", goals(MANY, 15, 6), read, **llm)
-    yield from plain(512, 128256, "f32", goals(MANY, 15, 6), read)
-    yield from plain(512, 128256, "f64", goals({"copy": 0.9, "AVX2": 1.7}, 14, 6.5))
-    many: dict[str, Any] = {
-        "goals_avx2": goals({"AVX-512": 1.25}),
-        "steps": tuple({"sleep": 0.6, "product": 0.6, "step": 0.75}.items()),
-    }
-    yield from plain(8192, 1000, "f32", goals({"copy": 0.9, "AVX2": 1.7}, 5, 3.5), **many)
-    small: dict[str, Any] = {"goals_avx2": goals({"AVX-512": 1.35})}
-    yield from plain(128, 1000, "f32", goals({"copy": 3.5}, 4.5, 4.5), **small)
-    few: dict[str, Any] = {
-        "goals_avx2": (("PyTorch eager", 7.5), ("JAX", 3)),
-        "steps": tuple({"sleep": 0.7, "product": 0.75, "step": 0.75}.items()),
-    }
-    yield from plain(65536, 10, "f32", goals({"copy": 6}, 40, 7), **few)
-    yield from plain(65536, 10, "f64", goals({"copy": 6}, 25, 5))
-    yield from plain(1, 10, "f32", goals({"np.exp": 2.5}, 30, 10))
-    yield from plain(64, 1_000_000, "f32", goals(MANY), goals({"read": 1.1}))
-
-    def option(name: str, n: int, c: int, goals: Any = (), d: int = 1) -> Row:
-        return Row("loss+grad", n, c, option=name, d=d, goals=goals)
-
-    yield option(SOFT, *LLM, goals=goals({"copy": 1.5}, 12, 5))
-    for name in (SMOOTH, CLASS_WEIGHTS):
-        yield option(name, *LLM, goals=goals({"copy": 1.0}, 12, 5))
-    for name in (SAMPLE_WEIGHTS, HALF_IGNORED):
-        yield option(name, *LLM, goals=goals({"copy": 1.0, "own floor": 1.15}))
-    for name in (SOFT, SAMPLE_WEIGHTS, CLASS_WEIGHTS):
-        yield option(name, 65536, 10)
-    yield option(TRAINED, *LLM, goals=goals({"plain": 1.5}))
-    for name in HARD:
-        yield option(name, *LLM, goals=goals({"plain": 1.5}))
-    yield option(AXIS_1, 64, 1000, d=128, goals=goals({"plain": 2}))
-    yield option(F_ORDER, 8192, 1000, goals=goals({"plain": 2}))
-    yield option(F_ORDER, 65536, 10, goals=goals({"plain": 2}))
-
-    for loss, variants in {"log_loss": ("", SOFT), "binary": (SOFT, BOOL)}.items():
-        for name in variants:
-            for work in ("loss+grad", "loss"):
-                limits = goals({"own floor": 1.1}, 8)
-                yield Row(work, *BINARY, option=name, loss=loss, goals=limits)
+MANY = {"copy": 0.85, "stream copy": 1.15, "AVX2": 1.7}
+LOSS_OF_MANY = goals({"read": 1.1, "AVX2": 1.7}, eager=10, best=2.5)
+ELEMENTS = goals({"own floor": 1.1}, eager=8)
+TWICE = goals({"plain": 1.5})  # rows that a kernel may have to visit twice
+COLUMNS = goals({"plain": 2})  # classes that are not beside each other
+# The shapes of a loss or an option without rows of its own, and what it may cost beside plain
+# cross-entropy
+STANDARD = {LLM: {"plain": 1.15}, (65536, 10): {"plain": 1.3}}
 
 
-ROWS = list(_rows())
+def standard(loss: str, option: str = "") -> Iterator[Row]:
+    """Yield the rows of a loss or an option that has none of its own."""
+    for shape, limits in STANDARD.items():
+        some = goals(limits) if LOSSES[loss].beside_plain else ()
+        yield Row(GRAD, *shape, option=option, loss=loss, goals=some, goals_avx2=some)
 
-# What is measured unless rows are named: where every side runs at AVX2, and among other work.
-PLAIN_ROWS = [row.name for row in ROWS if not row.option and not row.loss]
+
+ROWS = [
+    # Plain cross-entropy, from the largest batches to one sample
+    Row(
+        *(GRAD, *LLM),
+        goals=goals(MANY, eager=15, best=6),
+        goals_avx2=goals({"copy": 1.0}),
+        steps=goals({"sleep": 0.6, "product": 0.72, "step": 0.75}),
+    ),
+    Row(LOSS, *LLM, goals=LOSS_OF_MANY, goals_avx2=goals({"read": 1.3})),
+    Row(GRAD, *LARGE, goals=goals(MANY, eager=15, best=6)),
+    Row(LOSS, *LARGE, goals=LOSS_OF_MANY),
+    Row(GRAD, *LARGE, "f64", goals=goals({"copy": 0.9, "AVX2": 1.7}, eager=14, best=6.5)),
+    Row(LOSS, *LARGE, "f64"),
+    Row(
+        *(GRAD, 8192, 1000),
+        goals=goals({"copy": 0.9, "AVX2": 1.7}, eager=5, best=3.5),
+        goals_avx2=goals({"AVX-512": 1.25}),
+        steps=goals({"sleep": 0.6, "product": 0.6, "step": 0.75}),
+    ),
+    Row(LOSS, 8192, 1000),
+    Row(
+        *(GRAD, 128, 1000),
+        goals=goals({"copy": 3.5}, eager=4.5, best=4.5),
+        goals_avx2=goals({"AVX-512": 1.35}),
+    ),
+    Row(LOSS, 128, 1000),
+    Row(
+        *(GRAD, 65536, 10),
+        goals=goals({"copy": 6}, eager=40, best=7),
+        goals_avx2=goals({"PyTorch eager": 7.5, "JAX": 3}),
+        steps=goals({"sleep": 0.7, "product": 0.75, "step": 0.75}),
+    ),
+    Row(LOSS, 65536, 10),
+    Row(GRAD, 65536, 10, "f64", goals=goals({"copy": 6}, eager=25, best=5)),
+    Row(LOSS, 65536, 10, "f64"),
+    Row(GRAD, 1, 10, goals=goals({"np.exp": 2.5}, eager=30, best=10)),
+    Row(LOSS, 1, 10),
+    Row(GRAD, *MILLION, goals=goals(MANY)),
+    Row(LOSS, *MILLION, goals=goals({"read": 1.1})),
+    # Its options
+    Row(GRAD, *LLM, option=SOFT, goals=goals({"copy": 1.5}, eager=12, best=5)),
+    Row(GRAD, *LLM, option=SMOOTH, goals=goals({"copy": 1.0}, eager=12, best=5)),
+    Row(GRAD, *LLM, option=CLASS_WEIGHTS, goals=goals({"copy": 1.0}, eager=12, best=5)),
+    Row(GRAD, *LLM, option=SAMPLE_WEIGHTS, goals=goals({"copy": 1.0, "own floor": 1.15})),
+    Row(GRAD, *LLM, option=HALF_IGNORED, goals=goals({"copy": 1.0, "own floor": 1.15})),
+    Row(GRAD, 65536, 10, option=SOFT),
+    Row(GRAD, 65536, 10, option=SAMPLE_WEIGHTS),
+    Row(GRAD, 65536, 10, option=CLASS_WEIGHTS),
+    *standard(PLAIN_LOSS, Z_LOSS),
+    # Logits that are not normal
+    *(Row(GRAD, *LLM, option=option, goals=TWICE) for option in (TRAINED, *HARD)),
+    # Layouts; the second is segmentation: images, classes, pixels
+    Row(GRAD, 64, 1000, option=AXIS_1, d=128, goals=COLUMNS),
+    Row(GRAD, 16, 21, option=AXIS_1, d=128 * 128),
+    Row(GRAD, 8192, 1000, option=F_ORDER, goals=COLUMNS),
+    Row(GRAD, 65536, 10, option=F_ORDER, goals=COLUMNS),
+    # Losses of elements; the last is a multi-label classifier
+    Row(GRAD, *BINARY, loss="log_loss", goals=ELEMENTS),
+    Row(LOSS, *BINARY, loss="log_loss", goals=ELEMENTS),
+    Row(GRAD, *BINARY, option=SOFT, loss="log_loss", goals=ELEMENTS),
+    Row(LOSS, *BINARY, option=SOFT, loss="log_loss", goals=ELEMENTS),
+    Row(GRAD, *BINARY, option=SOFT, loss=BINARY_LOSS, goals=ELEMENTS),
+    Row(LOSS, *BINARY, option=SOFT, loss=BINARY_LOSS, goals=ELEMENTS),
+    Row(GRAD, *BINARY, option=BOOL, loss=BINARY_LOSS, goals=ELEMENTS),
+    Row(LOSS, *BINARY, option=BOOL, loss=BINARY_LOSS, goals=ELEMENTS),
+    Row(GRAD, 8192, 80, option=BOOL, loss=BINARY_LOSS),
+]
+ROWS += [row for loss in LOSSES if loss not in {row.loss for row in ROWS} for row in standard(loss)]
+
+# What is measured unless rows are named: where every side runs at AVX2, and among other work
+AVX2_ROWS = [
+    row.name for row in ROWS if row.goals_avx2 or (row.loss == PLAIN_LOSS and not row.option)
+]
 STEP_ROWS = [
     "loss+grad 65536 x 10 f32",
     "loss+grad 8192 x 1000 f32",
@@ -184,12 +241,15 @@ STEP_ROWS = [
     "loss+grad 128 x 1000 f32",
     "loss+grad 1 x 10 f32",
     "loss+grad 65536 x 10 f32, soft targets",
+    "loss+grad 16 x 21 x 16384 f32, axis=1",
+    "binary loss+grad 8192 x 80 f32, bool targets",
+    "focal loss+grad 2048 x 32000 f32",
 ]
 assert {*STEP_ROWS} <= {row.name for row in ROWS}
 
 
 class Case:
-    """The arrays of one row: made once, given to all sides."""
+    """The arrays of one row, made once and given to all sides."""
 
     def __init__(self, row: Row) -> None:
         self.row = row
@@ -207,14 +267,16 @@ class Case:
         if row.option == SAMPLE_WEIGHTS:
             self.sample_weight = self._random(row.n)
         self.smoothing = SMOOTHING if row.option == SMOOTH else 0.0
-        self.grad = np.empty_like(self.x)  # where those who can put their gradient
+        self.z_loss = Z if row.option == Z_LOSS else 0.0
+        self.has_nans = row.option == NANS
+        self.grad = np.empty_like(self.x)  # for the gradient, where a library takes an array
 
     def _random(self, *shape: int) -> Any:
         return self.rng.random(shape, dtype=self.dtype)
 
     def _inputs(self, shape: tuple[int, ...]) -> Array:
         row = self.row
-        if row.loss == "log_loss":
+        if row.of.probabilities:
             x: Array = self._random(*shape)
             x += self.dtype(0.01)
             x /= x.sum(axis=1, keepdims=True)
@@ -228,10 +290,10 @@ class Case:
         row = self.row
         if row.option == SOFT:
             t: Array = self._random(*self.x.shape)
-            if row.loss != "binary":
+            if not row.of.elementwise:
                 t /= t.sum(axis=1, keepdims=True)
             return t
-        if row.loss == "binary":
+        if row.of.elementwise:
             return self.rng.random(self.x.shape, dtype=np.float32) < 0.5
         t = self.rng.integers(0, row.c, self.samples)
         if row.option == HALF_IGNORED:
@@ -239,7 +301,7 @@ class Case:
         return t
 
     def _spoil(self) -> None:
-        """Make the logits those of a trained model, or such as a kernel must look at twice."""
+        """Make the logits those of a trained model, or such that a kernel must visit rows twice."""
         n, c, rows, x = self.row.n, self.row.c, np.arange(self.row.n), self.x
         late = self.rng.integers(64, c, n)
         if self.row.option == TRAINED:
@@ -260,13 +322,15 @@ class Case:
     @property
     def keywords(self) -> dict[str, Any]:
         """The options as xentrs calls them."""
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = dict(self.row.of.options)
         if self.weight is not None:
             options["weight"] = self.weight
         if self.sample_weight is not None:
             options["sample_weight"] = self.sample_weight
         if self.smoothing:
             options["label_smoothing"] = self.smoothing
+        if self.z_loss:
+            options["z_loss"] = self.z_loss
         if self.axis != -1:
             options["axis"] = self.axis
         return options
@@ -288,7 +352,7 @@ class Case:
     @property
     def divisor(self) -> float:
         """What the mean divides by."""
-        if self.row.loss == "binary":
+        if self.row.of.elementwise:
             return float(self.x.size)
         return float(self.x.size / self.row.c if self.each is None else self.each.sum())
 
@@ -302,11 +366,10 @@ class Case:
         loss = 0.0
         grad: Array | None = np.empty(x.shape) if self.row.with_grad else None
         step = max(1, 2**18 // self.row.c)
-        formula = {"": self._softmax, "log_loss": self._log_loss, "binary": self._binary}
         for start in range(0, len(x), step):
             rows = slice(start, start + step)
             with np.errstate(invalid="ignore"):
-                losses, derivative = formula[self.row.loss](x[rows].astype(float), t[rows], rows)
+                losses, derivative = self.row.of.formula(x[rows].astype(float), t[rows], self, rows)
             loss += losses.sum() / self.divisor
             if grad is not None:
                 np.divide(derivative(), self.divisor, out=grad[rows])
@@ -322,35 +385,9 @@ class Case:
         largest = max(np.fmax.reduce(grad, axis=None), -np.fmin.reduce(grad, axis=None))
         return float(largest) if largest > 0 else 1.0
 
-    def _softmax(self, x: Array, t: Array, rows: slice) -> tuple[Array, Any]:
-        log_p = scipy.special.log_softmax(x, axis=1)
-        if self.soft:
-            wanted = t.astype(float)
-        else:
-            wanted = np.zeros_like(x)
-            wanted[np.arange(len(t)), np.maximum(t, 0)] = 1
-        wanted = (1 - self.smoothing) * wanted + self.smoothing / self.row.c
-        if self.each is not None:
-            each = self.each[rows, None] if self.weight is None else self.weight
-            wanted *= each
-        losses = -np.where(wanted == 0, 0, wanted * log_p).sum(axis=1)
-        if self.row.option == NANS:
-            losses[np.isnan(x).any(axis=1)] = np.nan
-        return losses, lambda: np.exp(log_p) * wanted.sum(axis=1, keepdims=True) - wanted
-
-    def _log_loss(self, p: Array, t: Array, _: slice) -> tuple[Array, Any]:
-        wanted = t.astype(float)
-        if not self.soft:
-            wanted = np.zeros_like(p)
-            wanted[np.arange(len(t)), t] = 1
-        return -wanted * np.log(p), lambda: -wanted / p
-
-    def _binary(self, x: Array, t: Array, _: slice) -> tuple[Array, Any]:
-        return np.logaddexp(0, x) - t * x, lambda: scipy.special.expit(x) - t
-
 
 class StepCase(Case):
-    """The arrays of a training step: logits are a product, and their gradient takes their place.
+    """The arrays of a training step: logits are a product, and the gradient overwrites them.
 
     Probabilities come from factors whose rows add up to 1.
     """
@@ -362,7 +399,7 @@ class StepCase(Case):
 
     def _inputs(self, shape: tuple[int, ...]) -> Array:
         shapes = (shape[0], WIDTH), (WIDTH, shape[1])
-        if self.row.loss == "log_loss":
+        if self.row.of.probabilities:
             factors = [self._random(*s) + self.dtype(0.01) for s in shapes]
             for factor in factors:
                 factor /= factor.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
-"""Time calls as users make them: among other work, not in a tight loop.
+"""Time calls among other work, as users make them: ``make bench-steps``.
 
-A loss is called once a step, between other work that leaves caches, threads and processors in
-another state than the loss itself would. Each row is timed in several settings:
+A loss is called once a training step. The work around it leaves caches, threads and processors in
+another state than a tight loop of calls does. Each row is timed in several settings:
 
 - *loop*: nothing but the call, as `compare.py` times it;
 - *sleep*: 3 ms of sleep before each call;
@@ -14,13 +14,14 @@ another state than the loss itself would. Each row is timed in several settings:
   keeps a CPU busy, or one keeps each CPU busy;
 - *callers*: eight Python threads call at once.
 
-Only the call is timed, but for *whole*: a peer's forward and backward of the loss, not the products
-around them, which are its own library's. xentrs runs on two threads, and a second copy of it on
-one: the goals are the time on two threads in a setting over that on one thread in a tight loop.
-With ``--against DIR`` another build of the package (DIR/xentrs) takes turns in the same process.
+Only the call is timed, except in *whole*: of a peer, forward and backward of the loss, not the
+products around them, which are the same library's. xentrs runs on two threads, and a second copy of
+it on one. A goal is the time on two threads in a setting over the time on one thread in a tight
+loop. With ``--against DIR`` another build of the package (DIR/xentrs) takes turns in the same
+process.
 
-``make bench-steps`` prints the table and which goals are met, and writes nothing but with
-``--json``; ``make bench-peers`` includes it, at both levels.
+``make bench-steps`` prints the table and the goals that are met, and keeps the measurements only
+where ``--json`` says so; ``make bench-peers`` includes it, at both levels.
 """
 
 from __future__ import annotations
@@ -39,10 +40,13 @@ import numpy as np
 
 import table
 import xentrs
-from common import LONG, THREADS, Side, another, everybody_at, machine, measure, save_level
-from compare import arguments, check, chosen, xentrs_side
+from environment import PACKAGES, THREADS, machine, restart_at, second_copy
+from options import parser_of, select_peers, select_rows
 from peers import peer_sides
+from results import save_level
 from rows import STEP_ROWS, Case, Row, StepCase
+from sides import AGAINST, ONE_THREAD, OURS, check, xentrs_side
+from timing import SPIN, Side, measure
 
 SLEEP = 3e-3
 SIDE = 512  # of the matrices of a product before the call
@@ -54,12 +58,12 @@ SETTINGS = ["loop", "sleep", "product", "step", "beside one", "beside all", "cal
 
 
 class Builds:
-    """xentrs on all threads, on one, and another build on all."""
+    """Copies of xentrs: on all threads, on one thread, and another build on all threads."""
 
     def __init__(self, against: Path | None) -> None:
-        self.modules = {table.OURS: xentrs, table.ONE: another(threads=1)}
+        self.modules = {OURS: xentrs, ONE_THREAD: second_copy(threads=1)}
         if against is not None:
-            self.modules[table.AGAINST] = another(folder=against)
+            self.modules[AGAINST] = second_copy(folder=against)
 
     def sides(self, case: Case) -> Iterator[Side]:
         for name, module in self.modules.items():
@@ -67,14 +71,14 @@ class Builds:
 
 
 def settings_of(
-    case: Case, builds: Builds, asked: list[str], settings: list[str]
+    case: Case, builds: Builds, peers: list[str], settings: list[str]
 ) -> Iterator[tuple[Case, Side]]:
-    """Yield the sides of the settings that leave the machine alone, each with its arrays."""
+    """Yield the sides of the settings without other processes or callers, with their arrays."""
     ours = list(builds.sides(case))
     if "loop" in settings:
         yield from ((case, side.put("loop")) for side in ours)
     if "sleep" in settings:
-        for side in [*ours, *peer_sides(case, asked)]:
+        for side in [*ours, *peer_sides(case, peers)]:
             names = {"sleep": time.sleep} | side.names
             yield case, side.put("sleep", names=names, before=f"sleep({SLEEP})")
     if "product" in settings:
@@ -85,20 +89,20 @@ def settings_of(
             yield case, side.put("product", names=names, before=before, spins=True)
     if "step" in settings and case.row.has_step:
         step = StepCase(case.row)
-        for side in [*builds.sides(step), *peer_sides(step, asked)]:
+        for side in [*builds.sides(step), *peer_sides(step, peers)]:
             yield step, side.put(side.setting or "step")
-        # In place in a loop: what the goals of a step are compared with. A gradient can stand for
-        # logits there, but not for probabilities.
-        if case.row.loss != "log_loss":
-            alone = xentrs_side(step, table.ONE, builds.modules[table.ONE])
+        # A step computes the loss in place, so its goals are relative to a loop in place. There
+        # the gradient of one call is the logits of the next; it cannot be probabilities.
+        if not case.row.of.probabilities:
+            alone = xentrs_side(step, ONE_THREAD, builds.modules[ONE_THREAD])
             yield step, alone.put(table.IN_PLACE, before="", after="", spins=False)
 
 
 def callers(case: Case, builds: Builds, pool: ThreadPoolExecutor) -> Iterator[Side]:
-    """Yield sides of which each is eight Python threads that call at once."""
+    """Yield a side for each build: eight Python threads that call it at once."""
     cases = [case, *(Case(case.row) for _ in range(CALLERS - 1))]
     for name, module in builds.modules.items():
-        # The statement's names are looked up as in a function that a user writes.
+        # The call is in a function, as in a user's code.
         tasks = []
         for each in cases:
             side = xentrs_side(each, name, module)
@@ -128,15 +132,15 @@ def beside(sets: list[set[int]]) -> Iterator[None]:
 
 
 def run(
-    row: Row, seconds: float, turns: int, builds: Builds, asked: list[str], settings: list[str]
+    row: Row, seconds: float, turns: int, builds: Builds, peers: list[str], settings: list[str]
 ) -> dict[str, Any]:
-    """Check and time one row in all settings; return what is kept of it."""
+    """Check and time one row in all settings; return what a file keeps of it."""
     print(f"{row.name} ...", file=sys.stderr, flush=True)
     started = time.perf_counter()
     case = Case(row)
     sides, cases = [], {}
-    for of, side in settings_of(case, builds, asked, settings):
-        if side.setting != table.IN_PLACE:  # which has spoilt its logits after one call
+    for of, side in settings_of(case, builds, peers, settings):
+        if side.setting != table.IN_PLACE:  # its first call overwrites the logits
             check(of, side)
         if side.trouble:
             print(f"  {side.setting}, {side.name}: {side.trouble}", file=sys.stderr)
@@ -147,7 +151,7 @@ def run(
     measure(
         [side for side in sides if not side.trouble], seconds, turns, turn_takes=15e-3, least=10
     )
-    time.sleep(LONG)
+    time.sleep(SPIN)
 
     cpus = os.sched_getaffinity(0)
     few = seconds / 8
@@ -166,26 +170,28 @@ def run(
     for side in sides:
         found.setdefault(side.setting, {})[side.name] = side.report()
     print(f"  {time.perf_counter() - started:.0f} s", file=sys.stderr)
-    return {"name": row.name, "ours": table.OURS, "goals": row.steps, "settings": found}
+    return {"name": row.name, "ours": OURS, "goals": row.steps, "settings": found}
 
 
 def main() -> int:
-    parser = arguments(__doc__, seconds=8.0)
+    assert __doc__
+    parser = parser_of(__doc__, seconds=8.0)
     parser.add_argument("--settings", help=f"only these of {', '.join(SETTINGS)}")
     parser.add_argument("--against", type=Path, help="another build: a folder that has xentrs/")
     options = parser.parse_args()
     settings = [part.strip() for part in (options.settings or ",".join(SETTINGS)).split(",")]
     if unknown := sorted({*settings} - {*SETTINGS}):
         parser.error(f"no setting is called {unknown[0]!r}; there are {', '.join(SETTINGS)}")
-    everybody_at(options.level)
-    rows, asked = chosen(parser, options, STEP_ROWS)
+    restart_at(options.level)
+    rows = select_rows(options.rows, STEP_ROWS, options.quick, parser.error)
+    peers = select_peers(options.peers, parser.error)
 
     xentrs.set_num_threads(THREADS)
-    report = machine("scipy", "torch", "jax", "optax", "tensorflow", "scikit-learn")
+    report = machine(*PACKAGES)
     builds = Builds(options.against)
     seconds, turns = (0.0, 2) if options.quick else (options.seconds, options.turns)
-    report["rows"] = [run(row, seconds, turns, builds, asked, settings) for row in rows]
-    print(table.steps(report))
+    report["rows"] = [run(row, seconds, turns, builds, peers, settings) for row in rows]
+    print(table.steps_table(report))
     print()
     print(table.steps_verdict(report))
     if options.json:

@@ -1,13 +1,13 @@
-"""Time xentrs.torch against PyTorch, eager and compiled, on the CPU.
+"""Time xentrs.torch against PyTorch, eager and compiled, on the CPU: ``make bench-torch``.
 
-Forward and backward, the gradient in a fresh tensor as in training. Answers are compared before
-anything is timed; the sides take turns in one process, as in ``make bench-peers``; medians. Run it
-with ``make bench-torch``, ``ARGS="--quick"`` for a look, ``ARGS="--peak"`` for memory; only ratios
-travel between machines.
+Forward and backward are timed, with the gradient in a fresh tensor as in training. Answers are
+compared before anything is timed. The sides take turns in one process, as in ``make bench-peers``,
+and medians are compared. ``ARGS="--quick"`` takes a tenth of the time, ``ARGS="--peak"`` measures
+memory. Only the ratios mean something on another machine.
 
-``--steps`` times a step of PyTorch instead, as `steps.py` does one of NumPy: a linear layer, the
-loss, backward; the loss alone (*step*: forward and backward of the loss between the products) and
-all of it (*whole*). ``--level avx2`` forces every library to AVX2, ``--json`` keeps the steps.
+``--steps`` times a step of PyTorch instead, as `steps.py` times one of NumPy: a linear layer, the
+loss, backward. *step* is the loss alone (its forward and backward, between the products), *whole*
+is all of it. ``--level avx2`` restricts every library to AVX2, ``--json`` keeps the steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 # before PyTorch: it fixes the number of threads
-from common import THREADS, Side, duration, everybody_at, machine, measure, save_level
+from environment import THREADS, machine, restart_at
 
 # isort: split
 import torch
@@ -32,14 +32,16 @@ from torch import Tensor
 import table
 import xentrs
 import xentrs.torch
-from compare import check
-from peers import as_it_is, torch_steps
+from peers import torch_steps, unchanged
+from results import duration, save_level
 from rows import ROWS, StepCase
+from sides import TORCH, TORCH_COMPILED, check
+from timing import Side, measure
 
 
 @dataclass
 class Case:
-    """Logits of a shape, and what is asked of PyTorch's time over ours (eager)."""
+    """Logits of a shape, and the goal for eager PyTorch's time over ours."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -100,7 +102,7 @@ def compare_losses(case: Case, seconds: float) -> str:
         "eager": F.cross_entropy,
         "compiled": torch.compile(F.cross_entropy),
     }
-    # A leaf for each, so that each frees its own gradient.
+    # A leaf tensor for each, so that each frees its own gradient.
     steps = {name: step(f, x.detach().requires_grad_(), y) for name, f in losses.items()}
     expected = steps["eager"]().double()
     for run in steps.values():
@@ -197,7 +199,7 @@ def compare_peaks(n: int, width: int, classes: int) -> str:
 
 
 def time_steps(text: str, seconds: float, quick: bool) -> dict[str, Any]:
-    """Time steps of PyTorch with each loss; return what `table.steps` shows."""
+    """Time steps of PyTorch with each loss; return what `table.steps_table` shows."""
     rows = [row for row in ROWS if row.name in STEPS and text in row.name]
     report = machine("torch") | {"rows": []}
     for row in rows:
@@ -205,9 +207,9 @@ def time_steps(text: str, seconds: float, quick: bool) -> dict[str, Any]:
         case = StepCase(row.small(2**17) if quick else row)
         compiled = torch.compile(F.cross_entropy)
         losses = {
-            table.TORCH: (xentrs.torch.cross_entropy, as_it_is),
-            table.TORCH_COMPILED: (xentrs.torch.cross_entropy, torch.compile),
-            "PyTorch eager": (F.cross_entropy, as_it_is),
+            TORCH: (xentrs.torch.cross_entropy, unchanged),
+            TORCH_COMPILED: (xentrs.torch.cross_entropy, torch.compile),
+            "PyTorch eager": (F.cross_entropy, unchanged),
             "PyTorch compiled": (compiled, torch.compile),
         }
         found: dict[str, dict[str, Any]] = {}
@@ -220,7 +222,7 @@ def time_steps(text: str, seconds: float, quick: bool) -> dict[str, Any]:
         measure([side for side in sides if not side.trouble], seconds, 2 if quick else 100)
         for side in sides:
             found.setdefault(side.setting, {})[side.name] = side.report()
-        kept = {"name": case.row.name, "ours": table.TORCH, "goals": [], "settings": found}
+        kept = {"name": case.row.name, "ours": TORCH, "goals": [], "settings": found}
         report["rows"].append(kept)
     return report
 
@@ -231,7 +233,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the time")
     parser.add_argument("--rows", default="", help="only shapes that contain this text")
     parser.add_argument("--steps", action="store_true", help="a step: linear layer, loss, backward")
-    parser.add_argument("--level", choices=["avx512", "avx2"], help="force every library to it")
+    parser.add_argument("--level", choices=["avx512", "avx2"], help="restrict every library to it")
     parser.add_argument("--json", type=Path, help="write the steps to this file")
     parser.add_argument("--peak", action="store_true", help="memory instead of times (Linux)")
     parser.add_argument("--peak-of", nargs=4, help=argparse.SUPPRESS)
@@ -248,14 +250,14 @@ def main() -> None:
             print(compare_peaks(*sizes), flush=True)
         return
     seconds = 1.0 if arguments.quick else 10.0
-    everybody_at(arguments.level)
+    restart_at(arguments.level)
     threads = xentrs.get_num_threads()
     torch.set_num_threads(threads)
     if arguments.steps:
         xentrs.set_num_threads(THREADS)
         torch.set_num_threads(THREADS)
         report = time_steps(arguments.rows, 0.0 if arguments.quick else 6.0, arguments.quick)
-        print(table.steps(report))
+        print(table.steps_table(report))
         if arguments.json:
             save_level(report, arguments.json)
         return

@@ -1,11 +1,11 @@
-"""Time xentrs.torch on a GPU: GB/s, share of the card's copy bandwidth, peak memory.
+"""Time xentrs.torch on a GPU: ``make bench-torch-gpu``.
 
-Against eager and compiled PyTorch, and Liger where it is installed. Answers are compared before
-anything is timed; every time is the median of CUDA events around one call, with the cache flushed.
-Results go to standard output and, with ``--output``, to a JSON file.
+It reports GB/s, the share of the card's copy bandwidth, and peak memory, beside eager and compiled
+PyTorch, and Liger where it is installed. Answers are compared before anything is timed. Every time
+is the median of CUDA events around one call, with the cache flushed. Results go to standard output
+and, with ``--output``, to a JSON file.
 
-Run it with ``make bench-torch-gpu``. Without a GPU it goes through the same calls at toy sizes in
-Triton's interpreter, and times nothing.
+Without a GPU it makes the same calls at small sizes in Triton's interpreter, and times nothing.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ FULL = 40_000  # elements at most
 
 
 def strange_rows(rng, dtype, classes):
-    """Logits at the edges of everything that a kernel may treat on its own."""
+    """Logits at the edges of every case that a kernel may treat separately."""
     base = rng.normal(size=classes)
     rows = [base * s + o for s in (0.1, 8, 100) for o in (0, 1e4, -1e5, 1e7)]
     rows += [np.full(classes, v) for v in (0.0, 88.7, -1e4, 1e30, -1e30)]
@@ -74,7 +74,7 @@ def cases():
                 options = rng().choice(sorted(loss.options), 3, replace=False).tolist()
                 yield f"{name} {shape} {options}", loss.case(rng(), shape, dtype, options)
         for classes in (2, 3, 10, 16, 64, 65, 130, 1000, 2500):
-            for options in ((), ("label_smoothing",), ("weight",)):
+            for options in (*loss.option_sets[:-1], ("weight",)):
                 if loss.bounded:
                     continue
                 rows = strange_rows(rng(), dtype, classes)

@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("xentrs")
 
 
 def pytest_report_header(config):
-    """Say at which level this run is."""
+    """Return the instruction set and the threads of this run, for the report's header."""
     return f"xentrs: {xentrs.show_config(mode='dicts')}"
 
 

@@ -1,4 +1,4 @@
-"""Random calls, right and wrong, each held against the reference and the contract's rules.
+"""Random calls, right and wrong, whose results are checked against the reference.
 
 | command | what it does |
 |---|---|
@@ -32,7 +32,8 @@ import xentrs
 from losses import CLASS_COUNTS, same_bits
 
 ALLOWED = (TypeError, ValueError, IndexError)
-NAMES = ["cross_entropy", "log_loss", "binary_cross_entropy_with_logits"]
+BINARY = "binary_cross_entropy_with_logits"
+NAMES = ["cross_entropy", "log_loss", "focal_loss", BINARY]
 SUFFIXES = ["", "_with_grad", "_with_grad_hess"]
 RESULTS = ["loss", "grad", "hess"]
 OUTPUTS = ["out", "hess_out"]
@@ -43,15 +44,17 @@ NUMBERS += ["x", b"x", [], {}, object(), 1j, np.float32(0.1), np.array(0.1), np.
 FUSED = ("avx512", "avx2", "neon")  # with fused multiply-add: the same bits
 MOST = 20  # distinct findings, after which a run stops
 
-# In ULP, of the larger of the terms where a result is a difference: what test_accuracy.py bounds,
-# with room for draws that are not its own and for the rounding of weights and divisors in float64
-# (docs/numerics.md, "What is not bounded"). Of a gradient that is both terms' in a smoothed mean.
+# In ULP, of the largest term if a result is a difference: the bounds of test_accuracy.py, with room
+# for other inputs and for weights and divisors, which are rounded in float64 (docs/numerics.md,
+# "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
-BASE = 1.0  # more of it with a base: its logarithm is rounded, and what is divided by it once more
+OF_GAMMA = 3.0  # added for each unit of gamma, as in test_accuracy.py
+LEAST = {np.dtype("f4"): 1e-20, np.dtype("f8"): 1e-160}  # of focal losses, as there
+BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
 
 
 class Finding(AssertionError):
-    """A call that is not as promised: `kind` is short and the same for calls of one fault."""
+    """A call that does not do what it must; `kind` is the same for all calls with one fault."""
 
     def __init__(self, kind, words=""):
         super().__init__(f"{kind}: {words}" if words else kind)
@@ -63,7 +66,7 @@ class Finding(AssertionError):
 
 @dataclass
 class Call:
-    """A function with its arguments, and what is known of them."""
+    """A function, its arguments, and what is known about them."""
 
     name: str
     suffix: str
@@ -76,14 +79,14 @@ class Call:
 
     @property
     def binary(self):
-        return self.name.startswith("binary")
+        return self.name == BINARY
 
     def run(self):
         xentrs.set_num_threads(self.threads)
         return getattr(xentrs, self.name + self.suffix)(self.x, self.t, **self.options)
 
     def plain(self):
-        """Return the same call of new, native, contiguous arrays: in place where it was."""
+        """Return the same call with native, contiguous copies of its arrays, in place if it was."""
         x = _plain(self.x)
         options = {}
         for key, value in self.options.items():
@@ -103,9 +106,9 @@ def _plain(a):
 def draw(seed, number):
     """Return the call of that number."""
     rng = np.random.default_rng([seed, number])
-    name, suffix = NAMES[rng.integers(3)], SUFFIXES[rng.integers(3)]
+    name, suffix = _pick(rng, NAMES), _pick(rng, SUFFIXES)
     with np.errstate(all="ignore"):
-        call = _binary_call(rng, suffix) if name == NAMES[2] else _class_call(rng, name, suffix)
+        call = _binary_call(rng, suffix) if name == BINARY else _class_call(rng, name, suffix)
         call.threads = int(rng.choice([1, 1, 2, 3]))
         how = rng.random()
         if how < 0.15:
@@ -186,7 +189,7 @@ def draw_shape(rng):
 
 
 def lay_out(rng, a):
-    """Return the same elements in other places: order, strides, alignment, order of bytes."""
+    """Return the same elements in another layout: axes, strides, alignment, byte order."""
     if a.ndim == 0 or a.dtype.hasobject or _chance(rng, 0.5):
         return a
     order = rng.permutation(a.ndim)
@@ -309,6 +312,13 @@ def _class_call(rng, name, suffix):
     x = (draw_probabilities if bounded else draw_logits)(rng, shape, dtype)
     options = {}
     _shared_options(rng, options)
+    focal = name == "focal_loss"
+    if focal:
+        options.pop("label_smoothing", None)
+        if _chance(rng, 0.8):
+            options["gamma"] = _pick(rng, [0, 0.5, 1, 2.0, 3, 7.25, 1e-9, 40])
+    elif name == "cross_entropy" and _chance(rng, 0.25):
+        options["z_loss"] = _pick(rng, [0, 1e-4, 0.01, 1, 1e-9])
     smooth = options.get("label_smoothing", 0) != 0
     if _chance(rng, 0.3):
         options["weight"] = draw_weights(rng, (classes,))
@@ -316,7 +326,7 @@ def _class_call(rng, name, suffix):
         options["sample_weight"] = draw_weights(rng, samples)
     weight, sample_weight = (options.get(key) for key in ("weight", "sample_weight"))
     nothing = np.zeros(samples, bool) if sample_weight is None else sample_weight == 0
-    if _chance(rng, 0.6):
+    if focal or _chance(rng, 0.6):
         indices = rng.integers(0, classes, samples)
         t = np.asarray(indices)
         if _chance(rng, 0.4):
@@ -361,7 +371,7 @@ def _class_call(rng, name, suffix):
     soft = t.ndim == x.ndim
     if axis != len(shape) - 1 or _chance(rng, 0.2):
         options["axis"] = axis - (len(shape) if _chance(rng, 0.5) else 0)
-    # (N, C, d) with d samples beside each other is what the kernels in columns take.
+    # The kernels for columns take (N, C, d), where d samples are adjacent.
     x = np.moveaxis(x, -1, axis)
     t = np.moveaxis(t, -1, axis) if soft else t
     x, t = (np.ascontiguousarray(a).reshape(a.shape) for a in (x, t))
@@ -407,7 +417,7 @@ def _binary_call(rng, suffix):
         if t.dtype.kind == "f" and _chance(rng, 0.5):
             t = np.where(nothing, np.nan, t).astype(t.dtype)
     options = {k: lay_out(rng, v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
-    call = Call(NAMES[2], suffix, lay_out(rng, x), lay_out(rng, t), options)
+    call = Call(BINARY, suffix, lay_out(rng, x), lay_out(rng, t), options)
     _draw_outputs(rng, call)
     if call.t.size < 100 and _chance(rng, 0.1) and call.t.size:
         call.t = call.t.tolist()
@@ -441,6 +451,7 @@ def spoil(rng, call):
     keys = ["weight", "label_smoothing", "reduction", "denominator", "base", *OUTPUTS]
     keys = keys[: len(keys) - 2 + SUFFIXES.index(call.suffix)]
     keys += ["pos_weight", "where"] if call.binary else ["axis", "sample_weight", "ignore_index"]
+    keys += {"focal_loss": ["gamma"], "cross_entropy": ["z_loss"]}.get(call.name, [])
     how = rng.random()
     if how < 0.15:
         was = call.x
@@ -473,6 +484,12 @@ def plant(rng, call):
         faults += [("out", still, ValueError), ("out", wrong, TypeError)]
         if x.ndim and x.shape[0] > 1 and x.size:
             faults.append(("out", x[::-1], ValueError))
+    factor = {"focal_loss": "gamma", "cross_entropy": "z_loss"}.get(call.name)
+    if factor is not None:
+        faults.append((factor, _pick(rng, [-1, -1e-9, np.nan, np.inf, -np.inf]), ValueError))
+    if call.name == "focal_loss":
+        faults.append(("label_smoothing", _pick(rng, [0.1, 1]), TypeError))
+        faults.append(("t", np.full(x.shape, 0.5), TypeError))
     if not call.binary:
         axis = options.get("axis", -1)
         classes = x.shape[axis]
@@ -522,7 +539,7 @@ def _without(shape, axis):
     return tuple(np.delete(shape, axis).tolist())
 
 
-# What must come of a call
+# What a call must do
 
 
 def check(call):
@@ -572,7 +589,7 @@ def check(call):
 def _meaning(call, x, t, options):
     """Return the arguments as the reference takes them."""
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
-    for key in ("label_smoothing", "denominator", "base"):
+    for key in ("label_smoothing", "denominator", "base", "gamma", "z_loss"):
         if options.get(key) is not None:
             value = options[key]  # masked arrays of one element are numbers too
             options[key] = float(value.item() if isinstance(value, np.ndarray) else value)
@@ -598,8 +615,8 @@ def compare(call, x, t, options, results):
     """Compare results with the reference; `errors` has the largest, in ULP less `BASE`."""
     x, t, options = _meaning(call, x, t, options)
     weights = [options.get(key, 1) for key in ("weight", "sample_weight", "pos_weight")]
-    factors = [*weights, options.get("denominator") or 1]
-    if call.spoiled and not all(map(_is_common, factors)):
+    factors = [*weights, options.get("denominator") or 1, options.get("z_loss", 0)]
+    if call.spoiled and not (all(map(_is_common, factors)) and options.get("gamma", 0) < 100):
         return  # of which nothing is promised
     if t.size == 0:
         t = t.reshape(_without(x.shape, options.get("axis", -1)) if t.ndim < x.ndim else x.shape)
@@ -609,10 +626,13 @@ def compare(call, x, t, options, results):
     info = np.finfo(dtype)
     reduced = options.get("reduction", "mean") != "none"
     factor = _largest_factor(options, call.binary) if right.divisor else np.inf
-    # Below the smallest normal number, before a factor is multiplied in, no digits are promised.
+    more = OF_GAMMA * options.get("gamma", 2.0) if call.name == "focal_loss" else 0.0
+    # A result below the smallest normal number, before a factor multiplies it, has no digits.
     least = info.tiny * max(1.0, min(factor, 1e9))
+    if call.name == "focal_loss":
+        least = max(least, LEAST[dtype])
     if call.binary:
-        # Nor where labels outside [0, 1] make more of it.
+        # Labels outside [0, 1] multiply it too.
         with np.errstate(all="ignore"):
             labels = np.nan_to_num(abs(t.astype(float)) + abs(1 - t.astype(float)))
         least = least * np.clip(labels, 1.0, 1e9)
@@ -620,21 +640,22 @@ def compare(call, x, t, options, results):
     if type(loss) is not (float if reduced else np.ndarray):
         raise Finding(f"the loss is {type(loss).__name__}")
     if reduced:
-        _compare_total(loss, right, x.size, np.max(least, initial=0.0), info, factor)
+        _compare_total(loss, right, x.size, np.max(least, initial=0.0), info, factor, more)
     else:
         if loss.dtype != dtype or loss.shape != right.loss.shape:
             raise Finding("loss", f"{loss.dtype} {loss.shape} for {dtype} {right.loss.shape}")
-        more = BASE if options.get("base") else 0.0
-        _compare_each("loss", loss, right.loss, right.loss_terms, info, least, more)
+        of_base = BASE if options.get("base") else 0.0
+        sizes = right.loss_terms
+        _compare_each("loss", loss, right.loss, sizes, info, least, more + of_base)
     exact = ((right.grad, right.grad_terms), (right.hess, right.hess_terms))
     for what, row, (values, sizes) in zip(RESULTS[1:], rows, exact, strict=False):
         if row.shape != x.shape or row.dtype.newbyteorder("=") != dtype:
             raise Finding(what, f"{row.dtype} {row.shape} for {x.dtype} {x.shape}")
         row = row.astype(dtype)
-        # What adds nothing is 0, and not just small.
+        # An entry to which nothing is added is exactly 0.
         _compare_zeros(what, row, values, sizes)
         if 1e-12 <= factor < np.inf:
-            _compare_each(what, row, values, sizes, info, least * max(1.0, factor / 1e9))
+            _compare_each(what, row, values, sizes, info, least * max(1.0, factor / 1e9), more)
 
 
 errors = dict.fromkeys(RESULTS, 0.0)
@@ -667,7 +688,7 @@ def _largest_factor(options, binary):
     return factor
 
 
-def _compare_total(loss, right, count, least, info, factor):
+def _compare_total(loss, right, count, least, info, factor, more):
     exact, terms = right.loss[()], right.loss_terms[()]
     with np.errstate(all="ignore"):
         rounded = float(exact)
@@ -684,14 +705,14 @@ def _compare_total(loss, right, count, least, info, factor):
             return
         # Up to 1024 numbers in turn are added plainly in float64.
         added = (16 + min(count, 1024) / 16) * 2.0**-52
-        room = (4 * info.eps + added) * terms
+        room = ((4 + more) * info.eps + added) * terms
         room += count * max(least, info.tiny * min(factor, 1e30))
         if not abs(loss - exact) <= room:
             raise Finding(_kind("loss", loss, rounded), f"{loss} for {rounded}")
 
 
 def _kind(what, actual, exact):
-    """Return what kind of number is there for what kind: of another fault it is another."""
+    """Return which kind of number stands for which: it tells faults apart."""
 
     def of(value):
         return "a number" if np.isfinite(value) and value != 0 else f"{value:g}"
@@ -712,10 +733,10 @@ def _compare_each(what, row, values, sizes, info, least, more=0.0):
         small = np.isfinite(row) & np.isfinite(values)
         small &= abs(sizes) < least
         below = abs(row.astype(reference.Real) - values) <= least
-        # At the edge of overflow, in the result or on the way to it, either side is right.
+        # At the edge of overflow, of the result or of an intermediate one, inf is right too.
         edge = abs(values) > float(info.max) * (1 - 16 * float(info.eps))
         edge &= np.isfinite(values) & ~np.isnan(row)
-        # A mean of samples without weight, whose sum may still be 0.
+        # The mean of samples without weight, where the loss may still be 0.
         edge |= ~np.isfinite(sizes) & np.isfinite(values)
         if info.dtype == np.float64:
             edge |= np.isfinite(sizes) & (sizes > 1e300)
@@ -765,7 +786,7 @@ def _same(actual, expected, what):
             raise Finding(what)
 
 
-# What failed, made smaller
+# Failing calls, made smaller
 
 
 def smaller(call, kind):
@@ -794,7 +815,7 @@ def smaller(call, kind):
 
 
 def _simpler(call):
-    """Yield calls that have one thing less."""
+    """Yield calls that are simpler in one respect."""
     if call.threads > 1:
         yield replace(call, threads=1)
     for suffix in SUFFIXES[: SUFFIXES.index(call.suffix)]:
@@ -882,7 +903,7 @@ def paste(call):
 
 
 def report(seed, number, finding):
-    """Return a finding as a dict of words: its key, what was wrong, how to see it again."""
+    """Return a finding as strings: its key, what was wrong, how to run it again."""
     call = draw(seed, number)
     small = smaller(call, finding.kind)
     lines = [f"python tests/fuzz.py --again {seed}:{number}"]

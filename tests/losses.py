@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pytest
 
 import reference
 import xentrs
@@ -35,12 +36,29 @@ class Loss:
 
     @property
     def elements(self):
-        """Whether it is a map of elements with a sum."""
+        """Whether every element has a loss of its own, whose sum is all that elements share."""
         return not self.class_axis or (self.bounded and not self.indices)
 
     @property
     def reference(self):
         return getattr(reference, self.name)
+
+    @property
+    def smoothings(self):
+        """Values of `label_smoothing` to go through: 0 alone where a loss takes no other."""
+        return (0.0, 0.1) if "label_smoothing" in self.options else (0.0,)
+
+    @property
+    def softmax(self):
+        """Whether it is one of the losses of a softmax, which share their kernels."""
+        return self.class_axis and not self.bounded
+
+    @property
+    def option_sets(self):
+        """Names of options to go through: none, what changes the arithmetic, all together."""
+        alone = [name for name in ("label_smoothing", "z_loss", "gamma") if name in self.options]
+        everything = tuple(sorted(set(self.options) - {"reduction"}))
+        return [(), *((name,) for name in alone), everything]
 
     def case(self, rng, shape, dtype, options=(), **fixed):
         """Random arguments that hold the named options, drawn, and the `fixed` ones."""
@@ -147,6 +165,11 @@ _CLASS_LOSS = _ANY_LOSS | {
     "sample_weight": lambda rng, shape, dtype: rng.uniform(0.25, 4, shape[:-1]).astype(dtype),
 }
 _INDICES = _CLASS_LOSS | {"ignore_index": _ignored}
+_Z_LOSS = {"z_loss": lambda rng, shape, dtype: float(rng.choice([1e-4, 0.01, 0.3]))}
+_FOCAL = {
+    **{name: draw for name, draw in _INDICES.items() if name != "label_smoothing"},
+    "gamma": lambda rng, shape, dtype: float(rng.choice([0.0, 0.5, 1.0, 3.0, 5.0])),
+}
 _BINARY = _ANY_LOSS | {
     "weight": _suffix_weight,
     "pos_weight": _suffix_weight,
@@ -154,8 +177,21 @@ _BINARY = _ANY_LOSS | {
 }
 
 LOSSES = [
-    Loss("cross_entropy-indices", "cross_entropy", _logits, _class_indices, _INDICES, indices=True),
-    Loss("cross_entropy-probabilities", "cross_entropy", _logits, _soft_target, _CLASS_LOSS),
+    Loss(
+        "cross_entropy-indices",
+        "cross_entropy",
+        _logits,
+        _class_indices,
+        _INDICES | _Z_LOSS,
+        indices=True,
+    ),
+    Loss(
+        "cross_entropy-probabilities",
+        "cross_entropy",
+        _logits,
+        _soft_target,
+        _CLASS_LOSS | _Z_LOSS,
+    ),
     Loss(
         "log_loss-indices",
         "log_loss",
@@ -173,6 +209,7 @@ LOSSES = [
         _CLASS_LOSS,
         bounded=True,
     ),
+    Loss("focal_loss", "focal_loss", _logits, _class_indices, _FOCAL, indices=True),
     Loss(
         "binary",
         "binary_cross_entropy_with_logits",
@@ -184,6 +221,16 @@ LOSSES = [
 ]
 CLASS_LOSSES = [loss for loss in LOSSES if loss.class_axis]
 INDEX_LOSSES = [loss for loss in LOSSES if loss.indices]
+BY_ID = {loss.id: loss for loss in LOSSES}
+TAKE_PROBABILITIES = {loss.name for loss in CLASS_LOSSES if not loss.indices}
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
+every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+every_soft_loss = pytest.mark.parametrize(
+    "loss", [loss for loss in CLASS_LOSSES if loss.name in TAKE_PROBABILITIES], ids=str
+)
+every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 
 # Lengths beside the edges of lanes (4, 8, 16), of vectors' blocks (64, 1024) and of kernels (64).
 CLASS_COUNTS = [

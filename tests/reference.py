@@ -11,6 +11,7 @@ import mpmath
 import numpy as np
 
 Real = np.longdouble
+PARTS = ("loss", "grad", "hess", "grad_terms", "hess_terms", "loss_terms")
 
 
 @dataclass
@@ -26,14 +27,32 @@ class Result:
     divisor: np.longdouble  # what the mean divides by, 1 where nothing is divided
 
 
-def cross_entropy(logits, target, *, axis=-1, **options):
-    """Softmax cross-entropy of class indices or probabilities."""
-    return _class_loss(_softmax, logits, target, axis, **options)
+def cross_entropy(logits, target, *, z_loss=0.0, **options):
+    """Softmax cross-entropy of class indices or probabilities, with z-loss."""
+    result = _class_loss(_softmax, logits, target, **options)
+    if z_loss == 0:
+        return result
+    penalty = _class_loss(lambda x, a: _z_loss(x, z_loss), logits, target, penalty=True, **options)
+    # The mean of each has a divisor of its own.
+    parts = (
+        np.maximum(getattr(result, name), getattr(penalty, name))
+        if name == "grad_terms"
+        else getattr(result, name) + getattr(penalty, name)
+        for name in PARTS
+    )
+    return Result(*parts, result.divisor)
 
 
-def log_loss(probabilities, target, *, axis=-1, **options):
+def log_loss(probabilities, target, **options):
     """``-sum t log p`` of class indices or probabilities."""
-    return _class_loss(_log, probabilities, target, axis, **options)
+    return _class_loss(_log, probabilities, target, **options)
+
+
+def focal_loss(logits, target, *, gamma=2.0, **options):
+    """``(1 - p_y)^gamma (-log p_y)`` of class indices y, p the softmax of logits."""
+    assert np.ndim(target) < np.ndim(logits)
+    assert options.get("label_smoothing", 0) == 0
+    return _class_loss(lambda x, a: _focal(x, a, Real(gamma)), logits, target, **options)
 
 
 def binary_cross_entropy_with_logits(
@@ -87,8 +106,9 @@ def _class_loss(
     rule,
     scores,
     target,
-    axis,
     *,
+    axis=-1,
+    penalty=False,
     weight=None,
     sample_weight=None,
     ignore_index=-100,
@@ -97,6 +117,11 @@ def _class_loss(
     denominator=None,
     base=None,
 ):
+    """Sum up a rule over samples: `rule(x, a)` of logits and of the factor of each -log p.
+
+    A penalty is a rule that does not depend on the target: its mean divides by the sum of the
+    sample weights that count.
+    """
     x = np.moveaxis(np.asarray(scores).astype(Real), axis, -1)
     target = np.asarray(target)
     classes = x.shape[-1]
@@ -120,9 +145,11 @@ def _class_loss(
         if hard:
             keep &= w[y] != 0
         divisor = (s * w[y])[keep].sum()
+    if penalty:
+        divisor = s[keep].sum()
     with np.errstate(all="ignore"):
         loss, grad, hess, terms, hess_terms, loss_terms = rule(x, a)
-        if hard:
+        if hard and not penalty:
             terms = abs(grad)
         loss, loss_terms = (np.where(keep, s * part, Real(0)) for part in (loss, loss_terms))
         rows = [grad, hess, terms, hess_terms]
@@ -138,31 +165,77 @@ def is_ignored(target, ignore_index):
     return np.array([t in ignored for t in target.ravel().tolist()], bool).reshape(target.shape)
 
 
-def _softmax(x, a):
-    """Sum of ``a_c (-log p_c)`` with its derivatives, p the softmax of the last axis."""
+def _probabilities(x):
+    """``-log p``, p, 1 - p, p the softmax of the last axis; the terms of logsumexp; what is NaN."""
     top = np.argmax(x, -1)[..., None]
     largest = np.take_along_axis(x, top, -1)
     exps = np.exp(x - largest)
     np.put_along_axis(exps, top, 0, -1)
     rest = exps.sum(-1, keepdims=True)  # the largest is left out: log1p keeps tiny losses
     minus_log_p = (largest - x) + np.log1p(rest)
-    parts = np.where(a == 0, 0, a * minus_log_p)
-
     p = exps / (1 + rest)
     np.put_along_axis(p, top, 1 / (1 + rest), -1)
     not_p = 1 - p
     np.put_along_axis(not_p, top, rest / (1 + rest), -1)
+    bad = np.isnan(x).any(-1) | np.isposinf(x).any(-1) | np.isneginf(x).all(-1)
+    return minus_log_p, p, not_p, (largest, np.log1p(rest)), bad
+
+
+def _softmax(x, a):
+    """Sum of ``a_c (-log p_c)`` with its derivatives, p the softmax of the last axis."""
+    minus_log_p, p, not_p, _, bad = _probabilities(x)
+    parts = np.where(a == 0, 0, a * minus_log_p)
     total = a.sum(-1, keepdims=True)
     alone = (a != 0) & ((a != 0).sum(-1, keepdims=True) == 1)
     grad = np.where(alone, 0, total - a) * p - a * not_p  # = total p - a
     of_total = abs(a).sum(-1, keepdims=True) * p
     terms = np.maximum(of_total, abs(a))
     hess = total * p * not_p
+    parts = [parts.sum(-1), grad, hess, terms, of_total, abs(parts).sum(-1)]
+    return _nan_where(bad, parts)
 
-    bad = np.isnan(x).any(-1) | np.isposinf(x).any(-1) | np.isneginf(x).all(-1)
-    loss = np.where(bad, np.nan, parts.sum(-1))
+
+def _nan_where(bad, parts):
+    """Make loss, gradient and Hessian of some samples NaN."""
+    loss, grad, hess, *sizes = parts
+    loss = np.where(bad, np.nan, loss)
     grad, hess = (np.where(bad[..., None], np.nan, part) for part in (grad, hess))
-    return loss, grad, hess, terms, of_total, abs(parts).sum(-1)
+    return loss, grad, hess, *sizes
+
+
+def _z_loss(x, z):
+    """``z logsumexp(x)^2`` with its derivatives."""
+    _, p, not_p, terms, bad = _probabilities(x)
+    # The kernels add S to a reference of their own: it is as exact as a number of size 1 at least.
+    s, size = sum(terms), np.maximum(sum(map(abs, terms)), 1)
+    z = Real(z)
+    loss, loss_size = (z * s * s)[..., 0], (z * abs(s) * size)[..., 0]
+    grad, grad_size = 2 * z * s * p, 2 * z * size * p
+    hess, hess_size = (2 * z * p * (p + of_s * not_p) for of_s in (s, size))
+    return _nan_where(bad, [loss, grad, hess, grad_size, hess_size, loss_size])
+
+
+def _focal(x, a, gamma):
+    """``a_y u^gamma l`` with its derivatives, u = 1 - p_y and l = -log p_y, p the softmax of x."""
+    minus_log_p, p, not_p, _, bad = _probabilities(x)
+    y = np.argmax(a != 0, -1)[..., None]
+    factor, length, p_y, u = (np.take_along_axis(v, y, -1) for v in (a, minus_log_p, p, not_p))
+    tail = np.where(p_y == 0, 0, p_y * length)  # 0 at -inf, where u is 1
+    # At u = 0 all of it is 0 if gamma is above 0: then l / u is 1.
+    ratio = np.where(u == 0, 1, tail / u)
+    power = u**gamma
+    first = power * (1 + gamma * ratio)
+    # The second derivative times u, whose terms may be of both signs.
+    curve = [2 * p_y, -tail, (gamma - 1) * p_y * ratio]
+    is_target = np.arange(x.shape[-1]) == y
+    slope = np.where(is_target, -u, p)
+    # u is not divided by: what is left of it is slope / u, at most 1.
+    of_u = np.where(is_target, -1, np.where(u == 0, 0, p / u))
+    hess = factor * (gamma * power * sum(curve) * slope * of_u + first * p * not_p)
+    sizes = gamma * power * sum(map(abs, curve)) * abs(slope * of_u) + first * p * not_p
+    grad = factor * first * slope
+    loss = (factor * power * length)[..., 0]
+    return _nan_where(bad, [loss, grad, hess, abs(grad), abs(factor) * sizes, abs(loss)])
 
 
 def _log(p, a):
@@ -222,15 +295,34 @@ def significant(exact, dtype):
 DIGITS = 700
 
 
-def exact_cross_entropy_row(logits, factors):
-    """Loss and gradient (mpmath numbers) of ``sum_c factors_c (-log softmax(logits)_c)``."""
+def exact_cross_entropy_row(logits, factors, z=0.0):
+    """Loss and gradient (mpmath numbers) of ``sum_c factors_c (-log p_c) + z S^2``."""
     with mpmath.workdps(DIGITS):
         exps = [mpmath.exp(mpmath.mpf(float(x))) for x in logits]
         total = mpmath.fsum(exps)
         a = [mpmath.mpf(float(f)) for f in factors]
         loss = mpmath.fsum(-f * mpmath.log(e / total) for f, e in zip(a, exps, strict=True) if f)
-        all_a = mpmath.fsum(a)
-        return loss, [all_a * e / total - f for f, e in zip(a, exps, strict=True)]
+        all_a, z, s = mpmath.fsum(a), mpmath.mpf(float(z)), mpmath.log(total)
+        grad = [(all_a + 2 * z * s) * e / total - f for f, e in zip(a, exps, strict=True)]
+        return loss + z * s * s, grad
+
+
+def exact_focal_row(logits, y, gamma):
+    """Focal loss of class y and its derivatives (mpmath numbers), by the chain rule of p_y."""
+    with mpmath.workdps(DIGITS):
+        exps = [mpmath.exp(mpmath.mpf(float(x))) for x in logits]
+        p = [e / mpmath.fsum(exps) for e in exps]
+        g, u, loss = mpmath.mpf(float(gamma)), 1 - p[y], -mpmath.log(p[y])
+        # d loss / dp and d2 loss / dp2, and those of p_y in each logit.
+        first = -g * u ** (g - 1) * loss - u**g / p[y]
+        second = g * (g - 1) * u ** (g - 2) * loss + 2 * g * u ** (g - 1) / p[y] + u**g / p[y] ** 2
+        grad, hess = [], []
+        for c in range(len(p)):
+            slope = p[y] * ((c == y) - p[c])
+            curve = slope * ((c == y) - p[c]) - p[y] * p[c] * (1 - p[c])
+            grad.append(first * slope)
+            hess.append(second * slope**2 + first * curve)
+        return u**g * loss, grad, hess
 
 
 def exact_binary(logit, target, pos_weight=1.0):

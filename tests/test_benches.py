@@ -1,10 +1,12 @@
-"""The benchmarks run, on small arrays, and draw; what they find is not judged here.
+"""The benchmarks run on small arrays, and what they write is right; speed is not judged here.
 
-But for two things that do not depend on the machine: answers are right, and memory is bounded.
+Answers and memory are, as they do not depend on the machine.
 """
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import pytest
 
 import xentrs
 
-BENCHES = Path(__file__).parents[1] / "benches"
+ROOT = Path(__file__).parents[1]
+BENCHES = ROOT / "benches"
 LEVELS = xentrs.show_config(mode="dicts")["simd"]["available"]
 
 pytest.importorskip("scipy", reason="the exact answers use it")
@@ -23,23 +26,70 @@ pytestmark = pytest.mark.skipif(
     reason="floors are compiled in a checkout with a Rust toolchain",
 )
 
+# Folders that Python imports from, for a process that works in another folder
+IMPORTS = {
+    name: os.pathsep.join(map(os.path.abspath, value.split(os.pathsep)))
+    for name, value in os.environ.items()
+    if name == "PYTHONPATH"
+}
 
-def run(script: str, *arguments: str, file: Path | None = None, warnings: str = "error") -> str:
-    """Run a script, warnings being errors but for PyTorch's own; return what it prints."""
-    written = [] if file is None else ["--json", str(file)]
-    done = subprocess.run(
-        [sys.executable, "-W", warnings, str(BENCHES / script), *arguments, *written],
+
+def start(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"XENTRS_NUM_THREADS": "2"},
+        env=os.environ | {"XENTRS_NUM_THREADS": "2"} | IMPORTS,
+        cwd=folder,
     )
+
+
+def run(script: str, *arguments: str, file: Path | None = None, warnings: str = "error") -> str:
+    """Run a script, where warnings are errors unless they are PyTorch's; return what it prints."""
+    written = [] if file is None else ["--json", str(file)]
+    done = start("-W", warnings, str(BENCHES / script), *arguments, *written)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+ROWS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import rows
+kept = ["loss", "name", "with_grad"]
+print(json.dumps([{key: getattr(row, key) for key in kept} | {
+    "input": "probabilities" if row.of.probabilities else "logits",
+    "axis": not row.of.elementwise,
+} for row in rows.ROWS]))
+"""
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Return what the test below reads of each row.
+
+    Another process imports them: the benchmarks change the CPUs that their process may use.
+    """
+    done = start("-c", ROWS, str(BENCHES))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_loss_has_rows(rows):
+    """A loss that is added to xentrs is measured, or this fails: see benches/formulas.py."""
+    suffix = "_with_grad"
+    public = {name.removesuffix(suffix) for name in xentrs.__all__ if name.endswith(suffix)}
+    assert {row["loss"] for row in rows if row["with_grad"]} == public
+    names = [row["name"] for row in rows]
+    assert len({*names}) == len(names)
+    for row in rows:
+        about = xentrs._xentrs.LOSSES[row["loss"]]
+        assert (row["input"], row["axis"]) == (about["input"], about["axis"]), row["name"]
+
+
 def test_compare(tmp_path):
-    """All rows, whose answers are compared with float64; then the tables and the picture."""
+    """All rows, whose answers are compared with float64; then the tables."""
     file = tmp_path / "compare.json"
     printed = run("compare.py", "--quick", "--peers", "numpy", file=file)
     assert "wrong" not in printed
@@ -52,9 +102,84 @@ def test_compare(tmp_path):
 
     table = run("table.py", str(tmp_path))
     assert all(row["name"] in table for row in report["rows"])
-    pytest.importorskip("matplotlib", reason="it draws")
-    run("picture.py", str(tmp_path), "--level", level, "--folder", str(tmp_path))
-    assert "</svg>" in (tmp_path / "bench.svg").read_text()
+    beside = [row for row in report["rows"] if re.match("focal|.*, z-loss", row["name"])]
+    assert len(beside) == 4
+    assert all({"xentrs", "xentrs, plain row", "NumPy"} <= {*row["sides"]} for row in beside)
+
+
+SUITE = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(BENCHES), "--quick"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Run the suite on one row; return the folder and the file that have its results."""
+    folder = tmp_path_factory.mktemp("suite")
+    suite = [*SUITE, "--rows", "loss+grad 128 x 1000 f32", "--benchmark-storage=kept"]
+    peers = ["--peers", "numpy,scipy,jax"]
+    done = start(*suite, *peers, "--benchmark-autosave", "-rs", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("not installed") == (importlib.util.find_spec("jax") is None)
+    (file,) = folder.glob("kept/*/0001_*.json")
+    return suite, file
+
+
+def test_suite_saves(saved):
+    """A test for each library in the row's group, and what a comparison must not mix up."""
+    report = json.loads(saved[1].read_text())
+    assert {"xentrs", "NumPy", "SciPy"} <= {b["extra_info"]["side"] for b in report["benchmarks"]}
+    assert {b["group"] for b in report["benchmarks"]} == {"loss+grad 128 x 1000 f32"}
+    assert report["machine_info"]["xentrs"]["threads"] == 2
+
+
+@pytest.mark.parametrize(("factor", "fails"), [(1e-3, True), (1e3, False)])
+def test_suite_shows_a_regression(saved, factor, fails):
+    """Held against a run whose times were a thousandth of these, or a thousand times as long."""
+    suite, file = saved
+    text = file.read_text()
+    report = json.loads(text)
+    for benchmark in report["benchmarks"]:
+        for name, value in benchmark["stats"].items():
+            if isinstance(value, float):
+                benchmark["stats"][name] = value * factor
+    file.write_text(json.dumps(report))
+    try:
+        compare = ["--benchmark-compare=0001", "--benchmark-compare-fail=median:900%"]
+        done = start(*suite, "--peers", "none", *compare, folder=file.parents[2])
+    finally:
+        file.write_text(text)
+    assert ("Performance has regressed" in done.stdout + done.stderr) == fails
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+
+
+WRONG = """
+import sys
+
+import pytest
+
+sys.path.insert(0, {benches!r})
+import sides
+
+right = sides.xentrs_side
+
+
+def twice_the_loss(case, name):
+    side = right(case, name)
+    side.statement = f"(2 * {{side.statement}}[0], g)"
+    return side
+
+
+sides.xentrs_side = twice_the_loss
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def test_suite_refuses_a_wrong_answer():
+    """The answer is checked before anything is timed."""
+    options = [*SUITE[2:], "--rows", "loss+grad 128 x 1000 f32", "--peers", "none"]
+    done = start("-c", WRONG.format(benches=str(BENCHES)), *options)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "wrong: the loss is" in done.stdout
+    assert "1 failed" in done.stdout
 
 
 @pytest.mark.skipif("avx512" not in LEVELS, reason="the machine has one level of the two")
@@ -77,12 +202,12 @@ def test_levels_share_a_file(tmp_path):
 
 @pytest.mark.skipif("avx2" not in LEVELS, reason="the machine has no AVX2")
 def test_level_is_that_of_numpy_too(tmp_path):
-    """What the environment holds NumPy to is what NumPy knows by that name."""
+    """The environment restricts NumPy by names that NumPy knows."""
     script = tmp_path / "level.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(BENCHES)!r})\n"
-        "import common, xentrs\n"
-        "common.everybody_at('avx2')\n"
+        "import environment, xentrs\n"
+        "environment.restart_at('avx2')\n"
         "from numpy._core import _multiarray_umath as numpy\n"
         "names = [name for name in numpy.__cpu_dispatch__ if numpy.__cpu_features__[name]]\n"
         "print(xentrs.show_config(mode='dicts')['simd']['level'], *names)\n"
@@ -104,6 +229,7 @@ def test_steps(tmp_path):
     against = ["--against", str(Path(xentrs.__file__).parents[1])]
     printed = run("steps.py", "--quick", "--peers", "numpy", *named, *against, file=file)
     assert "goal 0.7: " in printed
+    assert "times as fast as one thread" in printed
     assert "xentrs, another build" in printed
     (report,) = json.loads(file.read_text())["levels"].values()
     settings = {"loop", "sleep", "product", "step", "loop in place", "beside one", "beside all"}
@@ -114,19 +240,28 @@ def test_steps(tmp_path):
             assert not any("trouble" in side for side in sides.values()), sides
 
     (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/benchmarks.md"):
-        markers = "<!-- table: make bench-peers -->\nstale\n<!-- end of the table -->"
-        (tmp_path / name).write_text(f"before\n{markers}\nafter\n")
-    run("table.py", str(tmp_path), "--readme", "--into", str(tmp_path))
+    markers = "<!-- table: make bench-peers -->\nstale\n<!-- end of the table -->"
+    (tmp_path / "README.md").write_text(f"before\n{markers}\nafter\n")
+    into = ["--into", str(tmp_path)]
+    assert start(str(BENCHES / "table.py"), str(tmp_path), "--check", *into).returncode == 1
+    run("table.py", str(tmp_path), "--readme", *into)
+    run("table.py", str(tmp_path), "--check", *into)
     small = (tmp_path / "README.md").read_text()
     large = (tmp_path / "docs" / "benchmarks.md").read_text()
-    for text in (small, large):
-        assert text.startswith("before\n<!--")
-        assert text.endswith("-->\nafter\n")
-        assert "stale" not in text
-    # No row of full size was timed, so none is shown; the heading is.
-    assert "| work | xentrs | NumPy |" in small
+    assert small.startswith("before\n<!--")
+    assert small.endswith("-->\nafter\n")
+    assert "stale" not in small
+    # No row of full size was timed, so none is shown; the legend is.
+    assert "[docs/benchmarks.md](docs/benchmarks.md)" in small
     assert all(f"| {row['name']} | sleep |" in large for row in report["rows"])
+
+
+def test_torch_suite(tmp_path):
+    """PyTorch's own loss, and compositions of it for losses that it does not have."""
+    pytest.importorskip("torch", reason="make test-torch runs it")
+    rows = ["--rows", "loss+grad 65536 x 10 f32, z-loss", "--rows", "focal loss+grad 65536 x 10"]
+    done = start(*SUITE, *rows, "--peers", "pytorch", folder=tmp_path)
+    assert "6 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_torch_steps(tmp_path):
@@ -141,6 +276,54 @@ def test_torch_steps(tmp_path):
         assert {"xentrs.torch", "PyTorch eager", "PyTorch compiled"} <= {*sides}
         assert not any("trouble" in side for side in sides.values()), sides
     assert "| whole |" in run("table.py", str(tmp_path))
+
+
+def test_every_file_is_explained():
+    """benches/README.md says what each file has."""
+    named = set(re.findall(r"`([\w/]+(?:\.\w+)?)`", (BENCHES / "README.md").read_text()))
+    files = {f.name + "/" * f.is_dir() for f in BENCHES.iterdir() if f.name != "README.md"}
+    files = {name for name in files if not name.startswith((".", "__pycache__"))}
+    assert files <= named
+
+
+def test_committed_tables_are_current():
+    """The README's table, and docs/benchmarks.md, are what the committed measurements give."""
+    shown = "import rows, table; assert {s[0] for s in table.SHOWN} <= {*rows.STEP_ROWS}"
+    done = start("-c", f"import sys; sys.path.insert(0, {str(BENCHES)!r}); {shown}")
+    assert done.returncode == 0, done.stderr
+    run("table.py", "--check")
+    table = re.search(r"\n(\| work .*?)\n\n", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    header, _, *lines = table.splitlines()
+    assert header.count("|") - 1 <= 6
+    assert 5 <= len(lines) <= 8
+    assert not re.search(r"\b0\.0+\b", table)
+
+
+def test_picture(tmp_path):
+    """Of the committed measurements."""
+    pytest.importorskip("matplotlib", reason="it draws")
+    run("picture.py", "--folder", str(tmp_path))
+    picture = (tmp_path / "bench.svg").read_text()
+    assert "</svg>" in picture
+    assert all(name in picture for name in ("one sample", "PyTorch compiled"))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0312, "0.031"),
+        (0.5, "0.50"),
+        (0.996, "1.00"),
+        (1.4, "1.40"),
+        (14.6, "14.6"),
+        (99.96, "100"),
+    ],
+)
+def test_no_factor_is_shown_as_zero(value, shown):
+    spec = importlib.util.spec_from_file_location("results", BENCHES / "results.py")
+    results = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(results)
+    assert results.factor(value) == shown
 
 
 def test_curves(tmp_path):

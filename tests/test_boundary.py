@@ -1,4 +1,4 @@
-"""The border of Python: hostile options and threads, want of memory, targets by their values."""
+"""Hostile options and threads, too little memory, and targets whose values decide what they are."""
 
 import array
 import collections
@@ -7,7 +7,6 @@ import gc
 import inspect
 import itertools
 import sys
-import threading
 import time
 import weakref
 
@@ -15,20 +14,25 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, INDEX_LOSSES, LOSSES, assert_same_bits
+from interference import meanwhile
+from losses import (
+    BY_ID,
+    assert_same_bits,
+    every_class_loss,
+    every_index_loss,
+    every_loss,
+    every_soft_loss,
+)
 
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
-every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
-BINARY = LOSSES[-1]
+BINARY = BY_ID["binary"]
 
 
 # ------------------------------------------------------------------------- who changes the arrays
 
 
 class Hostile:
-    """A number whose conversion does something first."""
+    """A number that calls a function whenever it is converted."""
 
     def __init__(self, value, do):
         self.value, self.do = value, do
@@ -43,7 +47,7 @@ class Hostile:
 
 
 class HostileText(str):
-    """A string that does something when it is asked for its class's name, its hash or its text."""
+    """A string that calls a function when it is shown in a message."""
 
     __slots__ = ("do",)
 
@@ -54,11 +58,18 @@ class HostileText(str):
 
 OPTIONS = {
     "label_smoothing": 0.25,
+    "z_loss": 0.25,
+    "gamma": 0.25,
     "denominator": 3.0,
     "base": 2.0,
     "axis": -1,
     "ignore_index": -100,
 }
+
+
+def _number_of(loss):
+    """Return the name of an option that is a number between 0 and 1."""
+    return "label_smoothing" if "label_smoothing" in loss.options else "gamma"
 
 
 def _reshape(array, shape):
@@ -99,8 +110,8 @@ def test_options_that_reshape_an_argument(loss, option, which, rng):
 
 @every_loss
 def test_options_that_make_the_output_read_only(loss, rng):
-    """Then nothing is written to it, or the very call that was checked goes on."""
-    for option, order in itertools.product(("label_smoothing", "base"), (1, 2)):
+    """Either nothing is written to it, or it was still writeable when it was checked."""
+    for option, order in itertools.product((_number_of(loss), "base"), (1, 2)):
         case = loss.case(rng, (8, 12), np.float64)
         out = np.full((8, 12), 7.0)
         hostile = Hostile(OPTIONS[option], lambda out=out: out.setflags(write=False))
@@ -112,10 +123,11 @@ def test_options_that_make_the_output_read_only(loss, rng):
 @every_loss
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_options_that_free_an_argument(loss, order, rng):
-    """Their last names go away: the call itself holds what it was given."""
+    """The caller drops the last references during the call, which holds references of its own."""
     for slow in (False, True):
         case = loss.case(rng, (300, 200), np.float32)
-        right = case.call(order, label_smoothing=0.25, reduction="none")
+        option = _number_of(loss)
+        right = case.call(order, reduction="none", **{option: 0.25})
         arguments = [case.scores.copy(), case.target.copy()]
         if slow:
             arguments[0] = np.asfortranarray(arguments[0])[::1].byteswap().view(">f4")
@@ -126,8 +138,8 @@ def test_options_that_free_an_argument(loss, order, rng):
             _churn.append(np.full(60_000, np.nan, np.float32))
 
         function = loss.functions[order]
-        hostile = Hostile(0.25, clear)
-        results = function(*arguments, label_smoothing=hostile, reduction="none", **case.options)
+        hostile = {option: Hostile(0.25, clear)}
+        results = function(*arguments, reduction="none", **hostile, **case.options)
         assert_same_bits(results, right)
         _churn.clear()
 
@@ -143,7 +155,7 @@ def test_options_that_raise_or_call_again(loss, rng):
     def fail():
         raise KeyError("mine")
 
-    for option in ("label_smoothing", "denominator", "base"):
+    for option in (_number_of(loss), "denominator", "base"):
         with pytest.raises((KeyError, TypeError)):
             case.call(1, **{option: Hostile(1, fail)})
     again = Hostile(2.0, lambda: assert_same_bits(case.call(1, base=2.0), right))
@@ -162,7 +174,7 @@ def test_reduction_of_a_class_of_its_own(loss, rng):
 @every_loss
 @pytest.mark.parametrize("layout", ["rows", "columns", "swapped"])
 def test_a_thread_that_reshapes_meanwhile(loss, layout, rng, threads):
-    """While the kernel runs without the GIL, and between any two steps of the slow way."""
+    """While the kernel runs without the GIL, and between any two steps of the slow path."""
     threads(2)
     case = loss.case(rng, (400, 30), np.float32, reduction="none")
     scores = case.scores
@@ -172,21 +184,14 @@ def test_a_thread_that_reshapes_meanwhile(loss, layout, rng, threads):
         scores = scores.byteswap().view(">f4")
     right = case.call(1)
     case = case.but(scores=scores)
-    stop = threading.Event()
-    shapes = [(400, 30), (1,) * 20 + (400, 30)]
 
     def reshape():
-        while not stop.is_set():
-            for shape in (shapes[1], shapes[0]):
-                scores.shape = shape
-                np.empty((1,) * 21)  # takes the place of what was freed
+        for shape in ((1,) * 20 + (400, 30), (400, 30)):
+            scores.shape = shape
+            np.empty((1,) * 21)  # takes the place of what was freed
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    thread = threading.Thread(target=reshape)
-    thread.start()
     done = 0
-    try:
+    with meanwhile(reshape):
         until = time.monotonic() + 30
         while done < 30 and time.monotonic() < until:
             try:
@@ -197,16 +202,12 @@ def test_a_thread_that_reshapes_meanwhile(loss, layout, rng, threads):
             assert losses.size == right[0].size
             assert_same_bits(grad.reshape(400, 30), right[1])
             done += 1
-    finally:
-        stop.set()
-        thread.join()
-        sys.setswitchinterval(before)
     assert done == 30
 
 
 @every_loss
 def test_an_object_whose_end_reshapes(loss, rng):
-    """Collected at any allocation of the call, where Python collects there."""
+    """The garbage collector may run its finalizer at any allocation during the call."""
     case = loss.case(rng, (8, 12), np.float32, reduction="none")
     right = case.call(2)
     before = gc.get_threshold()
@@ -235,7 +236,7 @@ def test_an_object_whose_end_reshapes(loss, rng):
 @every_loss
 @pytest.mark.parametrize("ndim", [9, 31, 33, 50, 63])
 def test_many_axes(loss, ndim, rng):
-    """As many as NumPy has, and one more for the classes."""
+    """As many axes as NumPy allows."""
     case = loss.case(rng, (2, 3, 5), np.float32, reduction="none")
     right = case.call(2)
     ones = (1,) * (ndim - 3)
@@ -254,7 +255,7 @@ def test_many_axes(loss, ndim, rng):
 
 @every_class_loss
 def test_axes_repeated_without_end(loss, rng):
-    """2 ** 40 classes that are one number: no array is so long, and nothing is computed wrongly."""
+    """2 ** 40 classes of stride 0: no result can be so long, and no length overflows."""
     scores = np.broadcast_to(np.float32(0.5), (1 << 40, 3))
     target = np.zeros(3, int)
     if not loss.indices:
@@ -311,36 +312,11 @@ def test_names_given_twice_or_by_other_objects(loss, rng):
 
 # ---------------------------------------------------------------------------------- want of memory
 
-SHORT_OF_MEMORY = """
-    import gc, resource, sys
+SCRIPT = """
+    import sys
     import numpy as np, xentrs
-
-    def size():
-        return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-
-    def limited(call, room):
-        gc.collect()
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (size() + room, hard))
-        try:
-            return call()
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-
-    def refused(call, room=8 << 20):
-        grown = []
-        for _ in range(4):
-            before = size()
-            try:
-                limited(call, room)
-            except MemoryError as error:
-                assert "report" not in str(error)
-            else:
-                raise AssertionError("had memory enough")
-            gc.collect()
-            grown.append(size() - before)
-        # A thread's first call to the allocator reserves an arena; what leaks does so every time.
-        assert min(grown) < 4 << 20, grown
+    from interference import assert_short_of_memory, limited
+    from losses import LOSSES
     """
 
 
@@ -348,12 +324,12 @@ SHORT_OF_MEMORY = """
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("count", [1, 2])
 def test_no_memory_for_results(python, count):
-    """Gradients, Hessians and single losses: of every loss, and every layout."""
+    """For gradients, Hessians and losses of samples, of every loss and every layout."""
     python(
-        SHORT_OF_MEMORY
+        SCRIPT
         + """
     xentrs.set_num_threads(int(sys.argv[1]))
-    for loss in ("cross_entropy", "log_loss", "binary_cross_entropy_with_logits"):
+    for loss in sorted({loss.name for loss in LOSSES}):
         functions = [getattr(xentrs, loss + s) for s in ("", "_with_grad", "_with_grad_hess")]
         for shape in ((1 << 20, 10), (8192, 1100)):
             x = np.full(shape, 0.125, np.float32)
@@ -364,18 +340,18 @@ def test_no_memory_for_results(python, count):
             for f in functions[1:]:
                 strided = np.repeat(x, 2, -1)[:, ::2]
                 for layout in (x, np.asfortranarray(x), strided, x.astype(">f4")):
-                    refused(lambda: f(layout, t))
-                    # A place for the gradient, none for the Hessian.
+                    assert_short_of_memory(lambda: f(layout, t))
+                    # There is memory for the gradient, none for the Hessian.
                     if f is functions[2]:
-                        refused(lambda: f(layout, t, out=layout))
+                        assert_short_of_memory(lambda: f(layout, t, out=layout))
             wide = x.astype(np.float64)
-            refused(lambda: functions[1](wide, t))
+            assert_short_of_memory(lambda: functions[1](wide, t))
             assert functions[0](x, t) == right
         x, t = np.full((1 << 24, 1), 0.5, np.float32), np.zeros(1 << 24, np.int8)
         if loss.startswith("binary"):
             t = np.zeros(x.shape, bool)
-        refused(lambda: functions[0](x, t, reduction="none"))
-        refused(lambda: functions[1](x, t, reduction="none"))
+        assert_short_of_memory(lambda: functions[0](x, t, reduction="none"))
+        assert_short_of_memory(lambda: functions[1](x, t, reduction="none"))
         """,
         arguments=[count],
         timeout=280,
@@ -385,35 +361,36 @@ def test_no_memory_for_results(python, count):
 @linux
 @pytest.mark.timeout(300)
 def test_no_memory_beside_the_results(python):
-    """Buffers of kernels, sums of blocks, weights, and copies of the slow way."""
+    """For buffers of kernels, sums of blocks, weights, and copies on the slow path."""
     python(
-        SHORT_OF_MEMORY
+        SCRIPT
         + """
     for count in (1, 3):
         xentrs.set_num_threads(count)
         x = np.zeros((1 << 16, 8), np.float32)
         xentrs.cross_entropy(x, np.zeros(1 << 16, np.int8))  # starts the threads
         for loss in (xentrs.cross_entropy, xentrs.log_loss):
-            # Rows of so many classes that no tile of them can be.
+            # Rows of so many classes that there is no memory for a tile of them.
             wide = np.broadcast_to(np.float32(0.5), (1 << 24, 3))
             if loss is not xentrs.log_loss:  # which looks at three numbers
-                refused(lambda: loss(wide, np.zeros(3, int), axis=0))
-            refused(lambda: loss(wide, np.zeros(3, int), axis=0, label_smoothing=0.1))
-            # So many blocks that there is no room for their sums.
+                assert_short_of_memory(lambda: loss(wide, np.zeros(3, int), axis=0))
+            smooth = {"label_smoothing": 0.1}
+            assert_short_of_memory(lambda: loss(wide, np.zeros(3, int), axis=0, **smooth))
+            # So many blocks that there is no memory for their sums.
             t = np.zeros(1 << 22, np.int8)
             many = np.broadcast_to(np.full(700, 1 / 700, "f4"), (1 << 22, 700))
-            refused(lambda: loss(many, t, label_smoothing=0.1))
+            assert_short_of_memory(lambda: loss(many, t, label_smoothing=0.1))
             del t
             row = np.full((1, 1 << 24), 0.5, np.float32)
             weight = np.ones(1 << 24, np.float32)
-            refused(lambda: loss(row, [0], weight=weight, label_smoothing=0.1))
-            refused(lambda: loss(row.astype("f8").astype(">f8"), [0]))
-            refused(lambda: loss(row, np.eye(1, 1 << 24, dtype=np.int8)))
+            assert_short_of_memory(lambda: loss(row, [0], weight=weight, label_smoothing=0.1))
+            assert_short_of_memory(lambda: loss(row.astype("f8").astype(">f8"), [0]))
+            assert_short_of_memory(lambda: loss(row, np.eye(1, 1 << 24, dtype=np.int8)))
         row = np.zeros((2, 1 << 24), np.float32)
         weight = np.ones(1 << 24, np.float32)
         f = xentrs.binary_cross_entropy_with_logits
         f(row, row > 1, weight=weight, pos_weight=weight)
-        refused(lambda: f(row, row > 1, weight=weight, pos_weight=weight))
+        assert_short_of_memory(lambda: f(row, row > 1, weight=weight, pos_weight=weight))
         """,
         timeout=280,
     )
@@ -422,9 +399,9 @@ def test_no_memory_beside_the_results(python):
 @linux
 @pytest.mark.timeout(120)
 def test_no_memory_for_threads(python):
-    """Then the caller does the work."""
+    """The calling thread then does all of the work."""
     python(
-        SHORT_OF_MEMORY
+        SCRIPT
         + """
     x = np.random.default_rng(0).normal(size=(1 << 17, 8)).astype("f4")
     t = np.zeros(1 << 17, int)
@@ -441,7 +418,7 @@ def test_no_memory_for_threads(python):
 @linux
 @pytest.mark.parametrize("how", ["refused", "freed"])
 def test_tensors_that_cannot_be_made_leave_nothing(python, how):
-    """By a class of tensors that fails, before it takes the memory over or after."""
+    """The class of tensors fails, before or after it has taken over the memory."""
     python(
         """
     import ctypes, resource, sys
@@ -512,7 +489,7 @@ def test_tensors_that_cannot_be_made_leave_nothing(python, how):
             before = size()
     assert made == [2] * 60
     assert size() - before < 64 << 20, size() - before
-    # So many numbers that their bytes are no number.
+    # So many numbers that their size in bytes overflows.
     for shape in ((1 << 62, 2), (1 << 40, 1 << 40), (1 << 60, 1)):
         try:
             _xentrs.new_tensor(Tensor(), shape)
@@ -548,7 +525,7 @@ def test_whole_floats_are_class_indices(loss, kind, rng):
 
 @every_index_loss
 def test_large_whole_floats(loss, rng):
-    """Exact as far as they are whole, and out of range as integers are."""
+    """They are compared exactly, and out of range as integers would be."""
     case = loss.case(rng, (4, 5), np.float64)
     for value in (5.0, -1.0, 2.0**53, -(2.0**62), 2.0**63, 1e300):
         target = case.target.astype(float)
@@ -603,7 +580,7 @@ def _one_hot(rng, shape):
     return np.eye(shape[-1], dtype=int)[rng.integers(0, shape[-1], shape[:-1])]
 
 
-@every_class_loss
+@every_soft_loss
 @pytest.mark.parametrize("kind", ["?", "i1", "u1", "i2", "u4", "i8", "u8", ">i4"])
 def test_one_hot_rows(loss, kind, rng):
     for shape, axis in [((6, 4), -1), ((4,), 0), ((4, 6), 0), ((3, 4, 5), 1), ((5, 1), 1)]:
@@ -619,7 +596,7 @@ def test_one_hot_rows(loss, kind, rng):
             assert np.isnan(none.call(0))
 
 
-@every_class_loss
+@every_soft_loss
 @pytest.mark.parametrize("bad", BAD_ROWS, ids=str)
 @pytest.mark.parametrize("kind", ["?", "i1", "u1", "i8", "u8"])
 def test_integers_that_are_not_one_hot(loss, bad, kind, rng):
@@ -650,9 +627,9 @@ def test_integers_that_are_not_one_hot(loss, bad, kind, rng):
             assert all((out == 7).all() for out in outs.values())
 
 
-@every_class_loss
+@every_soft_loss
 def test_one_hot_on_another_axis(loss, rng):
-    """PyTorch's layout, without its axis."""
+    """PyTorch's layout, with `axis` left out."""
     case = loss.case(rng, (3, 6, 4), np.float32)
     hot = np.moveaxis(_one_hot(rng, (3, 6, 4)), -1, 1)
     case = case.but(scores=np.moveaxis(case.scores, -1, 1), target=hot)
@@ -673,7 +650,7 @@ def test_labels_of_margins():
                 t = np.reshape(labels, (3, 1)) if column else labels
                 with pytest.raises(ValueError, match="binary_cross_entropy_with_logits"):
                     function(x, t)
-    # The binary loss takes them, and probabilities are what they are.
+    # The binary loss takes them, and floats remain probabilities.
     assert xentrs.binary_cross_entropy_with_logits([2.0, -1.0, 3.0], [1, 0, 1]) < 1
     assert xentrs.cross_entropy([2.0, -1.0, 3.0], [1.0, 0.0, 1.0]) > 0
     many = np.array([[3, 0], [7, -1]])
@@ -682,9 +659,9 @@ def test_labels_of_margins():
 
 @linux
 def test_a_check_takes_little_memory(python):
-    """Of 100 million numbers there is room for some at a time."""
+    """There is memory for a part of 100 million numbers at a time."""
     python(
-        SHORT_OF_MEMORY
+        SCRIPT
         + """
     x = np.broadcast_to(np.float32([0.5, 0.5]), (1 << 23, 2))
     t = np.zeros((1 << 23, 2), np.int8)
@@ -706,7 +683,7 @@ def test_a_check_takes_little_memory(python):
 
 @every_loss
 def test_integers_in_sequences_are_float64(loss, rng):
-    """As SciPy takes them; those of arrays stay refused."""
+    """As in SciPy; integer arrays stay refused."""
     whole = rng.integers(0, 2, (4, 3))
     case = loss.case(rng, (4, 3), np.float64)
     right = case.but(scores=whole.astype(float)).call(1)
@@ -745,7 +722,7 @@ def test_sequences_that_have_a_type():
 
 
 class Untouchable:
-    """What fails the test if it is converted."""
+    """An object that fails the test if NumPy converts it."""
 
     shape, ndim = (4, 5), 2
 
@@ -763,7 +740,7 @@ def _of(module, name="Frame", **members):
 
 
 class Float64Dtype:
-    """As pandas' type of that name."""
+    """A stand-in for the dtype of that name in pandas."""
 
     numpy_dtype = np.dtype("f8")
 

@@ -8,17 +8,22 @@ import pytest
 import fuzz
 import reference
 import xentrs
-from losses import CLASS_LOSSES, DTYPES, INDEX_LOSSES, LOSSES, assert_same_bits
+from losses import (
+    BY_ID,
+    assert_same_bits,
+    every_class_loss,
+    every_dtype,
+    every_index_loss,
+    every_loss,
+)
 
 INF, NAN = np.inf, np.nan
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
-every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 # Class counts of both kernels, with tails and without.
 every_count = pytest.mark.parametrize("classes", [2, 3, 8, 10, 16, 64, 65, 100, 1000, 2048])
 
+S = float(np.log(np.exp([0, 1, 2]).sum()))  # logsumexp of 0, 1, 2
 A, B, C = (float(v) for v in np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum())  # softmax of 0, 1, 2
+LN2_BITS = np.array([0.5, -0.5]) / np.log(2)
 
 # One sample: function, arguments, options, loss, gradient.
 TABLE = {
@@ -102,6 +107,87 @@ TABLE = {
         *(-2 * np.log(B) - np.log(C), [3 * A, 3 * B - 2, 3 * C - 1]),
     ),
     "probabilities all 0": ("cross_entropy", [0, 1, -INF], [0.0, 0.0, 0.0], {}, 0, [0, 0, 0]),
+    "z-loss": (
+        *("cross_entropy", [0, 1, 2], 1, {"z_loss": 0.1}),
+        *(-np.log(B) + 0.1 * S**2, [A, B - 1, C] + 0.2 * S * np.array([A, B, C])),
+    ),
+    "z-loss, class weights do not touch it": (
+        *("cross_entropy", [0, 1, 2], 1, {"z_loss": 0.1, "weight": [1.0, 3.0, 1.0]}),
+        *(-3 * np.log(B) + 0.1 * S**2, np.array([A, B, C]) * (3 + 0.2 * S) - [0, 3, 0]),
+    ),
+    "z-loss, smoothing does not touch it": (
+        *("cross_entropy", [0, 1, 2], 1, {"z_loss": 0.1, "label_smoothing": 1.0}),
+        *(S - 1 + 0.1 * S**2, np.array([A, B, C]) * (1 + 0.2 * S) - 1 / 3),
+    ),
+    "z-loss, probabilities, sample weight": (
+        *("cross_entropy", [0, 1, 2], [0.0, 2.0, 0.0], {"z_loss": 0.1, "sample_weight": 5.0}),
+        *(5 * (-2 * np.log(B) + 0.1 * S**2), 5 * (np.array([A, B, C]) * (2 + 0.2 * S) - [0, 2, 0])),
+    ),
+    "z-loss, in bits": (
+        *("cross_entropy", [0, 1, 2], 1, {"z_loss": 0.1, "base": 2}),
+        (-np.log(B) + 0.1 * S**2) / np.log(2),
+        ([A, B - 1, C] + 0.2 * S * np.array([A, B, C])) / np.log(2),
+    ),
+    "z-loss, logit -inf, not the target": (
+        *("cross_entropy", [0, 1, 2, -INF], 1, {"z_loss": 0.1}),
+        *(-np.log(B) + 0.1 * S**2, [*(np.array([A, B, C]) * (1 + 0.2 * S) - [0, 1, 0]), 0]),
+    ),
+    "z-loss, logit -inf at the target": (
+        *("cross_entropy", [0, 1, 2, -INF], 3, {"z_loss": 0.1}),
+        *(INF, [*(np.array([A, B, C]) * (1 + 0.2 * S)), -1]),
+    ),
+    "z-loss, one class": ("cross_entropy", [-3.0], 0, {"z_loss": 0.5}, 4.5, [-3.0]),
+    "z-loss, one class, offset": ("cross_entropy", [1e7], 0, {"z_loss": 0.5}, 5e13, [1e7]),
+    "z-loss, ignored": ("cross_entropy", [2.0, NAN], -100, {"z_loss": 0.5}, 0, [0, 0]),
+    "z-loss, class weight 0": (
+        *("cross_entropy", [2.0, 1.0], 0, {"z_loss": 0.5, "weight": [0.0, 1.0]}),
+        *(0, [0, 0]),
+    ),
+    "z-loss, sample weight 0": (
+        *("cross_entropy", [2.0, INF], 0, {"z_loss": 0.5, "sample_weight": 0.0}),
+        *(0, [0, 0]),
+    ),
+    "z-loss, NaN": ("cross_entropy", [0, NAN], 0, {"z_loss": 0.5}, NAN, [NAN, NAN]),
+    "z-loss, +inf": ("cross_entropy", [0, INF], 0, {"z_loss": 0.5}, NAN, [NAN, NAN]),
+    "z-loss, all -inf": ("cross_entropy", [-INF, -INF], 0, {"z_loss": 0.5}, NAN, [NAN, NAN]),
+    "focal, half": (
+        *("focal_loss", [0.0, 0.0], 1, {}),
+        *(np.log(2) / 4, np.array([0.5, -0.5]) * (0.25 + np.log(2) / 2)),
+    ),
+    "focal, half, gamma 1, weights": (
+        *("focal_loss", [0.0, 0.0], 1, {"gamma": 1, "weight": [1.0, 3.0], "sample_weight": 2.0}),
+        *(3 * np.log(2), np.array([3, -3]) * (0.5 + np.log(2) / 2)),
+    ),
+    "focal, half, in bits": ("focal_loss", [0.0, 0.0], 1, {"gamma": 0, "base": 2}, 1, LN2_BITS),
+    "focal, logit -inf at the target": (
+        *("focal_loss", [0, 1, 2, -INF], 3, {"gamma": 0.5}),
+        *(INF, [A, B, C, -1]),
+    ),
+    "focal, logit -inf at the target, with factors": (
+        "focal_loss",
+        [0, 1, 2, -INF],
+        3,
+        {"weight": [1.0, 1.0, 1.0, 2.0], "sample_weight": 3.0},
+        INF,
+        [6 * A, 6 * B, 6 * C, -6],
+    ),
+    "focal, p 1, gamma below 1": ("focal_loss", [0, -INF], 0, {"gamma": 0.5}, 0, [0, 0]),
+    "focal, p 1, gamma 0": ("focal_loss", [0, -INF], 0, {"gamma": 0}, 0, [0, 0]),
+    "focal, p 1, gamma above 1": ("focal_loss", [0, -INF], 0, {"gamma": 3}, 0, [0, 0]),
+    "focal, p next to 1, gamma below 1": (
+        *("focal_loss", [40.0, 0.0], 0, {"gamma": 0.5}),
+        *(np.exp(-60.0), [-1.5 * np.exp(-60.0), 1.5 * np.exp(-60.0)]),
+    ),
+    "focal, p next to 1, gamma far below 1": (
+        *("focal_loss", [80.0, 0.0], 0, {"gamma": 2.0**-7}),
+        *(np.exp(-80.625), [-1.0078125 * np.exp(-80.625), 1.0078125 * np.exp(-80.625)]),
+    ),
+    "focal, one class": ("focal_loss", [3.0], 0, {"gamma": 0.5}, 0, [0]),
+    "focal, ignored": ("focal_loss", [NAN, INF], -100, {}, 0, [0, 0]),
+    "focal, class weight 0": ("focal_loss", [INF, 0], 0, {"weight": [0.0, 1.0]}, 0, [0, 0]),
+    "focal, NaN": ("focal_loss", [0, NAN], 0, {}, NAN, [NAN, NAN]),
+    "focal, +inf": ("focal_loss", [0, INF], 1, {}, NAN, [NAN, NAN]),
+    "focal, all -inf": ("focal_loss", [-INF, -INF], 1, {}, NAN, [NAN, NAN]),
     "smoothing of 1": (
         *("cross_entropy", [0, 1, 2], 0, {"label_smoothing": 1.0}),
         *(-np.log(A * B * C) / 3, [A - 1 / 3, B - 1 / 3, C - 1 / 3]),
@@ -211,12 +297,10 @@ def _assert_nothing(case):
     dtype, shape = case.scores.dtype, case.scores.shape
     zero = np.zeros(shape, dtype)
     each = shape[:-1] if case.loss.class_axis else shape
-    for options in (
-        {},
-        {"base": 2},
-        {"label_smoothing": 0.5},
-        {"weight": np.full(shape[-1], 2, dtype)},
-    ):
+    several = [{}, {"base": 2}, {"weight": np.full(shape[-1], 2, dtype)}]
+    values = {"label_smoothing": 0.5, "z_loss": 0.1, "gamma": 0.5}
+    several += [{name: value} for name, value in values.items() if name in case.loss.options]
+    for options in several:
         value, grad, hess = case.all(**options)
         assert type(value) is float
         assert np.isnan(value)
@@ -237,7 +321,7 @@ def test_no_sample_as_empty_lists():
 @every_index_loss
 @every_count
 def test_ignored_samples_leave_no_trace(loss, classes, dtype, rng):
-    """Whatever stands in ignored rows, the others' results and the mean are those without."""
+    """Whatever ignored rows hold, other rows and the mean are as if they were not there."""
     samples = 50
     case = loss.case(rng, (samples, classes), dtype, reduction="none")
     ignored = rng.random(samples) < 0.4
@@ -263,8 +347,7 @@ def test_ignored_samples_leave_no_trace(loss, classes, dtype, rng):
 @pytest.mark.parametrize("soft", [False, True], ids=["indices", "probabilities"])
 def test_nan_leaks_to_nobody(soft, options, classes, dtype, rng):
     """A bad logit at any place of the row makes its sample NaN, and no other's bits change."""
-    loss = CLASS_LOSSES[int(soft)]
-    assert loss.name == "cross_entropy"
+    loss = BY_ID["cross_entropy-probabilities" if soft else "cross_entropy-indices"]
     samples = max(3, 1100 // classes)  # the first kernel's block is about 1024 elements
     names = {"weight", "sample_weight"} if "weighted" in options else ()
     options = {k: v for k, v in options.items() if k != "weighted"}
@@ -293,7 +376,7 @@ def _assert_only_nan(results, clean, row):
 @every_dtype
 @every_count
 def test_infinite_loss_leaks_to_nobody(classes, dtype, rng):
-    loss = CLASS_LOSSES[0]
+    loss = BY_ID["cross_entropy-indices"]
     samples = max(3, 1100 // classes)
     case = loss.case(rng, (samples, classes), dtype, reduction="none")
     clean = case.all()
@@ -316,7 +399,7 @@ def test_infinite_loss_leaks_to_nobody(classes, dtype, rng):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_masked_classes(classes, smoothing, dtype, rng):
     """Classes masked with -inf: no gradient, no loss; the rest as if they were not there."""
-    loss = CLASS_LOSSES[0]
+    loss = BY_ID["cross_entropy-indices"]
     case = loss.case(rng, (30, classes), dtype, reduction="none", label_smoothing=smoothing)
     masked = rng.random(case.scores.shape) < 0.5
     masked[np.arange(30), case.target] = False
@@ -380,7 +463,7 @@ def test_binary_pos_weight_and_where_by_hand(dtype):
 
 @every_dtype
 def test_denominator_zero_and_sum_of_weights(dtype):
-    """Not negative, so 0 is allowed: then what division gives."""
+    """A denominator of 0 is allowed, and gives what division gives."""
     logits, target = np.zeros((2, 3), dtype), np.array([0, 1])
     assert xentrs.cross_entropy(logits, target, denominator=0) == INF
     assert xentrs.cross_entropy(logits, target, denominator=INF) == 0
@@ -391,14 +474,14 @@ def test_denominator_zero_and_sum_of_weights(dtype):
 @pytest.mark.parametrize("gap", [3.0, 20.0, 60.0])
 @pytest.mark.parametrize("classes", [2, 10, 256])
 def test_smoothing_where_only_a_likely_class_has_weight(classes, gap, dtype):
-    """All of the loss is then that class's own, however small, though another is the target."""
+    """The loss is then that of this class alone, however small, though another is the target."""
     x = np.zeros((3, classes), dtype)
     x[:, 1] = gap
     weight = np.zeros(classes, dtype)
     weight[1] = 2.0
     options = {"weight": weight, "label_smoothing": 0.5, "reduction": "none"}
     losses, grad = xentrs.cross_entropy_with_grad(x, [0, classes - 1, 0], **options)
-    # Class 1 is the target of the second row where there are two.
+    # With two classes, class 1 is the target of the second row.
     factor = 2.0 * np.array([0.5, 0.5 + (classes == 2) * classes / 2, 0.5]) / classes
     rest = (classes - 1) * np.exp(-gap)
     np.testing.assert_allclose(losses, factor * np.log1p(rest), rtol=4 * np.finfo(dtype).eps)
@@ -408,7 +491,7 @@ def test_smoothing_where_only_a_likely_class_has_weight(classes, gap, dtype):
 
 
 # What `make test-random` found, each as the smallest call that showed it: function, logits or
-# probabilities, target, options, and the exception where one is right. The words are the rule.
+# probabilities, target, options, and the exception if the call must raise. Comments name the rule.
 BINARY = "binary_cross_entropy_with_logits"
 SOFT = np.array([[0.25, 0.75], [0.5, 0.5]])
 FOUND = {
@@ -492,7 +575,7 @@ FOUND = {
     "class weights below float32": (
         *("log_loss", [[1e-25, 0.5]], [0], {"weight": np.array([3.65e-39, 1.0])}),
     ),
-    # What is added up for a Python float is float64 throughout.
+    # Sums that become a Python float are float64 throughout.
     "binary, sum beyond float32": (BINARY, np.full(17, 3e38), np.zeros(17), {}),
     "binary, a loss beyond float32": (BINARY, [3e38], [0], {"weight": np.array([2])}),
     "binary, a loss beyond float32 in nats only": (
@@ -515,7 +598,7 @@ FOUND = {
     ),
     "hess_out in place, softmax": ("cross_entropy", [[0.25, 0.5]], [1], {"hess_out": "x"}),
     "hess_out in place, binary": (BINARY, [0.25, 0.5], [1, 0], {"hess_out": "x"}),
-    # Which targets are what.
+    # Which targets are class indices, probabilities or one-hot.
     "labels as whole floats": (
         "cross_entropy",
         [[0.25, 0.5]] * 3,
@@ -532,7 +615,7 @@ FOUND = {
         *("cross_entropy", [[2.0, -1.0], [0, 1]], [[1, 0], [0, 0]], {}, ValueError),
     ),
     "a row of bools of two classes": (*("log_loss", [[0.5, 0.5]], [[True, True]], {}, ValueError),),
-    # log_loss looks at what counts only.
+    # log_loss reads only the probabilities that count.
     "log_loss, anything beside the class": ("log_loss", [[2.0, 0.5], [0.5, NAN]], [1, 0], {}),
     "log_loss, outside at the class": ("log_loss", [[2.0, 0.5]], [0], {}, ValueError),
     "log_loss, outside beside the class, smoothing": (
@@ -558,7 +641,7 @@ FOUND = {
 @every_dtype
 @pytest.mark.parametrize("found", FOUND.values(), ids=FOUND)
 def test_found(found, dtype):
-    """By every twin and reduction; see `fuzz.check` for all that is asked of a call."""
+    """By every twin and reduction; `fuzz.check` says what a call must satisfy."""
     name, scores, target, given, *exceptions = found
     for suffix, reduction in itertools.product(fuzz.SUFFIXES, ("mean", "sum", "none")):
         x = np.array(scores, dtype)
@@ -576,7 +659,7 @@ def test_found(found, dtype):
 @pytest.mark.parametrize("step", [-1, 2])
 @pytest.mark.parametrize("shape", [(1, 300), (3, 300), (1, 9001)], ids=str)
 def test_wide_options_beside_rows_of_other_strides(loss, shape, step, dtype, rng):
-    """Rows longer than a tile, that must be laid out and made wider at once."""
+    """Rows longer than a tile, which are copied and converted to float64 at once."""
     samples, classes = shape
     case = loss.case(rng, shape, dtype)
     scores = np.repeat(case.scores, abs(step), axis=1)[:, ::step]
@@ -585,5 +668,5 @@ def test_wide_options_beside_rows_of_other_strides(loss, shape, step, dtype, rng
     assert not np.array_equal(weight, weight.astype(np.float32))
     for name, given in (("weight", weight), ("sample_weight", rng.uniform(0.1, 1, samples))):
         for suffix in fuzz.SUFFIXES:
-            options = {name: given, "label_smoothing": 0.1, "reduction": "none"}
+            options = {name: given, "label_smoothing": loss.smoothings[-1], "reduction": "none"}
             fuzz.check(fuzz.Call(loss.name, suffix, scores, target, options))

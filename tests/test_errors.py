@@ -1,4 +1,4 @@
-"""Every error of the contract: its type, its substance, and nothing written to `out`."""
+"""Every error: its type, what its message names, and that nothing is written to `out`."""
 
 import re
 
@@ -6,12 +6,8 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, DTYPES, INDEX_LOSSES, LOSSES
+from losses import BY_ID, CLASS_LOSSES, every_class_loss, every_dtype, every_index_loss, every_loss
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
-every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 NAN, INF = np.nan, np.inf
 
 
@@ -21,7 +17,7 @@ def first(loss):
 
 
 def refused(case, error, *substance, outputs=True, **options):
-    """Assert that all twins raise, in words that contain all of `substance`, and write nothing."""
+    """Assert that all twins raise with a message that has all of `substance`, and write nothing."""
     for order in range(3):
         outs = {}
         if outputs and isinstance(case.scores, np.ndarray) and case.scores.dtype.kind == "f":
@@ -38,7 +34,7 @@ def refused(case, error, *substance, outputs=True, **options):
 
 
 def refused_out(case, error, *substance, untouched=(), **options):
-    """Assert the same of outputs that are bad themselves: `untouched` keep their bytes."""
+    """Assert the same where an output is at fault: the `untouched` arrays keep their bytes."""
     untouched = [*untouched, *(v for v in options.values() if isinstance(v, np.ndarray))]
     before = [u.copy() for u in untouched]
     with pytest.raises(error) as raised:
@@ -95,8 +91,32 @@ def test_base_not_above_0_or_1(loss, value, dtype, rng):
     refused(case, ValueError, "base", given, base=value)
 
 
+@every_dtype
 @every_loss
-@pytest.mark.parametrize("name", ["label_smoothing", "denominator", "base"])
+@pytest.mark.parametrize("name", ["gamma", "z_loss"])
+@pytest.mark.parametrize("value", [-1, -1e-300, NAN, INF, -INF, np.float32(-0.5)])
+def test_gamma_and_z_loss_outside_their_range(loss, name, value, dtype, rng):
+    if name in loss.options:
+        case = loss.case(rng, (3, 4), dtype)
+        given = "nan" if np.isnan(value) else f"{float(value):.4g}"[:4]
+        refused(case, ValueError, name, given, **{name: value})
+
+
+@every_dtype
+@pytest.mark.parametrize("smoothing", [0.1, 1, np.float32(0.5), 1e-300])
+def test_focal_loss_takes_class_indices_alone(smoothing, dtype, rng):
+    """The message says why smoothing and probabilities are refused."""
+    case = BY_ID["focal_loss"].case(rng, (3, 4), dtype)
+    given = f"{float(smoothing):.4g}"
+    refused(case, TypeError, "label_smoothing", given, "true class", label_smoothing=smoothing)
+    for target in (rng.random((3, 4)), np.eye(3, 4, dtype=int), np.eye(3, 4, dtype=dtype)):
+        for given in (target, np.asfortranarray(target), target.tolist()):
+            refused(case.but(target=given), TypeError, "target", "probabilities", "class ind")
+    case.call(2, label_smoothing=0)
+
+
+@every_loss
+@pytest.mark.parametrize("name", ["label_smoothing", "denominator", "base", "gamma", "z_loss"])
 @pytest.mark.parametrize("value", ["0.5", b"1", [0.5, 0.5], 1j, {}, object()], ids=repr)
 def test_numbers_of_another_type(loss, name, value, rng):
     case = loss.case(rng, (3, 4), np.float32)
@@ -104,9 +124,10 @@ def test_numbers_of_another_type(loss, name, value, rng):
 
 
 @every_loss
-def test_label_smoothing_none(loss, rng):
+@pytest.mark.parametrize("name", ["label_smoothing", "gamma", "z_loss"])
+def test_numbers_that_are_none(loss, name, rng):
     case = loss.case(rng, (3, 4), np.float32)
-    refused(case, TypeError, "label_smoothing", label_smoothing=None)
+    refused(case, TypeError, name, **{name: None})
 
 
 @every_loss
@@ -200,7 +221,7 @@ def test_class_index_out_of_range_in_every_width(loss, rng):
 
 @every_index_loss
 def test_first_of_several_bad_indices_is_named(loss, rng, threads):
-    """Whatever thread finds which."""
+    """Whichever thread finds which of them."""
     case = loss.case(rng, (50_000, 5), np.float32)
     target = case.target.copy()
     target[[1234, 30_000, 49_999]] = [55, 66, 77]
@@ -283,7 +304,7 @@ def test_weights_of_another_shape(loss, dtype, rng):
 
 @every_dtype
 def test_binary_shapes(dtype, rng):
-    case = LOSSES[-1].case(rng, (6, 4), dtype)
+    case = BY_ID["binary"].case(rng, (6, 4), dtype)
     for shape in [(6,), (4,), (), (6, 1), (6, 4, 1)]:
         refused(case.but(target=np.zeros(shape, dtype)), ValueError, "target", shape, "(6, 4)")
     for name in ("weight", "pos_weight"):
@@ -366,7 +387,7 @@ def test_weights_of_another_dtype(loss, name, kind, rng):
 
 @pytest.mark.parametrize("kind", ["i8", "f4", "O", "U3"])
 def test_where_of_another_dtype(kind, rng):
-    case = LOSSES[-1].case(rng, (3, 4), np.float32)
+    case = BY_ID["binary"].case(rng, (3, 4), np.float32)
     where = np.ones((3, 4), kind)
     refused(case, TypeError, "where", where.dtype, "bool", where=where)
 
@@ -416,7 +437,7 @@ def test_probability_outside_its_range(value, classes, dtype, rng):
             scores = case.scores.copy()
             scores[position] = value
             if loss.indices:
-                # Of a class index nothing else is looked at.
+                # For a class index only its own probability is read.
                 case.target[position[:-1]] = position[-1]
             at = "probabilities[" + ", ".join(map(str, position)) + "]"
             refused(case.but(scores=scores), ValueError, at, given, "[0, 1]")

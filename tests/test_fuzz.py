@@ -14,7 +14,7 @@ CASES = int(2500 * float(os.environ.get("FUZZ_FACTOR", "1")))
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", range(3))
 def test_random_calls(part):
-    """See fuzz.py for what may come of a call: right values or the right refusal."""
+    """Each gives the right values or raises the right exception: see fuzz.py."""
     done = fuzz.run_apart(None, 0, part * CASES, CASES)
     words = [f"{found['words']}\n    {found['lines']}" for found in done["findings"]]
     assert not words, "\n".join(words)
@@ -55,7 +55,7 @@ def _wrong_input(args, result):
 @pytest.mark.parametrize("wrong", [_wrong_loss, _wrong_derivative, _wrong_place, _wrong_input])
 @pytest.mark.parametrize("name", fuzz.NAMES)
 def test_what_is_wrong_is_found(name, wrong, monkeypatch):
-    """Or the tests above would say nothing: every function, with something wrong in it."""
+    """Each function with a fault put into it: otherwise the test above might find nothing."""
 
     def fails(number):
         try:
@@ -64,7 +64,7 @@ def test_what_is_wrong_is_found(name, wrong, monkeypatch):
             return True
         return False
 
-    calls = {n: fuzz.draw(3, n) for n in range(300)}
+    calls = {n: fuzz.draw(3, n) for n in range(100 * len(fuzz.NAMES))}
     right = [n for n, c in calls.items() if c.name == name and not c.fault and not c.spoiled]
     right = [n for n in right if not fails(n)]
     assert len(right) > 40
@@ -82,7 +82,7 @@ def test_a_wrong_exception_is_found(monkeypatch):
     def careless(*args, **options):
         raise TypeError("something")
 
-    calls = [fuzz.draw(3, n) for n in range(300)]
+    calls = [fuzz.draw(3, n) for n in range(100 * len(fuzz.NAMES))]
     planted = [c for c in calls if c.fault == (ValueError,) and c.name == "log_loss"]
     assert len(planted) > 3
     for suffix in fuzz.SUFFIXES:

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import DTYPES
-
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+from losses import every_dtype
 
 
 def close(expected, dtype=np.float32, digits=None):

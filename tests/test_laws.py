@@ -10,21 +10,19 @@ from hypothesis import strategies as st
 
 import xentrs
 from losses import (
+    BY_ID,
     CLASS_COUNTS,
     CLASS_LOSSES,
-    DTYPES,
-    INDEX_LOSSES,
     LOSSES,
     SAMPLE_COUNTS,
     assert_same_bits,
+    every_class_loss,
+    every_dtype,
+    every_index_loss,
+    every_loss,
     same_bits,
 )
 from reference import ulp_error
-
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
-every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 
 # Few classes and many are two kernels; 100 x 10 takes more than one block of 1024 elements.
 SHAPES = [(100, 10), (17, 3), (5, 70), (3, 1100)]
@@ -192,7 +190,8 @@ def test_twins_return_the_same_bits(loss, options, shape, dtype, rng):
 @every_loss
 @every_shape
 def test_reductions_agree_with_none(loss, shape, dtype, rng):
-    options = set(loss.options) - {"reduction", "denominator"}
+    # The mean of z-loss has a divisor of its own: see the law of it.
+    options = set(loss.options) - {"reduction", "denominator", "z_loss"}
     case = loss.case(rng, shape, dtype, options)
     each, grad, hess = case.all(reduction="none")
     total, total_grad, total_hess = case.all(reduction="sum")
@@ -272,7 +271,7 @@ def test_weights_of_0_and_below_are_numbers_as_others(loss, shape, dtype, lowest
     """Neither is refused: 0 leaves a sample, class or element out, -1 turns its sign."""
     names = {"weight", "sample_weight", "pos_weight"} & set(loss.options)
     for together in (*({name} for name in sorted(names)), names):
-        for smoothing in (0.0, 0.3):
+        for smoothing in loss.smoothings:
             case = loss.case(rng, shape, dtype, together, label_smoothing=smoothing)
             for name in together:
                 value = case.options[name]
@@ -313,6 +312,8 @@ def test_weights_of_one_and_defaults_change_nothing(loss, shape, dtype, rng):
         "where": np.ones(shape, bool),
         "ignore_index": None,
         "label_smoothing": 0,
+        "z_loss": 0,
+        "gamma": 2,
         "denominator": None,
         "base": None,
         "reduction": "mean",
@@ -395,6 +396,65 @@ def test_class_index_is_a_one_hot_probability(name, shape, dtype, rng):
             np.testing.assert_allclose(other[0], hard[0], rtol=8 * np.finfo(dtype).eps)
             assert_units(other[1], hard[1], right.grad_terms, dtype, bound=8)
             assert_units(other[2], hard[2], right.hess_terms, dtype, bound=12)
+
+
+@every_dtype
+@every_shape
+@pytest.mark.parametrize("id", ["cross_entropy-indices", "cross_entropy-probabilities"])
+@pytest.mark.parametrize("options", [(), ("label_smoothing",), ("weight", "sample_weight"), None])
+def test_z_loss_is_added_to_each_sample_that_counts(id, options, shape, dtype, rng):
+    """It is z S**2 times the sample weight, and its mean divides by the sample weights alone."""
+    loss, z = BY_ID[id], 0.03
+    options = set(loss.options) - {"reduction", "base", "z_loss"} if options is None else options
+    plain = loss.case(rng, shape, dtype, options)
+    case = plain.but(z_loss=z)
+    x = case.scores.astype(np.longdouble)
+    top = x.max(-1, keepdims=True)
+    exps = np.exp(x - top)
+    s = (top + np.log(exps.sum(-1, keepdims=True)))[..., 0]
+    p = exps / exps.sum(-1, keepdims=True)
+    weight = np.broadcast_to(plain.options.get("sample_weight", 1), s.shape).astype(np.longdouble)
+    if loss.indices:
+        weight = np.where(np.isin(case.target, plain.options.get("ignore_index", -100)), 0, weight)
+    each = weight * z * s**2
+    rows = 2 * z * (weight * s)[..., None] * p
+    curved = 2 * z * weight[..., None] * p * (p + s[..., None] * (1 - p))
+    total = plain.options.get("denominator", weight.sum())
+    for reduction, divisor in (("none", 1), ("sum", 1), ("mean", total)):
+        got, without = case.all(reduction=reduction), plain.all(reduction=reduction)
+        added = each if reduction == "none" else each.sum() / divisor
+        rel = 8 * np.finfo(dtype).eps if reduction == "none" else 1e-6
+        np.testing.assert_allclose(got[0], (without[0] + added).astype(float), rtol=rel)
+        right = case.reference(reduction=reduction)
+        sizes = right.grad_terms, right.hess_terms
+        more = rows / divisor, curved / divisor
+        for a, b, c, size in zip(got[1:], without[1:], more, sizes, strict=True):
+            assert_units(a, b + c, size, dtype)
+
+
+@every_dtype
+@every_shape
+def test_focal_loss_of_gamma_0_is_cross_entropy_to_the_bit(shape, dtype, rng):
+    loss = BY_ID["focal_loss"]
+    for options in ((), set(loss.options) - {"gamma"}):
+        case = loss.case(rng, shape, dtype, options)
+        right = replace(case, loss=BY_ID["cross_entropy-indices"])
+        for order in range(3):
+            assert_same_bits(case.call(order, gamma=0), right.call(order))
+
+
+@every_dtype
+@every_shape
+def test_focal_loss_is_cross_entropy_times_a_power(shape, dtype, rng):
+    case = BY_ID["focal_loss"].case(rng, shape, dtype, reduction="none")
+    plain = case.reference(gamma=0).loss
+    last = np.full(shape[0], np.inf)
+    for gamma in (0, 0.25, 1, 2, 3.5, 8):
+        each = case.call(0, gamma=gamma)
+        factor = (-np.expm1(-plain)) ** gamma
+        np.testing.assert_allclose(each, (factor * plain).astype(float), rtol=1e-5, atol=1e-37)
+        assert (each <= last).all()  # the factor is at most 1
+        last = each
 
 
 # -------------------------------------------------------------------------- samples are their own

@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, DTYPES, assert_same_bits
-
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+from losses import CLASS_LOSSES, assert_same_bits, every_class_loss, every_dtype
 
 # Lines shorter and longer than a vector of samples, classes that end in a vector and beside it,
 # several tiles, an axis of one.
@@ -42,7 +39,7 @@ def has_columns(loss, scores, axis):
     lines = [line for i, line in enumerate(axes) if i != axis]
     step, n = min(lines)
     long = step == scores.itemsize and n >= 64
-    return loss.name == "cross_entropy" and scores.shape[axis] > 256 and long
+    return loss.softmax and scores.shape[axis] > 256 and long
 
 
 def assert_nearly_same(actual, expected, axis):
@@ -59,7 +56,7 @@ def assert_nearly_same(actual, expected, axis):
 @every_step
 @every_class_loss
 def test_places_of_inputs_and_outputs_change_no_bit(loss, step, backwards, shape, dtype, rng):
-    for options in ((), ("label_smoothing",), tuple(sorted(set(loss.options) - {"reduction"}))):
+    for options in loss.option_sets:
         case = loss.case(rng, shape, dtype, options, reduction="none")
         expected = case.all()
         for axis in range(len(shape)):
@@ -123,7 +120,7 @@ def test_threads_change_no_bit_of_tiles(loss, dtype, rng, threads):
 
 
 @every_dtype
-@pytest.mark.parametrize("loss", [e for e in CLASS_LOSSES if e.name == "cross_entropy"], ids=str)
+@pytest.mark.parametrize("loss", [loss for loss in CLASS_LOSSES if loss.softmax], ids=str)
 @pytest.mark.parametrize(
     "shape", [(3, 130, 300), (1, 1500, 257), (130, 1025), (2, 64, 9001)], ids=str
 )

@@ -20,7 +20,7 @@ import xentrs
 threads = xentrs.show_config(mode="dicts")["threads"]
 print(xentrs.get_num_threads(), threads["count"], threads["source"])
 """
-# Set from outside they must not decide what the tests see.
+# If these are set outside, they must not change what the tests see.
 UNSET = {"XENTRS_NUM_THREADS": None, "RAYON_NUM_THREADS": None, "OMP_NUM_THREADS": None}
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -90,7 +90,7 @@ def test_number_of_threads_of_another_type(value, threads):
 
 @pytest.mark.parametrize("value", [1 << 31, (1 << 63) - 1, 1 << 64, 1 << 100])
 def test_absurd_number_of_threads(value, python):
-    """Refused, or accepted without starting them: never a crash."""
+    """The number is refused, or accepted without starting so many threads: never a crash."""
     script = f"""
         import numpy as np, xentrs
         try:
@@ -145,7 +145,7 @@ def test_set_num_threads_wins_over_the_environment(name, python):
 
 @pytest.mark.parametrize("value", ["0", "-2", "many", "2.5", "99999999999999999999"])
 def test_environment_variable_that_is_no_number_of_threads(value, python):
-    """Ours is an error that names it; it is not forgotten at the second call."""
+    """Our own variable raises an error that names it, at the second call too."""
     script = """
         import numpy as np
         x, t = np.zeros((100_000, 10), np.float32), np.zeros(100_000, int)
@@ -214,7 +214,7 @@ def test_concurrent_set_num_threads(threads):
 
 
 def test_several_python_threads_at_once(threads):
-    """Each with its own arrays; the results are those of one after the other."""
+    """Each with arrays of its own; the results are those of calls one after the other."""
     threads(3)
     cases = []
     for i in range(24):
@@ -263,7 +263,7 @@ def test_same_input_from_several_threads(threads):
 
 
 def _ticks_during(call):
-    """Return how often another thread of Python ran in the middle half of a call."""
+    """Return how often another Python thread ran in the middle half of a call."""
     ticks, stop = [], threading.Event()
 
     def tick():
@@ -289,7 +289,7 @@ def _ticks_during(call):
 def test_gil_is_released_while_kernels_run(loss, count, order, threads):
     """With the GIL held no other thread could run between the start and the end of a call."""
     threads(count)
-    # log_loss of class indices looks at one number a row: only many rows take their time.
+    # log_loss of class indices reads one number a row: it takes many rows to be slow enough.
     classes = 2 if loss.bounded and loss.indices and order == 0 else 10_000
     row = loss.case(np.random.default_rng(0), (1, classes), np.float64)
     samples = 2_000_000 // classes
@@ -361,7 +361,7 @@ def test_child_of_fork_works(python):
 @linux
 @pytest.mark.timeout(120)
 def test_child_of_fork_during_a_call_works(python):
-    """The pool is busy, its locks taken perhaps, at the moment of the fork."""
+    """At the moment of the fork the pool is busy and may hold its locks."""
     script = (
         FORK
         + """
@@ -397,7 +397,7 @@ def test_child_of_fork_during_a_call_works(python):
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("samples", [3, 60_000])
 def test_child_of_fork_during_the_first_call_works(samples, python):
-    """The first call finds out what the machine has; nobody may wait for it in the child."""
+    """The first call detects the machine; the child must not wait for the parent's detection."""
     script = f"""
     import os, signal, threading, warnings
     import numpy as np, xentrs
@@ -495,7 +495,7 @@ MASKS = """
 
 @linux
 def test_threads_keep_the_cpus_of_the_process(python):
-    """A helper is kept away from the caller's CPU while it wakes, and no longer."""
+    """A helper thread is kept off the caller's CPU while it wakes, and no longer."""
     script = (
         MASKS
         + """
@@ -509,7 +509,7 @@ def test_threads_keep_the_cpus_of_the_process(python):
 @linux
 @pytest.mark.skipif(CPUS < 2, reason="needs two CPUs")
 def test_threads_keep_cpus_chosen_while_they_live(python):
-    """As by taskset for a running process: no later call takes others."""
+    """As by taskset for a running process: later calls stay on those CPUs."""
     script = (
         MASKS
         + """
@@ -526,7 +526,7 @@ def test_threads_keep_cpus_chosen_while_they_live(python):
 
 @linux
 def test_more_threads_than_cpus(python):
-    """On one CPU helpers are in the caller's way, and results are the same all the same."""
+    """On one CPU, where helper threads compete with the caller, results are the same."""
     script = """
     import os
     import numpy as np, xentrs
@@ -550,7 +550,7 @@ def test_more_threads_than_cpus(python):
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("shape", ["(20_000, 10)", "(400, 700)"])
 def test_arrays_changed_by_another_thread_never_crash(shape, python):
-    """A wrong number or an IndexError may come of it; no crash, no write outside `out`."""
+    """The result may be wrong or an IndexError; no crash, and no write outside `out`."""
     script = f"""
         import threading, time
         import numpy as np, xentrs
@@ -612,7 +612,7 @@ def test_arrays_changed_by_another_thread_never_crash(shape, python):
     not Path("/proc/self/clear_refs").exists(), reason="needs a peak that starts again"
 )
 def test_large_rows_take_two_rows_a_thread(python):
-    """The first call too: what is freed between two runs does not stay with the allocator."""
+    """At the first call too: the allocator keeps nothing between runs of rows."""
     script = """
         from pathlib import Path
         import numpy as np, xentrs
@@ -640,7 +640,7 @@ def test_large_rows_take_two_rows_a_thread(python):
 @pytest.mark.parametrize("kind", ["plain", "read-only", "memory-mapped", "subclass", "misaligned"])
 @pytest.mark.parametrize("shape", ["(400, 50_000)", "(2_000_000, 10)"])
 def test_contiguous_logits_are_never_copied(kind, shape, python, tmp_path):
-    """Beyond inputs and gradient: 8 bytes a sample and a few rows, never an array of that size."""
+    """Beside inputs and gradient a call needs 8 bytes a sample and a few rows of memory."""
     script = f"""
         import sys
         import numpy as np, xentrs

@@ -1,17 +1,14 @@
-"""What counts for nothing leaves no trace, and what counts is all that is looked at."""
+"""Samples that count for nothing change no result, and only numbers that count are read."""
 
 import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, DTYPES, LOSSES, assert_same_bits
+from losses import BY_ID, CLASS_LOSSES, assert_same_bits, every_class_loss, every_dtype
 from test_layouts import lay
 
 INF, NAN = np.inf, np.nan
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
 by_index = [loss for loss in CLASS_LOSSES if loss.indices]
-binary = LOSSES[-1]
 
 # Few classes and many, blocks that end beside a vector; columns of few and of many classes.
 ROWS = [(50, 2), (37, 10), (2, 9, 17), (20, 300), (5, 1100), (30, 1)]
@@ -49,11 +46,11 @@ def back(result, case):
 @every_dtype
 @every_class_loss
 @every_place
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("option", [None, "label_smoothing", "z_loss"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
-def test_a_sample_of_weight_0(loss, shape, place, smoothing, weighted, dtype, rng):
-    options = {"weight"} if weighted else set()
-    clean = loss.case(rng, shape, dtype, options, reduction="none", label_smoothing=smoothing)
+def test_a_sample_of_weight_0(loss, shape, place, option, weighted, dtype, rng):
+    options = ({"weight"} if weighted else set()) | ({option} & set(loss.options))
+    clean = loss.case(rng, shape, dtype, options, reduction="none")
     nothing = rng.random(shape[:-1]) < 0.4
     for kind in (np.float32, np.float64):
         s = np.where(nothing, rng.choice([0.0, -0.0]), rng.uniform(0.5, 2, shape[:-1]))
@@ -97,7 +94,7 @@ def test_all_samples_of_weight_0(loss, shape, place, dtype, rng):
 @pytest.mark.parametrize("loss", by_index, ids=str)
 @every_place
 def test_a_class_of_weight_0_at_the_target(loss, shape, place, dtype, rng):
-    """Without smoothing it is as if the class were ignored."""
+    """Without smoothing the samples of that class are ignored."""
     options = {"sample_weight"}
     case = loss.case(rng, shape, dtype, options)
     dropped = shape[-1] // 2
@@ -129,7 +126,7 @@ def test_targets_of_weight_0_are_checked(loss, dtype, rng):
 def test_an_element_of_weight_0(shape, where, dtype, rng):
     options = {"pos_weight", "where"} if where else {"pos_weight"}
     for full in (True, False):
-        case = binary.case(rng, shape, dtype, options, reduction="none")
+        case = BY_ID["binary"].case(rng, shape, dtype, options, reduction="none")
         size = shape if full else shape[-1:]
         some = rng.random(size) < 0.4
         for kind in (np.float32, np.float64):
@@ -190,7 +187,7 @@ def test_log_loss_names_what_counts_and_is_no_probability(shape, place, bad, dty
                 with pytest.raises(ValueError, match=name):
                     laid.call(order, out=out)
                 assert (out == 7).all()
-        # Of a sample that does not count nobody asks.
+        # A sample that does not count is not checked.
         case.options["sample_weight"][sample] = 0
         assert np.isfinite(placed(case, place).call(0, reduction="sum"))
 

@@ -1,4 +1,4 @@
-"""Numbers beyond the logits' type: wider labels, sums beyond float32; and results in place."""
+"""Labels and weights of a wider dtype than the logits, sums beyond float32, results in place."""
 
 import itertools
 
@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, DTYPES, LOSSES, assert_same_bits
+from losses import BY_ID, LOSSES, assert_same_bits, every_class_loss, every_dtype, every_loss
 from test_layouts import lay
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
 SHAPES = [(1, 2), (100, 10), (17, 3), (5, 300), (3, 1100), (2, 9, 40), (2600, 4)]
 LARGE = [(1, 2), (3, 10), (20, 17), (3, 300), (2, 1500)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -47,7 +45,7 @@ def test_wider_labels_and_weights_are_used_as_they_are(loss, shape, place, rng):
     names = ["target", *({"weight", "pos_weight", "sample_weight"} & set(loss.options))]
     for count in (1, len(names)):
         for some in itertools.combinations(names, count):
-            for smoothing in (0.0, 0.1):
+            for smoothing in loss.smoothings:
                 case = loss.case(rng, shape, np.float32, {*some} - {"target"})
                 case = case.but(label_smoothing=smoothing, scores=put(case.scores, place))
                 for name in set(some) & set(case.options):
@@ -62,7 +60,7 @@ def test_wider_labels_and_weights_are_used_as_they_are(loss, shape, place, rng):
                     wider = {"weight", "pos_weight"} if loss.indices else {*some}
                     wider -= {"sample_weight"} if smoothing or not loss.indices else {"weight"}
                     if not wider & {*some}:
-                        # Float64 is where the others are used anyway.
+                        # The others are used in float64 in any case.
                         got, right = (r if order else (r,) for r in (got, right))
                         for a, b in zip(got, right, strict=True):
                             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -91,7 +89,7 @@ def test_labels_keep_their_digits(kind):
     p = f4([[0.5, 0.25]])
     got = xentrs.log_loss(p, [labels(1e300, 1 - 1e-9)])
     assert got == pytest.approx(1e300 * np.log(2))
-    # What 1 - 1e-9 is less than 1 alone is left.
+    # The loss is the probability 1e-9 of the first class times its distance, 200.
     x = f4([[0, 200]])
     got = xentrs.cross_entropy(x, [labels(1e-9, 1 - 1e-9)])
     np.testing.assert_allclose(got, 200e-9, rtol=1e-12)
@@ -109,10 +107,8 @@ def test_integer_labels_are_exact(kind):
 
 
 @every_shape
-@pytest.mark.parametrize("loss", LOSSES[1:], ids=str)
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if not loss.indices], ids=str)
 def test_labels_that_lose_nothing_give_the_same_bits(loss, shape, rng):
-    if loss.indices:
-        return
     case = loss.case(rng, shape, np.float32)
     for place in ORDERS:
         target = put(case.target.astype(np.float64), place)
@@ -120,10 +116,10 @@ def test_labels_that_lose_nothing_give_the_same_bits(loss, shape, rng):
 
 
 @pytest.mark.parametrize("classes", [2, 10, 300])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
-def test_factors_beyond_float32(loss, classes, smoothing, rng):
-    case = loss.case(rng, (20, classes), np.float32, label_smoothing=smoothing)
+@pytest.mark.parametrize("smooth", [False, True], ids=["", "smoothing"])
+@every_class_loss
+def test_factors_beyond_float32(loss, classes, smooth, rng):
+    case = loss.case(rng, (20, classes), np.float32, label_smoothing=loss.smoothings[-1] * smooth)
     exact = case.but(scores=case.scores.astype(np.float64), target=wide(case.target))
     for options in (
         {"sample_weight": np.full(20, 1e39)},
@@ -246,7 +242,7 @@ def test_log_losses_that_exceed_float32(shape, place, rng):
         laid = put(p, place)
         other = put(target, place) if target.ndim == p.ndim else target
         for order in range(3):
-            function = LOSSES[2].functions[order]
+            function = BY_ID["log_loss-indices"].functions[order]
             got = function(laid, other, reduction="sum", **options)
             np.testing.assert_allclose(got[0] if order else got, right, rtol=1e-6)
         got = xentrs.log_loss_with_grad(laid, other, reduction="sum", **options, out=laid)
@@ -261,8 +257,7 @@ def test_log_losses_that_exceed_float32(shape, place, rng):
 @pytest.mark.parametrize("shape", [*SHAPES, (70, 300), (5, 5000)], ids=str)
 @pytest.mark.parametrize("place", [*ORDERS, "axis 0"])
 def test_every_output_in_place(loss, shape, place, dtype, rng):
-    everything = tuple(sorted(set(loss.options) - {"reduction"}))
-    for options in ((), ("label_smoothing",), everything):
+    for options in loss.option_sets:
         case = loss.case(rng, shape, dtype, options)
         if place == "axis 0" and loss.class_axis:
             target = case.target

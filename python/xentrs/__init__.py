@@ -1,13 +1,22 @@
 """Exact and fast cross-entropy: loss and gradient in one pass over NumPy arrays."""
 
 from xentrs._config import get_num_threads, set_num_threads, show_config
-from xentrs._functional import (
+from xentrs._losses.binary_cross_entropy_with_logits import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_with_grad,
     binary_cross_entropy_with_logits_with_grad_hess,
+)
+from xentrs._losses.cross_entropy import (
     cross_entropy,
     cross_entropy_with_grad,
     cross_entropy_with_grad_hess,
+)
+from xentrs._losses.focal_loss import (
+    focal_loss,
+    focal_loss_with_grad,
+    focal_loss_with_grad_hess,
+)
+from xentrs._losses.log_loss import (
     log_loss,
     log_loss_with_grad,
     log_loss_with_grad_hess,
@@ -22,6 +31,9 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
+    "focal_loss",
+    "focal_loss_with_grad",
+    "focal_loss_with_grad_hess",
     "get_num_threads",
     "log_loss",
     "log_loss_with_grad",

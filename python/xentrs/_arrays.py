@@ -1,25 +1,26 @@
-"""The slow path: bring any arguments into the one form that the compiled module takes.
+"""The slow path: convert arguments of any kind to the form that the kernels read.
 
-The compiled functions look at their arguments first. Where all are canonical (native, aligned,
-dtypes that agree, C-contiguous; of any strides if they have a class axis) they answer at once;
-otherwise they have computed nothing, and `class_loss` or `element_loss` runs:
+A public function is compiled, and answers by itself if every array is *canonical*: an ndarray in
+native byte order, aligned, of a dtype that agrees with the others, and C-contiguous (values and
+targets of a loss with a class axis may have any strides). Otherwise it computes nothing and calls
+`evaluate`, which goes through these steps:
 
-    read    options become plain numbers: nothing runs the caller's code afterwards
-    view    every argument becomes an ndarray of our own, still on the caller's memory: what others
-            assign to the caller's (a shape, say) changes none of ours
-    check   dtypes, shapes and the overlap of outputs, on those views
-    copy    what is not canonical
-    call    the compiled function again; values are checked there
-    return  results in the caller's `out`
+    read    options become plain numbers, so that no code of the caller's runs afterwards
+    view    every array becomes a view of our own on the caller's memory: if another thread assigns
+            a shape to the caller's array, the view keeps its own
+    check   dtypes, shapes and the overlap of outputs, on the views
+    copy    whatever is not canonical
+    call    the compiled function, which checks the values of options and targets
+    return  the results, in the caller's `out` if there is one
 
-Nothing is written to `out` before the compiled function has accepted everything.
+Nothing is written to `out` before the compiled function has accepted all arguments.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -32,28 +33,60 @@ _Array: TypeAlias = NDArray[Any]
 # DLPack device types whose memory the CPU reads: CPU, pinned for CUDA or ROCm, CUDA managed.
 _HOST_MEMORY = (1, 3, 11, 13)
 
-# How hard to look for a common element of two strided arrays; past it they count as overlapping.
+# The effort that NumPy may spend on finding an element that two strided arrays share. Arrays for
+# which this does not suffice are treated as overlapping.
 _OVERLAP_WORK = 10_000
 
-# Numbers that are looked at together, so that looking takes little memory.
+# The most numbers that a check of values takes at a time, so that it needs little memory.
 _BLOCK = 1 << 18
 
 
-def class_loss(
-    loss: str, order: int, logits: object, target: object, *rest: object, name: str | None = None
-) -> Any:
-    """Evaluate a loss that has a class axis.
+def evaluate(loss: str, order: int, arguments: dict[str, Any]) -> Any:
+    """Evaluate a loss and its first `order` derivatives.
 
-    `rest` are its options in the order of `LOSSES`, `out` and `hess_out`; `name` is what the caller
-    calls the logits.
+    `arguments` are those of the public function, by name and in the order of its signature.
     """
-    *given, out, hess_out = rest
-    options = dict(zip(LOSSES[loss]["options"], plain_options(loss, *given), strict=True))
-    axis, weight, sample_weight = options["axis"], options["weight"], options["sample_weight"]
-    name = LOSSES[loss]["input"] if name is None else name
-    axis = _integer("axis", axis, "an int")
-    options["ignore_index"] = _ignore_index(options["ignore_index"])
-    x = _float_array(name, logits)
+    options = dict(arguments)
+    outputs = options.pop("out", None), options.pop("hess_out", None)
+    name = next(iter(options))  # what the values are called
+    values, target = options.pop(name), options.pop("target")
+    options = dict(zip(options, plain_options(loss, *options.values()), strict=True))
+    prepare = _prepare_classes if LOSSES[loss]["axis"] else _prepare_elements
+    call = prepare(name, values, target, options, outputs)
+    return _call(loss, order, call)
+
+
+def class_loss(
+    loss: str, order: int, values: object, target: object, *rest: object, name: str
+) -> Any:
+    """Evaluate a loss with its arguments by position, as `_xentrs.compute` takes them.
+
+    Messages call the values by `name`.
+    """
+    names = (name, "target", *LOSSES[loss]["options"], "out", "hess_out")
+    return evaluate(loss, order, dict(zip(names, (values, target, *rest), strict=True)))
+
+
+class _Call(NamedTuple):
+    """The arguments of `_xentrs.compute`, and the caller's arrays that they were made of."""
+
+    given: _Array  # the values, on the caller's memory
+    outputs: tuple[_Array | None, _Array | None]  # the caller's own objects
+    values: _Array  # `given`, or a copy
+    rest: tuple[Any, ...]
+
+
+def _prepare_classes(
+    name: str,
+    values: object,
+    target: object,
+    options: dict[str, Any],
+    outputs: tuple[object, object],
+) -> _Call:
+    """Read, check and copy the arguments of a loss that has a class axis."""
+    axis = _integer("axis", options["axis"], "an int")
+    ignored = _ignore_index(options["ignore_index"])
+    x = _float_array(name, values)
     if x.ndim == 0:
         raise ValueError(f"{name} must have a class axis, but its shape is ()")
     axis = _class_axis(axis, name, x)
@@ -63,85 +96,69 @@ def class_loss(
     samples = x.shape[:axis] + x.shape[axis + 1 :]
 
     t = _class_target(name, x, axis, target)
-    indices = t.shape == samples
-    w = None if weight is None else _real_array("weight", weight)
+    w = _optional("weight", options, _real_array)
     if w is not None and w.shape != (classes,):
         raise ValueError(
             f"weight has shape {w.shape}, but must have shape ({classes},): {name} of shape "
             f"{x.shape} has {classes} classes on axis {axis}"
         )
-    s = None if sample_weight is None else _real_array("sample_weight", sample_weight)
+    s = _optional("sample_weight", options, _real_array)
     if s is not None and s.shape != samples:
         raise ValueError(
             f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
             f"{x.shape}, without the class axis {axis}"
         )
-    inputs = {"target": t, "weight": w, "sample_weight": s}
-    outputs = _outputs(name, x, inputs, out, hess_out)
+    outs = _outputs(name, x, {"target": t, "weight": w, "sample_weight": s}, *outputs)
+
     dtype = _native(x)
-    options |= {
-        "axis": axis,
-        "weight": None
-        if w is None
-        else _canonical(w, dtype if _native(w) == dtype else np.float64),
-        "sample_weight": None
-        if s is None
-        else _canonical(s, _native(s) if _is_float(s) else np.float64),
-    }
-    t = _canonical(t, _native(t)) if indices else _plain(t, _exact(t, dtype))
-    return _evaluate(loss, order, x, _plain(x, dtype), (t, *options.values()), outputs)
+    t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _exact(t, dtype))
+    if w is not None:
+        w = _canonical(w, dtype if _native(w) == dtype else np.float64)
+    if s is not None:
+        s = _canonical(s, _native(s) if _is_float(s) else np.float64)
+    options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": s}
+    return _Call(x, outs, _plain(x, dtype), (t, *options.values()))
 
 
-def element_loss(loss: str, order: int, logits: object, target: object, *rest: object) -> Any:
-    """Evaluate a loss that works element by element; the arguments are those of `class_loss`."""
-    *given, out, hess_out = rest
-    options = dict(zip(LOSSES[loss]["options"], plain_options(loss, *given), strict=True))
-    weight, pos_weight, where = options["weight"], options["pos_weight"], options["where"]
-    x = _float_array("logits", logits)
+def _prepare_elements(
+    name: str,
+    values: object,
+    target: object,
+    options: dict[str, Any],
+    outputs: tuple[object, object],
+) -> _Call:
+    """Read, check and copy the arguments of a loss that works element by element."""
+    x = _float_array(name, values)
     t = _real_array("target", target)
     if t.shape != x.shape:
-        raise ValueError(f"target has shape {t.shape}, but logits has shape {x.shape}")
-    w = None if weight is None else _real_array("weight", weight)
-    p = None if pos_weight is None else _real_array("pos_weight", pos_weight)
-    m = None if where is None else _typed("where", where, _is_bool, "bool")
-    options |= {
-        "weight": None if w is None else _suffix("weight", w, x),
-        "pos_weight": None if p is None else _suffix("pos_weight", p, x),
-        "where": None if m is None else _canonical(_broadcast("where", m, x), np.bool_),
-    }
-    canonical = _canonical(t, t.dtype if t.dtype == np.bool_ else _exact(t, _native(x)))
-    arguments = (canonical, *options.values())
-    inputs = {"target": t, "weight": w, "pos_weight": p, "where": m}
-    outputs = _outputs("logits", x, inputs, out, hess_out)
-    return _evaluate(loss, order, x, _canonical(x, _native(x)), arguments, outputs)
+        raise ValueError(f"target has shape {t.shape}, but {name} has shape {x.shape}")
+    weights = {key: _optional(key, options, _real_array) for key in ("weight", "pos_weight")}
+    where = _optional("where", options, _bool_array)
+    full = None if where is None else _broadcast("where", where, x)
+    for key, w in weights.items():
+        options[key] = None if w is None else _suffix(key, w, x)
+    outs = _outputs(name, x, {"target": t, **weights, "where": where}, *outputs)
+    options["where"] = None if full is None else _canonical(full, np.bool_)
+    t = _canonical(t, t.dtype if t.dtype == np.bool_ else _exact(t, _native(x)))
+    return _Call(x, outs, _canonical(x, _native(x)), (t, *options.values()))
 
 
 # The call
 
 
-def _evaluate(
-    loss: str,
-    order: int,
-    x: _Array,
-    values: _Array,
-    arguments: tuple[Any, ...],
-    outputs: tuple[_Array | None, _Array | None],
-) -> Any:
-    """Call the compiled function on `values`, that is `x` or a copy; results go to `outputs`.
-
-    Those are the caller's own objects, already checked.
-    """
-    targets = [None if out is None else np.asarray(out).view() for out in outputs]
+def _call(loss: str, order: int, call: _Call) -> Any:
+    """Call the compiled function, and return its results in the caller's outputs."""
+    values, rest = call.values, call.rest
+    targets = [None if out is None else np.asarray(out).view() for out in call.outputs]
     spare = None  # our own copy: the gradient may take its place
-    # Of an array of no elements nothing says whether it is a copy.
-    if order and values.size and values.flags.c_contiguous and not np.may_share_memory(values, x):
-        spare = values
-    result = compute(
-        loss, order, values, *arguments, spare if targets[0] is None else targets[0], targets[1]
-    )
+    # Whether an array without elements is a copy cannot be told.
+    if order and values.size and values.flags.c_contiguous:
+        spare = None if np.may_share_memory(values, call.given) else values
+    out, hess_out = targets
+    result = compute(loss, order, values, *rest, spare if out is None else out, hess_out)
     if result is NotImplemented:
         # An output is not native, or lies between the elements of an input.
-        result = compute(loss, order, values, *arguments, spare, None)
+        result = compute(loss, order, values, *rest, spare, None)
     if result is NotImplemented:
         raise RuntimeError(
             "xentrs refused arrays that it made itself: were they changed during the call? "
@@ -150,7 +167,7 @@ def _evaluate(
     if order == 0:
         return result
     results = [result[0]]
-    for value, out, target in zip(result[1:], outputs, targets, strict=False):
+    for value, out, target in zip(result[1:], call.outputs, targets, strict=False):
         if out is not None and value is not target:
             np.copyto(np.asarray(out), value)
         results.append(value if out is None else out)
@@ -158,19 +175,19 @@ def _evaluate(
 
 
 def _plain(a: _Array, dtype: DTypeLike) -> _Array:
-    """Return `a` itself where it is native and aligned and has that dtype, else a copy."""
-    # A target of 1e300 is infinite in float32, here as everywhere in NumPy, but not a warning.
+    """Return `a` itself if it is native, aligned and of that dtype, else a copy."""
+    # A number that the dtype does not hold becomes infinite, as NumPy has it, without a warning.
     with np.errstate(all="ignore"):
         return np.require(a, dtype, ["A"])
 
 
 def _canonical(a: _Array, dtype: DTypeLike) -> _Array:
-    """Return `a` itself where it is plain and C-contiguous, else a copy."""
+    """Return `a` itself if it is native, aligned, of that dtype and C-contiguous, else a copy."""
     return np.require(_plain(a, dtype), requirements=["C"])
 
 
 def _exact(a: _Array, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return `dtype`, that of the logits, where no number of `a` loses by it, else float64."""
+    """Return `dtype`, that of the logits, if it holds every number of `a` exactly, else float64."""
     if np.can_cast(a.dtype, dtype):
         return dtype
     flags: list[Any] = ["external_loop", "buffered", "zerosize_ok"]
@@ -190,7 +207,7 @@ def _native(a: _Array) -> np.dtype[Any]:
 
 
 def _view(name: str, value: object) -> _Array:
-    """Return an array of our own on the memory that `value` is or describes, or on a copy of it."""
+    """Return a new array object on the memory of `value`; on a copy only if NumPy must make one."""
     if type(value) is np.ndarray:
         return value.view()
     if isinstance(value, np.ndarray):
@@ -216,12 +233,12 @@ def _view(name: str, value: object) -> _Array:
 
 
 def _refuse_gpu(name: str, value: object) -> None:
-    # DLPack first: on a tensor that requires a gradient, asking torch for the other one raises.
+    # DLPack first: `__cuda_array_interface__` raises on a PyTorch tensor that requires a gradient.
     if hasattr(value, "__dlpack_device__"):
         try:
             on_gpu = value.__dlpack_device__()[0] not in _HOST_MEMORY
         except (BufferError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            on_gpu = False  # on several devices, or on none: converting it says what is wrong
+            on_gpu = False  # on several devices, or on none: the conversion raises the error
     else:
         on_gpu = hasattr(value, "__cuda_array_interface__")
     if on_gpu:
@@ -256,9 +273,9 @@ def _typed(
     *,
     untyped_integers: bool = False,
 ) -> _Array:
-    """Return the array that `value` is or describes.
+    """Return `value` as an array of an accepted dtype.
 
-    What is of no dtype that is accepted is refused before it is converted, where it says so.
+    A value that declares another dtype is refused before it is converted.
     """
     if not isinstance(value, np.ndarray | np.generic | list | tuple | float | int):
         _refuse_gpu(name, value)
@@ -283,8 +300,18 @@ def _real_array(name: str, value: object) -> _Array:
     return _typed(name, value, _is_real, "float, integer or bool")
 
 
+def _bool_array(name: str, value: object) -> _Array:
+    return _typed(name, value, _is_bool, "bool")
+
+
+def _optional(
+    name: str, options: dict[str, Any], read: Callable[[str, object], _Array]
+) -> _Array | None:
+    return None if options[name] is None else read(name, options[name])
+
+
 def _is_untyped(value: object) -> bool:
-    """Whether the numbers' type is NumPy's choice: those of a list, or of another sequence."""
+    """Whether NumPy chooses the dtype: for the numbers of a list or of another sequence it does."""
     if type(value) is int:
         return True
     protocols = ("__array__", "__array_interface__", "__array_struct__", "__dlpack__")
@@ -298,14 +325,14 @@ def _is_untyped(value: object) -> bool:
 
 
 def _wrong_dtype(name: str, value: object, dtype: np.dtype[Any], accepted: str) -> TypeError:
-    # NumPy makes an object array of whatever it does not understand: then the type says more.
+    # NumPy makes an object array of a value that it does not understand: then the type says more.
     understood = isinstance(value, np.ndarray) or dtype.kind != "O"
     given = "" if understood else f" (from {type(value).__name__})"
     return TypeError(f"{name} has dtype {dtype}{given}, but must be {accepted}")
 
 
 def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
-    """Return `value` as class indices, or as probabilities; its shape says which of the two."""
+    """Return `value` as class indices or as probabilities, whichever its shape says."""
     t = _real_array("target", value)
     if t.shape == x.shape:
         if t.dtype.kind != "f":
@@ -326,7 +353,7 @@ def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
         f"takes class indices of shape {samples} or probabilities of shape {x.shape}"
     )
     fitting = [a for a in range(x.ndim) if x.shape[:a] + x.shape[a + 1 :] == t.shape]
-    if fitting:  # several, where lengths repeat: then rather PyTorch's class axis
+    if fitting:  # several, if axes have the same length: then PyTorch's class axis first
         elsewhere = 1 if 1 in fitting else fitting[0]
         message += f"; if its classes are on axis {elsewhere}, pass axis={elsewhere}"
     raise ValueError(message)
@@ -347,7 +374,7 @@ def _whole_numbers(name: str, t: _Array, x: _Array, axis: int) -> _Array:
                 f"number: target has dtype {t.dtype} and the shape of class indices for {name} of "
                 f"shape {x.shape}"
             )
-        with np.errstate(over="ignore"):  # beyond all of float16
+        with np.errstate(over="ignore"):  # float16 does not hold these limits
             outside = (block < -(2.0**63)) | (block >= 2.0**63)
         if outside.any():
             i = int(np.argmax(outside))
@@ -361,7 +388,7 @@ def _whole_numbers(name: str, t: _Array, x: _Array, axis: int) -> _Array:
 
 
 def _blocks(a: _Array) -> Iterator[_Array]:
-    """Return the numbers of `a` in C order, some at a time."""
+    """Yield the numbers of `a` in C order, in blocks."""
     if a.size:
         with np.nditer(
             a,
@@ -376,13 +403,13 @@ def _blocks(a: _Array) -> Iterator[_Array]:
 
 
 def _position(i: int, shape: tuple[int, ...]) -> str:
-    """Return where element `i` in C order is, as an index."""
+    """Return the index of element `i` in C order, in brackets."""
     position = ", ".join(str(k) for k in np.unravel_index(i, shape))
     return f"[{position}]" if shape else ""
 
 
 def _check_one_hot(name: str, t: _Array, axis: int) -> None:
-    """Check that each row of integers or bools is a single 1 and else 0."""
+    """Check that each row of integers or bools has a single 1 and is 0 elsewhere."""
     found = _not_one_hot(t, axis)
     if found is None:
         return
@@ -391,28 +418,28 @@ def _check_one_hot(name: str, t: _Array, axis: int) -> None:
     position.insert(axis, ":")
     where = f"target[{', '.join(position)}]" if found else "target"
     message = (
-        f"{where} is {row}, but must be a single 1 and else 0: target has dtype {t.dtype} and the "
-        f"shape of {name}, {t.shape}, and so is one-hot with classes on axis {axis}"
+        f"{where} is {row}, but must be one-hot, a single 1 and else 0: target has dtype {t.dtype} "
+        f"and the shape of {name}, {t.shape}, with classes on axis {axis}"
     )
     fitting = [a for a in range(t.ndim) if a != axis and _not_one_hot(t, a) is None]
     if fitting:
         elsewhere = 1 if 1 in fitting else fitting[0]
-        message += f"; it is so on axis {elsewhere}: pass axis={elsewhere}"
+        message += f"; it is one-hot on axis {elsewhere}: pass axis={elsewhere}"
     elif name == "probabilities":
         message += (
-            "; for probabilities p of a label that is true pass np.stack([1 - p, p], -1), and for "
-            "their logits there is binary_cross_entropy_with_logits"
+            "; for binary labels with one probability p each, pass np.stack([1 - p, p], -1) and "
+            "the labels as class indices, or logits to binary_cross_entropy_with_logits"
         )
     else:
-        message += "; for a label of each logit there is binary_cross_entropy_with_logits"
+        message += "; for binary labels, one for each logit, use binary_cross_entropy_with_logits"
     raise ValueError(message)
 
 
 def _not_one_hot(t: _Array, axis: int) -> tuple[int, ...] | None:
-    """Return where the first row is, without its axis, that is not one-hot."""
+    """Return the index of the first row that is not one-hot, without the row's axis."""
     rows = np.moveaxis(t, axis, -1)
     for start, block in _row_blocks(rows, (0,) * (t.ndim - 1)):
-        # A single one is not 0, and adds up to 1.
+        # One-hot: a single number is not 0, and the sum is 1.
         wrong = (np.count_nonzero(block, axis=-1) != 1) | (block.sum(axis=-1) != 1)
         if wrong.any():
             first = np.argwhere(wrong)[0]
@@ -421,7 +448,7 @@ def _not_one_hot(t: _Array, axis: int) -> tuple[int, ...] | None:
 
 
 def _row_blocks(a: _Array, start: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], _Array]]:
-    """Return where blocks of whole rows begin, and these, in C order."""
+    """Yield blocks of whole rows in C order, each with the index at which it begins."""
     longer = [i for i, n in enumerate(a.shape[:-1]) if n > 1]
     if not longer or a.size <= _BLOCK:
         yield start, a
@@ -444,7 +471,7 @@ def _broadcast(name: str, a: _Array, x: _Array) -> _Array:
 
 
 def _suffix(name: str, a: _Array, x: _Array) -> _Array:
-    """Return `a` with a shape that the shape of `x` ends in, small if it can stay so."""
+    """Return `a` in a shape that the shape of `x` ends in, without broadcasting it if possible."""
     full = _broadcast(name, a, x)
     shape = a.shape
     while shape and shape[0] == 1:
@@ -457,7 +484,7 @@ def _suffix(name: str, a: _Array, x: _Array) -> _Array:
 
 
 def _integer(name: str, value: object, accepted: str) -> int:
-    # bool has __index__ too, but True is a mistake wherever an index is meant.
+    # A bool has __index__ too, but is a mistake where an index is meant.
     try:
         if not isinstance(value, bool | np.bool_):
             return operator.index(value)  # type: ignore[arg-type]
@@ -479,7 +506,7 @@ def _ignore_index(value: object) -> int | tuple[int, ...] | None:
     if value is None:
         return None
     accepted = "None, an int or several ints"
-    # Arrays of no dimension have __iter__ too.
+    # A 0-d array has __iter__ too.
     if (
         isinstance(value, Iterable)
         and not isinstance(value, str | bytes)
@@ -495,7 +522,7 @@ def _ignore_index(value: object) -> int | tuple[int, ...] | None:
 def _outputs(
     name: str, x: _Array, inputs: dict[str, _Array | None], out: object, hess_out: object
 ) -> tuple[_Array | None, _Array | None]:
-    """Check where the derivatives go; the very objects come back, for the caller expects them."""
+    """Check the outputs, and return the caller's own objects, which the public function returns."""
     gradient = None if out is None else _output("out", out, name, x, inputs)
     inputs = inputs | {"out": gradient}
     hessian = None if hess_out is None else _output("hess_out", hess_out, name, x, inputs)
@@ -528,7 +555,7 @@ def _output(
 
 
 def _is_same(a: _Array, b: _Array) -> bool:
-    """Whether two arrays of one shape are the same elements in the same places."""
+    """Whether two arrays of one shape have the same elements at the same addresses."""
 
     def place(array: _Array) -> tuple[Any, ...]:
         strides = [s for n, s in zip(array.shape, array.strides, strict=True) if n > 1]
@@ -539,7 +566,7 @@ def _is_same(a: _Array, b: _Array) -> bool:
 
 def _overlap(a: _Array, b: _Array) -> bool:
     try:
-        # NumPy's own annotation knows only two of the values that it takes.
+        # NumPy's annotation allows only two of the values that the function takes.
         return np.shares_memory(a, b, max_work=_OVERLAP_WORK)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True

@@ -1,8 +1,8 @@
-"""Tables and lazy arrays of other libraries: what must be refused before NumPy converts it.
+"""Tables and lazy arrays of other libraries, refused before NumPy converts them.
 
-NumPy would make an object of each number of a pandas table with columns of pandas' own types, and
-compute all of a Dask array, only for the result to be refused. None of these libraries is imported
-here: the classes' modules say whose they are.
+NumPy would make a Python object of each number in a pandas column of a nullable or Arrow-backed
+dtype, and would compute a Dask array, only for the result to be refused. None of these libraries is
+imported here: the modules of an object's classes tell which library it is from.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 
 
 def refuse_foreign(name: str, value: Any) -> None:
-    """Refuse what NumPy would convert at great cost, or with missing values made NaN."""
+    """Refuse an object that NumPy would convert at great cost, or with NaN for missing values."""
     libraries = {str(c.__module__).partition(".")[0] for c in type(value).__mro__}
-    # Arrays of xarray have the method too; where nothing is lazy it returns None.
+    # An array of xarray has the method too, which returns None if the array is not lazy.
     graph = getattr(value, "__dask_graph__", None)
     if libraries & {"dask", "dask_expr"} or (callable(graph) and graph() is not None):
         raise TypeError(
-            f"{name} is a lazy {type(value).__name__} of Dask, all of which would be computed "
-            f"here: pass {name}.compute()"
+            f"{name} is a lazy {type(value).__name__} of Dask, and is not computed implicitly: "
+            f"pass {name}.compute()"
         )
     if "pandas" in libraries:
         _refuse_pandas(name, value)
@@ -31,7 +31,7 @@ def refuse_foreign(name: str, value: Any) -> None:
 
 
 def _columns(value: Any) -> list[Any]:
-    """Return the columns of a table of polars or Arrow, and anything else as its only one."""
+    """Return the columns of a polars or Arrow table; any other object counts as one column."""
     if hasattr(value, "get_columns"):
         return list(value.get_columns())
     columns = getattr(value, "columns", None)
@@ -45,30 +45,30 @@ def _nulls(column: Any) -> int:
 
 
 def _refuse_pandas(name: str, value: Any) -> None:
-    """Refuse columns that NumPy would make objects of."""
-    dtypes: Any = getattr(value, "dtypes", None)  # of a table a series, of a series one
+    """Refuse columns that NumPy would convert to Python objects."""
+    dtypes: Any = getattr(value, "dtypes", None)  # several for a table, one for a series
     if dtypes is None:
-        dtypes = getattr(value, "dtype", None)  # of an index, or an array of pandas
+        dtypes = getattr(value, "dtype", None)  # of an index or an array
     columns: list[Any] = list(dtypes) if hasattr(dtypes, "__iter__") else [dtypes]
     plain = [_plain_dtype(name, type(value).__name__, dtype) for dtype in columns]
     kinds = {dtype.kind for dtype in plain}
     if len(plain) > 1 and not (kinds <= set("fiu") or len(kinds) == 1):
         names = ", ".join(sorted({str(dtype) for dtype in plain}))
         raise TypeError(
-            f"{name} is a pandas {type(value).__name__} of dtypes {names}, which together would "
-            f"become objects: pass {name}.to_numpy('float64')"
+            f"{name} is a pandas {type(value).__name__} with columns of dtypes {names}, which have "
+            f"no common numeric dtype: pass {name}.to_numpy('float64')"
         )
 
 
 def _plain_dtype(name: str, kind: str, dtype: Any) -> np.dtype[Any]:
-    """Return the dtype that NumPy would make of a column's."""
+    """Return the NumPy dtype of a column, or refuse one that has none."""
     if type(dtype).__name__ == "SparseDtype":
         dtype = dtype.subtype
     elif type(dtype).__name__ == "CategoricalDtype":
         dtype = getattr(dtype.categories, "dtype", None)
         if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub":
             raise TypeError(
-                f"{name} is categorical, of categories that are no numbers: "
+                f"{name} is categorical, and its categories are not numbers: "
                 f"pass {name}.cat.codes.to_numpy()"
             )
     if isinstance(dtype, np.dtype):
@@ -81,6 +81,6 @@ def _plain_dtype(name: str, kind: str, dtype: Any) -> np.dtype[Any]:
         elif plain.kind == "f" or name == "where":
             call = f"'{plain}'"
     raise TypeError(
-        f"{name} is a pandas {kind} of dtype {dtype}, which may hold missing values and would "
-        f"become objects: pass {name}.to_numpy({call})"
+        f"{name} is a pandas {kind} of dtype {dtype}, which NumPy converts to Python objects, for "
+        f"it may hold missing values: pass {name}.to_numpy({call})"
     )

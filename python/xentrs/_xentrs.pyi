@@ -1,4 +1,4 @@
-"""The compiled module, private: `_functional.py` is what people call."""
+"""The compiled module, private: `_losses` holds what people call."""
 
 from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar

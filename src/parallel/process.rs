@@ -1,10 +1,13 @@
-//! What belongs to the process and not to a call, all of it: its level, the size of its caches, its number
+//! What belongs to the process and not to a call: its level, the size of its caches, its number
 //! of threads, and those threads.
 //!
 //! `fork` copies the thread that calls it and no other. So nothing here waits for another thread to finish
 //! something, but for one lock, which the thread that forks holds meanwhile; and the child forgets its
-//! parent's threads. (What the Python layer keeps is filled when the module is imported, or, like the memory
-//! of a freed tensor, never waited for.)
+//! parent's threads.
+//!
+//! `python/` has three statics of its own, and `fork` does no harm to them: the public functions
+//! (`public.rs`) and PyTorch's table of functions (`tensors.rs`) are written once, when a module is
+//! imported; no thread ever waits for the lock of the memory of the last freed tensor (`memory.rs`).
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -151,7 +151,7 @@ macro_rules! array {
             fn mul_add(self, b: Self, c: Self) -> Self {
                 self.mul(b).add(c)
             }
-            #[inline(never)]
+            #[inline(always)]
             fn fma(self, b: Self, c: Self) -> Self {
                 Array(std::array::from_fn(|i| self.0[i].fused(b.0[i], c.0[i])))
             }
@@ -192,7 +192,7 @@ macro_rules! array {
             fn bits_or(self, other: Self) -> Self {
                 self.of_bits(other, |a, b| a | b)
             }
-            #[inline(never)]
+            #[inline(always)]
             fn permute(self, index: Self) -> Self {
                 let lane = |i: usize| self.0[index.0[i].to_bits() as usize % $lanes];
                 Array(std::array::from_fn(lane))

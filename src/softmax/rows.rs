@@ -51,6 +51,8 @@ pub struct Rows<'a, T, C> {
     batch: &'a Batch<'a, T>,
     coefficients: C,
     objective: Objective,
+    /// Whether that is plain cross-entropy: asked once a row.
+    plain: bool,
     /// The part of a class index that smoothing leaves.
     keep: f64,
     /// The sum of all coefficients, where every row has the same.
@@ -555,7 +557,8 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// A job. `total` is the sum of the coefficients where every row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
-        Rows { batch, coefficients, objective, keep, total, stream: Route::of(batch).non_temporal }
+        let (plain, stream) = (objective.is_plain(), Route::of(batch).non_temporal);
+        Rows { batch, coefficients, objective, plain, keep, total, stream }
     }
 
     /// A row's own part of an output.
@@ -745,7 +748,10 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             };
             let scale = sample / batch.divisor;
             let total_scale = if C::HARD { scale * (of_class + self.total) } else { scale };
-            let total_scale = self.objective.scale(total_scale, sample);
+            let total_scale = match self.plain {
+                true => total_scale,
+                false => self.objective.scale(total_scale, sample),
+            };
             let shift = exponent(total_scale).clamp(-T::ROW_SHIFT, T::ROW_SHIFT);
             let bias = T::ROW_BIAS + shift;
             let coefficients = self.coefficients.row(s, row, batch.classes);
@@ -802,7 +808,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             losses.of_class[i] = of_class;
             losses.total[i] = self.total + coefficient;
             losses.sample[i] = sample;
-            let objective = (!self.objective.is_plain()).then(|| {
+            let objective = (!self.plain).then(|| {
                 let logit = reference.to_f64();
                 s.apart(Apply {
                     objective: self.objective,

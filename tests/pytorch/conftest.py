@@ -33,11 +33,12 @@ def backend(request, monkeypatch):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Make the GPU's kernels go through rows of many tiles, and the CPU's through many chunks."""
-    from xentrs.torch import _cross_entropy
+    from xentrs.torch._cpu import tensors
+    from xentrs.torch._gpu import softmax
 
-    monkeypatch.setattr(_cross_entropy, "_LONGEST", 8)
-    monkeypatch.setattr(_cross_entropy, "_TILE", 16)
-    monkeypatch.setattr(_cross_entropy, "_CHUNK", 64)
+    monkeypatch.setattr(softmax, "_LONGEST", 8)
+    monkeypatch.setattr(softmax, "_TILE", 16)
+    monkeypatch.setattr(tensors, "CHUNK", 64)
 
 
 def pytest_configure(config):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import xentrs.torch
-from xentrs.torch import _autograd
+from xentrs.torch._operators import gradients
 
 cross_entropy = xentrs.torch.cross_entropy
 bce = xentrs.torch.binary_cross_entropy_with_logits
@@ -89,7 +89,7 @@ def test_gradients_in_targets_are_pytorchs(x):
 
 
 def test_scaled_retained_and_accumulated(x, y):
-    """The stored gradient is changed in place only where nobody needs it again."""
+    """The stored gradient is multiplied in place only if no other backward pass needs it."""
     for reduction in ("mean", "none"):
         a, b = (x.clone().requires_grad_() for _ in range(2))
         ours = cross_entropy(a * 1.0, y, reduction=reduction).sum() * 3
@@ -127,7 +127,7 @@ def test_memory_of_a_freed_gradient_is_used_again():
         torch.testing.assert_close(grad, expected)
 
 
-def test_logits_that_nobody_else_keeps_are_differentiated_twice(x, y):
+def test_logits_without_other_references_are_differentiated_twice(x, y):
     x.requires_grad_()
     grads = []
     for f in (cross_entropy, F.cross_entropy):
@@ -137,7 +137,7 @@ def test_logits_that_nobody_else_keeps_are_differentiated_twice(x, y):
 
 
 def test_freed_logits_cannot_be_differentiated_twice(x, y, monkeypatch):
-    monkeypatch.setattr(_autograd, "KEPT", 0)  # as if they were large
+    monkeypatch.setattr(gradients, "KEPT", 0)  # as if they were large
     x.requires_grad_()
     loss = cross_entropy(x * 1.0, y)
     with pytest.raises(RuntimeError, match=r"xentrs.torch.cross_entropy.*second derivative.*freed"):
@@ -178,12 +178,12 @@ def test_many_gradients_at_once(x, y, w):
         for module in (xentrs.torch, F):
             loss = f(module)
             eye = torch.eye(loss.numel(), dtype=loss.dtype, device=loss.device)
-            arriving = eye.reshape(-1, *loss.shape)
-            grads += torch.autograd.grad(loss, leaf, arriving, is_grads_batched=True)
+            grad_outputs = eye.reshape(-1, *loss.shape)
+            grads += torch.autograd.grad(loss, leaf, grad_outputs, is_grads_batched=True)
         torch.testing.assert_close(*grads)
 
 
-def test_what_arrives_is_a_negative_view(x, y):
+def test_upstream_gradient_is_a_negative_view(x, y):
     x.requires_grad_()
     one = torch.complex(*torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device))
     minus = one.conj().imag
@@ -200,7 +200,7 @@ def test_vmap_over_nothing(x, y):
 # Loss scaling: float16 has no numbers for most entries of a gradient until they are multiplied.
 
 
-def late_losses(device):
+def losses_to_scale(device):
     """Yield losses as functions of a module and the leaf that is differentiated, and the leaf."""
     torch.manual_seed(0)
     n, classes = 64, 2000
@@ -229,12 +229,12 @@ def assert_scaled(f, x, run=lambda f: f):
 
 
 def test_loss_scaling_of_float16(backend):
-    for f, x in late_losses(backend):
+    for f, x in losses_to_scale(backend):
         assert_scaled(f, x)
 
 
 def test_loss_scaling_of_float16_in_operators(backend):
-    for f, x in late_losses(backend):
+    for f, x in losses_to_scale(backend):
         half = x.half()
         exact = half.double().requires_grad_()
         scaled = torch.func.grad(lambda x, f=f: f(xentrs.torch, x).float() * 2.0**14)(half)
@@ -550,7 +550,7 @@ def test_subclasses_beside_plain_logits(x, y, w, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_two_parts_that_arrive_stay_two(x, y, w, dtype, reduction):
+def test_upstream_gradients_of_two_parts(x, y, w, dtype, reduction):
     x, w = x.to(dtype), w.to(dtype)
     t, q = x.sigmoid(), x.softmax(1)
     near = {"rtol": 0.02, "atol": 0.02} if dtype.itemsize == 2 else {}
@@ -642,7 +642,7 @@ def test_linear_chunks(x, y, w, rows):
             torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_linear_takes_what_is_asked_for(x, y, w):
+def test_linear_computes_the_gradients_that_are_wanted(x, y, w):
     """A frozen head costs no gradient of its weight."""
     inputs = (x @ w).detach().requires_grad_()
     linear(inputs, w, y).backward()

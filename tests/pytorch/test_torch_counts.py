@@ -1,4 +1,7 @@
-"""What does not count: its gradient is 0, whatever stands there and whatever arrives from above."""
+"""Samples and elements that do not count: ignored, of weight 0, outside `where`.
+
+Their gradient is 0, also where their logits or the upstream gradient are NaN or inf.
+"""
 
 import math
 from functools import partial
@@ -25,6 +28,7 @@ NAMES = (
     "smoothing",
     "z_loss",
     "softcap",
+    "focal",
     "all options",
     "probabilities",
     "four axes",
@@ -40,10 +44,10 @@ NAMES = (
 )
 
 
-def case(name, dtype, device, *, spoilt):
+def case(name, dtype, device, *, with_nan):
     """Return a loss as a function of logits and reduction, logits, and what of them counts.
 
-    `spoilt` puts NaN and inf where nothing counts.
+    `with_nan` puts NaN and inf in the place of logits that do not count.
     """
     torch.manual_seed(0)
     x = torch.randn(5, 6)
@@ -73,6 +77,8 @@ def case(name, dtype, device, *, spoilt):
         options["z_loss"] = 0.1
     elif name == "softcap":
         options["softcap"] = 3.0
+    elif name == "focal":
+        function = xt.focal_loss
     elif name == "all options":
         options = {"z_loss": 0.1, "softcap": 3.0, "label_smoothing": 0.1}
         options["sample_weight"] = torch.tensor([1.0, 1.0, 0.0, 2.0, 0.5], device=device)
@@ -107,7 +113,7 @@ def case(name, dtype, device, *, spoilt):
             counts = (y != -100).any(1)[:, None].expand(5, 6)
         function = partial(xt.linear_cross_entropy, linear_weight=linear_weight)
     x = x.to(dtype).to(device)
-    x = spoil(x, counts) if spoilt else x
+    x = put_nan(x, counts) if with_nan else x
 
     def run(x, reduction, **more):
         return function(x, target=y, reduction=reduction, **options, **more)
@@ -115,14 +121,14 @@ def case(name, dtype, device, *, spoilt):
     return run, x, counts
 
 
-def spoil(x, counts):
+def put_nan(x, counts):
     bad = torch.tensor([NAN, INF, -INF], dtype=x.dtype, device=x.device)
     bad = bad.repeat(x.numel())[: x.numel()].view(x.shape)
     return x.clone().copy_(torch.where(counts, x, bad))
 
 
-def arriving(loss, counts, value):
-    """Return what arrives at each loss: this value where nothing counts."""
+def upstream(loss, counts, value):
+    """Return an upstream gradient with this value at losses that do not count, and one without."""
     ones = torch.linspace(0.5, 1.5, max(loss.numel(), 1), device=loss.device)
     ones = ones[: loss.numel()].reshape(loss.shape)
     if loss.dim() < counts.dim():
@@ -145,27 +151,27 @@ WAYS = {
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_whatever_arrives_at_what_does_not_count(name, dtype, backend):
-    for spoilt in (False, True):
-        f, x, counts = case(name, dtype, backend, spoilt=spoilt)
+def test_any_upstream_gradient_of_losses(name, dtype, backend):
+    for with_nan in (False, True):
+        f, x, counts = case(name, dtype, backend, with_nan=with_nan)
         f, x = (lambda x, f=f: f(x, "none")), x.requires_grad_()
         for value in (NAN, INF, -INF):
-            up, ones = arriving(f(x), counts, value)
+            up, ones = upstream(f(x), counts, value)
             for way, run in WAYS.items():
                 if way == "create_graph" and "linear" in name:
                     continue
                 (expected,) = run(f, x, ones)
                 (grad,) = run(f, x, up)
-                assert grad.isfinite().all(), (way, spoilt, value, grad)
-                assert (grad[~counts] == 0).all(), (way, spoilt, value, grad)
+                assert grad.isfinite().all(), (way, with_nan, value, grad)
+                assert (grad[~counts] == 0).all(), (way, with_nan, value, grad)
                 torch.testing.assert_close(grad, torch.where(counts, expected, 0.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_whatever_arrives_at_a_sum(name, dtype, backend):
-    """What counts is NaN then, for NaN arrives there."""
-    f, x, counts = case(name, dtype, backend, spoilt=True)
+def test_any_upstream_gradient_of_a_sum(name, dtype, backend):
+    """The gradients of samples that count are NaN then."""
+    f, x, counts = case(name, dtype, backend, with_nan=True)
     x = x.requires_grad_()
     for reduction in ("mean", "sum"):
         g = lambda x, r=reduction: f(x, r)  # noqa: E731
@@ -180,7 +186,7 @@ def test_whatever_arrives_at_a_sum(name, dtype, backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_nothing_counts_and_nan_arrives(dtype, backend):
+def test_nothing_counts_and_the_upstream_gradient_is_nan(dtype, backend):
     x = torch.randn(3, 4, device=backend, dtype=dtype, requires_grad=True)
     w = torch.randn(5, 4, device=backend, dtype=dtype, requires_grad=True)
     y = torch.full((3,), -100, device=backend)
@@ -203,14 +209,23 @@ def test_nothing_counts_and_nan_arrives(dtype, backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_in_place(dtype, backend):
-    for name in ("ignored", "sample weight", "z_loss", "all options", "four axes", "channels last"):
+    names = (
+        "ignored",
+        "sample weight",
+        "z_loss",
+        "focal",
+        "all options",
+        "four axes",
+        "channels last",
+    )
+    for name in names:
         for reduction in ("none", "mean"):
-            f, x, counts = case(name, dtype, backend, spoilt=False)
+            f, x, counts = case(name, dtype, backend, with_nan=False)
             grads = []
             for inplace in (False, True):
                 a = x.detach().clone().requires_grad_()
                 loss = f(a * 1, reduction, inplace=inplace)
-                up = arriving(loss, counts, NAN)[0] if reduction == "none" else loss * NAN
+                up = upstream(loss, counts, NAN)[0] if reduction == "none" else loss * NAN
                 grads += torch.autograd.grad(loss, a, up.detach())
             assert (grads[1][~counts] == 0).all(), grads
             torch.testing.assert_close(*grads, equal_nan=True)
@@ -218,16 +233,16 @@ def test_in_place(dtype, backend):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_second_derivatives(name, backend):
-    """What arrives at the gradient of what does not count adds nothing, in any transform."""
+    """Upstream gradients of gradients that do not count add nothing, in any transform."""
     for reduction in ("none", "mean"):
         if name.startswith("linear") and reduction == "none":
             continue  # refused
         results = []
         for value in (1.0, NAN):
-            f, x, counts = case(name, torch.float64, backend, spoilt=math.isnan(value))
+            f, x, counts = case(name, torch.float64, backend, with_nan=math.isnan(value))
             x = x.requires_grad_()
             f = partial(f, reduction=reduction)
-            up, _ = arriving(f(x), counts, value) if reduction == "none" else (x.new_ones(()), 0)
+            up, _ = upstream(f(x), counts, value) if reduction == "none" else (x.new_ones(()), 0)
             up.requires_grad_()
             (grad,) = torch.autograd.grad(f(x), x, up, create_graph=True)
             direction = torch.where(counts, torch.ones_like(x), value)
@@ -249,7 +264,7 @@ def test_compiled(dtype):
 
     for name in ("several ignored", "all options", "probabilities", "element weight", "linear"):
         torch._dynamo.reset()
-        f, x, counts = case(name, dtype, "cpu", spoilt=True)
+        f, x, counts = case(name, dtype, "cpu", with_nan=True)
 
         def loss(x, reduction, f=f):
             return f(x * 1, reduction)
@@ -257,7 +272,7 @@ def test_compiled(dtype):
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
         for reduction in ("none", "mean"):
             x = x.detach().requires_grad_()
-            up, ones = arriving(loss(x, reduction), counts, NAN)
+            up, ones = upstream(loss(x, reduction), counts, NAN)
             if reduction == "mean":
                 up = ones = ones.flatten()[0].detach()
             (expected,) = torch.autograd.grad(loss(x, reduction), x, ones)
@@ -313,7 +328,7 @@ def test_means_of_sequences(backend):
 
 
 def test_a_target_changed_before_the_backward_pass(backend):
-    """Nothing is asked of it where what arrives is finite; else it is missed by name."""
+    """It is read only where the upstream gradient is not finite; then an error says so."""
     x = torch.randn(3, 5, device=backend, requires_grad=True)
     for make in (lambda y: xt.cross_entropy(x, y), lambda y: xt.cross_entropy(x, y, z_loss=0.1)):
         y = torch.tensor([0, -100, 2], device=backend)
@@ -338,9 +353,9 @@ def test_linear_rows_that_do_not_count_add_nothing(backend):
             for reduction in ("mean", "sum", "none"):
                 torch._dynamo.reset()
                 f = run(partial(xt.linear_cross_entropy, reduction=reduction, z_loss=0.1))
-                spoilt = h.clone()
-                spoilt[1], spoilt[2, 1] = bad, bad
-                ours = [t.clone().requires_grad_() for t in (spoilt, w)]
+                bad_h = h.clone()
+                bad_h[1], bad_h[2, 1] = bad, bad
+                ours = [t.clone().requires_grad_() for t in (bad_h, w)]
                 theirs = [t.clone().requires_grad_() for t in (h[kept], w)]
                 loss = f(*ours, y, sample_weight=s)
                 expected = f(*theirs, y[kept], sample_weight=s[kept])

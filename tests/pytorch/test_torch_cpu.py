@@ -1,4 +1,4 @@
-"""What the CPU does apart: tensors read without arrays, half precisions, memory used again."""
+"""On the CPU alone: tensors read without arrays, half precisions, memory that is used again."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def layouts(n, classes, *d, dtype=torch.float32):
 )
 def test_the_plainest_call_is_like_any_other(shape):
     y = torch.randint(0, shape[1], (shape[0], *shape[2:]))
-    ones = torch.ones(y.shape)  # makes it go the long way
+    ones = torch.ones(y.shape)  # not the plain call then
     for x in layouts(*shape, dtype=torch.float32):
         for dtype in (torch.float32, torch.float64):
             for options in ({}, {"reduction": "sum"}, {"label_smoothing": 0.1}):

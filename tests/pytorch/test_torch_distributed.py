@@ -76,7 +76,7 @@ def check(rank):
         assert_close(loss, expected)
         assert_close(mine.grad, x.grad[:, 7 * rank : 7 * rank + 7])
 
-    # What does not count, whatever stands there and whatever arrives.
+    # Samples that do not count: NaN as logits and as upstream gradient.
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         for reduction in ("none", "mean"):
             for z, e in ((0.0, 0.0), (0.1, 0.1)):

@@ -1,4 +1,4 @@
-"""What is refused: as PyTorch refuses it, or in words of ours."""
+"""What raises an error: PyTorch's own, or one of xentrs for arguments that PyTorch lacks."""
 
 import math
 import subprocess
@@ -121,6 +121,7 @@ def test_ignore_index():
         ({"sample_weight": Y}, TypeError, "sample_weight has dtype torch.int64"),
         ({"softcap": -1.0}, ValueError, "softcap is -1.0"),
         ({"z_loss": float("nan")}, ValueError, "z_loss is nan"),
+        ({"z_loss": -0.1}, ValueError, "z_loss is -0.1, but must be finite and not negative"),
         ({"denominator": -2.0}, ValueError, "denominator is -2.0"),
         ({"denominator": torch.ones(2)}, ValueError, r"denominator has shape \(2,\)"),
         ({"denominator": "a"}, TypeError, r"denominator must be a number, not 'a' \(str\)"),
@@ -264,7 +265,7 @@ def test_unknown_backend():
     assert "XENTRS_TORCH_BACKEND is 'cuda', but must be 'rust' or 'triton'" in done.stderr
 
 
-def test_gradients_that_nobody_computes_are_refused():
+def test_gradients_that_are_not_computed_are_refused():
     s, d = torch.ones(4, requires_grad=True), torch.tensor(2.0, requires_grad=True)
     w = torch.randn(5, 3)
     for call in (
@@ -309,9 +310,9 @@ def test_tensors_on_another_device():
 
 
 def test_position_of_a_bad_index_where_work_goes_by_chunks(monkeypatch):
-    from xentrs.torch import _cross_entropy
+    from xentrs.torch._cpu import tensors
 
-    monkeypatch.setattr(_cross_entropy, "_CHUNK", 8)
+    monkeypatch.setattr(tensors, "CHUNK", 8)
     x, w = torch.randn(50, 5), torch.eye(5)
     for dtype in (torch.int64, torch.int32, torch.uint8, torch.uint16):
         y = torch.zeros(50, dtype=torch.int64)

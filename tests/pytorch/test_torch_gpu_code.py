@@ -15,17 +15,18 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from xentrs.torch import _autograd, _backend, _binary, _cross_entropy
+from xentrs.torch._gpu import binary, scale, softmax
+from xentrs.torch._triton import Kernel, load_triton
 
 kind, arch, warp, suffix = sys.argv[1:]
 target = GPUTarget(kind, int(arch) if arch.isdigit() else arch, int(warp))
-_, tl = _backend.load_triton()
+_, tl = load_triton()
 
 
 def compile(module, name, types, **constants):
     namespace = vars(module)
     for key, value in list(namespace.items()):
-        if isinstance(value, _backend.Kernel):
+        if isinstance(value, Kernel):
             value.function.__globals__["tl"] = tl
             namespace[key] = triton.jit(value.function, debug=True)
     kernel = namespace[name]
@@ -39,12 +40,14 @@ def compile(module, name, types, **constants):
 
 
 common = dict(R=1, B=4096, MANY=True, IGNORED=-100, NEAR=40.0)
-plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, SOFT=False)
-all_ = dict(SMOOTHING=0.1, EVEN=1e-4, Z=1e-4, CAP=30.0, SOFT=False)
+plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, GAMMA=0.0, FACTORS=0, SOFT=False)
+all_ = plain | dict(SMOOTHING=0.1, EVEN=1e-4, Z=1e-4, CAP=30.0)
+focal = plain | dict(GAMMA=2.5, FACTORS=2)
+soft_ = plain | dict(SOFT=True, IGNORED=None, grad=None)
 for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
     floats = {"x": "*" + x, "grad": "*" + x, "loss": "*" + acc, "divisor": "*fp64"}
     real = tl.float64 if acc == "fp64" else tl.float32
-    for options in (plain, all_, plain | {"SOFT": True, "IGNORED": None, "grad": None}):
+    for options in (plain, all_, focal, soft_):
         soft = options["SOFT"]
         types = floats | {"target": "*" + x if soft else "*i64", "z_divisor": "*fp64"}
         constants = common | options | {"ACC": real}
@@ -52,12 +55,12 @@ for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
             constants |= {"weight": None, "sample_weight": None, "z_divisor": None}
         else:
             types |= {"weight": "*fp32", "sample_weight": "*fp32"}
-        compile(_cross_entropy, "_softmax", types, **constants)
+        compile(softmax, "_softmax_loss", types, **constants)
     types = floats | {"target": "*i1", "weight": "*fp32", "pos_weight": "*fp32", "where": "*i1"}
-    compile(_binary, "_binary", types, SMOOTHING=0.1, SUM=True, ACC=real, B=2048)
-    types = {"grad": "*" + x, "factor": "*" + acc, "counts": "*i1"}
-    compile(_autograd, "_scale", types, BLOCK=4096)
-    compile(_autograd, "_scale", types, BLOCK=4096, counts=None)
+    compile(binary, "_binary", types, SMOOTHING=0.1, SUM=True, ACC=real, B=2048)
+    types = {"grad": "*" + x, "grad_output": "*" + acc, "sample_mask": "*i1"}
+    compile(scale, "_scale", types, BLOCK=4096)
+    compile(scale, "_scale", types, BLOCK=4096, sample_mask=None)
 """
 
 
@@ -76,4 +79,4 @@ def test_kernels_compile(target, tmp_path):
     command = [sys.executable, str(script), *target]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("_softmax") == 9
+    assert done.stdout.count("_softmax_loss") == 12

@@ -120,7 +120,7 @@ def z_reference(x, y, s, w, z, e, reduction, denominator=None):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_z_loss_is_not_weighted(smoothing, dtype, backend, small_tiles):
-    """Neither class weights nor smoothing touch it; what counts for nothing has none of it."""
+    """Class weights and smoothing do not change it; a sample that does not count has none."""
     x, y = draw((7, 5), (7,))
     x, y = x.to(dtype), torch.tensor([0, 1, -100, 2, 4, 3, 0])
     s = torch.tensor([1.0, 2.0, 1.0, 0.5, 0.0, 1.5, 0.25], dtype=torch.float64)
@@ -153,6 +153,32 @@ def test_z_loss_is_not_weighted(smoothing, dtype, backend, small_tiles):
             torch.testing.assert_close(of_layer.cpu().double(), expected, **tolerance(dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_means_of_negative_weights(soft, dtype, backend):
+    """The sign of all weights cancels in the mean, in that of z_loss too."""
+    x, y = draw((7, 5), (7,))
+    x, y = x.to(dtype).to(backend), (x.softmax(1).to(dtype) if soft else y).to(backend)
+    s = torch.linspace(0.5, 1.5, 7, device=backend)
+    w = torch.linspace(1.0, 2.0, 5, device=backend).to(dtype)
+    eye = torch.eye(5, dtype=dtype, device=backend)
+    for f in (cross_entropy, lambda x, *y, **o: xentrs.torch.linear_cross_entropy(x, eye, *y, **o)):
+        for options in ({}, {"z_loss": 0.1}, {"softcap": 5.0}, {"z_loss": 0.1, "softcap": 5.0}):
+            results = []
+            for sign in (1.0, -1.0):
+                for more in (
+                    {"sample_weight": sign * s},
+                    {"sample_weight": sign * s, "weight": w},
+                    *([] if soft else [{"sample_weight": s, "weight": sign * w}]),
+                ):
+                    leaf = x.clone().requires_grad_()
+                    loss = f(leaf, y, label_smoothing=0.1, **options, **more)
+                    results.append((loss, *torch.autograd.grad(loss, leaf)))
+            half = len(results) // 2
+            for positive, negative in zip(results[:half], results[half:], strict=True):
+                torch.testing.assert_close(negative, positive, **tolerance(dtype))
+
+
 def test_z_loss_of_one_class(backend):
     """It alone is left."""
     for dtype in DTYPES:
@@ -181,7 +207,7 @@ def test_second_derivatives_of_z_loss_with_class_weights(backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_infinite_logits_under_softcap(soft, dtype, backend, small_tiles):
-    """-inf stays out, inf and NaN are NaN of that sample alone."""
+    """-inf stays -inf; inf and NaN make their own sample NaN and no other."""
     inf = math.inf
     x = torch.randn(4, 20, dtype=torch.float64).to(dtype).double()
     x[1, 3:18], x[2, 5], x[3, 17] = -inf, inf, math.nan
@@ -262,7 +288,7 @@ def test_means_of_losses_whose_sum_exceeds_float32(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_weight_0_counts_for_nothing(dtype, backend):
-    """Of whatever logits, targets and losses."""
+    """Also where logits, targets and losses are NaN or inf."""
     inf, nan = math.inf, math.nan
     bad = torch.tensor([[-inf, 0.0], [0.0, 0.0], [nan, 0.0], [inf, inf]], device=backend).to(dtype)
     q = torch.tensor([[1.0, 0.0], [1.0, 0.0], [nan, 0.0], [0.5, inf]], device=backend).to(dtype)
@@ -393,6 +419,18 @@ def test_denominator(backend):
     bce = xentrs.torch.binary_cross_entropy_with_logits
     expected = F.binary_cross_entropy_with_logits(x, (x > 0).double(), reduction="sum") / 7
     torch.testing.assert_close(bce(x.to(backend), t, denominator=7).cpu(), expected)
+
+
+def test_a_denominator_is_of_the_mean_alone(backend):
+    x, y = draw((6, 5), (6,))
+    x, y = x.to(backend), y.to(backend)
+    for options in ({}, {"z_loss": 0.1}, {"z_loss": 0.1, "softcap": 5.0}):
+        for reduction in ("sum", "none"):
+            expected = cross_entropy(x, y, reduction=reduction, **options)
+            for denominator in (0.0, 3.0):
+                more = options | {"denominator": denominator}
+                actual = cross_entropy(x, y, reduction=reduction, **more)
+                torch.testing.assert_close(actual, expected, rtol=0.0, atol=0.0)
 
 
 def test_binary_extras(backend):

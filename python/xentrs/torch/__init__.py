@@ -10,15 +10,27 @@ except ImportError as error:
 
 from xentrs.torch._binary import BCEWithLogitsLoss, binary_cross_entropy_with_logits
 from xentrs.torch._cross_entropy import CrossEntropyLoss, cross_entropy
+from xentrs.torch._focal_loss import FocalLoss, focal_loss
 from xentrs.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
-from xentrs.torch._parallel import vocab_parallel_cross_entropy
+from xentrs.torch._vocab_parallel import vocab_parallel_cross_entropy
+
+for _function in (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    focal_loss,
+    linear_cross_entropy,
+    vocab_parallel_cross_entropy,
+):
+    _function.__module__ = "xentrs.torch"  # where people find it
 
 __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
+    "FocalLoss",
     "LinearCrossEntropyLoss",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "focal_loss",
     "linear_cross_entropy",
     "vocab_parallel_cross_entropy",
 ]

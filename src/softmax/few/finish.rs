@@ -28,7 +28,7 @@ impl<'a, T: Limits> Common<'a, T> {
             if done != T::ALL {
                 s.apart(FinishWide::<T, ANY, HARD> { block: *block, group, done });
             }
-            if !self.objective.is_plain() {
+            if !self.plain {
                 let (start, width) = (group * self.batch.classes, T::LANES * self.batch.classes);
                 s.apart(Apply {
                     objective: self.objective,

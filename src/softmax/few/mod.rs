@@ -72,6 +72,8 @@ pub struct Few<'a, T, C> {
 pub struct Common<'a, T> {
     batch: &'a Batch<'a, T>,
     objective: Objective,
+    /// Whether that is plain cross-entropy: asked once a group.
+    plain: bool,
     /// The part of a class index that smoothing leaves.
     keep: f64,
     /// The sum of all coefficients, where every row has the same.
@@ -135,6 +137,7 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
         let common = Common {
             batch,
             objective,
+            plain: objective.is_plain(),
             keep,
             total,
             stored,

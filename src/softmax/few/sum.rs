@@ -35,26 +35,33 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         }
         let grad = self.destination::<MANY>(block, group);
         let ahead = Ahead { start, next, grad };
+        let all = 0..batch.classes;
+        // Exponentials that no gradient takes may be kept, and a shift of 0 changes no bit.
+        let kept = self.grad || !S::SPECIALIZED;
+        macro_rules! sum {
+            ($shifted:expr, $kept:expr, $classes:expr, $class:expr) => {
+                self.sum::<S, $shifted, MANY, $kept>(
+                    s, &exp, $classes, $class, reference, columns, ahead, buffers,
+                )
+            };
+        }
         let sums = if MANY {
             let mut sums = Sums::new(s);
             for first in (0..batch.classes).step_by(PART) {
                 let part = first..batch.classes.min(first + PART);
                 let own = class.sub(splat::<S, T>(s, first as f64));
-                sums.append(
-                    self.sum::<S, true, true>(
-                        s, &exp, part, own, reference, columns, ahead, buffers,
-                    ),
-                );
+                sums.append(match kept {
+                    true => sum!(true, true, part, own),
+                    false => sum!(true, false, part, own),
+                });
             }
             sums
+        } else if !S::SPECIALIZED || exp.is_shifted(s) {
+            sum!(true, true, all, class)
+        } else if kept {
+            sum!(false, true, all, class)
         } else {
-            let all = 0..batch.classes;
-            // A shift of 0 changes no bit.
-            if !S::SPECIALIZED || exp.is_shifted(s) {
-                self.sum::<S, true, false>(s, &exp, all, class, reference, columns, ahead, buffers)
-            } else {
-                self.sum::<S, false, false>(s, &exp, all, class, reference, columns, ahead, buffers)
-            }
+            sum!(false, false, all, class)
         };
         let [rest, others, coefficient, distance] = &sums.sums;
         let (rest, others) = (rest.parts(s), others.parts(s));
@@ -152,7 +159,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
     /// these.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "one caller")]
-    fn sum<S: Simd, const SHIFTED: bool, const MANY: bool>(
+    fn sum<S: Simd, const SHIFTED: bool, const MANY: bool, const KEPT: bool>(
         &self,
         s: S,
         exp: &LaneExp<S, T>,
@@ -165,6 +172,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
     ) -> Sums<S, T> {
         let zero = splat::<S, T>(s, 0.0);
         let (values, hessian) = (self.batch.values, self.batch.outputs.hess.is_some());
+        let stored = self.stored;
         let mut result = Sums::new(s);
         let [mut rest, mut others, mut coefficients, mut distances] = result.sums;
         let first = classes.start;
@@ -179,15 +187,15 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
                 }
             };
             ask(values, next[0]);
-            if let Some((grad, start, step)) = grad {
+            if let (true, Some((grad, start, step))) = (KEPT, grad) {
                 grad.prefetch((start + c as isize * step) as usize);
             }
-            if let Some(stored) = self.stored.filter(|_| !C::HARD) {
+            if let Some(stored) = stored.filter(|_| !C::HARD) {
                 ask(stored, next[1]);
             }
             let x = T::V::<S>::load(s, columns.0, at);
             let e = exp.of::<SHIFTED>(s, x);
-            if self.grad {
+            if KEPT {
                 e.store(columns.1, at);
             }
             let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c - first]));
@@ -204,7 +212,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
             }
             if C::ANY {
                 let t = self.coefficient(s, c, start, buffers);
-                if self.grad && !C::HARD && !C::AS_STORED {
+                if KEPT && !C::HARD && !C::AS_STORED {
                     // What the gradient takes.
                     t.store(buffers.part(STORED).1, start + at);
                 }

@@ -48,7 +48,8 @@ impl<'a, T: Limits> Common<'a, T> {
             (batch.outputs.hess, self.place(|layout| &layout.hess), true),
         ] {
             let Some(array) = array else { continue };
-            let to = Destination { array, place, hessian };
+            let rows = batch.rows(array, if MANY { 0 } else { first }, if MANY { 0 } else { room });
+            let to = Destination { array, place, rows, hessian };
             if MANY {
                 for (turn, group) in self.turns(block) {
                     self.write_group::<S, true, KIND>(s, block, group, turn, to);
@@ -63,8 +64,7 @@ impl<'a, T: Limits> Common<'a, T> {
             }
             if place.is_none() {
                 let (at, rest) = (in_place * classes, n.saturating_sub(in_place) * classes);
-                let rows = batch.rows(array, first, room).part(at, rest);
-                copy(s, buffers.part(ROWS).0.part(at, rest), rows, false);
+                copy(s, buffers.part(ROWS).0.part(at, rest), rows.part(at, rest), false);
             }
         }
     }
@@ -97,9 +97,8 @@ impl<'a, T: Limits> Common<'a, T> {
             None if !MANY => {
                 // Rows that the last columns of a row may reach into go to their place at once.
                 let (at, wanted) = (group * classes, self.group_len());
-                let rows = batch.rows(to.array, block.first, block.room);
-                in_place = self.direct && at + wanted <= rows.len();
-                Group::Rows(if in_place { rows } else { buffer }.part(at, wanted))
+                in_place = self.direct && at + wanted <= to.rows.len();
+                Group::Rows(if in_place { to.rows } else { buffer }.part(at, wanted))
             }
             _ => {
                 // Samples that are not a vector go by way of a copy.
@@ -155,7 +154,7 @@ impl<'a, T: Limits> Common<'a, T> {
         let minus_b = if KIND != NONE { buffers.load(s, MINUS_B, group) } else { zero };
         let (mut at_pivot, mut inverse, mut most, mut second) =
             (buffers.load(s, PIVOT_GRAD, group), zero, zero, zero);
-        let curved = hessian && !self.objective.is_plain();
+        let curved = hessian && !self.plain;
         if hessian {
             (at_pivot, inverse, most) = (
                 buffers.load(s, PIVOT_HESS, group),
@@ -263,6 +262,8 @@ impl<'a, T: Limits> Common<'a, T> {
 struct Destination<'a, T> {
     array: Output<'a, T>,
     place: Option<&'a Place>,
+    /// The block's rows, and those behind it in the run of blocks, where it lies in rows of few classes.
+    rows: Output<'a, T>,
     hessian: bool,
 }
 

@@ -1,8 +1,8 @@
-"""Functions for Triton kernels."""
+"""Functions of numbers, for Triton kernels."""
 
 from typing import TYPE_CHECKING, no_type_check
 
-from xentrs.torch._backend import Kernel
+from xentrs.torch._triton import Kernel
 
 if TYPE_CHECKING:
     import triton.language as tl

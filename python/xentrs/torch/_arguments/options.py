@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from numbers import Real
@@ -14,6 +15,11 @@ from xentrs import _arrays
 
 Ignored: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | None
 
+REDUCTIONS = ("mean", "sum", "none")
+
+# Of an operator that has no gamma.
+SCHEMA = "str reduction, int[] ignored, float label_smoothing, float z_loss, float softcap"
+
 
 class Options(NamedTuple):
     """What a loss does; in the order in which the operators' schemas have it."""
@@ -23,6 +29,7 @@ class Options(NamedTuple):
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     softcap: float = 0.0  # 0 for none
+    gamma: float = 0.0  # of the focal loss
 
     @property
     def is_plain(self) -> bool:
@@ -40,17 +47,28 @@ def ignored_indices(value: Ignored) -> tuple[int, ...]:
     return ignored
 
 
-def are_tensors(*values: object) -> bool:
-    """Whether all of these are tensors."""
-    return all([isinstance(value, Tensor) for value in values])
-
-
 def is_number(value: object) -> bool:
     """Whether PyTorch takes this for a float."""
     return isinstance(value, Real | Tensor | torch.SymFloat | torch.SymInt)
 
 
-# Of arguments that PyTorch's functions have not got, they cannot say what is wrong.
+def is_smoothing(value: float) -> bool:
+    """Whether this is a number in [0, 1]."""
+    return (type(value) is float or is_number(value)) and 0.0 <= value <= 1.0
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """Return the reduction that PyTorch's two deprecated arguments stand for."""
+    if size_average is None and reduce is None:
+        return reduction
+    chosen = "none" if reduce is False else "sum" if size_average is False else "mean"
+    warnings.warn(
+        f"size_average and reduce are deprecated, use reduction={chosen!r} instead", stacklevel=3
+    )
+    return chosen
+
+
+# PyTorch's functions do not have the arguments below, so they cannot say what is wrong with them.
 
 
 def check_number(name: str, value: object) -> None:
@@ -65,12 +83,18 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a Tensor, not {type(value).__name__}")
 
 
-def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
-    """Return the reduction that PyTorch's two deprecated arguments ask for."""
-    if size_average is None and reduce is None:
-        return reduction
-    chosen = "none" if reduce is False else "sum" if size_average is False else "mean"
-    warnings.warn(
-        f"size_average and reduce are deprecated, use reduction={chosen!r} instead", stacklevel=3
-    )
-    return chosen
+def as_softcap(value: float | None) -> float:
+    """Return a softcap as a number, 0 for none."""
+    if value is None:
+        return 0.0
+    check_number("softcap", value)
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"softcap is {value}, but must be positive")
+    return value
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse what is no number, negative or not finite."""
+    check_number(name, value)
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} is {value}, but must be finite and not negative")

@@ -1,0 +1,27 @@
+"""The types in the signatures of the public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, SupportsIndex, TypeAlias, TypedDict, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# The dtype of an array of logits, and so of the arrays that are returned.
+Float = TypeVar("Float", np.float32, np.float64)
+FloatArray: TypeAlias = NDArray[np.floating[Any]]
+Ignored: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | None
+Reduction: TypeAlias = Literal["mean", "sum", "none"]
+
+
+class ClassOptions(TypedDict, total=False):
+    """The keywords of a loss over classes on which no returned type depends."""
+
+    axis: SupportsIndex
+    weight: ArrayLike | None
+    sample_weight: ArrayLike | None
+    ignore_index: Ignored
+    label_smoothing: float
+    denominator: float | None
+    base: float | None

@@ -1,0 +1,1 @@
+"""The arguments of the losses: tensors and options, checked."""

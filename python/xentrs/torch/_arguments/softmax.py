@@ -1,0 +1,232 @@
+"""The arguments of the softmax losses: logits with a class axis, class indices or probabilities."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from xentrs.torch import _backend
+from xentrs.torch._arguments.options import (
+    REDUCTIONS,
+    Options,
+    check_not_negative,
+    check_tensor,
+    is_smoothing,
+)
+from xentrs.torch._arguments.tensors import (
+    INTEGERS,
+    are_tensors,
+    check_denominator,
+    check_further,
+    masked,
+)
+from xentrs.torch._backend import FLOATS, HALVES
+from xentrs.torch._mode import autocasts
+
+
+class SoftmaxArguments(NamedTuple):
+    """The tensors of a call. The target is class indices, or has the shape of the input."""
+
+    input: Tensor
+    target: Tensor
+    weight: Tensor | None
+    sample_weight: Tensor | None
+    denominator: Tensor | None  # of no dimension
+    z_denominator: Tensor | None = None  # what a mean of the z-loss divides by, if something else
+
+    @property
+    def axis(self) -> int:
+        return 1 if self.input.dim() > 1 else 0
+
+    @property
+    def classes(self) -> int:
+        return self.input.shape[self.axis]
+
+    @property
+    def samples(self) -> torch.Size:
+        shape = self.input.shape
+        return shape[: self.axis] + shape[self.axis + 1 :]
+
+    @property
+    def is_soft(self) -> bool:
+        return self.target.shape == self.input.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of PyTorch's loss."""
+        dtype = self.input.dtype
+        if self.is_soft:
+            for t in (self.target, self.weight):
+                dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
+        return torch.float32 if dtype in HALVES and autocasts(self.input) else dtype
+
+    @property
+    def indices(self) -> Tensor:
+        """The target's class indices, in a type that holds any `ignore_index`."""
+        return self.target.detach().long()
+
+    def mask(self, options: Options) -> Tensor | None:
+        """Return which samples count, None where all do."""
+        indices = None if self.is_soft else self.indices
+        return sample_mask(indices, self.weight, self.sample_weight, options)
+
+    def gradient_mask(self, options: Options) -> Tensor | None:
+        """Return the mask such that it broadcasts to the logits."""
+        mask = self.mask(options)
+        return mask if mask is None or not mask.dim() else mask.unsqueeze(self.axis)
+
+    def upstream(self, grad_output: Tensor, options: Options) -> Tensor:
+        """Return the upstream gradient such that it multiplies that of the logits.
+
+        It is 0 for a sample that does not count.
+        """
+        grad_output = masked(grad_output, self.mask(options))
+        return grad_output.unsqueeze(self.axis) if grad_output.dim() else grad_output
+
+    def divisor(self, options: Options) -> Tensor:
+        """Return what a mean divides by, in float64, without waiting for it."""
+        if self.denominator is not None:
+            return self.denominator.double()
+        weights = None
+        if self.weight is not None and not self.is_soft:
+            y = self.indices
+            y = torch.where(not_ignored(y, options.ignored), y, 0)
+            weights = self.weight.detach()[y].double()
+        return self._total(weights, options)
+
+    def z_divisor(self, options: Options) -> Tensor:
+        """Return what a mean of the z-loss divides by."""
+        given = self.denominator if self.z_denominator is None else self.z_denominator
+        return self._total(None, options) if given is None else given.double()
+
+    def _total(self, weights: Tensor | None, options: Options) -> Tensor:
+        """Return the sum of `weights` times sample weights, over the samples that count."""
+        mask = self.mask(options)
+        if self.sample_weight is not None:
+            s = self.sample_weight.detach().double()
+            weights = s if weights is None else weights * s
+        if mask is not None:
+            weights = mask if weights is None else torch.where(mask, weights, 0.0)
+        if weights is not None:
+            return weights.sum(dtype=torch.float64)
+        count = float(prod(self.samples))
+        return torch.full((), count, dtype=torch.float64, device=self.input.device)
+
+    def times(self, grad_output: Tensor, options: Options) -> tuple[SoftmaxArguments, Options]:
+        """Return a call and options whose gradient is multiplied by an upstream gradient."""
+        s = self.sample_weight
+        weights = grad_output.to(_backend.accumulator(self.input.dtype)).expand(self.samples)
+        weights = masked(weights, self.mask(options))
+        weights = weights.contiguous() if s is None else weights * s
+        if options.reduction != "mean":
+            return self._replace(sample_weight=weights), options._replace(reduction="sum")
+        z = self.z_divisor(options) if options.z_loss else None
+        divisor = self.divisor(options)
+        call = self._replace(sample_weight=weights, denominator=divisor, z_denominator=z)
+        return call, options
+
+
+def sample_mask(
+    indices: Tensor | None, weight: Tensor | None, sample_weight: Tensor | None, options: Options
+) -> Tensor | None:
+    """Return which samples count, None where all do; no `indices` stands for probabilities."""
+    mask = None if sample_weight is None else sample_weight.detach() != 0
+    if indices is None:
+        return mask
+    if not options.ignored and weight is None:
+        return mask
+    kept = not_ignored(indices, tuple(options.ignored))
+    if weight is not None and options.label_smoothing == 0.0:
+        kept = kept & (weight.detach()[torch.where(kept, indices, 0)] != 0)
+    return kept if mask is None else mask & kept
+
+
+def not_ignored(indices: Tensor, ignored: tuple[int, ...]) -> Tensor:
+    """Return which class indices, int64, are not ignored."""
+    if not ignored:
+        return torch.ones_like(indices, dtype=torch.bool)
+    kept = indices != ignored[0]
+    for index in ignored[1:]:
+        kept &= indices != index
+    return kept
+
+
+def fits(call: SoftmaxArguments, options: Options) -> bool:
+    """Whether the arguments are what the kernels take; all else is left to PyTorch."""
+    x, target, weight = call[:3]
+    if not are_tensors(x, target, *() if weight is None else (weight,)):
+        return False
+    shape, axis = x.shape, 1 if x.dim() > 1 else 0
+    if x.dtype not in FLOATS or not shape or not shape[axis] or target.device != x.device:
+        return False
+    if x.layout is not torch.strided:
+        return False
+    if target.dtype in INTEGERS:
+        if target.shape != shape[:axis] + shape[axis + 1 :]:
+            return False
+    elif (
+        target.shape != shape
+        or not target.is_floating_point()
+        or target.layout is not torch.strided
+        or any(i >= 0 for i in options.ignored)
+        or (target.requires_grad and torch.is_grad_enabled())
+    ):
+        return False
+    if weight is not None:
+        taken = weight.shape == (call.classes,) and weight.is_floating_point()
+        if not taken or weight.device != x.device or weight.requires_grad:
+            return False
+    return options.reduction in REDUCTIONS and is_smoothing(options.label_smoothing)
+
+
+def check_further_arguments(call: SoftmaxArguments, options: Options) -> None:
+    """Refuse what is wrong with the arguments that PyTorch's function does not have."""
+    s = call.sample_weight
+    if s is not None:
+        check_tensor("sample_weight", s)
+        if s.shape != call.samples:
+            raise ValueError(
+                f"sample_weight has shape {tuple(s.shape)}, but must have shape "
+                f"{tuple(call.samples)}: that of input, {tuple(call.input.shape)}, without axis "
+                f"{call.axis}"
+            )
+        if not s.is_floating_point():
+            raise TypeError(f"sample_weight has dtype {s.dtype}, but must be floating point")
+        check_further("sample_weight", s, call.input)
+    check_not_negative("z_loss", options.z_loss)
+    check_denominator(call.denominator, call.input)
+
+
+def beyond_pytorch(
+    name: str, sample_weight: Tensor | None, denominator: Tensor | None, options: Options
+) -> str | None:
+    """Return what is wrong with leaving the call to PyTorch's function, which lacks arguments."""
+    if (
+        len(options.ignored) == 1
+        and options.is_plain
+        and sample_weight is None
+        and denominator is None
+    ):
+        return None
+    return (
+        f"xentrs.torch.{name}: z_loss, softcap, sample_weight, denominator and several ignored "
+        "indices cannot be combined with gradients in the target or the class weights"
+    )
+
+
+def check_indices(call: SoftmaxArguments, ignored: tuple[int, ...]) -> None:
+    """Refuse class indices out of range, before anything is computed."""
+    y = call.indices
+    bad = not_ignored(y, ignored) & ((y < 0) | (y >= call.classes))
+    if bad.any():
+        place = bad.nonzero()[0].tolist()
+        names = ", ".join(map(str, ignored))
+        # In the words of the compiled module.
+        ending = ("", f", or be ignore_index ({names})", f", or be one of ignore_index ({names})")
+        raise IndexError(
+            f"target{place or ''} is {call.target[tuple(place)].item()}, but a class index must be "
+            f"in [0, {call.classes}){ending[min(len(ignored), 2)]}"
+        )

@@ -1,0 +1,1 @@
+"""The losses of tensors on the CPU, by the Rust kernels."""

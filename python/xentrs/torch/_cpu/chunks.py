@@ -1,0 +1,146 @@
+"""Softmax losses on the CPU where the Rust kernels lack something, chunk by chunk.
+
+What they lack is `softcap`, and targets of probabilities in half precision. Each chunk of logits is
+copied in the accumulator's dtype, replaced there by its gradient, and copied out again. Beside the
+gradient, nothing of the size of the logits is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import xentrs
+from xentrs.torch import _backend
+from xentrs.torch._arguments.options import Options
+from xentrs.torch._arguments.softmax import SoftmaxArguments, check_indices
+from xentrs.torch._arguments.tensors import as_rows, write_back
+from xentrs.torch._cpu import tensors
+from xentrs.torch._cpu.tensors import positive_divisors, readable
+
+
+def evaluate_by_chunks(
+    call: SoftmaxArguments, options: Options, with_grad: bool, inplace: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
+    x = call.input.detach()
+    dtype = _backend.accumulator(x.dtype)
+    if not call.is_soft:
+        check_indices(call, options.ignored)
+    nothing_counts = False
+    if options.reduction == "mean":  # by what the whole divides by
+        divisor, z_divisor = call.divisor(options), call.z_divisor(options)
+        nothing_counts = call.denominator is None and divisor.item() == 0.0
+        call = call._replace(denominator=divisor, z_denominator=z_divisor)
+    call, denominator, z_loss = positive_divisors(call, options)
+    mask = call.mask(options)
+    if mask is not None:
+        mask = None if mask.all() else mask
+    grad = None
+    if with_grad:
+        grad = x if inplace else _backend.empty_like(x)
+    rows, target = as_rows(x), call.target.detach()
+    grad_rows = None if grad is None else as_rows(grad)
+    n, classes, positions = rows.shape
+    target = as_rows(target) if call.is_soft else target.reshape(n, 1, positions)
+    weight = readable(call.weight)
+    s, mask = (
+        None if t is None else t.detach().reshape(n, 1, positions)
+        for t in (readable(call.sample_weight), mask)
+    )
+
+    size = max(tensors.CHUNK * xentrs.get_num_threads() // classes, 1)
+    wide = torch.promote_types(dtype, target.dtype) if call.is_soft else dtype
+    z, t = (torch.empty((size, classes), dtype=d, device=x.device) for d in (dtype, wide))
+    losses = torch.empty((n, positions), dtype=dtype, device=x.device)
+    total = 0.0
+    for i, j in _chunks(n, positions, size):
+
+        def part(a: Tensor, to: Tensor | None = None) -> Tensor:
+            a = a[i, :, j].transpose(1, 2)  # noqa: B023
+            count = a.shape[0] * a.shape[1]
+            if to is None:
+                return a.reshape(count)
+            to[:count].view(a.shape).copy_(a)
+            return to[:count]
+
+        chunk = part(rows, z)
+        loss = _evaluate_chunk(
+            chunk,
+            part(target, t) if call.is_soft else part(target),
+            None if weight is None else weight.numpy(),
+            None if s is None else part(s),
+            None if mask is None else part(mask),
+            options._replace(z_loss=z_loss),
+            denominator,
+            with_grad,
+        )
+        if grad_rows is not None:
+            here = grad_rows[i, :, j].transpose(1, 2)
+            here.copy_(chunk.view(here.shape))
+        if options.reduction == "none":
+            losses[i, j] = torch.from_numpy(loss).view_as(losses[i, j])
+        else:
+            total += loss
+    write_back(grad, grad_rows)
+    if options.reduction == "none":
+        return losses.view(call.samples), grad
+    if nothing_counts:
+        total = math.nan
+    return _backend.scalar(total, dtype), grad
+
+
+def _chunks(n: int, positions: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of samples and of their positions that hold about `size` of both."""
+    if positions <= size:
+        step = max(size // max(positions, 1), 1)
+        for i in range(0, n, step):
+            yield slice(i, i + step), slice(None)
+    else:
+        for i in range(n):
+            for j in range(0, positions, size):
+                yield slice(i, i + 1), slice(j, j + size)
+
+
+def _evaluate_chunk(
+    z: Tensor,
+    t: Tensor,
+    weight: Any,
+    s: Tensor | None,
+    mask: Tensor | None,
+    options: Options,
+    denominator: float | None,
+    with_grad: bool,
+) -> Any:
+    """Replace a chunk of logits by their gradient; return the loss, or that of each row."""
+    cap = options.softcap
+    if mask is not None:  # what does not count may be NaN
+        z.masked_fill_(~mask[:, None], 0.0)
+        if t.dim() > 1:
+            t.masked_fill_(~mask[:, None], 0.0)
+    if cap:
+        infinite = z.isinf()
+        capped = z.div_(cap).tanh_().clone()
+        # Infinite logits stay.
+        z.mul_(torch.where(infinite, math.inf, cap))
+    logits = z.numpy()
+    arguments: dict[str, Any] = {
+        "weight": weight,
+        "sample_weight": None if s is None else s.numpy(),
+        "ignore_index": options.ignored,
+        "label_smoothing": options.label_smoothing,
+        "z_loss": options.z_loss,
+        "reduction": options.reduction,
+        "denominator": denominator,
+    }
+    if not with_grad:
+        loss = xentrs.cross_entropy(logits, t.numpy(), **arguments)
+    else:
+        loss, _ = xentrs.cross_entropy_with_grad(logits, t.numpy(), out=logits, **arguments)
+    if cap and with_grad:
+        z.mul_(1.0 - capped * capped)
+    return loss

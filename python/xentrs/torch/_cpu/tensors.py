@@ -1,0 +1,43 @@
+"""What the losses on the CPU have in common."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from xentrs.torch._arguments.options import Options
+from xentrs.torch._arguments.softmax import SoftmaxArguments
+from xentrs.torch._backend import HALVES
+
+# Where the CPU converts numbers or works around the kernel it does so by chunks of so many elements
+# for each thread: they stay in the second-level cache.
+CHUNK = 1 << 16
+
+
+def readable(t: Tensor | None) -> Tensor | None:
+    """Return weights in a type that the compiled functions read."""
+    if t is None:
+        return None
+    t = (t.detach() if t.requires_grad else t).resolve_neg()
+    return t.float() if t.dtype in HALVES else t
+
+
+def positive_divisors(
+    call: SoftmaxArguments, options: Options
+) -> tuple[SoftmaxArguments, float | None, float]:
+    """Return an equal call, `denominator` and `z_loss` that the compiled functions take.
+
+    They take one divisor, which is not negative, and divide the z-loss by it too. A divisor is
+    negative as the sum of negative weights: both change their signs.
+    """
+    if call.denominator is None or options.reduction != "mean":
+        return call, None, options.z_loss
+    divisor, z_loss = call.denominator.item(), options.z_loss
+    z_divisor = call.z_divisor(options).item() if z_loss else 1.0
+    if z_divisor < 0.0:
+        assert call.sample_weight is not None
+        divisor, z_divisor = -divisor, -z_divisor
+        call = call._replace(sample_weight=-call.sample_weight)
+    if divisor < 0.0:
+        weight = call.input.new_ones(call.classes) if call.weight is None else call.weight
+        divisor, call = -divisor, call._replace(weight=-weight)
+    return call, divisor, z_loss * (divisor / z_divisor) if z_divisor else z_loss

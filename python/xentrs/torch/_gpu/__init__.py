@@ -1,0 +1,1 @@
+"""The losses of tensors on a GPU, by Triton kernels."""

@@ -1,0 +1,320 @@
+"""Softmax losses on a GPU: one Triton kernel, from the logits to the loss and the gradient.
+
+A program takes R samples, and of each its classes in tiles of B. In the notation of the kernel, for
+one sample with logits x, where class y is the target and `own` its weight, and where a[c] are the
+coefficients of -log p[c] that smoothing or a target of probabilities bring:
+
+    for each tile:                                         # first sweep
+        top = the largest logit so far
+        rest = sum of exp(x[c] - top) over c other than y
+        total, away = sum of a[c], sum of a[c] (top - x[c])
+    sum = rest + exp(x[y] - top);  log_sum = log(sum);  logsumexp = top + log_sum
+    l = log1p(rest / exp(x[y] - top))                      # -log p[y]
+    loss = own l + total log_sum + away + Z logsumexp^2
+    for each tile again:                                   # second sweep
+        p[c] = exp(x[c] - top) / sum
+        gradient[c] = (own + total + 2 Z logsumexp) p[c] - a[c]
+        gradient[y] = (total + 2 Z logsumexp) p[y] - a[y] - own rest / sum
+
+The focal loss multiplies `own l` by u^GAMMA, where u = rest / sum is 1 - p[y]. Its gradient is that
+of `own l` times the slope of u^GAMMA l as a function of l, u^GAMMA (1 + GAMMA p[y] l / u).
+
+What keeps the digits: `rest` is a sum of its own, so neither the loss nor the gradient at y is a
+difference of rounded numbers, and 1 - p[y] is none. Without one class y (probabilities) the largest
+logit takes its place in `rest`. Numbers of a sample are float64 from where they may exceed float32.
+
+Cost: one reading of the logits and one writing of the gradient if a tile holds all classes (up to
+32768), for the second sweep finds it in registers. Else the second sweep reads all tiles but the
+first again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, no_type_check
+
+import torch
+from torch import Tensor
+
+from xentrs.torch import _backend
+from xentrs.torch._arguments.options import Options
+from xentrs.torch._arguments.softmax import SoftmaxArguments, check_indices
+from xentrs.torch._arguments.tensors import as_rows, write_back
+from xentrs.torch._gpu.math import log1p, narrowed, tanh
+from xentrs.torch._triton import Kernel, load_triton, next_power_of_two
+
+if TYPE_CHECKING:
+    import triton.language as tl
+
+# A row of at most so many classes is one tile and stays in registers; longer ones have tiles of
+# `_TILE`.
+_LONGEST = 1 << 15
+_TILE = 1 << 13
+
+
+def evaluate(
+    call: SoftmaxArguments, options: Options, with_grad: bool, inplace: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
+    x, target, ignored = call.input.detach(), call.target.detach(), options.ignored
+    rows = as_rows(x)
+    n, classes, positions = rows.shape
+    samples = n * positions
+    dtype = _backend.accumulator(x.dtype)
+    if call.is_soft:
+        target = as_rows(target)
+    else:
+        if target.dtype in (torch.uint16, torch.uint32, torch.uint64) or len(ignored) > 1:
+            target = target.long()
+        call = call._replace(target=target)
+        if x.device.type == "cpu":  # Triton's interpreter leaves out assertions
+            check_indices(call, ignored)
+        for index in ignored[1:]:
+            target = torch.where(target == index, ignored[0], target)
+        target = target.reshape(n, 1, positions)
+    s = call.sample_weight
+    s = None if s is None else s.detach().reshape(n, positions)
+    w = None if call.weight is None else call.weight.detach().contiguous()
+    divisor = z_divisor = None
+    if options.reduction == "mean":
+        divisor = call.divisor(options)
+        z_divisor = call.z_divisor(options) if options.z_loss else None
+    # Labels and weights of each entry are not rounded to the logits' type.
+    given = [x, call.target] if call.is_soft else [x]
+    if w is not None and (call.is_soft or options.label_smoothing):
+        given.append(w)
+    wide = any(t.dtype == torch.float64 for t in given)
+    none = options.reduction == "none"
+    losses = torch.empty(samples, dtype=dtype if none else torch.float64, device=x.device)
+    grad = None
+    if with_grad:
+        grad = x if inplace else torch.empty_like(x)
+    g = rows if grad is None else as_rows(grad)
+    if samples:
+        _, tl = load_triton()
+        r, b = _tiles(classes, positions)
+        _softmax_loss[(-(-samples // r),)](
+            rows, *rows.stride(), target, *target.stride(), w,
+            s, *((0, 0) if s is None else s.stride()), divisor,
+            z_divisor,
+            losses, None if grad is None else g, *g.stride(), samples, classes, positions,
+            IGNORED=ignored[0] if ignored and not call.is_soft else None,
+            SMOOTHING=options.label_smoothing, EVEN=options.label_smoothing / classes,
+            Z=options.z_loss, CAP=options.softcap, GAMMA=float(options.gamma),
+            FACTORS=min(int(options.gamma), 16), SOFT=call.is_soft,
+            ACC=tl.float64 if wide else tl.float32, NEAR=600.0 if wide else 40.0,
+            R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
+        )  # fmt: skip
+        write_back(grad, g)
+    if none:
+        return losses.view(call.samples), grad
+    loss = losses.sum()
+    return (loss if divisor is None else loss / divisor).to(dtype), grad
+
+
+def _tiles(classes: int, positions: int) -> tuple[int, int]:
+    """Return how many samples and how many of their classes a program takes at a time."""
+    if positions > 1:  # neighbours in memory are positions, not classes
+        return 64, min(next_power_of_two(classes), 32)
+    columns = next_power_of_two(classes) if classes <= _LONGEST else _TILE
+    return max(1, 2048 // columns), columns
+
+
+# x, target, sample_weight and grad come with their strides, of samples (_n), classes (_c) and
+# positions (_d). EVEN is SMOOTHING over the number of classes. Where x[y] is less than NEAR below
+# top, l comes from the ratio of rest and exp(x[y] - top); further down that may vanish. MANY says
+# whether there is more than one tile: loops that are never entered would still take registers.
+@Kernel
+@no_type_check
+def _softmax_loss(
+    x, x_n, x_c, x_d, target, t_n, t_c, t_d, weight, sample_weight, s_n, s_d, divisor,
+    z_divisor, loss, grad, g_n, g_c, g_d, samples, classes, positions,
+    IGNORED: tl.constexpr, SMOOTHING: tl.constexpr, EVEN: tl.constexpr, Z: tl.constexpr,
+    CAP: tl.constexpr, GAMMA: tl.constexpr, FACTORS: tl.constexpr, SOFT: tl.constexpr,
+    ACC: tl.constexpr, NEAR: tl.constexpr, R: tl.constexpr, B: tl.constexpr, MANY: tl.constexpr,
+):  # fmt: skip
+    VECTOR: tl.constexpr = SOFT or EVEN != 0.0  # whether there are coefficients a
+    KEEP: tl.constexpr = 1.0 - SMOOTHING
+    i = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    live = i < samples
+    n = i // positions
+    d = i % positions
+    x_row = (x + n * x_n + d * x_d)[:, None]
+    t_row = (target + n * t_n + d * t_d)[:, None]
+
+    # The target: its class y, own weight and logit; `keep` is what counts.
+    keep = live
+    factor = tl.full([R], 1.0, tl.float64)
+    if sample_weight is not None:
+        factor *= tl.load(sample_weight + n * s_n + d * s_d, mask=live, other=0).to(tl.float64)
+        keep &= factor != 0.0  # NaN counts
+    if SOFT:
+        y = tl.full([R], -1, tl.int64)
+        own = tl.zeros([R], tl.float64)
+        x_y = tl.full([R], float("-inf"), ACC)
+    else:
+        y = tl.load(target + n * t_n + d * t_d, mask=live, other=0).to(tl.int64)
+        valid = (y >= 0) & (y < classes)
+        looked_at = live
+        if IGNORED is not None:
+            looked_at = live & (y != IGNORED)
+        tl.device_assert(valid | (looked_at == 0), "target is out of bounds")
+        keep &= looked_at & valid
+        y = tl.where(keep, y, 0)
+        own = tl.full([R], KEEP, tl.float64)
+        if weight is not None:
+            own *= tl.load(weight + y, mask=keep, other=0).to(tl.float64)
+            if SMOOTHING == 0.0:
+                keep &= own != 0.0
+        x_y = _logits(x + n * x_n + d * x_d, y, x_c, keep, CAP, ACC)
+
+    # First sweep
+    cols = tl.arange(0, B)[None, :].to(tl.int64)
+    mask = live[:, None] & (cols < classes)
+    first = _logits(x_row, cols, x_c, mask, CAP, ACC)
+    a = _coefficients(t_row, t_c, weight, cols, mask, EVEN, KEEP, SOFT, ACC)
+    zero = tl.zeros([R], ACC)
+    top, rest, total, away = _accumulate(first, a, cols, y, x_y, zero, zero, zero, VECTOR, SOFT)
+    if MANY:
+        for start in range(B, classes, B):
+            c = cols + start
+            m = live[:, None] & (c < classes)
+            z = _logits(x_row, c, x_c, m, CAP, ACC)
+            b = _coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
+            top, rest, total, away = _accumulate(z, b, c, y, top, rest, total, away, VECTOR, SOFT)
+
+    # The loss
+    some = top != float("-inf")
+    top = tl.where(some, top, 0.0)
+    whole = total.to(tl.float64)
+    if SOFT:
+        log_sum = tl.where(some, log1p(rest), float("-inf"))
+        sum_ = rest + tl.where(some, 1.0, 0.0)
+        result = tl.zeros([R], tl.float64)
+    else:
+        e_y = tl.exp(x_y - top)
+        sum_ = rest + e_y
+        log_sum = tl.where(x_y == top, log1p(rest), tl.log(sum_))
+        near = x_y - top > -NEAR
+        far = (top.to(tl.float64) - x_y.to(tl.float64)) + log_sum.to(tl.float64)
+        by_ratio = log1p(rest / tl.where(near, e_y, 1.0)).to(tl.float64)
+        result = tl.where(near, by_ratio, far)
+        if GAMMA != 0.0:
+            e_64, rest_64 = e_y.to(tl.float64), rest.to(tl.float64)
+            result, slope = _focal(result, e_64, rest_64, GAMMA, FACTORS)
+        result = tl.where(own == 0.0, 0.0, own * result)
+        if GAMMA != 0.0:
+            own *= slope
+    if VECTOR:
+        result += away.to(tl.float64) * 1048576.0  # 2^20
+        result += tl.where(whole == 0.0, 0.0, whole * log_sum.to(tl.float64))
+    if Z != 0.0:
+        logsumexp = log_sum.to(tl.float64) + top.to(tl.float64)
+        z_part = Z * logsumexp * logsumexp
+        if divisor is not None:
+            z_part *= tl.load(divisor) / tl.load(z_divisor)
+        result += z_part
+    tl.store(loss + i, tl.where(keep, factor * result, 0.0), mask=live)
+
+    # Second sweep
+    if grad is not None:
+        z_factor = factor
+        if divisor is not None:
+            factor = factor / tl.load(divisor)
+            if Z != 0.0:
+                z_factor = z_factor / tl.load(z_divisor)
+        extra = ((own * factor).to(ACC) / sum_)[:, None]
+        whole *= factor
+        if Z != 0.0:
+            whole += 2.0 * Z * logsumexp * z_factor
+        base = (whole.to(ACC) / sum_)[:, None]
+        factor = factor.to(ACC)
+        g_row = (grad + n * g_n + d * g_d)[:, None]
+        top, rest, factor, kept = top[:, None], rest[:, None], factor[:, None], keep[:, None]
+        g = _gradient(first, a, cols == y[:, None], top, base, extra, rest, factor, kept, CAP)
+        tl.store(g_row + cols * g_c, narrowed(g, grad), mask=mask)
+        if MANY:
+            for start in range(B, classes, B):
+                c = cols + start
+                m = live[:, None] & (c < classes)
+                z = _logits(x_row, c, x_c, m, CAP, ACC)
+                b = _coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
+                g = _gradient(z, b, c == y[:, None], top, base, extra, rest, factor, kept, CAP)
+                tl.store(g_row + c * g_c, narrowed(g, grad), mask=m)
+
+
+@Kernel
+@no_type_check
+def _logits(x_row, cols, x_c, mask, CAP: tl.constexpr, ACC: tl.constexpr):
+    x = tl.load(x_row + cols * x_c, mask=mask, other=float("-inf")).to(ACC)
+    if CAP != 0.0:
+        x = tl.where(mask & (tl.abs(x) != float("inf")), CAP * tanh(x / CAP), x)
+    return x
+
+
+# The coefficients a; of a target that is one class, its own is not among them.
+@Kernel
+@no_type_check
+def _coefficients(
+    t_row, t_c, weight, cols, mask,
+    EVEN: tl.constexpr, KEEP: tl.constexpr, SOFT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    if SOFT:
+        a = KEEP * tl.load(t_row + cols * t_c, mask=mask, other=0).to(ACC) + EVEN
+    else:
+        a = tl.zeros(mask.shape, ACC) + EVEN
+    if weight is not None:
+        a *= tl.load(weight + cols, mask=mask, other=0).to(ACC)
+    return tl.where(mask, a, 0.0)
+
+
+# Add a tile to the sums. The terms of `away` do not cancel. A difference of two float32 may exceed
+# float32, so `away` is kept as its 2^-20th part.
+@Kernel
+@no_type_check
+def _accumulate(
+    x, a, cols, y, top, rest, total, away, VECTOR: tl.constexpr, SOFT: tl.constexpr
+):  # fmt: skip
+    largest = tl.max(x, 1)
+    new = tl.maximum(top, largest)
+    safe = tl.where(new == float("-inf"), 0.0, new)
+    d = x - safe[:, None]
+    if SOFT:  # without the largest logit itself
+        grew = largest > top
+        rest += tl.where(grew & (top != float("-inf")), 1.0, 0.0)  # the largest of earlier tiles
+        out = grew[:, None] & (cols == tl.argmax(x, 1)[:, None] + tl.min(cols, 1)[:, None])
+        e = tl.where(out, d, tl.exp(d))  # 0, or NaN for an infinite logit
+    else:
+        e = tl.where(cols == y[:, None], 0.0, tl.exp(d))
+    rest = rest * tl.exp(top - safe) + tl.sum(e, 1)
+    if VECTOR:
+        before = tl.where(top == float("-inf"), 0.0, top)
+        part = 9.5367431640625e-07  # 2^-20
+        away += tl.where(total == 0.0, 0.0, total * (safe * part - before * part))
+        away += tl.sum(tl.where(a == 0.0, 0.0, a * ((safe * part)[:, None] - x * part)), 1)
+        total += tl.sum(a, 1)
+    return new, rest, total, away
+
+
+# u^GAMMA l and its slope, where `nll` is l. Where p is 0, so is p l. Where u is 0, so is u^GAMMA.
+# FACTORS of the power are products: exp(GAMMA log u) loses digits as log u grows.
+@Kernel
+@no_type_check
+def _focal(nll, e_y, rest, GAMMA: tl.constexpr, FACTORS: tl.constexpr):
+    u = rest / (rest + e_y)
+    p_l = tl.where(e_y == 0.0, 0.0, e_y / (rest + e_y) * nll)
+    power = tl.full(u.shape, 1.0, tl.float64)
+    if GAMMA != FACTORS:
+        power = tl.exp((GAMMA - FACTORS) * tl.log(u))
+    for _ in range(FACTORS):
+        power *= u
+    return power * nll, power * (1.0 + GAMMA * tl.where(u == 0.0, 1.0, p_l / u))
+
+
+@Kernel
+@no_type_check
+def _gradient(x, a, is_target, top, base, extra, rest, factor, keep, CAP: tl.constexpr):
+    e = tl.exp(x - top)
+    g = e * base - factor * a + tl.where(is_target, -extra * rest, extra * e)
+    if CAP != 0.0:
+        g *= 1.0 - tl.where(x == float("-inf"), 1.0, (x / CAP) * (x / CAP))
+    return tl.where(keep, g, 0.0)

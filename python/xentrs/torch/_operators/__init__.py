@@ -1,0 +1,1 @@
+"""The losses as operators and autograd functions, on whatever device the tensors are."""

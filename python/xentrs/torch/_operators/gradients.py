@@ -1,0 +1,214 @@
+"""What the losses' backward passes have in common.
+
+The forward stores the gradient, and the backward multiplies it by the upstream gradient, in its own
+memory where it can. The gradient of float16 is deferred: the backward computes it.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from xentrs._xentrs import is_one
+from xentrs.torch import _backend
+from xentrs.torch._arguments.tensors import masked
+from xentrs.torch._gpu.scale import scale
+from xentrs.torch._mode import is_compiling, is_traced
+from xentrs.torch._private import is_batched, is_graph_retained, version
+
+# A stored gradient, times the upstream gradient
+
+
+def is_unscaled(grad_output: Tensor) -> bool:
+    """Whether the stored gradient is the result: times 1, and no other backward needs it."""
+    return (
+        type(grad_output) is Tensor
+        and not is_compiling()
+        and not is_graph_retained()
+        and not grad_output.is_neg()
+        and is_one(grad_output)
+    )
+
+
+def scaled(
+    grad: Tensor,
+    grad_output: Tensor,
+    gradient_mask: Callable[[], Tensor | None],
+    axis: int | None = None,
+) -> Tensor:
+    """Return the stored gradient times the upstream gradient, if possible in its own memory.
+
+    `gradient_mask()` says which entries count, and broadcasts to `grad`: the others stay 0, also
+    where NaN or inf comes from upstream. `axis` is the axis of `grad` that `grad_output` does not
+    have, unless that is a number.
+    """
+    traced = is_compiling() or type(grad_output) is not Tensor
+    if not traced:
+        if is_graph_retained():
+            grad = grad.clone()  # another backward pass may need it as it is
+        if grad_output.is_neg():
+            grad_output = grad_output.resolve_neg()
+        if is_one(grad_output):
+            return grad
+    if axis is not None and grad_output.dim():
+        grad_output = grad_output.unsqueeze(axis)
+    if traced or is_batched(grad_output):
+        return (grad * masked(grad_output, gradient_mask())).to(grad.dtype)
+    if not _backend.uses_triton(grad):
+        if not math.isfinite(grad_output.sum().item()):
+            grad_output = masked(grad_output, gradient_mask())
+        return grad.mul_(grad_output)
+    mask = gradient_mask()
+    if mask is not None and not mask.dim():
+        mask, grad_output = None, masked(grad_output, mask)
+    place = (1, 1) if mask is None else _places(grad, mask)
+    # A view may have gaps.
+    whole = grad.untyped_storage().nbytes() == grad.numel() * grad.itemsize
+    if grad_output.dim() or place is None or not whole:
+        return grad.mul_(masked(grad_output, mask))
+    scale(grad, grad_output, mask, *place)
+    return grad
+
+
+def _places(grad: Tensor, mask: Tensor) -> tuple[int, int] | None:
+    """Return which entry of a mask belongs to which of a gradient in memory, as `scale` has it."""
+    if mask.shape == grad.shape:
+        return (1, 1) if grad.is_contiguous() else None
+    axes = [i for i, (n, m) in enumerate(zip(grad.shape, mask.shape, strict=False)) if n != m]
+    if len(axes) != 1 or mask.dim() != grad.dim():
+        return None
+    (axis,) = axes
+    if grad.is_contiguous():
+        return grad.shape[axis], prod(grad.shape[axis + 1 :])
+    return (grad.shape[axis], 1) if grad.movedim(axis, -1).is_contiguous() else None
+
+
+# What a second derivative needs: the tensors of the call, of which large ones are not kept alive.
+Remembered: TypeAlias = Sequence[tuple[Tensor | weakref.ref[Tensor], int] | None]
+
+# The most bytes of a tensor that is kept.
+KEPT = 1 << 24
+
+
+def remember(tensors: Sequence[Tensor | None], weak: int) -> Remembered:
+    """Return the tensors and their versions; of the first `weak`, references if they are large."""
+    return [
+        None if t is None else (weakref.ref(t) if i < weak and t.nbytes > KEPT else t, version(t))
+        for i, t in enumerate(tensors)
+    ]
+
+
+def recall(name: str, remembered: Remembered, what: str = "a second derivative") -> list[Any]:
+    """Return the tensors, or say why they cannot be had."""
+    tensors: list[Any] = []
+    for found in remembered:
+        if found is None:
+            tensors.append(None)
+            continue
+        tensor = found[0] if isinstance(found[0], Tensor) else found[0]()
+        if is_compiling():  # does not know versions
+            tensors.append(tensor)
+            continue
+        if tensor is None or version(tensor) != found[1]:
+            how = "changed" if tensor is not None else f"freed (of more than {KEPT >> 20} MiB)"
+            raise RuntimeError(
+                f"xentrs.torch.{name}: {what} needs the inputs, but one was {how} after the "
+                "loss had been computed"
+            )
+        tensors.append(tensor)
+    return tensors
+
+
+# A deferred gradient (decision 26)
+
+
+def is_deferred(input: Tensor) -> bool:
+    """Whether the backward computes the gradient: that of float16.
+
+    A gradient of a mean has numbers too small for float16. Loss scaling saves them only if they are
+    multiplied before they are rounded.
+    """
+    return input.dtype == torch.float16
+
+
+def differentiable(
+    gradient: Callable[..., Tensor], call: Any, options: Any, grad_output: Tensor
+) -> Tensor:
+    """Return the gradient times the upstream gradient such that it can be differentiated.
+
+    `gradient(call, options)` is the operator's.
+    """
+    dtype = call.input.dtype
+    if is_deferred(call.input):
+        call = call._replace(input=call.input.float())
+    return (gradient(call, options) * call.upstream(grad_output, options)).to(dtype)
+
+
+def deferred_gradient(
+    gradient: Callable[..., Tensor], call: Any, options: Any, grad_output: Tensor
+) -> Tensor:
+    """Return the same, rounded only once if it will not be differentiated."""
+    if torch.is_grad_enabled() and (grad_output.requires_grad or call.input.requires_grad):
+        return differentiable(gradient, call, options, grad_output)
+    return gradient(*call.times(grad_output, options))
+
+
+def operator_backward(
+    unpack: Callable[..., tuple[Any, Any]],
+    gradient: Callable[..., Tensor],
+    product: Callable[..., Tensor],
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Return the backward of an operator with one gradient, that in its first argument.
+
+    `unpack(arguments)` returns the call and its options, `product(call, options, direction)` the
+    derivative of the gradient in a direction.
+    """
+
+    def backward(
+        arguments: list[Any], grads: tuple[Tensor, ...], grad_output: Tensor | None, directions: Any
+    ) -> tuple[Tensor | None, ...]:
+        call, options = unpack(arguments)
+        result = None
+        if grad_output is not None and not arguments[-1]:
+            result = deferred_gradient(gradient, call, options, grad_output)
+        elif grad_output is not None:
+            result = (grads[0] * call.upstream(grad_output, options)).to(call.input.dtype)
+        if directions[0] is not None:
+            second = product(call, options, directions[0])
+            result = second if result is None else result + second
+        return result, *[None] * (len(arguments) - 1)
+
+    return backward
+
+
+def deferred_function(
+    evaluate: Callable[..., tuple[Tensor, Tensor | None]], gradient: Callable[..., Tensor]
+) -> Any:
+    """Return an autograd function that computes the gradient in the backward."""
+
+    class Deferred(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, input: Tensor, call: Any, options: Any) -> Tensor:
+            loss, _ = evaluate(call, options, False)
+            ctx.save_for_backward(*call)
+            ctx.kind, ctx.options = type(call), options
+            return loss
+
+        @staticmethod
+        def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+            call, options = ctx.kind(*ctx.saved_tensors), ctx.options
+            if torch.is_grad_enabled():
+                return differentiable(gradient, call, options, grad_output), None, None
+            if is_traced(grad_output):
+                return gradient(*call.times(grad_output, options)), None, None
+            if is_batched(grad_output):
+                return differentiable(gradient, call, options, grad_output), None, None
+            return evaluate(*call.times(grad_output, options), True)[1], None, None
+
+    return Deferred

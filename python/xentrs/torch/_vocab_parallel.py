@@ -1,0 +1,109 @@
+"""`vocab_parallel_cross_entropy`: of logits whose classes are spread over a process group."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor
+
+from xentrs.torch._arguments.options import Ignored, Options, check_tensor, ignored_indices
+from xentrs.torch._arguments.softmax import SoftmaxArguments, check_further_arguments, fits
+from xentrs.torch._arguments.tensors import as_denominator
+from xentrs.torch._backend import FLOATS, HALVES
+from xentrs.torch._mode import autocasts, is_eager, is_plain, wants_gradient
+from xentrs.torch._operators.vocab_parallel import Eager, evaluate
+
+_NAME = "xentrs.torch.vocab_parallel_cross_entropy"
+
+
+def vocab_parallel_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    first_class: int | None = None,
+    ignore_index: Ignored = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of logits whose classes are spread over a process group.
+
+    Every process of the group calls it, with its own classes and the same other arguments.
+
+    Parameters
+    ----------
+    input : Tensor of shape (N, C_local) or (N, C_local, d_1, ..., d_K)
+        The logits of this process's classes.
+    target : Tensor of shape (N) or (N, d_1, ..., d_K)
+        Class indices, of any integer type, counted over all processes.
+    group : ProcessGroup, optional
+        Default: the default group.
+    first_class : int, optional
+        The index of this process's first class. Default: its rank in the group times C_local, as
+        is right where all processes have the same number of classes.
+    ignore_index : int, iterable of ints or None, default -100
+        Class indices whose samples do not count, whatever their logits are.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        Whether to return the mean of the samples' losses, their sum, or each.
+    label_smoothing : float, default 0.0
+        A number e in [0, 1]: the target becomes (1 - e) times itself plus e / C in every class, of
+        the C classes of all processes.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp(logits)**2`` to each sample's loss, as in PaLM. `sample_weight`
+        multiplies this term, `label_smoothing` does not change it.
+    sample_weight : Tensor, optional
+        Weight of each sample, of the shape of `input` without its class axis.
+    denominator : float or Tensor of no dimension, optional
+        What ``"mean"`` divides by instead of the total weight. A tensor may be on the CPU or on the
+        device of `input`.
+
+    Returns
+    -------
+    Tensor
+        In every process what `cross_entropy` returns of all logits: of no dimension, or for
+        ``"none"`` of the shape of `input` without its class axis.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument does not fit.
+    IndexError
+        If a class index is none of any process's; on a GPU an assertion on the device.
+
+    Notes
+    -----
+    The forward pass makes two all-reduces, of N and of 5 N float64 numbers (6 N with label
+    smoothing), the backward pass none. The gradient cannot be differentiated again.
+    """
+    options = Options(reduction, ignored_indices(ignore_index), label_smoothing, z_loss)
+    for name, value in (("input", input), ("target", target)):
+        check_tensor(name, value)
+    given = [t for t in (target, sample_weight, denominator) if t is not None]
+    if not (is_eager(input) and is_plain(*given)):
+        raise NotImplementedError(f"{_NAME} works in eager mode only")
+    if input.dtype not in FLOATS or input.dim() < 2 or input.shape[1] == 0:
+        raise TypeError(
+            f"input has dtype {input.dtype} and shape {tuple(input.shape)}, but must be floating "
+            "point, of at least two axes, with classes on axis 1"
+        )
+    denominator = as_denominator(denominator, input)
+    call = SoftmaxArguments(input, target, None, sample_weight, denominator)
+    if call.is_soft or not fits(call, options):
+        raise ValueError(
+            f"target of shape {tuple(target.shape)} and dtype {target.dtype} must be class indices "
+            f"of shape {tuple(call.samples)} on {input.device}, reduction ({reduction!r}) 'mean', "
+            f"'sum' or 'none', and label_smoothing ({label_smoothing}) in [0, 1]"
+        )
+    check_further_arguments(call, options)
+    if first_class is None:
+        first_class = dist.get_rank(group) * input.shape[1]
+    arguments = target, sample_weight, denominator, first_class, group
+    if wants_gradient(input):
+        loss = Eager.apply(input, options, *arguments)
+    else:
+        loss = evaluate(input, *arguments[:-1], options, group, False)[0]
+    if input.dtype in HALVES and not autocasts(input):
+        loss = loss.to(input.dtype)
+    return loss

@@ -1,0 +1,106 @@
+"""The list of losses in the compiled module, and the options that are checked from it."""
+
+import inspect
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+import xentrs
+from xentrs import _xentrs
+
+LOGITS = np.random.default_rng(0).normal(size=(4, 5))
+TARGET = np.array([0, 3, 4, 1])
+
+# What an argument is left out with, for calls of the compiled function.
+DEFAULTS: dict[str, Any] = {
+    "axis": -1,
+    "gamma": 2.0,
+    "ignore_index": -100,
+    "label_smoothing": 0.0,
+    "z_loss": 0.0,
+    "reduction": "mean",
+}
+
+SUFFIXES = ("", "_with_grad", "_with_grad_hess")
+NUMBERS = ("gamma", "label_smoothing", "z_loss")
+
+
+def compute(loss: str, order: int, values: Any, target: Any, **given: Any) -> Any:
+    options = [given.get(name, DEFAULTS.get(name)) for name in _xentrs.LOSSES[loss]["options"]]
+    return _xentrs.compute(loss, order, values, target, *options, None, None)
+
+
+@pytest.mark.parametrize("loss", _xentrs.LOSSES)
+def test_public_functions_have_the_keywords_of_the_list(loss: str) -> None:
+    entry = _xentrs.LOSSES[loss]
+    for order, suffix in enumerate(SUFFIXES[: entry["derivatives"] + 1]):
+        function = getattr(xentrs, loss + suffix, None)
+        if function is None:
+            pytest.skip(f"{loss}{suffix} is not public")
+        outputs = ("out", "hess_out")[:order]
+        expected = [entry["input"], "target", *entry["options"], *outputs]
+        parameters = inspect.signature(function).parameters
+        assert list(parameters) == expected
+        for name in entry["options"]:
+            assert parameters[name].default == DEFAULTS.get(name)
+
+
+def test_focal_loss_takes_one_class_a_sample() -> None:
+    with pytest.raises(TypeError, match=r"focal_loss takes no label_smoothing: .*, not 0\.25"):
+        compute("focal_loss", 0, LOGITS, TARGET, label_smoothing=0.25)
+    with pytest.raises(TypeError, match="focal_loss takes no label_smoothing"):
+        _xentrs.plain_options("focal_loss", 2.0, -1, None, None, -100, 0.25, "mean", None, None)
+    soft = np.full_like(LOGITS, 0.2)
+    with pytest.raises(TypeError, match="focal_loss takes no probabilities as target"):
+        compute("focal_loss", 1, LOGITS, soft)
+    assert compute("focal_loss", 0, LOGITS, TARGET) > 0.0
+
+
+@pytest.mark.parametrize("loss", _xentrs.LOSSES)
+@pytest.mark.parametrize("option", NUMBERS)
+def test_numbers_are_checked(loss: str, option: str) -> None:
+    if option not in _xentrs.LOSSES[loss]["options"]:
+        pytest.skip("no such option")
+    target = TARGET if _xentrs.LOSSES[loss]["axis"] else LOGITS > 0
+    values = np.full_like(LOGITS, 0.2)
+    accepted = r"in \[0, 1\]" if option == "label_smoothing" else "finite and at least 0"
+    for value in (-1.0, np.nan, np.inf, -np.inf, -5e-324):
+        message = f"{option} must be {accepted}, not {value}"
+        with pytest.raises(ValueError, match=message):
+            compute(loss, 0, values, target, **{option: value})
+    with pytest.raises(ValueError, match=f"{option} is too large for a float"):
+        compute(loss, 0, values, target, **{option: 10**400})
+    for value in ("1", None, 1j, [1.0]):
+        with pytest.raises(TypeError, match=f"{option} must be a number, not "):
+            compute(loss, 0, values, target, **{option: value})
+    if loss == "focal_loss" and option == "label_smoothing":
+        return
+    expected = compute(loss, 0, values, target, **{option: 1.0})
+    for same in (1, True, np.float32(1), np.int8(1), Fraction(1), Decimal(1)):
+        assert compute(loss, 0, values, target, **{option: same}) == expected
+    zero = compute(loss, 0, values, target, **{option: 0.0})
+    assert compute(loss, 0, values, target, **{option: -0.0}) == zero
+
+
+def test_plain_options_are_of_pythons_own_types() -> None:
+    class Word(str):
+        pass
+
+    options = (1, None, "anything", (5,), np.float32(0.5), Fraction(1, 4), Word("sum"), 3, None)
+    plain = _xentrs.plain_options("cross_entropy", *options)
+    assert plain == (1, None, "anything", (5,), 0.5, 0.25, "sum", 3.0, None)
+    assert [type(value) for value in plain[4:8]] == [float, float, str, float]
+
+
+def test_wrong_calls_of_the_compiled_function() -> None:
+    with pytest.raises(ValueError, match="there is no loss"):
+        _xentrs.compute("nothing", 0, LOGITS, TARGET)
+    with pytest.raises(ValueError, match="cross_entropy has 2 derivatives, not 3"):
+        _xentrs.compute("cross_entropy", 3, LOGITS, TARGET)
+    with pytest.raises(TypeError, match=r"log_loss takes axis, .*, out and hess_out, but 1 "):
+        _xentrs.compute("log_loss", 0, LOGITS, TARGET, -1)
+    with pytest.raises(TypeError, match="log_loss has 8 options, but 1 "):
+        _xentrs.plain_options("log_loss", -1)
