@@ -191,12 +191,18 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
                 self.coefficients.prefetch(at + AHEAD / size_of::<T>() + i * T::LANES);
                 let x = T::V::<S>::load(s, logits, i * T::LANES);
-                begun[j] = self.exp.begin::<SHIFTED>(s, x);
+                if together > 1 {
+                    begun[j] = self.exp.begin::<SHIFTED>(s, x);
+                }
             }
             for j in 0..together {
                 let i = first + j;
                 let x = T::V::<S>::load(s, logits, i * T::LANES);
-                let e = self.exp.end(s, begun[j]);
+                let e = if together > 1 {
+                    self.exp.end(s, begun[j])
+                } else {
+                    self.exp.of::<SHIFTED>(s, x)
+                };
                 if GRAD {
                     e.store(scratch, i * T::LANES);
                 }
@@ -809,14 +815,9 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             losses.total[i] = self.total + coefficient;
             losses.sample[i] = sample;
             let objective = (!self.plain).then(|| {
-                let logit = reference.to_f64();
-                s.apart(Apply {
-                    objective: self.objective,
-                    losses: &mut losses,
-                    rest,
-                    pivot,
-                    logit,
-                })
+                let (own, losses) = (reduce.logits.get(reduce.pivot), &mut losses);
+                let logits = [reference.to_f64(), own.to_f64()];
+                s.apart(Apply { objective: self.objective, losses, rest, pivot, logits })
             });
             losses.n += 1;
             if losses.n == 8 {
@@ -890,9 +891,10 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 }
             }
             let (mut rest, mut pivot) = (rest, pivot);
-            if objective.is_some() && a != 0.0 && a.abs() < T::FEW_LEAST {
+            let missing = exponent(T::FEW_LEAST) - (exponent(scaled) - exponent(whole));
+            if objective.is_some() && scaled != 0.0 && missing > 0 {
                 // Too small for its digits: a power of two from the exponentials to their factor.
-                let shift = (exponent(T::FEW_LEAST) - exponent(a)).min(T::MAX_EXPONENT / 2);
+                let shift = missing.min(T::MAX_EXPONENT / 2);
                 rescale::<S, T>(s, &scratch, 0..batch.classes, -shift);
                 let by = power(-shift);
                 (rest, pivot) = (rest * by, pivot * by);
@@ -933,8 +935,8 @@ struct Apply<'a> {
     losses: &'a mut Waiting,
     rest: f64,
     pivot: f64,
-    /// The logit that the logarithm of the sum is relative to.
-    logit: f64,
+    /// The logit that the logarithm of the sum is relative to, and that of the true class.
+    logits: [f64; 2],
 }
 
 /// [`Factors`] of one sample.
@@ -950,7 +952,7 @@ impl Kernel for Apply<'_> {
     type Output = RowFactors;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> RowFactors {
-        let Apply { objective, losses, rest, pivot, logit } = self;
+        let Apply { objective, losses, rest, pivot, logits } = self;
         let i = losses.n;
         // Macros, since closures might not be inlined with the features.
         macro_rules! splat {
@@ -966,11 +968,15 @@ impl Kernel for Apply<'_> {
         let (mut surprise, mut log_sum) = (0.0, 0.0);
         if objective.has_z_loss() || losses.far[i].is_some() {
             let above = log_scalar(s, losses.sum[i]) - losses.residue[i];
-            log_sum = logit + above;
+            log_sum = logits[0] + above;
             surprise = losses.far[i].map_or(0.0, |far| above + far);
         }
         if losses.far[i].is_none() {
             surprise = log1p_scalar(s, rest / pivot);
+        }
+        if rest < pivot {
+            // Near the true class's logit, where the loss may be as small as what S adds.
+            log_sum = logits[1] + surprise;
         }
         let state = State {
             rest: splat!(rest),

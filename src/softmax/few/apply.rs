@@ -4,7 +4,7 @@
 //! afterwards: so this is compiled once for each type, not for each way that a target is stored.
 
 use crate::math::exp::{power_of_two, residue};
-use crate::math::log::log;
+use crate::math::log::{log, log1p};
 use crate::simd::{Kernel, Output, Simd, Vector};
 use crate::softmax::objective::{Objective, State};
 
@@ -29,7 +29,8 @@ impl<T: Limits> Kernel for Apply<'_, T> {
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let (buffers, group) = (self.buffers, self.group);
-        let none = splat::<S, f64>(s, 0.0);
+        let (none, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let (mut shifts, mut shifted) = ([one; 2], false);
         let class = buffers.load(s, CLASS, group);
         let counted = T::V::<S>::lanes(class.not_lt(splat::<S, T>(s, 0.0)));
         let (n, most) = (buffers.load(s, N, group), buffers.load(s, MOST, group));
@@ -56,6 +57,10 @@ impl<T: Limits> Kernel for Apply<'_, T> {
                 let bias = none.sub(buffers.load(s, BIAS, group).wide(part));
                 let sum = whole.mul(power_of_two::<S, f64>(s, bias));
                 let above = log::<S, f64>(s, sum).sub(residue::<S, T>(s, n, most, part));
+                // A true class of most of the probability has the largest logit: there S is near to it, and
+                // the loss may be as small as what S adds.
+                let near = log1p::<S, f64>(s, rest.div(pivot));
+                let above = S::V64::select(rest.lt(pivot), near, above);
                 log_sum = most.wide(part).add(above);
             }
             let factors = self.objective.factors(s, &State { rest, pivot, surprise, log_sum });
@@ -70,6 +75,10 @@ impl<T: Limits> Kernel for Apply<'_, T> {
             let z = S::V64::select(counted, sample.mul(factors.z_slope), none);
             let p = pivot.mul(inverse);
             let (high, low, more) = (a_high.wide(part), a_low.wide(part), z.mul(inverse));
+            let up = self.shift(s, high, slope);
+            shifts[part] = up;
+            shifted |= S::V64::lanes(up.eq(one)) != 0xFF;
+            let (high, low, more) = (high.mul(up), low.mul(up), more.mul(up));
             // With the rounding errors of the product and of the sum.
             let product = high.mul(slope);
             let error = high.fma(slope, none.sub(product)).add(low.mul(slope));
@@ -91,7 +100,7 @@ impl<T: Limits> Kernel for Apply<'_, T> {
             pivots[part] = S::V64::select(counted, at_pivot, none);
             let factor = of_class.mul(factors.second).add(z_second);
             let factor = S::V64::select(counted, factor, none);
-            second[part] = factor.mul(inverse);
+            second[part] = factor.mul(inverse).mul(up);
             let others = buffers.load_sum(s, [OTHERS, OTHERS_LOST], group, part).mul(inverse);
             let p = whole.mul(inverse).sub(others);
             let more = p.mul(factor.mul(p).add(z.mul(others)));
@@ -100,7 +109,9 @@ impl<T: Limits> Kernel for Apply<'_, T> {
         if !self.grad {
             return;
         }
-        let shift = self.shift(s, &mut a, &mut a_lost);
+        if shifted {
+            self.divide(s, shifts);
+        }
         let high = T::V::<S>::narrow(a);
         for part in 0..T::WIDE {
             a_lost[part] = a_lost[part].add(a[part].sub(high.wide(part)));
@@ -111,13 +122,12 @@ impl<T: Limits> Kernel for Apply<'_, T> {
         if !self.hess {
             return;
         }
-        let mut second = T::V::<S>::narrow(second);
-        if let Some(shift) = shift {
-            second = second.mul(shift);
-            buffers.store(INVERSE, group, buffers.load(s, INVERSE, group).mul(shift));
+        if shifted {
+            let inverse = buffers.load(s, INVERSE, group).mul(T::V::<S>::narrow(shifts));
+            buffers.store(INVERSE, group, inverse);
         }
         for (which, x) in [
-            (SECOND, second),
+            (SECOND, T::V::<S>::narrow(second)),
             (PIVOT_HESS, T::V::<S>::narrow(pivots)),
             (MOST_HESS, T::V::<S>::narrow(mosts)),
         ] {
@@ -127,43 +137,29 @@ impl<T: Limits> Kernel for Apply<'_, T> {
 }
 
 impl<T: Limits> Apply<'_, T> {
-    /// Where `a` has become too small for its digits, it is multiplied by a power of two, and the exponentials
-    /// divided by it; that power, if there is one.
+    /// Where the product of `a` and a slope is too small to keep its digits: the power of two that goes from the
+    /// exponentials to it. 1 elsewhere.
     #[inline(always)]
-    fn shift<S: Simd>(
-        &self,
-        s: S,
-        a: &mut [S::V64; 2],
-        a_lost: &mut [S::V64; 2],
-    ) -> Option<T::V<S>> {
+    fn shift<S: Simd>(&self, s: S, a: S::V64, slope: S::V64) -> S::V64 {
         let (none, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
-        let least = splat::<S, f64>(s, T::FEW_LEAST);
-        let mut powers = [one; 2];
-        let mut any = 0;
-        for (part, power) in powers.iter_mut().enumerate().take(T::WIDE) {
-            let size = a[part].abs();
-            let tiny = S::V64::lanes(size.lt(least)) & !S::V64::lanes(size.eq(none));
-            any |= tiny;
-            let exponent = exponents(s, least).sub(exponents(s, size));
-            let exponent = exponent.min(splat::<S, f64>(s, T::MAX_EXPONENT as f64 / 2.0));
-            let shift = power_of_two::<S, f64>(s, exponent);
-            *power = S::V64::select(S::V64::mask(s, tiny), shift, one);
+        let least = exponents(s, splat::<S, f64>(s, T::FEW_LEAST));
+        let missing = least.sub(exponents(s, a)).sub(exponents(s, slope));
+        let missing = missing.min(splat::<S, f64>(s, (T::MAX_EXPONENT / 2) as f64)).max(none);
+        let nothing = S::V64::lanes(a.eq(none)) | S::V64::lanes(slope.eq(none));
+        let power = power_of_two::<S, f64>(s, missing);
+        S::V64::select(S::V64::mask(s, nothing), one, power)
+    }
+
+    /// Divides the group's exponentials by powers of two.
+    #[inline(always)]
+    fn divide<S: Simd>(&self, s: S, mut powers: [S::V64; 2]) {
+        for power in &mut powers {
+            *power = splat::<S, f64>(s, 1.0).div(*power);
         }
-        if any == 0 {
-            return None;
-        }
-        let (mut up, mut down) = (powers, powers);
-        for part in 0..T::WIDE {
-            a[part] = a[part].mul(powers[part]);
-            a_lost[part] = a_lost[part].mul(powers[part]);
-            down[part] = one.div(powers[part]);
-            up[part] = powers[part];
-        }
-        let down = T::V::<S>::narrow(down);
+        let powers = T::V::<S>::narrow(powers);
         for at in (0..self.columns.len()).step_by(T::LANES) {
             let e = T::V::<S>::load(s, self.columns.as_input(), at);
-            e.mul(down).store(self.columns, at);
+            e.mul(powers).store(self.columns, at);
         }
-        Some(T::V::<S>::narrow(up))
     }
 }
