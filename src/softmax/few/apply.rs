@@ -100,7 +100,7 @@ impl<T: Limits> Kernel for Apply<'_, T> {
             pivots[part] = S::V64::select(counted, at_pivot, none);
             let factor = of_class.mul(factors.second).add(z_second);
             let factor = S::V64::select(counted, factor, none);
-            second[part] = factor.mul(inverse).mul(up);
+            second[part] = factor.mul(up).mul(inverse);
             let others = buffers.load_sum(s, [OTHERS, OTHERS_LOST], group, part).mul(inverse);
             let p = whole.mul(inverse).sub(others);
             let more = p.mul(factor.mul(p).add(z.mul(others)));
