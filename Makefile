@@ -29,6 +29,12 @@ MATURIN := VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(BIN):$$PATH" $(BIN)/maturin
 # Linked against zig's copy of an old glibc, a wheel installs on any Linux since 2014.
 PORTABLE := $(if $(filter Linux,$(shell uname)),--zig --compatibility manylinux2014)
 
+# One level of this machine, compiled in pieces that are kept: a mistake in a kernel shows within a minute.
+QUICK := target/quick
+QUICK_LEVEL ?= $(if $(shell grep -m1 -o avx512f /proc/cpuinfo 2>/dev/null),avx512,avx2)
+QUICK_TESTS := test_known_values.py test_layouts.py test_recorded_bits.py
+LEFT_OUT := $(filter-out $(QUICK_LEVEL),avx512 avx2 portable)
+
 # The same interpreter for every cargo command, so that one does not rebuild what another built.
 export PYO3_PYTHON := $(BIN)/python
 
@@ -37,7 +43,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-random lint format wheel sdist clean
+.PHONY: help demo test quick test-random lint format wheel sdist clean
 .PHONY: bench bench-floors bench-peers bench-steps bench-curves bench-memory bench-instructions
 .PHONY: bench-pictures bench-kernels size size-record
 .PHONY: demo-torch test-torch lint-torch bench-torch bench-torch-gpu
@@ -57,6 +63,15 @@ test: $(VENV)/.package  ## Run all tests, those of the Rust crate first, those w
 	fi
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-torch)
+
+quick: $(VENV)/.installed  ## The loop of one who edits a kernel: build one level, run some tests, in a minute
+	RUSTFLAGS='$(foreach level,$(LEFT_OUT),--cfg xentrs_without="$(level)")' \
+	  CARGO_PROFILE_RELEASE_INCREMENTAL=true CARGO_PROFILE_RELEASE_CODEGEN_UNITS=64 \
+	  cargo build --release --target-dir $(QUICK)
+	rm -rf $(QUICK)/package && mkdir -p $(QUICK)/package && cp -r python/xentrs $(QUICK)/package/
+	cp $(QUICK)/release/libxentrs.so $(QUICK)/package/xentrs/_xentrs.abi3.so
+	PYTHONPATH=$(QUICK)/package $(BIN)/python -m pytest -q -x \
+	  $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(addprefix tests/,$(QUICK_TESTS)))
 
 test-random: $(VENV)/.package  ## Hold random calls against the reference: MINUTES=2, SEED= for the same again
 	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
