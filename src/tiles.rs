@@ -21,7 +21,7 @@
 use std::ops::Range;
 
 use crate::call::batch::{Batch, IGNORED, Target};
-use crate::call::halves::{self, Convert, Half};
+use crate::call::halves::{Conversion, Convert, Half};
 use crate::call::layout::{Layout, Singles};
 use crate::call::place::{Line, Place};
 use crate::error::Result;
@@ -152,7 +152,7 @@ struct Tile<'a, T> {
     /// Losses, on their way to singles.
     losses: Scratch<T>,
     /// Whether derivatives go past the caches.
-    stream: bool,
+    non_temporal: bool,
 }
 
 impl<'a, T: Real> Tile<'a, T> {
@@ -185,7 +185,7 @@ impl<'a, T: Real> Tile<'a, T> {
             ),
             hess: room(writes && (layout.hess.is_some() || singles.is_some())),
             losses: Scratch::new(if writes && losses { samples } else { 0 }),
-            stream: batch.stream() && has_whole_lines(batch, layout),
+            non_temporal: batch.stream() && has_whole_lines(batch, layout),
         }
     }
 
@@ -193,15 +193,25 @@ impl<'a, T: Real> Tile<'a, T> {
     fn run<'t>(&'t self, level: Level, samples: Range<usize>, sums: &mut [f64]) {
         let (whole, layout, classes) = (self.batch, self.layout, self.batch.classes);
         let (at, n) = (samples.start * classes, samples.len() * classes);
-        let transfer = |place: &Place, rows: &Scratch<T>, how| {
+        let transfer = |place: &Place, rows: &Scratch<T>, direction| {
             let (rows, samples) = (rows.output(), samples.clone());
-            enter(level, Transfer { place, samples, classes, rows, how, stream: self.stream });
+            enter(
+                level,
+                Transfer {
+                    place,
+                    samples,
+                    classes,
+                    rows,
+                    direction,
+                    non_temporal: self.non_temporal,
+                },
+            );
         };
         // Rows where they are, or else in the tile.
         let input = |all: Input<'t, T>, place: &Option<Place>, rows: &'t Scratch<T>| match place {
             None => all.part(at, n),
             Some(place) => {
-                transfer(place, rows, How::Pack(all));
+                transfer(place, rows, Direction::Pack(all));
                 rows.input().part(0, n)
             }
         };
@@ -220,12 +230,12 @@ impl<'a, T: Real> Tile<'a, T> {
             (None, None) => input(whole.values, &layout.values, &self.values),
             (None, Some(singles)) => {
                 let to = self.values.output();
-                widen(singles.values, &layout.values, samples.clone(), classes, to);
+                load_singles(singles.values, &layout.values, samples.clone(), classes, to);
                 self.values.input().part(0, n)
             }
             (Some(halves), _) => {
-                let how = halves::How::Widen(halves.values);
-                self.convert(level, halves.half, how, &layout.values, samples.clone());
+                let conversion = Conversion::FromHalf(halves.values);
+                self.convert(level, halves.half, conversion, &layout.values, samples.clone());
                 self.values.input().part(0, n)
             }
         };
@@ -234,7 +244,13 @@ impl<'a, T: Real> Tile<'a, T> {
             let probabilities = match layout.singles.and_then(|singles| singles.probabilities) {
                 None => input(all, place, &self.probabilities),
                 Some(singles) => {
-                    widen(singles, place, samples.clone(), classes, self.probabilities.output());
+                    load_singles(
+                        singles,
+                        place,
+                        samples.clone(),
+                        classes,
+                        self.probabilities.output(),
+                    );
                     self.probabilities.input().part(0, n)
                 }
             };
@@ -261,20 +277,20 @@ impl<'a, T: Real> Tile<'a, T> {
         if self.jobs.writes() {
             for (all, place, rows) in derivatives {
                 if let (Some(all), Some(place), false) = (all, place, layout.converts()) {
-                    transfer(place, rows, How::Unpack(all));
+                    transfer(place, rows, Direction::Unpack(all));
                 }
             }
             if let Some(singles) = layout.singles {
-                self.narrow(singles, samples.clone());
+                self.store_singles(singles, samples.clone());
             }
             if let Some((half, grad)) = layout.halves.and_then(|h| Some((h.half, h.grad?))) {
-                self.convert(level, half, halves::How::Narrow(grad), &layout.grad, samples);
+                self.convert(level, half, Conversion::ToHalf(grad), &layout.grad, samples);
             }
         }
     }
 
     /// Results out of the tile, to singles.
-    fn narrow(&self, singles: Singles<'_>, samples: Range<usize>) {
+    fn store_singles(&self, singles: Singles<'_>, samples: Range<usize>) {
         let (classes, layout) = (self.batch.classes, self.layout);
         for (array, place, classes, from) in [
             (singles.grad, &layout.grad, classes, &self.values),
@@ -296,29 +312,32 @@ impl<'a, T: Real> Tile<'a, T> {
         &self,
         level: Level,
         half: Half,
-        how: halves::How<'_>,
+        conversion: Conversion<'_>,
         place: &Option<Place>,
         samples: Range<usize>,
     ) {
         let (n, classes) = (samples.len(), self.batch.classes);
         let floats = if place.is_some() { &self.columns } else { &self.values };
         let (floats, place) = (floats.output(), place.as_ref());
-        let convert = Convert { half, how, floats, place, samples, classes };
+        let convert = Convert { half, conversion, floats, place, samples, classes };
         if place.is_none() {
             return enter(level, convert);
         }
         let place = &Place::new(&[classes, n], &[n as isize, 1], 0);
-        let transfer = |how| {
+        let transfer = |direction| {
             let rows = self.values.output();
-            enter(level, Transfer { place, samples: 0..n, classes, rows, how, stream: false });
+            enter(
+                level,
+                Transfer { place, samples: 0..n, classes, rows, direction, non_temporal: false },
+            );
         };
-        match how {
-            halves::How::Widen(_) => {
+        match conversion {
+            Conversion::FromHalf(_) => {
                 enter(level, convert);
-                transfer(How::Pack(self.columns.input()));
+                transfer(Direction::Pack(self.columns.input()));
             }
-            halves::How::Narrow(_) => {
-                transfer(How::Unpack(self.columns.output()));
+            Conversion::ToHalf(_) => {
+                transfer(Direction::Unpack(self.columns.output()));
                 enter(level, convert);
             }
         }
@@ -326,7 +345,7 @@ impl<'a, T: Real> Tile<'a, T> {
 }
 
 /// Singles of some samples, wherever they lie, to rows.
-fn widen<T: Real>(
+fn load_singles<T: Real>(
     from: Input<'_, f32>,
     place: &Option<Place>,
     samples: Range<usize>,
@@ -376,14 +395,14 @@ struct Transfer<'a, T> {
     classes: usize,
     /// The rows, and room for [`COLUMNS`] numbers more.
     rows: Output<'a, T>,
-    how: How<'a, T>,
+    direction: Direction<'a, T>,
     /// Whether what is unpacked goes past the caches.
-    stream: bool,
+    non_temporal: bool,
 }
 
 /// What becomes of rows.
 #[derive(Clone, Copy)]
-enum How<'a, T> {
+enum Direction<'a, T> {
     /// They are copied from here.
     Pack(Input<'a, T>),
     /// They are copied to here.
@@ -404,7 +423,7 @@ impl<T: Real> Kernel for Transfer<'_, T> {
                 self.step(line);
             }
         }
-        if self.stream {
+        if self.non_temporal {
             fence();
         }
     }
@@ -428,8 +447,8 @@ impl<T: Real> Transfer<'_, T> {
                 let row = (line.row + i) * classes + class;
                 let column =
                     |j: usize| (line.at + i as isize + (class + j) as isize * step) as usize;
-                match self.how {
-                    How::Pack(from) => {
+                match self.direction {
+                    Direction::Pack(from) => {
                         let mut x = [zero; COLUMNS];
                         for (j, x) in x.iter_mut().enumerate() {
                             if j < columns {
@@ -443,7 +462,7 @@ impl<T: Real> Transfer<'_, T> {
                         }
                         T::V::<S>::store_columns(x, self.rows, row, classes);
                     }
-                    How::Unpack(to) => {
+                    Direction::Unpack(to) => {
                         // Those that were written before are left: theirs is a line that went past
                         // the caches.
                         let again = (sample - i) as u32;
@@ -453,7 +472,7 @@ impl<T: Real> Transfer<'_, T> {
                             if j >= columns {
                             } else if lanes != T::ALL {
                                 x.store_lanes(to, column(j), lanes);
-                            } else if self.stream {
+                            } else if self.non_temporal {
                                 x.stream(to, column(j));
                             } else {
                                 x.store(to, column(j));
@@ -487,9 +506,9 @@ impl<T: Real> Transfer<'_, T> {
     /// `n` numbers from `at` on, `step` apart, and from `row` on, `row_step` apart.
     #[inline(always)]
     fn copy(&self, at: usize, step: isize, row: usize, row_step: isize, n: usize) {
-        match self.how {
-            How::Pack(from) => copy(n, (from, at, step), (self.rows, row, row_step)),
-            How::Unpack(to) => copy(n, (self.rows.as_input(), row, row_step), (to, at, step)),
+        match self.direction {
+            Direction::Pack(from) => copy(n, (from, at, step), (self.rows, row, row_step)),
+            Direction::Unpack(to) => copy(n, (self.rows.as_input(), row, row_step), (to, at, step)),
         }
     }
 }

@@ -317,7 +317,7 @@ impl<'a, T: Real> Batch<'a, T> {
 
     /// The sum of the coefficients of a sample, and of these times how far its values are below the
     /// reference, in float64.
-    pub fn wide_sums(&self, sample: usize, reference: f64) -> [f64; 2] {
+    pub fn sums_f64(&self, sample: usize, reference: f64) -> [f64; 2] {
         let (mut coefficients, mut distances) = (Total::default(), Total::default());
         for class in 0..self.classes {
             let coefficient = self.coefficient(sample, class);

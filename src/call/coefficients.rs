@@ -187,27 +187,27 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Shared<'_, T> {
 /// Probabilities as they are: what [`Soft`] would be without options, which cost registers where
 /// they are looked at for each vector.
 #[derive(Clone, Copy, Debug)]
-pub struct Plain<'a, T>(pub Input<'a, T>);
+pub struct AsStored<'a, T>(pub Input<'a, T>);
 
-impl<'a, T: Real> Coefficients<T> for Plain<'a, T> {
+impl<'a, T: Real> Coefficients<T> for AsStored<'a, T> {
     const ANY: bool = true;
     const HARD: bool = false;
     const AS_STORED: bool = true;
     type Of<'b>
-        = Plain<'b, T>
+        = AsStored<'b, T>
     where
         Self: 'b,
         T: 'b;
-    type Row<S: Simd> = Plain<'a, T>;
-    fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Plain<'b, T> {
+    type Row<S: Simd> = AsStored<'a, T>;
+    fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> AsStored<'b, T> {
         match batch.target {
-            Target::Probabilities(probabilities) => Plain(probabilities),
+            Target::Probabilities(probabilities) => AsStored(probabilities),
             Target::Indices(_) => *self,
         }
     }
     #[inline(always)]
-    fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> Plain<'a, T> {
-        Plain(self.0.part(i * classes, classes))
+    fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> AsStored<'a, T> {
+        AsStored(self.0.part(i * classes, classes))
     }
     fn stored_as(&self) -> Stored<'_, T> {
         Stored::Soft(Soft { probabilities: self.0, weight: None, smoothing: None })
@@ -218,7 +218,7 @@ impl<'a, T: Real> Coefficients<T> for Plain<'a, T> {
     }
 }
 
-impl<S: Simd, T: Real> RowCoefficients<S, T> for Plain<'_, T> {
+impl<S: Simd, T: Real> RowCoefficients<S, T> for AsStored<'_, T> {
     #[inline(always)]
     fn prefetch(self, at: usize) {
         self.0.prefetch(at);
@@ -312,7 +312,7 @@ pub enum Stored<'a, T> {
     Even(Even<T>),
     /// See [`Shared`].
     Shared(Shared<'a, T>),
-    /// See [`Soft`]; [`Plain`] is one without options.
+    /// See [`Soft`]; [`AsStored`] is one without options.
     Soft(Soft<'a, T>),
 }
 

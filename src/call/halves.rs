@@ -49,7 +49,7 @@ impl Half {
 
     /// The bits of the nearest number, of the even one of two.
     #[inline(always)]
-    pub fn narrow(self, x: f32) -> u16 {
+    pub fn round(self, x: f32) -> u16 {
         let (bits, sign) = (x.abs().to_bits(), x.to_bits() >> 31 << 15);
         let magnitude = match self {
             Half::Brain => {
@@ -75,7 +75,7 @@ pub struct Convert<'a, T> {
     /// Of this type.
     pub half: Half,
     /// Which way.
-    pub how: How<'a>,
+    pub conversion: Conversion<'a>,
     /// The floats: rows of the samples, or columns if the halves have a place.
     pub floats: Output<'a, T>,
     /// Where the halves lie, if not in rows; samples next to each other.
@@ -88,11 +88,11 @@ pub struct Convert<'a, T> {
 
 /// What becomes of halves.
 #[derive(Clone, Copy)]
-pub enum How<'a> {
+pub enum Conversion<'a> {
     /// They are read.
-    Widen(Input<'a, u16>),
+    FromHalf(Input<'a, u16>),
     /// They are written.
-    Narrow(Output<'a, u16>),
+    ToHalf(Output<'a, u16>),
 }
 
 impl<T: Float> Kernel for Convert<'_, T> {
@@ -126,17 +126,17 @@ impl<T: Float> Convert<'_, T> {
     #[inline(always)]
     fn run(&self, half: Half, at: usize, float: usize, n: usize) {
         let floats = self.floats.part(float, n);
-        match self.how {
-            How::Widen(halves) => {
+        match self.conversion {
+            Conversion::FromHalf(halves) => {
                 let halves = halves.part(at, n);
                 for i in 0..n {
                     floats.set(i, T::from_f64(half.widen(halves.get(i)).into()));
                 }
             }
-            How::Narrow(halves) => {
+            Conversion::ToHalf(halves) => {
                 let (halves, floats) = (halves.part(at, n), floats.as_input());
                 for i in 0..n {
-                    halves.set(i, half.narrow(floats.get(i).to_f64() as f32));
+                    halves.set(i, half.round(floats.get(i).to_f64() as f32));
                 }
             }
         }
@@ -169,33 +169,33 @@ mod tests {
             for bits in 0..=u16::MAX {
                 let (wide, expected) = (half.widen(bits), value(half, bits));
                 if expected.is_nan() {
-                    assert!(wide.is_nan() && half.widen(half.narrow(wide)).is_nan());
+                    assert!(wide.is_nan() && half.widen(half.round(wide)).is_nan());
                     continue;
                 }
-                assert_eq!((f64::from(wide), half.narrow(wide)), (expected, bits));
+                assert_eq!((f64::from(wide), half.round(wide)), (expected, bits));
                 let next = value(half, bits.wrapping_add(1));
                 if bits & 0x7fff == 0x7fff || !next.is_finite() || !expected.is_finite() {
                     continue;
                 }
                 // Halfway to the next one, and one float to either side.
                 let middle = ((expected + next) / 2.0) as f32;
-                assert_eq!(half.narrow(middle), bits + (bits & 1), "{half:?} {middle}");
+                assert_eq!(half.round(middle), bits + (bits & 1), "{half:?} {middle}");
                 let towards = |x: f32, by: i32| f32::from_bits(x.to_bits().wrapping_add_signed(by));
-                assert_eq!(half.narrow(towards(middle, -1)), bits);
-                assert_eq!(half.narrow(towards(middle, 1)), bits + 1);
+                assert_eq!(half.round(towards(middle, -1)), bits);
+                assert_eq!(half.round(towards(middle, 1)), bits + 1);
             }
         }
         // Around 2^-15, whose exponent is that of no normal half.
         for bits in (112 << 23) - 0x3000..(112 << 23) + 0x3000 {
             let x = f32::from_bits(bits);
             let nearest = (f64::from(x) * (1 << 24) as f64).round_ties_even() as u16;
-            assert_eq!(Half::Binary16.narrow(x), nearest);
+            assert_eq!(Half::Binary16.round(x), nearest);
         }
         // Beyond the largest number.
-        assert_eq!(Half::Binary16.narrow(65519.996), 0x7bff);
-        assert_eq!(Half::Binary16.narrow(-65520.0), 0xfc00);
-        assert_eq!(Half::Binary16.narrow(f32::MAX), 0x7c00);
-        assert_eq!(Half::Brain.narrow(f32::MAX), 0x7f80);
+        assert_eq!(Half::Binary16.round(65519.996), 0x7bff);
+        assert_eq!(Half::Binary16.round(-65520.0), 0xfc00);
+        assert_eq!(Half::Binary16.round(f32::MAX), 0x7c00);
+        assert_eq!(Half::Brain.round(f32::MAX), 0x7f80);
     }
 
     #[test]
@@ -213,9 +213,10 @@ mod tests {
                 for samples in [0..7, 7..90, 90..160] {
                     let n = samples.len();
                     let mut wide = vec![0f32; n * 3];
-                    for how in [How::Widen(halves), How::Narrow(output)] {
+                    for conversion in [Conversion::FromHalf(halves), Conversion::ToHalf(output)] {
                         let (floats, samples) = (Output::from_slice(&mut wide), samples.clone());
-                        let convert = Convert { half, how, floats, place, samples, classes: 3 };
+                        let convert =
+                            Convert { half, conversion, floats, place, samples, classes: 3 };
                         enter(level, convert);
                     }
                     for (i, sample) in samples.enumerate() {

@@ -10,7 +10,7 @@ use crate::parallel::driver;
 use crate::softmax::Limits;
 use crate::softmax::few::Few;
 use crate::softmax::objective::Objective;
-use crate::softmax::route::{Kernel, Route};
+use crate::softmax::route::{Algorithm, Route};
 use crate::softmax::rows::Rows;
 use crate::tiles::{self, Plan};
 
@@ -25,7 +25,7 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     }
 
     fn takes_few(&self, batch: &Batch<'_, T>) -> bool {
-        Route::of(batch).kernel != Kernel::Rows
+        Route::of(batch).algorithm != Algorithm::Rows
     }
 
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {

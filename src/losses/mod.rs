@@ -9,7 +9,7 @@ pub mod focal_loss;
 pub mod log_loss;
 
 use crate::call::batch::{Batch, Target};
-use crate::call::coefficients::{Coefficients, Even, Hard, Plain, Shared, Soft};
+use crate::call::coefficients::{AsStored, Coefficients, Even, Hard, Shared, Soft};
 use crate::call::options::Options;
 use crate::error::{Error, Result, collected, spelled};
 use crate::math::{Real, quotient};
@@ -293,7 +293,7 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             run!(Shared(Input::from_slice(&weights)), total)
         }
         Target::Probabilities(p) if smoothing == 0.0 && batch.weight.is_none() => {
-            run!(Plain(p), 0.0)
+            run!(AsStored(p), 0.0)
         }
         Target::Probabilities(probabilities) => {
             let weights = scaled(1.0);

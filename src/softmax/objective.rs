@@ -48,7 +48,7 @@ pub struct State<S: Simd> {
     /// The true class's.
     pub pivot: S::V64,
     /// `-log p` of the true class; needed for focal loss only.
-    pub surprise: S::V64,
+    pub surprisal: S::V64,
     /// The logsumexp of the logits; needed for z-loss only.
     pub log_sum: S::V64,
 }
@@ -133,7 +133,7 @@ impl Objective {
             };
         }
         let (zero, one) = (splat!(0.0), splat!(1.0));
-        let &State { rest, pivot, surprise, log_sum } = state;
+        let &State { rest, pivot, surprisal, log_sum } = state;
         let whole = rest.add(pivot);
         let inverse = one.div(whole);
         let others = rest.mul(inverse);
@@ -155,12 +155,12 @@ impl Objective {
             let error = zero.sub(others).mul_add(sum_error, error).mul(inverse);
             let power = pow::<S>(s, [others, error], self.gamma);
             let (p, none) = (pivot.mul(inverse), others.eq(zero));
-            let ratio = S::V64::select(none, one, surprise.div(others));
+            let ratio = S::V64::select(none, one, surprisal.div(others));
             // Where p underflows, l may be infinite.
             let (lost, gamma) = (p.eq(zero), splat!(self.gamma));
             let weighed = S::V64::select(lost, zero, p.mul(ratio));
             let slope = power.mul(gamma.mul_add(weighed, one));
-            let bracket = splat!(self.gamma - 1.0).mul_add(weighed, splat!(2.0).sub(surprise));
+            let bracket = splat!(self.gamma - 1.0).mul_add(weighed, splat!(2.0).sub(surprisal));
             let curvature = power.mul(gamma).mul(p).mul(bracket);
             let curvature = S::V64::select(lost, zero, curvature);
             let second = S::V64::select(none, zero, curvature.div(others));

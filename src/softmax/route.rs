@@ -20,9 +20,9 @@ pub const MOST_CLASSES: usize = 256;
 /// The shortest lines of samples of which many classes are taken as columns.
 const LINE: usize = 64;
 
-/// A kernel.
+/// A algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel {
+pub enum Algorithm {
     /// [`super::rows`]
     Rows,
     /// [`super::few`], of few classes
@@ -34,8 +34,8 @@ pub enum Kernel {
 /// The way of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Its kernel.
-    pub kernel: Kernel,
+    /// Its algorithm.
+    pub algorithm: Algorithm,
     /// Whether a tile of rows is copied at a time.
     pub by_tiles: bool,
     /// Whether the gradient is written by non-temporal stores.
@@ -46,19 +46,19 @@ impl Route {
     /// That of a batch.
     pub fn of<T: Real>(batch: &Batch<'_, T>) -> Self {
         let layout = batch.layout.as_deref();
-        let kernel = match (batch.classes <= MOST_CLASSES, lines(batch)) {
-            (true, _) => Kernel::Few,
-            (false, Some(line)) => Kernel::Columns(line),
-            (false, None) => Kernel::Rows,
+        let algorithm = match (batch.classes <= MOST_CLASSES, lines(batch)) {
+            (true, _) => Algorithm::Few,
+            (false, Some(line)) => Algorithm::Columns(line),
+            (false, None) => Algorithm::Rows,
         };
-        let by_tiles = layout.is_some_and(|layout| match kernel {
-            Kernel::Few => {
+        let by_tiles = layout.is_some_and(|layout| match algorithm {
+            Algorithm::Few => {
                 layout.converts() || layout.places().any(|place| place.sample_step() != 1)
             }
-            Kernel::Columns(_) => false,
-            Kernel::Rows => true,
+            Algorithm::Columns(_) => false,
+            Algorithm::Rows => true,
         });
-        Route { kernel, by_tiles, non_temporal: kernel != Kernel::Few && batch.stream() }
+        Route { algorithm, by_tiles, non_temporal: algorithm != Algorithm::Few && batch.stream() }
     }
 }
 

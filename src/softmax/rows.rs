@@ -41,7 +41,7 @@ const VECTORS: usize = 8;
 const PART: usize = 64;
 
 /// Logits that the reference is taken from.
-const SAMPLE: usize = 64;
+const SAMPLED: usize = 64;
 
 /// How far ahead of its use a logit is asked for, in bytes.
 const AHEAD: usize = 4096;
@@ -57,11 +57,11 @@ pub struct Rows<'a, T, C> {
     keep: f64,
     /// The sum of all coefficients, where every row has the same.
     total: f64,
-    stream: bool,
+    non_temporal: bool,
 }
 
 /// The sums of a row.
-struct Sums<S: Simd, T: Real> {
+struct RowSums<S: Simd, T: Real> {
     /// Exponentials, but for the pivot's.
     rest: Sum<S, T>,
     /// Coefficients times the distance of their logits from the reference.
@@ -73,7 +73,7 @@ struct Sums<S: Simd, T: Real> {
 }
 
 /// A row that has been reduced.
-struct Totals {
+struct RowTotals {
     /// The sum without the pivot, and the pivot's exponential.
     rest: f64,
     pivot: f64,
@@ -85,7 +85,7 @@ struct Totals {
 
 /// Losses of rows that wait for their logarithms.
 #[derive(Default)]
-struct Waiting {
+struct PendingLosses {
     n: usize,
     rows: [usize; 8],
     /// The pivot's loss is `log(1 + rest / pivot)`, or where `far` is a number: `log(sum) + far`.
@@ -97,7 +97,7 @@ struct Waiting {
     residue: [f64; 8],
     /// What the pivot's loss is multiplied by, and that of the reference; what is added; the sample's
     /// weight.
-    of_class: [f64; 8],
+    class_weight: [f64; 8],
     total: [f64; 8],
     distance: [f64; 8],
     sample: [f64; 8],
@@ -141,7 +141,7 @@ struct Emit<'a, S: Simd, T: Real, R> {
     dominant: Option<(usize, T)>,
     /// Numbers before the gradient's first aligned one.
     head: usize,
-    stream: bool,
+    non_temporal: bool,
 }
 
 impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
@@ -176,7 +176,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         &self,
         s: S,
         at: usize,
-        sums: &mut Sums<S, T>,
+        sums: &mut RowSums<S, T>,
     ) {
         let logits = self.logits.part(at, VECTORS * T::LANES);
         let n = if GRAD { VECTORS * T::LANES } else { 0 };
@@ -219,7 +219,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         &self,
         s: S,
         at: usize,
-        sums: &mut Sums<S, T>,
+        sums: &mut RowSums<S, T>,
     ) {
         let zero = T::V::<S>::splat(s, T::default());
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
@@ -252,19 +252,19 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         sums.add_weighed::<C>(coefficients, distances);
     }
 
-    /// Reduces a part of the row, emitting that of `waiting`.
+    /// Reduces a part of the row, emitting that of `pending`.
     #[inline(always)]
     fn part<C: Coefficients<T, Row<S> = R>, const SHIFTED: bool>(
         &self,
         s: S,
         part: Range<usize>,
-        waiting: Option<&Emit<'_, S, T, R>>,
-        sums: &mut Sums<S, T>,
+        pending: Option<&Emit<'_, S, T, R>>,
+        sums: &mut RowSums<S, T>,
     ) {
         let chunk = VECTORS * T::LANES;
         for at in part.clone().step_by(chunk) {
-            if let Some(waiting) = waiting {
-                s.function(Chunk::<S, T, C> { emit: waiting, at });
+            if let Some(pending) = pending {
+                s.function(Chunk::<S, T, C> { emit: pending, at });
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
                 if self.grad {
@@ -284,8 +284,8 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     fn row<C: Coefficients<T, Row<S> = R>, const SHIFTED: bool>(
         &mut self,
         s: S,
-        waiting: &mut Option<Emit<'_, S, T, R>>,
-    ) -> Totals
+        pending: &mut Option<Emit<'_, S, T, R>>,
+    ) -> RowTotals
     where
         T: Limits,
     {
@@ -297,9 +297,9 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let len = self.logits.len();
         for start in (0..len).step_by(PART * VECTORS * T::LANES) {
             let part = start..len.min(start + PART * VECTORS * T::LANES);
-            let mut emitting = waiting.as_ref();
+            let mut emitting = pending.as_ref();
             let (sums, sum) = loop {
-                let mut sums = Sums::new(s, most);
+                let mut sums = RowSums::new(s, most);
                 self.part::<C, SHIFTED>(s, part.clone(), emitting.take(), &mut sums);
                 let sum = sums.rest.total();
                 let before = self.exp.scale;
@@ -329,8 +329,8 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 coefficient.add(sums.coefficient.total());
             }
         }
-        if let Some(waiting) = waiting.take() {
-            waiting.finish::<C>();
+        if let Some(pending) = pending.take() {
+            pending.finish::<C>();
         }
         let pivot = T::V::<S>::splat(s, self.logits.get(self.pivot));
         let pivot = self.exp.of::<SHIFTED>(s, pivot).to_lanes().as_ref()[0].to_f64();
@@ -339,7 +339,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         if C::EVEN {
             distance *= self.coefficients.load(s, 0, 1).to_lanes().as_ref()[0].to_f64();
         }
-        Totals { rest, pivot, distance, coefficient, most }
+        RowTotals { rest, pivot, distance, coefficient, most }
     }
 
     /// [`Reduce::row`] under any reference.
@@ -347,12 +347,12 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     fn shifted_row<C: Coefficients<T, Row<S> = R>>(
         &mut self,
         s: S,
-        waiting: &mut Option<Emit<'_, S, T, R>>,
-    ) -> Totals
+        pending: &mut Option<Emit<'_, S, T, R>>,
+    ) -> RowTotals
     where
         T: Limits,
     {
-        s.function(ShiftedRow::<S, T, C> { reduce: self, waiting })
+        s.function(ShiftedRow::<S, T, C> { reduce: self, pending })
     }
 
     /// Takes the reference from a part's largest logit, if that can be done.
@@ -374,14 +374,14 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
 
 struct ShiftedRow<'r, 'a, 'e, S: Simd, T: Real, C: Coefficients<T>> {
     reduce: &'r mut Reduce<'a, S, T, C::Row<S>>,
-    waiting: &'r mut Option<Emit<'e, S, T, C::Row<S>>>,
+    pending: &'r mut Option<Emit<'e, S, T, C::Row<S>>>,
 }
 
 impl<S: Simd, T: Limits, C: Coefficients<T>> Function<S> for ShiftedRow<'_, '_, '_, S, T, C> {
-    type Output = Totals;
+    type Output = RowTotals;
     #[inline(always)]
-    fn eval(self, s: S) -> Totals {
-        self.reduce.row::<C, true>(s, self.waiting)
+    fn eval(self, s: S) -> RowTotals {
+        self.reduce.row::<C, true>(s, self.pending)
     }
 }
 
@@ -398,11 +398,11 @@ fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, exp
     }
 }
 
-impl<S: Simd, T: Real> Sums<S, T> {
+impl<S: Simd, T: Real> RowSums<S, T> {
     /// No sums yet.
     #[inline(always)]
     fn new(s: S, most: T::V<S>) -> Self {
-        Sums { rest: Sum::new(s), distance: Sum::new(s), coefficient: Sum::new(s), most }
+        RowSums { rest: Sum::new(s), distance: Sum::new(s), coefficient: Sum::new(s), most }
     }
 
     /// Adds a chunk's coefficients and distances, each as a tree first.
@@ -491,7 +491,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
                 self.hessian(s, e).store(hess, at + i * T::LANES);
             }
         }
-        if self.stream {
+        if self.non_temporal {
             for i in 0..VECTORS {
                 let e = T::V::<S>::load(s, scratch, i * T::LANES);
                 let g = self.gradient::<C>(s, e, at + i * T::LANES, T::ALL);
@@ -519,7 +519,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
             let mask = T::V::<S>::mask(s, 1 << lane);
             g = T::V::<S>::select(mask, T::V::<S>::splat(s, self.pivot_grad), g);
         }
-        if self.stream && lanes == T::ALL {
+        if self.non_temporal && lanes == T::ALL {
             g.stream(self.grad, at);
         } else {
             g.store_lanes(self.grad, at, lanes);
@@ -557,8 +557,8 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// A job. `total` is the sum of the coefficients where every row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
-        let (plain, stream) = (objective.is_plain(), Route::of(batch).non_temporal);
-        Rows { batch, coefficients, objective, plain, keep, total, stream }
+        let (plain, non_temporal) = (objective.is_plain(), Route::of(batch).non_temporal);
+        Rows { batch, coefficients, objective, plain, keep, total, non_temporal }
     }
 
     /// A row's own part of an output.
@@ -571,7 +571,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, row: usize, x: T) {
         for array in [self.batch.outputs.grad, self.batch.outputs.hess].into_iter().flatten() {
-            fill(s, self.row_of(array, row), x, self.stream);
+            fill(s, self.row_of(array, row), x, self.non_temporal);
         }
     }
 
@@ -607,16 +607,16 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     }
 
     /// Reduces a row, under the sampled reference if that does and under the maximum otherwise.
-    /// `None` where the largest logit is infinite: the row's loss is NaN. `waiting` is emitted and
+    /// `None` where the largest logit is infinite: the row's loss is NaN. `pending` is emitted and
     /// taken if anything is reduced.
     #[inline(always)]
     fn reduce<'b, S: Simd>(
         &self,
         s: S,
         row: &mut Reduce<'b, S, T, C::Row<S>>,
-        waiting: &mut Option<Emit<'b, S, T, C::Row<S>>>,
-    ) -> Option<(Totals, T)> {
-        let sample = row.logits.part(0, SAMPLE.min(row.logits.len()));
+        pending: &mut Option<Emit<'b, S, T, C::Row<S>>>,
+    ) -> Option<(RowTotals, T)> {
+        let sample = row.logits.part(0, SAMPLED.min(row.logits.len()));
         let mut reference = maximum(s, sample);
         if C::HARD {
             let x = row.logits.get(row.pivot);
@@ -630,9 +630,9 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             row.reference = T::V::<S>::splat(s, reference);
             // A shift of 0 changes no bit.
             let totals = if S::SPECIALIZED {
-                row.row::<C, false>(s, waiting)
+                row.row::<C, false>(s, pending)
             } else {
-                row.shifted_row::<C>(s, waiting)
+                row.shifted_row::<C>(s, pending)
             };
             let sum = totals.rest + totals.pivot;
             if sum.is_nan() || (sum <= row.largest && self.is_exact(&row.exp, &totals, reference)) {
@@ -649,12 +649,12 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         if !C::HARD {
             row.pivot = find(s, row.logits, most);
         }
-        Some((row.shifted_row::<C>(s, waiting), most))
+        Some((row.shifted_row::<C>(s, pending), most))
     }
 
     /// Whether sums under a reference that may be below the largest logit say enough.
     #[inline(always)]
-    fn is_exact<S: Simd>(&self, exp: &Exp<S, T>, totals: &Totals, reference: T) -> bool {
+    fn is_exact<S: Simd>(&self, exp: &Exp<S, T>, totals: &RowTotals, reference: T) -> bool {
         if C::HARD {
             // Distances from a reference below most logits would cancel against log(sum).
             return totals.distance >= 0.0;
@@ -673,37 +673,43 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
 
     /// Logarithms of the losses that wait, and what is made of them.
     #[inline(always)]
-    fn write_losses<S: Simd>(&self, s: S, waiting: &mut Waiting, first: usize, sums: &mut [f64]) {
-        let n = std::mem::take(&mut waiting.n);
-        let pivot = S::V64::from_lanes(s, waiting.pivot);
-        let odds = S::V64::from_lanes(s, waiting.rest).div(pivot);
+    fn write_losses<S: Simd>(
+        &self,
+        s: S,
+        pending: &mut PendingLosses,
+        first: usize,
+        sums: &mut [f64],
+    ) {
+        let n = std::mem::take(&mut pending.n);
+        let pivot = S::V64::from_lanes(s, pending.pivot);
+        let odds = S::V64::from_lanes(s, pending.rest).div(pivot);
         let near = log1p::<S, f64>(s, odds).to_lanes();
         let mut logs = [0.0; 8];
-        if C::ANY || waiting.far[..n].iter().any(Option::is_some) {
-            logs = log::<S, f64>(s, S::V64::from_lanes(s, waiting.sum)).to_lanes();
+        if C::ANY || pending.far[..n].iter().any(Option::is_some) {
+            logs = log::<S, f64>(s, S::V64::from_lanes(s, pending.sum)).to_lanes();
         }
         for i in 0..n {
-            let mut above = logs[i] - waiting.residue[i];
-            let surprise = waiting.far[i].map_or(near[i], |far| above + far);
-            if C::HARD && waiting.far[i].is_none() && waiting.rest[i] < waiting.pivot[i] {
+            let mut above = logs[i] - pending.residue[i];
+            let surprisal = pending.far[i].map_or(near[i], |far| above + far);
+            if C::HARD && pending.far[i].is_none() && pending.rest[i] < pending.pivot[i] {
                 // The true class has most of the probability, and so is the reference.
-                above = surprise;
+                above = surprisal;
             }
-            let mut loss = waiting.distance[i];
-            if C::HARD && waiting.of_class[i] != 0.0 {
-                loss += waiting.of_class[i] * surprise;
+            let mut loss = pending.distance[i];
+            if C::HARD && pending.class_weight[i] != 0.0 {
+                loss += pending.class_weight[i] * surprisal;
             }
             if C::ANY {
                 // How far log S is above the reference: the pivot where it is the maximum.
-                loss += waiting.total[i] * if C::HARD { above } else { surprise };
+                loss += pending.total[i] * if C::HARD { above } else { surprisal };
             }
-            if waiting.sum[i].is_nan() {
+            if pending.sum[i].is_nan() {
                 loss = f64::NAN;
             }
-            let loss = waiting.sample[i] * loss;
-            sums[waiting.rows[i] - first] = loss;
+            let loss = pending.sample[i] * loss;
+            sums[pending.rows[i] - first] = loss;
             if let Some(losses) = self.batch.outputs.losses {
-                losses.set(waiting.rows[i], T::from_f64(loss / self.batch.divisor));
+                losses.set(pending.rows[i], T::from_f64(loss / self.batch.divisor));
             }
         }
     }
@@ -726,8 +732,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         let grad = batch.outputs.grad.is_some();
         let scratch =
             Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
-        let mut waiting = None;
-        let mut losses = Waiting::default();
+        let mut pending = None;
+        let mut losses = PendingLosses::default();
         let first = rows.start;
         for row in rows {
             let mut class = [0];
@@ -741,13 +747,13 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 continue;
             }
             let sample = batch.sample_factor(row);
-            let of_class = if C::HARD {
+            let class_weight = if C::HARD {
                 self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class])
             } else {
                 0.0
             };
             let scale = sample / batch.divisor;
-            let total_scale = if C::HARD { scale * (of_class + self.total) } else { scale };
+            let total_scale = if C::HARD { scale * (class_weight + self.total) } else { scale };
             let total_scale = match self.plain {
                 true => total_scale,
                 false => self.objective.scale(total_scale, sample),
@@ -767,7 +773,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 pivot: class,
                 coefficients,
             };
-            let Some((mut totals, reference)) = self.reduce(s, &mut reduce, &mut waiting) else {
+            let Some((mut totals, reference)) = self.reduce(s, &mut reduce, &mut pending) else {
                 self.fill(s, row, T::from_f64(f64::NAN));
                 sums[row - first] = f64::NAN;
                 if let Some(losses) = batch.outputs.losses {
@@ -779,16 +785,16 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let finite = totals.distance.is_finite() && totals.coefficient.is_finite();
             if C::ANY && T::WIDE == 2 && !finite {
                 // Too much for the logits' type, perhaps.
-                let [coefficient, distance] = batch.wide_sums(row, reference.to_f64());
+                let [coefficient, distance] = batch.sums_f64(row, reference.to_f64());
                 for (sum, wide) in
                     [(&mut totals.coefficient, coefficient), (&mut totals.distance, distance)]
                 {
                     *sum = if sum.is_finite() { *sum } else { wide };
                 }
             }
-            let Totals { rest, pivot, distance, coefficient, most } = totals;
+            let RowTotals { rest, pivot, distance, coefficient, most } = totals;
             let whole = rest + pivot;
-            let total = of_class + self.total + coefficient;
+            let total = class_weight + self.total + coefficient;
             let i = losses.n;
             [losses.sum[i], losses.residue[i]] = reduce.exp.relative(whole);
             let not_largest = !C::HARD && most > reference.to_f64();
@@ -805,12 +811,12 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             }
             (losses.rest[i], losses.pivot[i]) = (rest, pivot);
             losses.rows[i] = row;
-            losses.of_class[i] = of_class;
+            losses.class_weight[i] = class_weight;
             losses.total[i] = self.total + coefficient;
             losses.sample[i] = sample;
             let objective = (!self.plain).then(|| {
                 let logit = reference.to_f64();
-                s.apart(Apply {
+                s.apart(ApplyObjective {
                     objective: self.objective,
                     losses: &mut losses,
                     rest,
@@ -832,7 +838,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             }
             let a = scaled / whole;
             let grad = self.row_of(grad, row);
-            if self.stream {
+            if self.non_temporal {
                 // The line that this row and the next share is not written whole.
                 grad.prefetch(grad.len() - 1);
             }
@@ -847,10 +853,10 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                     dominant = self.dominant_hessian(s, scratch.input(), whole, a);
                 }
                 if let Some(factors) = &objective {
-                    let of_class = scale * of_class;
-                    let factor = of_class * factors.second + sample * factors.z_second;
+                    let class_weight = scale * class_weight;
+                    let factor = class_weight * factors.second + sample * factors.z_second;
                     let own =
-                        of_class * factors.curvature * part + sample * factors.z_second * p * p;
+                        class_weight * factors.curvature * part + sample * factors.z_second * p * p;
                     pivot_hess = T::from_f64(a * pivot * part + own);
                     if let Some((class, x)) = &mut dominant {
                         let p = scratch.input().get(*class).to_f64() / whole;
@@ -866,7 +872,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let lane = coefficients.load(s, reduce.pivot, 1).to_lanes();
                 let own = lane.as_ref()[0].to_f64();
                 let grad = if C::HARD {
-                    (self.total * p - own) - of_class * part
+                    (self.total * p - own) - class_weight * part
                 } else if p < 0.5 {
                     total * p - own
                 } else {
@@ -899,7 +905,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 (inverse, second) = (inverse / by, second.map(|second| second / by));
             }
             let [a_high, a_low] = quotient::<T>(scaled, rest, pivot);
-            waiting = Some(Emit {
+            pending = Some(Emit {
                 scratch: scratch.input(),
                 grad,
                 hess,
@@ -912,25 +918,25 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 pivot: reduce.pivot,
                 pivot_grad,
                 pivot_hess,
-                head: if self.stream { grad.unaligned() } else { 0 },
-                stream: self.stream,
+                head: if self.non_temporal { grad.unaligned() } else { 0 },
+                non_temporal: self.non_temporal,
             });
         }
-        if let Some(waiting) = waiting {
-            waiting.all::<C>(s);
-            waiting.finish::<C>();
+        if let Some(pending) = pending {
+            pending.all::<C>(s);
+            pending.finish::<C>();
         }
         self.write_losses(s, &mut losses, first, sums);
-        if self.stream {
+        if self.non_temporal {
             fence();
         }
     }
 }
 
 /// Changes the last loss that waits into that of another objective; what its gradient takes.
-struct Apply<'a> {
+struct ApplyObjective<'a> {
     objective: Objective,
-    losses: &'a mut Waiting,
+    losses: &'a mut PendingLosses,
     rest: f64,
     pivot: f64,
     /// The logit that the logarithm of the sum is relative to.
@@ -946,11 +952,11 @@ struct RowFactors {
     z_second: f64,
 }
 
-impl Kernel for Apply<'_> {
+impl Kernel for ApplyObjective<'_> {
     type Output = RowFactors;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> RowFactors {
-        let Apply { objective, losses, rest, pivot, logit } = self;
+        let ApplyObjective { objective, losses, rest, pivot, logit } = self;
         let i = losses.n;
         // Macros, since closures might not be inlined with the features.
         macro_rules! splat {
@@ -963,26 +969,26 @@ impl Kernel for Apply<'_> {
                 $x.to_lanes()[0]
             };
         }
-        let (mut surprise, mut log_sum) = (0.0, 0.0);
+        let (mut surprisal, mut log_sum) = (0.0, 0.0);
         if objective.has_z_loss() || losses.far[i].is_some() {
             let above = log_scalar(s, losses.sum[i]) - losses.residue[i];
             log_sum = logit + above;
-            surprise = losses.far[i].map_or(0.0, |far| above + far);
+            surprisal = losses.far[i].map_or(0.0, |far| above + far);
         }
         if losses.far[i].is_none() {
-            surprise = log1p_scalar(s, rest / pivot);
+            surprisal = log1p_scalar(s, rest / pivot);
         }
         let state = State {
             rest: splat!(rest),
             pivot: splat!(pivot),
-            surprise: splat!(surprise),
+            surprisal: splat!(surprisal),
             log_sum: splat!(log_sum),
         };
         let Factors { value, slope, curvature, second, z_loss, z_slope, z_second, .. } =
             objective.factors(s, &state);
         if !objective.has_z_loss() {
-            losses.distance[i] = losses.of_class[i] * (one!(value) * surprise);
-            losses.of_class[i] = 0.0;
+            losses.distance[i] = losses.class_weight[i] * (one!(value) * surprisal);
+            losses.class_weight[i] = 0.0;
         }
         losses.distance[i] += one!(z_loss);
         RowFactors {
@@ -1010,7 +1016,7 @@ mod tests {
         logits: &[T],
         target: &[i64],
         (c, smoothing): (C, f64),
-        (stream, skew): (bool, usize),
+        (non_temporal, skew): (bool, usize),
     ) -> (f64, Vec<T>) {
         let mut grad = vec![T::from_f64(f64::NAN); logits.len() + skew];
         let output = Output::from_slice(&mut grad).part(skew, logits.len());
@@ -1023,7 +1029,8 @@ mod tests {
         batch.options.reduction = Reduction::Sum;
         batch.outputs = outputs;
         batch.check(None, &[target.len()]).unwrap();
-        let job = Rows::<T, C> { stream, ..Rows::new(&batch, c, smoothing, Objective::PLAIN) };
+        let job =
+            Rows::<T, C> { non_temporal, ..Rows::new(&batch, c, smoothing, Objective::PLAIN) };
         let loss = run_at(&job, level).unwrap();
         (loss, grad.split_off(skew))
     }
@@ -1075,10 +1082,13 @@ mod tests {
             }
             // Wherever the gradient begins and however it is written, its bits are the same.
             for skew in [0, 1, 5, 13] {
-                for stream in [false, true] {
-                    let other = run((stream, skew));
+                for non_temporal in [false, true] {
+                    let other = run((non_temporal, skew));
                     assert_eq!(other.0, loss);
-                    assert!(other.1 == grad, "classes {classes}, skew {skew}, stream {stream}");
+                    assert!(
+                        other.1 == grad,
+                        "classes {classes}, skew {skew}, non_temporal {non_temporal}"
+                    );
                 }
             }
         }

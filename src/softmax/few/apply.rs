@@ -12,7 +12,7 @@ use super::buffers::*;
 use super::{Limits, exponents, splat};
 
 /// A finished group, whose classes are `columns` of the buffers.
-pub(super) struct Apply<'b, T> {
+pub(super) struct ApplyObjective<'b, T> {
     pub objective: Objective,
     pub buffers: &'b Buffers<T>,
     pub group: usize,
@@ -24,7 +24,7 @@ pub(super) struct Apply<'b, T> {
     pub hess: bool,
 }
 
-impl<T: Limits> Kernel for Apply<'_, T> {
+impl<T: Limits> Kernel for ApplyObjective<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
@@ -32,24 +32,24 @@ impl<T: Limits> Kernel for Apply<'_, T> {
         let none = splat::<S, f64>(s, 0.0);
         let class = buffers.load(s, CLASS, group);
         let counted = T::V::<S>::lanes(class.not_lt(splat::<S, T>(s, 0.0)));
-        let (n, most) = (buffers.load(s, N, group), buffers.load(s, MOST, group));
-        let (a_high, a_low) = (buffers.load(s, A, group), buffers.load(s, A_LOST, group));
+        let (n, most) = (buffers.load(s, N, group), buffers.load(s, LARGEST_LOGIT, group));
+        let (a_high, a_low) = (buffers.load(s, A, group), buffers.load(s, A_ERROR, group));
         let (pivot_grad, pivot_hess) =
             (buffers.load(s, PIVOT_GRAD, group), buffers.load(s, PIVOT_HESS, group));
-        let most_hess = buffers.load(s, MOST_HESS, group);
-        let (mut a, mut a_lost, mut second) = ([none; 2], [none; 2], [none; 2]);
+        let largest_hess = buffers.load(s, LARGEST_HESS, group);
+        let (mut a, mut a_error, mut second) = ([none; 2], [none; 2], [none; 2]);
         let (mut grads, mut pivots, mut mosts) = ([none; 2], [none; 2], [none; 2]);
         for part in 0..T::WIDE {
             let at = group + 8 * part;
-            let rest = buffers.load_sum(s, [REST, REST_LOST], group, part);
+            let rest = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
             let pivot = buffers.load(s, PIVOT, group).wide(part);
             let whole = rest.add(pivot);
-            let loss = buffers.load_wide(s, LOSS, at);
-            let sample = buffers.load_wide(s, SAMPLE, at);
-            let of_class = buffers.load_wide(s, OF_CLASS, at);
-            let mut surprise = loss;
+            let loss = buffers.load_f64(s, LOSS, at);
+            let sample = buffers.load_f64(s, SAMPLE_WEIGHT, at);
+            let class_weight = buffers.load_f64(s, CLASS_WEIGHT, at);
+            let mut surprisal = loss;
             if self.weighted && !self.objective.has_z_loss() {
-                surprise = loss.div(sample.mul(of_class));
+                surprisal = loss.div(sample.mul(class_weight));
             }
             let mut log_sum = none;
             if self.objective.has_z_loss() {
@@ -58,10 +58,10 @@ impl<T: Limits> Kernel for Apply<'_, T> {
                 let above = log::<S, f64>(s, sum).sub(residue::<S, T>(s, n, most, part));
                 log_sum = most.wide(part).add(above);
             }
-            let factors = self.objective.factors(s, &State { rest, pivot, surprise, log_sum });
+            let factors = self.objective.factors(s, &State { rest, pivot, surprisal, log_sum });
             let counted = S::V64::mask(s, counted >> (8 * part) & 0xFF);
             let loss = loss.mul(factors.value).add(sample.mul(factors.z_loss));
-            S::V64::select(counted, loss, none).store(buffers.wide(LOSS).1, at);
+            S::V64::select(counted, loss, none).store(buffers.field_f64(LOSS).1, at);
             if !self.grad {
                 continue;
             }
@@ -76,37 +76,37 @@ impl<T: Limits> Kernel for Apply<'_, T> {
             let sum = product.add(more);
             let added = sum.sub(product);
             let error = error.add(product.sub(sum.sub(added)).add(more.sub(added)));
-            (a[part], a_lost[part]) = (sum, error);
+            (a[part], a_error[part]) = (sum, error);
             let grad = pivot_grad.wide(part);
             grads[part] = S::V64::select(counted, grad.mul(slope).add(z.mul(p)), none);
             if !self.hess {
                 continue;
             }
-            let scale = buffers.load_wide(s, SCALE, at);
-            let of_class = scale.mul(of_class);
+            let scale = buffers.load_f64(s, SCALE, at);
+            let class_weight = scale.mul(class_weight);
             let z_second = sample.mul(factors.z_second);
-            let curvature = of_class.mul(factors.curvature).mul(factors.others);
+            let curvature = class_weight.mul(factors.curvature).mul(factors.others);
             let more = curvature.add(p.mul(z_second.mul(p).add(z.mul(factors.others))));
             let at_pivot = pivot_hess.wide(part).mul(slope).add(more);
             pivots[part] = S::V64::select(counted, at_pivot, none);
-            let factor = of_class.mul(factors.second).add(z_second);
+            let factor = class_weight.mul(factors.second).add(z_second);
             let factor = S::V64::select(counted, factor, none);
             second[part] = factor.mul(inverse);
-            let others = buffers.load_sum(s, [OTHERS, OTHERS_LOST], group, part).mul(inverse);
+            let others = buffers.load_sum_f64(s, [OTHERS, OTHERS_ERROR], group, part).mul(inverse);
             let p = whole.mul(inverse).sub(others);
             let more = p.mul(factor.mul(p).add(z.mul(others)));
-            mosts[part] = most_hess.wide(part).mul(slope).add(more);
+            mosts[part] = largest_hess.wide(part).mul(slope).add(more);
         }
         if !self.grad {
             return;
         }
-        let shift = self.shift(s, &mut a, &mut a_lost);
+        let shift = self.shift(s, &mut a, &mut a_error);
         let high = T::V::<S>::narrow(a);
         for part in 0..T::WIDE {
-            a_lost[part] = a_lost[part].add(a[part].sub(high.wide(part)));
+            a_error[part] = a_error[part].add(a[part].sub(high.wide(part)));
         }
         buffers.store(A, group, high);
-        buffers.store(A_LOST, group, T::V::<S>::narrow(a_lost));
+        buffers.store(A_ERROR, group, T::V::<S>::narrow(a_error));
         buffers.store(PIVOT_GRAD, group, T::V::<S>::narrow(grads));
         if !self.hess {
             return;
@@ -119,14 +119,14 @@ impl<T: Limits> Kernel for Apply<'_, T> {
         for (which, x) in [
             (SECOND, second),
             (PIVOT_HESS, T::V::<S>::narrow(pivots)),
-            (MOST_HESS, T::V::<S>::narrow(mosts)),
+            (LARGEST_HESS, T::V::<S>::narrow(mosts)),
         ] {
             buffers.store(which, group, x);
         }
     }
 }
 
-impl<T: Limits> Apply<'_, T> {
+impl<T: Limits> ApplyObjective<'_, T> {
     /// Where `a` has become too small for its digits, it is multiplied by a power of two, and the exponentials
     /// divided by it; that power, if there is one.
     #[inline(always)]
@@ -134,7 +134,7 @@ impl<T: Limits> Apply<'_, T> {
         &self,
         s: S,
         a: &mut [S::V64; 2],
-        a_lost: &mut [S::V64; 2],
+        a_error: &mut [S::V64; 2],
     ) -> Option<T::V<S>> {
         let (none, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
         let least = splat::<S, f64>(s, T::FEW_LEAST);
@@ -155,7 +155,7 @@ impl<T: Limits> Apply<'_, T> {
         let (mut up, mut down) = (powers, powers);
         for part in 0..T::WIDE {
             a[part] = a[part].mul(powers[part]);
-            a_lost[part] = a_lost[part].mul(powers[part]);
+            a_error[part] = a_error[part].mul(powers[part]);
             down[part] = one.div(powers[part]);
             up[part] = powers[part];
         }

@@ -10,7 +10,7 @@ use super::buffers::ROWS;
 use super::{Block, Common, Limits, copy};
 
 /// Where the numbers of a group of samples lie.
-pub(super) enum Group<View> {
+pub(super) enum GroupView<View> {
     /// A row each.
     Rows(View),
     /// A lane each of vectors, as many as there are bits: of class 0 here, each further class a step
@@ -23,7 +23,7 @@ pub(super) enum Group<View> {
 macro_rules! columns {
     ($s:expr, $group:expr, $classes:expr, $range:expr, $ahead:expr, $to:expr, $x:ident => $body:expr) => {
         match $group {
-            Group::Columns(array, at, step, lanes) if !MANY || lanes == T::ALL => {
+            GroupView::Columns(array, at, step, lanes) if !MANY || lanes == T::ALL => {
                 for class in $range {
                     let at = at as isize + class as isize * step;
                     array.prefetch((at + $ahead) as usize);
@@ -31,7 +31,7 @@ macro_rules! columns {
                     $body.store($to, class * T::LANES);
                 }
             }
-            Group::Columns(array, at, step, lanes) => {
+            GroupView::Columns(array, at, step, lanes) => {
                 for class in $range {
                     let at = at as isize + class as isize * step;
                     array.prefetch((at + $ahead) as usize);
@@ -40,7 +40,7 @@ macro_rules! columns {
                     $body.store($to, class * T::LANES);
                 }
             }
-            Group::Rows(rows) => {
+            GroupView::Rows(rows) => {
                 let whole = $classes / COLUMNS * COLUMNS;
                 for start in (0..whole).step_by(COLUMNS) {
                     let loaded = T::V::<S>::load_columns($s, rows, start, $classes);
@@ -104,7 +104,7 @@ impl<'a, T: Limits> Common<'a, T> {
         place: Option<&Place>,
         block: &Block<'b, T>,
         group: usize,
-    ) -> Group<Input<'b, T>> {
+    ) -> GroupView<Input<'b, T>> {
         let classes = self.batch.classes;
         let (sample, n) = block.samples(group);
         let (from, to) = block.buffers.part(ROWS);
@@ -114,19 +114,19 @@ impl<'a, T: Limits> Common<'a, T> {
             }
             let (at, left) = place.line_at(sample);
             if left.min(n) == T::LANES {
-                return Group::Columns(array, at, place.class_step(), T::ALL);
+                return GroupView::Columns(array, at, place.class_step(), T::ALL);
             }
             for (at, lane, n) in runs::<T>(place, sample..sample + n, 0..classes) {
                 simd::copy(n, (array, at, 1), (to, lane, 1));
             }
-            return Group::Columns(from, 0, T::LANES as isize, T::ALL);
+            return GroupView::Columns(from, 0, T::LANES as isize, T::ALL);
         }
         let wanted = self.group_len();
         let at = sample * classes;
         if n == T::LANES && at + wanted <= (block.first + block.room) * classes {
-            return Group::Rows(array.part(at, wanted));
+            return GroupView::Rows(array.part(at, wanted));
         }
         copy(s, array.part(at, n * classes), to, false);
-        Group::Rows(from.part(0, wanted))
+        GroupView::Rows(from.part(0, wanted))
     }
 }

@@ -38,14 +38,14 @@ use crate::simd::slices::{copy, lanes_from};
 use crate::simd::{Input, Simd, Vector, fence};
 
 use super::objective::Objective;
-use super::route::{Kernel, MOST_CLASSES, Route, is_long};
+use super::route::{Algorithm, MOST_CLASSES, Route, is_long};
 use super::{Limits, exponents, power};
 use buffers::{Buffers, LOSS, STORED};
-use columns::Group;
-use finish::Finish;
-use read::{Reading, Weighing};
-use sum::Reduction;
-use write::{Emission, NONE, OF_CLASSES, OF_LOGITS};
+use columns::GroupView;
+use finish::FinishBlock;
+use read::{ReadBlock, ReadWeights};
+use sum::SumBlock;
+use write::{NO_COEFFICIENTS, PER_CLASS, PER_LOGIT, WriteBlock};
 
 /// Numbers in a block, about.
 const BLOCK: usize = 1024;
@@ -91,12 +91,12 @@ pub struct Common<'a, T> {
     /// Whether there may be more than [`MOST_CLASSES`], and lines are what samples lie in.
     many: bool,
     /// Whether what is done once a sample may be done in the logits' type.
-    narrow: bool,
+    native: bool,
     /// Whether there is a gradient.
     grad: bool,
     /// Whether the gradient is written by non-temporal stores: that of few classes is prefetched, and written
     /// where it is then takes less.
-    stream: bool,
+    non_temporal: bool,
     /// Whether rows of the gradient may be written before the logits behind them are read.
     direct: bool,
 }
@@ -113,22 +113,22 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
     /// row has the same.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let route = Route::of(batch);
-        let (many, line) = match route.kernel {
-            Kernel::Few => (false, batch.samples),
-            Kernel::Columns(line) => (true, line),
-            Kernel::Rows => panic!("too many classes for this kernel"),
+        let (many, line) = match route.algorithm {
+            Algorithm::Few => (false, batch.samples),
+            Algorithm::Columns(line) => (true, line),
+            Algorithm::Rows => panic!("too many classes for this kernel"),
         };
         let numbers = if many { MANY_BLOCK / size_of::<T>() } else { BLOCK };
         let groups = (numbers / (T::LANES * batch.classes)).max(1);
         let keep = if C::HARD { 1.0 - batch.options.label_smoothing } else { 0.0 };
-        let (samples, stream) = (T::LANES * groups, route.non_temporal);
+        let (samples, non_temporal) = (T::LANES * groups, route.non_temporal);
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !in_place;
         let scale = 1.0 / batch.divisor;
         let [least, most] = T::FEW_SHIFT.map(power);
         let fits = C::ANY || batch.is_weighted() || (least..most).contains(&scale.abs());
-        let narrow = batch.classes > 1 && fits;
+        let native = batch.classes > 1 && fits;
         // Where the target is probabilities, the batch may be a tile of what the coefficients are made of.
         let stored = match batch.target {
             Target::Probabilities(stored) => Some(stored),
@@ -146,9 +146,9 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
             samples,
             line,
             many,
-            narrow,
+            native,
             grad: batch.outputs.grad.is_some(),
-            stream,
+            non_temporal,
             direct,
         };
         Few { common, coefficients }
@@ -157,31 +157,31 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
     /// Does a block; the sum of its losses.
     #[inline(always)]
     fn run_block<S: Simd>(&self, s: S, block: Block<'_, T>) -> f64 {
-        let nothing = self.batch.is_weighted() && s.apart(Weighing(block));
+        let nothing = self.batch.is_weighted() && s.apart(ReadWeights(block));
         match (self.many, C::HARD) {
-            (true, true) => s.apart(Reading::<_, true, true>(block, nothing)),
-            (true, false) => s.apart(Reading::<_, true, false>(block, nothing)),
-            (false, true) => s.apart(Reading::<_, false, true>(block, nothing)),
-            (false, false) => s.apart(Reading::<_, false, false>(block, nothing)),
+            (true, true) => s.apart(ReadBlock::<_, true, true>(block, nothing)),
+            (true, false) => s.apart(ReadBlock::<_, true, false>(block, nothing)),
+            (false, true) => s.apart(ReadBlock::<_, false, true>(block, nothing)),
+            (false, false) => s.apart(ReadBlock::<_, false, false>(block, nothing)),
         }
         if self.many {
-            s.apart(Reduction::<_, _, true>(self, block));
+            s.apart(SumBlock::<_, _, true>(self, block));
         } else {
-            s.apart(Reduction::<_, _, false>(self, block));
+            s.apart(SumBlock::<_, _, false>(self, block));
         }
         let sum = match (C::ANY, C::HARD) {
-            (false, _) => s.apart(Finish::<_, false, true>(block)),
-            (true, true) => s.apart(Finish::<_, true, true>(block)),
-            (true, false) => s.apart(Finish::<_, true, false>(block)),
+            (false, _) => s.apart(FinishBlock::<_, false, true>(block)),
+            (true, true) => s.apart(FinishBlock::<_, true, true>(block)),
+            (true, false) => s.apart(FinishBlock::<_, true, false>(block)),
         };
         if self.grad {
             match (self.many, C::ANY, C::HARD) {
-                (true, false, _) => s.apart(Emission::<_, true, NONE>(block)),
-                (true, true, true) => s.apart(Emission::<_, true, OF_CLASSES>(block)),
-                (true, true, false) => s.apart(Emission::<_, true, OF_LOGITS>(block)),
-                (false, false, _) => s.apart(Emission::<_, false, NONE>(block)),
-                (false, true, true) => s.apart(Emission::<_, false, OF_CLASSES>(block)),
-                (false, true, false) => s.apart(Emission::<_, false, OF_LOGITS>(block)),
+                (true, false, _) => s.apart(WriteBlock::<_, true, NO_COEFFICIENTS>(block)),
+                (true, true, true) => s.apart(WriteBlock::<_, true, PER_CLASS>(block)),
+                (true, true, false) => s.apart(WriteBlock::<_, true, PER_LOGIT>(block)),
+                (false, false, _) => s.apart(WriteBlock::<_, false, NO_COEFFICIENTS>(block)),
+                (false, true, true) => s.apart(WriteBlock::<_, false, PER_CLASS>(block)),
+                (false, true, false) => s.apart(WriteBlock::<_, false, PER_LOGIT>(block)),
             }
         }
         sum
@@ -210,7 +210,7 @@ impl<'a, T: Limits> Common<'a, T> {
     /// of the gradient.
     #[inline(always)]
     fn lead(&self, first: usize) -> usize {
-        if !self.stream {
+        if !self.non_temporal {
             return 0;
         }
         let place = self.place(|layout| &layout.grad).filter(|place| is_long(place));
@@ -296,10 +296,10 @@ impl<T: Real> Block<'_, T> {
 
     /// A group of a block that lies within a line.
     #[inline(always)]
-    fn columns<View>(&self, array: View, place: &Place, group: usize) -> Group<View> {
+    fn columns<View>(&self, array: View, place: &Place, group: usize) -> GroupView<View> {
         let (sample, n) = self.samples(group);
         let at = place.at(self.first, 0) + (sample - self.first);
-        Group::Columns(array, at, place.class_step(), lanes_from::<T>(n))
+        GroupView::Columns(array, at, place.class_step(), lanes_from::<T>(n))
     }
 }
 
@@ -347,7 +347,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Few<'_, T, C> {
             if self.many {
                 for (lane, _, n) in block.runs() {
                     for (lane, sum) in (lane..lane + n).zip(&mut sums) {
-                        *sum = buffers.wide(LOSS).0.get(lane);
+                        *sum = buffers.field_f64(LOSS).0.get(lane);
                     }
                 }
             } else if let Some(place) = sums.next() {
@@ -355,7 +355,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Few<'_, T, C> {
             }
             first += block.n;
         }
-        if self.stream {
+        if self.non_temporal {
             fence();
         }
     }
@@ -365,7 +365,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Few<'_, T, C> {
 mod tests {
     use super::*;
     use crate::call::batch::{Indices, Outputs};
-    use crate::call::coefficients::{Hard, Plain, Soft};
+    use crate::call::coefficients::{AsStored, Hard, Soft};
     use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::{Level, Scratch};
@@ -433,7 +433,7 @@ mod tests {
                 run_at(&Rows::<T, Hard>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
             }
             (true, true) => {
-                let plain = Plain(probabilities.input());
+                let plain = AsStored(probabilities.input());
                 run_at(&Rows::<T, _>::new(&batch, plain, 0.0, Objective::PLAIN), level)
             }
             (false, false) => {

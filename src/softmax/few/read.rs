@@ -6,7 +6,7 @@ use crate::call::place::Place;
 use crate::simd::{COLUMNS, HALF, Kernel, PAIR, Simd, Vector};
 
 use super::buffers::*;
-use super::columns::{Group, columns};
+use super::columns::{GroupView, columns};
 use super::{AHEAD, Block, Common, Limits, TURN, exponents, splat};
 
 impl<'a, T: Limits> Common<'a, T> {
@@ -14,7 +14,7 @@ impl<'a, T: Limits> Common<'a, T> {
     #[inline(always)]
     fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, T>, nothing: bool) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
-        let classes = buffers.narrow(CLASS).1;
+        let classes = buffers.field(CLASS).1;
         for (lane, sample, n) in block.runs() {
             let lanes = n.next_multiple_of(T::LANES);
             if lanes > n {
@@ -44,9 +44,9 @@ impl<'a, T: Limits> Common<'a, T> {
             let mut nothing = 0;
             for part in 0..T::WIDE {
                 let at = group + 8 * part;
-                let mut zeros = S::V64::lanes(buffers.load_wide(s, SAMPLE, at).eq(none));
+                let mut zeros = S::V64::lanes(buffers.load_f64(s, SAMPLE_WEIGHT, at).eq(none));
                 if drops {
-                    zeros |= S::V64::lanes(buffers.load_wide(s, OF_CLASS, at).eq(none));
+                    zeros |= S::V64::lanes(buffers.load_f64(s, CLASS_WEIGHT, at).eq(none));
                 }
                 nothing |= zeros << (8 * part);
             }
@@ -62,13 +62,13 @@ impl<'a, T: Limits> Common<'a, T> {
     fn read_weights<S: Simd>(&self, s: S, block: &Block<'_, T>) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
         for (lane, sample, n) in block.runs() {
-            let part = |which| buffers.wide(which).1.part(lane, n);
+            let part = |which| buffers.field_f64(which).1.part(lane, n);
             if batch.sample_weight.is_some() {
-                let weights = part(SAMPLE);
+                let weights = part(SAMPLE_WEIGHT);
                 batch.each_sample_weight(sample, n, move |i, weight| weights.set(i, weight));
             }
             if let (None, Some(weight)) = (self.stored, batch.weight.as_deref()) {
-                let (weights, keep) = (part(OF_CLASS), self.keep);
+                let (weights, keep) = (part(CLASS_WEIGHT), self.keep);
                 // That of an ignored sample is any.
                 batch.each_index(sample, n, move |i, class| {
                     weights.set(i, keep * weight.get(class).copied().unwrap_or_default());
@@ -81,13 +81,13 @@ impl<'a, T: Limits> Common<'a, T> {
         let (mut zeros, none) = (0, splat::<S, f64>(s, 0.0));
         for group in block.groups() {
             for at in (group..group + T::LANES).step_by(8) {
-                let sample = buffers.load_wide(s, SAMPLE, at);
+                let sample = buffers.load_f64(s, SAMPLE_WEIGHT, at);
                 zeros |= S::V64::lanes(sample.eq(none));
                 if self.stored.is_none() {
-                    zeros |= S::V64::lanes(buffers.load_wide(s, OF_CLASS, at).eq(none));
+                    zeros |= S::V64::lanes(buffers.load_f64(s, CLASS_WEIGHT, at).eq(none));
                 }
                 let scale = if product { sample.mul(scale) } else { sample.div(divisor) };
-                scale.store(buffers.wide(SCALE).1, at);
+                scale.store(buffers.field_f64(SCALE).1, at);
             }
             self.choose_references(s, group, buffers);
         }
@@ -101,13 +101,13 @@ impl<'a, T: Limits> Common<'a, T> {
         let (least, most) = (splat::<S, f64>(s, least as f64), splat::<S, f64>(s, most as f64));
         let mut parts = [splat::<S, f64>(s, 0.0); 2];
         for (part, bias) in parts.iter_mut().enumerate().take(T::WIDE) {
-            let mut scale = buffers.load_wide(s, SCALE, group + 8 * part);
+            let mut scale = buffers.load_f64(s, SCALE, group + 8 * part);
             if self.stored.is_none() {
-                let of_class = buffers.load_wide(s, OF_CLASS, group + 8 * part);
-                scale = scale.mul(of_class.add(splat::<S, f64>(s, self.total)));
+                let class_weight = buffers.load_f64(s, CLASS_WEIGHT, group + 8 * part);
+                scale = scale.mul(class_weight.add(splat::<S, f64>(s, self.total)));
             }
             if self.objective.has_z_loss() {
-                let sample = buffers.load_wide(s, SAMPLE, group + 8 * part);
+                let sample = buffers.load_f64(s, SAMPLE_WEIGHT, group + 8 * part);
                 scale = self.objective.scales(s, scale, sample);
             }
             let shift = exponents(s, scale).max(least).min(most);
@@ -141,14 +141,14 @@ impl<'a, T: Limits> Common<'a, T> {
         }
         let place = self.place(|layout| &layout.values);
         let samples = self.group_of::<S, MANY>(s, self.batch.values, place, block, group);
-        let (from, to) = buffers.part(COLUMNS_OF);
+        let (from, to) = buffers.part(EXPONENTIALS);
         let (from, to) = (from.part(start, width), to.part(start, width));
         let class = buffers.load(s, CLASS, group);
         let counts = zero.lt(class.add(splat::<S, T>(s, 1.0)));
         let (mut most, mut largest) = (lowest, zero);
         if classes.start > 0 {
             // What the classes before have left.
-            (most, largest) = (buffers.load(s, MOST, group), class);
+            (most, largest) = (buffers.load(s, LARGEST_LOGIT, group), class);
         }
         let (mut at, ahead) = (splat::<S, T>(s, classes.start as f64), ahead(place));
         // Of every other class, since each maximum waits for the one before.
@@ -182,14 +182,14 @@ impl<'a, T: Limits> Common<'a, T> {
             let class = T::V::<S>::select(counts, largest, class);
             buffers.store(CLASS, group, class);
         }
-        buffers.store(MOST, group, most);
+        buffers.store(LARGEST_LOGIT, group, most);
     }
 }
 
 /// Reads a block's weights.
-pub(super) struct Weighing<'b, T>(pub(super) Block<'b, T>);
+pub(super) struct ReadWeights<'b, T>(pub(super) Block<'b, T>);
 
-impl<T: Limits> Kernel for Weighing<'_, T> {
+impl<T: Limits> Kernel for ReadWeights<'_, T> {
     type Output = bool;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> bool {
@@ -198,12 +198,12 @@ impl<T: Limits> Kernel for Weighing<'_, T> {
 }
 
 /// Reads its targets, class indices if `HARD`, and its logits. The second tells whether samples may weigh nothing.
-pub(super) struct Reading<'b, T, const MANY: bool, const HARD: bool>(
+pub(super) struct ReadBlock<'b, T, const MANY: bool, const HARD: bool>(
     pub(super) Block<'b, T>,
     pub(super) bool,
 );
 
-impl<T: Limits, const MANY: bool, const HARD: bool> Kernel for Reading<'_, T, MANY, HARD> {
+impl<T: Limits, const MANY: bool, const HARD: bool> Kernel for ReadBlock<'_, T, MANY, HARD> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {

@@ -20,11 +20,11 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         let zero = splat::<S, T>(s, 0.0);
         let (start, width) = (group * batch.classes, T::LANES * batch.classes);
         let columns = (
-            buffers.part(COLUMNS_OF).0.part(start, width),
-            buffers.part(COLUMNS_OF).1.part(start, width),
+            buffers.part(EXPONENTIALS).0.part(start, width),
+            buffers.part(EXPONENTIALS).1.part(start, width),
         );
         let class = buffers.load(s, CLASS, group);
-        let most = buffers.load(s, MOST, group);
+        let most = buffers.load(s, LARGEST_LOGIT, group);
         let finite = most.abs().lt(splat::<S, T>(s, f64::INFINITY));
         let reference = T::V::<S>::select(finite, most, zero);
         let bias = buffers.load(s, BIAS, group);
@@ -34,7 +34,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
             next[1] = self.next::<MANY>(block, group, self.place(|layout| &layout.probabilities));
         }
         let grad = self.destination::<MANY>(block, group);
-        let ahead = Ahead { start, next, grad };
+        let ahead = Prefetch { start, next, grad };
         let all = 0..batch.classes;
         // Exponentials that no gradient takes may be kept, and a shift of 0 changes no bit.
         let kept = self.grad || !S::SPECIALIZED;
@@ -46,7 +46,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
             };
         }
         let sums = if MANY {
-            let mut sums = Sums::new(s);
+            let mut sums = GroupSums::new(s);
             for first in (0..batch.classes).step_by(PART) {
                 let part = first..batch.classes.min(first + PART);
                 let own = class.sub(splat::<S, T>(s, first as f64));
@@ -66,36 +66,36 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         let [rest, others, coefficient, distance] = &sums.sums;
         let (rest, others) = (rest.parts(s), others.parts(s));
         let (coefficient, distance) = (coefficient.parts(s), distance.parts(s));
-        buffers.store(MOST, group, reference);
+        buffers.store(LARGEST_LOGIT, group, reference);
         buffers.store(N, group, exp.n);
         // Whatever the sums are of an infinite largest logit: the result is NaN.
         let nan = splat::<S, T>(s, f64::NAN);
         let high = T::V::<S>::select(finite, rest[0], nan);
-        for (which, x) in [(REST, high), (REST_LOST, rest[1]), (PIVOT, sums.pivot)] {
+        for (which, x) in [(REST, high), (REST_ERROR, rest[1]), (PIVOT, sums.pivot)] {
             buffers.store(which, group, x);
         }
         if C::ANY {
-            buffers.widen::<S>(DISTANCE, group, distance[0], distance[1]);
+            buffers.store_f64::<S>(DISTANCE, group, distance[0], distance[1]);
             let even = self.coefficients.column(s, 0, zero);
-            buffers.store(OWN, group, if C::EVEN { even } else { sums.own });
+            buffers.store(PIVOT_COEFFICIENT, group, if C::EVEN { even } else { sums.own });
             if C::HARD {
-                buffers.store(LARGEST, group, exp.of::<true>(s, reference));
+                buffers.store(LARGEST_EXPONENTIAL, group, exp.of::<true>(s, reference));
             }
         }
         if C::ANY && !C::HARD {
-            buffers.widen::<S>(COEFFICIENT, group, coefficient[0], coefficient[1]);
+            buffers.store_f64::<S>(COEFFICIENT, group, coefficient[0], coefficient[1]);
         }
         if C::ANY && T::WIDE == 2 {
             let inf = splat::<S, T>(s, f64::INFINITY);
             let fits = T::V::<S>::lanes(distance[0].abs().lt(inf));
             let fits = fits & T::V::<S>::lanes(coefficient[0].abs().lt(inf));
             if fits != T::ALL {
-                self.sum_wide(block, group, !fits);
+                self.sum_f64(block, group, !fits);
             }
         }
         if batch.outputs.hess.is_some() {
             buffers.store(OTHERS, group, others[0]);
-            buffers.store(OTHERS_LOST, group, others[1]);
+            buffers.store(OTHERS_ERROR, group, others[1]);
         }
     }
 
@@ -103,14 +103,14 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
     /// logits' type is too small.
     #[cold]
     #[inline(never)]
-    fn sum_wide(&self, block: &Block<'_, T>, group: usize, lanes: u32) {
+    fn sum_f64(&self, block: &Block<'_, T>, group: usize, lanes: u32) {
         let (batch, buffers) = (self.batch, block.buffers);
         let (first, n) = block.samples(group);
         for lane in (0..n).filter(|lane| lanes >> lane & 1 != 0) {
-            let most = buffers.narrow(MOST).0.get(group + lane).to_f64();
-            let [coefficient, distance] = batch.wide_sums(first + lane, most);
+            let most = buffers.field(LARGEST_LOGIT).0.get(group + lane).to_f64();
+            let [coefficient, distance] = batch.sums_f64(first + lane, most);
             for (which, sum) in [(DISTANCE, distance), (COEFFICIENT, coefficient)] {
-                let (before, array) = buffers.wide(which);
+                let (before, array) = buffers.field_f64(which);
                 if !before.get(group + lane).is_finite() {
                     array.set(group + lane, sum);
                 }
@@ -167,13 +167,13 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         class: T::V<S>,
         most: T::V<S>,
         columns: (Input<'_, T>, Output<'_, T>),
-        Ahead { start, next, grad }: Ahead<'_, T>,
+        Prefetch { start, next, grad }: Prefetch<'_, T>,
         buffers: &Buffers<T>,
-    ) -> Sums<S, T> {
+    ) -> GroupSums<S, T> {
         let zero = splat::<S, T>(s, 0.0);
         let (values, hessian) = (self.batch.values, self.batch.outputs.hess.is_some());
         let stored = self.stored;
-        let mut result = Sums::new(s);
+        let mut result = GroupSums::new(s);
         let [mut rest, mut others, mut coefficients, mut distances] = result.sums;
         let first = classes.start;
         for c in classes {
@@ -241,7 +241,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
 /// logits and targets, and the places of this group's gradient, each by the first cache line and how far
 /// apart they are.
 #[derive(Clone, Copy)]
-struct Ahead<'a, T> {
+struct Prefetch<'a, T> {
     start: usize,
     next: [(isize, isize); 2],
     grad: Option<(Output<'a, T>, isize, isize)>,
@@ -249,18 +249,18 @@ struct Ahead<'a, T> {
 
 /// The sums of a group, a lane each: those of [`REST`], [`OTHERS`], [`COEFFICIENT`] and
 /// [`DISTANCE`]; the pivots' exponentials and coefficients.
-struct Sums<S: Simd, T: Real> {
+struct GroupSums<S: Simd, T: Real> {
     sums: [Sum<S, T>; 4],
     pivot: T::V<S>,
     own: T::V<S>,
 }
 
-impl<S: Simd, T: Real> Sums<S, T> {
+impl<S: Simd, T: Real> GroupSums<S, T> {
     /// Of no classes.
     #[inline(always)]
     fn new(s: S) -> Self {
         let zero = splat::<S, T>(s, 0.0);
-        Sums { sums: [Sum::new(s); 4], pivot: zero, own: zero }
+        GroupSums { sums: [Sum::new(s); 4], pivot: zero, own: zero }
     }
 
     /// Adds those of more classes.
@@ -275,10 +275,10 @@ impl<S: Simd, T: Real> Sums<S, T> {
 }
 
 /// Sums a block.
-pub(super) struct Reduction<'b, J, T, const MANY: bool>(pub(super) &'b J, pub(super) Block<'b, T>);
+pub(super) struct SumBlock<'b, J, T, const MANY: bool>(pub(super) &'b J, pub(super) Block<'b, T>);
 
 impl<T: Limits, C: Coefficients<T>, const MANY: bool> Kernel
-    for Reduction<'_, Few<'_, T, C>, T, MANY>
+    for SumBlock<'_, Few<'_, T, C>, T, MANY>
 {
     type Output = ();
     #[inline(always)]

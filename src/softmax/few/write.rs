@@ -8,15 +8,15 @@ use crate::math::times;
 use crate::simd::{self, COLUMNS, HALF, Kernel, Output, PAIR, Simd, Vector};
 
 use super::buffers::*;
-use super::columns::{Group, runs};
+use super::columns::{GroupView, runs};
 use super::{Block, Common, Limits, copy, is_long, splat};
 
 /// There are no coefficients...
-pub(super) const NONE: usize = 0;
+pub(super) const NO_COEFFICIENTS: usize = 0;
 /// ... or every sample has the same...
-pub(super) const OF_CLASSES: usize = 1;
+pub(super) const PER_CLASS: usize = 1;
 /// ... or each logit has its own, which the sums have left in the buffers.
-pub(super) const OF_LOGITS: usize = 2;
+pub(super) const PER_LOGIT: usize = 2;
 
 impl<'a, T: Limits> Common<'a, T> {
     /// The coefficients of a class that a gradient takes, in the group whose columns begin at `start`.
@@ -28,7 +28,7 @@ impl<'a, T: Limits> Common<'a, T> {
         start: usize,
         buffers: &Buffers<T>,
     ) -> T::V<S> {
-        if KIND == OF_LOGITS {
+        if KIND == PER_LOGIT {
             return T::V::<S>::load(s, buffers.part(STORED).0, start + class * T::LANES);
         }
         let coefficient = match self.each {
@@ -83,27 +83,27 @@ impl<'a, T: Limits> Common<'a, T> {
         let (batch, classes) = (self.batch, self.batch.classes);
         let (sample, n) = block.samples(group);
         let (copied, buffer) = block.buffers.part(ROWS);
-        let (mut stream, mut in_place, mut scattered) = (false, true, false);
+        let (mut non_temporal, mut in_place, mut scattered) = (false, true, false);
         let lines = to.place.map(|place| (place, place.line_at(sample)));
         let group_of = match lines {
             Some((place, _)) if MANY && is_long(place) => {
-                stream = self.stream;
+                non_temporal = self.non_temporal;
                 block.columns(to.array, place, group)
             }
             Some((place, (at, left))) if !MANY && left.min(n) == T::LANES => {
-                Group::Columns(to.array, at, place.class_step(), T::ALL)
+                GroupView::Columns(to.array, at, place.class_step(), T::ALL)
             }
-            None if MANY && n == T::LANES => Group::Rows(batch.rows(to.array, sample, n)),
+            None if MANY && n == T::LANES => GroupView::Rows(batch.rows(to.array, sample, n)),
             None if !MANY => {
                 // Rows that the last columns of a row may reach into go to their place at once.
                 let (at, wanted) = (group * classes, self.group_len());
                 in_place = self.direct && at + wanted <= to.rows.len();
-                Group::Rows(if in_place { to.rows } else { buffer }.part(at, wanted))
+                GroupView::Rows(if in_place { to.rows } else { buffer }.part(at, wanted))
             }
             _ => {
                 // Samples that are not a vector go by way of a copy.
                 scattered = true;
-                Group::Columns(buffer, 0, T::LANES as isize, T::ALL)
+                GroupView::Columns(buffer, 0, T::LANES as isize, T::ALL)
             }
         };
         self.emit::<S, MANY, KIND>(
@@ -112,7 +112,7 @@ impl<'a, T: Limits> Common<'a, T> {
             to.hessian,
             group_of,
             some.clone(),
-            stream,
+            non_temporal,
             block.buffers,
         );
         if scattered {
@@ -132,7 +132,7 @@ impl<'a, T: Limits> Common<'a, T> {
     }
 
     /// Gradient, or Hessian, of a group, all classes or of columns some; columns go past the caches if
-    /// `stream`.
+    /// `non_temporal`.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "one caller")]
     fn emit<S: Simd, const MANY: bool, const KIND: usize>(
@@ -140,18 +140,18 @@ impl<'a, T: Limits> Common<'a, T> {
         s: S,
         group: usize,
         hessian: bool,
-        to: Group<Output<'_, T>>,
+        to: GroupView<Output<'_, T>>,
         some: Range<usize>,
-        stream: bool,
+        non_temporal: bool,
         buffers: &Buffers<T>,
     ) {
         let classes = self.batch.classes;
         let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
         let (start, width) = (group * classes, T::LANES * classes);
-        let columns = buffers.part(COLUMNS_OF).0.part(start, width);
+        let columns = buffers.part(EXPONENTIALS).0.part(start, width);
         let class = buffers.load(s, CLASS, group);
-        let a = [buffers.load(s, A, group), buffers.load(s, A_LOST, group)];
-        let minus_b = if KIND != NONE { buffers.load(s, MINUS_B, group) } else { zero };
+        let a = [buffers.load(s, A, group), buffers.load(s, A_ERROR, group)];
+        let minus_b = if KIND != NO_COEFFICIENTS { buffers.load(s, MINUS_B, group) } else { zero };
         let (mut at_pivot, mut inverse, mut most, mut second) =
             (buffers.load(s, PIVOT_GRAD, group), zero, zero, zero);
         let curved = hessian && !self.plain;
@@ -159,7 +159,7 @@ impl<'a, T: Limits> Common<'a, T> {
             (at_pivot, inverse, most) = (
                 buffers.load(s, PIVOT_HESS, group),
                 buffers.load(s, INVERSE, group),
-                buffers.load(s, MOST_HESS, group),
+                buffers.load(s, LARGEST_HESS, group),
             );
         }
         if curved {
@@ -170,7 +170,7 @@ impl<'a, T: Limits> Common<'a, T> {
         macro_rules! derivative {
             ($e:expr, $c:expr, $class:expr, $number:expr) => {{
                 let e = $e;
-                let mut g = if !hessian && KIND != NONE {
+                let mut g = if !hessian && KIND != NO_COEFFICIENTS {
                     let t = self.emitted::<S, KIND>(s, $c, start, buffers);
                     e.fma(a[0], e.fma(a[1], t.mul(minus_b)))
                 } else {
@@ -212,7 +212,7 @@ impl<'a, T: Limits> Common<'a, T> {
             }};
         }
         let rows = match to {
-            Group::Rows(rows) if MANY => {
+            GroupView::Rows(rows) if MANY => {
                 for first in some.clone().step_by(COLUMNS) {
                     // The last ones are done twice.
                     let first = first.min(some.end - COLUMNS);
@@ -221,8 +221,8 @@ impl<'a, T: Limits> Common<'a, T> {
                 }
                 return;
             }
-            Group::Rows(rows) => rows,
-            Group::Columns(array, at, step, lanes) => {
+            GroupView::Rows(rows) => rows,
+            GroupView::Columns(array, at, step, lanes) => {
                 let class = class.sub(splat::<S, T>(s, some.start as f64));
                 for (i, c) in some.enumerate() {
                     let at = (at as isize + c as isize * step) as usize;
@@ -230,7 +230,7 @@ impl<'a, T: Limits> Common<'a, T> {
                     let result = derivative!(e, c, class, i);
                     if MANY && lanes != T::ALL {
                         result.store_lanes(array, at, lanes);
-                    } else if stream {
+                    } else if non_temporal {
                         result.stream(array, at);
                     } else {
                         result.store(array, at);
@@ -268,9 +268,9 @@ struct Destination<'a, T> {
 }
 
 /// Writes a block; `KIND` tells what coefficients there are beside that of a true class.
-pub(super) struct Emission<'b, T, const MANY: bool, const KIND: usize>(pub(super) Block<'b, T>);
+pub(super) struct WriteBlock<'b, T, const MANY: bool, const KIND: usize>(pub(super) Block<'b, T>);
 
-impl<T: Limits, const MANY: bool, const KIND: usize> Kernel for Emission<'_, T, MANY, KIND> {
+impl<T: Limits, const MANY: bool, const KIND: usize> Kernel for WriteBlock<'_, T, MANY, KIND> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
