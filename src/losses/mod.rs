@@ -303,10 +303,10 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
                 smoothing: (smoothing != 0.0).then(|| {
                     // 1 - smoothing is rounded, its difference from 1 is not.
                     let keep = 1.0 - smoothing;
-                    let lost = (1.0 - keep) - smoothing;
+                    let error = (1.0 - keep) - smoothing;
                     let classes = batch.classes as f64;
                     let [high, low] = quotient::<T>(keep, 1.0, 0.0);
-                    [[high, T::from_f64(low.to_f64() + lost)], quotient(smoothing, classes, 0.0)]
+                    [[high, T::from_f64(low.to_f64() + error)], quotient(smoothing, classes, 0.0)]
                 }),
             };
             run!(soft, 0.0)

@@ -154,16 +154,16 @@ impl Objective {
             let error = zero.sub(others).fma(whole, rest);
             let error = zero.sub(others).mul_add(sum_error, error).mul(inverse);
             let power = pow::<S>(s, [others, error], self.gamma);
-            let (p, none) = (pivot.mul(inverse), others.eq(zero));
-            let ratio = S::V64::select(none, one, surprisal.div(others));
+            let (p, certain) = (pivot.mul(inverse), others.eq(zero));
+            let ratio = S::V64::select(certain, one, surprisal.div(others));
             // Where p underflows, l may be infinite.
-            let (lost, gamma) = (p.eq(zero), splat!(self.gamma));
-            let weighed = S::V64::select(lost, zero, p.mul(ratio));
+            let (underflowed, gamma) = (p.eq(zero), splat!(self.gamma));
+            let weighed = S::V64::select(underflowed, zero, p.mul(ratio));
             let slope = power.mul(gamma.mul_add(weighed, one));
             let bracket = splat!(self.gamma - 1.0).mul_add(weighed, splat!(2.0).sub(surprisal));
             let curvature = power.mul(gamma).mul(p).mul(bracket);
-            let curvature = S::V64::select(lost, zero, curvature);
-            let second = S::V64::select(none, zero, curvature.div(others));
+            let curvature = S::V64::select(underflowed, zero, curvature);
+            let second = S::V64::select(certain, zero, curvature.div(others));
             (factors.value, factors.slope) = (power, slope);
             (factors.curvature, factors.second) = (curvature, second);
         }

@@ -29,7 +29,7 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let (buffers, group) = (self.buffers, self.group);
-        let none = splat::<S, f64>(s, 0.0);
+        let zero_f64 = splat::<S, f64>(s, 0.0);
         let class = buffers.load(s, CLASS, group);
         let counted = T::V::<S>::lanes(class.not_lt(splat::<S, T>(s, 0.0)));
         let (n, most) = (buffers.load(s, N, group), buffers.load(s, LARGEST_LOGIT, group));
@@ -37,8 +37,8 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
         let (pivot_grad, pivot_hess) =
             (buffers.load(s, PIVOT_GRAD, group), buffers.load(s, PIVOT_HESS, group));
         let largest_hess = buffers.load(s, LARGEST_HESS, group);
-        let (mut a, mut a_error, mut second) = ([none; 2], [none; 2], [none; 2]);
-        let (mut grads, mut pivots, mut mosts) = ([none; 2], [none; 2], [none; 2]);
+        let (mut a, mut a_error, mut second) = ([zero_f64; 2], [zero_f64; 2], [zero_f64; 2]);
+        let (mut grads, mut pivots, mut mosts) = ([zero_f64; 2], [zero_f64; 2], [zero_f64; 2]);
         for part in 0..T::WIDE {
             let at = group + 8 * part;
             let rest = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
@@ -51,9 +51,9 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             if self.weighted && !self.objective.has_z_loss() {
                 surprisal = loss.div(sample.mul(class_weight));
             }
-            let mut log_sum = none;
+            let mut log_sum = zero_f64;
             if self.objective.has_z_loss() {
-                let bias = none.sub(buffers.load(s, BIAS, group).wide(part));
+                let bias = zero_f64.sub(buffers.load(s, BIAS, group).wide(part));
                 let sum = whole.mul(power_of_two::<S, f64>(s, bias));
                 let above = log::<S, f64>(s, sum).sub(residue::<S, T>(s, n, most, part));
                 log_sum = most.wide(part).add(above);
@@ -61,24 +61,24 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             let factors = self.objective.factors(s, &State { rest, pivot, surprisal, log_sum });
             let counted = S::V64::mask(s, counted >> (8 * part) & 0xFF);
             let loss = loss.mul(factors.value).add(sample.mul(factors.z_loss));
-            S::V64::select(counted, loss, none).store(buffers.field_f64(LOSS).1, at);
+            S::V64::select(counted, loss, zero_f64).store(buffers.field_f64(LOSS).1, at);
             if !self.grad {
                 continue;
             }
             let inverse = splat::<S, f64>(s, 1.0).div(whole);
-            let slope = S::V64::select(counted, factors.slope, none);
-            let z = S::V64::select(counted, sample.mul(factors.z_slope), none);
+            let slope = S::V64::select(counted, factors.slope, zero_f64);
+            let z = S::V64::select(counted, sample.mul(factors.z_slope), zero_f64);
             let p = pivot.mul(inverse);
             let (high, low, more) = (a_high.wide(part), a_low.wide(part), z.mul(inverse));
             // With the rounding errors of the product and of the sum.
             let product = high.mul(slope);
-            let error = high.fma(slope, none.sub(product)).add(low.mul(slope));
+            let error = high.fma(slope, zero_f64.sub(product)).add(low.mul(slope));
             let sum = product.add(more);
             let added = sum.sub(product);
             let error = error.add(product.sub(sum.sub(added)).add(more.sub(added)));
             (a[part], a_error[part]) = (sum, error);
             let grad = pivot_grad.wide(part);
-            grads[part] = S::V64::select(counted, grad.mul(slope).add(z.mul(p)), none);
+            grads[part] = S::V64::select(counted, grad.mul(slope).add(z.mul(p)), zero_f64);
             if !self.hess {
                 continue;
             }
@@ -88,9 +88,9 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             let curvature = class_weight.mul(factors.curvature).mul(factors.others);
             let more = curvature.add(p.mul(z_second.mul(p).add(z.mul(factors.others))));
             let at_pivot = pivot_hess.wide(part).mul(slope).add(more);
-            pivots[part] = S::V64::select(counted, at_pivot, none);
+            pivots[part] = S::V64::select(counted, at_pivot, zero_f64);
             let factor = class_weight.mul(factors.second).add(z_second);
-            let factor = S::V64::select(counted, factor, none);
+            let factor = S::V64::select(counted, factor, zero_f64);
             second[part] = factor.mul(inverse);
             let others = buffers.load_sum_f64(s, [OTHERS, OTHERS_ERROR], group, part).mul(inverse);
             let p = whole.mul(inverse).sub(others);
@@ -136,13 +136,13 @@ impl<T: Limits> ApplyObjective<'_, T> {
         a: &mut [S::V64; 2],
         a_error: &mut [S::V64; 2],
     ) -> Option<T::V<S>> {
-        let (none, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let (zero_f64, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
         let least = splat::<S, f64>(s, T::FEW_LEAST);
         let mut powers = [one; 2];
         let mut any = 0;
         for (part, power) in powers.iter_mut().enumerate().take(T::WIDE) {
             let size = a[part].abs();
-            let tiny = S::V64::lanes(size.lt(least)) & !S::V64::lanes(size.eq(none));
+            let tiny = S::V64::lanes(size.lt(least)) & !S::V64::lanes(size.eq(zero_f64));
             any |= tiny;
             let exponent = exponents(s, least).sub(exponents(s, size));
             let exponent = exponent.min(splat::<S, f64>(s, T::MAX_EXPONENT as f64 / 2.0));

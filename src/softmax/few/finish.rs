@@ -83,8 +83,8 @@ impl<'a, T: Limits> Common<'a, T> {
         let (whole, odds) = (rest.add(pivot), rest.div(pivot));
         let inverse = one.div(whole);
         // d log1p(r / p) = dr / (p + r)
-        let lost = zero.sub(odds).fma(pivot, rest).add(rest_error).mul(inverse);
-        let surprisal = log1p_and::<S, T>(s, odds, lost);
+        let error = zero.sub(odds).fma(pivot, rest).add(rest_error).mul(inverse);
+        let surprisal = log1p_and::<S, T>(s, odds, error);
         let mut above = surprisal;
         if HARD && ANY {
             // How far log S is above the largest logit, from the sum of all others.
@@ -93,7 +93,7 @@ impl<'a, T: Limits> Common<'a, T> {
             let others = log1p::<S, T>(s, others.div(largest));
             above = T::V::<S>::select(pivot.lt(largest), others, surprisal);
         }
-        let (none, counted) = (splat::<S, f64>(s, 0.0), T::V::<S>::lanes(counts));
+        let (zero_f64, counted) = (splat::<S, f64>(s, 0.0), T::V::<S>::lanes(counts));
         // A macro, since a closure might not be inlined with the features.
         macro_rules! counted {
             ($part:expr) => {
@@ -105,8 +105,8 @@ impl<'a, T: Limits> Common<'a, T> {
         let mut fits = T::ALL;
         let (mut minus_b, mut pivot_grad) = (zero, zero);
         if ANY || self.batch.is_weighted() {
-            let (mut scales, mut pivots) = ([none; 2], [none; 2]);
-            let (mut products, mut lost) = ([none; 2], [none; 2]);
+            let (mut scales, mut pivots) = ([zero_f64; 2], [zero_f64; 2]);
+            let (mut products, mut error) = ([zero_f64; 2], [zero_f64; 2]);
             for part in 0..T::WIDE {
                 let (at, surprisal) = (group + 8 * part, surprisal.wide(part));
                 let (loss, scale, total);
@@ -118,12 +118,12 @@ impl<'a, T: Limits> Common<'a, T> {
                         [surprisal, above.wide(part)],
                         buffers,
                     );
-                    scale = S::V64::select(counted!(part), sample.scale, none);
+                    scale = S::V64::select(counted!(part), sample.scale, zero_f64);
                     (loss, total) = (sample.loss, sample.total);
                     if self.grad {
                         // Of the sum with what it lost, to the digits of float64.
                         let inverse = inverse.wide(part);
-                        let more = none.sub(inverse).fma(sample.whole, splat::<S, f64>(s, 1.0));
+                        let more = zero_f64.sub(inverse).fma(sample.whole, splat::<S, f64>(s, 1.0));
                         let inverse = more.mul_add(inverse, inverse);
                         let sample = Sample { scale, ..sample };
                         pivots[part] = self.pivot_gradient::<S, HARD>(s, &sample, inverse);
@@ -133,15 +133,15 @@ impl<'a, T: Limits> Common<'a, T> {
                     scale = buffers.load_f64(s, SCALE, at);
                     loss = surprisal.mul(total.mul(buffers.load_f64(s, SAMPLE_WEIGHT, at)));
                 }
-                S::V64::select(counted!(part), loss, none).store(buffers.field_f64(LOSS).1, at);
-                scales[part] = none.sub(scale);
+                S::V64::select(counted!(part), loss, zero_f64).store(buffers.field_f64(LOSS).1, at);
+                scales[part] = zero_f64.sub(scale);
                 products[part] = scale.mul(total);
-                lost[part] = scale.fma(total, none.sub(products[part]));
+                error[part] = scale.fma(total, zero_f64.sub(products[part]));
             }
             (minus_b, pivot_grad) = (T::V::<S>::narrow(scales), T::V::<S>::narrow(pivots));
             [scaled, scaled_error] = split::<S, T>(products);
             if T::WIDE == 1 {
-                scaled_error = T::V::<S>::narrow(lost);
+                scaled_error = T::V::<S>::narrow(error);
             }
             let [least, most] = T::FEW_SHIFT.map(power);
             let (least, most) = (splat::<S, T>(s, least), splat::<S, T>(s, most));
@@ -150,7 +150,7 @@ impl<'a, T: Limits> Common<'a, T> {
             fits = T::V::<S>::lanes(scaled.abs().lt(most)) & (inside | zeros);
         } else {
             for part in 0..T::WIDE {
-                let loss = S::V64::select(counted!(part), surprisal.wide(part), none);
+                let loss = S::V64::select(counted!(part), surprisal.wide(part), zero_f64);
                 loss.store(buffers.field_f64(LOSS).1, group + 8 * part);
             }
         }
@@ -158,8 +158,8 @@ impl<'a, T: Limits> Common<'a, T> {
             let a = T::V::<S>::select(counts, scaled.mul(inverse), zero);
             let minus_a = zero.sub(a);
             let whole_error = lost_by::<S, T>(rest, pivot, whole).add(rest_error);
-            let lost = minus_a.mul_add(whole_error, minus_a.fma(whole, scaled).add(scaled_error));
-            let a_error = T::V::<S>::select(counts, lost.mul(inverse), zero);
+            let error = minus_a.mul_add(whole_error, minus_a.fma(whole, scaled).add(scaled_error));
+            let a_error = T::V::<S>::select(counts, error.mul(inverse), zero);
             buffers.store(A, group, a);
             buffers.store(A_ERROR, group, a_error);
             if ANY {
@@ -187,7 +187,7 @@ impl<'a, T: Limits> Common<'a, T> {
         [surprisal, above]: [S::V64; 2],
         buffers: &Buffers<T>,
     ) -> Sample<S> {
-        let (none, at) = (splat::<S, f64>(s, 0.0), group + 8 * part);
+        let (zero_f64, at) = (splat::<S, f64>(s, 0.0), group + 8 * part);
         let (rest, pivot) = (
             buffers.load_sum_f64(s, [REST, REST_ERROR], group, part),
             buffers.load(s, PIVOT, group).wide(part),
@@ -200,7 +200,7 @@ impl<'a, T: Limits> Common<'a, T> {
         }
         // A weight of 0 takes even an infinite loss.
         let loss = class_weight.mul(surprisal);
-        let mut loss = S::V64::select(class_weight.eq(none), whole.sub(whole), loss);
+        let mut loss = S::V64::select(class_weight.eq(zero_f64), whole.sub(whole), loss);
         if ANY {
             loss = loss.add(others.mul(above)).add(buffers.load_f64(s, DISTANCE, at));
         }
@@ -227,18 +227,18 @@ impl<'a, T: Limits> Common<'a, T> {
         inverse: S::V64,
     ) -> S::V64 {
         let &Sample { rest, pivot, class_weight, total, own, scale, .. } = sample;
-        let none = splat::<S, f64>(s, 0.0);
-        let (minus_part, p) = (none.sub(rest.mul(inverse)), pivot.mul(inverse));
+        let zero_f64 = splat::<S, f64>(s, 0.0);
+        let (minus_part, p) = (zero_f64.sub(rest.mul(inverse)), pivot.mul(inverse));
         let gradient = if HARD {
             let others = p.mul(splat::<S, f64>(s, self.total)).sub(own);
             minus_part.fma(class_weight, others)
         } else {
-            let small = p.fma(total, none.sub(own));
+            let small = p.fma(total, zero_f64.sub(own));
             let large = minus_part.fma(total, total.sub(own));
             S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), small, large)
         };
         // Adding 0 makes -0 a 0.
-        scale.mul(gradient).add(none)
+        scale.mul(gradient).add(zero_f64)
     }
 
     /// What else a Hessian takes, of a group, in the logits' type.
@@ -251,9 +251,9 @@ impl<'a, T: Limits> Common<'a, T> {
             buffers.load(s, OTHERS_ERROR, group),
         );
         let (whole, others) = (rest.add(pivot), high.add(low));
-        let lost = lost_by::<S, T>(rest, pivot, whole).add(buffers.load(s, REST_ERROR, group));
-        let most = whole.sub(high).add(lost.sub(low));
-        let inverse = splat::<S, T>(s, 1.0).div(whole.add(lost));
+        let error = lost_by::<S, T>(rest, pivot, whole).add(buffers.load(s, REST_ERROR, group));
+        let most = whole.sub(high).add(error.sub(low));
+        let inverse = splat::<S, T>(s, 1.0).div(whole.add(error));
         // Products of gradients and probabilities, none below the normal numbers where the result is not.
         let a = buffers.load(s, A, group).add(buffers.load(s, A_ERROR, group));
         let part = if ANY {
@@ -278,15 +278,16 @@ impl<'a, T: Limits> Common<'a, T> {
         block: &Block<'_, T>,
     ) {
         let buffers = block.buffers;
-        let (none, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
+        let (zero_f64, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
         let none_counts = T::V::<S>::lanes(buffers.load(s, CLASS, group).lt(splat::<S, T>(s, 0.0)));
-        let (mut odds, mut others, mut near, mut largest) = ([none; 2], [none; 2], [0; 2], [0; 2]);
+        let (mut odds, mut others, mut near, mut largest) =
+            ([zero_f64; 2], [zero_f64; 2], [0; 2], [0; 2]);
         for part in 0..T::WIDE {
             let rest = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
             let pivot = buffers.load(s, PIVOT, group).wide(part);
             // Those of which `rest / pivot` can be formed: not of NaN, nor of what has underflowed.
             near[part] = S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))));
-            odds[part] = S::V64::select(S::V64::mask(s, near[part]), rest.div(pivot), none);
+            odds[part] = S::V64::select(S::V64::mask(s, near[part]), rest.div(pivot), zero_f64);
             if HARD && ANY {
                 let most = buffers.load(s, LARGEST_EXPONENTIAL, group).wide(part);
                 let high = buffers.load(s, REST, group).wide(part).sub(most);
@@ -297,7 +298,7 @@ impl<'a, T: Limits> Common<'a, T> {
         }
         let surprisals = precise_log1p::<S, T>(s, odds);
         let aboves = precise_log1p::<S, T>(s, others);
-        let mut results = [[none; 2]; RESULTS.len()];
+        let mut results = [[zero_f64; 2]; RESULTS.len()];
         for part in 0..T::WIDE {
             let (at, counted) = (group + 8 * part, !none_counts >> (8 * part) & 0xFF);
             let mut surprisal = surprisals[part];
@@ -312,37 +313,37 @@ impl<'a, T: Limits> Common<'a, T> {
             }
             let sample = self.sample::<S, ANY, HARD>(s, group, part, [surprisal, above], buffers);
             let whole = sample.whole;
-            let (mut loss, mut mute) = (sample.loss, S::V64::mask(s, !counted & 0xFF));
+            let (mut loss, mut masked) = (sample.loss, S::V64::mask(s, !counted & 0xFF));
             if self.batch.classes == 1 {
                 // No loss and no gradient, not even a rounding's.
                 loss = loss.sub(loss);
-                mute = S::V64::mask(s, (!counted & 0xFF) | S::V64::lanes(whole.eq(whole)));
+                masked = S::V64::mask(s, (!counted & 0xFF) | S::V64::lanes(whole.eq(whole)));
             }
             loss = S::V64::select(whole.eq(whole), loss, nan);
-            loss = S::V64::select(S::V64::mask(s, counted), loss, none);
+            loss = S::V64::select(S::V64::mask(s, counted), loss, zero_f64);
             loss.store_lanes(buffers.field_f64(LOSS).1, at, !done >> (8 * part) & 0xFF);
             if !self.grad {
                 continue;
             }
             let inverse = splat::<S, f64>(s, 1.0).div(whole);
-            let sample = Sample { scale: S::V64::select(mute, none, sample.scale), ..sample };
+            let sample = Sample { scale: S::V64::select(masked, zero_f64, sample.scale), ..sample };
             let Sample { rest, pivot, .. } = sample;
             let scaled = sample.scale.mul(sample.total);
             let a = scaled.mul(inverse);
-            let minus_a = none.sub(a);
-            let lost =
+            let minus_a = zero_f64.sub(a);
+            let error =
                 minus_a.fma(lost_by::<S, f64>(rest, pivot, whole), minus_a.fma(whole, scaled));
-            let lost = lost.mul(inverse);
+            let error = error.mul(inverse);
             let pivot_grad = if ANY {
                 self.pivot_gradient::<S, HARD>(s, &sample, inverse)
             } else {
-                none.sub(a.fma(rest, lost.mul(rest))).add(none)
+                zero_f64.sub(a.fma(rest, error.mul(rest))).add(zero_f64)
             };
             let others = buffers.load_sum_f64(s, [OTHERS, OTHERS_ERROR], group, part);
             let pivot_hess = a.mul(pivot).mul(rest.mul(inverse));
             let largest_hess = a.mul(whole.sub(others)).mul(others.mul(inverse));
-            let minus_b = none.sub(sample.scale);
-            let all = [a, lost, minus_b, pivot_grad, inverse, pivot_hess, largest_hess];
+            let minus_b = zero_f64.sub(sample.scale);
+            let all = [a, error, minus_b, pivot_grad, inverse, pivot_hess, largest_hess];
             for (result, x) in results.iter_mut().zip(all) {
                 result[part] = x;
             }

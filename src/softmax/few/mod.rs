@@ -157,12 +157,12 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
     /// Does a block; the sum of its losses.
     #[inline(always)]
     fn run_block<S: Simd>(&self, s: S, block: Block<'_, T>) -> f64 {
-        let nothing = self.batch.is_weighted() && s.apart(ReadWeights(block));
+        let any_zero_weight = self.batch.is_weighted() && s.apart(ReadWeights(block));
         match (self.many, C::HARD) {
-            (true, true) => s.apart(ReadBlock::<_, true, true>(block, nothing)),
-            (true, false) => s.apart(ReadBlock::<_, true, false>(block, nothing)),
-            (false, true) => s.apart(ReadBlock::<_, false, true>(block, nothing)),
-            (false, false) => s.apart(ReadBlock::<_, false, false>(block, nothing)),
+            (true, true) => s.apart(ReadBlock::<_, true, true>(block, any_zero_weight)),
+            (true, false) => s.apart(ReadBlock::<_, true, false>(block, any_zero_weight)),
+            (false, true) => s.apart(ReadBlock::<_, false, true>(block, any_zero_weight)),
+            (false, false) => s.apart(ReadBlock::<_, false, false>(block, any_zero_weight)),
         }
         if self.many {
             s.apart(SumBlock::<_, _, true>(self, block));

@@ -12,7 +12,7 @@ use super::{AHEAD, Block, Common, Limits, TURN, exponents, splat};
 impl<'a, T: Limits> Common<'a, T> {
     /// Reads the classes of a block's samples, of which some may weigh `nothing`; whether any is ignored.
     #[inline(always)]
-    fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, T>, nothing: bool) -> bool {
+    fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, T>, any_zero_weight: bool) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
         let classes = buffers.field(CLASS).1;
         for (lane, sample, n) in block.runs() {
@@ -26,7 +26,7 @@ impl<'a, T: Limits> Common<'a, T> {
             batch.each_index(sample, n, move |i, class| classes.set(i, T::from_i32(class as i32)));
         }
         let (mut least, zero) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 0.0));
-        if nothing {
+        if any_zero_weight {
             self.leave_out(s, block);
         }
         for group in block.groups() {
@@ -38,21 +38,21 @@ impl<'a, T: Limits> Common<'a, T> {
     /// Gives samples that weigh nothing the class of ignored ones.
     #[inline(always)]
     fn leave_out<S: Simd>(&self, s: S, block: &Block<'_, T>) {
-        let (buffers, none) = (block.buffers, splat::<S, f64>(s, 0.0));
+        let (buffers, zero_f64) = (block.buffers, splat::<S, f64>(s, 0.0));
         let drops = self.batch.drops_classes();
         for group in block.groups() {
-            let mut nothing = 0;
+            let mut weightless = 0;
             for part in 0..T::WIDE {
                 let at = group + 8 * part;
-                let mut zeros = S::V64::lanes(buffers.load_f64(s, SAMPLE_WEIGHT, at).eq(none));
+                let mut zeros = S::V64::lanes(buffers.load_f64(s, SAMPLE_WEIGHT, at).eq(zero_f64));
                 if drops {
-                    zeros |= S::V64::lanes(buffers.load_f64(s, CLASS_WEIGHT, at).eq(none));
+                    zeros |= S::V64::lanes(buffers.load_f64(s, CLASS_WEIGHT, at).eq(zero_f64));
                 }
-                nothing |= zeros << (8 * part);
+                weightless |= zeros << (8 * part);
             }
             let class = buffers.load(s, CLASS, group);
-            let nothing = T::V::<S>::mask(s, nothing);
-            let class = T::V::<S>::select(nothing, splat::<S, T>(s, -1.0), class);
+            let weightless = T::V::<S>::mask(s, weightless);
+            let class = T::V::<S>::select(weightless, splat::<S, T>(s, -1.0), class);
             buffers.store(CLASS, group, class);
         }
     }
@@ -78,13 +78,13 @@ impl<'a, T: Limits> Common<'a, T> {
         let (divisor, scale) = (splat::<S, f64>(s, batch.divisor), splat::<S, f64>(s, self.scale));
         // A product is exact enough where it is rounded to float32.
         let product = T::WIDE == 2 && self.scale.is_normal();
-        let (mut zeros, none) = (0, splat::<S, f64>(s, 0.0));
+        let (mut zeros, zero_f64) = (0, splat::<S, f64>(s, 0.0));
         for group in block.groups() {
             for at in (group..group + T::LANES).step_by(8) {
                 let sample = buffers.load_f64(s, SAMPLE_WEIGHT, at);
-                zeros |= S::V64::lanes(sample.eq(none));
+                zeros |= S::V64::lanes(sample.eq(zero_f64));
                 if self.stored.is_none() {
-                    zeros |= S::V64::lanes(buffers.load_f64(s, CLASS_WEIGHT, at).eq(none));
+                    zeros |= S::V64::lanes(buffers.load_f64(s, CLASS_WEIGHT, at).eq(zero_f64));
                 }
                 let scale = if product { sample.mul(scale) } else { sample.div(divisor) };
                 scale.store(buffers.field_f64(SCALE).1, at);

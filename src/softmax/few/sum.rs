@@ -179,19 +179,19 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         for c in classes {
             let at = c * T::LANES;
             // A cache line of the next block for each vector of this one.
-            let ask = |array: Input<'_, T>, (start, step): (isize, isize)| {
+            let prefetch = |array: Input<'_, T>, (start, step): (isize, isize)| {
                 if MANY {
                     array.prefetch_far((start + c as isize * step) as usize);
                 } else {
                     array.prefetch(start as usize + at);
                 }
             };
-            ask(values, next[0]);
+            prefetch(values, next[0]);
             if let (true, Some((grad, start, step))) = (KEPT, grad) {
                 grad.prefetch((start + c as isize * step) as usize);
             }
             if let Some(stored) = stored.filter(|_| !C::HARD) {
-                ask(stored, next[1]);
+                prefetch(stored, next[1]);
             }
             let x = T::V::<S>::load(s, columns.0, at);
             let e = exp.of::<SHIFTED>(s, x);
