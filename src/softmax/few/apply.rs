@@ -1,7 +1,13 @@
-//! Turns what plain cross-entropy makes of a group into what another objective makes of it.
+//! Turns the losses and factors of plain cross-entropy into those of another [`Objective`].
 //!
-//! Whatever way a group was finished, in the logits' type or in float64, its losses and factors are changed
-//! afterwards: so this is compiled once for each type, not for each way that a target is stored.
+//! ```text
+//! loss      <- loss phi(l) / l + z-loss
+//! a         <- a phi'(l) + (factor of z-loss) / S
+//! gradient at the pivot, Hessian at the pivot and at the largest logit: likewise
+//! ```
+//!
+//! This runs after a group is finished, in the logits' type or in float64. So it is compiled once for each type,
+//! and not once for each way that a target is stored. All of it is float64.
 
 use crate::math::exp::{power_of_two, residue};
 use crate::math::log::log;
@@ -11,16 +17,21 @@ use crate::softmax::objective::{Objective, State};
 use super::buffers::*;
 use super::{Limits, exponents, splat};
 
-/// A finished group, whose classes are `columns` of the buffers.
+/// Applies the objective to a finished group.
 pub(super) struct ApplyObjective<'b, T> {
+    /// The objective, other than plain cross-entropy.
     pub objective: Objective,
+    /// The buffers of the block.
     pub buffers: &'b Buffers<T>,
+    /// The first lane of the group.
     pub group: usize,
     /// The exponentials of the group.
     pub columns: Output<'b, T>,
-    /// Whether samples differ in weight, so that a loss is not yet `-log p`.
+    /// Whether there are weights: losses are then `-log p` times a weight.
     pub weighted: bool,
+    /// Whether there is a gradient.
     pub grad: bool,
+    /// Whether there is a Hessian.
     pub hess: bool,
 }
 
@@ -70,7 +81,7 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             let z = S::V64::select(counted, sample.mul(factors.z_slope), zero_f64);
             let p = pivot.mul(inverse);
             let (high, low, more) = (a_high.wide(part), a_low.wide(part), z.mul(inverse));
-            // With the rounding errors of the product and of the sum.
+            // The rounding errors of the product and of the sum.
             let product = high.mul(slope);
             let error = high.fma(slope, zero_f64.sub(product)).add(low.mul(slope));
             let sum = product.add(more);
@@ -127,8 +138,8 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
 }
 
 impl<T: Limits> ApplyObjective<'_, T> {
-    /// Where `a` has become too small for its digits, it is multiplied by a power of two, and the exponentials
-    /// divided by it; that power, if there is one.
+    /// Where `a` is so small that its rounding error would underflow, multiplies `a` by a power of two and
+    /// divides the exponentials by it. Returns the powers, if there are any.
     #[inline(always)]
     fn shift<S: Simd>(
         &self,

@@ -1,4 +1,16 @@
-//! What is done once a sample.
+//! Losses, and the factors of the gradient and the Hessian: what is computed once a sample.
+//!
+//! ```text
+//! for each group:
+//!     in the logits' type, for all lanes:
+//!         l = log1p(rest / pivot)                     -log p of the pivot
+//!         loss = l, or with coefficients class_weight l + total (log S - reference) + distance
+//!         a = scale W / S,  b = scale,  and the gradient at the pivot
+//!     in float64, the same for the lanes for which that is not accurate enough
+//! ```
+//!
+//! Quotients that the gradient multiplies are two numbers: the second is the rounding error of the first, found by
+//! fused multiply-add. Weights and coefficients are float64 in both ways.
 
 use crate::math::Real;
 use crate::math::exp::{power_of_two, residue};
@@ -11,7 +23,7 @@ use super::buffers::*;
 use super::{Block, Common, Limits, lanes_from, power, splat};
 
 impl<'a, T: Limits> Common<'a, T> {
-    /// Losses, weighted, and what gradients take of each sample; the losses' sum.
+    /// Finishes a block: its losses, weighted, and the factors of its derivatives. Returns the sum of the losses.
     #[inline(always)]
     fn finish<S: Simd, const ANY: bool, const HARD: bool>(
         &self,
@@ -41,7 +53,7 @@ impl<'a, T: Limits> Common<'a, T> {
                 });
             }
         }
-        // Two sums, since each addition waits for the one before.
+        // Two sums in turn, since each addition waits for the one before.
         let mut losses = [splat::<S, f64>(s, 0.0); 2];
         for at in (0..block.lead + block.n).step_by(8) {
             let loss = buffers.load_f64(s, LOSS, at);
@@ -50,7 +62,7 @@ impl<'a, T: Limits> Common<'a, T> {
         fold(losses[0].add(losses[1]).to_lanes())
     }
 
-    /// Writes each sample's loss.
+    /// Writes each sample's loss to the array of losses.
     #[inline(always)]
     fn write_losses<S: Simd>(&self, s: S, block: &Block<'_, T>, to: Output<'_, T>) {
         let divisor = splat::<S, f64>(s, self.batch.divisor);
@@ -64,8 +76,8 @@ impl<'a, T: Limits> Common<'a, T> {
         }
     }
 
-    /// The same in the logits' type, of a group: those of its lanes for which that is enough, or which
-    /// do not count. What a quotient's rounding loses is found by fused multiply-add.
+    /// Finishes a group in the logits' type. Returns the lanes for which that is accurate enough, or which do
+    /// not count.
     #[inline(always)]
     fn finish_native<S: Simd, const ANY: bool, const HARD: bool>(
         &self,
@@ -87,14 +99,14 @@ impl<'a, T: Limits> Common<'a, T> {
         let surprisal = log1p_and::<S, T>(s, odds, error);
         let mut above = surprisal;
         if HARD && ANY {
-            // How far log S is above the largest logit, from the sum of all others.
+            // log S - reference, from the sum of all exponentials but the largest.
             let largest = buffers.load(s, LARGEST_EXPONENTIAL, group);
             let others = rest.sub(largest).add(pivot.add(rest_error));
             let others = log1p::<S, T>(s, others.div(largest));
             above = T::V::<S>::select(pivot.lt(largest), others, surprisal);
         }
         let (zero_f64, counted) = (splat::<S, f64>(s, 0.0), T::V::<S>::lanes(counts));
-        // A macro, since a closure might not be inlined with the features.
+        // A macro: a closure might be compiled without the instruction set of this function.
         macro_rules! counted {
             ($part:expr) => {
                 S::V64::mask(s, counted >> (8 * $part) & 0xFF)
@@ -121,7 +133,7 @@ impl<'a, T: Limits> Common<'a, T> {
                     scale = S::V64::select(counted!(part), sample.scale, zero_f64);
                     (loss, total) = (sample.loss, sample.total);
                     if self.grad {
-                        // Of the sum with what it lost, to the digits of float64.
+                        // 1 / S of the sum with its rounding error: one Newton step to float64.
                         let inverse = inverse.wide(part);
                         let more = zero_f64.sub(inverse).fma(sample.whole, splat::<S, f64>(s, 1.0));
                         let inverse = more.mul_add(inverse, inverse);
@@ -177,7 +189,8 @@ impl<'a, T: Limits> Common<'a, T> {
         near & (precise | exact) & fits | !counted & T::ALL
     }
 
-    /// Eight samples, their losses from `-log p` of their pivots and of their largest logits.
+    /// Eight samples in float64, with their losses. `surprisal` is `-log p` of the pivot; `above` is
+    /// `log S - reference`.
     #[inline(always)]
     fn sample<S: Simd, const ANY: bool, const HARD: bool>(
         &self,
@@ -198,7 +211,7 @@ impl<'a, T: Limits> Common<'a, T> {
         if !HARD {
             others = others.add(buffers.load_f64(s, COEFFICIENT, at));
         }
-        // A weight of 0 takes even an infinite loss.
+        // A class weight of 0 makes even an infinite surprisal 0, but not NaN.
         let loss = class_weight.mul(surprisal);
         let mut loss = S::V64::select(class_weight.eq(zero_f64), whole.sub(whole), loss);
         if ANY {
@@ -218,7 +231,7 @@ impl<'a, T: Limits> Common<'a, T> {
         }
     }
 
-    /// The gradient at the pivots, `scale (total p - t)`, whose `p - 1` is `-rest / whole`.
+    /// The gradient at the pivots, `scale (total p - t)`, with `p - 1 = -rest / whole`.
     #[inline(always)]
     fn pivot_gradient<S: Simd, const HARD: bool>(
         &self,
@@ -241,7 +254,7 @@ impl<'a, T: Limits> Common<'a, T> {
         scale.mul(gradient).add(zero_f64)
     }
 
-    /// What else a Hessian takes, of a group, in the logits' type.
+    /// The fields of a group that only the Hessian takes, in the logits' type.
     #[inline(always)]
     fn finish_hessian<S: Simd, const ANY: bool>(&self, s: S, group: usize, buffers: &Buffers<T>) {
         let (rest, pivot, high, low) = (
@@ -254,7 +267,7 @@ impl<'a, T: Limits> Common<'a, T> {
         let error = lost_by::<S, T>(rest, pivot, whole).add(buffers.load(s, REST_ERROR, group));
         let most = whole.sub(high).add(error.sub(low));
         let inverse = splat::<S, T>(s, 1.0).div(whole.add(error));
-        // Products of gradients and probabilities, none below the normal numbers where the result is not.
+        // Gradients times probabilities: no product is subnormal where the result is not.
         let a = buffers.load(s, A, group).add(buffers.load(s, A_ERROR, group));
         let part = if ANY {
             a.mul(rest.add(buffers.load(s, REST_ERROR, group)))
@@ -268,7 +281,7 @@ impl<'a, T: Limits> Common<'a, T> {
         }
     }
 
-    /// The same as [`Few::finish_native`] in float64, of the lanes that are not `done`.
+    /// Finishes a group in float64, but for the lanes that are `done`.
     #[inline(always)]
     fn finish_f64<S: Simd, const ANY: bool, const HARD: bool>(
         &self,
@@ -285,7 +298,7 @@ impl<'a, T: Limits> Common<'a, T> {
         for part in 0..T::WIDE {
             let rest = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
             let pivot = buffers.load(s, PIVOT, group).wide(part);
-            // Those of which `rest / pivot` can be formed: not of NaN, nor of what has underflowed.
+            // Where `rest / pivot` can be formed: not where the pivot's exponential has underflowed, nor for NaN.
             near[part] = S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))));
             odds[part] = S::V64::select(S::V64::mask(s, near[part]), rest.div(pivot), zero_f64);
             if HARD && ANY {
@@ -315,7 +328,7 @@ impl<'a, T: Limits> Common<'a, T> {
             let whole = sample.whole;
             let (mut loss, mut masked) = (sample.loss, S::V64::mask(s, !counted & 0xFF));
             if self.batch.classes == 1 {
-                // No loss and no gradient, not even a rounding's.
+                // Loss and gradient of one class are exactly 0.
                 loss = loss.sub(loss);
                 masked = S::V64::mask(s, (!counted & 0xFF) | S::V64::lanes(whole.eq(whole)));
             }
@@ -354,15 +367,15 @@ impl<'a, T: Limits> Common<'a, T> {
         for (which, parts) in RESULTS.into_iter().zip(results) {
             let mut x = T::V::<S>::narrow(parts);
             if which == A_ERROR && T::WIDE == 2 {
-                // Of float64 rounded to the logits' type.
+                // The rounding error of `a` is that of rounding float64 to the logits' type.
                 x = split::<S, T>(results[0])[1];
             }
             x.store_lanes(buffers.field(which).1, group, !done & T::ALL);
         }
     }
 
-    /// `-log p` of true classes that are so far down that their exponentials do not say how far: the
-    /// `lanes` of eight samples.
+    /// `-log p` of true classes whose exponentials have underflowed, from their logits: for `lanes` of eight
+    /// samples.
     #[inline(always)]
     fn far<S: Simd>(
         &self,
@@ -380,7 +393,7 @@ impl<'a, T: Limits> Common<'a, T> {
             let logit = self.batch.value(first + lane, class);
             *below = buffers.field(LARGEST_LOGIT).0.get(group + lane).to_f64() - logit.to_f64();
         }
-        // How far log S is above the largest logit.
+        // log S - reference.
         let whole = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
         let whole = whole.add(buffers.load(s, PIVOT, group).wide(part));
         let bias = splat::<S, f64>(s, 0.0).sub(buffers.load(s, BIAS, group).wide(part));
@@ -390,22 +403,28 @@ impl<'a, T: Limits> Common<'a, T> {
     }
 }
 
-/// Eight samples in float64: sums of exponentials, without the pivot, its own, and of all; the weight of the
-/// true class, the sum of all coefficients, and the pivot's without that weight; what the sample is multiplied
-/// by; and its loss.
+/// Eight samples in float64.
 struct Sample<S: Simd> {
+    /// The sum of the exponentials without the pivot's.
     rest: S::V64,
+    /// The pivot's exponential.
     pivot: S::V64,
+    /// `S`, the sum of both.
     whole: S::V64,
+    /// The weight of the true class, times what label smoothing leaves to it.
     class_weight: S::V64,
+    /// `W`, the sum of all coefficients.
     total: S::V64,
+    /// The coefficient of the pivot, without the weight of a true class.
     own: S::V64,
+    /// The weight of the sample over the divisor.
     scale: S::V64,
+    /// The loss.
     loss: S::V64,
 }
 
-/// `log(1 + r)` of each part, as exact as the logits' type, as the exponentials are, but smaller than its
-/// numbers may be.
+/// `log(1 + r)` of each part, as accurate as the logits' type. A result may be below that type's range: it is
+/// float64.
 #[inline(always)]
 fn precise_log1p<S: Simd, T: Real>(s: S, mut parts: [S::V64; 2]) -> [S::V64; 2] {
     let narrow = log1p::<S, T>(s, T::V::<S>::narrow(parts));
@@ -417,7 +436,7 @@ fn precise_log1p<S: Simd, T: Real>(s: S, mut parts: [S::V64; 2]) -> [S::V64; 2] 
     parts
 }
 
-/// The nearest numbers to float64 parts, and what that lost.
+/// Float64 parts rounded to the logits' type, and the rounding errors.
 #[inline(always)]
 fn split<S: Simd, T: Real>(mut parts: [S::V64; 2]) -> [T::V<S>; 2] {
     let high = T::V::<S>::narrow(parts);
@@ -427,8 +446,8 @@ fn split<S: Simd, T: Real>(mut parts: [S::V64; 2]) -> [T::V<S>; 2] {
     [high, T::V::<S>::narrow(parts)]
 }
 
-/// Finishes a block; the sum of its losses. `ANY`: there are coefficients beside a true class; `HARD`: there is
-/// a true class.
+/// Finishes a block. Returns the sum of its losses. `ANY`: there are coefficients beside that of a true class.
+/// `HARD`: there is a true class.
 pub(super) struct FinishBlock<'b, T, const ANY: bool, const HARD: bool>(pub(super) Block<'b, T>);
 
 impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for FinishBlock<'_, T, ANY, HARD> {
@@ -444,7 +463,7 @@ impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for FinishBlock<'_, T,
     }
 }
 
-/// Finishes a group in float64, but for the lanes that are done.
+/// Finishes a group in float64, but for the lanes that are done, as a call of its own.
 struct FinishGroupF64<'b, T, const ANY: bool, const HARD: bool> {
     block: Block<'b, T>,
     group: usize,
@@ -460,7 +479,7 @@ impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for FinishGroupF64<'_,
     }
 }
 
-/// Finishes a group's Hessian.
+/// Finishes a group's Hessian, as a call of its own.
 struct FinishGroupHessian<'b, T, const ANY: bool> {
     block: Block<'b, T>,
     group: usize,

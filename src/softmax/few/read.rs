@@ -1,4 +1,4 @@
-//! Reading a block.
+//! Reading a block: classes and weights of its samples, its logits as columns, and the largest of each sample.
 
 use std::ops::Range;
 
@@ -10,7 +10,8 @@ use super::columns::{GroupView, columns};
 use super::{AHEAD, Block, Common, Limits, TURN, exponents, splat};
 
 impl<'a, T: Limits> Common<'a, T> {
-    /// Reads the classes of a block's samples, of which some may weigh `nothing`; whether any is ignored.
+    /// Reads the classes of a block's samples. A sample of weight 0 becomes an ignored one; there is none unless
+    /// `any_zero_weight`. Returns whether any sample is ignored.
     #[inline(always)]
     fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, T>, any_zero_weight: bool) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
@@ -18,7 +19,7 @@ impl<'a, T: Limits> Common<'a, T> {
         for (lane, sample, n) in block.runs() {
             let lanes = n.next_multiple_of(T::LANES);
             if lanes > n {
-                // Past the last sample there are none that count.
+                // Lanes past the last sample do not count.
                 splat::<S, T>(s, -1.0).store(classes, lane + lanes - T::LANES);
             }
             // The index of an ignored sample becomes -1.
@@ -35,7 +36,7 @@ impl<'a, T: Limits> Common<'a, T> {
         T::V::<S>::lanes(least.lt(zero)) != 0
     }
 
-    /// Gives samples that weigh nothing the class of ignored ones.
+    /// Gives samples of weight 0 the class of ignored ones, -1.
     #[inline(always)]
     fn leave_out<S: Simd>(&self, s: S, block: &Block<'_, T>) {
         let (buffers, zero_f64) = (block.buffers, splat::<S, f64>(s, 0.0));
@@ -57,7 +58,7 @@ impl<'a, T: Limits> Common<'a, T> {
         }
     }
 
-    /// Reads the weights of a block's samples and of their classes; whether any is 0.
+    /// Reads the weights of a block's samples and of their classes. Returns whether any is 0.
     #[inline(always)]
     fn read_weights<S: Simd>(&self, s: S, block: &Block<'_, T>) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
@@ -69,14 +70,14 @@ impl<'a, T: Limits> Common<'a, T> {
             }
             if let (None, Some(weight)) = (self.stored, batch.weight.as_deref()) {
                 let (weights, keep) = (part(CLASS_WEIGHT), self.keep);
-                // That of an ignored sample is any.
+                // An ignored sample may have any.
                 batch.each_index(sample, n, move |i, class| {
                     weights.set(i, keep * weight.get(class).copied().unwrap_or_default());
                 });
             }
         }
         let (divisor, scale) = (splat::<S, f64>(s, batch.divisor), splat::<S, f64>(s, self.scale));
-        // A product is exact enough where it is rounded to float32.
+        // For float32 the product with 1 / divisor is accurate enough; float64 takes the quotient.
         let product = T::WIDE == 2 && self.scale.is_normal();
         let (mut zeros, zero_f64) = (0, splat::<S, f64>(s, 0.0));
         for group in block.groups() {
@@ -94,7 +95,7 @@ impl<'a, T: Limits> Common<'a, T> {
         zeros != 0
     }
 
-    /// The exponents of the references of a group, from the weights of its samples and their classes.
+    /// Chooses the bias of each sample of a group ([`Limits`]), from its weight and that of its class.
     #[inline(always)]
     pub(super) fn choose_references<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
         let [least, most] = T::FEW_SHIFT;
@@ -116,7 +117,7 @@ impl<'a, T: Limits> Common<'a, T> {
         buffers.store(BIAS, group, T::V::<S>::narrow(parts));
     }
 
-    /// Columns of a group, all or some, and the largest of each lane.
+    /// Loads some classes of a group as columns, and finds the largest logit of each sample.
     #[inline(always)]
     fn transpose<S: Simd, const MANY: bool, const HARD: bool>(
         &self,
@@ -147,11 +148,11 @@ impl<'a, T: Limits> Common<'a, T> {
         let counts = zero.lt(class.add(splat::<S, T>(s, 1.0)));
         let (mut most, mut largest) = (lowest, zero);
         if classes.start > 0 {
-            // What the classes before have left.
+            // Those of the classes before.
             (most, largest) = (buffers.load(s, LARGEST_LOGIT, group), class);
         }
         let (mut at, ahead) = (splat::<S, T>(s, classes.start as f64), ahead(place));
-        // Of every other class, since each maximum waits for the one before.
+        // Two maxima in turn, since each waits for the one before.
         let mut other = most;
         columns!(s, samples, all, classes.clone(), ahead, to, x => {
             if HARD {
@@ -165,7 +166,7 @@ impl<'a, T: Limits> Common<'a, T> {
         });
         most = most.max(other);
         if any_ignored {
-            // They may be anything, but must not stand in the way of the others.
+            // Logits of ignored samples may be anything, NaN too. As zeros they keep their group on the fast way.
             most = T::V::<S>::select(counts, most, zero);
             for class in classes {
                 let x = T::V::<S>::load(s, from, class * T::LANES);
@@ -186,7 +187,7 @@ impl<'a, T: Limits> Common<'a, T> {
     }
 }
 
-/// Reads a block's weights.
+/// Reads a block's weights. Returns whether any is 0.
 pub(super) struct ReadWeights<'b, T>(pub(super) Block<'b, T>);
 
 impl<T: Limits> Kernel for ReadWeights<'_, T> {
@@ -197,7 +198,7 @@ impl<T: Limits> Kernel for ReadWeights<'_, T> {
     }
 }
 
-/// Reads its targets, class indices if `HARD`, and its logits. The second tells whether samples may weigh nothing.
+/// Reads a block's targets, class indices if `HARD`, and its logits. The `bool` tells whether any weight is 0.
 pub(super) struct ReadBlock<'b, T, const MANY: bool, const HARD: bool>(
     pub(super) Block<'b, T>,
     pub(super) bool,

@@ -1,4 +1,14 @@
-//! Exponentials of a block and their sums.
+//! Exponentials of a block, and their sums.
+//!
+//! ```text
+//! for each group, for each class c:
+//!     E = exponential(column c)          stored in place of the column, for the gradient
+//!     rest   += E  where c is not the pivot,     else pivot = E
+//!     others += E  where c is not the largest    (for the Hessian)
+//!     coefficient += t, distance += t (reference - logit)      (if there are coefficients)
+//! ```
+//!
+//! Meanwhile it prefetches a cache line of the next block, and one of this block's gradient, for each vector.
 
 use std::ops::Range;
 
@@ -13,7 +23,7 @@ use super::buffers::*;
 use super::{Block, Few, Limits, PART, splat};
 
 impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
-    /// Exponentials of a group, and their sums.
+    /// Exponentials of a group, and their sums, into the buffers.
     #[inline(always)]
     fn reduce<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, T>, group: usize) {
         let (batch, buffers) = (self.batch, block.buffers);
@@ -36,7 +46,8 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         let grad = self.destination::<MANY>(block, group);
         let ahead = Prefetch { start, next, grad };
         let all = 0..batch.classes;
-        // Exponentials that no gradient takes may be kept, and a shift of 0 changes no bit.
+        // At a level that is compiled for size, one way does for all: exponentials may be stored without
+        // need, and a shift of 0 changes no bit.
         let kept = self.grad || !S::SPECIALIZED;
         macro_rules! sum {
             ($shifted:expr, $kept:expr, $classes:expr, $class:expr) => {
@@ -68,7 +79,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         let (coefficient, distance) = (coefficient.parts(s), distance.parts(s));
         buffers.store(LARGEST_LOGIT, group, reference);
         buffers.store(N, group, exp.n);
-        // Whatever the sums are of an infinite largest logit: the result is NaN.
+        // An infinite largest logit makes the result NaN.
         let nan = splat::<S, T>(s, f64::NAN);
         let high = T::V::<S>::select(finite, rest[0], nan);
         for (which, x) in [(REST, high), (REST_ERROR, rest[1]), (PIVOT, sums.pivot)] {
@@ -99,8 +110,8 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         }
     }
 
-    /// The sums of coefficients, and of these times distances, of the `lanes` of a group for which the
-    /// logits' type is too small.
+    /// Sums coefficients and distances again in float64, for the `lanes` of a group in which they overflow the
+    /// logits' type.
     #[cold]
     #[inline(never)]
     fn sum_f64(&self, block: &Block<'_, T>, group: usize, lanes: u32) {
@@ -118,7 +129,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         }
     }
 
-    /// Where the next block's numbers of a group are, and how far apart its cache lines.
+    /// Where the numbers of this group in the next block begin, and the step to the next vector.
     #[inline(always)]
     fn next<const MANY: bool>(
         &self,
@@ -139,7 +150,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         }
     }
 
-    /// Where the gradient of a group of few classes goes, and how far apart its cache lines are.
+    /// Where the gradient of a group of few classes goes, and the step to the next vector.
     #[inline(always)]
     fn destination<const MANY: bool>(
         &self,
@@ -155,8 +166,8 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         Some((grad, at as isize, step))
     }
 
-    /// Takes the exponentials of columns of logits and sums them. `class` is counted from the first of
-    /// these.
+    /// Sums the exponentials of some `classes`. `class`, the pivots, is counted from the first of these; `most`
+    /// is the reference. `SHIFTED` is that of [`LaneExp`]; `KEPT` tells whether exponentials are stored.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "one caller")]
     fn sum<S: Simd, const SHIFTED: bool, const MANY: bool, const KEPT: bool>(
@@ -178,7 +189,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         let first = classes.start;
         for c in classes {
             let at = c * T::LANES;
-            // A cache line of the next block for each vector of this one.
+            // For each vector of this block a cache line of the next one.
             let prefetch = |array: Input<'_, T>, (start, step): (isize, isize)| {
                 if MANY {
                     array.prefetch_far((start + c as isize * step) as usize);
@@ -201,7 +212,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
             let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c - first]));
             let other = T::V::<S>::select(own, zero, e);
             if C::HARD && C::ANY {
-                // Without the largest, too, it is to have all digits.
+                // Finishing subtracts the largest exponential again: the sum must be accurate without it.
                 rest.add(other);
             } else {
                 rest.add_positive(other);
@@ -213,7 +224,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
             if C::ANY {
                 let t = self.coefficient(s, c, start, buffers);
                 if KEPT && !C::HARD && !C::AS_STORED {
-                    // What the gradient takes.
+                    // The gradient reads the coefficients here.
                     t.store(buffers.part(STORED).1, start + at);
                 }
                 let distance = t.mul(most.sub(x));
@@ -237,44 +248,47 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
     }
 }
 
-/// What is asked for while the columns of a group, which begin at `start`, are summed: the next block's
-/// logits and targets, and the places of this group's gradient, each by the first cache line and how far
-/// apart they are.
+/// What is prefetched while a group is summed.
 #[derive(Clone, Copy)]
 struct Prefetch<'a, T> {
+    /// Where the columns of the group begin in the buffers.
     start: usize,
+    /// The logits and the target of the next block: where they begin, and the step for each vector.
     next: [(isize, isize); 2],
+    /// The gradient of this group, likewise.
     grad: Option<(Output<'a, T>, isize, isize)>,
 }
 
-/// The sums of a group, a lane each: those of [`REST`], [`OTHERS`], [`COEFFICIENT`] and
-/// [`DISTANCE`]; the pivots' exponentials and coefficients.
+/// The sums of a group.
 struct GroupSums<S: Simd, T: Real> {
+    /// Those of [`REST`], [`OTHERS`], [`COEFFICIENT`] and [`DISTANCE`].
     sums: [Sum<S, T>; 4],
+    /// The exponentials of the pivots.
     pivot: T::V<S>,
+    /// The coefficients of the pivots.
     own: T::V<S>,
 }
 
 impl<S: Simd, T: Real> GroupSums<S, T> {
-    /// Of no classes.
+    /// The sums of no classes.
     #[inline(always)]
     fn new(s: S) -> Self {
         let zero = splat::<S, T>(s, 0.0);
         GroupSums { sums: [Sum::new(s); 4], pivot: zero, own: zero }
     }
 
-    /// Adds those of more classes.
+    /// Adds the sums of further classes.
     #[inline(always)]
     fn append(&mut self, more: Self) {
         for (sum, more) in self.sums.iter_mut().zip(more.sums) {
             sum.append(more);
         }
-        // Only one part has the pivot.
+        // One part has the pivot; the others add 0.
         (self.pivot, self.own) = (self.pivot.add(more.pivot), self.own.add(more.own));
     }
 }
 
-/// Sums a block.
+/// Takes the exponentials of a block and sums them.
 pub(super) struct SumBlock<'b, J, T, const MANY: bool>(pub(super) &'b J, pub(super) Block<'b, T>);
 
 impl<T: Limits, C: Coefficients<T>, const MANY: bool> Kernel

@@ -1,4 +1,14 @@
-//! Writing gradient and Hessian of a block.
+//! Writing the gradient and the Hessian of a block.
+//!
+//! ```text
+//! for each group, for COLUMNS classes at a time, the last ones first:
+//!     g = a E - b t           with a as two numbers, the second its rounding error
+//!     g = gradient at the pivot,  where the class is the pivot
+//!     rows = transpose(g)     or, of adjacent samples, stores of whole vectors
+//! ```
+//!
+//! The transposed stores of a row's last classes reach into the next row. So they come first, and the next row's
+//! own stores overwrite them.
 
 use std::ops::Range;
 
@@ -11,15 +21,15 @@ use super::buffers::*;
 use super::columns::{GroupView, runs};
 use super::{Block, Common, Limits, copy, is_long, splat};
 
-/// There are no coefficients...
+/// There are no coefficients beside that of a true class.
 pub(super) const NO_COEFFICIENTS: usize = 0;
-/// ... or every sample has the same...
+/// All samples have the same coefficients.
 pub(super) const PER_CLASS: usize = 1;
-/// ... or each logit has its own, which the sums have left in the buffers.
+/// Each logit has its own coefficient, which summing has left in the buffers.
 pub(super) const PER_LOGIT: usize = 2;
 
 impl<'a, T: Limits> Common<'a, T> {
-    /// The coefficients of a class that a gradient takes, in the group whose columns begin at `start`.
+    /// The coefficients of a class in the gradient, for the group whose columns begin at `start`.
     #[inline(always)]
     fn emitted<S: Simd, const KIND: usize>(
         &self,
@@ -69,8 +79,7 @@ impl<'a, T: Limits> Common<'a, T> {
         }
     }
 
-    /// Writes some classes of a group; whether they went to their place. If they did not, they are rows in the
-    /// buffers.
+    /// Writes some classes of a group. Returns `false` if they are not in the array yet, but rows in the buffers.
     #[inline(always)]
     fn write_group<S: Simd, const MANY: bool, const KIND: usize>(
         &self,
@@ -95,13 +104,13 @@ impl<'a, T: Limits> Common<'a, T> {
             }
             None if MANY && n == T::LANES => GroupView::Rows(batch.rows(to.array, sample, n)),
             None if !MANY => {
-                // Rows that the last columns of a row may reach into go to their place at once.
+                // In place only where the stores of the last columns stay within this thread's rows.
                 let (at, wanted) = (group * classes, self.group_len());
                 in_place = self.direct && at + wanted <= to.rows.len();
                 GroupView::Rows(if in_place { to.rows } else { buffer }.part(at, wanted))
             }
             _ => {
-                // Samples that are not a vector go by way of a copy.
+                // Samples that do not fill a vector are written to the buffers and copied.
                 scattered = true;
                 GroupView::Columns(buffer, 0, T::LANES as isize, T::ALL)
             }
@@ -131,8 +140,8 @@ impl<'a, T: Limits> Common<'a, T> {
         in_place
     }
 
-    /// Gradient, or Hessian, of a group, all classes or of columns some; columns go past the caches if
-    /// `non_temporal`.
+    /// Writes the gradient or Hessian of a group to a view: of rows all classes, of columns `some`. Non-temporal
+    /// stores write columns if `non_temporal`.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "one caller")]
     fn emit<S: Simd, const MANY: bool, const KIND: usize>(
@@ -165,8 +174,8 @@ impl<'a, T: Limits> Common<'a, T> {
         if curved {
             second = buffers.load(s, SECOND, group);
         }
-        // The derivative at `$e`, an exponential, of class `$c`, and so far behind where `$class` is
-        // counted from.
+        // The gradient or Hessian of class `$c`, whose exponentials are `$e`. `$class` is the pivots, counted
+        // from a first class; `$number` is `$c` counted from the same.
         macro_rules! derivative {
             ($e:expr, $c:expr, $class:expr, $number:expr) => {{
                 let e = $e;
@@ -177,7 +186,7 @@ impl<'a, T: Limits> Common<'a, T> {
                     times::<S, T>(e, a)
                 };
                 if hessian {
-                    // Of a class that has most of the probability, 1 - p would cancel.
+                    // 1 - p would cancel for a class that has most of the probability.
                     let p = e.mul(inverse);
                     let large = splat::<S, T>(s, 0.5).lt(p);
                     g = g.mul(one.sub(p));
@@ -190,7 +199,7 @@ impl<'a, T: Limits> Common<'a, T> {
                 T::V::<S>::select(own, at_pivot, g)
             }};
         }
-        // Of the classes from `$first` on, and zeros past the last.
+        // Those of `$n` classes from `$first` on; zeros past the last.
         macro_rules! derivatives {
             ($n:expr, $first:expr) => {{
                 let first = $first;
@@ -214,7 +223,7 @@ impl<'a, T: Limits> Common<'a, T> {
         let rows = match to {
             GroupView::Rows(rows) if MANY => {
                 for first in some.clone().step_by(COLUMNS) {
-                    // The last ones are done twice.
+                    // The last columns overlap those before them, and are written twice.
                     let first = first.min(some.end - COLUMNS);
                     let result = derivatives!(COLUMNS, first);
                     T::V::<S>::store_columns(result, rows, first, classes);
@@ -239,7 +248,7 @@ impl<'a, T: Limits> Common<'a, T> {
                 return;
             }
         };
-        // Last to first: the last columns reach into the first ones of the next row.
+        // Last to first: see the head of this file.
         let whole = classes / COLUMNS * COLUMNS;
         match classes - whole {
             0 => {}
@@ -257,17 +266,17 @@ impl<'a, T: Limits> Common<'a, T> {
     }
 }
 
-/// Where a gradient or Hessian goes.
+/// The array that a gradient or Hessian goes to.
 #[derive(Clone, Copy)]
 struct Destination<'a, T> {
     array: Output<'a, T>,
     place: Option<&'a Place>,
-    /// The block's rows, and those behind it in the run of blocks, where it lies in rows of few classes.
+    /// For few classes in contiguous rows: the rows from the block's first to the last of this thread.
     rows: Output<'a, T>,
     hessian: bool,
 }
 
-/// Writes a block; `KIND` tells what coefficients there are beside that of a true class.
+/// Writes a block. `KIND` is [`NO_COEFFICIENTS`], [`PER_CLASS`] or [`PER_LOGIT`].
 pub(super) struct WriteBlock<'b, T, const MANY: bool, const KIND: usize>(pub(super) Block<'b, T>);
 
 impl<T: Limits, const MANY: bool, const KIND: usize> Kernel for WriteBlock<'_, T, MANY, KIND> {
