@@ -1,14 +1,14 @@
-//! Half precisions: numbers of two bytes, computed with as floats.
+//! Half precision, `float16` and `bfloat16`: stored as two bytes, computed with as `float32`.
 //!
-//! Conversions are written without branches, so that the compiler makes vectors of them; they are
-//! the same at every level.
+//! The conversions have no branches, so that the compiler vectorises them. Their results are the same at every
+//! instruction set.
 
 use std::ops::Range;
 
 use crate::call::place::Place;
 use crate::simd::{Float, Input, Kernel, Output, Simd};
 
-/// A number of two bytes.
+/// A type of half precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Half {
     /// `float16`
@@ -20,16 +20,16 @@ pub enum Half {
 /// Arrays of half precision in the place of a batch's values and gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct Halves<'a> {
-    /// Of this type.
+    /// Their type.
     pub half: Half,
     /// The values.
     pub values: Input<'a, u16>,
-    /// The gradient, if it is asked for.
+    /// The gradient, if the caller wants it.
     pub grad: Option<Output<'a, u16>>,
 }
 
 impl Half {
-    /// The number that has these bits, exactly.
+    /// The number that has these bits. Exact.
     #[inline(always)]
     pub fn widen(self, bits: u16) -> f32 {
         let bits = u32::from(bits);
@@ -47,7 +47,7 @@ impl Half {
         }
     }
 
-    /// The bits of the nearest number, of the even one of two.
+    /// The bits of the nearest number; ties go to the even one.
     #[inline(always)]
     pub fn round(self, x: f32) -> u16 {
         let (bits, sign) = (x.abs().to_bits(), x.to_bits() >> 31 << 15);
@@ -59,7 +59,7 @@ impl Half {
             Half::Binary16 => {
                 let rounding = 0xfff + (bits >> 13 & 1);
                 let normal = bits.wrapping_sub(112 << 23).wrapping_add(rounding) >> 13;
-                // The last bit of 0.5 is the smallest number there is.
+                // Adding 0.5 rounds to multiples of 2^-24, the smallest subnormal: the last bit of 0.5.
                 let small = (f32::from_bits(bits) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
                 let magnitude = if bits < 113 << 23 { small } else { normal };
                 let magnitude = if bits >= 143 << 23 { 0x7c00 } else { magnitude.min(0x7c00) };
@@ -70,15 +70,15 @@ impl Half {
     }
 }
 
-/// Converts halves to floats or back.
+/// Converts half precision to floats or back.
 pub struct Convert<'a, T> {
-    /// Of this type.
+    /// The type of half precision.
     pub half: Half,
     /// Which way.
     pub conversion: Conversion<'a>,
-    /// The floats: rows of the samples, or columns if the halves have a place.
+    /// The floats: rows of the samples, or columns if there is a `place`.
     pub floats: Output<'a, T>,
-    /// Where the halves lie, if not in rows; samples next to each other.
+    /// Where the halves lie, if they are not contiguous rows: their samples are adjacent.
     pub place: Option<&'a Place>,
     /// The samples.
     pub samples: Range<usize>,
@@ -86,12 +86,12 @@ pub struct Convert<'a, T> {
     pub classes: usize,
 }
 
-/// What becomes of halves.
+/// Which way a conversion goes.
 #[derive(Clone, Copy)]
 pub enum Conversion<'a> {
-    /// They are read.
+    /// From these halves to floats.
     FromHalf(Input<'a, u16>),
-    /// They are written.
+    /// From floats to these halves.
     ToHalf(Output<'a, u16>),
 }
 
@@ -99,7 +99,7 @@ impl<T: Float> Kernel for Convert<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, _: S) {
-        // A constant in each branch, for the sake of vectors.
+        // The type is a constant in each branch, so that the compiler vectorises the loops.
         match self.half {
             Half::Brain => self.all(Half::Brain),
             Half::Binary16 => self.all(Half::Binary16),
@@ -122,7 +122,7 @@ impl<T: Float> Convert<'_, T> {
         }
     }
 
-    /// So many numbers, next to each other.
+    /// Converts `n` contiguous numbers.
     #[inline(always)]
     fn run(&self, half: Half, at: usize, float: usize, n: usize) {
         let floats = self.floats.part(float, n);
@@ -185,7 +185,7 @@ mod tests {
                 assert_eq!(half.round(towards(middle, 1)), bits + 1);
             }
         }
-        // Around 2^-15, whose exponent is that of no normal half.
+        // Around 2^-15, which is below the normal halves.
         for bits in (112 << 23) - 0x3000..(112 << 23) + 0x3000 {
             let x = f32::from_bits(bits);
             let nearest = (f64::from(x) * (1 << 24) as f64).round_ties_even() as u16;
