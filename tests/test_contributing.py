@@ -52,16 +52,24 @@ def test_the_example_lists_every_file_that_names_its_loss(tracked):
     for name in tracked:
         generated = any(part in name for part in GENERATED)
         own = "focal" in Path(name).stem
-        if not generated and not own and name != "CONTRIBUTING.md":
+        if (
+            not generated
+            and not own
+            and name not in ("CONTRIBUTING.md", "tests/test_contributing.py")
+        ):
             text = (ROOT / name).read_bytes().decode(errors="replace")
             if re.search(r"focal", text, re.I):
                 naming.add(name)
     listed = {path for path in example() if "focal" not in Path(path).stem}
-    assert not naming - listed, "files that a loss touches and the example leaves out"
-    assert not listed - naming, "files that the example lists and its loss does not touch"
+    folders = tuple(path for path in listed if path.endswith("/"))
+    left_out = {name for name in naming - listed if not name.startswith(folders)}
+    assert not left_out, "files that a loss touches and the example leaves out"
+    untouched = listed - naming - set(folders)
+    assert not untouched, "files that the example lists and its loss does not touch"
 
 
 def test_the_example_lists_the_files_of_its_own(tracked):
-    own = {name for name in tracked if "focal" in Path(name).stem}
+    folders = tuple(path for path in example() if path.endswith("/"))
+    own = {name for name in tracked if "focal" in Path(name).stem and not name.startswith(folders)}
     assert own == {path for path in example() if "focal" in Path(path).stem}
     assert len(own) >= 2

@@ -268,6 +268,15 @@ impl<'a, 'b, T: Real, const GRAD: bool> Elements<T> for Unweighted<'a, 'b, T, GR
         for i in 0..N {
             z[i] = constants.exp.of_below(s, x[i].bits_or(minus));
         }
+        let mut grad = [zero; N];
+        if GRAD {
+            for i in 0..N {
+                let part = z[i].div(one.add(z[i]));
+                let (above, below) = (slope[i].sub(part), slope[i].add(part));
+                let difference = T::V::<S>::select(zero.lt(x[i]), above, below);
+                grad[i] = times::<S, T>(difference, constants.inverse);
+            }
+        }
         if beyond::<S, T>(s, linear) != 0 {
             // An infinite logit may have the slope 0. Loaded again, logits take no registers before.
             linear = zero;
@@ -282,14 +291,7 @@ impl<'a, 'b, T: Real, const GRAD: bool> Elements<T> for Unweighted<'a, 'b, T, GR
                 return false;
             }
         }
-        if GRAD && results.has_grad() {
-            let mut grad = [zero; N];
-            for i in 0..N {
-                let part = z[i].div(one.add(z[i]));
-                let (above, below) = (slope[i].sub(part), slope[i].add(part));
-                let difference = T::V::<S>::select(zero.lt(x[i]), above, below);
-                grad[i] = times::<S, T>(difference, constants.inverse);
-            }
+        if GRAD {
             results.grad(grad, lanes);
         }
         if GRAD && results.has_hess() {

@@ -205,7 +205,7 @@ impl<S: Simd, T: Real> Exp<S, T> {
     /// The exponential of `x`; NaN stays NaN.
     #[inline(always)]
     pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
-        self.end(s, self.begin::<SHIFTED>(s, x))
+        s.function(Of::<S, T, SHIFTED> { exp: self, x })
     }
 
     /// The first step of [`Exp::of`]; see [`Simd::TOGETHER`].
@@ -224,13 +224,40 @@ impl<S: Simd, T: Real> Exp<S, T> {
     /// The same as [`Exp::of`] without a shift, where `x` is not above the reference (or NaN).
     #[inline(always)]
     pub fn of_below(&self, s: S, x: T::V<S>) -> T::V<S> {
-        self.end(s, reduce::<S, T>(s, self.low.max(x), T::V::<S>::splat(s, T::ROUND)))
+        s.function(OfBelow { exp: self, x })
     }
 
     /// `[u, r]` for a `sum` of these exponentials: `log(sum) - reference` is `log(u) - r`, in nats.
     #[inline(always)]
     pub fn relative(&self, sum: f64) -> [f64; 2] {
         [sum * self.unbias, self.residue]
+    }
+}
+
+struct Of<'e, S: Simd, T: Real, const SHIFTED: bool> {
+    exp: &'e Exp<S, T>,
+    x: T::V<S>,
+}
+
+impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for Of<'_, S, T, SHIFTED> {
+    type Output = T::V<S>;
+    #[inline(always)]
+    fn eval(self, s: S) -> T::V<S> {
+        self.exp.end(s, self.exp.begin::<SHIFTED>(s, self.x))
+    }
+}
+
+struct OfBelow<'e, S: Simd, T: Real> {
+    exp: &'e Exp<S, T>,
+    x: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for OfBelow<'_, S, T> {
+    type Output = T::V<S>;
+    #[inline(always)]
+    fn eval(self, s: S) -> T::V<S> {
+        let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
+        exp.end(s, reduce::<S, T>(s, exp.low.max(self.x), round))
     }
 }
 
@@ -281,10 +308,24 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     /// The exponential of `x`; NaN stays NaN.
     #[inline(always)]
     pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
-        let x = if SHIFTED { x.sub(self.shift) } else { x };
+        s.function(LaneOf::<S, T, SHIFTED> { exp: self, x })
+    }
+}
+
+struct LaneOf<'e, S: Simd, T: Real, const SHIFTED: bool> {
+    exp: &'e LaneExp<S, T>,
+    x: T::V<S>,
+}
+
+impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for LaneOf<'_, S, T, SHIFTED> {
+    type Output = T::V<S>;
+    #[inline(always)]
+    fn eval(self, s: S) -> T::V<S> {
+        let LaneOf { exp, x } = self;
+        let x = if SHIFTED { x.sub(exp.shift) } else { x };
         let table = T::V::<S>::from_lanes(s, T::TABLE);
-        let e = exponential::<S, T>(s, reduce::<S, T>(s, x, self.round), table);
-        e.keep(s, x.not_lt(self.low))
+        let e = exponential::<S, T>(s, reduce::<S, T>(s, x, exp.round), table);
+        e.keep(s, x.not_lt(exp.low))
     }
 }
 
@@ -317,53 +358,24 @@ pub fn exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
 /// `n L + j` in the lowest bits, beside what `round` has, and `r`.
 #[inline(always)]
 fn reduce<S: Simd, T: Real>(s: S, x: T::V<S>, round: T::V<S>) -> [T::V<S>; 2] {
-    s.function(Reduce::<S, T> { x, round })
-}
-
-struct Reduce<S: Simd, T: Real> {
-    x: T::V<S>,
-    round: T::V<S>,
-}
-
-impl<S: Simd, T: Real> Function<S> for Reduce<S, T> {
-    type Output = [T::V<S>; 2];
-    #[inline(always)]
-    fn eval(self, s: S) -> [T::V<S>; 2] {
-        let Reduce { x, round } = self;
-        let steps = x.mul_add(T::V::<S>::splat(s, T::STEPS), round);
-        let n = steps.sub(round);
-        let r = n.fma(T::V::<S>::splat(s, T::STEP[0]), x);
-        [steps, n.fma(T::V::<S>::splat(s, T::STEP[1]), r)]
-    }
+    let steps = x.mul_add(T::V::<S>::splat(s, T::STEPS), round);
+    let n = steps.sub(round);
+    let r = n.fma(T::V::<S>::splat(s, T::STEP[0]), x);
+    [steps, n.fma(T::V::<S>::splat(s, T::STEP[1]), r)]
 }
 
 /// `2^(n + j / L) e^r`, scaled as the table is and by what `round` had beside [`ExpFloat::ROUND`].
 #[inline(always)]
 fn exponential<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> T::V<S> {
-    s.function(Exponential::<S, T> { steps, r, table })
-}
-
-struct Exponential<S: Simd, T: Real> {
-    steps: T::V<S>,
-    r: T::V<S>,
-    table: T::V<S>,
-}
-
-impl<S: Simd, T: Real> Function<S> for Exponential<S, T> {
-    type Output = T::V<S>;
-    #[inline(always)]
-    fn eval(self, s: S) -> T::V<S> {
-        let Exponential { steps, r, table } = self;
-        let mut series = T::V::<S>::splat(s, T::SERIES[T::SERIES.len() - 1]);
-        for &c in T::SERIES.iter().rev().skip(1) {
-            series = series.mul_add(r, T::V::<S>::splat(s, c));
-        }
-        let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
-        let less_one = series.mul(r).mul_add(r, r.add(rest));
-        let exponent = steps.bits_shl(T::MANTISSA_BITS - T::LANE_BITS);
-        let power = table.permute(steps).bits_add(exponent);
-        power.mul_add(less_one, power)
+    let mut series = T::V::<S>::splat(s, T::SERIES[T::SERIES.len() - 1]);
+    for &c in T::SERIES.iter().rev().skip(1) {
+        series = series.mul_add(r, T::V::<S>::splat(s, c));
     }
+    let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
+    let less_one = series.mul(r).mul_add(r, r.add(rest));
+    let exponent = steps.bits_shl(T::MANTISSA_BITS - T::LANE_BITS);
+    let power = table.permute(steps).bits_add(exponent);
+    power.mul_add(less_one, power)
 }
 
 #[cfg(test)]

@@ -211,12 +211,18 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
                 self.coefficients.prefetch(at + AHEAD / size_of::<T>() + i * T::LANES);
                 let x = T::V::<S>::load(s, logits, i * T::LANES);
-                begun[j] = self.exp.begin::<SHIFTED>(s, x);
+                if together > 1 {
+                    begun[j] = self.exp.begin::<SHIFTED>(s, x);
+                }
             }
             for j in 0..together {
                 let i = first + j;
                 let x = T::V::<S>::load(s, logits, i * T::LANES);
-                let e = self.exp.end(s, begun[j]);
+                let e = if together > 1 {
+                    self.exp.end(s, begun[j])
+                } else {
+                    self.exp.of::<SHIFTED>(s, x)
+                };
                 if GRAD {
                     e.store(scratch, i * T::LANES);
                 }
@@ -836,14 +842,9 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             losses.total[i] = self.total + coefficient;
             losses.sample[i] = sample;
             let objective = (!self.plain).then(|| {
-                let logit = reference.to_f64();
-                s.apart(ApplyObjective {
-                    objective: self.objective,
-                    losses: &mut losses,
-                    rest,
-                    pivot,
-                    logit,
-                })
+                let (own, losses) = (reduce.logits.get(reduce.pivot), &mut losses);
+                let logits = [reference.to_f64(), own.to_f64()];
+                s.apart(ApplyObjective { objective: self.objective, losses, rest, pivot, logits })
             });
             losses.n += 1;
             if losses.n == 8 {
@@ -917,10 +918,11 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 }
             }
             let (mut rest, mut pivot) = (rest, pivot);
-            if objective.is_some() && a != 0.0 && a.abs() < T::FEW_LEAST {
+            let missing = exponent(T::FEW_LEAST) - (exponent(scaled) - exponent(whole));
+            if objective.is_some() && scaled != 0.0 && missing > 0 {
                 // a is so small that its rounding error would underflow: a power of two moves from the
                 // exponentials to a.
-                let shift = (exponent(T::FEW_LEAST) - exponent(a)).min(T::MAX_EXPONENT / 2);
+                let shift = missing.min(T::MAX_EXPONENT / 2);
                 rescale::<S, T>(s, &scratch, 0..batch.classes, -shift);
                 let by = power(-shift);
                 (rest, pivot) = (rest * by, pivot * by);
@@ -962,8 +964,8 @@ struct ApplyObjective<'a> {
     losses: &'a mut PendingLosses,
     rest: f64,
     pivot: f64,
-    /// The reference logit: `log S` is relative to it.
-    logit: f64,
+    /// The reference logit, which `log S` is relative to, and the logit of the true class.
+    logits: [f64; 2],
 }
 
 /// [`Factors`] of one sample.
@@ -979,7 +981,7 @@ impl Kernel for ApplyObjective<'_> {
     type Output = RowFactors;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> RowFactors {
-        let ApplyObjective { objective, losses, rest, pivot, logit } = self;
+        let ApplyObjective { objective, losses, rest, pivot, logits } = self;
         let i = losses.n;
         // Macros: closures might be compiled without the instruction set of this function.
         macro_rules! splat {
@@ -995,11 +997,15 @@ impl Kernel for ApplyObjective<'_> {
         let (mut surprisal, mut log_sum) = (0.0, 0.0);
         if objective.has_z_loss() || losses.far[i].is_some() {
             let above = log_scalar(s, losses.sum[i]) - losses.residue[i];
-            log_sum = logit + above;
+            log_sum = logits[0] + above;
             surprisal = losses.far[i].map_or(0.0, |far| above + far);
         }
         if losses.far[i].is_none() {
             surprisal = log1p_scalar(s, rest / pivot);
+        }
+        if rest < pivot {
+            // The true class has most of the probability. This keeps the digits of a logsumexp near 0.
+            log_sum = logits[1] + surprisal;
         }
         let state = State {
             rest: splat!(rest),

@@ -66,6 +66,17 @@ impl<T: Real> ReadRow<T> for InMemory<'_, T> {
     }
 }
 
+impl<T: Real> ReadRow<T> for Even<T> {
+    #[inline(always)]
+    fn row(self, _: usize, _: usize) -> Self {
+        self
+    }
+    #[inline(always)]
+    fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S> {
+        RowCoefficients::<S, T>::load(self, s, at, lanes)
+    }
+}
+
 impl<T: Real> ReadRow<T> for Soft<'_, T> {
     #[inline(always)]
     fn row(self, i: usize, classes: usize) -> Self {
@@ -249,6 +260,7 @@ impl<T: Real> Job for WeighedRows<'_, '_, T> {
             Stored::Soft(soft) if soft.weight.is_some() || soft.smoothing.is_some() => {
                 self.rows(s, blocks, sums, soft);
             }
+            Stored::Even(even) if S::SPECIALIZED => self.rows(s, blocks, sums, even),
             other => {
                 let mut even = None;
                 let (numbers, same) = match other {

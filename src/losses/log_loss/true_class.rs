@@ -196,7 +196,7 @@ impl Targets {
             return;
         }
         let start = self.start.wrapping_add(CHUNK);
-        for i in some.start..some.end.min(self.next - start) {
+        for i in some.start..some.end.min(self.next.saturating_sub(start)) {
             let class = if self.ahead[i] == IGNORED { 0 } else { self.ahead[i] };
             batch.values.prefetch(batch.place(start + i, class));
         }

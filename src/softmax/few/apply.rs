@@ -10,7 +10,7 @@
 //! and not once for each way that a target is stored. All of it is float64.
 
 use crate::math::exp::{power_of_two, residue};
-use crate::math::log::log;
+use crate::math::log::{log, log1p};
 use crate::simd::{Kernel, Output, Simd, Vector};
 use crate::softmax::objective::{Objective, State};
 
@@ -40,7 +40,8 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let (buffers, group) = (self.buffers, self.group);
-        let zero_f64 = splat::<S, f64>(s, 0.0);
+        let (zero_f64, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let (mut shifts, mut shifted) = ([one; 2], false);
         let class = buffers.load(s, CLASS, group);
         let counted = T::V::<S>::lanes(class.not_lt(splat::<S, T>(s, 0.0)));
         let (n, most) = (buffers.load(s, N, group), buffers.load(s, LARGEST_LOGIT, group));
@@ -67,6 +68,10 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
                 let bias = zero_f64.sub(buffers.load(s, BIAS, group).wide(part));
                 let sum = whole.mul(power_of_two::<S, f64>(s, bias));
                 let above = log::<S, f64>(s, sum).sub(residue::<S, T>(s, n, most, part));
+                // Where the pivot has most of the probability, the logsumexp is its logit plus log1p(rest /
+                // pivot). This keeps the digits of a logsumexp near 0.
+                let near = log1p::<S, f64>(s, rest.div(pivot));
+                let above = S::V64::select(rest.lt(pivot), near, above);
                 log_sum = most.wide(part).add(above);
             }
             let factors = self.objective.factors(s, &State { rest, pivot, surprisal, log_sum });
@@ -81,6 +86,10 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             let z = S::V64::select(counted, sample.mul(factors.z_slope), zero_f64);
             let p = pivot.mul(inverse);
             let (high, low, more) = (a_high.wide(part), a_low.wide(part), z.mul(inverse));
+            let up = self.shift(s, high, slope);
+            shifts[part] = up;
+            shifted |= S::V64::lanes(up.eq(one)) != 0xFF;
+            let (high, low, more) = (high.mul(up), low.mul(up), more.mul(up));
             // The rounding errors of the product and of the sum.
             let product = high.mul(slope);
             let error = high.fma(slope, zero_f64.sub(product)).add(low.mul(slope));
@@ -102,7 +111,7 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             pivots[part] = S::V64::select(counted, at_pivot, zero_f64);
             let factor = class_weight.mul(factors.second).add(z_second);
             let factor = S::V64::select(counted, factor, zero_f64);
-            second[part] = factor.mul(inverse);
+            second[part] = factor.mul(inverse).mul(up);
             let others = buffers.load_sum_f64(s, [OTHERS, OTHERS_ERROR], group, part).mul(inverse);
             let p = whole.mul(inverse).sub(others);
             let more = p.mul(factor.mul(p).add(z.mul(others)));
@@ -111,7 +120,9 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
         if !self.grad {
             return;
         }
-        let shift = self.shift(s, &mut a, &mut a_error);
+        if shifted {
+            self.divide(s, shifts);
+        }
         let high = T::V::<S>::narrow(a);
         for part in 0..T::WIDE {
             a_error[part] = a_error[part].add(a[part].sub(high.wide(part)));
@@ -122,13 +133,12 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
         if !self.hess {
             return;
         }
-        let mut second = T::V::<S>::narrow(second);
-        if let Some(shift) = shift {
-            second = second.mul(shift);
-            buffers.store(INVERSE, group, buffers.load(s, INVERSE, group).mul(shift));
+        if shifted {
+            let inverse = buffers.load(s, INVERSE, group).mul(T::V::<S>::narrow(shifts));
+            buffers.store(INVERSE, group, inverse);
         }
         for (which, x) in [
-            (SECOND, second),
+            (SECOND, T::V::<S>::narrow(second)),
             (PIVOT_HESS, T::V::<S>::narrow(pivots)),
             (LARGEST_HESS, T::V::<S>::narrow(mosts)),
         ] {
@@ -138,43 +148,29 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
 }
 
 impl<T: Limits> ApplyObjective<'_, T> {
-    /// Where `a` is so small that its rounding error would underflow, multiplies `a` by a power of two and
-    /// divides the exponentials by it. Returns the powers, if there are any.
+    /// The power of two that moves from the exponentials to `a slope`, where the rounding error of that product
+    /// would underflow. 1 elsewhere.
     #[inline(always)]
-    fn shift<S: Simd>(
-        &self,
-        s: S,
-        a: &mut [S::V64; 2],
-        a_error: &mut [S::V64; 2],
-    ) -> Option<T::V<S>> {
+    fn shift<S: Simd>(&self, s: S, a: S::V64, slope: S::V64) -> S::V64 {
         let (zero_f64, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
-        let least = splat::<S, f64>(s, T::FEW_LEAST);
-        let mut powers = [one; 2];
-        let mut any = 0;
-        for (part, power) in powers.iter_mut().enumerate().take(T::WIDE) {
-            let size = a[part].abs();
-            let tiny = S::V64::lanes(size.lt(least)) & !S::V64::lanes(size.eq(zero_f64));
-            any |= tiny;
-            let exponent = exponents(s, least).sub(exponents(s, size));
-            let exponent = exponent.min(splat::<S, f64>(s, T::MAX_EXPONENT as f64 / 2.0));
-            let shift = power_of_two::<S, f64>(s, exponent);
-            *power = S::V64::select(S::V64::mask(s, tiny), shift, one);
+        let least = exponents(s, splat::<S, f64>(s, T::FEW_LEAST));
+        let missing = least.sub(exponents(s, a)).sub(exponents(s, slope));
+        let missing = missing.min(splat::<S, f64>(s, (T::MAX_EXPONENT / 2) as f64)).max(zero_f64);
+        let zeros = S::V64::lanes(a.eq(zero_f64)) | S::V64::lanes(slope.eq(zero_f64));
+        let power = power_of_two::<S, f64>(s, missing);
+        S::V64::select(S::V64::mask(s, zeros), one, power)
+    }
+
+    /// Divides the group's exponentials by powers of two.
+    #[inline(always)]
+    fn divide<S: Simd>(&self, s: S, mut powers: [S::V64; 2]) {
+        for power in &mut powers {
+            *power = splat::<S, f64>(s, 1.0).div(*power);
         }
-        if any == 0 {
-            return None;
-        }
-        let (mut up, mut down) = (powers, powers);
-        for part in 0..T::WIDE {
-            a[part] = a[part].mul(powers[part]);
-            a_error[part] = a_error[part].mul(powers[part]);
-            down[part] = one.div(powers[part]);
-            up[part] = powers[part];
-        }
-        let down = T::V::<S>::narrow(down);
+        let powers = T::V::<S>::narrow(powers);
         for at in (0..self.columns.len()).step_by(T::LANES) {
             let e = T::V::<S>::load(s, self.columns.as_input(), at);
-            e.mul(down).store(self.columns, at);
+            e.mul(powers).store(self.columns, at);
         }
-        Some(T::V::<S>::narrow(up))
     }
 }
