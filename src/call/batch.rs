@@ -347,7 +347,7 @@ impl<'a, T: Real> Batch<'a, T> {
             Floats::F32(x) => Floats::F32(x.part(at, n)),
             Floats::F64(x) => Floats::F64(x.part(at, n)),
         });
-        // Those of a batch of `Singles` are empty: the tile sets its own.
+        // The losses of a batch of `Singles` are empty: the tile sets its own.
         let losses = self.outputs.losses.filter(|losses| losses.len() >= at + n);
         let losses = losses.map(|losses| losses.part(at, n));
         part.outputs = Outputs { losses, grad: None, hess: None };

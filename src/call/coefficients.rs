@@ -8,8 +8,8 @@
 //! | probabilities | [`AsStored`] |
 //! | probabilities, with label smoothing or class weights | [`Soft`] |
 //!
-//! The coefficient of a true class stands apart: the weight of the class times `1 - label_smoothing`. Kernels are generic over [`Coefficients`], so that each reads no more memory than its target
-//! needs.
+//! The coefficient of a true class stands apart: the weight of the class times `1 - label_smoothing`. Kernels are
+//! generic over [`Coefficients`], so that each reads no more memory than its target needs.
 
 use crate::call::batch::{Batch, Target};
 use crate::math::Real;

@@ -23,13 +23,13 @@ pub struct Singles<'a> {
 /// The places of a batch's arrays: `None` for contiguous rows.
 #[derive(Clone, Debug)]
 pub struct Layout<'a> {
-    /// That of the values.
+    /// The place of the values.
     pub values: Option<Place>,
-    /// That of the target, where it is probabilities.
+    /// The place of the target, where it is probabilities.
     pub probabilities: Option<Place>,
-    /// That of the gradient.
+    /// The place of the gradient.
     pub grad: Option<Place>,
-    /// That of the Hessian.
+    /// The place of the Hessian.
     pub hess: Option<Place>,
     /// Values and gradient in half precision, at the same places: contiguous rows, or adjacent samples.
     pub halves: Option<Halves<'a>>,

@@ -31,9 +31,9 @@ struct Exchange {
     minor: u32,
     older: *const Exchange,
     unused: [*const c_void; 2],
-    /// Makes a tensor, which owns what is handed over. Returns not 0 if it raised an exception.
+    /// Makes a tensor, which owns what is handed over. Returns a number other than 0 if it raised an exception.
     make: Option<unsafe extern "C" fn(*mut Owned, *mut *mut PyObject) -> c_int>,
-    /// Describes a tensor. Returns not 0 if it raised an exception.
+    /// Describes a tensor. Returns a number other than 0 if it raised an exception.
     describe: Option<unsafe extern "C" fn(*mut PyObject, *mut Description) -> c_int>,
 }
 

@@ -113,7 +113,7 @@ fn exponent(scale: f64) -> i64 {
 fn exponents<S: Simd>(s: S, scale: S::V64) -> S::V64 {
     let (zero, inf) = (S::V64::splat(s, 0.0), S::V64::splat(s, f64::INFINITY));
     let (x, power) = (scale.abs(), (1u64 << 52) as f64);
-    // An integer below 2^52 becomes a float beside the bits of that power.
+    // The bits of an integer below 2^52, in the significand of 2^52, are the float 2^52 plus the integer.
     let float = x.bits_shr(52).bits_or(S::V64::splat(s, power));
     let exponent = float.sub(S::V64::splat(s, power + 1023.0));
     let exponent = S::V64::select(x.lt(inf), exponent, zero);

@@ -103,22 +103,26 @@ struct RowTotals {
 struct PendingLosses {
     n: usize,
     rows: [usize; 8],
-    /// The surprisal `-log p_pivot` is `log1p(rest / pivot)`. Where `far` is a number, it is
-    /// `log S - reference + far`: `far` is how far the pivot's logit is below the reference.
+    /// The surprisal `-log p` of the pivot is `log1p(rest / pivot)`. Where `far` is a number, that quotient cannot
+    /// be formed, and the surprisal is `log S - reference + far`: `far` is how far the logit is below the
+    /// reference. Where the target is probabilities, `far` is of the largest logit instead of the pivot.
     rest: [f64; 8],
     pivot: [f64; 8],
     far: [Option<f64>; 8],
     /// `log S - reference = log(sum) - residue`: see [`Exp::relative`].
     sum: [f64; 8],
     residue: [f64; 8],
-    /// `loss = sample (class_weight surprisal + total (log S - reference) + distance)`. The weight of the true
-    /// class, less what smoothing takes:
+    /// `loss = sample (class_weight surprisal + total (log S - reference) + distance)`; where the target is
+    /// probabilities, `loss = sample (total surprisal + distance)`.
+    ///
+    /// The weight of the true class, times what label smoothing leaves to it.
     class_weight: [f64; 8],
-    /// the sum of the coefficients,
+    /// The sum of the coefficients.
     total: [f64; 8],
-    /// the sum of the coefficients times how far their logits are below the reference,
+    /// The sum of the coefficients times how far their logits are below the reference; below the largest logit
+    /// where the target is probabilities.
     distance: [f64; 8],
-    /// the weight of the sample.
+    /// The weight of the sample.
     sample: [f64; 8],
 }
 
@@ -157,7 +161,7 @@ struct Emit<'a, S: Simd, T: Real, R> {
     pivot: usize,
     pivot_grad: T,
     pivot_hess: T,
-    /// Another class than the pivot that has most of the probability, and the Hessian there.
+    /// A class that is not the pivot and has most of the probability, if there is one, and the Hessian there.
     dominant: Option<(usize, T)>,
     /// How many numbers of the row's gradient lie before the first that is aligned to a cache line.
     head: usize,
@@ -382,14 +386,14 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         s.function(ShiftedRow::<S, T, C> { reduce: self, pending })
     }
 
-    /// Makes the largest logit of a part the reference. `false` if it is not a valid or not a larger one.
+    /// Makes the largest logit of a part the reference. Returns `false` if it cannot be one, or is not larger.
     #[inline(always)]
     fn refer_to(&mut self, s: S, part: Range<usize>) -> bool
     where
         T: Limits,
     {
         let most = maximum(s, self.logits.part(part.start, part.len()));
-        // Infinity is not valid. A maximum that is not larger has not helped the first time.
+        // Infinity cannot be a reference. A maximum that is not larger would give the same sums again.
         if most.to_f64() > T::OFFSET_LIMIT || most <= self.reference.to_lanes().as_ref()[0] {
             return false;
         }
@@ -426,7 +430,7 @@ fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, exp
 }
 
 impl<S: Simd, T: Real> RowSums<S, T> {
-    /// Sums of nothing, with the largest logits so far.
+    /// Sums that are 0, with the largest logits so far.
     #[inline(always)]
     fn new(s: S, most: T::V<S>) -> Self {
         RowSums { rest: Sum::new(s), distance: Sum::new(s), coefficient: Sum::new(s), most }
@@ -1075,7 +1079,7 @@ mod tests {
 
     fn check<T: Limits>(level: Level, classes: usize, tolerance: f64) {
         let n = 7;
-        // A late peak, an ignored row, an offset; targets everywhere.
+        // A peak near the end of row 4, an offset of 1000 in odd rows, an ignored row, true classes all over.
         let logit = |i: usize| {
             let (row, class) = (i / classes, i % classes);
             let peak = if row == 4 && class == classes - 2 { 70.0 } else { 0.0 };

@@ -15,7 +15,7 @@
 //!         gradient = transpose(a E - b t)                                       (write)
 //! ```
 //!
-//! Each step is a file of that name.
+//! Each step is the file of that name. `buffers.rs` holds what one step leaves to the next.
 //!
 //! The kernel departs from this in four ways:
 //!
@@ -102,7 +102,7 @@ pub struct Common<'a, T> {
     total: f64,
     /// The target's probabilities, if it is not class indices.
     stored: Option<Input<'a, T>>,
-    /// The coefficients of the classes, where all samples have the same.
+    /// The coefficients of the classes, where all samples have the same; else 0.
     each: OfClasses<'a, T>,
     /// The scale of a sample without a weight: 1 over the divisor.
     scale: f64,

@@ -1,4 +1,13 @@
-//! Reading a block: classes and weights of its samples, its logits as columns, and the largest of each sample.
+//! Reading a block into its buffers.
+//!
+//! ```text
+//! weights and classes of the samples          class -1 for a sample that does not count
+//! bias of each sample, from its scale         only where there are weights
+//! for each group:
+//!     columns = transpose(logits)             and of the probabilities, if there are any
+//!     largest logit of each sample, and its class where the target is probabilities
+//!     columns of samples that do not count = 0
+//! ```
 
 use std::ops::Range;
 
@@ -148,7 +157,7 @@ impl<'a, T: Limits> Common<'a, T> {
         let counts = zero.lt(class.add(splat::<S, T>(s, 1.0)));
         let (mut most, mut largest) = (lowest, zero);
         if classes.start > 0 {
-            // Those of the classes before.
+            // The largest of the classes before.
             (most, largest) = (buffers.load(s, LARGEST_LOGIT, group), class);
         }
         let (mut at, ahead) = (splat::<S, T>(s, classes.start as f64), ahead(place));

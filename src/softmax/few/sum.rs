@@ -167,7 +167,8 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
     }
 
     /// Sums the exponentials of some `classes`. `class`, the pivots, is counted from the first of these; `most`
-    /// is the reference. `SHIFTED` is that of [`LaneExp`]; `KEPT` tells whether exponentials are stored.
+    /// is the reference. `SHIFTED`: a reference is so large that `exp` subtracts it first. `KEPT`: exponentials are
+    /// stored.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "one caller")]
     fn sum<S: Simd, const SHIFTED: bool, const MANY: bool, const KEPT: bool>(
@@ -261,7 +262,7 @@ struct Prefetch<'a, T> {
 
 /// The sums of a group.
 struct GroupSums<S: Simd, T: Real> {
-    /// Those of [`REST`], [`OTHERS`], [`COEFFICIENT`] and [`DISTANCE`].
+    /// The sums for [`REST`], [`OTHERS`], [`COEFFICIENT`] and [`DISTANCE`].
     sums: [Sum<S, T>; 4],
     /// The exponentials of the pivots.
     pivot: T::V<S>,

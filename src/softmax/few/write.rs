@@ -199,7 +199,7 @@ impl<'a, T: Limits> Common<'a, T> {
                 T::V::<S>::select(own, at_pivot, g)
             }};
         }
-        // Those of `$n` classes from `$first` on; zeros past the last.
+        // The gradient or Hessian of `$n` classes from `$first` on; zeros past the last class.
         macro_rules! derivatives {
             ($n:expr, $first:expr) => {{
                 let first = $first;
