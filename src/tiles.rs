@@ -66,14 +66,14 @@ pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
 
 /// Runs the jobs of a [`Plan`]. As a trait object, so that the code for tiles is compiled once and not for each
 /// plan.
-trait Jobs<T>: Sync {
+trait AnyPlan<T>: Sync {
     fn writes(&self) -> bool;
     fn is_sparse(&self) -> bool;
     /// Runs the job of a tile.
     fn run<'b>(&'b self, tile: &'b Batch<'b, T>, level: Level, sums: &mut [f64]);
 }
 
-impl<T: Real, P: Plan<T>> Jobs<T> for P {
+impl<T: Real, P: Plan<T>> AnyPlan<T> for P {
     fn writes(&self) -> bool {
         P::WRITES
     }
@@ -88,7 +88,7 @@ impl<T: Real, P: Plan<T>> Jobs<T> for P {
 fn run_tiles<T: Real>(
     batch: &Batch<'_, T>,
     layout: &Layout<'_>,
-    jobs: &dyn Jobs<T>,
+    plan: &dyn AnyPlan<T>,
     all_blocks: usize,
     block_cost: usize,
     samples: usize,
@@ -101,7 +101,7 @@ fn run_tiles<T: Real>(
     let blocks = (fit / together).max(1) * together;
     let split = Split { blocks: all_blocks, cost: 2 * block_cost, first, together };
     driver::split(split, |level| {
-        let tile = Tile::new(batch, layout, jobs, blocks.min(split.blocks) * samples);
+        let tile = Tile::new(batch, layout, plan, blocks.min(split.blocks) * samples);
         move |range: Range<usize>, sums: &mut [f64]| {
             let head = if range.start == 0 { first.min(sums.len()) } else { 0 };
             let (head, rest) = sums.split_at_mut(head);
@@ -132,7 +132,7 @@ fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> usize {
 
 /// Whether nearly all cache lines of the gradient's columns are written whole. A cache line that is written
 /// partly by a non-temporal store costs more than the others save.
-fn has_whole_lines<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> bool {
+fn has_whole_cache_lines<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> bool {
     let (Some(grad), Some(place)) = (batch.outputs.grad, &layout.grad) else { return false };
     let ((at, n), step) = (place.line_at(0), place.class_step());
     let whole = |numbers: usize| numbers.is_multiple_of(64 / size_of::<T>());
@@ -144,7 +144,7 @@ fn has_whole_lines<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> bool {
 struct Tile<'a, T> {
     batch: &'a Batch<'a, T>,
     layout: &'a Layout<'a>,
-    jobs: &'a dyn Jobs<T>,
+    plan: &'a dyn AnyPlan<T>,
     /// Rows of the values, which the gradient replaces.
     values: Scratch<T>,
     /// Columns of the values or the gradient, on their way from or to half precision that is not rows.
@@ -164,10 +164,10 @@ impl<'a, T: Real> Tile<'a, T> {
     fn new(
         batch: &'a Batch<'a, T>,
         layout: &'a Layout<'a>,
-        jobs: &'a dyn Jobs<T>,
+        plan: &'a dyn AnyPlan<T>,
         samples: usize,
     ) -> Self {
-        let writes = jobs.writes();
+        let writes = plan.writes();
         // Stores of columns reach beyond the last row. A short line of samples reaches by whole rows: it is
         // transposed only if these are not large.
         let beyond = (T::LANES - 1) * batch.classes;
@@ -181,7 +181,7 @@ impl<'a, T: Real> Tile<'a, T> {
         Tile {
             batch,
             layout,
-            jobs,
+            plan,
             values: room(layout.values.is_some() || grad || layout.converts()),
             columns: room(halves && (layout.values.is_some() || grad)),
             probabilities: room(
@@ -190,7 +190,7 @@ impl<'a, T: Real> Tile<'a, T> {
             ),
             hess: room(writes && (layout.hess.is_some() || singles.is_some())),
             losses: Scratch::new(if writes && losses { samples } else { 0 }),
-            non_temporal: batch.stream() && has_whole_lines(batch, layout),
+            non_temporal: batch.stream() && has_whole_cache_lines(batch, layout),
         }
     }
 
@@ -222,7 +222,7 @@ impl<'a, T: Real> Tile<'a, T> {
         };
         let mut tile = whole.part(samples.clone());
         tile.values = match (layout.halves, layout.singles) {
-            (None, None) if self.jobs.is_sparse() && layout.values.is_some() => {
+            (None, None) if self.plan.is_sparse() && layout.values.is_some() => {
                 let rows = self.values.output();
                 // Samples of weight 0 are copied too; the job does not read them.
                 tile.each_index(0, samples.len(), |i, class| {
@@ -265,7 +265,7 @@ impl<'a, T: Real> Tile<'a, T> {
             (whole.outputs.grad, &layout.grad, &self.values),
             (whole.outputs.hess, &layout.hess, &self.hess),
         ];
-        if self.jobs.writes() {
+        if self.plan.writes() {
             let [grad, hess] = derivatives.map(|(all, place, rows)| {
                 let in_tile = place.is_some() || layout.converts();
                 let here = |_| rows.output().part(0, n);
@@ -278,8 +278,8 @@ impl<'a, T: Real> Tile<'a, T> {
                 tile.outputs.losses = whole.outputs.losses.map(|_| self.losses.output());
             }
         }
-        self.jobs.run(&tile, level, sums);
-        if self.jobs.writes() {
+        self.plan.run(&tile, level, sums);
+        if self.plan.writes() {
             for (all, place, rows) in derivatives {
                 if let (Some(all), Some(place), false) = (all, place, layout.converts()) {
                     transfer(place, rows, Direction::Unpack(all));

@@ -361,7 +361,7 @@ impl<'a, T: Real> Batch<'a, T> {
             return Ok(self.samples as f64);
         }
         if self.is_weighted() {
-            return driver::here(Weights(self));
+            return driver::here(TotalWeight(self));
         }
         const BLOCK: usize = 256;
         let (mut classes, mut counted) = ([0; BLOCK], 0);
@@ -523,9 +523,9 @@ impl<I: Index, F: Fn(I) -> bool + Sync> Job for Count<'_, I, F> {
 }
 
 /// The sum of the weights of all samples that count.
-struct Weights<'a, 'b, T>(&'b Batch<'a, T>);
+struct TotalWeight<'a, 'b, T>(&'b Batch<'a, T>);
 
-impl<T: Real> Kernel for Weights<'_, '_, T> {
+impl<T: Real> Kernel for TotalWeight<'_, '_, T> {
     type Output = f64;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> f64 {

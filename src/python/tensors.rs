@@ -218,7 +218,8 @@ impl Source for Tensors {
             strides: null(),
             byte_offset: 0,
         };
-        // SAFETY: this thread is attached to the interpreter. Any object may be passed: one that is no tensor raises an exception.
+        // SAFETY: this thread is attached to the interpreter. Any object may be passed: one that is no tensor
+        // raises an exception.
         if unsafe { describe(object.as_ptr(), &mut found) } != 0 {
             drop(PyErr::take(object.py()));
             return Err(Stop::NotImplemented);
