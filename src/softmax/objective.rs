@@ -12,7 +12,9 @@
 //! A function `phi(l)` has the gradient `phi'(l)` times that of `l`. It adds `phi''(l) (p_c - [c = y])^2` to
 //! the diagonal of the Hessian. `z L^2` has the gradient `2 z L p_c`. So every gradient has the form
 //! `a E - b t` of plain cross-entropy, with other factors. The objective is a value at run time, and a new
-//! function of `l` and `L` needs no new kernel.
+//! function of `l` and `L` needs no new kernel. The kernels first compute loss and factors of plain
+//! cross-entropy, and then apply the objective to them: [`super::rows`] to a row, [`super::few`] to a group of
+//! samples.
 //!
 //! Focal loss follows from `dl = -dp / p` and `du = p dl`. With `r = l / u` (1 where `u = 0`):
 //!

@@ -31,6 +31,10 @@
 //! stays in the L1 or L2 cache. Emitting row i-1 while row i is reduced makes loads, arithmetic and stores
 //! overlap. Without a gradient nothing is kept in scratch. The Hessian costs further passes over the scratch
 //! where the pivot has less than half of the probability (`Rows::dominant_hessian`).
+//!
+//! The kernel is compiled once for each way that a target is stored ([`Coefficients`]), not for each loss. An
+//! objective other than plain cross-entropy changes loss and factors once a row (`ApplyObjective`). Whether there
+//! is a gradient is a value at run time, read once a chunk.
 
 use std::ops::Range;
 

@@ -393,7 +393,7 @@ impl<'a, T: Limits> Common<'a, T> {
             let logit = self.batch.value(first + lane, class);
             *below = buffers.field(LARGEST_LOGIT).0.get(group + lane).to_f64() - logit.to_f64();
         }
-        // log S - reference.
+        // `log S - reference`.
         let whole = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
         let whole = whole.add(buffers.load(s, PIVOT, group).wide(part));
         let bias = splat::<S, f64>(s, 0.0).sub(buffers.load(s, BIAS, group).wide(part));
