@@ -892,7 +892,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                         let p = scratch.input().get(*class).to_f64() / whole;
                         *x = T::from_f64(x.to_f64() + factor * p * p);
                     }
-                    second = Some(factor / whole);
+                    second = Some(factor);
                 }
             }
             let mut pivot_grad = T::default();
@@ -934,7 +934,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 rescale::<S, T>(s, &scratch, 0..batch.classes, -shift);
                 let by = power(-shift);
                 (rest, pivot) = (rest * by, pivot * by);
-                (inverse, second) = (inverse / by, second.map(|second| second / by));
+                inverse /= by;
             }
             let [a_high, a_low] = quotient::<T>(scaled, rest, pivot);
             pending = Some(Emit {
@@ -946,7 +946,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 a: [T::V::<S>::splat(s, a_high), T::V::<S>::splat(s, a_low)],
                 minus_b: T::V::<S>::splat(s, T::from_f64(-scale)),
                 inverse: T::V::<S>::splat(s, T::from_f64(inverse)),
-                second: second.map(|second| T::V::<S>::splat(s, T::from_f64(second))),
+                second: second
+                    .map(|second| T::V::<S>::splat(s, T::from_f64(second / (rest + pivot)))),
                 pivot: reduce.pivot,
                 pivot_grad,
                 pivot_hess,

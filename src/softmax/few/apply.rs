@@ -111,7 +111,7 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             pivots[part] = S::V64::select(counted, at_pivot, zero_f64);
             let factor = class_weight.mul(factors.second).add(z_second);
             let factor = S::V64::select(counted, factor, zero_f64);
-            second[part] = factor.mul(inverse).mul(up);
+            second[part] = factor.mul(up).mul(inverse);
             let others = buffers.load_sum_f64(s, [OTHERS, OTHERS_ERROR], group, part).mul(inverse);
             let p = whole.mul(inverse).sub(others);
             let more = p.mul(factor.mul(p).add(z.mul(others)));
