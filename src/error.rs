@@ -1,4 +1,4 @@
-//! What can be wrong with a call, by the Python exception it becomes.
+//! The errors of a call, by the Python exception that they become.
 
 use std::panic::resume_unwind;
 
@@ -13,17 +13,17 @@ pub enum Error {
     Index(String),
 }
 
-/// What a call without memory unwinds with; it becomes a `MemoryError`.
+/// The payload of a panic for want of memory. The bindings turn it into a `MemoryError`.
 pub struct NoMemory;
 
-/// Ends the call for want of memory, from wherever it is. The standard library would end the process.
+/// Ends the call for want of memory, by unwinding. The standard library would abort the process.
 #[cold]
 pub fn no_memory() -> ! {
-    // A payload of no size takes no memory, and no panic is reported.
+    // The payload has no size, so nothing is allocated. `resume_unwind` prints no panic message.
     resume_unwind(Box::new(NoMemory))
 }
 
-/// Collects as many items as an array has elements.
+/// Collects items into a vector; ends the call by [`no_memory`] where there is none.
 pub fn collected<T>(items: impl ExactSizeIterator<Item = T>) -> Vec<T> {
     let mut all = Vec::new();
     if all.try_reserve_exact(items.len()).is_err() {
@@ -33,10 +33,10 @@ pub fn collected<T>(items: impl ExactSizeIterator<Item = T>) -> Vec<T> {
     all
 }
 
-/// A number as Python spells it, or nearly.
+/// A number, spelled nearly as Python does.
 pub fn spelled(x: f64) -> String {
     if x.is_nan() { "nan".into() } else { format!("{x:?}") }
 }
 
-/// The result of something that may refuse a call.
+/// The result of a function that may refuse a call.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,20 +1,20 @@
 //! Cross-entropy, exact and fast: loss, gradient and Hessian diagonal of arrays of logits.
 //!
-//! The way of a call, from top to bottom. Each layer imports from those below it only:
+//! A call passes these layers from top to bottom. Each imports only from those below it:
 //!
-//! | layer | knows |
+//! | layer | what it holds |
 //! |---|---|
-//! | `python` | Python and NumPy: arrays in, errors and arrays out. Nothing else does |
-//! | [`losses`] | the list of losses; one file a loss: its formula and which kernel it takes |
-//! | [`softmax`] | the kernels of softmax losses: a row at a time, or many rows of few classes |
-//! | [`elements`] | the loop of losses that are computed number by number |
-//! | [`tiles`] | arrays that are not contiguous rows: a tile of samples at a time |
-//! | [`call`] | a call's arrays, targets and options, checked |
-//! | [`parallel`] | splits a job into blocks over threads, each at the process's instruction set |
-//! | [`reduce`] | sums of a fixed order |
-//! | [`math`] | functions of vectors: exponential, logarithm |
-//! | [`simd`] | vectors and views of memory, per instruction set; the home of unsafe code |
-//! | [`error`] | what is refused, and why |
+//! | `python` | the bindings: NumPy arrays and PyTorch tensors in, arrays and exceptions out |
+//! | [`losses`] | the list of losses, and a file for each: its formula, and which kernel it takes |
+//! | [`softmax`] | the kernels of softmax losses: vectors along a row of many classes, or a lane for each sample |
+//! | [`elements`] | the kernel of losses that are computed element by element |
+//! | [`tiles`] | arrays of any strides, copied to contiguous rows a tile of samples at a time |
+//! | [`call`] | the arrays, the target and the options of a call, checked once |
+//! | [`parallel`] | splits a job over threads, and chooses the instruction set |
+//! | [`reduce`] | sums whose order, and so whose bits, do not depend on the number of threads |
+//! | [`math`] | functions of vectors: exponential, logarithm, power |
+//! | [`simd`] | vectors for each instruction set, and views of memory: all unsafe code of the kernels |
+//! | [`error`] | the errors of a call |
 
 pub mod call;
 pub mod elements;

@@ -1,27 +1,30 @@
-//! Batches whose arrays are not rows one after the other, a tile of samples at a time.
+//! Arrays of any strides, for kernels that take contiguous rows: copied a tile of samples at a time.
 //!
 //! ```text
-//! for each tile, samples whose rows fit in a core's cache:
-//!     tile = rows of the logits                          (pack)
-//!     the job of a batch of rows, in place in the tile   (the kernels, as they are)
-//!     gradient = the tile's rows                         (unpack)
+//! for each tile, of as many samples as fit in a core's cache:
+//!     tile = rows of the logits                              (pack)
+//!     run the kernel on the tile, the gradient in place      (the job of a batch of rows)
+//!     gradient = rows of the tile                            (unpack)
 //! ```
 //!
-//! So no kernel knows of strides, and no array is copied whole. Where samples lie next to each other,
-//! as those of `(N, C, d)` do, rows and columns are exchanged in registers, at least a vector of
-//! samples at a time, so that whole cache lines are used: sixteen rows of `f32`, eight of `f64`, are the
-//! least that a tile holds. An array that *is* rows is used where it is.
+//! The copies depart from plain loops in three ways:
 //!
-//! Half precisions go the same way: they are converted on the way into the tile and out of it. So do
-//! arrays of `float32` of a batch that is computed in `float64` ([`Singles`]).
+//! 1. *Adjacent samples are transposed in registers*, as those of `(N, C, d)`: at least a vector of samples at a
+//!    time, so that whole cache lines are read and written. So a tile has at least sixteen samples of `f32`, or
+//!    eight of `f64`.
+//! 2. *An array of contiguous rows is not copied.* The kernel reads or writes it in place.
+//! 3. *Types are converted on the way*: half precision, and the `float32` arrays of a batch that is computed in
+//!    `float64` ([`Singles`]).
 //!
-//! A tile is whole blocks of the job, and each block's sum goes where it would go otherwise: bits are
-//! those of the same numbers in rows.
+//! Costs: each number is loaded and stored once more, from and to the cache. No array is copied as a whole.
+//!
+//! A tile consists of whole blocks of the job, whose sums go where they would go without tiles. So the bits of a
+//! result are those of the same numbers in contiguous rows.
 
 use std::ops::Range;
 
 use crate::call::batch::{Batch, IGNORED, Target};
-use crate::call::halves::{self, Convert, Half};
+use crate::call::halves::{Conversion, Convert, Half};
 use crate::call::layout::{Layout, Singles};
 use crate::call::place::{Line, Place};
 use crate::error::Result;
@@ -31,13 +34,13 @@ use crate::simd::{
     COLUMNS, Input, Kernel, Level, Output, Scratch, Simd, Vector, copy, enter, fence,
 };
 
-/// Bytes of a tile, about: with what the kernel needs beside it, half of a common core's cache.
+/// Bytes of a tile, about. With the kernel's own buffers, it fills half of a common core's cache.
 const TILE: usize = 256 << 10;
 
-/// How many blocks of columns ahead of its use a column's cache line is asked for.
+/// How many blocks of columns ahead of its use a cache line of a column is prefetched.
 const AHEAD: usize = 4;
 
-/// What makes a job of a batch: of the whole call's, or of a tile.
+/// Makes the job of a batch, which is the whole call's or one tile of it.
 pub trait Plan<T: Real>: Sync {
     /// The job.
     type Job<'b>: Job
@@ -46,13 +49,13 @@ pub trait Plan<T: Real>: Sync {
         T: 'b;
     /// Whether the job writes to the batch's outputs.
     const WRITES: bool = true;
-    /// Whether all the job reads of a sample's values is that of its class.
+    /// Whether the job reads only one value of each sample: that of its class.
     const SPARSE: bool = false;
     /// Makes the job.
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b>;
 }
 
-/// Does the job of a batch; the sum of its blocks.
+/// Runs the job of a batch. Returns the sum over its blocks.
 pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
     let job = plan.job(batch);
     let Some(layout) = &batch.layout else {
@@ -61,15 +64,16 @@ pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
     run_tiles(batch, layout, plan, job.blocks(), job.block_cost(), job.block_samples())
 }
 
-/// Does the jobs of a plan: behind a pointer, so that a tile is compiled once and not for each plan.
-trait Jobs<T>: Sync {
+/// Runs the jobs of a [`Plan`]. As a trait object, so that the code for tiles is compiled once and not for each
+/// plan.
+trait AnyPlan<T>: Sync {
     fn writes(&self) -> bool;
     fn is_sparse(&self) -> bool;
-    /// Does the job of a tile.
+    /// Runs the job of a tile.
     fn run<'b>(&'b self, tile: &'b Batch<'b, T>, level: Level, sums: &mut [f64]);
 }
 
-impl<T: Real, P: Plan<T>> Jobs<T> for P {
+impl<T: Real, P: Plan<T>> AnyPlan<T> for P {
     fn writes(&self) -> bool {
         P::WRITES
     }
@@ -84,12 +88,12 @@ impl<T: Real, P: Plan<T>> Jobs<T> for P {
 fn run_tiles<T: Real>(
     batch: &Batch<'_, T>,
     layout: &Layout<'_>,
-    jobs: &dyn Jobs<T>,
+    plan: &dyn AnyPlan<T>,
     all_blocks: usize,
     block_cost: usize,
     samples: usize,
 ) -> Result<f64> {
-    // Runs and tiles of single rows begin with a vector of samples, and with a cache line.
+    // Where a block is one sample, tiles begin with a multiple of a vector and at a cache line.
     let rows = layout.values.is_none() && layout.grad.is_none();
     let together = if layout.converts() && rows { 1 } else { T::LANES.div_ceil(samples) };
     let first = if samples == 1 { unaligned(batch, layout) } else { 0 };
@@ -97,7 +101,7 @@ fn run_tiles<T: Real>(
     let blocks = (fit / together).max(1) * together;
     let split = Split { blocks: all_blocks, cost: 2 * block_cost, first, together };
     driver::split(split, |level| {
-        let tile = Tile::new(batch, layout, jobs, blocks.min(split.blocks) * samples);
+        let tile = Tile::new(batch, layout, plan, blocks.min(split.blocks) * samples);
         move |range: Range<usize>, sums: &mut [f64]| {
             let head = if range.start == 0 { first.min(sums.len()) } else { 0 };
             let (head, rest) = sums.split_at_mut(head);
@@ -111,10 +115,10 @@ fn run_tiles<T: Real>(
     })
 }
 
-/// How many samples lie before the first that begins a cache line, where they lie next to each other.
+/// How many samples lie before the first that begins a cache line; 0 where samples are not adjacent.
 fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> usize {
     if layout.converts() {
-        return 0; // the batch's own arrays are empty
+        return 0; // The batch's own arrays are empty.
     }
     let start = |place: &Option<Place>| {
         place.as_ref().filter(|place| place.sample_step() == 1).map(|place| place.at(0, 0))
@@ -126,9 +130,9 @@ fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> usize {
     }
 }
 
-/// Whether the gradient's columns are whole cache lines, but for few: a line written in parts, some of
-/// them past the caches, costs more than the others save.
-fn has_whole_lines<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> bool {
+/// Whether nearly all cache lines of the gradient's columns are written whole. A cache line that is written
+/// partly by a non-temporal store costs more than the others save.
+fn has_whole_cache_lines<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> bool {
     let (Some(grad), Some(place)) = (batch.outputs.grad, &layout.grad) else { return false };
     let ((at, n), step) = (place.line_at(0), place.class_step());
     let whole = |numbers: usize| numbers.is_multiple_of(64 / size_of::<T>());
@@ -140,31 +144,32 @@ fn has_whole_lines<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> bool {
 struct Tile<'a, T> {
     batch: &'a Batch<'a, T>,
     layout: &'a Layout<'a>,
-    jobs: &'a dyn Jobs<T>,
-    /// Rows of the values, which the gradient takes the place of.
+    plan: &'a dyn AnyPlan<T>,
+    /// Rows of the values, which the gradient replaces.
     values: Scratch<T>,
-    /// The same in columns, on their way from or to halves that are no rows.
+    /// Columns of the values or the gradient, on their way from or to half precision that is not rows.
     columns: Scratch<T>,
     /// Rows of the target's probabilities.
     probabilities: Scratch<T>,
     /// Rows of the Hessian.
     hess: Scratch<T>,
-    /// Losses, on their way to singles.
+    /// Losses, on their way to `float32`.
     losses: Scratch<T>,
-    /// Whether derivatives go past the caches.
-    stream: bool,
+    /// Whether non-temporal stores write the gradient and the Hessian.
+    non_temporal: bool,
 }
 
 impl<'a, T: Real> Tile<'a, T> {
-    /// Room for that many samples, where there is need of it.
+    /// Allocates what the batch needs for a tile of so many samples.
     fn new(
         batch: &'a Batch<'a, T>,
         layout: &'a Layout<'a>,
-        jobs: &'a dyn Jobs<T>,
+        plan: &'a dyn AnyPlan<T>,
         samples: usize,
     ) -> Self {
-        let writes = jobs.writes();
-        // Columns reach beyond the last row: those of a short line by rows, if these are not large.
+        let writes = plan.writes();
+        // Stores of columns reach beyond the last row. A short line of samples reaches by whole rows: it is
+        // transposed only if these are not large.
         let beyond = (T::LANES - 1) * batch.classes;
         let beyond = if beyond * size_of::<T>() <= TILE { beyond } else { 0 } + COLUMNS;
         let room =
@@ -176,7 +181,7 @@ impl<'a, T: Real> Tile<'a, T> {
         Tile {
             batch,
             layout,
-            jobs,
+            plan,
             values: room(layout.values.is_some() || grad || layout.converts()),
             columns: room(halves && (layout.values.is_some() || grad)),
             probabilities: room(
@@ -185,31 +190,41 @@ impl<'a, T: Real> Tile<'a, T> {
             ),
             hess: room(writes && (layout.hess.is_some() || singles.is_some())),
             losses: Scratch::new(if writes && losses { samples } else { 0 }),
-            stream: batch.stream() && has_whole_lines(batch, layout),
+            non_temporal: batch.stream() && has_whole_cache_lines(batch, layout),
         }
     }
 
-    /// The blocks of some samples.
+    /// Runs the blocks of some samples.
     fn run<'t>(&'t self, level: Level, samples: Range<usize>, sums: &mut [f64]) {
         let (whole, layout, classes) = (self.batch, self.layout, self.batch.classes);
         let (at, n) = (samples.start * classes, samples.len() * classes);
-        let transfer = |place: &Place, rows: &Scratch<T>, how| {
+        let transfer = |place: &Place, rows: &Scratch<T>, direction| {
             let (rows, samples) = (rows.output(), samples.clone());
-            enter(level, Transfer { place, samples, classes, rows, how, stream: self.stream });
+            enter(
+                level,
+                Transfer {
+                    place,
+                    samples,
+                    classes,
+                    rows,
+                    direction,
+                    non_temporal: self.non_temporal,
+                },
+            );
         };
-        // Rows where they are, or else in the tile.
+        // Contiguous rows in place, others packed into the tile.
         let input = |all: Input<'t, T>, place: &Option<Place>, rows: &'t Scratch<T>| match place {
             None => all.part(at, n),
             Some(place) => {
-                transfer(place, rows, How::Pack(all));
+                transfer(place, rows, Direction::Pack(all));
                 rows.input().part(0, n)
             }
         };
         let mut tile = whole.part(samples.clone());
         tile.values = match (layout.halves, layout.singles) {
-            (None, None) if self.jobs.is_sparse() && layout.values.is_some() => {
+            (None, None) if self.plan.is_sparse() && layout.values.is_some() => {
                 let rows = self.values.output();
-                // Of a sample that weighs nothing too: it is not looked at.
+                // Samples of weight 0 are copied too; the job does not read them.
                 tile.each_index(0, samples.len(), |i, class| {
                     if class != IGNORED {
                         rows.set(i * classes + class, whole.value(samples.start + i, class));
@@ -220,12 +235,12 @@ impl<'a, T: Real> Tile<'a, T> {
             (None, None) => input(whole.values, &layout.values, &self.values),
             (None, Some(singles)) => {
                 let to = self.values.output();
-                widen(singles.values, &layout.values, samples.clone(), classes, to);
+                load_singles(singles.values, &layout.values, samples.clone(), classes, to);
                 self.values.input().part(0, n)
             }
             (Some(halves), _) => {
-                let how = halves::How::Widen(halves.values);
-                self.convert(level, halves.half, how, &layout.values, samples.clone());
+                let conversion = Conversion::FromHalf(halves.values);
+                self.convert(level, halves.half, conversion, &layout.values, samples.clone());
                 self.values.input().part(0, n)
             }
         };
@@ -234,7 +249,13 @@ impl<'a, T: Real> Tile<'a, T> {
             let probabilities = match layout.singles.and_then(|singles| singles.probabilities) {
                 None => input(all, place, &self.probabilities),
                 Some(singles) => {
-                    widen(singles, place, samples.clone(), classes, self.probabilities.output());
+                    load_singles(
+                        singles,
+                        place,
+                        samples.clone(),
+                        classes,
+                        self.probabilities.output(),
+                    );
                     self.probabilities.input().part(0, n)
                 }
             };
@@ -244,37 +265,37 @@ impl<'a, T: Real> Tile<'a, T> {
             (whole.outputs.grad, &layout.grad, &self.values),
             (whole.outputs.hess, &layout.hess, &self.hess),
         ];
-        if self.jobs.writes() {
+        if self.plan.writes() {
             let [grad, hess] = derivatives.map(|(all, place, rows)| {
                 let in_tile = place.is_some() || layout.converts();
                 let here = |_| rows.output().part(0, n);
                 if in_tile { all.map(here) } else { all.map(|all| all.part(at, n)) }
             });
             (tile.outputs.grad, tile.outputs.hess) = (grad, hess);
-            // The tile's rows will be read again.
+            // Rows of the tile are read again: no non-temporal stores.
             tile.large &= layout.grad.is_none() && !layout.converts();
             if layout.singles.is_some() {
                 tile.outputs.losses = whole.outputs.losses.map(|_| self.losses.output());
             }
         }
-        self.jobs.run(&tile, level, sums);
-        if self.jobs.writes() {
+        self.plan.run(&tile, level, sums);
+        if self.plan.writes() {
             for (all, place, rows) in derivatives {
                 if let (Some(all), Some(place), false) = (all, place, layout.converts()) {
-                    transfer(place, rows, How::Unpack(all));
+                    transfer(place, rows, Direction::Unpack(all));
                 }
             }
             if let Some(singles) = layout.singles {
-                self.narrow(singles, samples.clone());
+                self.store_singles(singles, samples.clone());
             }
             if let Some((half, grad)) = layout.halves.and_then(|h| Some((h.half, h.grad?))) {
-                self.convert(level, half, halves::How::Narrow(grad), &layout.grad, samples);
+                self.convert(level, half, Conversion::ToHalf(grad), &layout.grad, samples);
             }
         }
     }
 
-    /// Results out of the tile, to singles.
-    fn narrow(&self, singles: Singles<'_>, samples: Range<usize>) {
+    /// Rounds the results in the tile to the `float32` arrays.
+    fn store_singles(&self, singles: Singles<'_>, samples: Range<usize>) {
         let (classes, layout) = (self.batch.classes, self.layout);
         for (array, place, classes, from) in [
             (singles.grad, &layout.grad, classes, &self.values),
@@ -291,42 +312,45 @@ impl<'a, T: Real> Tile<'a, T> {
         }
     }
 
-    /// Halves into the tile's rows, or back.
+    /// Converts half precision to rows of the tile, or back.
     fn convert(
         &self,
         level: Level,
         half: Half,
-        how: halves::How<'_>,
+        conversion: Conversion<'_>,
         place: &Option<Place>,
         samples: Range<usize>,
     ) {
         let (n, classes) = (samples.len(), self.batch.classes);
         let floats = if place.is_some() { &self.columns } else { &self.values };
         let (floats, place) = (floats.output(), place.as_ref());
-        let convert = Convert { half, how, floats, place, samples, classes };
+        let convert = Convert { half, conversion, floats, place, samples, classes };
         if place.is_none() {
             return enter(level, convert);
         }
         let place = &Place::new(&[classes, n], &[n as isize, 1], 0);
-        let transfer = |how| {
+        let transfer = |direction| {
             let rows = self.values.output();
-            enter(level, Transfer { place, samples: 0..n, classes, rows, how, stream: false });
+            enter(
+                level,
+                Transfer { place, samples: 0..n, classes, rows, direction, non_temporal: false },
+            );
         };
-        match how {
-            halves::How::Widen(_) => {
+        match conversion {
+            Conversion::FromHalf(_) => {
                 enter(level, convert);
-                transfer(How::Pack(self.columns.input()));
+                transfer(Direction::Pack(self.columns.input()));
             }
-            halves::How::Narrow(_) => {
-                transfer(How::Unpack(self.columns.output()));
+            Conversion::ToHalf(_) => {
+                transfer(Direction::Unpack(self.columns.output()));
                 enter(level, convert);
             }
         }
     }
 }
 
-/// Singles of some samples, wherever they lie, to rows.
-fn widen<T: Real>(
+/// Converts the `float32` numbers of some samples to rows.
+fn load_singles<T: Real>(
     from: Input<'_, f32>,
     place: &Option<Place>,
     samples: Range<usize>,
@@ -341,8 +365,8 @@ fn widen<T: Real>(
     });
 }
 
-/// Calls `line` with numbers of some samples that follow each other: where the first one is and how far
-/// apart they are, there and in rows, and how many.
+/// Splits the numbers of some samples into lines of a constant step, and calls `line` for each: with start and
+/// step in the array, start and step in contiguous rows, and how many numbers there are.
 #[inline(always)]
 fn lines(
     place: &Option<Place>,
@@ -369,24 +393,24 @@ fn lines(
     }
 }
 
-/// Copies samples to rows or back.
+/// Copies samples to contiguous rows or back.
 struct Transfer<'a, T> {
     place: &'a Place,
     samples: Range<usize>,
     classes: usize,
-    /// The rows, and room for [`COLUMNS`] numbers more.
+    /// The rows, and room for [`COLUMNS`] more numbers.
     rows: Output<'a, T>,
-    how: How<'a, T>,
-    /// Whether what is unpacked goes past the caches.
-    stream: bool,
+    direction: Direction<'a, T>,
+    /// Whether non-temporal stores unpack.
+    non_temporal: bool,
 }
 
-/// What becomes of rows.
+/// Which way a copy goes.
 #[derive(Clone, Copy)]
-enum How<'a, T> {
-    /// They are copied from here.
+enum Direction<'a, T> {
+    /// From this array to rows.
     Pack(Input<'a, T>),
-    /// They are copied to here.
+    /// From rows to this array.
     Unpack(Output<'a, T>),
 }
 
@@ -404,22 +428,22 @@ impl<T: Real> Kernel for Transfer<'_, T> {
                 self.step(line);
             }
         }
-        if self.stream {
+        if self.non_temporal {
             fence();
         }
     }
 }
 
 impl<T: Real> Transfer<'_, T> {
-    /// A line of samples next to each other: columns become rows. Of less than a vector of samples, rows
-    /// behind the line are written too, before the next line's.
+    /// Copies a line of adjacent samples, transposed. With less than a vector of samples, packing writes rows
+    /// behind the line too; the next line overwrites them.
     #[inline(always)]
     fn transpose<S: Simd>(&self, s: S, line: Line) {
         let (classes, step) = (self.classes, self.place.class_step());
         let lanes = if line.n < T::LANES { (1 << line.n) - 1 } else { T::ALL };
         let zero = T::V::<S>::splat(s, T::default());
         for block in (0..classes).step_by(COLUMNS) {
-            // The last ones overlap what is before them, which is then copied twice.
+            // The last block of columns overlaps the one before: some columns are copied twice.
             let class = block.min(classes.saturating_sub(COLUMNS));
             let columns = COLUMNS.min(classes);
             let mut sample = 0;
@@ -428,8 +452,8 @@ impl<T: Real> Transfer<'_, T> {
                 let row = (line.row + i) * classes + class;
                 let column =
                     |j: usize| (line.at + i as isize + (class + j) as isize * step) as usize;
-                match self.how {
-                    How::Pack(from) => {
+                match self.direction {
+                    Direction::Pack(from) => {
                         let mut x = [zero; COLUMNS];
                         for (j, x) in x.iter_mut().enumerate() {
                             if j < columns {
@@ -443,9 +467,9 @@ impl<T: Real> Transfer<'_, T> {
                         }
                         T::V::<S>::store_columns(x, self.rows, row, classes);
                     }
-                    How::Unpack(to) => {
-                        // Those that were written before are left: theirs is a line that went past
-                        // the caches.
+                    Direction::Unpack(to) => {
+                        // Lanes that were written before are left out: a non-temporal store wrote their
+                        // cache line.
                         let again = (sample - i) as u32;
                         let lanes = lanes & (T::ALL << again);
                         let x = T::V::<S>::load_columns(s, self.rows.as_input(), row, classes);
@@ -453,7 +477,7 @@ impl<T: Real> Transfer<'_, T> {
                             if j >= columns {
                             } else if lanes != T::ALL {
                                 x.store_lanes(to, column(j), lanes);
-                            } else if self.stream {
+                            } else if self.non_temporal {
                                 x.stream(to, column(j));
                             } else {
                                 x.store(to, column(j));
@@ -466,7 +490,7 @@ impl<T: Real> Transfer<'_, T> {
         }
     }
 
-    /// A line of samples anywhere.
+    /// Copies a line of samples of any steps, along the shorter step.
     #[inline(always)]
     fn step(&self, line: Line) {
         let (classes, across) = (self.classes, self.place.class_step());
@@ -484,12 +508,13 @@ impl<T: Real> Transfer<'_, T> {
         }
     }
 
-    /// `n` numbers from `at` on, `step` apart, and from `row` on, `row_step` apart.
+    /// Copies `n` numbers between the array (from `at` on, `step` apart) and the rows (from `row` on, `row_step`
+    /// apart).
     #[inline(always)]
     fn copy(&self, at: usize, step: isize, row: usize, row_step: isize, n: usize) {
-        match self.how {
-            How::Pack(from) => copy(n, (from, at, step), (self.rows, row, row_step)),
-            How::Unpack(to) => copy(n, (self.rows.as_input(), row, row_step), (to, at, step)),
+        match self.direction {
+            Direction::Pack(from) => copy(n, (from, at, step), (self.rows, row, row_step)),
+            Direction::Unpack(to) => copy(n, (self.rows.as_input(), row, row_step), (to, at, step)),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A call's arrays, checked once; typed and trusted afterwards, but for the targets, which another
-//! thread may change: whoever reads one checks its range again.
+//! The arrays of a call. They are checked once and trusted afterwards, except for class indices: another thread may
+//! change them during the call, so each read checks their range again.
 
 use std::ops::Range;
 
@@ -12,11 +12,11 @@ use crate::parallel::process;
 use crate::reduce::{Sum, Total};
 use crate::simd::{Input, Kernel, Output, Simd, Vector};
 
-/// A class index, of any width.
+/// An integer type of class indices.
 pub trait Index: Copy + Send + Sync + PartialEq + TryFrom<i128> {
     /// Its value.
     fn value(self) -> i128;
-    /// Its value if it is below `classes`, something not below otherwise.
+    /// Its value as an unsigned number. A negative index becomes larger than any number of classes.
     fn class(self) -> u64;
 }
 
@@ -29,7 +29,7 @@ macro_rules! index {
             }
             #[inline(always)]
             fn class(self) -> u64 {
-                // A negative one becomes huge.
+                // Two's complement: a negative index becomes huge.
                 <$wide>::from(self) as u64
             }
         })*
@@ -40,11 +40,11 @@ macro_rules! index {
             }
         })*
 
-        /// Class indices, of any width.
+        /// Class indices of any integer type.
         #[derive(Clone, Copy, Debug)]
         pub enum Indices<'a> {
             $(
-                /// Of this type.
+                /// Indices of this type.
                 $variant(Input<'a, $t>),
             )*
         }
@@ -65,16 +65,16 @@ index!(
     U8: u8 as u64, U16: u16 as u64, U32: u32 as u64, U64: u64 as u64
 );
 
-/// What is true.
+/// The target of a loss.
 #[derive(Clone, Copy, Debug)]
 pub enum Target<'a, T> {
-    /// A class index a sample.
+    /// A class index for each sample.
     Indices(Indices<'a>),
-    /// A probability for each number of the input.
+    /// A probability for each value of the input.
     Probabilities(Input<'a, T>),
 }
 
-/// Numbers of either type.
+/// Weights of either type.
 #[derive(Clone, Copy, Debug)]
 pub enum Floats<'a> {
     /// `float32`
@@ -107,60 +107,61 @@ impl Floats<'_> {
     }
 }
 
-/// Where results go.
+/// The arrays that results are written to.
 #[derive(Clone, Copy, Debug)]
 pub struct Outputs<'a, T> {
-    /// The gradient, if it is asked for.
+    /// The gradient, if the caller wants it.
     pub grad: Option<Output<'a, T>>,
-    /// The diagonal of the Hessian, if it is asked for (only with the gradient).
+    /// The diagonal of the Hessian, if the caller wants it: only with the gradient.
     pub hess: Option<Output<'a, T>>,
     /// Each sample's loss, if they are not reduced.
     pub losses: Option<Output<'a, T>>,
 }
 
-/// A class index that is none: the sample is ignored.
+/// What stands for the class of a sample that does not count.
 pub const IGNORED: usize = usize::MAX;
 
-/// Samples by classes, logits or probabilities, and what is true of them.
+/// The values of a call, logits or probabilities, as samples by classes, with target, weights, options and outputs.
 ///
-/// Made by [`Batch::of_rows`], trusted after [`Batch::check`].
+/// Made by [`Batch::of_rows`], and valid after [`Batch::check`].
 #[derive(Clone, Debug)]
 pub struct Batch<'a, T> {
-    /// Rows of `classes` numbers, unless the layout says otherwise, as for all arrays of their shape.
+    /// The values: contiguous rows of `classes` numbers, unless the layout says otherwise. So are all arrays of
+    /// this shape.
     pub values: Input<'a, T>,
-    /// Where numbers lie, if not in rows.
+    /// The places and types of arrays, if any is not contiguous rows of type `T`.
     pub layout: Option<Box<Layout<'a>>>,
     /// Number of rows.
     pub samples: usize,
     /// Numbers in a row, at least one.
     pub classes: usize,
-    /// What is true.
+    /// The target.
     pub target: Target<'a, T>,
-    /// A weight each class.
+    /// A weight for each class.
     pub weight: Option<Vec<f64>>,
-    /// A weight each sample.
+    /// A weight for each sample.
     pub sample_weight: Option<Floats<'a>>,
     /// The options.
     pub options: Options,
-    /// Where results go.
+    /// The arrays that results are written to.
     pub outputs: Outputs<'a, T>,
-    /// What gradients are divided by ([`Options::divisor`]); NaN before the batch is checked.
+    /// The divisor of gradients ([`Options::divisor`]). NaN before the batch is checked.
     pub divisor: f64,
-    /// Whether values and gradient, those of the whole call, exceed the caches.
+    /// Whether values and gradient of the whole call exceed the caches.
     pub large: bool,
-    /// The shape of the values and its class axis, for messages.
+    /// The shape of the values, for messages.
     pub shape: &'a [usize],
-    /// See `shape`.
+    /// The class axis of this shape.
     pub axis: usize,
-    /// Whether derivatives go to new memory, which nobody sees if the call fails.
+    /// Whether the derivatives' arrays are new, so that nobody sees them if the call fails.
     pub fresh: bool,
-    /// Ignored indices that are classes.
+    /// The values of `ignore_index` that are classes.
     ignored_classes: Vec<usize>,
 }
 
 impl<'a, T: Real> Batch<'a, T> {
-    /// Contiguous rows of so many classes: without weights or outputs, the options their defaults. The
-    /// caller changes what is different, and then checks the batch.
+    /// A batch of contiguous rows of so many classes, without weights or outputs, and with default options. The
+    /// caller changes what is different and then checks the batch.
     #[inline(always)]
     pub fn of_rows(values: Input<'a, T>, classes: usize, target: Target<'a, T>) -> Self {
         Batch {
@@ -182,8 +183,8 @@ impl<'a, T: Real> Batch<'a, T> {
         }
     }
 
-    /// The same samples, of `float32`, with a target of `float64`: to be computed in that type. Their
-    /// arrays are the layout's [`Singles`], which are converted a tile at a time.
+    /// The same samples as a batch of `float64`, for a target of `float64`. The `float32` arrays are the layout's
+    /// [`Singles`], which are converted a tile at a time.
     ///
     /// [`Singles`]: crate::call::layout::Singles
     pub fn in_float64(self, target: Target<'a, f64>) -> Batch<'a, f64> {
@@ -203,10 +204,10 @@ impl<'a, T: Real> Batch<'a, T> {
         batch
     }
 
-    /// Checks the target, and finds the divisor. The arrays' sizes fit already; `weight` is one each
-    /// class, `samples` is the shape without the class axis, for messages.
+    /// Checks the target, and computes the divisor. The caller has checked the arrays' sizes. `weight` is the class
+    /// weights; `samples` is the shape without the class axis, for messages.
     ///
-    /// In place: a batch is large, and to move one takes a part of a tiny call.
+    /// In place, since moving a batch would cost a tiny call too much.
     pub fn check(&mut self, weight: Option<Floats<'_>>, samples: &[usize]) -> Result<()> {
         let classes = self.classes;
         let ignored_classes = self.options.ignore_index.iter();
@@ -234,10 +235,10 @@ impl<'a, T: Real> Batch<'a, T> {
         Ok(())
     }
 
-    /// Whether every index is a class or ignored; how many are no class.
+    /// Checks that every index is a class or ignored. Returns how many are not a class.
     fn check_indices<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<usize> {
         let classes = self.classes as u64;
-        // Counting has no branches; only where something is outside is it worth knowing what.
+        // First a count, which needs no branches. Which index is wrong is found only if one is.
         let count = count(indices, |index| index.class() >= classes)?;
         if count == 0 {
             return Ok(0);
@@ -251,7 +252,7 @@ impl<'a, T: Real> Batch<'a, T> {
             if let Ok(value) = I::try_from(value)
                 && value.class() >= classes
             {
-                // Saturating, since another thread may write to the target meanwhile.
+                // Saturating: another thread may change the target between the counts.
                 left = left.saturating_sub(self::count(indices, |index| index == value)?);
             }
         }
@@ -279,14 +280,14 @@ impl<'a, T: Real> Batch<'a, T> {
         Ok(count)
     }
 
-    /// Where a number of the values is.
+    /// The position of a value.
     #[inline(always)]
     pub fn place(&self, sample: usize, class: usize) -> usize {
         let place = self.layout.as_ref().and_then(|layout| layout.values.as_ref());
         place.map_or(sample * self.classes + class, |place| place.at(sample, class))
     }
 
-    /// A number of the values.
+    /// A value.
     #[inline(always)]
     pub fn value(&self, sample: usize, class: usize) -> T {
         let at = self.place(sample, class);
@@ -296,8 +297,8 @@ impl<'a, T: Real> Batch<'a, T> {
         }
     }
 
-    /// The coefficient of a class in the loss of a sample, less the part of a true class: in float64,
-    /// where products and sums in the values' type may overflow. Not for a batch of [`Singles`].
+    /// The coefficient of a class in the loss of a sample, without the weight of a true class. It is float64, for
+    /// sums that overflow the values' type. Not for a batch of [`Singles`].
     ///
     /// [`Singles`]: crate::call::layout::Singles
     pub fn coefficient(&self, sample: usize, class: usize) -> f64 {
@@ -315,9 +316,9 @@ impl<'a, T: Real> Batch<'a, T> {
         self.weight.as_ref().map_or(q, |weight| weight[class] * q)
     }
 
-    /// The sum of the coefficients of a sample, and of these times how far its values are below the
-    /// reference, in float64.
-    pub fn wide_sums(&self, sample: usize, reference: f64) -> [f64; 2] {
+    /// In float64, the sum of the coefficients of a sample, and the sum of these times how far the values are below
+    /// the reference.
+    pub fn sums_f64(&self, sample: usize, reference: f64) -> [f64; 2] {
         let (mut coefficients, mut distances) = (Total::default(), Total::default());
         for class in 0..self.classes {
             let coefficient = self.coefficient(sample, class);
@@ -329,13 +330,13 @@ impl<'a, T: Real> Batch<'a, T> {
         [coefficients.get(), distances.get()]
     }
 
-    /// Sample and class of number `i` of the values in C order.
+    /// Sample and class of value `i` in C order.
     pub fn sample_and_class(&self, i: usize) -> (usize, usize) {
         let inner = self.shape.iter().skip(self.axis + 1).product::<usize>();
         (i / (inner * self.classes) * inner + i % inner, i / inner % self.classes)
     }
 
-    /// Some samples of it; arrays of the values' shape are left to the caller, outputs are none.
+    /// A batch of some of the samples. The caller sets the arrays of the values' shape and the outputs.
     pub fn part(&self, samples: Range<usize>) -> Self {
         let (at, n) = (samples.start, samples.len());
         let mut part = Batch { samples: n, layout: None, ..self.clone() };
@@ -346,21 +347,21 @@ impl<'a, T: Real> Batch<'a, T> {
             Floats::F32(x) => Floats::F32(x.part(at, n)),
             Floats::F64(x) => Floats::F64(x.part(at, n)),
         });
-        // Those of singles are the tile's.
+        // The losses of a batch of `Singles` are empty: the tile sets its own.
         let losses = self.outputs.losses.filter(|losses| losses.len() >= at + n);
         let losses = losses.map(|losses| losses.part(at, n));
         part.outputs = Outputs { losses, grad: None, hess: None };
         part
     }
 
-    /// What the mean divides by.
+    /// The divisor of the mean: the sum of the weights of all samples that count.
     fn total_weight(&self) -> Result<f64> {
         let indices = matches!(self.target, Target::Indices(_));
         if !indices && self.sample_weight.is_none() {
             return Ok(self.samples as f64);
         }
         if self.is_weighted() {
-            return driver::here(Weights(self));
+            return driver::here(TotalWeight(self));
         }
         const BLOCK: usize = 256;
         let (mut classes, mut counted) = ([0; BLOCK], 0);
@@ -372,19 +373,19 @@ impl<'a, T: Real> Batch<'a, T> {
         Ok(counted as f64)
     }
 
-    /// Whether the gradient is written past the caches: it would not be found there.
+    /// Whether non-temporal stores should write the gradient: it exceeds the caches and is not written in place.
     pub fn stream(&self) -> bool {
         let in_place = self.outputs.grad.is_some_and(|grad| grad.begins_at(self.values));
         self.large && !in_place && self.outputs.hess.is_none()
     }
 
-    /// Whether samples differ in what their loss is multiplied by.
+    /// Whether there are weights, of classes or samples.
     pub fn is_weighted(&self) -> bool {
         self.weight.is_some() || self.sample_weight.is_some()
     }
 
-    /// The class indices from sample `start` on, [`IGNORED`] for those that do not count, as a sample of
-    /// weight 0; 0 where the target is probabilities.
+    /// Reads the class indices from sample `start` on: [`IGNORED`] for samples that do not count, those of weight 0
+    /// included. They are 0 where the target is probabilities.
     #[inline(always)]
     pub fn read_classes(&self, start: usize, classes: &mut [usize]) {
         let n = classes.len();
@@ -401,21 +402,21 @@ impl<'a, T: Real> Batch<'a, T> {
         }
     }
 
-    /// Whether a sample counts for nothing where the weight of its class is 0: the loss has no other
-    /// part.
+    /// Whether a sample does not count where the weight of its class is 0. With smoothing it does: other classes
+    /// have a part in its loss.
     pub fn drops_classes(&self) -> bool {
         matches!(self.target, Target::Indices(_)) && self.options.label_smoothing == 0.0
     }
 
-    /// Calls `put` with each of the `n` class indices from sample `start` on, whatever it weighs;
-    /// [`IGNORED`] for ignored ones, 0 where the target is probabilities.
+    /// Calls `put` with each of the `n` class indices from sample `start` on, whatever their weights. They are
+    /// [`IGNORED`] for ignored samples, and 0 where the target is probabilities.
     #[inline(always)]
     pub fn each_index(&self, start: usize, n: usize, mut put: impl FnMut(usize, usize)) {
         let Target::Indices(indices) = self.target else {
             (0..n).for_each(|i| put(i, 0));
             return;
         };
-        // Without a call in the loop it is one of vectors.
+        // No call in this loop, so that the compiler vectorises it.
         if self.ignored_classes.is_empty() {
             with_indices!(indices, x => {
                 let (x, classes) = (x.part(start, n), self.classes as u64);
@@ -442,8 +443,8 @@ impl<'a, T: Real> Batch<'a, T> {
         }
     }
 
-    /// What multiplies the loss of each sample from `start` on: its weight, times that of its class
-    /// where the target is indices. 0 for ignored ones.
+    /// Reads the factor of the loss of each sample from `start` on: its weight, times that of its class where the
+    /// target is indices. It is 0 for ignored samples.
     #[inline(always)]
     pub fn read_factors(&self, start: usize, classes: &[usize], factors: &mut [f64]) {
         self.each_sample_weight(start, factors.len(), |i, weight| factors[i] = weight);
@@ -480,22 +481,22 @@ impl<'a, T: Real> Batch<'a, T> {
         self.sample_weight.map_or(1.0, |weight| weight.get(i))
     }
 
-    /// The rows from `start` on, of an array of the values' shape.
+    /// `n` rows from `start` on of an output of the values' shape, which is contiguous rows.
     #[inline(always)]
     pub fn rows<'b>(&self, array: Output<'b, T>, start: usize, n: usize) -> Output<'b, T> {
         array.part(start * self.classes, n * self.classes)
     }
 }
 
-/// How many indices there are of which something is true. What is asked holds no vectors, so that it
-/// may be a closure.
+/// Counts the indices for which `is` holds. `is` may be a closure, since it uses no vectors: a closure that did might
+/// be compiled without the instruction set.
 fn count<I: Index>(indices: Input<'_, I>, is: impl Fn(I) -> bool + Sync) -> Result<usize> {
     Ok(driver::run(&Count(indices, is))? as usize)
 }
 
 struct Count<'a, I, F>(Input<'a, I>, F);
 
-/// Indices in a block.
+/// Indices of a block.
 const COUNTED: usize = 4096;
 
 impl<I: Index, F: Fn(I) -> bool + Sync> Job for Count<'_, I, F> {
@@ -522,9 +523,9 @@ impl<I: Index, F: Fn(I) -> bool + Sync> Job for Count<'_, I, F> {
 }
 
 /// The sum of the weights of all samples that count.
-struct Weights<'a, 'b, T>(&'b Batch<'a, T>);
+struct TotalWeight<'a, 'b, T>(&'b Batch<'a, T>);
 
-impl<T: Real> Kernel for Weights<'_, '_, T> {
+impl<T: Real> Kernel for TotalWeight<'_, '_, T> {
     type Output = f64;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> f64 {
@@ -547,7 +548,7 @@ impl<T: Real> Kernel for Weights<'_, '_, T> {
     }
 }
 
-/// `[i, j, ...]` of element `i` in C order, nothing for a scalar.
+/// Element `i` in C order as `[j, k, ...]`; an empty string for a scalar.
 pub fn position(i: usize, shape: &[usize]) -> String {
     if shape.is_empty() {
         return String::new();

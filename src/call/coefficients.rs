@@ -1,65 +1,74 @@
-//! What a target weighs each class of a row with: the coefficients `t_c` of a loss
-//! `-sum_c t_c log p_c`, by how they are stored. A kernel is generic over them, so that a target reads
-//! what it must beside the input and no more.
+//! The coefficients `t_c` of a loss `-sum_c t_c log p_c`, for each way that a target is stored.
+//!
+//! | target | coefficients |
+//! |---|---|
+//! | class indices | [`Hard`]: none |
+//! | class indices, label smoothing | [`Even`]: the same for all classes |
+//! | class indices, label smoothing, class weights | [`Shared`]: a vector for all samples |
+//! | probabilities | [`AsStored`] |
+//! | probabilities, with label smoothing or class weights | [`Soft`] |
+//!
+//! The coefficient of a true class stands apart: the weight of the class times `1 - label_smoothing`. Kernels are
+//! generic over [`Coefficients`], so that each reads no more memory than its target needs.
 
 use crate::call::batch::{Batch, Target};
 use crate::math::Real;
 use crate::simd::slices::load_lanes;
 use crate::simd::{Input, Simd, Vector};
 
-/// What the target reads beside the logits: the coefficients `t_c`, less the part of a true class.
+/// The coefficients `t_c` of a batch, without that of a true class.
 pub trait Coefficients<T: Real>: Copy + Sync {
     /// Whether there are any.
     const ANY: bool;
-    /// Whether all are the same.
+    /// Whether all classes of all samples have the same.
     const EVEN: bool = false;
-    /// Whether the target is a class index, which has a coefficient beside these.
+    /// Whether the target is class indices: a true class has a coefficient beside these.
     const HARD: bool;
     /// The coefficients of a row.
     type Row<S: Simd>: RowCoefficients<S, T>;
-    /// The same coefficients, of a batch that may be a part of that they were made for.
+    /// The same coefficients, for a part of the batch that they were made for.
     type Of<'b>: Coefficients<T>
     where
         Self: 'b,
         T: 'b;
-    /// The coefficients of such a batch.
+    /// The coefficients of the batch, or of a part of it.
     fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Of<'b>;
     /// The coefficients of row `i`.
     fn row<S: Simd>(&self, s: S, i: usize, classes: usize) -> Self::Row<S>;
-    /// The same coefficients as a value: for kernels that look at each vector how they are stored.
+    /// The same coefficients as a value, for kernels that are not generic over them.
     fn stored_as(&self) -> Stored<'_, T>;
-    /// Whether the coefficients are what is stored for each number of the input.
+    /// Whether the coefficients are the target's probabilities, unchanged.
     const AS_STORED: bool = false;
-    /// The coefficients that all rows have.
+    /// The coefficients of the classes, where all rows have the same; else 0.
     fn of_classes<'b>(&self) -> OfClasses<'b, T>
     where
         Self: 'b,
     {
         OfClasses::Same(T::default())
     }
-    /// The coefficients of one class in several rows, where `stored` is stored for them.
+    /// The coefficients of one class in several rows, whose probabilities are `stored`.
     fn column<S: Simd>(&self, s: S, class: usize, stored: T::V<S>) -> T::V<S>;
 }
 
-/// The coefficients of the classes, the same in every row.
+/// The coefficients of the classes, which all rows share.
 #[derive(Clone, Copy, Debug)]
 pub enum OfClasses<'a, T> {
-    /// All classes have the same.
+    /// The same for all classes.
     Same(T),
-    /// Each class has its own.
+    /// One for each class.
     Each(Input<'a, T>),
 }
 
 /// The coefficients of a row.
 pub trait RowCoefficients<S: Simd, T: Real>: Copy {
-    /// Those from class `at` on, 0 outside `lanes`.
+    /// The coefficients from class `at` on; 0 outside `lanes`.
     fn load(self, s: S, at: usize, lanes: u32) -> T::V<S>;
-    /// Asks for the memory of those from class `at` on, whether or not there are so many.
+    /// Prefetches the coefficients from class `at` on. `at` may be past the end.
     #[inline(always)]
     fn prefetch(self, _at: usize) {}
 }
 
-/// A class index and nothing else.
+/// Class indices without label smoothing: no coefficients.
 #[derive(Clone, Copy, Debug)]
 pub struct Hard;
 
@@ -95,7 +104,7 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Hard {
     }
 }
 
-/// A class index, smoothed evenly: every coefficient is the same.
+/// Class indices with label smoothing: all coefficients are the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Even<T>(pub T);
 
@@ -142,7 +151,7 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Even<T> {
     }
 }
 
-/// A class index, smoothed by weights: every row has the same coefficients.
+/// Class indices with label smoothing and class weights: all rows have the same coefficients.
 #[derive(Clone, Copy, Debug)]
 pub struct Shared<'a, T>(pub Input<'a, T>);
 
@@ -184,30 +193,30 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Shared<'_, T> {
     }
 }
 
-/// Probabilities as they are: what [`Soft`] would be without options, which cost registers where
-/// they are looked at for each vector.
+/// Probabilities without label smoothing or class weights. This is [`Soft`] without its options, whose tests would
+/// take registers of the inner loops.
 #[derive(Clone, Copy, Debug)]
-pub struct Plain<'a, T>(pub Input<'a, T>);
+pub struct AsStored<'a, T>(pub Input<'a, T>);
 
-impl<'a, T: Real> Coefficients<T> for Plain<'a, T> {
+impl<'a, T: Real> Coefficients<T> for AsStored<'a, T> {
     const ANY: bool = true;
     const HARD: bool = false;
     const AS_STORED: bool = true;
     type Of<'b>
-        = Plain<'b, T>
+        = AsStored<'b, T>
     where
         Self: 'b,
         T: 'b;
-    type Row<S: Simd> = Plain<'a, T>;
-    fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Plain<'b, T> {
+    type Row<S: Simd> = AsStored<'a, T>;
+    fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> AsStored<'b, T> {
         match batch.target {
-            Target::Probabilities(probabilities) => Plain(probabilities),
+            Target::Probabilities(probabilities) => AsStored(probabilities),
             Target::Indices(_) => *self,
         }
     }
     #[inline(always)]
-    fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> Plain<'a, T> {
-        Plain(self.0.part(i * classes, classes))
+    fn row<S: Simd>(&self, _: S, i: usize, classes: usize) -> AsStored<'a, T> {
+        AsStored(self.0.part(i * classes, classes))
     }
     fn stored_as(&self) -> Stored<'_, T> {
         Stored::Soft(Soft { probabilities: self.0, weight: None, smoothing: None })
@@ -218,7 +227,7 @@ impl<'a, T: Real> Coefficients<T> for Plain<'a, T> {
     }
 }
 
-impl<S: Simd, T: Real> RowCoefficients<S, T> for Plain<'_, T> {
+impl<S: Simd, T: Real> RowCoefficients<S, T> for AsStored<'_, T> {
     #[inline(always)]
     fn prefetch(self, at: usize) {
         self.0.prefetch(at);
@@ -229,15 +238,15 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Plain<'_, T> {
     }
 }
 
-/// Probabilities, smoothed and weighted.
+/// Probabilities with label smoothing or class weights.
 #[derive(Clone, Copy, Debug)]
 pub struct Soft<'a, T> {
-    /// The probabilities, of all rows or one.
+    /// The probabilities, of all rows or of one.
     pub probabilities: Input<'a, T>,
-    /// A weight each class.
+    /// A weight for each class.
     pub weight: Option<Input<'a, T>>,
-    /// What smoothing leaves of a probability and what it adds, each with what its rounding lost;
-    /// `None` without smoothing.
+    /// The factor of a probability and the number that is added, each with its rounding error. `None` without
+    /// smoothing.
     pub smoothing: Option<[[T; 2]; 2]>,
 }
 
@@ -271,7 +280,7 @@ impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
 }
 
 impl<T: Real> Soft<'_, T> {
-    /// What smoothing makes of probabilities.
+    /// Smooths probabilities.
     #[inline(always)]
     fn smoothed<S: Simd>(&self, s: S, q: T::V<S>) -> T::V<S> {
         let Some(both) = self.smoothing else { return q };
@@ -312,17 +321,17 @@ pub enum Stored<'a, T> {
     Even(Even<T>),
     /// See [`Shared`].
     Shared(Shared<'a, T>),
-    /// See [`Soft`]; [`Plain`] is one without options.
+    /// See [`Soft`]. [`AsStored`] becomes one without options.
     Soft(Soft<'a, T>),
 }
 
 impl<T: Real> Stored<'_, T> {
-    /// Whether a class index has a coefficient beside these.
+    /// Whether a true class has a coefficient beside these.
     pub fn is_beside_class(&self) -> bool {
         !matches!(self, Stored::Soft(_))
     }
 
-    /// The coefficients of a batch that may be a part of that they were made for.
+    /// The same coefficients, for a part of the batch that they were made for.
     pub fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Stored<'b, T> {
         match (self, batch.target) {
             (Stored::Soft(soft), Target::Probabilities(probabilities)) => {

@@ -1,14 +1,14 @@
-//! Half precisions: numbers of two bytes, computed with as floats.
+//! Half precision, `float16` and `bfloat16`: stored as two bytes, computed with as `float32`.
 //!
-//! Conversions are written without branches, so that the compiler makes vectors of them; they are
-//! the same at every level.
+//! The conversions have no branches, so that the compiler vectorises them. Their results are the same at every
+//! instruction set.
 
 use std::ops::Range;
 
 use crate::call::place::Place;
 use crate::simd::{Float, Input, Kernel, Output, Simd};
 
-/// A number of two bytes.
+/// A type of half precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Half {
     /// `float16`
@@ -20,16 +20,16 @@ pub enum Half {
 /// Arrays of half precision in the place of a batch's values and gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct Halves<'a> {
-    /// Of this type.
+    /// Their type.
     pub half: Half,
     /// The values.
     pub values: Input<'a, u16>,
-    /// The gradient, if it is asked for.
+    /// The gradient, if the caller wants it.
     pub grad: Option<Output<'a, u16>>,
 }
 
 impl Half {
-    /// The number that has these bits, exactly.
+    /// The number that has these bits. Exact.
     #[inline(always)]
     pub fn widen(self, bits: u16) -> f32 {
         let bits = u32::from(bits);
@@ -47,9 +47,9 @@ impl Half {
         }
     }
 
-    /// The bits of the nearest number, of the even one of two.
+    /// The bits of the nearest number; ties go to the even one.
     #[inline(always)]
-    pub fn narrow(self, x: f32) -> u16 {
+    pub fn round(self, x: f32) -> u16 {
         let (bits, sign) = (x.abs().to_bits(), x.to_bits() >> 31 << 15);
         let magnitude = match self {
             Half::Brain => {
@@ -59,7 +59,7 @@ impl Half {
             Half::Binary16 => {
                 let rounding = 0xfff + (bits >> 13 & 1);
                 let normal = bits.wrapping_sub(112 << 23).wrapping_add(rounding) >> 13;
-                // The last bit of 0.5 is the smallest number there is.
+                // Adding 0.5 rounds to multiples of 2^-24, the smallest subnormal: the last bit of 0.5.
                 let small = (f32::from_bits(bits) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
                 let magnitude = if bits < 113 << 23 { small } else { normal };
                 let magnitude = if bits >= 143 << 23 { 0x7c00 } else { magnitude.min(0x7c00) };
@@ -70,15 +70,15 @@ impl Half {
     }
 }
 
-/// Converts halves to floats or back.
+/// Converts half precision to floats or back.
 pub struct Convert<'a, T> {
-    /// Of this type.
+    /// The type of half precision.
     pub half: Half,
     /// Which way.
-    pub how: How<'a>,
-    /// The floats: rows of the samples, or columns if the halves have a place.
+    pub conversion: Conversion<'a>,
+    /// The floats: rows of the samples, or columns if there is a `place`.
     pub floats: Output<'a, T>,
-    /// Where the halves lie, if not in rows; samples next to each other.
+    /// Where the halves lie, if they are not contiguous rows: their samples are adjacent.
     pub place: Option<&'a Place>,
     /// The samples.
     pub samples: Range<usize>,
@@ -86,20 +86,20 @@ pub struct Convert<'a, T> {
     pub classes: usize,
 }
 
-/// What becomes of halves.
+/// Which way a conversion goes.
 #[derive(Clone, Copy)]
-pub enum How<'a> {
-    /// They are read.
-    Widen(Input<'a, u16>),
-    /// They are written.
-    Narrow(Output<'a, u16>),
+pub enum Conversion<'a> {
+    /// From these halves to floats.
+    FromHalf(Input<'a, u16>),
+    /// From floats to these halves.
+    ToHalf(Output<'a, u16>),
 }
 
 impl<T: Float> Kernel for Convert<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, _: S) {
-        // A constant in each branch, for the sake of vectors.
+        // The type is a constant in each branch, so that the compiler vectorises the loops.
         match self.half {
             Half::Brain => self.all(Half::Brain),
             Half::Binary16 => self.all(Half::Binary16),
@@ -122,21 +122,21 @@ impl<T: Float> Convert<'_, T> {
         }
     }
 
-    /// So many numbers, next to each other.
+    /// Converts `n` contiguous numbers.
     #[inline(always)]
     fn run(&self, half: Half, at: usize, float: usize, n: usize) {
         let floats = self.floats.part(float, n);
-        match self.how {
-            How::Widen(halves) => {
+        match self.conversion {
+            Conversion::FromHalf(halves) => {
                 let halves = halves.part(at, n);
                 for i in 0..n {
                     floats.set(i, T::from_f64(half.widen(halves.get(i)).into()));
                 }
             }
-            How::Narrow(halves) => {
+            Conversion::ToHalf(halves) => {
                 let (halves, floats) = (halves.part(at, n), floats.as_input());
                 for i in 0..n {
-                    halves.set(i, half.narrow(floats.get(i).to_f64() as f32));
+                    halves.set(i, half.round(floats.get(i).to_f64() as f32));
                 }
             }
         }
@@ -169,33 +169,33 @@ mod tests {
             for bits in 0..=u16::MAX {
                 let (wide, expected) = (half.widen(bits), value(half, bits));
                 if expected.is_nan() {
-                    assert!(wide.is_nan() && half.widen(half.narrow(wide)).is_nan());
+                    assert!(wide.is_nan() && half.widen(half.round(wide)).is_nan());
                     continue;
                 }
-                assert_eq!((f64::from(wide), half.narrow(wide)), (expected, bits));
+                assert_eq!((f64::from(wide), half.round(wide)), (expected, bits));
                 let next = value(half, bits.wrapping_add(1));
                 if bits & 0x7fff == 0x7fff || !next.is_finite() || !expected.is_finite() {
                     continue;
                 }
                 // Halfway to the next one, and one float to either side.
                 let middle = ((expected + next) / 2.0) as f32;
-                assert_eq!(half.narrow(middle), bits + (bits & 1), "{half:?} {middle}");
+                assert_eq!(half.round(middle), bits + (bits & 1), "{half:?} {middle}");
                 let towards = |x: f32, by: i32| f32::from_bits(x.to_bits().wrapping_add_signed(by));
-                assert_eq!(half.narrow(towards(middle, -1)), bits);
-                assert_eq!(half.narrow(towards(middle, 1)), bits + 1);
+                assert_eq!(half.round(towards(middle, -1)), bits);
+                assert_eq!(half.round(towards(middle, 1)), bits + 1);
             }
         }
-        // Around 2^-15, whose exponent is that of no normal half.
+        // Around 2^-15, which is below the normal halves.
         for bits in (112 << 23) - 0x3000..(112 << 23) + 0x3000 {
             let x = f32::from_bits(bits);
             let nearest = (f64::from(x) * (1 << 24) as f64).round_ties_even() as u16;
-            assert_eq!(Half::Binary16.narrow(x), nearest);
+            assert_eq!(Half::Binary16.round(x), nearest);
         }
         // Beyond the largest number.
-        assert_eq!(Half::Binary16.narrow(65519.996), 0x7bff);
-        assert_eq!(Half::Binary16.narrow(-65520.0), 0xfc00);
-        assert_eq!(Half::Binary16.narrow(f32::MAX), 0x7c00);
-        assert_eq!(Half::Brain.narrow(f32::MAX), 0x7f80);
+        assert_eq!(Half::Binary16.round(65519.996), 0x7bff);
+        assert_eq!(Half::Binary16.round(-65520.0), 0xfc00);
+        assert_eq!(Half::Binary16.round(f32::MAX), 0x7c00);
+        assert_eq!(Half::Brain.round(f32::MAX), 0x7f80);
     }
 
     #[test]
@@ -213,9 +213,10 @@ mod tests {
                 for samples in [0..7, 7..90, 90..160] {
                     let n = samples.len();
                     let mut wide = vec![0f32; n * 3];
-                    for how in [How::Widen(halves), How::Narrow(output)] {
+                    for conversion in [Conversion::FromHalf(halves), Conversion::ToHalf(output)] {
                         let (floats, samples) = (Output::from_slice(&mut wide), samples.clone());
-                        let convert = Convert { half, how, floats, place, samples, classes: 3 };
+                        let convert =
+                            Convert { half, conversion, floats, place, samples, classes: 3 };
                         enter(level, convert);
                     }
                     for (i, sample) in samples.enumerate() {

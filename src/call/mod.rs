@@ -1,4 +1,4 @@
-//! A call: its arrays, their places and types, its target and its options, checked once.
+//! A call: its arrays (types and strides), its target and its options. They are checked once, here.
 
 pub mod batch;
 pub mod coefficients;

@@ -1,4 +1,4 @@
-//! The values of a call's keyword options, checked; carried down whole.
+//! The options of a call: checked once, and handed to all layers as one value.
 
 use std::ops::Deref;
 
@@ -11,7 +11,7 @@ pub enum Reduction {
     Mean,
     /// Their sum.
     Sum,
-    /// Not at all: each sample's loss is returned.
+    /// They are not: each sample's loss is returned.
     None,
 }
 
@@ -30,32 +30,32 @@ impl Reduction {
     }
 }
 
-/// Options of a loss. The default is that of the public functions; a loss ignores the options that it
-/// does not have.
+/// Options of a loss. The defaults are those of the public functions. A loss ignores options that it does not
+/// have.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The share of the target that is spread evenly over the classes, in [0, 1].
     pub label_smoothing: f64,
     /// The factor of the squared logsumexp that is added to each sample's loss, at least 0.
     pub z_loss: f64,
-    /// The exponent of the focal loss, at least 0.
+    /// The exponent of focal loss, at least 0.
     pub gamma: f64,
     /// How the losses of the samples are combined.
     pub reduction: Reduction,
-    /// The divisor of the mean, instead of the sum of the weights.
+    /// The divisor of the mean, in place of the sum of the weights.
     pub denominator: Option<f64>,
     /// The natural logarithm of the base of the result's logarithms ([`log_of_base`]); 1 for nats.
     pub log_base: f64,
-    /// Class indices whose samples count for nothing.
+    /// Class indices whose samples do not count.
     pub ignore_index: Ignored,
 }
 
-/// Class indices. A single one, which is what most calls have, is stored in place.
+/// Ignored class indices. A single one, as most calls have, needs no allocation.
 #[derive(Clone, Debug)]
 pub enum Ignored {
-    /// One.
+    /// One index.
     One([i128; 1]),
-    /// None or several.
+    /// None, or several.
     Many(Vec<i128>),
 }
 
@@ -91,7 +91,7 @@ impl Default for Options {
 }
 
 /// The natural logarithm of `base`, which must be positive, finite and not 1.
-// Out of line: inlined, the compiler would compute a logarithm where there is no base.
+// Not inlined: the compiler would compute the logarithm even where there is no base.
 #[cold]
 #[inline(never)]
 pub fn log_of_base(base: f64) -> Result<f64> {
@@ -104,7 +104,7 @@ pub fn log_of_base(base: f64) -> Result<f64> {
 }
 
 impl Options {
-    /// Checks the numbers: an error names the first that is out of range.
+    /// Checks the ranges of the numbers. An error names the first option that is out of range.
     #[inline]
     pub fn check(&mut self) -> Result<()> {
         if !(0.0..=1.0).contains(&self.label_smoothing) {
@@ -125,8 +125,8 @@ impl Options {
         Ok(())
     }
 
-    /// The divisor of gradients, and of each sample's loss under `Reduction::None`, where the samples
-    /// that count weigh `total` together.
+    /// The divisor of the gradients, and of each sample's loss under `Reduction::None`. `total` is the sum of the
+    /// weights of the samples that count.
     pub fn divisor(&self, total: f64) -> f64 {
         match self.reduction {
             Reduction::Mean => self.denominator.unwrap_or(total) * self.log_base,

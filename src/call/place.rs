@@ -1,32 +1,31 @@
-//! Where the numbers of an array of samples by classes lie, if not in rows one after the other.
+//! Where the numbers of an array of samples by classes lie, if they are not contiguous rows.
 
 use std::ops::Range;
 
-/// The places of an array's numbers in a view that spans them all.
+/// The strides of an array of samples by classes. Positions count from the lowest address of its numbers.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// That of class 0 of sample 0.
+    /// The position of class 0 of sample 0.
     start: isize,
-    /// From one class to the next.
+    /// The step from one class to the next.
     class: isize,
-    /// Length and step of each axis of samples, the last one fastest; at least one.
+    /// Length and step of each axis of samples, in C order. At least one axis.
     samples: Vec<(usize, isize)>,
 }
 
-/// Samples that follow each other at one step.
+/// Consecutive samples at a constant step.
 #[derive(Clone, Copy, Debug)]
 pub struct Line {
-    /// The first, counted from where the lines begin.
+    /// The first sample, counted from the first of all lines.
     pub row: usize,
     /// How many there are.
     pub n: usize,
-    /// Where class 0 of the first is.
+    /// The position of class 0 of the first sample.
     pub at: isize,
 }
 
 impl Place {
-    /// Of an array of this shape, without an axis of length 0, that steps so far along each axis. The
-    /// view begins at the lowest of its numbers.
+    /// The place of an array of this shape and these steps, whose class axis is `axis`. No axis has length 0.
     pub fn new(shape: &[usize], steps: &[isize], axis: usize) -> Self {
         let mut samples: Vec<(usize, isize)> = vec![];
         let mut start = 0;
@@ -36,7 +35,7 @@ impl Place {
                 continue;
             }
             match samples.last_mut() {
-                // Two axes that go on in each other are one.
+                // Two axes are one where the outer one continues the inner one.
                 Some((outer, far)) if *far == step * n as isize => {
                     (*outer, *far) = (*outer * n, step)
                 }
@@ -49,14 +48,14 @@ impl Place {
         Place { start, class: steps[axis], samples }
     }
 
-    /// Whether these are rows of so many classes one after the other.
+    /// Whether these are contiguous rows of so many classes.
     pub fn is_rows(&self, classes: usize) -> bool {
         self.start == 0
             && (self.class == 1 || classes == 1)
             && matches!(self.samples[..], [(n, step)] if n == 1 || step == classes as isize)
     }
 
-    /// Of a number.
+    /// The position of a number.
     pub fn at(&self, sample: usize, class: usize) -> usize {
         let (mut rest, mut at) = (sample, self.start + class as isize * self.class);
         for &(n, step) in self.samples.iter().rev() {
@@ -66,23 +65,23 @@ impl Place {
         at as usize
     }
 
-    /// Where class 0 of a sample is, and how many samples follow at one step, with it.
+    /// The position of class 0 of a sample, and how many samples are left in its line, itself included.
     pub fn line_at(&self, sample: usize) -> (usize, usize) {
         let length = self.samples[self.samples.len() - 1].0;
         (self.at(sample, 0), length - sample % length)
     }
 
-    /// From one class to the next.
+    /// The step from one class to the next.
     pub fn class_step(&self) -> isize {
         self.class
     }
 
-    /// From one sample of a line to the next.
+    /// The step from one sample of a line to the next.
     pub fn sample_step(&self) -> isize {
         self.samples[self.samples.len() - 1].1
     }
 
-    /// The lines of some samples.
+    /// Splits some samples into lines.
     pub fn lines(&self, samples: Range<usize>) -> impl Iterator<Item = Line> {
         let length = self.samples[self.samples.len() - 1].0;
         let mut next = samples.start;
@@ -112,7 +111,7 @@ mod tests {
         let lines: Vec<_> = place.lines(1..7).map(|line| (line.row, line.n, line.at)).collect();
         assert_eq!(lines, [(0, 3, 13), (3, 3, 0)]);
         assert_eq!((place.class_step(), place.sample_step()), (4, 1));
-        // Axes that go on in each other are one line.
+        // Axes that continue each other are one line.
         let place = Place::new(&[5, 3, 2, 7], &[42, 14, 7, 1], 1);
         assert_eq!(place.lines(0..70).count(), 5);
         let place = Place::new(&[3, 2, 7], &[14, 7, 1], 0);

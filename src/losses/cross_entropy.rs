@@ -1,7 +1,7 @@
 //! Cross-entropy of logits: `-sum_c t_c log softmax(logits)_c`.
 //!
-//! The mathematics, and why the digits survive, is in [`crate::softmax`]. Here is only which of its
-//! kernels a batch goes to.
+//! [`crate::softmax`] has the mathematics and the kernels. This file sends a batch to the kernel that
+//! [`Route`] chooses.
 
 use crate::call::batch::Batch;
 use crate::call::coefficients::Coefficients;
@@ -10,13 +10,13 @@ use crate::parallel::driver;
 use crate::softmax::Limits;
 use crate::softmax::few::Few;
 use crate::softmax::objective::Objective;
-use crate::softmax::route::{Kernel, Route};
+use crate::softmax::route::{Algorithm, Route};
 use crate::softmax::rows::Rows;
 use crate::tiles::{self, Plan};
 
 use super::{ClassLoss, with_coefficients};
 
-/// With what becomes of each sample.
+/// The batch, and the function of the softmax that is computed of each sample.
 struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>, Objective);
 
 impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
@@ -25,7 +25,7 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     }
 
     fn takes_few(&self, batch: &Batch<'_, T>) -> bool {
-        Route::of(batch).kernel != Kernel::Rows
+        Route::of(batch).algorithm != Algorithm::Rows
     }
 
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
@@ -37,7 +37,7 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     }
 }
 
-/// With the coefficients, their sum where every row has the same, and the objective.
+/// Makes jobs of [`Few`]: from the coefficients, their sum where all rows have the same, and the objective.
 struct FewPlan<C>(C, f64, Objective);
 
 impl<T: Limits, C: Coefficients<T>> Plan<T> for FewPlan<C> {
@@ -51,7 +51,7 @@ impl<T: Limits, C: Coefficients<T>> Plan<T> for FewPlan<C> {
     }
 }
 
-/// The same.
+/// Makes jobs of [`Rows`], from the same.
 struct RowsPlan<C>(C, f64, Objective);
 
 impl<T: Limits, C: Coefficients<T>> Plan<T> for RowsPlan<C> {
@@ -65,12 +65,12 @@ impl<T: Limits, C: Coefficients<T>> Plan<T> for RowsPlan<C> {
     }
 }
 
-/// Writes what the batch's outputs ask for; returns the reduced loss.
+/// Writes the batch's outputs. Returns the reduced loss.
 pub fn cross_entropy<T: Limits>(batch: &Batch<'_, T>) -> Result<f64> {
     with_objective(batch, Objective::with_z_loss(batch))
 }
 
-/// The same of any objective.
+/// [`cross_entropy`] with any objective in its place.
 pub(super) fn with_objective<T: Limits>(batch: &Batch<'_, T>, objective: Objective) -> Result<f64> {
     with_coefficients(batch, &CrossEntropy(batch, objective))
 }
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn few_and_many_classes_agree() {
-        // The same logits, once as they are and once among classes of probability 0.
+        // The same logits, alone and with classes of probability 0 added.
         let (n, few, many) = (37, 5, 90);
         let logit = |i: usize, c: usize| ((i * few + c) as f64 * 1.37).sin() * 4.0;
         let target: Vec<u8> = (0..n).map(|i| (i % few) as u8).collect();

@@ -1,4 +1,4 @@
-//! The list of losses, and one file a loss: its maths, which kernel it takes, its tests.
+//! The list of losses. Each loss is a file: its formula, which kernel it takes, its tests.
 //!
 //! A loss is its file and its entry in [`LOSSES`]. The functions of the extension module, their keywords
 //! and the checks of their options follow from the entry (`python/`).
@@ -9,7 +9,7 @@ pub mod focal_loss;
 pub mod log_loss;
 
 use crate::call::batch::{Batch, Target};
-use crate::call::coefficients::{Coefficients, Even, Hard, Plain, Shared, Soft};
+use crate::call::coefficients::{AsStored, Coefficients, Even, Hard, Shared, Soft};
 use crate::call::options::Options;
 use crate::error::{Error, Result, collected, spelled};
 use crate::math::{Real, quotient};
@@ -98,37 +98,37 @@ pub const LOSSES: &[Loss] = &[
 /// A loss, as the extension module offers it.
 #[derive(Debug)]
 pub struct Loss {
-    /// Its public name. Its twins add `_with_grad` and `_with_grad_hess`.
+    /// Its public name. The functions with derivatives add `_with_grad` and `_with_grad_hess`.
     pub name: &'static str,
-    /// What its first argument is called; `target` is the second.
+    /// The name of its first argument. The second is `target`.
     pub input: &'static str,
-    /// Its keywords, in the order of its signature; `out` and `hess_out` of its twins follow them.
+    /// Its keywords, in the order of its signature. The functions with derivatives add `out` and `hess_out`.
     pub keywords: &'static [Keyword],
-    /// Why targets must be class indices without smoothing, for a loss that takes no others.
+    /// For a loss whose target must be class indices without smoothing: the reason.
     pub class_indices_only: Option<&'static str>,
-    /// What evaluates it.
+    /// The functions that evaluate it.
     pub evaluate: Evaluate,
 }
 
-/// How many derivatives the twins of a loss return: the gradient, and the diagonal of the Hessian.
+/// How many derivatives there are: the gradient, and the diagonal of the Hessian.
 pub const DERIVATIVES: usize = 2;
 
-/// A keyword that a loss may have, beside those of its outputs.
+/// A keyword that a loss may have, beside `out` and `hess_out`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keyword {
     /// The class axis.
     Axis,
-    /// The power of the focal factor.
+    /// The exponent of focal loss.
     Gamma,
-    /// A weight each class, or each element.
+    /// A weight for each class, or for each element.
     Weight,
-    /// A weight each element that is true.
+    /// The weight of positive elements.
     PosWeight,
-    /// A weight each sample.
+    /// A weight for each sample.
     SampleWeight,
-    /// Class indices whose samples count for nothing.
+    /// Class indices whose samples do not count.
     IgnoreIndex,
-    /// How much of the target is spread evenly.
+    /// The share of the target that is spread evenly over the classes.
     LabelSmoothing,
     /// The factor of the squared logsumexp.
     ZLoss,
@@ -147,18 +147,18 @@ pub enum Keyword {
 pub enum Kind {
     /// An array or `None`.
     Array,
-    /// An int, or for some several or `None`.
+    /// An int; some keywords also take several, or `None`.
     Int,
     /// A number.
     Number,
     /// A number or `None`.
     OptionalNumber,
-    /// One of some words.
+    /// One of several strings.
     Word,
 }
 
 impl Keyword {
-    /// As it is spelled in a call.
+    /// Its name in a call.
     pub const fn name(self) -> &'static str {
         match self {
             Axis => "axis",
@@ -188,7 +188,7 @@ impl Keyword {
     }
 }
 
-/// The functions that evaluate a loss: each writes what the outputs ask for and returns the reduced loss.
+/// The functions that evaluate a loss. Each writes the requested outputs and returns the reduced loss.
 #[derive(Debug)]
 pub enum Evaluate {
     /// A loss of samples by classes.
@@ -204,7 +204,7 @@ pub enum Evaluate {
         f32: ElementByElement<f32>,
         /// For `float64`.
         f64: ElementByElement<f64>,
-        /// For `float32` beside labels or weights of `float64`.
+        /// For `float32` logits with labels or weights of `float64`.
         mixed: InFloat64,
     },
 }
@@ -215,7 +215,7 @@ pub type OverClasses<T> = fn(&Batch<'_, T>) -> Result<f64>;
 /// Evaluates a loss without a class axis.
 pub type ElementByElement<T> = fn(&binary::Binary<'_, T>) -> Result<f64>;
 
-/// Evaluates a loss without a class axis in `float64`, beside logits of `float32`.
+/// Evaluates a loss without a class axis in `float64`, of logits of `float32`.
 pub type InFloat64 = fn(&binary::Mixed<'_>) -> Result<f64>;
 
 impl Loss {
@@ -224,7 +224,7 @@ impl Loss {
         LOSSES.iter().find(|loss| loss.name == name)
     }
 
-    /// Checks options, each in its range already, for what the loss does not take.
+    /// Checks that the loss takes these options. Their ranges have been checked before.
     #[inline]
     pub fn check_options(&self, options: &Options) -> Result<()> {
         match self.class_indices_only {
@@ -237,7 +237,7 @@ impl Loss {
         }
     }
 
-    /// Checks that the loss takes a target stored like this one.
+    /// Checks that the loss takes this kind of target.
     #[inline]
     pub fn check_target<T>(&self, target: &Target<'_, T>) -> Result<()> {
         match (self.class_indices_only, target) {
@@ -251,24 +251,24 @@ impl Loss {
     }
 }
 
-/// How far ahead of its use a number is asked for, in bytes.
+/// How far ahead of its use a number is prefetched, in bytes.
 const AHEAD: usize = 2048;
 
-/// A loss over samples by classes, once it is known how the target is stored.
+/// A loss of samples by classes, generic over how the target is stored.
 trait ClassLoss<T: Real> {
-    /// The sum of the losses. `total` is the sum of the coefficients where every row has the same.
+    /// Returns the sum of the losses. `total` is the sum of the coefficients where all rows have the same, else 0.
     fn run<C: Coefficients<T>>(&self, coefficients: C, total: f64) -> Result<f64>;
     /// Whether [`ClassLoss::run_few`] takes the batch.
     fn takes_few(&self, batch: &Batch<'_, T>) -> bool {
         batch.classes <= MOST_CLASSES
     }
-    /// The same for few classes.
+    /// [`ClassLoss::run`] for few classes.
     fn run_few<C: Coefficients<T>>(&self, coefficients: C, total: f64) -> Result<f64> {
         self.run(coefficients, total)
     }
 }
 
-/// Runs a loss with the coefficients of its batch's target; the reduced loss.
+/// Runs a loss with the coefficients of the batch's target. Returns the reduced loss.
 fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) -> Result<f64> {
     let smoothing = batch.options.label_smoothing;
     let even = smoothing / batch.classes as f64;
@@ -293,7 +293,7 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             run!(Shared(Input::from_slice(&weights)), total)
         }
         Target::Probabilities(p) if smoothing == 0.0 && batch.weight.is_none() => {
-            run!(Plain(p), 0.0)
+            run!(AsStored(p), 0.0)
         }
         Target::Probabilities(probabilities) => {
             let weights = scaled(1.0);
@@ -301,12 +301,12 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
                 probabilities,
                 weight: batch.weight.as_ref().map(|_| Input::from_slice(&weights)),
                 smoothing: (smoothing != 0.0).then(|| {
-                    // 1 - smoothing is rounded, its difference from 1 is not.
+                    // 1 - smoothing is rounded. Its difference from 1 is exact, and gives the rounding error.
                     let keep = 1.0 - smoothing;
-                    let lost = (1.0 - keep) - smoothing;
+                    let error = (1.0 - keep) - smoothing;
                     let classes = batch.classes as f64;
                     let [high, low] = quotient::<T>(keep, 1.0, 0.0);
-                    [[high, T::from_f64(low.to_f64() + lost)], quotient(smoothing, classes, 0.0)]
+                    [[high, T::from_f64(low.to_f64() + error)], quotient(smoothing, classes, 0.0)]
                 }),
             };
             run!(soft, 0.0)
@@ -315,10 +315,10 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
     Ok(reduced(sum, batch.divisor, &batch.options))
 }
 
-/// A sum of losses as the reduction wants it.
+/// The reduced loss of a sum of losses.
 fn reduced(sum: f64, divisor: f64, options: &Options) -> f64 {
     if sum == 0.0 && options.denominator.is_some() {
-        // Nothing counts: 0 whatever the caller divides by, 0 included.
+        // Without a loss the result is 0 for any denominator, 0 included.
         return 0.0;
     }
     sum / divisor

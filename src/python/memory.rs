@@ -1,7 +1,7 @@
-//! The memory of new tensors, which for a large one is that of a large one that was freed.
+//! The memory of new tensors. The last large block that was freed is kept and reused.
 //!
-//! In training the gradient of the logits lives from one forward to the end of one backward and has the
-//! same size each time. The page faults of fresh memory cost more than the kernel that fills it.
+//! In training, the gradient of the logits has the same size in each step, and lives from the forward pass to the
+//! end of the backward pass. The page faults of fresh memory would cost more than the kernel that fills it.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
@@ -9,37 +9,38 @@ use std::sync::Mutex;
 
 use crate::error::no_memory;
 
-/// From here on, in bytes, memory is used again.
+/// The least size, in bytes, of memory that is kept and reused.
 const LARGE: usize = 1 << 20;
 
-/// From here on huge pages are asked for, and their size.
+/// The least size, in bytes, of memory that gets huge pages.
 const HUGE: usize = 4 << 20;
+/// The size of a huge page, in bytes.
 const PAGE: usize = 2 << 20;
 
-/// Below, memory is aligned as all memory is: to ask for more takes a good part of a tiny call.
+/// Below this size, in bytes, memory has the allocator's usual alignment: more would cost a tiny call too much.
 const SMALL: usize = 1 << 10;
 
-/// The last large memory that was freed.
-// Never waited for: a child process may find it locked by a thread that is not there.
-static SPARE: Mutex<Option<Block>> = Mutex::new(None);
+/// The last large block that was freed.
+// Only ever `try_lock`: after a fork, a thread that does not exist in the child may hold the lock.
+static SPARE: Mutex<Option<Allocation>> = Mutex::new(None);
 
-/// Memory that is freed with this value.
-struct Block {
+/// A block of memory, which is freed when this value is dropped.
+struct Allocation {
     start: NonNull<u8>,
     layout: Layout,
 }
 
-// SAFETY: memory belongs to no thread.
-unsafe impl Send for Block {}
+// SAFETY: allocated memory is not tied to a thread.
+unsafe impl Send for Allocation {}
 
-impl Drop for Block {
+impl Drop for Allocation {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout.
         unsafe { dealloc(self.start.as_ptr(), self.layout) };
     }
 }
 
-impl Block {
+impl Allocation {
     fn new(bytes: usize) -> Self {
         let align = match bytes {
             ..SMALL => 16,
@@ -52,27 +53,27 @@ impl Block {
         let Some(start) = NonNull::new(unsafe { alloc(layout) }) else { no_memory() };
         #[cfg(target_os = "linux")]
         if bytes >= HUGE {
-            // SAFETY: this is memory of our own; the advice changes nothing in it, and may fail.
+            // SAFETY: the block is ours. The advice changes none of its bytes, and may fail.
             unsafe { libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
         }
-        Block { start, layout }
+        Allocation { start, layout }
     }
 }
 
 /// The memory of a tensor.
-pub struct Memory(Option<Block>);
+pub struct Memory(Option<Allocation>);
 
 impl Memory {
-    /// So many bytes, whatever is in them.
+    /// Allocates so many bytes, uninitialised.
     pub fn new(bytes: usize) -> Self {
         let spare =
             if bytes < LARGE { None } else { SPARE.try_lock().ok().and_then(|mut s| s.take()) };
-        // What does not fit goes: at rest there is at most one.
-        let fits = |block: &Block| (bytes..=2 * bytes).contains(&block.layout.size());
-        Memory(Some(spare.filter(fits).unwrap_or_else(|| Block::new(bytes))))
+        // A spare block that does not fit is freed: there is never more than one.
+        let fits = |block: &Allocation| (bytes..=2 * bytes).contains(&block.layout.size());
+        Memory(Some(spare.filter(fits).unwrap_or_else(|| Allocation::new(bytes))))
     }
 
-    /// Where it begins.
+    /// The address of the first byte.
     pub fn start(&self) -> *mut u8 {
         self.0.as_ref().expect("there until it is dropped").start.as_ptr()
     }

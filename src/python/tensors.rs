@@ -1,11 +1,10 @@
-//! PyTorch's tensors, read where they are.
+//! PyTorch's CPU tensors, read and made in place, without NumPy.
 //!
-//! By DLPack's exchange interface for C: the class of tensors has a table of functions, one of which
-//! describes a tensor without making an object. NumPy's view of a tensor takes longer than a loss of
-//! ten numbers.
+//! This uses DLPack's exchange interface for C: `torch.Tensor` has a table of functions, and one of them describes
+//! a tensor without making a Python object. A NumPy view of a tensor takes longer than the loss of ten numbers.
 //!
-//! A tensor that stands for the negative of its memory (`is_neg`) looks like any other here: callers
-//! resolve it. As with PyTorch's own operators, no other thread may give a tensor other memory during a call.
+//! A tensor whose memory holds the negative of its values (`is_neg`) looks like any other here. Callers resolve it
+//! before the call. As with PyTorch's own operators, no other thread may replace a tensor's memory during a call.
 
 use std::ffi::{c_int, c_void};
 use std::ptr::{NonNull, null, null_mut};
@@ -25,40 +24,40 @@ use crate::call::halves::Half;
 use crate::error::no_memory;
 use crate::losses::Keyword;
 
-/// `DLPackExchangeAPI`, as far as it is used.
+/// The first fields of `DLPackExchangeAPI`.
 #[repr(C)]
 struct Exchange {
     major: u32,
     minor: u32,
     older: *const Exchange,
     unused: [*const c_void; 2],
-    /// Makes an object of the class, which owns what is handed over; not 0 if it raised an exception.
+    /// Makes a tensor, which owns what is handed over. Returns a number other than 0 if it raised an exception.
     make: Option<unsafe extern "C" fn(*mut Owned, *mut *mut PyObject) -> c_int>,
-    /// Describes an object of the class; not 0 if it raised an exception.
+    /// Describes a tensor. Returns a number other than 0 if it raised an exception.
     describe: Option<unsafe extern "C" fn(*mut PyObject, *mut Description) -> c_int>,
 }
 
-/// A tensor's memory and what describes it. It begins as `DLManagedTensorVersioned`.
+/// A tensor's memory and its description. The first fields are those of `DLManagedTensorVersioned`.
 #[repr(C)]
 struct Owned {
     major: u32,
     minor: u32,
-    /// While a tensor is being made, where it is noted that this was freed.
+    /// While the tensor is being made: `free` writes `true` here. Null afterwards.
     freed: *mut bool,
     free: unsafe extern "C" fn(*mut Owned),
     flags: u64,
     description: Description,
-    /// Held for as long as the tensor lives: its memory, its shape and its strides.
+    /// The memory of the tensor, and its shape and strides, which live as long as the tensor.
     _memory: Memory,
     _axes: Vec<i64>,
 }
 
 /// Frees a tensor's memory. Any thread may call this.
 unsafe extern "C" fn free(owned: *mut Owned) {
-    // SAFETY: made by `Box::into_raw` below, and freed once: by the tensor, or if there is none.
+    // SAFETY: made by `Box::into_raw` below, and freed once: by the tensor, or by `adopt` if no tensor was made.
     let owned = unsafe { Box::from_raw(owned) };
     if !owned.freed.is_null() {
-        // SAFETY: still being made, by a function that is waiting.
+        // SAFETY: not null while `adopt` runs, whose local variable this points to.
         unsafe { owned.freed.write(true) };
     }
 }
@@ -74,24 +73,24 @@ struct Description {
     bits: u8,
     lanes: u16,
     shape: *const i64,
-    /// In numbers.
+    /// In elements, not bytes.
     strides: *const i64,
     byte_offset: u64,
 }
 
-/// The version of the interface that is understood.
+/// The major version of DLPack that this file implements.
 const MAJOR: u32 = 1;
 const CPU: i32 = 1;
 
-/// That of tensors.
+/// The table of `torch.Tensor`; null before [`use_tensors`].
 static EXCHANGE: AtomicPtr<Exchange> = AtomicPtr::new(null_mut());
 
-/// Learns from the class of tensors how to read them.
+/// Takes the table of functions from `torch.Tensor`.
 pub fn use_tensors(tensor: &Bound<'_, PyAny>) -> PyResult<()> {
     let capsule = tensor.getattr("__dlpack_c_exchange_api__")?;
     let pointer = capsule.cast::<PyCapsule>()?.pointer_checked(Some(c"dlpack_exchange_api"))?;
     let exchange = pointer.cast::<Exchange>();
-    // SAFETY: a capsule of that name holds a table that is never freed; the version comes first in all.
+    // SAFETY: a capsule of that name holds a table that is never freed. All versions begin with the version.
     let major = unsafe { exchange.as_ref().major };
     if major != MAJOR {
         let message = format!("xentrs cannot read tensors by version {major} of DLPack");
@@ -101,14 +100,14 @@ pub fn use_tensors(tensor: &Bound<'_, PyAny>) -> PyResult<()> {
     Ok(())
 }
 
-/// The table of tensors.
+/// The table of `torch.Tensor`, if there is one yet.
 fn exchange() -> Option<&'static Exchange> {
-    // SAFETY: null, or a table of a version that is known and that is never freed.
+    // SAFETY: null, or a table of the version above that is never freed.
     unsafe { EXCHANGE.load(Relaxed).as_ref() }
 }
 
-/// A new tensor, whatever its numbers, like another one: of the same dtype, and of its shape and, where
-/// it has no gaps, its strides, or else of this shape.
+/// A new, uninitialised tensor of the dtype of `like`: of the given shape, or of the shape of `like` with its order
+/// of axes.
 pub fn new_like<'py>(
     py: Python<'py>,
     like: &View<'_>,
@@ -120,7 +119,7 @@ pub fn new_like<'py>(
     };
     let mut order: Vec<_> = (0..shape.len()).collect();
     if !like.contiguous {
-        // From the longest step to the shortest; those without, of one length or repeated, stay.
+        // From the longest stride to the shortest. The sort is stable: equal strides keep their order.
         order.sort_by_key(|&i| model.get(i).map(|(_, step): &(usize, isize)| -step));
     }
     let n = shape.len();
@@ -129,7 +128,7 @@ pub fn new_like<'py>(
     let mut numbers = 1;
     for &i in order.iter().rev() {
         axes[n + i] = numbers;
-        // Where this overflows there is no memory for so many.
+        // Where this overflows, the size below is refused.
         numbers = i64::wrapping_mul(numbers, axes[i].max(1));
     }
     let bytes = shape.iter().try_fold(like.dtype.size(), |bytes, &n| bytes.checked_mul(n));
@@ -137,7 +136,8 @@ pub fn new_like<'py>(
     adopt(py, like.dtype, axes, Memory::new(bytes))
 }
 
-/// The tensor that some memory is: the length of each axis, and then its stride in numbers.
+/// Makes a tensor of memory that is filled already or will be. `axes` has the length of each axis, and then the
+/// stride of each axis in elements.
 fn adopt<'py>(
     py: Python<'py>,
     dtype: Dtype,
@@ -179,26 +179,26 @@ fn adopt<'py>(
     }));
     let mut object = null_mut();
     let make = exchange().and_then(|exchange| exchange.make).expect("learned");
-    // SAFETY: Python's lock is held. The memory and the axes do not move and live until `free`.
+    // SAFETY: this thread is attached to the interpreter. The memory and the axes do not move and live until `free`.
     let failed = unsafe { make(owned, &mut object) } != 0;
-    // SAFETY: `freed` may have been written to by `free`, which has its address.
+    // SAFETY: a local variable. The read is volatile since `free` may have written to it by its address.
     let freed = unsafe { (&raw const freed).read_volatile() };
     if !freed {
-        // SAFETY: not freed yet; there is nobody to be told any more.
+        // SAFETY: not freed yet. From here on `free` reports to nobody.
         unsafe { (*owned).freed = null_mut() };
     }
     if let Some(object) = NonNull::new(object).filter(|_| !failed) {
-        // SAFETY: a new tensor, whose reference is handed over and which owns the memory.
+        // SAFETY: a new tensor, which owns the memory. The reference to it is ours.
         return Ok(unsafe { Bound::from_owned_ptr(py, object.as_ptr()) });
     }
     if !freed {
-        // SAFETY: no tensor was made: the memory is still ours.
+        // SAFETY: no tensor was made, so `owned` is still ours.
         unsafe { free(owned) };
     }
     Err(PyErr::take(py).unwrap_or_else(|| PyRuntimeError::new_err("no tensor was made")))
 }
 
-/// Tensors on the CPU.
+/// Reads PyTorch's CPU tensors.
 pub struct Tensors;
 
 impl Source for Tensors {
@@ -218,7 +218,8 @@ impl Source for Tensors {
             strides: null(),
             byte_offset: 0,
         };
-        // SAFETY: Python's lock is held, and any object may be asked: what is no tensor raises.
+        // SAFETY: this thread is attached to the interpreter. Any object may be passed: one that is no tensor
+        // raises an exception.
         if unsafe { describe(object.as_ptr(), &mut found) } != 0 {
             drop(PyErr::take(object.py()));
             return Err(Stop::NotImplemented);
@@ -242,8 +243,8 @@ impl Source for Tensors {
         if n > 0 && (found.strides.is_null() || size_of::<usize>() != size_of::<i64>()) {
             return Err(Stop::NotImplemented);
         }
-        // SAFETY: the tensor keeps `n` lengths there, none negative, and as many strides; a number of the
-        // system's is of the same size, as checked above.
+        // SAFETY: the tensor has `n` lengths there, none negative, and as many strides. `usize` and `i64` have
+        // the same size, as checked above.
         let copied = unsafe { room.copy(n, found.shape.cast(), found.strides.cast()) };
         let (shape, strides) = copied.ok_or(Stop::NotImplemented)?;
         let mut step = 1isize;
@@ -252,7 +253,7 @@ impl Source for Tensors {
             contiguous &= n == 1 || stride == step;
             step = step.checked_mul(n as isize).ok_or(Stop::NotImplemented)?;
         }
-        // A tensor without memory, such as a fake one.
+        // A tensor without memory, such as a `FakeTensor`.
         if data.is_null() && step != 0 {
             return Err(Stop::NotImplemented);
         }
@@ -261,7 +262,8 @@ impl Source for Tensors {
     }
 }
 
-/// The plainest and commonest call: a reduced cross-entropy of class indices. Makes loss and gradient.
+/// The most common call: a reduced cross-entropy of class indices. Returns the loss, or loss and gradient, as new
+/// tensors.
 pub fn quick_cross_entropy<'py>(
     py: Python<'py>,
     logits: &Bound<'py, PyAny>,
@@ -276,7 +278,7 @@ pub fn quick_cross_entropy<'py>(
         return Err(Stop::NotImplemented);
     }
     if ignore_index.extract::<i64>().is_err() {
-        return Err(Stop::NotImplemented); // PyTorch refuses it
+        return Err(Stop::NotImplemented); // PyTorch's own function raises the error.
     }
     let grad = if with_grad { Some(new_like(py, &view, None)?) } else { None };
     let mut keywords = Keywords { axis: i128::from(view.shape.len() > 1), ..Keywords::default() };
@@ -295,7 +297,7 @@ pub fn quick_cross_entropy<'py>(
     let result = call.evaluate::<Tensors>(keywords)?;
     let number: f64 = if with_grad { result.get_item(0)?.extract()? } else { result.extract()? };
     let memory = Memory::new(size_of::<f64>());
-    // SAFETY: it is new, and large enough for either.
+    // SAFETY: the memory is new, and large enough for either type.
     unsafe {
         match view.dtype {
             Dtype::F32 => memory.start().cast::<f32>().write(number as f32),
@@ -309,7 +311,7 @@ pub fn quick_cross_entropy<'py>(
     }
 }
 
-/// Whether a tensor is the one number 1, on the CPU.
+/// Whether a tensor is a scalar 1 on the CPU.
 pub fn is_one(tensor: &Bound<'_, PyAny>) -> bool {
     let mut room = Room::new();
     let Ok(view) = Tensors::view(tensor, &mut room) else { return false };

@@ -1,27 +1,31 @@
-//! What a loss makes of a sample once its softmax has been reduced.
+//! Loss, gradient and Hessian of a sample, as functions of its reduced softmax.
 //!
-//! Every loss of this family is a function of two numbers of a sample: `l = -log p` of the true class, and
-//! `S`, the logsumexp of its logits. With the exponentials `E_c`, their sum `W` and `u = 1 - p`:
+//! Every loss of this family is a function of two numbers of a sample: `l = -log p` of the true class `y`, and
+//! `L`, the logsumexp of the logits. With `u = 1 - p`:
 //!
 //! ```text
 //! cross-entropy    l
 //! focal loss       u^gamma l
-//! z-loss           z S^2, added to either
+//! z-loss           z L^2, added to cross-entropy
 //! ```
 //!
-//! A function `phi(l)` has the gradient `phi'(l)` times that of `l`, and adds `phi''(l) (p_c - [c = y])^2` to
-//! the diagonal of the Hessian. `z S^2` has the gradient `2 z S p_c`. So all of them are emitted as `a E - b t`,
-//! as plain cross-entropy is, and the objective is a value at run time: no loss needs a kernel of its own.
+//! A function `phi(l)` has the gradient `phi'(l)` times that of `l`. It adds `phi''(l) (p_c - [c = y])^2` to
+//! the diagonal of the Hessian. `z L^2` has the gradient `2 z L p_c`. So every gradient has the form
+//! `a E - b t` of plain cross-entropy, with other factors. The objective is a value at run time, and a new
+//! function of `l` and `L` needs no new kernel. The kernels first compute loss and factors of plain
+//! cross-entropy, and then apply the objective to them: [`super::rows`] to a row, [`super::few`] to a group of
+//! samples.
 //!
-//! Of focal loss, with `dl = -dp / p`, `du = p dl` and `r = l / u` (which is 1 at `u = 0`):
+//! Focal loss follows from `dl = -dp / p` and `du = p dl`. With `r = l / u` (1 where `u = 0`):
 //!
 //! ```text
 //! phi'  = u^gamma (1 + gamma p r)
 //! phi'' = u^gamma gamma p (2 - l + (gamma - 1) p r) / u
 //! ```
 //!
-//! `u` is the sum of the other classes over `W`, never `1 - p`, and so both keep their digits where `p` is
-//! near 1. All of it is float64, eight samples at a time.
+//! `u` is computed as `rest / (rest + pivot)`, never as `1 - p`, and keeps its digits where `p` is near 1.
+//!
+//! All of this is float64, for eight samples at a time. It costs one `pow` a sample, and nothing a logit.
 
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::options::Reduction;
@@ -30,30 +34,30 @@ use crate::math::pow::pow;
 use crate::reduce::Total;
 use crate::simd::{Simd, Vector};
 
-/// A function of `l` and `S`.
+/// A function of `l = -log p` and the logsumexp `L`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
     /// The exponent of focal loss; 0 for plain cross-entropy.
     gamma: f64,
-    /// What `S^2` is multiplied by, before the divisor of the plain loss divides it.
+    /// The factor of `L^2` in a loss that is then divided by the divisor of cross-entropy.
     z_loss: f64,
-    /// What `S` is multiplied by in the gradient of a sample of weight 1.
+    /// The factor of `L p_c` in the gradient of a sample of weight 1: `2 z` over the divisor of z-loss.
     z_scale: f64,
 }
 
-/// Eight samples that have been reduced.
+/// The reduced softmax of eight samples.
 pub struct State<S: Simd> {
-    /// The sum of the exponentials without the true class's.
+    /// The sum of the exponentials of all classes but the true one.
     pub rest: S::V64,
-    /// The true class's.
+    /// The exponential of the true class.
     pub pivot: S::V64,
-    /// `-log p` of the true class; needed for focal loss only.
-    pub surprise: S::V64,
-    /// The logsumexp of the logits; needed for z-loss only.
+    /// `-log p` of the true class. Only focal loss reads it.
+    pub surprisal: S::V64,
+    /// The logsumexp of the logits. Only z-loss reads it.
     pub log_sum: S::V64,
 }
 
-/// What the objective makes of a state.
+/// Value and derivatives of an objective, for eight samples.
 pub struct Factors<S: Simd> {
     /// `phi(l) / l`
     pub value: S::V64,
@@ -65,11 +69,11 @@ pub struct Factors<S: Simd> {
     pub second: S::V64,
     /// `1 - p`
     pub others: S::V64,
-    /// What z-loss adds to the loss of a sample of weight 1...
+    /// What z-loss adds, for a sample of weight 1: to the loss,
     pub z_loss: S::V64,
-    /// ... to the factor of its probabilities in the gradient...
+    /// to the factor of `p_c` in the gradient,
     pub z_slope: S::V64,
-    /// ... and to the factor of their squares in the Hessian.
+    /// and to the factor of `p_c^2` in the Hessian.
     pub z_second: S::V64,
 }
 
@@ -77,7 +81,7 @@ impl Objective {
     /// Plain cross-entropy.
     pub const PLAIN: Objective = Objective { gamma: 0.0, z_loss: 0.0, z_scale: 0.0 };
 
-    /// Cross-entropy with the z-loss of a batch's options.
+    /// Cross-entropy, plus the z-loss of the batch's options.
     pub fn with_z_loss<T: Real>(batch: &Batch<'_, T>) -> Self {
         let (z, options) = (batch.options.z_loss, &batch.options);
         if z == 0.0 {
@@ -85,7 +89,7 @@ impl Objective {
         }
         let counted = options.reduction == Reduction::Mean && options.denominator.is_none();
         let divisor = match counted && batch.weight.is_some() {
-            // Class weights do not touch z-loss.
+            // Class weights do not apply to z-loss: its mean is over the sample weights alone.
             true => options.divisor(total_sample_weight(batch)),
             false => batch.divisor,
         };
@@ -110,14 +114,14 @@ impl Objective {
         self.z_loss != 0.0
     }
 
-    /// The larger of a sample's scale in the plain gradient and that of its z-loss.
+    /// The larger of two scales of a sample's gradient: that of cross-entropy, and that of z-loss.
     #[inline(always)]
     pub fn scale(self, plain: f64, sample_weight: f64) -> f64 {
         let z = sample_weight * self.z_scale;
         if z.abs() > plain.abs() { z } else { plain }
     }
 
-    /// The same of eight samples.
+    /// [`Objective::scale`] of eight samples.
     #[inline(always)]
     pub fn scales<S: Simd>(self, s: S, plain: S::V64, sample_weight: S::V64) -> S::V64 {
         let z = sample_weight.mul(S::V64::splat(s, self.z_scale));
@@ -133,7 +137,7 @@ impl Objective {
             };
         }
         let (zero, one) = (splat!(0.0), splat!(1.0));
-        let &State { rest, pivot, surprise, log_sum } = state;
+        let &State { rest, pivot, surprisal, log_sum } = state;
         let whole = rest.add(pivot);
         let inverse = one.div(whole);
         let others = rest.mul(inverse);
@@ -148,22 +152,22 @@ impl Objective {
             z_second: zero,
         };
         if self.gamma != 0.0 {
-            // The rounding errors of the sum and of the product.
+            // The rounding error of `others`: that of the sum `whole`, and that of the product.
             let part = whole.sub(rest);
             let sum_error = rest.sub(whole.sub(part)).add(pivot.sub(part));
             let error = zero.sub(others).fma(whole, rest);
             let error = zero.sub(others).mul_add(sum_error, error).mul(inverse);
             let power = pow::<S>(s, [others, error], self.gamma);
-            let (p, none) = (pivot.mul(inverse), others.eq(zero));
-            let ratio = S::V64::select(none, one, surprise.div(others));
-            // Where p underflows, l may be infinite.
-            let (lost, gamma) = (p.eq(zero), splat!(self.gamma));
-            let weighed = S::V64::select(lost, zero, p.mul(ratio));
+            let (p, certain) = (pivot.mul(inverse), others.eq(zero));
+            let ratio = S::V64::select(certain, one, surprisal.div(others));
+            // Where p underflows, l may be infinite: p r is 0, not NaN.
+            let (underflowed, gamma) = (p.eq(zero), splat!(self.gamma));
+            let weighed = S::V64::select(underflowed, zero, p.mul(ratio));
             let slope = power.mul(gamma.mul_add(weighed, one));
-            let bracket = splat!(self.gamma - 1.0).mul_add(weighed, splat!(2.0).sub(surprise));
+            let bracket = splat!(self.gamma - 1.0).mul_add(weighed, splat!(2.0).sub(surprisal));
             let curvature = power.mul(gamma).mul(p).mul(bracket);
-            let curvature = S::V64::select(lost, zero, curvature);
-            let second = S::V64::select(none, zero, curvature.div(others));
+            let curvature = S::V64::select(underflowed, zero, curvature);
+            let second = S::V64::select(certain, zero, curvature.div(others));
             (factors.value, factors.slope) = (power, slope);
             (factors.curvature, factors.second) = (curvature, second);
         }
@@ -176,7 +180,7 @@ impl Objective {
     }
 }
 
-/// The sum of the weights of the samples that count.
+/// The sum of the sample weights, without ignored samples.
 fn total_sample_weight<T: Real>(batch: &Batch<'_, T>) -> f64 {
     const BLOCK: usize = 256;
     let (mut classes, mut total) = ([0; BLOCK], Total::default());

@@ -1,82 +1,86 @@
-//! Which way a batch takes: one function reads the batch and decides.
+//! Which kernel a batch takes, and how: [`Route::of`] reads the batch and decides.
 //!
-//! | classes | arrays | way |
-//! |---|---|---|
-//! | up to 256 | rows, or samples that lie next to each other | few classes, as they lie |
-//! | up to 256 | anything else, half precision, float32 computed in float64 | few classes, by tiles |
-//! | more | logits (and probabilities) of long lines of samples next to each other | columns, as they lie |
-//! | more | rows | rows, as they lie |
-//! | more | anything else | rows, by tiles |
+//! | classes | arrays | algorithm | arrays are |
+//! |---|---|---|---|
+//! | up to 256 | contiguous rows, or adjacent samples | [`Algorithm::Few`] | read and written in place |
+//! | up to 256 | other strides, half precision, float32 computed in float64 | [`Algorithm::Few`] | copied by tiles |
+//! | more | logits (and probabilities) in long lines of adjacent samples | [`Algorithm::Columns`] | in place |
+//! | more | contiguous rows | [`Algorithm::Rows`] | in place |
+//! | more | anything else | [`Algorithm::Rows`] | copied by tiles |
 //!
-//! A gradient that will not be found in the caches is written by non-temporal stores, but for few classes.
+//! Samples are adjacent where their numbers of one class lie next to each other, as the pixels of
+//! `(N, C, H, W)` do.
+//!
+//! Non-temporal stores write the gradient where it exceeds the caches, except for `Few`: its stores follow
+//! prefetches of the same cache lines, which is faster.
 
 use crate::call::batch::{Batch, Target};
 use crate::call::place::Place;
 use crate::math::Real;
 
-/// The most classes that are few.
+/// The most classes that [`Algorithm::Few`] takes.
 pub const MOST_CLASSES: usize = 256;
 
-/// The shortest lines of samples of which many classes are taken as columns.
+/// The shortest line of adjacent samples that [`Algorithm::Columns`] takes.
 const LINE: usize = 64;
 
-/// A kernel.
+/// How a batch is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel {
-    /// [`super::rows`]
+pub enum Algorithm {
+    /// [`super::rows`]: vectors along the classes of a row.
     Rows,
-    /// [`super::few`], of few classes
+    /// [`super::few`]: a lane a sample, up to [`MOST_CLASSES`] classes.
     Few,
-    /// [`super::few`], of many classes along lines of samples of this length
+    /// [`super::few`] with more classes: the samples lie in lines of this length.
     Columns(usize),
 }
 
-/// The way of a batch.
+/// The algorithm of a batch, and how it reads and writes the arrays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Its kernel.
-    pub kernel: Kernel,
-    /// Whether a tile of rows is copied at a time.
+    /// The algorithm.
+    pub algorithm: Algorithm,
+    /// Whether the arrays are copied to contiguous rows and back, a tile at a time ([`crate::tiles`]).
     pub by_tiles: bool,
-    /// Whether the gradient is written by non-temporal stores.
+    /// Whether non-temporal stores write the gradient.
     pub non_temporal: bool,
 }
 
 impl Route {
-    /// That of a batch.
+    /// The route of a batch.
     pub fn of<T: Real>(batch: &Batch<'_, T>) -> Self {
         let layout = batch.layout.as_deref();
-        let kernel = match (batch.classes <= MOST_CLASSES, lines(batch)) {
-            (true, _) => Kernel::Few,
-            (false, Some(line)) => Kernel::Columns(line),
-            (false, None) => Kernel::Rows,
+        let algorithm = match (batch.classes <= MOST_CLASSES, lines(batch)) {
+            (true, _) => Algorithm::Few,
+            (false, Some(line)) => Algorithm::Columns(line),
+            (false, None) => Algorithm::Rows,
         };
-        let by_tiles = layout.is_some_and(|layout| match kernel {
-            Kernel::Few => {
+        let by_tiles = layout.is_some_and(|layout| match algorithm {
+            Algorithm::Few => {
                 layout.converts() || layout.places().any(|place| place.sample_step() != 1)
             }
-            Kernel::Columns(_) => false,
-            Kernel::Rows => true,
+            Algorithm::Columns(_) => false,
+            Algorithm::Rows => true,
         });
-        Route { kernel, by_tiles, non_temporal: kernel != Kernel::Few && batch.stream() }
+        Route { algorithm, by_tiles, non_temporal: algorithm != Algorithm::Few && batch.stream() }
     }
 }
 
-/// The lines of samples of a batch that can be taken as columns though it has more than [`MOST_CLASSES`]: those
-/// of the logits are long, and those of the target's probabilities. Outputs may lie anywhere, so the
-/// loss is the same whatever they are.
+/// The length of the shortest line of adjacent samples, if [`Algorithm::Columns`] takes the batch: if the lines
+/// of the logits are long, and those of the target's probabilities. The outputs' strides do not matter, so
+/// that the bits of the loss do not depend on the outputs.
 fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
     let layout = batch.layout.as_deref().filter(|layout| !layout.converts())?;
     let long = |place: &Option<Place>| place.as_ref().is_some_and(is_long);
     let soft = matches!(batch.target, Target::Probabilities(_));
-    // Class indices are numbers of the logits' type there.
+    // The kernel holds class indices in the logits' type: float32 counts exactly up to 2^24.
     let fits = batch.classes <= 1 << 24;
     let takes = fits && long(&layout.values) && (!soft || long(&layout.probabilities));
     let lines = layout.places().filter(|place| is_long(place)).map(|place| place.line_at(0).1);
     lines.min().filter(|_| takes)
 }
 
-/// Whether so many samples lie next to each other that columns are read or written as they are.
+/// Whether the lines of adjacent samples are long enough to read or write them in place.
 pub(super) fn is_long(place: &Place) -> bool {
     place.sample_step() == 1 && place.line_at(0).1 >= LINE
 }

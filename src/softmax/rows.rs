@@ -1,23 +1,40 @@
-//! A row at a time, for many classes.
+//! Rows of many classes, one row at a time, with vectors along the classes.
 //!
 //! ```text
-//! for each row i, chunk by chunk of eight vectors:
-//!     gradient[i-1] = a E - b t       from scratch, E of row i-1        (emit)
-//!     scratch = E of logits[i]; rest += E                               (reduce)
-//! then from rest, once a row: loss, a, b and the gradient at the pivot
+//! for each row i:
+//!     reference = max(first 64 logits of the row, logit of the true class)
+//!     for each chunk of eight vectors:
+//!         gradient[i-1] = a E - b t         E of row i-1, from scratch      (emit)
+//!         scratch = E of logits[i]          in place of those of row i-1    (reduce)
+//!         rest += E, but for the pivot
+//!     loss, a, b and the gradient at the pivot, from rest and E_pivot
 //! ```
 //!
-//! Row i-1 is emitted while row i is reduced, out of the very slots that it is about to take, so that
-//! reading, arithmetic and writing overlap; a row's logits are read once and its gradient written
-//! once, past the caches (streamed) where it will not be read from them soon.
+//! The kernel departs from this in five ways:
 //!
-//! There is no pass for the maximum: the reference, a power of two, need only be near enough not to
-//! overflow. It is that of the largest of the row's first 64 logits and the true class's. Where a part
-//! of the row exceeds the [`Limits`] under it, that part is reduced again, while it is in the cache,
-//! under its own maximum, and the parts before it are scaled; that changes no bit of what was right
-//! before. The chunks that hold the pivot or the row's end go vector by vector; the others know
-//! neither. To emit, the pivot of plain class indices is a class like any other: its place in scratch
-//! takes `-rest`, which `a` makes its gradient. Losses wait until there are eight, for a logarithm in vectors.
+//! 1. *No pass for the maximum.* A reference only has to be near enough to the largest logit that no
+//!    exponential overflows. Where the sum of a part of the row (64 chunks) exceeds the [`Limits`], the kernel
+//!    takes the maximum of that part as the new reference, reduces the part again while it is in the cache, and
+//!    multiplies the parts before it by a power of two. That is exact, so no bit depends on the references
+//!    that were tried. With label smoothing or probabilities, all sums need the same reference: there the
+//!    kernel reduces the whole row again, with the row's maximum as reference (`Rows::reduce`).
+//! 2. *No test for the pivot in most chunks.* Only the chunks that hold the pivot or the end of the row go
+//!    vector by vector, with masks (`Reduce::edge`).
+//! 3. *The pivot is emitted as any other class* where the target is class indices alone: its exponential in
+//!    scratch becomes `-rest`, and `a (-rest)` is its gradient.
+//! 4. *Losses are computed eight rows at a time*, since a vector takes eight logarithms in the time of one
+//!    (`PendingLosses`).
+//! 5. *Non-temporal stores* write the gradient where it exceeds the caches. They begin at the first aligned
+//!    number of the row.
+//!
+//! Costs: each logit is read once, each number of the gradient written once, and one row of exponentials
+//! stays in the L1 or L2 cache. Emitting row i-1 while row i is reduced makes loads, arithmetic and stores
+//! overlap. Without a gradient nothing is kept in scratch. The Hessian costs further passes over the scratch
+//! where the pivot has less than half of the probability (`Rows::dominant_hessian`).
+//!
+//! The kernel is compiled once for each way that a target is stored ([`Coefficients`]), not for each loss. An
+//! objective other than plain cross-entropy changes loss and factors once a row (`ApplyObjective`). Whether there
+//! is a gradient is a value at run time, read once a chunk.
 
 use std::ops::Range;
 
@@ -34,119 +51,130 @@ use super::objective::{Factors, Objective, State};
 use super::route::Route;
 use super::{Limits, exponent, power};
 
-/// Vectors in a chunk.
+/// Vectors of a chunk.
 const VECTORS: usize = 8;
 
-/// Chunks whose sums stay in vectors before float64 takes them.
+/// Chunks of a part: its sums stay in vectors, and sums of parts are added in float64.
 const PART: usize = 64;
 
-/// Logits that the reference is taken from.
-const SAMPLE: usize = 64;
+/// How many of the row's first logits the reference is the maximum of.
+const SAMPLED: usize = 64;
 
-/// How far ahead of its use a logit is asked for, in bytes.
+/// How far ahead of its use a logit is prefetched, in bytes.
 const AHEAD: usize = 4096;
 
-/// The job of a batch.
+/// The job of a batch whose samples are contiguous rows.
 pub struct Rows<'a, T, C> {
     batch: &'a Batch<'a, T>,
     coefficients: C,
     objective: Objective,
-    /// Whether that is plain cross-entropy: asked once a row.
+    /// Whether the objective is plain cross-entropy. Computed once, read once a row.
     plain: bool,
-    /// The part of a class index that smoothing leaves.
+    /// What label smoothing leaves to the true class: `1 - label_smoothing`.
     keep: f64,
-    /// The sum of all coefficients, where every row has the same.
+    /// The sum of the coefficients, where all rows have the same; else 0.
     total: f64,
-    stream: bool,
+    /// Whether non-temporal stores write the gradient.
+    non_temporal: bool,
 }
 
-/// The sums of a row.
-struct Sums<S: Simd, T: Real> {
-    /// Exponentials, but for the pivot's.
+/// The sums of a part of a row, in vectors.
+struct RowSums<S: Simd, T: Real> {
+    /// Of the exponentials, without the pivot's.
     rest: Sum<S, T>,
-    /// Coefficients times the distance of their logits from the reference.
+    /// Of the coefficients times how far their logits are below the reference.
     distance: Sum<S, T>,
-    /// Coefficients.
+    /// Of the coefficients.
     coefficient: Sum<S, T>,
-    /// The largest logits, where the target is probabilities.
+    /// The largest logit of each lane so far, where the target is probabilities.
     most: T::V<S>,
 }
 
-/// A row that has been reduced.
-struct Totals {
-    /// The sum without the pivot, and the pivot's exponential.
+/// The sums of a whole row.
+struct RowTotals {
+    /// The sum of the exponentials without the pivot's, and the pivot's exponential.
     rest: f64,
     pivot: f64,
+    /// As in [`RowSums`].
     distance: f64,
     coefficient: f64,
     /// The largest logit, where the target is probabilities.
     most: f64,
 }
 
-/// Losses of rows that wait for their logarithms.
+/// Up to eight rows whose losses wait for their logarithms.
 #[derive(Default)]
-struct Waiting {
+struct PendingLosses {
     n: usize,
     rows: [usize; 8],
-    /// The pivot's loss is `log(1 + rest / pivot)`, or where `far` is a number: `log(sum) + far`.
+    /// The surprisal `-log p` of the pivot is `log1p(rest / pivot)`. Where `far` is a number, that quotient cannot
+    /// be formed, and the surprisal is `log S - reference + far`: `far` is how far the logit is below the
+    /// reference. Where the target is probabilities, `far` is of the largest logit instead of the pivot.
     rest: [f64; 8],
     pivot: [f64; 8],
     far: [Option<f64>; 8],
-    /// The sum of exponentials, and what its logarithm is less to be relative to the reference.
+    /// `log S - reference = log(sum) - residue`: see [`Exp::relative`].
     sum: [f64; 8],
     residue: [f64; 8],
-    /// What the pivot's loss is multiplied by, and that of the reference; what is added; the sample's
-    /// weight.
-    of_class: [f64; 8],
+    /// `loss = sample (class_weight surprisal + total (log S - reference) + distance)`; where the target is
+    /// probabilities, `loss = sample (total surprisal + distance)`.
+    ///
+    /// The weight of the true class, times what label smoothing leaves to it.
+    class_weight: [f64; 8],
+    /// The sum of the coefficients.
     total: [f64; 8],
+    /// The sum of the coefficients times how far their logits are below the reference; below the largest logit
+    /// where the target is probabilities.
     distance: [f64; 8],
+    /// The weight of the sample.
     sample: [f64; 8],
 }
 
-/// What the reduction of a row needs to know.
+/// The reduction of one row.
 struct Reduce<'a, S: Simd, T: Real, R> {
     logits: Input<'a, T>,
     scratch: &'a Scratch<T>,
-    /// Whether exponentials are kept there for a gradient.
+    /// Whether the exponentials are kept in `scratch` for a gradient.
     grad: bool,
     exp: Exp<S, T>,
     bias: i64,
-    /// The largest sum of exponentials.
+    /// The largest sum of exponentials before another reference is taken.
     largest: f64,
     reference: T::V<S>,
     pivot: usize,
     coefficients: R,
 }
 
-/// A row whose gradient waits in scratch.
+/// A reduced row whose gradient is not yet written: its exponentials are in scratch.
 #[derive(Clone, Copy)]
 struct Emit<'a, S: Simd, T: Real, R> {
     scratch: Input<'a, T>,
     grad: Output<'a, T>,
     hess: Option<Output<'a, T>>,
     coefficients: R,
-    /// `a`, and what its rounding lost.
+    /// `a`, and its rounding error.
     a: [T::V<S>; 2],
     /// `-b`
     minus_b: T::V<S>,
     /// `1 / S`
     inverse: T::V<S>,
-    /// The factor of `p E` that an objective adds to the Hessian.
+    /// The factor of `p E` that an objective other than plain cross-entropy adds to the Hessian.
     second: Option<T::V<S>>,
-    /// Where the two that follow go; without coefficients, a first that is 0 is in scratch instead.
+    /// The pivot, and the gradient and Hessian there. Without coefficients, a `pivot_grad` of 0 means that
+    /// the gradient follows from the exponential in scratch.
     pivot: usize,
     pivot_grad: T,
     pivot_hess: T,
-    /// Another class that has most of the probability, and the Hessian there.
+    /// A class that is not the pivot and has most of the probability, if there is one, and the Hessian there.
     dominant: Option<(usize, T)>,
-    /// Numbers before the gradient's first aligned one.
+    /// How many numbers of the row's gradient lie before the first that is aligned to a cache line.
     head: usize,
-    stream: bool,
+    non_temporal: bool,
 }
 
 impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
-    /// A vector's coefficients, and their logits' distances from the reference times them (but for
-    /// coefficients that are all the same, which multiply the sum).
+    /// The coefficients of a vector of logits, and these times how far the logits are below the reference.
+    /// Coefficients that are all the same are left out of the products: they multiply the sum.
     #[inline(always)]
     fn weigh<C: Coefficients<T>>(
         &self,
@@ -159,7 +187,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let coefficient = self.coefficients.load(s, at, lanes);
         let distance = self.reference.sub(x);
         if C::EVEN {
-            // Beyond the row's end there is none.
+            // Lanes past the end of the row add nothing.
             let inside = T::V::<S>::mask(s, lanes);
             let distance = T::V::<S>::select(inside, distance, zero);
             return (coefficient, distance);
@@ -176,7 +204,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         &self,
         s: S,
         at: usize,
-        sums: &mut Sums<S, T>,
+        sums: &mut RowSums<S, T>,
     ) {
         let logits = self.logits.part(at, VECTORS * T::LANES);
         let n = if GRAD { VECTORS * T::LANES } else { 0 };
@@ -225,7 +253,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         &self,
         s: S,
         at: usize,
-        sums: &mut Sums<S, T>,
+        sums: &mut RowSums<S, T>,
     ) {
         let zero = T::V::<S>::splat(s, T::default());
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
@@ -244,7 +272,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             if self.grad {
                 e.store(self.scratch.output(), at);
             }
-            // Not a branch, which nothing could foresee.
+            // A mask, not a branch: no predictor could foresee it.
             let lane = self.pivot.wrapping_sub(at);
             let own = u32::from(lane < T::LANES) << (lane % T::LANES);
             sums.rest.add_positive(e.clear(s, T::V::<S>::mask(s, own)));
@@ -258,19 +286,19 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         sums.add_weighed::<C>(coefficients, distances);
     }
 
-    /// Reduces a part of the row, emitting that of `waiting`.
+    /// Reduces a part of the row, and emits the same part of `pending`.
     #[inline(always)]
     fn part<C: Coefficients<T, Row<S> = R>, const SHIFTED: bool>(
         &self,
         s: S,
         part: Range<usize>,
-        waiting: Option<&Emit<'_, S, T, R>>,
-        sums: &mut Sums<S, T>,
+        pending: Option<&Emit<'_, S, T, R>>,
+        sums: &mut RowSums<S, T>,
     ) {
         let chunk = VECTORS * T::LANES;
         for at in part.clone().step_by(chunk) {
-            if let Some(waiting) = waiting {
-                s.function(Chunk::<S, T, C> { emit: waiting, at });
+            if let Some(pending) = pending {
+                s.function(Chunk::<S, T, C> { emit: pending, at });
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
                 if self.grad {
@@ -284,14 +312,14 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         }
     }
 
-    /// Reduces the row; a row that waits is emitted meanwhile. The sums are infinite or too large
-    /// where the reference must be that of the whole row's largest logit.
+    /// Reduces the row, and emits `pending` meanwhile. The sum of exponentials comes out infinite, or above
+    /// `largest`, where the row has to be reduced again with its maximum as reference.
     #[inline(always)]
     fn row<C: Coefficients<T, Row<S> = R>, const SHIFTED: bool>(
         &mut self,
         s: S,
-        waiting: &mut Option<Emit<'_, S, T, R>>,
-    ) -> Totals
+        pending: &mut Option<Emit<'_, S, T, R>>,
+    ) -> RowTotals
     where
         T: Limits,
     {
@@ -299,13 +327,14 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             (Total::default(), Total::default(), Total::default());
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
         let mut most = lowest;
+        // Where the parts began that took the last eight new references.
         let mut referred = [0; 8];
         let len = self.logits.len();
         for start in (0..len).step_by(PART * VECTORS * T::LANES) {
             let part = start..len.min(start + PART * VECTORS * T::LANES);
-            let mut emitting = waiting.as_ref();
+            let mut emitting = pending.as_ref();
             let (sums, sum) = loop {
-                let mut sums = Sums::new(s, most);
+                let mut sums = RowSums::new(s, most);
                 self.part::<C, SHIFTED>(s, part.clone(), emitting.take(), &mut sums);
                 let sum = sums.rest.total();
                 let before = self.exp.scale;
@@ -316,7 +345,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 let change = self.exp.scale - before;
                 rest.scale(power(change));
                 if self.grad {
-                    // Eight references ago exponentials have long become 0.
+                    // Each new reference is so much larger that after eight the exponentials are 0.
                     rescale::<S, T>(s, self.scratch, referred[0]..start, change);
                     referred.rotate_left(1);
                     referred[7] = start;
@@ -335,8 +364,8 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 coefficient.add(sums.coefficient.total());
             }
         }
-        if let Some(waiting) = waiting.take() {
-            waiting.finish::<C>();
+        if let Some(pending) = pending.take() {
+            pending.finish::<C>();
         }
         let pivot = T::V::<S>::splat(s, self.logits.get(self.pivot));
         let pivot = self.exp.of::<SHIFTED>(s, pivot).to_lanes().as_ref()[0].to_f64();
@@ -345,30 +374,30 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         if C::EVEN {
             distance *= self.coefficients.load(s, 0, 1).to_lanes().as_ref()[0].to_f64();
         }
-        Totals { rest, pivot, distance, coefficient, most }
+        RowTotals { rest, pivot, distance, coefficient, most }
     }
 
-    /// [`Reduce::row`] under any reference.
+    /// [`Reduce::row`] with a reference of any size, as a call of its own.
     #[inline(always)]
     fn shifted_row<C: Coefficients<T, Row<S> = R>>(
         &mut self,
         s: S,
-        waiting: &mut Option<Emit<'_, S, T, R>>,
-    ) -> Totals
+        pending: &mut Option<Emit<'_, S, T, R>>,
+    ) -> RowTotals
     where
         T: Limits,
     {
-        s.function(ShiftedRow::<S, T, C> { reduce: self, waiting })
+        s.function(ShiftedRow::<S, T, C> { reduce: self, pending })
     }
 
-    /// Takes the reference from a part's largest logit, if that can be done.
+    /// Makes the largest logit of a part the reference. Returns `false` if it cannot be one, or is not larger.
     #[inline(always)]
     fn refer_to(&mut self, s: S, part: Range<usize>) -> bool
     where
         T: Limits,
     {
         let most = maximum(s, self.logits.part(part.start, part.len()));
-        // Not of infinity either, nor again where that has not helped.
+        // Infinity cannot be a reference. A maximum that is not larger would give the same sums again.
         if most.to_f64() > T::OFFSET_LIMIT || most <= self.reference.to_lanes().as_ref()[0] {
             return false;
         }
@@ -380,19 +409,19 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
 
 struct ShiftedRow<'r, 'a, 'e, S: Simd, T: Real, C: Coefficients<T>> {
     reduce: &'r mut Reduce<'a, S, T, C::Row<S>>,
-    waiting: &'r mut Option<Emit<'e, S, T, C::Row<S>>>,
+    pending: &'r mut Option<Emit<'e, S, T, C::Row<S>>>,
 }
 
 impl<S: Simd, T: Limits, C: Coefficients<T>> Function<S> for ShiftedRow<'_, '_, '_, S, T, C> {
-    type Output = Totals;
+    type Output = RowTotals;
     #[inline(always)]
-    fn eval(self, s: S) -> Totals {
-        self.reduce.row::<C, true>(s, self.waiting)
+    fn eval(self, s: S) -> RowTotals {
+        self.reduce.row::<C, true>(s, self.pending)
     }
 }
 
-/// Multiplies exponentials by two to a power, in two steps where that number itself would underflow: the
-/// products need not.
+/// Multiplies exponentials by `2^exponent`. In two steps where that factor would underflow and the products
+/// need not.
 #[inline(always)]
 fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, exponent: i64) {
     let first = if exponent < 1 - T::MAX_EXPONENT { exponent / 2 } else { exponent };
@@ -404,14 +433,14 @@ fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, exp
     }
 }
 
-impl<S: Simd, T: Real> Sums<S, T> {
-    /// No sums yet.
+impl<S: Simd, T: Real> RowSums<S, T> {
+    /// Sums that are 0, with the largest logits so far.
     #[inline(always)]
     fn new(s: S, most: T::V<S>) -> Self {
-        Sums { rest: Sum::new(s), distance: Sum::new(s), coefficient: Sum::new(s), most }
+        RowSums { rest: Sum::new(s), distance: Sum::new(s), coefficient: Sum::new(s), most }
     }
 
-    /// Adds a chunk's coefficients and distances, each as a tree first.
+    /// Adds the coefficients and distances of a chunk, each summed as a tree first.
     #[inline(always)]
     fn add_weighed<C: Coefficients<T>>(
         &mut self,
@@ -433,7 +462,7 @@ fn tree<S: Simd, T: Real>(x: [T::V<S>; VECTORS]) -> T::V<S> {
     a.add(b).add(c.add(d)).add(e.add(f).add(g.add(h)))
 }
 
-/// Emits a chunk.
+/// Emits a chunk of a row, as a call of its own.
 struct Chunk<'e, 'a, S: Simd, T: Real, C: Coefficients<T>> {
     emit: &'e Emit<'a, S, T, C::Row<S>>,
     at: usize,
@@ -448,7 +477,7 @@ impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for Chunk<'_, '_, S, T, C
 }
 
 impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
-    /// The gradient of a vector.
+    /// The gradient of a vector of classes, the pivot's aside.
     #[inline(always)]
     fn gradient<C: Coefficients<T>>(&self, s: S, e: T::V<S>, at: usize, lanes: u32) -> T::V<S> {
         if C::ANY {
@@ -460,7 +489,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
     }
 
-    /// The Hessian of a vector.
+    /// The Hessian of a vector of classes, the pivot's aside.
     #[inline(always)]
     fn hessian(&self, s: S, e: T::V<S>) -> T::V<S> {
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
@@ -472,8 +501,8 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
     }
 
-    /// Emits the chunk at `at`: as far as the scratch of that chunk reaches, and on to the next
-    /// aligned place, which the reduction of the chunk does not touch.
+    /// Emits the chunk at `at`, shifted by `head`, so that its stores are aligned. It reads up to `head`
+    /// exponentials of the next chunk: the reduction that follows overwrites those of this chunk only.
     #[inline(always)]
     fn chunk<C: Coefficients<T>>(&self, s: S, at: usize) {
         let chunk = VECTORS * T::LANES;
@@ -497,7 +526,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
                 self.hessian(s, e).store(hess, at + i * T::LANES);
             }
         }
-        if self.stream {
+        if self.non_temporal {
             for i in 0..VECTORS {
                 let e = T::V::<S>::load(s, scratch, i * T::LANES);
                 let g = self.gradient::<C>(s, e, at + i * T::LANES, T::ALL);
@@ -513,7 +542,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
     }
 
-    /// Emits `n` numbers, at most a vector, the pivot perhaps among them.
+    /// Emits `n` numbers, at most a vector. The pivot may be among them.
     #[inline(always)]
     fn some<C: Coefficients<T>>(&self, s: S, at: usize, n: usize) {
         let zero = T::V::<S>::splat(s, T::default());
@@ -525,7 +554,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
             let mask = T::V::<S>::mask(s, 1 << lane);
             g = T::V::<S>::select(mask, T::V::<S>::splat(s, self.pivot_grad), g);
         }
-        if self.stream && lanes == T::ALL {
+        if self.non_temporal && lanes == T::ALL {
             g.stream(self.grad, at);
         } else {
             g.store_lanes(self.grad, at, lanes);
@@ -545,7 +574,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
     }
 
-    /// After the last chunk.
+    /// After the last chunk: writes what differs at the pivot and at a dominant class.
     #[inline(always)]
     fn finish<C: Coefficients<T, Row<S> = R>>(&self) {
         if !C::ANY && self.pivot_grad != T::default() {
@@ -560,29 +589,29 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
 }
 
 impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
-    /// A job. `total` is the sum of the coefficients where every row has the same.
+    /// A job. `total` is the sum of the coefficients where all rows have the same, else 0.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
-        let (plain, stream) = (objective.is_plain(), Route::of(batch).non_temporal);
-        Rows { batch, coefficients, objective, plain, keep, total, stream }
+        let (plain, non_temporal) = (objective.is_plain(), Route::of(batch).non_temporal);
+        Rows { batch, coefficients, objective, plain, keep, total, non_temporal }
     }
 
-    /// A row's own part of an output.
+    /// One row of an output.
     #[inline(always)]
     fn row_of<'b>(&self, array: Output<'b, T>, row: usize) -> Output<'b, T> {
         self.batch.rows(array, row, 1)
     }
 
-    /// Writes the same gradient and Hessian to a whole row.
+    /// Fills a row of the gradient and of the Hessian with `x`.
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, row: usize, x: T) {
         for array in [self.batch.outputs.grad, self.batch.outputs.hess].into_iter().flatten() {
-            fill(s, self.row_of(array, row), x, self.stream);
+            fill(s, self.row_of(array, row), x, self.non_temporal);
         }
     }
 
-    /// The class that has more than half of the probability, if one has, and the Hessian there:
-    /// `1 - p` would cancel, so the others are summed.
+    /// The class that has more than half of the probability, if there is one, and the Hessian there.
+    /// `1 - p` would cancel, so this sums the other classes.
     #[inline(always)]
     fn dominant_hessian<S: Simd>(
         &self,
@@ -612,17 +641,17 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         Some((class, T::from_f64(p * (others / (others + most.to_f64())))))
     }
 
-    /// Reduces a row, under the sampled reference if that does and under the maximum otherwise.
-    /// `None` where the largest logit is infinite: the row's loss is NaN. `waiting` is emitted and
-    /// taken if anything is reduced.
+    /// Reduces a row with the reference of its first logits, or where that does not do, with its maximum.
+    /// Returns the sums and the reference; `None` where the largest logit is infinite, so that the loss is NaN.
+    /// Emits and takes `pending` if it reduces anything.
     #[inline(always)]
     fn reduce<'b, S: Simd>(
         &self,
         s: S,
         row: &mut Reduce<'b, S, T, C::Row<S>>,
-        waiting: &mut Option<Emit<'b, S, T, C::Row<S>>>,
-    ) -> Option<(Totals, T)> {
-        let sample = row.logits.part(0, SAMPLE.min(row.logits.len()));
+        pending: &mut Option<Emit<'b, S, T, C::Row<S>>>,
+    ) -> Option<(RowTotals, T)> {
+        let sample = row.logits.part(0, SAMPLED.min(row.logits.len()));
         let mut reference = maximum(s, sample);
         if C::HARD {
             let x = row.logits.get(row.pivot);
@@ -636,9 +665,9 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             row.reference = T::V::<S>::splat(s, reference);
             // A shift of 0 changes no bit.
             let totals = if S::SPECIALIZED {
-                row.row::<C, false>(s, waiting)
+                row.row::<C, false>(s, pending)
             } else {
-                row.shifted_row::<C>(s, waiting)
+                row.shifted_row::<C>(s, pending)
             };
             let sum = totals.rest + totals.pivot;
             if sum.is_nan() || (sum <= row.largest && self.is_exact(&row.exp, &totals, reference)) {
@@ -655,61 +684,67 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         if !C::HARD {
             row.pivot = find(s, row.logits, most);
         }
-        Some((row.shifted_row::<C>(s, waiting), most))
+        Some((row.shifted_row::<C>(s, pending), most))
     }
 
-    /// Whether sums under a reference that may be below the largest logit say enough.
+    /// Whether sums relative to a reference that may be below the largest logit are accurate enough.
     #[inline(always)]
-    fn is_exact<S: Simd>(&self, exp: &Exp<S, T>, totals: &Totals, reference: T) -> bool {
+    fn is_exact<S: Simd>(&self, exp: &Exp<S, T>, totals: &RowTotals, reference: T) -> bool {
         if C::HARD {
-            // Distances from a reference below most logits would cancel against log(sum).
+            // Negative distances, of logits above the reference, would cancel against log S.
             return totals.distance >= 0.0;
         }
         let above = totals.most - reference.to_f64();
         if above <= 0.0 {
             return true;
         }
-        // The largest logit was not the pivot: it must not have most of the probability, and how far
-        // it is above the reference must not cancel in the loss, of which this is a lower bound.
+        // The largest logit is not the pivot. It must not have most of the probability, and its distance from
+        // the reference must not cancel in the loss. `loss` is a lower bound of it.
         let [sum, residue] = exp.relative(totals.rest + totals.pivot);
         let log_sum = exponent(sum) as f64 * std::f64::consts::LN_2 - residue;
         let loss = totals.coefficient * log_sum + totals.distance;
         log_sum - above > std::f64::consts::LN_2 && totals.coefficient * above <= loss
     }
 
-    /// Logarithms of the losses that wait, and what is made of them.
+    /// Computes the pending losses and writes them: to `sums`, and to the losses' array if there is one.
     #[inline(always)]
-    fn write_losses<S: Simd>(&self, s: S, waiting: &mut Waiting, first: usize, sums: &mut [f64]) {
-        let n = std::mem::take(&mut waiting.n);
-        let pivot = S::V64::from_lanes(s, waiting.pivot);
-        let odds = S::V64::from_lanes(s, waiting.rest).div(pivot);
+    fn write_losses<S: Simd>(
+        &self,
+        s: S,
+        pending: &mut PendingLosses,
+        first: usize,
+        sums: &mut [f64],
+    ) {
+        let n = std::mem::take(&mut pending.n);
+        let pivot = S::V64::from_lanes(s, pending.pivot);
+        let odds = S::V64::from_lanes(s, pending.rest).div(pivot);
         let near = log1p::<S, f64>(s, odds).to_lanes();
         let mut logs = [0.0; 8];
-        if C::ANY || waiting.far[..n].iter().any(Option::is_some) {
-            logs = log::<S, f64>(s, S::V64::from_lanes(s, waiting.sum)).to_lanes();
+        if C::ANY || pending.far[..n].iter().any(Option::is_some) {
+            logs = log::<S, f64>(s, S::V64::from_lanes(s, pending.sum)).to_lanes();
         }
         for i in 0..n {
-            let mut above = logs[i] - waiting.residue[i];
-            let surprise = waiting.far[i].map_or(near[i], |far| above + far);
-            if C::HARD && waiting.far[i].is_none() && waiting.rest[i] < waiting.pivot[i] {
-                // The true class has most of the probability, and so is the reference.
-                above = surprise;
+            let mut above = logs[i] - pending.residue[i];
+            let surprisal = pending.far[i].map_or(near[i], |far| above + far);
+            if C::HARD && pending.far[i].is_none() && pending.rest[i] < pending.pivot[i] {
+                // The true class has most of the probability, so its logit is the reference.
+                above = surprisal;
             }
-            let mut loss = waiting.distance[i];
-            if C::HARD && waiting.of_class[i] != 0.0 {
-                loss += waiting.of_class[i] * surprise;
+            let mut loss = pending.distance[i];
+            if C::HARD && pending.class_weight[i] != 0.0 {
+                loss += pending.class_weight[i] * surprisal;
             }
             if C::ANY {
-                // How far log S is above the reference: the pivot where it is the maximum.
-                loss += waiting.total[i] * if C::HARD { above } else { surprise };
+                // `log S - reference`, which is the surprisal of a pivot that is the reference.
+                loss += pending.total[i] * if C::HARD { above } else { surprisal };
             }
-            if waiting.sum[i].is_nan() {
+            if pending.sum[i].is_nan() {
                 loss = f64::NAN;
             }
-            let loss = waiting.sample[i] * loss;
-            sums[waiting.rows[i] - first] = loss;
+            let loss = pending.sample[i] * loss;
+            sums[pending.rows[i] - first] = loss;
             if let Some(losses) = self.batch.outputs.losses {
-                losses.set(waiting.rows[i], T::from_f64(loss / self.batch.divisor));
+                losses.set(pending.rows[i], T::from_f64(loss / self.batch.divisor));
             }
         }
     }
@@ -732,8 +767,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         let grad = batch.outputs.grad.is_some();
         let scratch =
             Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
-        let mut waiting = None;
-        let mut losses = Waiting::default();
+        let mut pending = None;
+        let mut losses = PendingLosses::default();
         let first = rows.start;
         for row in rows {
             let mut class = [0];
@@ -747,13 +782,13 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 continue;
             }
             let sample = batch.sample_factor(row);
-            let of_class = if C::HARD {
+            let class_weight = if C::HARD {
                 self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class])
             } else {
                 0.0
             };
             let scale = sample / batch.divisor;
-            let total_scale = if C::HARD { scale * (of_class + self.total) } else { scale };
+            let total_scale = if C::HARD { scale * (class_weight + self.total) } else { scale };
             let total_scale = match self.plain {
                 true => total_scale,
                 false => self.objective.scale(total_scale, sample),
@@ -773,7 +808,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 pivot: class,
                 coefficients,
             };
-            let Some((mut totals, reference)) = self.reduce(s, &mut reduce, &mut waiting) else {
+            let Some((mut totals, reference)) = self.reduce(s, &mut reduce, &mut pending) else {
                 self.fill(s, row, T::from_f64(f64::NAN));
                 sums[row - first] = f64::NAN;
                 if let Some(losses) = batch.outputs.losses {
@@ -784,17 +819,17 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
 
             let finite = totals.distance.is_finite() && totals.coefficient.is_finite();
             if C::ANY && T::WIDE == 2 && !finite {
-                // Too much for the logits' type, perhaps.
-                let [coefficient, distance] = batch.wide_sums(row, reference.to_f64());
+                // They may have overflowed in the logits' type.
+                let [coefficient, distance] = batch.sums_f64(row, reference.to_f64());
                 for (sum, wide) in
                     [(&mut totals.coefficient, coefficient), (&mut totals.distance, distance)]
                 {
                     *sum = if sum.is_finite() { *sum } else { wide };
                 }
             }
-            let Totals { rest, pivot, distance, coefficient, most } = totals;
+            let RowTotals { rest, pivot, distance, coefficient, most } = totals;
             let whole = rest + pivot;
-            let total = of_class + self.total + coefficient;
+            let total = class_weight + self.total + coefficient;
             let i = losses.n;
             [losses.sum[i], losses.residue[i]] = reduce.exp.relative(whole);
             let not_largest = !C::HARD && most > reference.to_f64();
@@ -811,13 +846,13 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             }
             (losses.rest[i], losses.pivot[i]) = (rest, pivot);
             losses.rows[i] = row;
-            losses.of_class[i] = of_class;
+            losses.class_weight[i] = class_weight;
             losses.total[i] = self.total + coefficient;
             losses.sample[i] = sample;
             let objective = (!self.plain).then(|| {
                 let (own, losses) = (reduce.logits.get(reduce.pivot), &mut losses);
                 let logits = [reference.to_f64(), own.to_f64()];
-                s.apart(Apply { objective: self.objective, losses, rest, pivot, logits })
+                s.apart(ApplyObjective { objective: self.objective, losses, rest, pivot, logits })
             });
             losses.n += 1;
             if losses.n == 8 {
@@ -833,8 +868,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             }
             let a = scaled / whole;
             let grad = self.row_of(grad, row);
-            if self.stream {
-                // The line that this row and the next share is not written whole.
+            if self.non_temporal {
+                // This row and the next share a cache line, which no non-temporal store writes whole.
                 grad.prefetch(grad.len() - 1);
             }
             let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
@@ -848,10 +883,10 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                     dominant = self.dominant_hessian(s, scratch.input(), whole, a);
                 }
                 if let Some(factors) = &objective {
-                    let of_class = scale * of_class;
-                    let factor = of_class * factors.second + sample * factors.z_second;
+                    let class_weight = scale * class_weight;
+                    let factor = class_weight * factors.second + sample * factors.z_second;
                     let own =
-                        of_class * factors.curvature * part + sample * factors.z_second * p * p;
+                        class_weight * factors.curvature * part + sample * factors.z_second * p * p;
                     pivot_hess = T::from_f64(a * pivot * part + own);
                     if let Some((class, x)) = &mut dominant {
                         let p = scratch.input().get(*class).to_f64() / whole;
@@ -862,12 +897,12 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             }
             let mut pivot_grad = T::default();
             if C::ANY {
-                // (total p - t) at the pivot, whose p - 1 is -rest / whole.
+                // total p - t at the pivot, with p - 1 = -rest / whole.
                 let (part, p) = (rest / whole, pivot / whole);
                 let lane = coefficients.load(s, reduce.pivot, 1).to_lanes();
                 let own = lane.as_ref()[0].to_f64();
                 let grad = if C::HARD {
-                    (self.total * p - own) - of_class * part
+                    (self.total * p - own) - class_weight * part
                 } else if p < 0.5 {
                     total * p - own
                 } else {
@@ -878,22 +913,23 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             } else if self.objective.has_z_loss() {
                 let own = z_slope * (pivot / whole) - scale * total * (rest / whole);
                 pivot_grad = T::from_f64(own + 0.0);
-                // Where that is 0, it is not written.
+                // `finish` writes no pivot_grad that is 0: this makes it 0.
                 scratch.output().set(reduce.pivot, T::default());
             } else {
-                // An exponential that has the gradient of the pivot, whose p - 1 is -rest / whole; 0,
-                // not -0, where that is nothing.
+                // The exponential of which a makes the gradient at the pivot: p - 1 = -rest / whole. It is
+                // 0, not -0, where a is 0.
                 let own = if a == 0.0 { 0.0 } else { 0.0 - rest };
                 scratch.output().set(reduce.pivot, T::from_f64(own));
                 if T::from_f64(rest) == T::from_f64(whole) {
-                    // A class that has no probability has a gradient of -1 to the last bit.
+                    // A true class of probability 0 has the gradient -scaled, to the last bit.
                     pivot_grad = T::from_f64(-scaled);
                 }
             }
             let (mut rest, mut pivot) = (rest, pivot);
             let missing = exponent(T::FEW_LEAST) - (exponent(scaled) - exponent(whole));
             if objective.is_some() && scaled != 0.0 && missing > 0 {
-                // Too small for its digits: a power of two from the exponentials to their factor.
+                // a is so small that its rounding error would underflow: a power of two moves from the
+                // exponentials to a.
                 let shift = missing.min(T::MAX_EXPONENT / 2);
                 rescale::<S, T>(s, &scratch, 0..batch.classes, -shift);
                 let by = power(-shift);
@@ -901,7 +937,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 inverse /= by;
             }
             let [a_high, a_low] = quotient::<T>(scaled, rest, pivot);
-            waiting = Some(Emit {
+            pending = Some(Emit {
                 scratch: scratch.input(),
                 grad,
                 hess,
@@ -915,28 +951,29 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 pivot: reduce.pivot,
                 pivot_grad,
                 pivot_hess,
-                head: if self.stream { grad.unaligned() } else { 0 },
-                stream: self.stream,
+                head: if self.non_temporal { grad.unaligned() } else { 0 },
+                non_temporal: self.non_temporal,
             });
         }
-        if let Some(waiting) = waiting {
-            waiting.all::<C>(s);
-            waiting.finish::<C>();
+        if let Some(pending) = pending {
+            pending.all::<C>(s);
+            pending.finish::<C>();
         }
         self.write_losses(s, &mut losses, first, sums);
-        if self.stream {
+        if self.non_temporal {
             fence();
         }
     }
 }
 
-/// Changes the last loss that waits into that of another objective; what its gradient takes.
-struct Apply<'a> {
+/// Turns the last pending loss, of plain cross-entropy, into that of another objective. Returns the factors
+/// of its gradient and Hessian.
+struct ApplyObjective<'a> {
     objective: Objective,
-    losses: &'a mut Waiting,
+    losses: &'a mut PendingLosses,
     rest: f64,
     pivot: f64,
-    /// The logit that the logarithm of the sum is relative to, and that of the true class.
+    /// The reference logit, which `log S` is relative to, and the logit of the true class.
     logits: [f64; 2],
 }
 
@@ -949,13 +986,13 @@ struct RowFactors {
     z_second: f64,
 }
 
-impl Kernel for Apply<'_> {
+impl Kernel for ApplyObjective<'_> {
     type Output = RowFactors;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> RowFactors {
-        let Apply { objective, losses, rest, pivot, logits } = self;
+        let ApplyObjective { objective, losses, rest, pivot, logits } = self;
         let i = losses.n;
-        // Macros, since closures might not be inlined with the features.
+        // Macros: closures might be compiled without the instruction set of this function.
         macro_rules! splat {
             ($x:expr) => {
                 S::V64::splat(s, $x)
@@ -966,30 +1003,30 @@ impl Kernel for Apply<'_> {
                 $x.to_lanes()[0]
             };
         }
-        let (mut surprise, mut log_sum) = (0.0, 0.0);
+        let (mut surprisal, mut log_sum) = (0.0, 0.0);
         if objective.has_z_loss() || losses.far[i].is_some() {
             let above = log_scalar(s, losses.sum[i]) - losses.residue[i];
             log_sum = logits[0] + above;
-            surprise = losses.far[i].map_or(0.0, |far| above + far);
+            surprisal = losses.far[i].map_or(0.0, |far| above + far);
         }
         if losses.far[i].is_none() {
-            surprise = log1p_scalar(s, rest / pivot);
+            surprisal = log1p_scalar(s, rest / pivot);
         }
         if rest < pivot {
-            // Near the true class's logit, where the loss may be as small as what S adds.
-            log_sum = logits[1] + surprise;
+            // The true class has most of the probability. This keeps the digits of a logsumexp near 0.
+            log_sum = logits[1] + surprisal;
         }
         let state = State {
             rest: splat!(rest),
             pivot: splat!(pivot),
-            surprise: splat!(surprise),
+            surprisal: splat!(surprisal),
             log_sum: splat!(log_sum),
         };
         let Factors { value, slope, curvature, second, z_loss, z_slope, z_second, .. } =
             objective.factors(s, &state);
         if !objective.has_z_loss() {
-            losses.distance[i] = losses.of_class[i] * (one!(value) * surprise);
-            losses.of_class[i] = 0.0;
+            losses.distance[i] = losses.class_weight[i] * (one!(value) * surprisal);
+            losses.class_weight[i] = 0.0;
         }
         losses.distance[i] += one!(z_loss);
         RowFactors {
@@ -1011,13 +1048,13 @@ mod tests {
     use crate::parallel::driver::run_at;
     use crate::simd::Level;
 
-    /// Loss and gradient of `n` rows; the gradient begins `skew` numbers into its array.
+    /// Loss and gradient of the rows. The gradient begins `skew` numbers into its array.
     fn run<T: Limits, C: Coefficients<T>>(
         level: Level,
         logits: &[T],
         target: &[i64],
         (c, smoothing): (C, f64),
-        (stream, skew): (bool, usize),
+        (non_temporal, skew): (bool, usize),
     ) -> (f64, Vec<T>) {
         let mut grad = vec![T::from_f64(f64::NAN); logits.len() + skew];
         let output = Output::from_slice(&mut grad).part(skew, logits.len());
@@ -1030,7 +1067,8 @@ mod tests {
         batch.options.reduction = Reduction::Sum;
         batch.outputs = outputs;
         batch.check(None, &[target.len()]).unwrap();
-        let job = Rows::<T, C> { stream, ..Rows::new(&batch, c, smoothing, Objective::PLAIN) };
+        let job =
+            Rows::<T, C> { non_temporal, ..Rows::new(&batch, c, smoothing, Objective::PLAIN) };
         let loss = run_at(&job, level).unwrap();
         (loss, grad.split_off(skew))
     }
@@ -1046,7 +1084,7 @@ mod tests {
 
     fn check<T: Limits>(level: Level, classes: usize, tolerance: f64) {
         let n = 7;
-        // A late peak, an ignored row, an offset; targets everywhere.
+        // A peak near the end of row 4, an offset of 1000 in odd rows, an ignored row, true classes all over.
         let logit = |i: usize| {
             let (row, class) = (i / classes, i % classes);
             let peak = if row == 4 && class == classes - 2 { 70.0 } else { 0.0 };
@@ -1082,10 +1120,13 @@ mod tests {
             }
             // Wherever the gradient begins and however it is written, its bits are the same.
             for skew in [0, 1, 5, 13] {
-                for stream in [false, true] {
-                    let other = run((stream, skew));
+                for non_temporal in [false, true] {
+                    let other = run((non_temporal, skew));
                     assert_eq!(other.0, loss);
-                    assert!(other.1 == grad, "classes {classes}, skew {skew}, stream {stream}");
+                    assert!(
+                        other.1 == grad,
+                        "classes {classes}, skew {skew}, non_temporal {non_temporal}"
+                    );
                 }
             }
         }

@@ -1,7 +1,13 @@
-//! Turns what plain cross-entropy makes of a group into what another objective makes of it.
+//! Turns the losses and factors of plain cross-entropy into those of another [`Objective`].
 //!
-//! Whatever way a group was finished, in the logits' type or in float64, its losses and factors are changed
-//! afterwards: so this is compiled once for each type, not for each way that a target is stored.
+//! ```text
+//! loss      <- loss phi(l) / l + z-loss
+//! a         <- a phi'(l) + (factor of z-loss) / S
+//! gradient at the pivot, Hessian at the pivot and at the largest logit: likewise
+//! ```
+//!
+//! This runs after a group is finished, in the logits' type or in float64. So it is compiled once for each type,
+//! and not once for each way that a target is stored. All of it is float64.
 
 use crate::math::exp::{power_of_two, residue};
 use crate::math::log::{log, log1p};
@@ -11,100 +17,105 @@ use crate::softmax::objective::{Objective, State};
 use super::buffers::*;
 use super::{Limits, exponents, splat};
 
-/// A finished group, whose classes are `columns` of the buffers.
-pub(super) struct Apply<'b, T> {
+/// Applies the objective to a finished group.
+pub(super) struct ApplyObjective<'b, T> {
+    /// The objective, other than plain cross-entropy.
     pub objective: Objective,
+    /// The buffers of the block.
     pub buffers: &'b Buffers<T>,
+    /// The first lane of the group.
     pub group: usize,
     /// The exponentials of the group.
     pub columns: Output<'b, T>,
-    /// Whether samples differ in weight, so that a loss is not yet `-log p`.
+    /// Whether there are weights: losses are then `-log p` times a weight.
     pub weighted: bool,
+    /// Whether there is a gradient.
     pub grad: bool,
+    /// Whether there is a Hessian.
     pub hess: bool,
 }
 
-impl<T: Limits> Kernel for Apply<'_, T> {
+impl<T: Limits> Kernel for ApplyObjective<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let (buffers, group) = (self.buffers, self.group);
-        let (none, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let (zero_f64, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
         let (mut shifts, mut shifted) = ([one; 2], false);
         let class = buffers.load(s, CLASS, group);
         let counted = T::V::<S>::lanes(class.not_lt(splat::<S, T>(s, 0.0)));
-        let (n, most) = (buffers.load(s, N, group), buffers.load(s, MOST, group));
-        let (a_high, a_low) = (buffers.load(s, A, group), buffers.load(s, A_LOST, group));
+        let (n, most) = (buffers.load(s, N, group), buffers.load(s, LARGEST_LOGIT, group));
+        let (a_high, a_low) = (buffers.load(s, A, group), buffers.load(s, A_ERROR, group));
         let (pivot_grad, pivot_hess) =
             (buffers.load(s, PIVOT_GRAD, group), buffers.load(s, PIVOT_HESS, group));
-        let most_hess = buffers.load(s, MOST_HESS, group);
-        let (mut a, mut a_lost, mut second) = ([none; 2], [none; 2], [none; 2]);
-        let (mut grads, mut pivots, mut mosts) = ([none; 2], [none; 2], [none; 2]);
+        let largest_hess = buffers.load(s, LARGEST_HESS, group);
+        let (mut a, mut a_error, mut second) = ([zero_f64; 2], [zero_f64; 2], [zero_f64; 2]);
+        let (mut grads, mut pivots, mut mosts) = ([zero_f64; 2], [zero_f64; 2], [zero_f64; 2]);
         for part in 0..T::WIDE {
             let at = group + 8 * part;
-            let rest = buffers.load_sum(s, [REST, REST_LOST], group, part);
+            let rest = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
             let pivot = buffers.load(s, PIVOT, group).wide(part);
             let whole = rest.add(pivot);
-            let loss = buffers.load_wide(s, LOSS, at);
-            let sample = buffers.load_wide(s, SAMPLE, at);
-            let of_class = buffers.load_wide(s, OF_CLASS, at);
-            let mut surprise = loss;
+            let loss = buffers.load_f64(s, LOSS, at);
+            let sample = buffers.load_f64(s, SAMPLE_WEIGHT, at);
+            let class_weight = buffers.load_f64(s, CLASS_WEIGHT, at);
+            let mut surprisal = loss;
             if self.weighted && !self.objective.has_z_loss() {
-                surprise = loss.div(sample.mul(of_class));
+                surprisal = loss.div(sample.mul(class_weight));
             }
-            let mut log_sum = none;
+            let mut log_sum = zero_f64;
             if self.objective.has_z_loss() {
-                let bias = none.sub(buffers.load(s, BIAS, group).wide(part));
+                let bias = zero_f64.sub(buffers.load(s, BIAS, group).wide(part));
                 let sum = whole.mul(power_of_two::<S, f64>(s, bias));
                 let above = log::<S, f64>(s, sum).sub(residue::<S, T>(s, n, most, part));
-                // A true class of most of the probability has the largest logit: there S is near to it, and
-                // the loss may be as small as what S adds.
+                // Where the pivot has most of the probability, the logsumexp is its logit plus log1p(rest /
+                // pivot). This keeps the digits of a logsumexp near 0.
                 let near = log1p::<S, f64>(s, rest.div(pivot));
                 let above = S::V64::select(rest.lt(pivot), near, above);
                 log_sum = most.wide(part).add(above);
             }
-            let factors = self.objective.factors(s, &State { rest, pivot, surprise, log_sum });
+            let factors = self.objective.factors(s, &State { rest, pivot, surprisal, log_sum });
             let counted = S::V64::mask(s, counted >> (8 * part) & 0xFF);
             let loss = loss.mul(factors.value).add(sample.mul(factors.z_loss));
-            S::V64::select(counted, loss, none).store(buffers.wide(LOSS).1, at);
+            S::V64::select(counted, loss, zero_f64).store(buffers.field_f64(LOSS).1, at);
             if !self.grad {
                 continue;
             }
             let inverse = splat::<S, f64>(s, 1.0).div(whole);
-            let slope = S::V64::select(counted, factors.slope, none);
-            let z = S::V64::select(counted, sample.mul(factors.z_slope), none);
+            let slope = S::V64::select(counted, factors.slope, zero_f64);
+            let z = S::V64::select(counted, sample.mul(factors.z_slope), zero_f64);
             let p = pivot.mul(inverse);
             let (high, low, more) = (a_high.wide(part), a_low.wide(part), z.mul(inverse));
             let up = self.shift(s, high, slope);
             shifts[part] = up;
             shifted |= S::V64::lanes(up.eq(one)) != 0xFF;
             let (high, low, more) = (high.mul(up), low.mul(up), more.mul(up));
-            // With the rounding errors of the product and of the sum.
+            // The rounding errors of the product and of the sum.
             let product = high.mul(slope);
-            let error = high.fma(slope, none.sub(product)).add(low.mul(slope));
+            let error = high.fma(slope, zero_f64.sub(product)).add(low.mul(slope));
             let sum = product.add(more);
             let added = sum.sub(product);
             let error = error.add(product.sub(sum.sub(added)).add(more.sub(added)));
-            (a[part], a_lost[part]) = (sum, error);
+            (a[part], a_error[part]) = (sum, error);
             let grad = pivot_grad.wide(part);
-            grads[part] = S::V64::select(counted, grad.mul(slope).add(z.mul(p)), none);
+            grads[part] = S::V64::select(counted, grad.mul(slope).add(z.mul(p)), zero_f64);
             if !self.hess {
                 continue;
             }
-            let scale = buffers.load_wide(s, SCALE, at);
-            let of_class = scale.mul(of_class);
+            let scale = buffers.load_f64(s, SCALE, at);
+            let class_weight = scale.mul(class_weight);
             let z_second = sample.mul(factors.z_second);
-            let curvature = of_class.mul(factors.curvature).mul(factors.others);
+            let curvature = class_weight.mul(factors.curvature).mul(factors.others);
             let more = curvature.add(p.mul(z_second.mul(p).add(z.mul(factors.others))));
             let at_pivot = pivot_hess.wide(part).mul(slope).add(more);
-            pivots[part] = S::V64::select(counted, at_pivot, none);
-            let factor = of_class.mul(factors.second).add(z_second);
-            let factor = S::V64::select(counted, factor, none);
+            pivots[part] = S::V64::select(counted, at_pivot, zero_f64);
+            let factor = class_weight.mul(factors.second).add(z_second);
+            let factor = S::V64::select(counted, factor, zero_f64);
             second[part] = factor.mul(up).mul(inverse);
-            let others = buffers.load_sum(s, [OTHERS, OTHERS_LOST], group, part).mul(inverse);
+            let others = buffers.load_sum_f64(s, [OTHERS, OTHERS_ERROR], group, part).mul(inverse);
             let p = whole.mul(inverse).sub(others);
             let more = p.mul(factor.mul(p).add(z.mul(others)));
-            mosts[part] = most_hess.wide(part).mul(slope).add(more);
+            mosts[part] = largest_hess.wide(part).mul(slope).add(more);
         }
         if !self.grad {
             return;
@@ -114,10 +125,10 @@ impl<T: Limits> Kernel for Apply<'_, T> {
         }
         let high = T::V::<S>::narrow(a);
         for part in 0..T::WIDE {
-            a_lost[part] = a_lost[part].add(a[part].sub(high.wide(part)));
+            a_error[part] = a_error[part].add(a[part].sub(high.wide(part)));
         }
         buffers.store(A, group, high);
-        buffers.store(A_LOST, group, T::V::<S>::narrow(a_lost));
+        buffers.store(A_ERROR, group, T::V::<S>::narrow(a_error));
         buffers.store(PIVOT_GRAD, group, T::V::<S>::narrow(grads));
         if !self.hess {
             return;
@@ -129,25 +140,25 @@ impl<T: Limits> Kernel for Apply<'_, T> {
         for (which, x) in [
             (SECOND, T::V::<S>::narrow(second)),
             (PIVOT_HESS, T::V::<S>::narrow(pivots)),
-            (MOST_HESS, T::V::<S>::narrow(mosts)),
+            (LARGEST_HESS, T::V::<S>::narrow(mosts)),
         ] {
             buffers.store(which, group, x);
         }
     }
 }
 
-impl<T: Limits> Apply<'_, T> {
-    /// Where the product of `a` and a slope is too small to keep its digits: the power of two that goes from the
-    /// exponentials to it. 1 elsewhere.
+impl<T: Limits> ApplyObjective<'_, T> {
+    /// The power of two that moves from the exponentials to `a slope`, where the rounding error of that product
+    /// would underflow. 1 elsewhere.
     #[inline(always)]
     fn shift<S: Simd>(&self, s: S, a: S::V64, slope: S::V64) -> S::V64 {
-        let (none, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let (zero_f64, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
         let least = exponents(s, splat::<S, f64>(s, T::FEW_LEAST));
         let missing = least.sub(exponents(s, a)).sub(exponents(s, slope));
-        let missing = missing.min(splat::<S, f64>(s, (T::MAX_EXPONENT / 2) as f64)).max(none);
-        let nothing = S::V64::lanes(a.eq(none)) | S::V64::lanes(slope.eq(none));
+        let missing = missing.min(splat::<S, f64>(s, (T::MAX_EXPONENT / 2) as f64)).max(zero_f64);
+        let zeros = S::V64::lanes(a.eq(zero_f64)) | S::V64::lanes(slope.eq(zero_f64));
         let power = power_of_two::<S, f64>(s, missing);
-        S::V64::select(S::V64::mask(s, nothing), one, power)
+        S::V64::select(S::V64::mask(s, zeros), one, power)
     }
 
     /// Divides the group's exponentials by powers of two.

@@ -1,153 +1,187 @@
-//! What there is of a block's samples while it is done.
+//! The buffers of a block: what the steps of the kernel hand on.
+//!
+//! A *field* is one number of each sample. Fields of the logits' type and of float64 are numbered apart.
 
 use crate::simd::{COLUMNS, Input, Output, Scratch, Simd, Vector};
 
 use super::{Common, Limits};
 
-/// What there is of each sample in the logits' type: its class (-1 if it does not count), the
-/// exponent of its reference, and what [`LaneExp`] knows; the sum of its exponentials but for the
-/// pivot's, what that lost, and the pivot's; their sum but for the largest, what that lost, and the
-/// largest; the pivot's own coefficient; what its gradient takes: `a`, what its rounding lost, `-b`, and the
-/// gradient at the pivot; and its Hessian: `1 / S`, the Hessian at the pivot and that at the largest logit, and
-/// the factor of `p E` that an objective adds.
+// Fields in the logits' type.
+
+/// The class of the pivot; -1 for a sample that does not count.
+pub(super) const CLASS: usize = 0;
+/// The exponent of the scaling of the exponentials.
+pub(super) const BIAS: usize = 1;
+/// The largest logit, which is the reference.
+pub(super) const LARGEST_LOGIT: usize = 2;
+/// The integer part of the reference in units of ln 2 ([`LaneExp`]).
 ///
 /// [`LaneExp`]: crate::math::exp::LaneExp
-pub(super) const CLASS: usize = 0;
-pub(super) const BIAS: usize = 1;
-pub(super) const MOST: usize = 2;
 pub(super) const N: usize = 3;
+/// The sum of the exponentials without the pivot's,
 pub(super) const REST: usize = 4;
-pub(super) const REST_LOST: usize = 5;
+/// and its rounding error.
+pub(super) const REST_ERROR: usize = 5;
+/// The pivot's exponential.
 pub(super) const PIVOT: usize = 6;
+/// The sum of the exponentials without the largest (for the Hessian),
 pub(super) const OTHERS: usize = 7;
-pub(super) const OTHERS_LOST: usize = 8;
-pub(super) const LARGEST: usize = 9;
-pub(super) const OWN: usize = 10;
+/// and its rounding error.
+pub(super) const OTHERS_ERROR: usize = 8;
+/// The largest exponential.
+pub(super) const LARGEST_EXPONENTIAL: usize = 9;
+/// The coefficient of the pivot, without the weight of a true class.
+pub(super) const PIVOT_COEFFICIENT: usize = 10;
+/// The factor `a` of the exponentials in the gradient,
 pub(super) const A: usize = 11;
-pub(super) const A_LOST: usize = 12;
+/// and its rounding error.
+pub(super) const A_ERROR: usize = 12;
+/// `-b`: the factor of the coefficients in the gradient.
 pub(super) const MINUS_B: usize = 13;
+/// The gradient at the pivot.
 pub(super) const PIVOT_GRAD: usize = 14;
+/// `1 / S`, for the Hessian.
 pub(super) const INVERSE: usize = 15;
+/// The Hessian at the pivot.
 pub(super) const PIVOT_HESS: usize = 16;
-pub(super) const MOST_HESS: usize = 17;
+/// The Hessian at the largest logit.
+pub(super) const LARGEST_HESS: usize = 17;
+/// The factor of `p E` that an objective other than plain cross-entropy adds to the Hessian.
 pub(super) const SECOND: usize = 18;
-pub(super) const NARROW: usize = 19;
+/// How many fields there are.
+pub(super) const FIELDS: usize = 19;
 
-/// What the float64 way finds of these.
+/// The fields that finishing in float64 finds.
 pub(super) const RESULTS: [usize; 7] =
-    [A, A_LOST, MINUS_B, PIVOT_GRAD, INVERSE, PIVOT_HESS, MOST_HESS];
+    [A, A_ERROR, MINUS_B, PIVOT_GRAD, INVERSE, PIVOT_HESS, LARGEST_HESS];
 
-/// And in float64: its loss; its weight, that over the divisor, and the weight of its class, if there are
-/// weights; sums of its coefficients, and of these times the distances from the reference.
+// Fields in float64.
+
+/// The loss.
 pub(super) const LOSS: usize = 0;
-pub(super) const SAMPLE: usize = 1;
+/// The weight of the sample; 1 without weights.
+pub(super) const SAMPLE_WEIGHT: usize = 1;
+/// The weight of the sample over the divisor.
 pub(super) const SCALE: usize = 2;
-pub(super) const OF_CLASS: usize = 3;
+/// The weight of the true class, times what label smoothing leaves to it.
+pub(super) const CLASS_WEIGHT: usize = 3;
+/// The sum of the coefficients.
 pub(super) const COEFFICIENT: usize = 4;
+/// The sum of the coefficients times how far their logits are below the reference.
 pub(super) const DISTANCE: usize = 5;
-pub(super) const WIDE: usize = 6;
+/// How many fields there are.
+pub(super) const FIELDS_F64: usize = 6;
 
 /// Buffers of a block.
 pub(super) struct Buffers<T> {
     samples: usize,
-    /// What there is of each sample in float64.
+    /// The fields in float64.
     wide: Scratch<f64>,
-    /// All that is in the logits' type, part after part.
+    /// Everything in the logits' type, part after part.
     numbers: Scratch<T>,
-    /// Where the parts after the first begin.
+    /// Where the second, third and fourth part begin.
     starts: [usize; 3],
 }
 
-/// The parts: what there is of each sample; logits and then exponentials, a vector a class, group
-/// after group; what is stored of targets, likewise; a gradient or Hessian in rows, and room for the
-/// last row's last columns.
-pub(super) const OF_SAMPLES: usize = 0;
-pub(super) const COLUMNS_OF: usize = 1;
+// The parts of the numbers in the logits' type.
+
+/// The fields.
+pub(super) const PER_SAMPLE: usize = 0;
+/// Logits, which exponentials replace: a vector for each class, group after group.
+pub(super) const EXPONENTIALS: usize = 1;
+/// The target's probabilities, in the same order. The sums replace them by coefficients.
 pub(super) const STORED: usize = 2;
+/// Rows on their way from or to an array. The last row may reach beyond its end by less than [`COLUMNS`].
 pub(super) const ROWS: usize = 3;
 
 impl<T: Limits> Buffers<T> {
-    /// Buffers for blocks of at most `samples`, whole groups.
+    /// Buffers for blocks of at most `samples`, a multiple of the lanes.
     #[inline(always)]
     pub(super) fn new<S: Simd>(s: S, samples: usize, job: &Common<'_, T>) -> Self {
         let classes = job.batch.classes;
         let columns = samples * classes;
         let stored = if job.stored.is_some() { columns } else { 0 };
-        let first = NARROW * samples;
+        let first = FIELDS * samples;
         let starts = [first, first + columns, first + columns + stored];
         let rows = if job.many { T::LANES * classes } else { columns + COLUMNS };
-        // What fills a group up, samples and columns, is whatever was there: it counts for nothing.
+        // Lanes without a sample keep whatever the memory held: no result depends on them.
         let buffers = Buffers {
             samples,
-            wide: Scratch::uncleared(WIDE * samples),
+            wide: Scratch::uncleared(FIELDS_F64 * samples),
             numbers: Scratch::uncleared(starts[2] + rows),
             starts,
         };
-        // What they stay where no sample has a weight.
-        for (which, x) in [(SAMPLE, 1.0), (SCALE, job.scale), (OF_CLASS, job.keep)] {
-            buffers.wide(which).1.fill(x);
+        // These stay as they are where there are no weights.
+        for (which, x) in [(SAMPLE_WEIGHT, 1.0), (SCALE, job.scale), (CLASS_WEIGHT, job.keep)] {
+            buffers.field_f64(which).1.fill(x);
         }
         if samples > 0 {
             job.choose_references(s, 0, &buffers);
-            let (bias, biases) = buffers.narrow(BIAS);
+            let (bias, biases) = buffers.field(BIAS);
             biases.fill(bias.get(0));
         }
         buffers
     }
 
-    /// A part of the numbers.
+    /// A part of the numbers, to read and to write.
     #[inline(always)]
     pub(super) fn part(&self, which: usize) -> (Input<'_, T>, Output<'_, T>) {
         let (input, output) = (self.numbers.input(), self.numbers.output());
-        let at = if which == OF_SAMPLES { 0 } else { self.starts[which - 1] };
+        let at = if which == PER_SAMPLE { 0 } else { self.starts[which - 1] };
         let end = if which == ROWS { input.len() } else { self.starts[which] };
         (input.part(at, end - at), output.part(at, end - at))
     }
 
-    /// One of the numbers of all samples.
+    /// A field of all samples.
     #[inline(always)]
-    pub(super) fn narrow(&self, which: usize) -> (Input<'_, T>, Output<'_, T>) {
+    pub(super) fn field(&self, which: usize) -> (Input<'_, T>, Output<'_, T>) {
         let (at, n) = (which * self.samples, self.samples);
-        let (input, output) = self.part(OF_SAMPLES);
+        let (input, output) = self.part(PER_SAMPLE);
         (input.part(at, n), output.part(at, n))
     }
 
-    /// One of the float64 numbers of all samples.
+    /// A float64 field of all samples.
     #[inline(always)]
-    pub(super) fn wide(&self, which: usize) -> (Input<'_, f64>, Output<'_, f64>) {
+    pub(super) fn field_f64(&self, which: usize) -> (Input<'_, f64>, Output<'_, f64>) {
         let (at, n) = (which * self.samples, self.samples);
         (self.wide.input().part(at, n), self.wide.output().part(at, n))
     }
 
-    /// Stores lanes of a group as float64: `high + low`.
+    /// Stores `high + low` as a float64 field of a group.
     #[inline(always)]
-    pub(super) fn widen<S: Simd>(&self, which: usize, group: usize, high: T::V<S>, low: T::V<S>) {
+    pub(super) fn store_f64<S: Simd>(
+        &self,
+        which: usize,
+        group: usize,
+        high: T::V<S>,
+        low: T::V<S>,
+    ) {
         for part in 0..T::WIDE {
-            high.wide(part).add(low.wide(part)).store(self.wide(which).1, group + 8 * part);
+            high.wide(part).add(low.wide(part)).store(self.field_f64(which).1, group + 8 * part);
         }
     }
 
-    /// One of the numbers of a group.
+    /// A field of a group.
     #[inline(always)]
     pub(super) fn load<S: Simd>(&self, s: S, which: usize, group: usize) -> T::V<S> {
-        T::V::<S>::load(s, self.narrow(which).0, group)
+        T::V::<S>::load(s, self.field(which).0, group)
     }
 
-    /// Stores it.
+    /// Stores a field of a group.
     #[inline(always)]
     pub(super) fn store<S: Simd>(&self, which: usize, group: usize, x: T::V<S>) {
-        x.store(self.narrow(which).1, group);
+        x.store(self.field(which).1, group);
     }
 
-    /// One of the float64 numbers of eight samples.
+    /// A float64 field of eight samples.
     #[inline(always)]
-    pub(super) fn load_wide<S: Simd>(&self, s: S, which: usize, at: usize) -> S::V64 {
-        S::V64::load(s, self.wide(which).0, at)
+    pub(super) fn load_f64<S: Simd>(&self, s: S, which: usize, at: usize) -> S::V64 {
+        S::V64::load(s, self.field_f64(which).0, at)
     }
 
-    /// A sum of a part of a group, and what it lost, in float64.
+    /// The sum of two fields in float64, for eight samples of a group: a sum and its rounding error.
     #[inline(always)]
-    pub(super) fn load_sum<S: Simd>(
+    pub(super) fn load_sum_f64<S: Simd>(
         &self,
         s: S,
         [high, low]: [usize; 2],

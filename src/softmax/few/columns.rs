@@ -1,4 +1,5 @@
-//! Groups of samples as columns, a lane each.
+//! How a group of samples lies in an array, and loading it as columns: a vector for each class, with a lane
+//! for each sample.
 
 use std::ops::Range;
 
@@ -9,21 +10,22 @@ use crate::simd::{self, HALF, Input, Simd};
 use super::buffers::ROWS;
 use super::{Block, Common, Limits, copy};
 
-/// Where the numbers of a group of samples lie.
-pub(super) enum Group<View> {
-    /// A row each.
+/// How a group of samples lies in an array.
+pub(super) enum GroupView<View> {
+    /// Contiguous rows, one for each sample.
     Rows(View),
-    /// A lane each of vectors, as many as there are bits: of class 0 here, each further class a step
-    /// behind.
+    /// Adjacent samples: the array, where class 0 of the first sample is, the step to the next class, and the
+    /// lanes that have a sample, a bit each.
     Columns(View, usize, isize, u32),
 }
 
-/// Stores what is made of columns of a group: `$x` is a lane of each sample. Of rows all columns are
-/// taken, of columns those of a range; then asks for what is so far ahead.
+/// For each class of a group: loads `$x`, a lane for each sample, and stores `$body` to `$to`, a vector after
+/// the other. Rows are transposed, all classes of them; of columns it takes the classes of `$range`, and
+/// prefetches what is `$ahead` numbers further on.
 macro_rules! columns {
     ($s:expr, $group:expr, $classes:expr, $range:expr, $ahead:expr, $to:expr, $x:ident => $body:expr) => {
         match $group {
-            Group::Columns(array, at, step, lanes) if !MANY || lanes == T::ALL => {
+            GroupView::Columns(array, at, step, lanes) if !MANY || lanes == T::ALL => {
                 for class in $range {
                     let at = at as isize + class as isize * step;
                     array.prefetch((at + $ahead) as usize);
@@ -31,7 +33,7 @@ macro_rules! columns {
                     $body.store($to, class * T::LANES);
                 }
             }
-            Group::Columns(array, at, step, lanes) => {
+            GroupView::Columns(array, at, step, lanes) => {
                 for class in $range {
                     let at = at as isize + class as isize * step;
                     array.prefetch((at + $ahead) as usize);
@@ -40,7 +42,7 @@ macro_rules! columns {
                     $body.store($to, class * T::LANES);
                 }
             }
-            Group::Rows(rows) => {
+            GroupView::Rows(rows) => {
                 let whole = $classes / COLUMNS * COLUMNS;
                 for start in (0..whole).step_by(COLUMNS) {
                     let loaded = T::V::<S>::load_columns($s, rows, start, $classes);
@@ -70,8 +72,8 @@ macro_rules! columns {
 
 pub(super) use columns;
 
-/// Samples that follow each other at one step, of each class: where the first one is, where it goes in
-/// columns of a vector each, and how many there are.
+/// Numbers of one class and consecutive samples at one step, for each class: where the first one is in the
+/// array, where it is in columns, and how many there are.
 pub(super) fn runs<T: Real>(
     place: &Place,
     samples: Range<usize>,
@@ -86,16 +88,17 @@ pub(super) fn runs<T: Real>(
 }
 
 impl<'a, T: Limits> Common<'a, T> {
-    /// Numbers of a group, and those behind them that its last row's last columns reach into.
+    /// How many numbers of contiguous rows the loads of a group touch. The loads of the last columns of the last
+    /// row reach beyond its end.
     #[inline(always)]
     pub(super) fn group_len(&self) -> usize {
         let classes = self.batch.classes;
         (T::LANES - 1) * classes + classes.next_multiple_of(HALF)
     }
 
-    /// Where a group's numbers may be read: a copy where they are too few, the last ones of this run of
-    /// blocks (what follows is another thread's, which may write the gradient in its place), or not all
-    /// next to each other.
+    /// A view that a group can be loaded from. It is a copy where the samples are too few for a vector, where
+    /// they are not adjacent, and where the loads would reach beyond the samples of this thread: another thread
+    /// may be writing the gradient there in place of the logits.
     #[inline(always)]
     pub(super) fn group_of<'b, S: Simd, const MANY: bool>(
         &self,
@@ -104,7 +107,7 @@ impl<'a, T: Limits> Common<'a, T> {
         place: Option<&Place>,
         block: &Block<'b, T>,
         group: usize,
-    ) -> Group<Input<'b, T>> {
+    ) -> GroupView<Input<'b, T>> {
         let classes = self.batch.classes;
         let (sample, n) = block.samples(group);
         let (from, to) = block.buffers.part(ROWS);
@@ -114,19 +117,19 @@ impl<'a, T: Limits> Common<'a, T> {
             }
             let (at, left) = place.line_at(sample);
             if left.min(n) == T::LANES {
-                return Group::Columns(array, at, place.class_step(), T::ALL);
+                return GroupView::Columns(array, at, place.class_step(), T::ALL);
             }
             for (at, lane, n) in runs::<T>(place, sample..sample + n, 0..classes) {
                 simd::copy(n, (array, at, 1), (to, lane, 1));
             }
-            return Group::Columns(from, 0, T::LANES as isize, T::ALL);
+            return GroupView::Columns(from, 0, T::LANES as isize, T::ALL);
         }
         let wanted = self.group_len();
         let at = sample * classes;
         if n == T::LANES && at + wanted <= (block.first + block.room) * classes {
-            return Group::Rows(array.part(at, wanted));
+            return GroupView::Rows(array.part(at, wanted));
         }
         copy(s, array.part(at, n * classes), to, false);
-        Group::Rows(from.part(0, wanted))
+        GroupView::Rows(from.part(0, wanted))
     }
 }

@@ -1,4 +1,16 @@
-//! What is done once a sample.
+//! Losses, and the factors of the gradient and the Hessian: what is computed once a sample.
+//!
+//! ```text
+//! for each group:
+//!     in the logits' type, for all lanes:
+//!         l = log1p(rest / pivot)                     -log p of the pivot
+//!         loss = l, or with coefficients class_weight l + total (log S - reference) + distance
+//!         a = scale W / S,  b = scale,  and the gradient at the pivot
+//!     in float64, the same for the lanes for which that is not accurate enough
+//! ```
+//!
+//! Quotients that the gradient multiplies are two numbers: the second is the rounding error of the first, found by
+//! fused multiply-add. Weights and coefficients are float64 in both ways.
 
 use crate::math::Real;
 use crate::math::exp::{power_of_two, residue};
@@ -6,12 +18,12 @@ use crate::math::log::{log, log1p, log1p_and};
 use crate::reduce::lost_by;
 use crate::simd::{Kernel, Output, Simd, Vector, fold};
 
-use super::apply::Apply;
+use super::apply::ApplyObjective;
 use super::buffers::*;
 use super::{Block, Common, Limits, lanes_from, power, splat};
 
 impl<'a, T: Limits> Common<'a, T> {
-    /// Losses, weighted, and what gradients take of each sample; the losses' sum.
+    /// Finishes a block: its losses, weighted, and the factors of its derivatives. Returns the sum of the losses.
     #[inline(always)]
     fn finish<S: Simd, const ANY: bool, const HARD: bool>(
         &self,
@@ -21,127 +33,127 @@ impl<'a, T: Limits> Common<'a, T> {
         let buffers = block.buffers;
         for group in block.groups() {
             let done =
-                if self.narrow { self.finish_narrow::<S, ANY, HARD>(s, group, buffers) } else { 0 };
-            if self.narrow && self.batch.outputs.hess.is_some() {
-                s.apart(FinishHessian::<T, ANY> { block: *block, group });
+                if self.native { self.finish_native::<S, ANY, HARD>(s, group, buffers) } else { 0 };
+            if self.native && self.batch.outputs.hess.is_some() {
+                s.apart(FinishGroupHessian::<T, ANY> { block: *block, group });
             }
             if done != T::ALL {
-                s.apart(FinishWide::<T, ANY, HARD> { block: *block, group, done });
+                s.apart(FinishGroupF64::<T, ANY, HARD> { block: *block, group, done });
             }
             if !self.plain {
                 let (start, width) = (group * self.batch.classes, T::LANES * self.batch.classes);
-                s.apart(Apply {
+                s.apart(ApplyObjective {
                     objective: self.objective,
                     buffers,
                     group,
-                    columns: buffers.part(COLUMNS_OF).1.part(start, width),
+                    columns: buffers.part(EXPONENTIALS).1.part(start, width),
                     weighted: self.batch.is_weighted(),
                     grad: self.grad,
                     hess: self.batch.outputs.hess.is_some(),
                 });
             }
         }
-        // Two sums, since each addition waits for the one before.
+        // Two sums in turn, since each addition waits for the one before.
         let mut losses = [splat::<S, f64>(s, 0.0); 2];
         for at in (0..block.lead + block.n).step_by(8) {
-            let loss = buffers.load_wide(s, LOSS, at);
+            let loss = buffers.load_f64(s, LOSS, at);
             losses = [losses[1], losses[0].add(loss)];
         }
         fold(losses[0].add(losses[1]).to_lanes())
     }
 
-    /// Writes each sample's loss.
+    /// Writes each sample's loss to the array of losses.
     #[inline(always)]
     fn write_losses<S: Simd>(&self, s: S, block: &Block<'_, T>, to: Output<'_, T>) {
         let divisor = splat::<S, f64>(s, self.batch.divisor);
         for group in block.groups() {
             let mut parts = [divisor; 2];
             for (part, loss) in parts.iter_mut().enumerate().take(T::WIDE) {
-                *loss = block.buffers.load_wide(s, LOSS, group + 8 * part).div(divisor);
+                *loss = block.buffers.load_f64(s, LOSS, group + 8 * part).div(divisor);
             }
             let (sample, n) = block.samples(group);
             T::V::<S>::narrow(parts).store_lanes(to, sample, lanes_from::<T>(n));
         }
     }
 
-    /// The same in the logits' type, of a group: those of its lanes for which that is enough, or which
-    /// do not count. What a quotient's rounding loses is found by fused multiply-add.
+    /// Finishes a group in the logits' type. Returns the lanes for which that is accurate enough, or which do
+    /// not count.
     #[inline(always)]
-    fn finish_narrow<S: Simd, const ANY: bool, const HARD: bool>(
+    fn finish_native<S: Simd, const ANY: bool, const HARD: bool>(
         &self,
         s: S,
         group: usize,
         buffers: &Buffers<T>,
     ) -> u32 {
         let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
-        let (rest, rest_lost, pivot) = (
+        let (rest, rest_error, pivot) = (
             buffers.load(s, REST, group),
-            buffers.load(s, REST_LOST, group),
+            buffers.load(s, REST_ERROR, group),
             buffers.load(s, PIVOT, group),
         );
         let counts = zero.lt(buffers.load(s, CLASS, group).add(one));
         let (whole, odds) = (rest.add(pivot), rest.div(pivot));
         let inverse = one.div(whole);
         // d log1p(r / p) = dr / (p + r)
-        let lost = zero.sub(odds).fma(pivot, rest).add(rest_lost).mul(inverse);
-        let surprise = log1p_and::<S, T>(s, odds, lost);
-        let mut above = surprise;
+        let error = zero.sub(odds).fma(pivot, rest).add(rest_error).mul(inverse);
+        let surprisal = log1p_and::<S, T>(s, odds, error);
+        let mut above = surprisal;
         if HARD && ANY {
-            // How far log S is above the largest logit, from the sum of all others.
-            let largest = buffers.load(s, LARGEST, group);
-            let others = rest.sub(largest).add(pivot.add(rest_lost));
+            // log S - reference, from the sum of all exponentials but the largest.
+            let largest = buffers.load(s, LARGEST_EXPONENTIAL, group);
+            let others = rest.sub(largest).add(pivot.add(rest_error));
             let others = log1p::<S, T>(s, others.div(largest));
-            above = T::V::<S>::select(pivot.lt(largest), others, surprise);
+            above = T::V::<S>::select(pivot.lt(largest), others, surprisal);
         }
-        let (none, counted) = (splat::<S, f64>(s, 0.0), T::V::<S>::lanes(counts));
-        // A macro, since a closure might not be inlined with the features.
+        let (zero_f64, counted) = (splat::<S, f64>(s, 0.0), T::V::<S>::lanes(counts));
+        // A macro: a closure might be compiled without the instruction set of this function.
         macro_rules! counted {
             ($part:expr) => {
                 S::V64::mask(s, counted >> (8 * $part) & 0xFF)
             };
         }
         let mut scaled = splat::<S, T>(s, self.scale);
-        let mut scaled_lost = splat::<S, T>(s, self.scale - T::from_f64(self.scale).to_f64());
+        let mut scaled_error = splat::<S, T>(s, self.scale - T::from_f64(self.scale).to_f64());
         let mut fits = T::ALL;
         let (mut minus_b, mut pivot_grad) = (zero, zero);
         if ANY || self.batch.is_weighted() {
-            let (mut scales, mut pivots) = ([none; 2], [none; 2]);
-            let (mut products, mut lost) = ([none; 2], [none; 2]);
+            let (mut scales, mut pivots) = ([zero_f64; 2], [zero_f64; 2]);
+            let (mut products, mut error) = ([zero_f64; 2], [zero_f64; 2]);
             for part in 0..T::WIDE {
-                let (at, surprise) = (group + 8 * part, surprise.wide(part));
+                let (at, surprisal) = (group + 8 * part, surprisal.wide(part));
                 let (loss, scale, total);
                 if ANY {
                     let sample = self.sample::<S, ANY, HARD>(
                         s,
                         group,
                         part,
-                        [surprise, above.wide(part)],
+                        [surprisal, above.wide(part)],
                         buffers,
                     );
-                    scale = S::V64::select(counted!(part), sample.scale, none);
+                    scale = S::V64::select(counted!(part), sample.scale, zero_f64);
                     (loss, total) = (sample.loss, sample.total);
                     if self.grad {
-                        // Of the sum with what it lost, to the digits of float64.
+                        // 1 / S of the sum with its rounding error: one Newton step to float64.
                         let inverse = inverse.wide(part);
-                        let more = none.sub(inverse).fma(sample.whole, splat::<S, f64>(s, 1.0));
+                        let more = zero_f64.sub(inverse).fma(sample.whole, splat::<S, f64>(s, 1.0));
                         let inverse = more.mul_add(inverse, inverse);
                         let sample = Sample { scale, ..sample };
                         pivots[part] = self.pivot_gradient::<S, HARD>(s, &sample, inverse);
                     }
                 } else {
-                    total = buffers.load_wide(s, OF_CLASS, at);
-                    scale = buffers.load_wide(s, SCALE, at);
-                    loss = surprise.mul(total.mul(buffers.load_wide(s, SAMPLE, at)));
+                    total = buffers.load_f64(s, CLASS_WEIGHT, at);
+                    scale = buffers.load_f64(s, SCALE, at);
+                    loss = surprisal.mul(total.mul(buffers.load_f64(s, SAMPLE_WEIGHT, at)));
                 }
-                S::V64::select(counted!(part), loss, none).store(buffers.wide(LOSS).1, at);
-                scales[part] = none.sub(scale);
+                S::V64::select(counted!(part), loss, zero_f64).store(buffers.field_f64(LOSS).1, at);
+                scales[part] = zero_f64.sub(scale);
                 products[part] = scale.mul(total);
-                lost[part] = scale.fma(total, none.sub(products[part]));
+                error[part] = scale.fma(total, zero_f64.sub(products[part]));
             }
             (minus_b, pivot_grad) = (T::V::<S>::narrow(scales), T::V::<S>::narrow(pivots));
-            [scaled, scaled_lost] = split::<S, T>(products);
+            [scaled, scaled_error] = split::<S, T>(products);
             if T::WIDE == 1 {
-                scaled_lost = T::V::<S>::narrow(lost);
+                scaled_error = T::V::<S>::narrow(error);
             }
             let [least, most] = T::FEW_SHIFT.map(power);
             let (least, most) = (splat::<S, T>(s, least), splat::<S, T>(s, most));
@@ -150,22 +162,22 @@ impl<'a, T: Limits> Common<'a, T> {
             fits = T::V::<S>::lanes(scaled.abs().lt(most)) & (inside | zeros);
         } else {
             for part in 0..T::WIDE {
-                let loss = S::V64::select(counted!(part), surprise.wide(part), none);
-                loss.store(buffers.wide(LOSS).1, group + 8 * part);
+                let loss = S::V64::select(counted!(part), surprisal.wide(part), zero_f64);
+                loss.store(buffers.field_f64(LOSS).1, group + 8 * part);
             }
         }
         if self.grad {
             let a = T::V::<S>::select(counts, scaled.mul(inverse), zero);
             let minus_a = zero.sub(a);
-            let whole_lost = lost_by::<S, T>(rest, pivot, whole).add(rest_lost);
-            let lost = minus_a.mul_add(whole_lost, minus_a.fma(whole, scaled).add(scaled_lost));
-            let a_lost = T::V::<S>::select(counts, lost.mul(inverse), zero);
+            let whole_error = lost_by::<S, T>(rest, pivot, whole).add(rest_error);
+            let error = minus_a.mul_add(whole_error, minus_a.fma(whole, scaled).add(scaled_error));
+            let a_error = T::V::<S>::select(counts, error.mul(inverse), zero);
             buffers.store(A, group, a);
-            buffers.store(A_LOST, group, a_lost);
+            buffers.store(A_ERROR, group, a_error);
             if ANY {
                 buffers.store(MINUS_B, group, minus_b);
             } else {
-                let own = a.fma(rest, a_lost.mul_add(rest, a.mul(rest_lost)));
+                let own = a.fma(rest, a_error.mul_add(rest, a.mul(rest_error)));
                 pivot_grad = zero.sub(own);
             }
             buffers.store(PIVOT_GRAD, group, pivot_grad);
@@ -177,47 +189,49 @@ impl<'a, T: Limits> Common<'a, T> {
         near & (precise | exact) & fits | !counted & T::ALL
     }
 
-    /// Eight samples, their losses from `-log p` of their pivots and of their largest logits.
+    /// Eight samples in float64, with their losses. `surprisal` is `-log p` of the pivot; `above` is
+    /// `log S - reference`.
     #[inline(always)]
     fn sample<S: Simd, const ANY: bool, const HARD: bool>(
         &self,
         s: S,
         group: usize,
         part: usize,
-        [surprise, above]: [S::V64; 2],
+        [surprisal, above]: [S::V64; 2],
         buffers: &Buffers<T>,
     ) -> Sample<S> {
-        let (none, at) = (splat::<S, f64>(s, 0.0), group + 8 * part);
+        let (zero_f64, at) = (splat::<S, f64>(s, 0.0), group + 8 * part);
         let (rest, pivot) = (
-            buffers.load_sum(s, [REST, REST_LOST], group, part),
+            buffers.load_sum_f64(s, [REST, REST_ERROR], group, part),
             buffers.load(s, PIVOT, group).wide(part),
         );
         let whole = rest.add(pivot);
-        let of_class = buffers.load_wide(s, OF_CLASS, at);
+        let class_weight = buffers.load_f64(s, CLASS_WEIGHT, at);
         let mut others = splat::<S, f64>(s, self.total);
         if !HARD {
-            others = others.add(buffers.load_wide(s, COEFFICIENT, at));
+            others = others.add(buffers.load_f64(s, COEFFICIENT, at));
         }
-        // A weight of 0 takes even an infinite loss.
-        let loss = of_class.mul(surprise);
-        let mut loss = S::V64::select(of_class.eq(none), whole.sub(whole), loss);
+        // A class weight of 0 makes even an infinite surprisal 0, but not NaN.
+        let loss = class_weight.mul(surprisal);
+        let mut loss = S::V64::select(class_weight.eq(zero_f64), whole.sub(whole), loss);
         if ANY {
-            loss = loss.add(others.mul(above)).add(buffers.load_wide(s, DISTANCE, at));
+            loss = loss.add(others.mul(above)).add(buffers.load_f64(s, DISTANCE, at));
         }
-        let (loss, total) = (loss.mul(buffers.load_wide(s, SAMPLE, at)), of_class.add(others));
+        let (loss, total) =
+            (loss.mul(buffers.load_f64(s, SAMPLE_WEIGHT, at)), class_weight.add(others));
         Sample {
             rest,
             pivot,
             whole,
-            of_class,
+            class_weight,
             total,
-            own: buffers.load(s, OWN, group).wide(part),
-            scale: buffers.load_wide(s, SCALE, at),
+            own: buffers.load(s, PIVOT_COEFFICIENT, group).wide(part),
+            scale: buffers.load_f64(s, SCALE, at),
             loss,
         }
     }
 
-    /// The gradient at the pivots, `scale (total p - t)`, whose `p - 1` is `-rest / whole`.
+    /// The gradient at the pivots, `scale (total p - t)`, with `p - 1 = -rest / whole`.
     #[inline(always)]
     fn pivot_gradient<S: Simd, const HARD: bool>(
         &self,
@@ -225,51 +239,51 @@ impl<'a, T: Limits> Common<'a, T> {
         sample: &Sample<S>,
         inverse: S::V64,
     ) -> S::V64 {
-        let &Sample { rest, pivot, of_class, total, own, scale, .. } = sample;
-        let none = splat::<S, f64>(s, 0.0);
-        let (minus_part, p) = (none.sub(rest.mul(inverse)), pivot.mul(inverse));
+        let &Sample { rest, pivot, class_weight, total, own, scale, .. } = sample;
+        let zero_f64 = splat::<S, f64>(s, 0.0);
+        let (minus_part, p) = (zero_f64.sub(rest.mul(inverse)), pivot.mul(inverse));
         let gradient = if HARD {
             let others = p.mul(splat::<S, f64>(s, self.total)).sub(own);
-            minus_part.fma(of_class, others)
+            minus_part.fma(class_weight, others)
         } else {
-            let small = p.fma(total, none.sub(own));
+            let small = p.fma(total, zero_f64.sub(own));
             let large = minus_part.fma(total, total.sub(own));
             S::V64::select(p.lt(splat::<S, f64>(s, 0.5)), small, large)
         };
         // Adding 0 makes -0 a 0.
-        scale.mul(gradient).add(none)
+        scale.mul(gradient).add(zero_f64)
     }
 
-    /// What else a Hessian takes, of a group, in the logits' type.
+    /// The fields of a group that only the Hessian takes, in the logits' type.
     #[inline(always)]
     fn finish_hessian<S: Simd, const ANY: bool>(&self, s: S, group: usize, buffers: &Buffers<T>) {
         let (rest, pivot, high, low) = (
             buffers.load(s, REST, group),
             buffers.load(s, PIVOT, group),
             buffers.load(s, OTHERS, group),
-            buffers.load(s, OTHERS_LOST, group),
+            buffers.load(s, OTHERS_ERROR, group),
         );
         let (whole, others) = (rest.add(pivot), high.add(low));
-        let lost = lost_by::<S, T>(rest, pivot, whole).add(buffers.load(s, REST_LOST, group));
-        let most = whole.sub(high).add(lost.sub(low));
-        let inverse = splat::<S, T>(s, 1.0).div(whole.add(lost));
-        // Products of gradients and probabilities, none below the normal numbers where the result is not.
-        let a = buffers.load(s, A, group).add(buffers.load(s, A_LOST, group));
+        let error = lost_by::<S, T>(rest, pivot, whole).add(buffers.load(s, REST_ERROR, group));
+        let most = whole.sub(high).add(error.sub(low));
+        let inverse = splat::<S, T>(s, 1.0).div(whole.add(error));
+        // Gradients times probabilities: no product is subnormal where the result is not.
+        let a = buffers.load(s, A, group).add(buffers.load(s, A_ERROR, group));
         let part = if ANY {
-            a.mul(rest.add(buffers.load(s, REST_LOST, group)))
+            a.mul(rest.add(buffers.load(s, REST_ERROR, group)))
         } else {
             splat::<S, T>(s, 0.0).sub(buffers.load(s, PIVOT_GRAD, group))
         };
         let at_pivot = part.mul(pivot.mul(inverse));
         let at_most = a.mul(others).mul(most.mul(inverse));
-        for (which, x) in [(INVERSE, inverse), (PIVOT_HESS, at_pivot), (MOST_HESS, at_most)] {
+        for (which, x) in [(INVERSE, inverse), (PIVOT_HESS, at_pivot), (LARGEST_HESS, at_most)] {
             buffers.store(which, group, x);
         }
     }
 
-    /// The same as [`Few::finish_narrow`] in float64, of the lanes that are not `done`.
+    /// Finishes a group in float64, but for the lanes that are `done`.
     #[inline(always)]
-    fn finish_wide<S: Simd, const ANY: bool, const HARD: bool>(
+    fn finish_f64<S: Simd, const ANY: bool, const HARD: bool>(
         &self,
         s: S,
         group: usize,
@@ -277,71 +291,72 @@ impl<'a, T: Limits> Common<'a, T> {
         block: &Block<'_, T>,
     ) {
         let buffers = block.buffers;
-        let (none, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
+        let (zero_f64, nan) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, f64::NAN));
         let none_counts = T::V::<S>::lanes(buffers.load(s, CLASS, group).lt(splat::<S, T>(s, 0.0)));
-        let (mut odds, mut others, mut near, mut largest) = ([none; 2], [none; 2], [0; 2], [0; 2]);
+        let (mut odds, mut others, mut near, mut largest) =
+            ([zero_f64; 2], [zero_f64; 2], [0; 2], [0; 2]);
         for part in 0..T::WIDE {
-            let rest = buffers.load_sum(s, [REST, REST_LOST], group, part);
+            let rest = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
             let pivot = buffers.load(s, PIVOT, group).wide(part);
-            // Those of which `rest / pivot` can be formed: not of NaN, nor of what has underflowed.
+            // Where `rest / pivot` can be formed: not where the pivot's exponential has underflowed, nor for NaN.
             near[part] = S::V64::lanes(rest.lt(pivot.mul(splat::<S, f64>(s, T::FAR))));
-            odds[part] = S::V64::select(S::V64::mask(s, near[part]), rest.div(pivot), none);
+            odds[part] = S::V64::select(S::V64::mask(s, near[part]), rest.div(pivot), zero_f64);
             if HARD && ANY {
-                let most = buffers.load(s, LARGEST, group).wide(part);
+                let most = buffers.load(s, LARGEST_EXPONENTIAL, group).wide(part);
                 let high = buffers.load(s, REST, group).wide(part).sub(most);
-                let low = pivot.add(buffers.load(s, REST_LOST, group).wide(part));
+                let low = pivot.add(buffers.load(s, REST_ERROR, group).wide(part));
                 others[part] = high.add(low).div(most);
                 largest[part] = S::V64::lanes(pivot.lt(most)) ^ 0xFF;
             }
         }
-        let surprises = precise_log1p::<S, T>(s, odds);
+        let surprisals = precise_log1p::<S, T>(s, odds);
         let aboves = precise_log1p::<S, T>(s, others);
-        let mut results = [[none; 2]; RESULTS.len()];
+        let mut results = [[zero_f64; 2]; RESULTS.len()];
         for part in 0..T::WIDE {
             let (at, counted) = (group + 8 * part, !none_counts >> (8 * part) & 0xFF);
-            let mut surprise = surprises[part];
+            let mut surprisal = surprisals[part];
             let far = counted & !near[part];
             if far != 0 {
                 let far = self.far(s, block, group, part, far);
-                surprise = S::V64::select(S::V64::mask(s, near[part]), surprise, far);
+                surprisal = S::V64::select(S::V64::mask(s, near[part]), surprisal, far);
             }
-            let mut above = surprise;
+            let mut above = surprisal;
             if HARD && ANY {
-                above = S::V64::select(S::V64::mask(s, largest[part]), surprise, aboves[part]);
+                above = S::V64::select(S::V64::mask(s, largest[part]), surprisal, aboves[part]);
             }
-            let sample = self.sample::<S, ANY, HARD>(s, group, part, [surprise, above], buffers);
+            let sample = self.sample::<S, ANY, HARD>(s, group, part, [surprisal, above], buffers);
             let whole = sample.whole;
-            let (mut loss, mut mute) = (sample.loss, S::V64::mask(s, !counted & 0xFF));
+            let (mut loss, mut masked) = (sample.loss, S::V64::mask(s, !counted & 0xFF));
             if self.batch.classes == 1 {
-                // No loss and no gradient, not even a rounding's.
+                // Loss and gradient of one class are exactly 0.
                 loss = loss.sub(loss);
-                mute = S::V64::mask(s, (!counted & 0xFF) | S::V64::lanes(whole.eq(whole)));
+                masked = S::V64::mask(s, (!counted & 0xFF) | S::V64::lanes(whole.eq(whole)));
             }
             loss = S::V64::select(whole.eq(whole), loss, nan);
-            loss = S::V64::select(S::V64::mask(s, counted), loss, none);
-            loss.store_lanes(buffers.wide(LOSS).1, at, !done >> (8 * part) & 0xFF);
+            loss = S::V64::select(S::V64::mask(s, counted), loss, zero_f64);
+            loss.store_lanes(buffers.field_f64(LOSS).1, at, !done >> (8 * part) & 0xFF);
             if !self.grad {
                 continue;
             }
             let inverse = splat::<S, f64>(s, 1.0).div(whole);
-            let sample = Sample { scale: S::V64::select(mute, none, sample.scale), ..sample };
+            let sample = Sample { scale: S::V64::select(masked, zero_f64, sample.scale), ..sample };
             let Sample { rest, pivot, .. } = sample;
             let scaled = sample.scale.mul(sample.total);
             let a = scaled.mul(inverse);
-            let minus_a = none.sub(a);
-            let lost =
+            let minus_a = zero_f64.sub(a);
+            let error =
                 minus_a.fma(lost_by::<S, f64>(rest, pivot, whole), minus_a.fma(whole, scaled));
-            let lost = lost.mul(inverse);
+            let error = error.mul(inverse);
             let pivot_grad = if ANY {
                 self.pivot_gradient::<S, HARD>(s, &sample, inverse)
             } else {
-                none.sub(a.fma(rest, lost.mul(rest))).add(none)
+                zero_f64.sub(a.fma(rest, error.mul(rest))).add(zero_f64)
             };
-            let others = buffers.load_sum(s, [OTHERS, OTHERS_LOST], group, part);
+            let others = buffers.load_sum_f64(s, [OTHERS, OTHERS_ERROR], group, part);
             let pivot_hess = a.mul(pivot).mul(rest.mul(inverse));
-            let most_hess = a.mul(whole.sub(others)).mul(others.mul(inverse));
-            let minus_b = none.sub(sample.scale);
-            let all = [a, lost, minus_b, pivot_grad, inverse, pivot_hess, most_hess];
+            let largest_hess = a.mul(whole.sub(others)).mul(others.mul(inverse));
+            let minus_b = zero_f64.sub(sample.scale);
+            let all = [a, error, minus_b, pivot_grad, inverse, pivot_hess, largest_hess];
             for (result, x) in results.iter_mut().zip(all) {
                 result[part] = x;
             }
@@ -351,16 +366,16 @@ impl<'a, T: Limits> Common<'a, T> {
         }
         for (which, parts) in RESULTS.into_iter().zip(results) {
             let mut x = T::V::<S>::narrow(parts);
-            if which == A_LOST && T::WIDE == 2 {
-                // Of float64 rounded to the logits' type.
+            if which == A_ERROR && T::WIDE == 2 {
+                // The rounding error of `a` is that of rounding float64 to the logits' type.
                 x = split::<S, T>(results[0])[1];
             }
-            x.store_lanes(buffers.narrow(which).1, group, !done & T::ALL);
+            x.store_lanes(buffers.field(which).1, group, !done & T::ALL);
         }
     }
 
-    /// `-log p` of true classes that are so far down that their exponentials do not say how far: the
-    /// `lanes` of eight samples.
+    /// `-log p` of true classes whose exponentials have underflowed, from their logits: for `lanes` of eight
+    /// samples.
     #[inline(always)]
     fn far<S: Simd>(
         &self,
@@ -374,36 +389,42 @@ impl<'a, T: Limits> Common<'a, T> {
         let mut below = [0.0; 8];
         for (i, below) in below.iter_mut().enumerate().filter(|(i, _)| lanes >> i & 1 != 0) {
             let lane = 8 * part + i;
-            let class = buffers.narrow(CLASS).0.get(group + lane).to_f64() as usize;
+            let class = buffers.field(CLASS).0.get(group + lane).to_f64() as usize;
             let logit = self.batch.value(first + lane, class);
-            *below = buffers.narrow(MOST).0.get(group + lane).to_f64() - logit.to_f64();
+            *below = buffers.field(LARGEST_LOGIT).0.get(group + lane).to_f64() - logit.to_f64();
         }
-        // How far log S is above the largest logit.
-        let whole = buffers.load_sum(s, [REST, REST_LOST], group, part);
+        // `log S - reference`.
+        let whole = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
         let whole = whole.add(buffers.load(s, PIVOT, group).wide(part));
         let bias = splat::<S, f64>(s, 0.0).sub(buffers.load(s, BIAS, group).wide(part));
         let log_sum = log::<S, f64>(s, whole.mul(power_of_two::<S, f64>(s, bias)));
-        let (n, most) = (buffers.load(s, N, group), buffers.load(s, MOST, group));
+        let (n, most) = (buffers.load(s, N, group), buffers.load(s, LARGEST_LOGIT, group));
         log_sum.sub(residue::<S, T>(s, n, most, part)).add(S::V64::from_lanes(s, below))
     }
 }
 
-/// Eight samples in float64: sums of exponentials, without the pivot, its own, and of all; the weight of the
-/// true class, the sum of all coefficients, and the pivot's without that weight; what the sample is multiplied
-/// by; and its loss.
+/// Eight samples in float64.
 struct Sample<S: Simd> {
+    /// The sum of the exponentials without the pivot's.
     rest: S::V64,
+    /// The pivot's exponential.
     pivot: S::V64,
+    /// `S`, the sum of both.
     whole: S::V64,
-    of_class: S::V64,
+    /// The weight of the true class, times what label smoothing leaves to it.
+    class_weight: S::V64,
+    /// `W`, the sum of all coefficients.
     total: S::V64,
+    /// The coefficient of the pivot, without the weight of a true class.
     own: S::V64,
+    /// The weight of the sample over the divisor.
     scale: S::V64,
+    /// The loss.
     loss: S::V64,
 }
 
-/// `log(1 + r)` of each part, as exact as the logits' type, as the exponentials are, but smaller than its
-/// numbers may be.
+/// `log(1 + r)` of each part, as accurate as the logits' type. A result may be below that type's range: it is
+/// float64.
 #[inline(always)]
 fn precise_log1p<S: Simd, T: Real>(s: S, mut parts: [S::V64; 2]) -> [S::V64; 2] {
     let narrow = log1p::<S, T>(s, T::V::<S>::narrow(parts));
@@ -415,7 +436,7 @@ fn precise_log1p<S: Simd, T: Real>(s: S, mut parts: [S::V64; 2]) -> [S::V64; 2] 
     parts
 }
 
-/// The nearest numbers to float64 parts, and what that lost.
+/// Float64 parts rounded to the logits' type, and the rounding errors.
 #[inline(always)]
 fn split<S: Simd, T: Real>(mut parts: [S::V64; 2]) -> [T::V<S>; 2] {
     let high = T::V::<S>::narrow(parts);
@@ -425,11 +446,11 @@ fn split<S: Simd, T: Real>(mut parts: [S::V64; 2]) -> [T::V<S>; 2] {
     [high, T::V::<S>::narrow(parts)]
 }
 
-/// Finishes a block; the sum of its losses. `ANY`: there are coefficients beside a true class; `HARD`: there is
-/// a true class.
-pub(super) struct Finish<'b, T, const ANY: bool, const HARD: bool>(pub(super) Block<'b, T>);
+/// Finishes a block. Returns the sum of its losses. `ANY`: there are coefficients beside that of a true class.
+/// `HARD`: there is a true class.
+pub(super) struct FinishBlock<'b, T, const ANY: bool, const HARD: bool>(pub(super) Block<'b, T>);
 
-impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for Finish<'_, T, ANY, HARD> {
+impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for FinishBlock<'_, T, ANY, HARD> {
     type Output = f64;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> f64 {
@@ -442,29 +463,29 @@ impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for Finish<'_, T, ANY,
     }
 }
 
-/// Finishes a group in float64, but for the lanes that are done.
-struct FinishWide<'b, T, const ANY: bool, const HARD: bool> {
+/// Finishes a group in float64, but for the lanes that are done, as a call of its own.
+struct FinishGroupF64<'b, T, const ANY: bool, const HARD: bool> {
     block: Block<'b, T>,
     group: usize,
     done: u32,
 }
 
-impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for FinishWide<'_, T, ANY, HARD> {
+impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for FinishGroupF64<'_, T, ANY, HARD> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        let FinishWide { block, group, done } = self;
-        block.job.finish_wide::<S, ANY, HARD>(s, group, done, &block);
+        let FinishGroupF64 { block, group, done } = self;
+        block.job.finish_f64::<S, ANY, HARD>(s, group, done, &block);
     }
 }
 
-/// Finishes a group's Hessian.
-struct FinishHessian<'b, T, const ANY: bool> {
+/// Finishes a group's Hessian, as a call of its own.
+struct FinishGroupHessian<'b, T, const ANY: bool> {
     block: Block<'b, T>,
     group: usize,
 }
 
-impl<T: Limits, const ANY: bool> Kernel for FinishHessian<'_, T, ANY> {
+impl<T: Limits, const ANY: bool> Kernel for FinishGroupHessian<'_, T, ANY> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {

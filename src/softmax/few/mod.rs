@@ -1,22 +1,42 @@
-//! Many rows of few classes: a lane each.
+//! Samples of few classes, a vector of samples at a time: each sample has a lane.
 //!
 //! ```text
-//! for each block of samples, and each group of it, as many samples as lanes:
-//!     scratch = the group's logits, transposed: a vector a class; their largest, a lane each
-//!     scratch = E of them; rest += E, but for the pivots           (reduce)
-//! for all groups of the block: losses and factors                  (finish)
-//! for each group: gradient = a E - b t, transposed back            (emit)
+//! for each block of samples:            a group is as many samples as a vector has lanes
+//!     for each group:
+//!         columns = transpose(logits)          a vector for each class          (read)
+//!         reference = max of the columns       a lane for each sample
+//!     for each group:
+//!         columns = E of the columns                                            (sum)
+//!         rest += E, but for the pivots
+//!     for each group:
+//!         losses, a, b and the gradients at the pivots                          (finish)
+//!         then those of another objective, if there is one                      (apply)
+//!     for each group:
+//!         gradient = transpose(a E - b t)                                       (write)
 //! ```
 //!
-//! Where samples lie next to each other in memory, as those of `(N, C, d)` do, there is nothing to
-//! transpose: a vector is loaded and stored where it is. So it is done, too, where such samples have many
-//! classes: then a block is as large as half of a core's cache allows, its logits are read and its
-//! gradient is written some classes of all groups at a time, along the samples, and while it is summed
-//! the next block's logits come into the cache.
+//! Each step is the file of that name. `buffers.rs` holds what one step leaves to the next.
 //!
-//! Nothing is ever added up across lanes, and what is done once a sample is done for a vector of
-//! samples, in the logits' type where that is enough and else in float64. Each sample has its own
-//! reference, that of its own largest logit, so its result does not depend on its neighbours.
+//! The kernel departs from this in four ways:
+//!
+//! 1. *Adjacent samples are not transposed.* Where the samples' numbers of a class lie next to each other, as
+//!    those of `(N, C, d)` do, a vector is loaded and stored in place.
+//! 2. *Many classes of adjacent samples* are computed here too. A block then fills half of a core's cache. Reading
+//!    and writing take 16 classes of all groups at a time, so that they go along the samples. While a block
+//!    is summed, the next block's logits are prefetched. The aligned vectors of a large gradient are written
+//!    by non-temporal stores.
+//! 3. *Finishing has two ways.* The first computes in the logits' type (`native`). The second, in float64,
+//!    takes the lanes for which that is not accurate enough, and all lanes where the scale is extreme.
+//! 4. *A sample that does not count* (ignored, or of weight 0) keeps its lane, with the class -1, and gets the
+//!    scale 0.
+//!
+//! Costs: no sum goes across lanes, and the logarithm of a sample costs a lane of one. Each sample has a reference
+//! of its own, its largest logit, so its result does not depend on its neighbours.
+//!
+//! What depends on how the target is stored is generic over [`Coefficients`] and stands in [`Few`]: the sums.
+//! All other steps stand in [`Common`] and are compiled once for all targets. Each step of a block is a call
+//! (`Simd::apart`), so that it is compiled once for each instruction set. Whether there is a gradient is a value
+//! at run time.
 
 mod apply;
 mod buffers;
@@ -38,66 +58,68 @@ use crate::simd::slices::{copy, lanes_from};
 use crate::simd::{Input, Simd, Vector, fence};
 
 use super::objective::Objective;
-use super::route::{Kernel, MOST_CLASSES, Route, is_long};
+use super::route::{Algorithm, MOST_CLASSES, Route, is_long};
 use super::{Limits, exponents, power};
 use buffers::{Buffers, LOSS, STORED};
-use columns::Group;
-use finish::Finish;
-use read::{Reading, Weighing};
-use sum::Reduction;
-use write::{Emission, NONE, OF_CLASSES, OF_LOGITS};
+use columns::GroupView;
+use finish::FinishBlock;
+use read::{ReadBlock, ReadWeights};
+use sum::SumBlock;
+use write::{NO_COEFFICIENTS, PER_CLASS, PER_LOGIT, WriteBlock};
 
-/// Numbers in a block, about.
+/// Logits of a block, about.
 const BLOCK: usize = 1024;
 
-/// How many groups ahead of its use a column's cache line is asked for.
+/// How many groups ahead of its use a cache line of a column is prefetched.
 const AHEAD: usize = 2;
 
-/// The most classes whose numbers are told apart, and whose sums stay in one; see [`Few::many`].
+/// The most classes of a part. The sums of more classes are added part by part, and the pivot is compared with
+/// class numbers counted from the start of its part.
 const PART: usize = MOST_CLASSES;
 
-/// Bytes of a block of many classes, about: with the next one's logits, half of a common core's cache.
+/// Bytes of a block of many classes, about. With the next block's logits, they fill half of a common core's cache.
 const MANY_BLOCK: usize = 256 << 10;
 
-/// How many classes of all groups are read or written before the next.
+/// How many classes of all groups are read or written before the next classes: a turn.
 const TURN: usize = 16;
 
-/// The job of a batch.
+/// The job of a batch of few classes, or of many classes of adjacent samples.
 pub struct Few<'a, T, C> {
     common: Common<'a, T>,
     coefficients: C,
 }
 
-/// What a job is, however its target is stored: steps that need no more are compiled once for all of these.
+/// The part of a job that does not depend on how the target is stored. The steps that need no more than this are
+/// compiled once for all targets.
 pub struct Common<'a, T> {
     batch: &'a Batch<'a, T>,
     objective: Objective,
-    /// Whether that is plain cross-entropy: asked once a group.
+    /// Whether the objective is plain cross-entropy. Computed once, read once a group.
     plain: bool,
-    /// The part of a class index that smoothing leaves.
+    /// What label smoothing leaves to the true class; 0 where the target is probabilities.
     keep: f64,
-    /// The sum of all coefficients, where every row has the same.
+    /// The sum of the coefficients, where all samples have the same; else 0.
     total: f64,
-    /// What is stored of the target for each logit, if the target is not class indices.
+    /// The target's probabilities, if it is not class indices.
     stored: Option<Input<'a, T>>,
-    /// What smoothing gives each class, or all of them.
+    /// The coefficients of the classes, where all samples have the same; else 0.
     each: OfClasses<'a, T>,
-    /// What a sample without a weight is multiplied by.
+    /// The scale of a sample without a weight: 1 over the divisor.
     scale: f64,
-    /// Samples in a block.
+    /// The samples of a block.
     samples: usize,
-    /// Samples in a line: a block ends where it ends.
+    /// The samples of a line. A block of many classes ends where its line ends.
     line: usize,
-    /// Whether there may be more than [`MOST_CLASSES`], and lines are what samples lie in.
+    /// Whether the algorithm is [`Algorithm::Columns`]: more than [`MOST_CLASSES`], and samples in lines.
     many: bool,
-    /// Whether what is done once a sample may be done in the logits' type.
-    narrow: bool,
+    /// Whether losses and factors may be computed in the logits' type.
+    native: bool,
     /// Whether there is a gradient.
     grad: bool,
-    /// Whether the gradient is written by non-temporal stores: that of few classes is prefetched, and written
-    /// where it is then takes less.
-    stream: bool,
-    /// Whether rows of the gradient may be written before the logits behind them are read.
+    /// Whether non-temporal stores write the gradient.
+    non_temporal: bool,
+    /// Whether rows of the gradient may be written before the logits behind them are read: not if the gradient
+    /// replaces the logits in place.
     direct: bool,
 }
 
@@ -109,27 +131,27 @@ impl<'a, T, C> Deref for Few<'a, T, C> {
 }
 
 impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
-    /// A job of a batch that this kernel [`takes`]. `total` is the sum of the coefficients where every
-    /// row has the same.
+    /// A job of a batch whose [`Route`] is not [`Algorithm::Rows`]. `total` is the sum of the coefficients where
+    /// all samples have the same, else 0.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let route = Route::of(batch);
-        let (many, line) = match route.kernel {
-            Kernel::Few => (false, batch.samples),
-            Kernel::Columns(line) => (true, line),
-            Kernel::Rows => panic!("too many classes for this kernel"),
+        let (many, line) = match route.algorithm {
+            Algorithm::Few => (false, batch.samples),
+            Algorithm::Columns(line) => (true, line),
+            Algorithm::Rows => panic!("too many classes for this kernel"),
         };
         let numbers = if many { MANY_BLOCK / size_of::<T>() } else { BLOCK };
         let groups = (numbers / (T::LANES * batch.classes)).max(1);
         let keep = if C::HARD { 1.0 - batch.options.label_smoothing } else { 0.0 };
-        let (samples, stream) = (T::LANES * groups, route.non_temporal);
+        let (samples, non_temporal) = (T::LANES * groups, route.non_temporal);
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !in_place;
         let scale = 1.0 / batch.divisor;
         let [least, most] = T::FEW_SHIFT.map(power);
         let fits = C::ANY || batch.is_weighted() || (least..most).contains(&scale.abs());
-        let narrow = batch.classes > 1 && fits;
-        // Where the target is probabilities, the batch may be a tile of what the coefficients are made of.
+        let native = batch.classes > 1 && fits;
+        // From the batch, not from the coefficients: the batch may be one tile of a larger one.
         let stored = match batch.target {
             Target::Probabilities(stored) => Some(stored),
             Target::Indices(_) => None,
@@ -146,48 +168,48 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
             samples,
             line,
             many,
-            narrow,
+            native,
             grad: batch.outputs.grad.is_some(),
-            stream,
+            non_temporal,
             direct,
         };
         Few { common, coefficients }
     }
 
-    /// Does a block; the sum of its losses.
+    /// Computes a block. Returns the sum of its losses.
     #[inline(always)]
     fn run_block<S: Simd>(&self, s: S, block: Block<'_, T>) -> f64 {
-        let nothing = self.batch.is_weighted() && s.apart(Weighing(block));
+        let any_zero_weight = self.batch.is_weighted() && s.apart(ReadWeights(block));
         match (self.many, C::HARD) {
-            (true, true) => s.apart(Reading::<_, true, true>(block, nothing)),
-            (true, false) => s.apart(Reading::<_, true, false>(block, nothing)),
-            (false, true) => s.apart(Reading::<_, false, true>(block, nothing)),
-            (false, false) => s.apart(Reading::<_, false, false>(block, nothing)),
+            (true, true) => s.apart(ReadBlock::<_, true, true>(block, any_zero_weight)),
+            (true, false) => s.apart(ReadBlock::<_, true, false>(block, any_zero_weight)),
+            (false, true) => s.apart(ReadBlock::<_, false, true>(block, any_zero_weight)),
+            (false, false) => s.apart(ReadBlock::<_, false, false>(block, any_zero_weight)),
         }
         if self.many {
-            s.apart(Reduction::<_, _, true>(self, block));
+            s.apart(SumBlock::<_, _, true>(self, block));
         } else {
-            s.apart(Reduction::<_, _, false>(self, block));
+            s.apart(SumBlock::<_, _, false>(self, block));
         }
         let sum = match (C::ANY, C::HARD) {
-            (false, _) => s.apart(Finish::<_, false, true>(block)),
-            (true, true) => s.apart(Finish::<_, true, true>(block)),
-            (true, false) => s.apart(Finish::<_, true, false>(block)),
+            (false, _) => s.apart(FinishBlock::<_, false, true>(block)),
+            (true, true) => s.apart(FinishBlock::<_, true, true>(block)),
+            (true, false) => s.apart(FinishBlock::<_, true, false>(block)),
         };
         if self.grad {
             match (self.many, C::ANY, C::HARD) {
-                (true, false, _) => s.apart(Emission::<_, true, NONE>(block)),
-                (true, true, true) => s.apart(Emission::<_, true, OF_CLASSES>(block)),
-                (true, true, false) => s.apart(Emission::<_, true, OF_LOGITS>(block)),
-                (false, false, _) => s.apart(Emission::<_, false, NONE>(block)),
-                (false, true, true) => s.apart(Emission::<_, false, OF_CLASSES>(block)),
-                (false, true, false) => s.apart(Emission::<_, false, OF_LOGITS>(block)),
+                (true, false, _) => s.apart(WriteBlock::<_, true, NO_COEFFICIENTS>(block)),
+                (true, true, true) => s.apart(WriteBlock::<_, true, PER_CLASS>(block)),
+                (true, true, false) => s.apart(WriteBlock::<_, true, PER_LOGIT>(block)),
+                (false, false, _) => s.apart(WriteBlock::<_, false, NO_COEFFICIENTS>(block)),
+                (false, true, true) => s.apart(WriteBlock::<_, false, PER_CLASS>(block)),
+                (false, true, false) => s.apart(WriteBlock::<_, false, PER_LOGIT>(block)),
             }
         }
         sum
     }
 
-    /// The coefficients of a class, in the group whose columns begin at `start`.
+    /// The coefficients of a class, for the group whose columns begin at `start`.
     #[inline(always)]
     fn coefficient<S: Simd>(
         &self,
@@ -206,11 +228,11 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
 }
 
 impl<'a, T: Limits> Common<'a, T> {
-    /// How many lanes of a block's first group are left empty, so that the others are whole cache lines
-    /// of the gradient.
+    /// How many lanes of a block's first group stay empty, so that the vectors of all other groups are whole
+    /// cache lines of the gradient.
     #[inline(always)]
     fn lead(&self, first: usize) -> usize {
-        if !self.stream {
+        if !self.non_temporal {
             return 0;
         }
         let place = self.place(|layout| &layout.grad).filter(|place| is_long(place));
@@ -224,7 +246,7 @@ impl<'a, T: Limits> Common<'a, T> {
         }
     }
 
-    /// The block that begins at `first`, of samples before `end`.
+    /// The block that begins at sample `first` and ends before sample `end`.
     #[inline(always)]
     fn block<'b>(&'b self, first: usize, end: usize, buffers: &'b Buffers<T>) -> Block<'b, T> {
         let (lead, room) = (self.lead(first), end - first);
@@ -233,13 +255,14 @@ impl<'a, T: Limits> Common<'a, T> {
         Block { job: self, first, n, lead, room, buffers }
     }
 
-    /// The place of an array that is not rows.
+    /// The place of an array, if it is not contiguous rows.
     #[inline(always)]
     fn place(&self, of: impl Fn(&'a Layout<'a>) -> &'a Option<Place>) -> Option<&'a Place> {
         self.batch.layout.as_deref().and_then(|layout| of(layout).as_ref())
     }
 
-    /// Some classes, [`COLUMNS`] at least, and a group of a block, until all have been.
+    /// Pairs of classes and a group: [`TURN`] classes of each group, then the next classes. The last turn has the
+    /// remainder too.
     #[inline(always)]
     fn turns(&self, block: &Block<'_, T>) -> impl Iterator<Item = (Range<usize>, usize)> {
         let classes = self.batch.classes;
@@ -252,13 +275,16 @@ impl<'a, T: Limits> Common<'a, T> {
     }
 }
 
-/// A block of samples: `n` from `first` on, of which `room` follow in the array. The first group has
-/// `lead` samples less than there are lanes.
+/// A block of samples.
 struct Block<'b, T> {
     job: &'b Common<'b, T>,
+    /// The first sample.
     first: usize,
+    /// How many samples there are.
     n: usize,
+    /// How many lanes of the first group are empty: its first ones.
     lead: usize,
+    /// How many samples from `first` on this thread may read and write, those of the next blocks included.
     room: usize,
     buffers: &'b Buffers<T>,
 }
@@ -271,35 +297,35 @@ impl<T> Clone for Block<'_, T> {
 impl<T> Copy for Block<'_, T> {}
 
 impl<T: Real> Block<'_, T> {
-    /// The groups: where the lanes of each begin.
+    /// The groups of the block: the first lane of each.
     #[inline(always)]
     fn groups(&self) -> impl Iterator<Item = usize> + use<T> {
         (0..self.lead + self.n).step_by(T::LANES)
     }
 
-    /// The first sample of a group, and how many it has.
+    /// The first sample of a group, and how many samples it has.
     #[inline(always)]
     fn samples(&self, group: usize) -> (usize, usize) {
         let (start, end) = (group.saturating_sub(self.lead), group + T::LANES - self.lead);
         (self.first + start, self.n.min(end) - start)
     }
 
-    /// Samples whose lanes follow each other: the first lane and sample, and how many they are.
+    /// Runs of samples in consecutive lanes: the first lane, the first sample, and how many there are.
     #[inline(always)]
     fn runs(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<T> {
-        // The first group is by itself if it has a lead.
+        // A first group with empty lanes is a run of its own.
         let head = if self.lead > 0 { self.samples(0).1 } else { 0 };
         let lane = if self.lead > 0 { T::LANES } else { 0 };
         let rest = (lane, self.first + head, self.n - head);
         [(0, self.first, head), rest].into_iter().filter(|(.., n)| *n > 0)
     }
 
-    /// A group of a block that lies within a line.
+    /// A view of a group of a block that lies within one line.
     #[inline(always)]
-    fn columns<View>(&self, array: View, place: &Place, group: usize) -> Group<View> {
+    fn columns<View>(&self, array: View, place: &Place, group: usize) -> GroupView<View> {
         let (sample, n) = self.samples(group);
         let at = place.at(self.first, 0) + (sample - self.first);
-        Group::Columns(array, at, place.class_step(), lanes_from::<T>(n))
+        GroupView::Columns(array, at, place.class_step(), lanes_from::<T>(n))
     }
 }
 
@@ -314,8 +340,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Few<'_, T, C> {
     }
 
     fn block_samples(&self) -> usize {
-        // The samples of many classes that are done together depend on where the gradient's cache lines
-        // begin. The order of the losses' sum must not.
+        // Which samples of many classes form a block depends on the alignment of the gradient. The sum of the
+        // losses must not, so each sample is a block of its own for the driver.
         if self.many { 1 } else { self.samples }
     }
 
@@ -347,7 +373,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Few<'_, T, C> {
             if self.many {
                 for (lane, _, n) in block.runs() {
                     for (lane, sum) in (lane..lane + n).zip(&mut sums) {
-                        *sum = buffers.wide(LOSS).0.get(lane);
+                        *sum = buffers.field_f64(LOSS).0.get(lane);
                     }
                 }
             } else if let Some(place) = sums.next() {
@@ -355,7 +381,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Few<'_, T, C> {
             }
             first += block.n;
         }
-        if self.stream {
+        if self.non_temporal {
             fence();
         }
     }
@@ -365,20 +391,20 @@ impl<T: Limits, C: Coefficients<T>> Job for Few<'_, T, C> {
 mod tests {
     use super::*;
     use crate::call::batch::{Indices, Outputs};
-    use crate::call::coefficients::{Hard, Plain, Soft};
+    use crate::call::coefficients::{AsStored, Hard, Soft};
     use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
     use crate::simd::{Level, Scratch};
     use crate::softmax::rows::Rows;
 
-    /// Images, classes and pixels of an image, and how the gradient lies.
+    /// Images, classes and pixels of an image, and where the arrays lie.
     struct Case {
         shape: [usize; 3],
         soft: bool,
-        /// Where the arrays begin behind a cache line.
+        /// How many numbers behind the start of a cache line the arrays begin.
         skew: usize,
         large: bool,
-        /// In columns, as the logits, or else in rows.
+        /// Whether the gradient lies in columns, as the logits do, or in rows.
         columns: bool,
     }
 
@@ -433,7 +459,7 @@ mod tests {
                 run_at(&Rows::<T, Hard>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
             }
             (true, true) => {
-                let plain = Plain(probabilities.input());
+                let plain = AsStored(probabilities.input());
                 run_at(&Rows::<T, _>::new(&batch, plain, 0.0, Objective::PLAIN), level)
             }
             (false, false) => {
@@ -458,7 +484,7 @@ mod tests {
             assert!((first.0 / rows.0 - 1.0).abs() < 2.0 * epsilon);
             for (a, b) in first.1.iter().zip(&rows.1) {
                 let (a, b) = (a.to_f64(), b.to_f64());
-                // Of soft targets it is a difference of numbers of this size.
+                // With soft targets the gradient is a difference of numbers of this size.
                 let size = if soft { 0.1 } else { 0.0 };
                 assert!((a - b).abs() <= 6.0 * epsilon * b.abs().max(size), "{a} {b}");
             }

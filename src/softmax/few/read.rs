@@ -1,4 +1,13 @@
-//! Reading a block.
+//! Reading a block into its buffers.
+//!
+//! ```text
+//! weights and classes of the samples          class -1 for a sample that does not count
+//! bias of each sample, from its scale         only where there are weights
+//! for each group:
+//!     columns = transpose(logits)             and of the probabilities, if there are any
+//!     largest logit of each sample, and its class where the target is probabilities
+//!     columns of samples that do not count = 0
+//! ```
 
 use std::ops::Range;
 
@@ -6,19 +15,20 @@ use crate::call::place::Place;
 use crate::simd::{COLUMNS, HALF, Kernel, PAIR, Simd, Vector};
 
 use super::buffers::*;
-use super::columns::{Group, columns};
+use super::columns::{GroupView, columns};
 use super::{AHEAD, Block, Common, Limits, TURN, exponents, splat};
 
 impl<'a, T: Limits> Common<'a, T> {
-    /// Reads the classes of a block's samples, of which some may weigh `nothing`; whether any is ignored.
+    /// Reads the classes of a block's samples. A sample of weight 0 becomes an ignored one; there is none unless
+    /// `any_zero_weight`. Returns whether any sample is ignored.
     #[inline(always)]
-    fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, T>, nothing: bool) -> bool {
+    fn read_targets<S: Simd>(&self, s: S, block: &Block<'_, T>, any_zero_weight: bool) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
-        let classes = buffers.narrow(CLASS).1;
+        let classes = buffers.field(CLASS).1;
         for (lane, sample, n) in block.runs() {
             let lanes = n.next_multiple_of(T::LANES);
             if lanes > n {
-                // Past the last sample there are none that count.
+                // Lanes past the last sample do not count.
                 splat::<S, T>(s, -1.0).store(classes, lane + lanes - T::LANES);
             }
             // The index of an ignored sample becomes -1.
@@ -26,7 +36,7 @@ impl<'a, T: Limits> Common<'a, T> {
             batch.each_index(sample, n, move |i, class| classes.set(i, T::from_i32(class as i32)));
         }
         let (mut least, zero) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 0.0));
-        if nothing {
+        if any_zero_weight {
             self.leave_out(s, block);
         }
         for group in block.groups() {
@@ -35,79 +45,79 @@ impl<'a, T: Limits> Common<'a, T> {
         T::V::<S>::lanes(least.lt(zero)) != 0
     }
 
-    /// Gives samples that weigh nothing the class of ignored ones.
+    /// Gives samples of weight 0 the class of ignored ones, -1.
     #[inline(always)]
     fn leave_out<S: Simd>(&self, s: S, block: &Block<'_, T>) {
-        let (buffers, none) = (block.buffers, splat::<S, f64>(s, 0.0));
+        let (buffers, zero_f64) = (block.buffers, splat::<S, f64>(s, 0.0));
         let drops = self.batch.drops_classes();
         for group in block.groups() {
-            let mut nothing = 0;
+            let mut weightless = 0;
             for part in 0..T::WIDE {
                 let at = group + 8 * part;
-                let mut zeros = S::V64::lanes(buffers.load_wide(s, SAMPLE, at).eq(none));
+                let mut zeros = S::V64::lanes(buffers.load_f64(s, SAMPLE_WEIGHT, at).eq(zero_f64));
                 if drops {
-                    zeros |= S::V64::lanes(buffers.load_wide(s, OF_CLASS, at).eq(none));
+                    zeros |= S::V64::lanes(buffers.load_f64(s, CLASS_WEIGHT, at).eq(zero_f64));
                 }
-                nothing |= zeros << (8 * part);
+                weightless |= zeros << (8 * part);
             }
             let class = buffers.load(s, CLASS, group);
-            let nothing = T::V::<S>::mask(s, nothing);
-            let class = T::V::<S>::select(nothing, splat::<S, T>(s, -1.0), class);
+            let weightless = T::V::<S>::mask(s, weightless);
+            let class = T::V::<S>::select(weightless, splat::<S, T>(s, -1.0), class);
             buffers.store(CLASS, group, class);
         }
     }
 
-    /// Reads the weights of a block's samples and of their classes; whether any is 0.
+    /// Reads the weights of a block's samples and of their classes. Returns whether any is 0.
     #[inline(always)]
     fn read_weights<S: Simd>(&self, s: S, block: &Block<'_, T>) -> bool {
         let (batch, buffers) = (self.batch, block.buffers);
         for (lane, sample, n) in block.runs() {
-            let part = |which| buffers.wide(which).1.part(lane, n);
+            let part = |which| buffers.field_f64(which).1.part(lane, n);
             if batch.sample_weight.is_some() {
-                let weights = part(SAMPLE);
+                let weights = part(SAMPLE_WEIGHT);
                 batch.each_sample_weight(sample, n, move |i, weight| weights.set(i, weight));
             }
             if let (None, Some(weight)) = (self.stored, batch.weight.as_deref()) {
-                let (weights, keep) = (part(OF_CLASS), self.keep);
-                // That of an ignored sample is any.
+                let (weights, keep) = (part(CLASS_WEIGHT), self.keep);
+                // An ignored sample may have any.
                 batch.each_index(sample, n, move |i, class| {
                     weights.set(i, keep * weight.get(class).copied().unwrap_or_default());
                 });
             }
         }
         let (divisor, scale) = (splat::<S, f64>(s, batch.divisor), splat::<S, f64>(s, self.scale));
-        // A product is exact enough where it is rounded to float32.
+        // For float32 the product with 1 / divisor is accurate enough; float64 takes the quotient.
         let product = T::WIDE == 2 && self.scale.is_normal();
-        let (mut zeros, none) = (0, splat::<S, f64>(s, 0.0));
+        let (mut zeros, zero_f64) = (0, splat::<S, f64>(s, 0.0));
         for group in block.groups() {
             for at in (group..group + T::LANES).step_by(8) {
-                let sample = buffers.load_wide(s, SAMPLE, at);
-                zeros |= S::V64::lanes(sample.eq(none));
+                let sample = buffers.load_f64(s, SAMPLE_WEIGHT, at);
+                zeros |= S::V64::lanes(sample.eq(zero_f64));
                 if self.stored.is_none() {
-                    zeros |= S::V64::lanes(buffers.load_wide(s, OF_CLASS, at).eq(none));
+                    zeros |= S::V64::lanes(buffers.load_f64(s, CLASS_WEIGHT, at).eq(zero_f64));
                 }
                 let scale = if product { sample.mul(scale) } else { sample.div(divisor) };
-                scale.store(buffers.wide(SCALE).1, at);
+                scale.store(buffers.field_f64(SCALE).1, at);
             }
             self.choose_references(s, group, buffers);
         }
         zeros != 0
     }
 
-    /// The exponents of the references of a group, from the weights of its samples and their classes.
+    /// Chooses the bias of each sample of a group ([`Limits`]), from its weight and that of its class.
     #[inline(always)]
     pub(super) fn choose_references<S: Simd>(&self, s: S, group: usize, buffers: &Buffers<T>) {
         let [least, most] = T::FEW_SHIFT;
         let (least, most) = (splat::<S, f64>(s, least as f64), splat::<S, f64>(s, most as f64));
         let mut parts = [splat::<S, f64>(s, 0.0); 2];
         for (part, bias) in parts.iter_mut().enumerate().take(T::WIDE) {
-            let mut scale = buffers.load_wide(s, SCALE, group + 8 * part);
+            let mut scale = buffers.load_f64(s, SCALE, group + 8 * part);
             if self.stored.is_none() {
-                let of_class = buffers.load_wide(s, OF_CLASS, group + 8 * part);
-                scale = scale.mul(of_class.add(splat::<S, f64>(s, self.total)));
+                let class_weight = buffers.load_f64(s, CLASS_WEIGHT, group + 8 * part);
+                scale = scale.mul(class_weight.add(splat::<S, f64>(s, self.total)));
             }
             if self.objective.has_z_loss() {
-                let sample = buffers.load_wide(s, SAMPLE, group + 8 * part);
+                let sample = buffers.load_f64(s, SAMPLE_WEIGHT, group + 8 * part);
                 scale = self.objective.scales(s, scale, sample);
             }
             let shift = exponents(s, scale).max(least).min(most);
@@ -116,7 +126,7 @@ impl<'a, T: Limits> Common<'a, T> {
         buffers.store(BIAS, group, T::V::<S>::narrow(parts));
     }
 
-    /// Columns of a group, all or some, and the largest of each lane.
+    /// Loads some classes of a group as columns, and finds the largest logit of each sample.
     #[inline(always)]
     fn transpose<S: Simd, const MANY: bool, const HARD: bool>(
         &self,
@@ -141,17 +151,17 @@ impl<'a, T: Limits> Common<'a, T> {
         }
         let place = self.place(|layout| &layout.values);
         let samples = self.group_of::<S, MANY>(s, self.batch.values, place, block, group);
-        let (from, to) = buffers.part(COLUMNS_OF);
+        let (from, to) = buffers.part(EXPONENTIALS);
         let (from, to) = (from.part(start, width), to.part(start, width));
         let class = buffers.load(s, CLASS, group);
         let counts = zero.lt(class.add(splat::<S, T>(s, 1.0)));
         let (mut most, mut largest) = (lowest, zero);
         if classes.start > 0 {
-            // What the classes before have left.
-            (most, largest) = (buffers.load(s, MOST, group), class);
+            // The largest of the classes before.
+            (most, largest) = (buffers.load(s, LARGEST_LOGIT, group), class);
         }
         let (mut at, ahead) = (splat::<S, T>(s, classes.start as f64), ahead(place));
-        // Of every other class, since each maximum waits for the one before.
+        // Two maxima in turn, since each waits for the one before.
         let mut other = most;
         columns!(s, samples, all, classes.clone(), ahead, to, x => {
             if HARD {
@@ -165,7 +175,7 @@ impl<'a, T: Limits> Common<'a, T> {
         });
         most = most.max(other);
         if any_ignored {
-            // They may be anything, but must not stand in the way of the others.
+            // Logits of ignored samples may be anything, NaN too. As zeros they keep their group on the fast way.
             most = T::V::<S>::select(counts, most, zero);
             for class in classes {
                 let x = T::V::<S>::load(s, from, class * T::LANES);
@@ -182,14 +192,14 @@ impl<'a, T: Limits> Common<'a, T> {
             let class = T::V::<S>::select(counts, largest, class);
             buffers.store(CLASS, group, class);
         }
-        buffers.store(MOST, group, most);
+        buffers.store(LARGEST_LOGIT, group, most);
     }
 }
 
-/// Reads a block's weights.
-pub(super) struct Weighing<'b, T>(pub(super) Block<'b, T>);
+/// Reads a block's weights. Returns whether any is 0.
+pub(super) struct ReadWeights<'b, T>(pub(super) Block<'b, T>);
 
-impl<T: Limits> Kernel for Weighing<'_, T> {
+impl<T: Limits> Kernel for ReadWeights<'_, T> {
     type Output = bool;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> bool {
@@ -197,13 +207,13 @@ impl<T: Limits> Kernel for Weighing<'_, T> {
     }
 }
 
-/// Reads its targets, class indices if `HARD`, and its logits. The second tells whether samples may weigh nothing.
-pub(super) struct Reading<'b, T, const MANY: bool, const HARD: bool>(
+/// Reads a block's targets, class indices if `HARD`, and its logits. The `bool` tells whether any weight is 0.
+pub(super) struct ReadBlock<'b, T, const MANY: bool, const HARD: bool>(
     pub(super) Block<'b, T>,
     pub(super) bool,
 );
 
-impl<T: Limits, const MANY: bool, const HARD: bool> Kernel for Reading<'_, T, MANY, HARD> {
+impl<T: Limits, const MANY: bool, const HARD: bool> Kernel for ReadBlock<'_, T, MANY, HARD> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {

@@ -1,4 +1,14 @@
-//! Exponentials of a block and their sums.
+//! Exponentials of a block, and their sums.
+//!
+//! ```text
+//! for each group, for each class c:
+//!     E = exponential(column c)          stored in place of the column, for the gradient
+//!     rest   += E  where c is not the pivot,     else pivot = E
+//!     others += E  where c is not the largest    (for the Hessian)
+//!     coefficient += t, distance += t (reference - logit)      (if there are coefficients)
+//! ```
+//!
+//! Meanwhile it prefetches a cache line of the next block, and one of this block's gradient, for each vector.
 
 use std::ops::Range;
 
@@ -13,18 +23,18 @@ use super::buffers::*;
 use super::{Block, Few, Limits, PART, splat};
 
 impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
-    /// Exponentials of a group, and their sums.
+    /// Exponentials of a group, and their sums, into the buffers.
     #[inline(always)]
     fn reduce<S: Simd, const MANY: bool>(&self, s: S, block: &Block<'_, T>, group: usize) {
         let (batch, buffers) = (self.batch, block.buffers);
         let zero = splat::<S, T>(s, 0.0);
         let (start, width) = (group * batch.classes, T::LANES * batch.classes);
         let columns = (
-            buffers.part(COLUMNS_OF).0.part(start, width),
-            buffers.part(COLUMNS_OF).1.part(start, width),
+            buffers.part(EXPONENTIALS).0.part(start, width),
+            buffers.part(EXPONENTIALS).1.part(start, width),
         );
         let class = buffers.load(s, CLASS, group);
-        let most = buffers.load(s, MOST, group);
+        let most = buffers.load(s, LARGEST_LOGIT, group);
         let finite = most.abs().lt(splat::<S, T>(s, f64::INFINITY));
         let reference = T::V::<S>::select(finite, most, zero);
         let bias = buffers.load(s, BIAS, group);
@@ -34,9 +44,10 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
             next[1] = self.next::<MANY>(block, group, self.place(|layout| &layout.probabilities));
         }
         let grad = self.destination::<MANY>(block, group);
-        let ahead = Ahead { start, next, grad };
+        let ahead = Prefetch { start, next, grad };
         let all = 0..batch.classes;
-        // Exponentials that no gradient takes may be kept, and a shift of 0 changes no bit.
+        // At a level that is compiled for size, one way does for all: exponentials may be stored without
+        // need, and a shift of 0 changes no bit.
         let kept = self.grad || !S::SPECIALIZED;
         macro_rules! sum {
             ($shifted:expr, $kept:expr, $classes:expr, $class:expr) => {
@@ -46,7 +57,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
             };
         }
         let sums = if MANY {
-            let mut sums = Sums::new(s);
+            let mut sums = GroupSums::new(s);
             for first in (0..batch.classes).step_by(PART) {
                 let part = first..batch.classes.min(first + PART);
                 let own = class.sub(splat::<S, T>(s, first as f64));
@@ -66,51 +77,51 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         let [rest, others, coefficient, distance] = &sums.sums;
         let (rest, others) = (rest.parts(s), others.parts(s));
         let (coefficient, distance) = (coefficient.parts(s), distance.parts(s));
-        buffers.store(MOST, group, reference);
+        buffers.store(LARGEST_LOGIT, group, reference);
         buffers.store(N, group, exp.n);
-        // Whatever the sums are of an infinite largest logit: the result is NaN.
+        // An infinite largest logit makes the result NaN.
         let nan = splat::<S, T>(s, f64::NAN);
         let high = T::V::<S>::select(finite, rest[0], nan);
-        for (which, x) in [(REST, high), (REST_LOST, rest[1]), (PIVOT, sums.pivot)] {
+        for (which, x) in [(REST, high), (REST_ERROR, rest[1]), (PIVOT, sums.pivot)] {
             buffers.store(which, group, x);
         }
         if C::ANY {
-            buffers.widen::<S>(DISTANCE, group, distance[0], distance[1]);
+            buffers.store_f64::<S>(DISTANCE, group, distance[0], distance[1]);
             let even = self.coefficients.column(s, 0, zero);
-            buffers.store(OWN, group, if C::EVEN { even } else { sums.own });
+            buffers.store(PIVOT_COEFFICIENT, group, if C::EVEN { even } else { sums.own });
             if C::HARD {
-                buffers.store(LARGEST, group, exp.of::<true>(s, reference));
+                buffers.store(LARGEST_EXPONENTIAL, group, exp.of::<true>(s, reference));
             }
         }
         if C::ANY && !C::HARD {
-            buffers.widen::<S>(COEFFICIENT, group, coefficient[0], coefficient[1]);
+            buffers.store_f64::<S>(COEFFICIENT, group, coefficient[0], coefficient[1]);
         }
         if C::ANY && T::WIDE == 2 {
             let inf = splat::<S, T>(s, f64::INFINITY);
             let fits = T::V::<S>::lanes(distance[0].abs().lt(inf));
             let fits = fits & T::V::<S>::lanes(coefficient[0].abs().lt(inf));
             if fits != T::ALL {
-                self.sum_wide(block, group, !fits);
+                self.sum_f64(block, group, !fits);
             }
         }
         if batch.outputs.hess.is_some() {
             buffers.store(OTHERS, group, others[0]);
-            buffers.store(OTHERS_LOST, group, others[1]);
+            buffers.store(OTHERS_ERROR, group, others[1]);
         }
     }
 
-    /// The sums of coefficients, and of these times distances, of the `lanes` of a group for which the
-    /// logits' type is too small.
+    /// Sums coefficients and distances again in float64, for the `lanes` of a group in which they overflow the
+    /// logits' type.
     #[cold]
     #[inline(never)]
-    fn sum_wide(&self, block: &Block<'_, T>, group: usize, lanes: u32) {
+    fn sum_f64(&self, block: &Block<'_, T>, group: usize, lanes: u32) {
         let (batch, buffers) = (self.batch, block.buffers);
         let (first, n) = block.samples(group);
         for lane in (0..n).filter(|lane| lanes >> lane & 1 != 0) {
-            let most = buffers.narrow(MOST).0.get(group + lane).to_f64();
-            let [coefficient, distance] = batch.wide_sums(first + lane, most);
+            let most = buffers.field(LARGEST_LOGIT).0.get(group + lane).to_f64();
+            let [coefficient, distance] = batch.sums_f64(first + lane, most);
             for (which, sum) in [(DISTANCE, distance), (COEFFICIENT, coefficient)] {
-                let (before, array) = buffers.wide(which);
+                let (before, array) = buffers.field_f64(which);
                 if !before.get(group + lane).is_finite() {
                     array.set(group + lane, sum);
                 }
@@ -118,7 +129,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         }
     }
 
-    /// Where the next block's numbers of a group are, and how far apart its cache lines.
+    /// Where the numbers of this group in the next block begin, and the step to the next vector.
     #[inline(always)]
     fn next<const MANY: bool>(
         &self,
@@ -139,7 +150,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         }
     }
 
-    /// Where the gradient of a group of few classes goes, and how far apart its cache lines are.
+    /// Where the gradient of a group of few classes goes, and the step to the next vector.
     #[inline(always)]
     fn destination<const MANY: bool>(
         &self,
@@ -155,8 +166,9 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         Some((grad, at as isize, step))
     }
 
-    /// Takes the exponentials of columns of logits and sums them. `class` is counted from the first of
-    /// these.
+    /// Sums the exponentials of some `classes`. `class`, the pivots, is counted from the first of these; `most`
+    /// is the reference. `SHIFTED`: a reference is so large that `exp` subtracts it first. `KEPT`: exponentials are
+    /// stored.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "one caller")]
     fn sum<S: Simd, const SHIFTED: bool, const MANY: bool, const KEPT: bool>(
@@ -167,31 +179,31 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         class: T::V<S>,
         most: T::V<S>,
         columns: (Input<'_, T>, Output<'_, T>),
-        Ahead { start, next, grad }: Ahead<'_, T>,
+        Prefetch { start, next, grad }: Prefetch<'_, T>,
         buffers: &Buffers<T>,
-    ) -> Sums<S, T> {
+    ) -> GroupSums<S, T> {
         let zero = splat::<S, T>(s, 0.0);
         let (values, hessian) = (self.batch.values, self.batch.outputs.hess.is_some());
         let stored = self.stored;
-        let mut result = Sums::new(s);
+        let mut result = GroupSums::new(s);
         let [mut rest, mut others, mut coefficients, mut distances] = result.sums;
         let first = classes.start;
         for c in classes {
             let at = c * T::LANES;
-            // A cache line of the next block for each vector of this one.
-            let ask = |array: Input<'_, T>, (start, step): (isize, isize)| {
+            // For each vector of this block a cache line of the next one.
+            let prefetch = |array: Input<'_, T>, (start, step): (isize, isize)| {
                 if MANY {
                     array.prefetch_far((start + c as isize * step) as usize);
                 } else {
                     array.prefetch(start as usize + at);
                 }
             };
-            ask(values, next[0]);
+            prefetch(values, next[0]);
             if let (true, Some((grad, start, step))) = (KEPT, grad) {
                 grad.prefetch((start + c as isize * step) as usize);
             }
             if let Some(stored) = stored.filter(|_| !C::HARD) {
-                ask(stored, next[1]);
+                prefetch(stored, next[1]);
             }
             let x = T::V::<S>::load(s, columns.0, at);
             let e = exp.of::<SHIFTED>(s, x);
@@ -201,7 +213,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
             let own = class.eq(T::V::<S>::splat(s, T::CLASSES[c - first]));
             let other = T::V::<S>::select(own, zero, e);
             if C::HARD && C::ANY {
-                // Without the largest, too, it is to have all digits.
+                // Finishing subtracts the largest exponential again: the sum must be accurate without it.
                 rest.add(other);
             } else {
                 rest.add_positive(other);
@@ -213,7 +225,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
             if C::ANY {
                 let t = self.coefficient(s, c, start, buffers);
                 if KEPT && !C::HARD && !C::AS_STORED {
-                    // What the gradient takes.
+                    // The gradient reads the coefficients here.
                     t.store(buffers.part(STORED).1, start + at);
                 }
                 let distance = t.mul(most.sub(x));
@@ -237,48 +249,51 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
     }
 }
 
-/// What is asked for while the columns of a group, which begin at `start`, are summed: the next block's
-/// logits and targets, and the places of this group's gradient, each by the first cache line and how far
-/// apart they are.
+/// What is prefetched while a group is summed.
 #[derive(Clone, Copy)]
-struct Ahead<'a, T> {
+struct Prefetch<'a, T> {
+    /// Where the columns of the group begin in the buffers.
     start: usize,
+    /// The logits and the target of the next block: where they begin, and the step for each vector.
     next: [(isize, isize); 2],
+    /// The gradient of this group, likewise.
     grad: Option<(Output<'a, T>, isize, isize)>,
 }
 
-/// The sums of a group, a lane each: those of [`REST`], [`OTHERS`], [`COEFFICIENT`] and
-/// [`DISTANCE`]; the pivots' exponentials and coefficients.
-struct Sums<S: Simd, T: Real> {
+/// The sums of a group.
+struct GroupSums<S: Simd, T: Real> {
+    /// The sums for [`REST`], [`OTHERS`], [`COEFFICIENT`] and [`DISTANCE`].
     sums: [Sum<S, T>; 4],
+    /// The exponentials of the pivots.
     pivot: T::V<S>,
+    /// The coefficients of the pivots.
     own: T::V<S>,
 }
 
-impl<S: Simd, T: Real> Sums<S, T> {
-    /// Of no classes.
+impl<S: Simd, T: Real> GroupSums<S, T> {
+    /// The sums of no classes.
     #[inline(always)]
     fn new(s: S) -> Self {
         let zero = splat::<S, T>(s, 0.0);
-        Sums { sums: [Sum::new(s); 4], pivot: zero, own: zero }
+        GroupSums { sums: [Sum::new(s); 4], pivot: zero, own: zero }
     }
 
-    /// Adds those of more classes.
+    /// Adds the sums of further classes.
     #[inline(always)]
     fn append(&mut self, more: Self) {
         for (sum, more) in self.sums.iter_mut().zip(more.sums) {
             sum.append(more);
         }
-        // Only one part has the pivot.
+        // One part has the pivot; the others add 0.
         (self.pivot, self.own) = (self.pivot.add(more.pivot), self.own.add(more.own));
     }
 }
 
-/// Sums a block.
-pub(super) struct Reduction<'b, J, T, const MANY: bool>(pub(super) &'b J, pub(super) Block<'b, T>);
+/// Takes the exponentials of a block and sums them.
+pub(super) struct SumBlock<'b, J, T, const MANY: bool>(pub(super) &'b J, pub(super) Block<'b, T>);
 
 impl<T: Limits, C: Coefficients<T>, const MANY: bool> Kernel
-    for Reduction<'_, Few<'_, T, C>, T, MANY>
+    for SumBlock<'_, Few<'_, T, C>, T, MANY>
 {
     type Output = ();
     #[inline(always)]

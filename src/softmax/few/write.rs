@@ -1,4 +1,14 @@
-//! Writing gradient and Hessian of a block.
+//! Writing the gradient and the Hessian of a block.
+//!
+//! ```text
+//! for each group, for COLUMNS classes at a time, the last ones first:
+//!     g = a E - b t           with a as two numbers, the second its rounding error
+//!     g = gradient at the pivot,  where the class is the pivot
+//!     rows = transpose(g)     or, of adjacent samples, stores of whole vectors
+//! ```
+//!
+//! The transposed stores of a row's last classes reach into the next row. So they come first, and the next row's
+//! own stores overwrite them.
 
 use std::ops::Range;
 
@@ -8,18 +18,18 @@ use crate::math::times;
 use crate::simd::{self, COLUMNS, HALF, Kernel, Output, PAIR, Simd, Vector};
 
 use super::buffers::*;
-use super::columns::{Group, runs};
+use super::columns::{GroupView, runs};
 use super::{Block, Common, Limits, copy, is_long, splat};
 
-/// There are no coefficients...
-pub(super) const NONE: usize = 0;
-/// ... or every sample has the same...
-pub(super) const OF_CLASSES: usize = 1;
-/// ... or each logit has its own, which the sums have left in the buffers.
-pub(super) const OF_LOGITS: usize = 2;
+/// There are no coefficients beside that of a true class.
+pub(super) const NO_COEFFICIENTS: usize = 0;
+/// All samples have the same coefficients.
+pub(super) const PER_CLASS: usize = 1;
+/// Each logit has its own coefficient, which summing has left in the buffers.
+pub(super) const PER_LOGIT: usize = 2;
 
 impl<'a, T: Limits> Common<'a, T> {
-    /// The coefficients of a class that a gradient takes, in the group whose columns begin at `start`.
+    /// The coefficients of a class in the gradient, for the group whose columns begin at `start`.
     #[inline(always)]
     fn emitted<S: Simd, const KIND: usize>(
         &self,
@@ -28,7 +38,7 @@ impl<'a, T: Limits> Common<'a, T> {
         start: usize,
         buffers: &Buffers<T>,
     ) -> T::V<S> {
-        if KIND == OF_LOGITS {
+        if KIND == PER_LOGIT {
             return T::V::<S>::load(s, buffers.part(STORED).0, start + class * T::LANES);
         }
         let coefficient = match self.each {
@@ -69,8 +79,7 @@ impl<'a, T: Limits> Common<'a, T> {
         }
     }
 
-    /// Writes some classes of a group; whether they went to their place. If they did not, they are rows in the
-    /// buffers.
+    /// Writes some classes of a group. Returns `false` if they are not in the array yet, but rows in the buffers.
     #[inline(always)]
     fn write_group<S: Simd, const MANY: bool, const KIND: usize>(
         &self,
@@ -83,27 +92,27 @@ impl<'a, T: Limits> Common<'a, T> {
         let (batch, classes) = (self.batch, self.batch.classes);
         let (sample, n) = block.samples(group);
         let (copied, buffer) = block.buffers.part(ROWS);
-        let (mut stream, mut in_place, mut scattered) = (false, true, false);
+        let (mut non_temporal, mut in_place, mut scattered) = (false, true, false);
         let lines = to.place.map(|place| (place, place.line_at(sample)));
         let group_of = match lines {
             Some((place, _)) if MANY && is_long(place) => {
-                stream = self.stream;
+                non_temporal = self.non_temporal;
                 block.columns(to.array, place, group)
             }
             Some((place, (at, left))) if !MANY && left.min(n) == T::LANES => {
-                Group::Columns(to.array, at, place.class_step(), T::ALL)
+                GroupView::Columns(to.array, at, place.class_step(), T::ALL)
             }
-            None if MANY && n == T::LANES => Group::Rows(batch.rows(to.array, sample, n)),
+            None if MANY && n == T::LANES => GroupView::Rows(batch.rows(to.array, sample, n)),
             None if !MANY => {
-                // Rows that the last columns of a row may reach into go to their place at once.
+                // In place only where the stores of the last columns stay within this thread's rows.
                 let (at, wanted) = (group * classes, self.group_len());
                 in_place = self.direct && at + wanted <= to.rows.len();
-                Group::Rows(if in_place { to.rows } else { buffer }.part(at, wanted))
+                GroupView::Rows(if in_place { to.rows } else { buffer }.part(at, wanted))
             }
             _ => {
-                // Samples that are not a vector go by way of a copy.
+                // Samples that do not fill a vector are written to the buffers and copied.
                 scattered = true;
-                Group::Columns(buffer, 0, T::LANES as isize, T::ALL)
+                GroupView::Columns(buffer, 0, T::LANES as isize, T::ALL)
             }
         };
         self.emit::<S, MANY, KIND>(
@@ -112,7 +121,7 @@ impl<'a, T: Limits> Common<'a, T> {
             to.hessian,
             group_of,
             some.clone(),
-            stream,
+            non_temporal,
             block.buffers,
         );
         if scattered {
@@ -131,8 +140,8 @@ impl<'a, T: Limits> Common<'a, T> {
         in_place
     }
 
-    /// Gradient, or Hessian, of a group, all classes or of columns some; columns go past the caches if
-    /// `stream`.
+    /// Writes the gradient or Hessian of a group to a view: of rows all classes, of columns `some`. Non-temporal
+    /// stores write columns if `non_temporal`.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "one caller")]
     fn emit<S: Simd, const MANY: bool, const KIND: usize>(
@@ -140,18 +149,18 @@ impl<'a, T: Limits> Common<'a, T> {
         s: S,
         group: usize,
         hessian: bool,
-        to: Group<Output<'_, T>>,
+        to: GroupView<Output<'_, T>>,
         some: Range<usize>,
-        stream: bool,
+        non_temporal: bool,
         buffers: &Buffers<T>,
     ) {
         let classes = self.batch.classes;
         let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
         let (start, width) = (group * classes, T::LANES * classes);
-        let columns = buffers.part(COLUMNS_OF).0.part(start, width);
+        let columns = buffers.part(EXPONENTIALS).0.part(start, width);
         let class = buffers.load(s, CLASS, group);
-        let a = [buffers.load(s, A, group), buffers.load(s, A_LOST, group)];
-        let minus_b = if KIND != NONE { buffers.load(s, MINUS_B, group) } else { zero };
+        let a = [buffers.load(s, A, group), buffers.load(s, A_ERROR, group)];
+        let minus_b = if KIND != NO_COEFFICIENTS { buffers.load(s, MINUS_B, group) } else { zero };
         let (mut at_pivot, mut inverse, mut most, mut second) =
             (buffers.load(s, PIVOT_GRAD, group), zero, zero, zero);
         let curved = hessian && !self.plain;
@@ -159,25 +168,25 @@ impl<'a, T: Limits> Common<'a, T> {
             (at_pivot, inverse, most) = (
                 buffers.load(s, PIVOT_HESS, group),
                 buffers.load(s, INVERSE, group),
-                buffers.load(s, MOST_HESS, group),
+                buffers.load(s, LARGEST_HESS, group),
             );
         }
         if curved {
             second = buffers.load(s, SECOND, group);
         }
-        // The derivative at `$e`, an exponential, of class `$c`, and so far behind where `$class` is
-        // counted from.
+        // The gradient or Hessian of class `$c`, whose exponentials are `$e`. `$class` is the pivots, counted
+        // from a first class; `$number` is `$c` counted from the same.
         macro_rules! derivative {
             ($e:expr, $c:expr, $class:expr, $number:expr) => {{
                 let e = $e;
-                let mut g = if !hessian && KIND != NONE {
+                let mut g = if !hessian && KIND != NO_COEFFICIENTS {
                     let t = self.emitted::<S, KIND>(s, $c, start, buffers);
                     e.fma(a[0], e.fma(a[1], t.mul(minus_b)))
                 } else {
                     times::<S, T>(e, a)
                 };
                 if hessian {
-                    // Of a class that has most of the probability, 1 - p would cancel.
+                    // 1 - p would cancel for a class that has most of the probability.
                     let p = e.mul(inverse);
                     let large = splat::<S, T>(s, 0.5).lt(p);
                     g = g.mul(one.sub(p));
@@ -190,7 +199,7 @@ impl<'a, T: Limits> Common<'a, T> {
                 T::V::<S>::select(own, at_pivot, g)
             }};
         }
-        // Of the classes from `$first` on, and zeros past the last.
+        // The gradient or Hessian of `$n` classes from `$first` on; zeros past the last class.
         macro_rules! derivatives {
             ($n:expr, $first:expr) => {{
                 let first = $first;
@@ -212,17 +221,17 @@ impl<'a, T: Limits> Common<'a, T> {
             }};
         }
         let rows = match to {
-            Group::Rows(rows) if MANY => {
+            GroupView::Rows(rows) if MANY => {
                 for first in some.clone().step_by(COLUMNS) {
-                    // The last ones are done twice.
+                    // The last columns overlap those before them, and are written twice.
                     let first = first.min(some.end - COLUMNS);
                     let result = derivatives!(COLUMNS, first);
                     T::V::<S>::store_columns(result, rows, first, classes);
                 }
                 return;
             }
-            Group::Rows(rows) => rows,
-            Group::Columns(array, at, step, lanes) => {
+            GroupView::Rows(rows) => rows,
+            GroupView::Columns(array, at, step, lanes) => {
                 let class = class.sub(splat::<S, T>(s, some.start as f64));
                 for (i, c) in some.enumerate() {
                     let at = (at as isize + c as isize * step) as usize;
@@ -230,7 +239,7 @@ impl<'a, T: Limits> Common<'a, T> {
                     let result = derivative!(e, c, class, i);
                     if MANY && lanes != T::ALL {
                         result.store_lanes(array, at, lanes);
-                    } else if stream {
+                    } else if non_temporal {
                         result.stream(array, at);
                     } else {
                         result.store(array, at);
@@ -239,7 +248,7 @@ impl<'a, T: Limits> Common<'a, T> {
                 return;
             }
         };
-        // Last to first: the last columns reach into the first ones of the next row.
+        // Last to first: see the head of this file.
         let whole = classes / COLUMNS * COLUMNS;
         match classes - whole {
             0 => {}
@@ -257,20 +266,20 @@ impl<'a, T: Limits> Common<'a, T> {
     }
 }
 
-/// Where a gradient or Hessian goes.
+/// The array that a gradient or Hessian goes to.
 #[derive(Clone, Copy)]
 struct Destination<'a, T> {
     array: Output<'a, T>,
     place: Option<&'a Place>,
-    /// The block's rows, and those behind it in the run of blocks, where it lies in rows of few classes.
+    /// For few classes in contiguous rows: the rows from the block's first to the last of this thread.
     rows: Output<'a, T>,
     hessian: bool,
 }
 
-/// Writes a block; `KIND` tells what coefficients there are beside that of a true class.
-pub(super) struct Emission<'b, T, const MANY: bool, const KIND: usize>(pub(super) Block<'b, T>);
+/// Writes a block. `KIND` is [`NO_COEFFICIENTS`], [`PER_CLASS`] or [`PER_LOGIT`].
+pub(super) struct WriteBlock<'b, T, const MANY: bool, const KIND: usize>(pub(super) Block<'b, T>);
 
-impl<T: Limits, const MANY: bool, const KIND: usize> Kernel for Emission<'_, T, MANY, KIND> {
+impl<T: Limits, const MANY: bool, const KIND: usize> Kernel for WriteBlock<'_, T, MANY, KIND> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
