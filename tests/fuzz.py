@@ -49,7 +49,7 @@ MOST = 20  # distinct findings, after which a run stops
 # "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
 OF_GAMMA = 3.0  # added for each unit of gamma, as in test_accuracy.py
-LEAST = {np.dtype("f4"): 1e-20, np.dtype("f8"): 1e-160}  # of focal losses, as there
+LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
 
 
