@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Processes that share the tests, where all of them run.
+WORKERS ?= -n 2
 # make bench-floors ARGS="--rows binary --seconds 5"
 ARGS ?=
 # make test-random MINUTES=30 SEED=7; without a seed it is a new one
@@ -61,7 +63,7 @@ test: $(VENV)/.package  ## Run all tests, those of the Rust crate first, those w
 	else \
 	  cargo test $(CARGO_TEST); \
 	fi
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(WORKERS))
 	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-torch)
 
 quick: $(VENV)/.installed  ## The loop of one who edits a kernel: build one level, run some tests, in a minute
@@ -77,7 +79,7 @@ test-random: $(VENV)/.package  ## Hold random calls against the reference: MINUT
 	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an environment that has PyTorch
-	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/pytorch tests/test_readme.py tests/test_guide.py $(addprefix tests/test_benches.py::,test_torch_steps test_torch_suite))
+	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(WORKERS) tests/pytorch tests/test_readme.py tests/test_guide.py $(addprefix tests/test_benches.py::,test_torch_steps test_torch_suite))
 
 lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check
