@@ -19,10 +19,10 @@ use super::log::{LogFloat, nearest, series};
 /// The largest error of [`pow`] in ULP, where the result is a normal number.
 pub const MAX_ULP: f64 = 0.9;
 
-/// `(x + x_low)^y` for `0 <= x <= 1` and `y >= 0`, where `x_low` is at most a rounding error of `x`. At `x = 0`
+/// `(x (1 + error))^y` for `0 <= x <= 1` and `y >= 0`, where `x error` is at most a rounding error of `x`. At `x = 0`
 /// the result is 0, whatever `y` is. A result below the normal numbers is 0; NaN at NaN.
 #[inline(always)]
-pub fn pow<S: Simd>(s: S, [x, x_low]: [S::V64; 2], y: f64) -> S::V64 {
+pub fn pow<S: Simd>(s: S, x: S::V64, error: S::V64, y: f64) -> S::V64 {
     macro_rules! splat {
         ($x:expr) => {
             S::V64::splat(s, $x)
@@ -45,11 +45,11 @@ pub fn pow<S: Simd>(s: S, [x, x_low]: [S::V64; 2], y: f64) -> S::V64 {
     let high = coarse.add(f);
     let part = high.sub(coarse);
     let high_low = coarse.sub(high.sub(part)).add(f.sub(part));
-    // d log x = dx / x
+    // log(1 + error) is the error.
     let small = n.mul_add(ln2_low, f_low).add(coarse_low).add(high_low);
     let tail = series::<S, f64>(s, f, small);
     let sum = high.add(tail);
-    let (high, low) = (sum, tail.sub(sum.sub(high)).add(x_low.div(x)));
+    let (high, low) = (sum, tail.sub(sum.sub(high)).add(error));
     let y = splat!(y);
     let exponent = y.mul(high);
     let rest = y.fma(high, zero.sub(exponent)).add(y.mul(low));
@@ -73,8 +73,8 @@ mod tests {
         fn eval<S: Simd>(self, s: S) -> Vec<f64> {
             let mut powers = vec![];
             for x in self.0 {
-                let parts = [S::V64::splat(s, x[0]), S::V64::splat(s, x[1])];
-                powers.push(pow(s, parts, self.1).to_lanes()[0]);
+                let (x, error) = (S::V64::splat(s, x[0]), S::V64::splat(s, x[1] / x[0]));
+                powers.push(pow(s, x, error, self.1).to_lanes()[0]);
             }
             powers
         }

@@ -67,6 +67,8 @@ pub struct Factors<S: Simd> {
     pub curvature: S::V64,
     /// `phi''(l)`
     pub second: S::V64,
+    /// `1 / W`
+    pub inverse: S::V64,
     /// `1 - p`
     pub others: S::V64,
     /// What z-loss adds, for a sample of weight 1: to the loss,
@@ -128,9 +130,9 @@ impl Objective {
         S::V64::select(plain.abs().lt(z.abs()), z, plain)
     }
 
-    /// Value and derivatives of eight samples.
+    /// Value and derivatives of eight samples of logits of type `T`, the second ones if there is a Hessian.
     #[inline(always)]
-    pub fn factors<S: Simd>(self, s: S, state: &State<S>) -> Factors<S> {
+    pub fn factors<S: Simd, T: Real>(self, s: S, state: &State<S>, hess: bool) -> Factors<S> {
         macro_rules! splat {
             ($x:expr) => {
                 S::V64::splat(s, $x)
@@ -146,30 +148,36 @@ impl Objective {
             slope: one,
             curvature: zero,
             second: zero,
+            inverse,
             others,
             z_loss: zero,
             z_slope: zero,
             z_second: zero,
         };
         if self.gamma != 0.0 {
-            // The rounding error of `others`: that of the sum `whole`, and that of the product.
-            let part = whole.sub(rest);
-            let sum_error = rest.sub(whole.sub(part)).add(pivot.sub(part));
-            let error = zero.sub(others).fma(whole, rest);
-            let error = zero.sub(others).mul_add(sum_error, error).mul(inverse);
-            let power = pow::<S>(s, [others, error], self.gamma);
+            let mut error = zero;
+            if T::WIDE == 1 {
+                // The relative rounding error of `others`: that of the sum `whole`, and that of the product.
+                let part = whole.sub(rest);
+                let sum_error = rest.sub(whole.sub(part)).add(pivot.sub(part));
+                let product_error = zero.sub(others).fma(whole, rest);
+                error = zero.sub(others).mul_add(sum_error, product_error).div(rest);
+            }
+            let power = self.power(s, others, error);
             let (p, certain) = (pivot.mul(inverse), others.eq(zero));
             let ratio = S::V64::select(certain, one, surprisal.div(others));
             // Where p underflows, l may be infinite: p r is 0, not NaN.
             let (underflowed, gamma) = (p.eq(zero), splat!(self.gamma));
             let weighed = S::V64::select(underflowed, zero, p.mul(ratio));
             let slope = power.mul(gamma.mul_add(weighed, one));
-            let bracket = splat!(self.gamma - 1.0).mul_add(weighed, splat!(2.0).sub(surprisal));
-            let curvature = power.mul(gamma).mul(p).mul(bracket);
-            let curvature = S::V64::select(underflowed, zero, curvature);
-            let second = S::V64::select(certain, zero, curvature.div(others));
             (factors.value, factors.slope) = (power, slope);
-            (factors.curvature, factors.second) = (curvature, second);
+            if hess {
+                let bracket = splat!(self.gamma - 1.0).mul_add(weighed, splat!(2.0).sub(surprisal));
+                let curvature = power.mul(gamma).mul(p).mul(bracket);
+                let curvature = S::V64::select(underflowed, zero, curvature);
+                factors.curvature = curvature;
+                factors.second = S::V64::select(certain, zero, curvature.div(others));
+            }
         }
         if self.has_z_loss() {
             factors.z_loss = splat!(self.z_loss).mul(log_sum.mul(log_sum));
@@ -177,6 +185,25 @@ impl Objective {
             factors.z_second = splat!(self.z_scale);
         }
         factors
+    }
+}
+
+impl Objective {
+    /// `(u (1 + error))^gamma`
+    #[inline(always)]
+    fn power<S: Simd>(self, s: S, u: S::V64, error: S::V64) -> S::V64 {
+        let times = self.gamma as i32;
+        if f64::from(times) != self.gamma || !(1..=3).contains(&times) {
+            return pow::<S>(s, u, error, self.gamma);
+        }
+        // Few products are faster, and err no more.
+        let mut power = u;
+        for _ in 1..times {
+            power = power.mul(u);
+        }
+        let zero = S::V64::splat(s, 0.0);
+        let power = power.mul_add(error.mul(S::V64::splat(s, self.gamma)), power);
+        S::V64::select(u.eq(zero), zero, power)
     }
 }
 

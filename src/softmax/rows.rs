@@ -852,7 +852,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let objective = (!self.plain).then(|| {
                 let (own, losses) = (reduce.logits.get(reduce.pivot), &mut losses);
                 let logits = [reference.to_f64(), own.to_f64()];
-                s.apart(ApplyObjective { objective: self.objective, losses, rest, pivot, logits })
+                let (objective, hess) = (self.objective, batch.outputs.hess.is_some());
+                s.apart(ApplyObjective { objective, losses, rest, pivot, logits, hess })
             });
             losses.n += 1;
             if losses.n == 8 {
@@ -975,6 +976,8 @@ struct ApplyObjective<'a> {
     pivot: f64,
     /// The reference logit, which `log S` is relative to, and the logit of the true class.
     logits: [f64; 2],
+    /// Whether there is a Hessian.
+    hess: bool,
 }
 
 /// [`Factors`] of one sample.
@@ -990,7 +993,7 @@ impl Kernel for ApplyObjective<'_> {
     type Output = RowFactors;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> RowFactors {
-        let ApplyObjective { objective, losses, rest, pivot, logits } = self;
+        let ApplyObjective { objective, losses, rest, pivot, logits, hess } = self;
         let i = losses.n;
         // Macros: closures might be compiled without the instruction set of this function.
         macro_rules! splat {
@@ -1004,16 +1007,16 @@ impl Kernel for ApplyObjective<'_> {
             };
         }
         let (mut surprisal, mut log_sum) = (0.0, 0.0);
-        if objective.has_z_loss() || losses.far[i].is_some() {
+        // The true class has most of the probability: the logsumexp is near to its logit, and the loss may be as
+        // small as what z-loss adds.
+        let near = rest < pivot;
+        if losses.far[i].is_some() || objective.has_z_loss() && !near {
             let above = log_scalar(s, losses.sum[i]) - losses.residue[i];
             log_sum = logits[0] + above;
             surprisal = losses.far[i].map_or(0.0, |far| above + far);
         }
-        if losses.far[i].is_none() {
+        if losses.far[i].is_none() && (near || !objective.has_z_loss()) {
             surprisal = log1p_scalar(s, rest / pivot);
-        }
-        if rest < pivot {
-            // The true class has most of the probability. This keeps the digits of a logsumexp near 0.
             log_sum = logits[1] + surprisal;
         }
         let state = State {
@@ -1023,7 +1026,7 @@ impl Kernel for ApplyObjective<'_> {
             log_sum: splat!(log_sum),
         };
         let Factors { value, slope, curvature, second, z_loss, z_slope, z_second, .. } =
-            objective.factors(s, &state);
+            objective.factors::<S, f64>(s, &state, hess);
         if !objective.has_z_loss() {
             losses.distance[i] = losses.class_weight[i] * (one!(value) * surprisal);
             losses.class_weight[i] = 0.0;

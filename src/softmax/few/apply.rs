@@ -65,38 +65,56 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             }
             let mut log_sum = zero_f64;
             if self.objective.has_z_loss() {
-                let bias = zero_f64.sub(buffers.load(s, BIAS, group).wide(part));
-                let sum = whole.mul(power_of_two::<S, f64>(s, bias));
-                let above = log::<S, f64>(s, sum).sub(residue::<S, T>(s, n, most, part));
                 // Where the pivot has most of the probability, the logsumexp is its logit plus log1p(rest /
                 // pivot). This keeps the digits of a logsumexp near 0.
-                let near = log1p::<S, f64>(s, rest.div(pivot));
-                let above = S::V64::select(rest.lt(pivot), near, above);
+                let (near, odds) = (rest.lt(pivot), rest.div(pivot));
+                let bias = zero_f64.sub(buffers.load(s, BIAS, group).wide(part));
+                let sum = whole.mul(power_of_two::<S, f64>(s, bias));
+                let residue = residue::<S, T>(s, n, most, part);
+                let above = if T::WIDE == 2 {
+                    // One logarithm for both: the sum is at least 2^(-1/2), and so twice it is above 1.
+                    let ln2 = splat::<S, f64>(s, std::f64::consts::LN_2);
+                    let logarithm = S::V64::select(near, odds, sum.add(sum).sub(one));
+                    let logarithm = log1p::<S, f64>(s, logarithm);
+                    S::V64::select(near, logarithm, logarithm.sub(residue.add(ln2)))
+                } else {
+                    let far = log::<S, f64>(s, sum).sub(residue);
+                    S::V64::select(near, log1p::<S, f64>(s, odds), far)
+                };
                 log_sum = most.wide(part).add(above);
             }
-            let factors = self.objective.factors(s, &State { rest, pivot, surprisal, log_sum });
+            let state = State { rest, pivot, surprisal, log_sum };
+            let factors = self.objective.factors::<S, T>(s, &state, self.hess);
             let counted = S::V64::mask(s, counted >> (8 * part) & 0xFF);
             let loss = loss.mul(factors.value).add(sample.mul(factors.z_loss));
             S::V64::select(counted, loss, zero_f64).store(buffers.field_f64(LOSS).1, at);
             if !self.grad {
                 continue;
             }
-            let inverse = splat::<S, f64>(s, 1.0).div(whole);
+            let inverse = factors.inverse;
             let slope = S::V64::select(counted, factors.slope, zero_f64);
             let z = S::V64::select(counted, sample.mul(factors.z_slope), zero_f64);
             let p = pivot.mul(inverse);
             let (high, low, more) = (a_high.wide(part), a_low.wide(part), z.mul(inverse));
-            let up = self.shift(s, high, slope);
-            shifts[part] = up;
-            shifted |= S::V64::lanes(up.eq(one)) != 0xFF;
-            let (high, low, more) = (high.mul(up), low.mul(up), more.mul(up));
+            let (mut high, mut low, mut more, mut up) = (high, low, more, one);
+            let mut product = high.mul(slope);
+            let tiny = S::V64::lanes(product.abs().lt(splat::<S, f64>(s, T::FEW_LEAST)));
+            if tiny & !S::V64::lanes(slope.eq(zero_f64)) != 0 {
+                up = self.shift(s, high, slope);
+                shifts[part] = up;
+                shifted |= S::V64::lanes(up.eq(one)) != 0xFF;
+                (high, low, more) = (high.mul(up), low.mul(up), more.mul(up));
+                product = high.mul(slope);
+            }
             // The rounding errors of the product and of the sum.
-            let product = high.mul(slope);
             let error = high.fma(slope, zero_f64.sub(product)).add(low.mul(slope));
-            let sum = product.add(more);
-            let added = sum.sub(product);
-            let error = error.add(product.sub(sum.sub(added)).add(more.sub(added)));
-            (a[part], a_error[part]) = (sum, error);
+            (a[part], a_error[part]) = (product, error);
+            if self.objective.has_z_loss() {
+                let sum = product.add(more);
+                let added = sum.sub(product);
+                let sum_error = product.sub(sum.sub(added)).add(more.sub(added));
+                (a[part], a_error[part]) = (sum, error.add(sum_error));
+            }
             let grad = pivot_grad.wide(part);
             grads[part] = S::V64::select(counted, grad.mul(slope).add(z.mul(p)), zero_f64);
             if !self.hess {
