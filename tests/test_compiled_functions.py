@@ -1,6 +1,5 @@
-"""The list of losses in the compiled module, and the options that are checked from it."""
+"""The functions of the compiled module: how they check options and what they are called with."""
 
-import inspect
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -24,28 +23,12 @@ DEFAULTS: dict[str, Any] = {
     "reduction": "mean",
 }
 
-SUFFIXES = ("", "_with_grad", "_with_grad_hess")
 NUMBERS = ("gamma", "label_smoothing", "z_loss")
 
 
 def compute(loss: str, order: int, values: Any, target: Any, **given: Any) -> Any:
     options = [given.get(name, DEFAULTS.get(name)) for name in _xentrs.LOSSES[loss]["options"]]
     return _xentrs.compute(loss, order, values, target, *options, None, None)
-
-
-@pytest.mark.parametrize("loss", _xentrs.LOSSES)
-def test_public_functions_have_the_keywords_of_the_list(loss: str) -> None:
-    entry = _xentrs.LOSSES[loss]
-    for order, suffix in enumerate(SUFFIXES[: entry["derivatives"] + 1]):
-        function = getattr(xentrs, loss + suffix, None)
-        if function is None:
-            pytest.skip(f"{loss}{suffix} is not public")
-        outputs = ("out", "hess_out")[:order]
-        expected = [entry["input"], "target", *entry["options"], *outputs]
-        parameters = inspect.signature(function).parameters
-        assert list(parameters) == expected
-        for name in entry["options"]:
-            assert parameters[name].default == DEFAULTS.get(name)
 
 
 def test_focal_loss_takes_one_class_a_sample() -> None:
