@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import xentrs
 from xentrs import _xentrs
 
 LOGITS = np.random.default_rng(0).normal(size=(4, 5))
