@@ -84,3 +84,63 @@ fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
 pub(super) fn is_long(place: &Place) -> bool {
     place.sample_step() == 1 && place.line_at(0).1 >= LINE
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::batch::Indices;
+    use crate::call::layout::Layout;
+    use crate::simd::Input;
+
+    /// Where logits lie: contiguous rows, columns of lines of so many samples, or every other number of rows.
+    #[derive(Clone, Copy)]
+    enum Lie {
+        Rows,
+        Columns(usize),
+        Strided,
+    }
+    use Lie::*;
+
+    #[test]
+    fn the_table() {
+        for (classes, lie, algorithm, by_tiles) in [
+            (10, Rows, Algorithm::Few, false),
+            (10, Columns(128), Algorithm::Few, false),
+            (10, Columns(16), Algorithm::Few, false),
+            (10, Strided, Algorithm::Few, true),
+            (256, Rows, Algorithm::Few, false),
+            (257, Rows, Algorithm::Rows, false),
+            (257, Columns(128), Algorithm::Columns(128), false),
+            (257, Columns(64), Algorithm::Columns(64), false),
+            (257, Columns(32), Algorithm::Rows, true),
+            (257, Strided, Algorithm::Rows, true),
+        ] {
+            let samples = 128;
+            let (logits, target) = (vec![0.0f32; samples * classes], vec![0u8; samples]);
+            let indices = Target::Indices(Indices::U8(Input::from_slice(&target)));
+            let mut batch = Batch::of_rows(Input::from_slice(&logits), classes, indices);
+            let n = classes as isize;
+            let place = match lie {
+                Rows => None,
+                Columns(line) => {
+                    let (line, lines) = (line as isize, samples / line);
+                    let steps = [n * line, line, 1];
+                    Some(Place::new(&[lines, classes, line as usize], &steps, 1))
+                }
+                Strided => Some(Place::new(&[samples, classes], &[2 * n, 2], 1)),
+            };
+            if place.is_some() {
+                batch.layout = Some(Box::new(Layout {
+                    values: place,
+                    probabilities: None,
+                    grad: None,
+                    hess: None,
+                    halves: None,
+                    singles: None,
+                }));
+            }
+            let expected = Route { algorithm, by_tiles, non_temporal: false };
+            assert_eq!(Route::of(&batch), expected, "{classes} classes");
+        }
+    }
+}
