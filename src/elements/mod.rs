@@ -13,7 +13,7 @@
 //! speed: it runs at most once a block.
 //!
 //! Non-temporal stores must write whole cache lines, wherever the array begins. So the lanes of each
-//! vector are rotated, and a part of the vector waits for the next one ([`LineWriter`]). Vectors begin where
+//! vector are rotated, and a part of the vector waits for the next one (`LineWriter`). Vectors begin where
 //! their block begins: neither sums nor results depend on the arrays' addresses.
 
 use std::ops::Range;

@@ -10,7 +10,7 @@
 //!
 //! where nothing cancels for targets in [0, 1], and a coefficient of 0 takes even an infinite `|x|`.
 //! Without weights the gradient is `u - z / (1 + z)` or, below 0, `z / (1 + z) - t`, and the losses of
-//! eight vectors have one logarithm ([`odds`]).
+//! eight vectors have one logarithm (`odds`).
 
 use std::ops::Range;
 
@@ -32,7 +32,7 @@ use crate::simd::{Input, Level, Output, Scratch, Simd, Vector};
 use super::{AHEAD, reduced};
 use crate::elements::{Elements, Map, Results, beyond};
 
-/// Whether the output of a loss is written past the caches: where it would not be read from them
+/// Whether the output of a loss is written by non-temporal stores: where nobody would find it in the caches
 /// soon, and does not take the input's place.
 fn streamed<T: Real>(input: Input<'_, T>, output: Option<Output<'_, T>>) -> bool {
     let large = 2 * input.len() * size_of::<T>() > process::cache_size();
@@ -194,7 +194,7 @@ impl<T: Copy> Binary<'_, T> {
 struct Constants<S: Simd, T: Real> {
     exp: Exp<S, T>,
     divisor: T::V<S>,
-    /// `1 / divisor`, and what its rounding lost.
+    /// `1 / divisor`, and its rounding error.
     inverse: [T::V<S>; 2],
 }
 

@@ -12,7 +12,7 @@
 //! ln2, in two parts, is subtracted by fused multiply-add), and `n_ref` cancels in `E / sum(E)`.
 //! Another reference scales every `E` by a power of two and so changes no bit of a quotient.
 //!
-//! `2^(j / L)` is a permutation of one register, and what its rounding lost of another, which is
+//! `2^(j / L)` is a permutation of one register, and its rounding error of another, which is
 //! added to `r`; `e^r - 1` is a short polynomial, the power of two an integer addition to the
 //! exponent's bits. So all that is left of errors is the last rounding and a few hundredths. The kin
 //! is Dukhan and Ablavatski, "The two-pass softmax algorithm" (arXiv 2001.04438).

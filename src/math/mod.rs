@@ -12,7 +12,7 @@ pub trait Real: Float + exp::ExpFloat + log::LogFloat {}
 impl Real for f32 {}
 impl Real for f64 {}
 
-/// `a + b` and what its rounding lost (Knuth's two-sum).
+/// `a + b` and its rounding error (Knuth's two-sum).
 #[inline(always)]
 pub fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
@@ -20,7 +20,7 @@ pub fn two_sum(a: f64, b: f64) -> (f64, f64) {
     (sum, (a - (sum - part)) + (b - part))
 }
 
-/// `a / (b + c)` as two numbers: the second is what rounding took from the first, so that [`times`]
+/// `a / (b + c)` as two numbers: the second is the rounding error of the first, so that [`times`]
 /// rounds once.
 #[inline(always)]
 pub fn quotient<T: Real>(a: f64, b: f64, c: f64) -> [T; 2] {

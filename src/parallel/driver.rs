@@ -102,7 +102,7 @@ pub fn split<W: FnMut(Range<usize>, &mut [f64])>(
 fn split_at(split: Split, with_worker: &WithWorker<'_>) -> Result<f64> {
     let Split { blocks, cost, together, .. } = split;
     let work = blocks.saturating_mul(cost.max(1));
-    // Few blocks: no memory is asked for.
+    // Few blocks: nothing is allocated.
     let (mut few, mut many);
     let sums: &mut [f64] = if blocks <= 16 {
         few = [0.0; 16];

@@ -35,7 +35,7 @@ pub fn level() -> Result<(Level, &'static str)> {
     level.clone()
 }
 
-/// Bytes of the last cache that this process may count on: what is larger is written past the caches.
+/// Bytes of the last cache that this process may count on: what is larger is written by non-temporal stores.
 pub fn cache_size() -> usize {
     static BYTES: AtomicUsize = AtomicUsize::new(0);
     match BYTES.load(Relaxed) {

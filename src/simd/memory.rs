@@ -33,7 +33,7 @@ pub struct Output<'a, T> {
     life: PhantomData<&'a T>,
 }
 
-/// How a cache line is asked for: soon to be read, to be read later, to be written. The numbers are
+/// How a cache line is prefetched: soon to be read, to be read later, to be written. The numbers are
 /// those of `_mm_prefetch`.
 const NEAR: i32 = 3;
 const FAR: i32 = 2;

@@ -5,7 +5,7 @@
 //! [`Vector`]; since lanes, block boundaries and the order of additions are then the same
 //! everywhere, so are the bits of its results, wherever multiply-add is fused.
 //!
-//! The level is chosen once a process ([`Level::chosen`]). [`enter`] leads through the level's
+//! The level is chosen once a process ([`crate::parallel::process`]). [`enter`] leads through the level's
 //! `#[target_feature]` door; a function called inside the door gets the features only if it is
 //! inlined, so everything a kernel calls is `#[inline(always)]`, and no closure holds intrinsics.
 //!
@@ -175,7 +175,7 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     fn store(self, dst: Output<'_, T>, at: usize);
     /// Writes the lanes `lanes` to `dst[at..]`; panics if the last of them is past the end.
     fn store_lanes(self, dst: Output<'_, T>, at: usize, lanes: u32);
-    /// Like `store`, past the caches where the level can and `dst[at]` is aligned to 64 bytes.
+    /// Like `store`, by a non-temporal store where the level has one and `dst[at]` is aligned to 64 bytes.
     /// [`fence`] makes such writes visible to other threads.
     fn stream(self, dst: Output<'_, T>, at: usize);
 

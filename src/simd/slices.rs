@@ -60,7 +60,7 @@ pub fn lanes_from<T: Float>(n: usize) -> u32 {
     if n >= T::LANES { T::ALL } else { (1 << n) - 1 }
 }
 
-/// Copies `src` to the start of `dst`, past the caches if `stream`.
+/// Copies `src` to the start of `dst`, by non-temporal stores if `stream`.
 #[inline(always)]
 pub fn copy<S: Simd, T: Float>(s: S, src: Input<'_, T>, dst: Output<'_, T>, stream: bool) {
     let zero = T::V::<S>::splat(s, T::default());
@@ -85,7 +85,7 @@ pub fn copy<S: Simd, T: Float>(s: S, src: Input<'_, T>, dst: Output<'_, T>, stre
     }
 }
 
-/// Writes `x` everywhere, past the caches if `stream`.
+/// Writes `x` everywhere, by non-temporal stores if `stream`.
 #[inline(always)]
 pub fn fill<S: Simd, T: Float>(s: S, dst: Output<'_, T>, x: T, stream: bool) {
     let vector = T::V::<S>::splat(s, x);
