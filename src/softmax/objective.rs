@@ -31,7 +31,7 @@ use crate::call::batch::{Batch, IGNORED};
 use crate::call::options::Reduction;
 use crate::math::Real;
 use crate::math::pow::pow;
-use crate::reduce::Total;
+use crate::reduce::{Total, lost_by};
 use crate::simd::{Simd, Vector};
 
 /// A function of `l = -log p` and the logsumexp `L`.
@@ -158,8 +158,7 @@ impl Objective {
             let mut error = zero;
             if T::WIDE == 1 {
                 // The relative rounding error of `others`: that of the sum `whole`, and that of the product.
-                let part = whole.sub(rest);
-                let sum_error = rest.sub(whole.sub(part)).add(pivot.sub(part));
+                let sum_error = lost_by::<S, f64>(rest, pivot, whole);
                 let product_error = zero.sub(others).fma(whole, rest);
                 error = zero.sub(others).mul_add(sum_error, product_error).div(rest);
             }

@@ -11,6 +11,7 @@
 
 use crate::math::exp::{power_of_two, residue};
 use crate::math::log::{log, log1p};
+use crate::reduce::lost_by;
 use crate::simd::{Kernel, Output, Simd, Vector};
 use crate::softmax::objective::{Objective, State};
 
@@ -111,8 +112,7 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             (a[part], a_error[part]) = (product, error);
             if self.objective.has_z_loss() {
                 let sum = product.add(more);
-                let added = sum.sub(product);
-                let sum_error = product.sub(sum.sub(added)).add(more.sub(added));
+                let sum_error = lost_by::<S, f64>(product, more, sum);
                 (a[part], a_error[part]) = (sum, error.add(sum_error));
             }
             let grad = pivot_grad.wide(part);
