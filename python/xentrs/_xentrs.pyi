@@ -28,6 +28,7 @@ class _Loss(TypedDict):
     """A loss: what is the same for it and its twins."""
 
     input: str  # what its first argument is called
+    second: str  # what its second argument is called
     axis: bool  # whether it has a class axis
     options: tuple[str, ...]  # its keywords in order, without `out` and `hess_out`
     derivatives: int  # how many its twins return

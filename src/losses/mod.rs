@@ -24,6 +24,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "cross_entropy",
         input: "logits",
+        second: "target",
         keywords: &[
             Axis,
             Weight,
@@ -35,6 +36,7 @@ pub const LOSSES: &[Loss] = &[
             Denominator,
             Base,
         ],
+        derivatives: 2,
         class_indices_only: None,
         evaluate: Evaluate::OverClasses {
             f32: cross_entropy::cross_entropy,
@@ -44,6 +46,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "focal_loss",
         input: "logits",
+        second: "target",
         keywords: &[
             Gamma,
             Axis,
@@ -55,6 +58,7 @@ pub const LOSSES: &[Loss] = &[
             Denominator,
             Base,
         ],
+        derivatives: 2,
         class_indices_only: Some(
             "the factor (1 - p)^gamma is of one true class, and a spread target has none",
         ),
@@ -66,6 +70,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "log_loss",
         input: "probabilities",
+        second: "target",
         keywords: &[
             Axis,
             Weight,
@@ -76,6 +81,7 @@ pub const LOSSES: &[Loss] = &[
             Denominator,
             Base,
         ],
+        derivatives: 2,
         class_indices_only: None,
         evaluate: Evaluate::OverClasses {
             f32: |batch| log_loss::log_loss(batch, batch.shape, batch.fresh),
@@ -85,7 +91,9 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "binary_cross_entropy_with_logits",
         input: "logits",
+        second: "target",
         keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
+        derivatives: 2,
         class_indices_only: None,
         evaluate: Evaluate::ElementByElement {
             f32: binary::binary_cross_entropy,
@@ -100,17 +108,21 @@ pub const LOSSES: &[Loss] = &[
 pub struct Loss {
     /// Its public name. The functions with derivatives add `_with_grad` and `_with_grad_hess`.
     pub name: &'static str,
-    /// The name of its first argument. The second is `target`.
+    /// The name of its first argument.
     pub input: &'static str,
+    /// The name of its second argument.
+    pub second: &'static str,
     /// Its keywords, in the order of its signature. The functions with derivatives add `out` and `hess_out`.
     pub keywords: &'static [Keyword],
+    /// How many derivatives it has: 1 for the gradient, 2 with the diagonal of the Hessian.
+    pub derivatives: usize,
     /// For a loss whose target must be class indices without smoothing: the reason.
     pub class_indices_only: Option<&'static str>,
     /// The functions that evaluate it.
     pub evaluate: Evaluate,
 }
 
-/// How many derivatives there are: the gradient, and the diagonal of the Hessian.
+/// The most derivatives that a loss has: the gradient, and the diagonal of the Hessian.
 pub const DERIVATIVES: usize = 2;
 
 /// A keyword that a loss may have, beside `out` and `hess_out`.

@@ -9,7 +9,7 @@ use super::errors::Stop;
 use super::options::{Keywords, given};
 use super::{classes, elements};
 use crate::error::Result as Checked;
-use crate::losses::{DERIVATIVES, Evaluate, Loss};
+use crate::losses::{Evaluate, Loss};
 use crate::parallel::process;
 
 /// A call, its keywords apart.
@@ -63,8 +63,8 @@ pub fn compute<'py, S: Source>(
     rest: &Bound<'py, PyTuple>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
     let loss = named(name)?;
-    if order > DERIVATIVES {
-        let message = format!("{name} has {DERIVATIVES} derivatives, not {order}");
+    if order > loss.derivatives {
+        let message = format!("{name} has {} derivatives, not {order}", loss.derivatives);
         return Err(PyValueError::new_err(message).into());
     }
     let n = loss.keywords.len();

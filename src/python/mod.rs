@@ -41,7 +41,7 @@ use arrays::{Arrays, Room, Source};
 use errors::answer;
 use tensors::Tensors;
 
-use crate::losses::{DERIVATIVES, Evaluate, LOSSES};
+use crate::losses::{Evaluate, LOSSES};
 use crate::parallel::process;
 use crate::simd::Level;
 
@@ -70,9 +70,10 @@ mod _xentrs {
             let options: Vec<_> = loss.keywords.iter().map(|keyword| keyword.name()).collect();
             let entry = PyDict::new(py);
             entry.set_item("input", loss.input)?;
+            entry.set_item("second", loss.second)?;
             entry.set_item("axis", matches!(loss.evaluate, Evaluate::OverClasses { .. }))?;
             entry.set_item("options", PyTuple::new(py, options)?)?;
-            entry.set_item("derivatives", DERIVATIVES)?;
+            entry.set_item("derivatives", loss.derivatives)?;
             list.set_item(loss.name, entry)?;
         }
         Ok(list)

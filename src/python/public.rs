@@ -63,7 +63,7 @@ pub fn builtin<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>>
     let name: String = function.getattr("__name__")?.extract()?;
     let found = LOSSES.iter().enumerate().find_map(|(i, loss)| {
         let suffix = name.strip_prefix(loss.name)?;
-        Some((i, SUFFIXES.iter().position(|known| *known == suffix)?))
+        Some((i, SUFFIXES[..=loss.derivatives].iter().position(|known| *known == suffix)?))
     });
     let (i, order) =
         found.ok_or_else(|| PyValueError::new_err(format!("{name} is no public function")))?;
@@ -72,7 +72,8 @@ pub fn builtin<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>>
     let names: Vec<String> = function.getattr("__code__")?.getattr("co_varnames")?.extract()?;
     let names = &names[..POSITIONAL + defaults.len()];
     let keywords = LOSSES[i].keywords.iter().map(|keyword| keyword.name());
-    let expected: Vec<_> = [LOSSES[i].input, "target"].into_iter().chain(keywords).collect();
+    let expected: Vec<_> =
+        [LOSSES[i].input, LOSSES[i].second].into_iter().chain(keywords).collect();
     let expected = [&expected, &OUTPUTS[..order]].concat();
     if names != expected {
         let message = format!("{name} must have the parameters {expected:?}, not {names:?}");
