@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{AHEAD, BLOCK, Classes, block_of, block_rows, term};
+use super::{AHEAD, BLOCK, Classes, Values, block_of, block_rows, term};
 use crate::call::batch::{Batch, IGNORED, Outputs};
 use crate::call::coefficients::{Even, RowCoefficients, Shared, Soft, Stored};
 use crate::elements::{Elements, Map, Results, beyond};
@@ -20,13 +20,15 @@ use crate::tiles::Plan;
 /// The job of a batch.
 pub struct WeighedRows<'a, 'b, T> {
     pub batch: &'b Batch<'a, T>,
+    /// What the batch's values are.
+    pub values: Values,
     pub coefficients: Stored<'b, T>,
     /// Whether the gradient is written by non-temporal stores.
     pub stream: bool,
 }
 
 /// Makes a [`WeighedRows`], with the coefficients of the whole call.
-pub struct WeighedRowsPlan<'a, T>(pub Stored<'a, T>);
+pub struct WeighedRowsPlan<'a, T>(pub Values, pub Stored<'a, T>);
 
 impl<T: Real> Plan<T> for WeighedRowsPlan<'_, T> {
     type Job<'b>
@@ -35,7 +37,9 @@ impl<T: Real> Plan<T> for WeighedRowsPlan<'_, T> {
         Self: 'b,
         T: 'b;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
-        WeighedRows { batch, coefficients: self.0.of(batch), stream: batch.stream() }
+        let WeighedRowsPlan(values, coefficients) = self;
+        let (values, coefficients) = (*values, coefficients.of(batch));
+        WeighedRows { batch, values, coefficients, stream: batch.stream() }
     }
 }
 
@@ -132,7 +136,8 @@ impl<T: Real> WeighedRows<'_, '_, T> {
         let sample = batch.sample_factor(row);
         let scale = sample / batch.divisor;
         let coefficients = all.row(row, batch.classes);
-        let terms = Terms { batch, coefficients, row, values, scale };
+        let logs = self.values == Values::LogProbabilities;
+        let terms = Terms { batch, coefficients, row, values, logs, scale };
         let constants = terms.constants(s);
         let mut loss = 0.0;
         // Of the true class, before its number is overwritten in place.
@@ -144,9 +149,12 @@ impl<T: Real> WeighedRows<'_, '_, T> {
             let other = coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
             let both = coefficient + other;
             if coefficient != 0.0 {
-                loss -= coefficient * log_scalar(s, p);
+                loss -= coefficient * if logs { p } else { log_scalar(s, p) };
             }
-            own = (both != 0.0).then(|| [-scale * both / p, scale * both / p / p]);
+            own = (both != 0.0).then(|| match logs {
+                true => [-scale * both, 0.0],
+                false => [-scale * both / p, scale * both / p / p],
+            });
         }
         let all = 0..batch.classes;
         let outputs = Outputs { grad, hess, losses: None };
@@ -171,6 +179,8 @@ struct Terms<'a, 'b, T, C> {
     coefficients: C,
     row: usize,
     values: Input<'a, T>,
+    /// Whether the values are log-probabilities.
+    logs: bool,
     scale: f64,
 }
 
@@ -209,13 +219,16 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for Terms<'_, '_, T, C> {
             let p = load_lanes(s, self.values, at, lanes).add(zero);
             let t = self.coefficients.load(s, at, lanes);
             let none = t.eq(zero);
-            let term = T::V::<S>::select(none, zero, t.mul(log::<S, T>(s, p)));
+            let log = if self.logs { p } else { log::<S, T>(s, p) };
+            let term = T::V::<S>::select(none, zero, t.mul(log));
             if checks && beyond::<S, T>(s, term) != 0 {
                 return false;
             }
             sum.add(zero.sub(term));
             if results.has_grad() {
-                grad[i] = T::V::<S>::select(none, zero, t.mul(*minus_scale).div(p));
+                let whole = t.mul(*minus_scale);
+                let whole = if self.logs { whole } else { whole.div(p) };
+                grad[i] = T::V::<S>::select(none, zero, whole);
                 if results.has_hess() {
                     hess[i] = T::V::<S>::select(none, zero, zero.sub(grad[i]).div(p));
                 }
@@ -235,7 +248,8 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for Terms<'_, '_, T, C> {
         let mut sum = 0.0;
         for at in (0..T::LANES).filter(|i| lanes >> i & 1 != 0).map(|i| at + i) {
             let t = self.batch.coefficient(self.row, at);
-            sum -= term(t, self.values.get(at).to_f64());
+            let values = if self.logs { Values::LogProbabilities } else { Values::Probabilities };
+            sum -= term(t, self.values.get(at).to_f64(), values);
         }
         sum
     }
