@@ -16,6 +16,7 @@ PAGES = [
     README,
     *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted(DOCS.glob("*.md")),
+    *sorted((DOCS / "losses").glob("*.md")),
     DECISIONS / "README.md",
 ]
 # Folders of the repository whose files the documentation names.
