@@ -67,10 +67,20 @@ struct Constants<S: Simd, T: Real> {
 }
 
 impl<T: Real> Focal<'_, '_, T> {
-    /// `alpha_t`, or `alpha_t` over the divisor.
+    /// `alpha t + other u` in two parts, for factors in two parts.
     #[inline(always)]
-    fn alpha<S: Simd>([alpha, other]: [[T::V<S>; 2]; 2], t: T::V<S>, u: T::V<S>) -> [T::V<S>; 2] {
-        [t.mul_add(alpha[0], u.mul(other[0])), t.mul_add(alpha[1], u.mul(other[1]))]
+    fn alpha<S: Simd>(
+        s: S,
+        [alpha, other]: [[T::V<S>; 2]; 2],
+        t: T::V<S>,
+        [u, u_low]: [T::V<S>; 2],
+    ) -> [T::V<S>; 2] {
+        let of_u = u.mul(other[0]);
+        let high = t.fma(alpha[0], of_u);
+        let error = u.fma(other[0], T::V::<S>::splat(s, T::default()).sub(of_u));
+        let error = error.add(t.fma(alpha[0], of_u.sub(high)));
+        let low = u_low.mul_add(other[0], u.mul_add(other[1], t.mul(alpha[1])));
+        [high, error.add(low)]
     }
 
     /// Loss and gradient of an element in float64, the factors in an order that keeps products in range.
@@ -88,7 +98,7 @@ impl<T: Real> Focal<'_, '_, T> {
         let m = (a + b * z) * r;
         let root = m.powf(gamma / 2.0);
         let power = if m < 0.0 { weight * m.powf(gamma) } else { weight * root * root };
-        // At infinity z l is 0.
+        // At infinity `z l` is 0.
         let slope = if z == 0.0 { a * a } else { a * a + z * (gamma * (a - b) * l - b * b * z) };
         let grad = if m == 0.0 { 0.0 } else { sign * (power * (slope / m)) * r * r };
         [if power == 0.0 { 0.0 } else { power * l }, grad]
@@ -122,8 +132,12 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
             let zero = T::V::<S>::splat(s, T::default());
             let mut all = [[[zero; 2]; 2]; 2];
             for (divided, divisor) in all.iter_mut().zip([1.0, self.divisor]) {
-                for (parts, x) in divided.iter_mut().zip([alpha, 1.0 - alpha]) {
-                    *parts = inverse::<T>(x, divisor).map(|x| T::V::<S>::splat(s, x));
+                let other = 1.0 - alpha;
+                let of = [[alpha, 0.0], [other, (1.0 - other) - alpha]];
+                for (parts, [x, error]) in divided.iter_mut().zip(of) {
+                    let [high, low] = inverse::<T>(x, divisor);
+                    let low = T::from_f64(low.to_f64() + error / divisor);
+                    *parts = [T::V::<S>::splat(s, high), T::V::<S>::splat(s, low)];
                 }
             }
             alphas = Some(all);
@@ -155,7 +169,7 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
             };
         }
         let (zero, one) = (splat!(0.0), splat!(1.0));
-        let (mut x, mut u) = ([zero; N], [zero; N]);
+        let (mut x, mut u) = ([zero; N], [[zero; 2]; N]);
         let t = binary.target.load::<S, N>(s, at, lanes);
         for i in 0..N {
             let at = at + i * T::LANES;
@@ -163,7 +177,8 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
                 binary.values.prefetch(at + AHEAD / size_of::<T>());
             }
             x[i] = load_lanes(s, binary.values, at, lanes);
-            u[i] = one.sub(t[i]);
+            let rest = one.sub(t[i]);
+            u[i] = [rest, one.sub(rest).sub(t[i])];
         }
         let mut nothing = binary.left_out::<S, N>(s, at, lanes);
         let mut weights = [one; N];
@@ -175,11 +190,15 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
         }
         let (mut z, mut r, mut l) = ([[zero; 2]; N], [[zero; 2]; N], [[zero; 2]; N]);
         let (mut a, mut b) = (x, x);
-        let mut m = z;
+        let mut above = [zero.lt(zero); N];
+        let (mut m, mut a_low, mut b_low) = (z, x, x);
         for i in 0..N {
-            let above = zero.lt(x[i]);
-            a[i] = T::V::<S>::select(above, u[i], t[i]);
-            b[i] = T::V::<S>::select(above, t[i], u[i]);
+            above[i] = zero.lt(x[i]);
+            let [u, u_low] = u[i];
+            a[i] = T::V::<S>::select(above[i], u, t[i]);
+            b[i] = T::V::<S>::select(above[i], t[i], u);
+            a_low[i] = T::V::<S>::select(above[i], u_low, zero);
+            b_low[i] = u_low.sub(a_low[i]);
             z[i] = constants.exp.of_below_in_parts(s, x[i].bits_or(splat!(-0.0)));
             let [z, z_low] = z[i];
             // 1 / (1 + z)
@@ -189,76 +208,96 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
             let rest = zero.sub(q).fma(d, one);
             r[i] = [q, q.mul(zero.sub(q).mul_add(d_low, rest))];
             // a + b z
-            let top = b[i].mul_add(z, a[i]);
-            let top_low = b[i].fma(z, a[i].sub(top)).add(b[i].mul(z_low));
+            let near = b[i].mul(z);
+            let top = a[i].add(near);
+            let error = a[i].min(near).sub(top.sub(a[i].max(near)));
+            let near_low = b[i].fma(z, zero.sub(near));
+            let top_low = error.add(near_low).add(b_low[i].mul_add(z, a_low[i]));
+            let top_low = b[i].mul_add(z_low, top_low);
             m[i] = product::<S, T>(s, [top, top_low], r[i]);
             // a |x| + log1p(z)
             let [log, log_low] = log1p_unit_in_parts::<S, T>(s, z, z_low.mul(q));
             let far = x[i].abs();
             let linear = far.mul(a[i]);
             let linear_low = far.fma(a[i], zero.sub(linear)).add(log_low);
+            let linear_low = far.mul_add(a_low[i], linear_low);
             let linear = T::V::<S>::select(a[i].eq(zero), zero, linear);
             let linear_low = T::V::<S>::select(a[i].eq(zero), log_low, linear_low);
             let whole = linear.add(log);
             l[i] = [whole, lost_by::<S, T>(linear, log, whole).add(linear_low)];
         }
-        // m^(gamma - 1) and m^gamma.
-        let mut powers = [[[zero; 2]; 2]; N];
+        let mut powers = [[[zero; 2]; 4]; N];
         if binary.options.gamma == 2.0 {
             for i in 0..N {
-                powers[i] = [m[i], product::<S, T>(s, m[i], m[i])];
+                powers[i] = [product::<S, T>(s, m[i], m[i]), m[i], [a[i], zero], z[i]];
             }
         } else {
-            let mut lanes = [[zero.to_lanes(); 2]; N];
+            let mut lanes = [[zero.to_lanes(); 5]; N];
             for i in 0..N {
-                lanes[i] = [m[i][0].to_lanes(), m[i][1].to_lanes()];
+                lanes[i] = [m[i][0], m[i][1], a[i], z[i][0], z[i][1]].map(|x| x.to_lanes());
             }
-            let lanes = s.apart(Powers::<T, N> { m: lanes, gamma: binary.options.gamma });
+            let lanes = s.apart(Powers::<T, N> { lanes, gamma: binary.options.gamma });
             for i in 0..N {
-                let [less, whole] = lanes[i];
-                powers[i][0][0] = T::V::<S>::from_lanes(s, less);
-                powers[i][1][0] = T::V::<S>::from_lanes(s, whole);
+                for k in 0..4 {
+                    let [high, low] = lanes[i][k];
+                    powers[i][k] = [T::V::<S>::from_lanes(s, high), T::V::<S>::from_lanes(s, low)];
+                }
             }
         }
         let (mut losses, mut grad) = ([zero; N], [zero; N]);
         for i in 0..N {
-            let alphas = constants.alphas.map(|all| Self::alpha::<S>(all[0], t[i], u[i]));
-            let [power, power_low] = powers[i][1];
+            let [power, power_low] = powers[i][0];
             let small = power.mul_add(l[i][1], power_low.mul(l[i][0]));
-            let loss = power.fma(l[i][0], small).mul(weights[i]);
-            let loss = alphas.map_or(loss, |alpha| times::<S, T>(loss, alpha));
+            let loss = power.fma(l[i][0], small);
+            let loss = match constants.alphas {
+                Some(all) => {
+                    let alpha = Self::alpha(s, all[0], t[i], u[i]);
+                    times::<S, T>(loss, product::<S, T>(s, [weights[i], zero], alpha))
+                }
+                None => loss.mul(weights[i]),
+            };
             losses[i] = T::V::<S>::select(nothing[i], zero, loss);
         }
         let has_grad = results.has_grad();
         if has_grad {
             for i in 0..N {
-                let of = constants.gamma.mul(a[i].sub(b[i]));
-                let less = zero.sub(b[i].mul(b[i]).mul(z[i][0]));
-                let slope = of.mul_add(l[i][0], of.mul_add(l[i][1], less));
-                let first = z[i][1].mul_add(slope, a[i].mul(a[i]));
-                let slope = z[i][0].mul_add(slope, first);
+                let [_, power, [a_part, _], [z_part, z_low]] = powers[i];
+                // a - b is 1 - 2 t above 0, else its negative.
+                let difference = t[i].fma(splat!(-2.0), one);
+                let difference = T::V::<S>::select(above[i], difference, zero.sub(difference));
+                let of = constants.gamma.mul(difference);
+                let near = b[i].fma(b[i], b[i].add(b[i]).mul(b_low[i])).mul(z[i][0]);
+                let slope = of.mul_add(l[i][0], of.mul_add(l[i][1], zero.sub(near)));
+                let small = a_low[i].add(a_low[i]).mul_add(a_part, z_low.mul(slope));
+                let slope = z_part.mul_add(slope, a[i].mul_add(a_part, small));
                 let square = product::<S, T>(s, r[i], r[i]);
-                let [high, low] = product::<S, T>(s, powers[i][0], square);
-                let size = high.fma(slope, low.mul(slope)).mul(weights[i]);
-                let alphas = constants.alphas.map(|all| Self::alpha::<S>(all[1], t[i], u[i]));
-                let size = times::<S, T>(size, alphas.unwrap_or(constants.scale.inverse));
-                let whole = T::V::<S>::select(zero.lt(x[i]), size, zero.sub(size));
+                let [high, low] = product::<S, T>(s, power, square);
+                let size = high.fma(slope, low.mul(slope));
+                let factor = match constants.alphas {
+                    Some(all) => Self::alpha(s, all[1], t[i], u[i]),
+                    None => constants.scale.inverse,
+                };
+                let factor = match binary.weight {
+                    Some(_) => product::<S, T>(s, [weights[i], zero], factor),
+                    None => factor,
+                };
+                let size = times::<S, T>(size, factor);
+                let whole = T::V::<S>::select(above[i], size, zero.sub(size));
                 grad[i] = T::V::<S>::select(nothing[i], zero, whole);
             }
         }
-        if binary.weight.is_some() {
-            // A weight makes normal what has lost its digits below the normal numbers.
-            let least = splat!(if T::WIDE == 2 { 2f64.powi(-90) } else { 2f64.powi(-900) });
-            for i in 0..N {
-                let small = T::V::<S>::lanes(losses[i].abs().lt(least.mul(weights[i].abs())));
-                let heavy = T::V::<S>::lanes(one.lt(weights[i].abs()));
-                let some = small & heavy & !T::V::<S>::lanes(nothing[i]);
-                if some != 0 {
-                    let [mut loss, mut slope] = [losses[i], grad[i]].map(|x| x.to_lanes());
-                    self.correct(at + i * T::LANES, some, [&mut loss, &mut slope]);
-                    losses[i] = T::V::<S>::from_lanes(s, loss);
-                    grad[i] = T::V::<S>::from_lanes(s, slope);
-                }
+        // A large weight or a large `l` makes normal what has lost its digits below the normal numbers.
+        let least = splat!(if T::WIDE == 2 { 2f64.powi(-90) } else { 2f64.powi(-900) });
+        for i in 0..N {
+            let low = losses[i].abs().lt(least.mul(weights[i].abs()));
+            let small = T::V::<S>::lanes(low) | T::V::<S>::lanes(powers[i][0][0].lt(least));
+            let large = one.lt(weights[i].abs().max(l[i][0]));
+            let some = small & T::V::<S>::lanes(large) & !T::V::<S>::lanes(nothing[i]);
+            if some != 0 {
+                let [mut loss, mut slope] = [losses[i], grad[i]].map(|x| x.to_lanes());
+                self.correct(at + i * T::LANES, some, [&mut loss, &mut slope]);
+                losses[i] = T::V::<S>::from_lanes(s, loss);
+                grad[i] = T::V::<S>::from_lanes(s, slope);
             }
         }
         for loss in losses {
@@ -297,40 +336,75 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
     }
 }
 
-/// `m^(gamma - 1)` and `m^gamma` of `N` vectors, for `m` in two parts.
+/// The powers of `N` vectors, from `m`, its rounding error, `a`, `z` and its rounding error: [`m^gamma`, `power`,
+/// `a_part`, `z_part`], each in two parts, such that the gradient is
+///
+/// ```text
+/// +-alpha_t power r^2 (a a_part + z_part (gamma (a - b) l - b^2 z))
+/// ```
+///
+/// For `gamma` of at least 1 they are `m^(gamma - 1)`, `a` and `z`. Below, `m^(gamma - 1)` grows where `m` is small, and
+/// `a` and `z` are divided by `m` instead.
 struct Powers<T: Real, const N: usize> {
-    m: [[T::Lanes; 2]; N],
+    lanes: [[T::Lanes; 5]; N],
     gamma: f64,
 }
 
 impl<T: Real, const N: usize> Kernel for Powers<T, N> {
-    type Output = [[T::Lanes; 2]; N];
+    type Output = [[[T::Lanes; 2]; 4]; N];
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> Self::Output {
-        let Powers { m: mut powers, gamma } = self;
+        let Powers { lanes, gamma } = self;
+        let zeros = T::V::<S>::splat(s, T::default()).to_lanes();
+        let mut all = [[[zeros; 2]; 4]; N];
         let (zero, one) = (S::V64::splat(s, 0.0), S::V64::splat(s, 1.0));
-        for powers in &mut powers {
-            let [high, low] = powers.map(|lanes| T::V::<S>::from_lanes(s, lanes));
-            let mut all = [[zero; 2]; 2];
-            for part in 0..T::WIDE {
-                let (high, low) = (high.wide(part), low.wide(part));
-                let m = high.add(low);
-                let error = low.sub(m.sub(high)).div(m);
-                let negative = S::V64::splat(s, f64::NAN);
-                let power = pow(s, m, error, if gamma < 1.0 { gamma } else { gamma - 1.0 });
-                let power = S::V64::select(m.lt(zero), negative, power);
-                let (less, whole) = if gamma < 1.0 {
-                    let whole = if gamma == 0.0 { one } else { power };
-                    (S::V64::select(m.eq(zero), zero, whole.div(m)), whole)
+        for (lanes, all) in lanes.into_iter().zip(&mut all) {
+            // Of each result, by half: what is kept and its rounding error.
+            let mut parts = [[[zero; 2]; 2]; 4];
+            for half in 0..T::WIDE {
+                let mut wide = [zero; 5];
+                for (wide, lanes) in wide.iter_mut().zip(lanes) {
+                    *wide = T::V::<S>::from_lanes(s, lanes).wide(half);
+                }
+                let [m_high, m_rest, a, z_high, z_rest] = wide;
+                let [m, z] = [m_high.add(m_rest), z_high.add(z_rest)];
+                // Of float32 all digits fit.
+                let m_low = m_rest.sub(m.sub(m_high));
+                let z_low = z_rest.sub(z.sub(z_high));
+                let power = if gamma < 1.0 { gamma } else { gamma - 1.0 };
+                let power = if power == 0.0 { one } else { pow(s, m, m_low.div(m), power) };
+                let power = S::V64::select(m.lt(zero), S::V64::splat(s, f64::NAN), power);
+                let results = if gamma < 1.0 {
+                    // (x + low) / m, rounded once.
+                    let mut over_m = [zero; 2];
+                    for (over_m, [x, low]) in over_m.iter_mut().zip([[a, zero], [z, z_low]]) {
+                        let q = x.div(m);
+                        let rest = zero.sub(q).fma(m, x).add(low).sub(q.mul(m_low));
+                        *over_m = S::V64::select(m.eq(zero), zero, q.add(rest.div(m)));
+                    }
+                    let [a_part, z_part] = over_m;
+                    [[power, zero], [power, zero], [a_part, zero], [z_part, zero]]
                 } else {
-                    let less = if gamma == 1.0 { one } else { power };
-                    (less, less.mul(m))
+                    let whole = power.mul(m);
+                    let low = power.fma(m, zero.sub(whole)).add(power.mul(m_low));
+                    [[whole, low], [power, zero], [a, zero], [z, z_low]]
                 };
-                [all[0][part], all[1][part]] = [less, whole];
+                for (parts, result) in parts.iter_mut().zip(results) {
+                    for (part, x) in parts.iter_mut().zip(result) {
+                        part[half] = x;
+                    }
+                }
             }
-            *powers = all.map(|parts| T::V::<S>::narrow(parts).to_lanes());
+            for (all, [high, low]) in all.iter_mut().zip(parts) {
+                let rounded = T::V::<S>::narrow(high);
+                let mut rest = low;
+                for (half, rest) in rest.iter_mut().enumerate().take(T::WIDE) {
+                    *rest = rest.add(high[half].sub(rounded.wide(half)));
+                }
+                *all = [rounded.to_lanes(), T::V::<S>::narrow(rest).to_lanes()];
+            }
         }
-        powers
+        all
     }
 }
 
