@@ -111,7 +111,8 @@ impl<T: Real> Elements<T> for OfProbabilities<'_, '_, T> {
             } else {
                 let [all, none] = [T::ALL, 0].map(|lanes| T::V::<S>::mask(s, lanes));
                 let of_p = term::<S, T>(s, v[i], log_either::<S, T>(s, p[i], all));
-                of_p.add(term::<S, T>(s, u[i], log_either::<S, T>(s, p[i], none)))
+                let both = u[i].mul_add(zero.sub(log_either::<S, T>(s, p[i], none)), of_p);
+                T::V::<S>::select(u[i].eq(zero), of_p, both)
             };
             losses[i] = T::V::<S>::select(nothing[i], zero, loss);
             sum.add(losses[i]);

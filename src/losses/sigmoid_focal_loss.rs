@@ -104,14 +104,19 @@ impl<T: Real> Focal<'_, '_, T> {
         [if power == 0.0 { 0.0 } else { power * l }, grad]
     }
 
-    /// [`Focal::element`] of the lanes `lanes`, in the place of what is there.
+    /// [`Focal::element`] of these lanes of the losses and of the gradient, in the place of what is there.
     #[cold]
     #[inline(never)]
-    fn correct(&self, at: usize, lanes: u32, [losses, grad]: [&mut T::Lanes; 2]) {
-        for lane in (0..T::LANES).filter(|lane| lanes >> lane & 1 != 0) {
+    fn correct(&self, at: usize, lanes: [u32; 2], [losses, grad]: [&mut T::Lanes; 2]) {
+        let [of_losses, of_grad] = lanes;
+        for lane in (0..T::LANES).filter(|lane| (of_losses | of_grad) >> lane & 1 != 0) {
             let [loss, slope] = self.element(at + lane);
-            losses.as_mut()[lane] = T::from_f64(loss);
-            grad.as_mut()[lane] = T::from_f64(slope / self.divisor);
+            if of_losses >> lane & 1 != 0 {
+                losses.as_mut()[lane] = T::from_f64(loss);
+            }
+            if of_grad >> lane & 1 != 0 {
+                grad.as_mut()[lane] = T::from_f64(slope / self.divisor);
+            }
         }
     }
 }
@@ -259,6 +264,8 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
             losses[i] = T::V::<S>::select(nothing[i], zero, loss);
         }
         let has_grad = results.has_grad();
+        // The gradient without its sign and its factors, 1 where there is none.
+        let mut sizes = [one; N];
         if has_grad {
             for i in 0..N {
                 let [_, power, [a_part, _], [z_part, z_low]] = powers[i];
@@ -272,7 +279,7 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
                 let slope = z_part.mul_add(slope, a[i].mul_add(a_part, small));
                 let square = product::<S, T>(s, r[i], r[i]);
                 let [high, low] = product::<S, T>(s, power, square);
-                let size = high.fma(slope, low.mul(slope));
+                sizes[i] = high.fma(slope, low.mul(slope));
                 let factor = match constants.alphas {
                     Some(all) => Self::alpha(s, all[1], t[i], u[i]),
                     None => constants.scale.inverse,
@@ -281,19 +288,23 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
                     Some(_) => product::<S, T>(s, [weights[i], zero], factor),
                     None => factor,
                 };
-                let size = times::<S, T>(size, factor);
+                let size = times::<S, T>(sizes[i], factor);
                 let whole = T::V::<S>::select(above[i], size, zero.sub(size));
                 grad[i] = T::V::<S>::select(nothing[i], zero, whole);
             }
         }
         // A large weight or a large `l` makes normal what has lost its digits below the normal numbers.
-        let least = splat!(if T::WIDE == 2 { 2f64.powi(-90) } else { 2f64.powi(-900) });
+        let least = splat!(4.0 * T::SUBNORMAL[0].to_f64());
         for i in 0..N {
-            let low = losses[i].abs().lt(least.mul(weights[i].abs()));
-            let small = T::V::<S>::lanes(low) | T::V::<S>::lanes(powers[i][0][0].lt(least));
-            let large = one.lt(weights[i].abs().max(l[i][0]));
-            let some = small & T::V::<S>::lanes(large) & !T::V::<S>::lanes(nothing[i]);
-            if some != 0 {
+            let weight = weights[i].abs();
+            let both =
+                T::V::<S>::lanes(powers[i][0][0].lt(least)) & T::V::<S>::lanes(one.lt(l[i][0]));
+            let heavy = T::V::<S>::lanes(one.lt(weight));
+            let small = T::V::<S>::lanes(losses[i].abs().lt(least.mul(weight)));
+            let flat = T::V::<S>::lanes(sizes[i].abs().lt(least));
+            let some = [both | heavy & small, both | heavy & flat];
+            if (some[0] | some[1]) & !T::V::<S>::lanes(nothing[i]) != 0 {
+                let some = some.map(|lanes| lanes & !T::V::<S>::lanes(nothing[i]));
                 let [mut loss, mut slope] = [losses[i], grad[i]].map(|x| x.to_lanes());
                 self.correct(at + i * T::LANES, some, [&mut loss, &mut slope]);
                 losses[i] = T::V::<S>::from_lanes(s, loss);
