@@ -2,7 +2,7 @@
 //!
 //! A *field* is one number of each sample. Fields of the logits' type and of float64 are numbered apart.
 
-use crate::simd::{COLUMNS, Input, Output, Scratch, Simd, Vector};
+use crate::simd::{COLUMNS, Input, Kernel, Output, Scratch, Simd, Vector};
 
 use super::{Common, Limits};
 
@@ -72,6 +72,22 @@ pub(super) const DISTANCE: usize = 5;
 /// How many fields there are.
 pub(super) const FIELDS_F64: usize = 6;
 
+/// Chooses the bias that samples have where there are no weights.
+struct Prepare<'b, T>(&'b Buffers<T>, &'b Common<'b, T>);
+
+impl<T: Limits> Kernel for Prepare<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let Prepare(buffers, job) = self;
+        if buffers.samples > 0 {
+            job.choose_references(s, 0, buffers);
+            let (bias, biases) = buffers.field(BIAS);
+            biases.fill(bias.get(0));
+        }
+    }
+}
+
 /// Buffers of a block.
 pub struct Buffers<T> {
     samples: usize,
@@ -98,6 +114,13 @@ impl<T: Limits> Buffers<T> {
     /// Buffers for blocks of at most `samples`, a multiple of the lanes.
     #[inline(always)]
     pub(in crate::softmax) fn new<S: Simd>(s: S, samples: usize, job: &Common<'_, T>) -> Self {
+        let buffers = Buffers::allocated(samples, job);
+        s.apart(Prepare(&buffers, job));
+        buffers
+    }
+
+    #[inline(never)]
+    fn allocated(samples: usize, job: &Common<'_, T>) -> Self {
         let classes = job.batch.classes;
         let columns = samples * classes;
         let stored = if job.stored.is_some() { columns } else { 0 };
@@ -114,11 +137,6 @@ impl<T: Limits> Buffers<T> {
         // These stay as they are where there are no weights.
         for (which, x) in [(SAMPLE_WEIGHT, 1.0), (SCALE, job.scale), (CLASS_WEIGHT, job.keep)] {
             buffers.field_f64(which).1.fill(x);
-        }
-        if samples > 0 {
-            job.choose_references(s, 0, &buffers);
-            let (bias, biases) = buffers.field(BIAS);
-            biases.fill(bias.get(0));
         }
         buffers
     }
