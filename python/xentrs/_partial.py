@@ -274,10 +274,10 @@ class PartialCrossEntropy:
         """
         options = _checked(reduction=reduction, denominator=denominator, base=base)
         weights, divisor = self._scales(options)
-        keep, even = self._mixture()
+        mixture = self._mixture()
         losses = np.empty(self._target.size)
         scales = weights if weights is not None else np.ones(self._target.size)
-        total = state_losses(self._states, scales, self._counts, keep, even, losses)
+        total = state_losses(self._states, scales, self._counts, mixture, losses)
         with np.errstate(all="ignore"):
             if options["reduction"] == "none":
                 return (losses / divisor).astype(self._dtype).reshape(self._samples)
@@ -340,17 +340,17 @@ class PartialCrossEntropy:
             raise TypeError(f"{_NAME} has dtype {x.dtype}, but what was merged had {self._dtype}")
         given, _ = _arrays._outputs(_NAME, x, {}, out, None)
         weights, divisor = self._scales(options)
-        keep, even = self._mixture()
+        mixture = self._mixture()
         weight = self._weight_of(classes)
         with np.errstate(all="ignore"):
             scales = (np.ones(self._target.size) if weights is None else weights) / divisor
-            weight = None if weight is None or even == 0.0 else weight
+            weight = None if weight is None or mixture[1] == 0.0 else weight
         result = np.empty(x.shape, _arrays._native(x)) if given is None else np.asarray(given)
         within = self._within(classes)
         for part, rows, to in _row_blocks(x, result, axis):
             grad = to if _is_plain(to) else np.empty_like(rows)
             counts, states = self._counts[part], self._states[part]
-            slice_grad(rows, within[part], counts, states, scales[part], weight, keep, even, grad)
+            slice_grad(rows, within[part], counts, states, scales[part], weight, mixture, grad)
             if grad is not to:
                 to[...] = grad.reshape(to.shape)
         return result if given is None else given
@@ -410,12 +410,12 @@ class PartialCrossEntropy:
             )
         return np.ascontiguousarray(np.concatenate(parts)) if weighted else None
 
-    def _mixture(self) -> tuple[float, float]:
-        """Return what label smoothing leaves to the true class, and gives to each class."""
+    def _mixture(self) -> tuple[float, float, float]:
+        """Return what label smoothing leaves to the true class and gives to each; no z-loss."""
         number = self._slices[-1][0].stop
         # Of one class the loss is 0, whatever the smoothing.
         smoothing = 0.0 if number == 1 else self._smoothing
-        return 1.0 - smoothing, smoothing / number
+        return 1.0 - smoothing, smoothing / number, 0.0
 
     def _scales(self, options: dict[str, Any]) -> tuple[NDArray[np.float64] | None, float]:
         """Check that all classes are there; return the sample weights, and what divides losses."""

@@ -85,12 +85,15 @@ def state_losses(
     states: object,
     scales: object,
     counts: object,
-    keep: float,
-    even: float,
+    mixture: tuple[float, float, float],
     losses: object,
     /,
 ) -> Any:
-    """Write the loss of each sample times its factor; return their sum."""
+    """Write the loss of each sample times its factor; return their sum.
+
+    `mixture` is what label smoothing leaves to the true class, what it gives to each class, and the
+    factor of z-loss.
+    """
 
 def slice_grad(
     logits: object,
@@ -99,8 +102,7 @@ def slice_grad(
     states: object,
     scales: object,
     weight: object | None,
-    keep: float,
-    even: float,
+    mixture: tuple[float, float, float],
     grad: object,
     /,
 ) -> Any:

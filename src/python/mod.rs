@@ -41,13 +41,13 @@ use pyo3::types::{PyDict, PyFloat, PyTuple};
 
 use arrays::{Arrays, Room, Source};
 use errors::answer;
-use slices::SliceArrays;
+use slices::{SliceArrays, mixture_of};
 use tensors::Tensors;
 
 use crate::losses::{Evaluate, LOSSES};
 use crate::parallel::process;
 use crate::simd::Level;
-use crate::softmax::state::{FIELDS, Mixture};
+use crate::softmax::state::FIELDS;
 
 /// The compiled kernels of xentrs; `xentrs` is what people call.
 // The free-threaded builds are not tested: a kernel reads a target that another thread may change, and
@@ -150,28 +150,27 @@ mod _xentrs {
         })
     }
 
-    /// Writes the loss of each sample times its factor, from merged states. Returns their sum.
+    /// Writes the loss of each sample times its factor, from merged states. Returns their sum. `mixture` is what label
+    /// smoothing leaves to the true class, what it gives to each class, and the factor of z-loss.
     #[pyfunction]
-    #[pyo3(signature = (states, scales, counts, keep, even, losses, /))]
+    #[pyo3(signature = (states, scales, counts, mixture, losses, /))]
     fn state_losses<'py>(
         py: Python<'py>,
         states: &Bound<'py, PyAny>,
         scales: &Bound<'py, PyAny>,
         counts: &Bound<'py, PyAny>,
-        keep: f64,
-        even: f64,
+        mixture: (f64, f64, f64),
         losses: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         answer(py, || {
-            let mixture = Mixture { keep, even };
-            let sum = slices::losses([states, scales, counts], mixture, losses)?;
+            let sum = slices::losses([states, scales, counts], mixture_of(mixture), losses)?;
             Ok(PyFloat::new(py, sum).into_any())
         })
     }
 
     /// Writes the gradient of a slice of classes, from merged states.
     #[pyfunction]
-    #[pyo3(signature = (logits, targets, counts, states, scales, weight, keep, even, grad, /))]
+    #[pyo3(signature = (logits, targets, counts, states, scales, weight, mixture, grad, /))]
     #[allow(clippy::too_many_arguments, reason = "arrays of one call")]
     fn slice_grad<'py>(
         py: Python<'py>,
@@ -181,13 +180,12 @@ mod _xentrs {
         states: &Bound<'py, PyAny>,
         scales: &Bound<'py, PyAny>,
         weight: Option<&Bound<'py, PyAny>>,
-        keep: f64,
-        even: f64,
+        mixture: (f64, f64, f64),
         grad: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         answer(py, || {
             let arrays = SliceArrays { logits, targets, counts };
-            let mixture = Mixture { keep, even };
+            let mixture = mixture_of(mixture);
             slices::gradient(&arrays, [states, scales], weight, mixture, grad)?;
             Ok(py.None().into_bound(py))
         })

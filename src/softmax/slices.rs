@@ -299,10 +299,12 @@ impl<T: Limits> SliceGradient<'_, T> {
         if self.slice.classes < 1024 { GROUP } else { 1 }
     }
 
-    /// Whether non-temporal stores write the gradient.
+    /// Whether non-temporal stores write the gradient: where it exceeds the caches, and rows are so long that the
+    /// cache lines that two rows share matter little.
     fn non_temporal(&self) -> bool {
-        let bytes = 2 * self.grad.len() * size_of::<T>();
-        bytes > process::cache_size() && !self.grad.begins_at(self.slice.logits)
+        let row = self.slice.classes * size_of::<T>();
+        let large = 2 * self.grad.len() * size_of::<T>() > process::cache_size();
+        large && row >= 4096 && !self.grad.begins_at(self.slice.logits)
     }
 
     /// Writes the gradient of a row, whose state is number `i` of `finished`.

@@ -17,7 +17,7 @@
 //!     q       = rest u / e^(x_y) = rest e^d,  d = log u - x_y
 //!     -log p  = log1p(q),  or log(rest) + d where q is large
 //!     log S   = log(rest + e^(-d))                 the logsumexp is this plus log u
-//!     loss    = (1 - e) w_y (-log p) + (e / C) (A log S + D)
+//!     loss    = (1 - e) w_y (-log p) + (e / C) (A log S + D) + z logsumexp^2
 //! ```
 //!
 //! Three things keep all digits:
@@ -186,6 +186,8 @@ pub struct Mixture {
     pub keep: f64,
     /// What it gives to each class: `e / C`.
     pub even: f64,
+    /// The factor of the squared logsumexp.
+    pub z_loss: f64,
 }
 
 /// Eight samples whose slices are all merged.
@@ -273,7 +275,8 @@ impl Finished {
 
     /// Whether a sample counts: not where nothing of its target has weight.
     pub fn counts(&self, i: usize, mixture: Mixture) -> bool {
-        mixture.even != 0.0 || mixture.keep * self.states[i].class_weight != 0.0
+        let spread = mixture.even != 0.0 || mixture.z_loss != 0.0;
+        spread || mixture.keep * self.states[i].class_weight != 0.0
     }
 
     /// The loss of sample `i`, without its weight.
@@ -290,13 +293,23 @@ impl Finished {
             let distance = state.distance + state.distance_error;
             loss += mixture.even * state.coefficients.mul_add(self.log_sum[i], distance);
         }
+        if mixture.z_loss != 0.0 {
+            loss += mixture.z_loss * self.logsumexp(i).powi(2);
+        }
         loss
     }
 
-    /// The sum of the coefficients of sample `i`: what multiplies the probabilities in its gradient.
+    /// What multiplies the probabilities in the gradient of sample `i`: the sum of its coefficients, and what z-loss
+    /// adds.
     pub fn total(&self, i: usize, mixture: Mixture) -> f64 {
         let state = &self.states[i];
-        mixture.keep * state.class_weight + mixture.even * state.coefficients
+        let coefficients = mixture.keep * state.class_weight + mixture.even * state.coefficients;
+        coefficients + self.z_slope(i, mixture)
+    }
+
+    /// The factor of the probabilities in the gradient of z-loss.
+    fn z_slope(&self, i: usize, mixture: Mixture) -> f64 {
+        if mixture.z_loss == 0.0 { 0.0 } else { 2.0 * mixture.z_loss * self.logsumexp(i) }
     }
 
     /// The gradient of the loss of sample `i` at its true class.
@@ -305,8 +318,8 @@ impl Finished {
         let (whole, even) = (self.rest[i] + self.own[i], mixture.even);
         let (part, p) = (self.rest[i] / whole, self.own[i] / whole);
         // total p - t, with p - 1 = -rest / S.
-        even * (state.coefficients * p - state.class_weight)
-            - mixture.keep * state.class_weight * part
+        let own = mixture.keep * state.class_weight * part;
+        even * (state.coefficients * p - state.class_weight) - own + self.z_slope(i, mixture) * p
     }
 
     /// Whether the loss of sample `i` is NaN.
@@ -364,9 +377,10 @@ mod tests {
                 parts.iter().rev().fold(State::EMPTY, |merged, part| part.merge(merged));
             let sum: f64 = logits.iter().map(|x| (x - 900.0).exp()).sum();
             for level in Level::available() {
-                for mixture in
-                    [Mixture { keep: 1.0, even: 0.0 }, Mixture { keep: 0.9, even: 0.1 / 24.0 }]
-                {
+                for mixture in [
+                    Mixture { keep: 1.0, even: 0.0, z_loss: 0.0 },
+                    Mixture { keep: 0.9, even: 0.1 / 24.0, z_loss: 0.0 },
+                ] {
                     let spread: f64 = logits.iter().map(|x| sum.ln() + 900.0 - x).sum();
                     let exact =
                         mixture.keep * (sum.ln() + 900.0 - logits[target]) + mixture.even * spread;
@@ -382,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_confident_sample_keeps_its_digits() {
-        let mixture = Mixture { keep: 1.0, even: 0.0 };
+        let mixture = Mixture { keep: 1.0, even: 0.0, z_loss: 0.0 };
         for far in [41.0, 300.0, 600.0] {
             let merged = state(&[far], Some(0)).merge(state(&[0.0, -1.0], None));
             let exact = (1.0 + (-1.0f64).exp()) * (-far).exp();
@@ -396,7 +410,7 @@ mod tests {
     #[test]
     fn infinite_logits() {
         let inf = f64::INFINITY;
-        let mixture = Mixture { keep: 1.0, even: 0.0 };
+        let mixture = Mixture { keep: 1.0, even: 0.0, z_loss: 0.0 };
         let empty = State { coefficients: 2.0, ..State::EMPTY };
         let excluded = State { target: -inf, held: 1.0, class_weight: 1.0, ..State::EMPTY };
         let some = state(&[1.0, 2.0], None);
