@@ -29,6 +29,7 @@ LAYERS = (
     ("_arguments",),
     ("_cpu", "_gpu"),
     ("_operators",),
+    ("_module",),
     ("_binary", "_cross_entropy", "_focal_loss", "_linear", "_vocab_parallel"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

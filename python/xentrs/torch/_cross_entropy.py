@@ -22,7 +22,7 @@ from xentrs.torch._arguments.softmax import (
 )
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._mode import is_eager, refuse_jit_trace
-from xentrs.torch._operators.softmax import compute_loss, quick_loss
+from xentrs.torch._operators.softmax import CROSS_ENTROPY, quick_loss
 
 
 def cross_entropy(
@@ -140,7 +140,7 @@ def cross_entropy(
         return _leave_to_pytorch(call, options)
     if not options.is_plain or sample_weight is not None or denominator is not None:
         check_further_arguments(call, options)
-    return compute_loss(call, options, inplace)
+    return CROSS_ENTROPY.compute(call, options, inplace)
 
 
 def _leave_to_pytorch(call: SoftmaxArguments, options: Options) -> Tensor:
