@@ -13,7 +13,8 @@ from xentrs.torch._arguments.binary import BinaryArguments, check_further_argume
 from xentrs.torch._arguments.options import Options, legacy_reduction
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._gpu.math import log1p
-from xentrs.torch._mode import refuse_jit_trace
+from xentrs.torch._mode import is_jit_traced
+from xentrs.torch._module import StandsFor
 from xentrs.torch._operators.elements import of_elements
 from xentrs.torch._triton import Kernel
 
@@ -91,13 +92,12 @@ def binary_cross_entropy_with_logits(
     >>> logits.grad
     tensor([ 0.5000, -0.2500])
     """
-    refuse_jit_trace(_NAME)
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     options = Options(reduction, label_smoothing=label_smoothing)
     denominator = as_denominator(denominator, input)
     call = BinaryArguments(input, target, weight, pos_weight, where, denominator)
-    if not fits(call, options):
+    if is_jit_traced(_NAME) or not fits(call, options):
         return _leave_to_pytorch(call, options)
     if label_smoothing or where is not None or denominator is not None:
         check_further_arguments(call, options)
@@ -168,7 +168,7 @@ def _element(z, t, v, keep, OWN: tl.constexpr):
 BINARY = of_elements(_NAME, _product, _element)
 
 
-class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
+class BCEWithLogitsLoss(nn.BCEWithLogitsLoss, metaclass=StandsFor):
     """`binary_cross_entropy_with_logits` as a module.
 
     Parameters

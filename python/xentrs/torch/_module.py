@@ -1,4 +1,4 @@
-"""What the modules of losses that PyTorch does not have are made of."""
+"""What the modules have in common."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+
+from xentrs.torch._mode import is_patched
+
+
+class StandsFor(type):
+    """The class of a module that is PyTorch's module with further options.
+
+    While the module stands under PyTorch's name, PyTorch's own modules are its instances too: what
+    code that is not ours tests by that name stays true.
+    """
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return super().__instancecheck__(instance) or cls.__subclasscheck__(type(instance))
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        pytorchs = cls.__base__
+        if is_patched() and pytorchs is not None and not isinstance(pytorchs, StandsFor):
+            return issubclass(other, pytorchs)
+        return super().__subclasscheck__(other)
 
 
 class LossModule(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from types import FunctionType
@@ -19,6 +20,11 @@ def load_triton() -> tuple[Any, Any]:
             "pip install triton"
         ) from error
     return triton, triton.language
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
 
 
 class Kernel:

@@ -15,8 +15,8 @@ from xentrs.torch._arguments.tensors import (
     check_further,
     masked,
 )
-from xentrs.torch._backend import FLOATS, HALVES
-from xentrs.torch._mode import autocasts
+from xentrs.torch._backend import FLOATS, HALVES, has_kernels
+from xentrs.torch._mode import autocasts, is_patched
 
 
 class BinaryArguments(NamedTuple):
@@ -100,6 +100,8 @@ def fits(call: BinaryArguments, options: Options) -> bool:
     if x.dtype not in FLOATS or target.shape != x.shape or target.is_complex():
         return False
     if x.layout is not torch.strided or target.layout is not torch.strided:
+        return False
+    if is_patched() and not has_kernels(x):
         return False
     for t in (target, call.weight, call.pos_weight):
         if t is None:

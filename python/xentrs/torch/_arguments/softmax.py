@@ -22,11 +22,12 @@ from xentrs.torch._arguments.tensors import (
     are_tensors,
     check_denominator,
     check_further,
+    class_shards,
     leave_to_pytorch,
     masked,
 )
-from xentrs.torch._backend import FLOATS, HALVES
-from xentrs.torch._mode import autocasts
+from xentrs.torch._backend import FLOATS, HALVES, has_kernels
+from xentrs.torch._mode import autocasts, is_patched
 
 
 class SoftmaxArguments(NamedTuple):
@@ -189,6 +190,8 @@ def fits(call: SoftmaxArguments, options: Options) -> bool:
     if x.dtype not in FLOATS or not shape or not shape[axis] or target.device != x.device:
         return False
     if x.layout is not torch.strided:
+        return False
+    if is_patched() and (not has_kernels(x) or class_shards(x, axis)):
         return False
     if target.dtype in INTEGERS:
         if target.shape != shape[:axis] + shape[axis + 1 :]:

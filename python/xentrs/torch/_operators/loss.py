@@ -12,16 +12,18 @@ A call on plain tensors goes to `Eager`. Whatever traces or transforms (`torch.c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, get_type_hints
+from typing import Any, NamedTuple, TypeAlias, get_type_hints
 from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import SHARED, Options, flat, unflat
+from xentrs.torch._arguments.tensors import is_dtensor
 from xentrs.torch._mode import is_eager, is_plain, is_traced, wants_gradient
-from xentrs.torch._operators import gradients
+from xentrs.torch._operators import distributed, gradients
 from xentrs.torch._operators.define import define
 from xentrs.torch._operators.gradients import is_deferred, is_unscaled
 from xentrs.torch._private import SingleLevelFunction, is_batched, is_graph_retained, is_view
@@ -30,6 +32,13 @@ from xentrs.torch._private import SingleLevelFunction, is_batched, is_graph_reta
 Evaluate: TypeAlias = Callable[[Any, Options, bool, bool], tuple[Tensor, Tensor | None]]
 # (call, options, direction) -> the derivative of the gradient in a direction
 Product: TypeAlias = Callable[[Any, Options, Tensor], Tensor]
+
+
+class Products(NamedTuple):
+    """The second derivative, for reverse and for forward mode; it is symmetric."""
+
+    backward: Product
+    forward: Product
 
 
 class Loss:
@@ -44,7 +53,7 @@ class Loss:
     cpu, gpu
         Evaluate the loss.
     product
-        The second derivative, in functions of PyTorch; `product_of` makes it from a formula.
+        The second derivative, in functions of PyTorch; `products_of` makes it from a gradient.
     own
         The options that only this loss has, as in an operator's schema: ``("float gamma",)``. Their
         values are `Options.own`.
@@ -59,12 +68,13 @@ class Loss:
         *,
         cpu: Evaluate,
         gpu: Evaluate,
-        product: Product,
+        product: Product | Products,
         own: tuple[str, ...] = (),
         shared: tuple[str, ...] = tuple(SHARED),
     ) -> None:
         self.name, self.arguments, self.shared = name, arguments, shared
-        self.cpu, self.gpu, self.product = cpu, gpu, product
+        products = product if isinstance(product, Products) else Products(product, product)
+        self.cpu, self.gpu, self.product = cpu, gpu, products.backward
         # The axis of the gradient that each sample's loss does not have.
         self.axis = 1 if hasattr(arguments, "axis") else None
         hints = get_type_hints(arguments)
@@ -78,8 +88,8 @@ class Loss:
             f"{name}({schema}) -> (Tensor, Tensor)",
             self._forward,
             self._fake,
-            gradients.operator_backward(self._unpack, self.gradient, product),
-            gradients.operator_jvp(self._unpack, self.gradient, product),
+            gradients.operator_backward(self._unpack, self.gradient, products.backward),
+            gradients.operator_jvp(self._unpack, self.gradient, products.forward),
         )
 
     def evaluate(
@@ -91,8 +101,17 @@ class Loss:
 
     def compute(self, call: Any, options: Options, inplace: bool = False) -> Tensor:
         """Return the loss such that autograd knows its gradient."""
+        loss = self._compute(call, options, inplace)
+        dtype = call.dtype
+        return loss if loss.dtype == dtype else loss.to(dtype)
+
+    def _compute(self, call: Any, options: Options, inplace: bool = False) -> Tensor:
+        """Return the same in the accumulator's dtype."""
         input = call.input
         with_grad = wants_gradient(input)
+        if is_dtensor(input):
+            axis = None if self.axis is None else call.axis
+            return distributed.compute(self.name, self._compute, call, axis, options)
         if not (is_eager(input) and is_plain(*call[1:])):
             loss = self.call_operator(call, options, with_grad and not is_deferred(input))[0]
         elif not with_grad:
@@ -114,8 +133,7 @@ class Loss:
             large = 2 if second is not None and second.shape == input.shape else 1
             remembered = gradients.remember(call, large)
             loss = Eager.apply(input, (self, remembered, options), found)
-        dtype = call.dtype
-        return loss if loss.dtype == dtype else loss.to(dtype)
+        return loss
 
     # Operator, for what traces or transforms
 
@@ -255,27 +273,40 @@ class Deferred(torch.autograd.Function):
         return grad, None, None, None
 
 
-def product_of(formula: Callable[[Any, Options], Tensor]) -> Product:
-    """Return the second derivative of a loss from a formula in functions of PyTorch.
+def products_of(gradient: Callable[[Any, Options], Tensor]) -> Products:
+    """Return the second derivative of a loss from its gradient in functions of PyTorch.
 
-    `formula(call, options)` returns the loss of each sample or element, without its sample weight
-    and, element by element, without its weight. It is differentiated twice.
+    `gradient(call, options)` returns the gradient of each sample's or element's loss, with its
+    class weight, without its sample weight and, element by element, without its weight. PyTorch
+    differentiates it.
     """
 
-    def product(call: Any, options: Options, direction: Tensor) -> Tensor:
+    def parts(call: Any, options: Options, direction: Tensor) -> Any:
+        """Return the weighted gradient as a function of the input, the input, and the direction."""
         dtype = _backend.accumulator(call.input.dtype)
         x, v, mask = call.input.to(dtype), direction.to(dtype), call.gradient_mask(options)
         if mask is not None:  # before anything is computed, for what differentiates this
-            x, v = torch.where(mask, x, 0.0), torch.where(mask, v, 0.0)
+            x, v = torch.where(mask, x, 0.5), torch.where(mask, v, 0.0)
         factor = call.factor(options)
+        if x.dim() > factor.dim():
+            factor = factor.unsqueeze(call.axis)
 
-        def loss(x: Tensor) -> Tensor:
-            return (factor * formula(call._replace(input=x), options)).sum()
+        def weighted(x: Tensor) -> Tensor:
+            result = factor * gradient(call._replace(input=x), options)
+            return result if mask is None else torch.where(mask, result, 0.0)
 
-        transposed = torch.func.vjp(torch.func.grad(loss), x)[1]
-        result = transposed(v)[0]
-        if mask is not None:
-            result = torch.where(mask, result, 0.0)
+        return weighted, x, v
+
+    def backward(call: Any, options: Options, direction: Tensor) -> Tensor:
+        weighted, x, v = parts(call, options, direction)
+        result: Tensor = torch.func.vjp(weighted, x)[1](v)[0]
         return result.to(call.input.dtype)
 
-    return product
+    def forward(call: Any, options: Options, direction: Tensor) -> Tensor:
+        # Already at the level of a transform, where no other may be entered.
+        weighted, x, v = parts(call, options, direction)
+        result = forward_ad.unpack_dual(weighted(forward_ad.make_dual(x, v))).tangent
+        result = torch.zeros_like(x) if result is None else result
+        return result.to(call.input.dtype)
+
+    return Products(backward, forward)
