@@ -30,9 +30,11 @@ from xentrs._losses.sigmoid_focal_loss import (
     sigmoid_focal_loss,
     sigmoid_focal_loss_with_grad,
 )
+from xentrs._partial import PartialCrossEntropy
 from xentrs._xentrs import __version__
 
 __all__ = [
+    "PartialCrossEntropy",
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",

@@ -25,8 +25,8 @@ use crate::call::batch::Outputs;
 use crate::elements::binary::{Binary, Formula, Here, Scale, inverse, run};
 use crate::elements::{AHEAD, Elements, Results, beyond};
 use crate::error::Result;
-use crate::math::{Real, exp::Exp, log::log1p_unit_in_parts, pow::pow, product, times};
-use crate::reduce::{Sum, lost_by};
+use crate::math::{Real, exp::Exp, log::log1p_unit_in_parts, pow::pow, product, sum_error, times};
+use crate::reduce::Sum;
 use crate::simd::slices::load_lanes;
 use crate::simd::{Kernel, Simd, Vector};
 
@@ -229,7 +229,7 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
             let linear = T::V::<S>::select(a[i].eq(zero), zero, linear);
             let linear_low = T::V::<S>::select(a[i].eq(zero), log_low, linear_low);
             let whole = linear.add(log);
-            l[i] = [whole, lost_by::<S, T>(linear, log, whole).add(linear_low)];
+            l[i] = [whole, sum_error::<S, T>(linear, log, whole).add(linear_low)];
         }
         let mut powers = [[[zero; 2]; 4]; N];
         if binary.options.gamma == 2.0 {

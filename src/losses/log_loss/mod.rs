@@ -33,8 +33,9 @@ use crate::call::batch::{Batch, Target};
 use crate::call::coefficients::Coefficients;
 use crate::error::Result;
 use crate::math::Real;
+use crate::math::log::log;
 use crate::parallel::driver;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd, Vector};
 use crate::tiles::{self, Plan};
 
 use super::{ClassLoss, with_coefficients};
@@ -89,6 +90,59 @@ fn term(t: f64, x: f64, values: Values) -> f64 {
         _ if t == 0.0 => 0.0,
         Values::Probabilities => t * x.ln(),
         Values::LogProbabilities => t * x,
+    }
+}
+
+/// A vector of values `p` and their coefficients `t`.
+struct Terms<S: Simd, T: Real> {
+    values: Values,
+    p: T::V<S>,
+    t: T::V<S>,
+    /// The lanes whose coefficient is 0.
+    none: <T::V<S> as Vector<S, T>>::Mask,
+}
+
+impl<S: Simd, T: Real> Terms<S, T> {
+    #[inline(always)]
+    fn new(s: S, values: Values, p: T::V<S>, t: T::V<S>) -> Self {
+        let zero = T::V::<S>::splat(s, T::default());
+        // Adding 0 makes -0 a 0.
+        Terms { values, p: p.add(zero), t, none: t.eq(zero) }
+    }
+
+    /// `x`, and 0 where the coefficient is 0.
+    #[inline(always)]
+    fn counted(&self, s: S, x: T::V<S>) -> T::V<S> {
+        T::V::<S>::select(self.none, T::V::<S>::splat(s, T::default()), x)
+    }
+
+    /// `t log p`
+    #[inline(always)]
+    fn losses(&self, s: S) -> T::V<S> {
+        let logs = match self.values {
+            Values::Probabilities => log::<S, T>(s, self.p),
+            Values::LogProbabilities => self.p,
+        };
+        self.counted(s, self.t.mul(logs))
+    }
+
+    /// The gradient, for a scale of `-minus_scale`.
+    #[inline(always)]
+    fn grad(&self, s: S, minus_scale: T::V<S>) -> T::V<S> {
+        let scaled = self.t.mul(minus_scale);
+        self.counted(
+            s,
+            match self.values {
+                Values::Probabilities => scaled.div(self.p),
+                Values::LogProbabilities => scaled,
+            },
+        )
+    }
+
+    /// The diagonal of the Hessian of probabilities, from the gradient.
+    #[inline(always)]
+    fn hess(&self, s: S, grad: T::V<S>) -> T::V<S> {
+        self.counted(s, T::V::<S>::splat(s, T::default()).sub(grad).div(self.p))
     }
 }
 

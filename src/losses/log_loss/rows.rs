@@ -3,14 +3,11 @@
 
 use std::ops::Range;
 
-use super::{AHEAD, BLOCK, Classes, Values, block_of, block_rows, term};
+use super::{AHEAD, BLOCK, Classes, Terms, Values, block_of, block_rows, term};
 use crate::call::batch::{Batch, IGNORED, Outputs};
 use crate::call::coefficients::{Even, RowCoefficients, Shared, Soft, Stored};
 use crate::elements::{Elements, Map, Results, beyond};
-use crate::math::{
-    Real,
-    log::{log, log_scalar},
-};
+use crate::math::{Real, log::log_scalar};
 use crate::parallel::driver::Job;
 use crate::reduce::Sum;
 use crate::simd::slices::{fill, load_lanes};
@@ -137,8 +134,9 @@ impl<T: Real> WeighedRows<'_, '_, T> {
         let scale = sample / batch.divisor;
         let coefficients = all.row(row, batch.classes);
         let logs = self.values == Values::LogProbabilities;
-        let terms = Terms { batch, coefficients, row, values, logs, scale };
-        let constants = terms.constants(s);
+        let kind = self.values;
+        let row_terms = RowTerms { batch, coefficients, row, values, kind, scale };
+        let constants = row_terms.constants(s);
         let mut loss = 0.0;
         // Of the true class, before its number is overwritten in place.
         let mut own = None;
@@ -158,7 +156,7 @@ impl<T: Real> WeighedRows<'_, '_, T> {
         }
         let all = 0..batch.classes;
         let outputs = Outputs { grad, hess, losses: None };
-        let map = Map { elements: terms, outputs, stream: self.stream };
+        let map = Map { elements: row_terms, outputs, stream: self.stream };
         loss += map.block::<S, 1>(s, &constants, all);
         if let Some(own) = own {
             for (array, x) in [grad, hess].into_iter().zip(own) {
@@ -174,17 +172,17 @@ impl<T: Real> WeighedRows<'_, '_, T> {
 
 /// The terms of a row, but for that of a true class.
 #[derive(Clone, Copy)]
-struct Terms<'a, 'b, T, C> {
+struct RowTerms<'a, 'b, T, C> {
     batch: &'b Batch<'a, T>,
     coefficients: C,
     row: usize,
     values: Input<'a, T>,
-    /// Whether the values are log-probabilities.
-    logs: bool,
+    /// What the values are.
+    kind: Values,
     scale: f64,
 }
 
-impl<T: Real, C: ReadRow<T>> Elements<T> for Terms<'_, '_, T, C> {
+impl<T: Real, C: ReadRow<T>> Elements<T> for RowTerms<'_, '_, T, C> {
     type Constants<S: Simd> = T::V<S>;
     type Tail = Self;
     const RAGGED: bool = true;
@@ -215,22 +213,17 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for Terms<'_, '_, T, C> {
         for i in 0..N {
             let at = at + i * T::LANES;
             self.values.prefetch(at + AHEAD / size_of::<T>());
-            // Adding 0 makes -0 a 0.
-            let p = load_lanes(s, self.values, at, lanes).add(zero);
-            let t = self.coefficients.load(s, at, lanes);
-            let none = t.eq(zero);
-            let log = if self.logs { p } else { log::<S, T>(s, p) };
-            let term = T::V::<S>::select(none, zero, t.mul(log));
-            if checks && beyond::<S, T>(s, term) != 0 {
+            let p = load_lanes(s, self.values, at, lanes);
+            let terms = Terms::<S, T>::new(s, self.kind, p, self.coefficients.load(s, at, lanes));
+            let losses = terms.losses(s);
+            if checks && beyond::<S, T>(s, losses) != 0 {
                 return false;
             }
-            sum.add(zero.sub(term));
+            sum.add(zero.sub(losses));
             if results.has_grad() {
-                let whole = t.mul(*minus_scale);
-                let whole = if self.logs { whole } else { whole.div(p) };
-                grad[i] = T::V::<S>::select(none, zero, whole);
+                grad[i] = terms.grad(s, *minus_scale);
                 if results.has_hess() {
-                    hess[i] = T::V::<S>::select(none, zero, zero.sub(grad[i]).div(p));
+                    hess[i] = terms.hess(s, grad[i]);
                 }
             }
         }
@@ -248,8 +241,7 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for Terms<'_, '_, T, C> {
         let mut sum = 0.0;
         for at in (0..T::LANES).filter(|i| lanes >> i & 1 != 0).map(|i| at + i) {
             let t = self.batch.coefficient(self.row, at);
-            let values = if self.logs { Values::LogProbabilities } else { Values::Probabilities };
-            sum -= term(t, self.values.get(at).to_f64(), values);
+            sum -= term(t, self.values.get(at).to_f64(), self.kind);
         }
         sum
     }
