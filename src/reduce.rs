@@ -85,6 +85,26 @@ impl<S: Simd, T: Real> Sum<S, T> {
         [self.high, T::V::<S>::select(finite, self.low, zero)]
     }
 
+    /// The sum of all lanes as two numbers. Of `float64`, the second is the rounding error of the first.
+    #[inline(always)]
+    pub fn total_and_error(&self) -> [f64; 2] {
+        let (mut high, mut low) = (self.high.wide(0).to_lanes(), self.low.wide(0).to_lanes());
+        let total = self.total();
+        if T::WIDE == 2 || !total.is_finite() {
+            // What rounding a sum of float32 to float64 loses is below anything in float32.
+            return [total, 0.0];
+        }
+        let mut half = high.len() / 2;
+        while half > 0 {
+            for i in 0..half {
+                let (sum, lost) = two_sum(high[i], high[i + half]);
+                (high[i], low[i]) = (sum, low[i] + low[i + half] + lost);
+            }
+            half /= 2;
+        }
+        [high[0], low[0]]
+    }
+
     /// The sum of all lanes; infinite or NaN if any summand was.
     #[inline(always)]
     pub fn total(&self) -> f64 {
@@ -152,6 +172,12 @@ impl Total {
     #[inline(always)]
     pub fn scale(&mut self, power: f64) {
         (self.high, self.low) = (self.high * power, self.low * power);
+    }
+
+    /// The sum without one of its summands, exact to the last digits of what is left.
+    #[inline(always)]
+    pub fn without(self, x: f64) -> f64 {
+        (self.high - x) + self.low
     }
 
     /// The sum; infinite or NaN if any summand was.

@@ -211,7 +211,7 @@ impl<'a, T: Real> Coefficients<T> for AsStored<'a, T> {
     fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> AsStored<'b, T> {
         match batch.target {
             Target::Probabilities(probabilities) => AsStored(probabilities),
-            Target::Indices(_) => *self,
+            Target::Indices(_) | Target::None => *self,
         }
     }
     #[inline(always)]
@@ -262,7 +262,7 @@ impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
     fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Soft<'b, T> {
         match batch.target {
             Target::Probabilities(probabilities) => Soft { probabilities, ..*self },
-            Target::Indices(_) => *self,
+            Target::Indices(_) | Target::None => *self,
         }
     }
     #[inline(always)]

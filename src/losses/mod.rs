@@ -7,6 +7,7 @@ pub mod binary;
 pub mod cross_entropy;
 pub mod focal_loss;
 pub mod log_loss;
+pub mod softmax_entropy;
 
 use crate::call::batch::{Batch, Target};
 use crate::call::coefficients::{AsStored, Coefficients, Even, Hard, Shared, Soft};
@@ -24,7 +25,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "cross_entropy",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Axis,
             Weight,
@@ -46,7 +47,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "focal_loss",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Gamma,
             Axis,
@@ -70,7 +71,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "log_loss",
         input: "probabilities",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Axis,
             Weight,
@@ -91,7 +92,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "binary_cross_entropy_with_logits",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
         derivatives: 2,
         class_indices_only: None,
@@ -99,6 +100,18 @@ pub const LOSSES: &[Loss] = &[
             f32: binary::binary_cross_entropy,
             f64: binary::binary_cross_entropy,
             mixed: |mixed| mixed.run(),
+        },
+    },
+    Loss {
+        name: "softmax_entropy",
+        input: "logits",
+        second: None,
+        keywords: &[Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        evaluate: Evaluate::WithoutTarget {
+            f32: softmax_entropy::softmax_entropy,
+            f64: softmax_entropy::softmax_entropy,
         },
     },
 ];
@@ -110,8 +123,8 @@ pub struct Loss {
     pub name: &'static str,
     /// The name of its first argument.
     pub input: &'static str,
-    /// The name of its second argument.
-    pub second: &'static str,
+    /// The name of its second argument, if it has one.
+    pub second: Option<&'static str>,
     /// Its keywords, in the order of its signature. The functions with derivatives add `out` and `hess_out`.
     pub keywords: &'static [Keyword],
     /// How many derivatives it has: 1 for the gradient, 2 with the diagonal of the Hessian.
@@ -210,6 +223,13 @@ pub enum Evaluate {
         /// For `float64`.
         f64: OverClasses<f64>,
     },
+    /// A loss of samples by classes that has no target.
+    WithoutTarget {
+        /// For `float32`.
+        f32: OverClasses<f32>,
+        /// For `float64`.
+        f64: OverClasses<f64>,
+    },
     /// A loss without a class axis.
     ElementByElement {
         /// For `float32`.
@@ -295,6 +315,7 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
         };
     }
     let sum = match batch.target {
+        Target::None => panic!("a loss that has a target"),
         Target::Indices(_) if smoothing == 0.0 => run!(Hard, 0.0),
         Target::Indices(_) if batch.weight.is_none() => {
             run!(Even(T::from_f64(even)), smoothing)

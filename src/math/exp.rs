@@ -227,6 +227,16 @@ impl<S: Simd, T: Real> Exp<S, T> {
         s.function(OfBelow { exp: self, x })
     }
 
+    /// The exponential of `x + low`, for an `x` relative to the reference, which is 0. `low` is at most a rounding
+    /// error of `x`. NaN stays NaN.
+    #[inline(always)]
+    pub fn of_sum(&self, s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
+        let clamped = self.high.min(self.low.max(x));
+        let low = low.keep(s, x.eq(clamped));
+        let [steps, r] = reduce::<S, T>(s, clamped, T::V::<S>::splat(s, T::ROUND));
+        self.end(s, [steps, r.add(low)])
+    }
+
     /// `[u, r]` for a `sum` of these exponentials: `log(sum) - reference` is `log(u) - r`, in nats.
     #[inline(always)]
     pub fn relative(&self, sum: f64) -> [f64; 2] {
@@ -309,6 +319,15 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     #[inline(always)]
     pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
         s.function(LaneOf::<S, T, SHIFTED> { exp: self, x })
+    }
+
+    /// The exponential of `x + low`, where `low` is at most a rounding error of `x`; NaN stays NaN.
+    #[inline(always)]
+    pub fn of_sum(&self, s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
+        let [steps, r] = reduce::<S, T>(s, x, self.round);
+        let table = T::V::<S>::from_lanes(s, T::TABLE);
+        let e = exponential::<S, T>(s, [steps, r.add(low)], table);
+        e.keep(s, x.not_lt(self.low))
     }
 }
 

@@ -168,6 +168,7 @@ fn typed<'py, T: Number, S: Source>(
     let value = if needs_float64 {
         let target = match target {
             Target::Indices(indices) => Target::Indices(indices),
+            Target::None => Target::None,
             Target::Probabilities(_) if wider_target => Target::Probabilities(stored.input()),
             Target::Probabilities(_) => Target::Probabilities(Input::from_slice(&[])),
         };
@@ -188,7 +189,7 @@ fn typed<'py, T: Number, S: Source>(
 /// Whether values of `float32` are multiplied by numbers that it does not hold: weights of classes that
 /// make up the coefficients, or factors beyond its normal numbers.
 #[inline(always)]
-fn exceeds_float32(
+pub fn exceeds_float32(
     options: &Options,
     soft: bool,
     weights: Option<Floats<'_>>,
@@ -204,7 +205,7 @@ fn exceeds_float32(
 
 /// The numbers of an argument that may be left out, and must have this shape.
 #[inline(always)]
-fn floats<'a>(view: &Option<View<'a>>, shape: &[usize]) -> Result<Option<Floats<'a>>, Stop> {
+pub fn floats<'a>(view: &Option<View<'a>>, shape: &[usize]) -> Result<Option<Floats<'a>>, Stop> {
     match view {
         None => Ok(None),
         Some(view) if view.shape == shape => view.floats().map(Some).ok_or(Stop::NotImplemented),

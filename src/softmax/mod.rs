@@ -25,12 +25,13 @@
 //!
 //! A kernel reduces a row to its sums, an [`objective`] makes of them the loss and the factors `a` and `b`,
 //! and the kernel emits the gradient. There are two kernels: [`rows`] vectorises along the classes of a row,
-//! [`few`] has a lane for each sample. [`route`] chooses one.
+//! [`few`] has a lane for each sample. [`route`] chooses one. [`untargeted`] is for what has no target.
 
 pub mod few;
 pub mod objective;
 pub mod route;
 pub mod rows;
+pub mod untargeted;
 
 use crate::math::Real;
 use crate::simd::{Simd, Vector};
