@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from xentrs._foreign import refuse_foreign
-from xentrs._xentrs import LOSSES, compute, plain_options
+from xentrs._xentrs import LOSSES, compute, compute_rows, plain_options
 
 _Array: TypeAlias = NDArray[Any]
 
@@ -49,11 +49,48 @@ def evaluate(loss: str, order: int, arguments: dict[str, Any]) -> Any:
     options = dict(arguments)
     outputs = options.pop("out", None), options.pop("hess_out", None)
     name = next(iter(options))  # what the values are called
-    values, target = options.pop(name), options.pop(LOSSES[loss]["second"])
+    second = LOSSES[loss]["second"]
+    values, target = options.pop(name), None if second is None else options.pop(second)
     options = dict(zip(options, plain_options(loss, *options.values()), strict=True))
-    prepare = _prepare_classes if LOSSES[loss]["axis"] else _prepare_elements
-    call = prepare(name, values, target, options, outputs)
+    if second is None:
+        call = _prepare_untargeted(name, values, options, outputs)
+    elif LOSSES[loss]["axis"]:
+        call = _prepare_classes(name, values, target, options, outputs)
+    else:
+        call = _prepare_elements(name, values, target, options, outputs)
     return _call(loss, order, call)
+
+
+def evaluate_rows(
+    function: str,
+    name: str,
+    values: object,
+    axis: object,
+    *,
+    temperature: float | None = None,
+    base: float | None = None,
+    out: object = None,
+    counts: bool = False,
+) -> _Array:
+    """Compute a function of rows that is no loss, of arguments of any kind.
+
+    `name` is what messages call the values. Integers are accepted as `counts`.
+    """
+    x = _count_array(name, values) if counts else _float_array(name, values)
+    at = _classes_on(axis, name, x)
+    given = None if out is None else _output("out", out, name, x, {})
+    target = None if given is None else np.asarray(given).view()
+    plain = _plain(x, _native(x))
+    result = compute_rows(function, plain, at, temperature, base, target)
+    if result is NotImplemented:  # `out` is not native, or lies between the elements of `x`
+        result = compute_rows(function, plain, at, temperature, base, None)
+    if result is NotImplemented:
+        raise _changed()
+    if given is None:
+        return cast(_Array, result)
+    if result is not target:
+        np.copyto(np.asarray(given), result)
+    return given
 
 
 def class_loss(
@@ -84,15 +121,10 @@ def _prepare_classes(
     outputs: tuple[object, object],
 ) -> _Call:
     """Read, check and copy the arguments of a loss that has a class axis."""
-    axis = _integer("axis", options["axis"], "an int")
     ignored = _ignore_index(options["ignore_index"])
     x = _float_array(name, values)
-    if x.ndim == 0:
-        raise ValueError(f"{name} must have a class axis, but its shape is ()")
-    axis = _class_axis(axis, name, x)
+    axis = _classes_on(options["axis"], name, x)
     classes = x.shape[axis]
-    if classes == 0:
-        raise ValueError(f"{name} of shape {x.shape} has no classes on axis {axis}")
     samples = x.shape[:axis] + x.shape[axis + 1 :]
 
     t = _class_target(name, x, axis, target)
@@ -102,22 +134,27 @@ def _prepare_classes(
             f"weight has shape {w.shape}, but must have shape ({classes},): {name} of shape "
             f"{x.shape} has {classes} classes on axis {axis}"
         )
-    s = _optional("sample_weight", options, _real_array)
-    if s is not None and s.shape != samples:
-        raise ValueError(
-            f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
-            f"{x.shape}, without the class axis {axis}"
-        )
+    s = _sample_weight(options, name, x, axis)
     outs = _outputs(name, x, {"target": t, "weight": w, "sample_weight": s}, *outputs)
 
     dtype = _native(x)
     t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _exact(t, dtype))
     if w is not None:
         w = _canonical(w, dtype if _native(w) == dtype else np.float64)
-    if s is not None:
-        s = _canonical(s, _native(s) if _is_float(s) else np.float64)
-    options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": s}
+    options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": _weights(s)}
     return _Call(x, outs, _plain(x, dtype), (t, *options.values()))
+
+
+def _prepare_untargeted(
+    name: str, values: object, options: dict[str, Any], outputs: tuple[object, object]
+) -> _Call:
+    """Read, check and copy the arguments of a loss that has a class axis and no target."""
+    x = _float_array(name, values)
+    axis = _classes_on(options["axis"], name, x)
+    s = _sample_weight(options, name, x, axis)
+    outs = _outputs(name, x, {"sample_weight": s}, *outputs)
+    options |= {"axis": axis, "sample_weight": _weights(s)}
+    return _Call(x, outs, _plain(x, _native(x)), (None, *options.values()))
 
 
 def _prepare_elements(
@@ -160,10 +197,7 @@ def _call(loss: str, order: int, call: _Call) -> Any:
         # An output is not native, or lies between the elements of an input.
         result = compute(loss, order, values, *rest, spare, None)
     if result is NotImplemented:
-        raise RuntimeError(
-            "xentrs refused arrays that it made itself: were they changed during the call? "
-            "If not, please report this bug"
-        )
+        raise _changed()
     if order == 0:
         return result
     results = [result[0]]
@@ -172,6 +206,13 @@ def _call(loss: str, order: int, call: _Call) -> Any:
             np.copyto(np.asarray(out), value)
         results.append(value if out is None else out)
     return tuple(results)
+
+
+def _changed() -> RuntimeError:
+    return RuntimeError(
+        "xentrs refused arrays that it made itself: were they changed during the call? "
+        "If not, please report this bug"
+    )
 
 
 def _plain(a: _Array, dtype: DTypeLike) -> _Array:
@@ -296,6 +337,16 @@ def _float_array(name: str, value: object) -> _Array:
     return _typed(name, value, _is_float_type, accepted, untyped_integers=True)
 
 
+def _count_array(name: str, value: object) -> _Array:
+    """Return counts or probabilities; integers as float64."""
+
+    def accepts(dtype: np.dtype[Any]) -> bool:
+        return _is_float_type(dtype) or dtype.kind in "iub"
+
+    a = _typed(name, value, accepts, "float32, float64, integer or bool")
+    return a if a.dtype.kind == "f" else a.astype(np.float64)
+
+
 def _real_array(name: str, value: object) -> _Array:
     return _typed(name, value, _is_real, "float, integer or bool")
 
@@ -308,6 +359,22 @@ def _optional(
     name: str, options: dict[str, Any], read: Callable[[str, object], _Array]
 ) -> _Array | None:
     return None if options[name] is None else read(name, options[name])
+
+
+def _sample_weight(options: dict[str, Any], name: str, x: _Array, axis: int) -> _Array | None:
+    s = _optional("sample_weight", options, _real_array)
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    if s is not None and s.shape != samples:
+        raise ValueError(
+            f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
+            f"{x.shape}, without the class axis {axis}"
+        )
+    return s
+
+
+def _weights(s: _Array | None) -> _Array | None:
+    """Return sample weights as the kernels take them."""
+    return None if s is None else _canonical(s, _native(s) if _is_float(s) else np.float64)
 
 
 def _is_untyped(value: object) -> bool:
@@ -493,13 +560,20 @@ def _integer(name: str, value: object, accepted: str) -> int:
     raise TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
 
 
-def _class_axis(axis: int, name: str, x: _Array) -> int:
+def _classes_on(value: object, name: str, x: _Array) -> int:
+    """Return the class axis, counted from the first, which must have a class."""
+    axis = _integer("axis", value, "an int")
+    if x.ndim == 0:
+        raise ValueError(f"{name} must have a class axis, but its shape is ()")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(
             f"axis is {axis}, but {name} of shape {x.shape} has {x.ndim} "
             f"{'axis' if x.ndim == 1 else 'axes'}"
         )
-    return axis % x.ndim
+    axis %= x.ndim
+    if x.shape[axis] == 0:
+        raise ValueError(f"{name} of shape {x.shape} has no classes on axis {axis}")
+    return axis
 
 
 def _ignore_index(value: object) -> int | tuple[int, ...] | None:

@@ -9,6 +9,7 @@ __all__ = [
     "LOSSES",
     "__version__",
     "compute",
+    "compute_rows",
     "compute_tensors",
     "config",
     "get_num_threads",
@@ -28,7 +29,7 @@ class _Loss(TypedDict):
     """A loss: what is the same for it and its twins."""
 
     input: str  # what its first argument is called
-    second: str  # what its second argument is called
+    second: str | None  # what its second argument is called, if it has one
     axis: bool  # whether it has a class axis
     options: tuple[str, ...]  # its keywords in order, without `out` and `hess_out`
     derivatives: int  # how many its twins return
@@ -41,6 +42,14 @@ def compute(name: str, order: int, values: object, target: object, /, *rest: obj
     `order` is how many derivatives to return beside the loss. `rest` are the options in the order
     of `LOSSES`, `out` and `hess_out`. Returns `NotImplemented`, having done nothing, unless all
     arrays are in the form that `_arrays.py` makes.
+    """
+
+def compute_rows(
+    name: str, values: object, axis: object, temperature: object, base: object, out: object, /
+) -> Any:
+    """Compute `softmax`, `log_softmax`, `logsumexp` or `entropy` of an array, by its name.
+
+    `None` stands for an option that is left out. Returns `NotImplemented` as `compute` does.
     """
 
 def compute_tensors(name: str, order: int, values: object, target: object, /, *rest: object) -> Any:

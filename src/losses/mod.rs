@@ -256,6 +256,11 @@ impl Loss {
         LOSSES.iter().find(|loss| loss.name == name)
     }
 
+    /// The names of its positional arguments.
+    pub fn positional(&self) -> impl Iterator<Item = &'static str> + use<> {
+        [Some(self.input), self.second].into_iter().flatten()
+    }
+
     /// Checks that the loss takes these options. Their ranges have been checked before.
     #[inline]
     pub fn check_options(&self, options: &Options) -> Result<()> {

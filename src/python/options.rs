@@ -154,7 +154,7 @@ fn word<'a>(object: &'a Bound<'_, PyAny>) -> Result<&'a str, Stop> {
 }
 
 #[inline(always)]
-fn number(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
+pub fn number(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
     match object.cast_exact::<PyFloat>() {
         Ok(float) => Ok(float.value()),
         Err(_) => converted(name, object),
@@ -178,7 +178,7 @@ fn converted(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
 }
 
 #[inline(always)]
-fn optional_number(name: &str, object: &Bound<'_, PyAny>) -> Result<Option<f64>, Stop> {
+pub fn optional_number(name: &str, object: &Bound<'_, PyAny>) -> Result<Option<f64>, Stop> {
     if object.is_none() { Ok(None) } else { number(name, object).map(Some) }
 }
 

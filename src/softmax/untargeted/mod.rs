@@ -222,7 +222,8 @@ impl<S: Simd, T: Limits> Ratios<S, T> {
                 T::V::<S>::splat(s, T::from_f64($x))
             };
         }
-        let (one, scale, down) = (splat!(1.0), splat!(power(T::FEW_BIAS)), splat!(power(-T::FEW_BIAS)));
+        let (one, scale, down) =
+            (splat!(1.0), splat!(power(T::FEW_BIAS)), splat!(power(-T::FEW_BIAS)));
         // A power of two goes to the count where the largest is small, else to the divisor.
         let small = T::V::<S>::lanes(most.lt(one));
         let up = T::V::<S>::select(T::V::<S>::mask(s, small), scale, one);

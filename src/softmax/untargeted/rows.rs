@@ -268,13 +268,7 @@ impl<'a, S: Simd, T: Limits> Reducer<'a, S, T> {
 
     /// Adds a vector of logits and their exponentials.
     #[inline(always)]
-    fn add<const ENTROPY: bool>(
-        &self,
-        s: S,
-        x: T::V<S>,
-        e: T::V<S>,
-        sums: &mut PartSums<S, T>,
-    ) {
+    fn add<const ENTROPY: bool>(&self, s: S, x: T::V<S>, e: T::V<S>, sums: &mut PartSums<S, T>) {
         sums.whole.add(e);
         sums.most = x.max(sums.most);
         if ENTROPY {
