@@ -1,6 +1,7 @@
 """Exact and fast cross-entropy: loss and gradient in one pass over NumPy arrays."""
 
 from xentrs._config import get_num_threads, set_num_threads, show_config
+from xentrs._functions import entropy, log_softmax, logsumexp, softmax
 from xentrs._losses.binary_cross_entropy_with_logits import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_with_grad,
@@ -21,6 +22,10 @@ from xentrs._losses.log_loss import (
     log_loss_with_grad,
     log_loss_with_grad_hess,
 )
+from xentrs._losses.softmax_entropy import (
+    softmax_entropy,
+    softmax_entropy_with_grad,
+)
 from xentrs._xentrs import __version__
 
 __all__ = [
@@ -31,6 +36,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
+    "entropy",
     "focal_loss",
     "focal_loss_with_grad",
     "focal_loss_with_grad_hess",
@@ -38,6 +44,11 @@ __all__ = [
     "log_loss",
     "log_loss_with_grad",
     "log_loss_with_grad_hess",
+    "log_softmax",
+    "logsumexp",
     "set_num_threads",
     "show_config",
+    "softmax",
+    "softmax_entropy",
+    "softmax_entropy_with_grad",
 ]

@@ -18,9 +18,10 @@ Nothing is written to `out` before the compiled function has accepted all argume
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -100,8 +101,39 @@ def class_loss(
 
     Messages call the values by `name`.
     """
-    names = (name, LOSSES[loss]["second"], *LOSSES[loss]["options"], "out", "hess_out")
-    return evaluate(loss, order, dict(zip(names, (values, target, *rest), strict=True)))
+    second = LOSSES[loss]["second"]
+    arrays = {name: values} if second is None else {name: values, second: target}
+    options = zip((*LOSSES[loss]["options"], "out", "hess_out"), rest, strict=True)
+    return evaluate(loss, order, arrays | dict(options))
+
+
+def merge_axes(
+    name: str, values: object, axes: object
+) -> tuple[_Array, SupportsIndex, tuple[int, ...]]:
+    """Return an array with one axis in the place of several, that axis, and the kept shape.
+
+    `axes` is an int, several ints, or None for all axes. The kept shape is that of the array, each
+    of its axes of length 1.
+    """
+    accepted = "None, an int or several ints"
+    x = _float_array(name, values)
+    if axes is None:
+        named = list(range(x.ndim))
+    elif isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0:
+        named = [_integer("axis", i, accepted) for i in axes]
+    else:
+        named = [_integer("axis", axes, accepted)]
+    chosen = {_class_axis(i, name, x) for i in named}
+    if len(chosen) < max(len(named), 1):
+        what = "names no axis" if not named else "names an axis twice"
+        raise ValueError(f"axis is {axes!r}, which {what}")
+    shape = tuple(1 if i in chosen else n for i, n in enumerate(x.shape))
+    if len(chosen) == 1:
+        return x, chosen.pop(), shape
+    rest = [i for i in range(x.ndim) if i not in chosen]
+    merged = x.transpose(*rest, *sorted(chosen))
+    count = math.prod(x.shape[i] for i in chosen)
+    return merged.reshape(*(x.shape[i] for i in rest), count), -1, shape
 
 
 class _Call(NamedTuple):
@@ -562,7 +594,13 @@ def _integer(name: str, value: object, accepted: str) -> int:
 
 def _classes_on(value: object, name: str, x: _Array) -> int:
     """Return the class axis, counted from the first, which must have a class."""
-    axis = _integer("axis", value, "an int")
+    axis = _class_axis(_integer("axis", value, "an int"), name, x)
+    if x.shape[axis] == 0:
+        raise ValueError(f"{name} of shape {x.shape} has no classes on axis {axis}")
+    return axis
+
+
+def _class_axis(axis: int, name: str, x: _Array) -> int:
     if x.ndim == 0:
         raise ValueError(f"{name} must have a class axis, but its shape is ()")
     if not -x.ndim <= axis < x.ndim:
@@ -570,10 +608,7 @@ def _classes_on(value: object, name: str, x: _Array) -> int:
             f"axis is {axis}, but {name} of shape {x.shape} has {x.ndim} "
             f"{'axis' if x.ndim == 1 else 'axes'}"
         )
-    axis %= x.ndim
-    if x.shape[axis] == 0:
-        raise ValueError(f"{name} of shape {x.shape} has no classes on axis {axis}")
-    return axis
+    return axis % x.ndim
 
 
 def _ignore_index(value: object) -> int | tuple[int, ...] | None:

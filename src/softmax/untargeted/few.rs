@@ -28,7 +28,7 @@ use crate::simd::{
 
 use super::super::{Limits, exponents};
 use super::Quantity::*;
-use super::{Differences, Ratios, What};
+use super::{Differences, Ratios, What, entropy_gradient};
 
 /// Numbers of a block, about.
 const BLOCK: usize = 1024;
@@ -192,10 +192,23 @@ impl<T: Limits> Block<'_, T> {
         };
 
         let finite = T::V::<S>::mask(s, finite);
-        let [rest, rest_error] = sums.rest.parts(s);
-        let rest = T::V::<S>::select(finite, rest, splat::<S, T>(s, f64::NAN));
+        let [high, low] = sums.rest.parts(s);
+        let high = T::V::<S>::select(finite, high, splat::<S, T>(s, f64::NAN));
+        let rest = high.add(low);
+        let rest_error = lost_by::<S, T>(high, low, rest);
         let whole = rest.add(sums.pivot);
+        let whole_error = lost_by::<S, T>(rest, sums.pivot, whole).add(rest_error);
         let inverse = one.div(whole);
+        // `$x`, a number and its rounding error, over the sum of all exponentials; likewise two numbers.
+        macro_rules! over_whole {
+            ($x:expr) => {{
+                let [x, error] = $x;
+                let quotient = x.div(whole);
+                let minus = zero.sub(quotient);
+                let error = minus.mul_add(whole_error, minus.fma(whole, x).add(error));
+                [quotient, error.mul(inverse)]
+            }};
+        }
         let mut log = zero;
         if quantity != Softmax {
             let odds = rest.div(sums.pivot);
@@ -206,11 +219,9 @@ impl<T: Limits> Block<'_, T> {
         let mut result = 0.0;
         match quantity {
             Softmax => {
-                let whole_error = lost_by::<S, T>(rest, sums.pivot, whole).add(rest_error);
-                let minus = zero.sub(inverse);
-                let error = minus.mul_add(whole_error, minus.fma(whole, one)).mul(inverse);
+                let a = over_whole!([one, zero]);
                 for at in (0..e.0.len()).step_by(T::LANES) {
-                    times::<S, T>(T::V::<S>::load(s, e.0, at), [inverse, error]).store(e.1, at);
+                    times::<S, T>(T::V::<S>::load(s, e.0, at), a).store(e.1, at);
                 }
             }
             LogSoftmax => {
@@ -240,9 +251,10 @@ impl<T: Limits> Block<'_, T> {
                 }
             }
             Entropy | EntropyOfCounts => {
-                let [distance, distance_error] = sums.distance.parts(s);
-                let mean = distance.add(distance_error).mul(inverse);
-                let entropy = log.add(mean);
+                let [high, low] = sums.distance.parts(s);
+                let distance = high.add(low);
+                let mean = over_whole!([distance, lost_by::<S, T>(high, low, distance)]);
+                let entropy = log.add(mean[0]);
                 let divisor = S::V64::splat(s, batch.divisor);
                 let (mut losses, mut total) = ([zero_f64; 2], zero_f64);
                 for part in 0..T::WIDE {
@@ -257,11 +269,15 @@ impl<T: Limits> Block<'_, T> {
                 result = fold(total.to_lanes());
                 if batch.outputs.grad.is_some() {
                     let counted = T::V::<S>::mask(s, counted);
-                    let a = T::V::<S>::narrow(scales).mul(inverse);
+                    let scale = T::V::<S>::narrow(scales);
+                    for part in 0..T::WIDE {
+                        scales[part] = scales[part].sub(scale.wide(part));
+                    }
+                    let a = over_whole!([scale, T::V::<S>::narrow(scales)]);
                     for at in (0..e.0.len()).step_by(T::LANES) {
                         let p = T::V::<S>::load(s, e.0, at);
                         let x = T::V::<S>::load(s, x.0, at);
-                        let g = p.mul(a).mul(most.sub(x).sub(mean)).clear(s, p.eq(zero));
+                        let g = entropy_gradient::<S, T>(s, [p, x], a, most, mean);
                         g.keep(s, counted).store(e.1, at);
                     }
                 }

@@ -29,7 +29,7 @@ mod rows;
 use crate::call::batch::{Batch, position};
 use crate::error::{Error, Result, spelled};
 use crate::math::log::log;
-use crate::math::{Real, quotient};
+use crate::math::{Real, quotient, times};
 use crate::reduce::lost_by;
 use crate::simd::{Simd, Vector};
 use crate::tiles::{self, Plan};
@@ -85,6 +85,28 @@ pub fn entropy_of_counts<T: Limits>(batch: &Batch<'_, T>) -> Result<()> {
     }
     // Another thread has changed it meanwhile.
     Ok(())
+}
+
+/// The gradient of an entropy, `a E ((most - x) - mean)`, where `most` is the largest logit; 0 where `E` is. `a` and
+/// `mean` are two numbers each: the second is the rounding error of the first.
+#[inline(always)]
+fn entropy_gradient<S: Simd, T: Real>(
+    s: S,
+    [e, x]: [T::V<S>; 2],
+    a: [T::V<S>; 2],
+    most: T::V<S>,
+    mean: [T::V<S>; 2],
+) -> T::V<S> {
+    let (zero, one) = (T::V::<S>::splat(s, T::default()), T::V::<S>::splat(s, T::from_f64(1.0)));
+    let distance = most.sub(x);
+    // Of a logit of -inf it is NaN, but there `E` is 0.
+    let error = lost_by::<S, T>(most, zero.sub(x), distance);
+    let difference = distance.sub(mean[0]).add(error.sub(mean[1]));
+    // `a` multiplies the larger factor first, so that no product underflows where the result does not.
+    let large = T::V::<S>::lanes(one.lt(difference.abs()));
+    let first = T::V::<S>::select(T::V::<S>::mask(s, large), difference, e);
+    let second = T::V::<S>::select(T::V::<S>::mask(s, large), e, difference);
+    times::<S, T>(first, a).mul(second).clear(s, e.eq(zero))
 }
 
 /// A quantity, and the temperature of its softmax.

@@ -31,7 +31,7 @@ use crate::simd::{Input, Kernel, Output, Scratch, Simd, Vector, fence};
 
 use super::super::{Limits, exponent, power};
 use super::Quantity::{self, *};
-use super::{Differences, Ratios, Temperature, What};
+use super::{Differences, Ratios, Temperature, What, entropy_gradient};
 
 /// Vectors of a chunk.
 const VECTORS: usize = 8;
@@ -90,8 +90,8 @@ struct Pending<'a, T> {
     /// The largest logit, and the logarithm of the sum of exponentials relative to it.
     most: T,
     log: T,
-    /// The mean distance of a logit from the largest.
-    mean: T,
+    /// The mean distance of a logit from the largest, and its rounding error.
+    mean: [T; 2],
     non_temporal: bool,
 }
 
@@ -103,7 +103,7 @@ struct Emit<'a, S: Simd, T: Real> {
     a: [T::V<S>; 2],
     most: T::V<S>,
     log: T::V<S>,
-    mean: T::V<S>,
+    mean: [T::V<S>; 2],
     /// How many numbers lie before the first that is aligned to a cache line.
     head: usize,
 }
@@ -118,7 +118,7 @@ impl<'a, S: Simd, T: Real> Emit<'a, S, T> {
             a: [T::V::<S>::splat(s, row.a[0]), T::V::<S>::splat(s, row.a[1])],
             most,
             log: T::V::<S>::splat(s, row.log),
-            mean: T::V::<S>::splat(s, row.mean),
+            mean: [T::V::<S>::splat(s, row.mean[0]), T::V::<S>::splat(s, row.mean[1])],
             head: if row.non_temporal { row.to.unaligned() } else { 0 },
         }
     }
@@ -130,11 +130,7 @@ impl<'a, S: Simd, T: Real> Emit<'a, S, T> {
             Softmax => times::<S, T>(e, self.a),
             LogSoftmax if self.row.temperature.is_one => x.sub(self.most).sub(self.log),
             LogSoftmax => self.differences.rounded(x).sub(self.log),
-            _ => {
-                let zero = T::V::<S>::splat(s, T::default());
-                let g = e.mul(self.a[0]).mul(self.most.sub(x).sub(self.mean));
-                g.clear(s, e.eq(zero))
-            }
+            _ => entropy_gradient::<S, T>(s, [e, x], self.a, self.most, self.mean),
         }
     }
 
@@ -612,11 +608,11 @@ impl<T: Limits> Job for Rows<'_, T> {
                 }
             };
             let RowSums { whole, distance, most, pivot } = row_sums;
-            let mean = distance / whole.get();
+            let rest = whole.without(pivot);
             match quantity {
                 LogSumExp => self.write_loss(row, most.to_f64() + log),
                 Entropy => {
-                    *sum = weight * (log + mean);
+                    *sum = weight * (log + distance / whole.get());
                     self.write_loss(row, *sum);
                 }
                 _ => {}
@@ -632,10 +628,10 @@ impl<T: Limits> Job for Rows<'_, T> {
                 exponentials: scratch.input(),
                 logits,
                 to,
-                a: quotient(scale, whole.without(pivot), pivot),
+                a: quotient(scale, rest, pivot),
                 most,
                 log: T::from_f64(log),
-                mean: T::from_f64(mean),
+                mean: quotient(distance, rest, pivot),
                 non_temporal: self.non_temporal,
             });
         }
