@@ -18,9 +18,9 @@ use std::ops::Range;
 use crate::call::batch::Batch;
 use crate::math::exp::LaneExp;
 use crate::math::log::log1p_and;
-use crate::math::times;
+use crate::math::{sum_error, times};
 use crate::parallel::driver::Job;
-use crate::reduce::{Sum, lost_by};
+use crate::reduce::Sum;
 use crate::simd::slices::{copy, lanes_from};
 use crate::simd::{
     COLUMNS, HALF, Input, Kernel, MAX_LANES, Output, PAIR, Scratch, Simd, Vector, fence, fold,
@@ -195,9 +195,9 @@ impl<T: Limits> Block<'_, T> {
         let [high, low] = sums.rest.parts(s);
         let high = T::V::<S>::select(finite, high, splat::<S, T>(s, f64::NAN));
         let rest = high.add(low);
-        let rest_error = lost_by::<S, T>(high, low, rest);
+        let rest_error = sum_error::<S, T>(high, low, rest);
         let whole = rest.add(sums.pivot);
-        let whole_error = lost_by::<S, T>(rest, sums.pivot, whole).add(rest_error);
+        let whole_error = sum_error::<S, T>(rest, sums.pivot, whole).add(rest_error);
         let inverse = one.div(whole);
         // `$x`, a number and its rounding error, over the sum of all exponentials; likewise two numbers.
         macro_rules! over_whole {
@@ -253,7 +253,7 @@ impl<T: Limits> Block<'_, T> {
             Entropy | EntropyOfCounts => {
                 let [high, low] = sums.distance.parts(s);
                 let distance = high.add(low);
-                let mean = over_whole!([distance, lost_by::<S, T>(high, low, distance)]);
+                let mean = over_whole!([distance, sum_error::<S, T>(high, low, distance)]);
                 let entropy = log.add(mean[0]);
                 let divisor = S::V64::splat(s, batch.divisor);
                 let (mut losses, mut total) = ([zero_f64; 2], zero_f64);

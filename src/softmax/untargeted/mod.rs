@@ -29,8 +29,7 @@ mod rows;
 use crate::call::batch::{Batch, position};
 use crate::error::{Error, Result, spelled};
 use crate::math::log::log;
-use crate::math::{Real, quotient, times};
-use crate::reduce::lost_by;
+use crate::math::{Real, quotient, sum_error, times};
 use crate::simd::{Simd, Vector};
 use crate::tiles::{self, Plan};
 
@@ -100,7 +99,7 @@ fn entropy_gradient<S: Simd, T: Real>(
     let (zero, one) = (T::V::<S>::splat(s, T::default()), T::V::<S>::splat(s, T::from_f64(1.0)));
     let distance = most.sub(x);
     // Of a logit of -inf it is NaN, but there `E` is 0.
-    let error = lost_by::<S, T>(most, zero.sub(x), distance);
+    let error = sum_error::<S, T>(most, zero.sub(x), distance);
     let difference = distance.sub(mean[0]).add(error.sub(mean[1]));
     // `a` multiplies the larger factor first, so that no product underflows where the result does not.
     let large = T::V::<S>::lanes(one.lt(difference.abs()));
@@ -213,7 +212,7 @@ impl<S: Simd, T: Real> Differences<S, T> {
         let zero = T::V::<S>::splat(s, T::default());
         let [first, second] = self.powers;
         let difference = x.add(self.minus_reference);
-        let error = lost_by::<S, T>(x, self.minus_reference, difference);
+        let error = sum_error::<S, T>(x, self.minus_reference, difference);
         let scaled = difference.mul(first).mul(second);
         // NaN stays.
         let clamped = self.limit.min(zero.sub(self.limit).max(scaled));
