@@ -36,6 +36,7 @@ class Loss:
     label: str  # the beginning of the names of its rows; nothing for cross-entropy
     formula: Formula
     probabilities: bool = False  # whether its scores are probabilities, not logits
+    target: bool = True  # whether it takes one
     elementwise: bool = False  # whether each number is a sample, with a target of its own
     options: tuple[tuple[str, Any], ...] = ()  # keywords of every call
     # Whether its figures are shown beside those of plain cross-entropy of the same shape
@@ -93,10 +94,18 @@ def binary(x: Array, t: Array, _case: Case, _: slice) -> tuple[Array, Any]:
     return losses, lambda: scipy.special.expit(x) - t
 
 
+def entropy(x: Array, _t: Array, _case: Case, _: slice) -> tuple[Array, Any]:
+    log_p = scipy.special.log_softmax(x, axis=1)
+    p = np.exp(log_p)
+    losses = -(p * log_p).sum(axis=1)
+    return losses, lambda: -p * (log_p + losses[:, None])
+
+
 _ENTRIES = [
     Loss("cross_entropy", "", cross_entropy, beside_plain=True),
     Loss("log_loss", "log_loss", log_loss, probabilities=True),
     Loss("binary_cross_entropy_with_logits", "binary", binary, elementwise=True),
     Loss("focal_loss", "focal", focal_loss, options=(("gamma", GAMMA),), beside_plain=True),
+    Loss("softmax_entropy", "entropy", entropy, target=False, beside_plain=True),
 ]
 LOSSES = {loss.name: loss for loss in _ENTRIES}

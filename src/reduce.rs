@@ -53,6 +53,12 @@ impl<S: Simd, T: Real> Sum<S, T> {
         Sum { high, low }
     }
 
+    /// The sum of each lane, rounded once.
+    #[inline(always)]
+    pub fn rounded(&self) -> T::V<S> {
+        self.high.add(self.low)
+    }
+
     /// The sum of each lane, rounded.
     #[inline(always)]
     pub fn high(&self) -> T::V<S> {

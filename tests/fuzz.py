@@ -34,7 +34,8 @@ from xentrs import _xentrs
 
 ALLOWED = (TypeError, ValueError, IndexError)
 BINARY = "binary_cross_entropy_with_logits"
-NAMES = ["cross_entropy", "log_loss", "focal_loss", BINARY]
+ENTROPY = "softmax_entropy"  # the loss that has no target
+NAMES = ["cross_entropy", "log_loss", "focal_loss", BINARY, ENTROPY]
 RESULTS = ["loss", "grad", "hess"]
 DTYPES = ["f4", "f8", ">f4", ">f8", "f2", "g", "c8", "?", "O", "S3", "U2", "M8[s]", "V8"]
 DTYPES += [*"bBhHiIqQ", ">i4", ">u2"]
@@ -87,7 +88,8 @@ class Call:
 
     def run(self):
         xentrs.set_num_threads(self.threads)
-        return getattr(xentrs, self.name + self.suffix)(self.x, self.t, **self.options)
+        arrays = (self.x,) if self.name == ENTROPY else (self.x, self.t)
+        return getattr(xentrs, self.name + self.suffix)(*arrays, **self.options)
 
     def plain(self):
         """Return the same call with native, contiguous copies of its arrays, in place if it was."""
@@ -113,7 +115,10 @@ def draw(seed, number):
     name = _pick(rng, NAMES)
     suffix = _pick(rng, suffixes(name))
     with np.errstate(all="ignore"):
-        call = _binary_call(rng, suffix) if name == BINARY else _class_call(rng, name, suffix)
+        if name == ENTROPY:
+            call = _entropy_call(rng, suffix)
+        else:
+            call = _binary_call(rng, suffix) if name == BINARY else _class_call(rng, name, suffix)
         call.threads = int(rng.choice([1, 1, 2, 3]))
         how = rng.random()
         if how < 0.15:
@@ -388,6 +393,29 @@ def _class_call(rng, name, suffix):
     return call
 
 
+def _entropy_call(rng, suffix):
+    samples, classes = draw_shape(rng)
+    shape = (*samples, classes)
+    x = draw_logits(rng, shape, _pick(rng, ["f4", "f8"]))
+    options = {}
+    _shared_options(rng, options)
+    options.pop("label_smoothing", None)
+    if _chance(rng, 0.4):
+        s = options["sample_weight"] = draw_weights(rng, samples)
+        if _chance(rng, 0.5):
+            junk = (s == 0)[..., None] & (rng.random(shape) < _pick(rng, [0.3, 1]))
+            x = np.where(junk, _pick(rng, [np.nan, np.inf, -np.inf]), x).astype(x.dtype)
+        options["sample_weight"] = lay_out(rng, s)
+    axis = int(rng.integers(len(shape))) if _chance(rng, 0.4) else len(shape) - 1
+    if axis != len(shape) - 1 or _chance(rng, 0.2):
+        options["axis"] = axis - (len(shape) if _chance(rng, 0.5) else 0)
+    x = np.ascontiguousarray(np.moveaxis(x, -1, axis)).reshape(np.moveaxis(x, -1, axis).shape)
+    # A target for whatever looks at one: it is not passed.
+    call = Call(ENTROPY, suffix, lay_out(rng, x), np.zeros(samples, int), options)
+    _draw_outputs(rng, call)
+    return call
+
+
 def _binary_call(rng, suffix):
     samples, classes = draw_shape(rng)
     shape = _pick(rng, [(*samples, classes), (classes, *samples), samples])
@@ -457,7 +485,10 @@ def spoil(rng, call):
     keys += OUTPUTS[: SUFFIXES.index(call.suffix)]
     keys += ["pos_weight", "where"] if call.binary else ["axis", "sample_weight", "ignore_index"]
     keys += {"focal_loss": ["gamma"], "cross_entropy": ["z_loss"]}.get(call.name, [])
+    keys = [key for key in keys if key in (*_xentrs.LOSSES[call.name]["options"], *OUTPUTS)]
     how = rng.random()
+    if call.name == ENTROPY and 0.15 <= how < 0.3:
+        how = 0.3  # there is no target to spoil
     if how < 0.15:
         was = call.x
         call.x = anything(rng, shape)
@@ -530,6 +561,7 @@ def plant(rng, call):
             faults += [("x", np.moveaxis(p, -1, axis), ValueError)] * 3
     # A keyword that the loss does not have is no wrong value of one.
     taken = {"x", "t", "out", *_xentrs.LOSSES[call.name]["options"]}
+    taken -= {"t"} if call.name == ENTROPY else set()
     key, value, exception = _pick(rng, [fault for fault in faults if fault[0] in taken])
     call.fault = (exception,)
     if key == "x":

@@ -47,6 +47,11 @@ class Loss:
         return _xentrs.LOSSES[self.name]["second"]
 
     @property
+    def has_target(self):
+        """Whether there is a second argument. One is drawn in any case, and then left out."""
+        return self.second is not None
+
+    @property
     def orders(self):
         """How many derivatives each twin returns."""
         return range(self.derivatives + 1)
@@ -59,7 +64,8 @@ class Loss:
     @property
     def functions(self):
         """The twins, by what they return beside the loss: nothing, gradient, Hessian too."""
-        return tuple(getattr(xentrs, self.name + SUFFIXES[order]) for order in self.orders)
+        functions = tuple(getattr(xentrs, self.name + SUFFIXES[order]) for order in self.orders)
+        return functions if self.has_target else tuple(map(_without_target, functions))
 
     @property
     def elements(self):
@@ -146,6 +152,11 @@ class Case:
             for k, v in self.options.items()
         }
         return replace(self, scores=self.scores[index], target=self.target[index], options=options)
+
+
+def _without_target(function):
+    """Return a function that is called with a target and leaves it out."""
+    return lambda scores, target, **options: function(scores, **options)
 
 
 def _logits(rng, shape, dtype):
@@ -246,15 +257,32 @@ LOSSES = [
         _BINARY,
         class_axis=False,
     ),
+    Loss(
+        "softmax_entropy",
+        "softmax_entropy",
+        _logits,
+        _soft_target,
+        {
+            name: draw
+            for name, draw in _CLASS_LOSS.items()
+            if name not in ("label_smoothing", "weight")
+        },
+    ),
 ]
 CLASS_LOSSES = [loss for loss in LOSSES if loss.class_axis]
 INDEX_LOSSES = [loss for loss in LOSSES if loss.indices]
 BY_ID = {loss.id: loss for loss in LOSSES}
-TAKE_PROBABILITIES = {loss.name for loss in CLASS_LOSSES if not loss.indices}
+TAKE_PROBABILITIES = {loss.name for loss in CLASS_LOSSES if loss.has_target and not loss.indices}
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
 every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+every_target_loss = pytest.mark.parametrize(
+    "loss", [loss for loss in LOSSES if loss.has_target], ids=str
+)
+every_class_target_loss = pytest.mark.parametrize(
+    "loss", [loss for loss in CLASS_LOSSES if loss.has_target], ids=str
+)
 every_soft_loss = pytest.mark.parametrize(
     "loss", [loss for loss in CLASS_LOSSES if loss.name in TAKE_PROBABILITIES], ids=str
 )

@@ -67,6 +67,12 @@ def focal_loss(logits, target, *, gamma=2.0, **options):
     return _class_loss(lambda x, a: _focal(x, a, Real(gamma)), logits, target, **options)
 
 
+def softmax_entropy(logits, target=None, **options):
+    """``-sum p log p`` with p the softmax of logits; there is no target to look at."""
+    samples = np.moveaxis(np.asarray(logits), options.get("axis", -1), -1).shape[:-1]
+    return _class_loss(_entropy, logits, np.zeros(samples, int), penalty=True, **options)
+
+
 def binary_cross_entropy_with_logits(
     logits,
     target,
@@ -255,6 +261,18 @@ def _focal(x, a, gamma):
     return _nan_where(bad, [loss, grad, hess, abs(grad), abs(factor) * sizes, abs(loss)])
 
 
+def _entropy(x, a):
+    """``-sum p log p`` with its gradient, p the softmax of the last axis."""
+    _, p, _, (largest, tail), bad = _probabilities(x)
+    distance = largest - x
+    products = np.where(p == 0, 0, p * distance)
+    mean = products.sum(-1, keepdims=True)
+    grad = np.where(p == 0, 0, p * (distance - mean))
+    terms = np.where(p == 0, 0, p * np.maximum(distance, mean))
+    loss = tail[..., 0] + mean[..., 0]
+    return _nan_where(bad, [loss, grad, None, terms, None, loss])
+
+
 def _log(p, a):
     """Sum of ``a_c (-log p_c)`` with its derivatives, p given."""
     parts = np.where(a == 0, 0, a * -np.log(p))
@@ -348,6 +366,15 @@ def exact_focal_row(logits, y, gamma):
             grad.append(first * slope)
             hess.append(second * slope**2 + first * curve)
         return u**g * loss, grad, hess
+
+
+def exact_entropy_row(logits):
+    """Entropy of the softmax and its gradient (mpmath numbers)."""
+    with mpmath.workdps(DIGITS):
+        exps = [mpmath.exp(mpmath.mpf(float(x))) for x in logits]
+        p = [e / mpmath.fsum(exps) for e in exps]
+        loss = -mpmath.fsum(q * mpmath.log(q) for q in p)
+        return loss, [-q * (mpmath.log(q) + loss) for q in p]
 
 
 def exact_binary(logit, target, pos_weight=1.0):

@@ -23,6 +23,7 @@ BOUNDS = {
     "log_loss": {"loss": 4, "grad": 4, "hess": 4},
     "focal_loss": {"loss": 4, "grad": 4, "hess": 7},
     "binary_cross_entropy_with_logits": {"loss": 4, "grad": 4, "hess": 7},
+    "softmax_entropy": {"loss": 6, "grad": 4},
 }
 # More for each unit of gamma: the relative error of u**gamma is gamma times that of u.
 OF_GAMMA = 3
@@ -252,6 +253,12 @@ def _focal(gammas, dtype, rng):
             yield replace(rows, function="focal_loss", options=options, least=least)
 
 
+def _entropy(family, dtype, rng):
+    """Entropies of the logits of another family."""
+    for rows in family(dtype, rng):
+        yield replace(rows, function="softmax_entropy", target=None, options={})
+
+
 def _log_any(dtype, rng):
     """Probabilities of every size, next to 1 and below the smallest normal number too."""
     eps, tiny = np.finfo(dtype).eps, np.finfo(dtype).smallest_subnormal
@@ -313,6 +320,13 @@ FAMILIES = {
     "focal_loss: gamma 0 to 1": partial(_focal, [0.0, 0.3, 0.5, 1.0]),
     "focal_loss: gamma 2": partial(_focal, [2.0]),
     "focal_loss: gamma 3 to 20": partial(_focal, [3.0, 5.0, 17.5, 20.0]),
+    "softmax_entropy: every spread and offset": partial(_entropy, _spreads),
+    "softmax_entropy: logits of every magnitude": partial(_entropy, _uniform),
+    "softmax_entropy: confident samples": partial(_entropy, _confident),
+    "softmax_entropy: one class above all others": partial(_entropy, _leaders),
+    "softmax_entropy: gaps to the underflow limit": partial(_entropy, _gaps),
+    "softmax_entropy: masked classes": partial(_entropy, _masks),
+    "softmax_entropy: a peak late in the row": partial(_entropy, _late_peaks),
     "log_loss: any probability": _log_any,
     "binary: true and false": _binary_hard,
     "binary: soft labels, smoothing": _binary_soft,
@@ -431,6 +445,18 @@ def test_reference_z_loss_is_exact(offset, z, rng):
         _agree(got.loss[None], [loss])
         error = abs(got.grad - reference.from_mpmath(grad))
         assert np.max(error / got.grad_terms) < 1e-17
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 40.0, 500.0])
+def test_reference_entropy_is_exact(spread, rng):
+    for classes in (1, 2, 5, 40):
+        x = rng.normal(size=classes) * spread + 7
+        got = reference.softmax_entropy(x, reduction="none")
+        loss, grad = reference.exact_entropy_row(x)
+        _agree(got.loss[None], [loss])
+        error = abs(got.grad - reference.from_mpmath(grad))[got.grad_terms > 1e-300]
+        terms = got.grad_terms[got.grad_terms > 1e-300]
+        assert np.max(error / terms, initial=0) < 1e-17
 
 
 def test_reference_binary_is_exact(rng):

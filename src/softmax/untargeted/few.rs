@@ -183,11 +183,13 @@ impl<T: Limits> Block<'_, T> {
         } else {
             let reference = T::V::<S>::select(T::V::<S>::mask(s, finite), most, zero);
             let plain = LaneExp::<S, T>::new(s, reference, bias);
-            if S::SPECIALIZED && job.what.temperature.is_one && !plain.is_shifted(s) {
-                self.sum::<S, false>(s, &plain, most, reference)
-            } else {
+            if !job.what.temperature.is_one {
                 let exp = LaneExp::<S, T>::new(s, zero, bias);
                 self.sum::<S, true>(s, &exp, most, reference)
+            } else if S::SPECIALIZED && !plain.is_shifted(s) {
+                self.sum::<S, false>(s, &plain, most, reference)
+            } else {
+                self.sum::<S, true>(s, &plain, most, reference)
             }
         };
 
@@ -336,8 +338,8 @@ impl<T: Limits> Block<'_, T> {
         most.max(other)
     }
 
-    /// Exponentials of a group, relative to its largest logits, and their sums. `GENERAL`: with a temperature, and for
-    /// references of any size; `exp` then is relative to 0.
+    /// Exponentials of a group, relative to its largest logits, and their sums. `GENERAL`: for references of any size,
+    /// or with a temperature; then `exp` is relative to 0.
     #[inline(always)]
     fn sum<S: Simd, const GENERAL: bool>(
         &self,
@@ -350,9 +352,13 @@ impl<T: Limits> Block<'_, T> {
         let (x, e) = (self.columns(0).0, self.columns(1).1);
         let entropy = self.job.what.quantity == Entropy;
         let differences = Differences::<S, T>::new(s, &self.job.what.temperature, reference);
+        let tempered = !self.job.what.temperature.is_one;
         macro_rules! exponential {
             ($x:expr) => {
-                if GENERAL {
+                if GENERAL && !tempered {
+                    // Lanes whose reference is not large have a shift of 0, which changes no bit.
+                    exp.of::<true>(s, $x)
+                } else if GENERAL {
                     let [z, error] = differences.exact(s, $x);
                     exp.of_sum(s, z, error)
                 } else {

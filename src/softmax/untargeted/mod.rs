@@ -29,7 +29,7 @@ mod rows;
 use crate::call::batch::{Batch, position};
 use crate::error::{Error, Result, spelled};
 use crate::math::log::log;
-use crate::math::{Real, quotient, sum_error, times};
+use crate::math::{Real, quotient, sum_error};
 use crate::simd::{Simd, Vector};
 use crate::tiles::{self, Plan};
 
@@ -97,15 +97,14 @@ fn entropy_gradient<S: Simd, T: Real>(
     mean: [T::V<S>; 2],
 ) -> T::V<S> {
     let (zero, one) = (T::V::<S>::splat(s, T::default()), T::V::<S>::splat(s, T::from_f64(1.0)));
-    let distance = most.sub(x);
-    // Of a logit of -inf it is NaN, but there `E` is 0.
-    let error = sum_error::<S, T>(most, zero.sub(x), distance);
-    let difference = distance.sub(mean[0]).add(error.sub(mean[1]));
+    let difference = most.sub(x).sub(mean[0]).sub(mean[1]);
     // `a` multiplies the larger factor first, so that no product underflows where the result does not.
     let large = T::V::<S>::lanes(one.lt(difference.abs()));
     let first = T::V::<S>::select(T::V::<S>::mask(s, large), difference, e);
     let second = T::V::<S>::select(T::V::<S>::mask(s, large), e, difference);
-    times::<S, T>(first, a).mul(second).clear(s, e.eq(zero))
+    let product = first.mul(a[0]);
+    let error = first.mul_add(a[1], first.fma(a[0], zero.sub(product)));
+    product.mul_add(second, error.mul(second)).clear(s, e.eq(zero))
 }
 
 /// A quantity, and the temperature of its softmax.

@@ -6,13 +6,17 @@
 //!     for each chunk of eight vectors:
 //!         results of row i-1                     from its exponentials, from its logits, or both
 //!         E of row i, their sum, the largest logit
-//!     where the sum is too large, or an entropy would cancel: again, with the largest logit as reference
+//!     where the sum is too large: again, with the largest logit as reference
 //!     the factors of the results
 //! ```
 //!
 //! As in [`crate::softmax::rows`] there is no pass for the maximum, the results of a row are written while the
 //! next row is reduced, and non-temporal stores write results that exceed the caches. The logits of row `i-1`
 //! are still in the cache then.
+//!
+//! An entropy needs distances from the largest logit, which is known at the end only. Distances are taken from
+//! the largest logit so far, of each lane. Where that grows by `g`, the sum of `E (most - x)` grows by `g` times the
+//! sum of `E`: every term is positive, and nothing cancels.
 //!
 //! All exponentials are in one sum. `rest` is this sum without the largest exponential: the sum is two numbers, so
 //! that the difference keeps its digits, down to `2^-20` of the sum. Where `rest` is less, another pass sums it
@@ -27,7 +31,7 @@ use crate::math::{Real, quotient, times};
 use crate::parallel::driver::Job;
 use crate::reduce::{Sum, Total};
 use crate::simd::slices::{fill, lanes_from, largest_lane, maximum};
-use crate::simd::{Input, Kernel, Output, Scratch, Simd, Vector, fence};
+use crate::simd::{Input, Kernel, Output, Scratch, Simd, Vector, fence, fold};
 
 use super::super::{Limits, exponent, power};
 use super::Quantity::{self, *};
@@ -59,7 +63,7 @@ pub(super) struct Rows<'a, T> {
 struct RowSums<T> {
     /// Of the exponentials.
     whole: Total,
-    /// Of the exponentials times how far their logits are below the reference.
+    /// Of the exponentials times how far their logits are below the largest.
     distance: f64,
     /// The largest logit, and its exponential.
     most: T,
@@ -235,8 +239,22 @@ struct Reducer<'a, S: Simd, T: Real> {
 /// The sums of a part of a row, in vectors.
 struct PartSums<S: Simd, T: Real> {
     whole: Sum<S, T>,
+    /// Distances are from the largest logit of a lane so far, and so never negative.
     distance: Sum<S, T>,
     most: T::V<S>,
+}
+
+impl<S: Simd, T: Real> PartSums<S, T> {
+    /// The sum of distances, from a logit that is not below the largest of any lane.
+    #[inline(always)]
+    fn distance_from(&self, s: S, most: T) -> f64 {
+        let mut above = S::V64::splat(s, 0.0);
+        for part in 0..T::WIDE {
+            let gap = S::V64::splat(s, most.to_f64()).sub(self.most.wide(part));
+            above = gap.mul_add(self.whole.rounded().wide(part), above);
+        }
+        fold(above.to_lanes()) + self.distance.total()
+    }
 }
 
 impl<'a, S: Simd, T: Limits> Reducer<'a, S, T> {
@@ -262,16 +280,38 @@ impl<'a, S: Simd, T: Limits> Reducer<'a, S, T> {
         }
     }
 
-    /// Adds a vector of logits and their exponentials.
+    /// Adds a vector of logits and their exponentials. For an entropy, no logit is above the largest so far.
     #[inline(always)]
-    fn add<const ENTROPY: bool>(&self, s: S, x: T::V<S>, e: T::V<S>, sums: &mut PartSums<S, T>) {
-        sums.whole.add(e);
-        sums.most = x.max(sums.most);
+    fn add<const KEPT: bool, const ENTROPY: bool>(
+        s: S,
+        x: T::V<S>,
+        e: T::V<S>,
+        sums: &mut PartSums<S, T>,
+        grew: bool,
+    ) {
         if ENTROPY {
             let zero = T::V::<S>::splat(s, T::default());
             // 0 log 0 = 0
-            sums.distance.add(e.mul(self.reference.sub(x)).clear(s, e.eq(zero)));
+            let product = e.mul(sums.most.sub(x)).clear(s, e.eq(zero));
+            sums.distance.add_positive(product);
+        } else {
+            sums.most = x.max(sums.most);
         }
+        // A softmax needs no sum without the largest exponential. Where no lane has a new largest logit, no
+        // exponential is above the sum before it, and both ways are exact.
+        if KEPT && !ENTROPY || !grew {
+            sums.whole.add_positive(e);
+        } else {
+            sums.whole.add(e);
+        }
+    }
+
+    /// Makes `most` the largest logits so far, which distances are from.
+    #[inline(always)]
+    fn refer_to(most: T::V<S>, sums: &mut PartSums<S, T>) {
+        let grown = most.sub(sums.most);
+        sums.distance.add_positive(grown.mul(sums.whole.rounded()));
+        sums.most = most;
     }
 
     /// Reduces a chunk.
@@ -290,6 +330,17 @@ impl<'a, S: Simd, T: Limits> Reducer<'a, S, T> {
         let (kept, n) = if KEPT { (at, chunk) } else { (0, 0) };
         let scratch = self.row.scratch.part(kept, n);
         let together = if GENERAL { 1 } else { S::TOGETHER.min(VECTORS) };
+        let mut grew = true;
+        if ENTROPY {
+            let mut most = sums.most;
+            for i in 0..VECTORS {
+                most = T::V::<S>::load(s, logits, i * T::LANES).max(most);
+            }
+            grew = T::V::<S>::lanes(sums.most.lt(most)) != 0;
+            if grew {
+                Self::refer_to(most, sums);
+            }
+        }
         let zero = T::V::<S>::splat(s, T::default());
         let mut begun = [[zero; 2]; VECTORS];
         for first in (0..VECTORS).step_by(together) {
@@ -310,7 +361,7 @@ impl<'a, S: Simd, T: Limits> Reducer<'a, S, T> {
                 if KEPT {
                     e.store(scratch, i * T::LANES);
                 }
-                self.add::<ENTROPY>(s, x, e, sums);
+                Self::add::<KEPT, ENTROPY>(s, x, e, sums, grew);
             }
         }
     }
@@ -332,7 +383,10 @@ impl<'a, S: Simd, T: Limits> Reducer<'a, S, T> {
             if KEPT {
                 e.store(self.row.scratch, at);
             }
-            self.add::<ENTROPY>(s, x, e, sums);
+            if ENTROPY {
+                Self::refer_to(x.max(sums.most), sums);
+            }
+            Self::add::<KEPT, ENTROPY>(s, x, e, sums, true);
         }
     }
 }
@@ -345,7 +399,7 @@ impl<T: Limits, const KEPT: bool, const ENTROPY: bool, const GENERAL: bool> Kern
     fn eval<S: Simd>(self, s: S) -> RowSums<T> {
         let reducer = Reducer::<S, T>::new(s, self.row, GENERAL);
         let (mut whole, mut distance) = (Total::default(), Total::default());
-        let mut most = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
+        let (mut top, mut most) = (self.row.reference, reducer.reference);
         let (len, chunk) = (self.row.logits.len(), VECTORS * T::LANES);
         for start in (0..len).step_by(PART * chunk) {
             let mut sums = PartSums { whole: Sum::new(s), distance: Sum::new(s), most };
@@ -364,13 +418,16 @@ impl<T: Limits, const KEPT: bool, const ENTROPY: bool, const GENERAL: bool> Kern
                     }
                 }
             }
+            most = sums.most;
+            if ENTROPY {
+                let before = std::mem::replace(&mut top, largest_lane::<S, T>(most));
+                distance.add((top.to_f64() - before.to_f64()) * whole.get());
+                distance.add(sums.distance_from(s, top));
+                most = T::V::<S>::splat(s, top);
+            }
             let [sum, error] = sums.whole.total_and_error();
             whole.add(sum);
             whole.add(error);
-            if ENTROPY {
-                distance.add(sums.distance.total());
-            }
-            most = sums.most;
         }
         let most = largest_lane::<S, T>(most);
         let pivot = reducer.exponential::<GENERAL>(s, T::V::<S>::splat(s, most));
@@ -487,7 +544,7 @@ impl<'a, T: Limits> Rows<'a, T> {
                 return Reduced::Special(if nan { f64::NAN } else { row.reference.to_f64() });
             }
         }
-        let mut sums = loop {
+        let sums = loop {
             let large = row.reference.to_f64().abs() > T::OFFSET_LIMIT;
             let general = !S::SPECIALIZED || large || !temperature.is_one;
             let taken = pending.take();
@@ -512,9 +569,7 @@ impl<'a, T: Limits> Rows<'a, T> {
             if whole.is_nan() {
                 return Reduced::Special(f64::NAN);
             }
-            // Negative distances, of logits above the reference, would cancel the others.
-            let cancels = quantity == Entropy && sums.distance < 0.0;
-            if whole <= largest && !cancels || sums.most <= row.reference {
+            if whole <= largest || sums.most <= row.reference {
                 break sums;
             }
             if !sums.most.to_f64().is_finite() {
@@ -531,10 +586,6 @@ impl<'a, T: Limits> Rows<'a, T> {
                 rest / sums.pivot
             };
             log = log1p_scalar(s, odds);
-        }
-        if quantity == Entropy {
-            let above = (sums.most.to_f64() - row.reference.to_f64()) * sums.whole.get();
-            sums.distance += above;
         }
         Reduced::Sums { sums, log }
     }
