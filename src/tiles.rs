@@ -15,6 +15,7 @@
 //! 2. *An array of contiguous rows is not copied.* The kernel reads or writes it in place.
 //! 3. *Types are converted on the way*: half precision, and the `float32` arrays of a batch that is computed in
 //!    `float64` ([`Singles`]).
+//! 4. *A sparse target becomes rows of probabilities*, if the kernel takes no other.
 //!
 //! Costs: each number is loaded and stored once more, from and to the cache. No array is copied as a whole.
 //!
@@ -185,7 +186,8 @@ impl<'a, T: Real> Tile<'a, T> {
             values: room(layout.values.is_some() || grad || layout.converts()),
             columns: room(halves && (layout.values.is_some() || grad)),
             probabilities: room(
-                layout.probabilities.is_some()
+                layout.sparse
+                    || layout.probabilities.is_some()
                     || singles.is_some_and(|singles| singles.probabilities.is_some()),
             ),
             hess: room(writes && (layout.hess.is_some() || singles.is_some())),
@@ -260,6 +262,18 @@ impl<'a, T: Real> Tile<'a, T> {
                 }
             };
             tile.target = Target::Probabilities(probabilities);
+        }
+        if layout.sparse {
+            let rows = self.probabilities.output();
+            rows.part(0, n).fill(T::default());
+            for i in 0..samples.len() {
+                // A class that is named twice has the sum.
+                whole.each_entry(samples.start + i, &mut |class, q| {
+                    let at = i * classes + class;
+                    rows.set(at, T::from_f64(rows.as_input().get(at).to_f64() + q));
+                });
+            }
+            tile.target = Target::Probabilities(self.probabilities.input().part(0, n));
         }
         let derivatives = [
             (whole.outputs.grad, &layout.grad, &self.values),

@@ -37,6 +37,9 @@ _HOST_MEMORY = (1, 3, 11, 13)
 # which this does not suffice are treated as overlapping.
 _OVERLAP_WORK = 10_000
 
+# What messages call the arrays of a target that is a pair.
+_PAIR = ("target[0]", "target[1]")
+
 # The most numbers that a check of values takes at a time, so that it needs little memory.
 _BLOCK = 1 << 18
 
@@ -95,7 +98,11 @@ def _prepare_classes(
         raise ValueError(f"{name} of shape {x.shape} has no classes on axis {axis}")
     samples = x.shape[:axis] + x.shape[axis + 1 :]
 
-    t = _class_target(name, x, axis, target)
+    pair = _is_pair(target, x)
+    if pair:
+        targets = dict(zip(_PAIR, _sparse_target(name, x, axis, target), strict=True))
+    else:
+        targets = {"target": _class_target(name, x, axis, target)}
     w = _optional("weight", options, _real_array)
     if w is not None and w.shape != (classes,):
         raise ValueError(
@@ -108,10 +115,15 @@ def _prepare_classes(
             f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
             f"{x.shape}, without the class axis {axis}"
         )
-    outs = _outputs(name, x, {"target": t, "weight": w, "sample_weight": s}, *outputs)
+    outs = _outputs(name, x, {**targets, "weight": w, "sample_weight": s}, *outputs)
 
     dtype = _native(x)
-    t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _exact(t, dtype))
+    t: Any
+    if pair:
+        t = tuple(_canonical(a, _native(a)) for a in targets.values())
+    else:
+        t = targets["target"]
+        t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _exact(t, dtype))
     if w is not None:
         w = _canonical(w, dtype if _native(w) == dtype else np.float64)
     if s is not None:
@@ -253,6 +265,10 @@ def _is_float_type(dtype: np.dtype[Any]) -> bool:
     return dtype.type in (np.float32, np.float64)
 
 
+def _is_float_kind(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f"
+
+
 def _is_float(a: _Array) -> bool:
     return _is_float_type(a.dtype)
 
@@ -343,7 +359,13 @@ def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
         if t.dtype.kind in "iu":
             return t
         if t.dtype.kind == "f":
-            return _whole_numbers(name, t, x, axis)
+            return _whole_numbers(
+                "target",
+                t,
+                x.shape[axis],
+                f"target has dtype {t.dtype} and the shape of class indices for {name} of shape "
+                f"{x.shape}",
+            )
         raise TypeError(
             f"target has dtype {t.dtype}, but must be integer: its shape {t.shape} is that of "
             f"class indices for {name} of shape {x.shape}"
@@ -356,11 +378,68 @@ def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
     if fitting:  # several, if axes have the same length: then PyTorch's class axis first
         elsewhere = 1 if 1 in fitting else fitting[0]
         message += f"; if its classes are on axis {elsewhere}, pass axis={elsewhere}"
+    elif isinstance(value, tuple) and len(value) == 2:
+        message += (
+            f"; the two arrays of a pair (indices, probabilities) have shape {_and_k(samples)}"
+        )
     raise ValueError(message)
 
 
-def _whole_numbers(name: str, t: _Array, x: _Array, axis: int) -> _Array:
-    """Return class indices that are stored as floats."""
+def _and_k(samples: tuple[int, ...]) -> str:
+    return f"({', '.join([*map(str, samples), 'k'])}{'' if samples else ','})"
+
+
+def _is_pair(target: object, x: _Array) -> bool:
+    """Whether a target is a pair (indices, probabilities), not one array as a nested tuple.
+
+    Each array of a pair has as many axes as `x`. An item of a nested tuple has fewer.
+    """
+    if not isinstance(target, tuple):
+        return False
+    for item in target[:2]:
+        try:
+            if np.ndim(item) >= x.ndim:
+                return True
+        except (RuntimeError, TypeError, ValueError):  # ragged lists and the like
+            return True
+    return False
+
+
+def _sparse_target(name: str, x: _Array, axis: int, target: Any) -> tuple[_Array, _Array]:
+    """Return the class indices and the probabilities of a target that is a pair."""
+    if len(target) != 2:
+        raise ValueError(
+            f"target is a tuple of length {len(target)}, but must be a pair "
+            "(indices, probabilities)"
+        )
+    indices = _real_array(_PAIR[0], target[0])
+    q = _typed(_PAIR[1], target[1], _is_float_kind, "float", untyped_integers=True)
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    for title, a in zip(_PAIR, (indices, q), strict=True):
+        if a.ndim != x.ndim or a.shape[:-1] != samples:
+            raise ValueError(
+                f"{title} has shape {a.shape}, but {name} of shape {x.shape} with the class axis "
+                f"{axis} takes a pair (indices, probabilities) of shape {_and_k(samples)}"
+            )
+    if q.shape != indices.shape:
+        raise ValueError(
+            f"{_PAIR[1]} has shape {q.shape}, but must have that of {_PAIR[0]}, {indices.shape}: "
+            "the target is a pair (indices, probabilities)"
+        )
+    if indices.dtype.kind == "f":
+        kind = f"{_PAIR[0]} has dtype {indices.dtype} and the target is (indices, probabilities)"
+        indices = _whole_numbers(_PAIR[0], indices, x.shape[axis], kind)
+    elif indices.dtype.kind == "b":
+        raise _wrong_dtype(_PAIR[0], target[0], indices.dtype, "integer class indices")
+    if not _is_float(q):
+        wide = np.float32 if np.can_cast(q.dtype, np.float32) else np.float64
+        with np.errstate(all="ignore"):
+            q = q.astype(wide)
+    return indices, q
+
+
+def _whole_numbers(name: str, t: _Array, classes: int, what: str) -> _Array:
+    """Return class indices that are stored as floats; `what` they are, for messages."""
     indices = np.empty(t.shape, np.int64)
     flat = indices.reshape(-1)
     at = 0
@@ -370,17 +449,16 @@ def _whole_numbers(name: str, t: _Array, x: _Array, axis: int) -> _Array:
             i = int(np.argmin(whole))
             missing = " (missing values?)" if np.isnan(block[i]) else ""
             raise ValueError(
-                f"target{_position(at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
-                f"number: target has dtype {t.dtype} and the shape of class indices for {name} of "
-                f"shape {x.shape}"
+                f"{name}{_position(at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
+                f"number: {what}"
             )
         with np.errstate(over="ignore"):  # float16 does not hold these limits
             outside = (block < -(2.0**63)) | (block >= 2.0**63)
         if outside.any():
             i = int(np.argmax(outside))
             raise IndexError(
-                f"target{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
-                f"[0, {x.shape[axis]})"
+                f"{name}{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
+                f"[0, {classes})"
             )
         flat[at : at + block.size] = block
         at += block.size

@@ -38,6 +38,7 @@ pub const LOSSES: &[Loss] = &[
         ],
         derivatives: 2,
         class_indices_only: None,
+        sparse_target: true,
         evaluate: Evaluate::OverClasses {
             f32: cross_entropy::cross_entropy,
             f64: cross_entropy::cross_entropy,
@@ -62,6 +63,7 @@ pub const LOSSES: &[Loss] = &[
         class_indices_only: Some(
             "the factor (1 - p)^gamma is of one true class, and a spread target has none",
         ),
+        sparse_target: false,
         evaluate: Evaluate::OverClasses {
             f32: focal_loss::focal_loss,
             f64: focal_loss::focal_loss,
@@ -83,6 +85,7 @@ pub const LOSSES: &[Loss] = &[
         ],
         derivatives: 2,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::OverClasses {
             f32: |batch| log_loss::log_loss(batch, batch.shape, batch.fresh),
             f64: |batch| log_loss::log_loss(batch, batch.shape, batch.fresh),
@@ -95,6 +98,7 @@ pub const LOSSES: &[Loss] = &[
         keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
         derivatives: 2,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::ElementByElement {
             f32: binary::binary_cross_entropy,
             f64: binary::binary_cross_entropy,
@@ -118,6 +122,8 @@ pub struct Loss {
     pub derivatives: usize,
     /// For a loss whose target must be class indices without smoothing: the reason.
     pub class_indices_only: Option<&'static str>,
+    /// Whether its target may be a pair of class indices and probabilities ([`Target::Sparse`]).
+    pub sparse_target: bool,
     /// The functions that evaluate it.
     pub evaluate: Evaluate,
 }
@@ -253,9 +259,14 @@ impl Loss {
     #[inline]
     pub fn check_target<T>(&self, target: &Target<'_, T>) -> Result<()> {
         match (self.class_indices_only, target) {
-            (Some(reason), Target::Probabilities(_)) => Err(Error::Type(format!(
+            (Some(reason), Target::Probabilities(_) | Target::Sparse(_)) => Err(Error::Type(format!(
                 "{} takes no probabilities as target: {reason}; target must be class indices, of the \
                  shape of {} without the class axis",
+                self.name, self.input,
+            ))),
+            (None, Target::Sparse(_)) if !self.sparse_target => Err(Error::Type(format!(
+                "{} takes no pair (indices, probabilities) as target: target must be class indices, of the \
+                 shape of {} without the class axis, or probabilities of its shape",
                 self.name, self.input,
             ))),
             _ => Ok(()),
@@ -294,12 +305,17 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             if few { loss.run_few($coefficients, $total) } else { loss.run($coefficients, $total) }
         };
     }
-    let sum = match batch.target {
-        Target::Indices(_) if smoothing == 0.0 => run!(Hard, 0.0),
-        Target::Indices(_) if batch.weight.is_none() => {
+    let target = match batch.target {
+        // Each tile makes rows of probabilities of it.
+        Target::Sparse(_) if few => Target::Probabilities(Input::from_slice(&[])),
+        other => other,
+    };
+    let sum = match target {
+        Target::Indices(_) | Target::Sparse(_) if smoothing == 0.0 => run!(Hard, 0.0),
+        Target::Indices(_) | Target::Sparse(_) if batch.weight.is_none() => {
             run!(Even(T::from_f64(even)), smoothing)
         }
-        Target::Indices(_) => {
+        Target::Indices(_) | Target::Sparse(_) => {
             let weights = scaled(even);
             let total = reduce::sum(weights.iter().map(|weight| weight.to_f64()));
             run!(Shared(Input::from_slice(&weights)), total)

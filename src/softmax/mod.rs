@@ -31,6 +31,7 @@ pub mod few;
 pub mod objective;
 pub mod route;
 pub mod rows;
+mod sparse;
 
 use crate::math::Real;
 use crate::simd::{Simd, Vector};

@@ -32,8 +32,8 @@
 //! overlap. Without a gradient nothing is kept in scratch. The Hessian costs further passes over the scratch
 //! where the pivot has less than half of the probability (`Rows::dominant_hessian`).
 //!
-//! The kernel is compiled once for each way that a target is stored ([`Coefficients`]), not for each loss. An
-//! objective other than plain cross-entropy changes loss and factors once a row (`ApplyObjective`). Whether there
+//! The kernel is compiled once for each way that a target is stored ([`Coefficients`]), not for each loss. A
+//! sparse target is a class index to it, except at the entries (`sparse.rs`). An objective other than plain cross-entropy changes loss and factors once a row (`ApplyObjective`). Whether there
 //! is a gradient is a value at run time, read once a chunk.
 
 use std::ops::Range;
@@ -49,6 +49,7 @@ use crate::simd::{Function, Input, Kernel, Output, Scratch, Simd, Vector, fence}
 
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
+use super::sparse::{Entries, Slopes};
 use super::{Limits, exponent, power};
 
 /// Vectors of a chunk.
@@ -769,6 +770,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
         let mut pending = None;
         let mut losses = PendingLosses::default();
+        let mut entries = Entries::of(batch);
         let first = rows.start;
         for row in rows {
             let mut class = [0];
@@ -782,11 +784,18 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 continue;
             }
             let sample = batch.sample_factor(row);
-            let class_weight = if C::HARD {
-                self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class])
-            } else {
-                0.0
-            };
+            let (mut class, mut class_weight) = (class, 0.0);
+            // The coefficient of the pivot, and of the other entries of a sparse target.
+            let (mut own_weight, mut other_weight) = (0.0, 0.0);
+            if let Some(entries) = &mut entries {
+                entries.read(batch, row, self.keep);
+                class = entries.pivot;
+                (own_weight, other_weight) = (entries.own, entries.others);
+                class_weight = own_weight + other_weight;
+            } else if C::HARD {
+                class_weight = self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
+                own_weight = class_weight;
+            }
             let scale = sample / batch.divisor;
             let total_scale = if C::HARD { scale * (class_weight + self.total) } else { scale };
             let total_scale = match self.plain {
@@ -834,6 +843,9 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             [losses.sum[i], losses.residue[i]] = reduce.exp.relative(whole);
             let not_largest = !C::HARD && most > reference.to_f64();
             losses.distance[i] = distance;
+            if let Some(entries) = &entries {
+                losses.distance[i] += entries.distance;
+            }
             if not_largest {
                 let above = most - reference.to_f64();
                 losses.distance[i] += coefficient * above;
@@ -903,7 +915,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let lane = coefficients.load(s, reduce.pivot, 1).to_lanes();
                 let own = lane.as_ref()[0].to_f64();
                 let grad = if C::HARD {
-                    (self.total * p - own) - class_weight * part
+                    ((self.total + other_weight) * p - own) - own_weight * part
                 } else if p < 0.5 {
                     total * p - own
                 } else {
@@ -911,8 +923,10 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 };
                 // Adding 0 makes -0 a 0.
                 pivot_grad = T::from_f64(scale * grad + z_slope * p + 0.0);
-            } else if self.objective.has_z_loss() {
-                let own = z_slope * (pivot / whole) - scale * total * (rest / whole);
+            } else if self.objective.has_z_loss() || entries.is_some() {
+                let others = if other_weight == 0.0 { 0.0 } else { scale * other_weight };
+                let more = z_slope + others;
+                let own = more * (pivot / whole) - scale * own_weight * (rest / whole);
                 pivot_grad = T::from_f64(own + 0.0);
                 // `finish` writes no pivot_grad that is 0: this makes it 0.
                 scratch.output().set(reduce.pivot, T::default());
@@ -937,8 +951,13 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 (rest, pivot) = (rest * by, pivot * by);
                 inverse /= by;
             }
+            let slopes = Slopes { scaled, whole: rest + pivot, scale };
+            // The Hessian needs the exponentials as they are.
+            let changed = entries
+                .as_mut()
+                .is_none_or(|entries| entries.change(&scratch, &slopes, hess.is_none()));
             let [a_high, a_low] = quotient::<T>(scaled, rest, pivot);
-            pending = Some(Emit {
+            let emit = Emit {
                 scratch: scratch.input(),
                 grad,
                 hess,
@@ -954,7 +973,17 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 pivot_hess,
                 head: if self.non_temporal { grad.unaligned() } else { 0 },
                 non_temporal: self.non_temporal,
-            });
+            };
+            if changed {
+                pending = Some(emit);
+                continue;
+            }
+            emit.all::<C>(s);
+            emit.finish::<C>();
+            for (class, g) in entries.iter().flat_map(|entries| entries.gradients(&slopes)) {
+                let t = coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
+                grad.set(class, T::from_f64(g - scale * t + 0.0));
+            }
         }
         if let Some(pending) = pending {
             pending.all::<C>(s);

@@ -154,7 +154,7 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
         // From the batch, not from the coefficients: the batch may be one tile of a larger one.
         let stored = match batch.target {
             Target::Probabilities(stored) => Some(stored),
-            Target::Indices(_) => None,
+            Target::Indices(_) | Target::Sparse(_) => None,
         };
         let common = Common {
             batch,
@@ -446,6 +446,7 @@ mod tests {
             hess: None,
             halves: None,
             singles: None,
+            sparse: false,
         };
         let layout = (!by_rows).then(|| Box::new(layout));
         let mut batch = Batch::of_rows(x.as_input(), classes, target);

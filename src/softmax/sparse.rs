@@ -1,0 +1,156 @@
+//! Rows of many classes whose target is sparse: a few entries, each a class `c` and its coefficient `t_c`.
+//!
+//! ```text
+//! y            the entries' class of the largest logit: the pivot
+//! W            sum of the entries' t_c
+//! loss         W (-log p_y) + sum_c t_c (x_y - x_c)
+//! gradient     a E_c, and at an entry a E_c - b t_c
+//! ```
+//!
+//! The kernel reduces and emits the row as for the class index `y` of weight `W`. No term of this loss is negative
+//! unless a coefficient is, so nothing cancels. Only the gradient at the entries differs. Where the gradient is
+//! `a E_c` elsewhere, it becomes that here: `E_c - b t_c / a` takes the place of the exponential in scratch, so
+//! that the gradient is written once.
+//!
+//! Costs: per entry one load of a logit, and three loads and stores of scratch, which is in the cache.
+
+use crate::call::batch::{Batch, Target};
+use crate::error::collected;
+use crate::math::Real;
+use crate::reduce::Total;
+use crate::simd::Scratch;
+
+/// The largest quotient `b t_c / (a S)` for which exponentials are changed: they stay finite.
+const MOST: f64 = 8.0;
+
+/// A class and its coefficient.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    class: usize,
+    coefficient: f64,
+    /// The exponential of the class.
+    exponential: f64,
+}
+
+/// The entries of a row.
+pub struct Entries {
+    all: Vec<Entry>,
+    /// The class of the largest logit of these.
+    pub pivot: usize,
+    /// The coefficient of the pivot.
+    pub own: f64,
+    /// The sum of all other coefficients.
+    pub others: f64,
+    /// The sum of the coefficients times how far their logits are below the pivot's.
+    pub distance: f64,
+}
+
+/// How the gradient of a row depends on its exponentials and coefficients.
+pub struct Slopes {
+    /// `a S`
+    pub scaled: f64,
+    /// `S`
+    pub whole: f64,
+    /// `b`
+    pub scale: f64,
+}
+
+impl Entries {
+    /// Room for the entries of a row, if the target is sparse.
+    pub fn of<T: Real>(batch: &Batch<'_, T>) -> Option<Self> {
+        let Target::Sparse(sparse) = batch.target else { return None };
+        let all = collected((0..sparse.entries).map(|_| Entry::default()));
+        Some(Entries { all, pivot: 0, own: 0.0, others: 0.0, distance: 0.0 })
+    }
+
+    /// Reads the entries of a row. `keep` is what label smoothing leaves to them.
+    #[inline(never)]
+    pub fn read<T: Real>(&mut self, batch: &Batch<'_, T>, row: usize, keep: f64) {
+        let all = &mut self.all;
+        all.clear();
+        batch.each_entry(row, &mut |class, q| {
+            let coefficient = keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class]) * q;
+            // Without a coefficient it adds nothing, whatever its logit. The vector has room for all.
+            if coefficient != 0.0 {
+                all.push(Entry { class, coefficient, exponential: 0.0 });
+            }
+        });
+        let logits = batch.values.part(row * batch.classes, batch.classes);
+        let logit = |class: usize| logits.get(class).to_f64();
+        self.pivot = all.first().map_or(0, |entry| entry.class);
+        let mut most = logit(self.pivot);
+        for entry in all.iter() {
+            let x = logit(entry.class);
+            if x > most {
+                (self.pivot, most) = (entry.class, x);
+            }
+        }
+        let (mut own, mut others) = (Total::default(), Total::default());
+        let mut distance = Total::default();
+        for entry in all.iter() {
+            if entry.class == self.pivot {
+                own.add(entry.coefficient);
+                continue;
+            }
+            others.add(entry.coefficient);
+            let x = logit(entry.class);
+            if x != most {
+                distance.add(entry.coefficient * (most - x));
+            }
+        }
+        (self.own, self.others, self.distance) = (own.get(), others.get(), distance.get());
+    }
+
+    /// Changes the exponentials of a reduced row so that the row's `a E` is the gradient at the entries, the pivot
+    /// aside. Returns `false` if that cannot be, or not `may`, and leaves the exponentials as they are.
+    #[inline(never)]
+    pub fn change<T: Real>(&mut self, scratch: &Scratch<T>, slopes: &Slopes, may: bool) -> bool {
+        self.add_up(scratch);
+        let &Slopes { scaled, whole, scale } = slopes;
+        let small = |entry: &Entry| (scale * entry.coefficient).abs() <= MOST * scaled.abs();
+        if !may || scaled == 0.0 || !self.all.iter().all(small) {
+            return false;
+        }
+        let quotient = scale / scaled * whole;
+        for &Entry { class, coefficient, exponential } in &self.all {
+            let changed = (-quotient).mul_add(coefficient, exponential);
+            scratch.output().set(class, T::from_f64(changed));
+        }
+        true
+    }
+
+    /// The class of each entry, the pivot aside, and the gradient there without what label smoothing adds.
+    /// [`Entries::change`] has returned `false`.
+    pub fn gradients(&self, slopes: &Slopes) -> impl Iterator<Item = (usize, f64)> {
+        let &Slopes { scaled, whole, scale } = slopes;
+        self.all.iter().map(move |entry| {
+            let gradient = scaled * (entry.exponential / whole) - scale * entry.coefficient;
+            (entry.class, gradient)
+        })
+    }
+
+    /// Makes one entry of those of the same class, drops those of the pivot, and reads the exponentials.
+    fn add_up<T: Real>(&mut self, scratch: &Scratch<T>) {
+        let (all, pivot) = (&mut self.all, self.pivot);
+        let (input, output) = (scratch.input(), scratch.output());
+        for entry in all.iter_mut() {
+            entry.exponential = input.get(entry.class).to_f64();
+        }
+        // Each class has the number of its last entry in scratch meanwhile.
+        for (i, entry) in all.iter().enumerate() {
+            output.set(entry.class, T::from_bits(i as u64));
+        }
+        for i in 0..all.len() {
+            let Entry { class, coefficient, .. } = all[i];
+            let last = input.get(class).to_bits() as usize;
+            if last != i {
+                all[last].coefficient += coefficient;
+                all[i].coefficient = 0.0;
+            }
+        }
+        for entry in all.iter() {
+            output.set(entry.class, T::from_f64(entry.exponential));
+        }
+        all.retain(|entry| entry.class != pivot && entry.coefficient != 0.0);
+    }
+}
