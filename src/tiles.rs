@@ -268,7 +268,7 @@ impl<'a, T: Real> Tile<'a, T> {
             rows.part(0, n).fill(T::default());
             for i in 0..samples.len() {
                 // A class that is named twice has the sum.
-                whole.each_entry(samples.start + i, &mut |class, q| {
+                whole.each_entry(samples.start + i, |class, q| {
                     let at = i * classes + class;
                     rows.set(at, T::from_f64(rows.as_input().get(at).to_f64() + q));
                 });

@@ -471,9 +471,8 @@ impl<'a, T: Real> Batch<'a, T> {
 
     /// Calls `put` with the class and the probability of each entry of a sample in a sparse target, but for empty
     /// entries and those of probability 0.
-    // A trait object: class indices come in eight types.
-    #[inline(never)]
-    pub fn each_entry(&self, sample: usize, put: &mut dyn FnMut(usize, f64)) {
+    #[inline(always)]
+    pub fn each_entry(&self, sample: usize, mut put: impl FnMut(usize, f64)) {
         let Target::Sparse(Sparse { indices, probabilities, entries }) = self.target else {
             return;
         };

@@ -259,11 +259,13 @@ impl Loss {
     #[inline]
     pub fn check_target<T>(&self, target: &Target<'_, T>) -> Result<()> {
         match (self.class_indices_only, target) {
-            (Some(reason), Target::Probabilities(_) | Target::Sparse(_)) => Err(Error::Type(format!(
-                "{} takes no probabilities as target: {reason}; target must be class indices, of the \
+            (Some(reason), Target::Probabilities(_) | Target::Sparse(_)) => {
+                Err(Error::Type(format!(
+                    "{} takes no probabilities as target: {reason}; target must be class indices, of the \
                  shape of {} without the class axis",
-                self.name, self.input,
-            ))),
+                    self.name, self.input,
+                )))
+            }
             (None, Target::Sparse(_)) if !self.sparse_target => Err(Error::Type(format!(
                 "{} takes no pair (indices, probabilities) as target: target must be class indices, of the \
                  shape of {} without the class axis, or probabilities of its shape",

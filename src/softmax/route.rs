@@ -57,7 +57,9 @@ impl Route {
         };
         let by_tiles = layout.is_some_and(|layout| match algorithm {
             Algorithm::Few => {
-                layout.converts() || layout.sparse || layout.places().any(|place| place.sample_step() != 1)
+                layout.converts()
+                    || layout.sparse
+                    || layout.places().any(|place| place.sample_step() != 1)
             }
             Algorithm::Columns(_) => false,
             Algorithm::Rows => true,

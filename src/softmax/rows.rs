@@ -793,7 +793,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 (own_weight, other_weight) = (entries.own, entries.others);
                 class_weight = own_weight + other_weight;
             } else if C::HARD {
-                class_weight = self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
+                class_weight =
+                    self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
                 own_weight = class_weight;
             }
             let scale = sample / batch.divisor;

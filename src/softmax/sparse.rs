@@ -28,8 +28,8 @@ const MOST: f64 = 8.0;
 struct Entry {
     class: usize,
     coefficient: f64,
-    /// The exponential of the class.
-    exponential: f64,
+    /// The logit of the class, and later its exponential.
+    value: f64,
 }
 
 /// The entries of a row.
@@ -68,37 +68,31 @@ impl Entries {
     pub fn read<T: Real>(&mut self, batch: &Batch<'_, T>, row: usize, keep: f64) {
         let all = &mut self.all;
         all.clear();
-        batch.each_entry(row, &mut |class, q| {
-            let coefficient = keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class]) * q;
+        let logits = batch.values.part(row * batch.classes, batch.classes);
+        let weight = batch.weight.as_deref();
+        batch.each_entry(row, |class, q| {
+            let coefficient = keep * weight.map_or(1.0, |weight| weight[class]) * q;
             // Without a coefficient it adds nothing, whatever its logit. The vector has room for all.
             if coefficient != 0.0 {
-                all.push(Entry { class, coefficient, exponential: 0.0 });
+                all.push(Entry { class, coefficient, value: logits.get(class).to_f64() });
             }
         });
-        let logits = batch.values.part(row * batch.classes, batch.classes);
-        let logit = |class: usize| logits.get(class).to_f64();
-        self.pivot = all.first().map_or(0, |entry| entry.class);
-        let mut most = logit(self.pivot);
+        let (mut pivot, mut most) =
+            all.first().map_or((0, 0.0), |entry| (entry.class, entry.value));
         for entry in all.iter() {
-            let x = logit(entry.class);
-            if x > most {
-                (self.pivot, most) = (entry.class, x);
-            }
+            (pivot, most) =
+                if entry.value > most { (entry.class, entry.value) } else { (pivot, most) };
         }
-        let (mut own, mut others) = (Total::default(), Total::default());
-        let mut distance = Total::default();
-        for entry in all.iter() {
-            if entry.class == self.pivot {
-                own.add(entry.coefficient);
-                continue;
-            }
-            others.add(entry.coefficient);
-            let x = logit(entry.class);
-            if x != most {
-                distance.add(entry.coefficient * (most - x));
-            }
+        let mut sums = [Total::default(); 3];
+        for &Entry { class, coefficient, value } in all.iter() {
+            let is_pivot = class == pivot;
+            sums[0].add(if is_pivot { coefficient } else { 0.0 });
+            sums[1].add(if is_pivot { 0.0 } else { coefficient });
+            // Equal infinities have no distance.
+            sums[2].add(if value == most { 0.0 } else { coefficient * (most - value) });
         }
-        (self.own, self.others, self.distance) = (own.get(), others.get(), distance.get());
+        self.pivot = pivot;
+        [self.own, self.others, self.distance] = sums.map(Total::get);
     }
 
     /// Changes the exponentials of a reduced row so that the row's `a E` is the gradient at the entries, the pivot
@@ -107,36 +101,35 @@ impl Entries {
     pub fn change<T: Real>(&mut self, scratch: &Scratch<T>, slopes: &Slopes, may: bool) -> bool {
         self.add_up(scratch);
         let &Slopes { scaled, whole, scale } = slopes;
-        let small = |entry: &Entry| (scale * entry.coefficient).abs() <= MOST * scaled.abs();
-        if !may || scaled == 0.0 || !self.all.iter().all(small) {
-            return false;
+        let most = MOST * (scaled / scale).abs();
+        let small = self.all.iter().all(|entry| entry.coefficient.abs() <= most);
+        let may = may && scaled != 0.0 && small;
+        let quotient = if may { scale / scaled * whole } else { 0.0 };
+        // The last entry of a class has its coefficient, and is the last to be written.
+        for &Entry { class, coefficient, value } in &self.all {
+            scratch.output().set(class, T::from_f64(value - quotient * coefficient));
         }
-        let quotient = scale / scaled * whole;
-        for &Entry { class, coefficient, exponential } in &self.all {
-            let changed = (-quotient).mul_add(coefficient, exponential);
-            scratch.output().set(class, T::from_f64(changed));
-        }
-        true
+        may
     }
 
     /// The class of each entry, the pivot aside, and the gradient there without what label smoothing adds.
     /// [`Entries::change`] has returned `false`.
     pub fn gradients(&self, slopes: &Slopes) -> impl Iterator<Item = (usize, f64)> {
         let &Slopes { scaled, whole, scale } = slopes;
-        self.all.iter().map(move |entry| {
-            let gradient = scaled * (entry.exponential / whole) - scale * entry.coefficient;
-            (entry.class, gradient)
+        self.all.iter().filter(|entry| entry.coefficient != 0.0).map(move |entry| {
+            (entry.class, scaled * (entry.value / whole) - scale * entry.coefficient)
         })
     }
 
-    /// Makes one entry of those of the same class, drops those of the pivot, and reads the exponentials.
+    /// Reads the exponentials. Gives the coefficients of each class to its last entry, and 0 to all others and to the
+    /// pivot.
     fn add_up<T: Real>(&mut self, scratch: &Scratch<T>) {
         let (all, pivot) = (&mut self.all, self.pivot);
         let (input, output) = (scratch.input(), scratch.output());
         for entry in all.iter_mut() {
-            entry.exponential = input.get(entry.class).to_f64();
+            entry.value = input.get(entry.class).to_f64();
         }
-        // Each class has the number of its last entry in scratch meanwhile.
+        // Meanwhile scratch holds the number of the last entry of a class.
         for (i, entry) in all.iter().enumerate() {
             output.set(entry.class, T::from_bits(i as u64));
         }
@@ -147,10 +140,9 @@ impl Entries {
                 all[last].coefficient += coefficient;
                 all[i].coefficient = 0.0;
             }
+            if class == pivot {
+                all[i].coefficient = 0.0;
+            }
         }
-        for entry in all.iter() {
-            output.set(entry.class, T::from_f64(entry.exponential));
-        }
-        all.retain(|entry| entry.class != pivot && entry.coefficient != 0.0);
     }
 }
