@@ -148,6 +148,12 @@ impl Total {
         (self.high, self.low) = (sum, self.low + lost);
     }
 
+    /// Adds a number, and leaves out the rounding error.
+    #[inline(always)]
+    pub fn add_rounded(&mut self, x: f64) {
+        self.high += x;
+    }
+
     /// Multiplies the sum by a power of two.
     #[inline(always)]
     pub fn scale(&mut self, power: f64) {

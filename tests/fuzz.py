@@ -76,6 +76,7 @@ class Call:
     threads: int = 1
     fault: tuple = ()  # exceptions of which one must be raised
     spoiled: bool = False  # an argument of any kind: whether it is taken is not known
+    pair: tuple = ()  # the target as a pair (indices, probabilities), of which `t` is the sum
 
     @property
     def binary(self):
@@ -83,7 +84,8 @@ class Call:
 
     def run(self):
         xentrs.set_num_threads(self.threads)
-        return getattr(xentrs, self.name + self.suffix)(self.x, self.t, **self.options)
+        target = self.pair or self.t
+        return getattr(xentrs, self.name + self.suffix)(self.x, target, **self.options)
 
     def plain(self):
         """Return the same call with native, contiguous copies of its arrays, in place if it was."""
@@ -94,7 +96,8 @@ class Call:
                 options[key] = x if value is self.x else np.full_like(x, 7)
             else:
                 options[key] = _plain(value)
-        return replace(self, x=x, t=_plain(self.t), options=options)
+        pair = tuple(map(_plain, self.pair))
+        return replace(self, x=x, t=_plain(self.t), options=options, pair=pair)
 
 
 def _plain(a):
@@ -110,6 +113,7 @@ def draw(seed, number):
     with np.errstate(all="ignore"):
         call = _binary_call(rng, suffix) if name == BINARY else _class_call(rng, name, suffix)
         call.threads = int(rng.choice([1, 1, 2, 3]))
+        make_pair(np.random.default_rng([seed, number, 1]), call)
         how = rng.random()
         if how < 0.15:
             plant(rng, call)
@@ -282,6 +286,42 @@ def draw_soft(rng, shape, dtype):
     return q.astype(dtype if _chance(rng, 0.7) else _pick(rng, ["f4", "f8"]))
 
 
+def make_pair(rng, call):
+    """Make a pair (indices, probabilities) of a call's probabilities, now and then."""
+    if call.name != "cross_entropy" or not _chance(rng, 0.4) or not isinstance(call.t, np.ndarray):
+        return
+    if call.t.ndim != call.x.ndim or call.x.ndim == 0:
+        return
+    t = np.moveaxis(call.t, call.options.get("axis", -1), -1)
+    dtype = t.dtype.newbyteorder("=") if t.dtype.kind == "f" else np.dtype("f4")
+    t = t.astype(dtype)
+    ignored = call.options.get("ignore_index", -100)
+    empties = [] if ignored is None else np.atleast_1d(ignored).tolist()
+    rows = t.reshape(-1, t.shape[-1])
+    # A number that is halved exactly can stand twice.
+    halved = np.isfinite(rows) & (rows / 2 + rows / 2 == rows) & (rng.random(rows.shape) < 0.2)
+    counts = ((rows != 0) * (1 + halved)).sum(-1)
+    entries = int(counts.max(initial=0)) + int(rng.integers(3))
+    indices = rng.integers(0, t.shape[-1], (len(rows), entries))
+    q = np.zeros((len(rows), entries), dtype)
+    for i, row in enumerate(rows):
+        classes = np.flatnonzero(row)
+        twice = classes[halved[i, classes]]
+        values = np.where(halved[i, classes], row[classes] / 2, row[classes])
+        n = len(classes) + len(twice)
+        indices[i, :n] = np.concatenate([classes, twice])
+        q[i, :n] = np.concatenate([values, row[twice] / 2])
+        if empties and _chance(rng, 0.7):
+            indices[i, n:] = rng.choice(empties)
+            q[i, n:] = _pick(rng, [0, 1, np.nan, np.inf])
+        order = rng.permutation(entries)
+        indices[i], q[i] = indices[i, order], q[i, order]
+    shape = (*t.shape[:-1], entries)
+    kind = _pick(rng, ["q", "q", "i", ">i4", "f8"])
+    pair = indices.reshape(shape).astype(kind), q.reshape(shape)
+    call.pair = tuple(lay_out(rng, a) for a in pair)
+
+
 def _shared_options(rng, options):
     if _chance(rng, 0.35):
         options["label_smoothing"] = _pick(rng, [0, 0.1, 0.5, 1.0, 1e-9])
@@ -446,7 +486,7 @@ def anything(rng, shape):
 
 def spoil(rng, call):
     """Put anything in the place of some argument."""
-    call.spoiled = True
+    call.spoiled, call.pair = True, ()
     shape = call.x.shape
     keys = ["weight", "label_smoothing", "reduction", "denominator", "base", *OUTPUTS]
     keys = keys[: len(keys) - 2 + SUFFIXES.index(call.suffix)]
@@ -531,6 +571,7 @@ def plant(rng, call):
         options.pop("hess_out", None)
     elif key == "t":
         call.t = value
+        call.pair = ()
     else:
         options[key] = value
 
@@ -544,7 +585,7 @@ def _without(shape, axis):
 
 def check(call):
     """Run a call; return its results, None if it was refused, or raise a `Finding`."""
-    arrays = [call.x, call.t, *call.options.values()]
+    arrays = [call.x, call.t, *call.pair, *call.options.values()]
     arrays = [a for a in arrays if isinstance(a, np.ndarray) and not a.dtype.hasobject]
     before = [a.tobytes() for a in arrays]
     x = np.array(call.x) if isinstance(call.x, np.ndarray) else call.x
@@ -801,7 +842,7 @@ def smaller(call, kind):
             return False
         return False
 
-    if call.spoiled or not fails(call):
+    if call.spoiled or call.pair or not fails(call):
         return None
     call = call.plain()
     changed = True

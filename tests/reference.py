@@ -28,7 +28,9 @@ class Result:
 
 
 def cross_entropy(logits, target, *, z_loss=0.0, **options):
-    """Softmax cross-entropy of class indices or probabilities, with z-loss."""
+    """Softmax cross-entropy of class indices, probabilities or a pair of both, with z-loss."""
+    if isinstance(target, tuple):
+        target = dense(target, logits, options.get("axis", -1), options.pop("ignore_index", -100))
     result = _class_loss(_softmax, logits, target, **options)
     if z_loss == 0:
         return result
@@ -156,6 +158,17 @@ def _class_loss(
         rows = [np.where(keep[..., None], s[..., None] * part, Real(0)) for part in rows]
         rows = [np.moveaxis(part, -1, axis) for part in rows]
         return _reduce(loss, *rows, loss_terms, keep, divisor, reduction, denominator, base)
+
+
+def dense(pair, logits, axis, ignore_index):
+    """Return the probabilities of all classes, of a pair (indices, probabilities)."""
+    indices, q = (np.asarray(part) for part in pair)
+    x = np.moveaxis(np.asarray(logits), axis, -1)
+    target = np.zeros(x.shape, Real)
+    for place in np.argwhere(~is_ignored(indices, ignore_index)):
+        *sample, _ = place = tuple(place)
+        target[(*sample, int(indices[place]))] += q[place]
+    return np.moveaxis(target, -1, axis)
 
 
 def is_ignored(target, ignore_index):

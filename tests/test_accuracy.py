@@ -231,6 +231,25 @@ def _soft(dtype, rng):
                 yield Rows("cross_entropy", x, q.astype(dtype), options)
 
 
+def _pairs(dtype, rng):
+    """Pairs of class indices and probabilities, with weights and smoothing or without."""
+    for classes in CLASSES:
+        for spread in SPREADS:
+            for offset in (0.0, 1e4, 1e7):
+                x = (rng.normal(size=(_count(classes), classes)) * spread + offset).astype(dtype)
+                entries = int(rng.choice([1, 2, 8, 64]))
+                indices = rng.integers(0, classes, (len(x), entries))
+                indices[::3, 0] = x[::3].argmax(-1)
+                q = rng.exponential(size=indices.shape) * 10 ** rng.uniform(-6, 0, indices.shape)
+                options = {}
+                if rng.random() < 0.5:
+                    options["weight"] = rng.uniform(0.1, 10, classes).astype(dtype)
+                if rng.random() < 0.3:
+                    options["label_smoothing"] = 0.1
+                q = (q / q.sum(-1, keepdims=True)).astype(rng.choice(DTYPES))
+                yield Rows("cross_entropy", x, (indices, q), options)
+
+
 def _z_loss(dtype, rng, *, near=False):
     """Z-loss of every size; `near` are rows whose logsumexp is a sum of terms that cancel."""
     for family in (_spreads, _leaders, _smoothing, _soft):
@@ -312,6 +331,7 @@ FAMILIES = {
     "cross_entropy: label smoothing": _smoothing,
     "cross_entropy: label smoothing, class weights": _smoothing_weights,
     "cross_entropy: probabilities as target": _soft,
+    "cross_entropy: pairs as target": _pairs,
     "cross_entropy: z-loss": _z_loss,
     "cross_entropy: z-loss, logsumexp near 0": partial(_z_loss, near=True),
     "focal_loss: gamma 0 to 1": partial(_focal, [0.0, 0.3, 0.5, 1.0]),

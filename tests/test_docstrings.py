@@ -18,7 +18,7 @@ SUFFIXES = ("", "_with_grad", "_with_grad_hess")
 
 # Entries that a loss words on its own. It words all others as `cross_entropy` does.
 OWN_WORDS = {
-    "log_loss": {"values", "ValueError"},
+    "log_loss": {"values", "target", "ValueError"},
     "focal_loss": {
         *("target", "weight", "sample_weight", "ignore_index", "label_smoothing"),
         *("TypeError", "ValueError"),

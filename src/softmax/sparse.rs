@@ -86,10 +86,21 @@ impl Entries {
         let mut sums = [Total::default(); 3];
         for &Entry { class, coefficient, value } in all.iter() {
             let is_pivot = class == pivot;
-            sums[0].add(if is_pivot { coefficient } else { 0.0 });
-            sums[1].add(if is_pivot { 0.0 } else { coefficient });
             // Equal infinities have no distance.
-            sums[2].add(if value == most { 0.0 } else { coefficient * (most - value) });
+            let distance = if value == most { 0.0 } else { coefficient * (most - value) };
+            let [own, other] = if is_pivot { [coefficient, 0.0] } else { [0.0, coefficient] };
+            for (sum, x) in sums.iter_mut().zip([own, other, distance]) {
+                if T::WIDE == 2 {
+                    // float64 is exact enough for float32.
+                    sum.add_rounded(x);
+                } else {
+                    sum.add(x);
+                }
+            }
+        }
+        if batch.large && row + 1 < batch.samples {
+            let next = (row + 1) * batch.classes;
+            batch.each_entry(row + 1, |class, _| batch.values.prefetch(next + class));
         }
         self.pivot = pivot;
         [self.own, self.others, self.distance] = sums.map(Total::get);
@@ -142,6 +153,61 @@ impl Entries {
             }
             if class == pivot {
                 all[i].coefficient = 0.0;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::batch::{Floats, Indices, Outputs, Sparse};
+    use crate::losses::cross_entropy::cross_entropy;
+    use crate::simd::{Input, Output};
+
+    /// Loss, gradient and Hessian of rows of 300 classes.
+    fn run(target: Target<'_, f64>, hess: bool, z_loss: f64) -> (f64, Vec<f64>, Vec<f64>) {
+        let logits: Vec<f64> = (0..900).map(|i| (i as f64 * 1.37).sin() * 6.0).collect();
+        let (mut grad, mut second) = (vec![0.0; 900], vec![0.0; 900]);
+        let mut batch = Batch::of_rows(Input::from_slice(&logits), 300, target);
+        batch.outputs = Outputs {
+            grad: Some(Output::from_slice(&mut grad)),
+            hess: hess.then(|| Output::from_slice(&mut second)),
+            losses: None,
+        };
+        batch.options.z_loss = z_loss;
+        batch.check(None, &[3]).unwrap();
+        let loss = cross_entropy(&batch).unwrap();
+        (loss, grad, second)
+    }
+
+    #[test]
+    fn a_sparse_row_is_the_dense_row() {
+        // A class that is named three times, an empty entry, a negative probability, a sum of 0.
+        let indices = [7, 250, 7, -100, 7, 299, 3, 4, 5, 6, 20, 21, 22, 23, -100];
+        for q in [
+            [0.5, 0.2, 0.1, f64::NAN, 0.05, 0.1, 0.2, 0.3, 0.4, 0.0, 1.0, -1.0, 2.0, -2.0, 9.0],
+            [1e-3, 0.2, 5.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1e9, -1e9, 1e-4, 0.0, 0.0],
+        ] {
+            let mut dense = vec![0.0; 900];
+            for (i, (&class, q)) in indices.iter().zip(q).enumerate() {
+                if class >= 0 {
+                    dense[i / 5 * 300 + class as usize] += q;
+                }
+            }
+            let sparse = Target::Sparse(Sparse {
+                indices: Indices::I32(Input::from_slice(&indices)),
+                probabilities: Floats::F64(Input::from_slice(&q)),
+                entries: 5,
+            });
+            let dense = Target::Probabilities(Input::from_slice(&dense));
+            let size = q.iter().filter(|q| q.is_finite()).fold(1.0f64, |most, q| most.max(q.abs()));
+            for (hess, z_loss) in [(false, 0.0), (true, 0.0), (false, 0.1), (true, 0.1)] {
+                let (a, b) = (run(sparse, hess, z_loss), run(dense, hess, z_loss));
+                assert!((a.0 - b.0).abs() <= 1e-14 * size * b.0.abs().max(1.0), "{a:?} {b:?}");
+                for (x, y) in a.1.iter().chain(&a.2).zip(b.1.iter().chain(&b.2)) {
+                    assert!((x - y).abs() <= 1e-15 * size, "{x} {y}");
+                }
             }
         }
     }

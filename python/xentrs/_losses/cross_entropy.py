@@ -64,11 +64,14 @@ def cross_entropy(
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
-    target : array_like
+    target : array_like, or tuple of two array_likes
         Class indices or probabilities; the shape says which. Of the shape of `logits` without the
         class axis: class indices, as integers or as floats that are whole numbers. Of the shape of
         `logits`: as floats, probabilities, which need not sum to 1; as integers or bools, one-hot
-        rows, each with a single 1 and else 0.
+        rows, each with a single 1 and else 0. Or a pair ``(indices, probabilities)``: a few classes
+        of each sample and their probabilities, all other classes having 0. Both arrays have the
+        shape of `logits` without the class axis, and a last axis for the entries of a sample. An
+        index that is ignored marks an empty entry; a class that is named twice has the sum.
     axis : int, default -1
         The class axis of `logits`. For PyTorch's layout ``(N, C, d)`` pass ``axis=1``.
     weight : array_like of shape (C,), optional
@@ -136,6 +139,8 @@ def cross_entropy(
 
     .. math:: -s \sum_c w_c \left[ (1-e)\, q_c + \frac{e}{C} \right] \log p_c .
 
+    A pair ``(indices, probabilities)`` is such a q, most of whose numbers are 0.
+
     ``"mean"`` divides by the sum of s w_y over the samples that are not ignored, or for
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
     The z-loss, which class weights and label smoothing leave alone, adds s z S**2 to either; its
@@ -171,6 +176,12 @@ def cross_entropy(
     Probabilities as target, and the result in bits:
 
     >>> round(xentrs.cross_entropy(logits, [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]], base=2), 6)
+    1.962996
+
+    The same target as a pair, with an empty entry:
+
+    >>> indices, probabilities = [[0, 1], [2, -100]], [[0.5, 0.5], [1.0, 0.0]]
+    >>> round(xentrs.cross_entropy(logits, (indices, probabilities), base=2), 6)
     1.962996
     """
     return evaluate("cross_entropy", 0, locals())
@@ -236,11 +247,14 @@ def cross_entropy_with_grad(
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
-    target : array_like
+    target : array_like, or tuple of two array_likes
         Class indices or probabilities; the shape says which. Of the shape of `logits` without the
         class axis: class indices, as integers or as floats that are whole numbers. Of the shape of
         `logits`: as floats, probabilities, which need not sum to 1; as integers or bools, one-hot
-        rows, each with a single 1 and else 0.
+        rows, each with a single 1 and else 0. Or a pair ``(indices, probabilities)``: a few classes
+        of each sample and their probabilities, all other classes having 0. Both arrays have the
+        shape of `logits` without the class axis, and a last axis for the entries of a sample. An
+        index that is ignored marks an empty entry; a class that is named twice has the sum.
     axis : int, default -1
         The class axis of `logits`. For PyTorch's layout ``(N, C, d)`` pass ``axis=1``.
     weight : array_like of shape (C,), optional
@@ -315,6 +329,8 @@ def cross_entropy_with_grad(
     and the loss of a sample whose target is the probabilities q is
 
     .. math:: -s \sum_c w_c \left[ (1-e)\, q_c + \frac{e}{C} \right] \log p_c .
+
+    A pair ``(indices, probabilities)`` is such a q, most of whose numbers are 0.
 
     ``"mean"`` divides by the sum of s w_y over the samples that are not ignored, or for
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
@@ -438,11 +454,14 @@ def cross_entropy_with_grad_hess(
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
-    target : array_like
+    target : array_like, or tuple of two array_likes
         Class indices or probabilities; the shape says which. Of the shape of `logits` without the
         class axis: class indices, as integers or as floats that are whole numbers. Of the shape of
         `logits`: as floats, probabilities, which need not sum to 1; as integers or bools, one-hot
-        rows, each with a single 1 and else 0.
+        rows, each with a single 1 and else 0. Or a pair ``(indices, probabilities)``: a few classes
+        of each sample and their probabilities, all other classes having 0. Both arrays have the
+        shape of `logits` without the class axis, and a last axis for the entries of a sample. An
+        index that is ignored marks an empty entry; a class that is named twice has the sum.
     axis : int, default -1
         The class axis of `logits`. For PyTorch's layout ``(N, C, d)`` pass ``axis=1``.
     weight : array_like of shape (C,), optional
@@ -525,6 +544,8 @@ def cross_entropy_with_grad_hess(
     and the loss of a sample whose target is the probabilities q is
 
     .. math:: -s \sum_c w_c \left[ (1-e)\, q_c + \frac{e}{C} \right] \log p_c .
+
+    A pair ``(indices, probabilities)`` is such a q, most of whose numbers are 0.
 
     ``"mean"`` divides by the sum of s w_y over the samples that are not ignored, or for
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
