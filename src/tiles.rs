@@ -28,9 +28,10 @@ use crate::call::batch::{Batch, IGNORED, Target};
 use crate::call::halves::{Conversion, Convert, Half};
 use crate::call::layout::{Layout, Singles};
 use crate::call::place::{Line, Place};
-use crate::error::Result;
+use crate::error::{Result, collected};
 use crate::math::Real;
 use crate::parallel::driver::{self, Job, Split};
+use crate::reduce::Total;
 use crate::simd::{
     COLUMNS, Input, Kernel, Level, Output, Scratch, Simd, Vector, copy, enter, fence,
 };
@@ -264,14 +265,14 @@ impl<'a, T: Real> Tile<'a, T> {
             tile.target = Target::Probabilities(probabilities);
         }
         if layout.sparse {
-            let rows = self.probabilities.output();
-            rows.part(0, n).fill(T::default());
+            // A class that is named twice has the sum, rounded once.
+            let mut sums = collected((0..classes).map(|_| Total::default()));
             for i in 0..samples.len() {
-                // A class that is named twice has the sum.
-                whole.each_entry(samples.start + i, |class, q| {
-                    let at = i * classes + class;
-                    rows.set(at, T::from_f64(rows.as_input().get(at).to_f64() + q));
-                });
+                whole.each_entry(samples.start + i, |class, q| sums[class].add(q));
+                for (class, sum) in sums.iter_mut().enumerate() {
+                    let q = std::mem::take(sum).get();
+                    self.probabilities.output().set(i * classes + class, T::from_f64(q));
+                }
             }
             tile.target = Target::Probabilities(self.probabilities.input().part(0, n));
         }

@@ -233,7 +233,7 @@ def _pairs(dtype, rng):
         for spread in SPREADS:
             for offset in (0.0, 1e4, 1e7):
                 x = (rng.normal(size=(_count(classes), classes)) * spread + offset).astype(dtype)
-                entries = int(rng.choice([1, 2, 8, 64]))
+                entries = min(int(rng.choice([1, 2, 8, 64])), classes)
                 indices = rng.integers(0, classes, (len(x), entries))
                 indices[::3, 0] = x[::3].argmax(-1)
                 q = rng.exponential(size=indices.shape) * 10 ** rng.uniform(-6, 0, indices.shape)

@@ -954,10 +954,10 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 inverse /= by;
             }
             let slopes = Slopes { scaled, whole: rest + pivot, scale };
-            // The Hessian needs the exponentials as they are.
-            let changed = entries
-                .as_mut()
-                .is_none_or(|entries| entries.change(&scratch, &slopes, hess.is_none()));
+            if let Some(entries) = &mut entries {
+                // The Hessian needs the exponentials as they are.
+                entries.change(&scratch, &slopes, hess.is_some());
+            }
             let [a_high, a_low] = quotient::<T>(scaled, rest, pivot);
             let emit = Emit {
                 scratch: scratch.input(),
@@ -976,15 +976,21 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 head: if self.non_temporal { grad.unaligned() } else { 0 },
                 non_temporal: self.non_temporal,
             };
-            if changed {
+            let Some(entries) =
+                entries.as_ref().filter(|entries| hess.is_some() || !entries.is_changed())
+            else {
                 pending = Some(emit);
                 continue;
-            }
+            };
             emit.all::<C>(s);
             emit.finish::<C>();
-            for (class, g) in entries.iter().flat_map(|entries| entries.gradients(&slopes)) {
-                let t = coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
-                grad.set(class, T::from_f64(g - scale * t + 0.0));
+            let unit = T::V::<S>::splat(s, T::from_f64(1.0));
+            for (class, x) in entries.each(&slopes) {
+                let x = T::V::<S>::splat(s, T::from_f64(x));
+                let a = if entries.is_changed() { emit.a } else { [unit, zero] };
+                let g = Emit { a, ..emit }.gradient::<C>(s, x, class, 1);
+                // Adding 0 makes -0 a 0.
+                grad.set(class, T::from_f64(g.to_lanes().as_ref()[0].to_f64() + 0.0));
             }
         }
         if let Some(pending) = pending {

@@ -43,6 +43,8 @@ pub struct Entries {
     pub others: f64,
     /// The sum of the coefficients times how far their logits are below the pivot's.
     pub distance: f64,
+    /// `b / a`, if exponentials can be changed.
+    quotient: Option<f64>,
 }
 
 /// How the gradient of a row depends on its exponentials and coefficients.
@@ -60,7 +62,7 @@ impl Entries {
     pub fn of<T: Real>(batch: &Batch<'_, T>) -> Option<Self> {
         let Target::Sparse(sparse) = batch.target else { return None };
         let all = collected((0..sparse.entries).map(|_| Entry::default()));
-        Some(Entries { all, pivot: 0, own: 0.0, others: 0.0, distance: 0.0 })
+        Some(Entries { all, pivot: 0, own: 0.0, others: 0.0, distance: 0.0, quotient: None })
     }
 
     /// Reads the entries of a row. `keep` is what label smoothing leaves to them.
@@ -107,28 +109,38 @@ impl Entries {
     }
 
     /// Changes the exponentials of a reduced row so that the row's `a E` is the gradient at the entries, the pivot
-    /// aside. Returns `false` if that cannot be, or not `may`, and leaves the exponentials as they are.
+    /// aside. Leaves them as they are if the quotients are too large, and if `later`.
     #[inline(never)]
-    pub fn change<T: Real>(&mut self, scratch: &Scratch<T>, slopes: &Slopes, may: bool) -> bool {
+    pub fn change<T: Real>(&mut self, scratch: &Scratch<T>, slopes: &Slopes, later: bool) {
         self.add_up(scratch);
         let &Slopes { scaled, whole, scale } = slopes;
         let most = MOST * (scaled / scale).abs();
         let small = self.all.iter().all(|entry| entry.coefficient.abs() <= most);
-        let may = may && scaled != 0.0 && small;
-        let quotient = if may { scale / scaled * whole } else { 0.0 };
+        let fits = scaled != 0.0 && small;
+        self.quotient = fits.then(|| scale / scaled * whole);
+        let quotient = self.quotient.filter(|_| !later).unwrap_or(0.0);
         // The last entry of a class has its coefficient, and is the last to be written.
         for &Entry { class, coefficient, value } in &self.all {
             scratch.output().set(class, T::from_f64(value - quotient * coefficient));
         }
-        may
     }
 
-    /// The class of each entry, the pivot aside, and the gradient there without what label smoothing adds.
-    /// [`Entries::change`] has returned `false`.
-    pub fn gradients(&self, slopes: &Slopes) -> impl Iterator<Item = (usize, f64)> {
+    /// Whether exponentials can be changed, so that no gradient has to be written twice.
+    pub fn is_changed(&self) -> bool {
+        self.quotient.is_some()
+    }
+
+    /// The class of each entry, the pivot aside, and the changed exponential; or if it cannot be changed, the gradient
+    /// without what label smoothing adds.
+    pub fn each(&self, slopes: &Slopes) -> impl Iterator<Item = (usize, f64)> {
         let &Slopes { scaled, whole, scale } = slopes;
         self.all.iter().filter(|entry| entry.coefficient != 0.0).map(move |entry| {
-            (entry.class, scaled * (entry.value / whole) - scale * entry.coefficient)
+            let &Entry { class, coefficient, value } = entry;
+            let value = match self.quotient {
+                Some(quotient) => value - quotient * coefficient,
+                None => scaled * (value / whole) - scale * coefficient,
+            };
+            (class, value)
         })
     }
 
