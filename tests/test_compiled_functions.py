@@ -72,8 +72,9 @@ def test_plain_options_are_of_pythons_own_types() -> None:
         pass
 
     options = (1, None, "anything", (5,), np.float32(0.5), Fraction(1, 4), Word("sum"), 3, None)
+    options += (None, None)
     plain = _xentrs.plain_options("cross_entropy", *options)
-    assert plain == (1, None, "anything", (5,), 0.5, 0.25, "sum", 3.0, None)
+    assert plain == (1, None, "anything", (5,), 0.5, 0.25, "sum", 3.0, None, None, None)
     assert [type(value) for value in plain[4:8]] == [float, float, str, float]
 
 

@@ -77,6 +77,7 @@ class _Call(NamedTuple):
     outputs: tuple[_Array | None, _Array | None]  # the caller's own objects
     values: _Array  # `given`, or a copy
     rest: tuple[Any, ...]
+    copied: tuple[tuple[_Array, _Array], ...] = ()  # further outputs, each with an array of ours
 
 
 def _prepare_classes(
@@ -115,7 +116,17 @@ def _prepare_classes(
             f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
             f"{x.shape}, without the class axis {axis}"
         )
-    outs = _outputs(name, x, {**targets, "weight": w, "sample_weight": s}, *outputs)
+    inputs = {name: x, **targets, "weight": w, "sample_weight": s}
+    outs = _outputs(name, x, {k: a for k, a in inputs.items() if k != name}, *outputs)
+    inputs |= dict(zip(("out", "hess_out"), outs, strict=True))
+    copied = []
+    for key, of in (("logsumexp_out", x.dtype), ("argmax_out", np.dtype(np.int64))):
+        if options.get(key) is not None:
+            array = _summary(key, options[key], name, x, axis, of, inputs)
+            inputs[key] = array
+            options[key] = _canonical(array, _native(array))
+            if options[key] is not array:
+                copied.append((array, options[key]))
 
     dtype = _native(x)
     t: Any
@@ -129,7 +140,7 @@ def _prepare_classes(
     if s is not None:
         s = _canonical(s, _native(s) if _is_float(s) else np.float64)
     options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": s}
-    return _Call(x, outs, _plain(x, dtype), (t, *options.values()))
+    return _Call(x, outs, _plain(x, dtype), (t, *options.values()), tuple(copied))
 
 
 def _prepare_elements(
@@ -176,6 +187,8 @@ def _call(loss: str, order: int, call: _Call) -> Any:
             "xentrs refused arrays that it made itself: were they changed during the call? "
             "If not, please report this bug"
         )
+    for array, ours in call.copied:
+        np.copyto(array, ours)
     if order == 0:
         return result
     results = [result[0]]
@@ -619,17 +632,50 @@ def _output(
     out = np.asarray(value)
     if out.shape != x.shape:
         raise ValueError(f"{name} has shape {out.shape}, but {logits} has shape {x.shape}")
-    if not out.flags.writeable:
-        raise ValueError(f"{name} is read-only")
-    steps = zip(out.shape, out.strides, strict=True)
-    if out.size and any(n > 1 and step == 0 for n, step in steps):
-        raise ValueError(f"{name} overlaps itself: it has an axis of stride 0")
+    _check_writeable(name, out)
     if not _is_same(out, x) and _overlap(out, x):
         raise ValueError(f"{name} overlaps {logits} without being the same elements")
     for other, array in inputs.items():
         if array is not None and _overlap(out, np.asarray(array)):
             raise ValueError(f"{name} overlaps {other}")
     return value
+
+
+def _summary(
+    name: str,
+    value: object,
+    logits: str,
+    x: _Array,
+    axis: int,
+    dtype: np.dtype[Any],
+    inputs: dict[str, _Array | None],
+) -> _Array:
+    """Return a view of an array for one number of each sample."""
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a numpy.ndarray, not {type(value).__name__}")
+    if value.dtype.newbyteorder("=") != dtype.newbyteorder("="):
+        of = "" if name == "argmax_out" else f", that of {logits}"
+        raise TypeError(f"{name} has dtype {value.dtype}, but must have {dtype}{of}")
+    out = np.asarray(value).view()
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    if out.shape != samples:
+        raise ValueError(
+            f"{name} has shape {out.shape}, but must have shape {samples}: that of {logits}, "
+            f"{x.shape}, without the class axis {axis}"
+        )
+    _check_writeable(name, out)
+    for other, array in inputs.items():
+        if array is not None and _overlap(out, np.asarray(array)):
+            raise ValueError(f"{name} overlaps {other}")
+    return out
+
+
+def _check_writeable(name: str, out: _Array) -> None:
+    if not out.flags.writeable:
+        raise ValueError(f"{name} is read-only")
+    steps = zip(out.shape, out.strides, strict=True)
+    if out.size and any(n > 1 and step == 0 for n, step in steps):
+        raise ValueError(f"{name} overlaps itself: it has an axis of stride 0")
 
 
 def _is_same(a: _Array, b: _Array) -> bool:

@@ -128,6 +128,50 @@ impl<'a> Floats<'a> {
     }
 }
 
+/// Where numbers are written, in either type.
+#[derive(Clone, Copy, Debug)]
+pub enum FloatsOutput<'a> {
+    /// `float32`
+    F32(Output<'a, f32>),
+    /// `float64`
+    F64(Output<'a, f64>),
+}
+
+impl FloatsOutput<'_> {
+    /// `n` places from place `at` on.
+    pub fn part(self, at: usize, n: usize) -> Self {
+        match self {
+            FloatsOutput::F32(x) => FloatsOutput::F32(x.part(at, n)),
+            FloatsOutput::F64(x) => FloatsOutput::F64(x.part(at, n)),
+        }
+    }
+
+    /// Writes number `i`.
+    pub fn set(self, i: usize, x: f64) {
+        match self {
+            FloatsOutput::F32(array) => array.set(i, x as f32),
+            FloatsOutput::F64(array) => array.set(i, x),
+        }
+    }
+}
+
+/// Arrays for what a softmax loss finds of each sample's logits on its way, of ignored samples too.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Summaries<'a> {
+    /// The logsumexp.
+    pub logsumexp: Option<FloatsOutput<'a>>,
+    /// The class of the largest logit: of the first one, or of the first NaN.
+    pub argmax: Option<Output<'a, i64>>,
+}
+
+impl Summaries<'_> {
+    /// Whether there are any.
+    #[inline(always)]
+    pub fn any(self) -> bool {
+        self.logsumexp.is_some() || self.argmax.is_some()
+    }
+}
+
 /// The arrays that results are written to.
 #[derive(Clone, Copy, Debug)]
 pub struct Outputs<'a, T> {
@@ -166,6 +210,8 @@ pub struct Batch<'a, T> {
     pub options: Options,
     /// The arrays that results are written to.
     pub outputs: Outputs<'a, T>,
+    /// Further arrays of softmax losses.
+    pub summaries: Summaries<'a>,
     /// The divisor of gradients ([`Options::divisor`]). NaN before the batch is checked.
     pub divisor: f64,
     /// Whether values and gradient of the whole call exceed the caches.
@@ -195,6 +241,7 @@ impl<'a, T: Real> Batch<'a, T> {
             sample_weight: None,
             options: Options::default(),
             outputs: Outputs { grad: None, hess: None, losses: None },
+            summaries: Summaries::default(),
             divisor: f64::NAN,
             large: false,
             shape: &[],
@@ -221,6 +268,7 @@ impl<'a, T: Real> Batch<'a, T> {
         batch.outputs.grad = grad.map(elsewhere);
         batch.outputs.hess = hess.map(elsewhere);
         batch.outputs.losses = losses.map(elsewhere);
+        batch.summaries = self.summaries;
         (batch.shape, batch.axis, batch.fresh) = (self.shape, self.axis, self.fresh);
         batch
     }
@@ -330,6 +378,20 @@ impl<'a, T: Real> Batch<'a, T> {
         }
     }
 
+    /// The logsumexp of a sample whose largest logit is infinite, or which has a NaN.
+    #[cold]
+    pub fn infinite_logsumexp(&self, sample: usize) -> f64 {
+        let mut most = f64::NEG_INFINITY;
+        for class in 0..self.classes {
+            let x = self.value(sample, class).to_f64();
+            if x.is_nan() {
+                return x;
+            }
+            most = most.max(x);
+        }
+        most
+    }
+
     /// The coefficient of a class in the loss of a sample, without the weight of a true class or of the entries of a
     /// sparse target. It is float64, for
     /// sums that overflow the values' type. Not for a batch of [`Singles`].
@@ -390,6 +452,9 @@ impl<'a, T: Real> Batch<'a, T> {
         let losses = self.outputs.losses.filter(|losses| losses.len() >= at + n);
         let losses = losses.map(|losses| losses.part(at, n));
         part.outputs = Outputs { losses, grad: None, hess: None };
+        let Summaries { logsumexp, argmax } = self.summaries;
+        part.summaries.logsumexp = logsumexp.map(|array| array.part(at, n));
+        part.summaries.argmax = argmax.map(|array| array.part(at, n));
         part
     }
 

@@ -35,6 +35,8 @@ pub const LOSSES: &[Loss] = &[
             Reduction,
             Denominator,
             Base,
+            LogsumexpOut,
+            ArgmaxOut,
         ],
         derivatives: 2,
         class_indices_only: None,
@@ -158,6 +160,10 @@ pub enum Keyword {
     Base,
     /// The elements that count.
     Where,
+    /// Where each sample's logsumexp goes.
+    LogsumexpOut,
+    /// Where the class of each sample's largest logit goes.
+    ArgmaxOut,
 }
 
 /// What kind of value a keyword takes.
@@ -191,13 +197,15 @@ impl Keyword {
             Denominator => "denominator",
             Base => "base",
             Where => "where",
+            LogsumexpOut => "logsumexp_out",
+            ArgmaxOut => "argmax_out",
         }
     }
 
     /// What kind of value it takes.
     pub const fn kind(self) -> Kind {
         match self {
-            Weight | PosWeight | SampleWeight | Where => Kind::Array,
+            Weight | PosWeight | SampleWeight | Where | LogsumexpOut | ArgmaxOut => Kind::Array,
             Axis | IgnoreIndex => Kind::Int,
             Gamma | LabelSmoothing | ZLoss => Kind::Number,
             Denominator | Base => Kind::OptionalNumber,

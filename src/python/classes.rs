@@ -9,7 +9,7 @@ use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::{Results, Slot};
-use crate::call::batch::{Batch, Floats, Sparse, Target};
+use crate::call::batch::{Batch, Floats, FloatsOutput, Sparse, Summaries, Target};
 use crate::call::halves::Halves;
 use crate::call::layout::{Layout, Singles};
 use crate::call::options::Options;
@@ -58,8 +58,9 @@ fn typed<'py, T: Number, S: Source>(
         &both
     };
 
-    let mut rooms = [const { Room::new() }; 6];
-    let [target, probabilities, weight, sample_weight, out, hess_out] = rooms.each_mut();
+    let mut rooms = [const { Room::new() }; 8];
+    let [target, probabilities, weight, sample_weight, out, hess_out, logsumexp, argmax] =
+        rooms.each_mut();
     // A pair of class indices and probabilities; or one array, class indices or probabilities.
     let pair = match call.target.cast_exact::<PyTuple>() {
         Ok(pair) if pair.len() == 2 => Some([pair.get_item(0)?, pair.get_item(1)?]),
@@ -102,6 +103,31 @@ fn typed<'py, T: Number, S: Source>(
     if !fits(&out, &hess_out) || !fits(&hess_out, &None) {
         return Err(Stop::NotImplemented);
     }
+    let logsumexp = View::optional::<S>(keywords.logsumexp_out, logsumexp)?;
+    let argmax = View::optional::<S>(keywords.argmax_out, argmax)?;
+    let mut summaries = Summaries::default();
+    if logsumexp.is_some() || argmax.is_some() {
+        let all = [Some(values), Some(&stored), probabilities.as_ref(), weight.as_ref()];
+        let all = [all, [sample_weight.as_ref(), out.as_ref(), hess_out.as_ref(), argmax.as_ref()]];
+        let fits = |view: &View<'_>, dtype, others: &[_]| {
+            view.shape == samples_shape && view.dtype == dtype && view.is_apart_from(others)
+        };
+        if let Some(view) = &logsumexp {
+            if !fits(view, T::DTYPE, all.as_flattened()) {
+                return Err(Stop::NotImplemented);
+            }
+            summaries.logsumexp = Some(match view.dtype {
+                Dtype::F32 => FloatsOutput::F32(view.output()),
+                _ => FloatsOutput::F64(view.output()),
+            });
+        }
+        if let Some(view) = &argmax {
+            if !fits(view, Dtype::Int(8), &all.as_flattened()[..7]) {
+                return Err(Stop::NotImplemented);
+            }
+            summaries.argmax = Some(view.output());
+        }
+    }
     let half = match values.dtype {
         Dtype::Half(half) if order == 0 || order == 1 && out.is_some() => Some(half),
         Dtype::Half(_) => return Err(Stop::NotImplemented),
@@ -133,6 +159,8 @@ fn typed<'py, T: Number, S: Source>(
             (keywords.sample_weight, sample_weight.as_ref()),
             (call.out, out.as_ref()),
             (call.hess_out, hess_out.as_ref()),
+            (keywords.logsumexp_out, logsumexp.as_ref()),
+            (keywords.argmax_out, argmax.as_ref()),
         ],
     )?;
     let outputs = results.outputs();
@@ -187,7 +215,7 @@ fn typed<'py, T: Number, S: Source>(
     batch.samples = numbers / classes;
     batch.sample_weight = sample_weights;
     batch.options = keywords.options;
-    batch.outputs = outputs;
+    (batch.outputs, batch.summaries) = (outputs, summaries);
     (batch.shape, batch.axis) = (shape, axis);
     batch.fresh = call.out.is_none() && call.hess_out.is_none();
     let value = if needs_float64 {

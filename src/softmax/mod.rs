@@ -38,6 +38,7 @@ pub mod rows;
 pub mod slices;
 mod sparse;
 pub mod state;
+mod summaries;
 
 use crate::math::Real;
 use crate::simd::{Simd, Vector};

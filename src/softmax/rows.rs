@@ -51,6 +51,7 @@ use crate::simd::{Function, Input, Kernel, Output, Scratch, Simd, Vector, fence}
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
 use super::sparse::{Entries, Slopes};
+use super::summaries::{Argmax, Largest, LogSumExp, TakePart};
 use super::{Limits, exponent, power};
 
 /// Vectors of a chunk.
@@ -145,6 +146,8 @@ struct Reduce<'a, S: Simd, T: Real, R> {
     reference: T::V<S>,
     pivot: usize,
     coefficients: R,
+    /// The largest logit, if the argmax is wanted.
+    largest_logit: Option<Largest<T>>,
 }
 
 /// A reduced row whose gradient is not yet written: its exponentials are in scratch.
@@ -332,6 +335,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         // Where the parts began that took the last eight new references.
         let mut referred = [0; 8];
         let len = self.logits.len();
+        self.largest_logit = self.largest_logit.map(|_| Largest::none());
         for start in (0..len).step_by(PART * VECTORS * T::LANES) {
             let part = start..len.min(start + PART * VECTORS * T::LANES);
             let mut emitting = pending.as_ref();
@@ -359,6 +363,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 rest.add(sum);
             }
             most = sums.most;
+            if let Some(largest) = self.largest_logit {
+                let logits = self.logits.part(start, part.len());
+                self.largest_logit = Some(s.apart(TakePart(largest, logits, start)));
+            }
             if C::ANY {
                 distance.add(sums.distance.total());
             }
@@ -604,6 +612,15 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         self.batch.rows(array, row, 1)
     }
 
+    /// Writes the results of a row that does not count.
+    #[inline(always)]
+    fn leave_out<S: Simd>(&self, s: S, row: usize) {
+        self.fill(s, row, T::default());
+        if let Some(losses) = self.batch.outputs.losses {
+            losses.set(row, T::default());
+        }
+    }
+
     /// Fills a row of the gradient and of the Hessian with `x`.
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, row: usize, x: T) {
@@ -687,6 +704,37 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             row.pivot = find(s, row.logits, most);
         }
         Some((row.shifted_row::<C>(s, pending), most))
+    }
+
+    /// Writes the summaries of a row.
+    #[inline(always)]
+    fn summarise<S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        reduce: &Reduce<'_, S, T, C::Row<S>>,
+        reduced: Option<&(RowTotals, T)>,
+    ) {
+        let finite = reduced.filter(|(totals, _)| !(totals.rest + totals.pivot).is_nan());
+        if let Some(array) = self.batch.summaries.logsumexp {
+            let logsumexp = match finite {
+                Some((totals, reference)) => s.apart(LogSumExp {
+                    rest: totals.rest,
+                    pivot: totals.pivot,
+                    logits: [reduce.logits.get(reduce.pivot).to_f64(), reference.to_f64()],
+                    relative: reduce.exp.relative(totals.rest + totals.pivot),
+                }),
+                None => self.batch.infinite_logsumexp(row),
+            };
+            array.set(row, logsumexp);
+        }
+        if let Some(array) = self.batch.summaries.argmax {
+            let class = match (finite, reduce.largest_logit) {
+                (Some(_), Some(largest)) => largest.class,
+                _ => s.apart(Argmax(reduce.logits)),
+            };
+            array.set(row, class as i64);
+        }
     }
 
     /// Whether sums relative to a reference that may be below the largest logit are accurate enough.
@@ -777,18 +825,17 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let mut class = [0];
             batch.read_classes(row, &mut class);
             let class = class[0];
-            if class == IGNORED {
-                self.fill(s, row, T::default());
-                if let Some(losses) = batch.outputs.losses {
-                    losses.set(row, T::default());
-                }
+            let (ignored, summaries) = (class == IGNORED, batch.summaries.any());
+            if ignored && !summaries {
+                self.leave_out(s, row);
                 continue;
             }
-            let sample = batch.sample_factor(row);
+            let class = if ignored { 0 } else { class };
+            let sample = if ignored { 0.0 } else { batch.sample_factor(row) };
             let (mut class, mut class_weight) = (class, 0.0);
             // The coefficient of the pivot, and of the other entries of a sparse target.
             let (mut own_weight, mut other_weight) = (0.0, 0.0);
-            if let Some(entries) = &mut entries {
+            if let Some(entries) = entries.as_mut().filter(|_| !ignored) {
                 entries.read(batch, row, self.keep);
                 class = entries.pivot;
                 (own_weight, other_weight) = (entries.own, entries.others);
@@ -811,15 +858,24 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let mut reduce = Reduce {
                 logits: batch.values.part(row * batch.classes, batch.classes),
                 scratch: &scratch,
-                grad,
+                grad: grad && !ignored,
                 exp: Exp::new(s, T::default(), bias),
                 bias,
                 largest: power(T::ROW_LARGEST + shift),
                 reference: zero,
                 pivot: class,
                 coefficients,
+                largest_logit: batch.summaries.argmax.map(|_| Largest::none()),
             };
-            let Some((mut totals, reference)) = self.reduce(s, &mut reduce, &mut pending) else {
+            let reduced = self.reduce(s, &mut reduce, &mut pending);
+            if summaries {
+                self.summarise(s, row, &reduce, reduced.as_ref());
+            }
+            if ignored {
+                self.leave_out(s, row);
+                continue;
+            }
+            let Some((mut totals, reference)) = reduced else {
                 self.fill(s, row, T::from_f64(f64::NAN));
                 sums[row - first] = f64::NAN;
                 if let Some(losses) = batch.outputs.losses {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, SupportsIndex, Unpack, overload
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xentrs._arrays import evaluate
@@ -15,6 +16,8 @@ class Options(ClassOptions, total=False):
     """The keywords on which no returned type depends."""
 
     z_loss: float
+    logsumexp_out: FloatArray | None
+    argmax_out: NDArray[np.int64] | None
 
 
 @overload
@@ -55,6 +58,8 @@ def cross_entropy(
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
+    logsumexp_out: FloatArray | None = None,
+    argmax_out: NDArray[np.int64] | None = None,
 ) -> float | FloatArray:
     r"""Cross-entropy between the softmax of logits and a target.
 
@@ -101,6 +106,13 @@ def cross_entropy(
     base : float, optional
         Base of the logarithm in everything that is returned: 2 gives bits. Positive, finite and not
         1. The default is e, for nats.
+    logsumexp_out : ndarray, optional
+        Array for the logsumexp of each sample's `logits`, in nats, of ignored samples too. It has
+        the dtype of `logits`, and their shape without the class axis. It must not overlap an input
+        or another output. Nothing is written to it if the call raises.
+    argmax_out : ndarray of int64, optional
+        Array for the class of each sample's largest logit, of ignored samples too: as
+        `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.
 
     Returns
     -------
@@ -237,6 +249,8 @@ def cross_entropy_with_grad(
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
+    logsumexp_out: FloatArray | None = None,
+    argmax_out: NDArray[np.int64] | None = None,
     out: FloatArray | None = None,
 ) -> tuple[float | FloatArray, FloatArray]:
     r"""Cross-entropy of logits and its gradient, from one pass over the logits.
@@ -284,6 +298,13 @@ def cross_entropy_with_grad(
     base : float, optional
         Base of the logarithm in everything that is returned: 2 gives bits. Positive, finite and not
         1. The default is e, for nats.
+    logsumexp_out : ndarray, optional
+        Array for the logsumexp of each sample's `logits`, in nats, of ignored samples too. It has
+        the dtype of `logits`, and their shape without the class axis. It must not overlap an input
+        or another output. Nothing is written to it if the call raises.
+    argmax_out : ndarray of int64, optional
+        Array for the class of each sample's largest logit, of ignored samples too: as
+        `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap an input. Nothing is
@@ -441,6 +462,8 @@ def cross_entropy_with_grad_hess(
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
+    logsumexp_out: FloatArray | None = None,
+    argmax_out: NDArray[np.int64] | None = None,
     out: FloatArray | None = None,
     hess_out: FloatArray | None = None,
 ) -> tuple[float | FloatArray, FloatArray, FloatArray]:
@@ -491,6 +514,13 @@ def cross_entropy_with_grad_hess(
     base : float, optional
         Base of the logarithm in everything that is returned: 2 gives bits. Positive, finite and not
         1. The default is e, for nats.
+    logsumexp_out : ndarray, optional
+        Array for the logsumexp of each sample's `logits`, in nats, of ignored samples too. It has
+        the dtype of `logits`, and their shape without the class axis. It must not overlap an input
+        or another output. Nothing is written to it if the call raises.
+    argmax_out : ndarray of int64, optional
+        Array for the class of each sample's largest logit, of ignored samples too: as
+        `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap an input. Nothing is
