@@ -113,6 +113,7 @@ pub const LOSSES: &[Loss] = &[
         ],
         derivatives: 1,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::OverClasses { f32: nll_loss::nll_loss, f64: nll_loss::nll_loss },
     },
     Loss {
@@ -135,6 +136,7 @@ pub const LOSSES: &[Loss] = &[
         keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
         derivatives: 1,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::ElementByElement {
             f32: binary_cross_entropy::formula(),
             f64: binary_cross_entropy::formula(),
@@ -147,6 +149,7 @@ pub const LOSSES: &[Loss] = &[
         keywords: &[Gamma, Alpha, Weight, Reduction, Denominator, Base, Where],
         derivatives: 1,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::ElementByElement {
             f32: sigmoid_focal_loss::formula(),
             f64: sigmoid_focal_loss::formula(),
