@@ -34,7 +34,22 @@ from xentrs import _xentrs
 
 ALLOWED = (TypeError, ValueError, IndexError)
 BINARY = "binary_cross_entropy_with_logits"
-NAMES = ["cross_entropy", "log_loss", "focal_loss", BINARY]
+NAMES = [
+    "cross_entropy",
+    "log_loss",
+    "focal_loss",
+    "generalized_cross_entropy",
+    "poly_loss",
+    BINARY,
+]
+OF_ONE_CLASS = ("focal_loss", "generalized_cross_entropy", "poly_loss")
+# Options that one loss has alone: what is drawn for them, and what they refuse.
+NOT_NEGATIVE = [-1, -1e-9, np.nan, np.inf, -np.inf]
+OWN_OPTIONS = {
+    "focal_loss": ("gamma", [0, 0.5, 1, 2.0, 3, 7.25, 1e-9, 40], NOT_NEGATIVE),
+    "generalized_cross_entropy": ("q", [0.7, 1, 0.5, 0.1, 1e-9], [0, -0.5, 1.5, np.nan, np.inf]),
+    "poly_loss": ("epsilon", [0, 1, 2.0, 0.5, -1, -0.5, -7.25, 1e3], [np.nan, np.inf, -np.inf]),
+}
 RESULTS = ["loss", "grad", "hess"]
 DTYPES = ["f4", "f8", ">f4", ">f8", "f2", "g", "c8", "?", "O", "S3", "U2", "M8[s]", "V8"]
 DTYPES += [*"bBhHiIqQ", ">i4", ">u2"]
@@ -47,7 +62,7 @@ MOST = 20  # distinct findings, after which a run stops
 # for other inputs and for weights and divisors, which are rounded in float64 (docs/numerics.md,
 # "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
-OF_GAMMA = 3.0  # added for each unit of gamma, as in test_accuracy.py
+OF_GAMMA = 1.0  # added for each unit of gamma above 3, as in test_accuracy.py
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
 
@@ -317,11 +332,14 @@ def _class_call(rng, name, suffix):
     x = (draw_probabilities if bounded else draw_logits)(rng, shape, dtype)
     options = {}
     _shared_options(rng, options)
-    focal = name == "focal_loss"
-    if focal:
+    of_one_class = name in OF_ONE_CLASS
+    if of_one_class:
         options.pop("label_smoothing", None)
+        if "base" not in _xentrs.LOSSES[name]["options"]:
+            options.pop("base", None)
+        own, values, _ = OWN_OPTIONS[name]
         if _chance(rng, 0.8):
-            options["gamma"] = _pick(rng, [0, 0.5, 1, 2.0, 3, 7.25, 1e-9, 40])
+            options[own] = _pick(rng, values)
     elif name == "cross_entropy" and _chance(rng, 0.25):
         options["z_loss"] = _pick(rng, [0, 1e-4, 0.01, 1, 1e-9])
     smooth = options.get("label_smoothing", 0) != 0
@@ -331,7 +349,7 @@ def _class_call(rng, name, suffix):
         options["sample_weight"] = draw_weights(rng, samples)
     weight, sample_weight = (options.get(key) for key in ("weight", "sample_weight"))
     nothing = np.zeros(samples, bool) if sample_weight is None else sample_weight == 0
-    if focal or _chance(rng, 0.6):
+    if of_one_class or _chance(rng, 0.6):
         indices = rng.integers(0, classes, samples)
         t = np.asarray(indices)
         if _chance(rng, 0.4):
@@ -456,7 +474,8 @@ def spoil(rng, call):
     keys = ["weight", "label_smoothing", "reduction", "denominator", "base"]
     keys += OUTPUTS[: SUFFIXES.index(call.suffix)]
     keys += ["pos_weight", "where"] if call.binary else ["axis", "sample_weight", "ignore_index"]
-    keys += {"focal_loss": ["gamma"], "cross_entropy": ["z_loss"]}.get(call.name, [])
+    keys += {"cross_entropy": ["z_loss"]}.get(call.name, [])
+    keys += [OWN_OPTIONS[call.name][0]] if call.name in OWN_OPTIONS else []
     how = rng.random()
     if how < 0.15:
         was = call.x
@@ -489,10 +508,12 @@ def plant(rng, call):
         faults += [("out", still, ValueError), ("out", wrong, TypeError)]
         if x.ndim and x.shape[0] > 1 and x.size:
             faults.append(("out", x[::-1], ValueError))
-    factor = {"focal_loss": "gamma", "cross_entropy": "z_loss"}.get(call.name)
-    if factor is not None:
-        faults.append((factor, _pick(rng, [-1, -1e-9, np.nan, np.inf, -np.inf]), ValueError))
-    if call.name == "focal_loss":
+    if call.name == "cross_entropy":
+        faults.append(("z_loss", _pick(rng, NOT_NEGATIVE), ValueError))
+    if call.name in OWN_OPTIONS:
+        own, _, wrong = OWN_OPTIONS[call.name]
+        faults.append((own, _pick(rng, wrong), ValueError))
+    if call.name in OF_ONE_CLASS:
         faults.append(("label_smoothing", _pick(rng, [0.1, 1]), TypeError))
         faults.append(("t", np.full(x.shape, 0.5), TypeError))
     if not call.binary:
@@ -596,7 +617,7 @@ def check(call):
 def _meaning(call, x, t, options):
     """Return the arguments as the reference takes them."""
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
-    for key in ("label_smoothing", "denominator", "base", "gamma", "z_loss"):
+    for key in ("label_smoothing", "denominator", "base", "gamma", "q", "epsilon", "z_loss"):
         if options.get(key) is not None:
             value = options[key]  # masked arrays of one element are numbers too
             options[key] = float(value.item() if isinstance(value, np.ndarray) else value)
@@ -633,10 +654,16 @@ def compare(call, x, t, options, results):
     info = np.finfo(dtype)
     reduced = options.get("reduction", "mean") != "none"
     factor = _largest_factor(options, call.binary) if right.divisor else np.inf
-    more = OF_GAMMA * options.get("gamma", 2.0) if call.name == "focal_loss" else 0.0
+    more = OF_GAMMA * max(0.0, options.get("gamma", 2.0) - 3) if call.name == "focal_loss" else 0.0
+    more_grad = more
+    if call.name == "generalized_cross_entropy":
+        # The gradient may err by q l more.
+        length = reference.cross_entropy(x, t, **options_of_plain(options, reduction="none")).loss
+        length = np.where(np.isfinite(length), length, 0)
+        more_grad = options.get("q", 0.7) * float(np.max(length, initial=0))
     # A result below the smallest normal number, before a factor multiplies it, has no digits.
     least = info.tiny * max(1.0, min(factor, 1e9))
-    if call.name == "focal_loss":
+    if call.name in OF_ONE_CLASS:
         least = max(least, LEAST[dtype])
     if call.binary:
         # Labels outside [0, 1] multiply it too.
@@ -661,7 +688,14 @@ def compare(call, x, t, options, results):
         # An entry to which nothing is added is exactly 0.
         _compare_zeros(what, row, values, sizes)
         if 1e-12 <= factor < np.inf:
-            _compare_each(what, row, values, sizes, info, least * max(1.0, factor / 1e9), more)
+            room = least * max(1.0, factor / 1e9)
+            _compare_each(what, row, values, sizes, info, room, more_grad)
+
+
+def options_of_plain(options, **more):
+    """Return options for the cross-entropy of the same samples, without weights."""
+    kept = ("axis", "ignore_index")
+    return {key: value for key, value in options.items() if key in kept} | more
 
 
 errors = dict.fromkeys(RESULTS, 0.0)

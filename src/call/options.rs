@@ -40,6 +40,10 @@ pub struct Options {
     pub z_loss: f64,
     /// The exponent of focal loss, at least 0.
     pub gamma: f64,
+    /// The exponent of generalized cross-entropy, in (0, 1].
+    pub q: f64,
+    /// The factor of `1 - p` in poly loss, finite.
+    pub epsilon: f64,
     /// How the losses of the samples are combined.
     pub reduction: Reduction,
     /// The divisor of the mean, in place of the sum of the weights.
@@ -82,6 +86,8 @@ impl Default for Options {
             label_smoothing: 0.0,
             z_loss: 0.0,
             gamma: 2.0,
+            q: 0.7,
+            epsilon: 1.0,
             reduction: Reduction::Mean,
             denominator: None,
             log_base: 1.0,
@@ -114,6 +120,12 @@ impl Options {
             if !(0.0..=f64::MAX).contains(&value) {
                 return Err(out_of_range(name, "finite and at least 0", value));
             }
+        }
+        if !(self.q > 0.0 && self.q <= 1.0) {
+            return Err(out_of_range("q", "above 0 and at most 1", self.q));
+        }
+        if !self.epsilon.is_finite() {
+            return Err(out_of_range("epsilon", "finite", self.epsilon));
         }
         if let Some(value) = &mut self.denominator {
             if value.is_nan() || *value < 0.0 {
@@ -159,6 +171,12 @@ mod tests {
             let expected = format!("label_smoothing must be in [0, 1], not {spelled}");
             assert_eq!(message(Options { label_smoothing: value, ..default() }), expected);
         }
+        for value in [0.0, -0.5, 1.5, f64::NAN] {
+            let expected = format!("q must be above 0 and at most 1, not {}", spelled(value));
+            assert_eq!(message(Options { q: value, ..default() }), expected);
+        }
+        let infinite = Options { epsilon: f64::NEG_INFINITY, ..default() };
+        assert_eq!(message(infinite), "epsilon must be finite, not -inf");
         let negative = Options { denominator: Some(-1.0), ..default() };
         assert_eq!(message(negative), "denominator must be a number of at least 0, not -1.0");
         for base in [0.0, 1.0, -2.0, f64::NAN, f64::INFINITY] {
