@@ -62,7 +62,8 @@ MOST = 20  # distinct findings, after which a run stops
 # for other inputs and for weights and divisors, which are rounded in float64 (docs/numerics.md,
 # "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
-OF_GAMMA = 1.0  # added for each unit of gamma above 3, as in test_accuracy.py
+# Added for each unit of gamma above a first few, as in test_accuracy.py
+OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
 
@@ -654,13 +655,15 @@ def compare(call, x, t, options, results):
     info = np.finfo(dtype)
     reduced = options.get("reduction", "mean") != "none"
     factor = _largest_factor(options, call.binary) if right.divisor else np.inf
-    more = OF_GAMMA * max(0.0, options.get("gamma", 2.0) - 3) if call.name == "focal_loss" else 0.0
-    more_grad = more
+    more = dict.fromkeys(RESULTS, 0.0)
+    if call.name == "focal_loss":
+        gamma = options.get("gamma", 2.0)
+        more = {what: each * max(0.0, gamma - few) for what, (each, few) in OF_GAMMA.items()}
     if call.name == "generalized_cross_entropy":
         # The gradient may err by q l more.
         length = reference.cross_entropy(x, t, **options_of_plain(options, reduction="none")).loss
         length = np.where(np.isfinite(length), length, 0)
-        more_grad = options.get("q", 0.7) * float(np.max(length, initial=0))
+        more["grad"] = options.get("q", 0.7) * float(np.max(length, initial=0))
     # A result below the smallest normal number, before a factor multiplies it, has no digits.
     least = info.tiny * max(1.0, min(factor, 1e9))
     if call.name in OF_ONE_CLASS:
@@ -674,13 +677,13 @@ def compare(call, x, t, options, results):
     if type(loss) is not (float if reduced else np.ndarray):
         raise Finding(f"the loss is {type(loss).__name__}")
     if reduced:
-        _compare_total(loss, right, x.size, np.max(least, initial=0.0), info, factor, more)
+        _compare_total(loss, right, x.size, np.max(least, initial=0.0), info, factor, more["loss"])
     else:
         if loss.dtype != dtype or loss.shape != right.loss.shape:
             raise Finding("loss", f"{loss.dtype} {loss.shape} for {dtype} {right.loss.shape}")
         of_base = BASE if options.get("base") else 0.0
         sizes = right.loss_terms
-        _compare_each("loss", loss, right.loss, sizes, info, least, more + of_base)
+        _compare_each("loss", loss, right.loss, sizes, info, least, more["loss"] + of_base)
     for what, row, (values, sizes) in zip(RESULTS[1:], rows, right.derivatives, strict=False):
         if row.shape != x.shape or row.dtype.newbyteorder("=") != dtype:
             raise Finding(what, f"{row.dtype} {row.shape} for {x.dtype} {x.shape}")
@@ -689,7 +692,7 @@ def compare(call, x, t, options, results):
         _compare_zeros(what, row, values, sizes)
         if 1e-12 <= factor < np.inf:
             room = least * max(1.0, factor / 1e9)
-            _compare_each(what, row, values, sizes, info, room, more_grad)
+            _compare_each(what, row, values, sizes, info, room, more[what])
 
 
 def options_of_plain(options, **more):

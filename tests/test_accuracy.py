@@ -28,9 +28,9 @@ BOUNDS = {
     "poly_loss": {"loss": 4, "grad": 4},
     "binary_cross_entropy_with_logits": {"loss": 4, "grad": 4, "hess": 7},
 }
-# More for each unit of gamma above 3: the relative error of u**gamma is gamma times that of u,
-# which is some tenths of a unit.
-OF_GAMMA = 1
+# More for each unit of gamma above a first few: the relative error of u**gamma is gamma times that
+# of u, which is some tenths of a unit.
+OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
 # More with z-loss: the square of the logsumexp has twice its relative error.
 OF_Z_LOSS = {"loss": 1, "grad": 2, "hess": 1}
 RESULTS = ("loss", "grad", "hess")
@@ -58,7 +58,8 @@ class Rows:
 
     def bound(self, name):
         """Return the largest error that a result may have."""
-        more = OF_GAMMA * max(0, self.options.get("gamma", 0) - 3)
+        each, few = OF_GAMMA[name]
+        more = each * max(0, self.options.get("gamma", 0) - few)
         more += OF_Z_LOSS[name] * bool(self.options.get("z_loss", 0))
         return BOUNDS[self.function][name] + more
 

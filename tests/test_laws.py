@@ -452,7 +452,8 @@ def test_focal_loss_is_cross_entropy_times_a_power(shape, dtype, rng):
         each = case.call(0, gamma=gamma)
         factor = (-np.expm1(-plain)) ** gamma
         np.testing.assert_allclose(each, (factor * plain).astype(float), rtol=1e-5, atol=1e-37)
-        assert (each <= last).all()  # the factor is at most 1
+        # The factor is at most 1. Both losses are rounded, that of gamma 0 in a way of its own.
+        assert (each <= last * (1 + 4 * np.finfo(dtype).eps)).all()
         last = each
 
 
@@ -474,9 +475,7 @@ def test_generalized_cross_entropy_lies_between_its_limits(shape, dtype, rng):
         np.testing.assert_allclose(a, b, rtol=8 * np.finfo(dtype).eps, atol=1e-37)
     p = np.exp(-plain.astype(float))
     own = np.take_along_axis(grad, case.target[:, None], -1)[:, 0]
-    np.testing.assert_allclose(
-        own, -p * case.reference().loss * 0 - p * each, rtol=1e-5, atol=1e-37
-    )
+    np.testing.assert_allclose(own, -p * each, rtol=1e-5, atol=1e-37)
 
 
 @every_dtype

@@ -16,10 +16,9 @@
 //!
 //! For `r` in [0, 1], as `e^-|x|` is, another table needs no `n` ([`log1p_unit`]); its last `a` is 1/2.
 
-use crate::reduce::lost_by;
 use crate::simd::{Float, Function, Simd, Vector};
 
-use super::Real;
+use super::{Real, sum_error};
 
 /// The largest error of [`log`], [`log1p`] and [`log1p_unit`] in ULP.
 pub const MAX_ULP: f64 = 2.0;
@@ -299,15 +298,15 @@ pub fn log1p_parts<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> [T::V<
     let product = r.mul(a);
     let less_one = a.sub(one);
     let f = product.add(less_one);
-    let f_low = lost_by::<S, T>(product, less_one, f)
+    let f_low = sum_error::<S, T>(product, less_one, f)
         .add(r.fma(a, T::V::<S>::splat(s, T::default()).sub(product)));
-    let f_low = f_low.add(lost_by::<S, T>(a, T::V::<S>::splat(s, T::from_f64(-1.0)), less_one));
+    let f_low = f_low.add(sum_error::<S, T>(a, T::V::<S>::splat(s, T::from_f64(-1.0)), less_one));
     let [ln2, ln2_low] = T::LN2.map(|part| T::V::<S>::splat(s, part));
     // The product is exact, and so are the errors of the two sums.
     let coarse = n.mul_add(ln2, log);
-    let coarse_low = lost_by::<S, T>(n.mul(ln2), log, coarse);
+    let coarse_low = sum_error::<S, T>(n.mul(ln2), log, coarse);
     let high = coarse.add(f);
-    let low = lost_by::<S, T>(coarse, f, high);
+    let low = sum_error::<S, T>(coarse, f, high);
     let low = low.add(coarse_low).add(n.mul_add(ln2_low, f_low).add(small));
     let tail = series::<S, T>(s, f, low);
     let sum = high.add(tail);

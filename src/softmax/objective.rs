@@ -33,10 +33,10 @@
 
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::options::Reduction;
-use crate::math::Real;
 use crate::math::exp::exp_and_less_one;
 use crate::math::pow::pow;
-use crate::reduce::{Total, lost_by};
+use crate::math::{Real, sum_error};
+use crate::reduce::Total;
 use crate::simd::{Simd, Vector};
 
 use super::Limits;
@@ -202,9 +202,10 @@ impl Objective {
         // The relative rounding error of a quotient `$part / whole`, with that of `$part` and of the sum.
         macro_rules! quotient_error {
             ($quotient:expr, $part:expr, $error:expr) => {{
-                let sum_error = lost_by::<S, f64>(rest, pivot, whole).add(errors[0].add(errors[1]));
+                let whole_error = sum_error::<S, f64>(rest, pivot, whole);
+                let whole_error = whole_error.add(errors[0].add(errors[1]));
                 let residue = zero.sub($quotient).fma(whole, $part).add($error);
-                zero.sub($quotient).mul_add(sum_error, residue).div($part)
+                zero.sub($quotient).mul_add(whole_error, residue).div($part)
             }};
         }
         let mut factors = Factors {
@@ -228,17 +229,30 @@ impl Objective {
                 let [power, power_low] = power(s, others, error, gamma);
                 // p l / u = l pivot / rest, and 1 where p is 1. Where p underflows, l may be infinite: 0, not NaN.
                 let (certain, underflowed) = (others.eq(zero), pivot.eq(zero));
-                let weighed = S::V64::select(certain, one, surprisal.mul(pivot).div(rest));
+                let product = surprisal.mul(pivot);
+                let weighed = product.div(rest);
+                let mut weighed_low = zero;
+                if T::WIDE == 1 {
+                    let low = surprisal.fma(pivot, zero.sub(product));
+                    let low = surprisal.mul_add(errors[1], surprisal_error.mul_add(pivot, low));
+                    let residue = zero.sub(weighed).fma(rest, product).add(low);
+                    weighed_low = zero.sub(weighed).mul_add(errors[0], residue).div(rest);
+                    let known = S::V64::lanes(certain) | S::V64::lanes(underflowed);
+                    weighed_low = weighed_low.clear(s, S::V64::mask(s, known));
+                }
+                let weighed = S::V64::select(certain, one, weighed);
                 let weighed = S::V64::select(underflowed, zero, weighed);
                 let gamma_1 = splat!(gamma - 1.0);
                 let gamma = splat!(gamma);
                 let more = gamma.mul_add(weighed, one);
+                let more_low = gamma.fma(weighed, one.sub(more));
+                let more_low = gamma.mul_add(weighed_low, more_low);
                 let finite = surprisal.lt(splat!(f64::INFINITY));
                 let low = power_low.mul_add(surprisal, power.mul(surprisal_error));
                 factors.loss = power.mul_add(surprisal, low.keep(s, finite));
                 let slope = power.mul(more);
                 let low = power.fma(more, zero.sub(slope));
-                factors.slope = [slope, power_low.mul_add(more, low)];
+                factors.slope = [slope, power_low.mul_add(more, power.mul_add(more_low, low))];
                 if hess {
                     let p = pivot.mul(inverse);
                     let bracket = gamma_1.mul_add(weighed, splat!(2.0).sub(surprisal));
@@ -254,7 +268,9 @@ impl Objective {
                 let low = minus_q.fma(surprisal, zero.sub(exponent));
                 let low = minus_q.mul_add(surprisal_error, low);
                 let [e, less_one] = exp_and_less_one::<S, f64>(s, exponent, low);
-                factors.loss = less_one.div(minus_q);
+                // q l may underflow, where the loss is l.
+                let small = exponent.abs().lt(splat!(1e-280));
+                factors.loss = S::V64::select(small, surprisal, less_one.div(minus_q));
                 // p^q has the digits of p, where e^(-q l) multiplies the rounding error of l by q l. But p may
                 // have underflowed: then l is a difference of logits, and its rounding error is known.
                 let p = pivot.mul(inverse);

@@ -11,7 +11,7 @@
 
 use crate::math::exp::{power_of_two, residue};
 use crate::math::log::{log, log1p};
-use crate::reduce::lost_by;
+use crate::math::sum_error;
 use crate::simd::{Kernel, Output, Simd, Vector};
 use crate::softmax::objective::{Objective, State};
 
@@ -19,7 +19,7 @@ use super::buffers::*;
 use super::{Limits, exponents, splat};
 
 /// Applies the objective to a finished group.
-pub(super) struct ApplyObjective<'b, T> {
+pub(super) struct ApplyToGroup<'b, T> {
     /// The objective, other than plain cross-entropy.
     pub objective: Objective,
     /// The buffers of the block.
@@ -36,7 +36,7 @@ pub(super) struct ApplyObjective<'b, T> {
     pub hess: bool,
 }
 
-impl<T: Limits> Kernel for ApplyObjective<'_, T> {
+impl<T: Limits> Kernel for ApplyToGroup<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
@@ -60,10 +60,11 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             let sample = buffers.load_f64(s, SAMPLE_WEIGHT, at);
             let class_weight = buffers.load_f64(s, CLASS_WEIGHT, at);
             let (mut surprisal, mut errors) = ([zero_f64; 2], [zero_f64; 2]);
-            if self.objective.is_function_of_class() {
+            let (of_class, mut pivot_error) = (self.objective.is_function_of_class(), zero_f64);
+            if of_class {
                 surprisal =
                     [buffers.load_f64(s, SURPRISAL, at), buffers.load_f64(s, SURPRISAL_ERROR, at)];
-                let pivot_error = buffers.load(s, PIVOT_ERROR, group).wide(part);
+                pivot_error = buffers.load(s, PIVOT_ERROR, group).wide(part);
                 if T::WIDE == 2 {
                     pivot = pivot.add(pivot_error);
                 } else {
@@ -114,6 +115,16 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             let z = S::V64::select(counted, sample.mul(factors.z_slope), zero_f64);
             let p = pivot.mul(inverse);
             let (high, low, more) = (a_high.wide(part), a_low.wide(part), z.mul(inverse));
+            // The pivot's rounding error is one of `S`, and so of `a`.
+            let relative = zero_f64.sub(pivot_error.mul(inverse));
+            let low = if of_class { high.mul_add(relative, low) } else { low };
+            let mut grad = pivot_grad.wide(part);
+            if of_class && T::WIDE == 2 {
+                // Not from the plain gradient, which may be subnormal.
+                grad = zero_f64.sub(high.add(low).mul(rest));
+            } else if of_class {
+                grad = grad.mul_add(relative, grad);
+            }
             let (mut high, mut low, mut more, mut up) = (high, low, more, one);
             let mut product = high.mul(slope);
             let tiny = S::V64::lanes(product.abs().lt(splat::<S, f64>(s, T::FEW_LEAST)));
@@ -130,10 +141,9 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             (a[part], a_error[part]) = (product, error);
             if self.objective.has_z_loss() {
                 let sum = product.add(more);
-                let sum_error = lost_by::<S, f64>(product, more, sum);
-                (a[part], a_error[part]) = (sum, error.add(sum_error));
+                let rounding = sum_error::<S, f64>(product, more, sum);
+                (a[part], a_error[part]) = (sum, error.add(rounding));
             }
-            let grad = pivot_grad.wide(part);
             let grad = grad.mul_add(slope, grad.mul_add(slope_low, z.mul(p)));
             grads[part] = S::V64::select(counted, grad, zero_f64);
             if !self.hess {
@@ -184,7 +194,7 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
     }
 }
 
-impl<T: Limits> ApplyObjective<'_, T> {
+impl<T: Limits> ApplyToGroup<'_, T> {
     /// The power of two that moves from the exponentials to `a slope`, where the rounding error of that product
     /// would underflow. 1 elsewhere.
     #[inline(always)]
