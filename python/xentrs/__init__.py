@@ -26,9 +26,11 @@ from xentrs._losses.log_loss import (
     log_loss_with_grad_hess,
 )
 from xentrs._losses.poly_loss import poly_loss, poly_loss_with_grad
+from xentrs._partial import PartialCrossEntropy
 from xentrs._xentrs import __version__
 
 __all__ = [
+    "PartialCrossEntropy",
     "__version__",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_with_grad",
