@@ -134,7 +134,7 @@ def generalized_cross_entropy(
 
     Results do not depend on the number of threads, not in a single bit.
 
-    Accuracy: at most 4 ULP for the loss of a sample (measured: @LOSS32@ in float32, @LOSS64@ in
+    Accuracy: at most 4 ULP for the loss of a sample (measured: 1.4 in float32, 2.9 in
     float64; see docs/numerics.md).
 
     References
@@ -300,9 +300,9 @@ def generalized_cross_entropy_with_grad(
     For the mean it is divided by what the mean is divided by. It is exactly 0 for samples that
     count for nothing.
 
-    Accuracy: at most 4 ULP for the loss of a sample (measured: @LOSS32@ in float32, @LOSS64@ in
+    Accuracy: at most 4 ULP for the loss of a sample (measured: 1.4 in float32, 2.9 in
     float64), and at most 4 + q l ULP for each entry of the gradient that is not next to the
-    smallest normal number (measured: @GRAD32@ and @GRAD64@; see docs/numerics.md).
+    smallest normal number (measured: 0.6 and 0.7 of that; see docs/numerics.md).
 
     References
     ----------
