@@ -14,10 +14,8 @@ use crate::error::Result;
 use crate::softmax::Limits;
 use crate::softmax::untargeted::{self, Quantity};
 
-use super::reduced;
-
 /// Writes the batch's outputs. Returns the reduced loss.
 pub fn softmax_entropy<T: Limits>(batch: &Batch<'_, T>) -> Result<f64> {
     let sum = untargeted::run(batch, Quantity::Entropy, 1.0)?;
-    Ok(reduced(sum, batch.divisor, &batch.options))
+    Ok(batch.options.reduced(sum, batch.divisor))
 }

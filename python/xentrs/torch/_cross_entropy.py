@@ -18,16 +18,18 @@ from xentrs.torch._arguments.softmax import (
     SoftmaxArguments,
     beyond_pytorch,
     check_further_arguments,
+    check_pair,
     fits,
 )
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
-from xentrs.torch._mode import is_eager, refuse_jit_trace
-from xentrs.torch._operators.softmax import compute_loss, quick_loss
+from xentrs.torch._mode import is_eager, is_jit_traced
+from xentrs.torch._module import StandsFor
+from xentrs.torch._operators.softmax import CROSS_ENTROPY, quick_loss
 
 
 def cross_entropy(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | tuple[Tensor, Tensor],
     weight: Tensor | None = None,
     size_average: bool | None = None,
     ignore_index: Ignored = -100,
@@ -50,9 +52,12 @@ def cross_entropy(
     ----------
     input : Tensor of shape (C), (N, C) or (N, C, d_1, ..., d_K)
         Logits: float16, bfloat16, float32 or float64, of any strides.
-    target : Tensor
+    target : Tensor or tuple of two
         Class indices, of any integer type, of the shape of `input` without its class axis; or
-        probabilities, floats of the shape of `input`.
+        probabilities, floats of the shape of `input`; or a pair of tensors (indices,
+        probabilities), a few classes of each sample and their probabilities: both of the shape of
+        `input` without its class axis, and a last axis for the entries of a sample. All other
+        classes have 0, an ignored index marks an empty entry, and nothing is normalised.
     weight : Tensor of shape (C), optional
         Weight of each class.
     size_average, reduce : bool, optional
@@ -129,18 +134,30 @@ def cross_entropy(
         loss = quick_loss(input, target, ignore_index, label_smoothing, reduction)
         if loss is not None:
             return loss
-    refuse_jit_trace("cross_entropy")
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     ignored = ignored_indices(ignore_index)
     options = Options(reduction, ignored, label_smoothing, z_loss, as_softcap(softcap))
     denominator = as_denominator(denominator, input)
+    if isinstance(target, tuple):
+        if len(target) != 2:
+            raise ValueError(
+                f"target is a tuple of length {len(target)}, but must be a pair "
+                "(indices, probabilities)"
+            )
+        indices, probabilities = target
+        call = SoftmaxArguments(
+            input, indices, weight, sample_weight, denominator, probabilities=probabilities
+        )
+        check_pair(call, options)
+        check_further_arguments(call, options)
+        return CROSS_ENTROPY.compute(call, options, inplace)
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
-    if not fits(call, options):
+    if is_jit_traced("cross_entropy") or not fits(call, options):
         return _leave_to_pytorch(call, options)
     if not options.is_plain or sample_weight is not None or denominator is not None:
         check_further_arguments(call, options)
-    return compute_loss(call, options, inplace)
+    return CROSS_ENTROPY.compute(call, options, inplace)
 
 
 def _leave_to_pytorch(call: SoftmaxArguments, options: Options) -> Tensor:
@@ -157,7 +174,7 @@ def _leave_to_pytorch(call: SoftmaxArguments, options: Options) -> Tensor:
     )
 
 
-class CrossEntropyLoss(nn.CrossEntropyLoss):
+class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
     """`cross_entropy` as a module: `torch.nn.CrossEntropyLoss` with the further options.
 
     Parameters
@@ -195,7 +212,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     def forward(
         self,
         input: Tensor,
-        target: Tensor,
+        target: Tensor | tuple[Tensor, Tensor],
         *,
         sample_weight: Tensor | None = None,
         denominator: float | Tensor | None = None,

@@ -425,7 +425,7 @@ impl<T: Limits, const KEPT: bool, const ENTROPY: bool, const GENERAL: bool> Kern
                 distance.add(sums.distance_from(s, top));
                 most = T::V::<S>::splat(s, top);
             }
-            let [sum, error] = sums.whole.total_and_error();
+            let (sum, error) = sums.whole.total_and_error();
             whole.add(sum);
             whole.add(error);
         }

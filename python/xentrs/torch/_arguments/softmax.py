@@ -1,9 +1,10 @@
-"""The arguments of the softmax losses: logits with a class axis, class indices or probabilities."""
+"""The arguments of losses with a class axis."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,21 +22,29 @@ from xentrs.torch._arguments.tensors import (
     are_tensors,
     check_denominator,
     check_further,
+    class_shards,
+    leave_to_pytorch,
     masked,
 )
-from xentrs.torch._backend import FLOATS, HALVES
-from xentrs.torch._mode import autocasts
+from xentrs.torch._backend import FLOATS, HALVES, has_kernels
+from xentrs.torch._mode import autocasts, is_patched
 
 
 class SoftmaxArguments(NamedTuple):
-    """The tensors of a call. The target is class indices, or has the shape of the input."""
+    """The tensors of a call.
+
+    The target is class indices, or has the shape of the input (probabilities, the logits of a
+    teacher), or is None for a loss of the input alone. With `probabilities` it is the classes of a
+    few entries of each sample, on a last axis that both have.
+    """
 
     input: Tensor
-    target: Tensor
+    target: Any  # Tensor, or None
     weight: Tensor | None
     sample_weight: Tensor | None
     denominator: Tensor | None  # of no dimension
     z_denominator: Tensor | None = None  # what a mean of the z-loss divides by, if something else
+    probabilities: Tensor | None = None
 
     @property
     def axis(self) -> int:
@@ -52,14 +61,18 @@ class SoftmaxArguments(NamedTuple):
 
     @property
     def is_soft(self) -> bool:
-        return self.target.shape == self.input.shape
+        """Whether there is no class index of each sample."""
+        if self.probabilities is not None or self.target is None:
+            return True
+        return bool(self.target.shape == self.input.shape)
 
     @property
     def dtype(self) -> torch.dtype:
         """That of PyTorch's loss."""
         dtype = self.input.dtype
         if self.is_soft:
-            for t in (self.target, self.weight):
+            pair = self.probabilities is not None
+            for t in (self.probabilities if pair else self.target, self.weight):
                 dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
         return torch.float32 if dtype in HALVES and autocasts(self.input) else dtype
 
@@ -68,10 +81,42 @@ class SoftmaxArguments(NamedTuple):
         """The target's class indices, in a type that holds any `ignore_index`."""
         return self.target.detach().long()
 
+    def entries(self, options: Options) -> tuple[Tensor, Tensor]:
+        """Return the classes and the probabilities of a pair, on the class axis of the input.
+
+        An empty entry has class 0 and probability 0, and so has a sample that does not count.
+        """
+        assert self.probabilities is not None
+        y, q = self.indices, self.probabilities.detach()
+        kept = not_ignored(y, tuple(options.ignored))
+        mask = self.mask(options)
+        kept = kept if mask is None else kept & mask.unsqueeze(-1)
+        y, q = torch.where(kept, y, 0), torch.where(kept, q, 0.0)
+        return y.movedim(-1, self.axis), q.movedim(-1, self.axis)
+
     def mask(self, options: Options) -> Tensor | None:
         """Return which samples count, None where all do."""
         indices = None if self.is_soft else self.indices
         return sample_mask(indices, self.weight, self.sample_weight, options)
+
+    def loss_shape(self, options: Options) -> torch.Size:
+        """Return the shape of the loss."""
+        return self.samples if options.reduction == "none" else torch.Size()
+
+    def along(self, grad: Tensor, direction: Tensor, options: Options) -> Tensor:
+        """Return the derivative of the loss in a direction, of its gradient in the logits."""
+        product = grad * masked(direction, self.gradient_mask(options))
+        return product.sum(self.axis) if options.reduction == "none" else product.sum()
+
+    def factor(self, options: Options) -> Tensor:
+        """Return what multiplies each sample's loss, without its class weight; a divisor is 1."""
+        dtype = _backend.accumulator(self.input.dtype)
+        factor = torch.ones(self.samples, dtype=dtype, device=self.input.device)
+        if self.sample_weight is not None:
+            factor = factor * self.sample_weight.to(dtype)
+        if options.reduction == "mean":
+            factor = factor / self.divisor(options).to(dtype)
+        return masked(factor, self.mask(options))
 
     def gradient_mask(self, options: Options) -> Tensor | None:
         """Return the mask such that it broadcasts to the logits."""
@@ -164,6 +209,8 @@ def fits(call: SoftmaxArguments, options: Options) -> bool:
         return False
     if x.layout is not torch.strided:
         return False
+    if is_patched() and (not has_kernels(x) or class_shards(x, axis)):
+        return False
     if target.dtype in INTEGERS:
         if target.shape != shape[:axis] + shape[axis + 1 :]:
             return False
@@ -180,6 +227,45 @@ def fits(call: SoftmaxArguments, options: Options) -> bool:
         if not taken or weight.device != x.device or weight.requires_grad:
             return False
     return options.reduction in REDUCTIONS and is_smoothing(options.label_smoothing)
+
+
+def check_pair(call: SoftmaxArguments, options: Options) -> None:
+    """Refuse what is wrong with a call whose target is a pair, which PyTorch does not have."""
+    x, y, q, weight = call.input, call.target, call.probabilities, call.weight
+    check_tensor("input", x)
+    check_tensor("target[0]", y)
+    check_tensor("target[1]", q)
+    assert q is not None
+    if x.dtype not in FLOATS:
+        raise TypeError(f"input has dtype {x.dtype}, but must be floating point")
+    if not x.dim() or not x.shape[call.axis]:
+        raise ValueError(f"input of shape {tuple(x.shape)} has no classes")
+    if y.dtype not in INTEGERS:
+        raise TypeError(f"target[0] has dtype {y.dtype}, but must be integer class indices")
+    if not q.is_floating_point():
+        raise TypeError(f"target[1] has dtype {q.dtype}, but must be floating point")
+    for name, t in (("target[0]", y), ("target[1]", q)):
+        if t.dim() != x.dim() or t.shape[:-1] != call.samples:
+            shape = ", ".join([*map(str, call.samples), "k"])
+            raise ValueError(
+                f"{name} has shape {tuple(t.shape)}, but input of shape {tuple(x.shape)} with the "
+                f"class axis {call.axis} takes a pair (indices, probabilities) of shape ({shape})"
+            )
+        check_further(name, t, x)
+    if y.shape != q.shape:
+        raise ValueError(
+            f"target[1] has shape {tuple(q.shape)}, but must have that of target[0], "
+            f"{tuple(y.shape)}: the target is a pair (indices, probabilities)"
+        )
+    if weight is not None:
+        check_tensor("weight", weight)
+        if weight.shape != (call.classes,):
+            raise ValueError(f"weight has shape {tuple(weight.shape)}, but must be of each class")
+        check_further("weight", weight, x)
+    if options.reduction not in REDUCTIONS:
+        raise ValueError(f"{options.reduction} is not a valid value for reduction")
+    if not is_smoothing(options.label_smoothing):
+        raise ValueError(f"label_smoothing must be in [0, 1], not {options.label_smoothing}")
 
 
 def check_further_arguments(call: SoftmaxArguments, options: Options) -> None:
@@ -217,16 +303,42 @@ def beyond_pytorch(
     )
 
 
+def refuse(
+    name: str, call: SoftmaxArguments, options: Options, pytorchs: Callable[..., Tensor]
+) -> Tensor:
+    """Say what is wrong with a call of a loss of class indices, in PyTorch's words if it has any.
+
+    `pytorchs` is PyTorch's own `cross_entropy`.
+    """
+    target = call.target
+    if isinstance(target, Tensor) and target.is_floating_point():
+        raise TypeError(
+            f"target has dtype {target.dtype}, but {name} takes class indices: the loss is "
+            "defined by the probability of one class"
+        )
+    return leave_to_pytorch(
+        lambda: pytorchs(
+            call.input,
+            target,
+            call.weight,
+            ignore_index=options.ignored[0] if options.ignored else -100,
+            reduction=options.reduction,
+        ),
+        f"xentrs.torch.{name} has no gradient in the class weights: weight.detach()",
+    )
+
+
 def check_indices(call: SoftmaxArguments, ignored: tuple[int, ...]) -> None:
     """Refuse class indices out of range, before anything is computed."""
     y = call.indices
     bad = not_ignored(y, ignored) & ((y < 0) | (y >= call.classes))
+    name = "target" if call.probabilities is None else "target[0]"
     if bad.any():
         place = bad.nonzero()[0].tolist()
         names = ", ".join(map(str, ignored))
         # In the words of the compiled module.
         ending = ("", f", or be ignore_index ({names})", f", or be one of ignore_index ({names})")
         raise IndexError(
-            f"target{place or ''} is {call.target[tuple(place)].item()}, but a class index must be "
+            f"{name}{place or ''} is {call.target[tuple(place)].item()}, but a class index must be "
             f"in [0, {call.classes}){ending[min(len(ignored), 2)]}"
         )

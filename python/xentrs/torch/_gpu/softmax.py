@@ -16,8 +16,8 @@ coefficients of -log p[c] that smoothing or a target of probabilities bring:
         gradient[c] = (own + total + 2 Z logsumexp) p[c] - a[c]
         gradient[y] = (total + 2 Z logsumexp) p[y] - a[y] - own rest / sum
 
-The focal loss multiplies `own l` by u^GAMMA, where u = rest / sum is 1 - p[y]. Its gradient is that
-of `own l` times the slope of u^GAMMA l as a function of l, u^GAMMA (1 + GAMMA p[y] l / u).
+A loss that is a function of l puts its value in the place of l in `own l`. Its gradient is that of
+`own l` times its slope in l.
 
 What keeps the digits: `rest` is a sum of its own, so neither the loss nor the gradient at y is a
 difference of rounded numbers, and 1 - p[y] is none. Without one class y (probabilities) the largest
@@ -37,7 +37,7 @@ from torch import Tensor
 
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._arguments.softmax import SoftmaxArguments, check_indices
+from xentrs.torch._arguments.softmax import SoftmaxArguments, check_indices, not_ignored
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu.math import log1p, narrowed, tanh
 from xentrs.torch._triton import Kernel, load_triton, next_power_of_two
@@ -52,9 +52,25 @@ _TILE = 1 << 13
 
 
 def evaluate(
-    call: SoftmaxArguments, options: Options, with_grad: bool, inplace: bool
+    call: SoftmaxArguments,
+    options: Options,
+    with_grad: bool,
+    inplace: bool = False,
+    objective: Kernel | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
+    """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted.
+
+    `objective` is a loss that is a function of l = -log p[y]: a Triton function
+    ``(l, e_y, rest, OWN: tl.constexpr)`` that returns its value and its slope in l, in float64. In
+    it p[y] is ``e_y / (rest + e_y)``, and OWN are the loss's own options.
+    """
+    entries = None
+    if call.probabilities is not None:
+        entries = _Entries(call, options)
+        call = call._replace(target=entries.pivot, probabilities=None)
+        if options.reduction == "mean":
+            call = call._replace(denominator=entries.divisor, z_denominator=entries.z_divisor)
+        options = options._replace(ignored=())
     x, target, ignored = call.input.detach(), call.target.detach(), options.ignored
     rows = as_rows(x)
     n, classes, positions = rows.shape
@@ -80,6 +96,8 @@ def evaluate(
         z_divisor = call.z_divisor(options) if options.z_loss else None
     # Labels and weights of each entry are not rounded to the logits' type.
     given = [x, call.target] if call.is_soft else [x]
+    if entries is not None:
+        given.append(entries.probabilities)
     if w is not None and (call.is_soft or options.label_smoothing):
         given.append(w)
     wide = any(t.dtype == torch.float64 for t in given)
@@ -94,17 +112,22 @@ def evaluate(
         r, b = _tiles(classes, positions)
         _softmax_loss[(-(-samples // r),)](
             rows, *rows.stride(), target, *target.stride(), w,
+            None if entries is None else entries.total,
+            None if entries is None else entries.distance,
             s, *((0, 0) if s is None else s.stride()), divisor,
             z_divisor,
             losses, None if grad is None else g, *g.stride(), samples, classes, positions,
             IGNORED=ignored[0] if ignored and not call.is_soft else None,
             SMOOTHING=options.label_smoothing, EVEN=options.label_smoothing / classes,
-            Z=options.z_loss, CAP=options.softcap, GAMMA=float(options.gamma),
-            FACTORS=min(int(options.gamma), 16), SOFT=call.is_soft,
+            Z=options.z_loss, CAP=options.softcap,
+            OBJECTIVE=None if objective is None else objective.compiled(),
+            OWN=options.own, SOFT=call.is_soft,
             ACC=tl.float64 if wide else tl.float32, NEAR=600.0 if wide else 40.0,
             R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
         )  # fmt: skip
         write_back(grad, g)
+        if entries is not None and grad is not None:
+            entries.correct(grad)
     if none:
         return losses.view(call.samples), grad
     loss = losses.sum()
@@ -119,17 +142,77 @@ def _tiles(classes: int, positions: int) -> tuple[int, int]:
     return max(1, 2048 // columns), columns
 
 
+class _Entries:
+    """The target is a pair: what the kernel takes as class indices of a weight, and the rest.
+
+    The pivot y is the entries' class of the largest logit. With t the entries' coefficients the
+    loss is ``sum(t) (-log p[y]) + sum(t (x[y] - x))``, no term of which cancels another. The
+    kernel has the gradient ``sum(t) (p - [c = y])``, which `correct` corrects at the entries.
+    """
+
+    def __init__(self, call: SoftmaxArguments, options: Options) -> None:
+        x, axis, cap = call.input.detach(), call.axis, options.softcap
+        if x.device.type == "cpu":  # Triton's interpreter leaves out assertions
+            check_indices(call, options.ignored)
+        else:
+            y = call.indices
+            inside = (y >= 0) & (y < call.classes) | ~not_ignored(y, options.ignored)
+            torch._assert_async(inside.all(), "target is out of bounds")
+        self.axis, self.probabilities = axis, call.probabilities
+        self.classes, q = call.entries(options)
+        t = q.double() * (1.0 - options.label_smoothing)
+        if call.weight is not None:
+            t = t * call.weight.detach().double()[self.classes]
+        logits = x.gather(axis, self.classes).double()
+        if cap:
+            logits = torch.where(logits.isinf(), logits, cap * (logits / cap).tanh())
+        has = t != 0.0
+        if t.shape[axis]:
+            first = torch.where(has, logits, -torch.inf).argmax(axis, keepdim=True)
+            pivot, top = self.classes.gather(axis, first), logits.gather(axis, first)
+        else:
+            pivot = torch.zeros((), dtype=torch.int64, device=x.device).expand(call.samples)
+            pivot, top = (
+                pivot.unsqueeze(axis),
+                logits.new_zeros(()).expand(pivot.unsqueeze(axis).shape),
+            )
+        below = torch.where(has & (logits != top), t * (top - logits), 0.0)
+        at_pivot = self.classes == pivot
+        others = torch.where(at_pivot, 0.0, t).sum(axis, keepdim=True)
+        self.slope = 1.0 - (logits / cap) ** 2 if cap else None
+        self.pivot = pivot.squeeze(axis)
+        self.total, self.distance = (v.sum(axis).contiguous() for v in (t, below))
+        self._at = torch.cat([self.classes, pivot], axis)
+        self._more = torch.cat([torch.where(at_pivot, 0.0, -t), others], axis)
+        if self.slope is not None:
+            slope = (1.0 - (top / cap) ** 2).expand(others.shape)
+            self._more = self._more * torch.cat([self.slope, slope], axis)
+        self._factor = call.factor(options).double().unsqueeze(axis)
+        self.divisor = self.z_divisor = None
+        if options.reduction == "mean":
+            self.divisor = call.divisor(options)
+            self.z_divisor = call.z_divisor(options) if options.z_loss else None
+
+    def correct(self, grad: Tensor) -> None:
+        """Add to the kernel's gradient what it lacks."""
+        more = torch.where(self._more == 0.0, 0.0, self._more * self._factor)
+        grad.scatter_add_(self.axis, self._at, more.to(grad.dtype))
+
+
 # x, target, sample_weight and grad come with their strides, of samples (_n), classes (_c) and
-# positions (_d). EVEN is SMOOTHING over the number of classes. Where x[y] is less than NEAR below
-# top, l comes from the ratio of rest and exp(x[y] - top); further down that may vanish. MANY says
-# whether there is more than one tile: loops that are never entered would still take registers.
+# positions (_d). `total_weight` and `distance` are of a pair: the weight of class y, instead of
+# `weight`, and a further part of the loss. EVEN is SMOOTHING over the number of classes. Where x[y]
+# is less than NEAR below top, l comes from the ratio of rest and exp(x[y] - top); further down that
+# may vanish. MANY says whether there is more than one tile: loops that are never entered would
+# still take registers.
 @Kernel
 @no_type_check
 def _softmax_loss(
-    x, x_n, x_c, x_d, target, t_n, t_c, t_d, weight, sample_weight, s_n, s_d, divisor,
-    z_divisor, loss, grad, g_n, g_c, g_d, samples, classes, positions,
+    x, x_n, x_c, x_d, target, t_n, t_c, t_d, weight, total_weight, distance,
+    sample_weight, s_n, s_d, divisor, z_divisor, loss, grad, g_n, g_c, g_d,
+    samples, classes, positions,
     IGNORED: tl.constexpr, SMOOTHING: tl.constexpr, EVEN: tl.constexpr, Z: tl.constexpr,
-    CAP: tl.constexpr, GAMMA: tl.constexpr, FACTORS: tl.constexpr, SOFT: tl.constexpr,
+    CAP: tl.constexpr, OBJECTIVE: tl.constexpr, OWN: tl.constexpr, SOFT: tl.constexpr,
     ACC: tl.constexpr, NEAR: tl.constexpr, R: tl.constexpr, B: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     VECTOR: tl.constexpr = SOFT or EVEN != 0.0  # whether there are coefficients a
@@ -161,7 +244,9 @@ def _softmax_loss(
         keep &= looked_at & valid
         y = tl.where(keep, y, 0)
         own = tl.full([R], KEEP, tl.float64)
-        if weight is not None:
+        if total_weight is not None:
+            own = tl.load(total_weight + i, mask=live, other=0)
+        elif weight is not None:
             own *= tl.load(weight + y, mask=keep, other=0).to(tl.float64)
             if SMOOTHING == 0.0:
                 keep &= own != 0.0
@@ -198,11 +283,13 @@ def _softmax_loss(
         far = (top.to(tl.float64) - x_y.to(tl.float64)) + log_sum.to(tl.float64)
         by_ratio = log1p(rest / tl.where(near, e_y, 1.0)).to(tl.float64)
         result = tl.where(near, by_ratio, far)
-        if GAMMA != 0.0:
+        if OBJECTIVE is not None:
             e_64, rest_64 = e_y.to(tl.float64), rest.to(tl.float64)
-            result, slope = _focal(result, e_64, rest_64, GAMMA, FACTORS)
+            result, slope = OBJECTIVE(result, e_64, rest_64, OWN)
         result = tl.where(own == 0.0, 0.0, own * result)
-        if GAMMA != 0.0:
+        if distance is not None:
+            result += tl.load(distance + i, mask=live, other=0)
+        if OBJECTIVE is not None:
             own *= slope
     if VECTOR:
         result += away.to(tl.float64) * 1048576.0  # 2^20
@@ -293,21 +380,6 @@ def _accumulate(
         away += tl.sum(tl.where(a == 0.0, 0.0, a * ((safe * part)[:, None] - x * part)), 1)
         total += tl.sum(a, 1)
     return new, rest, total, away
-
-
-# u^GAMMA l and its slope, where `nll` is l. Where p is 0, so is p l. Where u is 0, so is u^GAMMA.
-# FACTORS of the power are products: exp(GAMMA log u) loses digits as log u grows.
-@Kernel
-@no_type_check
-def _focal(nll, e_y, rest, GAMMA: tl.constexpr, FACTORS: tl.constexpr):
-    u = rest / (rest + e_y)
-    p_l = tl.where(e_y == 0.0, 0.0, e_y / (rest + e_y) * nll)
-    power = tl.full(u.shape, 1.0, tl.float64)
-    if GAMMA != FACTORS:
-        power = tl.exp((GAMMA - FACTORS) * tl.log(u))
-    for _ in range(FACTORS):
-        power *= u
-    return power * nll, power * (1.0 + GAMMA * tl.where(u == 0.0, 1.0, p_l / u))
 
 
 @Kernel
