@@ -6,6 +6,8 @@
 pub mod binary;
 pub mod cross_entropy;
 pub mod focal_loss;
+pub mod js_divergence;
+pub mod kl_divergence;
 pub mod log_loss;
 
 use crate::call::batch::{Batch, Target};
@@ -65,6 +67,30 @@ pub const LOSSES: &[Loss] = &[
         evaluate: Evaluate::OverClasses {
             f32: focal_loss::focal_loss,
             f64: focal_loss::focal_loss,
+        },
+    },
+    Loss {
+        name: "kl_divergence",
+        input: "logits",
+        second: "teacher_logits",
+        keywords: &[Temperature, Direction, Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        evaluate: Evaluate::AgainstTeacher {
+            f32: kl_divergence::kl_divergence,
+            f64: kl_divergence::kl_divergence,
+        },
+    },
+    Loss {
+        name: "js_divergence",
+        input: "logits",
+        second: "teacher_logits",
+        keywords: &[Beta, Temperature, Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        evaluate: Evaluate::AgainstTeacher {
+            f32: js_divergence::js_divergence,
+            f64: js_divergence::js_divergence,
         },
     },
     Loss {
@@ -132,6 +158,12 @@ pub enum Keyword {
     Axis,
     /// The exponent of focal loss.
     Gamma,
+    /// What logits are divided by.
+    Temperature,
+    /// The direction of a divergence.
+    Direction,
+    /// The weight of the teacher in a mixture.
+    Beta,
     /// A weight for each class, or for each element.
     Weight,
     /// The weight of positive elements.
@@ -175,6 +207,9 @@ impl Keyword {
         match self {
             Axis => "axis",
             Gamma => "gamma",
+            Temperature => "temperature",
+            Direction => "direction",
+            Beta => "beta",
             Weight => "weight",
             PosWeight => "pos_weight",
             SampleWeight => "sample_weight",
@@ -193,9 +228,9 @@ impl Keyword {
         match self {
             Weight | PosWeight | SampleWeight | Where => Kind::Array,
             Axis | IgnoreIndex => Kind::Int,
-            Gamma | LabelSmoothing | ZLoss => Kind::Number,
+            Gamma | Temperature | Beta | LabelSmoothing | ZLoss => Kind::Number,
             Denominator | Base => Kind::OptionalNumber,
-            Reduction => Kind::Word,
+            Direction | Reduction => Kind::Word,
         }
     }
 }
@@ -205,6 +240,13 @@ impl Keyword {
 pub enum Evaluate {
     /// A loss of samples by classes.
     OverClasses {
+        /// For `float32`.
+        f32: OverClasses<f32>,
+        /// For `float64`.
+        f64: OverClasses<f64>,
+    },
+    /// A loss of samples by classes, of which a model and a teacher have logits each.
+    AgainstTeacher {
         /// For `float32`.
         f32: OverClasses<f32>,
         /// For `float64`.

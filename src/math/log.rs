@@ -288,6 +288,21 @@ pub fn log1p_and<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> T::V<S> 
     combine::<S, T>(s, n, log, f, f.add(small))
 }
 
+/// The logarithm of a positive normal `x`, where `x - 1` is given too: `x` is exact to some ULP where it is below
+/// 1/2, `x - 1` where it is above.
+#[inline(always)]
+pub fn log_or_log1p<S: Simd, T: Real>(s: S, x: T::V<S>, less_one: T::V<S>) -> T::V<S> {
+    let one = T::V::<S>::splat(s, T::from_f64(1.0));
+    let [n, bits, a, log] = nearest::<S, T>(s, x);
+    let a = a.bits_sub(bits);
+    let small = x.lt(T::V::<S>::splat(s, T::from_f64(0.5)));
+    // x a - 1, or (x - 1) a + (a - 1)
+    let factor = T::V::<S>::select(small, x, less_one);
+    let f =
+        a.fma(factor, T::V::<S>::select(small, T::V::<S>::splat(s, T::from_f64(-1.0)), a.sub(one)));
+    combine::<S, T>(s, n, log, f, f)
+}
+
 /// `n`, `-log(a)` and `f` of `1 + r`.
 #[inline(always)]
 fn above_one<S: Simd, T: Real>(s: S, r: T::V<S>) -> [T::V<S>; 3] {

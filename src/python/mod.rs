@@ -71,7 +71,7 @@ mod _xentrs {
             let entry = PyDict::new(py);
             entry.set_item("input", loss.input)?;
             entry.set_item("second", loss.second)?;
-            entry.set_item("axis", matches!(loss.evaluate, Evaluate::OverClasses { .. }))?;
+            entry.set_item("axis", !matches!(loss.evaluate, Evaluate::ElementByElement { .. }))?;
             entry.set_item("options", PyTuple::new(py, options)?)?;
             entry.set_item("derivatives", loss.derivatives)?;
             list.set_item(loss.name, entry)?;

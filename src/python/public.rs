@@ -37,7 +37,7 @@ const SUFFIXES: [&str; TWINS] = ["", "_with_grad", "_with_grad_hess"];
 /// The builtins of each loss of the list. One cannot be told which it is without an object of its own,
 /// which would not pickle.
 const ENTRIES: [[ffi::PyCFunctionFastWithKeywords; TWINS]; LOSSES.len()] =
-    [twins::<0>(), twins::<1>(), twins::<2>(), twins::<3>()];
+    [twins::<0>(), twins::<1>(), twins::<2>(), twins::<3>(), twins::<4>(), twins::<5>()];
 
 const fn twins<const LOSS: usize>() -> [ffi::PyCFunctionFastWithKeywords; TWINS] {
     [entry::<LOSS, 0>, entry::<LOSS, 1>, entry::<LOSS, 2>]
