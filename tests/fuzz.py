@@ -34,7 +34,8 @@ from xentrs import _xentrs
 
 ALLOWED = (TypeError, ValueError, IndexError)
 BINARY = "binary_cross_entropy_with_logits"
-NAMES = ["cross_entropy", "log_loss", "focal_loss", BINARY]
+DIVERGENCES = ("kl_divergence", "js_divergence")
+NAMES = ["cross_entropy", "log_loss", "focal_loss", BINARY, *DIVERGENCES]
 RESULTS = ["loss", "grad", "hess"]
 DTYPES = ["f4", "f8", ">f4", ">f8", "f2", "g", "c8", "?", "O", "S3", "U2", "M8[s]", "V8"]
 DTYPES += [*"bBhHiIqQ", ">i4", ">u2"]
@@ -49,6 +50,8 @@ MOST = 20  # distinct findings, after which a run stops
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
 OF_GAMMA = 3.0  # added for each unit of gamma, as in test_accuracy.py
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
+OF_DIVERGENCE = {"f": 12.0, "d": 80.0}  # added for these by the type, as there
+LEAST_OF_DIVERGENCE = {np.dtype("f4"): 1e-33, np.dtype("f8"): 1e-300}  # as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
 
 
@@ -113,7 +116,11 @@ def draw(seed, number):
     name = _pick(rng, NAMES)
     suffix = _pick(rng, suffixes(name))
     with np.errstate(all="ignore"):
-        call = _binary_call(rng, suffix) if name == BINARY else _class_call(rng, name, suffix)
+        if name == BINARY:
+            call = _binary_call(rng, suffix)
+        else:
+            draw_call = _teacher_call if name in DIVERGENCES else _class_call
+            call = draw_call(rng, name, suffix)
         call.threads = int(rng.choice([1, 1, 2, 3]))
         how = rng.random()
         if how < 0.15:
@@ -429,6 +436,46 @@ def _binary_call(rng, suffix):
     return call
 
 
+def _teacher_call(rng, name, suffix):
+    samples, classes = draw_shape(rng)
+    shape = (*samples, classes)
+    dtype = _pick(rng, ["f4", "f8"])
+    x = draw_logits(rng, shape, dtype)
+    t = draw_logits(rng, shape, _pick(rng, [dtype, dtype, "f4", "f8"]))
+    if _chance(rng, 0.5):
+        near = x.astype("f8") + rng.normal(size=shape) * 10 ** rng.uniform(-12, 0)
+        t = np.asarray(near + _pick(rng, [0, 0, 7.5, -1e4])).astype(t.dtype)
+    options = {}
+    _shared_options(rng, options)
+    options.pop("label_smoothing", None)
+    if _chance(rng, 0.3):
+        options["temperature"] = _pick(rng, [1, 0.25, 2.0, 3.7, 40])
+    if name == "kl_divergence" and _chance(rng, 0.6):
+        options["direction"] = _pick(rng, ["forward", "reverse"])
+    if name == "js_divergence" and _chance(rng, 0.8):
+        options["beta"] = _pick(rng, [0, 0.1, 0.5, 0.875, 1.0])
+    nothing = np.zeros(samples, bool)
+    if _chance(rng, 0.4):
+        options["sample_weight"] = draw_weights(rng, samples)
+        nothing = options["sample_weight"] == 0
+    if _chance(rng, 0.4):
+        junk = nothing[..., None] & (rng.random(shape) < _pick(rng, [0.3, 1]))
+        x, t = (
+            np.where(junk, _pick(rng, [np.nan, np.inf, -np.inf]), a).astype(a.dtype) for a in (x, t)
+        )
+    axis = len(shape) - 1 if _chance(rng, 0.6) else int(rng.integers(len(shape)))
+    if axis != len(shape) - 1 or _chance(rng, 0.2):
+        options["axis"] = axis - (len(shape) if _chance(rng, 0.5) else 0)
+    x, t = (np.moveaxis(a, -1, axis) for a in (x, t))
+    x, t = (np.ascontiguousarray(a).reshape(a.shape) for a in (x, t))
+    options = {k: lay_out(rng, v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    call = Call(name, suffix, lay_out(rng, x), lay_out(rng, t), options)
+    _draw_outputs(rng, call)
+    if call.t.size < 100 and _chance(rng, 0.1) and call.t.size and call.t.dtype == np.float64:
+        call.t = call.t.tolist()
+    return call
+
+
 def anything(rng, shape):
     """Return an argument that is most likely wrong."""
     how = rng.integers(8)
@@ -457,6 +504,8 @@ def spoil(rng, call):
     keys += OUTPUTS[: SUFFIXES.index(call.suffix)]
     keys += ["pos_weight", "where"] if call.binary else ["axis", "sample_weight", "ignore_index"]
     keys += {"focal_loss": ["gamma"], "cross_entropy": ["z_loss"]}.get(call.name, [])
+    if call.name in DIVERGENCES:
+        keys = [*_xentrs.LOSSES[call.name]["options"], *OUTPUTS[: SUFFIXES.index(call.suffix)]]
     how = rng.random()
     if how < 0.15:
         was = call.x
@@ -480,7 +529,10 @@ def plant(rng, call):
         ("base", _pick(rng, [0, 1, -2, np.nan]), ValueError),
         ("x", np.zeros(x.shape, _pick(rng, ["i8", "?", "u1"])), TypeError),
         ("weight", np.ones((*x.shape, 2)), ValueError),
-        ("t", np.zeros((*x.shape, 2), "i8"), ValueError),
+        ("t", np.zeros((*x.shape, 2), "f8" if call.name in DIVERGENCES else "i8"), ValueError),
+        ("temperature", _pick(rng, [0, -1, np.nan, np.inf]), ValueError),
+        ("direction", _pick(rng, ["backward", "", "FORWARD"]), ValueError),
+        ("beta", _pick(rng, [-1e-9, 1.5, np.nan]), ValueError),
     ]
     if call.suffix:
         still = np.empty_like(x)
@@ -518,7 +570,10 @@ def plant(rng, call):
                 fraction = t.copy()
                 fraction[place] = _pick(rng, [0.5, np.nan, -1.25])
                 faults += [("t", fraction, ValueError)] * 3
-        if t.ndim == x.ndim and len(where) and classes > 1:
+        taught = call.name in DIVERGENCES
+        if taught:
+            faults += [("t", np.zeros(x.shape, _pick(rng, ["i8", "?", "u1"])), TypeError)]
+        if t.ndim == x.ndim and len(where) and classes > 1 and not taught:
             rows = np.moveaxis(np.zeros(x.shape, _pick(rng, ["i8", "?", "u1"])), axis, -1)
             rows[..., 0] = 1
             rows[tuple(_pick(rng, where))] = _pick(rng, [0, 1])
@@ -596,7 +651,7 @@ def check(call):
 def _meaning(call, x, t, options):
     """Return the arguments as the reference takes them."""
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
-    for key in ("label_smoothing", "denominator", "base", "gamma", "z_loss"):
+    for key in ("label_smoothing", "denominator", "base", "gamma", "z_loss", "temperature", "beta"):
         if options.get(key) is not None:
             value = options[key]  # masked arrays of one element are numbers too
             options[key] = float(value.item() if isinstance(value, np.ndarray) else value)
@@ -634,10 +689,14 @@ def compare(call, x, t, options, results):
     reduced = options.get("reduction", "mean") != "none"
     factor = _largest_factor(options, call.binary) if right.divisor else np.inf
     more = OF_GAMMA * options.get("gamma", 2.0) if call.name == "focal_loss" else 0.0
+    if call.name in DIVERGENCES:
+        more = OF_DIVERGENCE[dtype.char]
     # A result below the smallest normal number, before a factor multiplies it, has no digits.
     least = info.tiny * max(1.0, min(factor, 1e9))
     if call.name == "focal_loss":
         least = max(least, LEAST[dtype])
+    if call.name in DIVERGENCES:
+        least = max(least, LEAST_OF_DIVERGENCE[dtype] * max(1.0, min(factor, 1e9)))
     if call.binary:
         # Labels outside [0, 1] multiply it too.
         with np.errstate(all="ignore"):

@@ -30,6 +30,7 @@ class Loss:
     class_axis: bool = True
     indices: bool = False
     bounded: bool = False  # scores in [0, 1]
+    teacher: bool = False  # its second argument is logits too
 
     @property
     def derivatives(self):
@@ -78,18 +79,21 @@ class Loss:
     @property
     def softmax(self):
         """Whether it is one of the losses of a softmax, which share their kernels."""
-        return self.class_axis and not self.bounded
+        return self.class_axis and not self.bounded and not self.teacher
 
     @property
     def option_sets(self):
         """Names of options to go through: none, what changes the arithmetic, all together."""
-        alone = [name for name in ("label_smoothing", "z_loss", "gamma") if name in self.options]
+        changing = ("label_smoothing", "z_loss", "gamma", "temperature", "direction", "beta")
+        alone = [name for name in changing if name in self.options]
         everything = tuple(sorted(set(self.options) - {"reduction"}))
         return [(), *((name,) for name in alone), everything]
 
     def case(self, rng, shape, dtype, options=(), **fixed):
         """Random arguments that hold the named options, drawn, and the `fixed` ones."""
         values = {name: self.options[name](rng, shape, dtype) for name in sorted(options)}
+        if "label_smoothing" not in self.keywords and not fixed.get("label_smoothing", 0):
+            fixed.pop("label_smoothing", None)  # none is what such a loss has in any case
         values |= fixed
         target = self.draw_target(rng, shape, dtype)
         if self.indices and values.get("ignore_index") is not None:
@@ -198,6 +202,20 @@ _FOCAL = {
     **{name: draw for name, draw in _INDICES.items() if name != "label_smoothing"},
     "gamma": lambda rng, shape, dtype: float(rng.choice([0.0, 0.5, 1.0, 3.0, 5.0])),
 }
+_DIVERGENCE = {
+    **{
+        name: draw
+        for name, draw in _CLASS_LOSS.items()
+        if name not in ("label_smoothing", "weight")
+    },
+    "temperature": lambda rng, shape, dtype: float(rng.choice([0.5, 2.0, 3.7])),
+}
+_KL = _DIVERGENCE | {
+    "direction": lambda rng, shape, dtype: str(rng.choice(["forward", "reverse"])),
+}
+_JS = _DIVERGENCE | {
+    "beta": lambda rng, shape, dtype: float(rng.choice([0.0, 0.1, 0.5, 0.75, 1.0])),
+}
 _BINARY = _ANY_LOSS | {
     "weight": _suffix_weight,
     "pos_weight": _suffix_weight,
@@ -238,6 +256,8 @@ LOSSES = [
         bounded=True,
     ),
     Loss("focal_loss", "focal_loss", _logits, _class_indices, _FOCAL, indices=True),
+    Loss("kl_divergence", "kl_divergence", _logits, _logits, _KL, teacher=True),
+    Loss("js_divergence", "js_divergence", _logits, _logits, _JS, teacher=True),
     Loss(
         "binary",
         "binary_cross_entropy_with_logits",
@@ -250,13 +270,16 @@ LOSSES = [
 CLASS_LOSSES = [loss for loss in LOSSES if loss.class_axis]
 INDEX_LOSSES = [loss for loss in LOSSES if loss.indices]
 BY_ID = {loss.id: loss for loss in LOSSES}
-TAKE_PROBABILITIES = {loss.name for loss in CLASS_LOSSES if not loss.indices}
+TAKE_PROBABILITIES = {loss.name for loss in CLASS_LOSSES if not (loss.indices or loss.teacher)}
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
 every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
 every_soft_loss = pytest.mark.parametrize(
     "loss", [loss for loss in CLASS_LOSSES if loss.name in TAKE_PROBABILITIES], ids=str
+)
+every_target_loss = pytest.mark.parametrize(
+    "loss", [loss for loss in CLASS_LOSSES if not loss.teacher], ids=str
 )
 every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 every_hessian_loss = pytest.mark.parametrize(

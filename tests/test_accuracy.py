@@ -23,9 +23,13 @@ BOUNDS = {
     "log_loss": {"loss": 4, "grad": 4, "hess": 4},
     "focal_loss": {"loss": 4, "grad": 4, "hess": 7},
     "binary_cross_entropy_with_logits": {"loss": 4, "grad": 4, "hess": 7},
+    "kl_divergence": {"loss": 10, "grad": 14},
+    "js_divergence": {"loss": 14, "grad": 14},
 }
 # More for each unit of gamma: the relative error of u**gamma is gamma times that of u.
 OF_GAMMA = 3
+# More in float64, where terms that are nearly 0 are series of a shorter reach.
+OF_FLOAT64 = {"kl_divergence": 40, "js_divergence": 70}
 # More with z-loss: the square of the logsumexp has twice its relative error.
 OF_Z_LOSS = {"loss": 1, "grad": 2, "hess": 1}
 RESULTS = ("loss", "grad", "hess")
@@ -53,6 +57,8 @@ class Rows:
         """Return the largest error that a result may have."""
         more = OF_GAMMA * self.options.get("gamma", 0)
         more += OF_Z_LOSS[name] * bool(self.options.get("z_loss", 0))
+        if name == "loss" and self.dtype == np.float64:
+            more += OF_FLOAT64.get(self.function, 0)
         return BOUNDS[self.function][name] + more
 
     def __str__(self):
@@ -295,6 +301,33 @@ def _binary_soft(dtype, rng):
         yield Rows(rows.function, rows.scores, rows.target, smooth)
 
 
+def _models(dtype, rng):
+    """Draw logits of a model and a teacher: unlike, alike, nearly equal, with other offsets."""
+    for classes in CLASSES:
+        for spread in SPREADS:
+            for apart in (None, 3.0, 0.1, 1e-3, 1e-6, 1e-9):
+                shape = _count(classes) // 2 + 1, classes
+                x = rng.normal(size=shape) * spread
+                other = rng.normal(size=shape)
+                y = other * spread if apart is None else x + other * apart
+                offset = rng.choice([0.0, 0.0, 20.0, -1e4])
+                yield (x + rng.choice([0.0, 100.0])).astype(dtype), (y + offset).astype(dtype)
+
+
+def _of_models(function, choices, dtype, rng):
+    # A probability next to the smallest normal number has few digits.
+    least = {np.float32: 1e-33, np.float64: 1e-300}[dtype]
+    for x, y in _models(dtype, rng):
+        for options in choices:
+            options = dict(options)
+            if rng.random() < 0.3:
+                options["temperature"] = float(rng.choice([0.3, 2.0, 3.7]))
+            if rng.random() < 0.2:
+                options["sample_weight"] = rng.uniform(0.1, 10, len(x)).astype(dtype)
+                options["base"] = 2
+            yield Rows(function, x, y, options, least)
+
+
 FAMILIES = {
     "cross_entropy: normal logits, every spread and offset": _spreads,
     "cross_entropy: logits of every magnitude": _uniform,
@@ -314,6 +347,11 @@ FAMILIES = {
     "focal_loss: gamma 2": partial(_focal, [2.0]),
     "focal_loss: gamma 3 to 20": partial(_focal, [3.0, 5.0, 17.5, 20.0]),
     "log_loss: any probability": _log_any,
+    "kl_divergence: forward": partial(_of_models, "kl_divergence", [{}]),
+    "kl_divergence: reverse": partial(_of_models, "kl_divergence", [{"direction": "reverse"}]),
+    "js_divergence": partial(
+        _of_models, "js_divergence", [{"beta": 0.5}, {"beta": 0.1}, {"beta": 0.9}]
+    ),
     "binary: true and false": _binary_hard,
     "binary: soft labels, smoothing": _binary_soft,
 }

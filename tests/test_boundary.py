@@ -94,6 +94,8 @@ def test_options_that_reshape_an_argument(loss, option, which, rng):
             array = {"weight": case.options.get("weight"), "out": out}.get(
                 which, getattr(case, which, None)
             )
+            if array is None:
+                pytest.skip("no such array")
             if array.size != 96:
                 shape = {8: (2, 4), 12: (4, 3)}[array.size]
             right = case.call(order, **{option: OPTIONS[option]})

@@ -312,6 +312,9 @@ def test_weights_of_one_and_defaults_change_nothing(loss, shape, dtype, rng):
         "label_smoothing": 0,
         "z_loss": 0,
         "gamma": 2,
+        "temperature": 1,
+        "direction": "forward",
+        "beta": 0.5,
         "denominator": None,
         "base": None,
         "reduction": "mean",
@@ -330,7 +333,7 @@ def test_weights_of_one_and_defaults_change_nothing(loss, shape, dtype, rng):
 @every_loss
 @every_shape
 def test_weights_of_either_dtype_are_the_same_numbers(loss, shape, dtype, rng):
-    names = {"weight", "sample_weight"} if loss.class_axis else {"weight", "pos_weight"}
+    names = {"weight", "sample_weight", "pos_weight"} & set(loss.options)
     case = loss.case(rng, shape, dtype, names, reduction="none")
     narrow = {name: case.options[name].astype(np.float32) for name in names}
     wide = {name: value.astype(np.float64) for name, value in narrow.items()}

@@ -16,6 +16,8 @@ from xentrs._losses.focal_loss import (
     focal_loss_with_grad,
     focal_loss_with_grad_hess,
 )
+from xentrs._losses.js_divergence import js_divergence, js_divergence_with_grad
+from xentrs._losses.kl_divergence import kl_divergence, kl_divergence_with_grad
 from xentrs._losses.log_loss import (
     log_loss,
     log_loss_with_grad,
@@ -35,6 +37,10 @@ __all__ = [
     "focal_loss_with_grad",
     "focal_loss_with_grad_hess",
     "get_num_threads",
+    "js_divergence",
+    "js_divergence_with_grad",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_loss",
     "log_loss_with_grad",
     "log_loss_with_grad_hess",

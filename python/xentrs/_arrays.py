@@ -51,7 +51,10 @@ def evaluate(loss: str, order: int, arguments: dict[str, Any]) -> Any:
     name = next(iter(options))  # what the values are called
     values, target = options.pop(name), options.pop(LOSSES[loss]["second"])
     options = dict(zip(options, plain_options(loss, *options.values()), strict=True))
-    prepare = _prepare_classes if LOSSES[loss]["axis"] else _prepare_elements
+    if LOSSES[loss]["second"] == "teacher_logits":
+        prepare = _prepare_teacher
+    else:
+        prepare = _prepare_classes if LOSSES[loss]["axis"] else _prepare_elements
     call = prepare(name, values, target, options, outputs)
     return _call(loss, order, call)
 
@@ -84,17 +87,9 @@ def _prepare_classes(
     outputs: tuple[object, object],
 ) -> _Call:
     """Read, check and copy the arguments of a loss that has a class axis."""
-    axis = _integer("axis", options["axis"], "an int")
     ignored = _ignore_index(options["ignore_index"])
-    x = _float_array(name, values)
-    if x.ndim == 0:
-        raise ValueError(f"{name} must have a class axis, but its shape is ()")
-    axis = _class_axis(axis, name, x)
+    x, axis, samples = _class_values(name, values, options["axis"])
     classes = x.shape[axis]
-    if classes == 0:
-        raise ValueError(f"{name} of shape {x.shape} has no classes on axis {axis}")
-    samples = x.shape[:axis] + x.shape[axis + 1 :]
-
     t = _class_target(name, x, axis, target)
     w = _optional("weight", options, _real_array)
     if w is not None and w.shape != (classes,):
@@ -102,12 +97,7 @@ def _prepare_classes(
             f"weight has shape {w.shape}, but must have shape ({classes},): {name} of shape "
             f"{x.shape} has {classes} classes on axis {axis}"
         )
-    s = _optional("sample_weight", options, _real_array)
-    if s is not None and s.shape != samples:
-        raise ValueError(
-            f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
-            f"{x.shape}, without the class axis {axis}"
-        )
+    s = _sample_weight(name, x, axis, options)
     outs = _outputs(name, x, {"target": t, "weight": w, "sample_weight": s}, *outputs)
 
     dtype = _native(x)
@@ -117,6 +107,29 @@ def _prepare_classes(
     if s is not None:
         s = _canonical(s, _native(s) if _is_float(s) else np.float64)
     options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": s}
+    return _Call(x, outs, _plain(x, dtype), (t, *options.values()))
+
+
+def _prepare_teacher(
+    name: str,
+    values: object,
+    teacher: object,
+    options: dict[str, Any],
+    outputs: tuple[object, object],
+) -> _Call:
+    """Read, check and copy the arguments of a loss that compares a model with a teacher."""
+    x, axis, _ = _class_values(name, values, options["axis"])
+    t = _float_array("teacher_logits", teacher)
+    if t.shape != x.shape:
+        raise ValueError(f"teacher_logits has shape {t.shape}, but {name} has shape {x.shape}")
+    s = _sample_weight(name, x, axis, options)
+    outs = _outputs(name, x, {"teacher_logits": t, "sample_weight": s}, *outputs)
+    dtype = _native(x)
+    # A teacher of a wider type is used as it is.
+    t = _plain(t, np.promote_types(dtype, _native(t)))
+    if s is not None:
+        s = _canonical(s, _native(s) if _is_float(s) else np.float64)
+    options |= {"axis": axis, "sample_weight": s}
     return _Call(x, outs, _plain(x, dtype), (t, *options.values()))
 
 
@@ -478,6 +491,29 @@ def _suffix(name: str, a: _Array, x: _Array) -> _Array:
         shape = shape[1:]
     fits = x.shape[x.ndim - len(shape) :] == shape
     return _canonical(a.reshape(shape) if fits else full, _exact(a, _native(x)))
+
+
+def _class_values(name: str, values: object, axis: object) -> tuple[_Array, int, tuple[int, ...]]:
+    """Return values that have classes, the class axis, and the shape of their samples."""
+    which = _integer("axis", axis, "an int")
+    x = _float_array(name, values)
+    if x.ndim == 0:
+        raise ValueError(f"{name} must have a class axis, but its shape is ()")
+    which = _class_axis(which, name, x)
+    if x.shape[which] == 0:
+        raise ValueError(f"{name} of shape {x.shape} has no classes on axis {which}")
+    return x, which, x.shape[:which] + x.shape[which + 1 :]
+
+
+def _sample_weight(name: str, x: _Array, axis: int, options: dict[str, Any]) -> _Array | None:
+    s = _optional("sample_weight", options, _real_array)
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    if s is not None and s.shape != samples:
+        raise ValueError(
+            f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
+            f"{x.shape}, without the class axis {axis}"
+        )
+    return s
 
 
 # Other arguments

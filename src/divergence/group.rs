@@ -1,13 +1,20 @@
 //! The samples that are computed together: one with vectors along its classes, or as many as a vector has lanes.
 
-use crate::math::exp::{LaneExp, exp_of_sum, residue};
+use crate::math::exp::{LaneExp, residue, scaled_exp_of_sum};
 use crate::math::log::log;
 use crate::reduce::{Sum, lost_by};
 use crate::simd::slices::{lanes_from, largest_lane};
 use crate::simd::{Input, Kernel, MAX_LANES, Output, Simd, Vector};
 
 use super::Divergence;
-use super::terms::{Difference, KullbackLeibler, Mixture, Terms};
+use super::terms::{Difference, KullbackLeibler, Mixture, Terms, minus};
+
+/// The exponent of the power of two that exponentials are scaled by: they underflow only where a probability does.
+const BIAS: f64 = 24.0;
+
+/// How often the difference of the logsumexps is refined where the models are nearly equal, at most. Each time leaves
+/// some rounding errors of the error before.
+const MOST_REFINEMENTS: usize = 10;
 
 /// Vectors that are added up before their sum is added with compensation.
 const TOGETHER: usize = 8;
@@ -43,8 +50,8 @@ type Lanes<T> = [<T as crate::simd::Float>::Lanes; 2];
 /// What the terms of a group are computed from.
 #[derive(Clone, Copy)]
 struct Normalised<T: Terms> {
-    /// T times the difference of the logsumexps, as two numbers.
-    difference: Lanes<T>,
+    /// T times the difference of the logsumexps, as a sum of three numbers.
+    difference: [T::Lanes; 3],
     /// The reciprocal sums of the exponentials of both.
     inverse: Lanes<T>,
 }
@@ -62,10 +69,18 @@ impl<T: Terms> Group<'_, T> {
         if refined != 0 && !self.single {
             // The terms took the place of the exponentials.
             normalised.inverse = self.normalise(s).inverse;
-            let sums = s.apart(Changes { group: self, normalised });
-            let sums = self.totals(s, sums);
-            let refine = Refine { temperature: self.temperature, normalised, sums, refined };
-            normalised.difference = s.apart(refine);
+            let pivot = Pivot { group: self, difference: normalised.difference, refined };
+            normalised.difference = s.apart(pivot);
+            let mut inexact = refined;
+            for _ in 0..MOST_REFINEMENTS {
+                let sums = self.totals(s, s.apart(Changes { group: self, normalised }));
+                let rest = &mut normalised.difference[2];
+                let temperature = self.temperature;
+                inexact = s.apart(Refine::<T> { temperature, rest, sums, inexact });
+                if inexact == 0 {
+                    break;
+                }
+            }
             (losses, slopes) = self.terms(s, divergence, &normalised);
         }
         if self.single {
@@ -219,9 +234,10 @@ impl<T: Terms, const TEMPERED: bool> Kernel for Exponentials<'_, T, TEMPERED> {
         let lowest = splat::<S, T>(s, f64::NEG_INFINITY);
         let zero = splat::<S, T>(s, 0.0);
         let most = reference::<S, T>(s, most);
-        let exp = LaneExp::<S, T>::new(s, most, zero);
+        let exp = LaneExp::<S, T>::new(s, most, splat::<S, T>(s, BIAS));
         let [high, low] = reciprocal.map(|x| T::V::<S>::splat(s, x));
-        let least = splat::<S, T>(s, -(T::MAX_EXPONENT - 2) as f64 * std::f64::consts::LN_2);
+        let least = -((T::MAX_EXPONENT - 2) as f64 + BIAS) * std::f64::consts::LN_2;
+        let least = splat::<S, T>(s, least);
         let mut sum = Sum::<S, T>::new(s);
         for chunk in (0..logits.len()).step_by(TOGETHER * T::LANES) {
             let mut part = zero;
@@ -230,14 +246,12 @@ impl<T: Terms, const TEMPERED: bool> Kernel for Exponentials<'_, T, TEMPERED> {
                 next.prefetch_far(at);
                 let x = load::<S, T>(s, logits, at, lowest);
                 let e = if TEMPERED {
-                    // (x - most) / T with what its roundings lose.
-                    let difference = x.sub(most);
-                    let back = difference.sub(x);
-                    let lost = x.sub(difference.sub(back)).sub(most.add(back));
+                    // (x - most) / T and its rounding error.
+                    let [difference, lost] = minus::<S, T>(x, most);
                     let v = difference.mul(high);
                     let rounding = difference.fma(high, zero.sub(v));
                     let rest = difference.mul_add(low, lost.mul_add(high, rounding));
-                    let e = exp_of_sum::<S, T>(s, least.max(v), rest);
+                    let e = scaled_exp_of_sum::<S, T>(s, least.max(v), rest, BIAS);
                     e.keep(s, v.not_lt(least))
                 } else {
                     exp.of::<true>(s, x)
@@ -291,21 +305,21 @@ impl<T: Terms> Kernel for Normalise<T> {
             difference[1][part] = lost_by::<S, f64>(between, change, sum).add(lost);
         }
         Normalised {
-            difference: in_two::<S, T>(difference),
+            difference: in_three::<S, T>(s, difference),
             inverse: inverse.map(|parts| T::V::<S>::narrow(parts).to_lanes()),
         }
     }
 }
 
-/// Sums of two float64 numbers as two numbers of the type.
+/// Sums of two float64 numbers as three numbers of the type.
 #[inline(always)]
-fn in_two<S: Simd, T: Terms>([high, low]: [[S::V64; 2]; 2]) -> Lanes<T> {
+fn in_three<S: Simd, T: Terms>(s: S, [high, low]: [[S::V64; 2]; 2]) -> [T::Lanes; 3] {
     let first = T::V::<S>::narrow(high);
     let mut rest = low;
     for (part, rest) in rest.iter_mut().enumerate().take(T::WIDE) {
         *rest = high[part].sub(first.wide(part)).add(*rest);
     }
-    [first.to_lanes(), T::V::<S>::narrow(rest).to_lanes()]
+    [first.to_lanes(), T::V::<S>::narrow(rest).to_lanes(), splat::<S, T>(s, 0.0).to_lanes()]
 }
 
 /// The lanes of `p` and `q`, and their difference `d`, at a place: the exponentials must be in scratch.
@@ -482,38 +496,77 @@ impl<T: Terms> Kernel for Changes<'_, '_, T> {
     }
 }
 
-/// A better difference of the logsumexps, for some samples.
-struct Refine<T: Terms> {
-    temperature: f64,
-    normalised: Normalised<T>,
-    sums: [f64; MAX_LANES],
+/// The difference of the logsumexps of some samples in another form: as `x - y`, exactly, of the class that the
+/// teacher finds likeliest, and the rest. Where both give that class nearly all of the probability, its d is the
+/// rest alone, and keeps its digits.
+struct Pivot<'g, 'a, T: Terms> {
+    group: &'g Group<'a, T>,
+    difference: [T::Lanes; 3],
     refined: u32,
 }
 
-impl<T: Terms> Kernel for Refine<T> {
-    type Output = Lanes<T>;
+impl<T: Terms> Kernel for Pivot<'_, '_, T> {
+    type Output = [T::Lanes; 3];
     #[inline(always)]
-    fn eval<S: Simd>(self, s: S) -> Lanes<T> {
-        let [high, low] = self.normalised.difference.map(|number| T::V::<S>::from_lanes(s, number));
-        let none = S::V64::splat(s, 0.0);
+    fn eval<S: Simd>(self, s: S) -> [T::Lanes; 3] {
+        let lowest = splat::<S, T>(s, f64::NEG_INFINITY);
+        let (mut most, mut model) = (lowest, lowest);
+        let [x, y] = self.group.logits;
+        for at in (0..y.len()).step_by(T::LANES) {
+            let (x, y) = (load::<S, T>(s, x, at, lowest), load::<S, T>(s, y, at, lowest));
+            let more = most.lt(y);
+            (most, model) = (T::V::<S>::select(more, y, most), T::V::<S>::select(more, x, model));
+        }
+        if !self.group.lanes {
+            let (lanes, models) = (most.to_lanes(), model.to_lanes());
+            let (lanes, models) = (lanes.as_ref(), models.as_ref());
+            let largest = (0..T::LANES).fold(0, |a, b| if lanes[b] > lanes[a] { b } else { a });
+            most = T::V::<S>::splat(s, lanes[largest]);
+            model = T::V::<S>::splat(s, models[largest]);
+        }
+        let [high, low] = minus::<S, T>(model, most);
+        let old = self.difference.map(|number| T::V::<S>::from_lanes(s, number));
+        let mut rest = [S::V64::splat(s, 0.0); 2];
+        for (part, rest) in rest.iter_mut().enumerate().take(T::WIDE) {
+            let [above, lost, other] = old.map(|number| number.wide(part));
+            *rest = above.sub(high.wide(part)).add(lost.sub(low.wide(part))).add(other);
+        }
+        let mask = T::V::<S>::mask(s, self.refined);
+        let [a, b, c] = [high, low, T::V::<S>::narrow(rest)];
+        let [d, e, f] = old;
+        [(a, d), (b, e), (c, f)].map(|(new, old)| T::V::<S>::select(mask, new, old).to_lanes())
+    }
+}
+
+/// A better rest of the difference of the logsumexps, for some samples. Returns for which it changed so much that
+/// the next one is better still.
+struct Refine<'r, T: Terms> {
+    temperature: f64,
+    rest: &'r mut T::Lanes,
+    /// The sums of [`Changes`].
+    sums: [f64; MAX_LANES],
+    inexact: u32,
+}
+
+impl<T: Terms> Kernel for Refine<'_, T> {
+    type Output = u32;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> u32 {
+        let rest = T::V::<S>::from_lanes(s, *self.rest);
         let temperature = S::V64::splat(s, self.temperature);
-        let mut parts = [[none; 2]; 2];
-        for part in 0..T::WIDE {
+        let mut better = [S::V64::splat(s, 0.0); 2];
+        for (part, better) in better.iter_mut().enumerate().take(T::WIDE) {
             // The sum is so near 0 that two terms of the logarithm's series are all of it.
             let sum = S::V64::load(s, Input::from_slice(&self.sums), 8 * part);
             let log = sum.mul(S::V64::splat(s, -0.5)).mul_add(sum, sum);
-            let (change, before) = (log.mul(temperature), high.wide(part));
-            let after = before.add(change);
-            parts[0][part] = after;
-            parts[1][part] = lost_by::<S, f64>(before, change, after).add(low.wide(part));
+            *better = log.mul_add(temperature, rest.wide(part));
         }
-        let mask = T::V::<S>::mask(s, self.refined);
-        let [new_high, new_low] =
-            in_two::<S, T>(parts).map(|number| T::V::<S>::from_lanes(s, number));
-        [
-            T::V::<S>::select(mask, new_high, high).to_lanes(),
-            T::V::<S>::select(mask, new_low, low).to_lanes(),
-        ]
+        let better = T::V::<S>::narrow(better);
+        let mask = T::V::<S>::mask(s, self.inexact);
+        *self.rest = T::V::<S>::select(mask, better, rest).to_lanes();
+        // Some rounding errors of the change are left of it.
+        let enough = better.abs().mul(splat::<S, T>(s, 1.0 / 1024.0));
+        self.inexact & T::V::<S>::lanes(enough.lt(better.sub(rest).abs()))
     }
 }
 

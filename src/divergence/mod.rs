@@ -30,11 +30,12 @@
 //! 2. An error `k` of K changes the sum of the forward terms by `k^2 / 2` only, since their derivative in K is
 //!    `sum_c (q - p) = 0`. So step 1 is enough unless the loss is tiny.
 //! 3. Where the loss is below [`Terms::REFINED`], K is refined: `sum_c q (e^d - 1)`, from the d of step 1 by the
-//!    series, is `e^k - 1`, and `K + log1p(sum)` has an error that is small beside d itself. The terms are then
-//!    computed once more.
+//!    series, is `e^k - 1`, and `K + log1p(sum)` has an error that is small beside d itself. There K is written as
+//!    `(x_m - y_m) + rest`, where m is the teacher's likeliest class and the first difference is exact: where both
+//!    models are sure of that class, its d is as small as the rest. The terms are then computed once more.
 //!
-//! `x - y` is kept with its rounding error, and K is two numbers: so a shared offset of the model's or the teacher's
-//! logits costs no digits. The temperature divides last, after all differences.
+//! `x - y` is kept with its rounding error, and K is a sum of several numbers: so a shared offset of the model's or the
+//! teacher's logits costs no digits. The temperature divides last, after all differences.
 //!
 //! **Two shapes, one set of loops.** A row of more than [`MOST_FEW`] classes has vectors along its classes. Fewer
 //! classes are transposed first, so that a vector holds one class of as many samples as it has lanes. What follows
@@ -408,6 +409,171 @@ impl<T: Terms> Job for Pairs<'_, T> {
         }
         if self.non_temporal {
             fence();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::batch::Outputs;
+    use crate::call::options::Reduction;
+    use crate::parallel::driver::run_at;
+    use crate::simd::{Level, Output};
+
+    const ALL: [(Divergence, f64); 5] = [
+        (Divergence::Forward, 1.0),
+        (Divergence::Forward, 2.7),
+        (Divergence::Reverse, 1.0),
+        (Divergence::Reverse, 0.4),
+        (Divergence::Forward, 0.5),
+    ];
+
+    fn divergences() -> impl Iterator<Item = (Divergence, f64)> {
+        let mixtures = [(0.5, 1.0), (0.1, 1.0), (0.97, 3.0)];
+        ALL.into_iter().chain(mixtures.map(|(beta, t)| (Divergence::jensen_shannon(beta), t)))
+    }
+
+    /// Loss and gradient of rows.
+    fn run_rows<T: Terms>(
+        level: Level,
+        [x, y]: [&[T]; 2],
+        classes: usize,
+        (divergence, temperature): (Divergence, f64),
+        (non_temporal, skew): (bool, usize),
+    ) -> (f64, Vec<T>) {
+        let mut grad = vec![T::from_f64(f64::NAN); x.len() + skew];
+        let output = Output::from_slice(&mut grad).part(skew, x.len());
+        let teacher = Target::Probabilities(Input::from_slice(y));
+        let mut batch = Batch::of_rows(Input::from_slice(x), classes, teacher);
+        batch.options.reduction = Reduction::Sum;
+        batch.options.temperature = temperature;
+        batch.outputs = Outputs { grad: Some(output), hess: None, losses: None };
+        batch.check(None, &[x.len() / classes]).unwrap();
+        let job = Pairs { non_temporal, ..Pairs::new(&batch, divergence) };
+        let loss = run_at(&job, level).unwrap();
+        (loss, grad.split_off(skew))
+    }
+
+    /// The textbook formulas.
+    fn textbook(
+        x: &[f64],
+        y: &[f64],
+        divergence: &Divergence,
+        temperature: f64,
+    ) -> (f64, Vec<f64>) {
+        let softmax = |x: &[f64]| {
+            let most = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let e: Vec<f64> = x.iter().map(|x| ((x - most) / temperature).exp()).collect();
+            let sum: f64 = e.iter().sum();
+            e.iter().map(|e| e / sum).collect::<Vec<f64>>()
+        };
+        let (p, q) = (softmax(x), softmax(y));
+        let pairs = || p.iter().copied().zip(q.iter().copied());
+        let (beta, factor) = match divergence {
+            Divergence::Forward => {
+                let loss = pairs().map(|(p, q)| q * (q / p).ln()).sum();
+                return (loss, pairs().map(|(p, q)| (p - q) / temperature).collect());
+            }
+            Divergence::Reverse => (1.0, 1.0),
+            Divergence::JensenShannon(js) => (js.beta, 1.0 - js.beta),
+        };
+        let reverse = *divergence == Divergence::Reverse;
+        let m = |p: f64, q: f64| if reverse { q } else { beta * q + (1.0 - beta) * p };
+        let of_p: f64 = pairs().map(|(p, q)| p * (p / m(p, q)).ln()).sum();
+        let of_q: f64 = pairs().map(|(p, q)| q * (q / m(p, q)).ln()).sum();
+        let grad = pairs().map(|(p, q)| factor * p * ((p / m(p, q)).ln() - of_p) / temperature);
+        let loss = if reverse { of_p } else { beta * of_q + (1.0 - beta) * of_p };
+        (loss, grad.collect())
+    }
+
+    fn check<T: Terms>(level: Level, classes: usize, tolerance: f64) {
+        let n = T::LANES * 2 + 5;
+        let number = |i: usize, f: f64| (i as f64 * f).sin() * 4.0;
+        let both = [0.7123, 1.3391].map(|f| {
+            (0..n * classes).map(|i| T::from_f64(number(i, f) + 30.0 * f)).collect::<Vec<T>>()
+        });
+        let [x, y] = [&both[0][..], &both[1][..]];
+        for (divergence, temperature) in divergences() {
+            let run = |how| run_rows(level, [x, y], classes, (divergence, temperature), how);
+            let (loss, grad) = run((false, 0));
+            let (mut exact, mut exact_grad) = (0.0, vec![]);
+            for (x, y) in x.chunks(classes).zip(y.chunks(classes)) {
+                let [x, y] = [x, y].map(|x| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>());
+                let (loss, grad) = textbook(&x, &y, &divergence, temperature);
+                exact += loss;
+                exact_grad.extend(grad);
+            }
+            let what = format!("{divergence:?} of {classes} at {}", level.name());
+            assert!((loss - exact).abs() <= tolerance * exact, "{what}: {loss} {exact}");
+            for (actual, exact) in grad.iter().zip(&exact_grad) {
+                let error = (actual.to_f64() - exact).abs();
+                assert!(error <= 8.0 * tolerance / temperature, "{what}: {actual:?} {exact}");
+            }
+            for skew in [1, 5, 13] {
+                for non_temporal in [false, classes > MOST_FEW] {
+                    let other = run((non_temporal, skew));
+                    assert!(other.0 == loss && other.1 == grad, "{what}, {skew} {non_temporal}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn few_and_many_classes_at_every_level() {
+        for level in Level::available() {
+            for classes in [2, 3, 10, 33, 256, 257, 300, 1031] {
+                check::<f32>(level, classes, 2e-6);
+                check::<f64>(level, classes, 1e-13);
+            }
+        }
+    }
+
+    #[test]
+    fn nearly_equal_models() {
+        for level in Level::available() {
+            for classes in [7, 300] {
+                for apart in [1e-4, 1e-7, 1e-11] {
+                    let x: Vec<f64> = (0..classes).map(|i| (i as f64 * 0.7123).sin()).collect();
+                    let step = |i: usize| apart * (i as f64 * 1.3391).sin();
+                    let y: Vec<f64> = x.iter().enumerate().map(|(i, x)| x + step(i)).collect();
+                    // To second order all divergences are the variance of the difference.
+                    let d: Vec<f64> = x.iter().zip(&y).map(|(x, y)| x - y).collect();
+                    let total: f64 = x.iter().map(|x| x.exp()).sum();
+                    let p = |i: usize| x[i].exp() / total;
+                    let mean: f64 = (0..classes).map(|i| p(i) * d[i]).sum();
+                    let variance: f64 = (0..classes).map(|i| p(i) * (d[i] - mean).powi(2)).sum();
+                    for (divergence, temperature) in divergences() {
+                        if temperature != 1.0 {
+                            continue;
+                        }
+                        let how = (divergence, temperature);
+                        let (loss, _) = run_rows(level, [&x, &y], classes, how, (false, 0));
+                        let expected = variance / 2.0 * divergence.size();
+                        let error = (loss / expected - 1.0).abs();
+                        assert!(error < 2.0 * apart + 1e-12, "{divergence:?} {apart}: {error}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_series_of_a_mixture() {
+        for beta in [1e-9, 0.1, 0.5, 0.9, 1.0 - 1e-6] {
+            let js = JensenShannon::new(beta);
+            for d in [-0.2, -0.05, 0.01, 0.1, 0.2] {
+                let at = |series: &[f64]| series.iter().rev().fold(0.0, |sum, c| sum * d + c);
+                // log(M / q) and log(M / p)
+                let a = ((1.0 - beta) * f64::exp_m1(d)).ln_1p();
+                let b = (beta * f64::exp_m1(-d)).ln_1p();
+                let slope = d * at(&js.slope);
+                assert!((slope / -b - 1.0).abs() < 1e-13, "{beta} {d}: {slope} {b}");
+                let term = d * d * at(&js.loss);
+                let exact = -beta * a - (1.0 - beta) * d.exp() * b;
+                let room = 1e-15 * (beta * a).abs();
+                assert!((term - exact).abs() < 1e-12 * exact.abs() + room, "{beta} {d}");
+            }
         }
     }
 }

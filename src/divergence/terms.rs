@@ -11,8 +11,10 @@ pub const MOST_TERMS: usize = 14;
 
 /// What the terms depend on in a type.
 pub trait Terms: Real {
-    /// How many coefficients of a series are used.
+    /// How many coefficients of the exponential series are used.
     const TERMS: usize;
+    /// How many of the series of Jensen-Shannon.
+    const MIXTURE_TERMS: usize;
     /// Below this `|d|` a term of Kullback-Leibler is a series.
     const CLOSE: f64;
     /// The same for Jensen-Shannon, whose series converges to a distance of pi only.
@@ -27,8 +29,9 @@ pub trait Terms: Real {
 
 impl Terms for f32 {
     const TERMS: usize = 9;
+    const MIXTURE_TERMS: usize = 14;
     const CLOSE: f64 = 1.0;
-    const MIXTURE_CLOSE: f64 = 0.5;
+    const MIXTURE_CLOSE: f64 = 1.0;
     const REFINED: f64 = 1.0 / (1 << 13) as f64;
     const LARGEST: f32 = f32::MAX;
     fn lanes_of(numbers: &[f32; MAX_LANES]) -> [f32; 16] {
@@ -38,9 +41,10 @@ impl Terms for f32 {
 
 impl Terms for f64 {
     const TERMS: usize = 14;
+    const MIXTURE_TERMS: usize = 14;
     const CLOSE: f64 = 0.5;
     const MIXTURE_CLOSE: f64 = 0.25;
-    const REFINED: f64 = 1.0 / (1u64 << 36) as f64;
+    const REFINED: f64 = 1.0 / (1u64 << 28) as f64;
     const LARGEST: f64 = f64::MAX;
     fn lanes_of(numbers: &[f64; MAX_LANES]) -> [f64; 8] {
         std::array::from_fn(|i| numbers[i])
@@ -68,22 +72,32 @@ pub fn in_type<T: Terms>(series: &[f64; MOST_TERMS]) -> [T; MOST_TERMS] {
     typed
 }
 
-/// The series of some coefficients at `d`.
+/// The series of the first coefficients at `d`.
 #[inline(always)]
-pub fn series<S: Simd, T: Terms>(s: S, coefficients: &[T; MOST_TERMS], d: T::V<S>) -> T::V<S> {
-    let mut sum = T::V::<S>::splat(s, coefficients[T::TERMS - 1]);
-    for &coefficient in coefficients[..T::TERMS - 1].iter().rev() {
+fn series<S: Simd, T: Terms>(s: S, coefficients: &[T], d: T::V<S>) -> T::V<S> {
+    let (&last, others) = coefficients.split_last().expect("has coefficients");
+    let mut sum = T::V::<S>::splat(s, last);
+    for &coefficient in others.iter().rev() {
         sum = sum.mul_add(d, T::V::<S>::splat(s, coefficient));
     }
     sum
 }
 
+/// `x - y` and its rounding error (Knuth's two-sum).
+#[inline(always)]
+pub fn minus<S: Simd, T: Real>(x: T::V<S>, y: T::V<S>) -> [T::V<S>; 2] {
+    let difference = x.sub(y);
+    let part = difference.sub(x);
+    [difference, x.sub(difference.sub(part)).sub(y.add(part))]
+}
+
 /// The difference of the log-probabilities of two models, from their logits.
 #[derive(Clone, Copy)]
 pub struct Difference<S: Simd, T: Terms> {
-    /// T times the difference of the logsumexps, as two numbers.
+    /// T times the difference of the logsumexps, as a sum of three numbers.
     high: T::V<S>,
     low: T::V<S>,
+    rest: T::V<S>,
     /// `1 / T`
     reciprocal: T::V<S>,
     lowest: T::V<S>,
@@ -91,10 +105,11 @@ pub struct Difference<S: Simd, T: Terms> {
 
 impl<S: Simd, T: Terms> Difference<S, T> {
     #[inline(always)]
-    pub fn new(s: S, [high, low]: [T::Lanes; 2], reciprocal: T) -> Self {
+    pub fn new(s: S, [high, low, rest]: [T::Lanes; 3], reciprocal: T) -> Self {
         Difference {
             high: T::V::<S>::from_lanes(s, high),
             low: T::V::<S>::from_lanes(s, low),
+            rest: T::V::<S>::from_lanes(s, rest),
             reciprocal: T::V::<S>::splat(s, reciprocal),
             lowest: T::V::<S>::splat(s, T::from_f64(-T::LARGEST.to_f64())),
         }
@@ -103,13 +118,10 @@ impl<S: Simd, T: Terms> Difference<S, T> {
     /// Of logits of the first model and of the second.
     #[inline(always)]
     pub fn of(&self, x: T::V<S>, y: T::V<S>) -> T::V<S> {
-        // x - y with its rounding error (Knuth's two-sum), which is NaN where the difference is infinite: any finite
-        // number will do there.
-        let high = x.sub(y);
-        let part = high.sub(x);
-        let low = x.sub(high.sub(part)).sub(y.add(part));
+        let [high, low] = minus::<S, T>(x, y);
+        // The rounding error is NaN where the difference is infinite: any finite number will do there.
         let low = low.max(self.lowest).sub(self.low);
-        high.sub(self.high).add(low).mul(self.reciprocal)
+        high.sub(self.high).add(low).sub(self.rest).mul(self.reciprocal)
     }
 }
 
@@ -133,7 +145,7 @@ impl<S: Simd, T: Terms> KullbackLeibler<S, T> {
     /// A term, and `other - base`, which is exact to the last digits near `d = 0`.
     #[inline(always)]
     pub fn of(&self, s: S, base: T::V<S>, other: T::V<S>, d: T::V<S>) -> [T::V<S>; 2] {
-        let beyond = d.mul(d).mul(series::<S, T>(s, &self.coefficients, d));
+        let beyond = d.mul(d).mul(series::<S, T>(s, &self.coefficients[..T::TERMS], d));
         let near = d.abs().lt(self.near);
         let far = other.sub(base);
         let change = T::V::<S>::select(near, base.mul(d.add(beyond)), far);
@@ -188,8 +200,8 @@ impl<S: Simd, T: Terms> Mixture<S, T> {
         // Vectors whose lanes are all alike take one of the two ways: it gives each lane what both would.
         let lanes = T::V::<S>::lanes(near);
         if lanes != 0 {
-            term = q.mul(d.mul(d)).mul(series::<S, T>(s, &self.loss, d));
-            slope = d.mul(series::<S, T>(s, &self.slope, d));
+            term = q.mul(d.mul(d)).mul(series::<S, T>(s, &self.loss[..T::MIXTURE_TERMS], d));
+            slope = d.mul(series::<S, T>(s, &self.slope[..T::MIXTURE_TERMS], d));
         }
         if lanes != T::ALL {
             let of_teacher = log_mixture::<S, T>(s, p.div(q), d, self.model, self.teacher.weight);

@@ -347,6 +347,15 @@ pub fn power_of_two<S: Simd, T: Real>(s: S, n: T::V<S>) -> T::V<S> {
     bits.bits_add(T::V::<S>::splat(s, T::from_f64(1.0)))
 }
 
+/// `2^bias` times the exponential of `x + low`, where `low` is at most a rounding error of `x`, `bias` an integer and
+/// the result a normal number; NaN at NaN.
+#[inline(always)]
+pub fn scaled_exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>, bias: f64) -> T::V<S> {
+    let round = T::ROUND.to_f64() + bias * T::LANES as f64;
+    let [steps, r] = reduce::<S, T>(s, x, T::V::<S>::splat(s, T::from_f64(round)));
+    exponential::<S, T>(s, [steps, r.add(low)], T::V::<S>::from_lanes(s, T::TABLE))
+}
+
 /// The exponential of `x + low`, where `low` is at most a rounding error of `x` and the result a normal number;
 /// NaN at NaN.
 #[inline(always)]
