@@ -71,7 +71,7 @@ def kl_divergence(logits, teacher_logits, *, direction="forward", temperature=1.
     """``KL(teacher, model)`` of two softmaxes, or in reverse ``KL(model, teacher)``."""
 
     def rule(x, y):
-        p, q, d = _two_softmaxes(x, y, temperature)
+        p, q, d = _two_softmaxes(x, y, temperature, _least(logits, teacher_logits))
         if direction == "forward":
             # No difference of log-probabilities where the teacher has none.
             parts = np.where(q == 0, p, _beyond(q, p, d))
@@ -94,7 +94,7 @@ def js_divergence(logits, teacher_logits, *, beta=0.5, temperature=1.0, **option
     b = Real(beta)
 
     def rule(x, y):
-        p, q, d = _two_softmaxes(x, y, temperature)
+        p, q, d = _two_softmaxes(x, y, temperature, _least(logits, teacher_logits))
         m = b * q + (1 - b) * p
         # p / M - 1 and q / M - 1
         apart = np.where(abs(d) < 1, q * np.expm1(d), p - q) / m
@@ -160,8 +160,15 @@ def _divergence(
         )
 
 
-def _two_softmaxes(x, y, temperature):
+def _least(*logits):
+    """Return the smallest normal number of the type that logits are computed in."""
+    return np.finfo(np.result_type(*(np.asarray(a).dtype for a in logits), np.float32)).tiny
+
+
+def _two_softmaxes(x, y, temperature, least):
     """Return p, q and ``log p - log q`` of two softmaxes.
+
+    A probability below the `least` is 0 where the other model has none.
 
     The logarithms are relative to a class that both hold likely: where it has nearly all of the
     probability in both, they keep their digits.
@@ -177,15 +184,20 @@ def _two_softmaxes(x, y, temperature):
     d = 0
     for number in (high, np.where(np.isfinite(low), low, 0)):
         d = d + (number - np.take_along_axis(number, pivot, -1)) / temperature
-    for a, sign in ((x, -1), (y, 1)):
-        exps = np.exp((a - np.take_along_axis(a, pivot, -1)) / temperature)
-        np.put_along_axis(exps, pivot, 0, -1)
-        d = d + sign * np.log1p(exps.sum(-1, keepdims=True))
+    rests = []
+    for a in (x, y):
+        others = (a - np.take_along_axis(a, pivot, -1)) / temperature
+        np.put_along_axis(others, pivot, -np.inf, -1)
+        most = np.maximum(others.max(-1, keepdims=True), 0)
+        total = np.exp(others - most).sum(-1, keepdims=True)
+        rests.append(np.where(most > 0, most + np.log(np.exp(-most) + total), np.log1p(total)))
+    d = d - (rests[0] - rests[1])
     # The sum of q e^d is 1: two of Newton's steps from there.
     for _ in range(2):
         change = np.where(abs(d) < 1, q * np.expm1(d), p - q).sum(-1, keepdims=True)
         d = d - np.where(np.isfinite(change), np.log1p(change), 0)
     # Models that have no class in common have no such class.
+    p, q = (np.where((a < least) & np.isneginf(logits), 0, a) for a, logits in ((p, y), (q, x)))
     apart = np.isneginf(np.minimum(*scaled)).all(-1, keepdims=True)
     return p, q, np.where(apart, np.where(p == 0, -np.inf, np.inf), d)
 

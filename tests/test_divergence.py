@@ -244,7 +244,7 @@ def _close(got, exact):
 
 @every_call
 @every_shape
-@pytest.mark.parametrize("kinds", [("f4", "f8"), ("f8", "f4")])
+@pytest.mark.parametrize("kinds", [("f4", "f8"), ("f8", "f4"), ("f4", "f2"), ("f8", "f2")])
 def test_a_teacher_of_another_type_is_used_as_it_is(kinds, function, options, shape, rng):
     of_model, of_teacher = kinds
     x, y = pair(rng, shape, apart=1e-3)
@@ -263,6 +263,16 @@ def test_a_teacher_of_another_type_is_used_as_it_is(kinds, function, options, sh
     assert_same_bits(in_place, grad)
 
 
+@pytest.mark.parametrize("of_model", ["f4", "f8"])
+def test_a_teacher_of_bfloat16(of_model, rng):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    x, y = pair(rng, (7, 12))
+    x, y = x.astype(of_model), y.astype(ml_dtypes.bfloat16)
+    for direction in ("forward", "reverse"):
+        right = KL_GRAD(x, y.astype(of_model), direction=direction)
+        assert_same_bits(KL_GRAD(x, y, direction=direction), right)
+
+
 @every_call
 def test_out_may_be_the_logits_and_not_the_teacher(function, options, rng):
     x, y = pair(rng, (6, 5))
@@ -279,7 +289,7 @@ def test_shapes_types_and_words():
     x = np.zeros((2, 3))
     with pytest.raises(ValueError, match=r"teacher_logits has shape \(3,\), but logits has shape"):
         KL(x, x[0])
-    with pytest.raises(TypeError, match="teacher_logits has dtype int64, but must be float"):
+    with pytest.raises(TypeError, match=r"teacher_logits has dtype int64, but must be float16, "):
         KL(x, x.astype(int))
     for wrong in ("backward", "", "FORWARD"):
         message = f"direction must be 'forward' or 'reverse', not \"{wrong}\""

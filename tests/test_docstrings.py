@@ -24,6 +24,8 @@ OWN_WORDS = {
         *("target", "weight", "sample_weight", "ignore_index", "label_smoothing"),
         *("TypeError", "ValueError"),
     },
+    "kl_divergence": {"sample_weight", "ValueError"},
+    "js_divergence": {"sample_weight", "ValueError"},
     "binary_cross_entropy_with_logits": {
         *("values", "target", "weight", "label_smoothing", "reduction", "denominator"),
         *("loss", "grad", "ValueError"),

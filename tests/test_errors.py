@@ -16,7 +16,6 @@ from losses import (
     every_index_loss,
     every_loss,
     every_output,
-    every_soft_loss,
     every_target_loss,
 )
 from xentrs import _xentrs
@@ -276,7 +275,9 @@ def test_ignore_index_of_another_type(loss, value, rng):
     refused(case, TypeError, "ignore_index", ignore_index=value)
 
 
-@every_soft_loss
+@pytest.mark.parametrize(
+    "loss", [loss for loss in CLASS_LOSSES if not (loss.indices or loss.teacher)], ids=str
+)
 def test_ignore_index_with_probabilities(loss, rng):
     case = loss.case(rng, (3, 4), np.float32)
     refused(case, ValueError, "ignore_index", ignore_index=1)

@@ -119,7 +119,8 @@ def _prepare_teacher(
 ) -> _Call:
     """Read, check and copy the arguments of a loss that compares a model with a teacher."""
     x, axis, _ = _class_values(name, values, options["axis"])
-    t = _float_array("teacher_logits", teacher)
+    accepted = "float16, bfloat16, float32 or float64"
+    t = _typed("teacher_logits", teacher, _is_teacher_type, accepted, untyped_integers=True)
     if t.shape != x.shape:
         raise ValueError(f"teacher_logits has shape {t.shape}, but {name} has shape {x.shape}")
     s = _sample_weight(name, x, axis, options)
@@ -264,6 +265,11 @@ def _refuse_gpu(name: str, value: object) -> None:
 def _is_float_type(dtype: np.dtype[Any]) -> bool:
     # Not `==`: a byte-swapped float32 is a float32 too.
     return dtype.type in (np.float32, np.float64)
+
+
+def _is_teacher_type(dtype: np.dtype[Any]) -> bool:
+    # The type of ml_dtypes has a name, and no number that is known here.
+    return _is_float_type(dtype) or dtype.type is np.float16 or dtype.name == "bfloat16"
 
 
 def _is_float(a: _Array) -> bool:

@@ -285,7 +285,7 @@ impl<T: Terms> Kernel for Normalise<T> {
             *n = LaneExp::<S, T>::new(s, most, zero).n;
         }
         let none = S::V64::splat(s, 0.0);
-        let (mut inverse, mut difference) = ([[none; 2]; 2], [[none; 2]; 2]);
+        let (mut inverse, mut difference) = ([[none; 2]; 2], [[none; 2]; 3]);
         for part in 0..T::WIDE {
             let mut sums = [none; 2];
             for (i, sum) in sums.iter_mut().enumerate() {
@@ -299,27 +299,33 @@ impl<T: Terms> Kernel for Normalise<T> {
             }
             let [x, y] = [most[0].wide(part), most[1].wide(part)];
             let between = x.sub(y);
-            let lost = lost_by::<S, f64>(x, none.sub(y), between);
-            let sum = between.add(change);
-            difference[0][part] = sum;
-            difference[1][part] = lost_by::<S, f64>(between, change, sum).add(lost);
+            difference[0][part] = between;
+            difference[1][part] = lost_by::<S, f64>(x, none.sub(y), between);
+            difference[2][part] = change;
         }
         Normalised {
-            difference: in_three::<S, T>(s, difference),
+            difference: in_type::<S, T>(difference),
             inverse: inverse.map(|parts| T::V::<S>::narrow(parts).to_lanes()),
         }
     }
 }
 
-/// Sums of two float64 numbers as three numbers of the type.
+/// Sums of three float64 numbers as sums of three numbers of the type. The second of the former is a rounding error of
+/// the first.
 #[inline(always)]
-fn in_three<S: Simd, T: Terms>(s: S, [high, low]: [[S::V64; 2]; 2]) -> [T::Lanes; 3] {
+fn in_type<S: Simd, T: Terms>([high, low, other]: [[S::V64; 2]; 3]) -> [T::Lanes; 3] {
     let first = T::V::<S>::narrow(high);
-    let mut rest = low;
-    for (part, rest) in rest.iter_mut().enumerate().take(T::WIDE) {
-        *rest = high[part].sub(first.wide(part)).add(*rest);
+    let (mut sums, mut errors) = (high, high);
+    for part in 0..T::WIDE {
+        let rest = high[part].sub(first.wide(part)).add(low[part]);
+        sums[part] = rest.add(other[part]);
+        errors[part] = lost_by::<S, f64>(rest, other[part], sums[part]);
     }
-    [first.to_lanes(), T::V::<S>::narrow(rest).to_lanes(), splat::<S, T>(s, 0.0).to_lanes()]
+    let second = T::V::<S>::narrow(sums);
+    for part in 0..T::WIDE {
+        errors[part] = sums[part].sub(second.wide(part)).add(errors[part]);
+    }
+    [first.to_lanes(), second.to_lanes(), T::V::<S>::narrow(errors).to_lanes()]
 }
 
 /// The lanes of `p` and `q`, and their difference `d`, at a place: the exponentials must be in scratch.

@@ -70,7 +70,7 @@ def js_divergence(
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
-    teacher_logits : array_like, float32 or float64
+    teacher_logits : array_like, float16, bfloat16, float32 or float64
         The teacher's logits, of the shape of `logits`. Where their type is wider than that of
         `logits` they are used as they are.
     beta : float, default 0.5
@@ -223,7 +223,7 @@ def js_divergence_with_grad(
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
-    teacher_logits : array_like, float32 or float64
+    teacher_logits : array_like, float16, bfloat16, float32 or float64
         The teacher's logits, of the shape of `logits`. Where their type is wider than that of
         `logits` they are used as they are.
     beta : float, default 0.5
