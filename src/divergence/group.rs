@@ -2,7 +2,8 @@
 
 use crate::math::exp::{LaneExp, residue, scaled_exp_of_sum};
 use crate::math::log::log;
-use crate::reduce::{Sum, lost_by};
+use crate::math::sum_error;
+use crate::reduce::Sum;
 use crate::simd::slices::{lanes_from, largest_lane};
 use crate::simd::{Input, Kernel, MAX_LANES, Output, Simd, Vector};
 
@@ -112,12 +113,13 @@ impl<T: Terms> Group<'_, T> {
     /// Leaves the exponentials in scratch.
     #[inline(always)]
     fn normalise<S: Simd>(&self, s: S) -> Normalised<T> {
-        let mut most = self.logits.map(|logits| s.apart(Largest(logits)));
+        let [x, y] = self.logits;
+        let mut most = [s.apart(Largest(x)), s.apart(Largest(y))];
         if !self.lanes {
-            most = most.map(|most| {
-                let most = largest_lane::<S, T>(T::V::<S>::from_lanes(s, most));
-                T::V::<S>::splat(s, most).to_lanes()
-            });
+            for most in &mut most {
+                let largest = largest_lane::<S, T>(T::V::<S>::from_lanes(s, *most));
+                *most = T::V::<S>::splat(s, largest).to_lanes();
+            }
         }
         let mut sums = [[0.0; MAX_LANES]; 2];
         for (i, sums) in sums.iter_mut().enumerate() {
@@ -235,7 +237,8 @@ impl<T: Terms, const TEMPERED: bool> Kernel for Exponentials<'_, T, TEMPERED> {
         let zero = splat::<S, T>(s, 0.0);
         let most = reference::<S, T>(s, most);
         let exp = LaneExp::<S, T>::new(s, most, splat::<S, T>(s, BIAS));
-        let [high, low] = reciprocal.map(|x| T::V::<S>::splat(s, x));
+        let high = T::V::<S>::splat(s, reciprocal[0]);
+        let low = T::V::<S>::splat(s, reciprocal[1]);
         let least = -((T::MAX_EXPONENT - 2) as f64 + BIAS) * std::f64::consts::LN_2;
         let least = splat::<S, T>(s, least);
         let mut sum = Sum::<S, T>::new(s);
@@ -276,12 +279,12 @@ impl<T: Terms> Kernel for Normalise<T> {
     type Output = Normalised<T>;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> Normalised<T> {
-        let most = self.most.map(|most| reference::<S, T>(s, most));
+        let most = [reference::<S, T>(s, self.most[0]), reference::<S, T>(s, self.most[1])];
         let zero = splat::<S, T>(s, 0.0);
         let temperature = S::V64::splat(s, self.temperature);
         let one = S::V64::splat(s, 1.0);
         let mut n = [zero; 2];
-        for (n, most) in n.iter_mut().zip(most) {
+        for (n, &most) in n.iter_mut().zip(&most) {
             *n = LaneExp::<S, T>::new(s, most, zero).n;
         }
         let none = S::V64::splat(s, 0.0);
@@ -294,18 +297,22 @@ impl<T: Terms> Kernel for Normalise<T> {
             }
             let mut change = log::<S, f64>(s, sums[0].div(sums[1])).mul(temperature);
             if self.temperature == 1.0 {
-                let [x, y] = [0, 1].map(|i| residue::<S, T>(s, n[i], most[i], part));
+                let x = residue::<S, T>(s, n[0], most[0], part);
+                let y = residue::<S, T>(s, n[1], most[1], part);
                 change = change.sub(x.sub(y));
             }
-            let [x, y] = [most[0].wide(part), most[1].wide(part)];
+            let (x, y) = (most[0].wide(part), most[1].wide(part));
             let between = x.sub(y);
             difference[0][part] = between;
-            difference[1][part] = lost_by::<S, f64>(x, none.sub(y), between);
+            difference[1][part] = sum_error::<S, f64>(x, none.sub(y), between);
             difference[2][part] = change;
         }
         Normalised {
             difference: in_type::<S, T>(difference),
-            inverse: inverse.map(|parts| T::V::<S>::narrow(parts).to_lanes()),
+            inverse: [
+                T::V::<S>::narrow(inverse[0]).to_lanes(),
+                T::V::<S>::narrow(inverse[1]).to_lanes(),
+            ],
         }
     }
 }
@@ -319,7 +326,7 @@ fn in_type<S: Simd, T: Terms>([high, low, other]: [[S::V64; 2]; 3]) -> [T::Lanes
     for part in 0..T::WIDE {
         let rest = high[part].sub(first.wide(part)).add(low[part]);
         sums[part] = rest.add(other[part]);
-        errors[part] = lost_by::<S, f64>(rest, other[part], sums[part]);
+        errors[part] = sum_error::<S, f64>(rest, other[part], sums[part]);
     }
     let second = T::V::<S>::narrow(sums);
     for part in 0..T::WIDE {
@@ -334,8 +341,8 @@ macro_rules! each {
         let [x, y] = $group.logits;
         let [e_x, e_y] = $group.scratch.map(|scratch| scratch.as_input());
         let lowest = splat::<S, T>($s, f64::NEG_INFINITY);
-        let [p_factor, q_factor] =
-            $normalised.inverse.map(|inverse| T::V::<S>::from_lanes($s, inverse));
+        let p_factor = T::V::<S>::from_lanes($s, $normalised.inverse[0]);
+        let q_factor = T::V::<S>::from_lanes($s, $normalised.inverse[1]);
         let difference = Difference::<S, T>::new($s, $normalised.difference, $group.reciprocal[0]);
         for chunk in (0..x.len()).step_by(TOGETHER * T::LANES) {
             let end = x.len().min(chunk + TOGETHER * T::LANES);
@@ -464,7 +471,7 @@ impl<T: Terms> Kernel for MixtureTerms<'_, '_, T> {
                 parts = [zero; 2];
             }
         );
-        sums.map(|sum| sum.to_lanes())
+        [sums[0].to_lanes(), sums[1].to_lanes()]
     }
 }
 
@@ -531,16 +538,21 @@ impl<T: Terms> Kernel for Pivot<'_, '_, T> {
             model = T::V::<S>::splat(s, models[largest]);
         }
         let [high, low] = minus::<S, T>(model, most);
-        let old = self.difference.map(|number| T::V::<S>::from_lanes(s, number));
+        let mut old = [lowest; 3];
+        for (old, &number) in old.iter_mut().zip(&self.difference) {
+            *old = T::V::<S>::from_lanes(s, number);
+        }
         let mut rest = [S::V64::splat(s, 0.0); 2];
         for (part, rest) in rest.iter_mut().enumerate().take(T::WIDE) {
-            let [above, lost, other] = old.map(|number| number.wide(part));
-            *rest = above.sub(high.wide(part)).add(lost.sub(low.wide(part))).add(other);
+            let above = old[0].wide(part).sub(high.wide(part));
+            *rest = above.add(old[1].wide(part).sub(low.wide(part))).add(old[2].wide(part));
         }
         let mask = T::V::<S>::mask(s, self.refined);
-        let [a, b, c] = [high, low, T::V::<S>::narrow(rest)];
-        let [d, e, f] = old;
-        [(a, d), (b, e), (c, f)].map(|(new, old)| T::V::<S>::select(mask, new, old).to_lanes())
+        let mut found = self.difference;
+        for (i, new) in [high, low, T::V::<S>::narrow(rest)].into_iter().enumerate() {
+            found[i] = T::V::<S>::select(mask, new, old[i]).to_lanes();
+        }
+        found
     }
 }
 
