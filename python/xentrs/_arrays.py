@@ -52,10 +52,11 @@ def evaluate(loss: str, order: int, arguments: dict[str, Any]) -> Any:
     values, target = options.pop(name), options.pop(LOSSES[loss]["second"])
     options = dict(zip(options, plain_options(loss, *options.values()), strict=True))
     if LOSSES[loss]["second"] == "teacher_logits":
-        prepare = _prepare_teacher
+        call = _prepare_teacher(name, values, target, options, outputs)
+    elif LOSSES[loss]["axis"]:
+        call = _prepare_classes(name, values, target, options, outputs)
     else:
-        prepare = _prepare_classes if LOSSES[loss]["axis"] else _prepare_elements
-    call = prepare(name, values, target, options, outputs)
+        call = _prepare_elements(name, values, target, options, outputs)
     return _call(loss, order, call)
 
 

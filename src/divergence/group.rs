@@ -61,15 +61,20 @@ impl<T: Terms> Group<'_, T> {
     /// Computes the losses of a group, and leaves in scratch what its gradient is made of: for
     /// [`Divergence::Forward`] the gradient itself, in the first buffer, else two factors.
     #[inline(always)]
-    pub fn run<S: Simd>(&self, s: S, divergence: &Divergence) -> Outcome<T> {
-        let mut normalised = self.normalise(s);
+    pub fn run<S: Simd>(
+        &self,
+        s: S,
+        divergence: &Divergence,
+        mut pending: Option<&mut Emit<'_, T>>,
+    ) -> Outcome<T> {
+        let mut normalised = self.normalise(s, &mut pending);
         let (mut losses, mut slopes) = self.terms(s, divergence, &normalised);
         let bound = T::REFINED * divergence.size();
         let refined = losses.iter().map(|&loss| loss < bound);
         let refined = refined.enumerate().fold(0, |all, (i, is)| all | u32::from(is) << i);
         if refined != 0 && !self.single {
             // The terms took the place of the exponentials.
-            normalised.inverse = self.normalise(s).inverse;
+            normalised.inverse = self.normalise(s, &mut None).inverse;
             let pivot = Pivot { group: self, difference: normalised.difference, refined };
             normalised.difference = s.apart(pivot);
             let mut inexact = refined;
@@ -110,9 +115,9 @@ impl<T: Terms> Group<'_, T> {
         Outcome { losses, mean: T::lanes_of(&mean) }
     }
 
-    /// Leaves the exponentials in scratch.
+    /// Leaves the exponentials in scratch. Meanwhile the `pending` gradient is written.
     #[inline(always)]
-    fn normalise<S: Simd>(&self, s: S) -> Normalised<T> {
+    fn normalise<S: Simd>(&self, s: S, pending: &mut Option<&mut Emit<'_, T>>) -> Normalised<T> {
         let [x, y] = self.logits;
         let mut most = [s.apart(Largest(x)), s.apart(Largest(y))];
         if !self.lanes {
@@ -125,10 +130,11 @@ impl<T: Terms> Group<'_, T> {
         for (i, sums) in sums.iter_mut().enumerate() {
             let (logits, next, to) = (self.logits[i], self.next[i], self.scratch[i]);
             let (most, reciprocal) = (most[i], self.reciprocal);
+            let pending = pending.as_mut().map(|emit| (&mut **emit, i * logits.len()));
             let lanes = if self.temperature == 1.0 {
-                s.apart(Exponentials::<T, false> { logits, next, to, most, reciprocal })
+                s.apart(Exponentials::<T, false> { logits, next, to, most, reciprocal, pending })
             } else {
-                s.apart(Exponentials::<T, true> { logits, next, to, most, reciprocal })
+                s.apart(Exponentials::<T, true> { logits, next, to, most, reciprocal, pending })
             };
             *sums = self.totals(s, lanes);
         }
@@ -212,12 +218,14 @@ impl<T: Terms> Kernel for Largest<'_, T> {
 
 /// Exponentials relative to the largest logit, and their sums. At temperature 1 they are relative to a power of two
 /// near that of the largest logit.
-struct Exponentials<'a, T: Terms, const TEMPERED: bool> {
+struct Exponentials<'e, 'a, 'p, T: Terms, const TEMPERED: bool> {
     logits: Input<'a, T>,
     next: Input<'a, T>,
     to: Output<'a, T>,
     most: T::Lanes,
     reciprocal: [T; 2],
+    /// A gradient of as many classes to be written meanwhile, at half the pace, and how many numbers it is ahead.
+    pending: Option<(&'e mut Emit<'p, T>, usize)>,
 }
 
 /// The largest logits, where they can be a reference: else NaN, as every result then is.
@@ -228,11 +236,11 @@ fn reference<S: Simd, T: Terms>(s: S, most: T::Lanes) -> T::V<S> {
     T::V::<S>::select(finite, most, splat::<S, T>(s, f64::NAN))
 }
 
-impl<T: Terms, const TEMPERED: bool> Kernel for Exponentials<'_, T, TEMPERED> {
+impl<T: Terms, const TEMPERED: bool> Kernel for Exponentials<'_, '_, '_, T, TEMPERED> {
     type Output = Lanes<T>;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> Lanes<T> {
-        let Exponentials { logits, next, to, most, reciprocal } = self;
+        let Exponentials { logits, next, to, most, reciprocal, mut pending } = self;
         let lowest = splat::<S, T>(s, f64::NEG_INFINITY);
         let zero = splat::<S, T>(s, 0.0);
         let most = reference::<S, T>(s, most);
@@ -263,6 +271,9 @@ impl<T: Terms, const TEMPERED: bool> Kernel for Exponentials<'_, T, TEMPERED> {
                 part = part.add(e);
             }
             sum.add_positive(part);
+            if let Some((emit, before)) = &mut pending {
+                s.apart(Advance { emit, until: (*before + end) / 2 });
+            }
         }
         sum.to_lanes()
     }
@@ -601,27 +612,51 @@ pub struct Emit<'a, T: Terms> {
     pub to: Output<'a, T>,
     /// Whether non-temporal stores write it.
     pub non_temporal: bool,
+    /// How many numbers have been written.
+    pub at: usize,
 }
 
 impl<T: Terms> Kernel for Emit<'_, T> {
     type Output = ();
     #[inline(always)]
+    fn eval<S: Simd>(mut self, s: S) {
+        self.advance(s, self.to.len());
+    }
+}
+
+/// Writes a gradient up to some number, or a little less unless that is its end.
+struct Advance<'e, 'a, T: Terms> {
+    emit: &'e mut Emit<'a, T>,
+    until: usize,
+}
+
+impl<T: Terms> Kernel for Advance<'_, '_, T> {
+    type Output = ();
+    #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        if self.product { self.write::<S, true>(s) } else { self.write::<S, false>(s) }
+        self.emit.advance(s, self.until);
     }
 }
 
 impl<T: Terms> Emit<'_, T> {
     #[inline(always)]
-    fn write<S: Simd, const PRODUCT: bool>(&self, s: S) {
-        let to = self.to;
+    fn advance<S: Simd>(&mut self, s: S, until: usize) {
+        if self.product {
+            self.write::<S, true>(s, until);
+        } else {
+            self.write::<S, false>(s, until);
+        }
+    }
+
+    #[inline(always)]
+    fn write<S: Simd, const PRODUCT: bool>(&mut self, s: S, until: usize) {
+        let (to, mut at) = (self.to, self.at);
         let head = if self.non_temporal { to.unaligned().min(to.len()) } else { 0 };
-        let mut at = 0;
-        if head > 0 {
+        if at == 0 && head > 0 {
             self.vector::<S, PRODUCT>(s, 0).store_lanes(to, 0, lanes_from::<T>(head));
             at = head;
         }
-        while at + T::LANES <= to.len() {
+        while at + T::LANES <= until {
             let gradient = self.vector::<S, PRODUCT>(s, at);
             if self.non_temporal {
                 gradient.stream(to, at);
@@ -630,10 +665,12 @@ impl<T: Terms> Emit<'_, T> {
             }
             at += T::LANES;
         }
-        if at < to.len() {
-            let lanes = lanes_from::<T>(to.len() - at);
+        if until == to.len() && at < until {
+            let lanes = lanes_from::<T>(until - at);
             self.vector::<S, PRODUCT>(s, at).store_lanes(to, at, lanes);
+            at = until;
         }
+        self.at = at;
     }
 
     /// The gradient from class `at` on.

@@ -44,13 +44,13 @@
 //! ```text
 //! for each row, or for each vector of samples:
 //!     largest logits of x and y
-//!     exponentials of x and of y to scratch, and their sums
+//!     exponentials of x and of y to scratch, and their sums; meanwhile the gradient of the row before
 //!     terms of the loss; what the gradient is made of replaces the exponentials in scratch
 //!     gradient = scratch times its factor
 //! ```
 //!
-//! Costs: each logit is read once from memory and then from the cache, the gradient is written once, two rows of
-//! scratch stay in the cache. Logits of the next row are prefetched while exponentials are computed.
+//! Costs: each logit is read once from memory and then from the cache, the gradient is written once, three or four
+//! rows of scratch stay in the cache. Logits of the next row are prefetched while exponentials are computed.
 
 mod group;
 mod terms;
@@ -205,6 +205,23 @@ struct Pairs<'a, T> {
     non_temporal: bool,
 }
 
+/// The gradient of a row that is written while the next one is computed: so loads, arithmetic and stores overlap.
+struct Pending<'s, T: Terms> {
+    emit: Option<Emit<'s, T>>,
+    /// Which scratch the next row takes.
+    turn: bool,
+}
+
+impl<T: Terms> Pending<'_, T> {
+    /// Writes what is left.
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, s: S) {
+        if let Some(emit) = self.emit.take() {
+            s.apart(emit);
+        }
+    }
+}
+
 impl<'a, T: Terms> Pairs<'a, T> {
     fn new(batch: &'a Batch<'a, T>, divergence: Divergence) -> Self {
         let Target::Probabilities(teacher) = batch.target else {
@@ -232,7 +249,13 @@ impl<'a, T: Terms> Pairs<'a, T> {
 
     /// Computes the samples of a group. Returns the sum of their losses.
     #[inline(always)]
-    fn run_group<S: Simd>(&self, s: S, first: usize, n: usize, scratch: &Scratch<T>) -> f64 {
+    fn run_group<'s, S: Simd>(
+        &'s self,
+        s: S,
+        first: usize,
+        n: usize,
+        (scratch, pending): (&'s Scratch<T>, &mut Pending<'s, T>),
+    ) -> f64 {
         let (batch, classes, width) = (self.batch, self.batch.classes, self.width());
         let mut weights = [0.0; MAX_LANES];
         batch.each_sample_weight(first, n, |i, weight| weights[i] = weight);
@@ -255,16 +278,23 @@ impl<'a, T: Terms> Pairs<'a, T> {
                 inputs[i] = part(2 + i).as_input();
             }
         }
+        let product = self.divergence != Divergence::Forward;
+        // A row's scratch is read again while the next row fills another.
+        let other = usize::from(!self.few && pending.turn);
         let group = Group {
             logits: inputs,
             next,
-            scratch: [part(0), part(1)],
+            scratch: [
+                part(other),
+                part(if self.few { 1 } else { 2 + other * usize::from(product) }),
+            ],
             lanes: self.few,
             single: classes == 1,
             temperature: batch.options.temperature,
             reciprocal: self.reciprocal,
         };
-        let mut result = group.run(s, &self.divergence);
+        let mut result = group.run(s, &self.divergence, pending.emit.as_mut());
+        pending.finish(s);
         // What does not fit into float32 may fit into float64. Computed before the gradient takes the logits' place.
         let mut wide = vec![];
         if T::WIDE == 2 {
@@ -290,14 +320,19 @@ impl<'a, T: Terms> Pairs<'a, T> {
             }
             let emit = Emit {
                 from: group.scratch.map(|scratch| scratch.as_input()),
-                product: self.divergence != Divergence::Forward,
+                product,
                 mean: result.mean,
                 scale: T::lanes_of(&scale),
                 counted,
                 to: if self.few { part(0) } else { grad },
                 non_temporal: self.non_temporal,
+                at: 0,
             };
-            s.apart(emit);
+            if self.few || !wide.is_empty() {
+                s.apart(emit);
+            } else {
+                (pending.emit, pending.turn) = (Some(emit), !pending.turn);
+            }
             if self.few {
                 let columns = part(0).as_input();
                 s.apart(WriteColumns { columns, samples: n, classes, rows: grad });
@@ -357,7 +392,7 @@ impl<'a, T: Terms> Pairs<'a, T> {
             temperature: self.batch.options.temperature,
             reciprocal: reciprocal(self.batch.options.temperature),
         };
-        let result = group.run(s, &self.divergence);
+        let result = group.run(s, &self.divergence, None);
         let grad = Scratch::new(if with_grad { classes } else { 0 });
         if with_grad {
             s.apart(Emit {
@@ -368,6 +403,7 @@ impl<'a, T: Terms> Pairs<'a, T> {
                 counted: f64::ALL,
                 to: part(0),
                 non_temporal: false,
+                at: 0,
             });
             (0..classes).for_each(|c| grad.output().set(c, T::from_f64(part(0).as_input().get(c))));
         }
@@ -396,17 +432,19 @@ impl<T: Terms> Job for Pairs<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
-        let scratch = Scratch::uncleared(self.width() * if self.few { 4 } else { 2 });
+        let scratch = Scratch::uncleared(self.width() * 4);
+        let mut pending = Pending { emit: None, turn: false };
         for (block, sum) in blocks.zip(sums) {
             let start = block * self.samples;
             let end = self.batch.samples.min(start + self.samples);
             let mut total = Total::default();
             for first in (start..end).step_by(self.group) {
                 let n = self.group.min(end - first);
-                total.add(self.run_group(s, first, n, &scratch));
+                total.add(self.run_group(s, first, n, (&scratch, &mut pending)));
             }
             *sum = total.get();
         }
+        pending.finish(s);
         if self.non_temporal {
             fence();
         }

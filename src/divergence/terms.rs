@@ -164,6 +164,9 @@ pub struct Mixture<S: Simd, T: Terms> {
     zero: T::V<S>,
     model: Share<S, T>,
     teacher: Share<S, T>,
+    /// Whether one logarithm is enough: the other then differs by d, whose rounding error counts the more the smaller
+    /// one of the weights is.
+    one_logarithm: bool,
 }
 
 /// The weight of one of the two in the mixture, and its logarithm.
@@ -189,6 +192,7 @@ impl<S: Simd, T: Terms> Mixture<S, T> {
             zero: splat!(0.0),
             model: Share { weight: splat!(model), log: splat!(model.ln()) },
             teacher: Share { weight: splat!(teacher), log: splat!(teacher.ln()) },
+            one_logarithm: T::WIDE == 2 && (0.08..=0.92).contains(&teacher),
         }
     }
 
@@ -204,10 +208,7 @@ impl<S: Simd, T: Terms> Mixture<S, T> {
             slope = d.mul(series::<S, T>(s, &self.slope[..T::MIXTURE_TERMS], d));
         }
         if lanes != T::ALL {
-            let of_teacher = log_mixture::<S, T>(s, p.div(q), d, self.model, self.teacher.weight);
-            let minus_d = self.zero.sub(d);
-            let of_model =
-                log_mixture::<S, T>(s, q.div(p), minus_d, self.teacher, self.model.weight);
+            let [of_teacher, of_model] = self.logarithms(s, p, q, d);
             let of_teacher = q.mul(self.teacher.weight).mul(of_teacher);
             let from_model = p.mul(self.model.weight).mul(of_model);
             // A class that one of them does not have may have an infinite logarithm there.
@@ -218,6 +219,32 @@ impl<S: Simd, T: Terms> Mixture<S, T> {
             slope = T::V::<S>::select(near, slope, self.zero.sub(of_model));
         }
         [term, slope]
+    }
+}
+
+impl<S: Simd, T: Terms> Mixture<S, T> {
+    /// `log(M / q)` and `log(M / p)`.
+    #[inline(always)]
+    fn logarithms(&self, s: S, p: T::V<S>, q: T::V<S>, d: T::V<S>) -> [T::V<S>; 2] {
+        let (model, teacher) = (self.model, self.teacher);
+        if !self.one_logarithm {
+            let of_teacher = log_mixture::<S, T>(s, p.div(q), d, model, teacher.weight);
+            let d = self.zero.sub(d);
+            return [of_teacher, log_mixture::<S, T>(s, q.div(p), d, teacher, model.weight)];
+        }
+        // Relative to the larger of the two.
+        let larger = self.zero.lt(d);
+        let [top, bottom] = [T::V::<S>::select(larger, p, q), T::V::<S>::select(larger, q, p)];
+        let of_top = T::V::<S>::select(larger, model.weight, teacher.weight);
+        let of_bottom = T::V::<S>::select(larger, teacher.weight, model.weight);
+        let (ratio, one) = (bottom.div(top), T::V::<S>::splat(s, T::from_f64(1.0)));
+        let less_one = ratio.sub(one).mul(of_bottom);
+        let log_top = log_or_log1p::<S, T>(s, ratio.mul_add(of_bottom, of_top), less_one);
+        let log_bottom = log_top.add(d.abs());
+        [
+            T::V::<S>::select(larger, log_bottom, log_top),
+            T::V::<S>::select(larger, log_top, log_bottom),
+        ]
     }
 }
 

@@ -37,8 +37,8 @@ def of_teacher(
         temperature, beta = meaning(options.own)
         dtype = _backend.accumulator(call.input.dtype)
         dtype = torch.promote_types(dtype, call.target.dtype)
-        logits = [t.to(dtype) / temperature for t in (call.input, call.target)]
-        return _gradient(*logits, beta, call.axis) / temperature
+        x, y = (t.to(dtype) / temperature for t in (call.input, call.target))
+        return _gradient(x, y, beta, call.axis) / temperature
 
     return Loss(
         name,
