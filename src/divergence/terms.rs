@@ -192,7 +192,7 @@ impl<S: Simd, T: Terms> Mixture<S, T> {
             zero: splat!(0.0),
             model: Share { weight: splat!(model), log: splat!(model.ln()) },
             teacher: Share { weight: splat!(teacher), log: splat!(teacher.ln()) },
-            one_logarithm: T::WIDE == 2 && (0.08..=0.92).contains(&teacher),
+            one_logarithm: T::WIDE == 2 && (0.25..=0.75).contains(&teacher),
         }
     }
 

@@ -7,10 +7,8 @@ use crate::call::batch::Batch;
 use crate::divergence::{self, Divergence, Terms};
 use crate::error::Result;
 
-use super::reduced;
-
 /// Writes the batch's outputs. Returns the reduced loss. The target is the teacher's logits.
 pub fn js_divergence<T: Terms>(batch: &Batch<'_, T>) -> Result<f64> {
     let sum = divergence::run(batch, Divergence::jensen_shannon(batch.options.beta))?;
-    Ok(reduced(sum, batch.divisor, &batch.options))
+    Ok(batch.options.reduced(sum, batch.divisor))
 }

@@ -7,8 +7,6 @@ use crate::call::options::Direction;
 use crate::divergence::{self, Divergence, Terms};
 use crate::error::Result;
 
-use super::reduced;
-
 /// Writes the batch's outputs. Returns the reduced loss. The target is the teacher's logits.
 pub fn kl_divergence<T: Terms>(batch: &Batch<'_, T>) -> Result<f64> {
     let divergence = match batch.options.direction {
@@ -16,5 +14,5 @@ pub fn kl_divergence<T: Terms>(batch: &Batch<'_, T>) -> Result<f64> {
         Direction::Reverse => Divergence::Reverse,
     };
     let sum = divergence::run(batch, divergence)?;
-    Ok(reduced(sum, batch.divisor, &batch.options))
+    Ok(batch.options.reduced(sum, batch.divisor))
 }

@@ -34,12 +34,12 @@ impl<'py> Call<'_, 'py> {
         keywords: Keywords<'_, 'py>,
     ) -> Result<Bound<'py, PyAny>, Stop> {
         check_variables()?;
-        match self.loss.evaluate {
-            Evaluate::OverClasses { f32, f64 } | Evaluate::AgainstTeacher { f32, f64 } => {
+        match &self.loss.evaluate {
+            &Evaluate::OverClasses { f32, f64 } | &Evaluate::AgainstTeacher { f32, f64 } => {
                 classes::evaluate::<S>(self, keywords, f32, f64)
             }
-            Evaluate::ElementByElement { f32, f64, mixed } => {
-                elements::evaluate::<S>(self, keywords, f32, f64, mixed)
+            Evaluate::ElementByElement { f32, f64 } => {
+                elements::evaluate::<S>(self, keywords, f32, f64)
             }
         }
     }
