@@ -74,7 +74,7 @@ def test_goal(size):
     ("name", "level", "dtype", "kernel", "parameters"),
     [
         (
-            "xentrs::simd::avx512::door::<xentrs::driver::Blocks<xentrs::softmax::rows::Rows<f64, "
+            "xentrs::simd::avx512::with_features::<xentrs::driver::Blocks<xentrs::softmax::rows::Rows<f64, "
             "xentrs::coefficients::Even<f64>, false>>>",
             *("avx512", "f64", "softmax::rows::Rows", ["Even", "false"]),
         ),

@@ -1,4 +1,15 @@
-//! Which numbers are probabilities.
+//! Checks that every number that counts is a probability: from 0 to 1.
+//!
+//! ```text
+//! for each block of rows:
+//!     for each run of rows that are not ignored, four vectors at a time:
+//!         good = lanes with  -smallest subnormal < p < next number after 1
+//!     count the lanes that are not good
+//! where any is not: search for the first one, number by number, for the error's message
+//! ```
+//!
+//! Both comparisons are false at NaN. So there are no branches in the loop, and its cost is that of reading. The
+//! search compares with 0 and 1 again: another thread may have changed the number.
 
 use std::ops::Range;
 
@@ -27,7 +38,7 @@ impl<S: Simd, T: Real> Interval<S, T> {
         Self::above(s, -T::from_bits(1).to_f64())
     }
 
-    /// Probabilities whose logarithm and reciprocal need no special care: normal numbers.
+    /// Probabilities that are normal numbers: their logarithm and reciprocal are finite.
     #[inline(always)]
     pub fn normal(s: S) -> Self {
         let largest_subnormal = T::from_bits(T::SUBNORMAL[0].to_bits() - 1);
@@ -51,7 +62,7 @@ impl<S: Simd, T: Real> Interval<S, T> {
     }
 }
 
-/// Counts the numbers that are no probabilities, ignored samples left out.
+/// The job that counts the numbers that are no probabilities, without those of ignored samples.
 pub struct CountWrong<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Real> Job for CountWrong<'_, '_, T> {
