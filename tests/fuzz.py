@@ -34,7 +34,9 @@ from xentrs import _xentrs
 
 ALLOWED = (TypeError, ValueError, IndexError)
 BINARY = "binary_cross_entropy_with_logits"
-NAMES = ["cross_entropy", "log_loss", "focal_loss", BINARY]
+CHANCES = "binary_cross_entropy"
+SIGMOID = "sigmoid_focal_loss"
+NAMES = ["cross_entropy", "log_loss", "focal_loss", "nll_loss", BINARY, CHANCES, SIGMOID]
 RESULTS = ["loss", "grad", "hess"]
 DTYPES = ["f4", "f8", ">f4", ">f8", "f2", "g", "c8", "?", "O", "S3", "U2", "M8[s]", "V8"]
 DTYPES += [*"bBhHiIqQ", ">i4", ">u2"]
@@ -48,6 +50,7 @@ MOST = 20  # distinct findings, after which a run stops
 # "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
 OF_GAMMA = 3.0  # added for each unit of gamma, as in test_accuracy.py
+OF_SIGMOID_GAMMA = 0.2  # the same of sigmoid_focal_loss, above 5
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
 
@@ -83,7 +86,11 @@ class Call:
 
     @property
     def binary(self):
-        return self.name == BINARY
+        return not _xentrs.LOSSES[self.name]["axis"]
+
+    @property
+    def bounded(self):
+        return _xentrs.LOSSES[self.name]["input"] == "probabilities"
 
     def run(self):
         xentrs.set_num_threads(self.threads)
@@ -113,7 +120,8 @@ def draw(seed, number):
     name = _pick(rng, NAMES)
     suffix = _pick(rng, suffixes(name))
     with np.errstate(all="ignore"):
-        call = _binary_call(rng, suffix) if name == BINARY else _class_call(rng, name, suffix)
+        kind = _class_call if _xentrs.LOSSES[name]["axis"] else _binary_call
+        call = kind(rng, name, suffix)
         call.threads = int(rng.choice([1, 1, 2, 3]))
         how = rng.random()
         if how < 0.15:
@@ -253,6 +261,13 @@ def draw_probabilities(rng, shape, dtype):
     return x.astype(dtype)
 
 
+def draw_log_probabilities(rng, shape, dtype):
+    """Draw logarithms of probabilities, -inf among them, or any numbers that are not positive."""
+    if _chance(rng, 0.2):
+        return -abs(draw_logits(rng, shape, dtype))
+    return np.log(draw_probabilities(rng, shape, "f8")).astype(dtype)
+
+
 def draw_weights(rng, shape):
     """Draw weights, some of them 0 or negative, of any dtype."""
     w = rng.uniform(0.25, 4, shape)
@@ -314,7 +329,8 @@ def _class_call(rng, name, suffix):
     shape = (*samples, classes)
     dtype = _pick(rng, ["f4", "f8"])
     bounded = name == "log_loss"
-    x = (draw_probabilities if bounded else draw_logits)(rng, shape, dtype)
+    draws = {"log_loss": draw_probabilities, "nll_loss": draw_log_probabilities}
+    x = draws.get(name, draw_logits)(rng, shape, dtype)
     options = {}
     _shared_options(rng, options)
     focal = name == "focal_loss"
@@ -353,7 +369,8 @@ def _class_call(rng, name, suffix):
         nothing = nothing | reference.is_ignored(t, ignored)
         if weight is not None and not smooth:
             nothing = nothing | (weight[np.where(nothing, 0, t).astype(int)] == 0)
-        if bounded and not smooth and _chance(rng, 0.3):  # where no sample looks
+        alone = bounded or name == "nll_loss"
+        if alone and not smooth and _chance(rng, 0.3):  # where no sample looks
             aside = np.arange(classes) != np.where(nothing, 0, t)[..., None]
             junk = aside & (rng.random(shape) < 0.2)
             x = np.where(junk, rng.choice([np.nan, -1, 2, np.inf], shape), x).astype(dtype)
@@ -388,24 +405,30 @@ def _class_call(rng, name, suffix):
     return call
 
 
-def _binary_call(rng, suffix):
+def _binary_call(rng, name, suffix):
     samples, classes = draw_shape(rng)
     shape = _pick(rng, [(*samples, classes), (classes, *samples), samples])
     dtype = _pick(rng, ["f4", "f8"])
-    x = draw_logits(rng, shape, dtype)
+    x = (draw_probabilities if name == CHANCES else draw_logits)(rng, shape, dtype)
     t = rng.random(shape)
     t = np.where(rng.random(shape) < _pick(rng, [0, 0.5, 1]), np.round(t), t)
     if _chance(rng, 0.2):
         t = np.where(rng.random(shape) < 0.5, 1 - 10 ** rng.uniform(-15, -1, shape), t)
-    if _chance(rng, 0.05):
+    if name != SIGMOID and _chance(rng, 0.05):
         t = 3 * t - 1
     kind = _pick(rng, [dtype, dtype, "f4", "f8", "?", "i8", "u1"])
     t = np.asarray(t).astype(kind)
     options = {}
     _shared_options(rng, options)
+    if name == SIGMOID:
+        options.pop("label_smoothing", None)
+        if _chance(rng, 0.8):
+            options["gamma"] = _pick(rng, [0, 0.5, 1, 2.0, 3, 7.25, 1e-9, 40])
+        if _chance(rng, 0.6):
+            options["alpha"] = _pick(rng, [0, 0.25, 0.5, 0.9, 1, None])
     nothing = np.zeros(shape, bool)
     for key in ("weight", "pos_weight"):
-        if _chance(rng, 0.3):
+        if key in _xentrs.LOSSES[name]["options"] and _chance(rng, 0.3):
             of = shape[rng.integers(len(shape) + 1) :]
             if _chance(rng, 0.2):
                 of = tuple(1 if _chance(rng, 0.4) else n for n in of)
@@ -418,11 +441,11 @@ def _binary_call(rng, suffix):
         options["where"] = np.asarray(options["where"])
         nothing = nothing | ~options["where"]
     if _chance(rng, 0.4):
-        x = np.where(nothing, _pick(rng, [np.nan, np.inf, -np.inf]), x).astype(dtype)
+        x = np.where(nothing, _pick(rng, [np.nan, np.inf, -np.inf, -1, 2]), x).astype(dtype)
         if t.dtype.kind == "f" and _chance(rng, 0.5):
             t = np.where(nothing, np.nan, t).astype(t.dtype)
     options = {k: lay_out(rng, v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
-    call = Call(BINARY, suffix, lay_out(rng, x), lay_out(rng, t), options)
+    call = Call(name, suffix, lay_out(rng, x), lay_out(rng, t), options)
     _draw_outputs(rng, call)
     if call.t.size < 100 and _chance(rng, 0.1) and call.t.size:
         call.t = call.t.tolist()
@@ -455,8 +478,9 @@ def spoil(rng, call):
     shape = call.x.shape
     keys = ["weight", "label_smoothing", "reduction", "denominator", "base"]
     keys += OUTPUTS[: SUFFIXES.index(call.suffix)]
-    keys += ["pos_weight", "where"] if call.binary else ["axis", "sample_weight", "ignore_index"]
-    keys += {"focal_loss": ["gamma"], "cross_entropy": ["z_loss"]}.get(call.name, [])
+    taken = _xentrs.LOSSES[call.name]["options"]
+    keys = [key for key in keys if key in (*taken, *OUTPUTS)]
+    keys += [key for key in taken if key not in keys]
     how = rng.random()
     if how < 0.15:
         was = call.x
@@ -489,9 +513,16 @@ def plant(rng, call):
         faults += [("out", still, ValueError), ("out", wrong, TypeError)]
         if x.ndim and x.shape[0] > 1 and x.size:
             faults.append(("out", x[::-1], ValueError))
-    factor = {"focal_loss": "gamma", "cross_entropy": "z_loss"}.get(call.name)
-    if factor is not None:
+    for factor in ("gamma", "z_loss"):
         faults.append((factor, _pick(rng, [-1, -1e-9, np.nan, np.inf, -np.inf]), ValueError))
+    faults.append(("alpha", _pick(rng, [-1, 1 + 1e-9, np.nan, np.inf]), ValueError))
+    if call.name == CHANCES and x.size:
+        weight = options.get("weight", 1)
+        counts = np.broadcast_to((weight != 0) & options.get("where", True), x.shape)
+        if counts.any():
+            p = np.array(x)
+            p[tuple(_pick(rng, np.argwhere(counts)))] = _pick(rng, [1.5, -1e-30, np.nan, np.inf])
+            faults += [("x", p, ValueError)] * 3
     if call.name == "focal_loss":
         faults.append(("label_smoothing", _pick(rng, [0.1, 1]), TypeError))
         faults.append(("t", np.full(x.shape, 0.5), TypeError))
@@ -596,7 +627,7 @@ def check(call):
 def _meaning(call, x, t, options):
     """Return the arguments as the reference takes them."""
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
-    for key in ("label_smoothing", "denominator", "base", "gamma", "z_loss"):
+    for key in ("label_smoothing", "denominator", "base", "gamma", "alpha", "z_loss"):
         if options.get(key) is not None:
             value = options[key]  # masked arrays of one element are numbers too
             options[key] = float(value.item() if isinstance(value, np.ndarray) else value)
@@ -634,9 +665,11 @@ def compare(call, x, t, options, results):
     reduced = options.get("reduction", "mean") != "none"
     factor = _largest_factor(options, call.binary) if right.divisor else np.inf
     more = OF_GAMMA * options.get("gamma", 2.0) if call.name == "focal_loss" else 0.0
+    if call.name == SIGMOID:
+        more = OF_SIGMOID_GAMMA * max(0.0, options.get("gamma", 2.0) - 5)
     # A result below the smallest normal number, before a factor multiplies it, has no digits.
     least = info.tiny * max(1.0, min(factor, 1e9))
-    if call.name == "focal_loss":
+    if call.name in ("focal_loss", SIGMOID):
         least = max(least, LEAST[dtype])
     if call.binary:
         # Labels outside [0, 1] multiply it too.

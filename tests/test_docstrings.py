@@ -24,6 +24,14 @@ OWN_WORDS = {
         *("target", "weight", "sample_weight", "ignore_index", "label_smoothing"),
         *("TypeError", "ValueError"),
     },
+    "nll_loss": {"values"},
+    "binary_cross_entropy": {
+        *("values", "target", "weight", "label_smoothing", "reduction", "denominator"),
+        *("loss", "grad", "ValueError"),
+    },
+    "sigmoid_focal_loss": {
+        *("values", "target", "weight", "reduction", "denominator", "loss", "grad", "ValueError"),
+    },
     "binary_cross_entropy_with_logits": {
         *("values", "target", "weight", "label_smoothing", "reduction", "denominator"),
         *("loss", "grad", "ValueError"),

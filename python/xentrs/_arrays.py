@@ -132,11 +132,12 @@ def _prepare_elements(
     t = _real_array("target", target)
     if t.shape != x.shape:
         raise ValueError(f"target has shape {t.shape}, but {name} has shape {x.shape}")
-    weights = {key: _optional(key, options, _real_array) for key in ("weight", "pos_weight")}
+    names = [key for key in ("weight", "pos_weight") if key in options]
+    weights = {key: _optional(key, options, _real_array) for key in names}
     where = _optional("where", options, _bool_array)
-    full = None if where is None else _broadcast("where", where, x)
+    full = None if where is None else _broadcast("where", where, name, x)
     for key, w in weights.items():
-        options[key] = None if w is None else _suffix(key, w, x)
+        options[key] = None if w is None else _suffix(key, w, name, x)
     outs = _outputs(name, x, {"target": t, **weights, "where": where}, *outputs)
     options["where"] = None if full is None else _canonical(full, np.bool_)
     t = _canonical(t, t.dtype if t.dtype == np.bool_ else _exact(t, _native(x)))
@@ -427,8 +428,8 @@ def _check_one_hot(name: str, t: _Array, axis: int) -> None:
         message += f"; it is one-hot on axis {elsewhere}: pass axis={elsewhere}"
     elif name == "probabilities":
         message += (
-            "; for binary labels with one probability p each, pass np.stack([1 - p, p], -1) and "
-            "the labels as class indices, or logits to binary_cross_entropy_with_logits"
+            "; for binary labels with one probability each, use binary_cross_entropy, "
+            "or with logits binary_cross_entropy_with_logits"
         )
     else:
         message += "; for binary labels, one for each logit, use binary_cross_entropy_with_logits"
@@ -461,18 +462,18 @@ def _row_blocks(a: _Array, start: tuple[int, ...]) -> Iterator[tuple[tuple[int, 
     yield from _row_blocks(a[(*ahead, slice(half, None))], second)
 
 
-def _broadcast(name: str, a: _Array, x: _Array) -> _Array:
+def _broadcast(name: str, a: _Array, logits: str, x: _Array) -> _Array:
     try:
         return np.broadcast_to(a, x.shape)
     except ValueError:
         raise ValueError(
-            f"{name} has shape {a.shape}, which does not broadcast to that of logits, {x.shape}"
+            f"{name} has shape {a.shape}, which does not broadcast to that of {logits}, {x.shape}"
         ) from None
 
 
-def _suffix(name: str, a: _Array, x: _Array) -> _Array:
+def _suffix(name: str, a: _Array, logits: str, x: _Array) -> _Array:
     """Return `a` in a shape that the shape of `x` ends in, without broadcasting it if possible."""
-    full = _broadcast(name, a, x)
+    full = _broadcast(name, a, logits, x)
     shape = a.shape
     while shape and shape[0] == 1:
         shape = shape[1:]

@@ -40,6 +40,8 @@ pub struct Options {
     pub z_loss: f64,
     /// The exponent of focal loss, at least 0.
     pub gamma: f64,
+    /// The weight of positive elements in sigmoid focal loss, in [0, 1]. That of others is 1 less it. `None` for 1 each.
+    pub alpha: Option<f64>,
     /// How the losses of the samples are combined.
     pub reduction: Reduction,
     /// The divisor of the mean, in place of the sum of the weights.
@@ -82,6 +84,7 @@ impl Default for Options {
             label_smoothing: 0.0,
             z_loss: 0.0,
             gamma: 2.0,
+            alpha: None,
             reduction: Reduction::Mean,
             denominator: None,
             log_base: 1.0,
@@ -115,6 +118,9 @@ impl Options {
                 return Err(out_of_range(name, "finite and at least 0", value));
             }
         }
+        if let Some(alpha) = self.alpha.filter(|alpha| !(0.0..=1.0).contains(alpha)) {
+            return Err(out_of_range("alpha", "in [0, 1] or None", alpha));
+        }
         if let Some(value) = &mut self.denominator {
             if value.is_nan() || *value < 0.0 {
                 return Err(out_of_range("denominator", "a number of at least 0", *value));
@@ -132,6 +138,15 @@ impl Options {
             Reduction::Mean => self.denominator.unwrap_or(total) * self.log_base,
             Reduction::Sum | Reduction::None => self.log_base,
         }
+    }
+
+    /// The reduced loss of a sum of losses.
+    pub fn reduced(&self, sum: f64, divisor: f64) -> f64 {
+        if sum == 0.0 && self.denominator.is_some() {
+            // Without a loss the result is 0 for any denominator, 0 included.
+            return 0.0;
+        }
+        sum / divisor
     }
 }
 
@@ -158,6 +173,8 @@ mod tests {
             assert_eq!(message(Options { gamma: value, ..default() }), of("gamma"));
             let expected = format!("label_smoothing must be in [0, 1], not {spelled}");
             assert_eq!(message(Options { label_smoothing: value, ..default() }), expected);
+            let expected = format!("alpha must be in [0, 1] or None, not {spelled}");
+            assert_eq!(message(Options { alpha: Some(value), ..default() }), expected);
         }
         let negative = Options { denominator: Some(-1.0), ..default() };
         assert_eq!(message(negative), "denominator must be a number of at least 0, not -1.0");

@@ -3,14 +3,18 @@
 //! A loss is its file and its entry in [`LOSSES`]. The functions of the extension module, their keywords
 //! and the checks of their options follow from the entry (`python/`).
 
-pub mod binary;
+pub mod binary_cross_entropy;
+pub mod binary_cross_entropy_with_logits;
 pub mod cross_entropy;
 pub mod focal_loss;
 pub mod log_loss;
+pub mod nll_loss;
+pub mod sigmoid_focal_loss;
 
 use crate::call::batch::{Batch, Target};
 use crate::call::coefficients::{AsStored, Coefficients, Even, Hard, Shared, Soft};
 use crate::call::options::Options;
+use crate::elements::binary::Formula;
 use crate::error::{Error, Result, collected, spelled};
 use crate::math::{Real, quotient};
 use crate::reduce;
@@ -89,6 +93,24 @@ pub const LOSSES: &[Loss] = &[
         },
     },
     Loss {
+        name: "nll_loss",
+        input: "log_probabilities",
+        second: "target",
+        keywords: &[
+            Axis,
+            Weight,
+            SampleWeight,
+            IgnoreIndex,
+            LabelSmoothing,
+            Reduction,
+            Denominator,
+            Base,
+        ],
+        derivatives: 1,
+        class_indices_only: None,
+        evaluate: Evaluate::OverClasses { f32: nll_loss::nll_loss, f64: nll_loss::nll_loss },
+    },
+    Loss {
         name: "binary_cross_entropy_with_logits",
         input: "logits",
         second: "target",
@@ -96,9 +118,32 @@ pub const LOSSES: &[Loss] = &[
         derivatives: 2,
         class_indices_only: None,
         evaluate: Evaluate::ElementByElement {
-            f32: binary::binary_cross_entropy,
-            f64: binary::binary_cross_entropy,
-            mixed: |mixed| mixed.run(),
+            f32: binary_cross_entropy_with_logits::formula(),
+            f64: binary_cross_entropy_with_logits::formula(),
+        },
+    },
+    Loss {
+        name: "binary_cross_entropy",
+        input: "probabilities",
+        second: "target",
+        keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
+        derivatives: 1,
+        class_indices_only: None,
+        evaluate: Evaluate::ElementByElement {
+            f32: binary_cross_entropy::formula(),
+            f64: binary_cross_entropy::formula(),
+        },
+    },
+    Loss {
+        name: "sigmoid_focal_loss",
+        input: "logits",
+        second: "target",
+        keywords: &[Gamma, Alpha, Weight, Reduction, Denominator, Base, Where],
+        derivatives: 1,
+        class_indices_only: None,
+        evaluate: Evaluate::ElementByElement {
+            f32: sigmoid_focal_loss::formula(),
+            f64: sigmoid_focal_loss::formula(),
         },
     },
 ];
@@ -130,8 +175,10 @@ pub const DERIVATIVES: usize = 2;
 pub enum Keyword {
     /// The class axis.
     Axis,
-    /// The exponent of focal loss.
+    /// The exponent of focal losses.
     Gamma,
+    /// The weight of positive elements in sigmoid focal loss.
+    Alpha,
     /// A weight for each class, or for each element.
     Weight,
     /// The weight of positive elements.
@@ -175,6 +222,7 @@ impl Keyword {
         match self {
             Axis => "axis",
             Gamma => "gamma",
+            Alpha => "alpha",
             Weight => "weight",
             PosWeight => "pos_weight",
             SampleWeight => "sample_weight",
@@ -194,7 +242,7 @@ impl Keyword {
             Weight | PosWeight | SampleWeight | Where => Kind::Array,
             Axis | IgnoreIndex => Kind::Int,
             Gamma | LabelSmoothing | ZLoss => Kind::Number,
-            Denominator | Base => Kind::OptionalNumber,
+            Alpha | Denominator | Base => Kind::OptionalNumber,
             Reduction => Kind::Word,
         }
     }
@@ -213,22 +261,14 @@ pub enum Evaluate {
     /// A loss without a class axis.
     ElementByElement {
         /// For `float32`.
-        f32: ElementByElement<f32>,
-        /// For `float64`.
-        f64: ElementByElement<f64>,
-        /// For `float32` logits with labels or weights of `float64`.
-        mixed: InFloat64,
+        f32: Formula<f32>,
+        /// For `float64`, and for `float32` beside labels or weights of `float64`.
+        f64: Formula<f64>,
     },
 }
 
 /// Evaluates a loss of samples by classes.
 pub type OverClasses<T> = fn(&Batch<'_, T>) -> Result<f64>;
-
-/// Evaluates a loss without a class axis.
-pub type ElementByElement<T> = fn(&binary::Binary<'_, T>) -> Result<f64>;
-
-/// Evaluates a loss without a class axis in `float64`, of logits of `float32`.
-pub type InFloat64 = fn(&binary::Mixed<'_>) -> Result<f64>;
 
 impl Loss {
     /// The loss of this name.
@@ -262,9 +302,6 @@ impl Loss {
         }
     }
 }
-
-/// How far ahead of its use a number is prefetched, in bytes.
-const AHEAD: usize = 2048;
 
 /// A loss of samples by classes, generic over how the target is stored.
 trait ClassLoss<T: Real> {
@@ -324,14 +361,5 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             run!(soft, 0.0)
         }
     }?;
-    Ok(reduced(sum, batch.divisor, &batch.options))
-}
-
-/// The reduced loss of a sum of losses.
-fn reduced(sum: f64, divisor: f64, options: &Options) -> f64 {
-    if sum == 0.0 && options.denominator.is_some() {
-        // Without a loss the result is 0 for any denominator, 0 included.
-        return 0.0;
-    }
-    sum / divisor
+    Ok(batch.options.reduced(sum, batch.divisor))
 }

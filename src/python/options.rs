@@ -61,6 +61,7 @@ impl<'a, 'py> Keywords<'a, 'py> {
             Keyword::LabelSmoothing => options.label_smoothing = number(name, object)?,
             Keyword::ZLoss => options.z_loss = number(name, object)?,
             Keyword::Gamma => options.gamma = number(name, object)?,
+            Keyword::Alpha => options.alpha = optional_number(name, object)?,
             Keyword::Reduction => options.reduction = Reduction::named(word(object)?)?,
             Keyword::Denominator => options.denominator = optional_number(name, object)?,
             Keyword::Base => {
