@@ -544,7 +544,10 @@ def test_reference_sigmoid_focal_is_exact(gamma, alpha, rng):
         exact = [reference.exact_sigmoid_focal(v, t, gamma, alpha) for v in x]
         _agree(got.loss, [e[0] for e in exact])
         error = abs(got.grad - reference.from_mpmath([e[1] for e in exact]))
-        assert np.max(error[got.grad_terms > 0] / got.grad_terms[got.grad_terms > 0], initial=0) < 1e-17
+        assert (
+            np.max(error[got.grad_terms > 0] / got.grad_terms[got.grad_terms > 0], initial=0)
+            < 1e-17
+        )
 
 
 def test_reference_binary_of_probabilities_is_exact(rng):

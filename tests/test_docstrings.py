@@ -24,7 +24,7 @@ OWN_WORDS = {
         *("target", "weight", "sample_weight", "ignore_index", "label_smoothing"),
         *("TypeError", "ValueError"),
     },
-    "nll_loss": {"values"},
+    "nll_loss": {"target", "values"},
     "binary_cross_entropy": {
         *("values", "target", "weight", "label_smoothing", "reduction", "denominator"),
         *("loss", "grad", "ValueError"),

@@ -156,7 +156,7 @@ def _prepare_elements(
     if t.shape != x.shape:
         raise ValueError(f"target has shape {t.shape}, but {name} has shape {x.shape}")
     names = [key for key in ("weight", "pos_weight") if key in options]
-    weights = {key: _optional(key, options, _real_array) for key in names}
+    weights: dict[str, _Array | None] = {key: _optional(key, options, _real_array) for key in names}
     where = _optional("where", options, _bool_array)
     full = None if where is None else _broadcast("where", where, name, x)
     for key, w in weights.items():
