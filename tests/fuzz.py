@@ -36,7 +36,15 @@ ALLOWED = (TypeError, ValueError, IndexError)
 BINARY = "binary_cross_entropy_with_logits"
 CHANCES = "binary_cross_entropy"
 SIGMOID = "sigmoid_focal_loss"
-NAMES = ["cross_entropy", "log_loss", "focal_loss", "nll_loss", BINARY, CHANCES, SIGMOID]
+OF_ONE_CLASS = ("focal_loss", "generalized_cross_entropy", "poly_loss")
+NAMES = ["cross_entropy", "log_loss", "nll_loss", *OF_ONE_CLASS, BINARY, CHANCES, SIGMOID]
+# Options that one loss has alone: what is drawn for them, and what they refuse.
+NOT_NEGATIVE = [-1, -1e-9, np.nan, np.inf, -np.inf]
+OWN_OPTIONS = {
+    "focal_loss": ("gamma", [0, 0.5, 1, 2.0, 3, 7.25, 1e-9, 40], NOT_NEGATIVE),
+    "generalized_cross_entropy": ("q", [0.7, 1, 0.5, 0.1, 1e-9], [0, -0.5, 1.5, np.nan, np.inf]),
+    "poly_loss": ("epsilon", [0, 1, 2.0, 0.5, -1, -0.5, -7.25, 1e3], [np.nan, np.inf, -np.inf]),
+}
 RESULTS = ["loss", "grad", "hess"]
 DTYPES = ["f4", "f8", ">f4", ">f8", "f2", "g", "c8", "?", "O", "S3", "U2", "M8[s]", "V8"]
 DTYPES += [*"bBhHiIqQ", ">i4", ">u2"]
@@ -49,7 +57,8 @@ MOST = 20  # distinct findings, after which a run stops
 # for other inputs and for weights and divisors, which are rounded in float64 (docs/numerics.md,
 # "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
-OF_GAMMA = 3.0  # added for each unit of gamma, as in test_accuracy.py
+# Added for each unit of gamma above a first few, as in test_accuracy.py
+OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
 OF_SIGMOID_GAMMA = 0.2  # the same of sigmoid_focal_loss, above 5
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
@@ -373,11 +382,14 @@ def _class_call(rng, name, suffix):
     x = draws.get(name, draw_logits)(rng, shape, dtype)
     options = {}
     _shared_options(rng, options)
-    focal = name == "focal_loss"
-    if focal:
+    of_one_class = name in OF_ONE_CLASS
+    if of_one_class:
         options.pop("label_smoothing", None)
+        if "base" not in _xentrs.LOSSES[name]["options"]:
+            options.pop("base", None)
+        own, values, _ = OWN_OPTIONS[name]
         if _chance(rng, 0.8):
-            options["gamma"] = _pick(rng, [0, 0.5, 1, 2.0, 3, 7.25, 1e-9, 40])
+            options[own] = _pick(rng, values)
     elif name == "cross_entropy" and _chance(rng, 0.25):
         options["z_loss"] = _pick(rng, [0, 1e-4, 0.01, 1, 1e-9])
     smooth = options.get("label_smoothing", 0) != 0
@@ -387,7 +399,7 @@ def _class_call(rng, name, suffix):
         options["sample_weight"] = draw_weights(rng, samples)
     weight, sample_weight = (options.get(key) for key in ("weight", "sample_weight"))
     nothing = np.zeros(samples, bool) if sample_weight is None else sample_weight == 0
-    if focal or _chance(rng, 0.6):
+    if of_one_class or _chance(rng, 0.6):
         indices = rng.integers(0, classes, samples)
         t = np.asarray(indices)
         if _chance(rng, 0.4):
@@ -554,7 +566,7 @@ def plant(rng, call):
         if x.ndim and x.shape[0] > 1 and x.size:
             faults.append(("out", x[::-1], ValueError))
     for factor in ("gamma", "z_loss"):
-        faults.append((factor, _pick(rng, [-1, -1e-9, np.nan, np.inf, -np.inf]), ValueError))
+        faults.append((factor, _pick(rng, NOT_NEGATIVE), ValueError))
     faults.append(("alpha", _pick(rng, [-1, 1 + 1e-9, np.nan, np.inf]), ValueError))
     if call.name == CHANCES and x.size:
         weight = options.get("weight", 1)
@@ -563,7 +575,10 @@ def plant(rng, call):
             p = np.array(x)
             p[tuple(_pick(rng, np.argwhere(counts)))] = _pick(rng, [1.5, -1e-30, np.nan, np.inf])
             faults += [("x", p, ValueError)] * 3
-    if call.name == "focal_loss":
+    if call.name in OWN_OPTIONS:
+        own, _, wrong = OWN_OPTIONS[call.name]
+        faults.append((own, _pick(rng, wrong), ValueError))
+    if call.name in OF_ONE_CLASS:
         faults.append(("label_smoothing", _pick(rng, [0.1, 1]), TypeError))
         faults.append(("t", np.full(x.shape, 0.5), TypeError))
     if not call.binary:
@@ -668,7 +683,8 @@ def check(call):
 def _meaning(call, x, t, options):
     """Return the arguments as the reference takes them."""
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
-    for key in ("label_smoothing", "denominator", "base", "gamma", "alpha", "z_loss"):
+    numbers = ("label_smoothing", "denominator", "base", "gamma", "alpha", "q", "epsilon", "z_loss")
+    for key in numbers:
         if options.get(key) is not None:
             value = options[key]  # masked arrays of one element are numbers too
             options[key] = float(value.item() if isinstance(value, np.ndarray) else value)
@@ -705,12 +721,20 @@ def compare(call, x, t, options, results):
     info = np.finfo(dtype)
     reduced = options.get("reduction", "mean") != "none"
     factor = _largest_factor(options, call.binary) if right.divisor else np.inf
-    more = OF_GAMMA * options.get("gamma", 2.0) if call.name == "focal_loss" else 0.0
+    more = dict.fromkeys(RESULTS, 0.0)
+    if call.name == "focal_loss":
+        gamma = options.get("gamma", 2.0)
+        more = {what: each * max(0.0, gamma - few) for what, (each, few) in OF_GAMMA.items()}
     if call.name == SIGMOID:
-        more = OF_SIGMOID_GAMMA * max(0.0, options.get("gamma", 2.0) - 5)
+        more = dict.fromkeys(RESULTS, OF_SIGMOID_GAMMA * max(0.0, options.get("gamma", 2.0) - 5))
+    if call.name == "generalized_cross_entropy":
+        # The gradient may err by q l more.
+        length = reference.cross_entropy(x, t, **options_of_plain(options, reduction="none")).loss
+        length = np.where(np.isfinite(length), length, 0)
+        more["grad"] = options.get("q", 0.7) * float(np.max(length, initial=0))
     # A result below the smallest normal number, before a factor multiplies it, has no digits.
     least = info.tiny * max(1.0, min(factor, 1e9))
-    if call.name in ("focal_loss", SIGMOID):
+    if call.name in (*OF_ONE_CLASS, SIGMOID):
         least = max(least, LEAST[dtype])
     if call.binary:
         # Labels outside [0, 1] multiply it too.
@@ -721,13 +745,13 @@ def compare(call, x, t, options, results):
     if type(loss) is not (float if reduced else np.ndarray):
         raise Finding(f"the loss is {type(loss).__name__}")
     if reduced:
-        _compare_total(loss, right, x.size, np.max(least, initial=0.0), info, factor, more)
+        _compare_total(loss, right, x.size, np.max(least, initial=0.0), info, factor, more["loss"])
     else:
         if loss.dtype != dtype or loss.shape != right.loss.shape:
             raise Finding("loss", f"{loss.dtype} {loss.shape} for {dtype} {right.loss.shape}")
         of_base = BASE if options.get("base") else 0.0
         sizes = right.loss_terms
-        _compare_each("loss", loss, right.loss, sizes, info, least, more + of_base)
+        _compare_each("loss", loss, right.loss, sizes, info, least, more["loss"] + of_base)
     for what, row, (values, sizes) in zip(RESULTS[1:], rows, right.derivatives, strict=False):
         if row.shape != x.shape or row.dtype.newbyteorder("=") != dtype:
             raise Finding(what, f"{row.dtype} {row.shape} for {x.dtype} {x.shape}")
@@ -735,7 +759,14 @@ def compare(call, x, t, options, results):
         # An entry to which nothing is added is exactly 0.
         _compare_zeros(what, row, values, sizes)
         if 1e-12 <= factor < np.inf:
-            _compare_each(what, row, values, sizes, info, least * max(1.0, factor / 1e9), more)
+            room = least * max(1.0, factor / 1e9)
+            _compare_each(what, row, values, sizes, info, room, more[what])
+
+
+def options_of_plain(options, **more):
+    """Return options for the cross-entropy of the same samples, without weights."""
+    kept = ("axis", "ignore_index")
+    return {key: value for key, value in options.items() if key in kept} | more
 
 
 errors = dict.fromkeys(RESULTS, 0.0)

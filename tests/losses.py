@@ -88,8 +88,8 @@ class Loss:
     @property
     def option_sets(self):
         """Names of options to go through: none, what changes the arithmetic, all together."""
-        names = ("label_smoothing", "z_loss", "gamma", "alpha")
-        alone = [name for name in names if name in self.options]
+        arithmetic = ("label_smoothing", "z_loss", "gamma", "alpha", "q", "epsilon")
+        alone = [name for name in arithmetic if name in self.options]
         everything = tuple(sorted(set(self.options) - {"reduction"}))
         return [(), *((name,) for name in alone), everything]
 
@@ -220,6 +220,15 @@ _FOCAL = {
     **{name: draw for name, draw in _INDICES.items() if name != "label_smoothing"},
     "gamma": lambda rng, shape, dtype: float(rng.choice([0.0, 0.5, 1.0, 3.0, 5.0])),
 }
+_FUNCTION_OF_CLASS = {
+    name: draw for name, draw in _INDICES.items() if name not in ("label_smoothing", "base")
+}
+_GENERALIZED = _FUNCTION_OF_CLASS | {
+    "q": lambda rng, shape, dtype: float(rng.choice([0.05, 0.3, 0.7, 1.0]))
+}
+_POLY = _FUNCTION_OF_CLASS | {
+    "epsilon": lambda rng, shape, dtype: float(rng.choice([0.0, 1.0, 2.5, 40.0]))
+}
 _BINARY = _ANY_LOSS | {
     "weight": _suffix_weight,
     "pos_weight": _suffix_weight,
@@ -274,6 +283,15 @@ LOSSES = [
     ),
     Loss("nll_loss-probabilities", "nll_loss", _log_probabilities, _soft_target, _CLASS_LOSS),
     Loss("focal_loss", "focal_loss", _logits, _class_indices, _FOCAL, indices=True),
+    Loss(
+        "generalized_cross_entropy",
+        "generalized_cross_entropy",
+        _logits,
+        _class_indices,
+        _GENERALIZED,
+        indices=True,
+    ),
+    Loss("poly_loss", "poly_loss", _logits, _class_indices, _POLY, indices=True),
     Loss(
         "binary",
         "binary_cross_entropy_with_logits",

@@ -69,6 +69,24 @@ def focal_loss(logits, target, *, gamma=2.0, **options):
     return _class_loss(lambda x, a: _focal(x, a, Real(gamma)), logits, target, **options)
 
 
+def generalized_cross_entropy(logits, target, *, q=0.7, **options):
+    """``(1 - p_y^q) / q`` of class indices y, p the softmax of logits."""
+    assert np.ndim(target) < np.ndim(logits)
+    assert options.get("label_smoothing", 0) == 0
+    return _class_loss(
+        lambda x, a: _of_class(x, a, _generalized, Real(q)), logits, target, **options
+    )
+
+
+def poly_loss(logits, target, *, epsilon=1.0, **options):
+    """``-log p_y + epsilon (1 - p_y)`` of class indices y, p the softmax of logits."""
+    assert np.ndim(target) < np.ndim(logits)
+    assert options.get("label_smoothing", 0) == 0
+    return _class_loss(
+        lambda x, a: _of_class(x, a, _poly, Real(epsilon)), logits, target, **options
+    )
+
+
 def nll_loss(log_probabilities, target, **options):
     """``-sum t x`` of class indices or probabilities."""
     return _class_loss(_linear, log_probabilities, target, **options)
@@ -246,7 +264,7 @@ def _class_loss(
         divisor = s[keep].sum()
     with np.errstate(all="ignore"):
         loss, grad, hess, terms, hess_terms, loss_terms = rule(x, a)
-        if hard and not penalty:
+        if hard and rule is _softmax:
             terms = abs(grad)
         loss, loss_terms = (np.where(keep, s * part, Real(0)) for part in (loss, loss_terms))
         rows = [grad, hess, terms, hess_terms]
@@ -351,6 +369,33 @@ def _focal(x, a, gamma):
     return _nan_where(bad, [loss, grad, hess, abs(grad), abs(factor) * sizes, abs(loss)])
 
 
+def _of_class(x, a, phi, parameter):
+    """``a_y phi(l)`` with its gradient, l = -log p_y, p the softmax of x."""
+    minus_log_p, p, not_p, _, bad = _probabilities(x)
+    y = np.argmax(a != 0, -1)[..., None]
+    factor, length, p_y, u = (np.take_along_axis(v, y, -1) for v in (a, minus_log_p, p, not_p))
+    loss, slope, loss_size, slope_size = phi(length, p_y, u, parameter)
+    plain = factor * np.where(np.arange(x.shape[-1]) == y, -u, p)
+    sizes = abs(factor * loss_size)[..., 0]
+    parts = [(factor * loss)[..., 0], slope * plain, None, abs(slope_size * plain), None, sizes]
+    return _nan_where(bad, parts)
+
+
+def _generalized(length, p, u, q):
+    """Value and derivative of ``(1 - e^(-q l)) / q``, and the sizes of their terms."""
+    loss, slope = -np.expm1(-q * length) / q, np.exp(-q * length)
+    return loss, slope, loss, slope
+
+
+def _poly(length, p, u, epsilon):
+    """Value and derivative of ``l + epsilon (1 - e^-l)``, and the sizes of their terms."""
+    slope = np.where(p < 0.5, 1 + epsilon * p, (1 + epsilon) - epsilon * u)
+    loss_size = np.maximum(length, abs(epsilon) * u)
+    # 1 + epsilon p is a difference where epsilon is negative, and exact where it is -1.
+    slope_size = np.maximum(abs(slope), np.where(epsilon == -1, 0, np.where(slope < 1, 1, 0)))
+    return length + epsilon * u, slope, np.maximum(loss_size, length + epsilon * u), slope_size
+
+
 def _log(p, a):
     """Sum of ``a_c (-log p_c)`` with its derivatives, p given."""
     parts = np.where(a == 0, 0, a * -np.log(p))
@@ -450,6 +495,14 @@ def exact_focal_row(logits, y, gamma):
             grad.append(first * slope)
             hess.append(second * slope**2 + first * curve)
         return u**g * loss, grad, hess
+
+
+def exact_function_of_class(logits, y, phi, slope):
+    """``phi(p_y)`` and its gradient (mpmath numbers), from its derivative in ``-log p_y``."""
+    with mpmath.workdps(DIGITS):
+        exps = [mpmath.exp(mpmath.mpf(float(x))) for x in logits]
+        p = [e / mpmath.fsum(exps) for e in exps]
+        return phi(p[y]), [slope(p[y]) * (p[c] - (c == y)) for c in range(len(p))]
 
 
 def exact_binary(logit, target, pos_weight=1.0):

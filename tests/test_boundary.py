@@ -61,6 +61,8 @@ OPTIONS = {
     "label_smoothing": 0.25,
     "z_loss": 0.25,
     "gamma": 0.25,
+    "q": 0.25,
+    "epsilon": 0.25,
     "denominator": 3.0,
     "base": 2.0,
     "axis": -1,

@@ -20,9 +20,12 @@ every_loss = pytest.mark.parametrize("name", LOSSES)
 # Entries that a loss words on its own. It words all others as `cross_entropy` does.
 OWN_WORDS = {
     "log_loss": {"values", "target", "ValueError"},
-    "focal_loss": {
-        *("target", "weight", "sample_weight", "ignore_index", "label_smoothing"),
-        *("TypeError", "ValueError"),
+    **{
+        name: {
+            *("target", "weight", "sample_weight", "ignore_index", "label_smoothing"),
+            *("TypeError", "ValueError"),
+        }
+        for name in ("focal_loss", "generalized_cross_entropy", "poly_loss")
     },
     "nll_loss": {"target", "values"},
     "binary_cross_entropy": {

@@ -21,7 +21,9 @@ from xentrs._losses import PYTHON_FUNCTIONS
 TABLE = _xentrs.LOSSES
 RESULTS = ("loss", "grad", "hess")
 # Options that a loss takes for their one value that changes nothing.
-FIXED = {"focal_loss": {"label_smoothing"}}
+FIXED = {
+    name: {"label_smoothing"} for name in ("focal_loss", "generalized_cross_entropy", "poly_loss")
+}
 # Options that are outputs: `test_summaries.py` goes through them.
 OUTPUTS = {"logsumexp_out", "argmax_out"}
 

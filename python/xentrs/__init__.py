@@ -20,12 +20,17 @@ from xentrs._losses.focal_loss import (
     focal_loss_with_grad,
     focal_loss_with_grad_hess,
 )
+from xentrs._losses.generalized_cross_entropy import (
+    generalized_cross_entropy,
+    generalized_cross_entropy_with_grad,
+)
 from xentrs._losses.log_loss import (
     log_loss,
     log_loss_with_grad,
     log_loss_with_grad_hess,
 )
 from xentrs._losses.nll_loss import nll_loss, nll_loss_with_grad
+from xentrs._losses.poly_loss import poly_loss, poly_loss_with_grad
 from xentrs._losses.sigmoid_focal_loss import (
     sigmoid_focal_loss,
     sigmoid_focal_loss_with_grad,
@@ -47,12 +52,16 @@ __all__ = [
     "focal_loss",
     "focal_loss_with_grad",
     "focal_loss_with_grad_hess",
+    "generalized_cross_entropy",
+    "generalized_cross_entropy_with_grad",
     "get_num_threads",
     "log_loss",
     "log_loss_with_grad",
     "log_loss_with_grad_hess",
     "nll_loss",
     "nll_loss_with_grad",
+    "poly_loss",
+    "poly_loss_with_grad",
     "set_num_threads",
     "show_config",
     "sigmoid_focal_loss",

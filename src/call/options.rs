@@ -42,6 +42,10 @@ pub struct Options {
     pub gamma: f64,
     /// The weight of positive elements in sigmoid focal loss, in [0, 1]. That of others is 1 less it. `None` for 1 each.
     pub alpha: Option<f64>,
+    /// The exponent of generalized cross-entropy, in (0, 1].
+    pub q: f64,
+    /// The factor of `1 - p` in poly loss, finite.
+    pub epsilon: f64,
     /// How the losses of the samples are combined.
     pub reduction: Reduction,
     /// The divisor of the mean, in place of the sum of the weights.
@@ -85,6 +89,8 @@ impl Default for Options {
             z_loss: 0.0,
             gamma: 2.0,
             alpha: None,
+            q: 0.7,
+            epsilon: 1.0,
             reduction: Reduction::Mean,
             denominator: None,
             log_base: 1.0,
@@ -120,6 +126,12 @@ impl Options {
         }
         if let Some(alpha) = self.alpha.filter(|alpha| !(0.0..=1.0).contains(alpha)) {
             return Err(out_of_range("alpha", "in [0, 1] or None", alpha));
+        }
+        if !(self.q > 0.0 && self.q <= 1.0) {
+            return Err(out_of_range("q", "above 0 and at most 1", self.q));
+        }
+        if !self.epsilon.is_finite() {
+            return Err(out_of_range("epsilon", "finite", self.epsilon));
         }
         if let Some(value) = &mut self.denominator {
             if value.is_nan() || *value < 0.0 {
@@ -176,6 +188,12 @@ mod tests {
             let expected = format!("alpha must be in [0, 1] or None, not {spelled}");
             assert_eq!(message(Options { alpha: Some(value), ..default() }), expected);
         }
+        for value in [0.0, -0.5, 1.5, f64::NAN] {
+            let expected = format!("q must be above 0 and at most 1, not {}", spelled(value));
+            assert_eq!(message(Options { q: value, ..default() }), expected);
+        }
+        let infinite = Options { epsilon: f64::NEG_INFINITY, ..default() };
+        assert_eq!(message(infinite), "epsilon must be finite, not -inf");
         let negative = Options { denominator: Some(-1.0), ..default() };
         assert_eq!(message(negative), "denominator must be a number of at least 0, not -1.0");
         for base in [0.0, 1.0, -2.0, f64::NAN, f64::INFINITY] {

@@ -7,8 +7,10 @@ pub mod binary_cross_entropy;
 pub mod binary_cross_entropy_with_logits;
 pub mod cross_entropy;
 pub mod focal_loss;
+pub mod generalized_cross_entropy;
 pub mod log_loss;
 pub mod nll_loss;
+pub mod poly_loss;
 pub mod sigmoid_focal_loss;
 
 use crate::call::batch::{Batch, Target};
@@ -74,6 +76,51 @@ pub const LOSSES: &[Loss] = &[
             f32: focal_loss::focal_loss,
             f64: focal_loss::focal_loss,
         },
+    },
+    Loss {
+        name: "generalized_cross_entropy",
+        input: "logits",
+        second: "target",
+        keywords: &[
+            Q,
+            Axis,
+            Weight,
+            SampleWeight,
+            IgnoreIndex,
+            LabelSmoothing,
+            Reduction,
+            Denominator,
+        ],
+        derivatives: 1,
+        class_indices_only: Some(
+            "(1 - p^q) / q is of one true class, and a spread target has none",
+        ),
+        sparse_target: false,
+        evaluate: Evaluate::OverClasses {
+            f32: generalized_cross_entropy::generalized_cross_entropy,
+            f64: generalized_cross_entropy::generalized_cross_entropy,
+        },
+    },
+    Loss {
+        name: "poly_loss",
+        input: "logits",
+        second: "target",
+        keywords: &[
+            Epsilon,
+            Axis,
+            Weight,
+            SampleWeight,
+            IgnoreIndex,
+            LabelSmoothing,
+            Reduction,
+            Denominator,
+        ],
+        derivatives: 1,
+        class_indices_only: Some(
+            "epsilon (1 - p) is of one true class, and a spread target has none",
+        ),
+        sparse_target: false,
+        evaluate: Evaluate::OverClasses { f32: poly_loss::poly_loss, f64: poly_loss::poly_loss },
     },
     Loss {
         name: "log_loss",
@@ -190,6 +237,10 @@ pub enum Keyword {
     Gamma,
     /// The weight of positive elements in sigmoid focal loss.
     Alpha,
+    /// The exponent of generalized cross-entropy.
+    Q,
+    /// The factor of `1 - p` in poly loss.
+    Epsilon,
     /// A weight for each class, or for each element.
     Weight,
     /// The weight of positive elements.
@@ -238,6 +289,8 @@ impl Keyword {
             Axis => "axis",
             Gamma => "gamma",
             Alpha => "alpha",
+            Q => "q",
+            Epsilon => "epsilon",
             Weight => "weight",
             PosWeight => "pos_weight",
             SampleWeight => "sample_weight",
@@ -258,7 +311,7 @@ impl Keyword {
         match self {
             Weight | PosWeight | SampleWeight | Where | LogsumexpOut | ArgmaxOut => Kind::Array,
             Axis | IgnoreIndex => Kind::Int,
-            Gamma | LabelSmoothing | ZLoss => Kind::Number,
+            Gamma | Q | Epsilon | LabelSmoothing | ZLoss => Kind::Number,
             Alpha | Denominator | Base => Kind::OptionalNumber,
             Reduction => Kind::Word,
         }
@@ -391,4 +444,59 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
         }
     }?;
     Ok(batch.options.reduced(sum, batch.divisor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::batch::{Indices, Outputs};
+    use crate::call::options::Reduction;
+    use crate::simd::Output;
+    use crate::softmax::Limits;
+
+    /// `-log p`
+    pub fn surprisal(p: f64) -> f64 {
+        -p.ln()
+    }
+
+    /// Checks a loss that is a function of the true class's probability: its value, and its gradient by the
+    /// derivative in `-log p`, at few and at many classes.
+    pub fn losses_and_gradients(
+        options: impl Fn(&mut Batch<'_, f64>),
+        evaluate: OverClasses<f64>,
+        loss: impl Fn(f64) -> f64,
+        slope: impl Fn(f64) -> f64,
+    ) where
+        f64: Limits,
+    {
+        for classes in [3, 300] {
+            let samples = 19;
+            let logits: Vec<f64> =
+                (0..samples * classes).map(|i| (i as f64 * 1.37).sin() * 4.0).collect();
+            let target: Vec<u16> = (0..samples).map(|i| (i * 7 % classes) as u16).collect();
+            let (mut grad, mut losses) = (vec![0.0; logits.len()], vec![0.0; samples]);
+            let indices = Target::Indices(Indices::U16(Input::from_slice(&target)));
+            let mut batch = Batch::of_rows(Input::from_slice(&logits), classes, indices);
+            batch.outputs = Outputs {
+                grad: Some(Output::from_slice(&mut grad)),
+                hess: None,
+                losses: Some(Output::from_slice(&mut losses)),
+            };
+            batch.options.reduction = Reduction::None;
+            options(&mut batch);
+            batch.check(None, &[samples]).unwrap();
+            evaluate(&batch).unwrap();
+            for (i, row) in logits.chunks(classes).enumerate() {
+                let sum: f64 = row.iter().map(|x| x.exp()).sum();
+                let class = usize::from(target[i]);
+                let p = row[class].exp() / sum;
+                assert!((losses[i] - loss(p)).abs() <= 1e-13 * loss(p).abs().max(1.0));
+                for c in 0..classes {
+                    let plain = row[c].exp() / sum - f64::from(u8::from(c == class));
+                    let g = grad[i * classes + c];
+                    assert!((g - slope(p) * plain).abs() <= 1e-13 * plain.abs(), "{g}");
+                }
+            }
+        }
+    }
 }

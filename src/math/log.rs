@@ -18,7 +18,7 @@
 
 use crate::simd::{Float, Function, Simd, Vector};
 
-use super::Real;
+use super::{Real, sum_error};
 
 /// The largest error of [`log`], [`log1p`], [`log1p_unit`] and [`log_either`] in ULP.
 pub const MAX_ULP: f64 = 2.0;
@@ -328,6 +328,31 @@ pub fn log1p<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
 pub fn log1p_and<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> T::V<S> {
     let [n, log, f] = above_one::<S, T>(s, r);
     combine::<S, T>(s, n, log, f, f.add(small))
+}
+
+/// `log(1 + r) + small` in two parts, whose sum errs by some hundredths of a unit in the last place.
+#[inline(always)]
+pub fn log1p_parts<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> [T::V<S>; 2] {
+    let one = T::V::<S>::splat(s, T::from_f64(1.0));
+    let [n, bits, a, log] = nearest::<S, T>(s, r.add(one));
+    let a = a.bits_sub(bits);
+    // f = r a + (a - 1), and the rounding errors of both sums.
+    let product = r.mul(a);
+    let less_one = a.sub(one);
+    let f = product.add(less_one);
+    let f_low = sum_error::<S, T>(product, less_one, f)
+        .add(r.fma(a, T::V::<S>::splat(s, T::default()).sub(product)));
+    let f_low = f_low.add(sum_error::<S, T>(a, T::V::<S>::splat(s, T::from_f64(-1.0)), less_one));
+    let [ln2, ln2_low] = T::LN2.map(|part| T::V::<S>::splat(s, part));
+    // The product is exact, and so are the errors of the two sums.
+    let coarse = n.mul_add(ln2, log);
+    let coarse_low = sum_error::<S, T>(n.mul(ln2), log, coarse);
+    let high = coarse.add(f);
+    let low = sum_error::<S, T>(coarse, f, high);
+    let low = low.add(coarse_low).add(n.mul_add(ln2_low, f_low).add(small));
+    let tail = series::<S, T>(s, f, low);
+    let sum = high.add(tail);
+    [sum, tail.sub(sum.sub(high))]
 }
 
 /// `n`, `-log(a)` and `f` of `1 + r`.

@@ -76,6 +76,8 @@ impl<'a, 'py> Keywords<'a, 'py> {
             Keyword::ZLoss => options.z_loss = number(name, object)?,
             Keyword::Gamma => options.gamma = number(name, object)?,
             Keyword::Alpha => options.alpha = optional_number(name, object)?,
+            Keyword::Q => options.q = number(name, object)?,
+            Keyword::Epsilon => options.epsilon = number(name, object)?,
             Keyword::Reduction => options.reduction = Reduction::named(word(object)?)?,
             Keyword::Denominator => options.denominator = optional_number(name, object)?,
             Keyword::Base => {

@@ -41,8 +41,8 @@ use std::ops::Range;
 
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::coefficients::{Coefficients, RowCoefficients};
-use crate::math::log::{log, log_scalar, log1p, log1p_scalar};
-use crate::math::{Real, exp::Exp, quotient, times};
+use crate::math::log::{log, log_scalar, log1p, log1p_parts, log1p_scalar};
+use crate::math::{Real, exp::Exp, quotient, times, two_sum};
 use crate::parallel::driver::Job;
 use crate::reduce::{Sum, Total};
 use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
@@ -98,6 +98,8 @@ struct RowTotals {
     /// The sum of the exponentials without the pivot's, and the pivot's exponential.
     rest: f64,
     pivot: f64,
+    /// The rounding errors of both, for an objective that needs them.
+    errors: [f64; 2],
     /// As in [`RowSums`].
     distance: f64,
     coefficient: f64,
@@ -139,6 +141,8 @@ struct Reduce<'a, S: Simd, T: Real, R> {
     scratch: &'a Scratch<T>,
     /// Whether the exponentials are kept in `scratch` for a gradient.
     grad: bool,
+    /// Whether the sums include the rounding errors of the exponentials.
+    fine: bool,
     exp: Exp<S, T>,
     bias: i64,
     /// The largest sum of exponentials before another reference is taken.
@@ -205,7 +209,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     /// Reduces a chunk that lies within the row and does not hold the pivot.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "one place of two arrays")]
-    fn inner<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool>(
+    fn inner<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool, const FINE: bool>(
         &self,
         s: S,
         at: usize,
@@ -231,11 +235,18 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             for j in 0..together {
                 let i = first + j;
                 let x = T::V::<S>::load(s, logits, i * T::LANES);
-                let e = if together > 1 {
-                    self.exp.end(s, begun[j])
+                let e;
+                if FINE {
+                    let reduced =
+                        if together > 1 { begun[j] } else { self.exp.begin::<SHIFTED>(s, x) };
+                    let error;
+                    [e, error] = self.exp.end_with_error(s, reduced);
+                    sums.rest.add_error(error);
+                } else if together > 1 {
+                    e = self.exp.end(s, begun[j]);
                 } else {
-                    self.exp.of::<SHIFTED>(s, x)
-                };
+                    e = self.exp.of::<SHIFTED>(s, x);
+                }
                 if GRAD {
                     e.store(scratch, i * T::LANES);
                 }
@@ -273,14 +284,22 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             } else {
                 T::V::<S>::load_lanes(s, self.logits, at, lanes, lowest)
             };
-            let e = self.exp.of::<SHIFTED>(s, x);
+            let [e, error] = if !C::ANY && self.fine {
+                self.exp.of_with_error::<SHIFTED>(s, x)
+            } else {
+                [self.exp.of::<SHIFTED>(s, x), zero]
+            };
             if self.grad {
                 e.store(self.scratch.output(), at);
             }
             // A mask, not a branch: no predictor could foresee it.
             let lane = self.pivot.wrapping_sub(at);
             let own = u32::from(lane < T::LANES) << (lane % T::LANES);
-            sums.rest.add_positive(e.clear(s, T::V::<S>::mask(s, own)));
+            let own = T::V::<S>::mask(s, own);
+            sums.rest.add_positive(e.clear(s, own));
+            if !C::ANY && self.fine {
+                sums.rest.add_error(error.clear(s, own));
+            }
             if !C::HARD {
                 sums.most = x.max(sums.most);
             }
@@ -306,10 +325,12 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 s.function(Chunk::<S, T, C> { emit: pending, at });
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
-                if self.grad {
-                    self.inner::<C, true, SHIFTED>(s, at, sums);
-                } else {
-                    self.inner::<C, false, SHIFTED>(s, at, sums);
+                // Losses whose sums are fine have no coefficients.
+                match (self.grad, !C::ANY && self.fine) {
+                    (true, false) => self.inner::<C, true, SHIFTED, false>(s, at, sums),
+                    (false, false) => self.inner::<C, false, SHIFTED, false>(s, at, sums),
+                    (true, true) => self.inner::<C, true, SHIFTED, true>(s, at, sums),
+                    (false, true) => self.inner::<C, false, SHIFTED, true>(s, at, sums),
                 }
             } else {
                 self.edge::<C, SHIFTED>(s, at, sums);
@@ -362,6 +383,9 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             } else {
                 rest.add(sum);
             }
+            if !C::ANY && self.fine {
+                rest.add_error(sums.rest.total_and_error().1);
+            }
             most = sums.most;
             if let Some(largest) = self.largest_logit {
                 let logits = self.logits.part(start, part.len());
@@ -377,14 +401,24 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         if let Some(pending) = pending.take() {
             pending.finish::<C>();
         }
-        let pivot = T::V::<S>::splat(s, self.logits.get(self.pivot));
-        let pivot = self.exp.of::<SHIFTED>(s, pivot).to_lanes().as_ref()[0].to_f64();
+        let own = T::V::<S>::splat(s, self.logits.get(self.pivot));
+        let mut pivot = self.exp.of::<SHIFTED>(s, own).to_lanes().as_ref()[0].to_f64();
         let most = if C::HARD { 0.0 } else { largest_lane::<S, T>(most).to_f64() };
+        let mut errors = [0.0; 2];
+        if !C::ANY && self.fine {
+            let [_, error] = self.exp.of_with_error::<SHIFTED>(s, own);
+            let error = error.to_lanes().as_ref()[0].to_f64();
+            if T::WIDE == 2 {
+                pivot += error;
+            } else {
+                errors = [rest.parts().1, error];
+            }
+        }
         let (rest, mut distance, coefficient) = (rest.get(), distance.get(), coefficient.get());
         if C::EVEN {
             distance *= self.coefficients.load(s, 0, 1).to_lanes().as_ref()[0].to_f64();
         }
-        RowTotals { rest, pivot, distance, coefficient, most }
+        RowTotals { rest, pivot, errors, distance, coefficient, most }
     }
 
     /// [`Reduce::row`] with a reference of any size, as a call of its own.
@@ -815,6 +849,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         let batch = self.batch;
         let chunk = VECTORS * T::LANES;
         let grad = batch.outputs.grad.is_some();
+        let fine = self.objective.is_function_of_class();
         let scratch =
             Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
         let mut pending = None;
@@ -859,6 +894,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 logits: batch.values.part(row * batch.classes, batch.classes),
                 scratch: &scratch,
                 grad: grad && !ignored,
+                fine,
                 exp: Exp::new(s, T::default(), bias),
                 bias,
                 largest: power(T::ROW_LARGEST + shift),
@@ -894,7 +930,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                     *sum = if sum.is_finite() { *sum } else { wide };
                 }
             }
-            let RowTotals { rest, pivot, distance, coefficient, most } = totals;
+            let RowTotals { rest, pivot, mut errors, distance, coefficient, most } = totals;
             let whole = rest + pivot;
             let total = class_weight + self.total + coefficient;
             let i = losses.n;
@@ -923,7 +959,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let (own, losses) = (reduce.logits.get(reduce.pivot), &mut losses);
                 let logits = [reference.to_f64(), own.to_f64()];
                 let (objective, hess) = (self.objective, batch.outputs.hess.is_some());
-                s.apart(ApplyToRow { objective, losses, rest, pivot, logits, hess })
+                let least = power(8 - T::MAX_EXPONENT);
+                s.apart(ApplyToRow { objective, losses, rest, pivot, errors, least, logits, hess })
             });
             losses.n += 1;
             if losses.n == 8 {
@@ -932,10 +969,12 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let Some(grad) = batch.outputs.grad else {
                 continue;
             };
-            let (mut scaled, mut z_slope) = (scale * total, 0.0);
+            let (mut scaled, mut scaled_error, mut z_slope) = (scale * total, 0.0, 0.0);
             if let Some(factors) = &objective {
                 z_slope = sample * factors.z_slope;
-                scaled = scaled * factors.slope + z_slope;
+                let [slope, slope_low] = factors.slope;
+                scaled_error = scaled.mul_add(slope, -(scaled * slope)) + scaled * slope_low;
+                scaled = scaled * slope + z_slope;
             }
             let a = scaled / whole;
             let grad = self.row_of(grad, row);
@@ -1003,10 +1042,12 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             if objective.is_some() && scaled != 0.0 && missing > 0 {
                 // a is so small that its rounding error would underflow: a power of two moves from the
                 // exponentials to a.
-                let shift = missing.min(T::MAX_EXPONENT / 2);
+                // The Hessian takes `1 / whole` in the logits' type.
+                let shift = missing.min(T::MAX_EXPONENT - 2 + exponent(whole)).min(1022);
                 rescale::<S, T>(s, &scratch, 0..batch.classes, -shift);
                 let by = power(-shift);
                 (rest, pivot) = (rest * by, pivot * by);
+                errors = [errors[0] * by, errors[1] * by];
                 inverse /= by;
             }
             let slopes = Slopes { scaled, whole: rest + pivot, scale };
@@ -1014,7 +1055,13 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 // The Hessian needs the exponentials as they are.
                 entries.change(&scratch, &slopes, hess.is_some());
             }
-            let [a_high, a_low] = quotient::<T>(scaled, rest, pivot);
+            let [a_high, mut a_low] = quotient::<T>(scaled, rest, pivot);
+            if T::WIDE == 1 && fine {
+                // The rounding errors of the sums and of `scaled`.
+                let a = a_high.to_f64();
+                let error = scaled_error - a * (errors[0] + errors[1]);
+                a_low = T::from_f64(a_low.to_f64() + error / (rest + pivot));
+            }
             let emit = Emit {
                 scratch: scratch.input(),
                 grad,
@@ -1067,6 +1114,10 @@ struct ApplyToRow<'a> {
     losses: &'a mut PendingLosses,
     rest: f64,
     pivot: f64,
+    /// The rounding errors of both, or 0.
+    errors: [f64; 2],
+    /// An exponential below this may have underflowed.
+    least: f64,
     /// The reference logit, which `log S` is relative to, and the logit of the true class.
     logits: [f64; 2],
     /// Whether there is a Hessian.
@@ -1075,7 +1126,7 @@ struct ApplyToRow<'a> {
 
 /// [`Factors`] of one sample.
 struct RowFactors {
-    slope: f64,
+    slope: [f64; 2],
     curvature: f64,
     second: f64,
     z_slope: f64,
@@ -1086,7 +1137,7 @@ impl Kernel for ApplyToRow<'_> {
     type Output = RowFactors;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> RowFactors {
-        let ApplyToRow { objective, losses, rest, pivot, logits, hess } = self;
+        let ApplyToRow { objective, losses, rest, pivot, errors, least, logits, hess } = self;
         let i = losses.n;
         // Macros: closures might be compiled without the instruction set of this function.
         macro_rules! splat {
@@ -1099,34 +1150,55 @@ impl Kernel for ApplyToRow<'_> {
                 $x.to_lanes()[0]
             };
         }
-        let (mut surprisal, mut log_sum) = (0.0, 0.0);
+        let (mut surprisal, mut surprisal_error) = (0.0, 0.0);
+        let (mut above, mut log_sum) = (0.0, 0.0);
         // The true class has most of the probability: the logsumexp is near to its logit, and the loss may be as
         // small as what z-loss adds.
         let near = rest < pivot;
         if losses.far[i].is_some() || objective.has_z_loss() && !near {
-            let above = log_scalar(s, losses.sum[i]) - losses.residue[i];
+            above = log_scalar(s, losses.sum[i]) - losses.residue[i];
             log_sum = logits[0] + above;
             surprisal = losses.far[i].map_or(0.0, |far| above + far);
         }
         if losses.far[i].is_none() && (near || !objective.has_z_loss()) {
-            surprisal = log1p_scalar(s, rest / pivot);
+            let odds = rest / pivot;
+            surprisal = if objective.is_function_of_class() {
+                // d log1p(r / p) = dr / (p + r)
+                let error = (-odds).mul_add(pivot, rest) + errors[0] - odds * errors[1];
+                let [high, low] =
+                    log1p_parts::<S, f64>(s, splat!(odds), splat!(error / (rest + pivot)));
+                surprisal_error = one!(low);
+                one!(high)
+            } else {
+                log1p_scalar(s, odds)
+            };
             log_sum = logits[1] + surprisal;
+        }
+        let mut state_pivot = pivot;
+        if let (Some(far), true) = (losses.far[i], objective.is_function_of_class()) {
+            let error = two_sum(above, far).1 + two_sum(logits[0], -logits[1]).1;
+            surprisal_error = if surprisal.is_finite() { error } else { 0.0 };
+            if pivot < least {
+                // As 0 it changes no sum.
+                state_pivot = 0.0;
+            }
         }
         let state = State {
             rest: splat!(rest),
-            pivot: splat!(pivot),
-            surprisal: splat!(surprisal),
+            pivot: splat!(state_pivot),
+            errors: [splat!(errors[0]), splat!(errors[1])],
+            surprisal: [splat!(surprisal), splat!(surprisal_error)],
             log_sum: splat!(log_sum),
         };
-        let Factors { value, slope, curvature, second, z_loss, z_slope, z_second, .. } =
+        let Factors { loss, slope, curvature, second, z_loss, z_slope, z_second, .. } =
             objective.factors::<S, f64>(s, &state, hess);
         if !objective.has_z_loss() {
-            losses.distance[i] = losses.class_weight[i] * (one!(value) * surprisal);
+            losses.distance[i] = losses.class_weight[i] * one!(loss);
             losses.class_weight[i] = 0.0;
         }
         losses.distance[i] += one!(z_loss);
         RowFactors {
-            slope: one!(slope),
+            slope: [one!(slope[0]), one!(slope[1])],
             curvature: one!(curvature),
             second: one!(second),
             z_slope: one!(z_slope),

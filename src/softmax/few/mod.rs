@@ -91,6 +91,8 @@ pub struct Common<'a, T> {
     objective: Objective,
     /// Whether the objective is plain cross-entropy. Computed once, read once a group.
     plain: bool,
+    /// Whether the sums include the rounding errors of the exponentials.
+    fine: bool,
     /// What label smoothing leaves to the true class; 0 where the target is probabilities.
     keep: f64,
     /// The sum of the coefficients, where all samples have the same; else 0.
@@ -164,6 +166,7 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
             batch,
             objective,
             plain: objective.is_plain(),
+            fine: objective.is_function_of_class(),
             keep,
             total,
             stored,

@@ -117,7 +117,7 @@ impl<'a, T: Limits> Common<'a, T> {
                 let class_weight = buffers.load_f64(s, CLASS_WEIGHT, group + 8 * part);
                 scale = scale.mul(class_weight.add(splat::<S, f64>(s, self.total)));
             }
-            if self.objective.has_z_loss() {
+            if !self.plain {
                 let sample = buffers.load_f64(s, SAMPLE_WEIGHT, group + 8 * part);
                 scale = self.objective.scales(s, scale, sample);
             }
