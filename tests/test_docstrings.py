@@ -27,7 +27,7 @@ OWN_WORDS = {
         }
         for name in ("focal_loss", "generalized_cross_entropy", "poly_loss")
     },
-    "nll_loss": {"values"},
+    "nll_loss": {"target", "values"},
     "binary_cross_entropy": {
         *("values", "target", "weight", "label_smoothing", "reduction", "denominator"),
         *("loss", "grad", "ValueError"),
