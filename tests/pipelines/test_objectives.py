@@ -286,8 +286,13 @@ OPTIONS = [
 ]
 
 
-def named(options):
-    return ", ".join(f"{key}={value}" for key, value in options.items()) or "plain"
+def with_soft_labels(options):
+    """Pair sets of options with class indices and, but for focal loss, with a teacher."""
+    for one in options:
+        name = ", ".join(f"{key}={value}" for key, value in one.items()) or "plain"
+        yield pytest.param(one, False, id=name)
+        if "gamma" not in one:
+            yield pytest.param(one, True, id=f"{name}, teacher")
 
 
 def difference(f, x, step):
@@ -296,11 +301,8 @@ def difference(f, x, step):
 
 
 @every_library
-@pytest.mark.parametrize("soft", [False, True], ids=["indices", "teacher"])
-@pytest.mark.parametrize("options", OPTIONS, ids=named)
+@pytest.mark.parametrize(("options", "soft"), [*with_soft_labels(OPTIONS)])
 def test_formula_of_classes(library, options, soft):
-    if soft and "gamma" in options:
-        pytest.skip("focal loss is defined for class indices")
     rng = np.random.default_rng(3)
     scores, weight = 2 * rng.normal(size=(40, 3)), rng.uniform(0.5, 2, 40)
     labels = rng.integers(0, 3, 40)
@@ -324,14 +326,12 @@ def test_formula_of_classes(library, options, soft):
     assert (hess > 0).all() or library != "xgboost"
 
 
+PAIR_OPTIONS = [one | {"weight": one["weight"][:2]} if "weight" in one else one for one in OPTIONS]
+
+
 @every_library
-@pytest.mark.parametrize("soft", [False, True], ids=["labels", "teacher"])
-@pytest.mark.parametrize(
-    "options", [o | {"weight": o["weight"][:2]} if "weight" in o else o for o in OPTIONS], ids=named
-)
+@pytest.mark.parametrize(("options", "soft"), [*with_soft_labels(PAIR_OPTIONS)])
 def test_formula_of_two_classes(library, options, soft):
-    if soft and "gamma" in options:
-        pytest.skip("focal loss is defined for class indices")
     rng = np.random.default_rng(4)
     scores, weight = 2 * rng.normal(size=40), rng.uniform(0.5, 2, 40)
     labels = rng.integers(0, 2, 40).astype(np.float64)
