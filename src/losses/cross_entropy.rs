@@ -8,6 +8,7 @@ use crate::call::coefficients::Coefficients;
 use crate::error::Result;
 use crate::parallel::driver;
 use crate::softmax::Limits;
+use crate::softmax::columns::Columns;
 use crate::softmax::few::Few;
 use crate::softmax::objective::Objective;
 use crate::softmax::route::{Algorithm, Route};
@@ -29,10 +30,11 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     }
 
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        if Route::of(self.0).by_tiles {
-            tiles::run(self.0, &FewPlan(c, total, self.1))
-        } else {
-            driver::run(&Few::<T, C>::new(self.0, c, total, self.1))
+        let route = Route::of(self.0);
+        match route.algorithm {
+            Algorithm::Columns(_) => driver::run(&Columns::new(self.0, c, total, self.1)),
+            _ if route.by_tiles => tiles::run(self.0, &FewPlan(c, total, self.1)),
+            _ => driver::run(&Few::new(self.0, c, total, self.1)),
         }
     }
 }

@@ -23,8 +23,8 @@ from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments, not_ignored
 from xentrs.torch._mode import is_traced
-from xentrs.torch._operators import softmax
 from xentrs.torch._operators.gradients import is_deferred
+from xentrs.torch._operators.softmax import CROSS_ENTROPY
 from xentrs.torch._private import assert_on_device, is_graph_retained
 
 _NAME = "xentrs.torch.vocab_parallel_cross_entropy"
@@ -68,7 +68,7 @@ def evaluate(
     place = torch.where(has_target, own_class, x.argmax(1))
     call = SoftmaxArguments(x, place, None, None, None)
     deferred = is_deferred(x)
-    local, grad = softmax.evaluate(call, _PLAIN, with_grad and not deferred)
+    local, grad = CROSS_ENTROPY.evaluate(call, _PLAIN, with_grad and not deferred)
     if deferred:
         grad = x  # the backward computes it from the logits
     local = local.double()
@@ -170,7 +170,7 @@ class Eager(torch.autograd.Function):
         if is_deferred(grad):
             weights = scale.to(dtype)
             call = SoftmaxArguments(grad, s.place, None, weights, None)
-            grad = softmax.gradient(call, Options("sum"))
+            grad = CROSS_ENTROPY.gradient(call, Options("sum"))
         else:
             if is_traced(grad_output) or is_graph_retained():
                 grad = grad.clone()
