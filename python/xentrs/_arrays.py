@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from xentrs._foreign import refuse_foreign
+from xentrs._foreign import of_arrow, refuse_foreign
 from xentrs._xentrs import LOSSES, compute, plain_options
 
 _Array: TypeAlias = NDArray[Any]
@@ -258,6 +258,7 @@ def _view(name: str, value: object) -> _Array:
                 "pass a plain array (and leave elements out with ignore_index, weights or where)"
             )
         return np.asarray(value)
+    value = of_arrow(name, value)
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         try:
             return np.from_dlpack(value)
