@@ -83,6 +83,7 @@ def numpy_sides(case: Case) -> Iterator[Side]:
         "generalized_cross_entropy": numpy_of_class(generalized_of),
         "poly_loss": numpy_of_class(poly_of),
         "log_loss": numpy_log_loss,
+        "kl_divergence": numpy_kl,
         BINARY_LOSS: numpy_binary,
     }
     if case.row.loss in kinds:
@@ -175,6 +176,30 @@ def generalized_of(_: Any, p: Any) -> tuple[Any, Callable[[], Any]]:
 
 def poly_of(minus_log_p: Any, p: Any) -> tuple[Any, Callable[[], Any]]:
     return minus_log_p + EPSILON * (1 - p), lambda: 1 + EPSILON * p
+
+
+def numpy_kl(case: Case) -> Callable[[], Any]:
+    x, y, n = case.x, case.t, len(case.x)
+    buffer, of_teacher = case.grad, np.empty_like(case.x)
+
+    def normalised(logits: Any, out: Any) -> None:
+        np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
+        np.subtract(out, np.log(np.exp(out).sum(axis=1, keepdims=True)), out=out)
+
+    def call() -> Any:
+        normalised(x, buffer)
+        normalised(y, of_teacher)
+        q = np.exp(of_teacher)
+        np.subtract(of_teacher, buffer, out=of_teacher)
+        loss = np.einsum("nc,nc->n", q, of_teacher).sum(dtype=np.float64) / n
+        if not case.row.with_grad:
+            return loss
+        np.exp(buffer, out=buffer)
+        np.subtract(buffer, q, out=buffer)
+        np.divide(buffer, n, out=buffer)
+        return loss, buffer
+
+    return call
 
 
 def numpy_log_loss(case: Case) -> Callable[[], Any]:
@@ -342,6 +367,19 @@ def torch_sides(case: Case) -> Iterator[Side]:
         losses = functional.cross_entropy(x, t, reduction="none")
         return ((1 - torch.exp(-losses)) ** GAMMA * losses).mean()
 
+    def kl(x: Any, t: Any) -> Any:
+        log_p, log_q = (functional.log_softmax(a, -1) for a in (x, t))
+        return functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+
+    def js(x: Any, t: Any) -> Any:
+        log_p, log_q = (functional.log_softmax(a, -1) for a in (x, t))
+        mixture = torch.logaddexp(log_p, log_q) - np.log(2)
+        parts = [
+            functional.kl_div(mixture, log, reduction="batchmean", log_target=True)
+            for log in (log_p, log_q)
+        ]
+        return (parts[0] + parts[1]) / 2
+
     def generalized(x: Any, t: Any) -> Any:
         losses = functional.cross_entropy(x, t, reduction="none")
         return ((1 - torch.exp(-Q * losses)) / Q).mean()
@@ -364,6 +402,8 @@ def torch_sides(case: Case) -> Iterator[Side]:
         "cross_entropy": with_z if case.z_loss else softmax if each is None else weighted,
         "focal_loss": focal,
         "softmax_entropy": entropy,
+        "kl_divergence": kl,
+        "js_divergence": js,
         "generalized_cross_entropy": generalized,
         "poly_loss": poly,
         "log_loss": log_loss_soft if case.soft else log_loss,
@@ -472,6 +512,10 @@ def jax_sides(case: Case) -> Iterator[Side]:
         losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
         return ((1 - jnp.exp(-losses)) ** GAMMA * losses).mean()
 
+    def kl(x: Any, t: Any) -> Any:
+        log_p, log_q = (jax.nn.log_softmax(a, axis=-1) for a in (x, t))
+        return optax.kl_divergence_with_log_targets(log_p, log_q).mean()
+
     def generalized(x: Any, t: Any) -> Any:
         losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
         return (-jnp.expm1(-Q * losses) / Q).mean()
@@ -492,6 +536,7 @@ def jax_sides(case: Case) -> Iterator[Side]:
         "cross_entropy": softmax,
         "focal_loss": focal,
         "softmax_entropy": entropy,
+        "kl_divergence": kl,
         "generalized_cross_entropy": generalized,
         "poly_loss": poly,
         "log_loss": log_loss,

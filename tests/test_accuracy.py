@@ -31,7 +31,11 @@ BOUNDS = {
     "softmax_entropy": {"loss": 6, "grad": 4},
     "binary_cross_entropy": {"loss": 4, "grad": 4},
     "sigmoid_focal_loss": {"loss": 4, "grad": 4},
+    "kl_divergence": {"loss": 10, "grad": 14},
+    "js_divergence": {"loss": 14, "grad": 14},
 }
+# More in float64, where terms that are nearly 0 are series of a shorter reach.
+OF_FLOAT64 = {"kl_divergence": 40, "js_divergence": 70}
 # More for each unit of gamma above a first few: the relative error of u**gamma is gamma times that
 # of u, which is some tenths of a unit.
 OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
@@ -70,6 +74,8 @@ class Rows:
         if self.function == "sigmoid_focal_loss":
             more += OF_SIGMOID_GAMMA * max(0, self.options["gamma"] - 5)
         more += OF_Z_LOSS[name] * bool(self.options.get("z_loss", 0))
+        if name == "loss" and self.dtype == np.float64:
+            more += OF_FLOAT64.get(self.function, 0)
         return BOUNDS[self.function][name] + more
 
     def _of_q(self):
@@ -357,6 +363,33 @@ def _binary_soft(dtype, rng):
         yield Rows(rows.function, rows.scores, rows.target, smooth)
 
 
+def _models(dtype, rng):
+    """Draw logits of a model and a teacher: unlike, alike, nearly equal, with other offsets."""
+    for classes in CLASSES:
+        for spread in SPREADS:
+            for apart in (None, 3.0, 0.1, 1e-3, 1e-6, 1e-9):
+                shape = _count(classes) // 2 + 1, classes
+                x = rng.normal(size=shape) * spread
+                other = rng.normal(size=shape)
+                y = other * spread if apart is None else x + other * apart
+                offset = rng.choice([0.0, 0.0, 20.0, -1e4])
+                yield (x + rng.choice([0.0, 100.0])).astype(dtype), (y + offset).astype(dtype)
+
+
+def _of_models(function, choices, dtype, rng):
+    # A probability next to the smallest normal number has few digits.
+    least = {np.float32: 1e-33, np.float64: 1e-300}[dtype]
+    for x, y in _models(dtype, rng):
+        for options in choices:
+            options = dict(options)
+            if rng.random() < 0.3:
+                options["temperature"] = float(rng.choice([0.3, 2.0, 3.7]))
+            if rng.random() < 0.2:
+                options["sample_weight"] = rng.uniform(0.1, 10, len(x)).astype(dtype)
+                options["base"] = 2
+            yield Rows(function, x, y, options, least)
+
+
 def _nll_any(dtype, rng):
     """Log-probabilities of every size, for class indices and probabilities."""
     for classes in CLASSES:
@@ -443,6 +476,11 @@ FAMILIES = {
         _of_class, "poly_loss", "epsilon", [-5.0, -2.0, -1.0, -0.3, 0.1, 7.0, 1000.0]
     ),
     "log_loss: any probability": _log_any,
+    "kl_divergence: forward": partial(_of_models, "kl_divergence", [{}]),
+    "kl_divergence: reverse": partial(_of_models, "kl_divergence", [{"direction": "reverse"}]),
+    "js_divergence": partial(
+        _of_models, "js_divergence", [{"beta": 0.5}, {"beta": 0.1}, {"beta": 0.9}]
+    ),
     "nll_loss: any log-probability": _nll_any,
     "binary: true and false": _binary_hard,
     "binary: soft labels, smoothing": _binary_soft,

@@ -22,8 +22,8 @@ from losses import (
     every_class_loss,
     every_index_loss,
     every_loss,
+    every_loss_of_two,
     every_soft_loss,
-    every_target_loss,
 )
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
@@ -315,7 +315,7 @@ def test_structured_and_subclassed_arrays(loss, rng):
     assert_same_bits(np.asarray(out), right[1])
 
 
-@every_target_loss
+@every_loss_of_two
 def test_names_given_twice_or_by_other_objects(loss, rng):
     case = loss.case(rng, (4, 5), np.float32)
     function = loss.functions[0]

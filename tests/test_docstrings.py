@@ -27,7 +27,7 @@ OWN_WORDS = {
         }
         for name in ("focal_loss", "generalized_cross_entropy", "poly_loss")
     },
-    "nll_loss": {"values"},
+    "nll_loss": {"target", "values"},
     "binary_cross_entropy": {
         *("values", "target", "weight", "label_smoothing", "reduction", "denominator"),
         *("loss", "grad", "ValueError"),
@@ -36,6 +36,8 @@ OWN_WORDS = {
         *("values", "target", "weight", "reduction", "denominator", "loss", "grad", "ValueError"),
     },
     "softmax_entropy": {"sample_weight", "ValueError"},
+    "kl_divergence": {"sample_weight", "ValueError"},
+    "js_divergence": {"sample_weight", "ValueError"},
     "binary_cross_entropy_with_logits": {
         *("values", "target", "weight", "label_smoothing", "reduction", "denominator"),
         *("loss", "grad", "ValueError"),

@@ -727,8 +727,8 @@ def test_wide_options_beside_rows_of_other_strides(loss, shape, step, dtype, rng
     target = case.target if loss.indices else case.target.astype(np.float64) + 1e-9
     weight = rng.uniform(0.1, 1, classes)
     assert not np.array_equal(weight, weight.astype(np.float32))
-    smoothing = {name: loss.smoothings[-1] for name in {"label_smoothing"} & set(loss.keywords)}
     for name, given in (("weight", weight), ("sample_weight", rng.uniform(0.1, 1, samples))):
-        for suffix in fuzz.suffixes(loss.name) if name in loss.options else ():
-            options = {name: given, **smoothing, "reduction": "none"}
+        for suffix in fuzz.suffixes(loss.name):
+            options = {name: given, "label_smoothing": loss.smoothings[-1], "reduction": "none"}
+            options = {key: value for key, value in options.items() if key in loss.keywords}
             fuzz.check(fuzz.Call(loss.name, suffix, scores, target, options))

@@ -25,6 +25,8 @@ from xentrs._losses.generalized_cross_entropy import (
     generalized_cross_entropy,
     generalized_cross_entropy_with_grad,
 )
+from xentrs._losses.js_divergence import js_divergence, js_divergence_with_grad
+from xentrs._losses.kl_divergence import kl_divergence, kl_divergence_with_grad
 from xentrs._losses.log_loss import (
     log_loss,
     log_loss_with_grad,
@@ -61,6 +63,10 @@ __all__ = [
     "generalized_cross_entropy",
     "generalized_cross_entropy_with_grad",
     "get_num_threads",
+    "js_divergence",
+    "js_divergence_with_grad",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_loss",
     "log_loss_with_grad",
     "log_loss_with_grad_hess",

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from xentrs._foreign import refuse_foreign
+from xentrs._foreign import of_arrow, refuse_foreign
 from xentrs._xentrs import LOSSES, compute, compute_rows, plain_options
 
 _Array: TypeAlias = NDArray[Any]
@@ -58,6 +58,8 @@ def evaluate(loss: str, order: int, arguments: dict[str, Any]) -> Any:
     options = dict(zip(options, plain_options(loss, *options.values()), strict=True))
     if second is None:
         call = _prepare_untargeted(name, values, options, outputs)
+    elif second == "teacher_logits":
+        call = _prepare_teacher(name, values, target, options, outputs)
     elif LOSSES[loss]["axis"]:
         call = _prepare_classes(name, values, target, options, outputs)
     else:
@@ -158,11 +160,8 @@ def _prepare_classes(
 ) -> _Call:
     """Read, check and copy the arguments of a loss that has a class axis."""
     ignored = _ignore_index(options["ignore_index"])
-    x = _float_array(name, values)
-    axis = _classes_on(options["axis"], name, x)
+    x, axis, samples = _class_values(name, values, options["axis"])
     classes = x.shape[axis]
-    samples = x.shape[:axis] + x.shape[axis + 1 :]
-
     pair = _is_pair(target, x)
     if pair:
         targets = dict(zip(_PAIR, _sparse_target(name, x, axis, target), strict=True))
@@ -174,7 +173,7 @@ def _prepare_classes(
             f"weight has shape {w.shape}, but must have shape ({classes},): {name} of shape "
             f"{x.shape} has {classes} classes on axis {axis}"
         )
-    s = _sample_weight(options, name, x, axis)
+    s = _sample_weight(name, x, axis, options)
     inputs = {name: x, **targets, "weight": w, "sample_weight": s}
     outs = _outputs(name, x, {k: a for k, a in inputs.items() if k != name}, *outputs)
     inputs |= dict(zip(("out", "hess_out"), outs, strict=True))
@@ -204,12 +203,33 @@ def _prepare_untargeted(
     name: str, values: object, options: dict[str, Any], outputs: tuple[object, object]
 ) -> _Call:
     """Read, check and copy the arguments of a loss that has a class axis and no target."""
-    x = _float_array(name, values)
-    axis = _classes_on(options["axis"], name, x)
-    s = _sample_weight(options, name, x, axis)
+    x, axis, _ = _class_values(name, values, options["axis"])
+    s = _sample_weight(name, x, axis, options)
     outs = _outputs(name, x, {"sample_weight": s}, *outputs)
     options |= {"axis": axis, "sample_weight": _weights(s)}
     return _Call(x, outs, _plain(x, _native(x)), (None, *options.values()))
+
+
+def _prepare_teacher(
+    name: str,
+    values: object,
+    teacher: object,
+    options: dict[str, Any],
+    outputs: tuple[object, object],
+) -> _Call:
+    """Read, check and copy the arguments of a loss that compares a model with a teacher."""
+    x, axis, _ = _class_values(name, values, options["axis"])
+    accepted = "float16, bfloat16, float32 or float64"
+    t = _typed("teacher_logits", teacher, _is_teacher_type, accepted, untyped_integers=True)
+    if t.shape != x.shape:
+        raise ValueError(f"teacher_logits has shape {t.shape}, but {name} has shape {x.shape}")
+    s = _sample_weight(name, x, axis, options)
+    outs = _outputs(name, x, {"teacher_logits": t, "sample_weight": s}, *outputs)
+    dtype = _native(x)
+    # A teacher of a wider type is used as it is.
+    t = _plain(t, np.promote_types(dtype, _native(t)))
+    options |= {"axis": axis, "sample_weight": _weights(s)}
+    return _Call(x, outs, _plain(x, dtype), (t, *options.values()))
 
 
 def _prepare_elements(
@@ -224,8 +244,8 @@ def _prepare_elements(
     t = _real_array("target", target)
     if t.shape != x.shape:
         raise ValueError(f"target has shape {t.shape}, but {name} has shape {x.shape}")
-    names: list[str] = [key for key in ("weight", "pos_weight") if key in options]
-    weights = {key: _optional(key, options, _real_array) for key in names}
+    names = [key for key in ("weight", "pos_weight") if key in options]
+    weights: dict[str, _Array | None] = {key: _optional(key, options, _real_array) for key in names}
     where = _optional("where", options, _bool_array)
     full = None if where is None else _broadcast("where", where, name, x)
     for key, w in weights.items():
@@ -316,6 +336,7 @@ def _view(name: str, value: object) -> _Array:
                 "pass a plain array (and leave elements out with ignore_index, weights or where)"
             )
         return np.asarray(value)
+    value = of_arrow(name, value)
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         try:
             return np.from_dlpack(value)
@@ -350,6 +371,11 @@ def _refuse_gpu(name: str, value: object) -> None:
 def _is_float_type(dtype: np.dtype[Any]) -> bool:
     # Not `==`: a byte-swapped float32 is a float32 too.
     return dtype.type in (np.float32, np.float64)
+
+
+def _is_teacher_type(dtype: np.dtype[Any]) -> bool:
+    # The type of ml_dtypes has a name, and no number that is known here.
+    return _is_float_type(dtype) or dtype.type is np.float16 or dtype.name == "bfloat16"
 
 
 def _is_float_kind(dtype: np.dtype[Any]) -> bool:
@@ -421,17 +447,6 @@ def _optional(
     name: str, options: dict[str, Any], read: Callable[[str, object], _Array]
 ) -> _Array | None:
     return None if options[name] is None else read(name, options[name])
-
-
-def _sample_weight(options: dict[str, Any], name: str, x: _Array, axis: int) -> _Array | None:
-    s = _optional("sample_weight", options, _real_array)
-    samples = x.shape[:axis] + x.shape[axis + 1 :]
-    if s is not None and s.shape != samples:
-        raise ValueError(
-            f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
-            f"{x.shape}, without the class axis {axis}"
-        )
-    return s
 
 
 def _weights(s: _Array | None) -> _Array | None:
@@ -669,6 +684,24 @@ def _suffix(name: str, a: _Array, logits: str, x: _Array) -> _Array:
         shape = shape[1:]
     fits = x.shape[x.ndim - len(shape) :] == shape
     return _canonical(a.reshape(shape) if fits else full, _exact(a, _native(x)))
+
+
+def _class_values(name: str, values: object, axis: object) -> tuple[_Array, int, tuple[int, ...]]:
+    """Return values that have classes, the class axis, and the shape of their samples."""
+    x = _float_array(name, values)
+    which = _classes_on(axis, name, x)
+    return x, which, x.shape[:which] + x.shape[which + 1 :]
+
+
+def _sample_weight(name: str, x: _Array, axis: int, options: dict[str, Any]) -> _Array | None:
+    s = _optional("sample_weight", options, _real_array)
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    if s is not None and s.shape != samples:
+        raise ValueError(
+            f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
+            f"{x.shape}, without the class axis {axis}"
+        )
+    return s
 
 
 # Other arguments

@@ -100,8 +100,7 @@ def state_losses(
 ) -> Any:
     """Write the loss of each sample times its factor; return their sum.
 
-    `mixture` is what label smoothing leaves to the true class, what it gives to each class, and the
-    factor of z-loss.
+    `mixture` is label smoothing, the number of all classes, and the factor of z-loss.
     """
 
 def slice_grad(

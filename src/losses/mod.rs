@@ -8,6 +8,8 @@ pub mod binary_cross_entropy_with_logits;
 pub mod cross_entropy;
 pub mod focal_loss;
 pub mod generalized_cross_entropy;
+pub mod js_divergence;
+pub mod kl_divergence;
 pub mod log_loss;
 pub mod nll_loss;
 pub mod poly_loss;
@@ -76,6 +78,32 @@ pub const LOSSES: &[Loss] = &[
         evaluate: Evaluate::OverClasses {
             f32: focal_loss::focal_loss,
             f64: focal_loss::focal_loss,
+        },
+    },
+    Loss {
+        name: "kl_divergence",
+        input: "logits",
+        second: Some("teacher_logits"),
+        keywords: &[Temperature, Direction, Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::AgainstTeacher {
+            f32: kl_divergence::kl_divergence,
+            f64: kl_divergence::kl_divergence,
+        },
+    },
+    Loss {
+        name: "js_divergence",
+        input: "logits",
+        second: Some("teacher_logits"),
+        keywords: &[Beta, Temperature, Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::AgainstTeacher {
+            f32: js_divergence::js_divergence,
+            f64: js_divergence::js_divergence,
         },
     },
     Loss {
@@ -249,6 +277,12 @@ pub enum Keyword {
     Axis,
     /// The exponent of focal losses.
     Gamma,
+    /// What logits are divided by.
+    Temperature,
+    /// The direction of a divergence.
+    Direction,
+    /// The weight of the teacher in a mixture.
+    Beta,
     /// The weight of positive elements in sigmoid focal loss.
     Alpha,
     /// The exponent of generalized cross-entropy.
@@ -302,6 +336,9 @@ impl Keyword {
         match self {
             Axis => "axis",
             Gamma => "gamma",
+            Temperature => "temperature",
+            Direction => "direction",
+            Beta => "beta",
             Alpha => "alpha",
             Q => "q",
             Epsilon => "epsilon",
@@ -325,9 +362,9 @@ impl Keyword {
         match self {
             Weight | PosWeight | SampleWeight | Where | LogsumexpOut | ArgmaxOut => Kind::Array,
             Axis | IgnoreIndex => Kind::Int,
-            Gamma | Q | Epsilon | LabelSmoothing | ZLoss => Kind::Number,
+            Gamma | Q | Epsilon | Temperature | Beta | LabelSmoothing | ZLoss => Kind::Number,
             Alpha | Denominator | Base => Kind::OptionalNumber,
-            Reduction => Kind::Word,
+            Direction | Reduction => Kind::Word,
         }
     }
 }
@@ -344,6 +381,13 @@ pub enum Evaluate {
     },
     /// A loss of samples by classes that has no target.
     WithoutTarget {
+        /// For `float32`.
+        f32: OverClasses<f32>,
+        /// For `float64`.
+        f64: OverClasses<f64>,
+    },
+    /// A loss of samples by classes, of which a model and a teacher have logits each.
+    AgainstTeacher {
         /// For `float32`.
         f32: OverClasses<f32>,
         /// For `float64`.

@@ -36,9 +36,11 @@ impl<'py> Call<'_, 'py> {
     ) -> Result<Bound<'py, PyAny>, Stop> {
         check_variables()?;
         match &self.loss.evaluate {
-            &Evaluate::OverClasses { f32, f64 } => classes::evaluate::<S>(self, keywords, f32, f64),
             &Evaluate::WithoutTarget { f32, f64 } => {
                 untargeted::evaluate::<S>(self, keywords, f32, f64)
+            }
+            &Evaluate::OverClasses { f32, f64 } | &Evaluate::AgainstTeacher { f32, f64 } => {
+                classes::evaluate::<S>(self, keywords, f32, f64)
             }
             Evaluate::ElementByElement { f32, f64 } => {
                 elements::evaluate::<S>(self, keywords, f32, f64)

@@ -169,8 +169,8 @@ mod _xentrs {
         })
     }
 
-    /// Writes the loss of each sample times its factor, from merged states. Returns their sum. `mixture` is what label
-    /// smoothing leaves to the true class, what it gives to each class, and the factor of z-loss.
+    /// Writes the loss of each sample times its factor, from merged states. Returns their sum. `mixture` is label
+    /// smoothing, the number of all classes, and the factor of z-loss.
     #[pyfunction]
     #[pyo3(signature = (states, scales, counts, mixture, losses, /))]
     fn state_losses<'py>(

@@ -19,7 +19,7 @@
 use std::ops::Range;
 
 use crate::math::exp::Exp;
-use crate::math::quotient;
+use crate::math::{quotient, times};
 use crate::parallel::driver::Job;
 use crate::parallel::process;
 use crate::reduce::{Sum, Total};
@@ -34,6 +34,9 @@ const PART: usize = 512;
 
 /// How far ahead of its use a logit is prefetched, in bytes.
 const AHEAD: usize = 2048;
+
+/// The most bytes of a row for which the next row is prefetched, into the second-level cache.
+const NEXT_ROW: usize = 256 << 10;
 
 /// The samples of a slice: contiguous rows of logits.
 #[derive(Clone, Copy)]
@@ -129,11 +132,14 @@ impl<T: Limits> SliceStates<'_, T> {
     ) -> f64 {
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
         let (target, mut total) = (target.unwrap_or(usize::MAX), Total::default());
+        // The next row, whose maximum is taken next, unless the cache has no room for two.
+        let row = logits.len() * size_of::<T>();
+        let ahead = if row <= NEXT_ROW { logits.len() } else { AHEAD / size_of::<T>() };
         for start in (0..logits.len()).step_by(PART * T::LANES) {
             let end = logits.len().min(start + PART * T::LANES);
             let mut sum = Sum::<S, T>::new(s);
             for at in (start..end).step_by(T::LANES) {
-                logits.prefetch(at + AHEAD / size_of::<T>());
+                logits.prefetch_far(at + ahead);
                 let lanes = lanes_from::<T>(end - at);
                 let x = if lanes == T::ALL {
                     T::V::<S>::load(s, logits, at)
@@ -320,14 +326,17 @@ impl<T: Limits> SliceGradient<'_, T> {
         }
         let state = State::read(self.states, row);
         let scale = self.scales.get(row);
-        let scaled = scale * finished.total(i, mixture);
+        let [total, total_error] = finished.total(i, mixture);
+        let scaled = scale * total;
+        let scaled_error = scale.mul_add(total, -scaled) + scale * total_error;
         let bias = T::ROW_BIAS + exponent(scaled).clamp(-T::ROW_SHIFT, T::ROW_SHIFT);
         // In the unit of all slices.
         let exp = Exp::<S, T>::in_unit(s, state.exponent, T::from_f64(state.shift), bias);
         let biased = power(bias);
-        let a = quotient::<T>(scaled, finished.rest[i] * biased, finished.own[i] * biased);
-        let minus_even = T::V::<S>::splat(s, T::from_f64(0.0 - scale * mixture.even));
-        let [high, low] = a;
+        let (rest, own) = (finished.rest[i] * biased, finished.own[i] * biased);
+        let [high, low] = quotient::<T>(scaled, rest, own);
+        let low = T::from_f64(low.to_f64() + scaled_error / (rest + own));
+        let minus_even = T::V::<S>::splat(s, T::from_f64(0.0 - scale * mixture.even()));
         let a = [T::V::<S>::splat(s, high), T::V::<S>::splat(s, low)];
         let (logits, weight) = (self.slice.row(row), self.weight);
         s.function(RowGradient { logits, grad, exp, a, minus_even, weight, streams });
@@ -386,12 +395,11 @@ impl<S: Simd, T: Limits> RowGradient<'_, S, T> {
     #[inline(always)]
     fn gradient(&self, s: S, at: usize, lanes: u32) -> T::V<S> {
         let e = self.exp.of::<true>(s, load_lanes(s, self.logits, at, lanes));
-        let other = match self.weight {
-            Some(weight) => load_lanes(s, weight, at, lanes).mul(self.minus_even),
-            None => self.minus_even,
-        };
-        let [high, low] = self.a;
-        e.fma(high, e.fma(low, other))
+        let first = times::<S, T>(e, self.a);
+        match self.weight {
+            Some(weight) => load_lanes(s, weight, at, lanes).mul_add(self.minus_even, first),
+            None => first.add(self.minus_even),
+        }
     }
 }
 
