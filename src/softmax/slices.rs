@@ -431,3 +431,123 @@ impl<T: Limits> Job for SliceGradient<'_, T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::driver::run_at;
+    use crate::simd::Level;
+
+    /// The loss of each sample and the gradient, from the classes in slices of this length.
+    fn run<T: Limits>(
+        level: Level,
+        logits: &[T],
+        targets: &[i64],
+        length: usize,
+        smoothing: f64,
+    ) -> (Vec<f64>, Vec<T>) {
+        let samples = targets.len();
+        let classes = logits.len() / samples;
+        let (counts, scales) = (vec![1; samples], vec![1.0; samples]);
+        let mixture = Mixture { smoothing, classes: classes as f64, z_loss: 0.0 };
+        let slices: Vec<_> = (0..classes)
+            .step_by(length)
+            .map(|first| {
+                let n = length.min(classes - first);
+                let rows = logits.chunks(classes).flat_map(|row| row[first..first + n].to_vec());
+                let own = targets.iter().map(|target| target - first as i64);
+                (first, n, rows.collect::<Vec<T>>(), own.collect::<Vec<i64>>())
+            })
+            .collect();
+        let mut merged = vec![0.0; samples * FIELDS];
+        let all = Output::from_slice(&mut merged);
+        (0..samples).for_each(|i| State::EMPTY.write(all, i));
+        for (_, n, rows, own) in &slices {
+            let slice = Slice {
+                logits: Input::from_slice(rows),
+                classes: *n,
+                targets: Input::from_slice(own),
+                counts: Input::from_slice(&counts),
+            };
+            let mut states = vec![0.0; samples * FIELDS];
+            let job = SliceStates {
+                slice,
+                weight: None,
+                smooths: smoothing != 0.0,
+                states: Output::from_slice(&mut states),
+            };
+            run_at(&job, level).unwrap();
+            merge(all, Input::from_slice(&states));
+        }
+        let mut losses = vec![0.0; samples];
+        let job = SliceLosses {
+            states: all.as_input(),
+            scales: Input::from_slice(&scales),
+            counts: Input::from_slice(&counts),
+            mixture,
+            losses: Output::from_slice(&mut losses),
+        };
+        run_at(&job, level).unwrap();
+        let mut whole = vec![T::default(); logits.len()];
+        for (first, n, rows, own) in &slices {
+            let slice = Slice {
+                logits: Input::from_slice(rows),
+                classes: *n,
+                targets: Input::from_slice(own),
+                counts: Input::from_slice(&counts),
+            };
+            let mut grad = vec![T::default(); rows.len()];
+            let job = SliceGradient {
+                slice,
+                states: all.as_input(),
+                scales: Input::from_slice(&scales),
+                mixture,
+                weight: None,
+                grad: Output::from_slice(&mut grad),
+            };
+            run_at(&job, level).unwrap();
+            for (row, part) in grad.chunks(*n).enumerate() {
+                whole[row * classes + first..][..*n].copy_from_slice(part);
+            }
+        }
+        (losses, whole)
+    }
+
+    fn check<T: Limits>(tolerance: f64) {
+        let (samples, classes) = (11, 700);
+        let logit = |i: usize| {
+            let peak = if i % 97 == 0 { 40.0 } else { 0.0 };
+            (i as f64 * 0.7123).sin() * 5.0 + [0.0, 1000.0, 2e5][i / classes % 3] + peak
+        };
+        let logits: Vec<T> = (0..samples * classes).map(|i| T::from_f64(logit(i))).collect();
+        let targets: Vec<i64> = (0..samples).map(|i| (i * 97 % classes) as i64).collect();
+        for level in Level::available() {
+            for smoothing in [0.0, 0.1] {
+                for length in [1, 16, 300, 700] {
+                    let (losses, grad) = run::<T>(level, &logits, &targets, length, smoothing);
+                    for (i, row) in logits.chunks(classes).enumerate() {
+                        let row: Vec<f64> = row.iter().map(|x| x.to_f64()).collect();
+                        let most = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                        let sum: f64 = row.iter().map(|x| (x - most).exp()).sum();
+                        let own = |c: usize| f64::from(c as i64 == targets[i]);
+                        let q = |c| own(c) * (1.0 - smoothing) + smoothing / classes as f64;
+                        let log_p = |c: usize| row[c] - most - sum.ln();
+                        let loss: f64 = (0..classes).map(|c| -q(c) * log_p(c)).sum();
+                        assert!((losses[i] - loss).abs() <= tolerance * (1.0 + loss), "{length}");
+                        for c in 0..classes {
+                            let exact = log_p(c).exp() - q(c);
+                            let error = (grad[i * classes + c].to_f64() - exact).abs();
+                            assert!(error <= tolerance, "{length}: {error}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn slices_of_any_length() {
+        check::<f32>(2e-6);
+        check::<f64>(1e-12);
+    }
+}
