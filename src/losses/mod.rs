@@ -7,9 +7,14 @@ pub mod binary_cross_entropy;
 pub mod binary_cross_entropy_with_logits;
 pub mod cross_entropy;
 pub mod focal_loss;
+pub mod generalized_cross_entropy;
+pub mod js_divergence;
+pub mod kl_divergence;
 pub mod log_loss;
 pub mod nll_loss;
+pub mod poly_loss;
 pub mod sigmoid_focal_loss;
+pub mod softmax_entropy;
 
 use crate::call::batch::{Batch, Target};
 use crate::call::coefficients::{AsStored, Coefficients, Even, Hard, Shared, Soft};
@@ -28,7 +33,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "cross_entropy",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Axis,
             Weight,
@@ -39,9 +44,12 @@ pub const LOSSES: &[Loss] = &[
             Reduction,
             Denominator,
             Base,
+            LogsumexpOut,
+            ArgmaxOut,
         ],
         derivatives: 2,
         class_indices_only: None,
+        sparse_target: true,
         evaluate: Evaluate::OverClasses {
             f32: cross_entropy::cross_entropy,
             f64: cross_entropy::cross_entropy,
@@ -50,7 +58,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "focal_loss",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Gamma,
             Axis,
@@ -66,15 +74,87 @@ pub const LOSSES: &[Loss] = &[
         class_indices_only: Some(
             "the factor (1 - p)^gamma is of one true class, and a spread target has none",
         ),
+        sparse_target: false,
         evaluate: Evaluate::OverClasses {
             f32: focal_loss::focal_loss,
             f64: focal_loss::focal_loss,
         },
     },
     Loss {
+        name: "kl_divergence",
+        input: "logits",
+        second: Some("teacher_logits"),
+        keywords: &[Temperature, Direction, Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::AgainstTeacher {
+            f32: kl_divergence::kl_divergence,
+            f64: kl_divergence::kl_divergence,
+        },
+    },
+    Loss {
+        name: "js_divergence",
+        input: "logits",
+        second: Some("teacher_logits"),
+        keywords: &[Beta, Temperature, Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::AgainstTeacher {
+            f32: js_divergence::js_divergence,
+            f64: js_divergence::js_divergence,
+        },
+    },
+    Loss {
+        name: "generalized_cross_entropy",
+        input: "logits",
+        second: Some("target"),
+        keywords: &[
+            Q,
+            Axis,
+            Weight,
+            SampleWeight,
+            IgnoreIndex,
+            LabelSmoothing,
+            Reduction,
+            Denominator,
+        ],
+        derivatives: 1,
+        class_indices_only: Some(
+            "(1 - p^q) / q is of one true class, and a spread target has none",
+        ),
+        sparse_target: false,
+        evaluate: Evaluate::OverClasses {
+            f32: generalized_cross_entropy::generalized_cross_entropy,
+            f64: generalized_cross_entropy::generalized_cross_entropy,
+        },
+    },
+    Loss {
+        name: "poly_loss",
+        input: "logits",
+        second: Some("target"),
+        keywords: &[
+            Epsilon,
+            Axis,
+            Weight,
+            SampleWeight,
+            IgnoreIndex,
+            LabelSmoothing,
+            Reduction,
+            Denominator,
+        ],
+        derivatives: 1,
+        class_indices_only: Some(
+            "epsilon (1 - p) is of one true class, and a spread target has none",
+        ),
+        sparse_target: false,
+        evaluate: Evaluate::OverClasses { f32: poly_loss::poly_loss, f64: poly_loss::poly_loss },
+    },
+    Loss {
         name: "log_loss",
         input: "probabilities",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Axis,
             Weight,
@@ -87,6 +167,7 @@ pub const LOSSES: &[Loss] = &[
         ],
         derivatives: 2,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::OverClasses {
             f32: |batch| log_loss::log_loss(batch, batch.shape, batch.fresh),
             f64: |batch| log_loss::log_loss(batch, batch.shape, batch.fresh),
@@ -95,7 +176,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "nll_loss",
         input: "log_probabilities",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Axis,
             Weight,
@@ -108,15 +189,17 @@ pub const LOSSES: &[Loss] = &[
         ],
         derivatives: 1,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::OverClasses { f32: nll_loss::nll_loss, f64: nll_loss::nll_loss },
     },
     Loss {
         name: "binary_cross_entropy_with_logits",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
         derivatives: 2,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::ElementByElement {
             f32: binary_cross_entropy_with_logits::formula(),
             f64: binary_cross_entropy_with_logits::formula(),
@@ -125,10 +208,11 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "binary_cross_entropy",
         input: "probabilities",
-        second: "target",
+        second: Some("target"),
         keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
         derivatives: 1,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::ElementByElement {
             f32: binary_cross_entropy::formula(),
             f64: binary_cross_entropy::formula(),
@@ -137,13 +221,27 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "sigmoid_focal_loss",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[Gamma, Alpha, Weight, Reduction, Denominator, Base, Where],
         derivatives: 1,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::ElementByElement {
             f32: sigmoid_focal_loss::formula(),
             f64: sigmoid_focal_loss::formula(),
+        },
+    },
+    Loss {
+        name: "softmax_entropy",
+        input: "logits",
+        second: None,
+        keywords: &[Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::WithoutTarget {
+            f32: softmax_entropy::softmax_entropy,
+            f64: softmax_entropy::softmax_entropy,
         },
     },
 ];
@@ -155,14 +253,16 @@ pub struct Loss {
     pub name: &'static str,
     /// The name of its first argument.
     pub input: &'static str,
-    /// The name of its second argument.
-    pub second: &'static str,
+    /// The name of its second argument, if it has one.
+    pub second: Option<&'static str>,
     /// Its keywords, in the order of its signature. The functions with derivatives add `out` and `hess_out`.
     pub keywords: &'static [Keyword],
     /// How many derivatives it has: 1 for the gradient, 2 with the diagonal of the Hessian.
     pub derivatives: usize,
     /// For a loss whose target must be class indices without smoothing: the reason.
     pub class_indices_only: Option<&'static str>,
+    /// Whether its target may be a pair of class indices and probabilities ([`Target::Sparse`]).
+    pub sparse_target: bool,
     /// The functions that evaluate it.
     pub evaluate: Evaluate,
 }
@@ -177,8 +277,18 @@ pub enum Keyword {
     Axis,
     /// The exponent of focal losses.
     Gamma,
+    /// What logits are divided by.
+    Temperature,
+    /// The direction of a divergence.
+    Direction,
+    /// The weight of the teacher in a mixture.
+    Beta,
     /// The weight of positive elements in sigmoid focal loss.
     Alpha,
+    /// The exponent of generalized cross-entropy.
+    Q,
+    /// The factor of `1 - p` in poly loss.
+    Epsilon,
     /// A weight for each class, or for each element.
     Weight,
     /// The weight of positive elements.
@@ -199,6 +309,10 @@ pub enum Keyword {
     Base,
     /// The elements that count.
     Where,
+    /// Where each sample's logsumexp goes.
+    LogsumexpOut,
+    /// Where the class of each sample's largest logit goes.
+    ArgmaxOut,
 }
 
 /// What kind of value a keyword takes.
@@ -222,7 +336,12 @@ impl Keyword {
         match self {
             Axis => "axis",
             Gamma => "gamma",
+            Temperature => "temperature",
+            Direction => "direction",
+            Beta => "beta",
             Alpha => "alpha",
+            Q => "q",
+            Epsilon => "epsilon",
             Weight => "weight",
             PosWeight => "pos_weight",
             SampleWeight => "sample_weight",
@@ -233,17 +352,19 @@ impl Keyword {
             Denominator => "denominator",
             Base => "base",
             Where => "where",
+            LogsumexpOut => "logsumexp_out",
+            ArgmaxOut => "argmax_out",
         }
     }
 
     /// What kind of value it takes.
     pub const fn kind(self) -> Kind {
         match self {
-            Weight | PosWeight | SampleWeight | Where => Kind::Array,
+            Weight | PosWeight | SampleWeight | Where | LogsumexpOut | ArgmaxOut => Kind::Array,
             Axis | IgnoreIndex => Kind::Int,
-            Gamma | LabelSmoothing | ZLoss => Kind::Number,
+            Gamma | Q | Epsilon | Temperature | Beta | LabelSmoothing | ZLoss => Kind::Number,
             Alpha | Denominator | Base => Kind::OptionalNumber,
-            Reduction => Kind::Word,
+            Direction | Reduction => Kind::Word,
         }
     }
 }
@@ -253,6 +374,20 @@ impl Keyword {
 pub enum Evaluate {
     /// A loss of samples by classes.
     OverClasses {
+        /// For `float32`.
+        f32: OverClasses<f32>,
+        /// For `float64`.
+        f64: OverClasses<f64>,
+    },
+    /// A loss of samples by classes that has no target.
+    WithoutTarget {
+        /// For `float32`.
+        f32: OverClasses<f32>,
+        /// For `float64`.
+        f64: OverClasses<f64>,
+    },
+    /// A loss of samples by classes, of which a model and a teacher have logits each.
+    AgainstTeacher {
         /// For `float32`.
         f32: OverClasses<f32>,
         /// For `float64`.
@@ -276,6 +411,11 @@ impl Loss {
         LOSSES.iter().find(|loss| loss.name == name)
     }
 
+    /// The names of its positional arguments.
+    pub fn positional(&self) -> impl Iterator<Item = &'static str> + use<> {
+        [Some(self.input), self.second].into_iter().flatten()
+    }
+
     /// Checks that the loss takes these options. Their ranges have been checked before.
     #[inline]
     pub fn check_options(&self, options: &Options) -> Result<()> {
@@ -293,9 +433,16 @@ impl Loss {
     #[inline]
     pub fn check_target<T>(&self, target: &Target<'_, T>) -> Result<()> {
         match (self.class_indices_only, target) {
-            (Some(reason), Target::Probabilities(_)) => Err(Error::Type(format!(
-                "{} takes no probabilities as target: {reason}; target must be class indices, of the \
+            (Some(reason), Target::Probabilities(_) | Target::Sparse(_)) => {
+                Err(Error::Type(format!(
+                    "{} takes no probabilities as target: {reason}; target must be class indices, of the \
                  shape of {} without the class axis",
+                    self.name, self.input,
+                )))
+            }
+            (None, Target::Sparse(_)) if !self.sparse_target => Err(Error::Type(format!(
+                "{} takes no pair (indices, probabilities) as target: target must be class indices, of the \
+                 shape of {} without the class axis, or probabilities of its shape",
                 self.name, self.input,
             ))),
             _ => Ok(()),
@@ -331,12 +478,18 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             if few { loss.run_few($coefficients, $total) } else { loss.run($coefficients, $total) }
         };
     }
-    let sum = match batch.target {
-        Target::Indices(_) if smoothing == 0.0 => run!(Hard, 0.0),
-        Target::Indices(_) if batch.weight.is_none() => {
+    let target = match batch.target {
+        // Each tile makes rows of probabilities of it.
+        Target::Sparse(_) if few => Target::Probabilities(Input::from_slice(&[])),
+        other => other,
+    };
+    let sum = match target {
+        Target::None => panic!("a loss that has a target"),
+        Target::Indices(_) | Target::Sparse(_) if smoothing == 0.0 => run!(Hard, 0.0),
+        Target::Indices(_) | Target::Sparse(_) if batch.weight.is_none() => {
             run!(Even(T::from_f64(even)), smoothing)
         }
-        Target::Indices(_) => {
+        Target::Indices(_) | Target::Sparse(_) => {
             let weights = scaled(even);
             let total = reduce::sum(weights.iter().map(|weight| weight.to_f64()));
             run!(Shared(Input::from_slice(&weights)), total)
@@ -362,4 +515,59 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
         }
     }?;
     Ok(batch.options.reduced(sum, batch.divisor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::batch::{Indices, Outputs};
+    use crate::call::options::Reduction;
+    use crate::simd::Output;
+    use crate::softmax::Limits;
+
+    /// `-log p`
+    pub fn surprisal(p: f64) -> f64 {
+        -p.ln()
+    }
+
+    /// Checks a loss that is a function of the true class's probability: its value, and its gradient by the
+    /// derivative in `-log p`, at few and at many classes.
+    pub fn losses_and_gradients(
+        options: impl Fn(&mut Batch<'_, f64>),
+        evaluate: OverClasses<f64>,
+        loss: impl Fn(f64) -> f64,
+        slope: impl Fn(f64) -> f64,
+    ) where
+        f64: Limits,
+    {
+        for classes in [3, 300] {
+            let samples = 19;
+            let logits: Vec<f64> =
+                (0..samples * classes).map(|i| (i as f64 * 1.37).sin() * 4.0).collect();
+            let target: Vec<u16> = (0..samples).map(|i| (i * 7 % classes) as u16).collect();
+            let (mut grad, mut losses) = (vec![0.0; logits.len()], vec![0.0; samples]);
+            let indices = Target::Indices(Indices::U16(Input::from_slice(&target)));
+            let mut batch = Batch::of_rows(Input::from_slice(&logits), classes, indices);
+            batch.outputs = Outputs {
+                grad: Some(Output::from_slice(&mut grad)),
+                hess: None,
+                losses: Some(Output::from_slice(&mut losses)),
+            };
+            batch.options.reduction = Reduction::None;
+            options(&mut batch);
+            batch.check(None, &[samples]).unwrap();
+            evaluate(&batch).unwrap();
+            for (i, row) in logits.chunks(classes).enumerate() {
+                let sum: f64 = row.iter().map(|x| x.exp()).sum();
+                let class = usize::from(target[i]);
+                let p = row[class].exp() / sum;
+                assert!((losses[i] - loss(p)).abs() <= 1e-13 * loss(p).abs().max(1.0));
+                for c in 0..classes {
+                    let plain = row[c].exp() / sum - f64::from(u8::from(c == class));
+                    let g = grad[i * classes + c];
+                    assert!((g - slope(p) * plain).abs() <= 1e-13 * plain.abs(), "{g}");
+                }
+            }
+        }
+    }
 }

@@ -12,6 +12,8 @@ from xentrs.torch._binary import BCEWithLogitsLoss, binary_cross_entropy_with_lo
 from xentrs.torch._binary_of_probabilities import BCELoss, binary_cross_entropy
 from xentrs.torch._cross_entropy import CrossEntropyLoss, cross_entropy
 from xentrs.torch._focal_loss import FocalLoss, focal_loss
+from xentrs.torch._js_divergence import JSDivergenceLoss, js_divergence
+from xentrs.torch._kl_divergence import KLDivergenceLoss, kl_divergence
 from xentrs.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
 from xentrs.torch._patch import patch, unpatch
 from xentrs.torch._sigmoid_focal_loss import SigmoidFocalLoss, sigmoid_focal_loss
@@ -22,6 +24,8 @@ for _function in (
     binary_cross_entropy_with_logits,
     cross_entropy,
     focal_loss,
+    js_divergence,
+    kl_divergence,
     linear_cross_entropy,
     patch,
     sigmoid_focal_loss,
@@ -35,12 +39,16 @@ __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "FocalLoss",
+    "JSDivergenceLoss",
+    "KLDivergenceLoss",
     "LinearCrossEntropyLoss",
     "SigmoidFocalLoss",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "focal_loss",
+    "js_divergence",
+    "kl_divergence",
     "linear_cross_entropy",
     "patch",
     "sigmoid_focal_loss",
