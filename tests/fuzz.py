@@ -341,8 +341,13 @@ def _class_call(rng, name, suffix):
         own, values, _ = OWN_OPTIONS[name]
         if _chance(rng, 0.8):
             options[own] = _pick(rng, values)
-    elif name == "cross_entropy" and _chance(rng, 0.25):
-        options["z_loss"] = _pick(rng, [0, 1e-4, 0.01, 1, 1e-9])
+    elif name == "cross_entropy":
+        if _chance(rng, 0.25):
+            options["z_loss"] = _pick(rng, [0, 1e-4, 0.01, 1, 1e-9])
+        if _chance(rng, 0.2):
+            options["temperature"] = _pick(rng, [1, 0.5, 0.37, 2, 7.5])
+        if _chance(rng, 0.15):
+            options["softcap"] = _pick(rng, [None, 30.0, 50, 5.5])
     smooth = options.get("label_smoothing", 0) != 0
     if _chance(rng, 0.3):
         options["weight"] = draw_weights(rng, (classes,))
@@ -475,7 +480,7 @@ def spoil(rng, call):
     keys = ["weight", "label_smoothing", "reduction", "denominator", "base"]
     keys += OUTPUTS[: SUFFIXES.index(call.suffix)]
     keys += ["pos_weight", "where"] if call.binary else ["axis", "sample_weight", "ignore_index"]
-    keys += {"cross_entropy": ["z_loss"]}.get(call.name, [])
+    keys += {"cross_entropy": ["z_loss", "softcap", "temperature"]}.get(call.name, [])
     keys += [OWN_OPTIONS[call.name][0]] if call.name in OWN_OPTIONS else []
     how = rng.random()
     if how < 0.15:
@@ -511,6 +516,9 @@ def plant(rng, call):
             faults.append(("out", x[::-1], ValueError))
     if call.name == "cross_entropy":
         faults.append(("z_loss", _pick(rng, NOT_NEGATIVE), ValueError))
+        faults.append(
+            (_pick(rng, ["softcap", "temperature"]), _pick(rng, [0, *NOT_NEGATIVE]), ValueError)
+        )
     if call.name in OWN_OPTIONS:
         own, _, wrong = OWN_OPTIONS[call.name]
         faults.append((own, _pick(rng, wrong), ValueError))
@@ -618,7 +626,8 @@ def check(call):
 def _meaning(call, x, t, options):
     """Return the arguments as the reference takes them."""
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
-    for key in ("label_smoothing", "denominator", "base", "gamma", "q", "epsilon", "z_loss"):
+    names = ("label_smoothing", "denominator", "base", "gamma", "q", "epsilon", "z_loss")
+    for key in (*names, "softcap", "temperature"):
         if options.get(key) is not None:
             value = options[key]  # masked arrays of one element are numbers too
             options[key] = float(value.item() if isinstance(value, np.ndarray) else value)

@@ -79,7 +79,8 @@ class Rows:
             function = BY_NAME[self.function].functions[-1]
             results = function(self.scores, self.target, **options)
         right = getattr(reference, self.function)(self.scores, self.target, **options)
-        of_loss = right.loss_terms if self.function == "poly_loss" else right.loss
+        of_terms = self.function == "poly_loss" or "softcap" in self.options
+        of_loss = right.loss_terms if of_terms else right.loss
         exact = (right.loss, of_loss), *right.derivatives
         errors = {}
         for name, actual, (value, size) in zip(RESULTS, results, exact, strict=False):
@@ -260,6 +261,25 @@ def _z_loss(dtype, rng, *, near=False):
                 yield Rows(rows.function, scores, target, options)
 
 
+def _temperature(dtype, rng):
+    """Logits of every spread and offset, divided by temperatures of every size."""
+    for family in (_spreads, _confident, _leaders, _late_peaks, _soft):
+        for i, rows in enumerate(family(dtype, rng)):
+            if i % 2 == 0:
+                temperature = float(rng.choice([0.05, 0.37, 0.9, 3.0, 25.0]))
+                yield replace(rows, options=rows.options | {"temperature": temperature})
+
+
+def _softcap(dtype, rng):
+    """Logits of ordinary size, capped; errors are in ULP of the cap."""
+    for i, rows in enumerate(_spreads(dtype, rng)):
+        if abs(rows.scores).max() < 300 and i % 2 == 0:
+            options = {"softcap": float(rng.choice([5.0, 30.0, 50.0]))}
+            if rng.random() < 0.3:
+                options["temperature"] = 1.7
+            yield replace(rows, options=options)
+
+
 def _focal(gammas, dtype, rng):
     """Focal loss of inputs for cross-entropy."""
     for family in (_factors, _confident, _gaps, _masks, _leaders, _late_peaks, _spreads):
@@ -338,6 +358,8 @@ FAMILIES = {
     "cross_entropy: probabilities as target": _soft,
     "cross_entropy: z-loss": _z_loss,
     "cross_entropy: z-loss, logsumexp near 0": partial(_z_loss, near=True),
+    "cross_entropy: temperature": _temperature,
+    "cross_entropy: softcap": _softcap,
     "focal_loss: gamma 0 to 1": partial(_focal, [0.0, 0.3, 0.5, 1.0]),
     "focal_loss: gamma 2": partial(_focal, [2.0]),
     "focal_loss: gamma 3 to 20": partial(_focal, [3.0, 5.0, 17.5, 20.0]),

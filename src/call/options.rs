@@ -38,6 +38,10 @@ pub struct Options {
     pub label_smoothing: f64,
     /// The factor of the squared logsumexp that is added to each sample's loss, at least 0.
     pub z_loss: f64,
+    /// What logits are divided by, above 0.
+    pub temperature: f64,
+    /// Logits `x` become `cap tanh(x / cap)` before they are divided; above 0. The layout applies it.
+    pub softcap: Option<f64>,
     /// The exponent of focal loss, at least 0.
     pub gamma: f64,
     /// The exponent of generalized cross-entropy, in (0, 1].
@@ -85,6 +89,8 @@ impl Default for Options {
         Options {
             label_smoothing: 0.0,
             z_loss: 0.0,
+            temperature: 1.0,
+            softcap: None,
             gamma: 2.0,
             q: 0.7,
             epsilon: 1.0,
@@ -120,6 +126,13 @@ impl Options {
             if !(0.0..=f64::MAX).contains(&value) {
                 return Err(out_of_range(name, "finite and at least 0", value));
             }
+        }
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        if !positive(self.temperature) {
+            return Err(out_of_range("temperature", "finite and above 0", self.temperature));
+        }
+        if let Some(cap) = self.softcap.filter(|&cap| !positive(cap)) {
+            return Err(out_of_range("softcap", "finite and above 0, or None", cap));
         }
         if !(self.q > 0.0 && self.q <= 1.0) {
             return Err(out_of_range("q", "above 0 and at most 1", self.q));

@@ -34,6 +34,8 @@ pub const LOSSES: &[Loss] = &[
             IgnoreIndex,
             LabelSmoothing,
             ZLoss,
+            Softcap,
+            Temperature,
             Reduction,
             Denominator,
             Base,
@@ -193,6 +195,10 @@ pub enum Keyword {
     LabelSmoothing,
     /// The factor of the squared logsumexp.
     ZLoss,
+    /// The bound of a smooth cap of the logits.
+    Softcap,
+    /// What logits are divided by.
+    Temperature,
     /// How the losses of the samples are combined.
     Reduction,
     /// The divisor of the mean.
@@ -232,6 +238,8 @@ impl Keyword {
             IgnoreIndex => "ignore_index",
             LabelSmoothing => "label_smoothing",
             ZLoss => "z_loss",
+            Softcap => "softcap",
+            Temperature => "temperature",
             Reduction => "reduction",
             Denominator => "denominator",
             Base => "base",
@@ -244,8 +252,8 @@ impl Keyword {
         match self {
             Weight | PosWeight | SampleWeight | Where => Kind::Array,
             Axis | IgnoreIndex => Kind::Int,
-            Gamma | Q | Epsilon | LabelSmoothing | ZLoss => Kind::Number,
-            Denominator | Base => Kind::OptionalNumber,
+            Gamma | Q | Epsilon | LabelSmoothing | ZLoss | Temperature => Kind::Number,
+            Softcap | Denominator | Base => Kind::OptionalNumber,
             Reduction => Kind::Word,
         }
     }

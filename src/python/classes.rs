@@ -127,7 +127,8 @@ fn typed<'py, T: Number, S: Source>(
         losses: outputs.losses,
     });
     let mut layout = None;
-    if !rows || half.is_some() || singles.is_some() {
+    let softcap = keywords.options.softcap;
+    if !rows || half.is_some() || singles.is_some() || softcap.is_some() {
         let place = |slot: &Option<Slot<'_, 'py, T>>, given: &Option<View<'_>>| match (slot, given)
         {
             (None, _) => Ok(None),
@@ -145,6 +146,7 @@ fn typed<'py, T: Number, S: Source>(
                 grad: out.filter(|_| order > 0).map(|out| out.output()),
             }),
             singles,
+            softcap,
         };
         let apart = |place: &Option<Place>| place.as_ref().is_some_and(|p| p.sample_step() != 1);
         if half.is_some() && (apart(&found.values) || apart(&found.grad)) {

@@ -61,6 +61,8 @@ impl<'a, 'py> Keywords<'a, 'py> {
             Keyword::LabelSmoothing => options.label_smoothing = number(name, object)?,
             Keyword::ZLoss => options.z_loss = number(name, object)?,
             Keyword::Gamma => options.gamma = number(name, object)?,
+            Keyword::Softcap => options.softcap = optional_number(name, object)?,
+            Keyword::Temperature => options.temperature = number(name, object)?,
             Keyword::Q => options.q = number(name, object)?,
             Keyword::Epsilon => options.epsilon = number(name, object)?,
             Keyword::Reduction => options.reduction = Reduction::named(word(object)?)?,

@@ -137,6 +137,7 @@ mod tests {
                     hess: None,
                     halves: None,
                     singles: None,
+                    softcap: None,
                 }));
             }
             let expected = Route { algorithm, by_tiles, non_temporal: false };

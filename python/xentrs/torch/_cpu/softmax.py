@@ -26,7 +26,7 @@ def evaluate(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
     x, soft = call.input, call.is_soft
-    if options.softcap or (name == "cross_entropy" and soft and x.dtype in HALVES):
+    if name == "cross_entropy" and soft and x.dtype in HALVES:
         return evaluate_by_chunks(name, call, options, with_grad, inplace)
     call, denominator, z_loss = positive_divisors(call, options)
     target = call.target

@@ -18,7 +18,7 @@ CHUNK = 1 << 16
 # Keywords that several losses have. The others are a loss's own options, in their order.
 _SHARED = frozenset(
     {"axis", "weight", "pos_weight", "sample_weight", "where", "ignore_index", "label_smoothing"}
-    | {"z_loss", "softcap", "reduction", "denominator", "base"}
+    | {"z_loss", "softcap", "temperature", "reduction", "denominator", "base"}
 )
 _OWN = {
     name: [key for key in loss["options"] if key not in _SHARED] for name, loss in LOSSES.items()
@@ -39,6 +39,8 @@ def named_options(name: str, options: Options) -> dict[str, Any]:
         "ignore_index": options.ignored,
         "label_smoothing": options.label_smoothing,
         "z_loss": options.z_loss,
+        "softcap": options.softcap or None,
+        "temperature": 1.0,
         "reduction": options.reduction,
         "base": None,
         **dict(zip(_OWN[name], options.own, strict=True)),
