@@ -151,6 +151,12 @@ impl Total {
         (self.high, self.low) = (sum, self.low + error);
     }
 
+    /// Adds a number, and leaves out the rounding error.
+    #[inline(always)]
+    pub fn add_rounded(&mut self, x: f64) {
+        self.high += x;
+    }
+
     /// Adds the rounding error of a number that was added.
     #[inline(always)]
     pub fn add_error(&mut self, error: f64) {

@@ -42,6 +42,11 @@ class Loss:
         return _xentrs.LOSSES[self.name]["options"]
 
     @property
+    def input(self):
+        """What its first argument is called."""
+        return _xentrs.LOSSES[self.name]["input"]
+
+    @property
     def second(self):
         """What its second argument is called."""
         return _xentrs.LOSSES[self.name]["second"]
@@ -64,7 +69,7 @@ class Loss:
     @property
     def elements(self):
         """Whether every element has a loss of its own, whose sum is all that elements share."""
-        return not self.class_axis or (self.bounded and not self.indices)
+        return not self.class_axis or not (self.softmax or self.indices)
 
     @property
     def reference(self):
@@ -78,20 +83,13 @@ class Loss:
     @property
     def softmax(self):
         """Whether it is one of the losses of a softmax, which share their kernels."""
-        return self.class_axis and not self.bounded
+        return self.class_axis and self.input == "logits"
 
     @property
     def option_sets(self):
         """Names of options to go through: none, what changes the arithmetic, all together."""
-        arithmetic = (
-            "label_smoothing",
-            "z_loss",
-            "softcap",
-            "temperature",
-            "gamma",
-            "q",
-            "epsilon",
-        )
+        arithmetic = ("label_smoothing", "z_loss", "softcap", "temperature")
+        arithmetic += ("gamma", "alpha", "q", "epsilon")
         alone = [name for name in arithmetic if name in self.options]
         everything = tuple(sorted(set(self.options) - {"reduction"}))
         return [(), *((name,) for name in alone), everything]
@@ -122,7 +120,14 @@ class Case:
 
     def call(self, order, **more):
         """Call the twin of that order: 0 the loss, 1 with gradient, 2 with Hessian too."""
-        return self.loss.functions[order](self.scores, self.target, **self.options | more)
+        return self.loss.functions[order](self.scores, self.target, **self.given(**more))
+
+    def given(self, **more):
+        """Return the options; no smoothing is left out where a loss has no such keyword."""
+        options = self.options | more
+        if "label_smoothing" not in self.loss.keywords and options.get("label_smoothing") == 0:
+            del options["label_smoothing"]
+        return options
 
     def both(self, **more):
         return self.call(1, **more)
@@ -132,7 +137,7 @@ class Case:
         return self.call(self.loss.derivatives, **more)
 
     def reference(self, **more):
-        return self.loss.reference(self.scores, self.target, **self.options | more)
+        return self.loss.reference(self.scores, self.target, **self.given(**more))
 
     def but(self, *, scores=None, target=None, **options):
         """Return the same case with other arguments."""
@@ -165,6 +170,15 @@ def _logits(rng, shape, dtype):
 def _probabilities(rng, shape, dtype):
     x = np.exp(rng.normal(size=shape) * 2)
     return (x / x.sum(-1, keepdims=True)).astype(dtype)
+
+
+def _log_probabilities(rng, shape, dtype):
+    return np.log(_probabilities(rng, shape, np.float64)).astype(dtype)
+
+
+def _chances(rng, shape, dtype):
+    p = rng.random(shape)
+    return np.where(rng.random(shape) < 0.5, p, 10 ** rng.uniform(-9, -0.1, shape)).astype(dtype)
 
 
 def _class_indices(rng, shape, dtype):
@@ -225,6 +239,11 @@ _BINARY = _ANY_LOSS | {
     "pos_weight": _suffix_weight,
     "where": lambda rng, shape, dtype: rng.random(shape) < 0.8,
 }
+_SIGMOID_FOCAL = {
+    **{name: _BINARY[name] for name in ("weight", "where", "reduction", "denominator", "base")},
+    "gamma": _FOCAL["gamma"],
+    "alpha": lambda rng, shape, dtype: float(rng.choice([0.0, 0.25, 0.9, 1.0])),
+}
 
 LOSSES = [
     Loss(
@@ -259,6 +278,15 @@ LOSSES = [
         _CLASS_LOSS,
         bounded=True,
     ),
+    Loss(
+        "nll_loss-indices",
+        "nll_loss",
+        _log_probabilities,
+        _class_indices,
+        _INDICES,
+        indices=True,
+    ),
+    Loss("nll_loss-probabilities", "nll_loss", _log_probabilities, _soft_target, _CLASS_LOSS),
     Loss("focal_loss", "focal_loss", _logits, _class_indices, _FOCAL, indices=True),
     Loss(
         "generalized_cross_entropy",
@@ -275,6 +303,23 @@ LOSSES = [
         _logits,
         _multi_label,
         _BINARY,
+        class_axis=False,
+    ),
+    Loss(
+        "binary-probabilities",
+        "binary_cross_entropy",
+        _chances,
+        _multi_label,
+        _BINARY,
+        class_axis=False,
+        bounded=True,
+    ),
+    Loss(
+        "sigmoid_focal_loss",
+        "sigmoid_focal_loss",
+        _logits,
+        _multi_label,
+        _SIGMOID_FOCAL,
         class_axis=False,
     ),
 ]

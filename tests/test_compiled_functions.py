@@ -95,9 +95,9 @@ def test_plain_options_are_of_pythons_own_types() -> None:
         pass
 
     options = (1, None, "anything", (5,), np.float32(0.5), Fraction(1, 4), 30, True)
-    options += (Word("sum"), 3, None)
+    options += (Word("sum"), 3, None, None, None)
     plain = _xentrs.plain_options("cross_entropy", *options)
-    assert plain == (1, None, "anything", (5,), 0.5, 0.25, 30.0, 1.0, "sum", 3.0, None)
+    assert plain == (1, None, "anything", (5,), 0.5, 0.25, 30.0, 1.0, "sum", 3.0, *[None] * 3)
     types = [float, float, float, float, str, float]
     assert [type(value) for value in plain[4:10]] == types
 

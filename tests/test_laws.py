@@ -315,6 +315,7 @@ def test_weights_of_one_and_defaults_change_nothing(loss, shape, dtype, rng):
         "softcap": None,
         "temperature": 1,
         "gamma": 2,
+        "alpha": None,
         "q": 0.7,
         "epsilon": 1,
         "denominator": None,
@@ -351,7 +352,9 @@ def test_base_divides_by_its_logarithm(loss, shape, dtype, base, rng):
     for reduction in ("mean", "sum", "none"):
         nats, other = case.all(reduction=reduction), case.all(reduction=reduction, base=base)
         precision = 8e-16 if reduction != "none" else 2 * np.finfo(dtype).eps
-        np.testing.assert_allclose(other[0], nats[0] / np.log(base), rtol=precision)
+        # Below the normal numbers both are rounded to a multiple of the smallest one.
+        least = 2 * np.finfo(dtype).smallest_subnormal if reduction == "none" else 0
+        np.testing.assert_allclose(other[0], nats[0] / np.log(base), rtol=precision, atol=least)
         terms = case.reference(reduction=reduction, base=base)
         exact = np.log(np.longdouble(base))
         for row, of_nats, size in zip(other[1:], nats[1:], terms.sizes, strict=True):
@@ -587,7 +590,8 @@ def test_neighbours_of_another_size_change_nothing(loss, shape, dtype, rng):
         got = case.but(scores=scores).all()
         for a, b in zip(got, results, strict=True):
             assert_same_bits(a[~victims], b[~victims], f"beside {strange}")
-            assert not np.array_equal(a[victims], b[victims])  # or there was nothing strange
+        # Or there was nothing strange. A gradient may be the same far out, or everywhere.
+        assert not np.array_equal(got[0][victims], results[0][victims])
 
 
 @every_dtype

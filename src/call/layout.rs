@@ -37,12 +37,14 @@ pub struct Layout<'a> {
     pub singles: Option<Singles<'a>>,
     /// The smooth cap of the logits, which a tile applies on the way in, and its derivative on the way out.
     pub softcap: Option<f64>,
+    /// Whether the target is sparse, and the kernel takes rows of probabilities.
+    pub sparse: bool,
 }
 
 impl Layout<'_> {
     /// Whether all arrays are contiguous rows of the batch's type.
     pub fn is_rows(&self) -> bool {
-        self.places().next().is_none() && !self.converts()
+        self.places().next().is_none() && !self.converts() && !self.sparse
     }
 
     /// Whether values change on the way into a tile: their type, or by a cap.

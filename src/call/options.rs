@@ -44,6 +44,8 @@ pub struct Options {
     pub softcap: Option<f64>,
     /// The exponent of focal loss, at least 0.
     pub gamma: f64,
+    /// The weight of positive elements in sigmoid focal loss, in [0, 1]. That of others is 1 less it. `None` for 1 each.
+    pub alpha: Option<f64>,
     /// The exponent of generalized cross-entropy, in (0, 1].
     pub q: f64,
     /// The factor of `1 - p` in poly loss, finite.
@@ -92,6 +94,7 @@ impl Default for Options {
             temperature: 1.0,
             softcap: None,
             gamma: 2.0,
+            alpha: None,
             q: 0.7,
             epsilon: 1.0,
             reduction: Reduction::Mean,
@@ -134,6 +137,9 @@ impl Options {
         if let Some(cap) = self.softcap.filter(|&cap| !positive(cap)) {
             return Err(out_of_range("softcap", "finite and above 0, or None", cap));
         }
+        if let Some(alpha) = self.alpha.filter(|alpha| !(0.0..=1.0).contains(alpha)) {
+            return Err(out_of_range("alpha", "in [0, 1] or None", alpha));
+        }
         if !(self.q > 0.0 && self.q <= 1.0) {
             return Err(out_of_range("q", "above 0 and at most 1", self.q));
         }
@@ -157,6 +163,15 @@ impl Options {
             Reduction::Mean => self.denominator.unwrap_or(total) * self.log_base,
             Reduction::Sum | Reduction::None => self.log_base,
         }
+    }
+
+    /// The reduced loss of a sum of losses.
+    pub fn reduced(&self, sum: f64, divisor: f64) -> f64 {
+        if sum == 0.0 && self.denominator.is_some() {
+            // Without a loss the result is 0 for any denominator, 0 included.
+            return 0.0;
+        }
+        sum / divisor
     }
 }
 
@@ -183,6 +198,8 @@ mod tests {
             assert_eq!(message(Options { gamma: value, ..default() }), of("gamma"));
             let expected = format!("label_smoothing must be in [0, 1], not {spelled}");
             assert_eq!(message(Options { label_smoothing: value, ..default() }), expected);
+            let expected = format!("alpha must be in [0, 1] or None, not {spelled}");
+            assert_eq!(message(Options { alpha: Some(value), ..default() }), expected);
         }
         for value in [0.0, -0.5, 1.5, f64::NAN] {
             let expected = format!("q must be above 0 and at most 1, not {}", spelled(value));

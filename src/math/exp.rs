@@ -311,6 +311,12 @@ impl<S: Simd, T: Real> Exp<S, T> {
         s.function(OfBelow { exp: self, x })
     }
 
+    /// [`Exp::of_below`], and its rounding error.
+    #[inline(always)]
+    pub fn of_below_in_parts(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
+        s.function(OfBelowInParts { exp: self, x })
+    }
+
     /// `[u, r]` for a `sum` of these exponentials: `log(sum) - reference` is `log(u) - r`, in nats.
     #[inline(always)]
     pub fn relative(&self, sum: f64) -> [f64; 2] {
@@ -342,6 +348,23 @@ impl<S: Simd, T: Real> Function<S> for OfBelow<'_, S, T> {
     fn eval(self, s: S) -> T::V<S> {
         let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
         exp.end(s, reduce::<S, T>(s, exp.low.max(self.x), round))
+    }
+}
+
+struct OfBelowInParts<'e, S: Simd, T: Real> {
+    exp: &'e Exp<S, T>,
+    x: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for OfBelowInParts<'_, S, T> {
+    type Output = [T::V<S>; 2];
+    #[inline(always)]
+    fn eval(self, s: S) -> [T::V<S>; 2] {
+        let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
+        let reduced = reduce::<S, T>(s, exp.low.max(self.x), round);
+        let [power, less_one] = factors::<S, T>(s, reduced, exp.table);
+        let e = power.mul_add(less_one, power);
+        [e, power.fma(less_one, power.sub(e))]
     }
 }
 
@@ -526,7 +549,7 @@ fn reduce<S: Simd, T: Real>(s: S, x: T::V<S>, round: T::V<S>) -> [T::V<S>; 2] {
 /// `2^(n + j / L) e^r`, scaled as the table is and by what `round` had beside [`ExpFloat::ROUND`].
 #[inline(always)]
 fn exponential<S: Simd, T: Real>(s: S, reduced: [T::V<S>; 2], table: T::V<S>) -> T::V<S> {
-    let [power, less_one] = power_and_less_one::<S, T>(s, reduced, table);
+    let [power, less_one] = factors::<S, T>(s, reduced, table);
     power.mul_add(less_one, power)
 }
 
@@ -537,19 +560,15 @@ fn exponential_with_error<S: Simd, T: Real>(
     reduced: [T::V<S>; 2],
     table: T::V<S>,
 ) -> [T::V<S>; 2] {
-    let [power, less_one] = power_and_less_one::<S, T>(s, reduced, table);
+    let [power, less_one] = factors::<S, T>(s, reduced, table);
     let e = power.mul_add(less_one, power);
     // The difference is exact: `e` is near `power`.
     [e, power.mul_add(less_one, power.sub(e))]
 }
 
-/// `2^(n + j / L)`, scaled as [`exponential`], and `e^r - 1`.
+/// The power of two of [`exponential`], and `e^r - 1`.
 #[inline(always)]
-fn power_and_less_one<S: Simd, T: Real>(
-    s: S,
-    [steps, r]: [T::V<S>; 2],
-    table: T::V<S>,
-) -> [T::V<S>; 2] {
+fn factors<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> [T::V<S>; 2] {
     let mut series = T::V::<S>::splat(s, T::SERIES[T::SERIES.len() - 1]);
     for &c in T::SERIES.iter().rev().skip(1) {
         series = series.mul_add(r, T::V::<S>::splat(s, c));

@@ -225,6 +225,7 @@ mod tests {
             halves: None,
             singles: None,
             softcap: None,
+            sparse: false,
         };
         let layout = (!by_rows).then(|| Box::new(layout));
         let mut batch = Batch::of_rows(x.as_input(), classes, target);

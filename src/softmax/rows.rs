@@ -32,8 +32,9 @@
 //! overlap. Without a gradient nothing is kept in scratch. The Hessian costs further passes over the scratch
 //! where the pivot has less than half of the probability (`Rows::dominant_hessian`).
 //!
-//! The kernel is compiled once for each way that a target is stored ([`Coefficients`]), not for each loss. An
-//! objective other than plain cross-entropy changes loss and factors once a row (`ApplyToRow`). Whether there
+//! The kernel is compiled once for each way that a target is stored ([`Coefficients`]), not for each loss. A
+//! sparse target is a class index to it, but for the gradient at its entries (`sparse.rs`). An objective other
+//! than plain cross-entropy changes loss and factors once a row (`ApplyToRow`). Whether there
 //! is a gradient is a value at run time, read once a chunk.
 
 use std::ops::Range;
@@ -49,6 +50,8 @@ use crate::simd::{Function, Input, Kernel, Output, Scratch, Simd, Vector, fence}
 
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
+use super::sparse::{Entries, Slopes};
+use super::summaries::{Argmax, Largest, LogSumExp, TakePart};
 use super::{Limits, exponent, power};
 
 /// Vectors of a chunk.
@@ -151,6 +154,8 @@ struct Reduce<'a, S: Simd, T: Real, R> {
     reference: T::V<S>,
     pivot: usize,
     coefficients: R,
+    /// The largest logit, if the argmax is wanted.
+    largest_logit: Option<Largest<T>>,
 }
 
 /// A reduced row whose gradient is not yet written: its exponentials are in scratch.
@@ -357,6 +362,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         // Where the parts began that took the last eight new references.
         let mut referred = [0; 8];
         let len = self.logits.len();
+        self.largest_logit = self.largest_logit.map(|_| Largest::none());
         for start in (0..len).step_by(PART * VECTORS * T::LANES) {
             let part = start..len.min(start + PART * VECTORS * T::LANES);
             let mut emitting = pending.as_ref();
@@ -387,6 +393,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 rest.add_error(sums.rest.total_and_error().1);
             }
             most = sums.most;
+            if let Some(largest) = self.largest_logit {
+                let logits = self.logits.part(start, part.len());
+                self.largest_logit = Some(s.apart(TakePart(largest, logits, start)));
+            }
             if C::ANY {
                 distance.add(sums.distance.total());
             }
@@ -645,6 +655,15 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         self.batch.rows(array, row, 1)
     }
 
+    /// Writes the results of a row that does not count.
+    #[inline(always)]
+    fn leave_out<S: Simd>(&self, s: S, row: usize) {
+        self.fill(s, row, T::default());
+        if let Some(losses) = self.batch.outputs.losses {
+            losses.set(row, T::default());
+        }
+    }
+
     /// Fills a row of the gradient and of the Hessian with `x`.
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, row: usize, x: T) {
@@ -728,6 +747,38 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             row.pivot = find(s, row.logits, most);
         }
         Some((row.shifted_row::<C>(s, pending), most))
+    }
+
+    /// Writes the summaries of a row.
+    #[inline(always)]
+    fn summarise<S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        reduce: &Reduce<'_, S, T, C::Row<S>>,
+        reduced: Option<&(RowTotals, T)>,
+    ) {
+        let finite = reduced.filter(|(totals, _)| !(totals.rest + totals.pivot).is_nan());
+        if let Some(array) = self.batch.summaries.logsumexp {
+            let logsumexp = match finite {
+                Some((totals, reference)) => s.apart(LogSumExp {
+                    rest: totals.rest,
+                    pivot: totals.pivot,
+                    logits: [reduce.logits.get(reduce.pivot).to_f64(), reference.to_f64()]
+                        .map(|x| x / self.temperature),
+                    relative: reduce.exp.relative(totals.rest + totals.pivot),
+                }),
+                None => self.batch.infinite_logsumexp(row),
+            };
+            array.set(row, logsumexp);
+        }
+        if let Some(array) = self.batch.summaries.argmax {
+            let class = match (finite, reduce.largest_logit) {
+                (Some(_), Some(largest)) => largest.class,
+                _ => s.apart(Argmax(reduce.logits)),
+            };
+            array.set(row, class as i64);
+        }
     }
 
     /// Whether sums relative to a reference that may be below the largest logit are accurate enough.
@@ -815,24 +866,32 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
         let mut pending = None;
         let mut losses = PendingLosses::default();
+        let mut entries = Entries::of(batch);
         let first = rows.start;
         for row in rows {
             let mut class = [0];
             batch.read_classes(row, &mut class);
             let class = class[0];
-            if class == IGNORED {
-                self.fill(s, row, T::default());
-                if let Some(losses) = batch.outputs.losses {
-                    losses.set(row, T::default());
-                }
+            let (ignored, summaries) = (class == IGNORED, batch.summaries.any());
+            if ignored && !summaries {
+                self.leave_out(s, row);
                 continue;
             }
-            let sample = batch.sample_factor(row);
-            let class_weight = if C::HARD {
-                self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class])
-            } else {
-                0.0
-            };
+            let class = if ignored { 0 } else { class };
+            let sample = if ignored { 0.0 } else { batch.sample_factor(row) };
+            let (mut class, mut class_weight) = (class, 0.0);
+            // The coefficient of the pivot, and of the other entries of a sparse target.
+            let (mut own_weight, mut other_weight) = (0.0, 0.0);
+            if let Some(entries) = entries.as_mut().filter(|_| !ignored) {
+                entries.read(batch, row, self.keep);
+                class = entries.pivot;
+                (own_weight, other_weight) = (entries.own, entries.others);
+                class_weight = own_weight + other_weight;
+            } else if C::HARD {
+                class_weight =
+                    self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
+                own_weight = class_weight;
+            }
             let scale = sample / divisor;
             let total_scale = if C::HARD { scale * (class_weight + self.total) } else { scale };
             let total_scale = match self.plain {
@@ -846,7 +905,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let mut reduce = Reduce {
                 logits: batch.values.part(row * batch.classes, batch.classes),
                 scratch: &scratch,
-                grad,
+                grad: grad && !ignored,
                 fine,
                 exp: Exp::new(s, T::default(), bias),
                 temperature: self.temperature,
@@ -855,8 +914,17 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 reference: zero,
                 pivot: class,
                 coefficients,
+                largest_logit: batch.summaries.argmax.map(|_| Largest::none()),
             };
-            let Some((mut totals, reference)) = self.reduce(s, &mut reduce, &mut pending) else {
+            let reduced = self.reduce(s, &mut reduce, &mut pending);
+            if summaries {
+                self.summarise(s, row, &reduce, reduced.as_ref());
+            }
+            if ignored {
+                self.leave_out(s, row);
+                continue;
+            }
+            let Some((mut totals, reference)) = reduced else {
                 self.fill(s, row, T::from_f64(f64::NAN));
                 sums[row - first] = f64::NAN;
                 if let Some(losses) = batch.outputs.losses {
@@ -883,6 +951,9 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             [losses.sum[i], losses.residue[i]] = reduce.exp.relative(whole);
             let not_largest = !C::HARD && most > reference.to_f64();
             losses.distance[i] = distance;
+            if let Some(entries) = &entries {
+                losses.distance[i] += entries.distance / self.temperature;
+            }
             if not_largest {
                 let above = (most - reference.to_f64()) / self.temperature;
                 losses.distance[i] += coefficient * above;
@@ -969,7 +1040,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let lane = coefficients.load(s, reduce.pivot, 1).to_lanes();
                 let own = lane.as_ref()[0].to_f64();
                 let grad = if C::HARD {
-                    (self.total * p - own) - class_weight * part
+                    ((self.total + other_weight) * p - own) - own_weight * part
                 } else if p < 0.5 {
                     total * p - own
                 } else {
@@ -977,8 +1048,10 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 };
                 // Adding 0 makes -0 a 0.
                 pivot_grad = T::from_f64(scale * grad + z_slope * p + 0.0);
-            } else if self.objective.has_z_loss() {
-                let own = z_slope * (pivot / whole) - scale * total * (rest / whole);
+            } else if self.objective.has_z_loss() || entries.is_some() {
+                let others = if other_weight == 0.0 { 0.0 } else { scale * other_weight };
+                let more = z_slope + others;
+                let own = more * (pivot / whole) - scale * own_weight * (rest / whole);
                 pivot_grad = T::from_f64(own + 0.0);
                 // `finish` writes no pivot_grad that is 0: this makes it 0.
                 scratch.output().set(reduce.pivot, T::default());
@@ -1005,6 +1078,11 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 errors = [errors[0] * by, errors[1] * by];
                 inverse /= by;
             }
+            let slopes = Slopes { scaled, whole: rest + pivot, scale };
+            if let Some(entries) = &mut entries {
+                // The Hessian needs the exponentials as they are.
+                entries.change(&scratch, &slopes, hess.is_some());
+            }
             let [a_high, mut a_low] = quotient::<T>(scaled, rest, pivot);
             if T::WIDE == 1 && fine {
                 // The rounding errors of the sums and of `scaled`.
@@ -1012,7 +1090,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let error = scaled_error - a * (errors[0] + errors[1]);
                 a_low = T::from_f64(a_low.to_f64() + error / (rest + pivot));
             }
-            pending = Some(Emit {
+            let emit = Emit {
                 scratch: scratch.input(),
                 grad,
                 hess,
@@ -1029,7 +1107,23 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 pivot_hess,
                 head: if self.non_temporal { grad.unaligned() } else { 0 },
                 non_temporal: self.non_temporal,
-            });
+            };
+            let Some(entries) =
+                entries.as_ref().filter(|entries| hess.is_some() || !entries.is_changed())
+            else {
+                pending = Some(emit);
+                continue;
+            };
+            emit.all::<C>(s);
+            emit.finish::<C>();
+            let unit = T::V::<S>::splat(s, T::from_f64(1.0));
+            for (class, x) in entries.each(&slopes) {
+                let x = T::V::<S>::splat(s, T::from_f64(x));
+                let a = if entries.is_changed() { emit.a } else { [unit, zero] };
+                let g = Emit { a, ..emit }.gradient::<C>(s, x, class, 1);
+                // Adding 0 makes -0 a 0.
+                grad.set(class, T::from_f64(g.to_lanes().as_ref()[0].to_f64() + 0.0));
+            }
         }
         if let Some(pending) = pending {
             pending.all::<C>(s);

@@ -176,7 +176,7 @@ impl<'a, T: Limits> Common<'a, T> {
             x
         });
         most = most.max(other);
-        if any_ignored {
+        if any_ignored && !self.summaries {
             // Logits of ignored samples may be anything, NaN too. As zeros they keep their group on the fast way.
             most = T::V::<S>::select(counts, most, zero);
             for class in classes {

@@ -19,6 +19,7 @@ CHUNK = 1 << 16
 _SHARED = frozenset(
     {"axis", "weight", "pos_weight", "sample_weight", "where", "ignore_index", "label_smoothing"}
     | {"z_loss", "softcap", "temperature", "reduction", "denominator", "base"}
+    | {"logsumexp_out", "argmax_out"}
 )
 _OWN = {
     name: [key for key in loss["options"] if key not in _SHARED] for name, loss in LOSSES.items()
@@ -43,6 +44,8 @@ def named_options(name: str, options: Options) -> dict[str, Any]:
         "temperature": 1.0,
         "reduction": options.reduction,
         "base": None,
+        "logsumexp_out": None,
+        "argmax_out": None,
         **dict(zip(_OWN[name], options.own, strict=True)),
     }
 
