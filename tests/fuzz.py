@@ -58,7 +58,9 @@ MOST = 20  # distinct findings, after which a run stops
 # "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
 # Added for each unit of gamma above a first few, as in test_accuracy.py
-OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
+OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 1.5), "hess": (2.5, 0)}
+OF_TEMPERATURE = {"loss": 0.0, "grad": 0.5, "hess": 3.0}
+OF_SOFTCAP = {"loss": 0.0, "grad": 2.0, "hess": 4.0}
 OF_SIGMOID_GAMMA = 0.2  # the same of sigmoid_focal_loss, above 5
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
@@ -735,6 +737,9 @@ def compare(call, x, t, options, results):
         more = {what: each * max(0.0, gamma - few) for what, (each, few) in OF_GAMMA.items()}
     if call.name == SIGMOID:
         more = dict.fromkeys(RESULTS, OF_SIGMOID_GAMMA * max(0.0, options.get("gamma", 2.0) - 5))
+    for option, added in (("temperature", OF_TEMPERATURE), ("softcap", OF_SOFTCAP)):
+        if options.get(option) is not None:
+            more = {what: more[what] + added[what] for what in RESULTS}
     if call.name == "generalized_cross_entropy":
         # The gradient may err by q l more.
         length = reference.cross_entropy(x, t, **options_of_plain(options, reduction="none")).loss

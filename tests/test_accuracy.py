@@ -33,10 +33,14 @@ BOUNDS = {
 }
 # More for each unit of gamma above a first few: the relative error of u**gamma is gamma times that
 # of u, which is some tenths of a unit.
-OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
+OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 1.5), "hess": (2.5, 0)}
 OF_SIGMOID_GAMMA = 0.2  # above 5: there the error of m is far below one ULP of m
 # More with z-loss: the square of the logsumexp has twice its relative error.
 OF_Z_LOSS = {"loss": 1, "grad": 2, "hess": 1}
+# More with a temperature, by which the Hessian is divided twice; more with a cap, whose derivatives
+# multiply those of the capped logits.
+OF_TEMPERATURE = {"loss": 0, "grad": 0.5, "hess": 3}
+OF_SOFTCAP = {"loss": 0, "grad": 2, "hess": 4}
 RESULTS = ("loss", "grad", "hess")
 # Results next to the smallest normal number are products of probabilities below it.
 LEAST = {np.float32: 0.0, np.float64: 1e-300}
@@ -69,6 +73,8 @@ class Rows:
         if self.function == "sigmoid_focal_loss":
             more += OF_SIGMOID_GAMMA * max(0, self.options["gamma"] - 5)
         more += OF_Z_LOSS[name] * bool(self.options.get("z_loss", 0))
+        more += OF_TEMPERATURE[name] * bool(self.options.get("temperature"))
+        more += OF_SOFTCAP[name] * bool(self.options.get("softcap"))
         return BOUNDS[self.function][name] + more
 
     def _of_q(self):
