@@ -12,7 +12,7 @@
 //! Quotients that the gradient multiplies are two numbers: the second is the rounding error of the first, found by
 //! fused multiply-add. Weights and coefficients are float64 in both ways.
 
-use crate::math::exp::{power_of_two, residue};
+use crate::math::exp::{power_of_two, residue_at};
 use crate::math::log::{log, log1p, log1p_and, log1p_parts};
 use crate::math::{Real, sum_error, two_sum};
 use crate::simd::slices::lanes_from;
@@ -440,7 +440,7 @@ impl<'a, T: Limits> Common<'a, T> {
         let bias = splat::<S, f64>(s, 0.0).sub(buffers.load(s, BIAS, group).wide(part));
         let log_sum = log::<S, f64>(s, whole.mul(power_of_two::<S, f64>(s, bias)));
         let (n, most) = (buffers.load(s, N, group), buffers.load(s, LARGEST_LOGIT, group));
-        let above = log_sum.sub(residue::<S, T>(s, n, most, part, self.temperature));
+        let above = log_sum.sub(residue_at::<S, T>(s, n, most, part, self.temperature));
         let below = S::V64::from_lanes(s, below);
         let far = above.add(below);
         let error = sum_error::<S, f64>(above, below, far).add(S::V64::from_lanes(s, below_error));

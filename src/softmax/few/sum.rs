@@ -38,7 +38,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         let finite = most.abs().lt(splat::<S, T>(s, f64::INFINITY));
         let reference = T::V::<S>::select(finite, most, zero);
         let bias = buffers.load(s, BIAS, group);
-        let exp = LaneExp::<S, T>::new(s, reference, bias, self.temperature);
+        let exp = LaneExp::<S, T>::at(s, reference, bias, self.temperature);
         let mut next = [self.next::<MANY>(block, group, self.place(|layout| &layout.values)); 2];
         if MANY && !C::HARD {
             next[1] = self.next::<MANY>(block, group, self.place(|layout| &layout.probabilities));

@@ -9,7 +9,7 @@
 //! write
 //! ```
 
-use crate::math::exp::{power_of_two, residue};
+use crate::math::exp::{power_of_two, residue_at};
 use crate::math::log::{log, log1p};
 use crate::simd::{Kernel, Simd, Vector};
 
@@ -79,7 +79,7 @@ impl<T: Limits> LogSumExpBlock<'_, T> {
             let bias = splat::<S, f64>(s, 0.0).sub(buffers.load(s, BIAS, group).wide(part));
             let sum = rest.add(pivot).mul(power_of_two::<S, f64>(s, bias));
             let far = log::<S, f64>(s, sum);
-            let far = far.sub(residue::<S, T>(
+            let far = far.sub(residue_at::<S, T>(
                 s,
                 buffers.load(s, N, group),
                 most,
