@@ -83,6 +83,7 @@ def numpy_sides(case: Case) -> Iterator[Side]:
         "generalized_cross_entropy": numpy_of_class(generalized_of),
         "poly_loss": numpy_of_class(poly_of),
         "log_loss": numpy_log_loss,
+        "kl_divergence": numpy_kl,
         BINARY_LOSS: numpy_binary,
     }
     if case.row.loss in kinds:
@@ -177,6 +178,30 @@ def poly_of(minus_log_p: Any, p: Any) -> tuple[Any, Callable[[], Any]]:
     return minus_log_p + EPSILON * (1 - p), lambda: 1 + EPSILON * p
 
 
+def numpy_kl(case: Case) -> Callable[[], Any]:
+    x, y, n = case.x, case.t, len(case.x)
+    buffer, of_teacher = case.grad, np.empty_like(case.x)
+
+    def normalised(logits: Any, out: Any) -> None:
+        np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
+        np.subtract(out, np.log(np.exp(out).sum(axis=1, keepdims=True)), out=out)
+
+    def call() -> Any:
+        normalised(x, buffer)
+        normalised(y, of_teacher)
+        q = np.exp(of_teacher)
+        np.subtract(of_teacher, buffer, out=of_teacher)
+        loss = np.einsum("nc,nc->n", q, of_teacher).sum(dtype=np.float64) / n
+        if not case.row.with_grad:
+            return loss
+        np.exp(buffer, out=buffer)
+        np.subtract(buffer, q, out=buffer)
+        np.divide(buffer, n, out=buffer)
+        return loss, buffer
+
+    return call
+
+
 def numpy_log_loss(case: Case) -> Callable[[], Any]:
     p, t, g, n = case.x, case.t, case.grad, len(case.x)
     rows, logs = np.arange(n), np.empty_like(p) if case.soft else p
@@ -253,9 +278,23 @@ def scipy_sides(case: Case) -> Iterator[Side]:
         grad /= n
         return loss, grad
 
+    def entropy() -> Any:
+        log_p = scipy.special.log_softmax(x, axis=axis)
+        p = np.exp(log_p)
+        losses = -(p * log_p).sum(axis=axis, keepdims=True)
+        loss = losses.mean(dtype=np.float64)
+        if not case.row.with_grad:
+            return loss
+        log_p += losses
+        log_p *= p
+        log_p /= -n
+        return loss, log_p
+
     plain = case.each is None and not case.soft and not case.smoothing and not case.z_loss
     if case.row.loss == BINARY_LOSS:
         yield side(case, "SciPy", binary)
+    elif case.row.loss == "softmax_entropy":
+        yield side(case, "SciPy", entropy)
     elif case.row.loss == "cross_entropy" and plain:
         yield side(case, "SciPy", softmax)
 
@@ -320,9 +359,26 @@ def torch_sides(case: Case) -> Iterator[Side]:
         losses = functional.cross_entropy(x, t, reduction="none")
         return (losses + case.z_loss * torch.logsumexp(x, -1) ** 2).mean()
 
+    def entropy(x: Any, _: Any) -> Any:
+        log_p = functional.log_softmax(x, -1)
+        return -(log_p.exp() * log_p).sum(-1).mean()
+
     def focal(x: Any, t: Any) -> Any:
         losses = functional.cross_entropy(x, t, reduction="none")
         return ((1 - torch.exp(-losses)) ** GAMMA * losses).mean()
+
+    def kl(x: Any, t: Any) -> Any:
+        log_p, log_q = (functional.log_softmax(a, -1) for a in (x, t))
+        return functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+
+    def js(x: Any, t: Any) -> Any:
+        log_p, log_q = (functional.log_softmax(a, -1) for a in (x, t))
+        mixture = torch.logaddexp(log_p, log_q) - np.log(2)
+        parts = [
+            functional.kl_div(mixture, log, reduction="batchmean", log_target=True)
+            for log in (log_p, log_q)
+        ]
+        return (parts[0] + parts[1]) / 2
 
     def generalized(x: Any, t: Any) -> Any:
         losses = functional.cross_entropy(x, t, reduction="none")
@@ -345,6 +401,9 @@ def torch_sides(case: Case) -> Iterator[Side]:
     kinds: dict[str, Callable[[Any, Any], Any]] = {
         "cross_entropy": with_z if case.z_loss else softmax if each is None else weighted,
         "focal_loss": focal,
+        "softmax_entropy": entropy,
+        "kl_divergence": kl,
+        "js_divergence": js,
         "generalized_cross_entropy": generalized,
         "poly_loss": poly,
         "log_loss": log_loss_soft if case.soft else log_loss,
@@ -445,9 +504,17 @@ def jax_sides(case: Case) -> Iterator[Side]:
             losses += case.z_loss * jax.nn.logsumexp(x, axis=-1) ** 2
         return losses.mean() if each is None else (each * losses).sum() / each.sum()
 
+    def entropy(x: Any, _: Any) -> Any:
+        log_p = jax.nn.log_softmax(x)
+        return -(jnp.exp(log_p) * log_p).sum(-1).mean()
+
     def focal(x: Any, t: Any) -> Any:
         losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
         return ((1 - jnp.exp(-losses)) ** GAMMA * losses).mean()
+
+    def kl(x: Any, t: Any) -> Any:
+        log_p, log_q = (jax.nn.log_softmax(a, axis=-1) for a in (x, t))
+        return optax.kl_divergence_with_log_targets(log_p, log_q).mean()
 
     def generalized(x: Any, t: Any) -> Any:
         losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
@@ -468,6 +535,8 @@ def jax_sides(case: Case) -> Iterator[Side]:
     kinds = {
         "cross_entropy": softmax,
         "focal_loss": focal,
+        "softmax_entropy": entropy,
+        "kl_divergence": kl,
         "generalized_cross_entropy": generalized,
         "poly_loss": poly,
         "log_loss": log_loss,

@@ -35,9 +35,12 @@ from xentrs import _xentrs
 ALLOWED = (TypeError, ValueError, IndexError)
 BINARY = "binary_cross_entropy_with_logits"
 CHANCES = "binary_cross_entropy"
+ENTROPY = "softmax_entropy"  # the loss that has no target
 SIGMOID = "sigmoid_focal_loss"
 OF_ONE_CLASS = ("focal_loss", "generalized_cross_entropy", "poly_loss")
+DIVERGENCES = ("kl_divergence", "js_divergence")
 NAMES = ["cross_entropy", "log_loss", "nll_loss", *OF_ONE_CLASS, BINARY, CHANCES, SIGMOID]
+NAMES += [*DIVERGENCES, ENTROPY]
 # Options that one loss has alone: what is drawn for them, and what they refuse.
 NOT_NEGATIVE = [-1, -1e-9, np.nan, np.inf, -np.inf]
 OWN_OPTIONS = {
@@ -61,6 +64,9 @@ BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
 OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
 OF_SIGMOID_GAMMA = 0.2  # the same of sigmoid_focal_loss, above 5
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
+OF_ENTROPY = 2.0  # added for the sum of two terms, as there
+OF_DIVERGENCE = {"f": 12.0, "d": 80.0}  # added for these by the type, as there
+LEAST_OF_DIVERGENCE = {np.dtype("f4"): 1e-33, np.dtype("f8"): 1e-300}  # as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
 
 
@@ -105,7 +111,8 @@ class Call:
     def run(self):
         xentrs.set_num_threads(self.threads)
         target = self.pair or self.t
-        return getattr(xentrs, self.name + self.suffix)(self.x, target, **self.options)
+        arrays = (self.x,) if self.name == ENTROPY else (self.x, target)
+        return getattr(xentrs, self.name + self.suffix)(*arrays, **self.options)
 
     def plain(self):
         """Return the same call with native, contiguous copies of its arrays, in place if it was."""
@@ -133,6 +140,8 @@ def draw(seed, number):
     suffix = _pick(rng, suffixes(name))
     with np.errstate(all="ignore"):
         kind = _class_call if _xentrs.LOSSES[name]["axis"] else _binary_call
+        kind = _teacher_call if name in DIVERGENCES else kind
+        kind = _entropy_call if name == ENTROPY else kind
         call = kind(rng, name, suffix)
         call.threads = int(rng.choice([1, 1, 2, 3]))
         make_pair(np.random.default_rng([seed, number, 1]), call)
@@ -457,6 +466,29 @@ def _class_call(rng, name, suffix):
     return call
 
 
+def _entropy_call(rng, name, suffix):
+    samples, classes = draw_shape(rng)
+    shape = (*samples, classes)
+    x = draw_logits(rng, shape, _pick(rng, ["f4", "f8"]))
+    options = {}
+    _shared_options(rng, options)
+    options.pop("label_smoothing", None)
+    if _chance(rng, 0.4):
+        s = options["sample_weight"] = draw_weights(rng, samples)
+        if _chance(rng, 0.5):
+            junk = (s == 0)[..., None] & (rng.random(shape) < _pick(rng, [0.3, 1]))
+            x = np.where(junk, _pick(rng, [np.nan, np.inf, -np.inf]), x).astype(x.dtype)
+        options["sample_weight"] = lay_out(rng, s)
+    axis = int(rng.integers(len(shape))) if _chance(rng, 0.4) else len(shape) - 1
+    if axis != len(shape) - 1 or _chance(rng, 0.2):
+        options["axis"] = axis - (len(shape) if _chance(rng, 0.5) else 0)
+    x = np.ascontiguousarray(np.moveaxis(x, -1, axis)).reshape(np.moveaxis(x, -1, axis).shape)
+    # A target for whatever looks at one: it is not passed.
+    call = Call(name, suffix, lay_out(rng, x), np.zeros(samples, int), options)
+    _draw_outputs(rng, call)
+    return call
+
+
 def _binary_call(rng, name, suffix):
     samples, classes = draw_shape(rng)
     shape = _pick(rng, [(*samples, classes), (classes, *samples), samples])
@@ -504,6 +536,46 @@ def _binary_call(rng, name, suffix):
     return call
 
 
+def _teacher_call(rng, name, suffix):
+    samples, classes = draw_shape(rng)
+    shape = (*samples, classes)
+    dtype = _pick(rng, ["f4", "f8"])
+    x = draw_logits(rng, shape, dtype)
+    t = draw_logits(rng, shape, _pick(rng, [dtype, dtype, "f4", "f8"]))
+    if _chance(rng, 0.5):
+        near = x.astype("f8") + rng.normal(size=shape) * 10 ** rng.uniform(-12, 0)
+        t = np.asarray(near + _pick(rng, [0, 0, 7.5, -1e4])).astype(t.dtype)
+    options = {}
+    _shared_options(rng, options)
+    options.pop("label_smoothing", None)
+    if _chance(rng, 0.3):
+        options["temperature"] = _pick(rng, [1, 0.25, 2.0, 3.7, 40])
+    if name == "kl_divergence" and _chance(rng, 0.6):
+        options["direction"] = _pick(rng, ["forward", "reverse"])
+    if name == "js_divergence" and _chance(rng, 0.8):
+        options["beta"] = _pick(rng, [0, 0.1, 0.5, 0.875, 1.0])
+    nothing = np.zeros(samples, bool)
+    if _chance(rng, 0.4):
+        options["sample_weight"] = draw_weights(rng, samples)
+        nothing = options["sample_weight"] == 0
+    if _chance(rng, 0.4):
+        junk = nothing[..., None] & (rng.random(shape) < _pick(rng, [0.3, 1]))
+        x, t = (
+            np.where(junk, _pick(rng, [np.nan, np.inf, -np.inf]), a).astype(a.dtype) for a in (x, t)
+        )
+    axis = len(shape) - 1 if _chance(rng, 0.6) else int(rng.integers(len(shape)))
+    if axis != len(shape) - 1 or _chance(rng, 0.2):
+        options["axis"] = axis - (len(shape) if _chance(rng, 0.5) else 0)
+    x, t = (np.moveaxis(a, -1, axis) for a in (x, t))
+    x, t = (np.ascontiguousarray(a).reshape(a.shape) for a in (x, t))
+    options = {k: lay_out(rng, v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    call = Call(name, suffix, lay_out(rng, x), lay_out(rng, t), options)
+    _draw_outputs(rng, call)
+    if call.t.size < 100 and _chance(rng, 0.1) and call.t.size and call.t.dtype == np.float64:
+        call.t = call.t.tolist()
+    return call
+
+
 def anything(rng, shape):
     """Return an argument that is most likely wrong."""
     how = rng.integers(8)
@@ -534,6 +606,8 @@ def spoil(rng, call):
     keys = [key for key in keys if key in (*taken, *OUTPUTS)]
     keys += [key for key in taken if key not in keys]
     how = rng.random()
+    if call.name == ENTROPY and 0.15 <= how < 0.3:
+        how = 0.3  # there is no target to spoil
     if how < 0.15:
         was = call.x
         call.x = anything(rng, shape)
@@ -556,7 +630,10 @@ def plant(rng, call):
         ("base", _pick(rng, [0, 1, -2, np.nan]), ValueError),
         ("x", np.zeros(x.shape, _pick(rng, ["i8", "?", "u1"])), TypeError),
         ("weight", np.ones((*x.shape, 2)), ValueError),
-        ("t", np.zeros((*x.shape, 2), "i8"), ValueError),
+        ("t", np.zeros((*x.shape, 2), "f8" if call.name in DIVERGENCES else "i8"), ValueError),
+        ("temperature", _pick(rng, [0, -1, np.nan, np.inf]), ValueError),
+        ("direction", _pick(rng, ["backward", "", "FORWARD"]), ValueError),
+        ("beta", _pick(rng, [-1e-9, 1.5, np.nan]), ValueError),
     ]
     if call.suffix:
         still = np.empty_like(x)
@@ -604,7 +681,10 @@ def plant(rng, call):
                 fraction = t.copy()
                 fraction[place] = _pick(rng, [0.5, np.nan, -1.25])
                 faults += [("t", fraction, ValueError)] * 3
-        if t.ndim == x.ndim and len(where) and classes > 1:
+        taught = call.name in DIVERGENCES
+        if taught:
+            faults += [("t", np.zeros(x.shape, _pick(rng, ["i8", "?", "u1"])), TypeError)]
+        if t.ndim == x.ndim and len(where) and classes > 1 and not taught:
             rows = np.moveaxis(np.zeros(x.shape, _pick(rng, ["i8", "?", "u1"])), axis, -1)
             rows[..., 0] = 1
             rows[tuple(_pick(rng, where))] = _pick(rng, [0, 1])
@@ -616,6 +696,7 @@ def plant(rng, call):
             faults += [("x", np.moveaxis(p, -1, axis), ValueError)] * 3
     # A keyword that the loss does not have is no wrong value of one.
     taken = {"x", "t", "out", *_xentrs.LOSSES[call.name]["options"]}
+    taken -= {"t"} if call.name == ENTROPY else set()
     key, value, exception = _pick(rng, [fault for fault in faults if fault[0] in taken])
     call.fault = (exception,)
     if key == "x":
@@ -684,7 +765,7 @@ def _meaning(call, x, t, options):
     """Return the arguments as the reference takes them."""
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
     numbers = ("label_smoothing", "denominator", "base", "gamma", "alpha", "q", "epsilon", "z_loss")
-    for key in numbers:
+    for key in (*numbers, "temperature", "beta"):
         if options.get(key) is not None:
             value = options[key]  # masked arrays of one element are numbers too
             options[key] = float(value.item() if isinstance(value, np.ndarray) else value)
@@ -722,6 +803,10 @@ def compare(call, x, t, options, results):
     reduced = options.get("reduction", "mean") != "none"
     factor = _largest_factor(options, call.binary) if right.divisor else np.inf
     more = dict.fromkeys(RESULTS, 0.0)
+    if call.name == ENTROPY:
+        more["loss"] = OF_ENTROPY
+    if call.name in DIVERGENCES:
+        more = dict.fromkeys(RESULTS, OF_DIVERGENCE[dtype.char])
     if call.name == "focal_loss":
         gamma = options.get("gamma", 2.0)
         more = {what: each * max(0.0, gamma - few) for what, (each, few) in OF_GAMMA.items()}
@@ -736,6 +821,8 @@ def compare(call, x, t, options, results):
     least = info.tiny * max(1.0, min(factor, 1e9))
     if call.name in (*OF_ONE_CLASS, SIGMOID):
         least = max(least, LEAST[dtype])
+    if call.name in DIVERGENCES:
+        least = max(least, LEAST_OF_DIVERGENCE[dtype] * max(1.0, min(factor, 1e9)))
     if call.binary:
         # Labels outside [0, 1] multiply it too.
         with np.errstate(all="ignore"):

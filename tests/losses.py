@@ -30,6 +30,7 @@ class Loss:
     class_axis: bool = True
     indices: bool = False
     bounded: bool = False  # scores in [0, 1]
+    teacher: bool = False  # its second argument is logits too
 
     @property
     def derivatives(self):
@@ -52,6 +53,11 @@ class Loss:
         return _xentrs.LOSSES[self.name]["second"]
 
     @property
+    def has_target(self):
+        """Whether there is a second argument. One is drawn in any case, and then left out."""
+        return self.second is not None
+
+    @property
     def orders(self):
         """How many derivatives each twin returns."""
         return range(self.derivatives + 1)
@@ -64,7 +70,8 @@ class Loss:
     @property
     def functions(self):
         """The twins, by what they return beside the loss: nothing, gradient, Hessian too."""
-        return tuple(getattr(xentrs, self.name + SUFFIXES[order]) for order in self.orders)
+        functions = tuple(getattr(xentrs, self.name + SUFFIXES[order]) for order in self.orders)
+        return functions if self.has_target else tuple(map(_without_target, functions))
 
     @property
     def elements(self):
@@ -83,12 +90,13 @@ class Loss:
     @property
     def softmax(self):
         """Whether it is one of the losses of a softmax, which share their kernels."""
-        return self.class_axis and self.input == "logits"
+        return self.class_axis and self.input == "logits" and not self.teacher
 
     @property
     def option_sets(self):
         """Names of options to go through: none, what changes the arithmetic, all together."""
         arithmetic = ("label_smoothing", "z_loss", "gamma", "alpha", "q", "epsilon")
+        arithmetic += ("temperature", "direction", "beta")
         alone = [name for name in arithmetic if name in self.options]
         everything = tuple(sorted(set(self.options) - {"reduction"}))
         return [(), *((name,) for name in alone), everything]
@@ -96,6 +104,8 @@ class Loss:
     def case(self, rng, shape, dtype, options=(), **fixed):
         """Random arguments that hold the named options, drawn, and the `fixed` ones."""
         values = {name: self.options[name](rng, shape, dtype) for name in sorted(options)}
+        if "label_smoothing" not in self.keywords and not fixed.get("label_smoothing", 0):
+            fixed.pop("label_smoothing", None)  # none is what such a loss has in any case
         values |= fixed
         target = self.draw_target(rng, shape, dtype)
         if self.indices and values.get("ignore_index") is not None:
@@ -161,6 +171,11 @@ class Case:
         return replace(self, scores=self.scores[index], target=self.target[index], options=options)
 
 
+def _without_target(function):
+    """Return a function that is called with a target and leaves it out."""
+    return lambda scores, target, **options: function(scores, **options)
+
+
 def _logits(rng, shape, dtype):
     spread = rng.choice([0.5, 3.0, 12.0])
     return (rng.normal(size=shape) * spread + rng.choice([0.0, -7.0, 60.0])).astype(dtype)
@@ -219,6 +234,20 @@ _Z_LOSS = {"z_loss": lambda rng, shape, dtype: float(rng.choice([1e-4, 0.01, 0.3
 _FOCAL = {
     **{name: draw for name, draw in _INDICES.items() if name != "label_smoothing"},
     "gamma": lambda rng, shape, dtype: float(rng.choice([0.0, 0.5, 1.0, 3.0, 5.0])),
+}
+_DIVERGENCE = {
+    **{
+        name: draw
+        for name, draw in _CLASS_LOSS.items()
+        if name not in ("label_smoothing", "weight")
+    },
+    "temperature": lambda rng, shape, dtype: float(rng.choice([0.5, 2.0, 3.7])),
+}
+_KL = _DIVERGENCE | {
+    "direction": lambda rng, shape, dtype: str(rng.choice(["forward", "reverse"])),
+}
+_JS = _DIVERGENCE | {
+    "beta": lambda rng, shape, dtype: float(rng.choice([0.0, 0.1, 0.5, 0.75, 1.0])),
 }
 _FUNCTION_OF_CLASS = {
     name: draw for name, draw in _INDICES.items() if name not in ("label_smoothing", "base")
@@ -283,6 +312,8 @@ LOSSES = [
     ),
     Loss("nll_loss-probabilities", "nll_loss", _log_probabilities, _soft_target, _CLASS_LOSS),
     Loss("focal_loss", "focal_loss", _logits, _class_indices, _FOCAL, indices=True),
+    Loss("kl_divergence", "kl_divergence", _logits, _logits, _KL, teacher=True),
+    Loss("js_divergence", "js_divergence", _logits, _logits, _JS, teacher=True),
     Loss(
         "generalized_cross_entropy",
         "generalized_cross_entropy",
@@ -299,6 +330,17 @@ LOSSES = [
         _multi_label,
         _BINARY,
         class_axis=False,
+    ),
+    Loss(
+        "softmax_entropy",
+        "softmax_entropy",
+        _logits,
+        _soft_target,
+        {
+            name: draw
+            for name, draw in _CLASS_LOSS.items()
+            if name not in ("label_smoothing", "weight")
+        },
     ),
     Loss(
         "binary-probabilities",
@@ -321,13 +363,21 @@ LOSSES = [
 CLASS_LOSSES = [loss for loss in LOSSES if loss.class_axis]
 INDEX_LOSSES = [loss for loss in LOSSES if loss.indices]
 BY_ID = {loss.id: loss for loss in LOSSES}
-TAKE_PROBABILITIES = {loss.name for loss in CLASS_LOSSES if not loss.indices}
+TAKE_PROBABILITIES = {
+    loss.name for loss in CLASS_LOSSES if loss.has_target and not (loss.indices or loss.teacher)
+}
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
 every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+every_loss_of_two = pytest.mark.parametrize(
+    "loss", [loss for loss in LOSSES if loss.has_target], ids=str
+)
 every_soft_loss = pytest.mark.parametrize(
     "loss", [loss for loss in CLASS_LOSSES if loss.name in TAKE_PROBABILITIES], ids=str
+)
+every_target_loss = pytest.mark.parametrize(
+    "loss", [loss for loss in CLASS_LOSSES if loss.has_target and not loss.teacher], ids=str
 )
 every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 every_hessian_loss = pytest.mark.parametrize(

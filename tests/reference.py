@@ -69,6 +69,175 @@ def focal_loss(logits, target, *, gamma=2.0, **options):
     return _class_loss(lambda x, a: _focal(x, a, Real(gamma)), logits, target, **options)
 
 
+def softmax_entropy(logits, target=None, **options):
+    """``-sum p log p`` with p the softmax of logits; there is no target to look at."""
+    samples = np.moveaxis(np.asarray(logits), options.get("axis", -1), -1).shape[:-1]
+    return _class_loss(_entropy, logits, np.zeros(samples, int), penalty=True, **options)
+
+
+def kl_divergence(logits, teacher_logits, *, direction="forward", temperature=1.0, **options):
+    """``KL(teacher, model)`` of two softmaxes, or in reverse ``KL(model, teacher)``."""
+
+    def rule(x, y):
+        p, q, d = _two_softmaxes(x, y, temperature, _least(logits, teacher_logits))
+        if direction == "forward":
+            # No difference of log-probabilities where the teacher has none.
+            parts = np.where(q == 0, p, _beyond(q, p, d))
+            grad = np.where(abs(d) < 1, q * np.expm1(d), p - q)
+            return parts.sum(-1), grad, np.maximum(p, q)
+        parts = np.where(p == 0, q, _beyond(p, q, -d))
+        loss = parts.sum(-1)
+        return loss, *_product(p, d, loss)
+
+    return _divergence(rule, logits, teacher_logits, temperature, **options)
+
+
+def js_divergence(logits, teacher_logits, *, beta=0.5, temperature=1.0, **options):
+    """Return ``beta KL(teacher, M) + (1 - beta) KL(model, M)``, M the mixture by beta."""
+    if beta in (0, 1):
+        direction = "forward" if beta == 0 else "reverse"
+        return kl_divergence(
+            logits, teacher_logits, direction=direction, temperature=temperature, **options
+        )
+    b = Real(beta)
+
+    def rule(x, y):
+        p, q, d = _two_softmaxes(x, y, temperature, _least(logits, teacher_logits))
+        m = b * q + (1 - b) * p
+        # p / M - 1 and q / M - 1
+        apart = np.where(abs(d) < 1, q * np.expm1(d), p - q) / m
+        of_p, of_q = b * apart, -(1 - b) * apart
+        parts = m * (b * _entropy_of(of_q, q / m) + (1 - b) * _entropy_of(of_p, p / m))
+        slope = np.where(abs(of_p) < 0.5, np.log1p(of_p), np.log(p / m))
+        parts, slope = np.where(m == 0, 0, parts), np.where(p == 0, 0, slope)
+        # Of a ratio that underflows, log(p / M) is d less log(M / q).
+        slope = np.where((p > 0) & (d < -60), d - np.log(b), slope)
+        grad, size = _product(p, slope, (p * slope).sum(-1))
+        return parts.sum(-1), (1 - b) * grad, (1 - b) * size
+
+    return _divergence(rule, logits, teacher_logits, temperature, **options)
+
+
+def _divergence(
+    rule,
+    logits,
+    teacher_logits,
+    temperature,
+    *,
+    axis=-1,
+    sample_weight=None,
+    reduction="mean",
+    denominator=None,
+    base=None,
+):
+    """Sum up a rule over samples: `rule(x, y)` of the logits of both."""
+    x, y = (np.moveaxis(np.asarray(a).astype(Real), axis, -1) for a in (logits, teacher_logits))
+    s = np.ones(x.shape[:-1], Real) if sample_weight is None else np.asarray(sample_weight)
+    s = s.astype(Real)
+    keep = s != 0
+    with np.errstate(all="ignore"):
+        loss, grad, terms = rule(x, y)
+        bad = np.zeros(x.shape[:-1], bool)
+        for a in (x, y):
+            bad |= np.isnan(a).any(-1) | np.isposinf(a).any(-1) | np.isneginf(a).all(-1)
+        loss = np.where(bad, np.nan, loss)
+        grad, terms = (np.where(bad[..., None], np.nan, part) for part in (grad, terms))
+        if x.shape[-1] == 1:
+            loss, grad, terms = (np.where(np.isnan(part), part, 0) for part in (loss, grad, terms))
+        loss = np.where(keep, s * loss, Real(0))
+        rows = [
+            np.moveaxis(
+                np.where(keep[..., None], s[..., None] * part / Real(temperature), Real(0)),
+                -1,
+                axis,
+            )
+            for part in (grad, terms)
+        ]
+        return _reduce(
+            loss,
+            rows[0],
+            None,
+            rows[1],
+            None,
+            abs(loss),
+            keep,
+            s.sum(),
+            reduction,
+            denominator,
+            base,
+        )
+
+
+def _least(*logits):
+    """Return the smallest normal number of the type that logits are computed in."""
+    return np.finfo(np.result_type(*(np.asarray(a).dtype for a in logits), np.float32)).tiny
+
+
+def _two_softmaxes(x, y, temperature, least):
+    """Return p, q and ``log p - log q`` of two softmaxes.
+
+    A probability below the `least` is 0 where the other model has none.
+
+    The logarithms are relative to a class that both hold likely: where it has nearly all of the
+    probability in both, they keep their digits.
+    """
+    temperature = Real(temperature)
+    scaled = [(a - a.max(-1, keepdims=True)) / temperature for a in (x, y)]
+    p, q = (np.exp(a) / np.exp(a).sum(-1, keepdims=True) for a in scaled)
+    pivot = np.argmax(np.minimum(*scaled), -1)[..., None]
+    # x - y and its rounding error, by Knuth's two-sum.
+    high = x - y
+    part = high - x
+    low = (x - (high - part)) - (y + part)
+    d = 0
+    for number in (high, np.where(np.isfinite(low), low, 0)):
+        d = d + (number - np.take_along_axis(number, pivot, -1)) / temperature
+    rests = []
+    for a in (x, y):
+        others = (a - np.take_along_axis(a, pivot, -1)) / temperature
+        np.put_along_axis(others, pivot, -np.inf, -1)
+        most = np.maximum(others.max(-1, keepdims=True), 0)
+        total = np.exp(others - most).sum(-1, keepdims=True)
+        rests.append(np.where(most > 0, most + np.log(np.exp(-most) + total), np.log1p(total)))
+    d = d - (rests[0] - rests[1])
+    # The sum of q e^d is 1: two of Newton's steps from there.
+    for _ in range(2):
+        change = np.where(abs(d) < 1, q * np.expm1(d), p - q).sum(-1, keepdims=True)
+        d = d - np.where(np.isfinite(change), np.log1p(change), 0)
+    # Models that have no class in common have no such class.
+    p, q = (np.where((a < least) & np.isneginf(logits), 0, a) for a, logits in ((p, y), (q, x)))
+    apart = np.isneginf(np.minimum(*scaled)).all(-1, keepdims=True)
+    return p, q, np.where(apart, np.where(p == 0, -np.inf, np.inf), d)
+
+
+def _beyond(base, other, d):
+    """Return ``base (e^d - 1 - d)``, where ``base e^d`` is `other`."""
+    near, factor = np.zeros_like(d), np.ones_like(d)
+    for k in range(2, 30):
+        factor = factor * d / k if k > 2 else d * d / 2
+        near = near + factor
+    return np.where(abs(d) < 1, base * near, other - base - base * d)
+
+
+def _entropy_of(u, above):
+    """Return ``(1 + u) log(1 + u) - u``, where `above` is 1 + u."""
+    near = np.zeros_like(u)
+    for k in range(30, 1, -1):
+        near = near * u + Real((-1) ** k) / (k * (k - 1))
+    far = np.where(above == 0, 0, above * np.log(above)) - u
+    return np.where(abs(u) < 0.1, near * u * u, far)
+
+
+def _product(p, slope, mean):
+    """Return the gradient ``p (slope - mean)``, NaN where the mean is infinite, and its size.
+
+    Slopes are differences of logarithms, of an error of a number of size 1 at least.
+    """
+    mean = np.where(np.isfinite(mean), mean, np.nan)[..., None]
+    slope = np.where(p == 0, 0 * mean, slope)
+    return p * (slope - mean), p * np.maximum(np.maximum(abs(slope), abs(mean)), 1)
+
+
 def generalized_cross_entropy(logits, target, *, q=0.7, **options):
     """``(1 - p_y^q) / q`` of class indices y, p the softmax of logits."""
     assert np.ndim(target) < np.ndim(logits)
@@ -369,6 +538,18 @@ def _focal(x, a, gamma):
     return _nan_where(bad, [loss, grad, hess, abs(grad), abs(factor) * sizes, abs(loss)])
 
 
+def _entropy(x, a):
+    """``-sum p log p`` with its gradient, p the softmax of the last axis."""
+    _, p, _, (largest, tail), bad = _probabilities(x)
+    distance = largest - x
+    products = np.where(p == 0, 0, p * distance)
+    mean = products.sum(-1, keepdims=True)
+    grad = np.where(p == 0, 0, p * (distance - mean))
+    terms = np.where(p == 0, 0, p * np.maximum(distance, mean))
+    loss = tail[..., 0] + mean[..., 0]
+    return _nan_where(bad, [loss, grad, None, terms, None, loss])
+
+
 def _of_class(x, a, phi, parameter):
     """``a_y phi(l)`` with its gradient, l = -log p_y, p the softmax of x."""
     minus_log_p, p, not_p, _, bad = _probabilities(x)
@@ -495,6 +676,15 @@ def exact_focal_row(logits, y, gamma):
             grad.append(first * slope)
             hess.append(second * slope**2 + first * curve)
         return u**g * loss, grad, hess
+
+
+def exact_entropy_row(logits):
+    """Entropy of the softmax and its gradient (mpmath numbers)."""
+    with mpmath.workdps(DIGITS):
+        exps = [mpmath.exp(mpmath.mpf(float(x))) for x in logits]
+        p = [e / mpmath.fsum(exps) for e in exps]
+        loss = -mpmath.fsum(q * mpmath.log(q) for q in p)
+        return loss, [-q * (mpmath.log(q) + loss) for q in p]
 
 
 def exact_function_of_class(logits, y, phi, slope):

@@ -28,9 +28,14 @@ BOUNDS = {
     "generalized_cross_entropy": {"loss": 4, "grad": 4},
     "poly_loss": {"loss": 4, "grad": 4},
     "binary_cross_entropy_with_logits": {"loss": 4, "grad": 4, "hess": 7},
+    "softmax_entropy": {"loss": 6, "grad": 4},
     "binary_cross_entropy": {"loss": 4, "grad": 4},
     "sigmoid_focal_loss": {"loss": 4, "grad": 4},
+    "kl_divergence": {"loss": 10, "grad": 14},
+    "js_divergence": {"loss": 14, "grad": 14},
 }
+# More in float64, where terms that are nearly 0 are series of a shorter reach.
+OF_FLOAT64 = {"kl_divergence": 40, "js_divergence": 70}
 # More for each unit of gamma above a first few: the relative error of u**gamma is gamma times that
 # of u, which is some tenths of a unit.
 OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
@@ -69,6 +74,8 @@ class Rows:
         if self.function == "sigmoid_focal_loss":
             more += OF_SIGMOID_GAMMA * max(0, self.options["gamma"] - 5)
         more += OF_Z_LOSS[name] * bool(self.options.get("z_loss", 0))
+        if name == "loss" and self.dtype == np.float64:
+            more += OF_FLOAT64.get(self.function, 0)
         return BOUNDS[self.function][name] + more
 
     def _of_q(self):
@@ -307,6 +314,12 @@ def _of_class(function, option, values, dtype, rng):
             yield replace(rows, function=function, options=options, least=LEAST[dtype])
 
 
+def _entropy(family, dtype, rng):
+    """Entropies of the logits of another family."""
+    for rows in family(dtype, rng):
+        yield replace(rows, function="softmax_entropy", target=None, options={})
+
+
 def _log_any(dtype, rng):
     """Probabilities of every size, next to 1 and below the smallest normal number too."""
     eps, tiny = np.finfo(dtype).eps, np.finfo(dtype).smallest_subnormal
@@ -348,6 +361,33 @@ def _binary_soft(dtype, rng):
         yield Rows(rows.function, rows.scores, t.astype(dtype), rows.options)
         smooth = rows.options | {"label_smoothing": 0.1}
         yield Rows(rows.function, rows.scores, rows.target, smooth)
+
+
+def _models(dtype, rng):
+    """Draw logits of a model and a teacher: unlike, alike, nearly equal, with other offsets."""
+    for classes in CLASSES:
+        for spread in SPREADS:
+            for apart in (None, 3.0, 0.1, 1e-3, 1e-6, 1e-9):
+                shape = _count(classes) // 2 + 1, classes
+                x = rng.normal(size=shape) * spread
+                other = rng.normal(size=shape)
+                y = other * spread if apart is None else x + other * apart
+                offset = rng.choice([0.0, 0.0, 20.0, -1e4])
+                yield (x + rng.choice([0.0, 100.0])).astype(dtype), (y + offset).astype(dtype)
+
+
+def _of_models(function, choices, dtype, rng):
+    # A probability next to the smallest normal number has few digits.
+    least = {np.float32: 1e-33, np.float64: 1e-300}[dtype]
+    for x, y in _models(dtype, rng):
+        for options in choices:
+            options = dict(options)
+            if rng.random() < 0.3:
+                options["temperature"] = float(rng.choice([0.3, 2.0, 3.7]))
+            if rng.random() < 0.2:
+                options["sample_weight"] = rng.uniform(0.1, 10, len(x)).astype(dtype)
+                options["base"] = 2
+            yield Rows(function, x, y, options, least)
 
 
 def _nll_any(dtype, rng):
@@ -420,6 +460,13 @@ FAMILIES = {
     "focal_loss: gamma 0 to 1": partial(_focal, [0.0, 0.3, 0.5, 1.0]),
     "focal_loss: gamma 2": partial(_focal, [2.0]),
     "focal_loss: gamma 3 to 20": partial(_focal, [3.0, 5.0, 17.5, 20.0]),
+    "softmax_entropy: every spread and offset": partial(_entropy, _spreads),
+    "softmax_entropy: logits of every magnitude": partial(_entropy, _uniform),
+    "softmax_entropy: confident samples": partial(_entropy, _confident),
+    "softmax_entropy: one class above all others": partial(_entropy, _leaders),
+    "softmax_entropy: gaps to the underflow limit": partial(_entropy, _gaps),
+    "softmax_entropy: masked classes": partial(_entropy, _masks),
+    "softmax_entropy: a peak late in the row": partial(_entropy, _late_peaks),
     "generalized_cross_entropy: q 0.7": partial(_of_class, "generalized_cross_entropy", "q", [0.7]),
     "generalized_cross_entropy: q 0.001 to 1": partial(
         _of_class, "generalized_cross_entropy", "q", [0.001, 0.05, 0.3, 1.0]
@@ -429,6 +476,11 @@ FAMILIES = {
         _of_class, "poly_loss", "epsilon", [-5.0, -2.0, -1.0, -0.3, 0.1, 7.0, 1000.0]
     ),
     "log_loss: any probability": _log_any,
+    "kl_divergence: forward": partial(_of_models, "kl_divergence", [{}]),
+    "kl_divergence: reverse": partial(_of_models, "kl_divergence", [{"direction": "reverse"}]),
+    "js_divergence": partial(
+        _of_models, "js_divergence", [{"beta": 0.5}, {"beta": 0.1}, {"beta": 0.9}]
+    ),
     "nll_loss: any log-probability": _nll_any,
     "binary: true and false": _binary_hard,
     "binary: soft labels, smoothing": _binary_soft,
@@ -579,6 +631,18 @@ def test_reference_z_loss_is_exact(offset, z, rng):
         _agree(got.loss[None], [loss])
         error = abs(got.grad - reference.from_mpmath(grad))
         assert np.max(error / got.grad_terms) < 1e-17
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 40.0, 500.0])
+def test_reference_entropy_is_exact(spread, rng):
+    for classes in (1, 2, 5, 40):
+        x = rng.normal(size=classes) * spread + 7
+        got = reference.softmax_entropy(x, reduction="none")
+        loss, grad = reference.exact_entropy_row(x)
+        _agree(got.loss[None], [loss])
+        error = abs(got.grad - reference.from_mpmath(grad))[got.grad_terms > 1e-300]
+        terms = got.grad_terms[got.grad_terms > 1e-300]
+        assert np.max(error / terms, initial=0) < 1e-17
 
 
 def test_reference_binary_is_exact(rng):

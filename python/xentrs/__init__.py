@@ -1,6 +1,7 @@
 """Exact and fast cross-entropy: loss and gradient in one pass over NumPy arrays."""
 
 from xentrs._config import get_num_threads, set_num_threads, show_config
+from xentrs._functions import entropy, log_softmax, logsumexp, softmax
 from xentrs._losses.binary_cross_entropy import (
     binary_cross_entropy,
     binary_cross_entropy_with_grad,
@@ -24,6 +25,8 @@ from xentrs._losses.generalized_cross_entropy import (
     generalized_cross_entropy,
     generalized_cross_entropy_with_grad,
 )
+from xentrs._losses.js_divergence import js_divergence, js_divergence_with_grad
+from xentrs._losses.kl_divergence import kl_divergence, kl_divergence_with_grad
 from xentrs._losses.log_loss import (
     log_loss,
     log_loss_with_grad,
@@ -34,6 +37,10 @@ from xentrs._losses.poly_loss import poly_loss, poly_loss_with_grad
 from xentrs._losses.sigmoid_focal_loss import (
     sigmoid_focal_loss,
     sigmoid_focal_loss_with_grad,
+)
+from xentrs._losses.softmax_entropy import (
+    softmax_entropy,
+    softmax_entropy_with_grad,
 )
 from xentrs._partial import PartialCrossEntropy
 from xentrs._xentrs import __version__
@@ -49,15 +56,22 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
+    "entropy",
     "focal_loss",
     "focal_loss_with_grad",
     "focal_loss_with_grad_hess",
     "generalized_cross_entropy",
     "generalized_cross_entropy_with_grad",
     "get_num_threads",
+    "js_divergence",
+    "js_divergence_with_grad",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_loss",
     "log_loss_with_grad",
     "log_loss_with_grad_hess",
+    "log_softmax",
+    "logsumexp",
     "nll_loss",
     "nll_loss_with_grad",
     "poly_loss",
@@ -66,4 +80,7 @@ __all__ = [
     "show_config",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_with_grad",
+    "softmax",
+    "softmax_entropy",
+    "softmax_entropy_with_grad",
 ]

@@ -30,6 +30,29 @@ impl Reduction {
     }
 }
 
+/// The direction of the Kullback-Leibler divergence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// `KL(teacher, model)`
+    Forward,
+    /// `KL(model, teacher)`
+    Reverse,
+}
+
+impl Direction {
+    /// The direction of this name.
+    pub fn named(name: &str) -> Result<Self> {
+        match name {
+            "forward" => Ok(Direction::Forward),
+            "reverse" => Ok(Direction::Reverse),
+            other => {
+                let message = format!("direction must be 'forward' or 'reverse', not {other:?}");
+                Err(Error::Value(message))
+            }
+        }
+    }
+}
+
 /// Options of a loss. The defaults are those of the public functions. A loss ignores options that it does not
 /// have.
 #[derive(Clone, Debug)]
@@ -40,6 +63,12 @@ pub struct Options {
     pub z_loss: f64,
     /// The exponent of focal loss, at least 0.
     pub gamma: f64,
+    /// What logits are divided by, above 0.
+    pub temperature: f64,
+    /// Which of two models a divergence weights its logarithms by.
+    pub direction: Direction,
+    /// The weight of the teacher in the mixture of the Jensen-Shannon divergence, in [0, 1].
+    pub beta: f64,
     /// The weight of positive elements in sigmoid focal loss, in [0, 1]. That of others is 1 less it. `None` for 1 each.
     pub alpha: Option<f64>,
     /// The exponent of generalized cross-entropy, in (0, 1].
@@ -88,6 +117,9 @@ impl Default for Options {
             label_smoothing: 0.0,
             z_loss: 0.0,
             gamma: 2.0,
+            temperature: 1.0,
+            direction: Direction::Forward,
+            beta: 0.5,
             alpha: None,
             q: 0.7,
             epsilon: 1.0,
@@ -118,6 +150,12 @@ impl Options {
     pub fn check(&mut self) -> Result<()> {
         if !(0.0..=1.0).contains(&self.label_smoothing) {
             return Err(out_of_range("label_smoothing", "in [0, 1]", self.label_smoothing));
+        }
+        if !(0.0..=1.0).contains(&self.beta) {
+            return Err(out_of_range("beta", "in [0, 1]", self.beta));
+        }
+        if !(self.temperature > 0.0 && self.temperature < f64::INFINITY) {
+            return Err(out_of_range("temperature", "finite and above 0", self.temperature));
         }
         for (name, value) in [("z_loss", self.z_loss), ("gamma", self.gamma)] {
             if !(0.0..=f64::MAX).contains(&value) {
@@ -187,6 +225,15 @@ mod tests {
             assert_eq!(message(Options { label_smoothing: value, ..default() }), expected);
             let expected = format!("alpha must be in [0, 1] or None, not {spelled}");
             assert_eq!(message(Options { alpha: Some(value), ..default() }), expected);
+        }
+        for value in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let expected =
+                format!("temperature must be finite and above 0, not {}", spelled(value));
+            assert_eq!(message(Options { temperature: value, ..default() }), expected);
+        }
+        for value in [-0.5, 1.5, f64::NAN] {
+            let expected = format!("beta must be in [0, 1], not {}", spelled(value));
+            assert_eq!(message(Options { beta: value, ..default() }), expected);
         }
         for value in [0.0, -0.5, 1.5, f64::NAN] {
             let expected = format!("q must be above 0 and at most 1, not {}", spelled(value));

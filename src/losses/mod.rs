@@ -8,10 +8,13 @@ pub mod binary_cross_entropy_with_logits;
 pub mod cross_entropy;
 pub mod focal_loss;
 pub mod generalized_cross_entropy;
+pub mod js_divergence;
+pub mod kl_divergence;
 pub mod log_loss;
 pub mod nll_loss;
 pub mod poly_loss;
 pub mod sigmoid_focal_loss;
+pub mod softmax_entropy;
 
 use crate::call::batch::{Batch, Target};
 use crate::call::coefficients::{AsStored, Coefficients, Even, Hard, Shared, Soft};
@@ -30,7 +33,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "cross_entropy",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Axis,
             Weight,
@@ -55,7 +58,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "focal_loss",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Gamma,
             Axis,
@@ -78,9 +81,35 @@ pub const LOSSES: &[Loss] = &[
         },
     },
     Loss {
+        name: "kl_divergence",
+        input: "logits",
+        second: Some("teacher_logits"),
+        keywords: &[Temperature, Direction, Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::AgainstTeacher {
+            f32: kl_divergence::kl_divergence,
+            f64: kl_divergence::kl_divergence,
+        },
+    },
+    Loss {
+        name: "js_divergence",
+        input: "logits",
+        second: Some("teacher_logits"),
+        keywords: &[Beta, Temperature, Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::AgainstTeacher {
+            f32: js_divergence::js_divergence,
+            f64: js_divergence::js_divergence,
+        },
+    },
+    Loss {
         name: "generalized_cross_entropy",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Q,
             Axis,
@@ -104,7 +133,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "poly_loss",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Epsilon,
             Axis,
@@ -125,7 +154,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "log_loss",
         input: "probabilities",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Axis,
             Weight,
@@ -147,7 +176,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "nll_loss",
         input: "log_probabilities",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Axis,
             Weight,
@@ -166,7 +195,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "binary_cross_entropy_with_logits",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
         derivatives: 2,
         class_indices_only: None,
@@ -179,7 +208,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "binary_cross_entropy",
         input: "probabilities",
-        second: "target",
+        second: Some("target"),
         keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
         derivatives: 1,
         class_indices_only: None,
@@ -192,7 +221,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "sigmoid_focal_loss",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[Gamma, Alpha, Weight, Reduction, Denominator, Base, Where],
         derivatives: 1,
         class_indices_only: None,
@@ -200,6 +229,19 @@ pub const LOSSES: &[Loss] = &[
         evaluate: Evaluate::ElementByElement {
             f32: sigmoid_focal_loss::formula(),
             f64: sigmoid_focal_loss::formula(),
+        },
+    },
+    Loss {
+        name: "softmax_entropy",
+        input: "logits",
+        second: None,
+        keywords: &[Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::WithoutTarget {
+            f32: softmax_entropy::softmax_entropy,
+            f64: softmax_entropy::softmax_entropy,
         },
     },
 ];
@@ -211,8 +253,8 @@ pub struct Loss {
     pub name: &'static str,
     /// The name of its first argument.
     pub input: &'static str,
-    /// The name of its second argument.
-    pub second: &'static str,
+    /// The name of its second argument, if it has one.
+    pub second: Option<&'static str>,
     /// Its keywords, in the order of its signature. The functions with derivatives add `out` and `hess_out`.
     pub keywords: &'static [Keyword],
     /// How many derivatives it has: 1 for the gradient, 2 with the diagonal of the Hessian.
@@ -235,6 +277,12 @@ pub enum Keyword {
     Axis,
     /// The exponent of focal losses.
     Gamma,
+    /// What logits are divided by.
+    Temperature,
+    /// The direction of a divergence.
+    Direction,
+    /// The weight of the teacher in a mixture.
+    Beta,
     /// The weight of positive elements in sigmoid focal loss.
     Alpha,
     /// The exponent of generalized cross-entropy.
@@ -288,6 +336,9 @@ impl Keyword {
         match self {
             Axis => "axis",
             Gamma => "gamma",
+            Temperature => "temperature",
+            Direction => "direction",
+            Beta => "beta",
             Alpha => "alpha",
             Q => "q",
             Epsilon => "epsilon",
@@ -311,9 +362,9 @@ impl Keyword {
         match self {
             Weight | PosWeight | SampleWeight | Where | LogsumexpOut | ArgmaxOut => Kind::Array,
             Axis | IgnoreIndex => Kind::Int,
-            Gamma | Q | Epsilon | LabelSmoothing | ZLoss => Kind::Number,
+            Gamma | Q | Epsilon | Temperature | Beta | LabelSmoothing | ZLoss => Kind::Number,
             Alpha | Denominator | Base => Kind::OptionalNumber,
-            Reduction => Kind::Word,
+            Direction | Reduction => Kind::Word,
         }
     }
 }
@@ -323,6 +374,20 @@ impl Keyword {
 pub enum Evaluate {
     /// A loss of samples by classes.
     OverClasses {
+        /// For `float32`.
+        f32: OverClasses<f32>,
+        /// For `float64`.
+        f64: OverClasses<f64>,
+    },
+    /// A loss of samples by classes that has no target.
+    WithoutTarget {
+        /// For `float32`.
+        f32: OverClasses<f32>,
+        /// For `float64`.
+        f64: OverClasses<f64>,
+    },
+    /// A loss of samples by classes, of which a model and a teacher have logits each.
+    AgainstTeacher {
         /// For `float32`.
         f32: OverClasses<f32>,
         /// For `float64`.
@@ -344,6 +409,11 @@ impl Loss {
     /// The loss of this name.
     pub fn named(name: &str) -> Option<&'static Loss> {
         LOSSES.iter().find(|loss| loss.name == name)
+    }
+
+    /// The names of its positional arguments.
+    pub fn positional(&self) -> impl Iterator<Item = &'static str> + use<> {
+        [Some(self.input), self.second].into_iter().flatten()
     }
 
     /// Checks that the loss takes these options. Their ranges have been checked before.
@@ -414,6 +484,7 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
         other => other,
     };
     let sum = match target {
+        Target::None => panic!("a loss that has a target"),
         Target::Indices(_) | Target::Sparse(_) if smoothing == 0.0 => run!(Hard, 0.0),
         Target::Indices(_) | Target::Sparse(_) if batch.weight.is_none() => {
             run!(Even(T::from_f64(even)), smoothing)

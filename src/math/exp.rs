@@ -1,24 +1,26 @@
 //! The exponential, in units of a power of two.
 //!
-//! `x = (n + j / L) ln2 + r` with an integer `n`, `j` in `0..L` and `L` the lanes of a vector; then
-//!
 //! ```text
+//! x = (n + j / L) ln2 + r         n an integer, j in 0..L, L the lanes of a vector
 //! E = 2^(n - n_ref + bias) * 2^(j / L) * e^r
 //! ```
 //!
-//! where the reference `n_ref` is an *integer* that belongs to a row. The usual `e^(x - max)` rounds
-//! the difference, an error that grows with the spread of the logits (32 ULP at a spread of 8); here
-//! nothing is subtracted from `x`: `r` is exact but for its last rounding (the product of `n` and
-//! ln2, in two parts, is subtracted by fused multiply-add), and `n_ref` cancels in `E / sum(E)`.
-//! Another reference scales every `E` by a power of two and so changes no bit of a quotient.
+//! The reference `n_ref` is an *integer* that belongs to a row. The usual `e^(x - max)` rounds the difference. That
+//! error grows with the spread of the logits (32 ULP at a spread of 8). Here nothing is subtracted from `x`:
 //!
-//! `2^(j / L)` is a permutation of one register, and its rounding error of another, which is
-//! added to `r`; `e^r - 1` is a short polynomial, the power of two an integer addition to the
-//! exponent's bits. So all that is left of errors is the last rounding and a few hundredths. The kin
-//! is Dukhan and Ablavatski, "The two-pass softmax algorithm" (arXiv 2001.04438).
+//! - `r` is exact but for its last rounding. The product of `n` and ln2 is subtracted in two parts, by fused
+//!   multiply-add.
+//! - `n_ref` cancels in `E / sum(E)`. Another reference multiplies every `E` by a power of two, and changes no bit
+//!   of a quotient.
+//! - `2^(j / L)` is a permutation of one register. Its rounding error is a permutation of another, and is added
+//!   to `r`.
+//! - `e^r - 1` is a short polynomial. The power of two is an integer addition to the exponent's bits.
 //!
-//! Where `|x|` is too large for `n` to be exact (beyond [`ExpFloat::OFFSET_LIMIT`]) a difference of
-//! logits is exact or its exponential is 0, and the usual way is right: `SHIFTED` subtracts first.
+//! What remains is the last rounding, and a few hundredths of an ULP. A related algorithm is Dukhan and
+//! Ablavatski, "The two-pass softmax algorithm" (arXiv 2001.04438).
+//!
+//! Beyond [`ExpFloat::OFFSET_LIMIT`] `|x|` is too large for `n` to be exact. There a difference of two logits is
+//! exact, or its exponential is 0. So the usual way is right: with `SHIFTED` the reference is subtracted first.
 
 use crate::simd::{Float, Function, Simd, Vector};
 
@@ -27,10 +29,10 @@ use super::Real;
 /// The largest error of [`Exp::of`] in ULP: 0.59 measured with fused multiply-add, 0.79 without.
 pub const MAX_ULP: f64 = 0.8;
 
-/// ln2 less its nearest `f64`.
+/// `ln2` minus the nearest `f64`.
 pub(crate) const LN2_REST: f64 = 2.319_046_813_846_299_6e-17;
 
-/// What the exponential knows of a type; printed by `tools/coefficients.py`.
+/// The tables and coefficients of a type; `tools/coefficients.py` prints them.
 pub trait ExpFloat: Float {
     /// Stored bits of the significand.
     const MANTISSA_BITS: u32;
@@ -40,13 +42,13 @@ pub trait ExpFloat: Float {
     const MAX_EXPONENT: i64;
     /// Bits of `2^(j / L)`, less `j` at the place where the shifted `n L + j` will add it again.
     const TABLE: Self::Lanes;
-    /// What rounding lost of each `2^(j / L)`, relative to it.
+    /// The relative rounding error of each `2^(j / L)`.
     const REST: Self::Lanes;
     /// `L / ln2`.
     const STEPS: Self;
     /// `1.5 * 2^MANTISSA_BITS`: adding it rounds to an integer, held in the lowest bits.
     const ROUND: Self;
-    /// `-ln2 / L`, nearest and the rest.
+    /// `-ln2 / L` as two numbers, the second the rounding error of the first.
     const STEP: [Self; 2];
     /// Coefficients of `r^2, r^3, ...` in `e^r - 1 - r`.
     const SERIES: &'static [Self];
@@ -166,7 +168,7 @@ pub struct Exp<S: Simd, T: Real> {
     low: T::V<S>,
     high: T::V<S>,
     shift: T::V<S>,
-    /// The reference less `n_ref ln2`.
+    /// The reference minus `n_ref ln2`.
     residue: f64,
     /// `2^-bias`.
     unbias: f64,
@@ -247,6 +249,16 @@ impl<S: Simd, T: Real> Exp<S, T> {
     #[inline(always)]
     pub fn of_below(&self, s: S, x: T::V<S>) -> T::V<S> {
         s.function(OfBelow { exp: self, x })
+    }
+
+    /// The exponential of `x + low`, for an `x` relative to the reference, which is 0. `low` is at most a rounding
+    /// error of `x`. NaN stays NaN.
+    #[inline(always)]
+    pub fn of_sum(&self, s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
+        let clamped = self.high.min(self.low.max(x));
+        let low = low.keep(s, x.eq(clamped));
+        let [steps, r] = reduce::<S, T>(s, clamped, T::V::<S>::splat(s, T::ROUND));
+        self.end(s, [steps, r.add(low)])
     }
 
     /// [`Exp::of_below`], and its rounding error.
@@ -355,6 +367,15 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
         s.function(LaneOf::<S, T, SHIFTED> { exp: self, x })
     }
+
+    /// The exponential of `x + low`, where `low` is at most a rounding error of `x`; NaN stays NaN.
+    #[inline(always)]
+    pub fn of_sum(&self, s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
+        let [steps, r] = reduce::<S, T>(s, x, self.round);
+        let table = T::V::<S>::from_lanes(s, T::TABLE);
+        let e = exponential::<S, T>(s, [steps, r.add(low)], table);
+        e.keep(s, x.not_lt(self.low))
+    }
 }
 
 impl<S: Simd, T: Real> LaneExp<S, T> {
@@ -417,6 +438,15 @@ pub fn residue<S: Simd, T: Real>(s: S, n: T::V<S>, most: T::V<S>, part: usize) -
 pub fn power_of_two<S: Simd, T: Real>(s: S, n: T::V<S>) -> T::V<S> {
     let bits = T::V::<S>::splat(s, T::ROUND).add(n).bits_shl(T::MANTISSA_BITS);
     bits.bits_add(T::V::<S>::splat(s, T::from_f64(1.0)))
+}
+
+/// `2^bias` times the exponential of `x + low`, where `low` is at most a rounding error of `x`, `bias` an integer and
+/// the result a normal number; NaN at NaN.
+#[inline(always)]
+pub fn scaled_exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>, bias: f64) -> T::V<S> {
+    let round = T::ROUND.to_f64() + bias * T::LANES as f64;
+    let [steps, r] = reduce::<S, T>(s, x, T::V::<S>::splat(s, T::from_f64(round)));
+    exponential::<S, T>(s, [steps, r.add(low)], T::V::<S>::from_lanes(s, T::TABLE))
 }
 
 /// The exponential of `x + low`, where `low` is at most a rounding error of `x` and the result a normal number;

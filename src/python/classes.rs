@@ -14,7 +14,7 @@ use crate::call::halves::Halves;
 use crate::call::layout::{Layout, Singles};
 use crate::call::options::Options;
 use crate::call::place::Place;
-use crate::losses::OverClasses;
+use crate::losses::{Evaluate, OverClasses};
 use crate::simd::Input;
 use crate::softmax::route::MOST_CLASSES;
 
@@ -75,15 +75,16 @@ fn typed<'py, T: Number, S: Source>(
     let probabilities = View::optional::<S>(second, probabilities)?;
     let weight = View::optional::<S>(keywords.weight, weight)?;
     let sample_weight = View::optional::<S>(keywords.sample_weight, sample_weight)?;
+    let teacher = matches!(call.loss.evaluate, Evaluate::AgainstTeacher { .. });
     let target = if let Some(probabilities) = &probabilities {
         Target::Sparse(sparse(&stored, probabilities, samples_shape)?)
-    } else if stored.shape == samples_shape && stored.contiguous {
+    } else if stored.shape == samples_shape && stored.contiguous && !teacher {
         Target::Indices(stored.indices().ok_or(Stop::NotImplemented)?)
     } else if stored.shape == shape && stored.dtype == T::DTYPE {
         Target::Probabilities(stored.input())
     } else if stored.shape == shape && values.dtype == Dtype::F32 && stored.dtype == Dtype::F64 {
         // Wider than the values: the batch is computed in float64, below.
-        if stored.is_exact(axis)? {
+        if !teacher && stored.is_exact(axis)? {
             return Err(Stop::NotImplemented);
         }
         Target::Probabilities(Input::from_slice(&[]))
@@ -221,6 +222,7 @@ fn typed<'py, T: Number, S: Source>(
     let value = if needs_float64 {
         let target = match target {
             Target::Indices(indices) => Target::Indices(indices),
+            Target::None => Target::None,
             Target::Sparse(sparse) => Target::Sparse(sparse),
             Target::Probabilities(_) if wider_target => Target::Probabilities(stored.input()),
             Target::Probabilities(_) => Target::Probabilities(Input::from_slice(&[])),
@@ -242,7 +244,7 @@ fn typed<'py, T: Number, S: Source>(
 /// Whether values of `float32` are multiplied by numbers that it does not hold: weights of classes that
 /// make up the coefficients, or factors beyond its normal numbers.
 #[inline(always)]
-fn exceeds_float32(
+pub fn exceeds_float32(
     options: &Options,
     soft: bool,
     weights: Option<Floats<'_>>,
@@ -277,7 +279,7 @@ fn sparse<'a>(
 
 /// The numbers of an argument that may be left out, and must have this shape.
 #[inline(always)]
-fn floats<'a>(view: &Option<View<'a>>, shape: &[usize]) -> Result<Option<Floats<'a>>, Stop> {
+pub fn floats<'a>(view: &Option<View<'a>>, shape: &[usize]) -> Result<Option<Floats<'a>>, Stop> {
     match view {
         None => Ok(None),
         Some(view) if view.shape == shape => view.floats().map(Some).ok_or(Stop::NotImplemented),

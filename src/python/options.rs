@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyInt, PyString, PyTuple};
 
 use super::errors::Stop;
-use crate::call::options::{Ignored, Options, Reduction, log_of_base};
+use crate::call::options::{Direction, Ignored, Options, Reduction, log_of_base};
 use crate::losses::{Keyword, Kind, Loss};
 
 /// The values of a call's keywords: options as they are, arrays not looked at yet (`None` where left out).
@@ -78,7 +78,10 @@ impl<'a, 'py> Keywords<'a, 'py> {
             Keyword::Alpha => options.alpha = optional_number(name, object)?,
             Keyword::Q => options.q = number(name, object)?,
             Keyword::Epsilon => options.epsilon = number(name, object)?,
-            Keyword::Reduction => options.reduction = Reduction::named(word(object)?)?,
+            Keyword::Temperature => options.temperature = number(name, object)?,
+            Keyword::Beta => options.beta = number(name, object)?,
+            Keyword::Direction => options.direction = Direction::named(word(keyword, object)?)?,
+            Keyword::Reduction => options.reduction = Reduction::named(word(keyword, object)?)?,
             Keyword::Denominator => options.denominator = optional_number(name, object)?,
             Keyword::Base => {
                 let base = optional_number(name, object)?;
@@ -126,7 +129,7 @@ pub fn plain<'py>(loss: &Loss, objects: &Bound<'py, PyTuple>) -> Result<Bound<'p
                 Some(number) => PyFloat::new(py, number).into_any(),
                 None => object,
             },
-            Kind::Word => PyString::new(py, word(&object)?).into_any(),
+            Kind::Word => PyString::new(py, word(keyword, &object)?).into_any(),
         };
         read.set_option(keyword, &plain)?;
         all.push(plain);
@@ -160,19 +163,23 @@ fn ignored(object: &Bound<'_, PyAny>) -> Result<Ignored, Stop> {
     Ok(Ignored::Many(indices?))
 }
 
-/// A word of those that `reduction` takes, not checked yet.
-fn word<'a>(object: &'a Bound<'_, PyAny>) -> Result<&'a str, Stop> {
+/// A word of those that a keyword takes, not checked yet.
+fn word<'a>(keyword: Keyword, object: &'a Bound<'_, PyAny>) -> Result<&'a str, Stop> {
     match object.cast::<PyString>() {
         Ok(word) => Ok(word.to_str()?),
         Err(_) => {
-            let message = "reduction must be 'mean', 'sum' or 'none'";
-            Err(PyValueError::new_err(but_is(message, object)).into())
+            let words = match keyword {
+                Keyword::Direction => "'forward' or 'reverse'",
+                _ => "'mean', 'sum' or 'none'",
+            };
+            let message = format!("{} must be {words}", keyword.name());
+            Err(PyValueError::new_err(but_is(&message, object)).into())
         }
     }
 }
 
 #[inline(always)]
-fn number(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
+pub fn number(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
     match object.cast_exact::<PyFloat>() {
         Ok(float) => Ok(float.value()),
         Err(_) => converted(name, object),
@@ -196,7 +203,7 @@ fn converted(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
 }
 
 #[inline(always)]
-fn optional_number(name: &str, object: &Bound<'_, PyAny>) -> Result<Option<f64>, Stop> {
+pub fn optional_number(name: &str, object: &Bound<'_, PyAny>) -> Result<Option<f64>, Stop> {
     if object.is_none() { Ok(None) } else { number(name, object).map(Some) }
 }
 

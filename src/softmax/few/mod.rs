@@ -160,7 +160,7 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
         // From the batch, not from the coefficients: the batch may be one tile of a larger one.
         let stored = match batch.target {
             Target::Probabilities(stored) => Some(stored),
-            Target::Indices(_) | Target::Sparse(_) => None,
+            Target::Indices(_) | Target::Sparse(_) | Target::None => None,
         };
         let common = Common {
             batch,
