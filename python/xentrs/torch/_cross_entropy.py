@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy as _pytorchs
 
@@ -41,6 +42,7 @@ def cross_entropy(
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     inplace: bool = False,
+    loss_dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Cross-entropy between logits and class indices or probabilities.
 
@@ -79,6 +81,9 @@ def cross_entropy(
         Write the gradient over the logits, which saves memory of their size. They must be neither a
         view nor a leaf, and using them later raises an error in the backward pass. Without effect
         where no gradient is wanted, and under `torch.compile` and `torch.func`.
+    loss_dtype : torch.dtype, optional
+        A floating dtype of the loss, instead of that which PyTorch's function would return. With
+        float32 the loss of half-precision logits is not rounded to half precision.
 
     Returns
     -------
@@ -117,6 +122,7 @@ def cross_entropy(
     """
     if (
         weight is sample_weight is denominator is softcap is size_average is reduce is None
+        and loss_dtype is None
         and not z_loss
         and not inplace
         and type(ignore_index) is int
@@ -137,13 +143,15 @@ def cross_entropy(
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
     if is_jit_traced("cross_entropy") or not fits(call, options):
-        return _leave_to_pytorch(call, options)
+        return _leave_to_pytorch(call, options, loss_dtype)
     if not options.is_plain or sample_weight is not None or denominator is not None:
         check_further_arguments(call, options)
-    return CROSS_ENTROPY.compute(call, options, inplace)
+    return CROSS_ENTROPY.compute(call, options, inplace, loss_dtype)
 
 
-def _leave_to_pytorch(call: SoftmaxArguments, options: Options) -> Tensor:
+def _leave_to_pytorch(
+    call: SoftmaxArguments, options: Options, loss_dtype: torch.dtype | None
+) -> Tensor:
     return leave_to_pytorch(
         lambda: _pytorchs(
             call.input,
@@ -153,7 +161,7 @@ def _leave_to_pytorch(call: SoftmaxArguments, options: Options) -> Tensor:
             reduction=options.reduction,
             label_smoothing=options.label_smoothing,
         ),
-        beyond_pytorch("cross_entropy", call.sample_weight, call.denominator, options),
+        beyond_pytorch("cross_entropy", call.sample_weight, call.denominator, options, loss_dtype),
     )
 
 
@@ -164,7 +172,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
     ----------
     weight, size_average, ignore_index, reduce, reduction, label_smoothing
         As in `torch.nn.CrossEntropyLoss`; `ignore_index` may be several, or None.
-    z_loss, softcap, inplace
+    z_loss, softcap, inplace, loss_dtype
         As in `cross_entropy`. `sample_weight` and `denominator` are arguments of the call.
     """
 
@@ -172,6 +180,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
     z_loss = 0.0
     softcap: float | None = None
     inplace = False
+    loss_dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -185,12 +194,14 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
         z_loss: float = 0.0,
         softcap: float | None = None,
         inplace: bool = False,
+        loss_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(weight, size_average, -100, reduce, reduction, label_smoothing)
         self.ignore_index = ignore_index  # type: ignore[assignment]
         self.z_loss = z_loss
         self.softcap = softcap
         self.inplace = inplace
+        self.loss_dtype = loss_dtype
 
     def forward(
         self,
@@ -213,4 +224,5 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
             sample_weight=sample_weight,
             denominator=denominator,
             inplace=self.inplace,
+            loss_dtype=self.loss_dtype,
         )

@@ -230,7 +230,11 @@ def check_further_arguments(call: SoftmaxArguments, options: Options) -> None:
 
 
 def beyond_pytorch(
-    name: str, sample_weight: Tensor | None, denominator: Tensor | None, options: Options
+    name: str,
+    sample_weight: Tensor | None,
+    denominator: Tensor | None,
+    options: Options,
+    loss_dtype: torch.dtype | None,
 ) -> str | None:
     """Return what is wrong with leaving the call to PyTorch's function, which lacks arguments."""
     if (
@@ -238,11 +242,12 @@ def beyond_pytorch(
         and options.is_plain
         and sample_weight is None
         and denominator is None
+        and loss_dtype is None
     ):
         return None
     return (
-        f"xentrs.torch.{name}: z_loss, softcap, sample_weight, denominator and several ignored "
-        "indices cannot be combined with gradients in the target or the class weights"
+        f"xentrs.torch.{name}: z_loss, softcap, sample_weight, denominator, loss_dtype and several "
+        "ignored indices cannot be combined with gradients in the target or the class weights"
     )
 
 
