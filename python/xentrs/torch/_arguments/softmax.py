@@ -27,7 +27,7 @@ from xentrs.torch._arguments.tensors import (
     masked,
 )
 from xentrs.torch._backend import FLOATS, HALVES, has_kernels
-from xentrs.torch._mode import autocasts, is_patched
+from xentrs.torch._mode import autocasts, differentiates, is_patched
 
 
 class SoftmaxArguments(NamedTuple):
@@ -201,7 +201,7 @@ def fits(call: SoftmaxArguments, options: Options) -> bool:
         or not target.is_floating_point()
         or target.layout is not torch.strided
         or any(i >= 0 for i in options.ignored)
-        or (target.requires_grad and torch.is_grad_enabled())
+        or differentiates(target)
     ):
         return False
     if weight is not None:
