@@ -53,10 +53,10 @@ def llama() -> nn.Module:
     """Make a small Llama with random weights."""
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=512,
+        hidden_size=128,
+        intermediate_size=256,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=2,
         max_position_embeddings=LENGTH,
     )
     model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
