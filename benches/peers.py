@@ -26,7 +26,7 @@ import numpy as np
 import scipy.special
 
 from environment import THREADS
-from formulas import GAMMA
+from formulas import EPSILON, GAMMA, Q
 from rows import AXIS_1, BINARY_LOSS, F_ORDER, Case, StepCase
 from timing import Side
 
@@ -79,8 +79,11 @@ def pieces(
 def numpy_sides(case: Case) -> Iterator[Side]:
     kinds = {
         "cross_entropy": numpy_softmax,
-        "focal_loss": numpy_focal,
+        "focal_loss": numpy_of_class(focal_of),
+        "generalized_cross_entropy": numpy_of_class(generalized_of),
+        "poly_loss": numpy_of_class(poly_of),
         "log_loss": numpy_log_loss,
+        "kl_divergence": numpy_kl,
         BINARY_LOSS: numpy_binary,
     }
     if case.row.loss in kinds:
@@ -128,24 +131,72 @@ def numpy_softmax(case: Case) -> Callable[[], Any]:
     return call
 
 
-def numpy_focal(case: Case) -> Callable[[], Any]:
-    x, t, buffer, n = case.x, case.t[:, None], case.grad, len(case.x)
+def numpy_of_class(
+    function: Callable[[Any, Any], tuple[Any, Callable[[], Any]]],
+) -> Callable[[Case], Callable[[], Any]]:
+    """Return the maker of calls of a loss that is a function of l = -log p of the target and of p.
+
+    `function` returns its value, and a function that computes its derivative in l.
+    """
+
+    def make(case: Case) -> Callable[[], Any]:
+        x, t, buffer, n = case.x, case.t[:, None], case.grad, len(case.x)
+
+        def call() -> Any:
+            np.subtract(x, x.max(axis=1, keepdims=True), out=buffer)
+            picked = np.take_along_axis(buffer, t, 1)
+            np.exp(buffer, out=buffer)
+            total = buffer.sum(axis=1, keepdims=True)
+            minus_log_p = np.log(total) - picked
+            losses, derivative = function(minus_log_p, np.exp(-minus_log_p))
+            loss = losses.sum() / n
+            if not case.row.with_grad:
+                return loss
+            slope = derivative()
+            slope /= n
+            np.multiply(buffer, slope / total, out=buffer)
+            np.put_along_axis(buffer, t, np.take_along_axis(buffer, t, 1) - slope, 1)
+            return loss, buffer
+
+        return call
+
+    return make
+
+
+def focal_of(minus_log_p: Any, p: Any) -> tuple[Any, Callable[[], Any]]:
+    others = 1 - p
+    power = others**GAMMA
+    return power * minus_log_p, lambda: power + GAMMA * others ** (GAMMA - 1) * p * minus_log_p
+
+
+def generalized_of(_: Any, p: Any) -> tuple[Any, Callable[[], Any]]:
+    power = p**Q
+    return (1 - power) / Q, lambda: power
+
+
+def poly_of(minus_log_p: Any, p: Any) -> tuple[Any, Callable[[], Any]]:
+    return minus_log_p + EPSILON * (1 - p), lambda: 1 + EPSILON * p
+
+
+def numpy_kl(case: Case) -> Callable[[], Any]:
+    x, y, n = case.x, case.t, len(case.x)
+    buffer, of_teacher = case.grad, np.empty_like(case.x)
+
+    def normalised(logits: Any, out: Any) -> None:
+        np.subtract(logits, logits.max(axis=1, keepdims=True), out=out)
+        np.subtract(out, np.log(np.exp(out).sum(axis=1, keepdims=True)), out=out)
 
     def call() -> Any:
-        np.subtract(x, x.max(axis=1, keepdims=True), out=buffer)
-        picked = np.take_along_axis(buffer, t, 1)
-        np.exp(buffer, out=buffer)
-        total = buffer.sum(axis=1, keepdims=True)
-        minus_log_p = np.log(total) - picked
-        p = np.exp(-minus_log_p)
-        others = 1 - p
-        loss = (others**GAMMA * minus_log_p).sum() / n
+        normalised(x, buffer)
+        normalised(y, of_teacher)
+        q = np.exp(of_teacher)
+        np.subtract(of_teacher, buffer, out=of_teacher)
+        loss = np.einsum("nc,nc->n", q, of_teacher).sum(dtype=np.float64) / n
         if not case.row.with_grad:
             return loss
-        slope = others**GAMMA + GAMMA * others ** (GAMMA - 1) * p * minus_log_p
-        slope /= n
-        np.multiply(buffer, slope / total, out=buffer)
-        np.put_along_axis(buffer, t, np.take_along_axis(buffer, t, 1) - slope, 1)
+        np.exp(buffer, out=buffer)
+        np.subtract(buffer, q, out=buffer)
+        np.divide(buffer, n, out=buffer)
         return loss, buffer
 
     return call
@@ -227,9 +278,23 @@ def scipy_sides(case: Case) -> Iterator[Side]:
         grad /= n
         return loss, grad
 
+    def entropy() -> Any:
+        log_p = scipy.special.log_softmax(x, axis=axis)
+        p = np.exp(log_p)
+        losses = -(p * log_p).sum(axis=axis, keepdims=True)
+        loss = losses.mean(dtype=np.float64)
+        if not case.row.with_grad:
+            return loss
+        log_p += losses
+        log_p *= p
+        log_p /= -n
+        return loss, log_p
+
     plain = case.each is None and not case.soft and not case.smoothing and not case.z_loss
     if case.row.loss == BINARY_LOSS:
         yield side(case, "SciPy", binary)
+    elif case.row.loss == "softmax_entropy":
+        yield side(case, "SciPy", entropy)
     elif case.row.loss == "cross_entropy" and plain:
         yield side(case, "SciPy", softmax)
 
@@ -294,9 +359,34 @@ def torch_sides(case: Case) -> Iterator[Side]:
         losses = functional.cross_entropy(x, t, reduction="none")
         return (losses + case.z_loss * torch.logsumexp(x, -1) ** 2).mean()
 
+    def entropy(x: Any, _: Any) -> Any:
+        log_p = functional.log_softmax(x, -1)
+        return -(log_p.exp() * log_p).sum(-1).mean()
+
     def focal(x: Any, t: Any) -> Any:
         losses = functional.cross_entropy(x, t, reduction="none")
         return ((1 - torch.exp(-losses)) ** GAMMA * losses).mean()
+
+    def kl(x: Any, t: Any) -> Any:
+        log_p, log_q = (functional.log_softmax(a, -1) for a in (x, t))
+        return functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+
+    def js(x: Any, t: Any) -> Any:
+        log_p, log_q = (functional.log_softmax(a, -1) for a in (x, t))
+        mixture = torch.logaddexp(log_p, log_q) - np.log(2)
+        parts = [
+            functional.kl_div(mixture, log, reduction="batchmean", log_target=True)
+            for log in (log_p, log_q)
+        ]
+        return (parts[0] + parts[1]) / 2
+
+    def generalized(x: Any, t: Any) -> Any:
+        losses = functional.cross_entropy(x, t, reduction="none")
+        return ((1 - torch.exp(-Q * losses)) / Q).mean()
+
+    def poly(x: Any, t: Any) -> Any:
+        losses = functional.cross_entropy(x, t, reduction="none")
+        return (losses + EPSILON * (1 - torch.exp(-losses))).mean()
 
     def log_loss(p: Any, t: Any) -> Any:
         return functional.nll_loss(p.log(), t)
@@ -311,6 +401,11 @@ def torch_sides(case: Case) -> Iterator[Side]:
     kinds: dict[str, Callable[[Any, Any], Any]] = {
         "cross_entropy": with_z if case.z_loss else softmax if each is None else weighted,
         "focal_loss": focal,
+        "softmax_entropy": entropy,
+        "kl_divergence": kl,
+        "js_divergence": js,
+        "generalized_cross_entropy": generalized,
+        "poly_loss": poly,
         "log_loss": log_loss_soft if case.soft else log_loss,
         BINARY_LOSS: binary,
     }
@@ -409,9 +504,25 @@ def jax_sides(case: Case) -> Iterator[Side]:
             losses += case.z_loss * jax.nn.logsumexp(x, axis=-1) ** 2
         return losses.mean() if each is None else (each * losses).sum() / each.sum()
 
+    def entropy(x: Any, _: Any) -> Any:
+        log_p = jax.nn.log_softmax(x)
+        return -(jnp.exp(log_p) * log_p).sum(-1).mean()
+
     def focal(x: Any, t: Any) -> Any:
         losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
         return ((1 - jnp.exp(-losses)) ** GAMMA * losses).mean()
+
+    def kl(x: Any, t: Any) -> Any:
+        log_p, log_q = (jax.nn.log_softmax(a, axis=-1) for a in (x, t))
+        return optax.kl_divergence_with_log_targets(log_p, log_q).mean()
+
+    def generalized(x: Any, t: Any) -> Any:
+        losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
+        return (-jnp.expm1(-Q * losses) / Q).mean()
+
+    def poly(x: Any, t: Any) -> Any:
+        losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
+        return (losses - EPSILON * jnp.expm1(-losses)).mean()
 
     def log_loss(p: Any, t: Any) -> Any:
         if case.soft:
@@ -424,6 +535,10 @@ def jax_sides(case: Case) -> Iterator[Side]:
     kinds = {
         "cross_entropy": softmax,
         "focal_loss": focal,
+        "softmax_entropy": entropy,
+        "kl_divergence": kl,
+        "generalized_cross_entropy": generalized,
+        "poly_loss": poly,
         "log_loss": log_loss,
         BINARY_LOSS: binary,
     }
@@ -480,6 +595,14 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(t, x)
         return tf.reduce_mean((1 - tf.exp(-losses)) ** GAMMA * losses)
 
+    def generalized(x: Any, t: Any) -> Any:
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(t, x)
+        return tf.reduce_mean(-tf.math.expm1(-Q * losses) / Q)
+
+    def poly(x: Any, t: Any) -> Any:
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(t, x)
+        return tf.reduce_mean(losses - EPSILON * tf.math.expm1(-losses))
+
     def log_loss(p: Any, t: Any) -> Any:
         if case.soft:
             return -tf.reduce_sum(t * tf.math.log(p)) / case.row.n
@@ -492,6 +615,8 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
     kinds = {
         "cross_entropy": softmax,
         "focal_loss": focal,
+        "generalized_cross_entropy": generalized,
+        "poly_loss": poly,
         "log_loss": log_loss,
         BINARY_LOSS: binary,
     }

@@ -120,6 +120,7 @@ class Row:
         """What it must read and write, as multiples of floors of arrays of the logits' size."""
         half = 0.5 if self.option == HALF_IGNORED else 1.0
         target = {SOFT: 1.0, BOOL: 1 / np.dtype(DTYPES[self.dtype]).itemsize}.get(self.option, 0.0)
+        target = 1.0 if self.of.teacher else target
         if self.tiny:
             return [(1.0, "np.exp")]
         if not self.with_grad:
@@ -226,6 +227,11 @@ ROWS = [
     Row(GRAD, *BINARY, option=BOOL, loss=BINARY_LOSS, goals=ELEMENTS),
     Row(LOSS, *BINARY, option=BOOL, loss=BINARY_LOSS, goals=ELEMENTS),
     Row(GRAD, 8192, 80, option=BOOL, loss=BINARY_LOSS),
+    # Losses that read a teacher's logits too
+    Row(GRAD, *LLM, loss="kl_divergence", goals=goals({"own floor": 1.15}, eager=8)),
+    Row(GRAD, 65536, 10, loss="kl_divergence", goals=goals({"own floor": 1.3}, eager=8)),
+    Row(GRAD, *LLM, loss="js_divergence", goals=goals({"own floor": 1.15}, eager=8)),
+    Row(GRAD, 65536, 10, loss="js_divergence", goals=goals({"own floor": 1.3}, eager=8)),
 ]
 ROWS += [row for loss in LOSSES if loss not in {row.loss for row in ROWS} for row in standard(loss)]
 
@@ -288,6 +294,8 @@ class Case:
 
     def _target(self) -> Array:
         row = self.row
+        if row.of.teacher:
+            return self._inputs(self.x.shape)
         if row.option == SOFT:
             t: Array = self._random(*self.x.shape)
             if not row.of.elementwise:

@@ -7,6 +7,7 @@
 //! | `python` | the bindings: NumPy arrays and PyTorch tensors in, arrays and exceptions out |
 //! | [`losses`] | the list of losses, and a file for each: its formula, and which kernel it takes |
 //! | [`softmax`] | the kernels of softmax losses: vectors along a row of many classes, or a lane for each sample |
+//! | [`divergence`] | the kernel of the divergences of two softmaxes |
 //! | [`elements`] | the kernel of losses that are computed element by element |
 //! | [`tiles`] | arrays of any strides, copied to contiguous rows a tile of samples at a time |
 //! | [`call`] | the arrays, the target and the options of a call, checked once |
@@ -17,6 +18,7 @@
 //! | [`error`] | the errors of a call |
 
 pub mod call;
+pub mod divergence;
 pub mod elements;
 pub mod error;
 pub mod losses;

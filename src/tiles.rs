@@ -15,6 +15,7 @@
 //! 2. *An array of contiguous rows is not copied.* The kernel reads or writes it in place.
 //! 3. *Types are converted on the way*: half precision, and the `float32` arrays of a batch that is computed in
 //!    `float64` ([`Singles`]).
+//! 4. *A sparse target becomes rows of probabilities*, if the kernel takes no other.
 //!
 //! Costs: each number is loaded and stored once more, from and to the cache. No array is copied as a whole.
 //!
@@ -27,9 +28,10 @@ use crate::call::batch::{Batch, IGNORED, Target};
 use crate::call::halves::{Conversion, Convert, Half};
 use crate::call::layout::{Layout, Singles};
 use crate::call::place::{Line, Place};
-use crate::error::Result;
+use crate::error::{Result, collected};
 use crate::math::Real;
 use crate::parallel::driver::{self, Job, Split};
+use crate::reduce::Total;
 use crate::simd::{
     COLUMNS, Input, Kernel, Level, Output, Scratch, Simd, Vector, copy, enter, fence,
 };
@@ -185,7 +187,8 @@ impl<'a, T: Real> Tile<'a, T> {
             values: room(layout.values.is_some() || grad || layout.converts()),
             columns: room(halves && (layout.values.is_some() || grad)),
             probabilities: room(
-                layout.probabilities.is_some()
+                layout.sparse
+                    || layout.probabilities.is_some()
                     || singles.is_some_and(|singles| singles.probabilities.is_some()),
             ),
             hess: room(writes && (layout.hess.is_some() || singles.is_some())),
@@ -260,6 +263,18 @@ impl<'a, T: Real> Tile<'a, T> {
                 }
             };
             tile.target = Target::Probabilities(probabilities);
+        }
+        if layout.sparse {
+            // A class that is named twice has the sum, rounded once.
+            let mut sums = collected((0..classes).map(|_| Total::default()));
+            for i in 0..samples.len() {
+                whole.each_entry(samples.start + i, |class, q| sums[class].add(q));
+                for (class, sum) in sums.iter_mut().enumerate() {
+                    let q = std::mem::take(sum).get();
+                    self.probabilities.output().set(i * classes + class, T::from_f64(q));
+                }
+            }
+            tile.target = Target::Probabilities(self.probabilities.input().part(0, n));
         }
         let derivatives = [
             (whole.outputs.grad, &layout.grad, &self.values),

@@ -30,6 +30,7 @@ class Loss:
     class_axis: bool = True
     indices: bool = False
     bounded: bool = False  # scores in [0, 1]
+    teacher: bool = False  # its second argument is logits too
 
     @property
     def derivatives(self):
@@ -42,9 +43,19 @@ class Loss:
         return _xentrs.LOSSES[self.name]["options"]
 
     @property
+    def input(self):
+        """What its first argument is called."""
+        return _xentrs.LOSSES[self.name]["input"]
+
+    @property
     def second(self):
         """What its second argument is called."""
         return _xentrs.LOSSES[self.name]["second"]
+
+    @property
+    def has_target(self):
+        """Whether there is a second argument. One is drawn in any case, and then left out."""
+        return self.second is not None
 
     @property
     def orders(self):
@@ -59,12 +70,13 @@ class Loss:
     @property
     def functions(self):
         """The twins, by what they return beside the loss: nothing, gradient, Hessian too."""
-        return tuple(getattr(xentrs, self.name + SUFFIXES[order]) for order in self.orders)
+        functions = tuple(getattr(xentrs, self.name + SUFFIXES[order]) for order in self.orders)
+        return functions if self.has_target else tuple(map(_without_target, functions))
 
     @property
     def elements(self):
         """Whether every element has a loss of its own, whose sum is all that elements share."""
-        return not self.class_axis or (self.bounded and not self.indices)
+        return not self.class_axis or not (self.softmax or self.indices)
 
     @property
     def reference(self):
@@ -78,18 +90,22 @@ class Loss:
     @property
     def softmax(self):
         """Whether it is one of the losses of a softmax, which share their kernels."""
-        return self.class_axis and not self.bounded
+        return self.class_axis and self.input == "logits" and not self.teacher
 
     @property
     def option_sets(self):
         """Names of options to go through: none, what changes the arithmetic, all together."""
-        alone = [name for name in ("label_smoothing", "z_loss", "gamma") if name in self.options]
+        arithmetic = ("label_smoothing", "z_loss", "gamma", "alpha", "q", "epsilon")
+        arithmetic += ("temperature", "direction", "beta")
+        alone = [name for name in arithmetic if name in self.options]
         everything = tuple(sorted(set(self.options) - {"reduction"}))
         return [(), *((name,) for name in alone), everything]
 
     def case(self, rng, shape, dtype, options=(), **fixed):
         """Random arguments that hold the named options, drawn, and the `fixed` ones."""
         values = {name: self.options[name](rng, shape, dtype) for name in sorted(options)}
+        if "label_smoothing" not in self.keywords and not fixed.get("label_smoothing", 0):
+            fixed.pop("label_smoothing", None)  # none is what such a loss has in any case
         values |= fixed
         target = self.draw_target(rng, shape, dtype)
         if self.indices and values.get("ignore_index") is not None:
@@ -113,7 +129,14 @@ class Case:
 
     def call(self, order, **more):
         """Call the twin of that order: 0 the loss, 1 with gradient, 2 with Hessian too."""
-        return self.loss.functions[order](self.scores, self.target, **self.options | more)
+        return self.loss.functions[order](self.scores, self.target, **self.given(**more))
+
+    def given(self, **more):
+        """Return the options; no smoothing is left out where a loss has no such keyword."""
+        options = self.options | more
+        if "label_smoothing" not in self.loss.keywords and options.get("label_smoothing") == 0:
+            del options["label_smoothing"]
+        return options
 
     def both(self, **more):
         return self.call(1, **more)
@@ -123,7 +146,7 @@ class Case:
         return self.call(self.loss.derivatives, **more)
 
     def reference(self, **more):
-        return self.loss.reference(self.scores, self.target, **self.options | more)
+        return self.loss.reference(self.scores, self.target, **self.given(**more))
 
     def but(self, *, scores=None, target=None, **options):
         """Return the same case with other arguments."""
@@ -148,6 +171,11 @@ class Case:
         return replace(self, scores=self.scores[index], target=self.target[index], options=options)
 
 
+def _without_target(function):
+    """Return a function that is called with a target and leaves it out."""
+    return lambda scores, target, **options: function(scores, **options)
+
+
 def _logits(rng, shape, dtype):
     spread = rng.choice([0.5, 3.0, 12.0])
     return (rng.normal(size=shape) * spread + rng.choice([0.0, -7.0, 60.0])).astype(dtype)
@@ -156,6 +184,15 @@ def _logits(rng, shape, dtype):
 def _probabilities(rng, shape, dtype):
     x = np.exp(rng.normal(size=shape) * 2)
     return (x / x.sum(-1, keepdims=True)).astype(dtype)
+
+
+def _log_probabilities(rng, shape, dtype):
+    return np.log(_probabilities(rng, shape, np.float64)).astype(dtype)
+
+
+def _chances(rng, shape, dtype):
+    p = rng.random(shape)
+    return np.where(rng.random(shape) < 0.5, p, 10 ** rng.uniform(-9, -0.1, shape)).astype(dtype)
 
 
 def _class_indices(rng, shape, dtype):
@@ -198,10 +235,38 @@ _FOCAL = {
     **{name: draw for name, draw in _INDICES.items() if name != "label_smoothing"},
     "gamma": lambda rng, shape, dtype: float(rng.choice([0.0, 0.5, 1.0, 3.0, 5.0])),
 }
+_DIVERGENCE = {
+    **{
+        name: draw
+        for name, draw in _CLASS_LOSS.items()
+        if name not in ("label_smoothing", "weight")
+    },
+    "temperature": lambda rng, shape, dtype: float(rng.choice([0.5, 2.0, 3.7])),
+}
+_KL = _DIVERGENCE | {
+    "direction": lambda rng, shape, dtype: str(rng.choice(["forward", "reverse"])),
+}
+_JS = _DIVERGENCE | {
+    "beta": lambda rng, shape, dtype: float(rng.choice([0.0, 0.1, 0.5, 0.75, 1.0])),
+}
+_FUNCTION_OF_CLASS = {
+    name: draw for name, draw in _INDICES.items() if name not in ("label_smoothing", "base")
+}
+_GENERALIZED = _FUNCTION_OF_CLASS | {
+    "q": lambda rng, shape, dtype: float(rng.choice([0.05, 0.3, 0.7, 1.0]))
+}
+_POLY = _FUNCTION_OF_CLASS | {
+    "epsilon": lambda rng, shape, dtype: float(rng.choice([0.0, 1.0, 2.5, 40.0]))
+}
 _BINARY = _ANY_LOSS | {
     "weight": _suffix_weight,
     "pos_weight": _suffix_weight,
     "where": lambda rng, shape, dtype: rng.random(shape) < 0.8,
+}
+_SIGMOID_FOCAL = {
+    **{name: _BINARY[name] for name in ("weight", "where", "reduction", "denominator", "base")},
+    "gamma": _FOCAL["gamma"],
+    "alpha": lambda rng, shape, dtype: float(rng.choice([0.0, 0.25, 0.9, 1.0])),
 }
 
 LOSSES = [
@@ -237,7 +302,27 @@ LOSSES = [
         _CLASS_LOSS,
         bounded=True,
     ),
+    Loss(
+        "nll_loss-indices",
+        "nll_loss",
+        _log_probabilities,
+        _class_indices,
+        _INDICES,
+        indices=True,
+    ),
+    Loss("nll_loss-probabilities", "nll_loss", _log_probabilities, _soft_target, _CLASS_LOSS),
     Loss("focal_loss", "focal_loss", _logits, _class_indices, _FOCAL, indices=True),
+    Loss("kl_divergence", "kl_divergence", _logits, _logits, _KL, teacher=True),
+    Loss("js_divergence", "js_divergence", _logits, _logits, _JS, teacher=True),
+    Loss(
+        "generalized_cross_entropy",
+        "generalized_cross_entropy",
+        _logits,
+        _class_indices,
+        _GENERALIZED,
+        indices=True,
+    ),
+    Loss("poly_loss", "poly_loss", _logits, _class_indices, _POLY, indices=True),
     Loss(
         "binary",
         "binary_cross_entropy_with_logits",
@@ -246,17 +331,53 @@ LOSSES = [
         _BINARY,
         class_axis=False,
     ),
+    Loss(
+        "softmax_entropy",
+        "softmax_entropy",
+        _logits,
+        _soft_target,
+        {
+            name: draw
+            for name, draw in _CLASS_LOSS.items()
+            if name not in ("label_smoothing", "weight")
+        },
+    ),
+    Loss(
+        "binary-probabilities",
+        "binary_cross_entropy",
+        _chances,
+        _multi_label,
+        _BINARY,
+        class_axis=False,
+        bounded=True,
+    ),
+    Loss(
+        "sigmoid_focal_loss",
+        "sigmoid_focal_loss",
+        _logits,
+        _multi_label,
+        _SIGMOID_FOCAL,
+        class_axis=False,
+    ),
 ]
 CLASS_LOSSES = [loss for loss in LOSSES if loss.class_axis]
 INDEX_LOSSES = [loss for loss in LOSSES if loss.indices]
 BY_ID = {loss.id: loss for loss in LOSSES}
-TAKE_PROBABILITIES = {loss.name for loss in CLASS_LOSSES if not loss.indices}
+TAKE_PROBABILITIES = {
+    loss.name for loss in CLASS_LOSSES if loss.has_target and not (loss.indices or loss.teacher)
+}
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
 every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+every_loss_of_two = pytest.mark.parametrize(
+    "loss", [loss for loss in LOSSES if loss.has_target], ids=str
+)
 every_soft_loss = pytest.mark.parametrize(
     "loss", [loss for loss in CLASS_LOSSES if loss.name in TAKE_PROBABILITIES], ids=str
+)
+every_target_loss = pytest.mark.parametrize(
+    "loss", [loss for loss in CLASS_LOSSES if loss.has_target and not loss.teacher], ids=str
 )
 every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 every_hessian_loss = pytest.mark.parametrize(

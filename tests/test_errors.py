@@ -15,7 +15,9 @@ from losses import (
     every_hessian_loss,
     every_index_loss,
     every_loss,
+    every_loss_of_two,
     every_output,
+    every_target_loss,
 )
 from xentrs import _xentrs
 
@@ -121,16 +123,34 @@ def test_gamma_and_z_loss_outside_their_range(loss, name, value, dtype, rng):
 
 
 @every_dtype
+@with_keyword("q")
+@pytest.mark.parametrize("value", [0, -0.5, -1e-300, 1.5, NAN, INF, np.float32(1.25)])
+def test_q_outside_its_range(loss, value, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype)
+    given = "nan" if np.isnan(value) else f"{float(value):.4g}"[:4]
+    refused(case, ValueError, "q must be", "above 0 and at most 1", given, q=value)
+
+
+@every_dtype
+@with_keyword("epsilon")
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_epsilon_that_is_not_finite(loss, value, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype)
+    refused(case, ValueError, "epsilon must be finite", value, epsilon=value)
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ["focal_loss", "generalized_cross_entropy", "poly_loss"])
 @pytest.mark.parametrize("smoothing", [0.1, 1, np.float32(0.5), 1e-300])
-def test_focal_loss_takes_class_indices_alone(smoothing, dtype, rng):
+def test_losses_that_take_class_indices_alone(name, smoothing, dtype, rng):
     """The message says why smoothing and probabilities are refused."""
-    case = BY_ID["focal_loss"].case(rng, (3, 4), dtype)
+    case = BY_ID[name].case(rng, (3, 4), dtype)
     given = f"{float(smoothing):.4g}"
     refused(case, TypeError, "label_smoothing", given, "true class", label_smoothing=smoothing)
     for target in (rng.random((3, 4)), np.eye(3, 4, dtype=int), np.eye(3, 4, dtype=dtype)):
         for given in (target, np.asfortranarray(target), target.tolist()):
             refused(case.but(target=given), TypeError, "target", "probabilities", "class ind")
-    case.call(2, label_smoothing=0)
+    case.all(label_smoothing=0)
 
 
 def type_of(value):
@@ -139,7 +159,9 @@ def type_of(value):
 
 
 @every_loss
-@pytest.mark.parametrize("name", ["label_smoothing", "denominator", "base", "gamma", "z_loss"])
+@pytest.mark.parametrize(
+    "name", ["label_smoothing", "denominator", "base", "gamma", "z_loss", "q", "epsilon"]
+)
 @pytest.mark.parametrize("value", ["0.5", b"1", [0.5, 0.5], 1j, {}, object()], ids=type_of)
 def test_numbers_of_another_type(loss, name, value, rng):
     case = loss.case(rng, (3, 4), np.float32)
@@ -147,7 +169,7 @@ def test_numbers_of_another_type(loss, name, value, rng):
 
 
 @every_loss
-@pytest.mark.parametrize("name", ["label_smoothing", "gamma", "z_loss"])
+@pytest.mark.parametrize("name", ["label_smoothing", "gamma", "z_loss", "q", "epsilon"])
 def test_numbers_that_are_none(loss, name, rng):
     case = loss.case(rng, (3, 4), np.float32)
     refused(case, TypeError, name, **{name: None})
@@ -274,7 +296,9 @@ def test_ignore_index_of_another_type(loss, value, rng):
     refused(case, TypeError, "ignore_index", ignore_index=value)
 
 
-@pytest.mark.parametrize("loss", [x for x in CLASS_LOSSES if not x.indices], ids=str)
+@pytest.mark.parametrize(
+    "loss", [x for x in CLASS_LOSSES if x.has_target and not (x.indices or x.teacher)], ids=str
+)
 def test_ignore_index_with_probabilities(loss, rng):
     case = loss.case(rng, (3, 4), np.float32)
     refused(case, ValueError, "ignore_index", ignore_index=1)
@@ -286,7 +310,7 @@ def test_ignore_index_with_probabilities(loss, rng):
 
 
 @every_dtype
-@every_class_loss
+@every_target_loss
 def test_target_of_another_shape(loss, dtype, rng):
     case = loss.case(rng, (3, 4, 5), dtype)
     hard, soft = (
@@ -300,7 +324,7 @@ def test_target_of_another_shape(loss, dtype, rng):
         refused(given, ValueError, loss.second, shape, "(3, 4, 5)")
 
 
-@every_class_loss
+@every_target_loss
 def test_pytorch_layout_is_told_of_axis_1(loss, rng):
     for shape in [(2, 5, 7), (2, 5, 7, 3), (2, 9, 9)]:
         scores = loss.draw_scores(rng, shape, np.float32)
@@ -319,7 +343,7 @@ def test_pytorch_layout_is_told_of_axis_1(loss, rng):
 @every_class_loss
 def test_weights_of_another_shape(loss, dtype, rng):
     case = loss.case(rng, (6, 4), dtype)
-    for shape in [(3,), (5,), (6,), (), (1,), (4, 1), (6, 4), (0,)]:
+    for shape in [(3,), (5,), (6,), (), (1,), (4, 1), (6, 4), (0,)] * ("weight" in loss.options):
         refused(case, ValueError, "weight", shape, "(4,)", weight=np.ones(shape, dtype))
     for shape in [(5,), (4,), (), (1,), (6, 1), (6, 4), (0,)]:
         ones = np.ones(shape, dtype)
@@ -342,7 +366,8 @@ def test_binary_shapes(dtype, rng):
 def test_ragged_lists(loss, rng):
     case = loss.case(rng, (2, 3), np.float32)
     refused(case.but(scores=[[0.1, 0.2], [0.3]]), (TypeError, ValueError), first(loss))
-    refused(case.but(target=[[1, 0], [1]]), (TypeError, ValueError), loss.second)
+    if loss.has_target:
+        refused(case.but(target=[[1, 0], [1]]), (TypeError, ValueError), loss.second)
 
 
 # ----------------------------------------------------------------------------------------- dtypes
@@ -372,23 +397,24 @@ def test_scores_that_are_no_array(loss, scores, rng):
             assert words in str(raised.value)
 
 
-@every_loss
+@every_loss_of_two
 @pytest.mark.parametrize("kind", ["c8", "O", "U3", "S3", "M8[s]", "m8[s]", "V4"])
 def test_target_of_another_dtype(loss, kind, rng):
     case = loss.case(rng, (3, 4), np.float32)
     for shape in {case.target.shape, case.scores.shape}:
         target = np.zeros(shape, kind)
         if loss.class_axis or shape == case.scores.shape:
-            refused(case.but(target=target), TypeError, loss.second, target.dtype, "integer")
+            accepted = "float" if loss.teacher else "integer"
+            refused(case.but(target=target), TypeError, loss.second, target.dtype, accepted)
 
 
-@every_class_loss
+@every_target_loss
 def test_class_indices_that_are_bools(loss, rng):
     case = loss.case(rng, (3, 4), np.float32)
     refused(case.but(target=np.zeros(3, bool)), TypeError, "target", "bool", "integer")
 
 
-@every_loss
+@every_loss_of_two
 def test_targets_that_are_no_array(loss, rng):
     case = loss.case(rng, (3, 4), np.float32)
     for target in (None, "abc", object()):
@@ -442,7 +468,8 @@ def test_arrays_on_a_gpu(loss, rng):
 
     for kind in (OnGpu, AsTorch):
         refused(case.but(scores=kind()), TypeError, first(loss), "xentrs.torch")
-        refused(case.but(target=kind()), TypeError, loss.second, "xentrs.torch")
+        if loss.has_target:
+            refused(case.but(target=kind()), TypeError, loss.second, "xentrs.torch")
 
 
 # ---------------------------------------------------------------------------------- probabilities
@@ -544,7 +571,7 @@ def test_out_overlaps_another_input(loss, name, dtype, rng):
         target = flat.view(np.int32)[2:8]
         given = case.but(target=target)
         refused_out(given, ValueError, name, loss.second, "overlap", **{name: out})
-    else:
+    elif loss.has_target:
         given = case.but(target=out)  # exactly, too
         refused_out(given, ValueError, name, loss.second, "overlap", **{name: out})
         buffer = np.zeros(60, dtype)

@@ -1,6 +1,11 @@
 """Exact and fast cross-entropy: loss and gradient in one pass over NumPy arrays."""
 
 from xentrs._config import get_num_threads, set_num_threads, show_config
+from xentrs._functions import entropy, log_softmax, logsumexp, softmax
+from xentrs._losses.binary_cross_entropy import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_grad,
+)
 from xentrs._losses.binary_cross_entropy_with_logits import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_with_grad,
@@ -16,10 +21,26 @@ from xentrs._losses.focal_loss import (
     focal_loss_with_grad,
     focal_loss_with_grad_hess,
 )
+from xentrs._losses.generalized_cross_entropy import (
+    generalized_cross_entropy,
+    generalized_cross_entropy_with_grad,
+)
+from xentrs._losses.js_divergence import js_divergence, js_divergence_with_grad
+from xentrs._losses.kl_divergence import kl_divergence, kl_divergence_with_grad
 from xentrs._losses.log_loss import (
     log_loss,
     log_loss_with_grad,
     log_loss_with_grad_hess,
+)
+from xentrs._losses.nll_loss import nll_loss, nll_loss_with_grad
+from xentrs._losses.poly_loss import poly_loss, poly_loss_with_grad
+from xentrs._losses.sigmoid_focal_loss import (
+    sigmoid_focal_loss,
+    sigmoid_focal_loss_with_grad,
+)
+from xentrs._losses.softmax_entropy import (
+    softmax_entropy,
+    softmax_entropy_with_grad,
 )
 from xentrs._partial import PartialCrossEntropy
 from xentrs._xentrs import __version__
@@ -27,19 +48,39 @@ from xentrs._xentrs import __version__
 __all__ = [
     "PartialCrossEntropy",
     "__version__",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_grad",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_with_grad",
     "binary_cross_entropy_with_logits_with_grad_hess",
     "cross_entropy",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
+    "entropy",
     "focal_loss",
     "focal_loss_with_grad",
     "focal_loss_with_grad_hess",
+    "generalized_cross_entropy",
+    "generalized_cross_entropy_with_grad",
     "get_num_threads",
+    "js_divergence",
+    "js_divergence_with_grad",
+    "kl_divergence",
+    "kl_divergence_with_grad",
     "log_loss",
     "log_loss_with_grad",
     "log_loss_with_grad_hess",
+    "log_softmax",
+    "logsumexp",
+    "nll_loss",
+    "nll_loss_with_grad",
+    "poly_loss",
+    "poly_loss_with_grad",
     "set_num_threads",
     "show_config",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_with_grad",
+    "softmax",
+    "softmax_entropy",
+    "softmax_entropy_with_grad",
 ]

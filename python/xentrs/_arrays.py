@@ -18,15 +18,16 @@ Nothing is written to `out` before the compiled function has accepted all argume
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from xentrs._foreign import refuse_foreign
-from xentrs._xentrs import LOSSES, compute, plain_options
+from xentrs._foreign import of_arrow, refuse_foreign
+from xentrs._xentrs import LOSSES, compute, compute_rows, plain_options
 
 _Array: TypeAlias = NDArray[Any]
 
@@ -36,6 +37,9 @@ _HOST_MEMORY = (1, 3, 11, 13)
 # The effort that NumPy may spend on finding an element that two strided arrays share. Arrays for
 # which this does not suffice are treated as overlapping.
 _OVERLAP_WORK = 10_000
+
+# What messages call the arrays of a target that is a pair.
+_PAIR = ("target[0]", "target[1]")
 
 # The most numbers that a check of values takes at a time, so that it needs little memory.
 _BLOCK = 1 << 18
@@ -49,11 +53,50 @@ def evaluate(loss: str, order: int, arguments: dict[str, Any]) -> Any:
     options = dict(arguments)
     outputs = options.pop("out", None), options.pop("hess_out", None)
     name = next(iter(options))  # what the values are called
-    values, target = options.pop(name), options.pop(LOSSES[loss]["second"])
+    second = LOSSES[loss]["second"]
+    values, target = options.pop(name), None if second is None else options.pop(second)
     options = dict(zip(options, plain_options(loss, *options.values()), strict=True))
-    prepare = _prepare_classes if LOSSES[loss]["axis"] else _prepare_elements
-    call = prepare(name, values, target, options, outputs)
+    if second is None:
+        call = _prepare_untargeted(name, values, options, outputs)
+    elif second == "teacher_logits":
+        call = _prepare_teacher(name, values, target, options, outputs)
+    elif LOSSES[loss]["axis"]:
+        call = _prepare_classes(name, values, target, options, outputs)
+    else:
+        call = _prepare_elements(name, values, target, options, outputs)
     return _call(loss, order, call)
+
+
+def evaluate_rows(
+    function: str,
+    name: str,
+    values: object,
+    axis: object,
+    *,
+    temperature: float | None = None,
+    base: float | None = None,
+    out: object = None,
+    counts: bool = False,
+) -> _Array:
+    """Compute a function of rows that is no loss, of arguments of any kind.
+
+    `name` is what messages call the values. Integers are accepted as `counts`.
+    """
+    x = _count_array(name, values) if counts else _float_array(name, values)
+    at = _classes_on(axis, name, x)
+    given = None if out is None else _output("out", out, name, x, {})
+    target = None if given is None else np.asarray(given).view()
+    plain = _plain(x, _native(x))
+    result = compute_rows(function, plain, at, temperature, base, target)
+    if result is NotImplemented:  # `out` is not native, or lies between the elements of `x`
+        result = compute_rows(function, plain, at, temperature, base, None)
+    if result is NotImplemented:
+        raise _changed()
+    if given is None:
+        return cast(_Array, result)
+    if result is not target:
+        np.copyto(np.asarray(given), result)
+    return given
 
 
 def class_loss(
@@ -63,8 +106,39 @@ def class_loss(
 
     Messages call the values by `name`.
     """
-    names = (name, LOSSES[loss]["second"], *LOSSES[loss]["options"], "out", "hess_out")
-    return evaluate(loss, order, dict(zip(names, (values, target, *rest), strict=True)))
+    second = LOSSES[loss]["second"]
+    arrays = {name: values} if second is None else {name: values, second: target}
+    options = zip((*LOSSES[loss]["options"], "out", "hess_out"), rest, strict=True)
+    return evaluate(loss, order, arrays | dict(options))
+
+
+def merge_axes(
+    name: str, values: object, axes: object
+) -> tuple[_Array, SupportsIndex, tuple[int, ...]]:
+    """Return an array with one axis in the place of several, that axis, and the kept shape.
+
+    `axes` is an int, several ints, or None for all axes. The kept shape is that of the array, each
+    of its axes of length 1.
+    """
+    accepted = "None, an int or several ints"
+    x = _float_array(name, values)
+    if axes is None:
+        named = list(range(x.ndim))
+    elif isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0:
+        named = [_integer("axis", i, accepted) for i in axes]
+    else:
+        named = [_integer("axis", axes, accepted)]
+    chosen = {_class_axis(i, name, x) for i in named}
+    if len(chosen) < max(len(named), 1):
+        what = "names no axis" if not named else "names an axis twice"
+        raise ValueError(f"axis is {axes!r}, which {what}")
+    shape = tuple(1 if i in chosen else n for i, n in enumerate(x.shape))
+    if len(chosen) == 1:
+        return x, chosen.pop(), shape
+    rest = [i for i in range(x.ndim) if i not in chosen]
+    merged = x.transpose(*rest, *sorted(chosen))
+    count = math.prod(x.shape[i] for i in chosen)
+    return merged.reshape(*(x.shape[i] for i in rest), count), -1, shape
 
 
 class _Call(NamedTuple):
@@ -74,6 +148,7 @@ class _Call(NamedTuple):
     outputs: tuple[_Array | None, _Array | None]  # the caller's own objects
     values: _Array  # `given`, or a copy
     rest: tuple[Any, ...]
+    copied: tuple[tuple[_Array, _Array], ...] = ()  # further outputs, each with an array of ours
 
 
 def _prepare_classes(
@@ -84,39 +159,76 @@ def _prepare_classes(
     outputs: tuple[object, object],
 ) -> _Call:
     """Read, check and copy the arguments of a loss that has a class axis."""
-    axis = _integer("axis", options["axis"], "an int")
     ignored = _ignore_index(options["ignore_index"])
-    x = _float_array(name, values)
-    if x.ndim == 0:
-        raise ValueError(f"{name} must have a class axis, but its shape is ()")
-    axis = _class_axis(axis, name, x)
+    x, axis, samples = _class_values(name, values, options["axis"])
     classes = x.shape[axis]
-    if classes == 0:
-        raise ValueError(f"{name} of shape {x.shape} has no classes on axis {axis}")
-    samples = x.shape[:axis] + x.shape[axis + 1 :]
-
-    t = _class_target(name, x, axis, target)
+    pair = _is_pair(target, x)
+    if pair:
+        targets = dict(zip(_PAIR, _sparse_target(name, x, axis, target), strict=True))
+    else:
+        targets = {"target": _class_target(name, x, axis, target)}
     w = _optional("weight", options, _real_array)
     if w is not None and w.shape != (classes,):
         raise ValueError(
             f"weight has shape {w.shape}, but must have shape ({classes},): {name} of shape "
             f"{x.shape} has {classes} classes on axis {axis}"
         )
-    s = _optional("sample_weight", options, _real_array)
-    if s is not None and s.shape != samples:
-        raise ValueError(
-            f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
-            f"{x.shape}, without the class axis {axis}"
-        )
-    outs = _outputs(name, x, {"target": t, "weight": w, "sample_weight": s}, *outputs)
+    s = _sample_weight(name, x, axis, options)
+    inputs = {name: x, **targets, "weight": w, "sample_weight": s}
+    outs = _outputs(name, x, {k: a for k, a in inputs.items() if k != name}, *outputs)
+    inputs |= dict(zip(("out", "hess_out"), outs, strict=True))
+    copied = []
+    for key, of in (("logsumexp_out", x.dtype), ("argmax_out", np.dtype(np.int64))):
+        if options.get(key) is not None:
+            array = _summary(key, options[key], name, x, axis, of, inputs)
+            inputs[key] = array
+            options[key] = _canonical(array, _native(array))
+            if options[key] is not array:
+                copied.append((array, options[key]))
 
     dtype = _native(x)
-    t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _exact(t, dtype))
+    t: Any
+    if pair:
+        t = tuple(_canonical(a, _native(a)) for a in targets.values())
+    else:
+        t = targets["target"]
+        t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _exact(t, dtype))
     if w is not None:
         w = _canonical(w, dtype if _native(w) == dtype else np.float64)
-    if s is not None:
-        s = _canonical(s, _native(s) if _is_float(s) else np.float64)
-    options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": s}
+    options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": _weights(s)}
+    return _Call(x, outs, _plain(x, dtype), (t, *options.values()), tuple(copied))
+
+
+def _prepare_untargeted(
+    name: str, values: object, options: dict[str, Any], outputs: tuple[object, object]
+) -> _Call:
+    """Read, check and copy the arguments of a loss that has a class axis and no target."""
+    x, axis, _ = _class_values(name, values, options["axis"])
+    s = _sample_weight(name, x, axis, options)
+    outs = _outputs(name, x, {"sample_weight": s}, *outputs)
+    options |= {"axis": axis, "sample_weight": _weights(s)}
+    return _Call(x, outs, _plain(x, _native(x)), (None, *options.values()))
+
+
+def _prepare_teacher(
+    name: str,
+    values: object,
+    teacher: object,
+    options: dict[str, Any],
+    outputs: tuple[object, object],
+) -> _Call:
+    """Read, check and copy the arguments of a loss that compares a model with a teacher."""
+    x, axis, _ = _class_values(name, values, options["axis"])
+    accepted = "float16, bfloat16, float32 or float64"
+    t = _typed("teacher_logits", teacher, _is_teacher_type, accepted, untyped_integers=True)
+    if t.shape != x.shape:
+        raise ValueError(f"teacher_logits has shape {t.shape}, but {name} has shape {x.shape}")
+    s = _sample_weight(name, x, axis, options)
+    outs = _outputs(name, x, {"teacher_logits": t, "sample_weight": s}, *outputs)
+    dtype = _native(x)
+    # A teacher of a wider type is used as it is.
+    t = _plain(t, np.promote_types(dtype, _native(t)))
+    options |= {"axis": axis, "sample_weight": _weights(s)}
     return _Call(x, outs, _plain(x, dtype), (t, *options.values()))
 
 
@@ -132,11 +244,12 @@ def _prepare_elements(
     t = _real_array("target", target)
     if t.shape != x.shape:
         raise ValueError(f"target has shape {t.shape}, but {name} has shape {x.shape}")
-    weights = {key: _optional(key, options, _real_array) for key in ("weight", "pos_weight")}
+    names = [key for key in ("weight", "pos_weight") if key in options]
+    weights: dict[str, _Array | None] = {key: _optional(key, options, _real_array) for key in names}
     where = _optional("where", options, _bool_array)
-    full = None if where is None else _broadcast("where", where, x)
+    full = None if where is None else _broadcast("where", where, name, x)
     for key, w in weights.items():
-        options[key] = None if w is None else _suffix(key, w, x)
+        options[key] = None if w is None else _suffix(key, w, name, x)
     outs = _outputs(name, x, {"target": t, **weights, "where": where}, *outputs)
     options["where"] = None if full is None else _canonical(full, np.bool_)
     t = _canonical(t, t.dtype if t.dtype == np.bool_ else _exact(t, _native(x)))
@@ -160,10 +273,9 @@ def _call(loss: str, order: int, call: _Call) -> Any:
         # An output is not native, or lies between the elements of an input.
         result = compute(loss, order, values, *rest, spare, None)
     if result is NotImplemented:
-        raise RuntimeError(
-            "xentrs refused arrays that it made itself: were they changed during the call? "
-            "If not, please report this bug"
-        )
+        raise _changed()
+    for array, ours in call.copied:
+        np.copyto(array, ours)
     if order == 0:
         return result
     results = [result[0]]
@@ -172,6 +284,13 @@ def _call(loss: str, order: int, call: _Call) -> Any:
             np.copyto(np.asarray(out), value)
         results.append(value if out is None else out)
     return tuple(results)
+
+
+def _changed() -> RuntimeError:
+    return RuntimeError(
+        "xentrs refused arrays that it made itself: were they changed during the call? "
+        "If not, please report this bug"
+    )
 
 
 def _plain(a: _Array, dtype: DTypeLike) -> _Array:
@@ -217,6 +336,7 @@ def _view(name: str, value: object) -> _Array:
                 "pass a plain array (and leave elements out with ignore_index, weights or where)"
             )
         return np.asarray(value)
+    value = of_arrow(name, value)
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         try:
             return np.from_dlpack(value)
@@ -251,6 +371,15 @@ def _refuse_gpu(name: str, value: object) -> None:
 def _is_float_type(dtype: np.dtype[Any]) -> bool:
     # Not `==`: a byte-swapped float32 is a float32 too.
     return dtype.type in (np.float32, np.float64)
+
+
+def _is_teacher_type(dtype: np.dtype[Any]) -> bool:
+    # The type of ml_dtypes has a name, and no number that is known here.
+    return _is_float_type(dtype) or dtype.type is np.float16 or dtype.name == "bfloat16"
+
+
+def _is_float_kind(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f"
 
 
 def _is_float(a: _Array) -> bool:
@@ -296,6 +425,16 @@ def _float_array(name: str, value: object) -> _Array:
     return _typed(name, value, _is_float_type, accepted, untyped_integers=True)
 
 
+def _count_array(name: str, value: object) -> _Array:
+    """Return counts or probabilities; integers as float64."""
+
+    def accepts(dtype: np.dtype[Any]) -> bool:
+        return _is_float_type(dtype) or dtype.kind in "iub"
+
+    a = _typed(name, value, accepts, "float32, float64, integer or bool")
+    return a if a.dtype.kind == "f" else a.astype(np.float64)
+
+
 def _real_array(name: str, value: object) -> _Array:
     return _typed(name, value, _is_real, "float, integer or bool")
 
@@ -308,6 +447,11 @@ def _optional(
     name: str, options: dict[str, Any], read: Callable[[str, object], _Array]
 ) -> _Array | None:
     return None if options[name] is None else read(name, options[name])
+
+
+def _weights(s: _Array | None) -> _Array | None:
+    """Return sample weights as the kernels take them."""
+    return None if s is None else _canonical(s, _native(s) if _is_float(s) else np.float64)
 
 
 def _is_untyped(value: object) -> bool:
@@ -343,7 +487,13 @@ def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
         if t.dtype.kind in "iu":
             return t
         if t.dtype.kind == "f":
-            return _whole_numbers(name, t, x, axis)
+            return _whole_numbers(
+                "target",
+                t,
+                x.shape[axis],
+                f"target has dtype {t.dtype} and the shape of class indices for {name} of shape "
+                f"{x.shape}",
+            )
         raise TypeError(
             f"target has dtype {t.dtype}, but must be integer: its shape {t.shape} is that of "
             f"class indices for {name} of shape {x.shape}"
@@ -356,11 +506,68 @@ def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
     if fitting:  # several, if axes have the same length: then PyTorch's class axis first
         elsewhere = 1 if 1 in fitting else fitting[0]
         message += f"; if its classes are on axis {elsewhere}, pass axis={elsewhere}"
+    elif isinstance(value, tuple) and len(value) == 2:
+        message += (
+            f"; the two arrays of a pair (indices, probabilities) have shape {_and_k(samples)}"
+        )
     raise ValueError(message)
 
 
-def _whole_numbers(name: str, t: _Array, x: _Array, axis: int) -> _Array:
-    """Return class indices that are stored as floats."""
+def _and_k(samples: tuple[int, ...]) -> str:
+    return f"({', '.join([*map(str, samples), 'k'])}{'' if samples else ','})"
+
+
+def _is_pair(target: object, x: _Array) -> bool:
+    """Whether a target is a pair (indices, probabilities), not one array as a nested tuple.
+
+    Each array of a pair has as many axes as `x`. An item of a nested tuple has fewer.
+    """
+    if not isinstance(target, tuple):
+        return False
+    for item in target[:2]:
+        try:
+            if np.ndim(item) >= x.ndim:
+                return True
+        except (RuntimeError, TypeError, ValueError):  # ragged lists and the like
+            return True
+    return False
+
+
+def _sparse_target(name: str, x: _Array, axis: int, target: Any) -> tuple[_Array, _Array]:
+    """Return the class indices and the probabilities of a target that is a pair."""
+    if len(target) != 2:
+        raise ValueError(
+            f"target is a tuple of length {len(target)}, but must be a pair "
+            "(indices, probabilities)"
+        )
+    indices = _real_array(_PAIR[0], target[0])
+    q = _typed(_PAIR[1], target[1], _is_float_kind, "float", untyped_integers=True)
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    for title, a in zip(_PAIR, (indices, q), strict=True):
+        if a.ndim != x.ndim or a.shape[:-1] != samples:
+            raise ValueError(
+                f"{title} has shape {a.shape}, but {name} of shape {x.shape} with the class axis "
+                f"{axis} takes a pair (indices, probabilities) of shape {_and_k(samples)}"
+            )
+    if q.shape != indices.shape:
+        raise ValueError(
+            f"{_PAIR[1]} has shape {q.shape}, but must have that of {_PAIR[0]}, {indices.shape}: "
+            "the target is a pair (indices, probabilities)"
+        )
+    if indices.dtype.kind == "f":
+        kind = f"{_PAIR[0]} has dtype {indices.dtype} and the target is (indices, probabilities)"
+        indices = _whole_numbers(_PAIR[0], indices, x.shape[axis], kind)
+    elif indices.dtype.kind == "b":
+        raise _wrong_dtype(_PAIR[0], target[0], indices.dtype, "integer class indices")
+    if not _is_float(q):
+        wide = np.float32 if np.can_cast(q.dtype, np.float32) else np.float64
+        with np.errstate(all="ignore"):
+            q = q.astype(wide)
+    return indices, q
+
+
+def _whole_numbers(name: str, t: _Array, classes: int, what: str) -> _Array:
+    """Return class indices that are stored as floats; `what` they are, for messages."""
     indices = np.empty(t.shape, np.int64)
     flat = indices.reshape(-1)
     at = 0
@@ -370,17 +577,16 @@ def _whole_numbers(name: str, t: _Array, x: _Array, axis: int) -> _Array:
             i = int(np.argmin(whole))
             missing = " (missing values?)" if np.isnan(block[i]) else ""
             raise ValueError(
-                f"target{_position(at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
-                f"number: target has dtype {t.dtype} and the shape of class indices for {name} of "
-                f"shape {x.shape}"
+                f"{name}{_position(at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
+                f"number: {what}"
             )
         with np.errstate(over="ignore"):  # float16 does not hold these limits
             outside = (block < -(2.0**63)) | (block >= 2.0**63)
         if outside.any():
             i = int(np.argmax(outside))
             raise IndexError(
-                f"target{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
-                f"[0, {x.shape[axis]})"
+                f"{name}{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
+                f"[0, {classes})"
             )
         flat[at : at + block.size] = block
         at += block.size
@@ -427,8 +633,8 @@ def _check_one_hot(name: str, t: _Array, axis: int) -> None:
         message += f"; it is one-hot on axis {elsewhere}: pass axis={elsewhere}"
     elif name == "probabilities":
         message += (
-            "; for binary labels with one probability p each, pass np.stack([1 - p, p], -1) and "
-            "the labels as class indices, or logits to binary_cross_entropy_with_logits"
+            "; for binary labels with one probability each, use binary_cross_entropy, "
+            "or with logits binary_cross_entropy_with_logits"
         )
     else:
         message += "; for binary labels, one for each logit, use binary_cross_entropy_with_logits"
@@ -461,23 +667,41 @@ def _row_blocks(a: _Array, start: tuple[int, ...]) -> Iterator[tuple[tuple[int, 
     yield from _row_blocks(a[(*ahead, slice(half, None))], second)
 
 
-def _broadcast(name: str, a: _Array, x: _Array) -> _Array:
+def _broadcast(name: str, a: _Array, logits: str, x: _Array) -> _Array:
     try:
         return np.broadcast_to(a, x.shape)
     except ValueError:
         raise ValueError(
-            f"{name} has shape {a.shape}, which does not broadcast to that of logits, {x.shape}"
+            f"{name} has shape {a.shape}, which does not broadcast to that of {logits}, {x.shape}"
         ) from None
 
 
-def _suffix(name: str, a: _Array, x: _Array) -> _Array:
+def _suffix(name: str, a: _Array, logits: str, x: _Array) -> _Array:
     """Return `a` in a shape that the shape of `x` ends in, without broadcasting it if possible."""
-    full = _broadcast(name, a, x)
+    full = _broadcast(name, a, logits, x)
     shape = a.shape
     while shape and shape[0] == 1:
         shape = shape[1:]
     fits = x.shape[x.ndim - len(shape) :] == shape
     return _canonical(a.reshape(shape) if fits else full, _exact(a, _native(x)))
+
+
+def _class_values(name: str, values: object, axis: object) -> tuple[_Array, int, tuple[int, ...]]:
+    """Return values that have classes, the class axis, and the shape of their samples."""
+    x = _float_array(name, values)
+    which = _classes_on(axis, name, x)
+    return x, which, x.shape[:which] + x.shape[which + 1 :]
+
+
+def _sample_weight(name: str, x: _Array, axis: int, options: dict[str, Any]) -> _Array | None:
+    s = _optional("sample_weight", options, _real_array)
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    if s is not None and s.shape != samples:
+        raise ValueError(
+            f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
+            f"{x.shape}, without the class axis {axis}"
+        )
+    return s
 
 
 # Other arguments
@@ -493,7 +717,17 @@ def _integer(name: str, value: object, accepted: str) -> int:
     raise TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
 
 
+def _classes_on(value: object, name: str, x: _Array) -> int:
+    """Return the class axis, counted from the first, which must have a class."""
+    axis = _class_axis(_integer("axis", value, "an int"), name, x)
+    if x.shape[axis] == 0:
+        raise ValueError(f"{name} of shape {x.shape} has no classes on axis {axis}")
+    return axis
+
+
 def _class_axis(axis: int, name: str, x: _Array) -> int:
+    if x.ndim == 0:
+        raise ValueError(f"{name} must have a class axis, but its shape is ()")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(
             f"axis is {axis}, but {name} of shape {x.shape} has {x.ndim} "
@@ -541,17 +775,50 @@ def _output(
     out = np.asarray(value)
     if out.shape != x.shape:
         raise ValueError(f"{name} has shape {out.shape}, but {logits} has shape {x.shape}")
-    if not out.flags.writeable:
-        raise ValueError(f"{name} is read-only")
-    steps = zip(out.shape, out.strides, strict=True)
-    if out.size and any(n > 1 and step == 0 for n, step in steps):
-        raise ValueError(f"{name} overlaps itself: it has an axis of stride 0")
+    _check_writeable(name, out)
     if not _is_same(out, x) and _overlap(out, x):
         raise ValueError(f"{name} overlaps {logits} without being the same elements")
     for other, array in inputs.items():
         if array is not None and _overlap(out, np.asarray(array)):
             raise ValueError(f"{name} overlaps {other}")
     return value
+
+
+def _summary(
+    name: str,
+    value: object,
+    logits: str,
+    x: _Array,
+    axis: int,
+    dtype: np.dtype[Any],
+    inputs: dict[str, _Array | None],
+) -> _Array:
+    """Return a view of an array for one number of each sample."""
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a numpy.ndarray, not {type(value).__name__}")
+    if value.dtype.newbyteorder("=") != dtype.newbyteorder("="):
+        of = "" if name == "argmax_out" else f", that of {logits}"
+        raise TypeError(f"{name} has dtype {value.dtype}, but must have {dtype}{of}")
+    out = np.asarray(value).view()
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    if out.shape != samples:
+        raise ValueError(
+            f"{name} has shape {out.shape}, but must have shape {samples}: that of {logits}, "
+            f"{x.shape}, without the class axis {axis}"
+        )
+    _check_writeable(name, out)
+    for other, array in inputs.items():
+        if array is not None and _overlap(out, np.asarray(array)):
+            raise ValueError(f"{name} overlaps {other}")
+    return out
+
+
+def _check_writeable(name: str, out: _Array) -> None:
+    if not out.flags.writeable:
+        raise ValueError(f"{name} is read-only")
+    steps = zip(out.shape, out.strides, strict=True)
+    if out.size and any(n > 1 and step == 0 for n, step in steps):
+        raise ValueError(f"{name} overlaps itself: it has an axis of stride 0")
 
 
 def _is_same(a: _Array, b: _Array) -> bool:

@@ -35,12 +35,14 @@ pub struct Layout<'a> {
     pub halves: Option<Halves<'a>>,
     /// The `float32` arrays of a `float64` batch, at the same places.
     pub singles: Option<Singles<'a>>,
+    /// Whether the target is sparse, and the kernel takes rows of probabilities.
+    pub sparse: bool,
 }
 
 impl Layout<'_> {
     /// Whether all arrays are contiguous rows of the batch's type.
     pub fn is_rows(&self) -> bool {
-        self.places().next().is_none() && !self.converts()
+        self.places().next().is_none() && !self.converts() && !self.sparse
     }
 
     /// Whether values are converted from another type.

@@ -30,6 +30,29 @@ impl Reduction {
     }
 }
 
+/// The direction of the Kullback-Leibler divergence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// `KL(teacher, model)`
+    Forward,
+    /// `KL(model, teacher)`
+    Reverse,
+}
+
+impl Direction {
+    /// The direction of this name.
+    pub fn named(name: &str) -> Result<Self> {
+        match name {
+            "forward" => Ok(Direction::Forward),
+            "reverse" => Ok(Direction::Reverse),
+            other => {
+                let message = format!("direction must be 'forward' or 'reverse', not {other:?}");
+                Err(Error::Value(message))
+            }
+        }
+    }
+}
+
 /// Options of a loss. The defaults are those of the public functions. A loss ignores options that it does not
 /// have.
 #[derive(Clone, Debug)]
@@ -40,6 +63,18 @@ pub struct Options {
     pub z_loss: f64,
     /// The exponent of focal loss, at least 0.
     pub gamma: f64,
+    /// What logits are divided by, above 0.
+    pub temperature: f64,
+    /// Which of two models a divergence weights its logarithms by.
+    pub direction: Direction,
+    /// The weight of the teacher in the mixture of the Jensen-Shannon divergence, in [0, 1].
+    pub beta: f64,
+    /// The weight of positive elements in sigmoid focal loss, in [0, 1]. That of others is 1 less it. `None` for 1 each.
+    pub alpha: Option<f64>,
+    /// The exponent of generalized cross-entropy, in (0, 1].
+    pub q: f64,
+    /// The factor of `1 - p` in poly loss, finite.
+    pub epsilon: f64,
     /// How the losses of the samples are combined.
     pub reduction: Reduction,
     /// The divisor of the mean, in place of the sum of the weights.
@@ -82,6 +117,12 @@ impl Default for Options {
             label_smoothing: 0.0,
             z_loss: 0.0,
             gamma: 2.0,
+            temperature: 1.0,
+            direction: Direction::Forward,
+            beta: 0.5,
+            alpha: None,
+            q: 0.7,
+            epsilon: 1.0,
             reduction: Reduction::Mean,
             denominator: None,
             log_base: 1.0,
@@ -110,10 +151,25 @@ impl Options {
         if !(0.0..=1.0).contains(&self.label_smoothing) {
             return Err(out_of_range("label_smoothing", "in [0, 1]", self.label_smoothing));
         }
+        if !(0.0..=1.0).contains(&self.beta) {
+            return Err(out_of_range("beta", "in [0, 1]", self.beta));
+        }
+        if !(self.temperature > 0.0 && self.temperature < f64::INFINITY) {
+            return Err(out_of_range("temperature", "finite and above 0", self.temperature));
+        }
         for (name, value) in [("z_loss", self.z_loss), ("gamma", self.gamma)] {
             if !(0.0..=f64::MAX).contains(&value) {
                 return Err(out_of_range(name, "finite and at least 0", value));
             }
+        }
+        if let Some(alpha) = self.alpha.filter(|alpha| !(0.0..=1.0).contains(alpha)) {
+            return Err(out_of_range("alpha", "in [0, 1] or None", alpha));
+        }
+        if !(self.q > 0.0 && self.q <= 1.0) {
+            return Err(out_of_range("q", "above 0 and at most 1", self.q));
+        }
+        if !self.epsilon.is_finite() {
+            return Err(out_of_range("epsilon", "finite", self.epsilon));
         }
         if let Some(value) = &mut self.denominator {
             if value.is_nan() || *value < 0.0 {
@@ -132,6 +188,15 @@ impl Options {
             Reduction::Mean => self.denominator.unwrap_or(total) * self.log_base,
             Reduction::Sum | Reduction::None => self.log_base,
         }
+    }
+
+    /// The reduced loss of a sum of losses.
+    pub fn reduced(&self, sum: f64, divisor: f64) -> f64 {
+        if sum == 0.0 && self.denominator.is_some() {
+            // Without a loss the result is 0 for any denominator, 0 included.
+            return 0.0;
+        }
+        sum / divisor
     }
 }
 
@@ -158,7 +223,24 @@ mod tests {
             assert_eq!(message(Options { gamma: value, ..default() }), of("gamma"));
             let expected = format!("label_smoothing must be in [0, 1], not {spelled}");
             assert_eq!(message(Options { label_smoothing: value, ..default() }), expected);
+            let expected = format!("alpha must be in [0, 1] or None, not {spelled}");
+            assert_eq!(message(Options { alpha: Some(value), ..default() }), expected);
         }
+        for value in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let expected =
+                format!("temperature must be finite and above 0, not {}", spelled(value));
+            assert_eq!(message(Options { temperature: value, ..default() }), expected);
+        }
+        for value in [-0.5, 1.5, f64::NAN] {
+            let expected = format!("beta must be in [0, 1], not {}", spelled(value));
+            assert_eq!(message(Options { beta: value, ..default() }), expected);
+        }
+        for value in [0.0, -0.5, 1.5, f64::NAN] {
+            let expected = format!("q must be above 0 and at most 1, not {}", spelled(value));
+            assert_eq!(message(Options { q: value, ..default() }), expected);
+        }
+        let infinite = Options { epsilon: f64::NEG_INFINITY, ..default() };
+        assert_eq!(message(infinite), "epsilon must be finite, not -inf");
         let negative = Options { denominator: Some(-1.0), ..default() };
         assert_eq!(message(negative), "denominator must be a number of at least 0, not -1.0");
         for base in [0.0, 1.0, -2.0, f64::NAN, f64::INFINITY] {

@@ -1,24 +1,26 @@
 //! The exponential, in units of a power of two.
 //!
-//! `x = (n + j / L) ln2 + r` with an integer `n`, `j` in `0..L` and `L` the lanes of a vector; then
-//!
 //! ```text
+//! x = (n + j / L) ln2 + r         n an integer, j in 0..L, L the lanes of a vector
 //! E = 2^(n - n_ref + bias) * 2^(j / L) * e^r
 //! ```
 //!
-//! where the reference `n_ref` is an *integer* that belongs to a row. The usual `e^(x - max)` rounds
-//! the difference, an error that grows with the spread of the logits (32 ULP at a spread of 8); here
-//! nothing is subtracted from `x`: `r` is exact but for its last rounding (the product of `n` and
-//! ln2, in two parts, is subtracted by fused multiply-add), and `n_ref` cancels in `E / sum(E)`.
-//! Another reference scales every `E` by a power of two and so changes no bit of a quotient.
+//! The reference `n_ref` is an *integer* that belongs to a row. The usual `e^(x - max)` rounds the difference. That
+//! error grows with the spread of the logits (32 ULP at a spread of 8). Here nothing is subtracted from `x`:
 //!
-//! `2^(j / L)` is a permutation of one register, and its rounding error of another, which is
-//! added to `r`; `e^r - 1` is a short polynomial, the power of two an integer addition to the
-//! exponent's bits. So all that is left of errors is the last rounding and a few hundredths. The kin
-//! is Dukhan and Ablavatski, "The two-pass softmax algorithm" (arXiv 2001.04438).
+//! - `r` is exact but for its last rounding. The product of `n` and ln2 is subtracted in two parts, by fused
+//!   multiply-add.
+//! - `n_ref` cancels in `E / sum(E)`. Another reference multiplies every `E` by a power of two, and changes no bit
+//!   of a quotient.
+//! - `2^(j / L)` is a permutation of one register. Its rounding error is a permutation of another, and is added
+//!   to `r`.
+//! - `e^r - 1` is a short polynomial. The power of two is an integer addition to the exponent's bits.
 //!
-//! Where `|x|` is too large for `n` to be exact (beyond [`ExpFloat::OFFSET_LIMIT`]) a difference of
-//! logits is exact or its exponential is 0, and the usual way is right: `SHIFTED` subtracts first.
+//! What remains is the last rounding, and a few hundredths of an ULP. A related algorithm is Dukhan and
+//! Ablavatski, "The two-pass softmax algorithm" (arXiv 2001.04438).
+//!
+//! Beyond [`ExpFloat::OFFSET_LIMIT`] `|x|` is too large for `n` to be exact. There a difference of two logits is
+//! exact, or its exponential is 0. So the usual way is right: with `SHIFTED` the reference is subtracted first.
 
 use crate::simd::{Float, Function, Simd, Vector};
 
@@ -27,10 +29,10 @@ use super::Real;
 /// The largest error of [`Exp::of`] in ULP: 0.59 measured with fused multiply-add, 0.79 without.
 pub const MAX_ULP: f64 = 0.8;
 
-/// ln2 less its nearest `f64`.
+/// `ln2` minus the nearest `f64`.
 pub(crate) const LN2_REST: f64 = 2.319_046_813_846_299_6e-17;
 
-/// What the exponential knows of a type; printed by `tools/coefficients.py`.
+/// The tables and coefficients of a type; `tools/coefficients.py` prints them.
 pub trait ExpFloat: Float {
     /// Stored bits of the significand.
     const MANTISSA_BITS: u32;
@@ -40,13 +42,13 @@ pub trait ExpFloat: Float {
     const MAX_EXPONENT: i64;
     /// Bits of `2^(j / L)`, less `j` at the place where the shifted `n L + j` will add it again.
     const TABLE: Self::Lanes;
-    /// What rounding lost of each `2^(j / L)`, relative to it.
+    /// The relative rounding error of each `2^(j / L)`.
     const REST: Self::Lanes;
     /// `L / ln2`.
     const STEPS: Self;
     /// `1.5 * 2^MANTISSA_BITS`: adding it rounds to an integer, held in the lowest bits.
     const ROUND: Self;
-    /// `-ln2 / L`, nearest and the rest.
+    /// `-ln2 / L` as two numbers, the second the rounding error of the first.
     const STEP: [Self; 2];
     /// Coefficients of `r^2, r^3, ...` in `e^r - 1 - r`.
     const SERIES: &'static [Self];
@@ -166,7 +168,7 @@ pub struct Exp<S: Simd, T: Real> {
     low: T::V<S>,
     high: T::V<S>,
     shift: T::V<S>,
-    /// The reference less `n_ref ln2`.
+    /// The reference minus `n_ref ln2`.
     residue: f64,
     /// `2^-bias`.
     unbias: f64,
@@ -218,6 +220,18 @@ impl<S: Simd, T: Real> Exp<S, T> {
         s.function(Of::<S, T, SHIFTED> { exp: self, x })
     }
 
+    /// [`Exp::of`], and its rounding error: the two together err by some hundredths of a unit in the last place.
+    #[inline(always)]
+    pub fn of_with_error<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
+        self.end_with_error(s, self.begin::<SHIFTED>(s, x))
+    }
+
+    /// The second step of [`Exp::of_with_error`].
+    #[inline(always)]
+    pub fn end_with_error(&self, s: S, reduced: [T::V<S>; 2]) -> [T::V<S>; 2] {
+        exponential_with_error::<S, T>(s, reduced, self.table)
+    }
+
     /// The first step of [`Exp::of`]; see [`Simd::TOGETHER`].
     #[inline(always)]
     pub fn begin<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
@@ -235,6 +249,22 @@ impl<S: Simd, T: Real> Exp<S, T> {
     #[inline(always)]
     pub fn of_below(&self, s: S, x: T::V<S>) -> T::V<S> {
         s.function(OfBelow { exp: self, x })
+    }
+
+    /// The exponential of `x + low`, for an `x` relative to the reference, which is 0. `low` is at most a rounding
+    /// error of `x`. NaN stays NaN.
+    #[inline(always)]
+    pub fn of_sum(&self, s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
+        let clamped = self.high.min(self.low.max(x));
+        let low = low.keep(s, x.eq(clamped));
+        let [steps, r] = reduce::<S, T>(s, clamped, T::V::<S>::splat(s, T::ROUND));
+        self.end(s, [steps, r.add(low)])
+    }
+
+    /// [`Exp::of_below`], and its rounding error.
+    #[inline(always)]
+    pub fn of_below_in_parts(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
+        s.function(OfBelowInParts { exp: self, x })
     }
 
     /// `[u, r]` for a `sum` of these exponentials: `log(sum) - reference` is `log(u) - r`, in nats.
@@ -268,6 +298,23 @@ impl<S: Simd, T: Real> Function<S> for OfBelow<'_, S, T> {
     fn eval(self, s: S) -> T::V<S> {
         let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
         exp.end(s, reduce::<S, T>(s, exp.low.max(self.x), round))
+    }
+}
+
+struct OfBelowInParts<'e, S: Simd, T: Real> {
+    exp: &'e Exp<S, T>,
+    x: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for OfBelowInParts<'_, S, T> {
+    type Output = [T::V<S>; 2];
+    #[inline(always)]
+    fn eval(self, s: S) -> [T::V<S>; 2] {
+        let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
+        let reduced = reduce::<S, T>(s, exp.low.max(self.x), round);
+        let [power, less_one] = factors::<S, T>(s, reduced, exp.table);
+        let e = power.mul_add(less_one, power);
+        [e, power.fma(less_one, power.sub(e))]
     }
 }
 
@@ -320,6 +367,42 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     pub fn of<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> T::V<S> {
         s.function(LaneOf::<S, T, SHIFTED> { exp: self, x })
     }
+
+    /// The exponential of `x + low`, where `low` is at most a rounding error of `x`; NaN stays NaN.
+    #[inline(always)]
+    pub fn of_sum(&self, s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
+        let [steps, r] = reduce::<S, T>(s, x, self.round);
+        let table = T::V::<S>::from_lanes(s, T::TABLE);
+        let e = exponential::<S, T>(s, [steps, r.add(low)], table);
+        e.keep(s, x.not_lt(self.low))
+    }
+}
+
+impl<S: Simd, T: Real> LaneExp<S, T> {
+    /// [`LaneExp::of`], and its rounding error.
+    #[inline(always)]
+    pub fn of_with_error<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
+        s.function(LaneWithError::<S, T, SHIFTED> { exp: self, x })
+    }
+}
+
+struct LaneWithError<'e, S: Simd, T: Real, const SHIFTED: bool> {
+    exp: &'e LaneExp<S, T>,
+    x: T::V<S>,
+}
+
+impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for LaneWithError<'_, S, T, SHIFTED> {
+    type Output = [T::V<S>; 2];
+    #[inline(always)]
+    fn eval(self, s: S) -> [T::V<S>; 2] {
+        let LaneWithError { exp, x } = self;
+        let x = if SHIFTED { x.sub(exp.shift) } else { x };
+        let table = T::V::<S>::from_lanes(s, T::TABLE);
+        let reduced = reduce::<S, T>(s, x, exp.round);
+        let [e, error] = exponential_with_error::<S, T>(s, reduced, table);
+        let kept = x.not_lt(exp.low);
+        [e.keep(s, kept), error.keep(s, kept)]
+    }
 }
 
 struct LaneOf<'e, S: Simd, T: Real, const SHIFTED: bool> {
@@ -357,12 +440,45 @@ pub fn power_of_two<S: Simd, T: Real>(s: S, n: T::V<S>) -> T::V<S> {
     bits.bits_add(T::V::<S>::splat(s, T::from_f64(1.0)))
 }
 
+/// `2^bias` times the exponential of `x + low`, where `low` is at most a rounding error of `x`, `bias` an integer and
+/// the result a normal number; NaN at NaN.
+#[inline(always)]
+pub fn scaled_exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>, bias: f64) -> T::V<S> {
+    let round = T::ROUND.to_f64() + bias * T::LANES as f64;
+    let [steps, r] = reduce::<S, T>(s, x, T::V::<S>::splat(s, T::from_f64(round)));
+    exponential::<S, T>(s, [steps, r.add(low)], T::V::<S>::from_lanes(s, T::TABLE))
+}
+
 /// The exponential of `x + low`, where `low` is at most a rounding error of `x` and the result a normal number;
 /// NaN at NaN.
 #[inline(always)]
 pub fn exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
     let [steps, r] = reduce::<S, T>(s, x, T::V::<S>::splat(s, T::ROUND));
     exponential::<S, T>(s, [steps, r.add(low)], T::V::<S>::from_lanes(s, T::TABLE))
+}
+
+/// `e^z` and `e^z - 1` for `z = x + low <= 0`, where `low` is at most a rounding error of `x`. Each is as accurate as
+/// the other; NaN at NaN. `e^z` is 0 where it is below the normal numbers.
+#[inline(always)]
+pub fn exp_and_less_one<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> [T::V<S>; 2] {
+    let least = (1 - T::MAX_EXPONENT) as f64 * std::f64::consts::LN_2;
+    let least = T::V::<S>::splat(s, T::from_f64(least));
+    let far = x.lt(least);
+    let [steps, r] = reduce::<S, T>(s, least.max(x), T::V::<S>::splat(s, T::ROUND));
+    let table = T::V::<S>::from_lanes(s, T::TABLE);
+    let r = r.add(low.clear(s, far));
+    // A Taylor series: relative to `r`, the error of the shorter one of `e^r` would be some units in the last place.
+    let mut series = T::V::<S>::splat(s, T::from_f64(1.0 / 3_628_800.0));
+    for factorial in [362_880.0, 40_320.0, 5_040.0, 720.0, 120.0, 24.0, 6.0, 2.0] {
+        series = series.mul_add(r, T::V::<S>::splat(s, T::from_f64(1.0 / factorial)));
+    }
+    let power = power_of_step::<S, T>(s, steps, table);
+    let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
+    let less_one = series.mul(r).mul_add(r, r.add(rest));
+    let one = T::V::<S>::splat(s, T::from_f64(1.0));
+    // A power of two next to 1 cancels exactly, and is 1 where `x` is small.
+    let e = power.mul_add(less_one, power).clear(s, far);
+    [e, power.mul_add(less_one, power.sub(one))]
 }
 
 /// `n L + j` in the lowest bits, beside what `round` has, and `r`.
@@ -376,16 +492,41 @@ fn reduce<S: Simd, T: Real>(s: S, x: T::V<S>, round: T::V<S>) -> [T::V<S>; 2] {
 
 /// `2^(n + j / L) e^r`, scaled as the table is and by what `round` had beside [`ExpFloat::ROUND`].
 #[inline(always)]
-fn exponential<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> T::V<S> {
+fn exponential<S: Simd, T: Real>(s: S, reduced: [T::V<S>; 2], table: T::V<S>) -> T::V<S> {
+    let [power, less_one] = factors::<S, T>(s, reduced, table);
+    power.mul_add(less_one, power)
+}
+
+/// [`exponential`], and its last rounding error.
+#[inline(always)]
+fn exponential_with_error<S: Simd, T: Real>(
+    s: S,
+    reduced: [T::V<S>; 2],
+    table: T::V<S>,
+) -> [T::V<S>; 2] {
+    let [power, less_one] = factors::<S, T>(s, reduced, table);
+    let e = power.mul_add(less_one, power);
+    // The difference is exact: `e` is near `power`.
+    [e, power.mul_add(less_one, power.sub(e))]
+}
+
+/// The power of two of [`exponential`], and `e^r - 1`.
+#[inline(always)]
+fn factors<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> [T::V<S>; 2] {
     let mut series = T::V::<S>::splat(s, T::SERIES[T::SERIES.len() - 1]);
     for &c in T::SERIES.iter().rev().skip(1) {
         series = series.mul_add(r, T::V::<S>::splat(s, c));
     }
     let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
     let less_one = series.mul(r).mul_add(r, r.add(rest));
+    [power_of_step::<S, T>(s, steps, table), less_one]
+}
+
+/// `2^(n + j / L)`, scaled as [`exponential`].
+#[inline(always)]
+fn power_of_step<S: Simd, T: Real>(_: S, steps: T::V<S>, table: T::V<S>) -> T::V<S> {
     let exponent = steps.bits_shl(T::MANTISSA_BITS - T::LANE_BITS);
-    let power = table.permute(steps).bits_add(exponent);
-    power.mul_add(less_one, power)
+    table.permute(steps).bits_add(exponent)
 }
 
 #[cfg(test)]
@@ -414,6 +555,46 @@ mod tests {
                 }
             }
             worst
+        }
+    }
+
+    /// [`exp_and_less_one`] of numbers, a vector of each.
+    struct LessOne<'a>(&'a [f64]);
+
+    impl Kernel for LessOne<'_> {
+        type Output = Vec<[f64; 2]>;
+        #[inline(always)]
+        fn eval<S: Simd>(self, s: S) -> Vec<[f64; 2]> {
+            let mut results = vec![];
+            for &x in self.0 {
+                let x = S::V64::splat(s, x);
+                let [e, less_one] = exp_and_less_one::<S, f64>(s, x, S::V64::splat(s, 0.0));
+                results.push([e.to_lanes()[0], less_one.to_lanes()[0]]);
+            }
+            results
+        }
+    }
+
+    #[test]
+    fn less_one() {
+        let mut numbers = vec![0.0, -0.0, -1e-300, -5e-324];
+        for i in 1..20_000 {
+            numbers.push(-f64::from(i) / 9_000.0);
+            numbers.push(-2f64.powf(f64::from(i) / 300.0 - 57.0));
+        }
+        for level in Level::available() {
+            for (x, [e, less_one]) in numbers.iter().zip(enter(level, LessOne(&numbers))) {
+                // The system's functions err themselves by up to one ULP.
+                let exact = x.exp_m1();
+                let error = (less_one - exact).abs();
+                assert!(error <= 5e-16 * exact.abs(), "{x}: {less_one} {exact}");
+                let exact = if *x < -708.39 { 0.0 } else { x.exp() };
+                assert!((e - exact).abs() <= 4.5e-16 * exact, "{x}: {e} {exact}");
+            }
+            let ends = [f64::NEG_INFINITY, -1e300, -745.0, f64::NAN];
+            let [a, b, c, nan] = enter(level, LessOne(&ends))[..] else { panic!() };
+            assert_eq!([a, b, c], [[0.0, -1.0]; 3]);
+            assert!(nan.iter().all(|x| x.is_nan()));
         }
     }
 

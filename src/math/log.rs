@@ -1,33 +1,37 @@
 //! The natural logarithm of `x` and of `1 + r`.
 //!
-//! `x = 2^n m` with `m` in `[1 - 3/4L, 2 - 3/2L)`, `L` the lanes of a vector. From the entry of a
-//! table that is nearest, an `a` with `f = m a - 1` small,
-//!
 //! ```text
-//! log(x) = n ln2 - log(a) + f + f^2 Q(f)
+//! x = 2^n m           m in [1 - 3/4L, 2 - 3/2L), L the lanes of a vector
+//! a = table[j]        about 1 / m, from the first bits of m
+//! f = m a - 1
+//! log(x) = n ln2 - log(a) + f + f^2 Q(f)        Q a polynomial
 //! ```
 //!
-//! without a division. `f` is rounded once, and where `m` is about 1 not at all, since `a` is 1 in the
-//! first two entries: small logarithms keep their digits. The other `a` were chosen such that `-log(a)` is a number
-//! of the type but for a thousandth of its last place (Gal and Bachelis, "An accurate elementary
-//! mathematical library", 1991), and `n ln2` is added in two parts, the first so short that the product
-//! is exact: so the two may cancel. For `1 + r` the sum is rounded only to find `n` and `a`; then
-//! `f = r (a / 2^n) + (a / 2^n - 1)`.
+//! There is no division. Three things keep the digits:
 //!
-//! For `r` in [0, 1], as `e^-|x|` is, another table needs no `n` ([`log1p_unit`]); its last `a` is 1/2.
+//! - *Small logarithms*: `f` is rounded once. Where `m` is about 1 it is exact, since `a` is 1 in the first two
+//!   entries of the table.
+//! - *`-log(a)`*: the other `a` are chosen such that `-log(a)` is a number of the type but for a thousandth of its
+//!   last place (Gal and Bachelis, "An accurate elementary mathematical library", 1991).
+//! - *`n ln2`* is added in two parts. The first is so short that its product with `n` is exact. So `n ln2` and
+//!   `-log(a)` may cancel.
+//!
+//! `log(1 + r)` rounds the sum `1 + r` only to find `n` and `a`. Then `f = r (a / 2^n) + (a / 2^n - 1)`.
+//!
+//! For `r` in [0, 1], such as `e^-|x|`, another table needs no `n` ([`log1p_unit`]). Its last `a` is 1/2.
 
 use crate::simd::{Float, Function, Simd, Vector};
 
-use super::Real;
+use super::{Real, sum_error};
 
-/// The largest error of [`log`], [`log1p`] and [`log1p_unit`] in ULP.
+/// The largest error of [`log`], [`log1p`], [`log1p_unit`] and [`log_either`] in ULP.
 pub const MAX_ULP: f64 = 2.0;
 
-/// What the logarithm knows of a type; printed by `tools/coefficients.py`.
+/// The tables and coefficients of a type; `tools/coefficients.py` prints them.
 pub trait LogFloat: Float {
     /// ln2 in two parts.
     const LN2: [Self; 2];
-    /// Smallest normal number, and a power of two that makes normal what is below.
+    /// The smallest normal number, a power of two that makes smaller numbers normal, and its exponent.
     const SUBNORMAL: [Self; 3];
     /// `a`, near `1 / (1 + (j - 1) / L)` for lane `j` of `L`, but 1 in the first, and `-log(a)`.
     const NEAR: [Self::Lanes; 2];
@@ -181,8 +185,8 @@ impl LogFloat for f64 {
     ];
 }
 
-/// What the first bits of a number say, for normal ones: `[n, bits, a, -log(a)]`, where `bits` less is
-/// a division by `2^n`.
+/// `[n, bits, a, -log(a)]` of normal numbers, from their first bits. Subtracting `bits` from the bits of a number
+/// divides it by `2^n`.
 #[inline(always)]
 pub(super) fn nearest<S: Simd, T: Real>(s: S, x: T::V<S>) -> [T::V<S>; 4] {
     s.function(Nearest::<S, T> { x })
@@ -197,7 +201,7 @@ impl<S: Simd, T: Real> Function<S> for Nearest<S, T> {
     #[inline(always)]
     fn eval(self, s: S) -> [T::V<S>; 4] {
         let Nearest { x } = self;
-        // A macro, since a closure might not be inlined with the features.
+        // A macro: a closure might be compiled without the features of this level.
         macro_rules! bits {
             ($bits:expr) => {
                 T::V::<S>::splat(s, T::from_bits($bits))
@@ -210,7 +214,8 @@ impl<S: Simd, T: Real> Function<S> for Nearest<S, T> {
         let exponent = moved.bits_and(bits!(u64::MAX << T::MANTISSA_BITS));
         let a = T::V::<S>::from_lanes(s, T::NEAR[0]).permute(index);
         let exponent = exponent.bits_sub(bits!(one.to_bits()));
-        // An integer below 2^MANTISSA_BITS becomes a float beside the bits of that power.
+        // The bits of an integer below 2^MANTISSA_BITS, in the significand of that power, are the float
+        // 2^MANTISSA_BITS plus the integer.
         let power = (1u64 << T::MANTISSA_BITS) as f64;
         let float = moved.bits_shr(T::MANTISSA_BITS).bits_or(bits!(T::from_f64(power).to_bits()));
         let bias = T::V::<S>::splat(s, T::from_f64(power + T::MAX_EXPONENT as f64));
@@ -242,7 +247,7 @@ impl<S: Simd, T: Real> Function<S> for Series<S, T> {
     }
 }
 
-/// `n ln2 + log + log(1 + f)`, where `rest` is `f` and what else is small.
+/// `n ln2 + log + log(1 + f)`. `rest` is `f` plus further small terms.
 #[inline(always)]
 fn combine<S: Simd, T: Real>(s: S, n: T::V<S>, log: T::V<S>, f: T::V<S>, rest: T::V<S>) -> T::V<S> {
     let [high, low] = T::LN2.map(|part| T::V::<S>::splat(s, part));
@@ -274,6 +279,48 @@ pub fn log<S: Simd, T: Real>(s: S, x: T::V<S>) -> T::V<S> {
     T::V::<S>::select(x.eq(zero), zero.sub(inf), result)
 }
 
+/// `log(p)` where `positive` is set, `log(1 - p)` elsewhere, for `p` in [0, 1]: -inf at 0, NaN at NaN. Where `positive`
+/// is set, it has the bits of [`log`].
+///
+/// `1 - p` is rounded only to find `n` and `a`, as in [`log1p`].
+#[inline(always)]
+pub fn log_either<S: Simd, T: Real>(s: S, p: T::V<S>, positive: Mask<S, T>) -> T::V<S> {
+    s.function(LogEither::<S, T> { p, positive })
+}
+
+type Mask<S, T> = <<T as Float>::V<S> as Vector<S, T>>::Mask;
+
+struct LogEither<S: Simd, T: Real> {
+    p: T::V<S>,
+    positive: Mask<S, T>,
+}
+
+impl<S: Simd, T: Real> Function<S> for LogEither<S, T> {
+    type Output = T::V<S>;
+    #[inline(always)]
+    fn eval(self, s: S) -> T::V<S> {
+        let LogEither { p, positive } = self;
+        let [smallest, power, exponent] = T::SUBNORMAL.map(|c| T::V::<S>::splat(s, c));
+        let zero = T::V::<S>::splat(s, T::default());
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        let x = T::V::<S>::select(positive, p, one.sub(p));
+        let exact = T::V::<S>::select(positive, p, zero.sub(p));
+        let subnormal = x.lt(smallest);
+        let [normal, exact] = [x, exact].map(|x| T::V::<S>::select(subnormal, x.mul(power), x));
+        let [n, bits, a, log] = nearest::<S, T>(s, normal);
+        let n = T::V::<S>::select(subnormal, n.sub(exponent), n);
+        let a = a.bits_sub(bits);
+        let less_one = T::V::<S>::select(positive, zero, a).sub(one);
+        let f = a.fma(exact, less_one);
+        let result = combine::<S, T>(s, n, log, f, f);
+        T::V::<S>::select(
+            x.eq(zero),
+            zero.sub(T::V::<S>::splat(s, T::from_f64(f64::INFINITY))),
+            result,
+        )
+    }
+}
+
 /// `log(1 + r)` for `0 <= r` up to 1e30 (float64: 1e300); NaN at NaN.
 #[inline(always)]
 pub fn log1p<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
@@ -281,11 +328,51 @@ pub fn log1p<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
     combine::<S, T>(s, n, log, f, f)
 }
 
-/// `log(1 + r) + small`, as exact as [`log1p`]; `small` is below the last place of `r`.
+/// `log(1 + r) + small`, as exact as [`log1p`]. `small` is below the last place of `r`.
 #[inline(always)]
 pub fn log1p_and<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> T::V<S> {
     let [n, log, f] = above_one::<S, T>(s, r);
     combine::<S, T>(s, n, log, f, f.add(small))
+}
+
+/// The logarithm of a positive normal `x`, where `x - 1` is given too: `x` is exact to some ULP where it is below
+/// 1/2, `x - 1` where it is above.
+#[inline(always)]
+pub fn log_or_log1p<S: Simd, T: Real>(s: S, x: T::V<S>, less_one: T::V<S>) -> T::V<S> {
+    let one = T::V::<S>::splat(s, T::from_f64(1.0));
+    let [n, bits, a, log] = nearest::<S, T>(s, x);
+    let a = a.bits_sub(bits);
+    let small = x.lt(T::V::<S>::splat(s, T::from_f64(0.5)));
+    // x a - 1, or (x - 1) a + (a - 1)
+    let factor = T::V::<S>::select(small, x, less_one);
+    let f =
+        a.fma(factor, T::V::<S>::select(small, T::V::<S>::splat(s, T::from_f64(-1.0)), a.sub(one)));
+    combine::<S, T>(s, n, log, f, f)
+}
+
+/// `log(1 + r) + small` in two parts, whose sum errs by some hundredths of a unit in the last place.
+#[inline(always)]
+pub fn log1p_parts<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> [T::V<S>; 2] {
+    let one = T::V::<S>::splat(s, T::from_f64(1.0));
+    let [n, bits, a, log] = nearest::<S, T>(s, r.add(one));
+    let a = a.bits_sub(bits);
+    // f = r a + (a - 1), and the rounding errors of both sums.
+    let product = r.mul(a);
+    let less_one = a.sub(one);
+    let f = product.add(less_one);
+    let f_low = sum_error::<S, T>(product, less_one, f)
+        .add(r.fma(a, T::V::<S>::splat(s, T::default()).sub(product)));
+    let f_low = f_low.add(sum_error::<S, T>(a, T::V::<S>::splat(s, T::from_f64(-1.0)), less_one));
+    let [ln2, ln2_low] = T::LN2.map(|part| T::V::<S>::splat(s, part));
+    // The product is exact, and so are the errors of the two sums.
+    let coarse = n.mul_add(ln2, log);
+    let coarse_low = sum_error::<S, T>(n.mul(ln2), log, coarse);
+    let high = coarse.add(f);
+    let low = sum_error::<S, T>(coarse, f, high);
+    let low = low.add(coarse_low).add(n.mul_add(ln2_low, f_low).add(small));
+    let tail = series::<S, T>(s, f, low);
+    let sum = high.add(tail);
+    [sum, tail.sub(sum.sub(high))]
 }
 
 /// `n`, `-log(a)` and `f` of `1 + r`.
@@ -300,13 +387,29 @@ fn above_one<S: Simd, T: Real>(s: S, r: T::V<S>) -> [T::V<S>; 3] {
 /// `log(1 + r)` for `r` in [0, 1]; NaN at NaN.
 #[inline(always)]
 pub fn log1p_unit<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
+    let [log, f] = unit::<S, T>(s, r);
+    log.add(series::<S, T>(s, f, f))
+}
+
+/// `log(1 + r) + small` in two parts, the second about the rounding error of the first, for `r` in [0, 1]; `small` is
+/// below the last place of `r`.
+#[inline(always)]
+pub fn log1p_unit_in_parts<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> [T::V<S>; 2] {
+    let [log, f] = unit::<S, T>(s, r);
+    let tail = series::<S, T>(s, f, f.add(small));
+    let sum = log.add(tail);
+    [sum, tail.sub(sum.sub(log))]
+}
+
+/// `-log(a)` and `f` of `1 + r`, for `r` in [0, 1].
+#[inline(always)]
+fn unit<S: Simd, T: Real>(s: S, r: T::V<S>) -> [T::V<S>; 2] {
     let steps = T::V::<S>::splat(s, T::from_f64((T::LANES - 1) as f64));
     // Rounded to an integer in the lowest bits, as in `Exp`.
     let nearest = r.mul_add(steps, T::V::<S>::splat(s, T::ROUND));
     let a = T::V::<S>::from_lanes(s, T::UNIT[0]).permute(nearest);
     let log = T::V::<S>::from_lanes(s, T::UNIT[1]).permute(nearest);
-    let f = a.fma(r, a.sub(T::V::<S>::splat(s, T::from_f64(1.0))));
-    log.add(series::<S, T>(s, f, f))
+    [log, a.fma(r, a.sub(T::V::<S>::splat(s, T::from_f64(1.0))))]
 }
 
 /// [`log`] of one number, with the bits that a vector would give.
@@ -409,6 +512,53 @@ mod tests {
             let ends = enter(level, Unit(vec![0.0, 1.0, f64::NAN]));
             assert_eq!(ends[..2], [0.0, std::f64::consts::LN_2]);
             assert!(ends[2].is_nan());
+        }
+    }
+
+    /// `log p` and `log(1 - p)` of each number.
+    struct Either<T>(Vec<T>);
+
+    impl<T: Real> Kernel for Either<T> {
+        type Output = Vec<[T; 2]>;
+        #[inline(always)]
+        fn eval<S: Simd>(self, s: S) -> Vec<[T; 2]> {
+            let mut all = vec![];
+            for p in self.0 {
+                let p = T::V::<S>::splat(s, p);
+                let masks = [T::ALL, 0].map(|lanes| T::V::<S>::mask(s, lanes));
+                let logs = masks.map(|mask| log_either::<S, T>(s, p, mask));
+                all.push(logs.map(|log| log.to_lanes().as_ref()[0]));
+            }
+            all
+        }
+    }
+
+    #[test]
+    fn errors_of_either() {
+        let numbers: Vec<f64> = numbers().into_iter().filter(|&x| x <= 1.0).collect();
+        let float32: Vec<f32> = numbers.iter().map(|&x| x as f32).collect();
+        for level in Level::available() {
+            let mut worst = [0.0f64; 4];
+            for (p, [a, b]) in float32.iter().zip(enter(level, Either(float32.clone()))) {
+                let p = f64::from(*p);
+                if 0.0 < p && p < 1.0 {
+                    worst[0] = worst[0].max(ulps(a, p.ln()));
+                    if p >= f32::MIN_POSITIVE.into() {
+                        worst[1] = worst[1].max(ulps(b, (-p).ln_1p()));
+                    }
+                }
+            }
+            for (p, [a, b]) in numbers.iter().zip(enter(level, Either(numbers.clone()))) {
+                if *p < 1.0 {
+                    worst[2] = worst[2].max(ulps(a, p.ln()));
+                    worst[3] = worst[3].max(ulps(b, (-p).ln_1p()));
+                }
+            }
+            println!("{}: {worst:.2?}", level.name());
+            assert!(worst.iter().all(|&w| w <= MAX_ULP), "{worst:?}");
+            let ends = enter(level, Either(vec![0.0, 1.0, f64::NAN]));
+            assert_eq!(ends[..2], [[f64::NEG_INFINITY, 0.0], [0.0, f64::NEG_INFINITY]]);
+            assert!(ends[2].iter().all(|x| x.is_nan()));
         }
     }
 

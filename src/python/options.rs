@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyInt, PyString, PyTuple};
 
 use super::errors::Stop;
-use crate::call::options::{Ignored, Options, Reduction, log_of_base};
+use crate::call::options::{Direction, Ignored, Options, Reduction, log_of_base};
 use crate::losses::{Keyword, Kind, Loss};
 
 /// The values of a call's keywords: options as they are, arrays not looked at yet (`None` where left out).
@@ -22,6 +22,8 @@ pub struct Keywords<'a, 'py> {
     pub sample_weight: Option<&'a Bound<'py, PyAny>>,
     /// The elements that count.
     pub counted: Option<&'a Bound<'py, PyAny>>,
+    pub logsumexp_out: Option<&'a Bound<'py, PyAny>>,
+    pub argmax_out: Option<&'a Bound<'py, PyAny>>,
 }
 
 impl Default for Keywords<'_, '_> {
@@ -35,7 +37,17 @@ impl<'a, 'py> Keywords<'a, 'py> {
     #[inline(always)]
     pub fn new(options: Options, axis: i128) -> Self {
         let (weight, pos_weight, sample_weight, counted) = (None, None, None, None);
-        Keywords { options, axis, weight, pos_weight, sample_weight, counted }
+        let (logsumexp_out, argmax_out) = (None, None);
+        Keywords {
+            options,
+            axis,
+            weight,
+            pos_weight,
+            sample_weight,
+            counted,
+            logsumexp_out,
+            argmax_out,
+        }
     }
 
     /// Reads the object that was given for a keyword.
@@ -46,6 +58,8 @@ impl<'a, 'py> Keywords<'a, 'py> {
             Keyword::PosWeight => self.pos_weight = given(object),
             Keyword::SampleWeight => self.sample_weight = given(object),
             Keyword::Where => self.counted = given(object),
+            Keyword::LogsumexpOut => self.logsumexp_out = given(object),
+            Keyword::ArgmaxOut => self.argmax_out = given(object),
             option => self.set_option(option, object)?,
         }
         Ok(())
@@ -61,13 +75,20 @@ impl<'a, 'py> Keywords<'a, 'py> {
             Keyword::LabelSmoothing => options.label_smoothing = number(name, object)?,
             Keyword::ZLoss => options.z_loss = number(name, object)?,
             Keyword::Gamma => options.gamma = number(name, object)?,
-            Keyword::Reduction => options.reduction = Reduction::named(word(object)?)?,
+            Keyword::Alpha => options.alpha = optional_number(name, object)?,
+            Keyword::Q => options.q = number(name, object)?,
+            Keyword::Epsilon => options.epsilon = number(name, object)?,
+            Keyword::Temperature => options.temperature = number(name, object)?,
+            Keyword::Beta => options.beta = number(name, object)?,
+            Keyword::Direction => options.direction = Direction::named(word(keyword, object)?)?,
+            Keyword::Reduction => options.reduction = Reduction::named(word(keyword, object)?)?,
             Keyword::Denominator => options.denominator = optional_number(name, object)?,
             Keyword::Base => {
                 let base = optional_number(name, object)?;
                 options.log_base = base.map_or(Ok(1.0), log_of_base)?;
             }
             Keyword::Weight | Keyword::PosWeight | Keyword::SampleWeight | Keyword::Where => {}
+            Keyword::LogsumexpOut | Keyword::ArgmaxOut => {}
         }
         Ok(())
     }
@@ -108,7 +129,7 @@ pub fn plain<'py>(loss: &Loss, objects: &Bound<'py, PyTuple>) -> Result<Bound<'p
                 Some(number) => PyFloat::new(py, number).into_any(),
                 None => object,
             },
-            Kind::Word => PyString::new(py, word(&object)?).into_any(),
+            Kind::Word => PyString::new(py, word(keyword, &object)?).into_any(),
         };
         read.set_option(keyword, &plain)?;
         all.push(plain);
@@ -142,19 +163,23 @@ fn ignored(object: &Bound<'_, PyAny>) -> Result<Ignored, Stop> {
     Ok(Ignored::Many(indices?))
 }
 
-/// A word of those that `reduction` takes, not checked yet.
-fn word<'a>(object: &'a Bound<'_, PyAny>) -> Result<&'a str, Stop> {
+/// A word of those that a keyword takes, not checked yet.
+fn word<'a>(keyword: Keyword, object: &'a Bound<'_, PyAny>) -> Result<&'a str, Stop> {
     match object.cast::<PyString>() {
         Ok(word) => Ok(word.to_str()?),
         Err(_) => {
-            let message = "reduction must be 'mean', 'sum' or 'none'";
-            Err(PyValueError::new_err(but_is(message, object)).into())
+            let words = match keyword {
+                Keyword::Direction => "'forward' or 'reverse'",
+                _ => "'mean', 'sum' or 'none'",
+            };
+            let message = format!("{} must be {words}", keyword.name());
+            Err(PyValueError::new_err(but_is(&message, object)).into())
         }
     }
 }
 
 #[inline(always)]
-fn number(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
+pub fn number(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
     match object.cast_exact::<PyFloat>() {
         Ok(float) => Ok(float.value()),
         Err(_) => converted(name, object),
@@ -178,7 +203,7 @@ fn converted(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
 }
 
 #[inline(always)]
-fn optional_number(name: &str, object: &Bound<'_, PyAny>) -> Result<Option<f64>, Stop> {
+pub fn optional_number(name: &str, object: &Bound<'_, PyAny>) -> Result<Option<f64>, Stop> {
     if object.is_none() { Ok(None) } else { number(name, object).map(Some) }
 }
 

@@ -224,6 +224,7 @@ mod tests {
             hess: None,
             halves: None,
             singles: None,
+            sparse: false,
         };
         let layout = (!by_rows).then(|| Box::new(layout));
         let mut batch = Batch::of_rows(x.as_input(), classes, target);

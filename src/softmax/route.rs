@@ -3,8 +3,8 @@
 //! | classes | arrays | algorithm | arrays are |
 //! |---|---|---|---|
 //! | up to 256 | contiguous rows, or adjacent samples | [`Algorithm::Few`] | read and written in place |
-//! | up to 256 | other strides, half precision, float32 computed in float64 | [`Algorithm::Few`] | copied by tiles |
-//! | more | logits (and probabilities) in long lines of adjacent samples | [`Algorithm::Columns`] | in place |
+//! | up to 256 | other strides, half precision, float32 computed in float64, a sparse target | [`Algorithm::Few`] | copied by tiles |
+//! | more | logits (and probabilities) in long lines of adjacent samples, no sparse target | [`Algorithm::Columns`] | in place |
 //! | more | contiguous rows | [`Algorithm::Rows`] | in place |
 //! | more | anything else | [`Algorithm::Rows`] | copied by tiles |
 //!
@@ -57,7 +57,9 @@ impl Route {
         };
         let by_tiles = layout.is_some_and(|layout| match algorithm {
             Algorithm::Few => {
-                layout.converts() || layout.places().any(|place| place.sample_step() != 1)
+                layout.converts()
+                    || layout.sparse
+                    || layout.places().any(|place| place.sample_step() != 1)
             }
             Algorithm::Columns(_) => false,
             Algorithm::Rows => true,
@@ -71,6 +73,9 @@ impl Route {
 /// that the bits of the loss do not depend on the outputs.
 fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
     let layout = batch.layout.as_deref().filter(|layout| !layout.converts())?;
+    if matches!(batch.target, Target::Sparse(_)) {
+        return None; // The kernel has no way to read it.
+    }
     let long = |place: &Option<Place>| place.as_ref().is_some_and(is_long);
     let soft = matches!(batch.target, Target::Probabilities(_));
     // The kernel holds class indices in the logits' type: float32 counts exactly up to 2^24.
@@ -137,6 +142,7 @@ mod tests {
                     hess: None,
                     halves: None,
                     singles: None,
+                    sparse: false,
                 }));
             }
             let expected = Route { algorithm, by_tiles, non_temporal: false };

@@ -98,6 +98,18 @@ def by_class(losses, x, y, *, weight=None, sample_weight=None, **_):
     return s, s
 
 
+def draw_models(generator):
+    """Return logits of a model and of a teacher."""
+    x = torch.randn(5, 7, generator=generator, dtype=torch.float64) * 2
+    return x, x + torch.randn(5, 7, generator=generator, dtype=torch.float64)
+
+
+def by_sample(losses, x, y, *, sample_weight=None, **_):
+    """Return the weight of each sample and what a mean divides by."""
+    s = torch.ones_like(losses) if sample_weight is None else sample_weight
+    return s, s
+
+
 def by_element(losses, x, t, *, weight=None, where=None, **_):
     """Return the weight of each element and what a mean divides by."""
     counted = torch.ones_like(losses) if where is None else where.to(losses.dtype)
@@ -123,6 +135,22 @@ def binary(x, t, pos_weight=None, label_smoothing=0.0, **_):
     return (1.0 - t) * F.softplus(x, threshold=1e9) + v * F.softplus(-x, threshold=1e9)
 
 
+def kl_divergence(x, y, temperature=1.0, direction="forward", **_):
+    log_p, log_q = (F.log_softmax(t.double() / temperature, 1) for t in (x, y))
+    if direction == "reverse":
+        log_p, log_q = log_q, log_p
+    return (log_q.exp() * (log_q - log_p)).sum(1)
+
+
+def js_divergence(x, y, beta=0.5, temperature=1.0, **_):
+    if beta in (0.0, 1.0):
+        return kl_divergence(x, y, temperature, "reverse" if beta else "forward")
+    log_p, log_q = (F.log_softmax(t.double() / temperature, 1) for t in (x, y))
+    log_m = torch.logaddexp(log_p + math.log(1.0 - beta), log_q + math.log(beta))
+    of_p, of_q = ((a.exp() * (a - log_m)).sum(1) for a in (log_p, log_q))
+    return beta * of_q + (1.0 - beta) * of_p
+
+
 CASES = [
     Case(
         "cross_entropy",
@@ -143,6 +171,30 @@ CASES = [
         focal,
         by_class,
         "FocalLoss",
+    ),
+    Case(
+        "kl_divergence",
+        draw_models,
+        (
+            {},
+            {"direction": "reverse", "sample_weight": rand(5)},
+            {"temperature": 2.5, "denominator": 3.0},
+        ),
+        kl_divergence,
+        by_sample,
+        "KLDivergenceLoss",
+    ),
+    Case(
+        "js_divergence",
+        draw_models,
+        (
+            {},
+            {"beta": 0.1, "sample_weight": rand(5)},
+            {"beta": 1.0, "temperature": 2.5, "denominator": 3.0},
+        ),
+        js_divergence,
+        by_sample,
+        "JSDivergenceLoss",
     ),
     Case(
         "binary_cross_entropy_with_logits",

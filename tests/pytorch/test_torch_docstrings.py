@@ -17,6 +17,8 @@ OWN_WORDS = {
     "binary_cross_entropy_with_logits": {
         *("input", "target", "weight", "reduction", "label_smoothing", "denominator"),
     },
+    "kl_divergence": {"input", "reduction", "sample_weight"},
+    "js_divergence": {"input", "reduction", "sample_weight"},
     "focal_loss": {"target", "weight", "reduction"},
     "linear_cross_entropy": {"input", "target", "ignore_index", "sample_weight"},
     "vocab_parallel_cross_entropy": {"input", "target", "reduction", "label_smoothing", "z_loss"},

@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from xentrs.torch import _binary, _focal_loss
-from xentrs.torch._gpu import elements, scale, softmax
+from xentrs.torch._gpu import divergence, elements, scale, softmax
 from xentrs.torch._triton import Kernel, load_triton
 
 kind, arch, warp, suffix = sys.argv[1:]
@@ -60,6 +60,10 @@ for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
         compile(softmax, "_softmax_loss", types, **constants)
     types = floats | {"target": "*i1", "weight": "*fp32", "pos_weight": "*fp32", "where": "*i1"}
     compile(elements, "_elements", types, **element, SMOOTHING=0.1, SUM=True, ACC=real, B=2048)
+    types = floats | {"teacher": "*" + x, "sample_weight": "*fp32"}
+    for beta in (0.0, 0.5, 1.0):
+        own = dict(T=2.0, BETA=beta, ACC=real, TERMS=9, NEAR=1.0, SMALL=0.2, R=1, B=2048, MANY=True)
+        compile(divergence, "_divergence", types, **own)
     types = {"grad": "*" + x, "grad_output": "*" + acc, "sample_mask": "*i1"}
     compile(scale, "_scale", types, BLOCK=4096)
     compile(scale, "_scale", types, BLOCK=4096, sample_mask=None)

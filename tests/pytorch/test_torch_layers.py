@@ -30,7 +30,10 @@ LAYERS = (
     ("_cpu", "_gpu"),
     ("_operators",),
     ("_module",),
-    ("_binary", "_cross_entropy", "_focal_loss", "_linear", "_vocab_parallel"),
+    (
+        *("_binary", "_cross_entropy", "_focal_loss", "_js_divergence", "_kl_divergence"),
+        *("_linear", "_vocab_parallel"),
+    ),
     ("_patch",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -11,6 +11,8 @@ except ImportError as error:
 from xentrs.torch._binary import BCEWithLogitsLoss, binary_cross_entropy_with_logits
 from xentrs.torch._cross_entropy import CrossEntropyLoss, cross_entropy
 from xentrs.torch._focal_loss import FocalLoss, focal_loss
+from xentrs.torch._js_divergence import JSDivergenceLoss, js_divergence
+from xentrs.torch._kl_divergence import KLDivergenceLoss, kl_divergence
 from xentrs.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
 from xentrs.torch._patch import patch, unpatch
 from xentrs.torch._vocab_parallel import vocab_parallel_cross_entropy
@@ -19,6 +21,8 @@ for _function in (
     binary_cross_entropy_with_logits,
     cross_entropy,
     focal_loss,
+    js_divergence,
+    kl_divergence,
     linear_cross_entropy,
     patch,
     unpatch,
@@ -30,10 +34,14 @@ __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "FocalLoss",
+    "JSDivergenceLoss",
+    "KLDivergenceLoss",
     "LinearCrossEntropyLoss",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "focal_loss",
+    "js_divergence",
+    "kl_divergence",
     "linear_cross_entropy",
     "patch",
     "unpatch",

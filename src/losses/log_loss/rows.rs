@@ -1,9 +1,22 @@
-//! All targets that [`super::true_class`] and [`super::unweighed`] do not take: class weights, smoothing,
-//! single losses of probabilities. A row at a time; numbers that are no probabilities were found before.
+//! All targets that [`super::true_class`] and [`super::unweighed`] do not take: class weights, smoothing, single
+//! losses of probabilities.
+//!
+//! ```text
+//! for each row:
+//!     of the true class, before its number is overwritten in place:   loss, gradient, Hessian, in float64
+//!     for each vector of classes:   sum -= t log p;  gradient = -scale t / p;  Hessian = gradient / -p
+//!     loss = sample weight (sum and that of the true class)
+//!     gradient and Hessian at the true class
+//! ```
+//!
+//! The coefficients `t` are read in one of four ways ([`ReadRow`]): numbers in memory for each row, numbers in
+//! memory for all rows, one number, or probabilities with weights or smoothing. The loop is that of
+//! [`crate::elements`]. An element costs a logarithm, and with a gradient a division. Numbers that are no
+//! probabilities were found before ([`super::checks`]).
 
 use std::ops::Range;
 
-use super::{AHEAD, BLOCK, Classes, Terms, block_of, block_rows, term};
+use super::{AHEAD, BLOCK, Classes, Terms, Values, block_of, block_rows, term};
 use crate::call::batch::{Batch, IGNORED, Outputs};
 use crate::call::coefficients::{Even, RowCoefficients, Shared, Soft, Stored};
 use crate::elements::{Elements, Map, Results, beyond};
@@ -17,13 +30,15 @@ use crate::tiles::Plan;
 /// The job of a batch.
 pub struct WeighedRows<'a, 'b, T> {
     pub batch: &'b Batch<'a, T>,
+    /// What the batch's values are.
+    pub values: Values,
     pub coefficients: Stored<'b, T>,
     /// Whether the gradient is written by non-temporal stores.
     pub stream: bool,
 }
 
 /// Makes a [`WeighedRows`], with the coefficients of the whole call.
-pub struct WeighedRowsPlan<'a, T>(pub Stored<'a, T>);
+pub struct WeighedRowsPlan<'a, T>(pub Values, pub Stored<'a, T>);
 
 impl<T: Real> Plan<T> for WeighedRowsPlan<'_, T> {
     type Job<'b>
@@ -32,7 +47,9 @@ impl<T: Real> Plan<T> for WeighedRowsPlan<'_, T> {
         Self: 'b,
         T: 'b;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
-        WeighedRows { batch, coefficients: self.0.of(batch), stream: batch.stream() }
+        let WeighedRowsPlan(values, coefficients) = self;
+        let (values, coefficients) = (*values, coefficients.of(batch));
+        WeighedRows { batch, values, coefficients, stream: batch.stream() }
     }
 }
 
@@ -44,7 +61,7 @@ trait ReadRow<T: Real>: Copy {
     fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S>;
 }
 
-/// Coefficients that lie in memory as they are: for each row its own, or for all the same.
+/// Coefficients in memory: each row's own, or the same for all rows.
 #[derive(Clone, Copy)]
 struct InMemory<'a, T> {
     numbers: Input<'a, T>,
@@ -86,7 +103,7 @@ impl<T: Real> ReadRow<T> for Soft<'_, T> {
 }
 
 impl<T: Real> WeighedRows<'_, '_, T> {
-    /// Computes some blocks; see [`Job::run`].
+    /// Computes some blocks, as [`Job::run`] does.
     #[inline(always)]
     fn rows<S: Simd>(
         &self,
@@ -113,7 +130,7 @@ impl<T: Real> WeighedRows<'_, '_, T> {
         }
     }
 
-    /// The loss of a row, weighted; its gradient and Hessian written.
+    /// Writes the gradient and the Hessian of a row. Returns its loss times the weight of the sample.
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, row: usize, class: usize, all: impl ReadRow<T>) -> f64 {
         let batch = self.batch;
@@ -129,7 +146,9 @@ impl<T: Real> WeighedRows<'_, '_, T> {
         let sample = batch.sample_factor(row);
         let scale = sample / batch.divisor;
         let coefficients = all.row(row, batch.classes);
-        let row_terms = RowTerms { batch, coefficients, row, values, scale };
+        let logs = self.values == Values::LogProbabilities;
+        let kind = self.values;
+        let row_terms = RowTerms { batch, coefficients, row, values, kind, scale };
         let constants = row_terms.constants(s);
         let mut loss = 0.0;
         // Of the true class, before its number is overwritten in place.
@@ -141,9 +160,12 @@ impl<T: Real> WeighedRows<'_, '_, T> {
             let other = coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
             let both = coefficient + other;
             if coefficient != 0.0 {
-                loss -= coefficient * log_scalar(s, p);
+                loss -= coefficient * if logs { p } else { log_scalar(s, p) };
             }
-            own = (both != 0.0).then(|| [-scale * both / p, scale * both / p / p]);
+            own = (both != 0.0).then(|| match logs {
+                true => [-scale * both, 0.0],
+                false => [-scale * both / p, scale * both / p / p],
+            });
         }
         let all = 0..batch.classes;
         let outputs = Outputs { grad, hess, losses: None };
@@ -161,13 +183,15 @@ impl<T: Real> WeighedRows<'_, '_, T> {
     }
 }
 
-/// The terms of a row, but for that of a true class.
+/// The terms of a row, without that of a true class.
 #[derive(Clone, Copy)]
 struct RowTerms<'a, 'b, T, C> {
     batch: &'b Batch<'a, T>,
     coefficients: C,
     row: usize,
     values: Input<'a, T>,
+    /// What the values are.
+    kind: Values,
     scale: f64,
 }
 
@@ -182,7 +206,7 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for RowTerms<'_, '_, T, C> {
 
     #[inline(always)]
     fn constants<S: Simd>(&self, s: S) -> Self::Constants<S> {
-        // What the gradient of -log p is multiplied by.
+        // The factor of the gradient of log p.
         T::V::<S>::splat(s, T::from_f64(-self.scale))
     }
 
@@ -203,7 +227,7 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for RowTerms<'_, '_, T, C> {
             let at = at + i * T::LANES;
             self.values.prefetch(at + AHEAD / size_of::<T>());
             let p = load_lanes(s, self.values, at, lanes);
-            let terms = Terms::<S, T>::new(s, p, self.coefficients.load(s, at, lanes));
+            let terms = Terms::<S, T>::new(s, self.kind, p, self.coefficients.load(s, at, lanes));
             let losses = terms.losses(s);
             if checks && beyond::<S, T>(s, losses) != 0 {
                 return false;
@@ -230,7 +254,7 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for RowTerms<'_, '_, T, C> {
         let mut sum = 0.0;
         for at in (0..T::LANES).filter(|i| lanes >> i & 1 != 0).map(|i| at + i) {
             let t = self.batch.coefficient(self.row, at);
-            sum -= term(t, self.values.get(at).to_f64());
+            sum -= term(t, self.values.get(at).to_f64(), self.kind);
         }
         sum
     }

@@ -30,11 +30,19 @@ from xentrs.torch._backend import FLOATS, HALVES, has_kernels
 from xentrs.torch._mode import autocasts, differentiates, is_patched
 
 
+class Summaries(NamedTuple):
+    """What a pass over the logits finds beside the loss, of each sample, of ignored ones too."""
+
+    logsumexp: Tensor  # of the logits, after their softcap, in the accumulator's dtype
+    argmax: Tensor  # int64: the first of the largest logits
+
+
 class SoftmaxArguments(NamedTuple):
     """The tensors of a call.
 
     The target is class indices, or has the shape of the input (probabilities, the logits of a
-    teacher), or is None for a loss of the input alone.
+    teacher), or is None for a loss of the input alone. With `probabilities` it is the classes of a
+    few entries of each sample, on a last axis that both have.
     """
 
     input: Tensor
@@ -43,6 +51,7 @@ class SoftmaxArguments(NamedTuple):
     sample_weight: Tensor | None
     denominator: Tensor | None  # of no dimension
     z_denominator: Tensor | None = None  # what a mean of the z-loss divides by, if something else
+    probabilities: Tensor | None = None
 
     @property
     def axis(self) -> int:
@@ -59,15 +68,18 @@ class SoftmaxArguments(NamedTuple):
 
     @property
     def is_soft(self) -> bool:
-        """Whether there are no class indices."""
-        return self.target is None or self.target.shape == self.input.shape
+        """Whether there is no class index of each sample."""
+        if self.probabilities is not None or self.target is None:
+            return True
+        return bool(self.target.shape == self.input.shape)
 
     @property
     def dtype(self) -> torch.dtype:
         """That of PyTorch's loss."""
         dtype = self.input.dtype
         if self.is_soft:
-            for t in (self.target, self.weight):
+            pair = self.probabilities is not None
+            for t in (self.probabilities if pair else self.target, self.weight):
                 dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
         return torch.float32 if dtype in HALVES and autocasts(self.input) else dtype
 
@@ -75,6 +87,19 @@ class SoftmaxArguments(NamedTuple):
     def indices(self) -> Tensor:
         """The target's class indices, in a type that holds any `ignore_index`."""
         return self.target.detach().long()
+
+    def entries(self, options: Options) -> tuple[Tensor, Tensor]:
+        """Return the classes and the probabilities of a pair, on the class axis of the input.
+
+        An empty entry has class 0 and probability 0, and so has a sample that does not count.
+        """
+        assert self.probabilities is not None
+        y, q = self.indices, self.probabilities.detach()
+        kept = not_ignored(y, tuple(options.ignored))
+        mask = self.mask(options)
+        kept = kept if mask is None else kept & mask.unsqueeze(-1)
+        y, q = torch.where(kept, y, 0), torch.where(kept, q, 0.0)
+        return y.movedim(-1, self.axis), q.movedim(-1, self.axis)
 
     def mask(self, options: Options) -> Tensor | None:
         """Return which samples count, None where all do."""
@@ -156,6 +181,28 @@ class SoftmaxArguments(NamedTuple):
         return call, options
 
 
+def capped_logits(call: SoftmaxArguments, options: Options) -> Tensor:
+    """Return the logits as the softmax takes them, in the accumulator's dtype."""
+    x, cap = call.input.to(_backend.accumulator(call.input.dtype)), options.softcap
+    return torch.where(x.isinf(), x, cap * (x / cap).tanh()) if cap else x
+
+
+def empty_summaries(call: SoftmaxArguments) -> Summaries:
+    """Return new tensors, to be filled."""
+    x = call.input.detach()
+    dtype = _backend.accumulator(x.dtype)
+    return Summaries(
+        x.new_empty(call.samples, dtype=dtype), x.new_empty(call.samples, dtype=torch.int64)
+    )
+
+
+def fill(summaries: Summaries, call: SoftmaxArguments, options: Options) -> None:
+    """Fill summaries by functions of PyTorch, in a pass of their own."""
+    x = capped_logits(call, options).detach()
+    summaries.logsumexp.copy_(x.logsumexp(call.axis))
+    summaries.argmax.copy_(x.argmax(call.axis))
+
+
 def sample_mask(
     indices: Tensor | None, weight: Tensor | None, sample_weight: Tensor | None, options: Options
 ) -> Tensor | None:
@@ -209,6 +256,45 @@ def fits(call: SoftmaxArguments, options: Options) -> bool:
         if not taken or weight.device != x.device or weight.requires_grad:
             return False
     return options.reduction in REDUCTIONS and is_smoothing(options.label_smoothing)
+
+
+def check_pair(call: SoftmaxArguments, options: Options) -> None:
+    """Refuse what is wrong with a call whose target is a pair, which PyTorch does not have."""
+    x, y, q, weight = call.input, call.target, call.probabilities, call.weight
+    check_tensor("input", x)
+    check_tensor("target[0]", y)
+    check_tensor("target[1]", q)
+    assert q is not None
+    if x.dtype not in FLOATS:
+        raise TypeError(f"input has dtype {x.dtype}, but must be floating point")
+    if not x.dim() or not x.shape[call.axis]:
+        raise ValueError(f"input of shape {tuple(x.shape)} has no classes")
+    if y.dtype not in INTEGERS:
+        raise TypeError(f"target[0] has dtype {y.dtype}, but must be integer class indices")
+    if not q.is_floating_point():
+        raise TypeError(f"target[1] has dtype {q.dtype}, but must be floating point")
+    for name, t in (("target[0]", y), ("target[1]", q)):
+        if t.dim() != x.dim() or t.shape[:-1] != call.samples:
+            shape = ", ".join([*map(str, call.samples), "k"])
+            raise ValueError(
+                f"{name} has shape {tuple(t.shape)}, but input of shape {tuple(x.shape)} with the "
+                f"class axis {call.axis} takes a pair (indices, probabilities) of shape ({shape})"
+            )
+        check_further(name, t, x)
+    if y.shape != q.shape:
+        raise ValueError(
+            f"target[1] has shape {tuple(q.shape)}, but must have that of target[0], "
+            f"{tuple(y.shape)}: the target is a pair (indices, probabilities)"
+        )
+    if weight is not None:
+        check_tensor("weight", weight)
+        if weight.shape != (call.classes,):
+            raise ValueError(f"weight has shape {tuple(weight.shape)}, but must be of each class")
+        check_further("weight", weight, x)
+    if options.reduction not in REDUCTIONS:
+        raise ValueError(f"{options.reduction} is not a valid value for reduction")
+    if not is_smoothing(options.label_smoothing):
+        raise ValueError(f"label_smoothing must be in [0, 1], not {options.label_smoothing}")
 
 
 def check_further_arguments(call: SoftmaxArguments, options: Options) -> None:
@@ -280,12 +366,13 @@ def check_indices(call: SoftmaxArguments, ignored: tuple[int, ...]) -> None:
     """Refuse class indices out of range, before anything is computed."""
     y = call.indices
     bad = not_ignored(y, ignored) & ((y < 0) | (y >= call.classes))
+    name = "target" if call.probabilities is None else "target[0]"
     if bad.any():
         place = bad.nonzero()[0].tolist()
         names = ", ".join(map(str, ignored))
         # In the words of the compiled module.
         ending = ("", f", or be ignore_index ({names})", f", or be one of ignore_index ({names})")
         raise IndexError(
-            f"target{place or ''} is {call.target[tuple(place)].item()}, but a class index must be "
+            f"{name}{place or ''} is {call.target[tuple(place)].item()}, but a class index must be "
             f"in [0, {call.classes}){ending[min(len(ignored), 2)]}"
         )
