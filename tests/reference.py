@@ -230,8 +230,8 @@ def _two_softmaxes(x, y, temperature, least):
         total = np.exp(others - most).sum(-1, keepdims=True)
         rests.append(np.where(most > 0, most + np.log(np.exp(-most) + total), np.log1p(total)))
     d = d - (rests[0] - rests[1])
-    # The sum of q e^d is 1: two of Newton's steps from there.
-    for _ in range(2):
+    # The sum of q e^d is 1: Newton's steps from there.
+    for _ in range(6):
         change = np.where(abs(d) < 1, q * np.expm1(d), p - q).sum(-1, keepdims=True)
         d = d - np.where(np.isfinite(change), np.log1p(change), 0)
     # Models that have no class in common have no such class.

@@ -61,7 +61,9 @@ def assert_agrees(case, results, dtype):
     loss, *rows = results
     if case.options.get("reduction", "mean") == "none":
         assert loss.dtype == dtype
-        assert_units(loss, right.loss, right.loss_terms, dtype)
+        # As test_accuracy.py says: series of a shorter reach.
+        bound = 84 if case.loss.teacher and dtype == np.float64 else 16
+        assert_units(loss, right.loss, right.loss_terms, dtype, bound=bound)
     else:
         assert type(loss) is float
         # Each sample's loss is good to 4 ULP and the sum of positive ones then is too; float64
