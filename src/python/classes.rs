@@ -180,7 +180,9 @@ fn typed<'py, T: Number, S: Source>(
         losses: outputs.losses,
     });
     let mut layout = None;
-    if !rows || half.is_some() || singles.is_some() || spread.is_some() {
+    let softcap = keywords.options.softcap;
+    let changed = spread.is_some() || softcap.is_some();
+    if !rows || half.is_some() || singles.is_some() || changed {
         let place = |slot: &Option<Slot<'_, 'py, T>>, given: &Option<View<'_>>| match (slot, given)
         {
             (None, _) => Ok(None),
@@ -198,6 +200,7 @@ fn typed<'py, T: Number, S: Source>(
                 grad: out.filter(|_| order > 0).map(|out| out.output()),
             }),
             singles,
+            softcap,
             sparse: spread.is_some(),
         };
         let apart = |place: &Option<Place>| place.as_ref().is_some_and(|p| p.sample_step() != 1);

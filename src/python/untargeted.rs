@@ -200,6 +200,7 @@ fn batch<'a, T: Number>(
         hess: None,
         halves: None,
         singles,
+        softcap: None,
         sparse: false,
     };
     let mut batch = Batch::<T>::of_rows(values.input(), classes, Target::None);

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import xentrs.torch
+from samples import operator_samples
 from xentrs.torch._operators import gradients
 
 cross_entropy = xentrs.torch.cross_entropy
@@ -409,6 +410,29 @@ def test_forward_mode(x, y):
             torch.testing.assert_close(ours, theirs)
     with pytest.raises(NotImplementedError, match=r"linear_cross_entropy has no forward-mode"):
         torch.func.jacfwd(lambda w: linear(x, w, y))(torch.ones_like(x))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "binary_cross_entropy_with_logits"])
+def test_pytorchs_samples_in_all_modes(name):
+    """PyTorch's sample inputs, as its own tests differentiate them; targets too."""
+    count = 0
+    for sample in operator_samples(name):
+        tensors = [t for t in sample.arguments if torch.is_tensor(t) and t.is_floating_point()][:2]
+        if not all(t.numel() for t in tensors):
+            continue
+        leaves = [t.detach().clone().requires_grad_() for t in tensors]
+
+        def f(*given, sample=sample):
+            arguments = list(sample.arguments)
+            arguments[: len(given)] = given
+            return getattr(xentrs.torch, name)(*arguments, **sample.options)
+
+        for inputs in (leaves[:1], leaves):
+            assert torch.autograd.gradcheck(f, inputs, check_forward_ad=True, fast_mode=True)
+            modes = {"check_fwd_over_rev": True, "check_rev_over_rev": True, "fast_mode": True}
+            assert torch.autograd.gradgradcheck(f, inputs, **modes)
+        count += 1
+    assert count > 10
 
 
 def test_meta_and_fake(x, y):

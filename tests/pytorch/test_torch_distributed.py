@@ -164,6 +164,83 @@ def check(rank):
         assert "class indices" in str(error)
 """
 
+SHARDED = """
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor.parallel import loss_parallel
+
+def check(rank):
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    x, y = torch.randn(7, 5, 3), torch.randint(0, 5, (7, 3))
+    y[1, 1] = y[5] = -100
+    w, s, q = torch.rand(5), torch.rand(7, 3), torch.rand(7, 5, 3)
+
+    def put(t, place):
+        return distribute_tensor(t.clone(), mesh, [place])
+
+    def compare(f, others, places, options):
+        ours, whole = put(x, places[0]).requires_grad_(), x.clone().requires_grad_()
+        expected = f(whole, others, **options)
+        loss = f(ours, put(others, places[1]), **options)
+        assert_close(loss.full_tensor(), expected)
+        up = torch.rand(expected.shape)
+        expected.backward(up)
+        loss.backward(put(up, loss.placements[0]))
+        assert ours.grad.placements == (places[0],)
+        assert_close(ours.grad.full_tensor(), whole.grad)
+
+    for place, of_samples in ((Shard(0),) * 2, (Shard(2), Shard(1)), (Replicate(),) * 2):
+        for reduction in ("mean", "sum", "none"):
+            for options in (
+                {}, {"weight": w, "sample_weight": s}, {"denominator": 3.0},
+                {"z_loss": 0.1, "weight": w, "label_smoothing": 0.1},
+            ):
+                options = {"reduction": reduction, **options}
+                places = (place, of_samples)
+                compare(xentrs.torch.cross_entropy, y, places, options)
+                if "z_loss" not in options:
+                    compare(xentrs.torch.focal_loss, y, places, options)
+            options = {"reduction": reduction}
+            compare(xentrs.torch.cross_entropy, q, (place, place), options)
+            options = options | {"pos_weight": w[:, None], "where": q > 0.3}
+            compare(xentrs.torch.binary_cross_entropy_with_logits, q, (place, place), options)
+    options = {"pos_weight": w[:, None], "where": q > 0.3}
+    compare(xentrs.torch.binary_cross_entropy_with_logits, q, (Shard(1),) * 2, options)
+
+    # One process without a sample that counts, one without a sample, none that counts at all.
+    nothing = torch.full_like(y, -100)
+    half = torch.where(torch.arange(7)[:, None] < 4, y, -100)
+    compare(xentrs.torch.cross_entropy, half, (Shard(0),) * 2, {})
+    none = xentrs.torch.cross_entropy(put(x, Shard(0)), put(nothing, Shard(0)))
+    assert none.full_tensor().isnan()
+    one = xentrs.torch.cross_entropy(put(x[:1], Shard(0)), put(y[:1], Shard(0)))
+    assert_close(one.full_tensor(), xentrs.torch.cross_entropy(x[:1], y[:1]))
+    low = xentrs.torch.cross_entropy(put(x.bfloat16(), Shard(0)), put(y, Shard(0)))
+    assert low.dtype == torch.bfloat16
+
+    compiled = torch.compile(
+        lambda x, y: xentrs.torch.cross_entropy(x * 2, y), fullgraph=True, backend="aot_eager"
+    )
+    a, b = put(x, Shard(0)).requires_grad_(), put(y, Shard(0))
+    loss = compiled(a, b)
+    assert_close(loss.full_tensor(), xentrs.torch.cross_entropy(x * 2, y))
+    loss.backward()
+
+    # Sharded over the classes.
+    flat, labels = x[..., 0], put(y[..., 0], Replicate())
+    for f in (xentrs.torch.cross_entropy, xentrs.torch.focal_loss):
+        try:
+            f(put(flat, Shard(1)), labels)
+            raise AssertionError("not refused")
+        except NotImplementedError as error:
+            assert "vocab_parallel_cross_entropy" in str(error)
+    with loss_parallel(), xentrs.torch.patch():
+        logits = put(flat, Shard(1)).requires_grad_()
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        assert_close(loss.full_tensor(), xentrs.torch.cross_entropy(flat, y[..., 0]))
+"""
+
 DATA_PARALLEL = """
 from torch.nn.parallel import DistributedDataParallel
 
@@ -264,7 +341,9 @@ def run_two(body: str, folder: Path, backend: str = "rust") -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "body", [PARALLEL, DATA_PARALLEL, FULLY_SHARDED], ids=["vocabulary", "ddp", "fsdp"]
+    "body",
+    [PARALLEL, SHARDED, DATA_PARALLEL, FULLY_SHARDED],
+    ids=["vocabulary", "dtensor", "ddp", "fsdp"],
 )
 def test_two_processes(body, tmp_path):
     run_two(body, tmp_path)

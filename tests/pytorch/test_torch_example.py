@@ -32,6 +32,15 @@ def test_digits():
     assert all(float(accuracy) > 0.8 for accuracy in accuracies)
 
 
+def test_trainers():
+    for name in ("accelerate", "lightning", "transformers"):
+        pytest.importorskip(name, reason=f"{name} is not installed: the group trainers has it")
+    printed = run("examples/torch_trainers.py", "--steps", "2", "--turns", "1")
+    for name in ("transformers.Trainer", "lightning.Trainer"):
+        (line,) = [line for line in printed.splitlines() if line.startswith(f"{name}: the losses")]
+        assert float(line.split("differ by ")[1].split(",")[0]) < 1e-5
+
+
 def test_benchmark_on_the_cpu():
     printed = run("benches/torch_cpu.py", "--quick", "--rows", "128 x 1000")
     assert "| 128 x 1000 float32 |" in printed

@@ -187,6 +187,34 @@ def test_autocast(case, backend):
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+with_loss_dtype = [
+    case for case in CASES if "loss_dtype" in inspect.signature(function(case)).parameters
+]
+
+
+@pytest.mark.parametrize("case", with_loss_dtype, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_loss_dtype(case, dtype, backend):
+    """A float32 loss of half-precision logits has the digits of float32."""
+    (x, *others), options = case.drawn({}, dtype, backend)
+    for loss_dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for reduction in REDUCTIONS:
+            options = {"reduction": reduction, "loss_dtype": loss_dtype}
+            leaf = x.clone().requires_grad_()
+            loss = function(case)(leaf, *others, **options)
+            assert loss.dtype == loss_dtype
+            expected = case.reference(x, *others, reduction=reduction)
+            wide = torch.promote_types(dtype, torch.float32)
+            eps = 16 * max(torch.finfo(t).eps for t in (wide, loss_dtype))
+            torch.testing.assert_close(loss.double(), expected, rtol=eps, atol=eps)
+            (grad,) = torch.autograd.grad(loss.sum(), leaf)
+            plain = function(case)(leaf, *others, reduction=reduction)
+            assert grad.equal(torch.autograd.grad(plain.sum(), leaf)[0])
+    for wrong in (torch.int64, "float32"):
+        with pytest.raises(TypeError, match=r"loss_dtype must be a floating torch\.dtype"):
+            function(case)(x, *others, loss_dtype=wrong)
+
+
 @each_call
 def test_module(case, options, backend):
     arguments, options = case.drawn(options, torch.float32, backend)

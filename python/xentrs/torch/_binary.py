@@ -36,6 +36,7 @@ def binary_cross_entropy_with_logits(
     label_smoothing: float = 0.0,
     where: Tensor | None = None,
     denominator: float | Tensor | None = None,
+    loss_dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Binary cross-entropy between the sigmoid of logits and a target, element by element.
 
@@ -63,6 +64,9 @@ def binary_cross_entropy_with_logits(
         number.
     denominator : float or Tensor of no dimension, optional
         What ``"mean"`` divides by instead.
+    loss_dtype : torch.dtype, optional
+        A floating dtype of the loss, instead of that which PyTorch's function would return. With
+        float32 the loss of half-precision logits is not rounded to half precision.
 
     Returns
     -------
@@ -98,18 +102,22 @@ def binary_cross_entropy_with_logits(
     denominator = as_denominator(denominator, input)
     call = BinaryArguments(input, target, weight, pos_weight, where, denominator)
     if is_jit_traced(_NAME) or not fits(call, options):
-        return _leave_to_pytorch(call, options)
+        return _leave_to_pytorch(call, options, loss_dtype)
     if label_smoothing or where is not None or denominator is not None:
         check_further_arguments(call, options)
-    return BINARY.compute(call, options)
+    return BINARY.compute(call, options, loss_dtype=loss_dtype)
 
 
-def _leave_to_pytorch(call: BinaryArguments, options: Options) -> Tensor:
+def _leave_to_pytorch(
+    call: BinaryArguments, options: Options, loss_dtype: torch.dtype | None
+) -> Tensor:
     beyond = None
-    if call.where is not None or call.denominator is not None or options.label_smoothing != 0.0:
+    if any(t is not None for t in (call.where, call.denominator, loss_dtype)) or (
+        options.label_smoothing != 0.0
+    ):
         beyond = (
-            f"xentrs.torch.{_NAME}: where, denominator and label_smoothing cannot be combined with "
-            "gradients in the target or the weights"
+            f"xentrs.torch.{_NAME}: where, denominator, loss_dtype and label_smoothing cannot be "
+            "combined with gradients in the target or the weights"
         )
     return leave_to_pytorch(
         lambda: _pytorchs(
@@ -175,12 +183,14 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss, metaclass=StandsFor):
     ----------
     weight, size_average, reduce, reduction, pos_weight
         As in `torch.nn.BCEWithLogitsLoss`.
-    label_smoothing
+    label_smoothing, loss_dtype
         As in `binary_cross_entropy_with_logits`. `where` and `denominator` are arguments of the
         call.
     """
 
-    label_smoothing = 0.0  # for modules that were pickled before it existed
+    # For modules that were pickled before these existed.
+    label_smoothing = 0.0
+    loss_dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -191,9 +201,11 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss, metaclass=StandsFor):
         pos_weight: Tensor | None = None,
         *,
         label_smoothing: float = 0.0,
+        loss_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(weight, size_average, reduce, reduction, pos_weight)
         self.label_smoothing = label_smoothing
+        self.loss_dtype = loss_dtype
 
     def forward(
         self,
@@ -213,4 +225,5 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss, metaclass=StandsFor):
             label_smoothing=self.label_smoothing,
             where=where,
             denominator=denominator,
+            loss_dtype=self.loss_dtype,
         )

@@ -48,6 +48,7 @@ def cross_entropy(
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     inplace: bool = False,
+    loss_dtype: torch.dtype | None = None,
     return_logsumexp: Literal[False] = False,
     return_accuracy: Literal[False] = False,
 ) -> Tensor: ...
@@ -67,6 +68,7 @@ def cross_entropy(
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     inplace: bool = False,
+    loss_dtype: torch.dtype | None = None,
     return_logsumexp: bool = False,
     return_accuracy: bool = False,
 ) -> Tensor | tuple[Tensor, ...]: ...
@@ -85,6 +87,7 @@ def cross_entropy(
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     inplace: bool = False,
+    loss_dtype: torch.dtype | None = None,
     return_logsumexp: bool = False,
     return_accuracy: bool = False,
 ) -> Tensor | tuple[Tensor, ...]:
@@ -128,6 +131,9 @@ def cross_entropy(
         Write the gradient over the logits, which saves memory of their size. They must be neither a
         view nor a leaf, and using them later raises an error in the backward pass. Without effect
         where no gradient is wanted, and under `torch.compile` and `torch.func`.
+    loss_dtype : torch.dtype, optional
+        A floating dtype of the loss, instead of that which PyTorch's function would return. With
+        float32 the loss of half-precision logits is not rounded to half precision.
     return_logsumexp : bool, default False
         Return the logsumexp of each sample's logits too, of ignored samples too. It has a gradient
         of its own.
@@ -181,6 +187,7 @@ def cross_entropy(
     """
     if (
         weight is sample_weight is denominator is softcap is size_average is reduce is None
+        and loss_dtype is None
         and not z_loss
         and not inplace
         and not return_logsumexp
@@ -215,33 +222,34 @@ def cross_entropy(
         check_further_arguments(call, options)
         if return_accuracy:
             raise TypeError("return_accuracy needs class indices as target")
-        return _compute(call, options, inplace, return_logsumexp, False)
+        return _compute(call, options, inplace, loss_dtype, return_logsumexp, False)
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
     if is_jit_traced("cross_entropy") or not fits(call, options):
         if return_logsumexp or return_accuracy:
             return _alone(call, options, return_logsumexp, return_accuracy)
-        return _leave_to_pytorch(call, options)
+        return _leave_to_pytorch(call, options, loss_dtype)
     if not options.is_plain or sample_weight is not None or denominator is not None:
         check_further_arguments(call, options)
     if return_accuracy and call.is_soft:
         raise TypeError("return_accuracy needs class indices as target")
-    return _compute(call, options, inplace, return_logsumexp, return_accuracy)
+    return _compute(call, options, inplace, loss_dtype, return_logsumexp, return_accuracy)
 
 
 def _compute(
     call: SoftmaxArguments,
     options: Options,
     inplace: bool,
+    loss_dtype: torch.dtype | None,
     return_logsumexp: bool,
     return_accuracy: bool,
 ) -> Any:
     """Return the loss, and what else is wanted."""
     if not (return_logsumexp or return_accuracy):
-        return CROSS_ENTROPY.compute(call, options, inplace)
+        return CROSS_ENTROPY.compute(call, options, inplace, loss_dtype)
     results: list[Tensor] = []
     if CROSS_ENTROPY.fills_summaries(call, inplace):
         found = empty_summaries(call)
-        results.append(CROSS_ENTROPY.compute(call, options, summaries=found))
+        results.append(CROSS_ENTROPY.compute(call, options, loss_dtype=loss_dtype, summaries=found))
         if return_logsumexp:
             x, values = call.input, found.logsumexp
             results.append(
@@ -252,7 +260,7 @@ def _compute(
         x = capped_logits(call, options)
         logsumexp = x.logsumexp(call.axis) if return_logsumexp else None
         argmax = x.argmax(call.axis)
-        results.append(CROSS_ENTROPY.compute(call, options, inplace))
+        results.append(CROSS_ENTROPY.compute(call, options, inplace, loss_dtype))
         if logsumexp is not None:
             results.append(logsumexp)
     if return_accuracy:
@@ -269,7 +277,7 @@ def _alone(
     call: SoftmaxArguments, options: Options, return_logsumexp: bool, return_accuracy: bool
 ) -> Any:
     """Refuse to leave a call to PyTorch, whose function returns nothing but the loss."""
-    _leave_to_pytorch(call, options)  # says what is wrong, if something is
+    _leave_to_pytorch(call, options, None)  # says what is wrong, if something is
     names = ["return_logsumexp"] * return_logsumexp + ["return_accuracy"] * return_accuracy
     raise ValueError(
         f"{' and '.join(names)} cannot be combined with gradients in the target or the class "
@@ -277,7 +285,9 @@ def _alone(
     )
 
 
-def _leave_to_pytorch(call: SoftmaxArguments, options: Options) -> Tensor:
+def _leave_to_pytorch(
+    call: SoftmaxArguments, options: Options, loss_dtype: torch.dtype | None
+) -> Tensor:
     return leave_to_pytorch(
         lambda: _pytorchs(
             call.input,
@@ -287,7 +297,7 @@ def _leave_to_pytorch(call: SoftmaxArguments, options: Options) -> Tensor:
             reduction=options.reduction,
             label_smoothing=options.label_smoothing,
         ),
-        beyond_pytorch("cross_entropy", call.sample_weight, call.denominator, options),
+        beyond_pytorch("cross_entropy", call.sample_weight, call.denominator, options, loss_dtype),
     )
 
 
@@ -298,7 +308,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
     ----------
     weight, size_average, ignore_index, reduce, reduction, label_smoothing
         As in `torch.nn.CrossEntropyLoss`; `ignore_index` may be several, or None.
-    z_loss, softcap, inplace
+    z_loss, softcap, inplace, loss_dtype
         As in `cross_entropy`. `sample_weight` and `denominator` are arguments of the call.
     """
 
@@ -306,6 +316,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
     z_loss = 0.0
     softcap: float | None = None
     inplace = False
+    loss_dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -319,12 +330,14 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
         z_loss: float = 0.0,
         softcap: float | None = None,
         inplace: bool = False,
+        loss_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(weight, size_average, -100, reduce, reduction, label_smoothing)
         self.ignore_index = ignore_index  # type: ignore[assignment]
         self.z_loss = z_loss
         self.softcap = softcap
         self.inplace = inplace
+        self.loss_dtype = loss_dtype
 
     def forward(
         self,
@@ -347,4 +360,5 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
             sample_weight=sample_weight,
             denominator=denominator,
             inplace=self.inplace,
+            loss_dtype=self.loss_dtype,
         )

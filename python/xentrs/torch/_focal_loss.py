@@ -36,6 +36,7 @@ def focal_loss(
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     inplace: bool = False,
+    loss_dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Focal loss between logits and class indices: cross-entropy with less weight on easy samples.
 
@@ -65,6 +66,9 @@ def focal_loss(
         Write the gradient over the logits, which saves memory of their size. They must be neither a
         view nor a leaf, and using them later raises an error in the backward pass. Without effect
         where no gradient is wanted, and under `torch.compile` and `torch.func`.
+    loss_dtype : torch.dtype, optional
+        A floating dtype of the loss, instead of that which PyTorch's function would return. With
+        float32 the loss of half-precision logits is not rounded to half precision.
 
     Returns
     -------
@@ -110,7 +114,7 @@ def focal_loss(
     if not fits(call, options) or call.is_soft:
         return refuse("focal_loss", call, options, _pytorchs)
     check_further_arguments(call, options)
-    return loss.compute(call, options, inplace)
+    return loss.compute(call, options, inplace, loss_dtype)
 
 
 # The loss itself, for what runs no Rust
@@ -155,7 +159,7 @@ class FocalLoss(LossModule):
 
     Parameters
     ----------
-    gamma, weight, ignore_index, reduction, inplace
+    gamma, weight, ignore_index, reduction, inplace, loss_dtype
         As in `focal_loss`. `sample_weight` and `denominator` are arguments of the call.
     """
 
@@ -169,6 +173,7 @@ class FocalLoss(LossModule):
         ignore_index: Ignored = -100,
         reduction: str = "mean",
         inplace: bool = False,
+        loss_dtype: torch.dtype | None = None,
     ) -> None:
         check_not_negative("gamma", gamma)
         super().__init__(
@@ -177,4 +182,5 @@ class FocalLoss(LossModule):
             ignore_index=ignore_index,
             reduction=reduction,
             inplace=inplace,
+            loss_dtype=loss_dtype,
         )

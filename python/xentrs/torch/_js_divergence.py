@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from xentrs.torch._arguments.options import Options, check_number
@@ -25,6 +26,7 @@ def js_divergence(
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     inplace: bool = False,
+    loss_dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Generalised Jensen-Shannon divergence between the softmaxes of two models' logits.
 
@@ -57,6 +59,9 @@ def js_divergence(
         Write the gradient over the logits, which saves memory of their size. They must be neither a
         view nor a leaf, and using them later raises an error in the backward pass. Without effect
         where no gradient is wanted, and under `torch.compile` and `torch.func`.
+    loss_dtype : torch.dtype, optional
+        A floating dtype of the loss, instead of that which PyTorch's function would return. With
+        float32 the loss of half-precision logits is not rounded to half precision.
 
     Returns
     -------
@@ -96,7 +101,7 @@ def js_divergence(
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, teacher_logits, None, sample_weight, denominator)
     check_teacher(call, options)
-    return JS_DIVERGENCE.compute(call, options, inplace)
+    return JS_DIVERGENCE.compute(call, options, inplace, loss_dtype)
 
 
 def _meaning(own: tuple[Any, ...]) -> tuple[float, float]:
@@ -112,7 +117,7 @@ class JSDivergenceLoss(LossModule):
 
     Parameters
     ----------
-    beta, temperature, reduction, inplace
+    beta, temperature, reduction, inplace, loss_dtype
         As in `js_divergence`. `sample_weight` and `denominator` are arguments of the call.
     """
 
@@ -125,6 +130,7 @@ class JSDivergenceLoss(LossModule):
         *,
         reduction: str = "mean",
         inplace: bool = False,
+        loss_dtype: torch.dtype | None = None,
     ) -> None:
         check_temperature(temperature)
         check_number("beta", beta)
@@ -135,4 +141,5 @@ class JSDivergenceLoss(LossModule):
             temperature=temperature,
             reduction=reduction,
             inplace=inplace,
+            loss_dtype=loss_dtype,
         )

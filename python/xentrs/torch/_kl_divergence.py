@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from xentrs.torch._arguments.options import Options
@@ -25,6 +26,7 @@ def kl_divergence(
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     inplace: bool = False,
+    loss_dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Kullback-Leibler divergence between the softmaxes of a teacher's and a model's logits.
 
@@ -56,6 +58,9 @@ def kl_divergence(
         Write the gradient over the logits, which saves memory of their size. They must be neither a
         view nor a leaf, and using them later raises an error in the backward pass. Without effect
         where no gradient is wanted, and under `torch.compile` and `torch.func`.
+    loss_dtype : torch.dtype, optional
+        A floating dtype of the loss, instead of that which PyTorch's function would return. With
+        float32 the loss of half-precision logits is not rounded to half precision.
 
     Returns
     -------
@@ -94,7 +99,7 @@ def kl_divergence(
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, teacher_logits, None, sample_weight, denominator)
     check_teacher(call, options)
-    return KL_DIVERGENCE.compute(call, options, inplace)
+    return KL_DIVERGENCE.compute(call, options, inplace, loss_dtype)
 
 
 def _meaning(own: tuple[Any, ...]) -> tuple[float, float]:
@@ -113,7 +118,7 @@ class KLDivergenceLoss(LossModule):
 
     Parameters
     ----------
-    temperature, direction, reduction, inplace
+    temperature, direction, reduction, inplace, loss_dtype
         As in `kl_divergence`. `sample_weight` and `denominator` are arguments of the call.
     """
 
@@ -126,6 +131,7 @@ class KLDivergenceLoss(LossModule):
         *,
         reduction: str = "mean",
         inplace: bool = False,
+        loss_dtype: torch.dtype | None = None,
     ) -> None:
         check_temperature(temperature)
         if direction not in ("forward", "reverse"):
@@ -135,4 +141,5 @@ class KLDivergenceLoss(LossModule):
             direction=direction,
             reduction=reduction,
             inplace=inplace,
+            loss_dtype=loss_dtype,
         )

@@ -13,6 +13,7 @@ from xentrs.torch._arguments.options import (
     Ignored,
     Options,
     as_softcap,
+    check_loss_dtype,
     check_tensor,
     ignored_indices,
 )
@@ -40,6 +41,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
+    loss_dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Cross-entropy of ``input @ linear_weight.T + linear_bias``, which never exists as a whole.
 
@@ -79,6 +81,9 @@ def linear_cross_entropy(
     denominator : float or Tensor of no dimension, optional
         What ``"mean"`` divides by instead of the total weight. A tensor may be on the CPU or on the
         device of `input`.
+    loss_dtype : torch.dtype, optional
+        A floating dtype of the loss, instead of that which PyTorch's function would return. With
+        float32 the loss of half-precision logits is not rounded to half precision.
 
     Returns
     -------
@@ -125,14 +130,15 @@ def linear_cross_entropy(
     call = LinearArguments(*args)
     given = [t for t in (linear_bias, weight) if t is not None]
     if is_jit_traced(_NAME) or not are_tensors(input, linear_weight, target, *given):
-        return _leave_to_pytorch(call, chosen)
+        return _leave_to_pytorch(call, chosen, loss_dtype)
     single = input.dim() == 1
     if single and linear_weight.dim() == 2:
         s = None if sample_weight is None else sample_weight[None]
         call = call._replace(input=input[None], target=target[None], sample_weight=s)
     if not fits(call, chosen):
-        return _leave_to_pytorch(LinearArguments(*args), chosen)
+        return _leave_to_pytorch(LinearArguments(*args), chosen, loss_dtype)
     check_further_arguments(call.loss(), chosen)
+    check_loss_dtype(loss_dtype)
     if autocasts(input) and input.dtype != torch.float64:
         low = torch.get_autocast_dtype(input.device.type)
         x, w, b = call[:3]
@@ -141,10 +147,12 @@ def linear_cross_entropy(
     loss = compute_loss(call, chosen, rows)
     if single and reduction == "none":
         loss = loss[0]
-    return loss.to(call.loss().dtype)
+    return loss.to(loss_dtype or call.loss().dtype)
 
 
-def _leave_to_pytorch(call: LinearArguments, options: Options) -> Tensor:
+def _leave_to_pytorch(
+    call: LinearArguments, options: Options, loss_dtype: torch.dtype | None
+) -> Tensor:
     return leave_to_pytorch(
         lambda: _pytorchs(
             call.input,
@@ -157,7 +165,7 @@ def _leave_to_pytorch(call: LinearArguments, options: Options) -> Tensor:
             ignore_index=options.ignored[0] if options.ignored not in ((), (-100,)) else None,
             label_smoothing=options.label_smoothing,
         ),
-        beyond_pytorch(_NAME, call.sample_weight, call.denominator, options),
+        beyond_pytorch(_NAME, call.sample_weight, call.denominator, options, loss_dtype),
     )
 
 
@@ -169,13 +177,14 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss, metaclass=StandsFor):
     in_features, num_classes, out_features, bias, device, dtype, reduction, weight, ignore_index, \
 label_smoothing, options
         As in `torch.nn.LinearCrossEntropyLoss`.
-    z_loss, softcap
+    z_loss, softcap, loss_dtype
         As in `cross_entropy`. `sample_weight` and `denominator` are arguments of the call.
     """
 
     # For modules that were pickled before these existed.
     z_loss = 0.0
     softcap: float | None = None
+    loss_dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -193,6 +202,7 @@ label_smoothing, options
         options: Any = None,
         z_loss: float = 0.0,
         softcap: float | None = None,
+        loss_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             in_features,
@@ -209,6 +219,7 @@ label_smoothing, options
         )
         self.z_loss = z_loss
         self.softcap = softcap
+        self.loss_dtype = loss_dtype
 
     def forward(
         self,
@@ -235,4 +246,5 @@ label_smoothing, options
             softcap=self.softcap,
             sample_weight=sample_weight,
             denominator=denominator,
+            loss_dtype=self.loss_dtype,
         )

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from xentrs.torch._private import has_transforms, is_jit_tracing, is_observed
+from xentrs.torch._private import (
+    has_tangent,
+    has_transforms,
+    is_forward_mode,
+    is_jit_tracing,
+    is_observed,
+)
 
 # A name of this module: looking it up in `torch.compiler` takes a good part of a tiny call.
 is_compiling = torch.compiler.is_dynamo_compiling  # other tracers are dispatch modes
@@ -76,6 +82,13 @@ def wants_gradient(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or not has_transforms():
         return tensor.requires_grad and torch.is_grad_enabled()
     return True
+
+
+def differentiates(tensor: Tensor) -> bool:
+    """Whether a derivative in the tensor is wanted, by reverse or by forward mode."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return True
+    return not is_compiling() and is_forward_mode() and has_tangent(tensor)
 
 
 def autocasts(tensor: Tensor) -> bool:

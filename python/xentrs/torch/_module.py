@@ -53,7 +53,7 @@ class LossModule(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what `repr` says of the module."""
-        hidden = {"ignore_index", "inplace", *self._buffers}
+        hidden = {"ignore_index", "inplace", "loss_dtype", *self._buffers}
         shown = [name for name in self.options if name not in hidden]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 

@@ -85,6 +85,16 @@ def is_observed() -> bool:
     )
 
 
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether a forward-mode derivative with respect to a tensor is wanted."""
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def is_forward_mode() -> bool:
+    """Whether forward-mode differentiation is on; where that is not known, it may be."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
 def is_view(tensor: Tensor) -> bool:
     """Whether a tensor is a view of another."""
     return tensor._is_view()

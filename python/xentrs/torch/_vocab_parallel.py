@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from xentrs.torch._arguments.options import Ignored, Options, check_tensor, ignored_indices
+from xentrs.torch._arguments.options import (
+    Ignored,
+    Options,
+    check_loss_dtype,
+    check_tensor,
+    ignored_indices,
+)
 from xentrs.torch._arguments.softmax import SoftmaxArguments, check_further_arguments, fits
 from xentrs.torch._arguments.tensors import as_denominator
-from xentrs.torch._backend import FLOATS, HALVES
-from xentrs.torch._mode import autocasts, is_eager, is_plain, wants_gradient
+from xentrs.torch._backend import FLOATS
+from xentrs.torch._mode import is_eager, is_plain, wants_gradient
 from xentrs.torch._operators.vocab_parallel import Eager, evaluate
 
 _NAME = "xentrs.torch.vocab_parallel_cross_entropy"
@@ -27,6 +34,7 @@ def vocab_parallel_cross_entropy(
     z_loss: float = 0.0,
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
+    loss_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Cross-entropy of logits whose classes are spread over a process group.
 
@@ -58,6 +66,9 @@ def vocab_parallel_cross_entropy(
     denominator : float or Tensor of no dimension, optional
         What ``"mean"`` divides by instead of the total weight. A tensor may be on the CPU or on the
         device of `input`.
+    loss_dtype : torch.dtype, optional
+        A floating dtype of the loss, instead of that which PyTorch's function would return. With
+        float32 the loss of half-precision logits is not rounded to half precision.
 
     Returns
     -------
@@ -102,6 +113,7 @@ def vocab_parallel_cross_entropy(
             f"'sum' or 'none', and label_smoothing ({label_smoothing}) in [0, 1]"
         )
     check_further_arguments(call, options)
+    check_loss_dtype(loss_dtype)
     if first_class is None:
         first_class = dist.get_rank(group) * input.shape[1]
     arguments = target, sample_weight, denominator, first_class, group
@@ -109,6 +121,5 @@ def vocab_parallel_cross_entropy(
         loss = Eager.apply(input, options, *arguments)
     else:
         loss = evaluate(input, *arguments[:-1], options, group)[0]
-    if input.dtype in HALVES and not autocasts(input):
-        loss = loss.to(input.dtype)
-    return loss
+    dtype = loss_dtype or call.dtype
+    return loss if loss.dtype == dtype else loss.to(dtype)

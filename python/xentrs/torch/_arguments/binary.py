@@ -16,7 +16,7 @@ from xentrs.torch._arguments.tensors import (
     masked,
 )
 from xentrs.torch._backend import FLOATS, HALVES, has_kernels
-from xentrs.torch._mode import autocasts, is_patched
+from xentrs.torch._mode import autocasts, differentiates, is_patched
 
 
 class BinaryArguments(NamedTuple):
@@ -106,7 +106,7 @@ def fits(call: BinaryArguments, options: Options) -> bool:
     for t in (target, call.weight, call.pos_weight):
         if t is None:
             continue
-        if t.device != x.device or (t.requires_grad and torch.is_grad_enabled()):
+        if t.device != x.device or differentiates(t):
             return False
         if t is not target and not (t.is_floating_point() and _broadcasts(t, x)):
             return False

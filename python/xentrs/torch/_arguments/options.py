@@ -104,6 +104,12 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a Tensor, not {type(value).__name__}")
 
 
+def check_loss_dtype(value: torch.dtype | None) -> None:
+    """Refuse what is no dtype of a loss."""
+    if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+        raise TypeError(f"loss_dtype must be a floating torch.dtype or None, not {value!r}")
+
+
 def as_softcap(value: float | None) -> float:
     """Return a softcap as a number, 0 for none."""
     if value is None:

@@ -27,7 +27,7 @@ from xentrs.torch._arguments.tensors import (
     masked,
 )
 from xentrs.torch._backend import FLOATS, HALVES, has_kernels
-from xentrs.torch._mode import autocasts, is_patched
+from xentrs.torch._mode import autocasts, differentiates, is_patched
 
 
 class Summaries(NamedTuple):
@@ -248,7 +248,7 @@ def fits(call: SoftmaxArguments, options: Options) -> bool:
         or not target.is_floating_point()
         or target.layout is not torch.strided
         or any(i >= 0 for i in options.ignored)
-        or (target.requires_grad and torch.is_grad_enabled())
+        or differentiates(target)
     ):
         return False
     if weight is not None:
@@ -316,7 +316,11 @@ def check_further_arguments(call: SoftmaxArguments, options: Options) -> None:
 
 
 def beyond_pytorch(
-    name: str, sample_weight: Tensor | None, denominator: Tensor | None, options: Options
+    name: str,
+    sample_weight: Tensor | None,
+    denominator: Tensor | None,
+    options: Options,
+    loss_dtype: torch.dtype | None,
 ) -> str | None:
     """Return what is wrong with leaving the call to PyTorch's function, which lacks arguments."""
     if (
@@ -324,11 +328,12 @@ def beyond_pytorch(
         and options.is_plain
         and sample_weight is None
         and denominator is None
+        and loss_dtype is None
     ):
         return None
     return (
-        f"xentrs.torch.{name}: z_loss, softcap, sample_weight, denominator and several ignored "
-        "indices cannot be combined with gradients in the target or the class weights"
+        f"xentrs.torch.{name}: z_loss, softcap, sample_weight, denominator, loss_dtype and several "
+        "ignored indices cannot be combined with gradients in the target or the class weights"
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from xentrs.torch import _backend
-from xentrs.torch._arguments.options import SHARED, Options, flat, unflat
+from xentrs.torch._arguments.options import SHARED, Options, check_loss_dtype, flat, unflat
 from xentrs.torch._arguments.tensors import is_dtensor
 from xentrs.torch._mode import is_eager, is_plain, is_traced, wants_gradient
 from xentrs.torch._operators import distributed, gradients
@@ -115,11 +115,17 @@ class Loss:
         )
 
     def compute(
-        self, call: Any, options: Options, inplace: bool = False, **summaries: Any
+        self,
+        call: Any,
+        options: Options,
+        inplace: bool = False,
+        loss_dtype: torch.dtype | None = None,
+        **summaries: Any,
     ) -> Tensor:
         """Return the loss such that autograd knows its gradient."""
+        check_loss_dtype(loss_dtype)
         loss = self._compute(call, options, inplace, **summaries)
-        dtype = call.dtype
+        dtype = loss_dtype or call.dtype
         return loss if loss.dtype == dtype else loss.to(dtype)
 
     def _compute(
