@@ -292,6 +292,8 @@ class Case:
             x /= x.sum(axis=1, keepdims=True)
             return x
         x = self.rng.standard_normal(shape, dtype=self.dtype)
+        if row.of.logs:
+            return -np.abs(x)
         if row.option != TRAINED:
             x *= 3
         return np.asfortranarray(x) if row.option == F_ORDER else x

@@ -61,7 +61,7 @@ sys.path.insert(0, sys.argv[1])
 import rows
 kept = ["loss", "name", "with_grad"]
 print(json.dumps([{key: getattr(row, key) for key in kept} | {
-    "input": "probabilities" if row.of.probabilities else "logits",
+    "input": row.of.input,
     "axis": not row.of.elementwise,
 } for row in rows.ROWS]))
 """
