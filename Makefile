@@ -16,11 +16,13 @@ BENCH_VENV := .venv-bench
 PEERS_VENV := .venv-peers
 TORCH_VENV := .venv-torch
 DOCS_VENV := .venv-docs
+PIPELINES_VENV := .venv-pipelines
 BIN := $(abspath $(VENV))/bin
 BENCH_BIN := $(abspath $(BENCH_VENV))/bin
 PEERS_BIN := $(abspath $(PEERS_VENV))/bin
 TORCH_BIN := $(abspath $(TORCH_VENV))/bin
 DOCS_BIN := $(abspath $(DOCS_VENV))/bin
+PIPELINES_BIN := $(abspath $(PIPELINES_VENV))/bin
 
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
@@ -48,7 +50,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .PHONY: help demo test quick test-random lint format wheel sdist clean
 .PHONY: bench bench-floors bench-peers bench-steps bench-curves bench-memory bench-instructions
 .PHONY: bench-pictures bench-kernels size size-record
-.PHONY: demo-torch test-torch lint-torch bench-torch bench-torch-gpu
+.PHONY: test-pipelines demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+( [a-z-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -64,7 +66,7 @@ test: $(VENV)/.package  ## Run all tests, those of the Rust crate first, those w
 	  cargo test $(CARGO_TEST); \
 	fi
 	$(BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(WORKERS))
-	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-torch)
+	$(if $(PYTEST_ARGS),,$(MAKE) --no-print-directory test-pipelines test-torch)
 
 quick: $(VENV)/.installed  ## The loop of one who edits a kernel: build one level, run some tests, in a minute
 	RUSTFLAGS='$(foreach level,$(LEFT_OUT),--cfg xentrs_without="$(level)")' \
@@ -80,6 +82,9 @@ test-random: $(VENV)/.package  ## Hold random calls against the reference: MINUT
 
 test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an environment that has PyTorch
 	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(WORKERS) tests/pytorch tests/test_readme.py tests/test_guide.py $(addprefix tests/test_benches.py::,test_torch_steps test_torch_suite))
+
+test-pipelines: $(PIPELINES_VENV)/.package  ## Run the tests with the libraries of data pipelines: boosted trees, tables
+	$(PIPELINES_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(WORKERS) tests/pipelines tests/test_readme.py tests/test_guide.py)
 
 lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check
@@ -170,7 +175,7 @@ bench-torch-gpu: $(TORCH_VENV)/.package  ## The same on a GPU; without one, toy 
 	$(TORCH_BIN)/python benches/torch_gpu.py $(ARGS)
 
 clean:  ## Remove everything that was built, the environments too
-	rm -rf target dist build docs/api $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(TORCH_VENV) $(DOCS_VENV)
+	rm -rf target dist build docs/api $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(TORCH_VENV) $(DOCS_VENV) $(PIPELINES_VENV)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -180,6 +185,7 @@ $(BENCH_VENV)/.installed: GROUP := bench
 $(PEERS_VENV)/.installed: GROUP := bench-peers
 $(TORCH_VENV)/.installed: GROUP := torch
 $(DOCS_VENV)/.installed: GROUP := docs
+$(PIPELINES_VENV)/.installed: GROUP := pipelines
 .PRECIOUS: %/.installed
 %/.installed: pyproject.toml
 	$(PYTHON) -m venv $*

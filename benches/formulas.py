@@ -38,6 +38,7 @@ class Loss:
     label: str  # the beginning of the names of its rows; nothing for cross-entropy
     formula: Formula
     probabilities: bool = False  # whether its scores are probabilities, not logits
+    target: bool = True  # whether it takes one
     teacher: bool = False  # whether its target is logits too, those of a teacher
     elementwise: bool = False  # whether each number is a sample, with a target of its own
     options: tuple[tuple[str, Any], ...] = ()  # keywords of every call
@@ -117,6 +118,13 @@ def binary(x: Array, t: Array, _case: Case, _: slice) -> tuple[Array, Any]:
     return losses, lambda: scipy.special.expit(x) - t
 
 
+def entropy(x: Array, _t: Array, _case: Case, _: slice) -> tuple[Array, Any]:
+    log_p = scipy.special.log_softmax(x, axis=1)
+    p = np.exp(log_p)
+    losses = -(p * log_p).sum(axis=1)
+    return losses, lambda: -p * (log_p + losses[:, None])
+
+
 def kl_divergence(x: Array, t: Array, _case: Case, _: slice) -> tuple[Array, Any]:
     log_p, log_q = (scipy.special.log_softmax(a, axis=1) for a in (x, t.astype(float)))
     losses = (np.exp(log_q) * (log_q - log_p)).sum(axis=1)
@@ -151,5 +159,6 @@ _ENTRIES = [
         beside_plain=True,
     ),
     Loss("poly_loss", "poly", of_class(poly), options=(("epsilon", EPSILON),), beside_plain=True),
+    Loss("softmax_entropy", "entropy", entropy, target=False, beside_plain=True),
 ]
 LOSSES = {loss.name: loss for loss in _ENTRIES}

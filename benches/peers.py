@@ -278,9 +278,23 @@ def scipy_sides(case: Case) -> Iterator[Side]:
         grad /= n
         return loss, grad
 
+    def entropy() -> Any:
+        log_p = scipy.special.log_softmax(x, axis=axis)
+        p = np.exp(log_p)
+        losses = -(p * log_p).sum(axis=axis, keepdims=True)
+        loss = losses.mean(dtype=np.float64)
+        if not case.row.with_grad:
+            return loss
+        log_p += losses
+        log_p *= p
+        log_p /= -n
+        return loss, log_p
+
     plain = case.each is None and not case.soft and not case.smoothing and not case.z_loss
     if case.row.loss == BINARY_LOSS:
         yield side(case, "SciPy", binary)
+    elif case.row.loss == "softmax_entropy":
+        yield side(case, "SciPy", entropy)
     elif case.row.loss == "cross_entropy" and plain:
         yield side(case, "SciPy", softmax)
 
@@ -345,6 +359,10 @@ def torch_sides(case: Case) -> Iterator[Side]:
         losses = functional.cross_entropy(x, t, reduction="none")
         return (losses + case.z_loss * torch.logsumexp(x, -1) ** 2).mean()
 
+    def entropy(x: Any, _: Any) -> Any:
+        log_p = functional.log_softmax(x, -1)
+        return -(log_p.exp() * log_p).sum(-1).mean()
+
     def focal(x: Any, t: Any) -> Any:
         losses = functional.cross_entropy(x, t, reduction="none")
         return ((1 - torch.exp(-losses)) ** GAMMA * losses).mean()
@@ -383,6 +401,7 @@ def torch_sides(case: Case) -> Iterator[Side]:
     kinds: dict[str, Callable[[Any, Any], Any]] = {
         "cross_entropy": with_z if case.z_loss else softmax if each is None else weighted,
         "focal_loss": focal,
+        "softmax_entropy": entropy,
         "kl_divergence": kl,
         "js_divergence": js,
         "generalized_cross_entropy": generalized,
@@ -485,6 +504,10 @@ def jax_sides(case: Case) -> Iterator[Side]:
             losses += case.z_loss * jax.nn.logsumexp(x, axis=-1) ** 2
         return losses.mean() if each is None else (each * losses).sum() / each.sum()
 
+    def entropy(x: Any, _: Any) -> Any:
+        log_p = jax.nn.log_softmax(x)
+        return -(jnp.exp(log_p) * log_p).sum(-1).mean()
+
     def focal(x: Any, t: Any) -> Any:
         losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
         return ((1 - jnp.exp(-losses)) ** GAMMA * losses).mean()
@@ -512,6 +535,7 @@ def jax_sides(case: Case) -> Iterator[Side]:
     kinds = {
         "cross_entropy": softmax,
         "focal_loss": focal,
+        "softmax_entropy": entropy,
         "kl_divergence": kl,
         "generalized_cross_entropy": generalized,
         "poly_loss": poly,

@@ -15,6 +15,7 @@ import numpy as np
 import xentrs
 from environment import LEVELS, THREADS
 from floors import Floors
+from formulas import LOSSES
 from peers import WHOLE, in_step, with_grad, without_grad
 from rows import Case, StepCase
 from timing import Side
@@ -45,7 +46,8 @@ def xentrs_side(case: Case, name: str, module: ModuleType = xentrs, out: bool = 
     names = {"f": getattr(module, case.row.function), "x": case.x, "t": case.t, "g": case.grad}
     answer = with_grad if case.row.with_grad else without_grad
     names |= case.keywords
-    return Side(name, f"f(x, t{statement})", names, answer, **in_step(case, names))
+    arrays = "x, t" if LOSSES[case.row.loss].target else "x"
+    return Side(name, f"f({arrays}{statement})", names, answer, **in_step(case, names))
 
 
 def floor_sides(case: Case, floors: Floors) -> Iterator[Side]:

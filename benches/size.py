@@ -97,7 +97,7 @@ class Function:
         for level in ("avx512", "avx2"):
             if f"simd::{level}::" in self.name:
                 return level
-        # The portable level has no door of its own: kernels are compiled into `enter`.
+        # The portable level needs no features: its kernels are compiled into `enter`.
         portable = "simd::portable::" in self.name or self.name.startswith("xentrs::simd::enter")
         return "portable" if portable else "any"
 
@@ -108,7 +108,7 @@ class Function:
 
     @property
     def kernel(self) -> str:
-        """The type of the kernel: what a door leads to, or the function itself."""
+        """The type of the kernel that a level's function evaluates, or the function itself."""
         paths = self._paths
         if self.level == "any":
             return without_generics(self.name) if "xentrs" in self.name else "other crates"
@@ -125,7 +125,7 @@ class Function:
 
     @property
     def _paths(self) -> list[str]:
-        """Types of ours in the name, without doors and what holds a kernel's blocks of rows."""
+        """Types of ours in the name, without those of levels and of a kernel's blocks of rows."""
         return [
             path
             for path in re.findall(r"xentrs::([\w:]*\w)", self.name)

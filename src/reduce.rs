@@ -59,6 +59,12 @@ impl<S: Simd, T: Real> Sum<S, T> {
         Sum { high, low }
     }
 
+    /// The sum of each lane, rounded once.
+    #[inline(always)]
+    pub fn rounded(&self) -> T::V<S> {
+        self.high.add(self.low)
+    }
+
     /// The sum of each lane, rounded.
     #[inline(always)]
     pub fn high(&self) -> T::V<S> {
@@ -174,6 +180,12 @@ impl Total {
     #[inline(always)]
     pub fn scale(&mut self, power: f64) {
         (self.high, self.low) = (self.high * power, self.low * power);
+    }
+
+    /// The sum without one of its summands, exact to the last digits of what is left.
+    #[inline(always)]
+    pub fn without(self, x: f64) -> f64 {
+        (self.high - x) + self.low
     }
 
     /// The sum; infinite or NaN if any summand was.

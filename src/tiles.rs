@@ -13,8 +13,8 @@
 //!    time, so that whole cache lines are read and written. So a tile has at least sixteen samples of `f32`, or
 //!    eight of `f64`.
 //! 2. *An array of contiguous rows is not copied.* The kernel reads or writes it in place.
-//! 3. *Types are converted on the way*: half precision, and the `float32` arrays of a batch that is computed in
-//!    `float64` ([`Singles`]).
+//! 3. *Numbers are converted on the way*: half precision, the `float32` arrays of a batch that is computed in
+//!    `float64` ([`Singles`]), and capped logits ([`CapRows`]), whose derivatives are multiplied on the way back.
 //! 4. *A sparse target becomes rows of probabilities*, if the kernel takes no other.
 //!
 //! Costs: each number is loaded and stored once more, from and to the cache. No array is copied as a whole.
@@ -30,8 +30,10 @@ use crate::call::layout::{Layout, Singles};
 use crate::call::place::{Line, Place};
 use crate::error::{Result, collected};
 use crate::math::Real;
+use crate::math::softcap::{Capped, Softcap};
 use crate::parallel::driver::{self, Job, Split};
 use crate::reduce::Total;
+use crate::simd::slices::lanes_from;
 use crate::simd::{
     COLUMNS, Input, Kernel, Level, Output, Scratch, Simd, Vector, copy, enter, fence,
 };
@@ -157,6 +159,8 @@ struct Tile<'a, T> {
     hess: Scratch<T>,
     /// Losses, on their way to `float32`.
     losses: Scratch<T>,
+    /// The derivative of the cap at each value, and `tanh(x / cap)` for the Hessian.
+    slopes: [Scratch<T>; 2],
     /// Whether non-temporal stores write the gradient and the Hessian.
     non_temporal: bool,
 }
@@ -191,7 +195,13 @@ impl<'a, T: Real> Tile<'a, T> {
                     || layout.probabilities.is_some()
                     || singles.is_some_and(|singles| singles.probabilities.is_some()),
             ),
-            hess: room(writes && (layout.hess.is_some() || singles.is_some())),
+            hess: room(
+                batch.outputs.hess.is_some()
+                    && writes
+                    && (layout.hess.is_some() || layout.converts()),
+            ),
+            slopes: [batch.outputs.grad, batch.outputs.hess]
+                .map(|array| room(layout.softcap.is_some() && array.is_some())),
             losses: Scratch::new(if writes && losses { samples } else { 0 }),
             non_temporal: batch.stream() && has_whole_cache_lines(batch, layout),
         }
@@ -247,6 +257,12 @@ impl<'a, T: Real> Tile<'a, T> {
                 self.values.input().part(0, n)
             }
         };
+        if let Some(cap) = layout.softcap {
+            let [slopes, tanhs] = self.slopes.each_ref().map(Scratch::output);
+            let (from, to) = (tile.values, self.values.output().part(0, n));
+            enter(level, CapRows { from, to, cap, slopes, tanhs });
+            tile.values = self.values.input().part(0, n);
+        }
         if let Target::Probabilities(all) = whole.target {
             let place = &layout.probabilities;
             let probabilities = match layout.singles.and_then(|singles| singles.probabilities) {
@@ -295,9 +311,22 @@ impl<'a, T: Real> Tile<'a, T> {
         }
         self.plan.run(&tile, level, sums);
         if self.plan.writes() {
+            if let Some(cap) = layout.softcap {
+                let [slopes, tanhs] = self.slopes.each_ref().map(Scratch::input);
+                let [grad, hess] =
+                    [(whole.outputs.grad, &self.values), (whole.outputs.hess, &self.hess)].map(
+                        |(all, rows)| rows.output().part(0, if all.is_some() { n } else { 0 }),
+                    );
+                enter(level, UncapRows { grad, hess, cap, slopes, tanhs });
+            }
             for (all, place, rows) in derivatives {
-                if let (Some(all), Some(place), false) = (all, place, layout.converts()) {
-                    transfer(place, rows, Direction::Unpack(all));
+                match (all, place) {
+                    (Some(_), _) if layout.changes_type() => {}
+                    (Some(all), Some(place)) => transfer(place, rows, Direction::Unpack(all)),
+                    (Some(all), None) if layout.softcap.is_some() => {
+                        copy(n, (rows.input(), 0, 1), (all, at as isize as usize, 1));
+                    }
+                    _ => {}
                 }
             }
             if let Some(singles) = layout.singles {
@@ -359,6 +388,81 @@ impl<'a, T: Real> Tile<'a, T> {
             Conversion::ToHalf(_) => {
                 transfer(Direction::Unpack(self.columns.output()));
                 enter(level, convert);
+            }
+        }
+    }
+}
+
+/// Caps rows of logits. Keeps the derivative of the cap, and `tanh(x / cap)`, where there is room for them.
+struct CapRows<'a, T> {
+    from: Input<'a, T>,
+    to: Output<'a, T>,
+    cap: f64,
+    slopes: Output<'a, T>,
+    tanhs: Output<'a, T>,
+}
+
+impl<T: Real> Kernel for CapRows<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let cap = [self.cap, 1.0 / self.cap].map(|x| T::from_f64(x));
+        let cap = [T::V::<S>::splat(s, cap[0]), T::V::<S>::splat(s, cap[1])];
+        let zero = T::V::<S>::splat(s, T::default());
+        for at in (0..self.from.len()).step_by(T::LANES) {
+            let lanes = lanes_from::<T>(self.from.len() - at);
+            let x = T::V::<S>::load_lanes(s, self.from, at, lanes, zero);
+            let Capped { value, slope, tanh } = s.function(Softcap::<S, T> { x, cap });
+            value.store_lanes(self.to, at, lanes);
+            if self.slopes.len() > at {
+                slope.store_lanes(self.slopes, at, lanes);
+            }
+            if self.tanhs.len() > at {
+                tanh.store_lanes(self.tanhs, at, lanes);
+            }
+        }
+    }
+}
+
+/// Makes derivatives in capped logits those in the logits themselves:
+///
+/// ```text
+/// gradient   g y'
+/// Hessian    h y'^2 + g y'',    y'' = -2 tanh(x / cap) y' / cap
+/// ```
+struct UncapRows<'a, T> {
+    grad: Output<'a, T>,
+    /// Empty without a Hessian.
+    hess: Output<'a, T>,
+    cap: f64,
+    slopes: Input<'a, T>,
+    tanhs: Input<'a, T>,
+}
+
+impl<T: Real> Kernel for UncapRows<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let zero = T::V::<S>::splat(s, T::default());
+        let curved = T::V::<S>::splat(s, T::from_f64(-2.0 / self.cap));
+        for at in (0..self.grad.len()).step_by(T::LANES) {
+            let lanes = lanes_from::<T>(self.grad.len() - at);
+            macro_rules! load {
+                ($from:expr) => {
+                    T::V::<S>::load_lanes(s, $from, at, lanes, zero)
+                };
+            }
+            let (g, slope) = (load!(self.grad.as_input()), load!(self.slopes));
+            // A sample that counts for nothing has a gradient of 0, whatever its logits are. Adding 0 makes -0 a 0.
+            let product = g.mul(slope).add(zero);
+            T::V::<S>::select(g.eq(zero), zero, product).store_lanes(self.grad, at, lanes);
+            if self.hess.len() > at {
+                let (h, tanh) = (load!(self.hess.as_input()), load!(self.tanhs));
+                let more = g.mul(curved).mul(tanh).mul(slope);
+                let product = h.mul(slope).mul_add(slope, more).add(zero);
+                let nothing = T::V::<S>::lanes(g.eq(zero)) & T::V::<S>::lanes(h.eq(zero));
+                let product = product.clear(s, T::V::<S>::mask(s, nothing));
+                product.store_lanes(self.hess, at, lanes);
             }
         }
     }

@@ -35,11 +35,12 @@ from xentrs import _xentrs
 ALLOWED = (TypeError, ValueError, IndexError)
 BINARY = "binary_cross_entropy_with_logits"
 CHANCES = "binary_cross_entropy"
+ENTROPY = "softmax_entropy"  # the loss that has no target
 SIGMOID = "sigmoid_focal_loss"
 OF_ONE_CLASS = ("focal_loss", "generalized_cross_entropy", "poly_loss")
 DIVERGENCES = ("kl_divergence", "js_divergence")
 NAMES = ["cross_entropy", "log_loss", "nll_loss", *OF_ONE_CLASS, BINARY, CHANCES, SIGMOID]
-NAMES += DIVERGENCES
+NAMES += [*DIVERGENCES, ENTROPY]
 # Options that one loss has alone: what is drawn for them, and what they refuse.
 NOT_NEGATIVE = [-1, -1e-9, np.nan, np.inf, -np.inf]
 OWN_OPTIONS = {
@@ -60,9 +61,12 @@ MOST = 20  # distinct findings, after which a run stops
 # "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
 # Added for each unit of gamma above a first few, as in test_accuracy.py
-OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
+OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 1.5), "hess": (2.5, 0)}
+OF_TEMPERATURE = {"loss": 0.0, "grad": 0.5, "hess": 4.0}
+OF_SOFTCAP = {"loss": 0.0, "grad": 2.0, "hess": 4.0}
 OF_SIGMOID_GAMMA = 0.2  # the same of sigmoid_focal_loss, above 5
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
+OF_ENTROPY = 2.0  # added for the sum of two terms, as there
 OF_DIVERGENCE = {"f": 12.0, "d": 80.0}  # added for these by the type, as there
 LEAST_OF_DIVERGENCE = {np.dtype("f4"): 1e-33, np.dtype("f8"): 1e-300}  # as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
@@ -109,7 +113,8 @@ class Call:
     def run(self):
         xentrs.set_num_threads(self.threads)
         target = self.pair or self.t
-        return getattr(xentrs, self.name + self.suffix)(self.x, target, **self.options)
+        arrays = (self.x,) if self.name == ENTROPY else (self.x, target)
+        return getattr(xentrs, self.name + self.suffix)(*arrays, **self.options)
 
     def plain(self):
         """Return the same call with native, contiguous copies of its arrays, in place if it was."""
@@ -138,6 +143,7 @@ def draw(seed, number):
     with np.errstate(all="ignore"):
         kind = _class_call if _xentrs.LOSSES[name]["axis"] else _binary_call
         kind = _teacher_call if name in DIVERGENCES else kind
+        kind = _entropy_call if name == ENTROPY else kind
         call = kind(rng, name, suffix)
         call.threads = int(rng.choice([1, 1, 2, 3]))
         make_pair(np.random.default_rng([seed, number, 1]), call)
@@ -395,8 +401,13 @@ def _class_call(rng, name, suffix):
         own, values, _ = OWN_OPTIONS[name]
         if _chance(rng, 0.8):
             options[own] = _pick(rng, values)
-    elif name == "cross_entropy" and _chance(rng, 0.25):
-        options["z_loss"] = _pick(rng, [0, 1e-4, 0.01, 1, 1e-9])
+    elif name == "cross_entropy":
+        if _chance(rng, 0.25):
+            options["z_loss"] = _pick(rng, [0, 1e-4, 0.01, 1, 1e-9])
+        if _chance(rng, 0.2):
+            options["temperature"] = _pick(rng, [1, 0.5, 0.37, 2, 7.5])
+        if _chance(rng, 0.15):
+            options["softcap"] = _pick(rng, [None, 30.0, 50, 5.5])
     smooth = options.get("label_smoothing", 0) != 0
     if _chance(rng, 0.3):
         options["weight"] = draw_weights(rng, (classes,))
@@ -459,6 +470,29 @@ def _class_call(rng, name, suffix):
     _draw_outputs(rng, call)
     if call.t.size < 100 and _chance(rng, 0.1) and call.t.size:
         call.t = call.t.tolist()
+    return call
+
+
+def _entropy_call(rng, name, suffix):
+    samples, classes = draw_shape(rng)
+    shape = (*samples, classes)
+    x = draw_logits(rng, shape, _pick(rng, ["f4", "f8"]))
+    options = {}
+    _shared_options(rng, options)
+    options.pop("label_smoothing", None)
+    if _chance(rng, 0.4):
+        s = options["sample_weight"] = draw_weights(rng, samples)
+        if _chance(rng, 0.5):
+            junk = (s == 0)[..., None] & (rng.random(shape) < _pick(rng, [0.3, 1]))
+            x = np.where(junk, _pick(rng, [np.nan, np.inf, -np.inf]), x).astype(x.dtype)
+        options["sample_weight"] = lay_out(rng, s)
+    axis = int(rng.integers(len(shape))) if _chance(rng, 0.4) else len(shape) - 1
+    if axis != len(shape) - 1 or _chance(rng, 0.2):
+        options["axis"] = axis - (len(shape) if _chance(rng, 0.5) else 0)
+    x = np.ascontiguousarray(np.moveaxis(x, -1, axis)).reshape(np.moveaxis(x, -1, axis).shape)
+    # A target for whatever looks at one: it is not passed.
+    call = Call(name, suffix, lay_out(rng, x), np.zeros(samples, int), options)
+    _draw_outputs(rng, call)
     return call
 
 
@@ -579,6 +613,8 @@ def spoil(rng, call):
     keys = [key for key in keys if key in (*taken, *OUTPUTS)]
     keys += [key for key in taken if key not in keys]
     how = rng.random()
+    if call.name == ENTROPY and 0.15 <= how < 0.3:
+        how = 0.3  # there is no target to spoil
     if how < 0.15:
         was = call.x
         call.x = anything(rng, shape)
@@ -615,6 +651,9 @@ def plant(rng, call):
             faults.append(("out", x[::-1], ValueError))
     for factor in ("gamma", "z_loss"):
         faults.append((factor, _pick(rng, NOT_NEGATIVE), ValueError))
+    faults.append(
+        (_pick(rng, ["softcap", "temperature"]), _pick(rng, [0, *NOT_NEGATIVE]), ValueError)
+    )
     faults.append(("alpha", _pick(rng, [-1, 1 + 1e-9, np.nan, np.inf]), ValueError))
     if call.name == CHANCES and x.size:
         weight = options.get("weight", 1)
@@ -667,6 +706,7 @@ def plant(rng, call):
             faults += [("x", np.moveaxis(p, -1, axis), ValueError)] * 3
     # A keyword that the loss does not have is no wrong value of one.
     taken = {"x", "t", "out", *_xentrs.LOSSES[call.name]["options"]}
+    taken -= {"t"} if call.name == ENTROPY else set()
     key, value, exception = _pick(rng, [fault for fault in faults if fault[0] in taken])
     call.fault = (exception,)
     if key == "x":
@@ -735,7 +775,7 @@ def _meaning(call, x, t, options):
     """Return the arguments as the reference takes them."""
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
     numbers = ("label_smoothing", "denominator", "base", "gamma", "alpha", "q", "epsilon", "z_loss")
-    for key in (*numbers, "temperature", "beta"):
+    for key in (*numbers, "softcap", "temperature", "beta"):
         if options.get(key) is not None:
             value = options[key]  # masked arrays of one element are numbers too
             options[key] = float(value.item() if isinstance(value, np.ndarray) else value)
@@ -773,6 +813,8 @@ def compare(call, x, t, options, results):
     reduced = options.get("reduction", "mean") != "none"
     factor = _largest_factor(options, call.binary) if right.divisor else np.inf
     more = dict.fromkeys(RESULTS, 0.0)
+    if call.name == ENTROPY:
+        more["loss"] = OF_ENTROPY
     if call.name in DIVERGENCES:
         more = dict.fromkeys(RESULTS, OF_DIVERGENCE[dtype.char])
     if call.name == "focal_loss":
@@ -780,6 +822,9 @@ def compare(call, x, t, options, results):
         more = {what: each * max(0.0, gamma - few) for what, (each, few) in OF_GAMMA.items()}
     if call.name == SIGMOID:
         more = dict.fromkeys(RESULTS, OF_SIGMOID_GAMMA * max(0.0, options.get("gamma", 2.0) - 5))
+    for option, added in (("temperature", OF_TEMPERATURE), ("softcap", OF_SOFTCAP)):
+        if options.get(option) is not None:
+            more = {what: more[what] + added[what] for what in RESULTS}
     if call.name == "generalized_cross_entropy":
         # The gradient may err by q l more.
         length = reference.cross_entropy(x, t, **options_of_plain(options, reduction="none")).loss

@@ -53,6 +53,11 @@ class Loss:
         return _xentrs.LOSSES[self.name]["second"]
 
     @property
+    def has_target(self):
+        """Whether there is a second argument. One is drawn in any case, and then left out."""
+        return self.second is not None
+
+    @property
     def orders(self):
         """How many derivatives each twin returns."""
         return range(self.derivatives + 1)
@@ -65,7 +70,8 @@ class Loss:
     @property
     def functions(self):
         """The twins, by what they return beside the loss: nothing, gradient, Hessian too."""
-        return tuple(getattr(xentrs, self.name + SUFFIXES[order]) for order in self.orders)
+        functions = tuple(getattr(xentrs, self.name + SUFFIXES[order]) for order in self.orders)
+        return functions if self.has_target else tuple(map(_without_target, functions))
 
     @property
     def elements(self):
@@ -89,8 +95,8 @@ class Loss:
     @property
     def option_sets(self):
         """Names of options to go through: none, what changes the arithmetic, all together."""
-        arithmetic = ("label_smoothing", "z_loss", "gamma", "alpha", "q", "epsilon")
-        arithmetic += ("temperature", "direction", "beta")
+        arithmetic = ("label_smoothing", "z_loss", "softcap", "temperature")
+        arithmetic += ("gamma", "alpha", "q", "epsilon", "direction", "beta")
         alone = [name for name in arithmetic if name in self.options]
         everything = tuple(sorted(set(self.options) - {"reduction"}))
         return [(), *((name,) for name in alone), everything]
@@ -165,6 +171,11 @@ class Case:
         return replace(self, scores=self.scores[index], target=self.target[index], options=options)
 
 
+def _without_target(function):
+    """Return a function that is called with a target and leaves it out."""
+    return lambda scores, target, **options: function(scores, **options)
+
+
 def _logits(rng, shape, dtype):
     spread = rng.choice([0.5, 3.0, 12.0])
     return (rng.normal(size=shape) * spread + rng.choice([0.0, -7.0, 60.0])).astype(dtype)
@@ -219,7 +230,11 @@ _CLASS_LOSS = _ANY_LOSS | {
     "sample_weight": lambda rng, shape, dtype: rng.uniform(0.25, 4, shape[:-1]).astype(dtype),
 }
 _INDICES = _CLASS_LOSS | {"ignore_index": _ignored}
-_Z_LOSS = {"z_loss": lambda rng, shape, dtype: float(rng.choice([1e-4, 0.01, 0.3]))}
+_Z_LOSS = {
+    "z_loss": lambda rng, shape, dtype: float(rng.choice([1e-4, 0.01, 0.3])),
+    "temperature": lambda rng, shape, dtype: float(rng.choice([0.3, 0.7, 2.0, 11.0])),
+    "softcap": lambda rng, shape, dtype: float(rng.choice([5.0, 30.0, 64.0])),
+}
 _FOCAL = {
     **{name: draw for name, draw in _INDICES.items() if name != "label_smoothing"},
     "gamma": lambda rng, shape, dtype: float(rng.choice([0.0, 0.5, 1.0, 3.0, 5.0])),
@@ -321,6 +336,17 @@ LOSSES = [
         class_axis=False,
     ),
     Loss(
+        "softmax_entropy",
+        "softmax_entropy",
+        _logits,
+        _soft_target,
+        {
+            name: draw
+            for name, draw in _CLASS_LOSS.items()
+            if name not in ("label_smoothing", "weight")
+        },
+    ),
+    Loss(
         "binary-probabilities",
         "binary_cross_entropy",
         _chances,
@@ -341,16 +367,21 @@ LOSSES = [
 CLASS_LOSSES = [loss for loss in LOSSES if loss.class_axis]
 INDEX_LOSSES = [loss for loss in LOSSES if loss.indices]
 BY_ID = {loss.id: loss for loss in LOSSES}
-TAKE_PROBABILITIES = {loss.name for loss in CLASS_LOSSES if not (loss.indices or loss.teacher)}
+TAKE_PROBABILITIES = {
+    loss.name for loss in CLASS_LOSSES if loss.has_target and not (loss.indices or loss.teacher)
+}
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)
 every_class_loss = pytest.mark.parametrize("loss", CLASS_LOSSES, ids=str)
+every_loss_of_two = pytest.mark.parametrize(
+    "loss", [loss for loss in LOSSES if loss.has_target], ids=str
+)
 every_soft_loss = pytest.mark.parametrize(
     "loss", [loss for loss in CLASS_LOSSES if loss.name in TAKE_PROBABILITIES], ids=str
 )
 every_target_loss = pytest.mark.parametrize(
-    "loss", [loss for loss in CLASS_LOSSES if not loss.teacher], ids=str
+    "loss", [loss for loss in CLASS_LOSSES if loss.has_target and not loss.teacher], ids=str
 )
 every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
 every_hessian_loss = pytest.mark.parametrize(

@@ -39,14 +39,44 @@ class Result:
         return tuple(size for _, size in self.derivatives)
 
 
-def cross_entropy(logits, target, *, z_loss=0.0, **options):
-    """Softmax cross-entropy of class indices, probabilities or a pair of both, with z-loss."""
+def cross_entropy(logits, target, *, softcap=None, temperature=1.0, **options):
+    """Softmax cross-entropy of class indices, probabilities or a pair of both, of mapped logits."""
     if isinstance(target, tuple):
         target = dense(target, logits, options.get("axis", -1), options.pop("ignore_index", -100))
+    x, t = np.asarray(logits).astype(Real), Real(temperature)
+    if softcap is None and temperature == 1:
+        return _cross_entropy(x, target, **options)
+    slope, curve = np.ones_like(x), np.zeros_like(x)
+    if softcap is not None:
+        cap = Real(softcap)
+        finite = np.isfinite(x)
+        tanh = np.tanh(np.where(finite, x, 0) / cap)
+        cosh = np.cosh(np.minimum(abs(np.where(finite, x, 0) / cap), Real(5000)))
+        slope = np.where(finite, 1 / cosh**2, 0)
+        curve = np.where(finite, -2 * tanh * slope / cap, 0)
+        x = np.where(finite, cap * tanh, x)
+    # The difference from a finite number of the sample, divided: no digit of it is lost.
+    axis = options.get("axis", -1)
+    middle = np.where(np.isfinite(x), x, -np.inf).max(axis, keepdims=True, initial=-np.inf)
+    middle = np.where(np.isfinite(middle), middle, 0)
+    right = _cross_entropy((x - middle) / t, target, of_z_loss=x / t, **options)
+    slope, curve = slope / t, curve / t
+    grad, hess = right.grad * slope, right.hess * slope**2 + right.grad * curve
+    # A capped logit is exact to some units in the last place of the cap. Probabilities and tiny
+    # losses have that error relative to themselves.
+    unit = 1 if softcap is None else 1 + 2 * cap / t
+    terms = right.grad_terms * slope * unit
+    hess_terms = (right.hess_terms * slope**2 + abs(right.grad_terms * curve)) * unit
+    return Result(right.loss, grad, hess, terms, hess_terms, right.loss_terms * unit, right.divisor)
+
+
+def _cross_entropy(logits, target, *, z_loss=0.0, of_z_loss=None, **options):
+    """Softmax cross-entropy of class indices or probabilities, with z-loss of other logits."""
     result = _class_loss(_softmax, logits, target, **options)
     if z_loss == 0:
         return result
-    penalty = _class_loss(lambda x, a: _z_loss(x, z_loss), logits, target, penalty=True, **options)
+    x = logits if of_z_loss is None else of_z_loss
+    penalty = _class_loss(lambda x, a: _z_loss(x, z_loss), x, target, penalty=True, **options)
     # The mean of each has a divisor of its own.
     parts = (
         np.maximum(getattr(result, name), getattr(penalty, name))
@@ -67,6 +97,12 @@ def focal_loss(logits, target, *, gamma=2.0, **options):
     assert np.ndim(target) < np.ndim(logits)
     assert options.get("label_smoothing", 0) == 0
     return _class_loss(lambda x, a: _focal(x, a, Real(gamma)), logits, target, **options)
+
+
+def softmax_entropy(logits, target=None, **options):
+    """``-sum p log p`` with p the softmax of logits; there is no target to look at."""
+    samples = np.moveaxis(np.asarray(logits), options.get("axis", -1), -1).shape[:-1]
+    return _class_loss(_entropy, logits, np.zeros(samples, int), penalty=True, **options)
 
 
 def kl_divergence(logits, teacher_logits, *, direction="forward", temperature=1.0, **options):
@@ -532,6 +568,18 @@ def _focal(x, a, gamma):
     return _nan_where(bad, [loss, grad, hess, abs(grad), abs(factor) * sizes, abs(loss)])
 
 
+def _entropy(x, a):
+    """``-sum p log p`` with its gradient, p the softmax of the last axis."""
+    _, p, _, (largest, tail), bad = _probabilities(x)
+    distance = largest - x
+    products = np.where(p == 0, 0, p * distance)
+    mean = products.sum(-1, keepdims=True)
+    grad = np.where(p == 0, 0, p * (distance - mean))
+    terms = np.where(p == 0, 0, p * np.maximum(distance, mean))
+    loss = tail[..., 0] + mean[..., 0]
+    return _nan_where(bad, [loss, grad, None, terms, None, loss])
+
+
 def _of_class(x, a, phi, parameter):
     """``a_y phi(l)`` with its gradient, l = -log p_y, p the softmax of x."""
     minus_log_p, p, not_p, _, bad = _probabilities(x)
@@ -658,6 +706,15 @@ def exact_focal_row(logits, y, gamma):
             grad.append(first * slope)
             hess.append(second * slope**2 + first * curve)
         return u**g * loss, grad, hess
+
+
+def exact_entropy_row(logits):
+    """Entropy of the softmax and its gradient (mpmath numbers)."""
+    with mpmath.workdps(DIGITS):
+        exps = [mpmath.exp(mpmath.mpf(float(x))) for x in logits]
+        p = [e / mpmath.fsum(exps) for e in exps]
+        loss = -mpmath.fsum(q * mpmath.log(q) for q in p)
+        return loss, [-q * (mpmath.log(q) + loss) for q in p]
 
 
 def exact_function_of_class(logits, y, phi, slope):

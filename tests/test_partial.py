@@ -5,6 +5,7 @@ import itertools
 import pickle
 import re
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -103,6 +104,27 @@ def test_every_order_of_merging_is_exact(kind, dtype, rng):
             grad = gradient(total, logits, slices, reduction="none")
             assert grad.dtype == dtype
             assert worst(grad, exact.grad) <= BOUND
+
+
+@every_type
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["smoothing", "weight", "sample_weight", "both"])
+def test_options_are_exact(name, kind, dtype, rng):
+    """A gradient that is a difference is exact in units of the larger term."""
+    logits, target = logits_of(kind, 24, 400, dtype, rng)
+    options = {
+        "smoothing": {"label_smoothing": 0.1},
+        "weight": {"weight": rng.uniform(0, 2, 400)},
+        "sample_weight": {"sample_weight": rng.uniform(0, 2, 24)},
+        "both": {"weight": rng.uniform(0, 2, 400), "label_smoothing": 0.3},
+    }[name]
+    exact = reference.cross_entropy(logits, target, reduction="none", **options)
+    slices = cut(400, 9, rng)
+    total = merged(reduced(logits, target, slices, **options), rng)
+    assert worst(total.loss("none"), exact.loss) <= BOUND
+    grad = gradient(total, logits, slices, reduction="none")
+    errors = reference.ulp_error(grad, exact.grad, exact.grad_terms)
+    assert errors[reference.significant(exact.grad, dtype)].max(initial=0.0) <= BOUND
 
 
 @every_type
@@ -283,6 +305,21 @@ def test_layouts(dtype, smoothing, rng):
     one = PartialCrossEntropy.of(plain[0, 0], target[0, 0], **options)
     assert one.loss() == pytest.approx(float(loss[0, 0]), rel=1e-6)
     assert one.loss("none").shape == ()
+
+
+def test_memory():
+    """An array of any strides is read in blocks."""
+    logits = np.zeros((1000, 8000), np.float32)[:, ::2]
+    target = np.zeros(1000, int)
+    out = np.empty((4000, 1000), np.float32).T
+    tracemalloc.start()
+    try:
+        part = PartialCrossEntropy.of(logits, target, first_class=0)
+        part.grad(logits, 0, out=out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < logits.nbytes / 4
 
 
 def test_out_in_place_is_the_same(rng):

@@ -18,6 +18,13 @@ README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 LOSSES = DOCS / "losses"
 PAGES = [README, *sorted(DOCS.glob("*.md")), *sorted(LOSSES.glob("*.md"))]
+# What some blocks import, and the target of make that runs them
+NEEDED = {
+    "torch": "test-torch",
+    "xgboost": "test-pipelines",
+    "lightgbm": "test-pipelines",
+    "catboost": "test-pipelines",
+}
 NUMBER = re.compile(r"[-+]?(?:inf|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)")
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="a checkout without a README")
@@ -71,8 +78,9 @@ def assert_shown(value, shown):
     ("page", "line", "code"), [block for page in PAGES for block in blocks(page)]
 )
 def test_block(page, line, code):
-    if "import torch" in code:
-        pytest.importorskip("torch", reason="runs where PyTorch is: make test-torch")
+    for name, target in NEEDED.items():
+        if f"import {name}\n" in code:
+            pytest.importorskip(name, reason=f"runs where {name} is: make {target}")
     stated = stated_results(code)
     namespace = {}
     for statement in ast.parse(code).body:

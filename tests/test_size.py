@@ -74,8 +74,8 @@ def test_goal(size):
     ("name", "level", "dtype", "kernel", "parameters"),
     [
         (
-            "xentrs::simd::avx512::door::<xentrs::driver::Blocks<xentrs::softmax::rows::Rows<f64, "
-            "xentrs::coefficients::Even<f64>, false>>>",
+            "xentrs::simd::avx512::with_features::<xentrs::driver::Blocks<"
+            "xentrs::softmax::rows::Rows<f64, xentrs::coefficients::Even<f64>, false>>>",
             *("avx512", "f64", "softmax::rows::Rows", ["Even", "false"]),
         ),
         (

@@ -54,6 +54,9 @@ def public(module: str) -> list[str]:
     raise ValueError(f"{module} has no __all__")
 
 
+# Modules whose pages are theirs as a whole
+MODULES = ["xentrs.xgboost", "xentrs.lightgbm", "xentrs.catboost"]
+
 OF_NUMPY = {name: find("xentrs", name) for name in public("xentrs")}
 OF_TORCH = {name: find("xentrs.torch", name) for name in public("xentrs.torch")}
 
@@ -114,6 +117,18 @@ def numpy_page(name: str) -> str:
     return f"{heading(name)}.. currentmodule:: xentrs\n\n.. auto{kind}:: {name}\n{members}"
 
 
+def module_page(module: str) -> str:
+    """Return the page of a module: its own docstring, and its classes."""
+    classes = [name for name in public(module) if not name.endswith("_metric")]
+    return "\n".join(
+        [
+            f"{heading(module)}.. automodule:: {module}\n\n.. currentmodule:: {module}\n",
+            *(f".. autoclass:: {name}\n   :members:\n   :inherited-members:\n" for name in classes),
+            *(f".. autodata:: {name}_metric\n   :no-value:\n" for name in classes),
+        ]
+    )
+
+
 def heading(title: str) -> str:
     return f"{title}\n{'=' * len(title)}\n\n"
 
@@ -139,7 +154,7 @@ Each loss has variants with the same arguments: ``..._with_grad`` also returns t
 def index(losses: list[str], classes: list[str], others: list[str], torch: list[str]) -> str:
     """Return the page that lists all others."""
     pages = [f"xentrs.{name}" for name in losses + classes + others]
-    pages += [f"xentrs.torch.{name}" for name in torch]
+    pages += [f"xentrs.torch.{name}" for name in torch] + MODULES
     return "\n".join(
         [
             heading("Functions"),
@@ -148,6 +163,9 @@ def index(losses: list[str], classes: list[str], others: list[str], torch: list[
             section("Classes in slices") + table(classes, "xentrs", OF_NUMPY),
             section("Threads and configuration") + table(others, "xentrs", OF_NUMPY),
             section("Losses of PyTorch tensors") + table(torch, "xentrs.torch", OF_TORCH),
+            section("Objectives of boosted trees")
+            + "\n".join(f"- :doc:`{module} <{module}>`" for module in MODULES)
+            + "\n",
             ".. toctree::\n   :hidden:\n",
             *(f"   {page}" for page in pages),
             "",
@@ -175,6 +193,7 @@ def make_pages(app: Sphinx) -> None:
     texts = {"index": index(losses, classes, others, torch)}
     texts |= {f"xentrs.{name}": numpy_page(name) for name in names}
     texts |= {f"xentrs.torch.{name}": torch_page(name) for name in torch}
+    texts |= {module: module_page(module) for module in MODULES}
     folder = Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
     for old in folder.glob("*.rst"):

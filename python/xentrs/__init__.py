@@ -1,6 +1,7 @@
 """Exact and fast cross-entropy: loss and gradient in one pass over NumPy arrays."""
 
 from xentrs._config import get_num_threads, set_num_threads, show_config
+from xentrs._functions import entropy, log_softmax, logsumexp, softmax
 from xentrs._losses.binary_cross_entropy import (
     binary_cross_entropy,
     binary_cross_entropy_with_grad,
@@ -37,6 +38,10 @@ from xentrs._losses.sigmoid_focal_loss import (
     sigmoid_focal_loss,
     sigmoid_focal_loss_with_grad,
 )
+from xentrs._losses.softmax_entropy import (
+    softmax_entropy,
+    softmax_entropy_with_grad,
+)
 from xentrs._partial import PartialCrossEntropy
 from xentrs._xentrs import __version__
 
@@ -51,6 +56,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_with_grad",
     "cross_entropy_with_grad_hess",
+    "entropy",
     "focal_loss",
     "focal_loss_with_grad",
     "focal_loss_with_grad_hess",
@@ -64,6 +70,8 @@ __all__ = [
     "log_loss",
     "log_loss_with_grad",
     "log_loss_with_grad_hess",
+    "log_softmax",
+    "logsumexp",
     "nll_loss",
     "nll_loss_with_grad",
     "poly_loss",
@@ -72,4 +80,7 @@ __all__ = [
     "show_config",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_with_grad",
+    "softmax",
+    "softmax_entropy",
+    "softmax_entropy_with_grad",
 ]

@@ -18,15 +18,16 @@ Nothing is written to `out` before the compiled function has accepted all argume
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from xentrs._foreign import refuse_foreign
-from xentrs._xentrs import LOSSES, compute, plain_options
+from xentrs._foreign import of_arrow, refuse_foreign
+from xentrs._xentrs import LOSSES, compute, compute_rows, plain_options
 
 _Array: TypeAlias = NDArray[Any]
 
@@ -52,15 +53,50 @@ def evaluate(loss: str, order: int, arguments: dict[str, Any]) -> Any:
     options = dict(arguments)
     outputs = options.pop("out", None), options.pop("hess_out", None)
     name = next(iter(options))  # what the values are called
-    values, target = options.pop(name), options.pop(LOSSES[loss]["second"])
+    second = LOSSES[loss]["second"]
+    values, target = options.pop(name), None if second is None else options.pop(second)
     options = dict(zip(options, plain_options(loss, *options.values()), strict=True))
-    if LOSSES[loss]["second"] == "teacher_logits":
+    if second is None:
+        call = _prepare_untargeted(name, values, options, outputs)
+    elif second == "teacher_logits":
         call = _prepare_teacher(name, values, target, options, outputs)
     elif LOSSES[loss]["axis"]:
         call = _prepare_classes(name, values, target, options, outputs)
     else:
         call = _prepare_elements(name, values, target, options, outputs)
     return _call(loss, order, call)
+
+
+def evaluate_rows(
+    function: str,
+    name: str,
+    values: object,
+    axis: object,
+    *,
+    temperature: float | None = None,
+    base: float | None = None,
+    out: object = None,
+    counts: bool = False,
+) -> _Array:
+    """Compute a function of rows that is no loss, of arguments of any kind.
+
+    `name` is what messages call the values. Integers are accepted as `counts`.
+    """
+    x = _count_array(name, values) if counts else _float_array(name, values)
+    at = _classes_on(axis, name, x)
+    given = None if out is None else _output("out", out, name, x, {})
+    target = None if given is None else np.asarray(given).view()
+    plain = _plain(x, _native(x))
+    result = compute_rows(function, plain, at, temperature, base, target)
+    if result is NotImplemented:  # `out` is not native, or lies between the elements of `x`
+        result = compute_rows(function, plain, at, temperature, base, None)
+    if result is NotImplemented:
+        raise _changed()
+    if given is None:
+        return cast(_Array, result)
+    if result is not target:
+        np.copyto(np.asarray(given), result)
+    return given
 
 
 def class_loss(
@@ -70,8 +106,39 @@ def class_loss(
 
     Messages call the values by `name`.
     """
-    names = (name, LOSSES[loss]["second"], *LOSSES[loss]["options"], "out", "hess_out")
-    return evaluate(loss, order, dict(zip(names, (values, target, *rest), strict=True)))
+    second = LOSSES[loss]["second"]
+    arrays = {name: values} if second is None else {name: values, second: target}
+    options = zip((*LOSSES[loss]["options"], "out", "hess_out"), rest, strict=True)
+    return evaluate(loss, order, arrays | dict(options))
+
+
+def merge_axes(
+    name: str, values: object, axes: object
+) -> tuple[_Array, SupportsIndex, tuple[int, ...]]:
+    """Return an array with one axis in the place of several, that axis, and the kept shape.
+
+    `axes` is an int, several ints, or None for all axes. The kept shape is that of the array, each
+    of its axes of length 1.
+    """
+    accepted = "None, an int or several ints"
+    x = _float_array(name, values)
+    if axes is None:
+        named = list(range(x.ndim))
+    elif isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0:
+        named = [_integer("axis", i, accepted) for i in axes]
+    else:
+        named = [_integer("axis", axes, accepted)]
+    chosen = {_class_axis(i, name, x) for i in named}
+    if len(chosen) < max(len(named), 1):
+        what = "names no axis" if not named else "names an axis twice"
+        raise ValueError(f"axis is {axes!r}, which {what}")
+    shape = tuple(1 if i in chosen else n for i, n in enumerate(x.shape))
+    if len(chosen) == 1:
+        return x, chosen.pop(), shape
+    rest = [i for i in range(x.ndim) if i not in chosen]
+    merged = x.transpose(*rest, *sorted(chosen))
+    count = math.prod(x.shape[i] for i in chosen)
+    return merged.reshape(*(x.shape[i] for i in rest), count), -1, shape
 
 
 class _Call(NamedTuple):
@@ -128,10 +195,19 @@ def _prepare_classes(
         t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _exact(t, dtype))
     if w is not None:
         w = _canonical(w, dtype if _native(w) == dtype else np.float64)
-    if s is not None:
-        s = _canonical(s, _native(s) if _is_float(s) else np.float64)
-    options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": s}
+    options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": _weights(s)}
     return _Call(x, outs, _plain(x, dtype), (t, *options.values()), tuple(copied))
+
+
+def _prepare_untargeted(
+    name: str, values: object, options: dict[str, Any], outputs: tuple[object, object]
+) -> _Call:
+    """Read, check and copy the arguments of a loss that has a class axis and no target."""
+    x, axis, _ = _class_values(name, values, options["axis"])
+    s = _sample_weight(name, x, axis, options)
+    outs = _outputs(name, x, {"sample_weight": s}, *outputs)
+    options |= {"axis": axis, "sample_weight": _weights(s)}
+    return _Call(x, outs, _plain(x, _native(x)), (None, *options.values()))
 
 
 def _prepare_teacher(
@@ -152,9 +228,7 @@ def _prepare_teacher(
     dtype = _native(x)
     # A teacher of a wider type is used as it is.
     t = _plain(t, np.promote_types(dtype, _native(t)))
-    if s is not None:
-        s = _canonical(s, _native(s) if _is_float(s) else np.float64)
-    options |= {"axis": axis, "sample_weight": s}
+    options |= {"axis": axis, "sample_weight": _weights(s)}
     return _Call(x, outs, _plain(x, dtype), (t, *options.values()))
 
 
@@ -199,10 +273,7 @@ def _call(loss: str, order: int, call: _Call) -> Any:
         # An output is not native, or lies between the elements of an input.
         result = compute(loss, order, values, *rest, spare, None)
     if result is NotImplemented:
-        raise RuntimeError(
-            "xentrs refused arrays that it made itself: were they changed during the call? "
-            "If not, please report this bug"
-        )
+        raise _changed()
     for array, ours in call.copied:
         np.copyto(array, ours)
     if order == 0:
@@ -213,6 +284,13 @@ def _call(loss: str, order: int, call: _Call) -> Any:
             np.copyto(np.asarray(out), value)
         results.append(value if out is None else out)
     return tuple(results)
+
+
+def _changed() -> RuntimeError:
+    return RuntimeError(
+        "xentrs refused arrays that it made itself: were they changed during the call? "
+        "If not, please report this bug"
+    )
 
 
 def _plain(a: _Array, dtype: DTypeLike) -> _Array:
@@ -258,6 +336,7 @@ def _view(name: str, value: object) -> _Array:
                 "pass a plain array (and leave elements out with ignore_index, weights or where)"
             )
         return np.asarray(value)
+    value = of_arrow(name, value)
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         try:
             return np.from_dlpack(value)
@@ -346,6 +425,16 @@ def _float_array(name: str, value: object) -> _Array:
     return _typed(name, value, _is_float_type, accepted, untyped_integers=True)
 
 
+def _count_array(name: str, value: object) -> _Array:
+    """Return counts or probabilities; integers as float64."""
+
+    def accepts(dtype: np.dtype[Any]) -> bool:
+        return _is_float_type(dtype) or dtype.kind in "iub"
+
+    a = _typed(name, value, accepts, "float32, float64, integer or bool")
+    return a if a.dtype.kind == "f" else a.astype(np.float64)
+
+
 def _real_array(name: str, value: object) -> _Array:
     return _typed(name, value, _is_real, "float, integer or bool")
 
@@ -358,6 +447,11 @@ def _optional(
     name: str, options: dict[str, Any], read: Callable[[str, object], _Array]
 ) -> _Array | None:
     return None if options[name] is None else read(name, options[name])
+
+
+def _weights(s: _Array | None) -> _Array | None:
+    """Return sample weights as the kernels take them."""
+    return None if s is None else _canonical(s, _native(s) if _is_float(s) else np.float64)
 
 
 def _is_untyped(value: object) -> bool:
@@ -594,13 +688,8 @@ def _suffix(name: str, a: _Array, logits: str, x: _Array) -> _Array:
 
 def _class_values(name: str, values: object, axis: object) -> tuple[_Array, int, tuple[int, ...]]:
     """Return values that have classes, the class axis, and the shape of their samples."""
-    which = _integer("axis", axis, "an int")
     x = _float_array(name, values)
-    if x.ndim == 0:
-        raise ValueError(f"{name} must have a class axis, but its shape is ()")
-    which = _class_axis(which, name, x)
-    if x.shape[which] == 0:
-        raise ValueError(f"{name} of shape {x.shape} has no classes on axis {which}")
+    which = _classes_on(axis, name, x)
     return x, which, x.shape[:which] + x.shape[which + 1 :]
 
 
@@ -628,7 +717,17 @@ def _integer(name: str, value: object, accepted: str) -> int:
     raise TypeError(f"{name} must be {accepted}, not {type(value).__name__}")
 
 
+def _classes_on(value: object, name: str, x: _Array) -> int:
+    """Return the class axis, counted from the first, which must have a class."""
+    axis = _class_axis(_integer("axis", value, "an int"), name, x)
+    if x.shape[axis] == 0:
+        raise ValueError(f"{name} of shape {x.shape} has no classes on axis {axis}")
+    return axis
+
+
 def _class_axis(axis: int, name: str, x: _Array) -> int:
+    if x.ndim == 0:
+        raise ValueError(f"{name} must have a class axis, but its shape is ()")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(
             f"axis is {axis}, but {name} of shape {x.shape} has {x.ndim} "

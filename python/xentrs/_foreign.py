@@ -1,8 +1,9 @@
-"""Tables and lazy arrays of other libraries, refused before NumPy converts them.
+"""Tables and arrays of other libraries that NumPy would convert at great cost.
 
-NumPy would make a Python object of each number in a pandas column of a nullable or Arrow-backed
-dtype, and would compute a Dask array, only for the result to be refused. None of these libraries is
-imported here: the modules of an object's classes tell which library it is from.
+NumPy makes a Python object of each number in a pandas column of a nullable or Arrow-backed dtype,
+and of each row of a nested Arrow array. It computes a Dask array. So these are refused before NumPy
+sees them. Or, if their numbers lie in one block of memory, they are read from there. None of the
+libraries is imported here: the modules of an object's classes tell which library it is from.
 """
 
 from __future__ import annotations
@@ -24,10 +25,63 @@ def refuse_foreign(name: str, value: Any) -> None:
         )
     if "pandas" in libraries:
         _refuse_pandas(name, value)
+    elif "polars" in libraries and type(getattr(value, "dtype", None)).__name__ == "List":
+        raise TypeError(
+            f"{name} is a polars Series of lists, which need not have the same length: pass "
+            f"{name}.list.to_array(width)"
+        )
     elif libraries & {"polars", "pyarrow"}:
-        missing = sum(_nulls(part) for part in _columns(value))
-        if missing:
-            raise ValueError(f"{name} has missing values: {missing} of them are null")
+        _refuse_nulls(name, sum(_nulls(part) for part in _columns(value)))
+
+
+def of_arrow(name: str, value: Any) -> Any:
+    """Return a nested Arrow array as a NumPy array on its memory; any other object as it is.
+
+    Read are lists of a fixed size, tensors of a fixed shape and lists that have the same length.
+    """
+    if not _is_nested(value):
+        return value
+    if hasattr(value, "num_chunks"):
+        if value.num_chunks != 1:
+            raise TypeError(
+                f"{name} is an Arrow array of {value.num_chunks} chunks, which are no block of "
+                f"memory: pass {name}.combine_chunks()"
+            )
+        return of_arrow(name, value.chunk(0))
+    _refuse_nulls(name, value.null_count)
+    rows, kind = len(value), value.type
+    if hasattr(value, "storage"):  # a tensor: lists of a fixed size, and their shape
+        shape = tuple(getattr(kind, "shape", (-1,)))
+        order = getattr(kind, "permutation", None)
+        found = of_arrow(name, value.storage).reshape(rows, *shape)
+        return found if order is None else found.transpose(0, *(axis + 1 for axis in order))
+    size = getattr(kind, "list_size", None)
+    if size is None:
+        size = _one_length(name, np.diff(np.asarray(value.offsets)))
+    numbers = value.flatten()  # of this slice alone, where `values` is the whole array's
+    if _is_nested(numbers):
+        inner = of_arrow(name, numbers)
+        return inner.reshape(rows, size, *inner.shape[1:])
+    _refuse_nulls(name, numbers.null_count)
+    return np.asarray(numbers).reshape(rows, size)
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether an object is an Arrow array of lists or tensors."""
+    libraries = {str(c.__module__).partition(".")[0] for c in type(value).__mro__}
+    kind = getattr(value, "type", None)
+    return "pyarrow" in libraries and (hasattr(kind, "value_type") or hasattr(kind, "storage_type"))
+
+
+def _one_length(name: str, lengths: Any) -> int:
+    """Return the length that all lists have."""
+    if lengths.size and (lengths != lengths[0]).any():
+        row = int(np.argmax(lengths != lengths[0]))
+        raise ValueError(
+            f"{name} has rows of different lengths: row 0 has {lengths[0]} numbers, row {row} has "
+            f"{lengths[row]}"
+        )
+    return int(lengths[0]) if lengths.size else 0
 
 
 def _columns(value: Any) -> list[Any]:
@@ -36,6 +90,11 @@ def _columns(value: Any) -> list[Any]:
         return list(value.get_columns())
     columns = getattr(value, "columns", None)
     return list(columns) if isinstance(columns, list) else [value]
+
+
+def _refuse_nulls(name: str, missing: int) -> None:
+    if missing:
+        raise ValueError(f"{name} has missing values: {missing} of them are null")
 
 
 def _nulls(column: Any) -> int:
@@ -73,6 +132,11 @@ def _plain_dtype(name: str, kind: str, dtype: Any) -> np.dtype[Any]:
             )
     if isinstance(dtype, np.dtype):
         return dtype
+    if hasattr(getattr(dtype, "pyarrow_dtype", None), "value_type"):
+        raise TypeError(
+            f"{name} is a pandas {kind} of dtype {dtype}, which NumPy converts to Python objects: "
+            f"pass pyarrow.array({name})"
+        )
     plain = getattr(dtype, "numpy_dtype", None)
     call = "'float64'"
     if isinstance(plain, np.dtype):

@@ -344,7 +344,7 @@ class PartialCrossEntropy:
         weight = self._weight_of(classes)
         with np.errstate(all="ignore"):
             scales = (np.ones(self._target.size) if weights is None else weights) / divisor
-            weight = None if weight is None or mixture[1] == 0.0 else weight
+            weight = None if weight is None or mixture[0] == 0.0 else weight
         result = np.empty(x.shape, _arrays._native(x)) if given is None else np.asarray(given)
         within = self._within(classes)
         for part, rows, to in _row_blocks(x, result, axis):
@@ -411,11 +411,10 @@ class PartialCrossEntropy:
         return np.ascontiguousarray(np.concatenate(parts)) if weighted else None
 
     def _mixture(self) -> tuple[float, float, float]:
-        """Return what label smoothing leaves to the true class and gives to each; no z-loss."""
+        """Return label smoothing, the number of all classes, and the factor of z-loss: none."""
         number = self._slices[-1][0].stop
         # Of one class the loss is 0, whatever the smoothing.
-        smoothing = 0.0 if number == 1 else self._smoothing
-        return 1.0 - smoothing, smoothing / number, 0.0
+        return 0.0 if number == 1 else self._smoothing, number, 0.0
 
     def _scales(self, options: dict[str, Any]) -> tuple[NDArray[np.float64] | None, float]:
         """Check that all classes are there; return the sample weights, and what divides losses."""

@@ -10,6 +10,7 @@ __all__ = [
     "STATE_FIELDS",
     "__version__",
     "compute",
+    "compute_rows",
     "compute_tensors",
     "config",
     "get_num_threads",
@@ -33,7 +34,7 @@ class _Loss(TypedDict):
     """A loss: what is the same for it and its twins."""
 
     input: str  # what its first argument is called
-    second: str  # what its second argument is called
+    second: str | None  # what its second argument is called, if it has one
     axis: bool  # whether it has a class axis
     options: tuple[str, ...]  # its keywords in order, without `out` and `hess_out`
     derivatives: int  # how many its twins return
@@ -47,6 +48,14 @@ def compute(name: str, order: int, values: object, target: object, /, *rest: obj
     `order` is how many derivatives to return beside the loss. `rest` are the options in the order
     of `LOSSES`, `out` and `hess_out`. Returns `NotImplemented`, having done nothing, unless all
     arrays are in the form that `_arrays.py` makes.
+    """
+
+def compute_rows(
+    name: str, values: object, axis: object, temperature: object, base: object, out: object, /
+) -> Any:
+    """Compute `softmax`, `log_softmax`, `logsumexp` or `entropy` of an array, by its name.
+
+    `None` stands for an option that is left out. Returns `NotImplemented` as `compute` does.
     """
 
 def compute_tensors(name: str, order: int, values: object, target: object, /, *rest: object) -> Any:
@@ -91,8 +100,7 @@ def state_losses(
 ) -> Any:
     """Write the loss of each sample times its factor; return their sum.
 
-    `mixture` is what label smoothing leaves to the true class, what it gives to each class, and the
-    factor of z-loss.
+    `mixture` is label smoothing, the number of all classes, and the factor of z-loss.
     """
 
 def slice_grad(

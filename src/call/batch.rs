@@ -72,6 +72,8 @@ pub enum Target<'a, T> {
     Indices(Indices<'a>),
     /// A probability for each value of the input.
     Probabilities(Input<'a, T>),
+    /// There is none.
+    None,
     /// Probabilities of a few classes of each sample.
     Sparse(Sparse<'a>),
 }
@@ -300,6 +302,7 @@ impl<'a, T: Real> Batch<'a, T> {
                 }
                 self.total_weight()?
             }
+            Target::None => self.total_weight()?,
             Target::Sparse(sparse) => {
                 let shape = [samples, &[sparse.entries]].concat();
                 with_indices!(sparse.indices, x => self.check_indices(x, "target[0]", &shape))?;
@@ -401,7 +404,7 @@ impl<'a, T: Real> Batch<'a, T> {
         let smoothing = self.options.label_smoothing;
         let even = smoothing / self.classes as f64;
         let q = match self.target {
-            Target::Indices(_) | Target::Sparse(_) => even,
+            Target::Indices(_) | Target::Sparse(_) | Target::None => even,
             Target::Probabilities(q) => {
                 let place = self.layout.as_ref().and_then(|layout| layout.probabilities.as_ref());
                 let at = sample * self.classes + class;
@@ -489,7 +492,7 @@ impl<'a, T: Real> Batch<'a, T> {
     }
 
     /// Reads the class indices from sample `start` on: [`IGNORED`] for samples that do not count, those of weight 0
-    /// included. They are 0 where the target is probabilities.
+    /// included. They are 0 where the target has none.
     #[inline(always)]
     pub fn read_classes(&self, start: usize, classes: &mut [usize]) {
         let n = classes.len();
@@ -513,7 +516,7 @@ impl<'a, T: Real> Batch<'a, T> {
     }
 
     /// Calls `put` with each of the `n` class indices from sample `start` on, whatever their weights. They are
-    /// [`IGNORED`] for ignored samples, and 0 where the target is probabilities.
+    /// [`IGNORED`] for ignored samples, and 0 where the target has none.
     #[inline(always)]
     pub fn each_index(&self, start: usize, n: usize, mut put: impl FnMut(usize, usize)) {
         let Target::Indices(indices) = self.target else {

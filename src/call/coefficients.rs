@@ -212,7 +212,7 @@ impl<'a, T: Real> Coefficients<T> for AsStored<'a, T> {
     fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> AsStored<'b, T> {
         match batch.target {
             Target::Probabilities(probabilities) => AsStored(probabilities),
-            Target::Indices(_) | Target::Sparse(_) => *self,
+            Target::Indices(_) | Target::Sparse(_) | Target::None => *self,
         }
     }
     #[inline(always)]
@@ -263,7 +263,7 @@ impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
     fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Soft<'b, T> {
         match batch.target {
             Target::Probabilities(probabilities) => Soft { probabilities, ..*self },
-            Target::Indices(_) | Target::Sparse(_) => *self,
+            Target::Indices(_) | Target::Sparse(_) | Target::None => *self,
         }
     }
     #[inline(always)]

@@ -35,6 +35,8 @@ pub struct Layout<'a> {
     pub halves: Option<Halves<'a>>,
     /// The `float32` arrays of a `float64` batch, at the same places.
     pub singles: Option<Singles<'a>>,
+    /// The smooth cap of the logits, which a tile applies on the way in, and its derivative on the way out.
+    pub softcap: Option<f64>,
     /// Whether the target is sparse, and the kernel takes rows of probabilities.
     pub sparse: bool,
 }
@@ -45,8 +47,13 @@ impl Layout<'_> {
         self.places().next().is_none() && !self.converts() && !self.sparse
     }
 
-    /// Whether values are converted from another type.
+    /// Whether values change on the way into a tile: their type, or by a cap.
     pub fn converts(&self) -> bool {
+        self.changes_type() || self.softcap.is_some()
+    }
+
+    /// Whether values are converted from another type.
+    pub fn changes_type(&self) -> bool {
         self.halves.is_some() || self.singles.is_some()
     }
 

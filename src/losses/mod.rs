@@ -14,6 +14,7 @@ pub mod log_loss;
 pub mod nll_loss;
 pub mod poly_loss;
 pub mod sigmoid_focal_loss;
+pub mod softmax_entropy;
 
 use crate::call::batch::{Batch, Target};
 use crate::call::coefficients::{AsStored, Coefficients, Even, Hard, Shared, Soft};
@@ -32,7 +33,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "cross_entropy",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Axis,
             Weight,
@@ -40,6 +41,8 @@ pub const LOSSES: &[Loss] = &[
             IgnoreIndex,
             LabelSmoothing,
             ZLoss,
+            Softcap,
+            Temperature,
             Reduction,
             Denominator,
             Base,
@@ -57,7 +60,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "focal_loss",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Gamma,
             Axis,
@@ -82,7 +85,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "kl_divergence",
         input: "logits",
-        second: "teacher_logits",
+        second: Some("teacher_logits"),
         keywords: &[Temperature, Direction, Axis, SampleWeight, Reduction, Denominator, Base],
         derivatives: 1,
         class_indices_only: None,
@@ -95,7 +98,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "js_divergence",
         input: "logits",
-        second: "teacher_logits",
+        second: Some("teacher_logits"),
         keywords: &[Beta, Temperature, Axis, SampleWeight, Reduction, Denominator, Base],
         derivatives: 1,
         class_indices_only: None,
@@ -108,7 +111,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "generalized_cross_entropy",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Q,
             Axis,
@@ -132,7 +135,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "poly_loss",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Epsilon,
             Axis,
@@ -153,7 +156,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "log_loss",
         input: "probabilities",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Axis,
             Weight,
@@ -175,7 +178,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "nll_loss",
         input: "log_probabilities",
-        second: "target",
+        second: Some("target"),
         keywords: &[
             Axis,
             Weight,
@@ -194,7 +197,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "binary_cross_entropy_with_logits",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
         derivatives: 2,
         class_indices_only: None,
@@ -207,7 +210,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "binary_cross_entropy",
         input: "probabilities",
-        second: "target",
+        second: Some("target"),
         keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
         derivatives: 1,
         class_indices_only: None,
@@ -220,7 +223,7 @@ pub const LOSSES: &[Loss] = &[
     Loss {
         name: "sigmoid_focal_loss",
         input: "logits",
-        second: "target",
+        second: Some("target"),
         keywords: &[Gamma, Alpha, Weight, Reduction, Denominator, Base, Where],
         derivatives: 1,
         class_indices_only: None,
@@ -228,6 +231,19 @@ pub const LOSSES: &[Loss] = &[
         evaluate: Evaluate::ElementByElement {
             f32: sigmoid_focal_loss::formula(),
             f64: sigmoid_focal_loss::formula(),
+        },
+    },
+    Loss {
+        name: "softmax_entropy",
+        input: "logits",
+        second: None,
+        keywords: &[Axis, SampleWeight, Reduction, Denominator, Base],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::WithoutTarget {
+            f32: softmax_entropy::softmax_entropy,
+            f64: softmax_entropy::softmax_entropy,
         },
     },
 ];
@@ -239,8 +255,8 @@ pub struct Loss {
     pub name: &'static str,
     /// The name of its first argument.
     pub input: &'static str,
-    /// The name of its second argument.
-    pub second: &'static str,
+    /// The name of its second argument, if it has one.
+    pub second: Option<&'static str>,
     /// Its keywords, in the order of its signature. The functions with derivatives add `out` and `hess_out`.
     pub keywords: &'static [Keyword],
     /// How many derivatives it has: 1 for the gradient, 2 with the diagonal of the Hessian.
@@ -263,8 +279,6 @@ pub enum Keyword {
     Axis,
     /// The exponent of focal losses.
     Gamma,
-    /// What logits are divided by.
-    Temperature,
     /// The direction of a divergence.
     Direction,
     /// The weight of the teacher in a mixture.
@@ -287,6 +301,10 @@ pub enum Keyword {
     LabelSmoothing,
     /// The factor of the squared logsumexp.
     ZLoss,
+    /// The bound of a smooth cap of the logits.
+    Softcap,
+    /// What logits are divided by.
+    Temperature,
     /// How the losses of the samples are combined.
     Reduction,
     /// The divisor of the mean.
@@ -322,7 +340,6 @@ impl Keyword {
         match self {
             Axis => "axis",
             Gamma => "gamma",
-            Temperature => "temperature",
             Direction => "direction",
             Beta => "beta",
             Alpha => "alpha",
@@ -334,6 +351,8 @@ impl Keyword {
             IgnoreIndex => "ignore_index",
             LabelSmoothing => "label_smoothing",
             ZLoss => "z_loss",
+            Softcap => "softcap",
+            Temperature => "temperature",
             Reduction => "reduction",
             Denominator => "denominator",
             Base => "base",
@@ -349,7 +368,7 @@ impl Keyword {
             Weight | PosWeight | SampleWeight | Where | LogsumexpOut | ArgmaxOut => Kind::Array,
             Axis | IgnoreIndex => Kind::Int,
             Gamma | Q | Epsilon | Temperature | Beta | LabelSmoothing | ZLoss => Kind::Number,
-            Alpha | Denominator | Base => Kind::OptionalNumber,
+            Alpha | Softcap | Denominator | Base => Kind::OptionalNumber,
             Direction | Reduction => Kind::Word,
         }
     }
@@ -360,6 +379,13 @@ impl Keyword {
 pub enum Evaluate {
     /// A loss of samples by classes.
     OverClasses {
+        /// For `float32`.
+        f32: OverClasses<f32>,
+        /// For `float64`.
+        f64: OverClasses<f64>,
+    },
+    /// A loss of samples by classes that has no target.
+    WithoutTarget {
         /// For `float32`.
         f32: OverClasses<f32>,
         /// For `float64`.
@@ -388,6 +414,11 @@ impl Loss {
     /// The loss of this name.
     pub fn named(name: &str) -> Option<&'static Loss> {
         LOSSES.iter().find(|loss| loss.name == name)
+    }
+
+    /// The names of its positional arguments.
+    pub fn positional(&self) -> impl Iterator<Item = &'static str> + use<> {
+        [Some(self.input), self.second].into_iter().flatten()
     }
 
     /// Checks that the loss takes these options. Their ranges have been checked before.
@@ -458,6 +489,7 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
         other => other,
     };
     let sum = match target {
+        Target::None => panic!("a loss that has a target"),
         Target::Indices(_) | Target::Sparse(_) if smoothing == 0.0 => run!(Hard, 0.0),
         Target::Indices(_) | Target::Sparse(_) if batch.weight.is_none() => {
             run!(Even(T::from_f64(even)), smoothing)

@@ -1,20 +1,24 @@
 //! The natural logarithm of `x` and of `1 + r`.
 //!
-//! `x = 2^n m` with `m` in `[1 - 3/4L, 2 - 3/2L)`, `L` the lanes of a vector. From the entry of a
-//! table that is nearest, an `a` with `f = m a - 1` small,
-//!
 //! ```text
-//! log(x) = n ln2 - log(a) + f + f^2 Q(f)
+//! x = 2^n m           m in [1 - 3/4L, 2 - 3/2L), L the lanes of a vector
+//! a = table[j]        about 1 / m, from the first bits of m
+//! f = m a - 1
+//! log(x) = n ln2 - log(a) + f + f^2 Q(f)        Q a polynomial
 //! ```
 //!
-//! without a division. `f` is rounded once, and where `m` is about 1 not at all, since `a` is 1 in the
-//! first two entries: small logarithms keep their digits. The other `a` were chosen such that `-log(a)` is a number
-//! of the type but for a thousandth of its last place (Gal and Bachelis, "An accurate elementary
-//! mathematical library", 1991), and `n ln2` is added in two parts, the first so short that the product
-//! is exact: so the two may cancel. For `1 + r` the sum is rounded only to find `n` and `a`; then
-//! `f = r (a / 2^n) + (a / 2^n - 1)`.
+//! There is no division. Three things keep the digits:
 //!
-//! For `r` in [0, 1], as `e^-|x|` is, another table needs no `n` ([`log1p_unit`]); its last `a` is 1/2.
+//! - *Small logarithms*: `f` is rounded once. Where `m` is about 1 it is exact, since `a` is 1 in the first two
+//!   entries of the table.
+//! - *`-log(a)`*: the other `a` are chosen such that `-log(a)` is a number of the type but for a thousandth of its
+//!   last place (Gal and Bachelis, "An accurate elementary mathematical library", 1991).
+//! - *`n ln2`* is added in two parts. The first is so short that its product with `n` is exact. So `n ln2` and
+//!   `-log(a)` may cancel.
+//!
+//! `log(1 + r)` rounds the sum `1 + r` only to find `n` and `a`. Then `f = r (a / 2^n) + (a / 2^n - 1)`.
+//!
+//! For `r` in [0, 1], such as `e^-|x|`, another table needs no `n` ([`log1p_unit`]). Its last `a` is 1/2.
 
 use crate::simd::{Float, Function, Simd, Vector};
 
@@ -23,11 +27,11 @@ use super::{Real, sum_error};
 /// The largest error of [`log`], [`log1p`], [`log1p_unit`] and [`log_either`] in ULP.
 pub const MAX_ULP: f64 = 2.0;
 
-/// What the logarithm knows of a type; printed by `tools/coefficients.py`.
+/// The tables and coefficients of a type; `tools/coefficients.py` prints them.
 pub trait LogFloat: Float {
     /// ln2 in two parts.
     const LN2: [Self; 2];
-    /// Smallest normal number, and a power of two that makes normal what is below.
+    /// The smallest normal number, a power of two that makes smaller numbers normal, and its exponent.
     const SUBNORMAL: [Self; 3];
     /// `a`, near `1 / (1 + (j - 1) / L)` for lane `j` of `L`, but 1 in the first, and `-log(a)`.
     const NEAR: [Self::Lanes; 2];
@@ -181,8 +185,8 @@ impl LogFloat for f64 {
     ];
 }
 
-/// What the first bits of a number say, for normal ones: `[n, bits, a, -log(a)]`, where `bits` less is
-/// a division by `2^n`.
+/// `[n, bits, a, -log(a)]` of normal numbers, from their first bits. Subtracting `bits` from the bits of a number
+/// divides it by `2^n`.
 #[inline(always)]
 pub(super) fn nearest<S: Simd, T: Real>(s: S, x: T::V<S>) -> [T::V<S>; 4] {
     s.function(Nearest::<S, T> { x })
@@ -197,7 +201,7 @@ impl<S: Simd, T: Real> Function<S> for Nearest<S, T> {
     #[inline(always)]
     fn eval(self, s: S) -> [T::V<S>; 4] {
         let Nearest { x } = self;
-        // A macro, since a closure might not be inlined with the features.
+        // A macro: a closure might be compiled without the features of this level.
         macro_rules! bits {
             ($bits:expr) => {
                 T::V::<S>::splat(s, T::from_bits($bits))
@@ -210,7 +214,8 @@ impl<S: Simd, T: Real> Function<S> for Nearest<S, T> {
         let exponent = moved.bits_and(bits!(u64::MAX << T::MANTISSA_BITS));
         let a = T::V::<S>::from_lanes(s, T::NEAR[0]).permute(index);
         let exponent = exponent.bits_sub(bits!(one.to_bits()));
-        // An integer below 2^MANTISSA_BITS becomes a float beside the bits of that power.
+        // The bits of an integer below 2^MANTISSA_BITS, in the significand of that power, are the float
+        // 2^MANTISSA_BITS plus the integer.
         let power = (1u64 << T::MANTISSA_BITS) as f64;
         let float = moved.bits_shr(T::MANTISSA_BITS).bits_or(bits!(T::from_f64(power).to_bits()));
         let bias = T::V::<S>::splat(s, T::from_f64(power + T::MAX_EXPONENT as f64));
@@ -242,7 +247,7 @@ impl<S: Simd, T: Real> Function<S> for Series<S, T> {
     }
 }
 
-/// `n ln2 + log + log(1 + f)`, where `rest` is `f` and what else is small.
+/// `n ln2 + log + log(1 + f)`. `rest` is `f` plus further small terms.
 #[inline(always)]
 fn combine<S: Simd, T: Real>(s: S, n: T::V<S>, log: T::V<S>, f: T::V<S>, rest: T::V<S>) -> T::V<S> {
     let [high, low] = T::LN2.map(|part| T::V::<S>::splat(s, part));
@@ -323,7 +328,7 @@ pub fn log1p<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
     combine::<S, T>(s, n, log, f, f)
 }
 
-/// `log(1 + r) + small`, as exact as [`log1p`]; `small` is below the last place of `r`.
+/// `log(1 + r) + small`, as exact as [`log1p`]. `small` is below the last place of `r`.
 #[inline(always)]
 pub fn log1p_and<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> T::V<S> {
     let [n, log, f] = above_one::<S, T>(s, r);

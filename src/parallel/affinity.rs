@@ -1,4 +1,4 @@
-//! On which CPUs threads run, where the system says and lets us choose: Linux.
+//! The CPUs that threads run on: known and chosen on Linux, left to the system elsewhere.
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -17,7 +17,7 @@ mod linux {
     #[derive(Clone, Copy, Debug)]
     pub struct Task(pid_t);
 
-    /// What a thread that was kept away from some CPUs goes back to.
+    /// The CPUs that a thread had before it was kept away from some, and gets back afterwards.
     pub struct Restriction {
         before: cpu_set_t,
         during: cpu_set_t,
@@ -41,7 +41,7 @@ mod linux {
         }
 
         fn set_mask(self, mask: &cpu_set_t) -> bool {
-            // SAFETY: the system reads the set, and refuses one that it does not like.
+            // SAFETY: the system reads the set, and refuses a set that is not valid.
             unsafe { libc::sched_setaffinity(self.0, size_of::<cpu_set_t>(), mask) == 0 }
         }
 
@@ -72,7 +72,7 @@ mod linux {
     }
 }
 
-/// Where threads run is the system's alone to choose.
+/// Elsewhere the system alone chooses the CPUs.
 #[cfg(not(target_os = "linux"))]
 mod other {
     /// The CPU that this thread runs on: not known.
@@ -128,7 +128,7 @@ mod tests {
         assert!(everything.is_none());
         restriction.unwrap().lift();
         assert!(Task::current().keep_away([usize::MAX].into_iter()).is_none());
-        // Who else has chosen meanwhile is right.
+        // CPUs that somebody else has chosen meanwhile stay.
         let first = Task::current().keep_away([here].into_iter()).unwrap();
         let second = Task::current().keep_away([usize::MAX].into_iter());
         assert!(second.is_none());

@@ -1,16 +1,16 @@
-//! The caches of this machine: what does not fit into them is written past them.
+//! The size of this machine's last-level cache. A gradient that does not fit is written by non-temporal stores.
 
 use std::fs::read_to_string;
 use std::thread::available_parallelism;
 
-/// Bytes of the last cache where the system does not say: few processors have less.
+/// Bytes of the last-level cache where the system does not tell. Few processors have less.
 const UNKNOWN: usize = 8 << 20;
 
-/// The most bytes of the last cache that count for each CPU of this process. A virtual machine is shown
-/// the whole cache of a processor, most of whose CPUs are others'; hardly any has so much for each.
+/// The most bytes of the last-level cache that count for each CPU of this process. A virtual machine sees the
+/// whole cache of a processor, most of whose CPUs belong to others. Hardly any processor has more for each CPU.
 const SHARE: usize = 16 << 20;
 
-/// Bytes of the last cache before memory that this process may count on.
+/// Bytes of the last-level cache that this process may count on.
 pub fn last_level() -> usize {
     let share = SHARE * available_parallelism().map_or(1, usize::from);
     let sizes = (0..8).filter_map(|i| {

@@ -1,10 +1,17 @@
-//! Splits a job over threads, each behind the door of the process's instruction set.
+//! Splits a job over threads, and runs it at the process's level (its instruction set).
 //!
-//! A job is a row of blocks that depend on nothing but the job; each leaves one partial sum in its
-//! place, and those are added first to last. So the number of threads changes no bit.
+//! ```text
+//! one run of blocks for each thread if the job is large, else a single run on the caller's thread
+//! each thread:  takes the runs of its own share, then the last run of the longest share
+//!               each block leaves its partial sum in its own place
+//! add the partial sums, first to last
+//! ```
 //!
-//! The caller's thread works too: a small job never leaves it, and a large one does not wait until
-//! the process's [helpers](process::Helpers) have woken.
+//! No block depends on another. So the number of threads changes no bit. Shares are the same in every call: a thread
+//! finds the numbers of the last call in its caches.
+//!
+//! The caller's thread works too. A small job stays there. A large one does not wait until the process's
+//! [helpers](process::Helpers) have woken.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -14,25 +21,25 @@ use crate::parallel::process::{self, Helpers, level};
 use crate::reduce;
 use crate::simd::{Kernel, Level, Simd, enter, free_large, zeros};
 
-/// Work that falls into blocks.
+/// Work that is divided into blocks.
 pub trait Job: Sync {
     /// How many blocks there are.
     fn blocks(&self) -> usize;
     /// About how long a block takes, in nanoseconds.
     fn block_cost(&self) -> usize;
-    /// How many samples a block has, if there is that many.
+    /// How many samples a block has; the last block may have less.
     fn block_samples(&self) -> usize {
         1
     }
-    /// How they may be split.
+    /// How the blocks may be split over threads.
     fn split(&self) -> Split {
         Split { blocks: self.blocks(), cost: self.block_cost(), first: 0, together: 1 }
     }
-    /// Does some blocks and leaves the sum of each one's losses. Must be `#[inline(always)]`.
+    /// Does some blocks, and writes the sum of each block's losses to `sums`. Must be `#[inline(always)]`.
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]);
 }
 
-/// Nanoseconds of work that a thread takes at a time, at least.
+/// The least nanoseconds of work that a thread takes at a time.
 const GRAIN: usize = 5_000;
 
 struct Blocks<'a, J>(&'a J, Range<usize>, &'a mut [f64]);
@@ -51,15 +58,15 @@ pub fn here<K: Kernel>(kernel: K) -> Result<K::Output> {
     Ok(enter(level, kernel))
 }
 
-/// Does a job at the process's level; the sum of all blocks.
+/// Does a job at the process's level. Returns the sum of all blocks.
 pub fn run(job: &impl Job) -> Result<f64> {
     let (level, _) = level()?;
     run_at(job, level)
 }
 
-/// Does a job at a level.
+/// Does a job at a level. Returns the sum of all blocks.
 pub fn run_at(job: &impl Job, level: Level) -> Result<f64> {
-    // Every thread's worker is the same.
+    // All threads have the same worker.
     split_at(job.split(), &|then| {
         then(&mut |blocks, sums| enter(level, Blocks(job, blocks, sums)));
     })
@@ -70,27 +77,27 @@ pub fn run_here(job: &impl Job, level: Level, sums: &mut [f64]) {
     enter(level, Blocks(job, 0..job.blocks(), sums));
 }
 
-/// How work falls into runs of blocks.
+/// How work is split into runs of blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Split {
     /// How many blocks there are.
     pub blocks: usize,
     /// About how long a block takes, in nanoseconds.
     pub cost: usize,
-    /// How many blocks are never parted: the runs after the first are of multiples of it...
+    /// Runs after the first are multiples of this many blocks...
     pub together: usize,
-    /// ... and begin at this block.
+    /// ... and the second run begins at this block.
     pub first: usize,
 }
 
-/// Does the runs of blocks that a thread takes: their numbers, and where the sum of each goes.
+/// Does the runs that a thread takes. Its arguments are the numbers of a run's blocks, and where their sums go.
 type Worker<'w> = dyn FnMut(Range<usize>, &mut [f64]) + 'w;
 
-/// Makes a thread's worker and hands it to what it is called with. Behind a pointer, so that how work is split
-/// is compiled once and not for each job.
+/// Makes a thread's worker, and calls its argument with it. Behind a pointer, so that the splitting of work is
+/// compiled once and not for each job.
 type WithWorker<'w> = dyn Fn(&mut dyn FnMut(&mut Worker<'_>)) + Sync + 'w;
 
-/// Splits work over threads, each of which makes its own worker for its runs; the sum of all blocks.
+/// Splits work over threads. Each thread makes its own worker for its runs. Returns the sum of all blocks.
 pub fn split<W: FnMut(Range<usize>, &mut [f64])>(
     split: Split,
     worker: impl Fn(Level) -> W + Sync,
@@ -102,7 +109,7 @@ pub fn split<W: FnMut(Range<usize>, &mut [f64])>(
 fn split_at(split: Split, with_worker: &WithWorker<'_>) -> Result<f64> {
     let Split { blocks, cost, together, .. } = split;
     let work = blocks.saturating_mul(cost.max(1));
-    // Few blocks: nothing is allocated.
+    // Nothing is allocated for few blocks.
     let (mut few, mut many);
     let sums: &mut [f64] = if blocks <= 16 {
         few = [0.0; 16];
@@ -122,11 +129,11 @@ fn split_at(split: Split, with_worker: &WithWorker<'_>) -> Result<f64> {
     Ok(reduce::sum(sums.iter().copied()))
 }
 
-/// Does work in the threads of a call; the sum of each block is left in its place.
+/// Does work in the threads of a call. Each block's sum is written to its place in `sums`.
 fn share(helpers: &Helpers, split: Split, sums: &mut [f64], with_worker: &WithWorker<'_>) {
     let Split { blocks, cost, together, first } = split;
     let threads = helpers.threads();
-    // Sixteen runs a thread where there is enough, so that none waits long for the last.
+    // Sixteen runs a thread if there is enough work, so that no thread waits long for the last run.
     let run = (blocks / (16 * threads)).max(GRAIN / cost.max(1)).max(1);
     let run = run.next_multiple_of(together);
     let (head, rest) = sums.split_at_mut(first.min(blocks));
@@ -139,8 +146,8 @@ fn share(helpers: &Helpers, split: Split, sums: &mut [f64], with_worker: &WithWo
     let runs: Vec<_> = runs.collect();
     let shares = (0..threads).map(|i| i * runs.len() / threads..(i + 1) * runs.len() / threads);
     let queue = Mutex::new((shares.collect::<Vec<_>>(), runs));
-    // Each thread takes its own share first, the same in every call: what it has in its caches. Then it
-    // takes the last run of whoever has most.
+    // Each thread takes its own share first, which is the same in every call: it may be in the thread's caches.
+    // Then it takes the last run of the longest share.
     let take = |thread: usize| {
         let (shares, runs) = &mut *queue.lock().unwrap_or_else(PoisonError::into_inner);
         let next = shares[thread].next();
@@ -160,7 +167,7 @@ fn share(helpers: &Helpers, split: Split, sums: &mut [f64], with_worker: &WithWo
         free_large();
     };
     helpers.run(&work);
-    // Whatever another library's threads have left.
+    // Another library's threads may have left some runs.
     work(0);
 }
 
@@ -169,7 +176,7 @@ mod tests {
     use super::*;
     use crate::parallel::team::Team;
 
-    /// A library's threads may not come, or have numbers that none of ours has.
+    /// Another library's threads may not come, or have unexpected numbers.
     #[test]
     fn nothing_is_left_undone() {
         for numbers in [&[][..], &[7], &[1], &[0, 0], &[1, 1, 0, 9]] {

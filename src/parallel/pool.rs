@@ -1,22 +1,22 @@
-//! Threads that help with a call, and linger a moment for the next one.
+//! Threads that help with a call, and stay awake a moment for the next one.
 //!
-//! Waking a thread takes 20 to 70 us, as long as many a call, so
+//! Waking a thread takes 20 to 70 us, which is as long as many calls take.
 //!
 //! ```text
-//! caller:  opens the call; wakes helpers, if there are sleeping ones; works; closes the call;
-//!          waits for those who have joined it
-//! helper:  joins any open call, wakes others if the call wants more, and works;
-//!          without a call it lingers, then sleeps
+//! caller:  opens the call; wakes helpers that sleep; works; closes the call;
+//!          waits for the helpers that have joined it
+//! helper:  joins any open call; wakes other helpers if the call wants more; works;
+//!          without a call it stays awake for 100 us, then sleeps
 //! ```
 //!
-//! A call never waits for a helper that has not woken yet, and the next call of a loop finds helpers
-//! that are awake. They linger about as long as it takes to wake: at worst that doubles what a wake
-//! costs.
+//! A call never waits for a helper that has not woken yet. The next call of a loop finds helpers that are awake.
+//! They stay awake about as long as waking takes. At worst that doubles the cost of waking.
 //!
-//! Two things are not left to the scheduler (decision 16). A helper is woken with the CPUs of the call
-//! taken out of its affinity mask: else it is often put on the caller's CPU, where it does the work in
-//! place of the caller. And no helper ever yields: a thread that yields is moved behind all others that
-//! want its CPU, and then does not come for as long as they spin.
+//! Two things are not left to the scheduler (decision 16):
+//!
+//! - Before a helper is woken, the CPUs of the call are taken out of its affinity mask. The scheduler often puts a
+//!   woken thread on the CPU of the thread that woke it. There it would delay the caller.
+//! - No helper yields. A thread that yields waits behind all others that want its CPU, for as long as they spin.
 
 use std::any::Any;
 use std::hint::spin_loop;
@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use crate::parallel::affinity::{Restriction, Task, current_cpu};
 
 /// How long a helper without work stays awake.
-const LINGER: Duration = Duration::from_micros(100);
+const STAY_AWAKE: Duration = Duration::from_micros(100);
 
 /// Rounds of spinning between two looks at the clock, and before a caller who waits sleeps.
 const SPINS: usize = 64;
@@ -49,7 +49,7 @@ pub struct Pool {
 struct Shared {
     open: Mutex<Open>,
     helpers: Vec<Helper>,
-    /// How many calls are open, and how many helpers are awake: copies that need no lock.
+    /// How many calls are open, and how many helpers are awake. Read without a lock.
     calls: AtomicUsize,
     awake: AtomicUsize,
     /// The CPU of the caller that opened the last call.
@@ -62,7 +62,7 @@ struct Shared {
 struct Open {
     /// Calls that may have work left.
     calls: Vec<Arc<Call>>,
-    /// Helpers that sleep, or are about to: those that can be woken.
+    /// Helpers that can be woken: those that sleep, or are about to.
     sleeping: Vec<usize>,
 }
 
@@ -70,7 +70,7 @@ struct Open {
 struct Helper {
     /// Set once the thread runs.
     thread: OnceLock<(Thread, Task)>,
-    /// Whether it was woken and has not noticed yet.
+    /// Whether it was woken, and has not seen that yet.
     woken: AtomicBool,
     /// The CPU that it was last seen on while awake; [`NO_CPU`] while it sleeps.
     cpu: AtomicUsize,
@@ -83,15 +83,15 @@ const NO_CPU: usize = usize::MAX;
 
 /// A call that may be joined.
 struct Call {
-    /// Does what is left of the work; returns when nothing is. The lifetime is a lie: it lives until
-    /// the call is closed and all who have joined have left.
+    /// Does the work that is left, and returns when nothing is. The lifetime is not really static: the function
+    /// lives until the call is closed and every helper that has joined has left.
     work: &'static (dyn Fn(usize) + Sync),
     /// How many more helpers are to be woken for it.
     wanted: AtomicUsize,
     /// How many have joined and not left, and [`CLOSED`].
     joined: AtomicUsize,
     caller: Thread,
-    /// What a helper's work panicked with.
+    /// The panic of a helper's work.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -121,7 +121,7 @@ impl Pool {
         for i in 0..count {
             let shared = shared.clone();
             let builder = thread::Builder::new().name(format!("xentrs-{i}"));
-            // Until it has started it cannot be woken; where the system has no more threads, it never can.
+            // A helper can be woken once its thread has started: never, if the system has no more threads.
             if builder.spawn(move || shared.run(i)).is_err() {
                 break;
             }
@@ -129,7 +129,7 @@ impl Pool {
         Pool { shared }
     }
 
-    /// How many threads there are, or were to be.
+    /// How many helpers there are, threads that could not be started included.
     pub fn helpers(&self) -> usize {
         self.shared.helpers.len()
     }
@@ -139,9 +139,8 @@ impl Pool {
         self.shared.awake.load(Relaxed) > 0
     }
 
-    /// Does some work, which may be done by several threads at once: each calls `work` with its number,
-    /// 0 for the caller and 1 and up for helpers, at most `wanted`, or more where more are awake. It
-    /// returns when nothing is left.
+    /// Does work that several threads may do at once. Each calls `work` with its number: 0 for the caller, and from 1
+    /// on for helpers. At most `wanted` helpers are woken; those that are awake help too. Returns when no work is left.
     pub fn run(&self, wanted: usize, work: &(dyn Fn(usize) + Sync)) {
         // SAFETY: only those who have joined the call use it, and `Closing` waits for them.
         let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
@@ -158,7 +157,7 @@ impl Pool {
             let mut open = lock(&shared.open);
             open.calls.push(call.clone());
             shared.calls.store(open.calls.len(), Release);
-            // From here on nobody goes to sleep: those who are awake will come.
+            // From here on no helper goes to sleep: those that are awake will come.
             let awake = shared.helpers.len() - open.sleeping.len();
             call.wanted.store(wanted.saturating_sub(awake), Relaxed);
         }
@@ -182,7 +181,7 @@ impl Drop for Pool {
     }
 }
 
-/// Closes a call when dropped: nobody uses its work afterwards.
+/// Closes a call when dropped. No helper uses its work afterwards.
 struct Closing<'a> {
     shared: &'a Shared,
     call: &'a Arc<Call>,
@@ -202,7 +201,7 @@ impl Drop for Closing<'_> {
 }
 
 impl Helper {
-    /// Lets it run, if its thread sleeps or will.
+    /// Wakes it, if its thread sleeps or is about to.
     fn wake(&self) {
         self.woken.store(true, Release);
         if let Some((thread, _)) = self.thread.get() {
@@ -249,7 +248,7 @@ impl Shared {
         }
     }
 
-    /// What a helper's thread does.
+    /// The main loop of a helper's thread.
     fn run(&self, number: usize) {
         let helper = &self.helpers[number];
         helper.thread.get_or_init(|| (thread::current(), Task::current()));
@@ -259,7 +258,7 @@ impl Shared {
         }
     }
 
-    /// Joins calls as long as there are some, and until it may sleep: then it can be woken again.
+    /// Joins calls as long as there are some. Returns when the helper may sleep, listed as one that can be woken.
     fn help(&self, number: usize) {
         let cpu = &self.helpers[number].cpu;
         self.awake.fetch_add(1, Relaxed);
@@ -280,9 +279,9 @@ impl Shared {
             for _ in 0..SPINS {
                 spin_loop();
             }
-            // The last caller may be waiting for this very CPU.
+            // The caller of the last call may be waiting for this CPU.
             let in_its_way = here != NO_CPU && here == self.caller.load(Relaxed);
-            if in_its_way || since.elapsed() > LINGER {
+            if in_its_way || since.elapsed() > STAY_AWAKE {
                 let mut open = lock(&self.open);
                 if open.calls.is_empty() {
                     open.sleeping.push(number);
@@ -350,7 +349,7 @@ mod tests {
         let pool = Pool::new(1);
         let helper = Mutex::new(None);
         for _ in 0..3 {
-            // Until somebody else has come, this thread waits.
+            // This thread waits until another one has come.
             let here = std::thread::current().id();
             pool.run(9, &|_| {
                 if std::thread::current().id() != here {

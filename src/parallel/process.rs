@@ -1,9 +1,8 @@
 //! What belongs to the process and not to a call: its level, the size of its caches, its number
 //! of threads, and those threads.
 //!
-//! `fork` copies the thread that calls it and no other. So nothing here waits for another thread to finish
-//! something, but for one lock, which the thread that forks holds meanwhile; and the child forgets its
-//! parent's threads.
+//! `fork` copies the thread that calls it and no other. So nothing here waits for another thread, except for one
+//! lock. The thread that forks holds that lock meanwhile, and the child forgets its parent's threads.
 //!
 //! `python/` has three statics of its own, and `fork` does no harm to them: the public functions
 //! (`public.rs`) and PyTorch's table of functions (`tensors.rs`) are written once, when a module is
@@ -35,7 +34,7 @@ pub fn level() -> Result<(Level, &'static str)> {
     level.clone()
 }
 
-/// Bytes of the last cache that this process may count on: what is larger is written by non-temporal stores.
+/// Bytes of the last-level cache that this process may count on. Larger gradients are written by non-temporal stores.
 pub fn cache_size() -> usize {
     static BYTES: AtomicUsize = AtomicUsize::new(0);
     match BYTES.load(Relaxed) {
@@ -53,18 +52,18 @@ const VARIABLES: [&str; 3] = ["XENTRS_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NU
 
 /// What changes while the process lives.
 struct State {
-    /// The number of threads, and where it is from; unknown until it is first asked for.
+    /// The number of threads, and where it is from; unknown before its first use.
     count: Option<(usize, String)>,
-    /// The pool, of one thread less.
+    /// The pool of helpers: one thread less, since the caller works too.
     pool: Option<Arc<Pool>>,
-    /// Threads that take the pool's place.
+    /// Another library's threads, which take the pool's place.
     team: Option<Team>,
 }
 
-/// The number of threads, 0 until it is first asked for: a copy that needs no lock.
+/// The number of threads, 0 before its first use. Read without a lock.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// Taken for moments only, never while a kernel runs.
+/// Locked for moments only, never while a kernel runs.
 static STATE: Mutex<State> = Mutex::new(State { count: None, pool: None, team: None });
 
 fn state() -> MutexGuard<'static, State> {
@@ -90,7 +89,7 @@ pub fn get_num_threads() -> Result<usize> {
     }
 }
 
-/// The most threads one can ask for.
+/// The largest number of threads that is accepted.
 const MOST_THREADS: usize = 4096;
 
 /// Sets the number of threads that large calls use.
@@ -122,13 +121,13 @@ fn default_threads() -> Result<(usize, String)> {
             ))),
         };
     }
-    // Heeds the affinity mask and the cgroup's quota.
+    // This respects the affinity mask and the cgroup's quota.
     let count = std::thread::available_parallelism().map_or(1, |n| n.get()).min(MOST_THREADS);
     Ok((count, "CPUs this process may use".into()))
 }
 
-/// Nanoseconds of work below which the caller's thread does all: where helpers are asleep, and where
-/// they are awake, or a team's.
+/// Nanoseconds of work below which the caller's thread does all: the first where helpers are asleep, the second
+/// where they are awake or another library's.
 const SERIAL: usize = 40_000;
 const SERIAL_AWAKE: usize = 12_000;
 
@@ -137,14 +136,14 @@ const WORTH_WAKING: usize = 20_000;
 
 /// Who helps with a call.
 pub enum Helpers {
-    /// Our own threads, of which so many are wanted.
+    /// Our own threads, and how many of them are wanted.
     Pool(Arc<Pool>, usize),
-    /// Another library's, and in how many threads, the caller's with them.
+    /// Another library's threads, and how many there are with the caller's.
     Team(Team, usize),
 }
 
 impl Helpers {
-    /// How many threads there are, the caller's with them.
+    /// How many threads there are, the caller's included.
     pub fn threads(&self) -> usize {
         match self {
             Helpers::Pool(pool, _) => pool.helpers() + 1,
@@ -161,8 +160,7 @@ impl Helpers {
     }
 }
 
-/// The helpers of this process, by the number of threads; `None` if so many nanoseconds of work are not
-/// worth it.
+/// The helpers of this process for so many nanoseconds of work; `None` if the caller's thread does it alone.
 pub fn helpers(work: usize) -> Result<Option<Helpers>> {
     if work < SERIAL_AWAKE {
         return Ok(None);
@@ -189,7 +187,7 @@ pub fn helpers(work: usize) -> Result<Option<Helpers>> {
     Ok(Some(Helpers::Pool(pool, work / WORTH_WAKING)))
 }
 
-/// From here on calls are done by the threads of the OpenMP that this process has loaded, if it has.
+/// From here on the threads of OpenMP take the pool's place, if this process has loaded an OpenMP.
 pub fn join_team() {
     let team = Team::find();
     state().team = team;

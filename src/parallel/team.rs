@@ -1,9 +1,9 @@
 //! The threads of the process's OpenMP as helpers: those of PyTorch.
 //!
-//! After each operation they wait for the next, busily and for milliseconds. Helpers of our own would
-//! have to share the CPUs with them, and take twice as long or more. So where `xentrs.torch` is at work,
-//! calls are done by PyTorch's threads. They are had by the entry point that GCC's compiled code uses,
-//! which is plain C, never changes, and which LLVM's and Intel's OpenMP have too.
+//! After each operation these threads spin for milliseconds, waiting for the next one. Helpers of our own would
+//! share the CPUs with them, and take at least twice as long. So PyTorch's threads do the calls where
+//! `xentrs.torch` is imported. The entry point is the one that GCC's compiled code uses. It is plain C, it does
+//! not change, and LLVM's and Intel's OpenMP have it too.
 
 use std::any::Any;
 use std::ffi::{CStr, c_int, c_uint, c_void};
@@ -14,11 +14,10 @@ type Body = unsafe extern "C" fn(*mut c_void);
 type Parallel = unsafe extern "C" fn(Body, *mut c_void, c_uint, c_uint);
 type Ask = unsafe extern "C" fn() -> c_int;
 
-/// An OpenMP's threads.
+/// The threads of an OpenMP.
 #[derive(Clone, Copy)]
 pub struct Team {
-    /// `GOMP_parallel`: calls a function in so many threads, of which the caller is one; in as many as
-    /// there are for 0.
+    /// `GOMP_parallel`: calls a function in a number of threads, the caller's included; 0 stands for all there are.
     parallel: Parallel,
     /// `omp_get_thread_num`: which of a region's threads this is.
     number: Ask,
@@ -26,7 +25,7 @@ pub struct Team {
     most: Ask,
 }
 
-/// What the threads of a call share.
+/// The state that the threads of a call share.
 struct Region<'a> {
     work: &'a (dyn Fn(usize) + Sync),
     threads: usize,
@@ -35,7 +34,7 @@ struct Region<'a> {
 }
 
 impl Team {
-    /// That of the OpenMP that this process has loaded, if it has: all functions are of one library.
+    /// The threads of the OpenMP that this process has loaded, if it has. All functions are of one library.
     pub fn find() -> Option<Self> {
         let functions = [c"GOMP_parallel", c"omp_get_thread_num", c"omp_get_max_threads"];
         let [parallel, number, most] = library::functions_of_one(functions)?;
@@ -55,12 +54,12 @@ impl Team {
         unsafe { (self.most)() }.max(1) as usize
     }
 
-    /// Does some work in at most so many threads: each calls `work` with its number, 0 for the caller
-    /// where that is not in a parallel region already. Some may not call it at all.
+    /// Does some work in at most `threads` threads. Each calls `work` with its number, 0 for the caller unless that is
+    /// in a parallel region already. Some threads may not call it at all.
     pub fn run(&self, threads: usize, work: &(dyn Fn(usize) + Sync)) {
         let region = Region { work, threads, number: self.number, panic: Mutex::default() };
         let shared = (&raw const region).cast_mut().cast();
-        // Always all threads: OpenMP ends those that one region does not need, and the next waits for
+        // Always all threads: OpenMP ends those that a region does not need, and the next region would wait for
         // new ones.
         // SAFETY: the region outlives the call, which returns when all threads have left `enter`.
         unsafe { (self.parallel)(enter, shared, 0, 0) };
@@ -71,7 +70,7 @@ impl Team {
     }
 }
 
-/// What each thread of a call does.
+/// The function that each thread of a call runs.
 unsafe extern "C" fn enter(region: *mut c_void) {
     // SAFETY: that of `run`, shared by all threads.
     let region = unsafe { &*region.cast::<Region<'_>>() };
@@ -147,7 +146,7 @@ mod tests {
     }
 
     impl Team {
-        /// A library whose regions have threads of these numbers, whatever ours are; one after the other.
+        /// A library whose regions call the function with these numbers, one after the other.
         pub fn of_numbers(numbers: &'static [usize]) -> Self {
             unsafe extern "C" fn parallel(body: Body, region: *mut c_void, _: c_uint, _: c_uint) {
                 while let Some((_, rest)) = NUMBERS.get().split_first() {

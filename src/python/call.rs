@@ -7,7 +7,7 @@ use pyo3::types::PyTuple;
 use super::arrays::Source;
 use super::errors::Stop;
 use super::options::{Keywords, given};
-use super::{classes, elements};
+use super::{classes, elements, untargeted};
 use crate::error::Result as Checked;
 use crate::losses::{Evaluate, Loss};
 use crate::parallel::process;
@@ -19,6 +19,7 @@ pub struct Call<'a, 'py> {
     pub order: usize,
     /// The logits or probabilities.
     pub values: &'a Bound<'py, PyAny>,
+    /// Anything for a loss that has no target.
     pub target: &'a Bound<'py, PyAny>,
     /// Where the gradient goes, if the caller brings an array for it.
     pub out: Option<&'a Bound<'py, PyAny>>,
@@ -35,6 +36,9 @@ impl<'py> Call<'_, 'py> {
     ) -> Result<Bound<'py, PyAny>, Stop> {
         check_variables()?;
         match &self.loss.evaluate {
+            &Evaluate::WithoutTarget { f32, f64 } => {
+                untargeted::evaluate::<S>(self, keywords, f32, f64)
+            }
             &Evaluate::OverClasses { f32, f64 } | &Evaluate::AgainstTeacher { f32, f64 } => {
                 classes::evaluate::<S>(self, keywords, f32, f64)
             }
@@ -46,7 +50,7 @@ impl<'py> Call<'_, 'py> {
 }
 
 /// Whether the variables that choose level and threads make sense: an error before anything is done.
-fn check_variables() -> Checked<()> {
+pub fn check_variables() -> Checked<()> {
     process::level()?;
     process::get_num_threads().map(|_| ())
 }

@@ -180,7 +180,9 @@ fn typed<'py, T: Number, S: Source>(
         losses: outputs.losses,
     });
     let mut layout = None;
-    if !rows || half.is_some() || singles.is_some() || spread.is_some() {
+    let softcap = keywords.options.softcap;
+    let changed = spread.is_some() || softcap.is_some();
+    if !rows || half.is_some() || singles.is_some() || changed {
         let place = |slot: &Option<Slot<'_, 'py, T>>, given: &Option<View<'_>>| match (slot, given)
         {
             (None, _) => Ok(None),
@@ -198,6 +200,7 @@ fn typed<'py, T: Number, S: Source>(
                 grad: out.filter(|_| order > 0).map(|out| out.output()),
             }),
             singles,
+            softcap,
             sparse: spread.is_some(),
         };
         let apart = |place: &Option<Place>| place.as_ref().is_some_and(|p| p.sample_step() != 1);
@@ -222,6 +225,7 @@ fn typed<'py, T: Number, S: Source>(
     let value = if needs_float64 {
         let target = match target {
             Target::Indices(indices) => Target::Indices(indices),
+            Target::None => Target::None,
             Target::Sparse(sparse) => Target::Sparse(sparse),
             Target::Probabilities(_) if wider_target => Target::Probabilities(stored.input()),
             Target::Probabilities(_) => Target::Probabilities(Input::from_slice(&[])),
@@ -243,7 +247,7 @@ fn typed<'py, T: Number, S: Source>(
 /// Whether values of `float32` are multiplied by numbers that it does not hold: weights of classes that
 /// make up the coefficients, or factors beyond its normal numbers.
 #[inline(always)]
-fn exceeds_float32(
+pub fn exceeds_float32(
     options: &Options,
     soft: bool,
     weights: Option<Floats<'_>>,
@@ -278,7 +282,7 @@ fn sparse<'a>(
 
 /// The numbers of an argument that may be left out, and must have this shape.
 #[inline(always)]
-fn floats<'a>(view: &Option<View<'a>>, shape: &[usize]) -> Result<Option<Floats<'a>>, Stop> {
+pub fn floats<'a>(view: &Option<View<'a>>, shape: &[usize]) -> Result<Option<Floats<'a>>, Stop> {
     match view {
         None => Ok(None),
         Some(view) if view.shape == shape => view.floats().map(Some).ok_or(Stop::NotImplemented),

@@ -8,6 +8,7 @@
 //! | `arrays` | reads what lies in memory: NumPy's arrays |
 //! | `tensors`, `memory` | PyTorch's tensors, read and made by DLPack; the memory of new ones |
 //! | `classes`, `elements` | a call over samples by classes, and one element by element |
+//! | `untargeted` | a call over samples by classes without a target: an entropy, the softmax and its kin |
 //! | `results` | the arrays of results |
 //! | `slices` | classes in slices: states of samples, merged |
 //! | `errors` | why a call has no result |
@@ -33,6 +34,7 @@ mod public;
 mod results;
 mod slices;
 mod tensors;
+mod untargeted;
 
 use numpy::npyffi;
 use pyo3::exceptions::PyTypeError;
@@ -91,8 +93,8 @@ mod _xentrs {
         super::public::builtin(function)
     }
 
-    /// Evaluates a loss of arrays. `rest` are its options in the order of `LOSSES`, then `out` and
-    /// `hess_out`.
+    /// Evaluates a loss of arrays. `target` is not looked at if the loss has none. `rest` are its options in the
+    /// order of `LOSSES`, then `out` and `hess_out`.
     #[pyfunction]
     #[pyo3(signature = (name, order, values, target, /, *rest))]
     fn compute<'py>(
@@ -116,6 +118,23 @@ mod _xentrs {
         rest: &Bound<'py, PyTuple>,
     ) -> PyResult<Bound<'py, PyAny>> {
         answer(values.py(), || call::compute::<Tensors>(name, order, values, target, rest))
+    }
+
+    /// A function of rows that is no loss: `softmax`, `log_softmax`, `logsumexp` or `entropy`, by its name.
+    /// `None` stands for an option that is left out.
+    #[pyfunction]
+    #[pyo3(signature = (name, values, axis, temperature, base, out, /))]
+    fn compute_rows<'py>(
+        name: &str,
+        values: &Bound<'py, PyAny>,
+        axis: &Bound<'py, PyAny>,
+        temperature: &Bound<'py, PyAny>,
+        base: &Bound<'py, PyAny>,
+        out: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(values.py(), || {
+            untargeted::compute_rows(name, values, [axis, temperature, base], out)
+        })
     }
 
     /// Reduces a slice of classes to a state for each sample.
@@ -150,8 +169,8 @@ mod _xentrs {
         })
     }
 
-    /// Writes the loss of each sample times its factor, from merged states. Returns their sum. `mixture` is what label
-    /// smoothing leaves to the true class, what it gives to each class, and the factor of z-loss.
+    /// Writes the loss of each sample times its factor, from merged states. Returns their sum. `mixture` is label
+    /// smoothing, the number of all classes, and the factor of z-loss.
     #[pyfunction]
     #[pyo3(signature = (states, scales, counts, mixture, losses, /))]
     fn state_losses<'py>(

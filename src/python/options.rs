@@ -75,6 +75,7 @@ impl<'a, 'py> Keywords<'a, 'py> {
             Keyword::LabelSmoothing => options.label_smoothing = number(name, object)?,
             Keyword::ZLoss => options.z_loss = number(name, object)?,
             Keyword::Gamma => options.gamma = number(name, object)?,
+            Keyword::Softcap => options.softcap = optional_number(name, object)?,
             Keyword::Alpha => options.alpha = optional_number(name, object)?,
             Keyword::Q => options.q = number(name, object)?,
             Keyword::Epsilon => options.epsilon = number(name, object)?,
@@ -179,7 +180,7 @@ fn word<'a>(keyword: Keyword, object: &'a Bound<'_, PyAny>) -> Result<&'a str, S
 }
 
 #[inline(always)]
-fn number(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
+pub fn number(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
     match object.cast_exact::<PyFloat>() {
         Ok(float) => Ok(float.value()),
         Err(_) => converted(name, object),
@@ -203,7 +204,7 @@ fn converted(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
 }
 
 #[inline(always)]
-fn optional_number(name: &str, object: &Bound<'_, PyAny>) -> Result<Option<f64>, Stop> {
+pub fn optional_number(name: &str, object: &Bound<'_, PyAny>) -> Result<Option<f64>, Stop> {
     if object.is_none() { Ok(None) } else { number(name, object).map(Some) }
 }
 

@@ -22,9 +22,6 @@ use super::options::{Keywords, given};
 use crate::call::options::Options;
 use crate::losses::{DERIVATIVES, Kind, LOSSES, Loss};
 
-/// Positional parameters: the numbers and the target.
-const POSITIONAL: usize = 2;
-
 /// The keywords of outputs, a twin as many as it returns derivatives.
 const OUTPUTS: [&str; DERIVATIVES] = ["out", "hess_out"];
 
@@ -78,17 +75,17 @@ pub fn builtin<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>>
     let defaults = function.getattr("__kwdefaults__")?;
     let defaults = defaults.cast::<PyDict>()?;
     let names: Vec<String> = function.getattr("__code__")?.getattr("co_varnames")?.extract()?;
-    let names = &names[..POSITIONAL + defaults.len()];
+    let positional: Vec<_> = LOSSES[i].positional().collect();
+    let names = &names[..positional.len() + defaults.len()];
     let keywords = LOSSES[i].keywords.iter().map(|keyword| keyword.name());
-    let expected: Vec<_> =
-        [LOSSES[i].input, LOSSES[i].second].into_iter().chain(keywords).collect();
+    let expected: Vec<_> = positional.iter().copied().chain(keywords).collect();
     let expected = [&expected, &OUTPUTS[..order]].concat();
     if names != expected {
         let message = format!("{name} must have the parameters {expected:?}, not {names:?}");
         return Err(PyValueError::new_err(message));
     }
-    let mut signature = format!("{name}({}, {}, *", names[0], names[1]);
-    for name in &expected[POSITIONAL..] {
+    let mut signature = format!("{name}({}, *", positional.join(", "));
+    for name in &expected[positional.len()..] {
         let value = defaults.get_item(name)?.expect("has a default");
         signature += &format!(", {name}={}", value.repr()?);
     }
@@ -199,7 +196,8 @@ impl<'a, 'py> Given<'a, 'py> {
     ) -> Result<Bound<'py, PyAny>, Stop> {
         let (positional, named) =
             self.values.split_at_checked(self.positional).ok_or(Stop::NotImplemented)?;
-        if positional.len() > POSITIONAL {
+        let most = 1 + usize::from(loss.second.is_some());
+        if positional.len() > most {
             return Err(Stop::NotImplemented);
         }
         let (mut values, mut target) = (positional.first(), positional.get(1));
@@ -221,7 +219,7 @@ impl<'a, 'py> Given<'a, 'py> {
                     found.ok_or(Stop::NotImplemented)?
                 }
             };
-            match (positional.len() + found).checked_sub(POSITIONAL) {
+            match (positional.len() + found).checked_sub(most) {
                 None if positional.len() + found == 0 => values = Some(value),
                 None => target = Some(value),
                 Some(i) => match loss.keywords.get(i) {
@@ -231,8 +229,10 @@ impl<'a, 'py> Given<'a, 'py> {
                 },
             }
         }
-        let (Some(values), Some(target)) = (values, target) else {
-            return Err(Stop::NotImplemented);
+        let values = values.ok_or(Stop::NotImplemented)?;
+        let target = match loss.second {
+            Some(_) => target.ok_or(Stop::NotImplemented)?,
+            None => values,
         };
         keywords.check(loss)?;
         Call { loss, order, values, target, out, hess_out }.evaluate::<Arrays>(keywords)

@@ -22,7 +22,7 @@ pub struct Slot<'a, 'py, T> {
 
 impl<'a, 'py, T: Number> Slot<'a, 'py, T> {
     /// A new array; NumPy's `MemoryError` if there is no memory.
-    fn new(py: Python<'py>, shape: &[usize]) -> Result<Self, Stop> {
+    pub fn new(py: Python<'py>, shape: &[usize]) -> Result<Self, Stop> {
         // SAFETY: the lengths are read only, and are those of an array; with null for all that may be left
         // out the answer is a new array, or null with an exception. The kernels write every number before
         // anyone reads one; where they fail, the array is dropped.
@@ -51,7 +51,7 @@ impl<'a, 'py, T: Number> Slot<'a, 'py, T> {
 
     /// The caller's array, of which this was seen, or else a new one; `None` unless it is wanted.
     #[inline(always)]
-    fn derivative(
+    pub fn derivative(
         py: Python<'py>,
         wanted: bool,
         given: Option<&Bound<'py, PyAny>>,
@@ -75,7 +75,7 @@ impl<'a, 'py, T: Number> Slot<'a, 'py, T> {
 
 /// The outputs of a call.
 pub struct Results<'a, 'py, T> {
-    losses: Option<Slot<'a, 'py, T>>,
+    pub losses: Option<Slot<'a, 'py, T>>,
     pub grad: Option<Slot<'a, 'py, T>>,
     pub hess: Option<Slot<'a, 'py, T>>,
 }

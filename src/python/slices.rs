@@ -40,10 +40,9 @@ fn output<'a, T: Copy>(
     Ok(view.output())
 }
 
-/// How a loss is put together: what label smoothing leaves to the true class and gives to each, and the factor of
-/// z-loss.
-pub fn mixture_of((keep, even, z_loss): (f64, f64, f64)) -> Mixture {
-    Mixture { keep, even, z_loss }
+/// How a loss is put together: label smoothing, the number of classes, and the factor of z-loss.
+pub fn mixture_of((smoothing, classes, z_loss): (f64, f64, f64)) -> Mixture {
+    Mixture { smoothing, classes, z_loss }
 }
 
 /// The arrays of a slice: logits of samples by classes, each sample's true class, and whether it counts.

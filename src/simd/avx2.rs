@@ -22,7 +22,7 @@ impl Avx2 {
 /// [`Avx2::detect`] has found them.
 #[target_feature(enable = "avx2,fma")]
 #[inline(never)]
-pub unsafe fn door<K: Kernel>(kernel: K) -> K::Output {
+pub unsafe fn with_features<K: Kernel>(kernel: K) -> K::Output {
     kernel.eval(Avx2(()))
 }
 
@@ -35,7 +35,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn apart<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token in hand proves that the features exist.
-        unsafe { door(kernel) }
+        unsafe { with_features(kernel) }
     }
 }
 
@@ -108,8 +108,8 @@ unsafe fn transpose_pd([a, b, c, d]: [__m256d; 4]) -> [__m256d; 4] {
     }
 }
 
-/// Bit 3 of each 32-bit part as its sign. Of a shift that the compiler knows it makes an AND and a
-/// comparison with 0, since it takes a blend by signs for a choice by a condition.
+/// Moves bit 3 of each 32-bit part to its sign. In assembly: the compiler would replace a shift before a blend by
+/// an AND and a comparison with 0, which take longer.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn sign_of_bit_3(bits: __m256i) -> __m256 {
@@ -186,7 +186,7 @@ macro_rules! vector {
                 lanes
             }
 
-            // In the next five: the pointer is to as many numbers as are touched; one past them is
+            // In the next five methods the pointer is to as many numbers as are accessed. A pointer past them is
             // computed with `wrapping_add`.
             op!(load(_s: Avx2, src: Input<'_, $t>, at: usize) -> Self = {
                 let start = src.pointer(at, $lanes);
@@ -262,7 +262,7 @@ macro_rules! vector {
                 $of_bits(_mm256_or_si256($to_bits(self.0), $to_bits(other.0))),
                 $of_bits(_mm256_or_si256($to_bits(self.1), $to_bits(other.1)))
             ));
-            // A constant count becomes an immediate one.
+            // A constant count becomes an immediate operand.
             #[inline(always)]
             fn bits_shl(self, k: u32) -> Self {
                 // SAFETY: as in `op`.

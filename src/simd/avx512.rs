@@ -23,7 +23,7 @@ impl Avx512 {
 /// [`Avx512::detect`] has found them.
 #[target_feature(enable = "avx512f,avx2,fma")]
 #[inline(never)]
-pub unsafe fn door<K: Kernel>(kernel: K) -> K::Output {
+pub unsafe fn with_features<K: Kernel>(kernel: K) -> K::Output {
     kernel.eval(Avx512(()))
 }
 
@@ -34,7 +34,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn apart<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token in hand proves that the features exist.
-        unsafe { door(kernel) }
+        unsafe { with_features(kernel) }
     }
 }
 
@@ -131,7 +131,7 @@ macro_rules! vector {
                 lanes
             }
 
-            // In the next seven: the pointer is to as many numbers as are touched.
+            // In the next seven methods the pointer is to as many numbers as are accessed.
             op!(load(_s: Avx512, src: Input<'_, $t>, at: usize) -> Self =
                 $v($load(src.pointer(at, $lanes))));
             op!(load_lanes(_s: Avx512, src: Input<'_, $t>, at: usize, lanes: u32, fill: Self)
@@ -172,7 +172,7 @@ macro_rules! vector {
                 $v($of_bits(_mm512_and_si512($to_bits(self.0), $to_bits(other.0)))));
             op!(bits_or(self: Self, other: Self) -> Self =
                 $v($of_bits(_mm512_or_si512($to_bits(self.0), $to_bits(other.0)))));
-            // A constant count becomes an immediate one.
+            // A constant count becomes an immediate operand.
             #[inline(always)]
             fn bits_shl(self, k: u32) -> Self {
                 // SAFETY: as in `op`.
@@ -243,7 +243,8 @@ vector!(
             let start = src.pointer(at, 15 * stride + COLUMNS);
             // Rows i and i + 4 in one register: four rows more follow after the first step.
             let mut x = [[_mm512_setzero_ps(); 4]; 2];
-            // From row to row, since sixteen places would be more than there are registers.
+            // The address of a row follows from that of the row before: sixteen addresses would need more registers
+            // than there are.
             let mut row = start;
             for i in 0..16 {
                 let (numbers, x) = (_mm256_loadu_ps(row), &mut x[i / 8][i % 4]);

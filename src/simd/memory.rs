@@ -1,11 +1,12 @@
 //! Views of arrays that may alias (in place) and that other threads of the host may change.
 //!
-//! No reference to the numbers is ever made, every access goes by raw pointer and is checked
-//! against the view's length: a wrong index panics, a foreign write gives a wrong number.
+//! No Rust reference to the numbers is made. Every access goes by a raw pointer, and is checked against the
+//! view's length. So a wrong index panics. A number that another thread of the host changes meanwhile gives a
+//! wrong result, and nothing worse.
 //!
-//! What the checks do not see is who writes where at the same time. That is a promise of whoever makes an
-//! [`Output`], which outside this crate is `unsafe`: no number is written by one thread of ours while
-//! another one uses it. The crate keeps it since each run of blocks has rows of its own ([`crate::parallel::driver`]).
+//! The checks do not see which thread writes where. Who makes an [`Output`] promises that no thread of this crate
+//! writes a number while another one uses it: so that is `unsafe` outside this crate. The crate keeps the
+//! promise because each run of blocks has its own rows ([`crate::parallel::driver`]).
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::Cell;
@@ -24,7 +25,7 @@ pub struct Input<'a, T> {
     life: PhantomData<&'a T>,
 }
 
-/// A view to write to. Copies of it alias: whoever splits work over threads gives each its own part (see
+/// A view to write to. Copies of it alias. Whoever splits work over threads gives each thread its own part (see
 /// the head of this file).
 #[derive(Debug)]
 pub struct Output<'a, T> {
@@ -33,13 +34,13 @@ pub struct Output<'a, T> {
     life: PhantomData<&'a T>,
 }
 
-/// How a cache line is prefetched: soon to be read, to be read later, to be written. The numbers are
-/// those of `_mm_prefetch`.
+/// What a cache line is prefetched for: to be read soon, to be read later, to be written. The numbers are those
+/// of `_mm_prefetch`.
 const NEAR: i32 = 3;
 const FAR: i32 = 2;
 const WRITE: i32 = 7;
 
-/// Asks for the cache line of a place, wherever that is.
+/// Prefetches the cache line of an address, which may be outside any array.
 #[inline(always)]
 fn ask<const HOW: i32, T>(place: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -127,13 +128,13 @@ impl<'a, T: Copy> Input<'a, T> {
         unsafe { self.start.add(at) }
     }
 
-    /// Asks for the cache line `ahead` numbers from the start, wherever that is.
+    /// Prefetches the cache line `ahead` numbers from the start, which may be past the end.
     #[inline(always)]
     pub fn prefetch(self, ahead: usize) {
         ask::<NEAR, T>(self.start.wrapping_add(ahead));
     }
 
-    /// The same, but not into the first-level cache: for later.
+    /// The same for a later use: not into the first-level cache.
     #[inline(always)]
     pub fn prefetch_far(self, ahead: usize) {
         ask::<FAR, T>(self.start.wrapping_add(ahead));
@@ -182,7 +183,7 @@ impl<'a, T: Copy> Output<'a, T> {
         unsafe { Output::new(self.start.add(at), len) }
     }
 
-    /// Asks for the cache line of number `at`, to write to a part of it.
+    /// Prefetches the cache line of number `at`, to write to a part of it.
     #[inline(always)]
     pub fn prefetch(self, at: usize) {
         ask::<WRITE, T>(self.start.wrapping_add(at));
@@ -222,7 +223,8 @@ impl<'a, T: Copy> Output<'a, T> {
     }
 }
 
-/// Copies `n` numbers, each view's from a place on at a step, first to last; panics past an end.
+/// Copies `n` numbers, first to last. Each view comes with the place of its first number and the step to the next.
+/// Panics past an end.
 #[inline(always)]
 pub fn copy<T: Copy>(
     n: usize,
@@ -249,8 +251,8 @@ pub fn copy<T: Copy>(
 
 /// A buffer aligned to a cache line.
 ///
-/// A thread keeps some small ones for its next calls: asking the system for memory that is aligned
-/// takes longer than a loss of ten numbers. Of larger ones it keeps the last until its work for a call ends.
+/// A thread keeps some small buffers for its next calls: to allocate aligned memory takes longer than a loss of
+/// ten numbers. Of larger buffers it keeps the last one until its work for a call ends.
 #[derive(Debug)]
 pub struct Scratch<T> {
     start: *mut T,
@@ -259,11 +261,11 @@ pub struct Scratch<T> {
     bytes: usize,
 }
 
-/// Bytes of a buffer that is kept, and how many a thread keeps.
+/// The bytes of a small buffer, and how many of them a thread keeps.
 const SPARE: usize = 16 << 10;
 const SPARES: usize = 4;
 
-/// Buffers of [`SPARE`] bytes that nobody uses.
+/// Buffers of [`SPARE`] bytes that are not in use.
 struct Spares(Cell<[*mut u8; SPARES]>);
 
 thread_local! {
@@ -281,7 +283,7 @@ impl Drop for Spares {
 
 /// Exchanges the first spare buffer for which `wanted` is true.
 fn exchange(wanted: impl Fn(*mut u8) -> bool, new: *mut u8) -> Option<*mut u8> {
-    // At a thread's end there are none any more.
+    // When a thread ends there are none any more.
     let exchanged = KEPT.try_with(|kept| {
         let mut starts = kept.0.get();
         let found = starts.iter_mut().find(|start| wanted(**start))?;
@@ -296,7 +298,7 @@ fn layout(bytes: usize) -> Layout {
     Layout::from_size_align(bytes, 64).unwrap_or_else(|_| no_memory())
 }
 
-/// As many zeros. The system has them ready where they are many.
+/// `len` zeros. Many of them cost nothing: new memory of the system is 0.
 pub fn zeros(len: usize) -> Vec<f64> {
     if len == 0 {
         return vec![];
@@ -313,7 +315,8 @@ pub fn zeros(len: usize) -> Vec<f64> {
 
 /// A buffer of more than [`SPARE`] bytes that a thread keeps from one run of blocks to the next.
 ///
-/// Freed and asked for again, some would stay with the allocator: with each thread more than it uses.
+/// If it were freed and allocated again each time, the allocator would keep some of them: more memory for each
+/// thread than the thread uses.
 struct Large {
     start: *mut u8,
     bytes: usize,
@@ -332,7 +335,7 @@ impl Drop for Large {
 
 /// Frees the large buffer that this thread keeps, at the end of its work for a call.
 pub(crate) fn free_large() {
-    // At a thread's end there is none any more.
+    // When a thread ends there is none any more.
     let _ = LARGE.try_with(|large| drop(large.take()));
 }
 
@@ -345,7 +348,7 @@ impl<T: Float> Scratch<T> {
         scratch
     }
 
-    /// A buffer of `len` numbers, whatever they are.
+    /// A buffer of `len` numbers of any value.
     pub fn uncleared(len: usize) -> Self {
         let needed = len.checked_mul(size_of::<T>()).unwrap_or_else(|| no_memory());
         let bytes = needed.max(SPARE);
@@ -357,7 +360,7 @@ impl<T: Float> Scratch<T> {
             large.map(|large| ManuallyDrop::new(large).start)
         };
         let start = kept.unwrap_or_else(|| {
-            // Zeros, since memory that was never written is no number.
+            // Zeros: memory that was never written must not be read.
             // SAFETY: the layout's size is not zero.
             let start = unsafe { alloc_zeroed(layout(bytes)) };
             if start.is_null() {

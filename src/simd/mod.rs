@@ -1,17 +1,16 @@
-//! Vectors of one shape at every level, and the doors that lead into each.
+//! Vectors of one shape at every level. A level is an instruction set.
 //!
 //! A vector holds 512 bits of numbers at *every* level: sixteen `f32` or eight `f64`, in one
 //! register (AVX-512), two (AVX2) or an array (portable). A kernel is written once against
-//! [`Vector`]; since lanes, block boundaries and the order of additions are then the same
-//! everywhere, so are the bits of its results, wherever multiply-add is fused.
+//! [`Vector`]. So lanes, block boundaries and the order of additions are the same at every level. The bits of
+//! the results are too, among the levels with fused multiply-add.
 //!
-//! The level is chosen once a process ([`crate::parallel::process`]). [`enter`] leads through the level's
-//! `#[target_feature]` door; a function called inside the door gets the features only if it is
-//! inlined, so everything a kernel calls is `#[inline(always)]`, and no closure holds intrinsics.
+//! The level is chosen once a process ([`crate::parallel::process`]). [`enter`] calls the level's function
+//! with its `#[target_feature]`s, which evaluates the kernel. A function that a kernel calls gets these features only
+//! if it is inlined. So everything that a kernel calls is `#[inline(always)]`, and no closure holds intrinsics.
 //!
-//! A [`Simd`] token is a proof that its instructions exist: only detection makes one, and a vector
-//! can only be made with one. So kernels are safe code; this folder and `python` hold all that is
-//! not (but for the registration of fork handlers in `driver.rs` and a lifetime in `pool.rs`).
+//! A [`Simd`] token proves that the level's instructions exist. Only detection makes a token, and a vector is only
+//! made with one. So kernels are safe code. All unsafe code is in this folder, in `python/` and in `parallel/`.
 
 mod memory;
 mod portable;
@@ -30,39 +29,40 @@ pub use memory::{Input, Output, Scratch, copy, zeros};
 /// The most lanes a vector has: those of `f32`.
 pub const MAX_LANES: usize = 16;
 
-/// How many columns are transposed at a time.
+/// How many columns are transposed at a time,
 pub const COLUMNS: usize = 8;
-/// And where there are few left.
+/// where fewer are left,
 pub const HALF: usize = COLUMNS / 2;
-/// Or two.
+/// and where one or two are left.
 pub const PAIR: usize = 2;
 
 /// A token that proves that a level's instructions exist on this machine.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// How many exponentials of a row are taken together, the first step of all before the second of any.
     ///
-    /// An exponential is one long chain of dependent instructions, and a processor looks only so far ahead
-    /// for others: where a vector is several registers, no further than the next exponential or two. Two
-    /// shorter chains, each over several vectors, leave fewer units idle.
+    /// An exponential is one long chain of dependent instructions. Meanwhile a processor executes other
+    /// instructions, but only those of its next few hundred. Where a vector is several registers, these are one or
+    /// two exponentials. With two shorter chains, each over several vectors, fewer units are idle.
     const TOGETHER: usize = 1;
-    /// Whether a kernel that is faster without some step is compiled without it too: not where size counts more.
+    /// Whether a kernel is compiled a second time without a step that some calls do not need. Not at a level where
+    /// size counts more than speed.
     const SPECIALIZED: bool = true;
     /// Sixteen `f32`.
     type V32: Vector<Self, f32>;
     /// Eight `f64`.
     type V64: Vector<Self, f64>;
-    /// Evaluates a kernel as a function of its own, not inlined: one of several loops that would take
-    /// each other's registers.
+    /// Evaluates a kernel as a function of its own, not inlined. Loops in one function compete for its registers,
+    /// and a function that many kernels call is compiled once.
     fn apart<K: Kernel>(self, kernel: K) -> K::Output;
-    /// Evaluates a function of vectors: as a part of the caller where vectors are registers, by a call where they
-    /// are memory. There a call costs little beside what it does, and every copy of the code is long.
+    /// Evaluates a function of vectors. It is inlined where vectors are registers. Where they are arrays it is called:
+    /// a call costs little beside the function, and every copy of its code is long.
     #[inline(always)]
     fn function<F: Function<Self>>(self, function: F) -> F::Output {
         function.eval(self)
     }
 }
 
-/// No other type is a [`Float`]: of these any bits are a number, as memory that was never written needs.
+/// No other type is a [`Float`]. Any bits are a number of these types, so a buffer may be read whatever it holds.
 mod sealed {
     pub trait Sealed {}
     impl Sealed for f32 {}
@@ -70,7 +70,7 @@ mod sealed {
 }
 use sealed::Sealed;
 
-/// `f32` or `f64`: a number that logits come in.
+/// The type of logits: `f32` or `f64`.
 pub trait Float: Copy + Send + Sync + PartialOrd + Debug + Default + Sealed + 'static {
     /// The vector of such numbers at a level.
     type V<S: Simd>: Vector<S, Self>;
@@ -256,7 +256,7 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     fn narrow(parts: [S::V64; 2]) -> Self;
 }
 
-/// The sum of lanes: the upper half onto the lower, again and again. The order of every level.
+/// The sum of the lanes: adds the upper half to the lower half until one lane is left. All levels add in this order.
 #[inline(always)]
 pub fn fold<const N: usize>(mut lanes: [f64; N]) -> f64 {
     let mut half = N / 2;
@@ -269,7 +269,7 @@ pub fn fold<const N: usize>(mut lanes: [f64; N]) -> f64 {
     lanes[0]
 }
 
-/// Orders streamed writes before all that this thread writes later.
+/// Orders the non-temporal stores of this thread before all that it stores later.
 #[inline(always)]
 pub fn fence() {
     #[cfg(target_arch = "x86_64")]
@@ -279,19 +279,19 @@ pub fn fence() {
     }
 }
 
-/// Something to be computed with vectors.
+/// A computation with vectors, at any level.
 pub trait Kernel {
     /// What it returns.
     type Output;
-    /// Computes it. Must be `#[inline(always)]`, as all that it calls.
+    /// Computes it. Must be `#[inline(always)]`, and so must everything that it calls.
     fn eval<S: Simd>(self, s: S) -> Self::Output;
 }
 
-/// Something to be computed of vectors of one level.
+/// A computation with the vectors of one level.
 pub trait Function<S: Simd> {
     /// What it returns.
     type Output;
-    /// Computes it. Must be `#[inline(always)]`, as all that it calls.
+    /// Computes it. Must be `#[inline(always)]`, and so must everything that it calls.
     fn eval(self, s: S) -> Self::Output;
 }
 
@@ -368,10 +368,10 @@ pub fn enter<K: Kernel>(level: Level, kernel: K) -> K::Output {
     match level.0 {
         #[cfg(all(target_arch = "x86_64", not(xentrs_without = "avx512")))]
         // SAFETY: a `Level` is only made where its token was detected.
-        Isa::Avx512 => unsafe { avx512::door(kernel) },
+        Isa::Avx512 => unsafe { avx512::with_features(kernel) },
         #[cfg(all(target_arch = "x86_64", not(xentrs_without = "avx2")))]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { avx2::door(kernel) },
+        Isa::Avx2 => unsafe { avx2::with_features(kernel) },
         #[cfg(not(xentrs_without = "portable"))]
         Isa::Portable => portable::Portable.apart(kernel),
         #[cfg(any(

@@ -1,4 +1,4 @@
-//! The level of every other CPU: arrays, which the compiler turns into what the target has.
+//! The level for every other CPU: vectors are arrays, and the compiler chooses the instructions.
 
 use super::{COLUMNS, Float, Function, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
 
@@ -27,8 +27,8 @@ impl Simd for Portable {
 #[repr(align(64))]
 pub struct Array<T, const N: usize>([T; N]);
 
-/// `a * b + c` as if rounded once, where `a * b` nearly cancels `c`, on targets without the
-/// instruction: what `f32` needs fits in `f64`; `f64` takes Dekker's exact product (1971).
+/// `a * b + c` as if rounded once, where `a * b` nearly cancels `c`, for targets without the instruction. For `f32` it
+/// is computed in `f64`. For `f64` it takes Dekker's exact product (1971).
 trait Fused {
     fn fused(self, b: Self, c: Self) -> Self;
 }

@@ -2,7 +2,7 @@
 
 use super::{Float, Input, Output, Simd, Vector};
 
-/// The largest number, NaN aside; -inf where there is none.
+/// The largest number, NaN left out; -inf where there is none.
 #[inline(always)]
 pub fn maximum<S: Simd, T: Float>(s: S, x: Input<'_, T>) -> T {
     let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));

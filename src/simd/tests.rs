@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Runs a test at every level; says which there are, since a missing one is not a passed one.
+/// Runs a test at every level of this machine, and prints which these are: a level that is missing has not passed.
 fn at_every_level(check: impl Fn(Level)) {
     for level in Level::available() {
         println!("level {}", level.name());

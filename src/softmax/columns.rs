@@ -224,6 +224,7 @@ mod tests {
             hess: None,
             halves: None,
             singles: None,
+            softcap: None,
             sparse: false,
         };
         let layout = (!by_rows).then(|| Box::new(layout));

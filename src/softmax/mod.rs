@@ -26,7 +26,7 @@
 //! A kernel reduces a row to its sums, an [`objective`] makes of them the loss and the factors `a` and `b`,
 //! and the kernel emits the gradient. There are two kernels: [`rows`] vectorises along the classes of a row,
 //! [`few`] has a lane for each sample. [`columns`] does the steps of [`few`] for many classes of adjacent
-//! samples. [`route`] chooses one.
+//! samples. [`route`] chooses one. [`untargeted`] is for what has no target.
 //!
 //! Where the classes lie in slices, [`slices`] reduces each to a [`state`]. States merge, and have the loss.
 
@@ -39,6 +39,7 @@ pub mod slices;
 mod sparse;
 pub mod state;
 mod summaries;
+pub mod untargeted;
 
 use crate::math::Real;
 use crate::simd::{Simd, Vector};

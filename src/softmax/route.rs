@@ -142,6 +142,7 @@ mod tests {
                     hess: None,
                     halves: None,
                     singles: None,
+                    softcap: None,
                     sparse: false,
                 }));
             }

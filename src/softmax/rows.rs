@@ -75,6 +75,8 @@ pub struct Rows<'a, T, C> {
     plain: bool,
     /// What label smoothing leaves to the true class: `1 - label_smoothing`.
     keep: f64,
+    /// What logits are divided by.
+    temperature: f64,
     /// The sum of the coefficients, where all rows have the same; else 0.
     total: f64,
     /// Whether non-temporal stores write the gradient.
@@ -144,6 +146,8 @@ struct Reduce<'a, S: Simd, T: Real, R> {
     /// Whether the sums include the rounding errors of the exponentials.
     fine: bool,
     exp: Exp<S, T>,
+    /// What logits are divided by.
+    temperature: f64,
     bias: i64,
     /// The largest sum of exponentials before another reference is taken.
     largest: f64,
@@ -167,6 +171,8 @@ struct Emit<'a, S: Simd, T: Real, R> {
     minus_b: T::V<S>,
     /// `1 / S`
     inverse: T::V<S>,
+    /// `1 / temperature`, the second factor of that kind in the Hessian.
+    cooled: T::V<S>,
     /// The factor of `p E` that an objective other than plain cross-entropy adds to the Hessian.
     second: Option<T::V<S>>,
     /// The pivot, and the gradient and Hessian there. Without coefficients, a `pivot_grad` of 0 means that
@@ -418,6 +424,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         if C::EVEN {
             distance *= self.coefficients.load(s, 0, 1).to_lanes().as_ref()[0].to_f64();
         }
+        distance /= self.temperature;
         RowTotals { rest, pivot, errors, distance, coefficient, most }
     }
 
@@ -445,7 +452,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         if most.to_f64() > T::OFFSET_LIMIT || most <= self.reference.to_lanes().as_ref()[0] {
             return false;
         }
-        self.exp = Exp::new(s, most, self.bias);
+        self.exp = Exp::at(s, most, self.bias, self.temperature);
         self.reference = T::V::<S>::splat(s, most);
         true
     }
@@ -539,10 +546,11 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
         let p = e.mul(self.inverse);
         let plain = times::<S, T>(e, self.a).mul(one.sub(p));
-        match self.second {
+        let hess = match self.second {
             None => plain,
             Some(second) => plain.add(p.mul(e.mul(second))),
-        }
+        };
+        hess.mul(self.cooled)
     }
 
     /// Emits the chunk at `at`, shifted by `head`, so that its stores are aligned. It reads up to `head`
@@ -637,7 +645,8 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
         let (plain, non_temporal) = (objective.is_plain(), Route::of(batch).non_temporal);
-        Rows { batch, coefficients, objective, plain, keep, total, non_temporal }
+        let temperature = batch.options.temperature;
+        Rows { batch, coefficients, objective, plain, keep, temperature, total, non_temporal }
     }
 
     /// One row of an output.
@@ -713,11 +722,11 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             row.pivot = find(s, sample, reference);
         }
         let mut most = None;
-        if reference.to_f64().abs() <= T::OFFSET_LIMIT {
-            row.exp = Exp::new(s, reference, row.bias);
+        if reference.to_f64().abs() <= T::OFFSET_LIMIT * self.temperature {
+            row.exp = Exp::at(s, reference, row.bias, self.temperature);
             row.reference = T::V::<S>::splat(s, reference);
             // A shift of 0 changes no bit.
-            let totals = if S::SPECIALIZED {
+            let totals = if S::SPECIALIZED && self.temperature == 1.0 {
                 row.row::<C, false>(s, pending)
             } else {
                 row.shifted_row::<C>(s, pending)
@@ -732,7 +741,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         if !most.to_f64().is_finite() {
             return None;
         }
-        row.exp = Exp::new(s, most, row.bias);
+        row.exp = Exp::at(s, most, row.bias, self.temperature);
         row.reference = T::V::<S>::splat(s, most);
         if !C::HARD {
             row.pivot = find(s, row.logits, most);
@@ -755,7 +764,8 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
                 Some((totals, reference)) => s.apart(LogSumExp {
                     rest: totals.rest,
                     pivot: totals.pivot,
-                    logits: [reduce.logits.get(reduce.pivot).to_f64(), reference.to_f64()],
+                    logits: [reduce.logits.get(reduce.pivot).to_f64(), reference.to_f64()]
+                        .map(|x| x / self.temperature),
                     relative: reduce.exp.relative(totals.rest + totals.pivot),
                 }),
                 None => self.batch.infinite_logsumexp(row),
@@ -778,7 +788,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             // Negative distances, of logits above the reference, would cancel against log S.
             return totals.distance >= 0.0;
         }
-        let above = totals.most - reference.to_f64();
+        let above = (totals.most - reference.to_f64()) / self.temperature;
         if above <= 0.0 {
             return true;
         }
@@ -850,6 +860,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         let chunk = VECTORS * T::LANES;
         let grad = batch.outputs.grad.is_some();
         let fine = self.objective.is_function_of_class();
+        // Of the gradient: that in the logits is that in `logits / temperature`, over the temperature.
+        let divisor = batch.divisor * self.temperature;
         let scratch =
             Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
         let mut pending = None;
@@ -880,7 +892,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                     self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
                 own_weight = class_weight;
             }
-            let scale = sample / batch.divisor;
+            let scale = sample / divisor;
             let total_scale = if C::HARD { scale * (class_weight + self.total) } else { scale };
             let total_scale = match self.plain {
                 true => total_scale,
@@ -896,6 +908,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 grad: grad && !ignored,
                 fine,
                 exp: Exp::new(s, T::default(), bias),
+                temperature: self.temperature,
                 bias,
                 largest: power(T::ROW_LARGEST + shift),
                 reference: zero,
@@ -924,6 +937,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             if C::ANY && T::WIDE == 2 && !finite {
                 // They may have overflowed in the logits' type.
                 let [coefficient, distance] = batch.sums_f64(row, reference.to_f64());
+                let distance = distance / self.temperature;
                 for (sum, wide) in
                     [(&mut totals.coefficient, coefficient), (&mut totals.distance, distance)]
                 {
@@ -938,17 +952,17 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let not_largest = !C::HARD && most > reference.to_f64();
             losses.distance[i] = distance;
             if let Some(entries) = &entries {
-                losses.distance[i] += entries.distance;
+                losses.distance[i] += entries.distance / self.temperature;
             }
             if not_largest {
-                let above = most - reference.to_f64();
+                let above = (most - reference.to_f64()) / self.temperature;
                 losses.distance[i] += coefficient * above;
                 losses.far[i] = Some(-above);
             } else if rest <= pivot * T::FAR {
                 losses.far[i] = None;
             } else {
                 let below = reference.to_f64() - reduce.logits.get(reduce.pivot).to_f64();
-                losses.far[i] = Some(below);
+                losses.far[i] = Some(below / self.temperature);
             }
             (losses.rest[i], losses.pivot[i]) = (rest, pivot);
             losses.rows[i] = row;
@@ -958,9 +972,20 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let objective = (!self.plain).then(|| {
                 let (own, losses) = (reduce.logits.get(reduce.pivot), &mut losses);
                 let logits = [reference.to_f64(), own.to_f64()];
+                let temperature = self.temperature;
                 let (objective, hess) = (self.objective, batch.outputs.hess.is_some());
                 let least = power(8 - T::MAX_EXPONENT);
-                s.apart(ApplyToRow { objective, losses, rest, pivot, errors, least, logits, hess })
+                s.apart(ApplyToRow {
+                    objective,
+                    losses,
+                    rest,
+                    pivot,
+                    errors,
+                    least,
+                    logits,
+                    temperature,
+                    hess,
+                })
             });
             losses.n += 1;
             if losses.n == 8 {
@@ -1004,6 +1029,9 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                     }
                     second = Some(factor);
                 }
+                let cooled = |x: T| T::from_f64(x.to_f64() / self.temperature);
+                pivot_hess = cooled(pivot_hess);
+                dominant = dominant.map(|(class, x)| (class, cooled(x)));
             }
             let mut pivot_grad = T::default();
             if C::ANY {
@@ -1071,6 +1099,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 a: [T::V::<S>::splat(s, a_high), T::V::<S>::splat(s, a_low)],
                 minus_b: T::V::<S>::splat(s, T::from_f64(-scale)),
                 inverse: T::V::<S>::splat(s, T::from_f64(inverse)),
+                cooled: T::V::<S>::splat(s, T::from_f64(1.0 / self.temperature)),
                 second: second
                     .map(|second| T::V::<S>::splat(s, T::from_f64(second / (rest + pivot)))),
                 pivot: reduce.pivot,
@@ -1120,6 +1149,8 @@ struct ApplyToRow<'a> {
     least: f64,
     /// The reference logit, which `log S` is relative to, and the logit of the true class.
     logits: [f64; 2],
+    /// What the logits are divided by.
+    temperature: f64,
     /// Whether there is a Hessian.
     hess: bool,
 }
@@ -1137,7 +1168,8 @@ impl Kernel for ApplyToRow<'_> {
     type Output = RowFactors;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> RowFactors {
-        let ApplyToRow { objective, losses, rest, pivot, errors, least, logits, hess } = self;
+        let ApplyToRow { objective, losses, rest, pivot, errors, least, logits, temperature, hess } =
+            self;
         let i = losses.n;
         // Macros: closures might be compiled without the instruction set of this function.
         macro_rules! splat {
@@ -1157,7 +1189,7 @@ impl Kernel for ApplyToRow<'_> {
         let near = rest < pivot;
         if losses.far[i].is_some() || objective.has_z_loss() && !near {
             above = log_scalar(s, losses.sum[i]) - losses.residue[i];
-            log_sum = logits[0] + above;
+            log_sum = logits[0] / temperature + above;
             surprisal = losses.far[i].map_or(0.0, |far| above + far);
         }
         if losses.far[i].is_none() && (near || !objective.has_z_loss()) {
@@ -1172,11 +1204,13 @@ impl Kernel for ApplyToRow<'_> {
             } else {
                 log1p_scalar(s, odds)
             };
-            log_sum = logits[1] + surprisal;
+            log_sum = logits[1] / temperature + surprisal;
         }
         let mut state_pivot = pivot;
         if let (Some(far), true) = (losses.far[i], objective.is_function_of_class()) {
-            let error = two_sum(above, far).1 + two_sum(logits[0], -logits[1]).1;
+            let (below, below_error) = two_sum(logits[0], -logits[1]);
+            let below_error = ((-far).mul_add(temperature, below) + below_error) / temperature;
+            let error = two_sum(above, far).1 + below_error;
             surprisal_error = if surprisal.is_finite() { error } else { 0.0 };
             if pivot < least {
                 // As 0 it changes no sum.

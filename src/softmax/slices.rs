@@ -19,7 +19,7 @@
 use std::ops::Range;
 
 use crate::math::exp::Exp;
-use crate::math::quotient;
+use crate::math::{quotient, times};
 use crate::parallel::driver::Job;
 use crate::parallel::process;
 use crate::reduce::{Sum, Total};
@@ -34,6 +34,9 @@ const PART: usize = 512;
 
 /// How far ahead of its use a logit is prefetched, in bytes.
 const AHEAD: usize = 2048;
+
+/// The most bytes of a row for which the next row is prefetched, into the second-level cache.
+const NEXT_ROW: usize = 256 << 10;
 
 /// The samples of a slice: contiguous rows of logits.
 #[derive(Clone, Copy)]
@@ -129,11 +132,14 @@ impl<T: Limits> SliceStates<'_, T> {
     ) -> f64 {
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
         let (target, mut total) = (target.unwrap_or(usize::MAX), Total::default());
+        // The next row, whose maximum is taken next, unless the cache has no room for two.
+        let row = logits.len() * size_of::<T>();
+        let ahead = if row <= NEXT_ROW { logits.len() } else { AHEAD / size_of::<T>() };
         for start in (0..logits.len()).step_by(PART * T::LANES) {
             let end = logits.len().min(start + PART * T::LANES);
             let mut sum = Sum::<S, T>::new(s);
             for at in (start..end).step_by(T::LANES) {
-                logits.prefetch(at + AHEAD / size_of::<T>());
+                logits.prefetch_far(at + ahead);
                 let lanes = lanes_from::<T>(end - at);
                 let x = if lanes == T::ALL {
                     T::V::<S>::load(s, logits, at)
@@ -320,14 +326,17 @@ impl<T: Limits> SliceGradient<'_, T> {
         }
         let state = State::read(self.states, row);
         let scale = self.scales.get(row);
-        let scaled = scale * finished.total(i, mixture);
+        let [total, total_error] = finished.total(i, mixture);
+        let scaled = scale * total;
+        let scaled_error = scale.mul_add(total, -scaled) + scale * total_error;
         let bias = T::ROW_BIAS + exponent(scaled).clamp(-T::ROW_SHIFT, T::ROW_SHIFT);
         // In the unit of all slices.
         let exp = Exp::<S, T>::in_unit(s, state.exponent, T::from_f64(state.shift), bias);
         let biased = power(bias);
-        let a = quotient::<T>(scaled, finished.rest[i] * biased, finished.own[i] * biased);
-        let minus_even = T::V::<S>::splat(s, T::from_f64(0.0 - scale * mixture.even));
-        let [high, low] = a;
+        let (rest, own) = (finished.rest[i] * biased, finished.own[i] * biased);
+        let [high, low] = quotient::<T>(scaled, rest, own);
+        let low = T::from_f64(low.to_f64() + scaled_error / (rest + own));
+        let minus_even = T::V::<S>::splat(s, T::from_f64(0.0 - scale * mixture.even()));
         let a = [T::V::<S>::splat(s, high), T::V::<S>::splat(s, low)];
         let (logits, weight) = (self.slice.row(row), self.weight);
         s.function(RowGradient { logits, grad, exp, a, minus_even, weight, streams });
@@ -386,12 +395,11 @@ impl<S: Simd, T: Limits> RowGradient<'_, S, T> {
     #[inline(always)]
     fn gradient(&self, s: S, at: usize, lanes: u32) -> T::V<S> {
         let e = self.exp.of::<true>(s, load_lanes(s, self.logits, at, lanes));
-        let other = match self.weight {
-            Some(weight) => load_lanes(s, weight, at, lanes).mul(self.minus_even),
-            None => self.minus_even,
-        };
-        let [high, low] = self.a;
-        e.fma(high, e.fma(low, other))
+        let first = times::<S, T>(e, self.a);
+        match self.weight {
+            Some(weight) => load_lanes(s, weight, at, lanes).mul_add(self.minus_even, first),
+            None => first.add(self.minus_even),
+        }
     }
 }
 
@@ -421,5 +429,125 @@ impl<T: Limits> Job for SliceGradient<'_, T> {
         if streams {
             fence();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::driver::run_at;
+    use crate::simd::Level;
+
+    /// The loss of each sample and the gradient, from the classes in slices of this length.
+    fn run<T: Limits>(
+        level: Level,
+        logits: &[T],
+        targets: &[i64],
+        length: usize,
+        smoothing: f64,
+    ) -> (Vec<f64>, Vec<T>) {
+        let samples = targets.len();
+        let classes = logits.len() / samples;
+        let (counts, scales) = (vec![1; samples], vec![1.0; samples]);
+        let mixture = Mixture { smoothing, classes: classes as f64, z_loss: 0.0 };
+        let slices: Vec<_> = (0..classes)
+            .step_by(length)
+            .map(|first| {
+                let n = length.min(classes - first);
+                let rows = logits.chunks(classes).flat_map(|row| row[first..first + n].to_vec());
+                let own = targets.iter().map(|target| target - first as i64);
+                (first, n, rows.collect::<Vec<T>>(), own.collect::<Vec<i64>>())
+            })
+            .collect();
+        let mut merged = vec![0.0; samples * FIELDS];
+        let all = Output::from_slice(&mut merged);
+        (0..samples).for_each(|i| State::EMPTY.write(all, i));
+        for (_, n, rows, own) in &slices {
+            let slice = Slice {
+                logits: Input::from_slice(rows),
+                classes: *n,
+                targets: Input::from_slice(own),
+                counts: Input::from_slice(&counts),
+            };
+            let mut states = vec![0.0; samples * FIELDS];
+            let job = SliceStates {
+                slice,
+                weight: None,
+                smooths: smoothing != 0.0,
+                states: Output::from_slice(&mut states),
+            };
+            run_at(&job, level).unwrap();
+            merge(all, Input::from_slice(&states));
+        }
+        let mut losses = vec![0.0; samples];
+        let job = SliceLosses {
+            states: all.as_input(),
+            scales: Input::from_slice(&scales),
+            counts: Input::from_slice(&counts),
+            mixture,
+            losses: Output::from_slice(&mut losses),
+        };
+        run_at(&job, level).unwrap();
+        let mut whole = vec![T::default(); logits.len()];
+        for (first, n, rows, own) in &slices {
+            let slice = Slice {
+                logits: Input::from_slice(rows),
+                classes: *n,
+                targets: Input::from_slice(own),
+                counts: Input::from_slice(&counts),
+            };
+            let mut grad = vec![T::default(); rows.len()];
+            let job = SliceGradient {
+                slice,
+                states: all.as_input(),
+                scales: Input::from_slice(&scales),
+                mixture,
+                weight: None,
+                grad: Output::from_slice(&mut grad),
+            };
+            run_at(&job, level).unwrap();
+            for (row, part) in grad.chunks(*n).enumerate() {
+                whole[row * classes + first..][..*n].copy_from_slice(part);
+            }
+        }
+        (losses, whole)
+    }
+
+    fn check<T: Limits>(tolerance: f64) {
+        let (samples, classes) = (11, 700);
+        let logit = |i: usize| {
+            let peak = if i % 97 == 0 { 40.0 } else { 0.0 };
+            (i as f64 * 0.7123).sin() * 5.0 + [0.0, 1000.0, 2e5][i / classes % 3] + peak
+        };
+        let logits: Vec<T> = (0..samples * classes).map(|i| T::from_f64(logit(i))).collect();
+        let targets: Vec<i64> = (0..samples).map(|i| (i * 97 % classes) as i64).collect();
+        for level in Level::available() {
+            for smoothing in [0.0, 0.1] {
+                for length in [1, 16, 300, 700] {
+                    let (losses, grad) = run::<T>(level, &logits, &targets, length, smoothing);
+                    for (i, row) in logits.chunks(classes).enumerate() {
+                        let row: Vec<f64> = row.iter().map(|x| x.to_f64()).collect();
+                        let most = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                        let sum: f64 = row.iter().map(|x| (x - most).exp()).sum();
+                        let own = |c: usize| f64::from(c as i64 == targets[i]);
+                        let q = |c| own(c) * (1.0 - smoothing) + smoothing / classes as f64;
+                        let log_p = |c: usize| row[c] - most - sum.ln();
+                        let loss: f64 = (0..classes).map(|c| -q(c) * log_p(c)).sum();
+                        assert!((losses[i] - loss).abs() <= tolerance * (1.0 + loss), "{length}");
+                        for c in 0..classes {
+                            let exact = log_p(c).exp() - q(c);
+                            let error = (grad[i * classes + c].to_f64() - exact).abs();
+                            assert!(error <= tolerance, "{length}: {error}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn slices_of_any_length() {
+        check::<f32>(2e-6);
+        check::<f64>(1e-12);
     }
 }

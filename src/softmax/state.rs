@@ -182,12 +182,24 @@ fn log_ratio(n: f64, a: f64, b: f64) -> [f64; 2] {
 /// How the loss of a sample is put together of its parts.
 #[derive(Clone, Copy, Debug)]
 pub struct Mixture {
-    /// What label smoothing leaves to the true class: `1 - e`.
-    pub keep: f64,
-    /// What it gives to each class: `e / C`.
-    pub even: f64,
+    /// Label smoothing, `e`.
+    pub smoothing: f64,
+    /// The number of all classes, `C`.
+    pub classes: f64,
     /// The factor of the squared logsumexp.
     pub z_loss: f64,
+}
+
+impl Mixture {
+    /// What label smoothing leaves to the true class: `1 - e`.
+    pub fn keep(self) -> f64 {
+        1.0 - self.smoothing
+    }
+
+    /// What it gives to each class: `e / C`.
+    pub fn even(self) -> f64 {
+        self.smoothing / self.classes
+    }
 }
 
 /// Eight samples whose slices are all merged.
@@ -275,23 +287,23 @@ impl Finished {
 
     /// Whether a sample counts: not where nothing of its target has weight.
     pub fn counts(&self, i: usize, mixture: Mixture) -> bool {
-        let spread = mixture.even != 0.0 || mixture.z_loss != 0.0;
-        spread || mixture.keep * self.states[i].class_weight != 0.0
+        let spread = mixture.smoothing != 0.0 || mixture.z_loss != 0.0;
+        spread || self.states[i].class_weight != 0.0
     }
 
     /// The loss of sample `i`, without its weight.
     pub fn loss(&self, i: usize, mixture: Mixture) -> f64 {
         let (state, surprisal) = (&self.states[i], self.surprisal[i]);
-        let weight = mixture.keep * state.class_weight;
+        let weight = mixture.keep() * state.class_weight;
         let mut loss = 0.0;
         if weight != 0.0 {
             loss = weight * surprisal;
         } else if surprisal.is_nan() {
             loss = surprisal;
         }
-        if mixture.even != 0.0 {
+        if mixture.smoothing != 0.0 {
             let distance = state.distance + state.distance_error;
-            loss += mixture.even * state.coefficients.mul_add(self.log_sum[i], distance);
+            loss += mixture.even() * state.coefficients.mul_add(self.log_sum[i], distance);
         }
         if mixture.z_loss != 0.0 {
             loss += mixture.z_loss * self.logsumexp(i).powi(2);
@@ -300,11 +312,20 @@ impl Finished {
     }
 
     /// What multiplies the probabilities in the gradient of sample `i`: the sum of its coefficients, and what z-loss
-    /// adds.
-    pub fn total(&self, i: usize, mixture: Mixture) -> f64 {
-        let state = &self.states[i];
-        let coefficients = mixture.keep * state.class_weight + mixture.even * state.coefficients;
-        coefficients + self.z_slope(i, mixture)
+    /// adds. The second number is the rounding error of the first.
+    pub fn total(&self, i: usize, mixture: Mixture) -> [f64; 2] {
+        let State { class_weight: weight, coefficients, .. } = self.states[i];
+        let Mixture { smoothing, classes, .. } = mixture;
+        // (1 - e) w + (e / C) A = w + e (A / C - w)
+        let mean = coefficients / classes;
+        let mean_error = (-mean).mul_add(classes, coefficients) / classes;
+        let (spread, spread_error) = two_sum(mean, -weight);
+        let product = smoothing * spread;
+        let product_error =
+            smoothing.mul_add(spread, -product) + smoothing * (spread_error + mean_error);
+        let (sum, sum_error) = two_sum(weight, product);
+        let (total, error) = two_sum(sum, self.z_slope(i, mixture));
+        [total, error + sum_error + product_error]
     }
 
     /// The factor of the probabilities in the gradient of z-loss.
@@ -315,10 +336,10 @@ impl Finished {
     /// The gradient of the loss of sample `i` at its true class.
     pub fn target_grad(&self, i: usize, mixture: Mixture) -> f64 {
         let state = &self.states[i];
-        let (whole, even) = (self.rest[i] + self.own[i], mixture.even);
+        let (whole, even) = (self.rest[i] + self.own[i], mixture.even());
         let (part, p) = (self.rest[i] / whole, self.own[i] / whole);
         // total p - t, with p - 1 = -rest / S.
-        let own = mixture.keep * state.class_weight * part;
+        let own = mixture.keep() * state.class_weight * part;
         even * (state.coefficients * p - state.class_weight) - own + self.z_slope(i, mixture) * p
     }
 
@@ -378,12 +399,12 @@ mod tests {
             let sum: f64 = logits.iter().map(|x| (x - 900.0).exp()).sum();
             for level in Level::available() {
                 for mixture in [
-                    Mixture { keep: 1.0, even: 0.0, z_loss: 0.0 },
-                    Mixture { keep: 0.9, even: 0.1 / 24.0, z_loss: 0.0 },
+                    Mixture { smoothing: 0.0, classes: 24.0, z_loss: 0.0 },
+                    Mixture { smoothing: 0.1, classes: 24.0, z_loss: 0.0 },
                 ] {
                     let spread: f64 = logits.iter().map(|x| sum.ln() + 900.0 - x).sum();
-                    let exact =
-                        mixture.keep * (sum.ln() + 900.0 - logits[target]) + mixture.even * spread;
+                    let exact = mixture.keep() * (sum.ln() + 900.0 - logits[target])
+                        + mixture.even() * spread;
                     let states = [whole, forwards, backwards];
                     let states = std::array::from_fn(|i| states[i % 3]);
                     for loss in enter(level, Losses(states, mixture)) {
@@ -396,7 +417,7 @@ mod tests {
 
     #[test]
     fn a_confident_sample_keeps_its_digits() {
-        let mixture = Mixture { keep: 1.0, even: 0.0, z_loss: 0.0 };
+        let mixture = Mixture { smoothing: 0.0, classes: 24.0, z_loss: 0.0 };
         for far in [41.0, 300.0, 600.0] {
             let merged = state(&[far], Some(0)).merge(state(&[0.0, -1.0], None));
             let exact = (1.0 + (-1.0f64).exp()) * (-far).exp();
@@ -410,7 +431,7 @@ mod tests {
     #[test]
     fn infinite_logits() {
         let inf = f64::INFINITY;
-        let mixture = Mixture { keep: 1.0, even: 0.0, z_loss: 0.0 };
+        let mixture = Mixture { smoothing: 0.0, classes: 24.0, z_loss: 0.0 };
         let empty = State { coefficients: 2.0, ..State::EMPTY };
         let excluded = State { target: -inf, held: 1.0, class_weight: 1.0, ..State::EMPTY };
         let some = state(&[1.0, 2.0], None);

@@ -16,6 +16,8 @@ class Options(ClassOptions, total=False):
     """The keywords on which no returned type depends."""
 
     z_loss: float
+    softcap: float | None
+    temperature: float
     logsumexp_out: FloatArray | None
     argmax_out: NDArray[np.int64] | None
 
@@ -55,6 +57,8 @@ def cross_entropy(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -98,6 +102,13 @@ def cross_entropy(
         A factor z, finite and not negative: z S**2, where S is the logsumexp of the sample's logits
         in nats, is added to the loss of each sample that counts. It keeps the logits near
         normalised log-probabilities.
+    softcap : float, optional
+        A smooth cap of the logits: x becomes softcap * tanh(x / softcap), before it is divided by
+        `temperature`. Positive and finite. A logit of -inf stays -inf and has the gradient 0.
+        Derivatives are those in the logits as given.
+    temperature : float, default 1.0
+        What the logits are divided by, positive and finite. The differences of the logits keep
+        their digits: no quotient is rounded. Derivatives are those in the logits as given.
     reduction : {"mean", "sum", "none"}, default "mean"
         What to return: the mean over the samples, their sum, or the loss of each sample.
     denominator : float, optional
@@ -157,6 +168,12 @@ def cross_entropy(
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
     The z-loss, which class weights and label smoothing leave alone, adds s z S**2 to either; its
     mean is divided by the sum of s over the samples that count.
+
+    With `softcap` or `temperature` the logits in these formulas are the mapped ones,
+
+    .. math:: \frac{c \tanh(x / c)}{T} ,
+
+    and the gradient and the Hessian are those in x.
 
     A logit of -inf is a class of probability 0. It costs nothing unless the target has weight
     there. A sample with a NaN, with +inf, or with nothing but -inf has the loss NaN.
@@ -246,6 +263,8 @@ def cross_entropy_with_grad(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -290,6 +309,13 @@ def cross_entropy_with_grad(
         A factor z, finite and not negative: z S**2, where S is the logsumexp of the sample's logits
         in nats, is added to the loss of each sample that counts. It keeps the logits near
         normalised log-probabilities.
+    softcap : float, optional
+        A smooth cap of the logits: x becomes softcap * tanh(x / softcap), before it is divided by
+        `temperature`. Positive and finite. A logit of -inf stays -inf and has the gradient 0.
+        Derivatives are those in the logits as given.
+    temperature : float, default 1.0
+        What the logits are divided by, positive and finite. The differences of the logits keep
+        their digits: no quotient is rounded. Derivatives are those in the logits as given.
     reduction : {"mean", "sum", "none"}, default "mean"
         What to return: the mean over the samples, their sum, or the loss of each sample.
     denominator : float, optional
@@ -357,6 +383,12 @@ def cross_entropy_with_grad(
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
     The z-loss, which class weights and label smoothing leave alone, adds s z S**2 to either; its
     mean is divided by the sum of s over the samples that count.
+
+    With `softcap` or `temperature` the logits in these formulas are the mapped ones,
+
+    .. math:: \frac{c \tanh(x / c)}{T} ,
+
+    and the gradient and the Hessian are those in x.
 
     A logit of -inf is a class of probability 0. It costs nothing unless the target has weight
     there. A sample with a NaN, with +inf, or with nothing but -inf has the loss NaN.
@@ -459,6 +491,8 @@ def cross_entropy_with_grad_hess(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -506,6 +540,13 @@ def cross_entropy_with_grad_hess(
         A factor z, finite and not negative: z S**2, where S is the logsumexp of the sample's logits
         in nats, is added to the loss of each sample that counts. It keeps the logits near
         normalised log-probabilities.
+    softcap : float, optional
+        A smooth cap of the logits: x becomes softcap * tanh(x / softcap), before it is divided by
+        `temperature`. Positive and finite. A logit of -inf stays -inf and has the gradient 0.
+        Derivatives are those in the logits as given.
+    temperature : float, default 1.0
+        What the logits are divided by, positive and finite. The differences of the logits keep
+        their digits: no quotient is rounded. Derivatives are those in the logits as given.
     reduction : {"mean", "sum", "none"}, default "mean"
         What to return: the mean over the samples, their sum, or the loss of each sample.
     denominator : float, optional
@@ -581,6 +622,12 @@ def cross_entropy_with_grad_hess(
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
     The z-loss, which class weights and label smoothing leave alone, adds s z S**2 to either; its
     mean is divided by the sum of s over the samples that count.
+
+    With `softcap` or `temperature` the logits in these formulas are the mapped ones,
+
+    .. math:: \frac{c \tanh(x / c)}{T} ,
+
+    and the gradient and the Hessian are those in x.
 
     A logit of -inf is a class of probability 0. It costs nothing unless the target has weight
     there. A sample with a NaN, with +inf, or with nothing but -inf has the loss NaN.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, overload
+
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy as _pytorchs
 
@@ -17,16 +20,19 @@ from xentrs.torch._arguments.options import (
 from xentrs.torch._arguments.softmax import (
     SoftmaxArguments,
     beyond_pytorch,
+    capped_logits,
     check_further_arguments,
     check_pair,
+    empty_summaries,
     fits,
 )
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
-from xentrs.torch._mode import is_eager, is_jit_traced
+from xentrs.torch._mode import is_eager, is_jit_traced, wants_gradient
 from xentrs.torch._module import StandsFor
-from xentrs.torch._operators.softmax import CROSS_ENTROPY, quick_loss
+from xentrs.torch._operators.softmax import CROSS_ENTROPY, LogSumExp, quick_loss
 
 
+@overload
 def cross_entropy(
     input: Tensor,
     target: Tensor | tuple[Tensor, Tensor],
@@ -42,7 +48,46 @@ def cross_entropy(
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     inplace: bool = False,
-) -> Tensor:
+    return_logsumexp: Literal[False] = False,
+    return_accuracy: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def cross_entropy(
+    input: Tensor,
+    target: Tensor | tuple[Tensor, Tensor],
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: Ignored = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    inplace: bool = False,
+    return_logsumexp: bool = False,
+    return_accuracy: bool = False,
+) -> Tensor | tuple[Tensor, ...]: ...
+def cross_entropy(
+    input: Tensor,
+    target: Tensor | tuple[Tensor, Tensor],
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: Ignored = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    sample_weight: Tensor | None = None,
+    denominator: float | Tensor | None = None,
+    inplace: bool = False,
+    return_logsumexp: bool = False,
+    return_accuracy: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
     r"""Cross-entropy between logits and class indices or probabilities.
 
     A drop-in for `torch.nn.functional.cross_entropy`, with the same arguments, results and errors.
@@ -83,13 +128,25 @@ def cross_entropy(
         Write the gradient over the logits, which saves memory of their size. They must be neither a
         view nor a leaf, and using them later raises an error in the backward pass. Without effect
         where no gradient is wanted, and under `torch.compile` and `torch.func`.
+    return_logsumexp : bool, default False
+        Return the logsumexp of each sample's logits too, of ignored samples too. It has a gradient
+        of its own.
+    return_accuracy : bool, default False
+        Return the share of the samples whose largest logit is the target too. For class indices.
 
     Returns
     -------
-    Tensor
+    loss : Tensor
         Of no dimension, or for ``"none"`` of the shape of `input` without its class axis. Of the
         dtype that PyTorch's function returns: that of `input`, or one that holds probabilities and
         their `weight` too; float32 for a half precision if autocast is on.
+    logsumexp : Tensor
+        If `return_logsumexp`: of the shape of `input` without its class axis, float32 for a half
+        precision. With `softcap` it is that of the capped logits.
+    accuracy : Tensor
+        If `return_accuracy`, a float32 without gradient: for ``"mean"`` and ``"sum"`` the share of
+        the samples that count, NaN if none does; for ``"none"`` 1 or 0 for each sample, and 0 for
+        samples that do not count.
 
     Raises
     ------
@@ -101,6 +158,9 @@ def cross_entropy(
 
     Notes
     -----
+    `return_logsumexp` and `return_accuracy` need no further pass over the logits, except with
+    `inplace`, `softcap` on the CPU, float16 that requires a gradient, and where the call is traced.
+
     Half precisions are computed in float32. On the CPU the kernels of `xentrs.cross_entropy` run:
     the error of a sample's loss, and of each entry of the gradient of a class index, is at most 4
     ULP. On a GPU, too, small losses and logits of a large offset keep their digits.
@@ -123,6 +183,8 @@ def cross_entropy(
         weight is sample_weight is denominator is softcap is size_average is reduce is None
         and not z_loss
         and not inplace
+        and not return_logsumexp
+        and not return_accuracy
         and type(ignore_index) is int
         and reduction in ("mean", "sum")
         and (label_smoothing == 0.0 or is_smoothing(label_smoothing))
@@ -151,13 +213,68 @@ def cross_entropy(
         )
         check_pair(call, options)
         check_further_arguments(call, options)
-        return CROSS_ENTROPY.compute(call, options, inplace)
+        if return_accuracy:
+            raise TypeError("return_accuracy needs class indices as target")
+        return _compute(call, options, inplace, return_logsumexp, False)
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
     if is_jit_traced("cross_entropy") or not fits(call, options):
+        if return_logsumexp or return_accuracy:
+            return _alone(call, options, return_logsumexp, return_accuracy)
         return _leave_to_pytorch(call, options)
     if not options.is_plain or sample_weight is not None or denominator is not None:
         check_further_arguments(call, options)
-    return CROSS_ENTROPY.compute(call, options, inplace)
+    if return_accuracy and call.is_soft:
+        raise TypeError("return_accuracy needs class indices as target")
+    return _compute(call, options, inplace, return_logsumexp, return_accuracy)
+
+
+def _compute(
+    call: SoftmaxArguments,
+    options: Options,
+    inplace: bool,
+    return_logsumexp: bool,
+    return_accuracy: bool,
+) -> Any:
+    """Return the loss, and what else is wanted."""
+    if not (return_logsumexp or return_accuracy):
+        return CROSS_ENTROPY.compute(call, options, inplace)
+    results: list[Tensor] = []
+    if CROSS_ENTROPY.fills_summaries(call, inplace):
+        found = empty_summaries(call)
+        results.append(CROSS_ENTROPY.compute(call, options, summaries=found))
+        if return_logsumexp:
+            x, values = call.input, found.logsumexp
+            results.append(
+                LogSumExp.apply(x, values, call, options) if wants_gradient(x) else values
+            )
+        argmax = found.argmax
+    else:  # before the gradient may take the place of the logits
+        x = capped_logits(call, options)
+        logsumexp = x.logsumexp(call.axis) if return_logsumexp else None
+        argmax = x.argmax(call.axis)
+        results.append(CROSS_ENTROPY.compute(call, options, inplace))
+        if logsumexp is not None:
+            results.append(logsumexp)
+    if return_accuracy:
+        hits = (argmax == call.indices).float()
+        mask = call.mask(options)
+        hits = hits if mask is None else torch.where(mask, hits, 0.0)
+        if options.reduction != "none":
+            hits = hits.mean() if mask is None else hits.sum() / mask.sum()
+        results.append(hits)
+    return tuple(results)
+
+
+def _alone(
+    call: SoftmaxArguments, options: Options, return_logsumexp: bool, return_accuracy: bool
+) -> Any:
+    """Refuse to leave a call to PyTorch, whose function returns nothing but the loss."""
+    _leave_to_pytorch(call, options)  # says what is wrong, if something is
+    names = ["return_logsumexp"] * return_logsumexp + ["return_accuracy"] * return_accuracy
+    raise ValueError(
+        f"{' and '.join(names)} cannot be combined with gradients in the target or the class "
+        "weights, nor with torch.jit.trace"
+    )
 
 
 def _leave_to_pytorch(call: SoftmaxArguments, options: Options) -> Tensor:

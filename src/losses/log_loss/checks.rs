@@ -1,4 +1,15 @@
-//! Whether all numbers that count are probabilities.
+//! Checks that every number that counts is a probability: from 0 to 1.
+//!
+//! ```text
+//! for each block of rows:
+//!     for each run of rows that are not ignored, four vectors at a time:
+//!         good = lanes with  -smallest subnormal < p < next number after 1
+//!     count the lanes that are not good
+//! where any is not: search for the first one, number by number, for the error's message
+//! ```
+//!
+//! Both comparisons are false at NaN. So there are no branches in the loop, and its cost is that of reading. The
+//! search compares with 0 and 1 again: another thread may have changed the number.
 
 use std::ops::Range;
 
@@ -15,7 +26,7 @@ use crate::tiles::Plan;
 /// Vectors that are checked together.
 const VECTORS: usize = 4;
 
-/// Counts the numbers that are no probabilities, ignored samples left out.
+/// The job that counts the numbers that are no probabilities, without those of ignored samples.
 pub struct CountWrong<'a, 'b, T>(&'b Batch<'a, T>);
 
 impl<T: Real> Job for CountWrong<'_, '_, T> {

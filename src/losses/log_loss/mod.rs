@@ -10,7 +10,7 @@
 //! ```text
 //! if the target is a class index without smoothing:    one number a sample         (true_class)
 //! else if it is probabilities without options:         one stream of elements      (unweighed)
-//! else:            check all numbers; then a row at a time, whatever the options   (rows)
+//! else:                        check all numbers (checks), then a row at a time     (rows)
 //! ```
 //!
 //! The first two check numbers on the way. Where the call writes into arrays that its caller sees, they
@@ -146,8 +146,8 @@ impl<S: Simd, T: Real> Terms<S, T> {
     }
 }
 
-/// Reads the class indices of samples from `start` on, as [`Batch::read_classes`] does, in a function of
-/// its own: class indices come in eight types.
+/// Reads the class indices of samples from `start` on, as [`Batch::read_classes`] does. In a function of its own,
+/// since class indices have eight types.
 struct Classes<'a, 'b, T> {
     batch: &'b Batch<'a, T>,
     start: usize,
@@ -180,10 +180,10 @@ impl<T: Real> ClassLoss<T> for WeighedLoss<'_, '_, T> {
     }
 }
 
-/// Writes what the batch's outputs ask for; returns the reduced loss. `shape` is the probabilities'.
+/// Writes the batch's outputs. Returns the reduced loss. `shape` is that of the array of probabilities.
 ///
-/// Where derivatives are `fresh`, arrays that nobody sees if the call fails, they may be written while
-/// probabilities are checked.
+/// `fresh` tells that the derivatives' arrays are new: nobody sees them if the call fails. Then they may be written
+/// while probabilities are checked.
 pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize], fresh: bool) -> Result<f64> {
     of_values(batch, Values::Probabilities, shape, fresh)
 }

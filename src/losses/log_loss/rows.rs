@@ -1,5 +1,18 @@
-//! All targets that [`super::true_class`] and [`super::unweighed`] do not take: class weights, smoothing,
-//! single losses of probabilities. A row at a time; numbers that are no probabilities were found before.
+//! All targets that [`super::true_class`] and [`super::unweighed`] do not take: class weights, smoothing, single
+//! losses of probabilities.
+//!
+//! ```text
+//! for each row:
+//!     of the true class, before its number is overwritten in place:   loss, gradient, Hessian, in float64
+//!     for each vector of classes:   sum -= t log p;  gradient = -scale t / p;  Hessian = gradient / -p
+//!     loss = sample weight (sum and that of the true class)
+//!     gradient and Hessian at the true class
+//! ```
+//!
+//! The coefficients `t` are read in one of four ways ([`ReadRow`]): numbers in memory for each row, numbers in
+//! memory for all rows, one number, or probabilities with weights or smoothing. The loop is that of
+//! [`crate::elements`]. An element costs a logarithm, and with a gradient a division. Numbers that are no
+//! probabilities were found before ([`super::checks`]).
 
 use std::ops::Range;
 
@@ -48,7 +61,7 @@ trait ReadRow<T: Real>: Copy {
     fn load<S: Simd>(self, s: S, at: usize, lanes: u32) -> T::V<S>;
 }
 
-/// Coefficients that lie in memory as they are: for each row its own, or for all the same.
+/// Coefficients in memory: each row's own, or the same for all rows.
 #[derive(Clone, Copy)]
 struct InMemory<'a, T> {
     numbers: Input<'a, T>,
@@ -90,7 +103,7 @@ impl<T: Real> ReadRow<T> for Soft<'_, T> {
 }
 
 impl<T: Real> WeighedRows<'_, '_, T> {
-    /// Computes some blocks; see [`Job::run`].
+    /// Computes some blocks, as [`Job::run`] does.
     #[inline(always)]
     fn rows<S: Simd>(
         &self,
@@ -117,7 +130,7 @@ impl<T: Real> WeighedRows<'_, '_, T> {
         }
     }
 
-    /// The loss of a row, weighted; its gradient and Hessian written.
+    /// Writes the gradient and the Hessian of a row. Returns its loss times the weight of the sample.
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, row: usize, class: usize, all: impl ReadRow<T>) -> f64 {
         let batch = self.batch;
@@ -170,7 +183,7 @@ impl<T: Real> WeighedRows<'_, '_, T> {
     }
 }
 
-/// The terms of a row, but for that of a true class.
+/// The terms of a row, without that of a true class.
 #[derive(Clone, Copy)]
 struct RowTerms<'a, 'b, T, C> {
     batch: &'b Batch<'a, T>,
@@ -193,7 +206,7 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for RowTerms<'_, '_, T, C> {
 
     #[inline(always)]
     fn constants<S: Simd>(&self, s: S) -> Self::Constants<S> {
-        // What the gradient of -log p is multiplied by.
+        // The factor of the gradient of log p.
         T::V::<S>::splat(s, T::from_f64(-self.scale))
     }
 

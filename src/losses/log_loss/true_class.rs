@@ -8,9 +8,13 @@
 //!     where a block ends: copy it to the gradient; clear the places that were set
 //! ```
 //!
-//! No branch depends on a class, so that numbers far away from each other are loaded at the same time. The
-//! gradient is written as whole blocks of zeros, which non-temporal stores can write, instead of zeros
-//! first and single numbers afterwards.
+//! Two departures from the plain loop:
+//!
+//! - *No branch depends on a class.* So numbers that are far from each other are loaded at the same time.
+//! - *The gradient is written as whole blocks*, zeros and single numbers at once. Non-temporal stores can write
+//!   such blocks. Zeros first and single numbers afterwards would touch every cache line twice.
+//!
+//! A sample costs a cache line of probabilities, and its gradient costs what writing zeros costs.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -45,7 +49,7 @@ pub struct TrueClass<'a, 'b, T> {
     pub wrong: &'b AtomicBool,
 }
 
-/// Makes a [`TrueClass`]; knows afterwards whether a number was no probability.
+/// Makes a [`TrueClass`]. Has seen afterwards whether a number was no probability.
 pub struct TrueClassPlan {
     values: Values,
     wrong: AtomicBool,

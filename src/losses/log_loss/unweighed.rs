@@ -1,4 +1,14 @@
-//! Probabilities as target and no other options: one stream of elements.
+//! Probabilities as target and no other options: one stream of elements, whatever the rows are.
+//!
+//! ```text
+//! for four vectors of elements:
+//!     if all p are normal numbers up to 1:    sum += t log p;  gradient = -scale t / p
+//!     else the same with care:                0 where t is 0, log 0 = -inf, note a number that is no probability
+//! ```
+//!
+//! The sum is negated at the end. Numbers are checked in the same pass. So an array that the caller sees may be
+//! written only if it was checked before ([`super::log_loss`]). An element costs a logarithm, and with a gradient
+//! a division.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -32,7 +42,7 @@ pub struct Unweighed<'a, 'b, T> {
     pub wrong: &'b AtomicBool,
 }
 
-/// Makes an [`Unweighed`]; knows afterwards whether a number was no probability.
+/// Makes an [`Unweighed`]. Has seen afterwards whether a number was no probability.
 pub struct UnweighedPlan {
     values: Values,
     wrong: AtomicBool,
@@ -50,7 +60,7 @@ impl UnweighedPlan {
     }
 }
 
-/// Whether an [`Unweighed`] is all there is to a batch.
+/// Whether an [`Unweighed`] computes all of a batch.
 pub fn takes<T: Real>(batch: &Batch<'_, T>) -> bool {
     let soft = matches!(batch.target, Target::Probabilities(_));
     let plain = soft && batch.outputs.losses.is_none() && !batch.is_weighted();

@@ -93,6 +93,8 @@ pub struct Common<'a, T> {
     plain: bool,
     /// Whether the sums include the rounding errors of the exponentials.
     fine: bool,
+    /// What logits are divided by.
+    temperature: f64,
     /// What label smoothing leaves to the true class; 0 where the target is probabilities.
     keep: f64,
     /// The sum of the coefficients, where all samples have the same; else 0.
@@ -153,19 +155,21 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !in_place;
-        let scale = 1.0 / batch.divisor;
+        let temperature = batch.options.temperature;
+        let scale = 1.0 / (batch.divisor * temperature);
         let [least, most] = T::FEW_SHIFT.map(power);
         let fits = C::ANY || batch.is_weighted() || (least..most).contains(&scale.abs());
         let native = batch.classes > 1 && fits;
         // From the batch, not from the coefficients: the batch may be one tile of a larger one.
         let stored = match batch.target {
             Target::Probabilities(stored) => Some(stored),
-            Target::Indices(_) | Target::Sparse(_) => None,
+            Target::Indices(_) | Target::Sparse(_) | Target::None => None,
         };
         let common = Common {
             batch,
             objective,
             plain: objective.is_plain(),
+            temperature,
             fine: objective.is_function_of_class(),
             keep,
             total,

@@ -30,6 +30,13 @@ from xentrs.torch._backend import FLOATS, HALVES, has_kernels
 from xentrs.torch._mode import autocasts, is_patched
 
 
+class Summaries(NamedTuple):
+    """What a pass over the logits finds beside the loss, of each sample, of ignored ones too."""
+
+    logsumexp: Tensor  # of the logits, after their softcap, in the accumulator's dtype
+    argmax: Tensor  # int64: the first of the largest logits
+
+
 class SoftmaxArguments(NamedTuple):
     """The tensors of a call.
 
@@ -172,6 +179,28 @@ class SoftmaxArguments(NamedTuple):
         divisor = self.divisor(options)
         call = self._replace(sample_weight=weights, denominator=divisor, z_denominator=z)
         return call, options
+
+
+def capped_logits(call: SoftmaxArguments, options: Options) -> Tensor:
+    """Return the logits as the softmax takes them, in the accumulator's dtype."""
+    x, cap = call.input.to(_backend.accumulator(call.input.dtype)), options.softcap
+    return torch.where(x.isinf(), x, cap * (x / cap).tanh()) if cap else x
+
+
+def empty_summaries(call: SoftmaxArguments) -> Summaries:
+    """Return new tensors, to be filled."""
+    x = call.input.detach()
+    dtype = _backend.accumulator(x.dtype)
+    return Summaries(
+        x.new_empty(call.samples, dtype=dtype), x.new_empty(call.samples, dtype=torch.int64)
+    )
+
+
+def fill(summaries: Summaries, call: SoftmaxArguments, options: Options) -> None:
+    """Fill summaries by functions of PyTorch, in a pass of their own."""
+    x = capped_logits(call, options).detach()
+    summaries.logsumexp.copy_(x.logsumexp(call.axis))
+    summaries.argmax.copy_(x.argmax(call.axis))
 
 
 def sample_mask(

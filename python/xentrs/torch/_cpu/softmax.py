@@ -12,7 +12,7 @@ from xentrs import _arrays
 from xentrs._xentrs import LOSSES, compute_tensors
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._arguments.softmax import SoftmaxArguments
+from xentrs.torch._arguments.softmax import SoftmaxArguments, Summaries, fill
 from xentrs.torch._backend import HALVES
 from xentrs.torch._cpu.chunks import evaluate_by_chunks
 from xentrs.torch._cpu.tensors import named_options, positive_divisors, readable
@@ -22,12 +22,19 @@ _IN_ORDER = {name: itemgetter(*LOSSES[name]["options"]) for name in LOSSES}
 
 
 def evaluate(
-    name: str, call: SoftmaxArguments, options: Options, with_grad: bool, inplace: bool
+    name: str,
+    call: SoftmaxArguments,
+    options: Options,
+    with_grad: bool,
+    inplace: bool,
+    summaries: Summaries | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
     x, soft = call.input, call.is_soft
     pair = call.probabilities is not None
-    if options.softcap or (name == "cross_entropy" and soft and not pair and x.dtype in HALVES):
+    if name == "cross_entropy" and soft and not pair and x.dtype in HALVES:
+        if summaries is not None:
+            fill(summaries, call, options)
         return evaluate_by_chunks(name, call, options, with_grad, inplace)
     call, denominator, z_loss = positive_divisors(call, options)
     target: Any = call.target
@@ -49,6 +56,8 @@ def evaluate(
         "z_loss": z_loss,
         "denominator": denominator,
     }
+    if summaries is not None:
+        settings |= {"logsumexp_out": summaries.logsumexp, "argmax_out": summaries.argmax}
     arguments: tuple[Any, ...] = (
         1 if with_grad else 0,
         x.resolve_neg(),
@@ -61,6 +70,8 @@ def evaluate(
     result = compute_tensors(name, *arguments)
     if result is NotImplemented:
         if x.dtype in HALVES:
+            if summaries is not None:
+                fill(summaries, call, options)
             return evaluate_by_chunks(name, call, options, with_grad, inplace)
         arrays: list[Any] = [_array(a) for a in arguments]
         result = _arrays.class_loss(name, *arrays, name="input")

@@ -18,8 +18,8 @@ from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._gpu import softmax
 
-# Of label smoothing, what the true class keeps and what each class gets: tensors, or 1.0 and 0.0.
-Mixture = tuple[Tensor | float, Tensor | float, float]
+# Label smoothing (a tensor, or 0.0 for none), the number of all classes, and z-loss's factor.
+Mixture = tuple[Tensor | float, Tensor, float]
 
 # ln2 in two parts: products of the first with whole numbers below 2^20 are exact.
 _LN2 = (6.93147180369123816490e-01, 1.90821492927058770002e-10)
@@ -90,7 +90,8 @@ def merge(gathered: Tensor) -> Tensor:
 
 def losses(states: Tensor, scales: Tensor, counts: Tensor, mixture: Mixture) -> Tensor:
     """Return the loss of each sample times its scale."""
-    keep, even, z_loss = mixture
+    smoothing, number, z_loss = mixture
+    keep, even = 1.0 - smoothing, smoothing / number
     rest, e_own, d, log_unit = _finished(states)
     logit, classes, distance = states[:, 4], states[:, 7], states[:, 8] + states[:, 9]
     log_q = rest.log() + d
@@ -99,8 +100,8 @@ def losses(states: Tensor, scales: Tensor, counts: Tensor, mixture: Mixture) -> 
     surprisal = torch.where((rest == 0.0) & (logit != -math.inf), 0.0, surprisal)
     log_sum = (rest + e_own).log()
     loss = surprisal
-    if isinstance(keep, Tensor) and isinstance(even, Tensor):
-        loss = torch.where(keep == 0.0, 0.0, keep * surprisal)
+    if isinstance(smoothing, Tensor):
+        loss = torch.where(smoothing == 1.0, 0.0, keep * surprisal)
         loss = loss + torch.where(even == 0.0, 0.0, even * (classes * log_sum + distance))
     if z_loss:
         loss = loss + z_loss * (log_unit + log_sum) ** 2
@@ -117,7 +118,8 @@ def gradient(
     mixture: Mixture,
 ) -> Tensor:
     """Return the gradient of a slice, from the merged states."""
-    keep, even, z_loss = mixture
+    smoothing, number, z_loss = mixture
+    keep, even = 1.0 - smoothing, smoothing / number
     state, place, p_largest, total = reduced
     rest, e_own, _, log_unit = _finished(merged)
     whole = rest + e_own
@@ -145,7 +147,7 @@ def gradient(
     put(place, weights * p_largest)
     adds_nothing = (share == 0.0) | ~counts
     grad.masked_fill_(adds_nothing.view(shape).unsqueeze(1), 0.0)
-    if isinstance(even, Tensor):
+    if isinstance(smoothing, Tensor):
         grad.sub_(torch.where(counts, scales * even, 0.0).view(shape).unsqueeze(1).to(dtype))
     held = (target >= 0) & (target < x.shape[1])
     p, part = e_own / whole, rest / whole

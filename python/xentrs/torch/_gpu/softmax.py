@@ -37,7 +37,12 @@ from torch import Tensor
 
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._arguments.softmax import SoftmaxArguments, check_indices, not_ignored
+from xentrs.torch._arguments.softmax import (
+    SoftmaxArguments,
+    Summaries,
+    check_indices,
+    not_ignored,
+)
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu.math import log1p, narrowed, tanh
 from xentrs.torch._triton import Kernel, load_triton, next_power_of_two
@@ -56,6 +61,7 @@ def evaluate(
     options: Options,
     with_grad: bool,
     inplace: bool = False,
+    summaries: Summaries | None = None,
     objective: Kernel | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted.
@@ -116,6 +122,8 @@ def evaluate(
             None if entries is None else entries.distance,
             s, *((0, 0) if s is None else s.stride()), divisor,
             z_divisor,
+            None if summaries is None else summaries.logsumexp,
+            None if summaries is None else summaries.argmax,
             losses, None if grad is None else g, *g.stride(), samples, classes, positions,
             IGNORED=ignored[0] if ignored and not call.is_soft else None,
             SMOOTHING=options.label_smoothing, EVEN=options.label_smoothing / classes,
@@ -209,7 +217,7 @@ class _Entries:
 @no_type_check
 def _softmax_loss(
     x, x_n, x_c, x_d, target, t_n, t_c, t_d, weight, total_weight, distance,
-    sample_weight, s_n, s_d, divisor, z_divisor, loss, grad, g_n, g_c, g_d,
+    sample_weight, s_n, s_d, divisor, z_divisor, logsumexps, argmaxes, loss, grad, g_n, g_c, g_d,
     samples, classes, positions,
     IGNORED: tl.constexpr, SMOOTHING: tl.constexpr, EVEN: tl.constexpr, Z: tl.constexpr,
     CAP: tl.constexpr, OBJECTIVE: tl.constexpr, OWN: tl.constexpr, SOFT: tl.constexpr,
@@ -259,6 +267,9 @@ def _softmax_loss(
     a = _coefficients(t_row, t_c, weight, cols, mask, EVEN, KEEP, SOFT, ACC)
     zero = tl.zeros([R], ACC)
     top, rest, total, away = _accumulate(first, a, cols, y, x_y, zero, zero, zero, VECTOR, SOFT)
+    if argmaxes is not None:
+        largest = tl.max(first, 1)
+        argmax = tl.argmax(first, 1).to(tl.int64)
     if MANY:
         for start in range(B, classes, B):
             c = cols + start
@@ -266,6 +277,12 @@ def _softmax_loss(
             z = _logits(x_row, c, x_c, m, CAP, ACC)
             b = _coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
             top, rest, total, away = _accumulate(z, b, c, y, top, rest, total, away, VECTOR, SOFT)
+            if argmaxes is not None:
+                here = tl.max(z, 1)
+                argmax = tl.where(here > largest, tl.argmax(z, 1).to(tl.int64) + start, argmax)
+                largest = tl.maximum(here, largest)
+    if argmaxes is not None:
+        tl.store(argmaxes + i, argmax, mask=live)
 
     # The loss
     some = top != float("-inf")
@@ -291,6 +308,9 @@ def _softmax_loss(
             result += tl.load(distance + i, mask=live, other=0)
         if OBJECTIVE is not None:
             own *= slope
+    if logsumexps is not None:
+        found = tl.where(some, log_sum + top, float("-inf"))
+        tl.store(logsumexps + i, found.to(logsumexps.dtype.element_ty), mask=live)
     if VECTOR:
         result += away.to(tl.float64) * 1048576.0  # 2^20
         result += tl.where(whole == 0.0, 0.0, whole * log_sum.to(tl.float64))

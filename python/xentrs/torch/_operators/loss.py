@@ -93,19 +93,38 @@ class Loss:
         )
 
     def evaluate(
-        self, call: Any, options: Options, with_grad: bool, inplace: bool = False
+        self,
+        call: Any,
+        options: Options,
+        with_grad: bool,
+        inplace: bool = False,
+        **summaries: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the loss, in the accumulator's dtype, and the gradient if wanted."""
         on = self.gpu if _backend.uses_triton(call.input) else self.cpu
-        return on(call, options, with_grad, inplace)
+        return on(call, options, with_grad, inplace, **summaries)
 
-    def compute(self, call: Any, options: Options, inplace: bool = False) -> Tensor:
+    def fills_summaries(self, call: Any, inplace: bool) -> bool:
+        """Whether `compute` takes `summaries`, tensors that an evaluation fills."""
+        input = call.input
+        return not (
+            inplace
+            or is_dtensor(input)
+            or not (is_eager(input) and is_plain(*call[1:]))
+            or (wants_gradient(input) and is_deferred(input))
+        )
+
+    def compute(
+        self, call: Any, options: Options, inplace: bool = False, **summaries: Any
+    ) -> Tensor:
         """Return the loss such that autograd knows its gradient."""
-        loss = self._compute(call, options, inplace)
+        loss = self._compute(call, options, inplace, **summaries)
         dtype = call.dtype
         return loss if loss.dtype == dtype else loss.to(dtype)
 
-    def _compute(self, call: Any, options: Options, inplace: bool = False) -> Tensor:
+    def _compute(
+        self, call: Any, options: Options, inplace: bool = False, **summaries: Any
+    ) -> Tensor:
         """Return the same in the accumulator's dtype."""
         input = call.input
         with_grad = wants_gradient(input)
@@ -115,7 +134,7 @@ class Loss:
         if not (is_eager(input) and is_plain(*call[1:])):
             loss = self.call_operator(call, options, with_grad and not is_deferred(input))[0]
         elif not with_grad:
-            loss = self.evaluate(call, options, False)[0]
+            loss = self.evaluate(call, options, False, **summaries)[0]
         elif inplace:
             if is_view(input):  # autograd cannot know of what is written to its base
                 raise RuntimeError(
@@ -128,7 +147,7 @@ class Loss:
             loss = Deferred.apply(input, self, call, options)
         else:
             with torch.no_grad():
-                found = self.evaluate(call, options, True)
+                found = self.evaluate(call, options, True, **summaries)
             second = call[1]
             large = 2 if second is not None and second.shape == input.shape else 1
             remembered = gradients.remember(call, large)

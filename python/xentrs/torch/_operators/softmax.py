@@ -13,7 +13,7 @@ from torch import Tensor
 from xentrs._xentrs import quick_cross_entropy
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._arguments.softmax import SoftmaxArguments, not_ignored
+from xentrs.torch._arguments.softmax import SoftmaxArguments, capped_logits, not_ignored
 from xentrs.torch._cpu import softmax as _cpu
 from xentrs.torch._gpu import softmax as _gpu
 from xentrs.torch._operators import gradients
@@ -108,6 +108,29 @@ def hessian_product(
         product = slope * (product - (scale * p - a) * (2.0 / cap) * capped * v)
     product = product if mask is None else torch.where(mask, product, 0.0)
     return product.to(call.input.dtype)
+
+
+class LogSumExp(torch.autograd.Function):
+    """A logsumexp that is known already, as a function of the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, values: Tensor, call: SoftmaxArguments, options: Options
+    ) -> Tensor:
+        ctx.save_for_backward(input)
+        ctx.axis, ctx.options = call.axis, options
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (input,) = ctx.saved_tensors
+        x = capped_logits(SoftmaxArguments(input, None, None, None, None), ctx.options)
+        grad = x.softmax(ctx.axis) * grad_output.unsqueeze(ctx.axis)
+        if ctx.options.softcap:
+            # Infinite logits stay.
+            capped = torch.where(x.isinf(), 0.0, x / ctx.options.softcap)
+            grad = grad * (1.0 - capped**2)
+        return grad.to(input.dtype), None, None, None
 
 
 CROSS_ENTROPY = Loss(

@@ -89,20 +89,15 @@ def evaluate(
 
 
 def _mixture(options: Options, classes: Tensor, on: Any) -> tuple[Any, Any, float]:
-    """Return what smoothing leaves to the true class, what it gives to each, and z-loss's factor.
+    """Return smoothing, the number of all classes, and z-loss's factor.
 
-    With smoothing the first two are tensors for the GPU's functions, so that nobody waits for the
-    device.
+    The first two are tensors for the GPU's functions, so that nobody waits for the device.
     """
-    e = options.label_smoothing
-    if not e:
-        return 1.0, 0.0, options.z_loss
     # Of one class the cross-entropy is 0, whatever the smoothing.
-    smoothing = torch.where(classes == 1.0, 0.0, torch.full_like(classes, e))
-    keep, even = 1.0 - smoothing, smoothing / classes
+    smoothing = torch.where(classes == 1.0, 0.0, torch.full_like(classes, options.label_smoothing))
     if on is _cpu:
-        return keep.item(), even.item(), options.z_loss
-    return keep, even, options.z_loss
+        return smoothing.item(), classes.item(), options.z_loss
+    return smoothing if options.label_smoothing else 0.0, classes, options.z_loss
 
 
 def _check(target: Tensor, missing: Tensor) -> None:

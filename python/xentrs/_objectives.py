@@ -1,0 +1,450 @@
+"""What the objectives and metrics for libraries of boosted trees share.
+
+A library calls an objective once a round with the scores of all samples, and gets the gradient and
+the diagonal of the Hessian. Each library has its own order, dtype, sign and factor of the Hessian:
+`xgboost.py`, `lightgbm.py` and `catboost.py` know them. None of the libraries is imported: their
+data sets are known by their methods.
+
+A call comes in one of two forms. Natively a library passes scores and its data set, which has the
+labels and the weights. Its scikit-learn interface passes labels, scores and weights.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+import xentrs
+
+Array: TypeAlias = NDArray[Any]
+
+
+class Round(NamedTuple):
+    """What a library passes once a round."""
+
+    scores: Array
+    labels: Array
+    sample_weight: Array | None
+    native: bool  # whether the library passed its own data set
+
+    @classmethod
+    def of(cls, first: Any, second: Any, sample_weight: ArrayLike | None) -> Round:
+        """Read either form of a call."""
+        if not hasattr(second, "get_label"):
+            weight = None if sample_weight is None else np.asarray(sample_weight)
+            return cls(np.asarray(second), np.asarray(first), weight, native=False)
+        if sample_weight is not None:
+            raise TypeError("sample_weight goes with labels and scores; a data set has its own")
+        weight = second.get_weight()
+        weight = None if weight is None or np.size(weight) == 0 else np.asarray(weight)
+        return cls(np.asarray(first), np.asarray(second.get_label()), weight, native=True)
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Objective:
+    """The options of an objective, checked."""
+
+    weight: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    gamma: float = 0.0
+    teacher: Array | None = None
+    # The arrays of the last round, for each thread, so that a round allocates nothing large.
+    _kept: threading.local = field(default_factory=threading.local, init=False)
+
+    # The number of axes of a teacher, and what they are.
+    _TEACHER = 0, ""
+
+    def __post_init__(self) -> None:
+        smoothing, gamma = float(self.label_smoothing), float(self.gamma)
+        if not 0 <= smoothing <= 1:
+            raise ValueError(f"label_smoothing must be in [0, 1], not {smoothing}")
+        if not 0 <= gamma < np.inf:
+            raise ValueError(f"gamma must be finite and at least 0, not {gamma}")
+        for name, given in (("label_smoothing", smoothing), ("teacher", self.teacher is not None)):
+            if gamma and given:
+                raise ValueError(
+                    f"gamma and {name} exclude each other: focal loss is defined for class indices"
+                )
+        values: dict[str, Any] = {"label_smoothing": smoothing, "gamma": gamma}
+        if self.weight is not None:
+            weight = np.asarray(self.weight, dtype=np.float64)
+            if weight.ndim != 1 or not (np.isfinite(weight) & (weight >= 0)).all():
+                raise ValueError(
+                    "weight must have a number for each class, finite and at least 0, not "
+                    f"{self.weight}"
+                )
+            values["weight"] = tuple(weight.tolist())
+        if self.teacher is not None:
+            teacher = np.array(self.teacher)
+            axes, meaning = self._TEACHER
+            if teacher.dtype.kind != "f" or teacher.ndim != axes:
+                raise ValueError(
+                    f"teacher must be probabilities of shape {meaning}, not {teacher.dtype} of "
+                    f"shape {teacher.shape}"
+                )
+            teacher.flags.writeable = False
+            values["teacher"] = teacher
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def derivatives(
+        self, scores: Array, labels: Array, weight: Array | None
+    ) -> tuple[Array, Array]:
+        """Return the gradient and the diagonal of the Hessian, of the sum, in kept arrays."""
+        raise NotImplementedError
+
+    def _options(self) -> Iterator[tuple[str, Any]]:
+        """Yield the options that are not left at their defaults."""
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.init and not (value is None or (np.ndim(value) == 0 and value == one.default)):
+                yield one.name, value
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}=<{value.dtype} of shape {value.shape}>"
+            if isinstance(value, np.ndarray)
+            else f"{name}={value}"
+            for name, value in self._options()
+        )
+        return f"{type(self).__module__}.{type(self).__name__}({', '.join(shown)})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        assert isinstance(other, Objective)
+        ours, theirs = dict(self._options()), dict(other._options())
+        return ours.keys() == theirs.keys() and all(
+            np.array_equal(value, theirs[name]) for name, value in ours.items()
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.weight, self.label_smoothing, self.gamma))
+
+    def __reduce__(self) -> Any:
+        """Pickle and copy the options alone."""
+        return _restore, (type(self), dict(self._options()))
+
+    def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any, order: str = "C") -> Array:
+        """Return an array that is the same in each round of a training."""
+        kept = self._kept.__dict__
+        key = shape, np.dtype(dtype), order
+        if name not in kept or kept[name][0] != key:
+            kept[name] = key, np.empty(shape, dtype, order)  # type: ignore[call-overload]
+        found: Array = kept[name][1]
+        return found
+
+    def _buffers(self, scores: Array, dtype: Any = None) -> tuple[Array, Array]:
+        """Return arrays for gradient and Hessian, of the scores' shape and order."""
+        order = "C" if scores.flags.c_contiguous else "F"
+        dtype = scores.dtype if dtype is None else dtype
+        name = np.dtype(dtype).name
+        grad = self._buffer(f"grad {name}", scores.shape, dtype, order)
+        return grad, self._buffer(f"hess {name}", scores.shape, dtype, order)
+
+
+def _restore(kind: type[Objective], options: dict[str, Any]) -> Objective:
+    return kind(**options)
+
+
+class Softmax(Objective):
+    """Cross-entropy or focal loss of the softmax of scores of shape (samples, classes)."""
+
+    _TEACHER = 2, "(rows, classes)"
+
+    def derivatives(
+        self, scores: Array, labels: Array, weight: Array | None
+    ) -> tuple[Array, Array]:
+        if scores.ndim != 2:
+            raise ValueError(
+                f"scores must have shape (samples, classes), not {scores.shape}: with one score a "
+                "sample take `binary`"
+            )
+        grad, hess = self._buffers(scores)
+        options: dict[str, Any] = {
+            "target": self._target(labels, *scores.shape),
+            "weight": self.weight,
+            "sample_weight": weight,
+            "reduction": "sum",
+            "ignore_index": None,
+            "out": grad,
+            "hess_out": hess,
+        }
+        if self.gamma:
+            xentrs.focal_loss_with_grad_hess(scores, gamma=self.gamma, **options)
+        else:
+            smoothing = self.label_smoothing
+            xentrs.cross_entropy_with_grad_hess(scores, label_smoothing=smoothing, **options)
+        return grad, hess
+
+    def _target(self, labels: Array, samples: int, classes: int) -> Array:
+        """Return class indices or probabilities: the labels themselves, or rows of the teacher."""
+        if self.teacher is not None:
+            if self.teacher.shape[1] != classes:
+                raise ValueError(
+                    f"teacher has {self.teacher.shape[1]} classes, but the scores have {classes}"
+                )
+            return np.asarray(self.teacher[_row_numbers(labels, len(self.teacher))])
+        if labels.size == samples * classes and classes > 1:
+            return labels.reshape(samples, classes)  # XGBoost returns a table as a line
+        return labels
+
+    def shares(self, y: ArrayLike, sample_weight: ArrayLike | None) -> Array:
+        """Return the classes' shares: the best probabilities of a model that knows no feature."""
+        labels = np.asarray(y)
+        weight = _weight_of(labels, sample_weight)
+        if self.teacher is not None:
+            classes = self.teacher.shape[1]
+        elif labels.ndim == 2:
+            classes = labels.shape[1]
+        else:
+            classes = int(labels.max()) + 1 if labels.size else 0
+        if self.weight is not None:
+            classes = max(classes, len(self.weight))  # the last ones may have no sample
+        if classes < 2:
+            raise ValueError(f"y must have at least two classes, not {classes}")
+        target = self._target(labels, len(labels), classes)
+        if target.ndim == 1:
+            indices = target.astype(np.int64)
+            if (indices != target).any() or (indices < 0).any():
+                raise ValueError("y must be class indices 0, 1, 2 and so on, or probabilities")
+            share = np.bincount(indices, weight, classes).astype(np.float64)
+        else:
+            share = weight @ target.astype(np.float64)
+        share /= share.sum()
+        share = (1 - self.label_smoothing) * share + self.label_smoothing / classes
+        if self.weight is not None:
+            share *= self.weight
+            share /= share.sum()
+        return np.asarray(share)
+
+    def predict_proba(self, raw: ArrayLike) -> Array:
+        """Return the probabilities of scores of shape (samples, classes)."""
+        return np.asarray(xentrs.softmax(raw))
+
+
+class Binary(Objective):
+    """Binary cross-entropy or focal loss of scores of shape (samples,)."""
+
+    _TEACHER = 1, "(rows,), those of class 1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight is not None and len(self.weight) != 2:
+            raise ValueError(
+                f"weight must have one number for each of 2 classes, not {self.weight}"
+            )
+
+    def derivatives(
+        self, scores: Array, labels: Array, weight: Array | None
+    ) -> tuple[Array, Array]:
+        if scores.ndim != 1:
+            raise ValueError(
+                f"scores must have shape (samples,), not {scores.shape}: for more than two classes "
+                "take `softmax`"
+            )
+        if self.gamma:
+            return self._focal(scores, labels, weight)
+        grad, hess = self._buffers(scores)
+        target, smoothing = self._target(labels), self.label_smoothing
+        if self.weight is not None:
+            # w1 t (-log p) + w0 (1 - t) (-log(1 - p)) is the loss of another label, times a weight.
+            smoothed = (1 - smoothing) * target.astype(np.float64) + smoothing / 2
+            ones = self.weight[1] * smoothed
+            total = ones + self.weight[0] * (1 - smoothed)
+            target = np.divide(ones, total, out=np.zeros_like(total), where=total > 0)
+            weight, smoothing = total if weight is None else total * weight, 0.0
+        xentrs.binary_cross_entropy_with_logits_with_grad_hess(
+            scores,
+            target,
+            weight=weight,
+            label_smoothing=smoothing,
+            reduction="sum",
+            out=grad,
+            hess_out=hess,
+        )
+        return grad, hess
+
+    def _focal(self, scores: Array, labels: Array, weight: Array | None) -> tuple[Array, Array]:
+        """Return the derivatives of focal loss: two classes, the first of which has the score 0."""
+        shape = len(scores), 2
+        pair = self._buffer("pair", shape, scores.dtype)
+        pair[:, 0], pair[:, 1] = 0, scores
+        _, grad, hess = xentrs.focal_loss_with_grad_hess(
+            pair,
+            labels,
+            gamma=self.gamma,
+            weight=self.weight,
+            sample_weight=weight,
+            reduction="sum",
+            ignore_index=None,
+            out=self._buffer("gradients of the pair", shape, scores.dtype),
+            hess_out=self._buffer("Hessians of the pair", shape, scores.dtype),
+        )
+        results = self._buffers(scores)
+        results[0][:], results[1][:] = grad[:, 1], hess[:, 1]
+        return results
+
+    def _target(self, labels: Array) -> Array:
+        """Return labels in [0, 1]: the labels themselves, or those of the teacher."""
+        if self.teacher is not None:
+            return np.asarray(self.teacher[_row_numbers(labels, len(self.teacher))])
+        inside = (labels >= 0) & (labels <= 1)
+        if not inside.all():
+            place = int(np.flatnonzero(~inside)[0])
+            raise ValueError(
+                "labels must be in [0, 1]: 0 and 1, or probabilities of class 1; label "
+                f"{place} is {labels[place]}"
+            )
+        return labels
+
+    def log_odds(self, y: ArrayLike, sample_weight: ArrayLike | None) -> float:
+        """Return the best score of a model that knows no feature."""
+        labels = np.asarray(y)
+        target = self._target(labels).astype(np.float64)
+        share = float(np.average(target, weights=_weight_of(labels, sample_weight)))
+        share = (1 - self.label_smoothing) * share + self.label_smoothing / 2
+        zero, one = (1.0, 1.0) if self.weight is None else self.weight
+        least = np.finfo(np.float64).tiny
+        return float(np.log(max(one * share, least)) - np.log(max(zero * (1 - share), least)))
+
+    def predict_proba(self, raw: ArrayLike) -> Array:
+        """Return the probabilities of both classes, shape (samples, 2), of scores (samples,)."""
+        scores = np.asarray(raw)
+        return np.asarray(xentrs.softmax(np.stack([np.zeros_like(scores), scores], axis=-1)))
+
+
+def _weight_of(labels: Array, sample_weight: ArrayLike | None) -> NDArray[np.float64]:
+    """Return a weight for each label."""
+    if sample_weight is None:
+        return np.ones(len(labels))
+    weight = np.asarray(sample_weight, dtype=np.float64)
+    if weight.shape != (len(labels),):
+        raise ValueError(f"sample_weight has shape {weight.shape}, but y has {len(labels)} samples")
+    return weight
+
+
+def _row_numbers(labels: Array, rows: int) -> NDArray[np.int64]:
+    """Return labels that are the numbers of a teacher's rows."""
+    numbers = labels.astype(np.int64)
+    wrong = (numbers != labels) | (numbers < 0) | (numbers >= rows)
+    if wrong.any():
+        place = int(np.flatnonzero(wrong)[0])
+        raise ValueError(
+            f"with teacher each label is the number of a row, from 0 to {rows - 1}, but label "
+            f"{place} is {labels[place]}"
+        )
+    return numbers
+
+
+class Metric:
+    """The mean loss of a library's predictions, under the name by which the library reports it.
+
+    Parameters
+    ----------
+    module, path : str
+        Where the metric is: it is pickled by that name.
+    report : callable
+        Makes of its name, a loss and whether the call was native what the library expects.
+    probabilities : bool
+        Whether the predictions are probabilities. Otherwise they are margins.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        path: str,
+        report: Callable[[str, float, bool], Any],
+        *,
+        probabilities: bool = False,
+    ) -> None:
+        self.__module__, self._path, self._report = module, path, report
+        self._probabilities = probabilities
+        self.__name__ = "log_loss" if probabilities else "cross_entropy"
+        if not probabilities:
+            self.of_probabilities = type(self)(
+                module, f"{path}.of_probabilities", report, probabilities=True
+            )
+
+    def __reduce__(self) -> str:
+        return self._path
+
+    def __repr__(self) -> str:
+        return f"{self.__module__}.{self._path}"
+
+    def __call__(self, first: Any, second: Any, sample_weight: ArrayLike | None = None) -> Any:
+        """Return the loss of either form of a call, in the form of the library."""
+        call = Round.of(first, second, sample_weight)
+        loss = self.loss(call.scores, call.labels, call.sample_weight)
+        return self._report(self.__name__, loss, call.native)
+
+    def loss(self, scores: Array, labels: Array, weight: Array | None) -> float:
+        """Return the mean loss of margins or probabilities. Refuse what is surely the other."""
+        raise NotImplementedError
+
+    def refused(self) -> ValueError:
+        """Return the error of predictions of the other kind."""
+        if self._probabilities:
+            path = self._path.removesuffix(".of_probabilities")
+            return ValueError(
+                f"{self} was passed margins, but it is a metric of probabilities: with a custom "
+                f"objective take {self.__module__}.{path}"
+            )
+        return ValueError(
+            f"{self} was passed probabilities, but it is a metric of margins: with a built-in "
+            f"objective take {self}.of_probabilities"
+        )
+
+
+class SoftmaxMetric(Metric):
+    """The mean cross-entropy of several classes."""
+
+    def loss(self, scores: Array, labels: Array, weight: Array | None) -> float:
+        if scores.ndim != 2:
+            raise ValueError(f"predictions must have shape (samples, classes), not {scores.shape}")
+        if labels.size == scores.size and scores.shape[1] > 1:
+            labels = labels.reshape(scores.shape)
+        # Probabilities in float32 sum to 1 within some 1e-6.
+        inside = bool(((scores >= 0) & (scores <= 1)).all())
+        are_probabilities = inside and bool((abs(scores.sum(axis=1) - 1) < 1e-3).all())
+        if self._probabilities:
+            if not are_probabilities:
+                raise self.refused()
+            return float(xentrs.log_loss(scores, labels, sample_weight=weight))
+        # The margins of a model without trees are all the same, and may sum to 1.
+        if are_probabilities and scores.size and np.ptp(scores) > 0:
+            raise self.refused()
+        return float(xentrs.cross_entropy(scores, labels, sample_weight=weight))
+
+
+class BinaryMetric(Metric):
+    """The mean cross-entropy of two classes."""
+
+    def loss(self, scores: Array, labels: Array, weight: Array | None) -> float:
+        if scores.ndim != 1:
+            raise ValueError(f"predictions must have shape (samples,), not {scores.shape}")
+        inside = bool(((scores >= 0) & (scores <= 1)).all())
+        of_probabilities = xentrs.binary_cross_entropy
+        if self._probabilities:
+            if not inside:
+                raise self.refused()
+            return _weighted(of_probabilities, scores, labels, weight)
+        loss = _weighted(xentrs.binary_cross_entropy_with_logits, scores, labels, weight)
+        if inside and scores.size and np.ptp(scores) > 0:
+            # The margins of a few trees may all lie in [0, 1] too. Probabilities reach from the
+            # lower quarter to the upper one, or fit the labels better as what they are.
+            spread = scores.min() < 0.25 and scores.max() > 0.75
+            if spread or _weighted(of_probabilities, scores, labels, weight) <= loss:
+                raise self.refused()
+        return loss
+
+
+def _weighted(loss: Any, scores: Array, labels: Array, weight: Array | None) -> float:
+    """Return the weighted mean of a binary loss. Its own mean divides by the number of elements."""
+    total = None if weight is None else float(np.sum(weight, dtype=np.float64))
+    return float(loss(scores, labels, weight=weight, denominator=total))

@@ -1,0 +1,591 @@
+"""Objectives and metrics of `xentrs.xgboost`, `xentrs.lightgbm` and `xentrs.catboost`.
+
+What a library's own objective does, ours does: the same trees. What it cannot do is held against
+the formula, written out here and differentiated numerically.
+"""
+
+import copy
+import doctest
+import importlib
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+import xentrs
+
+datasets = pytest.importorskip("sklearn.datasets", reason="runs where scikit-learn is")
+model_selection = pytest.importorskip("sklearn.model_selection", reason="the same package")
+NEEDED = "runs where the libraries of boosted trees are: make test-pipelines"
+xgboost = pytest.importorskip("xgboost", reason=NEEDED)
+lightgbm = pytest.importorskip("lightgbm", reason=NEEDED)
+catboost = pytest.importorskip("catboost", reason=NEEDED)
+
+LIBRARIES = ("xgboost", "lightgbm", "catboost")
+MODULES = {name: importlib.import_module(f"xentrs.{name}") for name in LIBRARIES}
+ROUNDS = 20
+every_library = pytest.mark.parametrize("library", LIBRARIES)
+weighted = pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+
+DIGITS = datasets.load_digits(return_X_y=True)
+CANCER = datasets.load_breast_cancer(return_X_y=True)
+
+
+def imbalanced(classes):
+    """Return a data set in which the last class is rare."""
+    shares = [0.9, 0.1] if classes == 2 else [0.6, 0.3, 0.08, 0.02]
+    return datasets.make_classification(
+        1500, 8, n_informative=5, n_classes=classes, weights=shares, random_state=0
+    )
+
+
+TABLES = {"digits": DIGITS, "imbalanced": imbalanced(4)}
+PAIRS = {"cancer": CANCER, "imbalanced": imbalanced(2)}
+every_table = pytest.mark.parametrize("table", TABLES)
+every_pair = pytest.mark.parametrize("table", PAIRS)
+
+
+def weights(y, weighted):
+    return np.random.default_rng(0).uniform(0.5, 2, len(y)) if weighted else None
+
+
+# XGBoost
+
+
+def structure(booster):
+    """Return each tree as nested tuples of features and thresholds."""
+
+    def of(node):
+        if "leaf" in node:
+            return "leaf"
+        return node["split"], node["split_condition"], *(of(child) for child in node["children"])
+
+    return [of(json.loads(tree)) for tree in booster.get_dump(dump_format="json")]
+
+
+def agree(ours, theirs, data):
+    """Assert that the margins of two boosters are the same to float32's rounding."""
+    mine, right = (booster.predict(data, output_margin=True) for booster in (ours, theirs))
+    assert np.abs(mine - right).max() <= 2e-6 * max(1, np.abs(right).max())
+
+
+@weighted
+@every_table
+@pytest.mark.parametrize("strategy", ["one_output_per_tree", "multi_output_tree"])
+def test_xgboost_classes(table, weighted, strategy):
+    x, y = TABLES[table]
+    weight, objective = weights(y, weighted), xentrs.xgboost.softmax()
+    data = xgboost.DMatrix(x, y, weight=weight)
+    params = {"num_class": int(y.max()) + 1, "nthread": 2, "multi_strategy": strategy}
+    theirs = xgboost.train(params | {"objective": "multi:softprob"}, data, ROUNDS)
+    ours = xgboost.train(params | objective.params(y, weight), data, ROUNDS, obj=objective)
+    agree(ours, theirs, data)
+    if strategy == "one_output_per_tree":  # the other kind of tree cannot be dumped
+        trees = structure(theirs)
+        assert len(trees) == ROUNDS * params["num_class"]
+        assert structure(ours) == trees
+    np.testing.assert_allclose(ours.predict(data), theirs.predict(data), atol=1e-6)
+    raw = ours.predict(data, output_margin=True)
+    np.testing.assert_allclose(objective.predict_proba(raw), ours.predict(data), atol=1e-6)
+
+
+@weighted
+@every_pair
+def test_xgboost_binary(table, weighted):
+    x, y = PAIRS[table]
+    weight, objective = weights(y, weighted), xentrs.xgboost.binary()
+    data = xgboost.DMatrix(x, y, weight=weight)
+    params = {"objective": "binary:logistic", "base_score": 0.5, "nthread": 2}
+    theirs = xgboost.train(params, data, ROUNDS)
+    ours = xgboost.train({"nthread": 2} | objective.params(y), data, ROUNDS, obj=objective)
+    assert structure(ours) == structure(theirs)
+    agree(ours, theirs, data)
+    # Without `objective`, XGBoost reads the base score as a margin.
+    plain = xgboost.train({"base_score": 0, "nthread": 2}, data, ROUNDS, obj=objective)
+    agree(plain, theirs, data)
+    raw = ours.predict(data, output_margin=True)
+    np.testing.assert_allclose(objective.predict_proba(raw)[:, 1], ours.predict(data), atol=1e-6)
+
+
+@weighted
+@pytest.mark.parametrize("classes", [2, 10])
+def test_xgboost_classifier(classes, weighted):
+    x, y = CANCER if classes == 2 else DIGITS
+    objective = xentrs.xgboost.binary() if classes == 2 else xentrs.xgboost.softmax()
+    weight = weights(y, weighted)
+    params = objective.params(y, weight) | {"objective": objective, "n_estimators": 5}
+    ours = xgboost.XGBClassifier(**params).fit(x, y, sample_weight=weight)
+    base = {"base_score": 0.5} if classes == 2 else {}
+    theirs = xgboost.XGBClassifier(n_estimators=5, **base).fit(x, y, sample_weight=weight)
+    np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=1e-6)
+    agree(ours.get_booster(), theirs.get_booster(), xgboost.DMatrix(x))
+
+
+def test_xgboost_soft_labels():
+    """Labels of two axes are probabilities: those of one-hot rows are the class indices."""
+    x, y = DIGITS
+    objective = xentrs.xgboost.softmax()
+    hard, soft = (xgboost.DMatrix(x, labels) for labels in (y, np.eye(10)[y]))
+    params = objective.params(y)
+    one = xgboost.train(params, hard, 5, obj=objective)
+    two = xgboost.train(objective.params(np.eye(10)[y]), soft, 5, obj=objective)
+    agree(one, two, hard)
+    np.testing.assert_allclose(
+        objective.predict_proba(two.predict(hard)), one.predict(hard), atol=1e-6
+    )
+
+
+# LightGBM
+
+
+def text(booster):
+    """Return the text of each tree."""
+    whole = booster.model_to_string()
+    return re.split(r"Tree=\d+\n", whole[: whole.index("end of trees")])[1:]
+
+
+QUIET = {
+    "verbose": -1,
+    "num_threads": 2,
+    "deterministic": True,
+    "boost_from_average": False,
+    "seed": 0,
+}
+
+
+@weighted
+@every_table
+def test_lightgbm_classes(table, weighted):
+    x, y = TABLES[table]
+    weight, objective = weights(y, weighted), xentrs.lightgbm.softmax()
+    params = QUIET | {"num_class": int(y.max()) + 1}
+    initial = objective.params(y, weight)
+
+    def train(objective):
+        data = lightgbm.Dataset(x, y, weight=weight, **initial)
+        return lightgbm.train(params | {"objective": objective}, data, 10)
+
+    theirs, ours = train("multiclass"), train(objective)
+    assert len(text(theirs)) == 10 * params["num_class"]
+    assert text(ours) == text(theirs)
+    raw = ours.predict(x, raw_score=True) + initial["init_score"]
+    right = theirs.predict(x, raw_score=True) + initial["init_score"]
+    np.testing.assert_allclose(
+        objective.predict_proba(raw), np.exp(right) / np.exp(right).sum(1)[:, None]
+    )
+
+    arguments = {k: v for k, v in QUIET.items() if k != "num_threads"}
+    model = lightgbm.LGBMClassifier(objective=objective, n_estimators=10, n_jobs=2, **arguments)
+    model.fit(x, y, sample_weight=weight, **initial)
+    assert text(model.booster_) == text(theirs)
+
+
+@weighted
+@every_pair
+@pytest.mark.parametrize("start", ["zero", "log-odds"])
+def test_lightgbm_binary(table, weighted, start):
+    x, y = PAIRS[table]
+    weight, objective = weights(y, weighted), xentrs.lightgbm.binary()
+    initial = objective.params(y, weight) if start == "log-odds" else {}
+
+    def train(objective):
+        data = lightgbm.Dataset(x, y, weight=weight, **initial)
+        return lightgbm.train(QUIET | {"objective": objective}, data, ROUNDS)
+
+    assert text(train(objective)) == text(train("binary"))
+
+
+def test_lightgbm_scores_in_columns_are_not_transposed():
+    objective = xentrs.lightgbm.softmax()
+    scores = np.asfortranarray(np.random.default_rng(0).normal(size=(50, 4)))
+    for array in objective(np.zeros(50), scores):
+        assert array.flags.f_contiguous
+        assert array.dtype == np.float32
+
+
+# CatBoost
+
+SAME = {
+    "verbose": 0,
+    "random_seed": 0,
+    "leaf_estimation_iterations": 1,
+    "leaf_estimation_method": "Newton",
+    "learning_rate": 0.1,
+    "bootstrap_type": "No",
+    "random_strength": 0,
+    "thread_count": 2,
+}
+
+
+@weighted
+def test_catboost_binary(weighted):
+    x, y = CANCER
+    weight, objective = weights(y, weighted), xentrs.catboost.binary()
+    arguments = SAME | {"iterations": ROUNDS, "boost_from_average": False}
+    ours = catboost.CatBoostClassifier(
+        loss_function=objective, eval_metric="Logloss", **arguments, **objective.params(y)
+    ).fit(x, y, sample_weight=weight)
+    theirs = catboost.CatBoostClassifier(loss_function="Logloss", **arguments)
+    theirs.fit(x, y, sample_weight=weight)
+    mine, right = (m.predict(x, prediction_type="RawFormulaVal") for m in (ours, theirs))
+    np.testing.assert_allclose(mine, right, rtol=0, atol=2e-15)
+
+
+@weighted
+def test_catboost_classes(weighted):
+    x, y = (part[:300] for part in DIGITS)
+    weight, objective = weights(y, weighted), xentrs.catboost.softmax()
+    arguments = SAME | {"iterations": 3, "depth": 3}
+    ours = catboost.CatBoostClassifier(
+        loss_function=objective,
+        eval_metric=xentrs.catboost.softmax_metric,
+        **arguments,
+        **objective.params(y),
+    ).fit(x, y, sample_weight=weight, eval_set=(x, y))
+    theirs = catboost.CatBoostClassifier(loss_function="MultiClass", **arguments)
+    theirs.fit(x, y, sample_weight=weight)
+    mine, right = (m.predict(x, prediction_type="RawFormulaVal") for m in (ours, theirs))
+    np.testing.assert_allclose(mine, right, rtol=0, atol=2e-15)
+    (losses,) = ours.get_evals_result()["validation"].values()
+    assert losses[-1] == pytest.approx(xentrs.cross_entropy(mine, y), rel=1e-6)
+
+
+# The formulas
+
+
+def softmax_loss(x, t, *, weight=None, label_smoothing=0.0, gamma=0.0):
+    """Return the loss of one sample, by the formula."""
+    logs = x - x.max() - np.log(np.exp(x - x.max()).sum())
+    t = (1 - label_smoothing) * t + label_smoothing / len(x)
+    weight = np.ones(len(x)) if weight is None else np.asarray(weight)
+    return -(weight * t * (1 - np.exp(logs)) ** gamma * logs).sum()
+
+
+def derivatives(library, objective, scores, labels, weight):
+    """Return gradient and Hessian of the loss as an objective returns them, in NumPy's form."""
+    if library != "catboost":
+        grad, hess = objective(labels, scores, sample_weight=weight)
+        return np.float64(grad), np.float64(hess)
+    if scores.ndim == 1:
+        grad, hess = np.array(objective.calc_ders_range(scores, labels, weight)).T
+        return -grad, -hess
+    rows = list(map(objective.calc_ders_multi, scores.tolist(), labels, weight))
+    return -np.array([grad for grad, _ in rows]), -np.array([np.diag(h) for _, h in rows])
+
+
+FACTORS = {"xgboost": lambda k: 2, "lightgbm": lambda k: k / (k - 1), "catboost": lambda k: 1}
+OPTIONS = [
+    {},
+    {"weight": (1.0, 2.0, 0.5)},
+    {"label_smoothing": 0.2},
+    {"weight": (1.0, 2.0, 0.0), "label_smoothing": 0.2},
+    {"gamma": 2.0},
+    {"gamma": 0.5, "weight": (1.0, 2.0, 0.5)},
+]
+
+
+def with_soft_labels(options):
+    """Pair sets of options with class indices and, but for focal loss, with a teacher."""
+    for one in options:
+        name = ", ".join(f"{key}={value}" for key, value in one.items()) or "plain"
+        yield pytest.param(one, False, id=name)
+        if "gamma" not in one:
+            yield pytest.param(one, True, id=f"{name}, teacher")
+
+
+def difference(f, x, step):
+    """Return the derivatives of a function of several numbers in each of them."""
+    return np.array([(f(x + e) - f(x - e)) / (2 * step) for e in step * np.eye(len(x))])
+
+
+@every_library
+@pytest.mark.parametrize(("options", "soft"), [*with_soft_labels(OPTIONS)])
+def test_formula_of_classes(library, options, soft):
+    rng = np.random.default_rng(3)
+    scores, weight = 2 * rng.normal(size=(40, 3)), rng.uniform(0.5, 2, 40)
+    labels = rng.integers(0, 3, 40)
+    targets = np.eye(3)[labels]
+    if soft:
+        teacher = rng.dirichlet(np.ones(3), 60)
+        labels = rng.integers(0, 60, 40)
+        targets, options = teacher[labels], options | {"teacher": teacher}
+    objective = MODULES[library].softmax(**options)
+    grad, hess = derivatives(library, objective, scores, labels, weight)
+    plain = {key: value for key, value in options.items() if key != "teacher"}
+    for i in range(40):
+
+        def slope(x, i=i):
+            return difference(lambda x: weight[i] * softmax_loss(x, targets[i], **plain), x, 1e-5)
+
+        np.testing.assert_allclose(grad[i], slope(scores[i]), rtol=1e-5, atol=1e-8)
+        curvature = np.diag(difference(slope, scores[i], 1e-3))
+        right = np.maximum(curvature * FACTORS[library](3), 1e-16)
+        np.testing.assert_allclose(hess[i], right, rtol=1e-3, atol=1e-4)
+    assert (hess > 0).all() or library != "xgboost"
+
+
+PAIR_OPTIONS = [one | {"weight": one["weight"][:2]} if "weight" in one else one for one in OPTIONS]
+
+
+@every_library
+@pytest.mark.parametrize(("options", "soft"), [*with_soft_labels(PAIR_OPTIONS)])
+def test_formula_of_two_classes(library, options, soft):
+    rng = np.random.default_rng(4)
+    scores, weight = 2 * rng.normal(size=40), rng.uniform(0.5, 2, 40)
+    labels = rng.integers(0, 2, 40).astype(np.float64)
+    ones = labels
+    if soft:
+        teacher = rng.random(60)
+        labels = rng.integers(0, 60, 40)
+        ones, options = teacher[labels], options | {"teacher": teacher}
+    objective = MODULES[library].binary(**options)
+    grad, hess = derivatives(library, objective, scores, labels, weight)
+    plain = {key: value for key, value in options.items() if key != "teacher"}
+    for i in range(40):
+
+        def loss(x, i=i):
+            target = np.array([1 - ones[i], ones[i]])
+            return weight[i] * softmax_loss(np.array([0, x]), target, **plain)
+
+        def slope(x, loss=loss):
+            return (loss(x + 1e-5) - loss(x - 1e-5)) / 2e-5
+
+        assert grad[i] == pytest.approx(slope(scores[i]), rel=1e-5, abs=1e-8)
+        curvature = (slope(scores[i] + 1e-3) - slope(scores[i] - 1e-3)) / 2e-3
+        assert hess[i] == pytest.approx(max(curvature, 1e-16), rel=1e-3, abs=1e-4)
+
+
+@every_library
+@pytest.mark.parametrize("kind", ["softmax", "binary"])
+def test_focal_hessians_have_a_floor(library, kind):
+    scores = np.linspace(-8, 8, 41)
+    scores = scores if kind == "binary" else np.stack([-scores, scores], axis=-1)
+    objective = getattr(MODULES[library], kind)(gamma=3)
+    _, hess = derivatives(library, objective, scores, np.zeros(41), np.ones(41))
+    assert (hess > 0).all()
+    assert (hess < 1e-15).any(), "no Hessian here is negative"
+
+
+# Objects
+
+
+@every_library
+@pytest.mark.parametrize("kind", ["softmax", "binary"])
+def test_pickle_and_copy(library, kind):
+    teacher = np.full((3, 2), 0.5) if kind == "softmax" else np.full(3, 0.5)
+    for options in (
+        {},
+        {"weight": [1, 2]},
+        {"teacher": teacher, "label_smoothing": 0.1},
+        {"gamma": 2},
+    ):
+        objective = getattr(MODULES[library], kind)(**options)
+        for again in (
+            pickle.loads(pickle.dumps(objective)),
+            copy.deepcopy(objective),
+            copy.copy(objective),
+        ):
+            assert again == objective
+            assert hash(again) == hash(objective)
+            assert repr(again) == repr(objective)
+        with pytest.raises(AttributeError):
+            objective.gamma = 1.0
+    assert getattr(MODULES[library], kind)() != getattr(MODULES[library], kind)(gamma=1)
+    for name in ("softmax_metric", "binary_metric"):
+        metric = getattr(MODULES[library], name)
+        for one in (metric, metric.of_probabilities):
+            assert pickle.loads(pickle.dumps(one)) is one
+            assert copy.deepcopy(one) is one
+
+
+@pytest.mark.filterwarnings("ignore:Cannot compute class probabilities")
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
+def test_grid_search_over_processes(library):
+    x, y = CANCER
+    objective = MODULES[library].binary(label_smoothing=0.05)
+    model = {
+        "xgboost": lambda: xgboost.XGBClassifier(
+            n_estimators=4, base_score=0.5, n_jobs=1, objective=objective
+        ),
+        "lightgbm": lambda: lightgbm.LGBMClassifier(
+            n_estimators=4, verbose=-1, n_jobs=1, objective=objective
+        ),
+    }[library]()
+    search = model_selection.GridSearchCV(
+        model, {"learning_rate": [0.1, 0.3]}, n_jobs=2, cv=2, scoring=accuracy, error_score="raise"
+    )
+    search.fit(x, y)
+    assert search.best_score_ > 0.85
+
+
+def accuracy(model, x, y):
+    """Return the share of right classes; LightGBM's `predict` returns margins with an objective."""
+    predicted = np.asarray(model.predict(x))
+    return np.mean((predicted > (0 if predicted.dtype.kind == "f" else 0.5)) == y)
+
+
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
+def test_arrays_are_kept_between_rounds(library):
+    objective = MODULES[library].softmax()
+    scores = np.random.default_rng(0).normal(size=(30, 4))
+    one = objective(np.zeros(30), scores)
+    two = objective(np.ones(30), scores)
+    assert all(a is b for a, b in zip(one, two, strict=True))
+    other = objective(np.zeros(20), scores[:20])
+    assert other[0].shape == (20, 4)
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@weighted
+def test_metrics_of_xgboost(classes, weighted):
+    x, y = CANCER if classes == 2 else DIGITS
+    module, weight = xentrs.xgboost, weights(y, weighted)
+    objective = module.binary() if classes == 2 else module.softmax()
+    metric = module.binary_metric if classes == 2 else module.softmax_metric
+    data = xgboost.DMatrix(x, y, weight=weight)
+    params = objective.params(y, weight)
+    theirs = "logloss" if classes == 2 else "mlogloss"
+
+    def train(metric, **more):
+        seen = {}
+        arguments = {"evals": [(data, "train")], "evals_result": seen, "verbose_eval": False}
+        xgboost.train(
+            params | {"eval_metric": theirs}, data, 4, custom_metric=metric, **arguments, **more
+        )
+        return seen["train"]
+
+    for metrics in (train(metric, obj=objective), train(metric.of_probabilities)):
+        (ours,) = (values for name, values in metrics.items() if name != theirs)
+        np.testing.assert_allclose(ours, metrics[theirs], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"passed probabilities.*take xentrs\.xgboost\."):
+        train(metric)
+    with pytest.raises(ValueError, match="passed margins"):
+        train(metric.of_probabilities, obj=objective)
+    model = xgboost.XGBClassifier(
+        **params | {"objective": objective, "n_estimators": 4, "eval_metric": metric}
+    )
+    model.fit(
+        x,
+        y,
+        sample_weight=weight,
+        eval_set=[(x, y)],
+        sample_weight_eval_set=[weight] if weighted else None,
+        verbose=False,
+    )
+    assert "cross_entropy" in model.evals_result()["validation_0"]
+
+
+@pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
+@pytest.mark.parametrize("classes", [2, 10])
+@weighted
+def test_metrics_of_lightgbm(classes, weighted):
+    x, y = CANCER if classes == 2 else DIGITS
+    module, weight = xentrs.lightgbm, weights(y, weighted)
+    objective = module.binary() if classes == 2 else module.softmax()
+    metric = module.binary_metric if classes == 2 else module.softmax_metric
+    built_in, name = (
+        ("binary", "binary_logloss") if classes == 2 else ("multiclass", "multi_logloss")
+    )
+
+    def train(objective, metric):
+        seen = {}
+        params = QUIET | {
+            "objective": objective,
+            "metric": name,
+            "num_class": 1 if classes == 2 else 10,
+        }
+        data = lightgbm.Dataset(x, y, weight=weight)
+        lightgbm.train(
+            params,
+            data,
+            4,
+            valid_sets=[data],
+            feval=metric,
+            callbacks=[lightgbm.record_evaluation(seen)],
+        )
+        return seen["training"]
+
+    metrics = train(built_in, metric.of_probabilities)
+    np.testing.assert_allclose(metrics["log_loss"], metrics[name], rtol=1e-7)
+    np.testing.assert_allclose(train(objective, metric)["cross_entropy"], metrics[name], rtol=1e-6)
+    with pytest.raises(ValueError, match="passed probabilities"):
+        train(built_in, metric)
+    with pytest.raises(ValueError, match="passed margins"):
+        train(objective, metric.of_probabilities)
+    model = lightgbm.LGBMClassifier(objective=objective, n_estimators=4, verbose=-1)
+    model.fit(x, y, sample_weight=weight, eval_set=[(x, y)], eval_metric=metric)
+    (metrics,) = model.evals_result_.values()
+    assert "cross_entropy" in metrics
+
+
+@every_library
+def test_margins_of_a_model_without_trees_are_margins(library):
+    module = MODULES[library]
+    labels = np.arange(10) % 2
+    assert module.softmax_metric(labels, np.full((10, 2), 0.5)) is not None
+    assert module.binary_metric(labels, np.full(10, 0.5)) is not None
+    rare = np.ones(100)
+    rare[0] = 0
+    assert module.binary_metric(rare, np.random.default_rng(0).uniform(0.2, 0.4, 100)) is not None
+
+
+# Errors
+
+
+@every_library
+@pytest.mark.parametrize("kind", ["softmax", "binary"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], not 1.5"),
+        ({"label_smoothing": np.nan}, "label_smoothing must be in"),
+        ({"gamma": -1}, "gamma must be finite and at least 0, not -1"),
+        ({"gamma": 1, "label_smoothing": 0.1}, "gamma and label_smoothing exclude each other"),
+        ({"gamma": 1, "teacher": np.ones((2, 2))}, "gamma and teacher exclude each other"),
+        ({"weight": [1, -1]}, "weight must have a number for each class"),
+        ({"weight": [[1, 1]]}, "weight must have a number for each class"),
+        ({"teacher": np.ones((2, 2, 2))}, "teacher must be probabilities of shape"),
+        ({"teacher": np.ones(2, int)}, "teacher must be probabilities of shape"),
+    ],
+)
+def test_options_out_of_range(library, kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(MODULES[library], kind)(**options)
+
+
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
+def test_arguments_that_do_not_fit(library):
+    module = MODULES[library]
+    with pytest.raises(ValueError, match="scores must have shape"):
+        module.softmax()(np.zeros(3), np.zeros(3))
+    with pytest.raises(ValueError, match="scores must have shape"):
+        module.binary()(np.zeros(3), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"label 1 is 2\.0"):
+        module.binary()(np.array([0, 2.0]), np.zeros(2))
+    with pytest.raises(IndexError, match="target"):
+        module.softmax()(np.array([0, 3.0]), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="number of a row, from 0 to 4, but label 1 is 5"):
+        module.softmax(teacher=np.full((5, 3), 1 / 3))(np.array([0, 5]), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="teacher has 2 classes, but the scores have 3"):
+        module.softmax(teacher=np.full((5, 2), 0.5))(np.array([0, 1]), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"weight"):
+        module.softmax(weight=[1, 2])(np.array([0, 1]), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="at least two classes"):
+        module.softmax().params(np.zeros(4))
+    with pytest.raises(ValueError, match="class indices 0, 1, 2"):
+        module.softmax().params(np.array([0, 1.5]))
+    data = xgboost.DMatrix(np.zeros((2, 1)), [0, 1])
+    with pytest.raises(TypeError, match="sample_weight"):
+        module.binary()(np.zeros(2), data, sample_weight=np.ones(2))
+
+
+@every_library
+def test_examples(library):
+    """The examples of the docstrings."""
+    assert doctest.testmod(MODULES[library]).attempted >= 4
+    assert doctest.testmod(MODULES[library]).failed == 0
