@@ -22,7 +22,12 @@ _SHARED = frozenset(
     | {"logsumexp_out", "argmax_out"}
 )
 _OWN = {
-    name: [key for key in loss["options"] if key not in _SHARED] for name, loss in LOSSES.items()
+    name: [
+        key
+        for key in loss["options"]
+        if key not in _SHARED or (key == "temperature" and loss["second"] == "teacher_logits")
+    ]
+    for name, loss in LOSSES.items()
 }
 
 
