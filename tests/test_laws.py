@@ -317,7 +317,6 @@ def test_weights_of_one_and_defaults_change_nothing(loss, shape, dtype, rng):
         "softcap": None,
         "temperature": 1,
         "gamma": 2,
-        "temperature": 1,
         "direction": "forward",
         "beta": 0.5,
         "alpha": None,
