@@ -169,7 +169,8 @@ def test_temperature_and_softcap(classes, dtype, rng):
             assert_same_bits(xentrs.cross_entropy_with_grad(x, target, **given, **outs), expected)
             right = logsumexp(z / given.get("temperature", 1.0)).astype(float)
             actual = outs["logsumexp_out"].astype(float)
-            np.testing.assert_allclose(actual, right, rtol=8 * np.finfo(dtype).eps)
+            eps = np.finfo(dtype).eps
+            np.testing.assert_allclose(actual, right, rtol=8 * eps, atol=32 * eps)
             np.testing.assert_array_equal(outs["argmax_out"], np.argmax(x, -1))
 
 
