@@ -10,7 +10,7 @@ use crate::math::Real;
 use crate::parallel::driver::{self, Job};
 use crate::parallel::process;
 use crate::reduce::{Sum, Total};
-use crate::simd::{Input, Kernel, Output, Simd, Vector};
+use crate::simd::{Half, Input, Kernel, Output, Simd, Vector};
 
 /// An integer type of class indices.
 pub trait Index: Copy + Send + Sync + PartialEq + TryFrom<i128> {
@@ -74,19 +74,22 @@ pub enum Target<'a, T> {
     Probabilities(Input<'a, T>),
 }
 
-/// Weights of either type.
+/// Numbers of any floating type.
 #[derive(Clone, Copy, Debug)]
 pub enum Floats<'a> {
+    /// Half precision.
+    Half(Half, Input<'a, u16>),
     /// `float32`
     F32(Input<'a, f32>),
     /// `float64`
     F64(Input<'a, f64>),
 }
 
-impl Floats<'_> {
+impl<'a> Floats<'a> {
     /// How many there are.
     pub fn len(self) -> usize {
         match self {
+            Floats::Half(_, x) => x.len(),
             Floats::F32(x) => x.len(),
             Floats::F64(x) => x.len(),
         }
@@ -101,8 +104,27 @@ impl Floats<'_> {
     #[inline(always)]
     pub fn get(self, i: usize) -> f64 {
         match self {
+            Floats::Half(half, x) => half.widen(x.get(i)).into(),
             Floats::F32(x) => x.get(i).into(),
             Floats::F64(x) => x.get(i),
+        }
+    }
+
+    /// `n` numbers from `at`; panics past the end.
+    pub fn part(self, at: usize, n: usize) -> Self {
+        match self {
+            Floats::Half(half, x) => Floats::Half(half, x.part(at, n)),
+            Floats::F32(x) => Floats::F32(x.part(at, n)),
+            Floats::F64(x) => Floats::F64(x.part(at, n)),
+        }
+    }
+
+    /// Bytes of a number.
+    pub fn size(self) -> usize {
+        match self {
+            Floats::Half(..) => 2,
+            Floats::F32(_) => 4,
+            Floats::F64(_) => 8,
         }
     }
 }
@@ -155,6 +177,8 @@ pub struct Batch<'a, T> {
     pub axis: usize,
     /// Whether the derivatives' arrays are new, so that nobody sees them if the call fails.
     pub fresh: bool,
+    /// Whether this is a tile of columns: its samples are adjacent, and the whole call's samples were.
+    pub columns: bool,
     /// The values of `ignore_index` that are classes.
     ignored_classes: Vec<usize>,
 }
@@ -179,14 +203,15 @@ impl<'a, T: Real> Batch<'a, T> {
             shape: &[],
             axis: 0,
             fresh: false,
+            columns: false,
             ignored_classes: vec![],
         }
     }
 
-    /// The same samples as a batch of `float64`, for a target of `float64`. The `float32` arrays are the layout's
-    /// [`Singles`], which are converted a tile at a time.
+    /// The same samples as a batch of `float64`, for a target of `float64`. The other arrays are the layout's
+    /// [`Converted`], a tile at a time.
     ///
-    /// [`Singles`]: crate::call::layout::Singles
+    /// [`Converted`]: crate::call::layout::Converted
     pub fn in_float64(self, target: Target<'a, f64>) -> Batch<'a, f64> {
         fn elsewhere<T>(_: Output<'_, T>) -> Output<'static, f64> {
             Output::from_slice(&mut [])
@@ -214,7 +239,9 @@ impl<'a, T: Real> Batch<'a, T> {
         let ignored_classes = ignored_classes.filter_map(|&i| usize::try_from(i).ok());
         self.ignored_classes = ignored_classes.filter(|&i| i < classes).collect();
         self.weight = weight.map(|weight| collected((0..classes).map(|i| weight.get(i))));
-        self.large = 2 * self.samples * classes * size_of::<T>() > process::cache_size();
+        let converted = self.layout.as_ref().and_then(|layout| layout.converted);
+        let size = converted.map_or(size_of::<T>(), |converted| converted.values.size());
+        self.large = 2 * self.samples * classes * size > process::cache_size();
         let total = match self.target {
             Target::Indices(indices) => {
                 let outside = with_indices!(indices, x => self.check_indices(x, samples))?;
@@ -291,16 +318,16 @@ impl<'a, T: Real> Batch<'a, T> {
     #[inline(always)]
     pub fn value(&self, sample: usize, class: usize) -> T {
         let at = self.place(sample, class);
-        match self.layout.as_ref().and_then(|layout| layout.singles) {
-            Some(singles) => T::from_f64(singles.values.get(at).into()),
+        match self.layout.as_ref().and_then(|layout| layout.converted) {
+            Some(converted) => T::from_f64(converted.values.get(at)),
             None => self.values.get(at),
         }
     }
 
     /// The coefficient of a class in the loss of a sample, without the weight of a true class. It is float64, for
-    /// sums that overflow the values' type. Not for a batch of [`Singles`].
+    /// sums that overflow the values' type. Not for probabilities that are [`Converted`].
     ///
-    /// [`Singles`]: crate::call::layout::Singles
+    /// [`Converted`]: crate::call::layout::Converted
     pub fn coefficient(&self, sample: usize, class: usize) -> f64 {
         let smoothing = self.options.label_smoothing;
         let even = smoothing / self.classes as f64;
@@ -343,11 +370,8 @@ impl<'a, T: Real> Batch<'a, T> {
         if let Target::Indices(indices) = self.target {
             part.target = Target::Indices(with_indices!(indices, x => x.part(at, n).into()));
         }
-        part.sample_weight = self.sample_weight.map(|weight| match weight {
-            Floats::F32(x) => Floats::F32(x.part(at, n)),
-            Floats::F64(x) => Floats::F64(x.part(at, n)),
-        });
-        // The losses of a batch of `Singles` are empty: the tile sets its own.
+        part.sample_weight = self.sample_weight.map(|weight| weight.part(at, n));
+        // The losses of a batch that is converted may be empty: the tile sets its own.
         let losses = self.outputs.losses.filter(|losses| losses.len() >= at + n);
         let losses = losses.map(|losses| losses.part(at, n));
         part.outputs = Outputs { losses, grad: None, hess: None };
@@ -375,7 +399,11 @@ impl<'a, T: Real> Batch<'a, T> {
 
     /// Whether non-temporal stores should write the gradient: it exceeds the caches and is not written in place.
     pub fn stream(&self) -> bool {
-        let in_place = self.outputs.grad.is_some_and(|grad| grad.begins_at(self.values));
+        let converted = self.layout.as_ref().and_then(|layout| layout.converted);
+        let in_place = match converted {
+            Some(converted) => converted.grad.is_some_and(|g| g.begins_at(converted.values)),
+            None => self.outputs.grad.is_some_and(|grad| grad.begins_at(self.values)),
+        };
         self.large && !in_place && self.outputs.hess.is_none()
     }
 
@@ -464,6 +492,9 @@ impl<'a, T: Real> Batch<'a, T> {
     pub fn each_sample_weight(&self, start: usize, n: usize, mut put: impl FnMut(usize, f64)) {
         match self.sample_weight {
             None => (0..n).for_each(|i| put(i, 1.0)),
+            Some(weight @ Floats::Half(..)) => {
+                (0..n).for_each(|i| put(i, weight.get(start + i)));
+            }
             Some(Floats::F32(x)) => {
                 let x = x.part(start, n);
                 (0..n).for_each(|i| put(i, x.get(i).into()));

@@ -15,6 +15,7 @@
 use std::ops::Range;
 
 use crate::call::batch::{Floats, Outputs};
+use crate::call::convert::{Conversion, Convert, Written};
 use crate::call::options::{Options, Reduction};
 use crate::error::{Result as Checked, collected};
 use crate::math::{
@@ -27,7 +28,7 @@ use crate::parallel::driver::{self, Job, Split};
 use crate::parallel::process;
 use crate::reduce::Sum;
 use crate::simd::slices::load_lanes;
-use crate::simd::{Input, Level, Output, Scratch, Simd, Vector};
+use crate::simd::{Input, Level, Output, Scratch, Simd, Vector, enter};
 
 use super::{AHEAD, reduced};
 use crate::elements::{Elements, Map, Results, beyond};
@@ -624,12 +625,15 @@ pub fn binary_cross_entropy<T: Real>(binary: &Binary<'_, T>) -> Checked<f64> {
     Ok(reduced(sum, divisor, options))
 }
 
-/// Logits of `float32`, beside labels or weights of `float64` that are not to be rounded to their type:
-/// all is computed in `float64`, a block at a time, and results are rounded once.
+/// Arrays of several types: half precision, or logits of `float32` beside labels or weights of `float64` that are
+/// not to be rounded to their type. All is computed in `float32` or `float64`, a block at a time, and results are
+/// rounded once.
 #[derive(Debug)]
 pub struct Mixed<'a> {
-    /// The logits.
-    pub logits: Input<'a, f32>,
+    /// Whether it is computed in `float64`.
+    pub in_float64: bool,
+    /// The logits, of half precision or `float32`.
+    pub logits: Floats<'a>,
     /// What is true of each, as many: numbers, or whether it is.
     pub target: Result<Floats<'a>, Input<'a, u8>>,
     /// See [`Binary`].
@@ -640,51 +644,66 @@ pub struct Mixed<'a> {
     pub counted: Option<Input<'a, u8>>,
     /// The options.
     pub options: Options,
-    /// Where results go.
-    pub outputs: Outputs<'a, f32>,
+    /// The gradient, of the logits' type, if the caller wants it.
+    pub grad: Option<Written<'a>>,
+    /// The diagonal of the Hessian, likewise.
+    pub hess: Option<Written<'a>>,
+    /// Each loss, if they are not reduced.
+    pub losses: Option<Output<'a, f32>>,
 }
 
 impl Mixed<'_> {
     /// Does what [`binary_cross_entropy`] does.
     pub fn run(&self) -> Checked<f64> {
+        if self.in_float64 { self.run_in::<f64>() } else { self.run_in::<f32>() }
+    }
+
+    /// Computes in this type.
+    fn run_in<T: Real>(&self) -> Checked<f64> {
         let divisor = divisor(self.counted, self.logits.len(), &self.options)?;
         let blocks = self.logits.len().div_ceil(BLOCK);
         let split = Split { blocks, cost: BLOCK, first: 0, together: 1 };
+        let in_place = self.grad.is_some_and(|grad| grad.begins_at(self.logits));
+        let large = 2 * self.logits.len() * self.logits.size() > process::cache_size();
         let sum = driver::split(split, |level| {
-            let scratch = Scratch::new(7 * BLOCK);
+            let scratch = Scratch::<T>::new(7 * BLOCK);
             move |blocks: Range<usize>, sums: &mut [f64]| {
                 for (block, sum) in blocks.zip(sums) {
                     let start = block * BLOCK;
                     let range = start..self.logits.len().min(start + BLOCK);
-                    self.block(range, divisor, &scratch, (level, std::slice::from_mut(sum)));
+                    let here = (level, std::slice::from_mut(sum));
+                    self.block(range, divisor, &scratch, large && !in_place, here);
                 }
             }
         })?;
         Ok(reduced(sum, divisor, &self.options))
     }
 
-    /// Computes a block.
-    fn block(
+    /// Computes a block. Non-temporal stores write the results if `stream`.
+    fn block<T: Real>(
         &self,
         range: Range<usize>,
         divisor: f64,
-        scratch: &Scratch<f64>,
+        scratch: &Scratch<T>,
+        stream: bool,
         here: (Level, &mut [f64]),
     ) {
-        let (at, n) = (range.start, range.len());
+        let (at, n, level) = (range.start, range.len(), here.0);
+        let convert = |floats: Output<'_, T>, conversion: Conversion<'_>| {
+            let samples = range.clone();
+            enter(level, Convert { conversion, floats, place: None, samples, classes: 1 });
+        };
         let part = |i: usize| scratch.output().part(i * BLOCK, n);
         // Numbers that repeat along the logits, those of the block.
         let widen = |i: usize, numbers: Floats<'_>| {
             let (to, len) = (part(i), numbers.len());
-            match numbers {
-                Floats::F32(x) if len >= at + n => convert(x.part(at, n), to, f64::from),
-                Floats::F64(x) if len >= at + n => convert(x.part(at, n), to, |x| x),
-                _ => {
-                    let mut from = at % len;
-                    for i in 0..n {
-                        to.set(i, numbers.get(from));
-                        from = if from + 1 == len { 0 } else { from + 1 };
-                    }
+            if len >= at + n {
+                convert(to, Conversion::From(numbers));
+            } else {
+                let mut from = at % len;
+                for i in 0..n {
+                    to.set(i, T::from_f64(numbers.get(from)));
+                    from = if from + 1 == len { 0 } else { from + 1 };
                 }
             }
             to.as_input()
@@ -692,10 +711,11 @@ impl Mixed<'_> {
         let periodic = |i: usize, numbers: Option<Floats<'_>>| {
             numbers.map(|numbers| Periodic::new(widen(i, numbers), n))
         };
-        let of = |i: usize, array: Option<Output<'_, f32>>| array.map(|_| part(i));
-        let outputs = &self.outputs;
+        let losses = self.losses.map(Written::F32);
+        let outputs = [self.grad, self.hess, losses];
+        let [grad, hess, losses] = [4, 5, 6].map(|i| outputs[i - 4].map(|_| part(i)));
         let binary = Binary {
-            logits: widen(0, Floats::F32(self.logits)),
+            logits: widen(0, self.logits),
             target: match self.target {
                 Ok(labels) => Labels::Soft(widen(1, labels)),
                 Err(labels) => Labels::Bool(labels.part(at, n)),
@@ -704,26 +724,15 @@ impl Mixed<'_> {
             pos_weight: periodic(3, self.pos_weight),
             counted: self.counted.map(|counted| counted.part(at, n)),
             options: self.options.clone(),
-            outputs: Outputs {
-                grad: of(4, outputs.grad),
-                hess: of(5, outputs.hess),
-                losses: of(6, outputs.losses),
-            },
+            outputs: Outputs { grad, hess, losses },
         };
         run(&binary, divisor, Some(here))
             .expect("a block that is done here has no threads to fail");
-        for (i, array) in [(4, outputs.grad), (5, outputs.hess), (6, outputs.losses)] {
+        for (i, array) in outputs.into_iter().enumerate() {
             if let Some(array) = array {
-                convert(part(i).as_input(), array.part(at, n), |x| x as f32);
+                convert(part(i + 4), Conversion::To(array, stream));
             }
         }
-    }
-}
-
-/// Copies numbers of one type to another.
-fn convert<A: Copy, B: Copy>(from: Input<'_, A>, to: Output<'_, B>, as_other: impl Fn(A) -> B) {
-    for i in 0..from.len() {
-        to.set(i, as_other(from.get(i)));
     }
 }
 

@@ -21,7 +21,11 @@ struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>, Objective);
 
 impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        tiles::run(self.0, &RowsPlan(c, total, self.1))
+        if Route::of(self.0).by_tiles {
+            tiles::run(self.0, &RowsPlan(c, total, self.1))
+        } else {
+            driver::run(&Rows::<T, C>::new(self.0, c, total, self.1))
+        }
     }
 
     fn takes_few(&self, batch: &Batch<'_, T>) -> bool {
@@ -46,6 +50,9 @@ impl<T: Limits, C: Coefficients<T>> Plan<T> for FewPlan<C> {
     where
         Self: 'b,
         T: 'b;
+    fn takes_columns(&self, batch: &Batch<'_, T>) -> bool {
+        matches!(Route::of(batch).algorithm, Algorithm::Columns(_))
+    }
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
         Few::new(batch, self.0.of(batch), self.1, self.2)
     }

@@ -216,8 +216,8 @@ pub enum Evaluate {
         f32: ElementByElement<f32>,
         /// For `float64`.
         f64: ElementByElement<f64>,
-        /// For `float32` logits with labels or weights of `float64`.
-        mixed: InFloat64,
+        /// For arrays of several types, converted a part at a time.
+        mixed: InParts,
     },
 }
 
@@ -227,8 +227,8 @@ pub type OverClasses<T> = fn(&Batch<'_, T>) -> Result<f64>;
 /// Evaluates a loss without a class axis.
 pub type ElementByElement<T> = fn(&binary::Binary<'_, T>) -> Result<f64>;
 
-/// Evaluates a loss without a class axis in `float64`, of logits of `float32`.
-pub type InFloat64 = fn(&binary::Mixed<'_>) -> Result<f64>;
+/// Evaluates a loss without a class axis of arrays of several types, converted a part at a time.
+pub type InParts = fn(&binary::Mixed<'_>) -> Result<f64>;
 
 impl Loss {
     /// The loss of this name.

@@ -3,16 +3,15 @@
 
 use pyo3::prelude::*;
 
-use super::arrays::{Arrays, Dtype, Number, Room, Source, View, is_beyond_float32, is_exact};
+use super::arrays::{Arrays, Number, Room, Source, View, is_beyond_float32, is_exact};
 use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::{Results, Slot};
 use crate::call::batch::{Batch, Floats, Target};
-use crate::call::halves::Halves;
-use crate::call::layout::{Layout, Singles};
+use crate::call::dtype::Dtype;
+use crate::call::layout::{Converted, Layout};
 use crate::call::options::Options;
-use crate::call::place::Place;
 use crate::losses::OverClasses;
 use crate::simd::Input;
 
@@ -42,7 +41,7 @@ fn typed<'py, T: Number, S: Source>(
     in_type: OverClasses<T>,
     in_float64: OverClasses<f64>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let (py, order) = (call.values.py(), call.order);
+    let py = call.values.py();
     let (shape, ndim) = (values.shape, values.shape.len());
     let axis = if keywords.axis < 0 { keywords.axis + ndim as i128 } else { keywords.axis };
     let axis = usize::try_from(axis).map_err(|_| Stop::NotImplemented)?;
@@ -59,13 +58,17 @@ fn typed<'py, T: Number, S: Source>(
     let mut rooms = [const { Room::new() }; 5];
     let [target, weight, sample_weight, out, hess_out] = rooms.each_mut();
     let stored = S::view(call.target, target)?;
+    let is_half = matches!(values.dtype, Dtype::Half(_));
     let weight = View::optional::<S>(keywords.weight, weight)?;
     let sample_weight = View::optional::<S>(keywords.sample_weight, sample_weight)?;
     let target = if stored.shape == samples_shape && stored.contiguous {
         Target::Indices(stored.indices().ok_or(Stop::NotImplemented)?)
     } else if stored.shape == shape && stored.dtype == T::DTYPE {
         Target::Probabilities(stored.input())
-    } else if stored.shape == shape && values.dtype == Dtype::F32 && stored.dtype == Dtype::F64 {
+    } else if stored.shape == shape && is_half && matches!(stored.dtype, Dtype::Half(_)) {
+        // Converted as the values are.
+        Target::Probabilities(Input::from_slice(&[]))
+    } else if stored.shape == shape && T::DTYPE == Dtype::F32 && stored.dtype == Dtype::F64 {
         // Wider than the values: the batch is computed in float64, below.
         if stored.is_exact(axis)? {
             return Err(Stop::NotImplemented);
@@ -86,21 +89,17 @@ fn typed<'py, T: Number, S: Source>(
     if !fits(&out, &hess_out) || !fits(&hess_out, &None) {
         return Err(Stop::NotImplemented);
     }
-    let half = match values.dtype {
-        Dtype::Half(half) if order == 0 || order == 1 && out.is_some() => Some(half),
-        Dtype::Half(_) => return Err(Stop::NotImplemented),
-        _ => None,
-    };
 
     let soft = matches!(target, Target::Probabilities(_));
-    let wider_target = soft && stored.dtype != values.dtype;
-    let needs_float64 = values.dtype == Dtype::F32
+    let wider_target = soft && stored.dtype == Dtype::F64 && T::DTYPE == Dtype::F32;
+    let needs_float64 = T::DTYPE == Dtype::F32
         && (wider_target || exceeds_float32(&keywords.options, soft, weights, sample_weights));
 
     let results = Results::<T>::new::<S>(
         call,
         keywords.options.reduction,
         [samples_shape, shape],
+        values.dtype,
         [&out, &hess_out],
         &[
             (Some(call.values), Some(values)),
@@ -119,15 +118,24 @@ fn typed<'py, T: Number, S: Source>(
         && stored.contiguous
         && contiguous(&out)
         && contiguous(&hess_out);
-    let singles = needs_float64.then(|| T::singles(outputs)).flatten().map(|outputs| Singles {
-        values: values.input(),
-        probabilities: (soft && !wider_target).then(|| stored.input()),
-        grad: outputs.grad,
-        hess: outputs.hess,
-        losses: outputs.losses,
-    });
+    let converted = if is_half || needs_float64 {
+        let [grad, hess] = results.written();
+        let other = soft && (needs_float64 && !wider_target || stored.dtype != T::DTYPE);
+        Some(Converted {
+            values: values.floats().ok_or(Stop::NotImplemented)?,
+            probabilities: if other && !wider_target { stored.floats() } else { None },
+            grad,
+            hess,
+            losses: T::singles(outputs)
+                .and_then(|outputs| outputs.losses)
+                .filter(|_| needs_float64),
+            in_float64: needs_float64,
+        })
+    } else {
+        None
+    };
     let mut layout = None;
-    if !rows || half.is_some() || singles.is_some() {
+    if !rows || converted.is_some() {
         let place = |slot: &Option<Slot<'_, 'py, T>>, given: &Option<View<'_>>| match (slot, given)
         {
             (None, _) => Ok(None),
@@ -139,24 +147,15 @@ fn typed<'py, T: Number, S: Source>(
             probabilities: if soft { stored.place(axis)? } else { None },
             grad: place(&results.grad, &out)?,
             hess: place(&results.hess, &hess_out)?,
-            halves: half.map(|half| Halves {
-                half,
-                values: values.input(),
-                grad: out.filter(|_| order > 0).map(|out| out.output()),
-            }),
-            singles,
+            converted,
         };
-        let apart = |place: &Option<Place>| place.as_ref().is_some_and(|p| p.sample_step() != 1);
-        if half.is_some() && (apart(&found.values) || apart(&found.grad)) {
-            return Err(Stop::NotImplemented);
-        }
         if !found.is_rows() {
             layout = Some(Box::new(found));
         }
     }
 
     let numbers = values.len();
-    let input = if half.is_some() { Input::from_slice(&[]) } else { values.input() };
+    let input = if is_half { Input::from_slice(&[]) } else { values.input() };
     let mut batch = Batch::<T>::of_rows(input, classes, target);
     batch.layout = layout;
     batch.samples = numbers / classes;

@@ -3,13 +3,14 @@
 
 use pyo3::prelude::*;
 
-use super::arrays::{Dtype, Number, Room, Source, View, is_exact};
+use super::arrays::{Number, Room, Source, View, is_exact};
 use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::Results;
+use crate::call::dtype::Dtype;
 use crate::losses::binary::{Binary, Labels, Mixed, Periodic};
-use crate::losses::{ElementByElement, InFloat64};
+use crate::losses::{ElementByElement, InParts};
 
 /// Evaluates the loss at the type of its logits.
 #[inline(always)]
@@ -18,25 +19,25 @@ pub fn evaluate<'py, S: Source>(
     keywords: Keywords<'_, 'py>,
     f32: ElementByElement<f32>,
     f64: ElementByElement<f64>,
-    in_float64: InFloat64,
+    in_parts: InParts,
 ) -> Result<Bound<'py, PyAny>, Stop> {
     let mut room = Room::new();
     let logits = View::of::<S>(call.values, &mut room)?;
     match logits.dtype {
-        Dtype::F32 => typed::<f32, S>(call, keywords, &logits, f32, in_float64),
-        Dtype::F64 => typed::<f64, S>(call, keywords, &logits, f64, in_float64),
+        Dtype::F32 | Dtype::Half(_) => typed::<f32, S>(call, keywords, &logits, f32, in_parts),
+        Dtype::F64 => typed::<f64, S>(call, keywords, &logits, f64, in_parts),
         _ => Err(Stop::NotImplemented),
     }
 }
 
-/// Evaluates the loss by `in_type`, or by `in_float64` where labels or weights of `float64` stand beside
-/// logits of `float32`.
+/// Evaluates the loss by `in_type`, or by `in_parts` where arrays are of half precision, or labels or weights of
+/// `float64` stand beside logits of `float32`.
 fn typed<'py, T: Number, S: Source>(
     call: &Call<'_, 'py>,
     keywords: Keywords<'_, 'py>,
     logits: &View<'_>,
     in_type: ElementByElement<T>,
-    in_float64: InFloat64,
+    in_parts: InParts,
 ) -> Result<Bound<'py, PyAny>, Stop> {
     let (py, options) = (call.values.py(), keywords.options);
     let mut rooms = [const { Room::new() }; 6];
@@ -47,8 +48,13 @@ fn typed<'py, T: Number, S: Source>(
     let counted = View::optional::<S>(keywords.counted, counted)?;
     let out = View::optional::<S>(call.out, out)?;
     let hess_out = View::optional::<S>(call.hess_out, hess_out)?;
-    // Labels and weights may be wider than the logits.
-    let is_float = |view: &View<'_>| view.dtype == T::DTYPE || view.dtype == Dtype::F64;
+    // Labels and weights may be wider than the logits, or half precision beside float32.
+    let is_half = |view: &View<'_>| matches!(view.dtype, Dtype::Half(_));
+    let is_float = |view: &View<'_>| {
+        view.dtype == T::DTYPE
+            || view.dtype == Dtype::F64
+            || T::DTYPE == Dtype::F32 && is_half(view)
+    };
     let repeats = |view: Option<View<'_>>| {
         view.is_none_or(|view| is_float(&view) && logits.shape.ends_with(view.shape))
     };
@@ -84,6 +90,7 @@ fn typed<'py, T: Number, S: Source>(
         call,
         options.reduction,
         [logits.shape, logits.shape],
+        logits.dtype,
         [&out, &hess_out],
         &[
             (Some(call.values), Some(logits)),
@@ -98,9 +105,12 @@ fn typed<'py, T: Number, S: Source>(
     let n = logits.len();
     let outputs = results.outputs();
     let counted = counted.map(|view| view.input::<u8>());
-    if let (true, Some(outputs)) = (wide, T::singles(outputs)) {
+    let all = [Some(logits), Some(&target), weight.as_ref(), pos_weight.as_ref()];
+    if wide || all.into_iter().flatten().any(is_half) {
+        let [grad, hess] = results.written();
         let mixed = Mixed {
-            logits: logits.input(),
+            in_float64: wide,
+            logits: logits.floats().ok_or(Stop::NotImplemented)?,
             target: match target.dtype {
                 Dtype::Bool => Err(target.input()),
                 _ => Ok(target.floats().ok_or(Stop::NotImplemented)?),
@@ -109,9 +119,11 @@ fn typed<'py, T: Number, S: Source>(
             pos_weight: pos_weight.and_then(|view| view.floats()),
             counted,
             options,
-            outputs,
+            grad,
+            hess,
+            losses: T::singles(outputs).and_then(|outputs| outputs.losses),
         };
-        let value = without_gil(py, n, move || in_float64(&mixed))?;
+        let value = without_gil(py, n, move || in_parts(&mixed))?;
         return Ok(results.finish(py, value)?);
     }
     let (weight, pos_weight) =

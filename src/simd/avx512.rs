@@ -2,9 +2,10 @@
 
 use std::arch::x86_64::*;
 
+use super::half::{Half, round, widen};
 use super::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
 
-/// Proof that AVX-512F, AVX2 and FMA exist and that the system keeps their registers.
+/// Proof that AVX-512F, AVX2, F16C and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512(());
 
@@ -12,6 +13,7 @@ impl Avx512 {
     pub fn detect() -> Option<Self> {
         let found = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("f16c")
             && is_x86_feature_detected!("fma");
         found.then_some(Avx512(()))
     }
@@ -21,7 +23,7 @@ impl Avx512 {
 ///
 /// # Safety
 /// [`Avx512::detect`] has found them.
-#[target_feature(enable = "avx512f,avx2,fma")]
+#[target_feature(enable = "avx512f,avx2,f16c,fma")]
 #[inline(never)]
 pub unsafe fn door<K: Kernel>(kernel: K) -> K::Output {
     kernel.eval(Avx512(()))
@@ -45,6 +47,29 @@ pub struct F32(__m512);
 /// Eight `f64`.
 #[derive(Clone, Copy, Debug)]
 pub struct F64(__m512d);
+
+impl F32 {
+    /// The bits of the nearest numbers of half precision.
+    #[inline(always)]
+    unsafe fn rounded(self, half: Half) -> __m256i {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+        // SAFETY: the caller holds vectors of this level.
+        unsafe {
+            if half == Half::Binary16 {
+                return _mm512_cvtps_ph::<NEAREST>(self.0);
+            }
+            let bits = _mm512_castps_si512(self.0);
+            let upper = _mm512_srli_epi32::<16>(bits);
+            let even = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+            let rounding = _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, rounding));
+            let sign = _mm512_and_si512(upper, _mm512_set1_epi32(0x8000));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+            let nan = _mm512_set1_epi32(0x7fc0);
+            _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, is_nan, sign, nan))
+        }
+    }
+}
 
 /// Each quarter of four registers is transposed.
 #[inline(always)]
@@ -234,6 +259,25 @@ vector!(
     _mm512_cmp_ps_mask,
     _mm512_mask_blend_ps,
     {
+        op!(from_halves(_s: Avx512, half: Half, src: Input<'_, u16>, at: usize) -> Self = {
+            let bits = _mm256_loadu_si256(src.pointer(at, 16).cast());
+            F32(match half {
+                Half::Binary16 => _mm512_cvtph_ps(bits),
+                Half::Brain => {
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+                }
+            })
+        });
+        op!(to_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () =
+            _mm256_storeu_si256(dst.pointer(at, 16).cast(), self.rounded(half)));
+        op!(stream_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () = {
+            let pointer = dst.pointer(at, 16).cast();
+            if pointer as usize % 32 == 0 {
+                _mm256_stream_si256(pointer, self.rounded(half))
+            } else {
+                _mm256_storeu_si256(pointer, self.rounded(half))
+            }
+        });
         op!(load_bytes(_s: Avx512, src: Input<'_, u8>, at: usize) -> Self = {
             let bytes = _mm_loadu_si128(src.pointer(at, 16).cast());
             F32(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)))
@@ -400,6 +444,17 @@ vector!(
     _mm512_cmp_pd_mask,
     _mm512_mask_blend_pd,
     {
+        op!(from_halves(_s: Avx512, half: Half, src: Input<'_, u16>, at: usize) -> Self = {
+            let bits = _mm_loadu_si128(src.pointer(at, 8).cast());
+            F64(_mm512_cvtps_pd(widen(half, bits)))
+        });
+        op!(to_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () = {
+            let floats = _mm512_cvtpd_ps(self.0);
+            let bits = _mm256_castsi256_si128(round(half, floats, floats));
+            _mm_storeu_si128(dst.pointer(at, 8).cast(), bits)
+        });
+        op!(stream_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () =
+            self.to_halves(half, dst, at));
         op!(load_bytes(_s: Avx512, src: Input<'_, u8>, at: usize) -> Self = {
             let bytes = _mm_loadl_epi64(src.pointer(at, 8).cast());
             F64(_mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(bytes)))

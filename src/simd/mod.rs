@@ -13,6 +13,7 @@
 //! can only be made with one. So kernels are safe code; this folder and `python` hold all that is
 //! not (but for the registration of fork handlers in `driver.rs` and a lifetime in `pool.rs`).
 
+mod half;
 mod memory;
 mod portable;
 pub mod slices;
@@ -24,6 +25,7 @@ mod avx512;
 
 use std::fmt::Debug;
 
+pub use half::Half;
 pub(crate) use memory::free_large;
 pub use memory::{Input, Output, Scratch, copy, zeros};
 
@@ -175,6 +177,12 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     fn store(self, dst: Output<'_, T>, at: usize);
     /// Writes the lanes `lanes` to `dst[at..]`; panics if the last of them is past the end.
     fn store_lanes(self, dst: Output<'_, T>, at: usize, lanes: u32);
+    /// `src[at..]`, converted from half precision; panics past its end.
+    fn from_halves(s: S, half: Half, src: Input<'_, u16>, at: usize) -> Self;
+    /// Rounds to half precision, `float64` by way of `float32`, and writes to `dst[at..]`; panics past its end.
+    fn to_halves(self, half: Half, dst: Output<'_, u16>, at: usize);
+    /// Like `to_halves`, by a non-temporal store where the level has one and `dst[at]` is aligned to the vector.
+    fn stream_halves(self, half: Half, dst: Output<'_, u16>, at: usize);
     /// Like `store`, by a non-temporal store where the level has one and `dst[at]` is aligned to 64 bytes.
     /// [`fence`] makes such writes visible to other threads.
     fn stream(self, dst: Output<'_, T>, at: usize);

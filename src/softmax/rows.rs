@@ -27,6 +27,9 @@
 //! 5. *Non-temporal stores* write the gradient where it exceeds the caches. They begin at the first aligned
 //!    number of the row.
 //!
+//! Logits of half precision are converted to a buffer, eight chunks at a time, and the gradient is rounded as it is
+//! emitted ([`HalfRows`]).
+//!
 //! Costs: each logit is read once, each number of the gradient written once, and one row of exponentials
 //! stays in the L1 or L2 cache. Emitting row i-1 while row i is reduced makes loads, arithmetic and stores
 //! overlap. Without a gradient nothing is kept in scratch. The Hessian costs further passes over the scratch
@@ -40,12 +43,14 @@ use std::ops::Range;
 
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::coefficients::{Coefficients, RowCoefficients};
+use crate::call::convert::widen;
+use crate::call::layout::{HalfRows, Layout};
 use crate::math::log::{log, log_scalar, log1p, log1p_scalar};
 use crate::math::{Real, exp::Exp, quotient, times};
 use crate::parallel::driver::Job;
 use crate::reduce::{Sum, Total};
 use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
-use crate::simd::{Function, Input, Kernel, Output, Scratch, Simd, Vector, fence};
+use crate::simd::{Function, Half, Input, Kernel, Output, Scratch, Simd, Vector, fence};
 
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
@@ -56,6 +61,9 @@ const VECTORS: usize = 8;
 
 /// Chunks of a part: its sums stay in vectors, and sums of parts are added in float64.
 const PART: usize = 64;
+
+/// How many logits of half precision are converted at a time: whole chunks, and a part is a multiple.
+const CONVERTED: usize = 1024;
 
 /// How many of the row's first logits the reference is the maximum of.
 const SAMPLED: usize = 64;
@@ -76,6 +84,134 @@ pub struct Rows<'a, T, C> {
     total: f64,
     /// Whether non-temporal stores write the gradient.
     non_temporal: bool,
+    /// Logits and gradient, if they are of half precision: the batch's are empty then.
+    halves: Option<HalfRows<'a>>,
+}
+
+/// The logits of a row.
+#[derive(Clone, Copy)]
+struct Logits<'a, T> {
+    /// How many there are.
+    len: usize,
+    /// The logits, or [`CONVERTED`] of them where they are of half precision.
+    floats: Input<'a, T>,
+    /// The logits of half precision, and where they are converted to: `floats`.
+    halves: Option<(Half, Input<'a, u16>, Output<'a, T>)>,
+}
+
+impl<'a, T: Real> Logits<'a, T> {
+    /// One logit.
+    #[inline(always)]
+    fn get(&self, i: usize) -> T {
+        match self.halves {
+            None => self.floats.get(i),
+            Some((half, bits, _)) => T::from_f64(half.widen(bits.get(i)).into()),
+        }
+    }
+
+    /// `n` logits that begin with a chunk at `at`. Logits of half precision are converted where `at` is a multiple
+    /// of [`CONVERTED`], and must be read in order up to the next.
+    #[inline(always)]
+    fn chunk<S: Simd>(&self, s: S, at: usize, n: usize) -> Input<'a, T> {
+        let Some((half, bits, floats)) = self.halves else { return self.floats.part(at, n) };
+        if at.is_multiple_of(CONVERTED) {
+            let bits = bits.part(at, CONVERTED.min(self.len - at));
+            s.apart(Widen { half, bits, floats });
+        }
+        self.floats.part(at % CONVERTED, n)
+    }
+
+    /// The first `n` logits, at most [`CONVERTED`].
+    #[inline(always)]
+    fn first<S: Simd>(&self, s: S, n: usize) -> Input<'a, T> {
+        if let Some((half, bits, floats)) = self.halves {
+            s.apart(Widen { half, bits: bits.part(0, n), floats });
+        }
+        self.floats.part(0, n)
+    }
+
+    /// The numbers of a range, which begins with a multiple of [`CONVERTED`], as many views as they need.
+    #[inline(always)]
+    fn pieces<S: Simd>(&self, s: S, range: Range<usize>) -> impl Iterator<Item = Input<'a, T>> {
+        let (logits, step) =
+            (*self, if self.halves.is_some() { CONVERTED } else { range.len().max(1) });
+        range.clone().step_by(step).map(move |at| logits.chunk(s, at, step.min(range.end - at)))
+    }
+
+    /// The largest of a range, which begins with a multiple of [`CONVERTED`].
+    #[inline(always)]
+    fn maximum<S: Simd>(&self, s: S, range: Range<usize>) -> T {
+        let mut most = T::from_f64(f64::NEG_INFINITY);
+        for piece in self.pieces(s, range) {
+            let next = maximum(s, piece);
+            most = if next > most { next } else { most };
+        }
+        most
+    }
+
+    /// The place of the first logit equal to `value`, 0 if there is none.
+    #[inline(always)]
+    fn find<S: Simd>(&self, s: S, value: T) -> usize {
+        let mut start = 0;
+        for piece in self.pieces(s, 0..self.len) {
+            let at = find(s, piece, value);
+            if piece.get(at) == value {
+                return start + at;
+            }
+            start += piece.len();
+        }
+        0
+    }
+}
+
+/// Converts logits, and prefetches those that follow.
+struct Widen<'a, T> {
+    half: Half,
+    bits: Input<'a, u16>,
+    floats: Output<'a, T>,
+}
+
+impl<T: Real> Kernel for Widen<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        for line in (0..self.bits.len()).step_by(32) {
+            self.bits.prefetch(line + AHEAD / size_of::<u16>());
+        }
+        match self.half {
+            Half::Brain => widen(s, Half::Brain, self.bits, self.floats),
+            Half::Binary16 => widen(s, Half::Binary16, self.bits, self.floats),
+        }
+    }
+}
+
+/// Fills a row of half precision.
+struct FillHalves<'a> {
+    half: Half,
+    row: Output<'a, u16>,
+    x: f32,
+    non_temporal: bool,
+}
+
+impl Kernel for FillHalves<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let FillHalves { half, row, x, non_temporal } = self;
+        let bits = half.round(x);
+        let head = if non_temporal { row.unaligned().min(row.len()) } else { 0 };
+        row.part(0, head).fill(bits);
+        let (vector, mut at) = (S::V32::splat(s, x), head);
+        while at + 16 <= row.len() {
+            if non_temporal {
+                vector.stream_halves(half, row, at);
+            } else {
+                vector.to_halves(half, row, at);
+            }
+            at += 16;
+        }
+        row.part(at, row.len() - at).fill(bits);
+    }
 }
 
 /// The sums of a part of a row, in vectors.
@@ -132,7 +268,7 @@ struct PendingLosses {
 
 /// The reduction of one row.
 struct Reduce<'a, S: Simd, T: Real, R> {
-    logits: Input<'a, T>,
+    logits: Logits<'a, T>,
     scratch: &'a Scratch<T>,
     /// Whether the exponentials are kept in `scratch` for a gradient.
     grad: bool,
@@ -149,7 +285,11 @@ struct Reduce<'a, S: Simd, T: Real, R> {
 #[derive(Clone, Copy)]
 struct Emit<'a, S: Simd, T: Real, R> {
     scratch: Input<'a, T>,
+    /// How many classes there are.
+    len: usize,
     grad: Output<'a, T>,
+    /// The gradient of half precision, in place of `grad`.
+    halves: Option<(Half, Output<'a, u16>)>,
     hess: Option<Output<'a, T>>,
     coefficients: R,
     /// `a`, and its rounding error.
@@ -206,7 +346,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         at: usize,
         sums: &mut RowSums<S, T>,
     ) {
-        let logits = self.logits.part(at, VECTORS * T::LANES);
+        let logits = self.logits.chunk(s, at, VECTORS * T::LANES);
         let n = if GRAD { VECTORS * T::LANES } else { 0 };
         let scratch = self.scratch.output().part(if GRAD { at } else { 0 }, n);
         let zero = T::V::<S>::splat(s, T::default());
@@ -258,15 +398,16 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let zero = T::V::<S>::splat(s, T::default());
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
-        let end = self.logits.len().min(at + VECTORS * T::LANES);
+        let end = self.logits.len.min(at + VECTORS * T::LANES);
+        let logits = self.logits.chunk(s, at, end - at);
         for (i, at) in (at..end).step_by(T::LANES).enumerate() {
-            self.logits.prefetch(AHEAD / size_of::<T>() + at);
+            logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
             self.coefficients.prefetch(AHEAD / size_of::<T>() + at);
             let lanes = lanes_from::<T>(end - at);
             let x = if lanes == T::ALL {
-                T::V::<S>::load(s, self.logits, at)
+                T::V::<S>::load(s, logits, i * T::LANES)
             } else {
-                T::V::<S>::load_lanes(s, self.logits, at, lanes, lowest)
+                T::V::<S>::load_lanes(s, logits, i * T::LANES, lanes, lowest)
             };
             let e = self.exp.of::<SHIFTED>(s, x);
             if self.grad {
@@ -329,7 +470,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let mut most = lowest;
         // Where the parts began that took the last eight new references.
         let mut referred = [0; 8];
-        let len = self.logits.len();
+        let len = self.logits.len;
         for start in (0..len).step_by(PART * VECTORS * T::LANES) {
             let part = start..len.min(start + PART * VECTORS * T::LANES);
             let mut emitting = pending.as_ref();
@@ -396,7 +537,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     where
         T: Limits,
     {
-        let most = maximum(s, self.logits.part(part.start, part.len()));
+        let most = self.logits.maximum(s, part);
         // Infinity cannot be a reference. A maximum that is not larger would give the same sums again.
         if most.to_f64() > T::OFFSET_LIMIT || most <= self.reference.to_lanes().as_ref()[0] {
             return false;
@@ -506,20 +647,30 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn chunk<C: Coefficients<T>>(&self, s: S, at: usize) {
         let chunk = VECTORS * T::LANES;
-        if at == 0 && self.head > 0 {
-            self.some::<C>(s, 0, self.head.min(self.grad.len()));
+        if at == 0 {
+            for at in (0..self.head.min(self.len)).step_by(T::LANES) {
+                self.some::<C>(s, at, T::LANES.min(self.head.min(self.len) - at));
+            }
         }
         let at = at + self.head;
-        let end = self.grad.len().min(at + chunk);
+        let end = self.len.min(at + chunk);
         let mut at = at;
-        if at + chunk > self.grad.len() || C::ANY && self.pivot.wrapping_sub(at) < chunk {
+        if at + chunk > self.len || C::ANY && self.pivot.wrapping_sub(at) < chunk {
             while at < end {
                 self.some::<C>(s, at, T::LANES.min(end - at));
                 at += T::LANES;
             }
             return;
         }
-        let (scratch, grad) = (self.scratch.part(at, chunk), self.grad.part(at, chunk));
+        let scratch = self.scratch.part(at, chunk);
+        if let Some((half, grad)) = self.halves {
+            // The type is a constant in each branch.
+            return match half {
+                Half::Brain => self.halves::<C>(s, Half::Brain, grad.part(at, chunk), at),
+                Half::Binary16 => self.halves::<C>(s, Half::Binary16, grad.part(at, chunk), at),
+            };
+        }
+        let grad = self.grad.part(at, chunk);
         if let Some(hess) = self.hess {
             for i in 0..VECTORS {
                 let e = T::V::<S>::load(s, scratch, i * T::LANES);
@@ -542,6 +693,21 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
     }
 
+    /// Emits a whole chunk in half precision.
+    #[inline(always)]
+    fn halves<C: Coefficients<T>>(&self, s: S, half: Half, grad: Output<'_, u16>, at: usize) {
+        let scratch = self.scratch.part(at, VECTORS * T::LANES);
+        for i in 0..VECTORS {
+            let e = T::V::<S>::load(s, scratch, i * T::LANES);
+            let g = self.gradient::<C>(s, e, at + i * T::LANES, T::ALL);
+            if self.non_temporal {
+                g.stream_halves(half, grad, i * T::LANES);
+            } else {
+                g.to_halves(half, grad, i * T::LANES);
+            }
+        }
+    }
+
     /// Emits `n` numbers, at most a vector. The pivot may be among them.
     #[inline(always)]
     fn some<C: Coefficients<T>>(&self, s: S, at: usize, n: usize) {
@@ -553,6 +719,13 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         if C::ANY && lane < n {
             let mask = T::V::<S>::mask(s, 1 << lane);
             g = T::V::<S>::select(mask, T::V::<S>::splat(s, self.pivot_grad), g);
+        }
+        if let Some((half, grad)) = self.halves {
+            return s.apart(SomeHalves::<T> {
+                half,
+                grad: grad.part(at, n),
+                numbers: g.to_lanes(),
+            });
         }
         if self.non_temporal && lanes == T::ALL {
             g.stream(self.grad, at);
@@ -568,7 +741,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn all<C: Coefficients<T, Row<S> = R>>(&self, s: S) {
         let mut at = 0;
-        while at < self.grad.len() {
+        while at < self.len {
             s.function(Chunk::<S, T, C> { emit: self, at });
             at += VECTORS * T::LANES;
         }
@@ -578,7 +751,12 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn finish<C: Coefficients<T, Row<S> = R>>(&self) {
         if !C::ANY && self.pivot_grad != T::default() {
-            self.grad.set(self.pivot, self.pivot_grad);
+            match self.halves {
+                None => self.grad.set(self.pivot, self.pivot_grad),
+                Some((half, grad)) => {
+                    grad.set(self.pivot, half.round(self.pivot_grad.to_f64() as f32));
+                }
+            }
         }
         let Some(hess) = self.hess else { return };
         hess.set(self.pivot, self.pivot_hess);
@@ -588,12 +766,34 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     }
 }
 
+/// Emits the first of some numbers in half precision, as many as there is room for.
+struct SomeHalves<'a, T: Real> {
+    half: Half,
+    grad: Output<'a, u16>,
+    numbers: T::Lanes,
+}
+
+impl<T: Real> Kernel for SomeHalves<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let SomeHalves { half, grad, numbers } = self;
+        if grad.len() == T::LANES {
+            return T::V::<S>::from_lanes(s, numbers).to_halves(half, grad, 0);
+        }
+        for (i, x) in numbers.as_ref().iter().enumerate().take(grad.len()) {
+            grad.set(i, half.round(x.to_f64() as f32));
+        }
+    }
+}
+
 impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// A job. `total` is the sum of the coefficients where all rows have the same, else 0.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
         let (plain, non_temporal) = (objective.is_plain(), Route::of(batch).non_temporal);
-        Rows { batch, coefficients, objective, plain, keep, total, non_temporal }
+        let halves = batch.layout.as_deref().and_then(Layout::half_rows);
+        Rows { batch, coefficients, objective, plain, keep, total, non_temporal, halves }
     }
 
     /// One row of an output.
@@ -605,6 +805,12 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// Fills a row of the gradient and of the Hessian with `x`.
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, row: usize, x: T) {
+        if let Some(halves) = self.halves {
+            let Some(grad) = halves.grad else { return };
+            let (half, classes) = (halves.half, self.batch.classes);
+            let (row, x) = (grad.part(row * classes, classes), x.to_f64() as f32);
+            return s.apart(FillHalves { half, row, x, non_temporal: self.non_temporal });
+        }
         for array in [self.batch.outputs.grad, self.batch.outputs.hess].into_iter().flatten() {
             fill(s, self.row_of(array, row), x, self.non_temporal);
         }
@@ -651,7 +857,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         row: &mut Reduce<'b, S, T, C::Row<S>>,
         pending: &mut Option<Emit<'b, S, T, C::Row<S>>>,
     ) -> Option<(RowTotals, T)> {
-        let sample = row.logits.part(0, SAMPLED.min(row.logits.len()));
+        let sample = row.logits.first(s, SAMPLED.min(row.logits.len));
         let mut reference = maximum(s, sample);
         if C::HARD {
             let x = row.logits.get(row.pivot);
@@ -675,14 +881,14 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             }
             most = (!C::HARD).then_some(T::from_f64(totals.most));
         }
-        let most = most.unwrap_or_else(|| maximum(s, row.logits));
+        let most = most.unwrap_or_else(|| row.logits.maximum(s, 0..row.logits.len));
         if !most.to_f64().is_finite() {
             return None;
         }
         row.exp = Exp::new(s, most, row.bias);
         row.reference = T::V::<S>::splat(s, most);
         if !C::HARD {
-            row.pivot = find(s, row.logits, most);
+            row.pivot = row.logits.find(s, most);
         }
         Some((row.shifted_row::<C>(s, pending), most))
     }
@@ -767,6 +973,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         let grad = batch.outputs.grad.is_some();
         let scratch =
             Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
+        let halves = self.halves;
+        let converted = Scratch::<T>::uncleared(if halves.is_some() { CONVERTED } else { 0 });
         let mut pending = None;
         let mut losses = PendingLosses::default();
         let first = rows.start;
@@ -797,8 +1005,21 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let bias = T::ROW_BIAS + shift;
             let coefficients = self.coefficients.row(s, row, batch.classes);
             let zero = T::V::<S>::splat(s, T::default());
+            let own = row * batch.classes;
+            let logits = match halves {
+                None => Logits {
+                    len: batch.classes,
+                    floats: batch.values.part(own, batch.classes),
+                    halves: None,
+                },
+                Some(HalfRows { half, values, .. }) => Logits {
+                    len: batch.classes,
+                    floats: converted.input(),
+                    halves: Some((half, values.part(own, batch.classes), converted.output())),
+                },
+            };
             let mut reduce = Reduce {
-                logits: batch.values.part(row * batch.classes, batch.classes),
+                logits,
                 scratch: &scratch,
                 grad,
                 exp: Exp::new(s, T::default(), bias),
@@ -868,10 +1089,17 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 scaled = scaled * factors.slope + z_slope;
             }
             let a = scaled / whole;
-            let grad = self.row_of(grad, row);
+            let halves = halves
+                .and_then(|halves| Some((halves.half, halves.grad?.part(own, batch.classes))));
+            let grad = if halves.is_some() { grad } else { self.row_of(grad, row) };
+            let mut head = 0;
             if self.non_temporal {
                 // This row and the next share a cache line, which no non-temporal store writes whole.
-                grad.prefetch(grad.len() - 1);
+                match halves {
+                    None => grad.prefetch(grad.len() - 1),
+                    Some((_, grad)) => grad.prefetch(grad.len() - 1),
+                }
+                head = halves.map_or_else(|| grad.unaligned(), |(_, grad)| grad.unaligned());
             }
             let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
             let (mut inverse, mut dominant, mut pivot_hess) = (0.0, None, T::default());
@@ -940,7 +1168,9 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let [a_high, a_low] = quotient::<T>(scaled, rest, pivot);
             pending = Some(Emit {
                 scratch: scratch.input(),
+                len: batch.classes,
                 grad,
+                halves,
                 hess,
                 dominant,
                 coefficients,
@@ -952,7 +1182,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 pivot: reduce.pivot,
                 pivot_grad,
                 pivot_hess,
-                head: if self.non_temporal { grad.unaligned() } else { 0 },
+                head,
                 non_temporal: self.non_temporal,
             });
         }

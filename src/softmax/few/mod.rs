@@ -444,8 +444,7 @@ mod tests {
             probabilities: case.soft.then(|| place.clone()),
             grad: case.columns.then(|| place.clone()),
             hess: None,
-            halves: None,
-            singles: None,
+            converted: None,
         };
         let layout = (!by_rows).then(|| Box::new(layout));
         let mut batch = Batch::of_rows(x.as_input(), classes, target);
