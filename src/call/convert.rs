@@ -158,14 +158,11 @@ fn round<S: Simd, T: Float>(
         bits.set(at, half.round(floats.get(at).to_f64() as f32));
         at += 1;
     }
-    while at + T::LANES <= bits.len() {
-        let x = T::V::<S>::load(s, floats, at);
-        if stream {
-            x.stream_halves(half, bits, at);
-        } else {
-            x.to_halves(half, bits, at);
-        }
-        at += T::LANES;
+    while at + 2 * T::LANES <= bits.len() {
+        let next = T::V::<S>::load(s, floats, at + T::LANES);
+        let pair = [T::V::<S>::load(s, floats, at), next];
+        T::V::<S>::pair_to_halves(pair, half, bits, at, stream);
+        at += 2 * T::LANES;
     }
     for at in at..bits.len() {
         bits.set(at, half.round(floats.get(at).to_f64() as f32));

@@ -43,7 +43,8 @@ impl Half {
         let magnitude = match self {
             Half::Brain => {
                 let rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-                if bits > f32::INFINITY.to_bits() { 0x7fc0 } else { rounded }
+                // A NaN keeps its upper bits and is made quiet.
+                if bits > f32::INFINITY.to_bits() { bits >> 16 | 0x40 } else { rounded }
             }
             Half::Binary16 => {
                 let rounding = 0xfff + (bits >> 13 & 1);
@@ -115,8 +116,7 @@ unsafe fn round_brain(x: __m256) -> __m256i {
         let even = _mm256_and_si256(upper, _mm256_set1_epi32(1));
         let rounding = _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff));
         let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, rounding));
-        let sign = _mm256_and_si256(upper, _mm256_set1_epi32(0x8000));
-        let nan = _mm256_or_si256(sign, _mm256_set1_epi32(0x7fc0));
+        let nan = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
         let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
         _mm256_blendv_epi8(rounded, nan, is_nan)
     }
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(Half::Brain.round(f32::MAX), 0x7f80);
     }
 
-    /// Widens numbers, and rounds others.
+    /// Widens numbers, and rounds others: pairs of vectors and single ones in turn.
     struct Both<'a, T>(Half, Input<'a, u16>, Output<'a, T>, Input<'a, T>, Output<'a, u16>);
 
     impl<T: Float> Kernel for Both<'_, T> {
@@ -190,10 +190,13 @@ mod tests {
             }
             for at in (0..floats.len()).step_by(T::LANES) {
                 let x = T::V::<S>::load(s, floats, at);
-                if at % 3 == 0 {
-                    x.stream_halves(half, rounded, at);
-                } else {
-                    x.to_halves(half, rounded, at);
+                match at / T::LANES % 3 {
+                    0 if at + 2 * T::LANES <= floats.len() => {
+                        let next = T::V::<S>::load(s, floats, at + T::LANES);
+                        T::V::<S>::pair_to_halves([x, next], half, rounded, at, at / T::LANES % 2 == 0);
+                    }
+                    1 => {} // the second of the pair before
+                    _ => x.stream_halves(half, rounded, at),
                 }
             }
         }

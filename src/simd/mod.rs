@@ -183,6 +183,17 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     fn to_halves(self, half: Half, dst: Output<'_, u16>, at: usize);
     /// Like `to_halves`, by a non-temporal store where the level has one and `dst[at]` is aligned to the vector.
     fn stream_halves(self, half: Half, dst: Output<'_, u16>, at: usize);
+    /// `to_halves` of two vectors, or `stream_halves` if `stream`: in one store where the level has one as wide.
+    #[inline(always)]
+    fn pair_to_halves(pair: [Self; 2], half: Half, dst: Output<'_, u16>, at: usize, stream: bool) {
+        for (i, x) in pair.into_iter().enumerate() {
+            if stream {
+                x.stream_halves(half, dst, at + i * T::LANES);
+            } else {
+                x.to_halves(half, dst, at + i * T::LANES);
+            }
+        }
+    }
     /// Like `store`, by a non-temporal store where the level has one and `dst[at]` is aligned to 64 bytes.
     /// [`fence`] makes such writes visible to other threads.
     fn stream(self, dst: Output<'_, T>, at: usize);

@@ -27,8 +27,9 @@
 //! 5. *Non-temporal stores* write the gradient where it exceeds the caches. They begin at the first aligned
 //!    number of the row.
 //!
-//! Logits of half precision are converted to a buffer, eight chunks at a time, and the gradient is rounded as it is
-//! emitted ([`HalfRows`]).
+//! Logits of half precision are converted as they are loaded, and the gradient is rounded as it is emitted
+//! ([`HalfRows`]): a pass for each would take a third of the time. What is not inner chunks is converted in a
+//! small buffer.
 //!
 //! Costs: each logit is read once, each number of the gradient written once, and one row of exponentials
 //! stays in the L1 or L2 cache. Emitting row i-1 while row i is reduced makes loads, arithmetic and stores
@@ -62,7 +63,7 @@ const VECTORS: usize = 8;
 /// Chunks of a part: its sums stay in vectors, and sums of parts are added in float64.
 const PART: usize = 64;
 
-/// How many logits of half precision are converted at a time: whole chunks, and a part is a multiple.
+/// The most logits of half precision that are converted at a time: not less than a chunk.
 const CONVERTED: usize = 1024;
 
 /// How many of the row's first logits the reference is the maximum of.
@@ -109,36 +110,23 @@ impl<'a, T: Real> Logits<'a, T> {
         }
     }
 
-    /// `n` logits that begin with a chunk at `at`. Logits of half precision are converted where `at` is a multiple
-    /// of [`CONVERTED`], and must be read in order up to the next.
+    /// `n` logits from `at`. Those of half precision are converted, at most [`CONVERTED`].
     #[inline(always)]
-    fn chunk<S: Simd>(&self, s: S, at: usize, n: usize) -> Input<'a, T> {
+    fn part<S: Simd>(&self, s: S, at: usize, n: usize) -> Input<'a, T> {
         let Some((half, bits, floats)) = self.halves else { return self.floats.part(at, n) };
-        if at.is_multiple_of(CONVERTED) {
-            let bits = bits.part(at, CONVERTED.min(self.len - at));
-            s.apart(Widen { half, bits, floats });
-        }
-        self.floats.part(at % CONVERTED, n)
-    }
-
-    /// The first `n` logits, at most [`CONVERTED`].
-    #[inline(always)]
-    fn first<S: Simd>(&self, s: S, n: usize) -> Input<'a, T> {
-        if let Some((half, bits, floats)) = self.halves {
-            s.apart(Widen { half, bits: bits.part(0, n), floats });
-        }
+        s.apart(Widen { half, bits: bits.part(at, n), floats });
         self.floats.part(0, n)
     }
 
-    /// The numbers of a range, which begins with a multiple of [`CONVERTED`], as many views as they need.
+    /// The logits of a range, in as many views as are converted.
     #[inline(always)]
     fn pieces<S: Simd>(&self, s: S, range: Range<usize>) -> impl Iterator<Item = Input<'a, T>> {
-        let (logits, step) =
-            (*self, if self.halves.is_some() { CONVERTED } else { range.len().max(1) });
-        range.clone().step_by(step).map(move |at| logits.chunk(s, at, step.min(range.end - at)))
+        let step = if self.halves.is_some() { CONVERTED } else { range.len().max(1) };
+        let logits = *self;
+        range.clone().step_by(step).map(move |at| logits.part(s, at, step.min(range.end - at)))
     }
 
-    /// The largest of a range, which begins with a multiple of [`CONVERTED`].
+    /// The largest logit of a range.
     #[inline(always)]
     fn maximum<S: Simd>(&self, s: S, range: Range<usize>) -> T {
         let mut most = T::from_f64(f64::NEG_INFINITY);
@@ -164,7 +152,7 @@ impl<'a, T: Real> Logits<'a, T> {
     }
 }
 
-/// Converts logits, and prefetches those that follow.
+/// Converts logits.
 struct Widen<'a, T> {
     half: Half,
     bits: Input<'a, u16>,
@@ -175,9 +163,6 @@ impl<T: Real> Kernel for Widen<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        for line in (0..self.bits.len()).step_by(32) {
-            self.bits.prefetch(line + AHEAD / size_of::<u16>());
-        }
         match self.half {
             Half::Brain => widen(s, Half::Brain, self.bits, self.floats),
             Half::Binary16 => widen(s, Half::Binary16, self.bits, self.floats),
@@ -337,16 +322,21 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         (coefficient, T::V::<S>::select(coefficient.eq(zero), zero, distance))
     }
 
-    /// Reduces a chunk that lies within the row and does not hold the pivot.
+    /// Reduces a chunk that lies within the row and does not hold the pivot: `logits`, or if `HALVES` those of half
+    /// precision.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "one place of two arrays")]
-    fn inner<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool>(
+    fn inner<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool, const HALVES: bool>(
         &self,
         s: S,
         at: usize,
+        logits: Input<'_, T>,
         sums: &mut RowSums<S, T>,
     ) {
-        let logits = self.logits.chunk(s, at, VECTORS * T::LANES);
+        let (half, bits) = match self.logits.halves {
+            Some((half, bits, _)) if HALVES => (half, bits.part(at, VECTORS * T::LANES)),
+            _ => (Half::Brain, Input::from_slice(&[])),
+        };
         let n = if GRAD { VECTORS * T::LANES } else { 0 };
         let scratch = self.scratch.output().part(if GRAD { at } else { 0 }, n);
         let zero = T::V::<S>::splat(s, T::default());
@@ -356,16 +346,30 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         for first in (0..VECTORS).step_by(together) {
             for j in 0..together {
                 let i = first + j;
-                logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
+                if HALVES {
+                    if i % 2 == 0 {
+                        bits.prefetch(AHEAD / 2 + i * T::LANES);
+                    }
+                } else {
+                    logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
+                }
                 self.coefficients.prefetch(at + AHEAD / size_of::<T>() + i * T::LANES);
-                let x = T::V::<S>::load(s, logits, i * T::LANES);
                 if together > 1 {
+                    let x = if HALVES {
+                        T::V::<S>::from_halves(s, half, bits, i * T::LANES)
+                    } else {
+                        T::V::<S>::load(s, logits, i * T::LANES)
+                    };
                     begun[j] = self.exp.begin::<SHIFTED>(s, x);
                 }
             }
             for j in 0..together {
                 let i = first + j;
-                let x = T::V::<S>::load(s, logits, i * T::LANES);
+                let x = if HALVES {
+                    T::V::<S>::from_halves(s, half, bits, i * T::LANES)
+                } else {
+                    T::V::<S>::load(s, logits, i * T::LANES)
+                };
                 let e = if together > 1 {
                     self.exp.end(s, begun[j])
                 } else {
@@ -399,7 +403,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
         let end = self.logits.len.min(at + VECTORS * T::LANES);
-        let logits = self.logits.chunk(s, at, end - at);
+        let logits = self.logits.part(s, at, end - at);
         for (i, at) in (at..end).step_by(T::LANES).enumerate() {
             logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
             self.coefficients.prefetch(AHEAD / size_of::<T>() + at);
@@ -442,10 +446,21 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 s.function(Chunk::<S, T, C> { emit: pending, at });
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
-                if self.grad {
-                    self.inner::<C, true, SHIFTED>(s, at, sums);
+                // Where size counts more, half precision is converted first.
+                if S::SPECIALIZED && self.logits.halves.is_some() {
+                    let none = Input::from_slice(&[]);
+                    if self.grad {
+                        self.inner::<C, true, SHIFTED, true>(s, at, none, sums);
+                    } else {
+                        self.inner::<C, false, SHIFTED, true>(s, at, none, sums);
+                    }
                 } else {
-                    self.inner::<C, false, SHIFTED>(s, at, sums);
+                    let logits = self.logits.part(s, at, chunk);
+                    if self.grad {
+                        self.inner::<C, true, SHIFTED, false>(s, at, logits, sums);
+                    } else {
+                        self.inner::<C, false, SHIFTED, false>(s, at, logits, sums);
+                    }
                 }
             } else {
                 self.edge::<C, SHIFTED>(s, at, sums);
@@ -697,14 +712,14 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn halves<C: Coefficients<T>>(&self, s: S, half: Half, grad: Output<'_, u16>, at: usize) {
         let scratch = self.scratch.part(at, VECTORS * T::LANES);
-        for i in 0..VECTORS {
-            let e = T::V::<S>::load(s, scratch, i * T::LANES);
-            let g = self.gradient::<C>(s, e, at + i * T::LANES, T::ALL);
-            if self.non_temporal {
-                g.stream_halves(half, grad, i * T::LANES);
-            } else {
-                g.to_halves(half, grad, i * T::LANES);
+        for i in (0..VECTORS).step_by(2) {
+            let mut pair = [T::V::<S>::splat(s, T::default()); 2];
+            for (j, g) in pair.iter_mut().enumerate() {
+                let i = (i + j) * T::LANES;
+                let e = T::V::<S>::load(s, scratch, i);
+                *g = self.gradient::<C>(s, e, at + i, T::ALL);
             }
+            T::V::<S>::pair_to_halves(pair, half, grad, i * T::LANES, self.non_temporal);
         }
     }
 
@@ -857,7 +872,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         row: &mut Reduce<'b, S, T, C::Row<S>>,
         pending: &mut Option<Emit<'b, S, T, C::Row<S>>>,
     ) -> Option<(RowTotals, T)> {
-        let sample = row.logits.first(s, SAMPLED.min(row.logits.len));
+        let sample = row.logits.part(s, 0, SAMPLED.min(row.logits.len));
         let mut reference = maximum(s, sample);
         if C::HARD {
             let x = row.logits.get(row.pivot);

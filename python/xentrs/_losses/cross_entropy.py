@@ -8,7 +8,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from xentrs._arrays import evaluate
 from xentrs._losses import public
-from xentrs._losses._types import ClassOptions, Float, FloatArray, Ignored, Reduction
+from xentrs._losses._types import (
+    AnyFloat,
+    ClassOptions,
+    Float,
+    FloatArray,
+    Half,
+    Ignored,
+    Reduction,
+    Single,
+)
 
 
 class Options(ClassOptions, total=False):
@@ -17,6 +26,14 @@ class Options(ClassOptions, total=False):
     z_loss: float
 
 
+@overload
+def cross_entropy(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    **options: Unpack[Options],
+) -> Single: ...
 @overload
 def cross_entropy(
     logits: NDArray[Float],
@@ -60,7 +77,7 @@ def cross_entropy(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -103,7 +120,7 @@ def cross_entropy(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
 
     Raises
     ------
@@ -177,6 +194,15 @@ def cross_entropy(
 
 
 @overload
+def cross_entropy_with_grad(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    **options: Unpack[Options],
+) -> tuple[Single, Half]: ...
+@overload
 def cross_entropy_with_grad(
     logits: NDArray[Float],
     target: ArrayLike,
@@ -196,13 +222,13 @@ def cross_entropy_with_grad(
 ) -> tuple[FloatArray, FloatArray]: ...
 @overload
 def cross_entropy_with_grad(
-    logits: NDArray[Float],
+    logits: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
     **options: Unpack[Options],
-) -> tuple[float, NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat]]: ...
 @overload
 def cross_entropy_with_grad(
     logits: ArrayLike,
@@ -232,7 +258,7 @@ def cross_entropy_with_grad(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -279,7 +305,7 @@ def cross_entropy_with_grad(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
     grad : ndarray
         The gradient of the returned loss in `logits`; for ``"none"``, of each sample's own loss. It
         is `out`, or a new C-contiguous array of the shape and dtype of `logits`.
@@ -372,6 +398,16 @@ def cross_entropy_with_grad(
 
 
 @overload
+def cross_entropy_with_grad_hess(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    hess_out: Half | None = None,
+    **options: Unpack[Options],
+) -> tuple[Single, Half, Half]: ...
+@overload
 def cross_entropy_with_grad_hess(
     logits: NDArray[Float],
     target: ArrayLike,
@@ -393,14 +429,14 @@ def cross_entropy_with_grad_hess(
 ) -> tuple[FloatArray, FloatArray, FloatArray]: ...
 @overload
 def cross_entropy_with_grad_hess(
-    logits: NDArray[Float],
+    logits: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
-    hess_out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
+    hess_out: NDArray[AnyFloat] | None = None,
     **options: Unpack[Options],
-) -> tuple[float, NDArray[Float], NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
 @overload
 def cross_entropy_with_grad_hess(
     logits: ArrayLike,
@@ -434,7 +470,7 @@ def cross_entropy_with_grad_hess(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -485,7 +521,7 @@ def cross_entropy_with_grad_hess(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
     grad : ndarray
         The gradient of the returned loss in `logits`; for ``"none"``, of each sample's own loss. It
         is `out`, or a new C-contiguous array of the shape and dtype of `logits`.
