@@ -1,10 +1,10 @@
 //! Sums whose order is fixed, and so their bits: within a row, and over the partial sums of blocks.
 
-use crate::math::{Real, two_sum};
+use crate::math::{Real, sum_error, two_sum};
 use crate::simd::{Simd, Vector, fold};
 
-/// A sum in vectors that keeps what its roundings lose: a plain one errs by hundreds of ULP where
-/// many equal numbers all round the same way. What was lost is itself summed plainly, so thousands of
+/// A sum in vectors, with the sum of its rounding errors beside it. A plain sum errs by hundreds of ULP where
+/// many equal numbers all round the same way. The rounding errors are summed plainly, so thousands of
 /// summands a lane are better summed in parts.
 #[derive(Clone, Copy)]
 pub struct Sum<S: Simd, T: Real> {
@@ -13,7 +13,7 @@ pub struct Sum<S: Simd, T: Real> {
 }
 
 impl<S: Simd, T: Real> Sum<S, T> {
-    /// Nothing summed yet.
+    /// The sum of nothing.
     #[inline(always)]
     pub fn new(s: S) -> Self {
         let zero = T::V::<S>::splat(s, T::default());
@@ -24,17 +24,15 @@ impl<S: Simd, T: Real> Sum<S, T> {
     #[inline(always)]
     pub fn add(&mut self, x: T::V<S>) {
         let sum = self.high.add(x);
-        let part = sum.sub(self.high);
-        let lost = self.high.sub(sum.sub(part)).add(x.sub(part));
+        let error = sum_error::<S, T>(self.high, x, sum);
         self.high = sum;
-        self.low = self.low.add(lost);
+        self.low = self.low.add(error);
     }
 
-    /// Adds what is not negative to every lane, at half the cost.
+    /// Adds numbers that are not negative to every lane, at half the cost.
     ///
-    /// What is lost is `x - (sum - before)` (Dekker's fast two-sum), which is exact unless `x` is
-    /// more than the sum before it. Where it is, and a late peak may well be, its own rounding is
-    /// lost, no more.
+    /// The rounding error is `x - (sum - before)` (Dekker's fast two-sum). That is exact unless `x` exceeds
+    /// the sum before it, as a late peak may. Then the rounding error of this one addition is missing.
     #[inline(always)]
     pub fn add_positive(&mut self, x: T::V<S>) {
         let sum = self.high.add(x);
@@ -77,7 +75,7 @@ impl<S: Simd, T: Real> Sum<S, T> {
         self.low = self.low.add(more.low);
     }
 
-    /// The sums of the lanes, and what they lost; nothing where they are infinite.
+    /// The sums of the lanes, and their rounding errors; 0 where a sum is infinite.
     #[inline(always)]
     pub fn parts(&self, s: S) -> [T::V<S>; 2] {
         let finite = self.high.abs().lt(T::V::<S>::splat(s, T::from_f64(f64::INFINITY)));
@@ -89,7 +87,7 @@ impl<S: Simd, T: Real> Sum<S, T> {
     #[inline(always)]
     pub fn total(&self) -> f64 {
         let total = if T::WIDE == 2 {
-            // float64 holds what float32 lost, and more.
+            // A float64 holds a float32 sum with its rounding error.
             let low = self.high.wide(0).add(self.low.wide(0));
             let high = self.high.wide(1).add(self.low.wide(1));
             fold(low.add(high).to_lanes())
@@ -98,8 +96,8 @@ impl<S: Simd, T: Real> Sum<S, T> {
             let mut half = high.len() / 2;
             while half > 0 {
                 for i in 0..half {
-                    let (sum, lost) = two_sum(high[i], high[i + half]);
-                    (high[i], low[i]) = (sum, low[i] + low[i + half] + lost);
+                    let (sum, error) = two_sum(high[i], high[i + half]);
+                    (high[i], low[i]) = (sum, low[i] + low[i + half] + error);
                 }
                 half /= 2;
             }
@@ -108,7 +106,7 @@ impl<S: Simd, T: Real> Sum<S, T> {
         if total.is_finite() {
             return total;
         }
-        // Infinities leave NaN for what was lost.
+        // The rounding error of an infinite sum is NaN: sum again without it.
         let mut plain = self.high.wide(0).to_lanes();
         for part in 1..T::WIDE {
             for (x, y) in plain.iter_mut().zip(self.high.wide(part).to_lanes()) {
@@ -117,13 +115,6 @@ impl<S: Simd, T: Real> Sum<S, T> {
         }
         fold(plain)
     }
-}
-
-/// What the rounding of `sum = a + b` lost (Knuth's two-sum).
-#[inline(always)]
-pub fn lost_by<S: Simd, T: Real>(a: T::V<S>, b: T::V<S>, sum: T::V<S>) -> T::V<S> {
-    let part = sum.sub(a);
-    a.sub(sum.sub(part)).add(b.sub(part))
 }
 
 /// A sum of numbers in turn, rounded once at the end.
@@ -144,8 +135,8 @@ impl Total {
     /// Adds a number.
     #[inline(always)]
     pub fn add(&mut self, x: f64) {
-        let (sum, lost) = two_sum(self.high, x);
-        (self.high, self.low) = (sum, self.low + lost);
+        let (sum, error) = two_sum(self.high, x);
+        (self.high, self.low) = (sum, self.low + error);
     }
 
     /// Multiplies the sum by a power of two.

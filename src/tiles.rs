@@ -52,10 +52,8 @@ pub trait Plan<T: Real>: Sync {
     const WRITES: bool = true;
     /// Whether the job reads only one value of each sample: that of its class.
     const SPARSE: bool = false;
-    /// Whether the job of a batch that is converted takes tiles of columns.
-    fn takes_columns(&self, _: &Batch<'_, T>) -> bool {
-        false
-    }
+    /// Whether the job takes tiles of columns: of a batch of adjacent samples that is converted.
+    const COLUMNS: bool = false;
     /// Makes the job.
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b>;
 }
@@ -74,7 +72,7 @@ pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
 trait AnyPlan<T>: Sync {
     fn writes(&self) -> bool;
     fn is_sparse(&self) -> bool;
-    fn takes_columns(&self, batch: &Batch<'_, T>) -> bool;
+    fn takes_columns(&self) -> bool;
     /// Runs the job of a tile.
     fn run<'b>(&'b self, tile: &'b Batch<'b, T>, level: Level, sums: &mut [f64]);
 }
@@ -86,8 +84,8 @@ impl<T: Real, P: Plan<T>> AnyPlan<T> for P {
     fn is_sparse(&self) -> bool {
         P::SPARSE
     }
-    fn takes_columns(&self, batch: &Batch<'_, T>) -> bool {
-        Plan::takes_columns(self, batch)
+    fn takes_columns(&self) -> bool {
+        P::COLUMNS
     }
     fn run<'b>(&'b self, tile: &'b Batch<'b, T>, level: Level, sums: &mut [f64]) {
         driver::run_here(&self.job(tile), level, sums);
@@ -109,10 +107,9 @@ fn run_tiles<T: Real>(
     let fit = TILE / (batch.classes * samples * size_of::<T>());
     let blocks = (fit / together).max(1) * together;
     let split = Split { blocks: all_blocks, cost: 2 * block_cost, first, together };
-    let columns = layout.converts() && plan.takes_columns(batch);
     driver::split(split, |level| {
         let samples_of_tile = blocks.min(split.blocks) * samples;
-        let tile = Tile::new(batch, layout, plan, samples_of_tile, columns);
+        let tile = Tile::new(batch, layout, plan, samples_of_tile);
         move |range: Range<usize>, sums: &mut [f64]| {
             let head = if range.start == 0 { first.min(sums.len()) } else { 0 };
             let (head, rest) = sums.split_at_mut(head);
@@ -182,9 +179,8 @@ impl<'a, T: Real> Tile<'a, T> {
         layout: &'a Layout<'a>,
         plan: &'a dyn AnyPlan<T>,
         samples: usize,
-        columns: bool,
     ) -> Self {
-        let writes = plan.writes();
+        let (writes, columns) = (plan.writes(), plan.takes_columns());
         // Stores of columns reach beyond the last row. A short line of samples reaches by whole rows: it is
         // transposed only if these are not large.
         let beyond = (T::LANES - 1) * batch.classes;

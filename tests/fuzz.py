@@ -29,14 +29,13 @@ import numpy as np
 
 import reference
 import xentrs
-from losses import CLASS_COUNTS, same_bits
+from losses import CLASS_COUNTS, OUTPUTS, SUFFIXES, same_bits
+from xentrs import _xentrs
 
 ALLOWED = (TypeError, ValueError, IndexError)
 BINARY = "binary_cross_entropy_with_logits"
 NAMES = ["cross_entropy", "log_loss", "focal_loss", BINARY]
-SUFFIXES = ["", "_with_grad", "_with_grad_hess"]
 RESULTS = ["loss", "grad", "hess"]
-OUTPUTS = ["out", "hess_out"]
 DTYPES = ["f4", "f8", ">f4", ">f8", "f2", "g", "c8", "?", "O", "S3", "U2", "M8[s]", "V8"]
 DTYPES += [*"bBhHiIqQ", ">i4", ">u2"]
 NUMBERS = [0, 1, -1, 0.5, 2, 1e-300, 1e308, np.nan, np.inf, -np.inf, -100, 1 << 70, True, None]
@@ -51,6 +50,11 @@ BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
 OF_GAMMA = 3.0  # added for each unit of gamma, as in test_accuracy.py
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
+
+
+def suffixes(name):
+    """Return the endings of a loss's functions."""
+    return SUFFIXES[: _xentrs.LOSSES[name]["derivatives"] + 1]
 
 
 class Finding(AssertionError):
@@ -106,7 +110,8 @@ def _plain(a):
 def draw(seed, number):
     """Return the call of that number."""
     rng = np.random.default_rng([seed, number])
-    name, suffix = _pick(rng, NAMES), _pick(rng, SUFFIXES)
+    name = _pick(rng, NAMES)
+    suffix = _pick(rng, suffixes(name))
     with np.errstate(all="ignore"):
         call = _binary_call(rng, suffix) if name == BINARY else _class_call(rng, name, suffix)
         call.threads = int(rng.choice([1, 1, 2, 3]))
@@ -448,8 +453,8 @@ def spoil(rng, call):
     """Put anything in the place of some argument."""
     call.spoiled = True
     shape = call.x.shape
-    keys = ["weight", "label_smoothing", "reduction", "denominator", "base", *OUTPUTS]
-    keys = keys[: len(keys) - 2 + SUFFIXES.index(call.suffix)]
+    keys = ["weight", "label_smoothing", "reduction", "denominator", "base"]
+    keys += OUTPUTS[: SUFFIXES.index(call.suffix)]
     keys += ["pos_weight", "where"] if call.binary else ["axis", "sample_weight", "ignore_index"]
     keys += {"focal_loss": ["gamma"], "cross_entropy": ["z_loss"]}.get(call.name, [])
     how = rng.random()
@@ -523,7 +528,9 @@ def plant(rng, call):
             row = p[tuple(_pick(rng, where))]
             row[rng.integers(classes)] = _pick(rng, [1.5, -1e-30, np.nan, np.inf])
             faults += [("x", np.moveaxis(p, -1, axis), ValueError)] * 3
-    key, value, exception = _pick(rng, faults)
+    # A keyword that the loss does not have is no wrong value of one.
+    taken = {"x", "t", "out", *_xentrs.LOSSES[call.name]["options"]}
+    key, value, exception = _pick(rng, [fault for fault in faults if fault[0] in taken])
     call.fault = (exception,)
     if key == "x":
         call.x = value
@@ -647,8 +654,7 @@ def compare(call, x, t, options, results):
         of_base = BASE if options.get("base") else 0.0
         sizes = right.loss_terms
         _compare_each("loss", loss, right.loss, sizes, info, least, more + of_base)
-    exact = ((right.grad, right.grad_terms), (right.hess, right.hess_terms))
-    for what, row, (values, sizes) in zip(RESULTS[1:], rows, exact, strict=False):
+    for what, row, (values, sizes) in zip(RESULTS[1:], rows, right.derivatives, strict=False):
         if row.shape != x.shape or row.dtype.newbyteorder("=") != dtype:
             raise Finding(what, f"{row.dtype} {row.shape} for {x.dtype} {x.shape}")
         row = row.astype(dtype)

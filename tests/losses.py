@@ -8,8 +8,11 @@ import pytest
 
 import reference
 import xentrs
+from xentrs import _xentrs
 
 DTYPES = [np.float32, np.float64]
+SUFFIXES = ("", "_with_grad", "_with_grad_hess")
+OUTPUTS = ("out", "hess_out")
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,34 @@ class Loss:
     bounded: bool = False  # scores in [0, 1]
 
     @property
+    def derivatives(self):
+        """How many derivatives it has: 1 for the gradient, 2 with the Hessian."""
+        return _xentrs.LOSSES[self.name]["derivatives"]
+
+    @property
+    def keywords(self):
+        """The keywords of all twins, those that take one value alone included."""
+        return _xentrs.LOSSES[self.name]["options"]
+
+    @property
+    def second(self):
+        """What its second argument is called."""
+        return _xentrs.LOSSES[self.name]["second"]
+
+    @property
+    def orders(self):
+        """How many derivatives each twin returns."""
+        return range(self.derivatives + 1)
+
+    @property
+    def outputs(self):
+        """The outputs that its last twin takes."""
+        return OUTPUTS[: self.derivatives]
+
+    @property
     def functions(self):
         """The twins, by what they return beside the loss: nothing, gradient, Hessian too."""
-        suffixes = ("", "_with_grad", "_with_grad_hess")
-        return tuple(getattr(xentrs, self.name + suffix) for suffix in suffixes)
+        return tuple(getattr(xentrs, self.name + SUFFIXES[order]) for order in self.orders)
 
     @property
     def elements(self):
@@ -92,7 +119,8 @@ class Case:
         return self.call(1, **more)
 
     def all(self, **more):
-        return self.call(2, **more)
+        """Return the loss and all derivatives that it has."""
+        return self.call(self.loss.derivatives, **more)
 
     def reference(self, **more):
         return self.loss.reference(self.scores, self.target, **self.options | more)
@@ -231,6 +259,18 @@ every_soft_loss = pytest.mark.parametrize(
     "loss", [loss for loss in CLASS_LOSSES if loss.name in TAKE_PROBABILITIES], ids=str
 )
 every_index_loss = pytest.mark.parametrize("loss", INDEX_LOSSES, ids=str)
+every_hessian_loss = pytest.mark.parametrize(
+    "loss", [loss for loss in LOSSES if loss.derivatives == 2], ids=str
+)
+every_output = pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        pytest.param(loss, name, id=f"{name}-{loss}")
+        for name in OUTPUTS
+        for loss in LOSSES
+        if name in loss.outputs
+    ],
+)
 
 # Lengths beside the edges of lanes (4, 8, 16), of vectors' blocks (64, 1024) and of kernels (64).
 CLASS_COUNTS = [

@@ -20,11 +20,23 @@ class Result:
 
     loss: np.ndarray  # 0-d if reduced
     grad: np.ndarray
-    hess: np.ndarray
+    hess: np.ndarray | None  # None where the loss has no twin with the Hessian
     grad_terms: np.ndarray  # the larger of the two terms whose difference the gradient is
-    hess_terms: np.ndarray  # likewise: of a softmax A p - A p**2, elsewhere no difference
+    # likewise: of a softmax A p - A p**2, elsewhere no difference
+    hess_terms: np.ndarray | None
     loss_terms: np.ndarray  # the sum of its terms' sizes: of terms of one sign, the loss itself
     divisor: np.longdouble  # what the mean divides by, 1 where nothing is divided
+
+    @property
+    def derivatives(self):
+        """The derivatives that the loss has, each with the size of its terms."""
+        both = (self.grad, self.grad_terms), (self.hess, self.hess_terms)
+        return both[: 1 if self.hess is None else 2]
+
+    @property
+    def sizes(self):
+        """The sizes of the derivatives' terms."""
+        return tuple(size for _, size in self.derivatives)
 
 
 def cross_entropy(logits, target, *, z_loss=0.0, **options):
@@ -153,8 +165,12 @@ def _class_loss(
             terms = abs(grad)
         loss, loss_terms = (np.where(keep, s * part, Real(0)) for part in (loss, loss_terms))
         rows = [grad, hess, terms, hess_terms]
-        rows = [np.where(keep[..., None], s[..., None] * part, Real(0)) for part in rows]
-        rows = [np.moveaxis(part, -1, axis) for part in rows]
+        rows = [
+            None
+            if part is None
+            else np.moveaxis(np.where(keep[..., None], s[..., None] * part, Real(0)), -1, axis)
+            for part in rows
+        ]
         return _reduce(loss, *rows, loss_terms, keep, divisor, reduction, denominator, base)
 
 
@@ -199,7 +215,8 @@ def _nan_where(bad, parts):
     """Make loss, gradient and Hessian of some samples NaN."""
     loss, grad, hess, *sizes = parts
     loss = np.where(bad, np.nan, loss)
-    grad, hess = (np.where(bad[..., None], np.nan, part) for part in (grad, hess))
+    grad = np.where(bad[..., None], np.nan, grad)
+    hess = None if hess is None else np.where(bad[..., None], np.nan, hess)
     return loss, grad, hess, *sizes
 
 
@@ -260,9 +277,17 @@ def _reduce(
         loss, loss_terms, scale = loss / divisor, abs(loss_terms / divisor), scale / divisor
     else:
         loss = Real("nan") if denominator is None else Real(0)
+    derivatives = [(grad, terms), (hess, hess_terms)]
     # What is 0 stays so, whatever is divided by: it adds nothing.
-    parts = (np.where(part == 0, part, part * scale) for part in (grad, hess))
-    sizes = (abs(part * scale) for part in (terms, hess_terms))
+    parts, sizes = zip(
+        *(
+            (None, None)
+            if part is None
+            else (np.where(part == 0, part, part * scale), abs(size * scale))
+            for part, size in derivatives
+        ),
+        strict=True,
+    )
     return Result(np.asarray(loss), *parts, *sizes, np.asarray(loss_terms), divisor)
 
 

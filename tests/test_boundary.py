@@ -17,6 +17,7 @@ import xentrs
 from interference import meanwhile
 from losses import (
     BY_ID,
+    LOSSES,
     assert_same_bits,
     every_class_loss,
     every_index_loss,
@@ -68,8 +69,8 @@ OPTIONS = {
 
 
 def _number_of(loss):
-    """Return the name of an option that is a number between 0 and 1."""
-    return "label_smoothing" if "label_smoothing" in loss.options else "gamma"
+    """Return the name of an option that may be a number between 0 and 1."""
+    return next(name for name in OPTIONS if name in loss.options)
 
 
 def _reshape(array, shape):
@@ -83,7 +84,7 @@ def test_options_that_reshape_an_argument(loss, option, which, rng):
     """The result is right for the old shape or the new one, or the call is refused by shape."""
     if option not in loss.options and not (option == "axis" and loss.class_axis):
         pytest.skip("no such option")
-    for order in range(1 if which == "out" else 0, 3):
+    for order in loss.orders[1 if which == "out" else 0 :]:
         for shape in [(12, 8), (96,), (1,) * 30 + (96,), (4, 2, 12)]:
             case = loss.case(rng, (8, 12), np.float32)
             if "weight" in loss.options:
@@ -111,7 +112,8 @@ def test_options_that_reshape_an_argument(loss, option, which, rng):
 @every_loss
 def test_options_that_make_the_output_read_only(loss, rng):
     """Either nothing is written to it, or it was still writeable when it was checked."""
-    for option, order in itertools.product((_number_of(loss), "base"), (1, 2)):
+    options = {_number_of(loss), "base"} & set(loss.options)
+    for option, order in itertools.product(sorted(options), loss.orders[1:]):
         case = loss.case(rng, (8, 12), np.float64)
         out = np.full((8, 12), 7.0)
         hostile = Hostile(OPTIONS[option], lambda out=out: out.setflags(write=False))
@@ -120,8 +122,10 @@ def test_options_that_make_the_output_read_only(loss, rng):
         assert (out == 7).all()
 
 
-@every_loss
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("loss", "order"),
+    [pytest.param(loss, order, id=f"{order}-{loss}") for loss in LOSSES for order in loss.orders],
+)
 def test_options_that_free_an_argument(loss, order, rng):
     """The caller drops the last references during the call, which holds references of its own."""
     for slow in (False, True):
@@ -150,16 +154,23 @@ _churn = []
 @every_loss
 def test_options_that_raise_or_call_again(loss, rng):
     case = loss.case(rng, (8, 12), np.float32)
-    right = case.call(1, base=2.0)
+    right = case.call(1, denominator=2.0)
 
     def fail():
         raise KeyError("mine")
 
-    for option in (_number_of(loss), "denominator", "base"):
+    for option in {_number_of(loss), "denominator", "base"} & set(loss.options):
         with pytest.raises((KeyError, TypeError)):
             case.call(1, **{option: Hostile(1, fail)})
-    again = Hostile(2.0, lambda: assert_same_bits(case.call(1, base=2.0), right))
-    assert_same_bits(case.call(1, base=again), right)
+    for option in {"denominator", "base"} & set(loss.options):
+        right = case.call(1, **{option: 2.0})
+        again = Hostile(
+            2.0,
+            lambda option=option, right=right: assert_same_bits(
+                case.call(1, **{option: 2.0}), right
+            ),
+        )
+        assert_same_bits(case.call(1, **{option: again}), right)
 
 
 @every_loss
@@ -209,7 +220,7 @@ def test_a_thread_that_reshapes_meanwhile(loss, layout, rng, threads):
 def test_an_object_whose_end_reshapes(loss, rng):
     """The garbage collector may run its finalizer at any allocation during the call."""
     case = loss.case(rng, (8, 12), np.float32, reduction="none")
-    right = case.call(2)
+    right = case.all()
     before = gc.get_threshold()
     gc.set_threshold(1)
     try:
@@ -220,7 +231,7 @@ def test_an_object_whose_end_reshapes(loss, rng):
             weakref.finalize(ring, _reshape, case.scores, (12, 8))
             del ring
             try:
-                results = case.call(2)
+                results = case.all()
             except ValueError as error:
                 assert "shape" in str(error)  # noqa: PT017
             else:
@@ -238,14 +249,14 @@ def test_an_object_whose_end_reshapes(loss, rng):
 def test_many_axes(loss, ndim, rng):
     """As many axes as NumPy allows."""
     case = loss.case(rng, (2, 3, 5), np.float32, reduction="none")
-    right = case.call(2)
+    right = case.all()
     ones = (1,) * (ndim - 3)
     each = case.target.ndim
     case = case.but(
         scores=case.scores.reshape(2, 3, *ones, 5),
         target=case.target.reshape(2, 3, *ones, *case.target.shape[2:]),
     )
-    results = case.call(2)
+    results = case.all()
     assert results[0].ndim == ndim - 3 + (each if loss.indices else right[0].ndim)
     for a, b in zip(results, right, strict=True):
         assert_same_bits(a.reshape(b.shape), b)
@@ -295,7 +306,7 @@ def test_structured_and_subclassed_arrays(loss, rng):
 def test_names_given_twice_or_by_other_objects(loss, rng):
     case = loss.case(rng, (4, 5), np.float32)
     function = loss.functions[0]
-    for name in ("target", inspect.signature(function).parameters.copy().popitem(last=False)[0]):
+    for name in (loss.second, inspect.signature(function).parameters.copy().popitem(last=False)[0]):
         with pytest.raises(TypeError, match=r"multiple values|argument"):
             function(case.scores, case.target, **{name: case.target})
     names = collections.UserString("reduction")
@@ -329,8 +340,7 @@ def test_no_memory_for_results(python, count):
         SCRIPT
         + """
     xentrs.set_num_threads(int(sys.argv[1]))
-    for loss in sorted({loss.name for loss in LOSSES}):
-        functions = [getattr(xentrs, loss + s) for s in ("", "_with_grad", "_with_grad_hess")]
+    for loss, functions in sorted({loss.name: loss.functions for loss in LOSSES}.items()):
         for shape in ((1 << 20, 10), (8192, 1100)):
             x = np.full(shape, 0.125, np.float32)
             t = np.zeros(shape[:1], np.int8)
@@ -342,7 +352,7 @@ def test_no_memory_for_results(python, count):
                 for layout in (x, np.asfortranarray(x), strided, x.astype(">f4")):
                     assert_short_of_memory(lambda: f(layout, t))
                     # There is memory for the gradient, none for the Hessian.
-                    if f is functions[2]:
+                    if f in functions[2:]:
                         assert_short_of_memory(lambda: f(layout, t, out=layout))
             wide = x.astype(np.float64)
             assert_short_of_memory(lambda: functions[1](wide, t))
@@ -547,7 +557,7 @@ def test_fractions_are_no_class_indices(loss, value, kind, rng):
     case = loss.case(rng, (3, 4, 5), np.float32)
     target = case.target.astype(kind)
     target[2, 1] = value
-    for order in range(3):
+    for order in loss.orders:
         outs = {"out": np.full((3, 4, 5), 7, "f4")} if order else {}
         with pytest.raises(ValueError, match=r"target\[2, 1\] is") as raised:
             case.but(target=target).call(order, **outs)
@@ -617,7 +627,7 @@ def test_integers_that_are_not_one_hot(loss, bad, kind, rng):
         position = [str(i) for i in at]
         position.insert(axis % len(shape), ":")
         hot, scores = np.moveaxis(hot, -1, axis), np.moveaxis(case.scores, -1, axis)
-        for order in range(3):
+        for order in loss.orders:
             outs = {"out": np.full(scores.shape, 7, "f4")} if order else {}
             with pytest.raises(ValueError, match="one-hot") as raised:
                 case.but(scores=scores, target=hot, axis=axis).call(order, **outs)
@@ -769,12 +779,12 @@ def test_refused_without_converting(loss, kind, rng):
     hint = {"pandas": "to_numpy(", "dask": ".compute()", "lazy": ".compute()", "integers": "M8"}
     hint = hint[kind.split()[0]].replace("M8", "datetime64")
     name = "probabilities" if loss.bounded else "logits"
-    for argument in (name, "target", "weight"):
+    for argument in {name, loss.second, "weight"} & {name, loss.second, *loss.options}:
         value = STAND_INS[kind]()
         given = {"weight": value} if argument == "weight" else {}
         given |= {"scores": value} if argument == name else {}
-        given |= {"target": value} if argument == "target" else {}
-        for order in range(3):
+        given |= {"target": value} if argument == loss.second else {}
+        for order in loss.orders:
             with pytest.raises(TypeError) as raised:
                 case.but(**given).call(order)
             assert hint in str(raised.value)

@@ -6,16 +6,19 @@ from pathlib import Path
 import pytest
 
 import xentrs
+from xentrs import _xentrs
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 DECISIONS = DOCS / "decisions"
+LOSSES = DOCS / "losses"
 RECORDS = sorted(DECISIONS.glob("0*.md"))
 README = ROOT / "README.md"
 PAGES = [
     README,
     *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted(DOCS.glob("*.md")),
+    *sorted(LOSSES.glob("*.md")),
     DECISIONS / "README.md",
 ]
 # Folders of the repository whose files the documentation names.
@@ -43,7 +46,7 @@ def test_named_files_exist(page):
 def test_linked_files_exist(page):
     links = [link for link in LINK.findall(page.read_text()) if "://" not in link]
     # `make docs` writes the pages in api/, and is sure to find them.
-    links = [link for link in links if not link.startswith("api/")]
+    links = [link for link in links if not link.removeprefix("../").startswith("api/")]
     assert not [link for link in links if not (page.parent / link).exists()]
 
 
@@ -60,6 +63,19 @@ def test_readme_lists_each_loss():
     listed = row.findall(README.read_text())
     losses = {name.removesuffix("_with_grad") for name in xentrs.__all__ if "_with_grad" in name}
     assert sorted(listed) == sorted(name for name in losses if not name.endswith("_hess"))
+
+
+@pytest.mark.parametrize("name", _xentrs.LOSSES)
+def test_each_loss_has_its_page(name):
+    """A page of the usual sections, with an example, and a link to it in the index."""
+    text = (LOSSES / f"{name}.md").read_text()
+    assert text.startswith(f"# {name}\n")
+    sections = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    expected = ["Formula", "Gradient", "When to use it", "Error", "Example"]
+    assert [section for section in sections if section in expected] == expected
+    assert "```python\n" in text
+    assert "# -> " in text
+    assert f"[`{name}`]({name}.md)" in (LOSSES / "index.md").read_text()
 
 
 def test_list_of_decisions():

@@ -10,12 +10,14 @@ import reference
 import xentrs
 from losses import (
     BY_ID,
+    SUFFIXES,
     assert_same_bits,
     every_class_loss,
     every_dtype,
     every_index_loss,
     every_loss,
 )
+from xentrs import _xentrs
 
 INF, NAN = np.inf, np.nan
 # Class counts of both kernels, with tails and without.
@@ -235,7 +237,8 @@ def test_table(row, dtype):
     """Each row alone, and repeated to a batch of every small size."""
     name, scores, target, options, loss, grad = row
     name = NAMES.get(name, name)
-    functions = [getattr(xentrs, name + end) for end in ("", "_with_grad", "_with_grad_hess")]
+    orders = range(_xentrs.LOSSES[name]["derivatives"] + 1)
+    functions = [getattr(xentrs, name + SUFFIXES[order]) for order in orders]
     scores, target = np.array(scores, dtype), np.asarray(target)
     options = dict(options)
     for batch in (None, 1, 2, 15, 16, 17, 33):
@@ -248,19 +251,19 @@ def test_table(row, dtype):
                     given[key] = np.full(batch, given[key])
         expected = np.full(x.shape[: x.ndim - np.ndim(grad)], loss)
         expected_grad = np.broadcast_to(grad, x.shape)
-        each, *_ = results = functions[2](x, t, reduction="none", **given)
+        each, *_ = results = functions[-1](x, t, reduction="none", **given)
         rtol = 8 * np.finfo(dtype).eps
         np.testing.assert_allclose(each, expected, rtol=rtol)
         np.testing.assert_allclose(results[1], expected_grad, rtol=rtol, atol=rtol / 8)
         exact = expected_grad == 0
         assert np.all(results[1][exact] == 0)
-        assert np.all(np.isnan(results[2]) == np.isnan(expected_grad))
+        assert all(np.all(np.isnan(row) == np.isnan(expected_grad)) for row in results[2:])
         assert each.dtype == dtype
         assert isinstance(each, np.ndarray)
         right = getattr(reference, name)(x, t, reduction="none", **given)
         np.testing.assert_allclose(each, right.loss.astype(dtype), rtol=rtol)
-        np.testing.assert_allclose(results[1], right.grad.astype(dtype), rtol=rtol, atol=rtol)
-        np.testing.assert_allclose(results[2], right.hess.astype(dtype), rtol=rtol, atol=rtol)
+        for row, (exact_row, _) in zip(results[1:], right.derivatives, strict=True):
+            np.testing.assert_allclose(row, exact_row.astype(dtype), rtol=rtol, atol=rtol)
         assert_same_bits(functions[1](x, t, reduction="none", **given), results[:2])
         assert_same_bits(functions[0](x, t, reduction="none", **given), each)
         total = functions[0](x, t, reduction="sum", **given)
@@ -295,22 +298,22 @@ def test_no_sample(loss, shape, dtype, rng):
 
 def _assert_nothing(case):
     dtype, shape = case.scores.dtype, case.scores.shape
-    zero = np.zeros(shape, dtype)
+    zeros = (np.zeros(shape, dtype),) * case.loss.derivatives
     each = shape[:-1] if case.loss.class_axis else shape
-    several = [{}, {"base": 2}, {"weight": np.full(shape[-1], 2, dtype)}]
-    values = {"label_smoothing": 0.5, "z_loss": 0.1, "gamma": 0.5}
-    several += [{name: value} for name, value in values.items() if name in case.loss.options]
+    values = {"weight": np.full(shape[-1], 2, dtype)}
+    values |= {"base": 2, "label_smoothing": 0.5, "z_loss": 0.1, "gamma": 0.5}
+    several = [{name: value} for name, value in values.items() if name in case.loss.options]
+    several.append({})
     for options in several:
-        value, grad, hess = case.all(**options)
+        value, *rows = case.all(**options)
         assert type(value) is float
         assert np.isnan(value)
         assert np.isnan(case.call(0, **options))
-        assert_same_bits(grad, zero)  # exactly 0, and not -0 either
-        assert_same_bits(hess, zero)
-        assert_same_bits(case.all(denominator=5.0, **options), (0.0, zero, zero))
-        assert_same_bits(case.all(reduction="sum", **options), (0.0, zero, zero))
+        assert_same_bits(tuple(rows), zeros)  # exactly 0, and not -0 either
+        assert_same_bits(case.all(denominator=5.0, **options), (0.0, *zeros))
+        assert_same_bits(case.all(reduction="sum", **options), (0.0, *zeros))
         none = case.all(reduction="none", **options)
-        assert_same_bits(none, (np.zeros(each, dtype), zero, zero))
+        assert_same_bits(none, (np.zeros(each, dtype), *zeros))
 
 
 def test_no_sample_as_empty_lists():
@@ -643,7 +646,7 @@ FOUND = {
 def test_found(found, dtype):
     """By every twin and reduction; `fuzz.check` says what a call must satisfy."""
     name, scores, target, given, *exceptions = found
-    for suffix, reduction in itertools.product(fuzz.SUFFIXES, ("mean", "sum", "none")):
+    for suffix, reduction in itertools.product(fuzz.suffixes(name), ("mean", "sum", "none")):
         x = np.array(scores, dtype)
         options = {key: x if isinstance(value, str) else value for key, value in given.items()}
         if suffix != "_with_grad_hess":
@@ -667,6 +670,6 @@ def test_wide_options_beside_rows_of_other_strides(loss, shape, step, dtype, rng
     weight = rng.uniform(0.1, 1, classes)
     assert not np.array_equal(weight, weight.astype(np.float32))
     for name, given in (("weight", weight), ("sample_weight", rng.uniform(0.1, 1, samples))):
-        for suffix in fuzz.SUFFIXES:
+        for suffix in fuzz.suffixes(loss.name):
             options = {name: given, "label_smoothing": loss.smoothings[-1], "reduction": "none"}
             fuzz.check(fuzz.Call(loss.name, suffix, scores, target, options))

@@ -80,13 +80,12 @@ def test_places_of_inputs_and_outputs_change_no_bit(loss, step, backwards, shape
                     assert_nearly_same(results, want, axis)
                     want = results
                 assert_same_bits(results, want, f"axis {axis}, order {order}")
-                outs = [lay(np.zeros_like(scores), *laid) for _ in range(2)]
-                got = here.all(out=outs[0], hess_out=outs[1])
-                assert got[1] is outs[0]
-                assert got[2] is outs[1]
+                outs = [lay(np.zeros_like(scores), *laid) for _ in loss.outputs]
+                got = here.all(**dict(zip(loss.outputs, outs, strict=True)))
                 assert_same_bits(got[0], want[0])
-                assert_same_bits(np.ascontiguousarray(outs[0]), want[1])
-                assert_same_bits(np.ascontiguousarray(outs[1]), want[2])
+                for result, out, right in zip(got[1:], outs, want[1:], strict=True):
+                    assert result is out
+                    assert_same_bits(np.ascontiguousarray(out), right)
                 # Only the output is laid out so, then only the input; and in place.
                 rows = here.but(scores=moved(case.scores).copy())
                 out = lay(np.zeros_like(scores), *laid)

@@ -13,13 +13,12 @@ import pytest
 import fuzz
 import reference
 import xentrs
-from losses import LOSSES
+from losses import LOSSES, SUFFIXES
 from test_accuracy import BOUNDS, FAMILIES
 from xentrs import _xentrs
 from xentrs._losses import PYTHON_FUNCTIONS
 
 TABLE = _xentrs.LOSSES
-SUFFIXES = ("", "_with_grad", "_with_grad_hess")
 RESULTS = ("loss", "grad", "hess")
 # Options that a loss takes for their one value that changes nothing.
 FIXED = {"focal_loss": {"label_smoothing"}}

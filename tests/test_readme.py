@@ -15,7 +15,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+LOSSES = DOCS / "losses"
+PAGES = [README, *sorted(DOCS.glob("*.md")), *sorted(LOSSES.glob("*.md"))]
 NUMBER = re.compile(r"[-+]?(?:inf|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)")
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="a checkout without a README")

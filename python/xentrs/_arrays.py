@@ -49,7 +49,7 @@ def evaluate(loss: str, order: int, arguments: dict[str, Any]) -> Any:
     options = dict(arguments)
     outputs = options.pop("out", None), options.pop("hess_out", None)
     name = next(iter(options))  # what the values are called
-    values, target = options.pop(name), options.pop("target")
+    values, target = options.pop(name), options.pop(LOSSES[loss]["second"])
     options = dict(zip(options, plain_options(loss, *options.values()), strict=True))
     prepare = _prepare_classes if LOSSES[loss]["axis"] else _prepare_elements
     call = prepare(name, values, target, options, outputs)
@@ -63,7 +63,7 @@ def class_loss(
 
     Messages call the values by `name`.
     """
-    names = (name, "target", *LOSSES[loss]["options"], "out", "hess_out")
+    names = (name, LOSSES[loss]["second"], *LOSSES[loss]["options"], "out", "hess_out")
     return evaluate(loss, order, dict(zip(names, (values, target, *rest), strict=True)))
 
 

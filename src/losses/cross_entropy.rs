@@ -8,6 +8,7 @@ use crate::call::coefficients::Coefficients;
 use crate::error::Result;
 use crate::parallel::driver;
 use crate::softmax::Limits;
+use crate::softmax::columns::Columns;
 use crate::softmax::few::Few;
 use crate::softmax::objective::Objective;
 use crate::softmax::route::{Algorithm, Route};
@@ -33,10 +34,14 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     }
 
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        if Route::of(self.0).by_tiles {
-            tiles::run(self.0, &FewPlan(c, total, self.1))
-        } else {
-            driver::run(&Few::<T, C>::new(self.0, c, total, self.1))
+        let route = Route::of(self.0);
+        match route.algorithm {
+            Algorithm::Columns(_) if route.by_tiles => {
+                tiles::run(self.0, &ColumnsPlan(c, total, self.1))
+            }
+            Algorithm::Columns(_) => driver::run(&Columns::new(self.0, c, total, self.1)),
+            _ if route.by_tiles => tiles::run(self.0, &FewPlan(c, total, self.1)),
+            _ => driver::run(&Few::new(self.0, c, total, self.1)),
         }
     }
 }
@@ -50,11 +55,23 @@ impl<T: Limits, C: Coefficients<T>> Plan<T> for FewPlan<C> {
     where
         Self: 'b,
         T: 'b;
-    fn takes_columns(&self, batch: &Batch<'_, T>) -> bool {
-        matches!(Route::of(batch).algorithm, Algorithm::Columns(_))
-    }
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
         Few::new(batch, self.0.of(batch), self.1, self.2)
+    }
+}
+
+/// Makes jobs of [`Columns`], from the same.
+struct ColumnsPlan<C>(C, f64, Objective);
+
+impl<T: Limits, C: Coefficients<T>> Plan<T> for ColumnsPlan<C> {
+    type Job<'b>
+        = Columns<'b, T, C::Of<'b>>
+    where
+        Self: 'b,
+        T: 'b;
+    const COLUMNS: bool = true;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
+        Columns::new(batch, self.0.of(batch), self.1, self.2)
     }
 }
 

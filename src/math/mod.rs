@@ -20,17 +20,24 @@ pub fn two_sum(a: f64, b: f64) -> (f64, f64) {
     (sum, (a - (sum - part)) + (b - part))
 }
 
+/// The rounding error of `sum = a + b` in each lane: [`two_sum`] of vectors.
+#[inline(always)]
+pub fn sum_error<S: Simd, T: Float>(a: T::V<S>, b: T::V<S>, sum: T::V<S>) -> T::V<S> {
+    let part = sum.sub(a);
+    a.sub(sum.sub(part)).add(b.sub(part))
+}
+
 /// `a / (b + c)` as two numbers: the second is the rounding error of the first, so that [`times`]
 /// rounds once.
 #[inline(always)]
 pub fn quotient<T: Real>(a: f64, b: f64, c: f64) -> [T; 2] {
-    let (sum, lost) = two_sum(b, c);
+    let (sum, sum_error) = two_sum(b, c);
     let quotient = a / sum;
     let high = T::from_f64(quotient);
     let low = if T::WIDE == 2 {
         quotient - high.to_f64()
     } else {
-        ((-quotient).mul_add(sum, a) - quotient * lost) / sum
+        ((-quotient).mul_add(sum, a) - quotient * sum_error) / sum
     };
     [high, T::from_f64(low)]
 }

@@ -15,6 +15,7 @@ use crate::simd::{Simd, Vector};
 
 use super::exp::exp_of_sum;
 use super::log::{LogFloat, nearest, series};
+use super::sum_error;
 
 /// The largest error of [`pow`] in ULP, where the result is a normal number.
 pub const MAX_ULP: f64 = 0.9;
@@ -43,8 +44,7 @@ pub fn pow<S: Simd>(s: S, x: S::V64, error: S::V64, y: f64) -> S::V64 {
     let coarse = scaled.add(log);
     let coarse_low = log.sub(coarse.sub(scaled));
     let high = coarse.add(f);
-    let part = high.sub(coarse);
-    let high_low = coarse.sub(high.sub(part)).add(f.sub(part));
+    let high_low = sum_error::<S, f64>(coarse, f, high);
     // log(1 + error) is the error.
     let small = n.mul_add(ln2_low, f_low).add(coarse_low).add(high_low);
     let tail = series::<S, f64>(s, f, small);

@@ -34,10 +34,18 @@ const TWINS: usize = DERIVATIVES + 1;
 /// What a twin's name adds to that of its loss.
 const SUFFIXES: [&str; TWINS] = ["", "_with_grad", "_with_grad_hess"];
 
-/// The builtins of each loss of the list. One cannot be told which it is without an object of its own,
-/// which would not pickle.
-const ENTRIES: [[ffi::PyCFunctionFastWithKeywords; TWINS]; LOSSES.len()] =
-    [twins::<0>(), twins::<1>(), twins::<2>(), twins::<3>()];
+/// Makes the builtins of as many losses as there are numbers, and checks that the list has no more losses.
+macro_rules! entries {
+    ($($i:literal)*) => {
+        /// The builtins of each loss of the list; those of the last one stand again behind it. A builtin cannot be
+        /// told which it is without an object of its own, which would not pickle.
+        const ENTRIES: &[[ffi::PyCFunctionFastWithKeywords; TWINS]] =
+            &[$(twins::<{ if $i < LOSSES.len() { $i } else { LOSSES.len() - 1 } }>()),*];
+        const _: () = assert!(LOSSES.len() <= ENTRIES.len());
+    };
+}
+
+entries!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23);
 
 const fn twins<const LOSS: usize>() -> [ffi::PyCFunctionFastWithKeywords; TWINS] {
     [entry::<LOSS, 0>, entry::<LOSS, 1>, entry::<LOSS, 2>]

@@ -193,7 +193,13 @@ mod tests {
                 match at / T::LANES % 3 {
                     0 if at + 2 * T::LANES <= floats.len() => {
                         let next = T::V::<S>::load(s, floats, at + T::LANES);
-                        T::V::<S>::pair_to_halves([x, next], half, rounded, at, at / T::LANES % 2 == 0);
+                        T::V::<S>::pair_to_halves(
+                            [x, next],
+                            half,
+                            rounded,
+                            at,
+                            at / T::LANES % 2 == 0,
+                        );
                     }
                     1 => {} // the second of the pair before
                     _ => x.stream_halves(half, rounded, at),

@@ -25,8 +25,10 @@
 //!
 //! A kernel reduces a row to its sums, an [`objective`] makes of them the loss and the factors `a` and `b`,
 //! and the kernel emits the gradient. There are two kernels: [`rows`] vectorises along the classes of a row,
-//! [`few`] has a lane for each sample. [`route`] chooses one.
+//! [`few`] has a lane for each sample. [`columns`] does the steps of [`few`] for many classes of adjacent
+//! samples. [`route`] chooses one.
 
+pub mod columns;
 pub mod few;
 pub mod objective;
 pub mod route;

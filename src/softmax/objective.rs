@@ -29,9 +29,9 @@
 
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::options::Reduction;
-use crate::math::Real;
 use crate::math::pow::pow;
-use crate::reduce::{Total, lost_by};
+use crate::math::{Real, sum_error};
+use crate::reduce::Total;
 use crate::simd::{Simd, Vector};
 
 /// A function of `l = -log p` and the logsumexp `L`.
@@ -158,9 +158,9 @@ impl Objective {
             let mut error = zero;
             if T::WIDE == 1 {
                 // The relative rounding error of `others`: that of the sum `whole`, and that of the product.
-                let sum_error = lost_by::<S, f64>(rest, pivot, whole);
+                let whole_error = sum_error::<S, f64>(rest, pivot, whole);
                 let product_error = zero.sub(others).fma(whole, rest);
-                error = zero.sub(others).mul_add(sum_error, product_error).div(rest);
+                error = zero.sub(others).mul_add(whole_error, product_error).div(rest);
             }
             let power = self.power(s, others, error);
             let (p, certain) = (pivot.mul(inverse), others.eq(zero));

@@ -31,7 +31,7 @@ pub enum Algorithm {
     Rows,
     /// [`super::few`]: a lane a sample, up to [`MOST_CLASSES`] classes.
     Few,
-    /// [`super::few`] with more classes: the samples lie in lines of this length.
+    /// [`super::columns`]: a lane a sample, more classes. The samples lie in lines of this length.
     Columns(usize),
 }
 

@@ -37,7 +37,7 @@
 //! where the pivot has less than half of the probability (`Rows::dominant_hessian`).
 //!
 //! The kernel is compiled once for each way that a target is stored ([`Coefficients`]), not for each loss. An
-//! objective other than plain cross-entropy changes loss and factors once a row (`ApplyObjective`). Whether there
+//! objective other than plain cross-entropy changes loss and factors once a row (`ApplyToRow`). Whether there
 //! is a gradient is a value at run time, read once a chunk.
 
 use std::ops::Range;
@@ -1089,7 +1089,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let (own, losses) = (reduce.logits.get(reduce.pivot), &mut losses);
                 let logits = [reference.to_f64(), own.to_f64()];
                 let (objective, hess) = (self.objective, batch.outputs.hess.is_some());
-                s.apart(ApplyObjective { objective, losses, rest, pivot, logits, hess })
+                s.apart(ApplyToRow { objective, losses, rest, pivot, logits, hess })
             });
             losses.n += 1;
             if losses.n == 8 {
@@ -1214,7 +1214,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
 
 /// Turns the last pending loss, of plain cross-entropy, into that of another objective. Returns the factors
 /// of its gradient and Hessian.
-struct ApplyObjective<'a> {
+struct ApplyToRow<'a> {
     objective: Objective,
     losses: &'a mut PendingLosses,
     rest: f64,
@@ -1234,11 +1234,11 @@ struct RowFactors {
     z_second: f64,
 }
 
-impl Kernel for ApplyObjective<'_> {
+impl Kernel for ApplyToRow<'_> {
     type Output = RowFactors;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> RowFactors {
-        let ApplyObjective { objective, losses, rest, pivot, logits, hess } = self;
+        let ApplyToRow { objective, losses, rest, pivot, logits, hess } = self;
         let i = losses.n;
         // Macros: closures might be compiled without the instruction set of this function.
         macro_rules! splat {

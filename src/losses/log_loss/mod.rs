@@ -30,8 +30,9 @@ use crate::call::batch::{Batch, Target};
 use crate::call::coefficients::Coefficients;
 use crate::error::Result;
 use crate::math::Real;
+use crate::math::log::log;
 use crate::parallel::driver;
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, Simd, Vector};
 use crate::tiles::{self, Plan};
 
 use super::{AHEAD, ClassLoss, reduced, with_coefficients};
@@ -63,6 +64,47 @@ fn is_true_class<T>(batch: &Batch<'_, T>) -> bool {
 /// `t log p`, 0 where `t` is 0.
 fn term(t: f64, p: f64) -> f64 {
     if t == 0.0 { 0.0 } else { t * p.ln() }
+}
+
+/// A vector of probabilities `p` and their coefficients `t`, of any values.
+struct Terms<S: Simd, T: Real> {
+    p: T::V<S>,
+    t: T::V<S>,
+    /// The lanes whose coefficient is 0.
+    none: <T::V<S> as Vector<S, T>>::Mask,
+}
+
+impl<S: Simd, T: Real> Terms<S, T> {
+    #[inline(always)]
+    fn new(s: S, p: T::V<S>, t: T::V<S>) -> Self {
+        let zero = T::V::<S>::splat(s, T::default());
+        // Adding 0 makes -0 a 0.
+        Terms { p: p.add(zero), t, none: t.eq(zero) }
+    }
+
+    /// `x`, and 0 where the coefficient is 0.
+    #[inline(always)]
+    fn counted(&self, s: S, x: T::V<S>) -> T::V<S> {
+        T::V::<S>::select(self.none, T::V::<S>::splat(s, T::default()), x)
+    }
+
+    /// `t log p`
+    #[inline(always)]
+    fn losses(&self, s: S) -> T::V<S> {
+        self.counted(s, self.t.mul(log::<S, T>(s, self.p)))
+    }
+
+    /// The gradient, for a scale of `-minus_scale`.
+    #[inline(always)]
+    fn grad(&self, s: S, minus_scale: T::V<S>) -> T::V<S> {
+        self.counted(s, self.t.mul(minus_scale).div(self.p))
+    }
+
+    /// The diagonal of the Hessian, from the gradient.
+    #[inline(always)]
+    fn hess(&self, s: S, grad: T::V<S>) -> T::V<S> {
+        self.counted(s, T::V::<S>::splat(s, T::default()).sub(grad).div(self.p))
+    }
 }
 
 /// Reads the class indices of samples from `start` on, as [`Batch::read_classes`] does, in a function of

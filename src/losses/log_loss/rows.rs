@@ -3,14 +3,11 @@
 
 use std::ops::Range;
 
-use super::{AHEAD, BLOCK, Classes, block_of, block_rows, term};
+use super::{AHEAD, BLOCK, Classes, Terms, block_of, block_rows, term};
 use crate::call::batch::{Batch, IGNORED, Outputs};
 use crate::call::coefficients::{Even, RowCoefficients, Shared, Soft, Stored};
 use crate::elements::{Elements, Map, Results, beyond};
-use crate::math::{
-    Real,
-    log::{log, log_scalar},
-};
+use crate::math::{Real, log::log_scalar};
 use crate::parallel::driver::Job;
 use crate::reduce::Sum;
 use crate::simd::slices::{fill, load_lanes};
@@ -132,8 +129,8 @@ impl<T: Real> WeighedRows<'_, '_, T> {
         let sample = batch.sample_factor(row);
         let scale = sample / batch.divisor;
         let coefficients = all.row(row, batch.classes);
-        let terms = Terms { batch, coefficients, row, values, scale };
-        let constants = terms.constants(s);
+        let row_terms = RowTerms { batch, coefficients, row, values, scale };
+        let constants = row_terms.constants(s);
         let mut loss = 0.0;
         // Of the true class, before its number is overwritten in place.
         let mut own = None;
@@ -150,7 +147,7 @@ impl<T: Real> WeighedRows<'_, '_, T> {
         }
         let all = 0..batch.classes;
         let outputs = Outputs { grad, hess, losses: None };
-        let map = Map { elements: terms, outputs, stream: self.stream };
+        let map = Map { elements: row_terms, outputs, stream: self.stream };
         loss += map.block::<S, 1>(s, &constants, all);
         if let Some(own) = own {
             for (array, x) in [grad, hess].into_iter().zip(own) {
@@ -166,7 +163,7 @@ impl<T: Real> WeighedRows<'_, '_, T> {
 
 /// The terms of a row, but for that of a true class.
 #[derive(Clone, Copy)]
-struct Terms<'a, 'b, T, C> {
+struct RowTerms<'a, 'b, T, C> {
     batch: &'b Batch<'a, T>,
     coefficients: C,
     row: usize,
@@ -174,7 +171,7 @@ struct Terms<'a, 'b, T, C> {
     scale: f64,
 }
 
-impl<T: Real, C: ReadRow<T>> Elements<T> for Terms<'_, '_, T, C> {
+impl<T: Real, C: ReadRow<T>> Elements<T> for RowTerms<'_, '_, T, C> {
     type Constants<S: Simd> = T::V<S>;
     type Tail = Self;
     const RAGGED: bool = true;
@@ -205,19 +202,17 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for Terms<'_, '_, T, C> {
         for i in 0..N {
             let at = at + i * T::LANES;
             self.values.prefetch(at + AHEAD / size_of::<T>());
-            // Adding 0 makes -0 a 0.
-            let p = load_lanes(s, self.values, at, lanes).add(zero);
-            let t = self.coefficients.load(s, at, lanes);
-            let none = t.eq(zero);
-            let term = T::V::<S>::select(none, zero, t.mul(log::<S, T>(s, p)));
-            if checks && beyond::<S, T>(s, term) != 0 {
+            let p = load_lanes(s, self.values, at, lanes);
+            let terms = Terms::<S, T>::new(s, p, self.coefficients.load(s, at, lanes));
+            let losses = terms.losses(s);
+            if checks && beyond::<S, T>(s, losses) != 0 {
                 return false;
             }
-            sum.add(zero.sub(term));
+            sum.add(zero.sub(losses));
             if results.has_grad() {
-                grad[i] = T::V::<S>::select(none, zero, t.mul(*minus_scale).div(p));
+                grad[i] = terms.grad(s, *minus_scale);
                 if results.has_hess() {
-                    hess[i] = T::V::<S>::select(none, zero, zero.sub(grad[i]).div(p));
+                    hess[i] = terms.hess(s, grad[i]);
                 }
             }
         }

@@ -4,14 +4,11 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::checks::{Interval, search};
-use super::{AHEAD, BLOCK, block_rows, term};
+use super::{AHEAD, BLOCK, Terms, block_rows, term};
 use crate::call::batch::{Batch, Outputs, Target};
 use crate::elements::{Elements, Map, Results, beyond};
 use crate::error::Result;
-use crate::math::{
-    Real,
-    log::{log, log_normal},
-};
+use crate::math::{Real, log::log_normal};
 use crate::parallel::driver::Job;
 use crate::reduce::Sum;
 use crate::simd::slices::load_lanes;
@@ -129,7 +126,11 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
                 }
                 results.grad(grad, lanes);
                 if results.has_hess() {
-                    results.hess(hessians::<S, T, N>(s, grad, p), lanes);
+                    let mut hess = grad;
+                    for i in 0..N {
+                        hess[i] = zero.sub(grad[i]).div(p[i]);
+                    }
+                    results.hess(hess, lanes);
                 }
             }
             return true;
@@ -139,26 +140,23 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
             if any.inside(p[i]) != T::ALL {
                 self.wrong.store(true, Relaxed);
             }
-            let none = t[i].eq(zero);
-            p[i] = p[i].add(zero);
-            let term = T::V::<S>::select(none, zero, t[i].mul(log::<S, T>(s, p[i])));
-            if checks && beyond::<S, T>(s, term) != 0 {
+            let losses = Terms::<S, T>::new(s, p[i], t[i]).losses(s);
+            if checks && beyond::<S, T>(s, losses) != 0 {
                 return false;
             }
-            sum.add(term);
+            sum.add(losses);
         }
         if results.has_grad() {
-            let mut grad = [zero; N];
+            let (mut grad, mut hess) = ([zero; N], [zero; N]);
             for i in 0..N {
-                let none = t[i].eq(zero);
-                grad[i] = t[i].mul(constants.minus_scale).div(p[i]);
-                grad[i] = T::V::<S>::select(none, zero, grad[i]);
-                p[i] = T::V::<S>::select(none, one, p[i]);
+                let terms = Terms::<S, T>::new(s, p[i], t[i]);
+                grad[i] = terms.grad(s, constants.minus_scale);
+                if results.has_hess() {
+                    hess[i] = terms.hess(s, grad[i]);
+                }
             }
             results.grad(grad, lanes);
-            if results.has_hess() {
-                results.hess(hessians::<S, T, N>(s, grad, p), lanes);
-            }
+            results.hess(hess, lanes);
         }
         true
     }
@@ -172,19 +170,6 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
         }
         sum
     }
-}
-
-/// The diagonal of the Hessian, from the gradient.
-#[inline(always)]
-fn hessians<S: Simd, T: Real, const N: usize>(
-    s: S,
-    mut grad: [T::V<S>; N],
-    p: [T::V<S>; N],
-) -> [T::V<S>; N] {
-    for i in 0..N {
-        grad[i] = T::V::<S>::splat(s, T::default()).sub(grad[i]).div(p[i]);
-    }
-    grad
 }
 
 impl<T: Real> Job for Unweighed<'_, '_, T> {

@@ -11,7 +11,7 @@
 
 use crate::math::exp::{power_of_two, residue};
 use crate::math::log::{log, log1p};
-use crate::reduce::lost_by;
+use crate::math::sum_error;
 use crate::simd::{Kernel, Output, Simd, Vector};
 use crate::softmax::objective::{Objective, State};
 
@@ -19,7 +19,7 @@ use super::buffers::*;
 use super::{Limits, exponents, splat};
 
 /// Applies the objective to a finished group.
-pub(super) struct ApplyObjective<'b, T> {
+pub(super) struct ApplyToGroup<'b, T> {
     /// The objective, other than plain cross-entropy.
     pub objective: Objective,
     /// The buffers of the block.
@@ -36,7 +36,7 @@ pub(super) struct ApplyObjective<'b, T> {
     pub hess: bool,
 }
 
-impl<T: Limits> Kernel for ApplyObjective<'_, T> {
+impl<T: Limits> Kernel for ApplyToGroup<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
@@ -112,8 +112,8 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
             (a[part], a_error[part]) = (product, error);
             if self.objective.has_z_loss() {
                 let sum = product.add(more);
-                let sum_error = lost_by::<S, f64>(product, more, sum);
-                (a[part], a_error[part]) = (sum, error.add(sum_error));
+                let rounding = sum_error::<S, f64>(product, more, sum);
+                (a[part], a_error[part]) = (sum, error.add(rounding));
             }
             let grad = pivot_grad.wide(part);
             grads[part] = S::V64::select(counted, grad.mul(slope).add(z.mul(p)), zero_f64);
@@ -165,7 +165,7 @@ impl<T: Limits> Kernel for ApplyObjective<'_, T> {
     }
 }
 
-impl<T: Limits> ApplyObjective<'_, T> {
+impl<T: Limits> ApplyToGroup<'_, T> {
     /// The power of two that moves from the exponentials to `a slope`, where the rounding error of that product
     /// would underflow. 1 elsewhere.
     #[inline(always)]

@@ -2,7 +2,7 @@
 //!
 //! A *field* is one number of each sample. Fields of the logits' type and of float64 are numbered apart.
 
-use crate::simd::{COLUMNS, Input, Output, Scratch, Simd, Vector};
+use crate::simd::{COLUMNS, Input, Kernel, Output, Scratch, Simd, Vector};
 
 use super::{Common, Limits};
 
@@ -58,7 +58,7 @@ pub(super) const RESULTS: [usize; 7] =
 // Fields in float64.
 
 /// The loss.
-pub(super) const LOSS: usize = 0;
+pub const LOSS: usize = 0;
 /// The weight of the sample; 1 without weights.
 pub(super) const SAMPLE_WEIGHT: usize = 1;
 /// The weight of the sample over the divisor.
@@ -72,8 +72,24 @@ pub(super) const DISTANCE: usize = 5;
 /// How many fields there are.
 pub(super) const FIELDS_F64: usize = 6;
 
+/// Chooses the bias that samples have where there are no weights.
+struct Prepare<'b, T>(&'b Buffers<T>, &'b Common<'b, T>);
+
+impl<T: Limits> Kernel for Prepare<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let Prepare(buffers, job) = self;
+        if buffers.samples > 0 {
+            job.choose_references(s, 0, buffers);
+            let (bias, biases) = buffers.field(BIAS);
+            biases.fill(bias.get(0));
+        }
+    }
+}
+
 /// Buffers of a block.
-pub(super) struct Buffers<T> {
+pub struct Buffers<T> {
     samples: usize,
     /// The fields in float64.
     wide: Scratch<f64>,
@@ -97,13 +113,20 @@ pub(super) const ROWS: usize = 3;
 impl<T: Limits> Buffers<T> {
     /// Buffers for blocks of at most `samples`, a multiple of the lanes.
     #[inline(always)]
-    pub(super) fn new<S: Simd>(s: S, samples: usize, job: &Common<'_, T>) -> Self {
+    pub(in crate::softmax) fn new<S: Simd>(s: S, samples: usize, job: &Common<'_, T>) -> Self {
+        let buffers = Buffers::allocated(samples, job);
+        s.apart(Prepare(&buffers, job));
+        buffers
+    }
+
+    #[inline(never)]
+    fn allocated(samples: usize, job: &Common<'_, T>) -> Self {
         let classes = job.batch.classes;
         let columns = samples * classes;
         let stored = if job.stored.is_some() { columns } else { 0 };
         let first = FIELDS * samples;
         let starts = [first, first + columns, first + columns + stored];
-        let rows = if job.many { T::LANES * classes } else { columns + COLUMNS };
+        let rows = if job.line.is_some() { T::LANES * classes } else { columns + COLUMNS };
         // Lanes without a sample keep whatever the memory held: no result depends on them.
         let buffers = Buffers {
             samples,
@@ -114,11 +137,6 @@ impl<T: Limits> Buffers<T> {
         // These stay as they are where there are no weights.
         for (which, x) in [(SAMPLE_WEIGHT, 1.0), (SCALE, job.scale), (CLASS_WEIGHT, job.keep)] {
             buffers.field_f64(which).1.fill(x);
-        }
-        if samples > 0 {
-            job.choose_references(s, 0, &buffers);
-            let (bias, biases) = buffers.field(BIAS);
-            biases.fill(bias.get(0));
         }
         buffers
     }
@@ -142,7 +160,7 @@ impl<T: Limits> Buffers<T> {
 
     /// A float64 field of all samples.
     #[inline(always)]
-    pub(super) fn field_f64(&self, which: usize) -> (Input<'_, f64>, Output<'_, f64>) {
+    pub(in crate::softmax) fn field_f64(&self, which: usize) -> (Input<'_, f64>, Output<'_, f64>) {
         let (at, n) = (which * self.samples, self.samples);
         (self.wide.input().part(at, n), self.wide.output().part(at, n))
     }

@@ -12,15 +12,15 @@
 //! Quotients that the gradient multiplies are two numbers: the second is the rounding error of the first, found by
 //! fused multiply-add. Weights and coefficients are float64 in both ways.
 
-use crate::math::Real;
 use crate::math::exp::{power_of_two, residue};
 use crate::math::log::{log, log1p, log1p_and};
-use crate::reduce::lost_by;
+use crate::math::{Real, sum_error};
+use crate::simd::slices::lanes_from;
 use crate::simd::{Kernel, Output, Simd, Vector, fold};
 
-use super::apply::ApplyObjective;
+use super::apply::ApplyToGroup;
 use super::buffers::*;
-use super::{Block, Common, Limits, lanes_from, power, splat};
+use super::{Block, Common, Limits, power, splat};
 
 impl<'a, T: Limits> Common<'a, T> {
     /// Finishes a block: its losses, weighted, and the factors of its derivatives. Returns the sum of the losses.
@@ -42,7 +42,7 @@ impl<'a, T: Limits> Common<'a, T> {
             }
             if !self.plain {
                 let (start, width) = (group * self.batch.classes, T::LANES * self.batch.classes);
-                s.apart(ApplyObjective {
+                s.apart(ApplyToGroup {
                     objective: self.objective,
                     buffers,
                     group,
@@ -169,7 +169,7 @@ impl<'a, T: Limits> Common<'a, T> {
         if self.grad {
             let a = T::V::<S>::select(counts, scaled.mul(inverse), zero);
             let minus_a = zero.sub(a);
-            let whole_error = lost_by::<S, T>(rest, pivot, whole).add(rest_error);
+            let whole_error = sum_error::<S, T>(rest, pivot, whole).add(rest_error);
             let error = minus_a.mul_add(whole_error, minus_a.fma(whole, scaled).add(scaled_error));
             let a_error = T::V::<S>::select(counts, error.mul(inverse), zero);
             buffers.store(A, group, a);
@@ -264,7 +264,7 @@ impl<'a, T: Limits> Common<'a, T> {
             buffers.load(s, OTHERS_ERROR, group),
         );
         let (whole, others) = (rest.add(pivot), high.add(low));
-        let error = lost_by::<S, T>(rest, pivot, whole).add(buffers.load(s, REST_ERROR, group));
+        let error = sum_error::<S, T>(rest, pivot, whole).add(buffers.load(s, REST_ERROR, group));
         let most = whole.sub(high).add(error.sub(low));
         let inverse = splat::<S, T>(s, 1.0).div(whole.add(error));
         // Gradients times probabilities: no product is subnormal where the result is not.
@@ -345,7 +345,7 @@ impl<'a, T: Limits> Common<'a, T> {
             let a = scaled.mul(inverse);
             let minus_a = zero_f64.sub(a);
             let error =
-                minus_a.fma(lost_by::<S, f64>(rest, pivot, whole), minus_a.fma(whole, scaled));
+                minus_a.fma(sum_error::<S, f64>(rest, pivot, whole), minus_a.fma(whole, scaled));
             let error = error.mul(inverse);
             let pivot_grad = if ANY {
                 self.pivot_gradient::<S, HARD>(s, &sample, inverse)

@@ -15,8 +15,9 @@ use crate::call::place::Place;
 use crate::simd::{COLUMNS, HALF, Kernel, PAIR, Simd, Vector};
 
 use super::buffers::*;
-use super::columns::{GroupView, columns};
-use super::{AHEAD, Block, Common, Limits, TURN, exponents, splat};
+use super::groups::{GroupView, columns};
+use super::{AHEAD, Block, Common, Limits, exponents, splat};
+use crate::softmax::columns::TURN;
 
 impl<'a, T: Limits> Common<'a, T> {
     /// Reads the classes of a block's samples. A sample of weight 0 becomes an ignored one; there is none unless

@@ -18,8 +18,9 @@ use crate::math::times;
 use crate::simd::{self, COLUMNS, HALF, Kernel, Output, PAIR, Simd, Vector};
 
 use super::buffers::*;
-use super::columns::{GroupView, runs};
-use super::{Block, Common, Limits, copy, is_long, splat};
+use super::groups::{GroupView, runs};
+use super::{Block, Common, Limits, copy, splat};
+use crate::softmax::route::is_long;
 
 /// There are no coefficients beside that of a true class.
 pub(super) const NO_COEFFICIENTS: usize = 0;

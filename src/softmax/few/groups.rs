@@ -11,7 +11,7 @@ use super::buffers::ROWS;
 use super::{Block, Common, Limits, copy};
 
 /// How a group of samples lies in an array.
-pub(super) enum GroupView<View> {
+pub(in crate::softmax) enum GroupView<View> {
     /// Contiguous rows, one for each sample.
     Rows(View),
     /// Adjacent samples: the array, where class 0 of the first sample is, the step to the next class, and the
