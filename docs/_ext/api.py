@@ -109,7 +109,9 @@ def torch_page(name: str) -> str:
 
 
 def numpy_page(name: str) -> str:
-    return f"{heading(name)}.. currentmodule:: xentrs\n\n.. autofunction:: {name}\n"
+    is_class = isinstance(OF_NUMPY[name].node, ast.ClassDef)
+    kind, members = ("class", "   :members:\n") if is_class else ("function", "")
+    return f"{heading(name)}.. currentmodule:: xentrs\n\n.. auto{kind}:: {name}\n{members}"
 
 
 def heading(title: str) -> str:
@@ -134,15 +136,16 @@ Each loss has variants with the same arguments: ``..._with_grad`` also returns t
 """
 
 
-def index(losses: list[str], others: list[str], torch: list[str]) -> str:
+def index(losses: list[str], classes: list[str], others: list[str], torch: list[str]) -> str:
     """Return the page that lists all others."""
-    pages = [f"xentrs.{name}" for name in losses + others]
+    pages = [f"xentrs.{name}" for name in losses + classes + others]
     pages += [f"xentrs.torch.{name}" for name in torch]
     return "\n".join(
         [
             heading("Functions"),
             INTRODUCTION,
             section("Losses of NumPy arrays") + table(losses, "xentrs", OF_NUMPY),
+            section("Classes in slices") + table(classes, "xentrs", OF_NUMPY),
             section("Threads and configuration") + table(others, "xentrs", OF_NUMPY),
             section("Losses of PyTorch tensors") + table(torch, "xentrs.torch", OF_TORCH),
             ".. toctree::\n   :hidden:\n",
@@ -166,9 +169,10 @@ def make_pages(app: Sphinx) -> None:
     """Write the pages of all functions into the folder `api` and remove those of former ones."""
     names = list(OF_NUMPY)
     losses = [name for name in names if f"{name}_with_grad" in names or "_with_grad" in name]
-    others = [name for name in names if name not in losses]
+    classes = [name for name in names if isinstance(OF_NUMPY[name].node, ast.ClassDef)]
+    others = [name for name in names if name not in losses + classes]
     torch = list(OF_TORCH)
-    texts = {"index": index(losses, others, torch)}
+    texts = {"index": index(losses, classes, others, torch)}
     texts |= {f"xentrs.{name}": numpy_page(name) for name in names}
     texts |= {f"xentrs.torch.{name}": torch_page(name) for name in torch}
     folder = Path(app.srcdir) / "api"

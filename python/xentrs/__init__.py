@@ -21,9 +21,11 @@ from xentrs._losses.log_loss import (
     log_loss_with_grad,
     log_loss_with_grad_hess,
 )
+from xentrs._partial import PartialCrossEntropy
 from xentrs._xentrs import __version__
 
 __all__ = [
+    "PartialCrossEntropy",
     "__version__",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_with_grad",

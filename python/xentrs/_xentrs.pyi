@@ -7,6 +7,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
     "LOSSES",
+    "STATE_FIELDS",
     "__version__",
     "compute",
     "compute_tensors",
@@ -14,11 +15,15 @@ __all__ = [
     "get_num_threads",
     "is_one",
     "join_threads",
+    "merge_states",
     "new_tensor",
     "plain_options",
     "public",
     "quick_cross_entropy",
     "set_num_threads",
+    "slice_grad",
+    "slice_states",
+    "state_losses",
     "use_tensors",
 ]
 
@@ -34,6 +39,7 @@ class _Loss(TypedDict):
     derivatives: int  # how many its twins return
 
 LOSSES: dict[str, _Loss]
+STATE_FIELDS: int
 
 def compute(name: str, order: int, values: object, target: object, /, *rest: object) -> Any:
     """Evaluate a loss of arrays.
@@ -60,6 +66,47 @@ def plain_options(name: str, /, *options: object) -> tuple[Any, ...]:
 
     Reading them again runs no code of the caller's. Arrays and ints are returned as they came.
     """
+
+def slice_states(
+    logits: object,
+    targets: object,
+    counts: object,
+    weight: object | None,
+    smooths: bool,
+    states: object,
+    /,
+) -> Any:
+    """Reduce logits of samples by classes to a state of `STATE_FIELDS` numbers each."""
+
+def merge_states(states: object, others: object, /) -> Any:
+    """Merge the states of other classes of the same samples into `states`."""
+
+def state_losses(
+    states: object,
+    scales: object,
+    counts: object,
+    mixture: tuple[float, float, float],
+    losses: object,
+    /,
+) -> Any:
+    """Write the loss of each sample times its factor; return their sum.
+
+    `mixture` is what label smoothing leaves to the true class, what it gives to each class, and the
+    factor of z-loss.
+    """
+
+def slice_grad(
+    logits: object,
+    targets: object,
+    counts: object,
+    states: object,
+    scales: object,
+    weight: object | None,
+    mixture: tuple[float, float, float],
+    grad: object,
+    /,
+) -> Any:
+    """Write the gradient of a slice of classes."""
 
 def public(function: _F, /) -> _F: ...
 def set_num_threads(n: int, /) -> None: ...

@@ -28,7 +28,7 @@ use super::Real;
 pub const MAX_ULP: f64 = 0.8;
 
 /// ln2 less its nearest `f64`.
-const LN2_REST: f64 = 2.319_046_813_846_299_6e-17;
+pub(crate) const LN2_REST: f64 = 2.319_046_813_846_299_6e-17;
 
 /// What the exponential knows of a type; printed by `tools/coefficients.py`.
 pub trait ExpFloat: Float {
@@ -186,6 +186,16 @@ impl<S: Simd, T: Real> Exp<S, T> {
         let x = if shifted { 0.0 } else { x };
         // Adding 1.5 * 2^52 rounds, here as in `of`.
         let n = (x * std::f64::consts::LOG2_E + f64::ROUND) - f64::ROUND;
+        let shift = if shifted { reference } else { T::default() };
+        let residue = (-n).mul_add(LN2_REST, (-n).mul_add(LN2, x));
+        Exp { residue, ..Exp::in_unit(s, n, shift, bias) }
+    }
+
+    /// The exponential in the unit `2^(n - bias) e^shift`: with a whole `n` and a shift of 0, or the other way
+    /// round. The reference is the logarithm of `2^n e^shift`.
+    #[inline(always)]
+    pub fn in_unit(s: S, n: f64, shift: T, bias: i64) -> Self {
+        const LN2: f64 = std::f64::consts::LN_2;
         let scale = bias - n as i64;
         // At `low` the exponent's bits are 0 and j is 0: the value is 0.
         let low = -(scale + T::MAX_EXPONENT) as f64 * LN2;
@@ -195,8 +205,8 @@ impl<S: Simd, T: Real> Exp<S, T> {
             table: T::V::<S>::from_lanes(s, T::TABLE).bits_add(T::V::<S>::splat(s, exponent)),
             low: T::V::<S>::splat(s, T::from_f64(low)),
             high: T::V::<S>::splat(s, T::from_f64(high)),
-            shift: T::V::<S>::splat(s, if shifted { reference } else { T::default() }),
-            residue: (-n).mul_add(LN2_REST, (-n).mul_add(LN2, x)),
+            shift: T::V::<S>::splat(s, shift),
+            residue: 0.0,
             unbias: f64::from_bits(((1023 - bias) as u64) << 52),
             scale,
         }

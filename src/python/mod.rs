@@ -9,6 +9,7 @@
 //! | `tensors`, `memory` | PyTorch's tensors, read and made by DLPack; the memory of new ones |
 //! | `classes`, `elements` | a call over samples by classes, and one element by element |
 //! | `results` | the arrays of results |
+//! | `slices` | classes in slices: states of samples, merged |
 //! | `errors` | why a call has no result |
 //!
 //! A call whose arrays are canonical (exact ndarrays, native and aligned, dtypes and shapes that fit;
@@ -30,20 +31,23 @@ mod memory;
 mod options;
 mod public;
 mod results;
+mod slices;
 mod tensors;
 
 use numpy::npyffi;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyFloat, PyTuple};
 
 use arrays::{Arrays, Room, Source};
 use errors::answer;
+use slices::{SliceArrays, mixture_of};
 use tensors::Tensors;
 
 use crate::losses::{Evaluate, LOSSES};
 use crate::parallel::process;
 use crate::simd::Level;
+use crate::softmax::state::FIELDS;
 
 /// The compiled kernels of xentrs; `xentrs` is what people call.
 // The free-threaded builds are not tested: a kernel reads a target that another thread may change, and
@@ -60,6 +64,7 @@ mod _xentrs {
         // SAFETY: any object may be asked whether it is an array.
         unsafe { npyffi::PyArray_CheckExact(module.py(), module.as_ptr()) };
         module.add("LOSSES", list(module.py())?)?;
+        module.add("STATE_FIELDS", FIELDS)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 
@@ -111,6 +116,79 @@ mod _xentrs {
         rest: &Bound<'py, PyTuple>,
     ) -> PyResult<Bound<'py, PyAny>> {
         answer(values.py(), || call::compute::<Tensors>(name, order, values, target, rest))
+    }
+
+    /// Reduces a slice of classes to a state for each sample.
+    #[pyfunction]
+    #[pyo3(signature = (logits, targets, counts, weight, smooths, states, /))]
+    fn slice_states<'py>(
+        py: Python<'py>,
+        logits: &Bound<'py, PyAny>,
+        targets: &Bound<'py, PyAny>,
+        counts: &Bound<'py, PyAny>,
+        weight: Option<&Bound<'py, PyAny>>,
+        smooths: bool,
+        states: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(py, || {
+            slices::reduce(&SliceArrays { logits, targets, counts }, weight, smooths, states)?;
+            Ok(py.None().into_bound(py))
+        })
+    }
+
+    /// Merges the states of other classes of the same samples into `states`.
+    #[pyfunction]
+    #[pyo3(signature = (states, others, /))]
+    fn merge_states<'py>(
+        py: Python<'py>,
+        states: &Bound<'py, PyAny>,
+        others: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(py, || {
+            slices::merge_states(states, others)?;
+            Ok(py.None().into_bound(py))
+        })
+    }
+
+    /// Writes the loss of each sample times its factor, from merged states. Returns their sum. `mixture` is what label
+    /// smoothing leaves to the true class, what it gives to each class, and the factor of z-loss.
+    #[pyfunction]
+    #[pyo3(signature = (states, scales, counts, mixture, losses, /))]
+    fn state_losses<'py>(
+        py: Python<'py>,
+        states: &Bound<'py, PyAny>,
+        scales: &Bound<'py, PyAny>,
+        counts: &Bound<'py, PyAny>,
+        mixture: (f64, f64, f64),
+        losses: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(py, || {
+            let sum = slices::losses([states, scales, counts], mixture_of(mixture), losses)?;
+            Ok(PyFloat::new(py, sum).into_any())
+        })
+    }
+
+    /// Writes the gradient of a slice of classes, from merged states.
+    #[pyfunction]
+    #[pyo3(signature = (logits, targets, counts, states, scales, weight, mixture, grad, /))]
+    #[allow(clippy::too_many_arguments, reason = "arrays of one call")]
+    fn slice_grad<'py>(
+        py: Python<'py>,
+        logits: &Bound<'py, PyAny>,
+        targets: &Bound<'py, PyAny>,
+        counts: &Bound<'py, PyAny>,
+        states: &Bound<'py, PyAny>,
+        scales: &Bound<'py, PyAny>,
+        weight: Option<&Bound<'py, PyAny>>,
+        mixture: (f64, f64, f64),
+        grad: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(py, || {
+            let arrays = SliceArrays { logits, targets, counts };
+            let mixture = mixture_of(mixture);
+            slices::gradient(&arrays, [states, scales], weight, mixture, grad)?;
+            Ok(py.None().into_bound(py))
+        })
     }
 
     /// A loss's options in the order of `LOSSES`, numbers and words checked and of Python's own types:

@@ -27,12 +27,16 @@
 //! and the kernel emits the gradient. There are two kernels: [`rows`] vectorises along the classes of a row,
 //! [`few`] has a lane for each sample. [`columns`] does the steps of [`few`] for many classes of adjacent
 //! samples. [`route`] chooses one.
+//!
+//! Where the classes lie in slices, [`slices`] reduces each to a [`state`]. States merge, and have the loss.
 
 pub mod columns;
 pub mod few;
 pub mod objective;
 pub mod route;
 pub mod rows;
+pub mod slices;
+pub mod state;
 
 use crate::math::Real;
 use crate::simd::{Simd, Vector};

@@ -399,10 +399,16 @@ def test_func(x, y):
         torch.testing.assert_close(transform(cross_entropy), transform(F.cross_entropy))
 
 
-def test_forward_mode_is_refused(x, y):
+def test_forward_mode(x, y):
     for transform in (torch.func.hessian, torch.func.jacfwd):
-        with pytest.raises(NotImplementedError, match=r"cross_entropy has no forward-mode"):
-            transform(lambda x: cross_entropy(x, y))(x)
+        for options in ({}, {"label_smoothing": 0.1, "reduction": "sum"}):
+            ours, theirs = (
+                transform(lambda x: f(x, y, **options))(x)  # noqa: B023
+                for f in (cross_entropy, F.cross_entropy)
+            )
+            torch.testing.assert_close(ours, theirs)
+    with pytest.raises(NotImplementedError, match=r"linear_cross_entropy has no forward-mode"):
+        torch.func.jacfwd(lambda w: linear(x, w, y))(torch.ones_like(x))
 
 
 def test_meta_and_fake(x, y):

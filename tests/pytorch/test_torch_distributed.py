@@ -1,5 +1,6 @@
 """Two processes: the vocabulary-parallel loss, DDP and FSDP."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,42 @@ def check(rank):
                 assert (grad[1:3] == 0).all(), grad
                 assert grad[[0, 3]].isnan().all(), grad
 
+    # Units in the last place, whatever spread and offset. A GPU's kernel has errors of its own.
+    def errors(actual, exact):
+        unit = 2.0 ** (exact.abs().clamp(min=2.0**-126).log2().floor() - 23)
+        error = (actual.detach().double() - exact).abs() / unit
+        return error[exact.abs() >= 2.0**-126].max()
+
+    for spread, offset, peak in (
+        (3.0, 0.0, 0.0), (3.0, 0.0, 40.0), (40.0, 0.0, 0.0), (5.0, 1e5, 0.0)
+    ):
+        torch.manual_seed(1)
+        x = torch.randn(32, 40) * spread + offset
+        y = torch.randint(0, 40, (32,))
+        x[range(16), y[:16]] += peak
+        span = slice(0, 13) if rank == 0 else slice(13, 40)
+        mine = x[:, span].clone().requires_grad_()
+        alone, whole = x.clone().requires_grad_(), x.double().requires_grad_()
+        loss = xentrs.torch.vocab_parallel_cross_entropy(
+            mine, y, reduction="none", first_class=span.start
+        )
+        exact, single = (
+            xentrs.torch.cross_entropy(one, y, reduction="none") for one in (whole, alone)
+        )
+        for one in (loss, exact, single):
+            one.sum().backward()
+        for actual, other, true in (
+            (loss, single, exact.detach()),
+            (mine.grad, alone.grad[:, span], whole.grad[:, span]),
+        ):
+            bound = 4.0 if BACKEND == "rust" else 4.0 + errors(other, true)
+            assert errors(actual, true) <= bound, (spread, offset, peak, errors(actual, true))
+
+    # All processes have the same loss to the last bit, whatever their order of arrival.
+    losses = [torch.empty(32) for _ in range(2)]
+    dist.all_gather(losses, loss.detach())
+    assert (losses[0] == losses[1]).all()
+
     # float16 with loss scaling.
     x = torch.randn(64, 8000).half().requires_grad_()
     mine = x.detach()[:, 4000 * rank : 4000 * rank + 4000].clone().requires_grad_()
@@ -184,6 +221,7 @@ from torch.testing import assert_close
 
 import xentrs.torch
 
+BACKEND = {backend!r}
 {body}
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
@@ -198,9 +236,11 @@ os._exit(0)  # PyTorch's threads were seen to abort an interpreter that was done
 """
 
 
-def run_two(body: str, folder: Path) -> None:
+def run_two(body: str, folder: Path, backend: str = "rust") -> None:
     script = folder / "script.py"
-    script.write_text(MAIN.format(body=body))
+    script.write_text(MAIN.format(body=body, backend=backend))
+    interpreted = {"TRITON_INTERPRET": "1", "XENTRS_TORCH_BACKEND": "triton"}
+    environment = os.environ | (interpreted if backend == "triton" else {})
     store = folder / "store"  # a file: a free port may be taken by another before it is used
     processes = [
         subprocess.Popen(
@@ -208,6 +248,7 @@ def run_two(body: str, folder: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            env=environment,
         )
         for rank in range(2)
     ]
@@ -227,3 +268,11 @@ def run_two(body: str, folder: Path) -> None:
 )
 def test_two_processes(body, tmp_path):
     run_two(body, tmp_path)
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_with_the_kernels_for_gpus(tmp_path):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU no kernel is interpreted")
+    run_two(PARALLEL, tmp_path, "triton")

@@ -15,7 +15,8 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from xentrs.torch._gpu import binary, scale, softmax
+from xentrs.torch import _binary, _focal_loss
+from xentrs.torch._gpu import elements, scale, softmax
 from xentrs.torch._triton import Kernel, load_triton
 
 kind, arch, warp, suffix = sys.argv[1:]
@@ -40,9 +41,10 @@ def compile(module, name, types, **constants):
 
 
 common = dict(R=1, B=4096, MANY=True, IGNORED=-100, NEAR=40.0)
-plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, GAMMA=0.0, FACTORS=0, SOFT=False)
+plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, OBJECTIVE=None, OWN=(), SOFT=False)
 all_ = plain | dict(SMOOTHING=0.1, EVEN=1e-4, Z=1e-4, CAP=30.0)
-focal = plain | dict(GAMMA=2.5, FACTORS=2)
+focal = plain | dict(OBJECTIVE=_focal_loss._objective.compiled(), OWN=(2.5,))
+element = dict(ELEMENT=_binary._element.compiled(), OWN=())
 soft_ = plain | dict(SOFT=True, IGNORED=None, grad=None)
 for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
     floats = {"x": "*" + x, "grad": "*" + x, "loss": "*" + acc, "divisor": "*fp64"}
@@ -57,7 +59,7 @@ for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
             types |= {"weight": "*fp32", "sample_weight": "*fp32"}
         compile(softmax, "_softmax_loss", types, **constants)
     types = floats | {"target": "*i1", "weight": "*fp32", "pos_weight": "*fp32", "where": "*i1"}
-    compile(binary, "_binary", types, SMOOTHING=0.1, SUM=True, ACC=real, B=2048)
+    compile(elements, "_elements", types, **element, SMOOTHING=0.1, SUM=True, ACC=real, B=2048)
     types = {"grad": "*" + x, "grad_output": "*" + acc, "sample_mask": "*i1"}
     compile(scale, "_scale", types, BLOCK=4096)
     compile(scale, "_scale", types, BLOCK=4096, sample_mask=None)

@@ -12,6 +12,7 @@ from xentrs.torch._binary import BCEWithLogitsLoss, binary_cross_entropy_with_lo
 from xentrs.torch._cross_entropy import CrossEntropyLoss, cross_entropy
 from xentrs.torch._focal_loss import FocalLoss, focal_loss
 from xentrs.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
+from xentrs.torch._patch import patch, unpatch
 from xentrs.torch._vocab_parallel import vocab_parallel_cross_entropy
 
 for _function in (
@@ -19,6 +20,8 @@ for _function in (
     cross_entropy,
     focal_loss,
     linear_cross_entropy,
+    patch,
+    unpatch,
     vocab_parallel_cross_entropy,
 ):
     _function.__module__ = "xentrs.torch"  # where people find it
@@ -32,5 +35,7 @@ __all__ = [
     "cross_entropy",
     "focal_loss",
     "linear_cross_entropy",
+    "patch",
+    "unpatch",
     "vocab_parallel_cross_entropy",
 ]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from xentrs._xentrs import join_threads, new_tensor, use_tensors
-from xentrs.torch._triton import load_triton
+from xentrs.torch._triton import has_triton, load_triton
 
 
 def _is_forked() -> bool:
@@ -70,6 +70,12 @@ def uses_triton(tensor: Tensor) -> bool:
             f"XENTRS_TORCH_BACKEND is 'rust', whose kernels cannot read a tensor on {kind!r}"
         )
     return True
+
+
+def has_kernels(tensor: Tensor) -> bool:
+    """Whether there are kernels for the tensor's device."""
+    kind = tensor.device.type
+    return kind in ("cpu", "meta") or (kind in ("cuda", "xpu") and has_triton())
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, no_type_check
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as _pytorchs
 
+from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments, check_further_arguments, fits
 from xentrs.torch._arguments.options import Options, legacy_reduction
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
-from xentrs.torch._backend import HALVES
-from xentrs.torch._mode import autocasts, refuse_jit_trace
-from xentrs.torch._operators.binary import compute_loss
+from xentrs.torch._gpu.math import log1p
+from xentrs.torch._mode import is_jit_traced
+from xentrs.torch._module import StandsFor
+from xentrs.torch._operators.elements import of_elements
+from xentrs.torch._triton import Kernel
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 _NAME = "binary_cross_entropy_with_logits"
 
@@ -84,22 +92,16 @@ def binary_cross_entropy_with_logits(
     >>> logits.grad
     tensor([ 0.5000, -0.2500])
     """
-    refuse_jit_trace(_NAME)
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     options = Options(reduction, label_smoothing=label_smoothing)
     denominator = as_denominator(denominator, input)
     call = BinaryArguments(input, target, weight, pos_weight, where, denominator)
-    if not fits(call, options):
+    if is_jit_traced(_NAME) or not fits(call, options):
         return _leave_to_pytorch(call, options)
     if label_smoothing or where is not None or denominator is not None:
         check_further_arguments(call, options)
-    loss = compute_loss(call, options)
-    # PyTorch computes in the memory of 1 - target.
-    dtype = target.dtype if target.is_floating_point() else input.dtype
-    if dtype in HALVES and autocasts(input):
-        dtype = torch.float32
-    return loss if loss.dtype == dtype else loss.to(dtype)
+    return BINARY.compute(call, options)
 
 
 def _leave_to_pytorch(call: BinaryArguments, options: Options) -> Tensor:
@@ -121,7 +123,52 @@ def _leave_to_pytorch(call: BinaryArguments, options: Options) -> Tensor:
     )
 
 
-class BCEWithLogitsLoss(nn.BCEWithLogitsLoss):
+# The loss itself, for what runs no Rust
+
+
+def _product(call: BinaryArguments, options: Options, direction: Tensor) -> Tensor:
+    """Return the second derivative of each element's loss times a direction.
+
+    By functions of PyTorch, so that it can be differentiated.
+    """
+    x = call.input.to(_backend.accumulator(call.input.dtype))
+    mask = call.mask(options)
+    if mask is not None:  # before anything is computed, for what differentiates this
+        x = torch.where(mask, x, 0.0)
+    e = options.label_smoothing
+    t = (1.0 - e) * call.target.to(x.dtype) + 0.5 * e
+    scale = (1.0 - t) + (t if call.pos_weight is None else t * call.pos_weight)
+    if call.weight is not None:
+        scale = scale * call.weight
+    second = scale * x.sigmoid() * (-x).sigmoid()
+    if options.reduction == "mean":
+        second = second / call.divisor(options).to(x.dtype)
+    if mask is not None:
+        second = torch.where(mask, second, 0.0)
+    return second.to(call.input.dtype) * call.upstream(direction, options)
+
+
+# With e = exp(-|z|):
+#     loss       (1 - t) softplus(z) + v softplus(-z)     softplus(z) = max(z, 0) + log1p(e)
+#     derivative (1 - t) sigmoid(z) - v sigmoid(-z)       sigmoid(|z|) = 1 / (1 + e)
+# A part whose coefficient is 0 is 0, at an infinite logit too.
+@Kernel
+@no_type_check
+def _element(z, t, v, keep, OWN: tl.constexpr):
+    e = tl.exp(-tl.abs(z))
+    tail = log1p(e)
+    up = tl.where(t == 1.0, 0.0, (1.0 - t) * (tl.maximum(z, 0.0) + tail))
+    down = tl.where(v == 0.0, 0.0, v * (tl.maximum(-z, 0.0) + tail))
+    large, small = 1.0 / (1.0 + e), e / (1.0 + e)
+    p = tl.where(z >= 0, large, small)
+    q = tl.where(z >= 0, small, large)
+    return tl.where(z != z, z, up + down), (1.0 - t) * p - v * q
+
+
+BINARY = of_elements(_NAME, _product, _element)
+
+
+class BCEWithLogitsLoss(nn.BCEWithLogitsLoss, metaclass=StandsFor):
     """`binary_cross_entropy_with_logits` as a module.
 
     Parameters

@@ -21,8 +21,9 @@ from xentrs.torch._arguments.softmax import (
     fits,
 )
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
-from xentrs.torch._mode import is_eager, refuse_jit_trace
-from xentrs.torch._operators.softmax import compute_loss, quick_loss
+from xentrs.torch._mode import is_eager, is_jit_traced
+from xentrs.torch._module import StandsFor
+from xentrs.torch._operators.softmax import CROSS_ENTROPY, quick_loss
 
 
 def cross_entropy(
@@ -129,18 +130,17 @@ def cross_entropy(
         loss = quick_loss(input, target, ignore_index, label_smoothing, reduction)
         if loss is not None:
             return loss
-    refuse_jit_trace("cross_entropy")
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     ignored = ignored_indices(ignore_index)
     options = Options(reduction, ignored, label_smoothing, z_loss, as_softcap(softcap))
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
-    if not fits(call, options):
+    if is_jit_traced("cross_entropy") or not fits(call, options):
         return _leave_to_pytorch(call, options)
     if not options.is_plain or sample_weight is not None or denominator is not None:
         check_further_arguments(call, options)
-    return compute_loss(call, options, inplace)
+    return CROSS_ENTROPY.compute(call, options, inplace)
 
 
 def _leave_to_pytorch(call: SoftmaxArguments, options: Options) -> Tensor:
@@ -157,7 +157,7 @@ def _leave_to_pytorch(call: SoftmaxArguments, options: Options) -> Tensor:
     )
 
 
-class CrossEntropyLoss(nn.CrossEntropyLoss):
+class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
     """`cross_entropy` as a module: `torch.nn.CrossEntropyLoss` with the further options.
 
     Parameters

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, no_type_check
+
+import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy as _pytorchs
 
 from xentrs.torch._arguments.options import (
@@ -11,10 +14,15 @@ from xentrs.torch._arguments.options import (
     check_not_negative,
     ignored_indices,
 )
-from xentrs.torch._arguments.softmax import SoftmaxArguments, check_further_arguments, fits
-from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
+from xentrs.torch._arguments.softmax import SoftmaxArguments, check_further_arguments, fits, refuse
+from xentrs.torch._arguments.tensors import as_denominator
 from xentrs.torch._mode import refuse_jit_trace
-from xentrs.torch._operators.softmax import compute_loss
+from xentrs.torch._module import LossModule
+from xentrs.torch._operators.softmax import CROSS_ENTROPY, of_true_class
+from xentrs.torch._triton import Kernel
+
+if TYPE_CHECKING:
+    import triton.language as tl
 
 
 def focal_loss(
@@ -94,36 +102,55 @@ def focal_loss(
     """
     refuse_jit_trace("focal_loss")
     check_not_negative("gamma", gamma)
-    options = Options(reduction, ignored_indices(ignore_index), gamma=gamma)
+    # With gamma 0 it is cross-entropy to the bit, on a GPU too.
+    loss, own = (FOCAL_LOSS, (float(gamma),)) if gamma else (CROSS_ENTROPY, ())
+    options = Options(reduction, ignored_indices(ignore_index), own=own)
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
     if not fits(call, options) or call.is_soft:
-        return _refuse(call, options)
+        return refuse("focal_loss", call, options, _pytorchs)
     check_further_arguments(call, options)
-    return compute_loss(call, options, inplace)
+    return loss.compute(call, options, inplace)
 
 
-def _refuse(call: SoftmaxArguments, options: Options) -> Tensor:
-    """Say what is wrong, in PyTorch's words where it has any."""
-    x, target = call.input, call.target
-    if isinstance(target, Tensor) and target.is_floating_point():
-        raise TypeError(
-            f"target has dtype {target.dtype}, but focal_loss takes class indices: the loss is "
-            "defined by the probability of one class"
-        )
-    return leave_to_pytorch(
-        lambda: _pytorchs(
-            x,
-            target,
-            call.weight,
-            ignore_index=options.ignored[0] if options.ignored else -100,
-            reduction=options.reduction,
-        ),
-        "xentrs.torch.focal_loss has no gradient in the class weights: weight.detach()",
-    )
+# The loss itself, for what runs no Rust
 
 
-class FocalLoss(nn.Module):
+def _derivatives(nll: Tensor, own: tuple[float]) -> tuple[Tensor, Tensor]:
+    """Return the first and second derivative of u^gamma l in l = -log p, where u = 1 - p."""
+    (gamma,) = own
+    p = (-nll).exp()
+    u = (-(-nll).expm1()).clamp(min=torch.finfo(nll.dtype).tiny)
+    p_l = torch.where(p == 0.0, 0.0, p * nll)
+    ratio = p_l / u
+    slope = u**gamma * (1.0 + gamma * ratio)
+    curvature = gamma * u ** (gamma - 1.0) * ((gamma - 1.0) * p * ratio + 2.0 * p - p_l)
+    return slope, curvature
+
+
+# u^gamma l and its slope u^gamma (1 + gamma p l / u), where `nll` is l. Where p is 0, so is p l.
+# Where u is 0, so is u^gamma. Some factors of the power are products, as exp(gamma log u) loses
+# digits where log u grows.
+@Kernel
+@no_type_check
+def _objective(nll, e_y, rest, OWN: tl.constexpr):
+    GAMMA: tl.constexpr = OWN[0]
+    FACTORS: tl.constexpr = GAMMA // 1 if GAMMA < 16 else 16
+    u = rest / (rest + e_y)
+    p_l = tl.where(e_y == 0.0, 0.0, e_y / (rest + e_y) * nll)
+    power = tl.full(u.shape, 1.0, tl.float64)
+    if GAMMA != FACTORS:
+        power = tl.exp((GAMMA - FACTORS) * tl.log(u))
+    for k in tl.static_range(16):
+        if k < FACTORS:
+            power *= u
+    return power * nll, power * (1.0 + GAMMA * tl.where(u == 0.0, 1.0, p_l / u))
+
+
+FOCAL_LOSS = of_true_class("focal_loss", ("float gamma",), _derivatives, _objective)
+
+
+class FocalLoss(LossModule):
     """`focal_loss` as a module.
 
     Parameters
@@ -132,7 +159,7 @@ class FocalLoss(nn.Module):
         As in `focal_loss`. `sample_weight` and `denominator` are arguments of the call.
     """
 
-    weight: Tensor | None
+    function = staticmethod(focal_loss)
 
     def __init__(
         self,
@@ -143,35 +170,11 @@ class FocalLoss(nn.Module):
         reduction: str = "mean",
         inplace: bool = False,
     ) -> None:
-        super().__init__()
         check_not_negative("gamma", gamma)
-        self.register_buffer("weight", weight)
-        self.gamma = gamma
-        self.ignore_index = ignore_index
-        self.reduction = reduction
-        self.inplace = inplace
-
-    def extra_repr(self) -> str:
-        """Return what `repr` says of the module."""
-        return f"gamma={self.gamma}, reduction={self.reduction!r}"
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        *,
-        sample_weight: Tensor | None = None,
-        denominator: float | Tensor | None = None,
-    ) -> Tensor:
-        """Return the loss."""
-        return focal_loss(
-            input,
-            target,
-            gamma=self.gamma,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
-            reduction=self.reduction,
-            sample_weight=sample_weight,
-            denominator=denominator,
-            inplace=self.inplace,
+        super().__init__(
+            gamma=gamma,
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            inplace=inplace,
         )

@@ -18,7 +18,8 @@ from xentrs.torch._arguments.options import (
 )
 from xentrs.torch._arguments.softmax import beyond_pytorch, check_further_arguments
 from xentrs.torch._arguments.tensors import are_tensors, as_denominator, leave_to_pytorch
-from xentrs.torch._mode import autocasts, refuse_jit_trace
+from xentrs.torch._mode import autocasts, is_jit_traced
+from xentrs.torch._module import StandsFor
 from xentrs.torch._operators.linear import chunk_rows, compute_loss
 
 _NAME = "linear_cross_entropy"
@@ -115,7 +116,6 @@ def linear_cross_entropy(
     tensor([[-4.1399e-08,  2.6894e-01],
             [ 4.1399e-08, -2.6894e-01]])
     """
-    refuse_jit_trace(_NAME)
     ignored = ignored_indices(-100 if ignore_index is None else ignore_index)
     chosen = Options(reduction, ignored, label_smoothing, z_loss, as_softcap(softcap))
     denominator = as_denominator(denominator, input)
@@ -124,7 +124,7 @@ def linear_cross_entropy(
     args = (input, linear_weight, linear_bias, target, weight, sample_weight, denominator)
     call = LinearArguments(*args)
     given = [t for t in (linear_bias, weight) if t is not None]
-    if not are_tensors(input, linear_weight, target, *given):
+    if is_jit_traced(_NAME) or not are_tensors(input, linear_weight, target, *given):
         return _leave_to_pytorch(call, chosen)
     single = input.dim() == 1
     if single and linear_weight.dim() == 2:
@@ -161,7 +161,7 @@ def _leave_to_pytorch(call: LinearArguments, options: Options) -> Tensor:
     )
 
 
-class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
+class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss, metaclass=StandsFor):
     """`linear_cross_entropy` as a module that holds the linear layer.
 
     Parameters

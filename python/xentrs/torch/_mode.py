@@ -1,4 +1,7 @@
-"""How a loss is called: eager or traced, with a gradient or without, under autocast or not."""
+"""How a loss is called: eager or traced, with a gradient or without, under autocast or not.
+
+And whether it stands under PyTorch's name.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,29 @@ def is_traced(*grad_outputs: Tensor) -> bool:
     Then nothing is done in place, and nothing but operators is called.
     """
     return is_compiling() or not is_plain(*grad_outputs)
+
+
+# While `patch` has put the losses in the place of PyTorch's, the calls that they would refuse are
+# PyTorch's own.
+_is_patched = False
+
+
+def is_patched() -> bool:
+    """Whether the losses stand under PyTorch's names."""
+    return _is_patched
+
+
+def set_patched(value: bool) -> None:
+    """Say whether the losses stand under PyTorch's names."""
+    global _is_patched
+    _is_patched = value
+
+
+def is_jit_traced(name: str) -> bool:
+    """Whether `torch.jit.trace` records a call under PyTorch's name; raise under another."""
+    if not _is_patched:
+        refuse_jit_trace(name)
+    return not is_compiling() and is_jit_tracing()
 
 
 def refuse_jit_trace(name: str) -> None:

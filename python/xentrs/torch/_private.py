@@ -142,6 +142,15 @@ def redispatch_transformed(op: Any, keys: Any, *args: Any) -> Any:
         return redispatch(op, keys, *args)
 
 
+def push_forward_transformed(function: Any, *args: Any) -> Any:
+    """Call a function in the forward-mode derivative of an autograd function.
+
+    The transforms around see what it does.
+    """
+    with _set_forward_grad(True):
+        return function(*args)
+
+
 def apply_single_level(function: Any, *args: Any) -> Any:
     """Apply an autograd function to what one transform of `torch.func` has wrapped."""
     with _allow_single_level():

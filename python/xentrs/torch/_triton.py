@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from types import FunctionType
@@ -21,6 +22,11 @@ def load_triton() -> tuple[Any, Any]:
     return triton, triton.language
 
 
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
 class Kernel:
     """A Triton kernel, compiled at its first launch; before that Triton is not imported.
 
@@ -32,7 +38,8 @@ class Kernel:
         assert isinstance(function, FunctionType)
         self.function = function
 
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+    def compiled(self) -> Any:
+        """Return the Triton function, which a kernel can take as a ``tl.constexpr`` to call it."""
         triton, tl = load_triton()
         namespace = self.function.__globals__
         for name, value in list(namespace.items()):
@@ -40,7 +47,11 @@ class Kernel:
                 value.function.__globals__["tl"] = tl
                 # debug: class indices are asserted on the device to be in range.
                 namespace[name] = triton.jit(value.function, debug=True)
-        launch: Callable[..., None] = namespace[self.function.__name__][grid]
+        return namespace[self.function.__name__]
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        triton, _ = load_triton()
+        launch: Callable[..., None] = self.compiled()[grid]
         if triton.knobs.runtime.interpret:
             return launch
         # debug also adds checks of every integer operation, which nobody wants here.

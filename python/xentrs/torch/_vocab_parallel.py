@@ -74,8 +74,13 @@ def vocab_parallel_cross_entropy(
 
     Notes
     -----
-    The forward pass makes two all-reduces, of N and of 5 N float64 numbers (6 N with label
-    smoothing), the backward pass none. The gradient cannot be differentiated again.
+    Each process reduces its classes to ten float64 numbers a sample, as
+    `xentrs.PartialCrossEntropy` does, and the forward pass gathers those of all processes. The
+    backward pass exchanges nothing; it reads the logits again, which must not be changed before.
+    The gradient cannot be differentiated again.
+
+    On the CPU a loss of one sample and an entry of the gradient err by at most 4 ULP, as those of
+    `xentrs.PartialCrossEntropy` do.
     """
     options = Options(reduction, ignored_indices(ignore_index), label_smoothing, z_loss)
     for name, value in (("input", input), ("target", target)):
@@ -103,7 +108,7 @@ def vocab_parallel_cross_entropy(
     if wants_gradient(input):
         loss = Eager.apply(input, options, *arguments)
     else:
-        loss = evaluate(input, *arguments[:-1], options, group, False)[0]
+        loss = evaluate(input, *arguments[:-1], options, group)[0]
     if input.dtype in HALVES and not autocasts(input):
         loss = loss.to(input.dtype)
     return loss

@@ -1,4 +1,4 @@
-"""The arguments of the binary loss: logits and a target of the same shape."""
+"""The arguments of a loss that is computed element by element: a target of the input's shape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from xentrs.torch._arguments.tensors import (
     check_further,
     masked,
 )
-from xentrs.torch._backend import FLOATS
+from xentrs.torch._backend import FLOATS, HALVES, has_kernels
+from xentrs.torch._mode import autocasts, is_patched
 
 
 class BinaryArguments(NamedTuple):
@@ -28,15 +29,48 @@ class BinaryArguments(NamedTuple):
     where: Tensor | None
     denominator: Tensor | None  # of no dimension
 
-    def mask(self) -> Tensor | None:
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of PyTorch's loss, which is computed in the memory of 1 - target."""
+        target, x = self.target, self.input
+        dtype = target.dtype if target.is_floating_point() else x.dtype
+        return torch.float32 if dtype in HALVES and autocasts(x) else dtype
+
+    def mask(self, options: Options) -> Tensor | None:
         """Return which elements count, None where all do."""
-        return element_mask(self.weight, self.where)
+        if self.weight is None:
+            return self.where
+        weight = self.weight.detach() != 0
+        return weight if self.where is None else weight & self.where
+
+    def gradient_mask(self, options: Options) -> Tensor | None:
+        """Return the mask such that it broadcasts to the input."""
+        return self.mask(options)
+
+    def loss_shape(self, options: Options) -> torch.Size:
+        """Return the shape of the loss."""
+        return self.input.shape if options.reduction == "none" else torch.Size()
+
+    def along(self, grad: Tensor, direction: Tensor, options: Options) -> Tensor:
+        """Return the derivative of the loss in a direction, of its gradient in the logits."""
+        product = grad * masked(direction, self.mask(options))
+        return product if options.reduction == "none" else product.sum()
+
+    def factor(self, options: Options) -> Tensor:
+        """Return what multiplies each element's loss, its weight included."""
+        x = self.input
+        factor = torch.ones(x.shape, dtype=_backend.accumulator(x.dtype), device=x.device)
+        if self.weight is not None:
+            factor = factor * self.weight
+        if options.reduction == "mean":
+            factor = factor / self.divisor(options).to(factor.dtype)
+        return masked(factor, self.mask(options))
 
     def upstream(self, grad_output: Tensor, options: Options) -> Tensor:
         """Return the upstream gradient, 0 for an element that does not count."""
-        return masked(grad_output, self.mask())
+        return masked(grad_output, self.mask(options))
 
-    def divisor(self) -> Tensor:
+    def divisor(self, options: Options) -> Tensor:
         """Return what a mean divides by, in float64, without waiting for it."""
         if self.denominator is not None:
             return self.denominator.double()
@@ -52,18 +86,10 @@ class BinaryArguments(NamedTuple):
         weight = weight if self.weight is None else weight * self.weight
         denominator = self.denominator
         if options.reduction == "mean":
-            denominator = self.divisor()
+            denominator = self.divisor(options)
         else:
             options = options._replace(reduction="sum")
         return self._replace(weight=weight, denominator=denominator), options
-
-
-def element_mask(weight: Tensor | None, where: Tensor | None) -> Tensor | None:
-    """Return which elements count, None where all do."""
-    if weight is not None:
-        weight = weight.detach() != 0
-        return weight if where is None else weight & where
-    return where
 
 
 def fits(call: BinaryArguments, options: Options) -> bool:
@@ -74,6 +100,8 @@ def fits(call: BinaryArguments, options: Options) -> bool:
     if x.dtype not in FLOATS or target.shape != x.shape or target.is_complex():
         return False
     if x.layout is not torch.strided or target.layout is not torch.strided:
+        return False
+    if is_patched() and not has_kernels(x):
         return False
     for t in (target, call.weight, call.pos_weight):
         if t is None:

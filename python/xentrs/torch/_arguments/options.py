@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import NamedTuple, SupportsIndex, TypeAlias
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,24 +17,45 @@ Ignored: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | None
 
 REDUCTIONS = ("mean", "sum", "none")
 
-# Of an operator that has no gamma.
-SCHEMA = "str reduction, int[] ignored, float label_smoothing, float z_loss, float softcap"
+# The options that several losses have, as operators' schemas have them.
+SHARED = {
+    "reduction": "str",
+    "ignored": "int[]",
+    "label_smoothing": "float",
+    "z_loss": "float",
+    "softcap": "float",
+}
 
 
 class Options(NamedTuple):
-    """What a loss does; in the order in which the operators' schemas have it."""
+    """What a loss does; first what is in `SHARED`, in its order."""
 
     reduction: str = "mean"
     ignored: tuple[int, ...] = ()
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     softcap: float = 0.0  # 0 for none
-    gamma: float = 0.0  # of the focal loss
+    own: tuple[Any, ...] = ()  # of this loss alone, such as the gamma of the focal loss
 
     @property
     def is_plain(self) -> bool:
         """Whether the logits go to the softmax as they are and nothing is added to the loss."""
         return self.z_loss == 0.0 and self.softcap == 0.0
+
+
+# Operators take options one by one: those of `SHARED` that they have, then their own.
+
+
+def flat(options: Options, names: Sequence[str]) -> tuple[Any, ...]:
+    """Return what an operator takes that has these options of `SHARED`."""
+    return *[getattr(options, name) for name in names], *options.own
+
+
+def unflat(values: Sequence[Any], names: Sequence[str]) -> Options:
+    """Return the options that an operator was given."""
+    shared = dict(zip(names, values, strict=False))
+    options = Options(**shared, own=tuple(values[len(names) :]))
+    return options._replace(ignored=tuple(options.ignored))
 
 
 def ignored_indices(value: Ignored) -> tuple[int, ...]:

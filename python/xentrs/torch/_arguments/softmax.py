@@ -1,9 +1,10 @@
-"""The arguments of the softmax losses: logits with a class axis, class indices or probabilities."""
+"""The arguments of losses with a class axis."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,17 +22,23 @@ from xentrs.torch._arguments.tensors import (
     are_tensors,
     check_denominator,
     check_further,
+    class_shards,
+    leave_to_pytorch,
     masked,
 )
-from xentrs.torch._backend import FLOATS, HALVES
-from xentrs.torch._mode import autocasts
+from xentrs.torch._backend import FLOATS, HALVES, has_kernels
+from xentrs.torch._mode import autocasts, is_patched
 
 
 class SoftmaxArguments(NamedTuple):
-    """The tensors of a call. The target is class indices, or has the shape of the input."""
+    """The tensors of a call.
+
+    The target is class indices, or has the shape of the input (probabilities, the logits of a
+    teacher), or is None for a loss of the input alone.
+    """
 
     input: Tensor
-    target: Tensor
+    target: Any  # Tensor, or None
     weight: Tensor | None
     sample_weight: Tensor | None
     denominator: Tensor | None  # of no dimension
@@ -52,7 +59,8 @@ class SoftmaxArguments(NamedTuple):
 
     @property
     def is_soft(self) -> bool:
-        return self.target.shape == self.input.shape
+        """Whether there are no class indices."""
+        return self.target is None or self.target.shape == self.input.shape
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,6 +80,25 @@ class SoftmaxArguments(NamedTuple):
         """Return which samples count, None where all do."""
         indices = None if self.is_soft else self.indices
         return sample_mask(indices, self.weight, self.sample_weight, options)
+
+    def loss_shape(self, options: Options) -> torch.Size:
+        """Return the shape of the loss."""
+        return self.samples if options.reduction == "none" else torch.Size()
+
+    def along(self, grad: Tensor, direction: Tensor, options: Options) -> Tensor:
+        """Return the derivative of the loss in a direction, of its gradient in the logits."""
+        product = grad * masked(direction, self.gradient_mask(options))
+        return product.sum(self.axis) if options.reduction == "none" else product.sum()
+
+    def factor(self, options: Options) -> Tensor:
+        """Return what multiplies each sample's loss, without its class weight; a divisor is 1."""
+        dtype = _backend.accumulator(self.input.dtype)
+        factor = torch.ones(self.samples, dtype=dtype, device=self.input.device)
+        if self.sample_weight is not None:
+            factor = factor * self.sample_weight.to(dtype)
+        if options.reduction == "mean":
+            factor = factor / self.divisor(options).to(dtype)
+        return masked(factor, self.mask(options))
 
     def gradient_mask(self, options: Options) -> Tensor | None:
         """Return the mask such that it broadcasts to the logits."""
@@ -164,6 +191,8 @@ def fits(call: SoftmaxArguments, options: Options) -> bool:
         return False
     if x.layout is not torch.strided:
         return False
+    if is_patched() and (not has_kernels(x) or class_shards(x, axis)):
+        return False
     if target.dtype in INTEGERS:
         if target.shape != shape[:axis] + shape[axis + 1 :]:
             return False
@@ -214,6 +243,31 @@ def beyond_pytorch(
     return (
         f"xentrs.torch.{name}: z_loss, softcap, sample_weight, denominator and several ignored "
         "indices cannot be combined with gradients in the target or the class weights"
+    )
+
+
+def refuse(
+    name: str, call: SoftmaxArguments, options: Options, pytorchs: Callable[..., Tensor]
+) -> Tensor:
+    """Say what is wrong with a call of a loss of class indices, in PyTorch's words if it has any.
+
+    `pytorchs` is PyTorch's own `cross_entropy`.
+    """
+    target = call.target
+    if isinstance(target, Tensor) and target.is_floating_point():
+        raise TypeError(
+            f"target has dtype {target.dtype}, but {name} takes class indices: the loss is "
+            "defined by the probability of one class"
+        )
+    return leave_to_pytorch(
+        lambda: pytorchs(
+            call.input,
+            target,
+            call.weight,
+            ignore_index=options.ignored[0] if options.ignored else -100,
+            reduction=options.reduction,
+        ),
+        f"xentrs.torch.{name} has no gradient in the class weights: weight.detach()",
     )
 
 

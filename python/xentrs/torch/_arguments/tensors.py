@@ -22,6 +22,19 @@ def are_tensors(*values: object) -> bool:
     return all([isinstance(value, Tensor) for value in values])
 
 
+def is_dtensor(t: Tensor) -> bool:
+    """Whether this is a DTensor, whose module takes long to import."""
+    return hasattr(t, "device_mesh") and hasattr(t, "placements")
+
+
+def class_shards(input: Tensor, axis: int | None) -> bool:
+    """Whether the input is a DTensor that is sharded on this axis."""
+    if axis is None or not is_dtensor(input):
+        return False
+    shards = [p.dim % input.dim() for p in input.placements if p.is_shard()]  # type: ignore[attr-defined]
+    return axis in shards
+
+
 def masked(grad_output: Tensor, mask: Tensor | None) -> Tensor:
     """Return an upstream gradient with 0 outside the mask: times 0, NaN and inf would be NaN."""
     return grad_output if mask is None else torch.where(mask, grad_output, 0.0)

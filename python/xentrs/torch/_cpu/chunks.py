@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 import xentrs
+from xentrs._xentrs import LOSSES
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments, check_indices
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._cpu import tensors
-from xentrs.torch._cpu.tensors import positive_divisors, readable
+from xentrs.torch._cpu.tensors import named_options, positive_divisors, readable
 
 
 def evaluate_by_chunks(
-    call: SoftmaxArguments, options: Options, with_grad: bool, inplace: bool
+    name: str, call: SoftmaxArguments, options: Options, with_grad: bool, inplace: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
     x = call.input.detach()
@@ -43,10 +44,12 @@ def evaluate_by_chunks(
     grad = None
     if with_grad:
         grad = x if inplace else _backend.empty_like(x)
-    rows, target = as_rows(x), call.target.detach()
+    rows, target = as_rows(x), call.target
     grad_rows = None if grad is None else as_rows(grad)
     n, classes, positions = rows.shape
-    target = as_rows(target) if call.is_soft else target.reshape(n, 1, positions)
+    if target is not None:
+        target = target.detach()
+        target = as_rows(target) if call.is_soft else target.reshape(n, 1, positions)
     weight = readable(call.weight)
     s, mask = (
         None if t is None else t.detach().reshape(n, 1, positions)
@@ -54,8 +57,10 @@ def evaluate_by_chunks(
     )
 
     size = max(tensors.CHUNK * xentrs.get_num_threads() // classes, 1)
-    wide = torch.promote_types(dtype, target.dtype) if call.is_soft else dtype
-    z, t = (torch.empty((size, classes), dtype=d, device=x.device) for d in (dtype, wide))
+    z = torch.empty((size, classes), dtype=dtype, device=x.device)
+    wide = None  # probabilities of a chunk
+    if target is not None and call.is_soft:
+        wide = torch.empty_like(z, dtype=torch.promote_types(dtype, target.dtype))
     losses = torch.empty((n, positions), dtype=dtype, device=x.device)
     total = 0.0
     for i, j in _chunks(n, positions, size):
@@ -70,8 +75,9 @@ def evaluate_by_chunks(
 
         chunk = part(rows, z)
         loss = _evaluate_chunk(
+            name,
             chunk,
-            part(target, t) if call.is_soft else part(target),
+            None if target is None else part(target, wide),
             None if weight is None else weight.numpy(),
             None if s is None else part(s),
             None if mask is None else part(mask),
@@ -107,8 +113,9 @@ def _chunks(n: int, positions: int, size: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _evaluate_chunk(
+    name: str,
     z: Tensor,
-    t: Tensor,
+    t: Tensor | None,
     weight: Any,
     s: Tensor | None,
     mask: Tensor | None,
@@ -120,7 +127,7 @@ def _evaluate_chunk(
     cap = options.softcap
     if mask is not None:  # what does not count may be NaN
         z.masked_fill_(~mask[:, None], 0.0)
-        if t.dim() > 1:
+        if t is not None and t.dim() > 1:
             t.masked_fill_(~mask[:, None], 0.0)
     if cap:
         infinite = z.isinf()
@@ -128,19 +135,19 @@ def _evaluate_chunk(
         # Infinite logits stay.
         z.mul_(torch.where(infinite, math.inf, cap))
     logits = z.numpy()
-    arguments: dict[str, Any] = {
+    arrays = (logits,) if t is None else (logits, t.numpy())
+    settings = {
+        "axis": -1,
         "weight": weight,
         "sample_weight": None if s is None else s.numpy(),
-        "ignore_index": options.ignored,
-        "label_smoothing": options.label_smoothing,
-        "z_loss": options.z_loss,
-        "reduction": options.reduction,
         "denominator": denominator,
+        **named_options(name, options),
     }
+    arguments = {key: settings[key] for key in LOSSES[name]["options"]}
     if not with_grad:
-        loss = xentrs.cross_entropy(logits, t.numpy(), **arguments)
+        loss = getattr(xentrs, name)(*arrays, **arguments)
     else:
-        loss, _ = xentrs.cross_entropy_with_grad(logits, t.numpy(), out=logits, **arguments)
+        loss, _ = getattr(xentrs, f"{name}_with_grad")(*arrays, out=logits, **arguments)
     if cap and with_grad:
         z.mul_(1.0 - capped * capped)
     return loss

@@ -1,4 +1,4 @@
-"""Softmax losses on the CPU: one call of the compiled module, on the tensors' own memory."""
+"""Losses with a class axis on the CPU: one call of the compiled module, on the tensors' memory."""
 
 from __future__ import annotations
 
@@ -15,44 +15,39 @@ from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._backend import HALVES
 from xentrs.torch._cpu.chunks import evaluate_by_chunks
-from xentrs.torch._cpu.tensors import positive_divisors, readable
+from xentrs.torch._cpu.tensors import named_options, positive_divisors, readable
 
 # The options of a loss in the order in which the compiled module takes them.
-_IN_ORDER = {name: itemgetter(*LOSSES[name]["options"]) for name in ("cross_entropy", "focal_loss")}
+_IN_ORDER = {name: itemgetter(*LOSSES[name]["options"]) for name in LOSSES}
 
 
 def evaluate(
-    call: SoftmaxArguments, options: Options, with_grad: bool, inplace: bool
+    name: str, call: SoftmaxArguments, options: Options, with_grad: bool, inplace: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
     x, soft = call.input, call.is_soft
-    if options.softcap or (soft and x.dtype in HALVES):
-        return evaluate_by_chunks(call, options, with_grad, inplace)
+    if options.softcap or (name == "cross_entropy" and soft and x.dtype in HALVES):
+        return evaluate_by_chunks(name, call, options, with_grad, inplace)
     call, denominator, z_loss = positive_divisors(call, options)
     target = call.target
-    if soft:
+    if soft and target is not None:
         target = target.detach()
         target = target.to(x.dtype) if target.dtype in HALVES else target
     grad = None
     if with_grad:
         grad = x.detach() if inplace else _backend.empty_like(x)
-    name = "focal_loss" if options.gamma else "cross_entropy"
     settings = {
-        "gamma": options.gamma,
+        **named_options(name, options),
         "axis": call.axis,
         "weight": readable(call.weight),
         "sample_weight": readable(call.sample_weight),
-        "ignore_index": options.ignored,
-        "label_smoothing": options.label_smoothing,
         "z_loss": z_loss,
-        "reduction": options.reduction,
         "denominator": denominator,
-        "base": None,
     }
     arguments: tuple[Any, ...] = (
         1 if with_grad else 0,
         x.resolve_neg(),
-        target.resolve_neg(),
+        target if target is None else target.resolve_neg(),
         *_IN_ORDER[name](settings),
         grad,
         None,
@@ -61,7 +56,7 @@ def evaluate(
     result = compute_tensors(name, *arguments)
     if result is NotImplemented:
         if x.dtype in HALVES:
-            return evaluate_by_chunks(call, options, with_grad, inplace)
+            return evaluate_by_chunks(name, call, options, with_grad, inplace)
         arrays: list[Any] = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
         result = _arrays.class_loss(name, *arrays, name="input")
     loss = result[0] if with_grad else result

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from xentrs._xentrs import LOSSES
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._backend import HALVES
@@ -12,6 +15,15 @@ from xentrs.torch._backend import HALVES
 # for each thread: they stay in the second-level cache.
 CHUNK = 1 << 16
 
+# Keywords that several losses have. The others are a loss's own options, in their order.
+_SHARED = frozenset(
+    {"axis", "weight", "pos_weight", "sample_weight", "where", "ignore_index", "label_smoothing"}
+    | {"z_loss", "softcap", "reduction", "denominator", "base"}
+)
+_OWN = {
+    name: [key for key in loss["options"] if key not in _SHARED] for name, loss in LOSSES.items()
+}
+
 
 def readable(t: Tensor | None) -> Tensor | None:
     """Return weights in a type that the compiled functions read."""
@@ -19,6 +31,18 @@ def readable(t: Tensor | None) -> Tensor | None:
         return None
     t = (t.detach() if t.requires_grad else t).resolve_neg()
     return t.float() if t.dtype in HALVES else t
+
+
+def named_options(name: str, options: Options) -> dict[str, Any]:
+    """Return a loss's options that are no tensors, by the names that the compiled module has."""
+    return {
+        "ignore_index": options.ignored,
+        "label_smoothing": options.label_smoothing,
+        "z_loss": options.z_loss,
+        "reduction": options.reduction,
+        "base": None,
+        **dict(zip(_OWN[name], options.own, strict=True)),
+    }
 
 
 def positive_divisors(

@@ -16,8 +16,8 @@ coefficients of -log p[c] that smoothing or a target of probabilities bring:
         gradient[c] = (own + total + 2 Z logsumexp) p[c] - a[c]
         gradient[y] = (total + 2 Z logsumexp) p[y] - a[y] - own rest / sum
 
-The focal loss multiplies `own l` by u^GAMMA, where u = rest / sum is 1 - p[y]. Its gradient is that
-of `own l` times the slope of u^GAMMA l as a function of l, u^GAMMA (1 + GAMMA p[y] l / u).
+A loss that is a function of l puts its value in the place of l in `own l`. Its gradient is that of
+`own l` times its slope in l.
 
 What keeps the digits: `rest` is a sum of its own, so neither the loss nor the gradient at y is a
 difference of rounded numbers, and 1 - p[y] is none. Without one class y (probabilities) the largest
@@ -52,9 +52,18 @@ _TILE = 1 << 13
 
 
 def evaluate(
-    call: SoftmaxArguments, options: Options, with_grad: bool, inplace: bool
+    call: SoftmaxArguments,
+    options: Options,
+    with_grad: bool,
+    inplace: bool = False,
+    objective: Kernel | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
+    """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted.
+
+    `objective` is a loss that is a function of l = -log p[y]: a Triton function
+    ``(l, e_y, rest, OWN: tl.constexpr)`` that returns its value and its slope in l, in float64. In
+    it p[y] is ``e_y / (rest + e_y)``, and OWN are the loss's own options.
+    """
     x, target, ignored = call.input.detach(), call.target.detach(), options.ignored
     rows = as_rows(x)
     n, classes, positions = rows.shape
@@ -99,8 +108,9 @@ def evaluate(
             losses, None if grad is None else g, *g.stride(), samples, classes, positions,
             IGNORED=ignored[0] if ignored and not call.is_soft else None,
             SMOOTHING=options.label_smoothing, EVEN=options.label_smoothing / classes,
-            Z=options.z_loss, CAP=options.softcap, GAMMA=float(options.gamma),
-            FACTORS=min(int(options.gamma), 16), SOFT=call.is_soft,
+            Z=options.z_loss, CAP=options.softcap,
+            OBJECTIVE=None if objective is None else objective.compiled(),
+            OWN=options.own, SOFT=call.is_soft,
             ACC=tl.float64 if wide else tl.float32, NEAR=600.0 if wide else 40.0,
             R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
         )  # fmt: skip
@@ -129,7 +139,7 @@ def _softmax_loss(
     x, x_n, x_c, x_d, target, t_n, t_c, t_d, weight, sample_weight, s_n, s_d, divisor,
     z_divisor, loss, grad, g_n, g_c, g_d, samples, classes, positions,
     IGNORED: tl.constexpr, SMOOTHING: tl.constexpr, EVEN: tl.constexpr, Z: tl.constexpr,
-    CAP: tl.constexpr, GAMMA: tl.constexpr, FACTORS: tl.constexpr, SOFT: tl.constexpr,
+    CAP: tl.constexpr, OBJECTIVE: tl.constexpr, OWN: tl.constexpr, SOFT: tl.constexpr,
     ACC: tl.constexpr, NEAR: tl.constexpr, R: tl.constexpr, B: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     VECTOR: tl.constexpr = SOFT or EVEN != 0.0  # whether there are coefficients a
@@ -198,11 +208,11 @@ def _softmax_loss(
         far = (top.to(tl.float64) - x_y.to(tl.float64)) + log_sum.to(tl.float64)
         by_ratio = log1p(rest / tl.where(near, e_y, 1.0)).to(tl.float64)
         result = tl.where(near, by_ratio, far)
-        if GAMMA != 0.0:
+        if OBJECTIVE is not None:
             e_64, rest_64 = e_y.to(tl.float64), rest.to(tl.float64)
-            result, slope = _focal(result, e_64, rest_64, GAMMA, FACTORS)
+            result, slope = OBJECTIVE(result, e_64, rest_64, OWN)
         result = tl.where(own == 0.0, 0.0, own * result)
-        if GAMMA != 0.0:
+        if OBJECTIVE is not None:
             own *= slope
     if VECTOR:
         result += away.to(tl.float64) * 1048576.0  # 2^20
@@ -293,21 +303,6 @@ def _accumulate(
         away += tl.sum(tl.where(a == 0.0, 0.0, a * ((safe * part)[:, None] - x * part)), 1)
         total += tl.sum(a, 1)
     return new, rest, total, away
-
-
-# u^GAMMA l and its slope, where `nll` is l. Where p is 0, so is p l. Where u is 0, so is u^GAMMA.
-# FACTORS of the power are products: exp(GAMMA log u) loses digits as log u grows.
-@Kernel
-@no_type_check
-def _focal(nll, e_y, rest, GAMMA: tl.constexpr, FACTORS: tl.constexpr):
-    u = rest / (rest + e_y)
-    p_l = tl.where(e_y == 0.0, 0.0, e_y / (rest + e_y) * nll)
-    power = tl.full(u.shape, 1.0, tl.float64)
-    if GAMMA != FACTORS:
-        power = tl.exp((GAMMA - FACTORS) * tl.log(u))
-    for _ in range(FACTORS):
-        power *= u
-    return power * nll, power * (1.0 + GAMMA * tl.where(u == 0.0, 1.0, p_l / u))
 
 
 @Kernel

@@ -20,14 +20,19 @@ _LIBRARY = torch.library.Library("xentrs", "FRAGMENT")
 
 
 def define(
-    schema: str, forward: Callable[..., Any], fake: Callable[..., Any], backward: Callable[..., Any]
+    schema: str,
+    forward: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any],
+    jvp: Callable[..., Any] | None = None,
 ) -> Any:
     """Register an operator and return it.
 
     Its last argument says whether gradients are wanted; its outputs are the loss and the gradients.
     `backward(arguments, gradients, grad_output, directions)` returns a gradient, or None, for each
     argument. `directions` are the upstream gradients of the gradients, where these are
-    differentiated.
+    differentiated. `jvp(arguments, gradients, direction)` returns the derivatives of loss and
+    gradient in a direction of the first argument.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
@@ -36,23 +41,39 @@ def define(
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.arguments = [None if isinstance(a, Tensor) else a for a in inputs]
         ctx.places = [i for i, a in enumerate(inputs) if isinstance(a, Tensor)]
-        ctx.save_for_backward(*[inputs[i] for i in ctx.places], *output[1:])
+        kept = [inputs[i] for i in ctx.places]
+        ctx.save_for_backward(*kept, *output[1:])
+        ctx.save_for_forward(*kept, *output[1:])
         ctx.set_materialize_grads(False)
 
-    def differentiate(ctx: Any, grad_output: Tensor | None, *directions: Tensor | None) -> Any:
+    def recall(ctx: Any) -> tuple[list[Any], tuple[Tensor, ...]]:
+        """Return the arguments, and the gradients."""
         saved, arguments = ctx.saved_tensors, list(ctx.arguments)
         for i, tensor in zip(ctx.places, saved, strict=False):
             arguments[i] = tensor
+        return arguments, saved[len(ctx.places) :]
+
+    def differentiate(ctx: Any, grad_output: Tensor | None, *directions: Tensor | None) -> Any:
+        arguments, grads = recall(ctx)
         if not _any(arguments[-1]) and not is_deferred(arguments[0]):
             raise RuntimeError(f"xentrs::{name} was called without with_grad")
-        return backward(arguments, saved[len(ctx.places) :], grad_output, directions)
+        return backward(arguments, grads, grad_output, directions)
+
+    def push_forward(ctx: Any, tangent: Tensor) -> tuple[Tensor | None, ...]:
+        assert jvp is not None
+        arguments, grads = recall(ctx)
+        arguments[0] = forward_ad.unpack_dual(arguments[0]).primal
+        return jvp(arguments, grads, tangent)
 
     _LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
     torch.library.register_fake(f"xentrs::{name}", fake, lib=_LIBRARY)
     torch.library.register_vmap(f"xentrs::{name}", _batching_rule(op), lib=_LIBRARY)
     if _private.CAN_REDISPATCH:
         _LIBRARY.impl(
-            name, _nested_autograd(name, op, save, differentiate), "Autograd", with_keyset=True
+            name,
+            _nested_autograd(name, op, save, differentiate, jvp and push_forward),
+            "Autograd",
+            with_keyset=True,
         )
     else:
         _register_first_derivatives(name, save, differentiate)
@@ -63,16 +84,32 @@ def _any(with_grad: bool | list[bool]) -> bool:
     return any(with_grad) if isinstance(with_grad, list | tuple) else with_grad
 
 
-def _refuse_forward_mode(name: str, tensors: list[Tensor]) -> None:
-    if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
+def _check_forward_mode(name: str, args: tuple[Any, ...], can: bool) -> bool:
+    """Return whether forward-mode derivatives are wanted; refuse those that there are not."""
+    tangents = [_has_tangent(a) for a in args]
+    if any(tangents) and not can:
         raise NotImplementedError(
             f"xentrs.torch.{name} has no forward-mode derivative (jvp, jacfwd, hessian): "
             "use reverse mode (grad, vjp, jacrev)"
         )
+    if any(tangents[1:]):
+        raise NotImplementedError(
+            f"xentrs.torch.{name} has a forward-mode derivative (jvp, jacfwd, hessian) in its "
+            "first argument only"
+        )
+    return any(tangents)
 
 
 def _nested_autograd(
-    name: str, op: Any, save: Callable[..., None], differentiate: Callable[..., Any]
+    name: str,
+    op: Any,
+    save: Callable[..., None],
+    differentiate: Callable[..., Any],
+    push_forward: Callable[..., Any] | None,
 ) -> Callable[..., Any]:
     """Return an operator's autograd, under any nesting of the transforms of `torch.func`.
 
@@ -92,10 +129,16 @@ def _nested_autograd(
         def backward(ctx: Any, grad_output: Tensor | None, *directions: Tensor | None) -> Any:
             return None, *differentiate(ctx, grad_output, *directions)
 
+        @staticmethod
+        def jvp(ctx: Any, _: None, tangent: Tensor, *others: None) -> Any:
+            assert push_forward is not None
+            return _private.push_forward_transformed(push_forward, ctx, tangent)
+
     def autograd(keys: Any, *args: Any) -> Any:
         tensors = [a for a in args if isinstance(a, Tensor)]
-        _refuse_forward_mode(name, tensors)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        forward = _check_forward_mode(name, args, push_forward is not None)
+        backward = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if forward or backward:
             return _private.apply_single_level(Traced, keys, *args)
         return _private.redispatch(op, keys, *args)
 

@@ -19,7 +19,7 @@ from xentrs._xentrs import is_one
 from xentrs.torch import _backend
 from xentrs.torch._arguments.tensors import masked
 from xentrs.torch._gpu.scale import scale
-from xentrs.torch._mode import is_compiling, is_traced
+from xentrs.torch._mode import is_compiling
 from xentrs.torch._private import is_batched, is_graph_retained, version
 
 # A stored gradient, times the upstream gradient
@@ -187,28 +187,27 @@ def operator_backward(
     return backward
 
 
-def deferred_function(
-    evaluate: Callable[..., tuple[Tensor, Tensor | None]], gradient: Callable[..., Tensor]
-) -> Any:
-    """Return an autograd function that computes the gradient in the backward."""
+def operator_jvp(
+    unpack: Callable[..., tuple[Any, Any]],
+    gradient: Callable[..., Tensor],
+    product: Callable[..., Tensor],
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the forward-mode derivative of the same operator, of both of its outputs."""
 
-    class Deferred(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, input: Tensor, call: Any, options: Any) -> Tensor:
-            loss, _ = evaluate(call, options, False)
-            ctx.save_for_backward(*call)
-            ctx.kind, ctx.options = type(call), options
-            return loss
+    def jvp(
+        arguments: list[Any], grads: tuple[Tensor, ...], direction: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        call, options = unpack(arguments)
+        with_grad = arguments[-1]
+        if with_grad and not is_deferred(call.input):
+            grad = grads[0]
+        else:  # not rounded to half precision: its numbers may be too small for that
+            x = call.input
+            call_in_full = call._replace(input=x.float()) if is_deferred(x) else call
+            grad = gradient(call_in_full, options)
+        loss = call.along(grad, direction, options).to(_backend.accumulator(call.input.dtype))
+        if not with_grad:
+            return loss, torch.zeros_like(grads[0])
+        return loss, product(call, options, direction)
 
-        @staticmethod
-        def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-            call, options = ctx.kind(*ctx.saved_tensors), ctx.options
-            if torch.is_grad_enabled():
-                return differentiable(gradient, call, options, grad_output), None, None
-            if is_traced(grad_output):
-                return gradient(*call.times(grad_output, options)), None, None
-            if is_batched(grad_output):
-                return differentiable(gradient, call, options, grad_output), None, None
-            return evaluate(*call.times(grad_output, options), True)[1], None, None
-
-    return Deferred
+    return jvp

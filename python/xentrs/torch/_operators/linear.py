@@ -21,12 +21,13 @@ from torch.nn.functional import linear
 
 from xentrs.torch import _backend
 from xentrs.torch._arguments.linear import LinearArguments, gradient_masks
-from xentrs.torch._arguments.options import SCHEMA, Options
+from xentrs.torch._arguments.options import SHARED, Options, flat, unflat
 from xentrs.torch._arguments.softmax import check_indices, sample_mask
 from xentrs.torch._mode import is_eager, is_plain, is_traced, wants_gradient
-from xentrs.torch._operators import gradients, softmax
+from xentrs.torch._operators import gradients
 from xentrs.torch._operators.define import define
 from xentrs.torch._operators.gradients import is_deferred
+from xentrs.torch._operators.softmax import CROSS_ENTROPY
 from xentrs.torch._private import is_batched
 
 _NAME = "linear_cross_entropy"
@@ -93,7 +94,7 @@ def evaluate(
                 denominator=divisor,
                 z_denominator=z_divisor,
             )
-            loss, _ = softmax.evaluate(part, options, any(wanted), inplace=any(wanted))
+            loss, _ = CROSS_ENTROPY.evaluate(part, options, any(wanted), any(wanted))
             losses.append(loss if options.reduction == "none" else loss[None])
             grad_logits = logits  # in their place
             if grad_x is not None and kind == x.dtype:
@@ -129,7 +130,8 @@ def compute_loss(call: LinearArguments, options: Options, rows: int) -> Tensor:
         used = call.row_mask(options)
         if used is not None:  # 0 times NaN is not 0 in the products
             call = call._replace(input=torch.where(used, call.input, 0.0))
-        return softmax.call_operator(call.loss()._replace(input=_logits(call)), options, True)[0]
+        loss = call.loss()._replace(input=_logits(call))
+        return CROSS_ENTROPY.call_operator(loss, options, True)[0]
     return _call_operator(call, options, rows, wanted)[0]
 
 
@@ -207,13 +209,7 @@ def _gradient_masks(ctx: Any) -> list[Tensor | None]:
 
 
 def _unpack(args: Any) -> tuple[LinearArguments, Options, int, list[bool]]:
-    options = Options(*args[8:13])
-    return (
-        LinearArguments(*args[:8]),
-        options._replace(ignored=tuple(options.ignored)),
-        args[13],
-        args[14],
-    )
+    return LinearArguments(*args[:8]), unflat(args[8:-2], tuple(SHARED)), args[-2], args[-1]
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
@@ -258,10 +254,11 @@ def _backward(
     return *results[:2], third, *[None] * (len(arguments) - 3)
 
 
+_OPTIONS = ", ".join(f"{kind} {option}" for option, kind in SHARED.items())
 _operator = define(
     f"{_NAME}(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, "
     "Tensor? weight, Tensor? sample_weight, Tensor? denominator, Tensor? z_denominator, "
-    f"{SCHEMA}, int rows, bool[] with_grad) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"{_OPTIONS}, int rows, bool[] with_grad) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _fake,
     _backward,
@@ -271,7 +268,7 @@ _operator = define(
 def _call_operator(
     call: LinearArguments, options: Options, rows: int, wanted: list[bool]
 ) -> tuple[Tensor, ...]:
-    return _operator(*call, *options[:-1], rows, wanted)
+    return _operator(*call, *flat(options, tuple(SHARED)), rows, wanted)
 
 
 def _differentiable(
@@ -312,7 +309,7 @@ def _second(call: LinearArguments, options: Options, directions: Any) -> list[Te
         x = torch.where(used, x, 0.0)
     logits = linear(x, w, None if call.linear_bias is None else call.linear_bias.reshape(-1))
     loss = call.loss()._replace(input=logits.view(-1, *classes))
-    g = softmax.gradient(loss, options).reshape(logits.shape)
+    g = CROSS_ENTROPY.gradient(loss, options).reshape(logits.shape)
     along_x, along_w, along_b = directions
     if used is not None and along_x is not None:
         along_x = torch.where(used, along_x, 0.0)
@@ -327,7 +324,7 @@ def _second(call: LinearArguments, options: Options, directions: Any) -> list[Te
         by_x = by_x + g @ along_w
     if along_b is not None:
         along = along + along_b.reshape(-1)
-    product = softmax.hessian_product(loss, options, along.view(-1, *classes))
+    product = CROSS_ENTROPY.product(loss, options, along.view(-1, *classes))
     product = product.reshape(logits.shape)
     by_x = by_x + product @ w
     by_w = by_w + product.t() @ x

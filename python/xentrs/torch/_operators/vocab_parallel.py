@@ -1,50 +1,44 @@
 """Cross-entropy of logits whose classes are spread over the processes of a group.
 
-As in Megatron-LM no process sees another's logits: they exchange a few numbers a sample, twice.
-Each takes the softmax of its own classes first, loss and gradient in one pass by the softmax
-kernels, and from it the logsumexp; the largest of these is the reference for all (first exchange).
-Sums relative to it (second exchange) give the loss, and each process's gradient is its own softmax
-times its share of the sum, for which the backward pass goes over it once.
+As in Megatron-LM no process sees another's logits. Each reduces its own classes to a state of some
+80 bytes a sample, the one of `xentrs.PartialCrossEntropy` (`src/softmax/state.rs`). The processes
+exchange these once. Each merges all of them in the order of the processes, so that all have the
+same loss to the last bit. The backward pass exchanges nothing: the gradient of a process's classes
+follows from its logits and the merged states.
 
-The numbers of a sample are float64. So that small losses keep their digits, the sum over the
-classes other than the target is kept apart from the target's term.
+Between forward and backward the logits are kept, and the backward writes the gradient in one pass.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from xentrs._xentrs import STATE_FIELDS
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._arguments.softmax import SoftmaxArguments, not_ignored
-from xentrs.torch._mode import is_traced
-from xentrs.torch._operators import softmax
-from xentrs.torch._operators.gradients import is_deferred
-from xentrs.torch._private import assert_on_device, is_graph_retained
+from xentrs.torch._arguments.softmax import not_ignored
+from xentrs.torch._cpu import slices as _cpu
+from xentrs.torch._gpu import slices as _gpu
+from xentrs.torch._private import assert_on_device
 
 _NAME = "xentrs.torch.vocab_parallel_cross_entropy"
-_PLAIN = Options("none")
+
+# Fields of a state, as `src/softmax/state.rs` has them.
+_HELD = 5
 
 
 class _Samples(NamedTuple):
-    """Numbers of each sample, in float64 but for the indices."""
+    """Numbers of each sample, in one row."""
 
-    place: Tensor  # the index among this process's classes of the target, or else the largest logit
-    has_target: Tensor  # whether that is the target
-    excluded: Tensor  # whether the target is this process's, but its logit is -inf
-    target: Tensor  # its index among this process's classes then
-    p_place: Tensor  # its probability among this process's classes
-    share: Tensor  # of this process's classes in the sum of all
-    rest: Tensor  # of the classes other than the target
-    logsumexp: Tensor
+    target: Tensor  # its class, counted from this process's first
     counts: Tensor  # whether it counts
-    factor: Tensor  # of the sample's loss in what is returned
-    classes: Tensor  # of all processes; of no dimension
+    scales: Tensor  # of its loss in what is returned
+    merged: Tensor  # the state of all classes
+    classes: Tensor  # how many there are in all; of no dimension
 
 
 def evaluate(
@@ -55,82 +49,60 @@ def evaluate(
     first_class: int,
     options: Options,
     group: Any,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor | None, _Samples]:
+) -> tuple[Tensor, _Samples, tuple[Tensor, ...]]:
+    """Return the loss, and what the gradient needs: of all processes, and of this one's classes."""
     x = input.detach()
-    indices = target.long()
-    kept = not_ignored(indices, options.ignored)
-    own_class = indices - first_class
-    has_target = kept & (own_class >= 0) & (own_class < x.shape[1])
-    own_class = torch.where(has_target, own_class, 0)
-    excluded = has_target & (x.gather(1, own_class.unsqueeze(1)).squeeze(1) == -math.inf)
-    found, has_target = has_target, has_target & ~excluded
-    place = torch.where(has_target, own_class, x.argmax(1))
-    call = SoftmaxArguments(x, place, None, None, None)
-    deferred = is_deferred(x)
-    local, grad = softmax.evaluate(call, _PLAIN, with_grad and not deferred)
-    if deferred:
-        grad = x  # the backward computes it from the logits
-    local = local.double()
-    x_place = x.gather(1, place.unsqueeze(1)).squeeze(1).double()
-    # A process all of whose logits are -inf adds nothing.
-    is_empty = (x_place == -math.inf) & ~has_target
-    logsumexp = torch.where(is_empty, -math.inf, x_place + local)
-
-    top = logsumexp.clone()
-    dist.all_reduce(top, dist.ReduceOp.MAX, group)
-    share = (logsumexp - top).exp()
-    p_place = torch.where(is_empty, 0.0, (-local).exp())
-    parts = [
-        torch.where(has_target, share * -(-local).expm1(), share),  # of the other classes
-        torch.where(has_target, share * p_place, 0.0),  # of the target
-        torch.where(has_target, top - x_place, torch.where(excluded, math.inf, 0.0)),
-        found.double(),
-        torch.full_like(share, float(x.shape[1])),
-    ]
-    if options.label_smoothing:
-        parts.append(x.shape[1] * top - x.sum(1, dtype=torch.float64))
-    sums = torch.stack(parts)
-    dist.all_reduce(sums, dist.ReduceOp.SUM, group)
-    rest, own, distance, holders, classes = sums[:5]
-    _check(target, kept & (holders == 0.0))
-    if sample_weight is not None:
-        kept &= sample_weight != 0
-
-    total = rest + own
-    near = own > 1e-280
-    loss = torch.where(
-        near, torch.log1p(rest / torch.where(near, own, 1.0)), distance + total.log()
+    on = _gpu if _backend.uses_triton(x) else _cpu
+    indices = target.detach().long()
+    kept = not_ignored(indices, options.ignored).reshape(-1)
+    own = (indices - first_class).reshape(-1)
+    own = torch.where((own >= 0) & (own < x.shape[1]), own, -1)
+    reduced = on.reduce(x, own, kept, options.label_smoothing > 0.0)
+    # A sample that does not count has no state. Its classes count all the same.
+    gathered = torch.empty(
+        (dist.get_world_size(group), len(own) + 1, STATE_FIELDS),
+        dtype=torch.float64,
+        device=x.device,
     )
-    logsumexp = top + total.log()
-    if options.label_smoothing:
-        e = options.label_smoothing
-        loss = (1.0 - e) * loss + e * (total.log() + sums[5] / classes)
-    loss = loss + options.z_loss * logsumexp**2
-    factor = kept.double()
+    sizes = torch.full_like(gathered[0, :1], float(x.shape[1]))
+    dist.all_gather_into_tensor(gathered, torch.cat([reduced[0], sizes])[None], group)
+    classes = gathered[:, -1, 0].sum()
+    merged = on.merge(gathered[:, :-1].contiguous())
+    _check(target, (kept & (merged[:, _HELD] == 0.0)).view(target.shape))
+
+    scales = torch.ones(len(own), dtype=torch.float64, device=x.device)
     if sample_weight is not None:
-        factor = torch.where(kept, sample_weight.double(), 0.0)
-    loss = torch.where(kept, factor * loss, 0.0)
+        scales = sample_weight.detach().double().reshape(-1)
+        kept &= scales != 0.0
+    mixture = _mixture(options, classes, on)
+    loss = on.losses(merged, scales.contiguous(), kept, mixture)
     if options.reduction == "mean":
-        divisor = factor.sum() if denominator is None else denominator.double()
-        factor = torch.where(kept, factor / divisor, 0.0)
-        loss = loss.sum() / divisor
+        divisor = torch.where(kept, scales, 0.0).sum() if denominator is None else denominator
+        divisor = divisor.double()
+        scales, loss = scales / divisor, loss.sum() / divisor
     elif options.reduction == "sum":
         loss = loss.sum()
-    samples = _Samples(
-        place,
-        has_target,
-        excluded,
-        own_class,
-        p_place,
-        share / total,
-        rest / total,
-        logsumexp,
-        kept,
-        factor,
-        classes,
-    )
-    return loss.to(_backend.accumulator(x.dtype)), grad, samples
+    else:
+        loss = loss.view(target.shape)
+    samples = _Samples(own, kept, scales, merged, classes)
+    return loss.to(_backend.accumulator(x.dtype)), samples, reduced
+
+
+def _mixture(options: Options, classes: Tensor, on: Any) -> tuple[Any, Any, float]:
+    """Return what smoothing leaves to the true class, what it gives to each, and z-loss's factor.
+
+    With smoothing the first two are tensors for the GPU's functions, so that nobody waits for the
+    device.
+    """
+    e = options.label_smoothing
+    if not e:
+        return 1.0, 0.0, options.z_loss
+    # Of one class the cross-entropy is 0, whatever the smoothing.
+    smoothing = torch.where(classes == 1.0, 0.0, torch.full_like(classes, e))
+    keep, even = 1.0 - smoothing, smoothing / classes
+    if on is _cpu:
+        return keep.item(), even.item(), options.z_loss
+    return keep, even, options.z_loss
 
 
 def _check(target: Tensor, missing: Tensor) -> None:
@@ -145,10 +117,10 @@ class Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, options: Options, *arguments: Any) -> Tensor:
         target, sample_weight, denominator, first_class, group = arguments
-        loss, grad, samples = evaluate(
-            input, target, sample_weight, denominator, first_class, options, group, True
+        loss, samples, reduced = evaluate(
+            input, target, sample_weight, denominator, first_class, options, group
         )
-        ctx.save_for_backward(grad, *samples)
+        ctx.save_for_backward(input, *samples, *reduced)
         ctx.options = options
         return loss
 
@@ -156,31 +128,11 @@ class Eager(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(f"{_NAME} cannot be differentiated twice")
-        grad, *saved = ctx.saved_tensors
-        s = _Samples(*saved)
-        e, z = ctx.options.label_smoothing, ctx.options.z_loss
-        factor = torch.where(s.counts, s.factor * grad_output.double(), 0.0)
-        even = factor * e / s.classes
-        scale = factor * (1.0 + 2.0 * z * s.logsumexp) * s.share
-        # The kernel's gradient at `place` is that class's probability minus 1.
-        p = s.share * s.p_place
-        target = factor * ((e + 2.0 * z * s.logsumexp) * p - (1.0 - e) * s.rest)
-        at_place = torch.where(s.has_target, target, scale * s.p_place) - even
-        dtype = _backend.accumulator(grad.dtype)
-        if is_deferred(grad):
-            weights = scale.to(dtype)
-            call = SoftmaxArguments(grad, s.place, None, weights, None)
-            grad = softmax.gradient(call, Options("sum"))
-        else:
-            if is_traced(grad_output) or is_graph_retained():
-                grad = grad.clone()
-            grad.mul_(scale.unsqueeze(1).to(dtype))
-        # 0 for a process that adds nothing, whose gradient is NaN, and samples that do not count.
-        grad.masked_fill_(((s.share == 0.0) | ~s.counts).unsqueeze(1), 0.0)
-        if e:
-            grad.sub_(even.unsqueeze(1).to(dtype))
-        at_place = torch.where(s.counts, at_place, 0.0)
-        grad.scatter_(1, s.place.unsqueeze(1), at_place.unsqueeze(1).to(grad.dtype))
-        at_excluded = torch.where(s.excluded, -(1.0 - e) * factor, 0.0)
-        grad.scatter_add_(1, s.target.unsqueeze(1), at_excluded.unsqueeze(1).to(grad.dtype))
+        input, target, counts, scales, merged, classes, *reduced = ctx.saved_tensors
+        upstream = grad_output.detach().resolve_neg().double().reshape(-1)
+        scales = torch.where(counts, scales * upstream, 0.0)
+        x = input.detach()
+        on = _gpu if _backend.uses_triton(x) else _cpu
+        mixture = _mixture(ctx.options, classes, on)
+        grad = on.gradient(x, target, counts, merged, tuple(reduced), scales, mixture)
         return grad, *[None] * 6

@@ -1,11 +1,6 @@
-"""The binary loss on a GPU: one Triton kernel over the elements.
+"""Losses without a class axis on a GPU: one Triton kernel over the elements.
 
-For a logit z and a target t, with v = pos_weight t and e = exp(-|z|):
-
-    loss     = factor ((1 - t) softplus(z) + v softplus(-z))     softplus(z) = max(z, 0) + log1p(e)
-    gradient = factor ((1 - t) sigmoid(z) - v sigmoid(-z))       sigmoid(|z|) = 1 / (1 + e)
-
-A part whose coefficient is 0 is 0, at an infinite logit too. One reading of the logits and one
+A loss is a Triton function of one element, which the kernel calls. One reading of the input and one
 writing of the gradient.
 """
 
@@ -19,7 +14,7 @@ from torch import Tensor
 from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._gpu.math import log1p, narrowed
+from xentrs.torch._gpu.math import narrowed
 from xentrs.torch._triton import Kernel, load_triton
 
 if TYPE_CHECKING:
@@ -29,14 +24,24 @@ _BLOCK = 2048  # elements of a program
 
 
 def evaluate(
-    call: BinaryArguments, options: Options, with_grad: bool
+    call: BinaryArguments,
+    options: Options,
+    with_grad: bool,
+    inplace: bool = False,
+    *,
+    element: Kernel,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
+    """Return the loss, in the accumulator's dtype, and the gradient in the input if wanted.
+
+    `element` is a Triton function ``(z, t, v, keep, OWN: tl.constexpr)`` of the input z, the target
+    t as smoothed and v = pos_weight t, that returns the loss of an element and its derivative in z.
+    `keep` says what counts (nothing else matters), and OWN are the loss's own options.
+    """
     x = call.input.detach().contiguous()
     n, dtype = x.numel(), _backend.accumulator(x.dtype)
     weight, pos_weight = _repeated(call.weight, x), _repeated(call.pos_weight, x)
     where = None if call.where is None else call.where.expand_as(x).contiguous()
-    divisor = call.divisor() if options.reduction == "mean" else None
+    divisor = call.divisor(options) if options.reduction == "mean" else None
     programs = -(-n // _BLOCK)
     if options.reduction == "none":
         loss = torch.empty(x.shape, dtype=dtype, device=x.device)
@@ -46,10 +51,11 @@ def evaluate(
     dtypes = [t.dtype for t in call[:4] if t is not None]
     if n:
         _, tl = load_triton()
-        _binary[(programs,)](
+        _elements[(programs,)](
             x, call.target.detach().contiguous(), weight, 0 if weight is None else weight.numel(),
             pos_weight, 0 if pos_weight is None else pos_weight.numel(), where, divisor, loss, grad,
-            n, SMOOTHING=options.label_smoothing, SUM=options.reduction != "none",
+            n, ELEMENT=element.compiled(), OWN=options.own,
+            SMOOTHING=options.label_smoothing, SUM=options.reduction != "none",
             ACC=tl.float64 if torch.float64 in dtypes else tl.float32, B=_BLOCK, num_warps=8,
         )  # fmt: skip
     if options.reduction == "none":
@@ -73,9 +79,10 @@ def _repeated(t: Tensor | None, x: Tensor) -> Tensor | None:
 
 @Kernel
 @no_type_check
-def _binary(
+def _elements(
     x, target, weight, weights, pos_weight, pos_weights, where, divisor, loss, grad, n,
-    SMOOTHING: tl.constexpr, SUM: tl.constexpr, ACC: tl.constexpr, B: tl.constexpr,
+    ELEMENT: tl.constexpr, OWN: tl.constexpr, SMOOTHING: tl.constexpr, SUM: tl.constexpr,
+    ACC: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * B + tl.arange(0, B)
     live = i < n
@@ -92,11 +99,7 @@ def _binary(
     if where is not None:
         keep &= tl.load(where + i, mask=live, other=0) != 0
 
-    e = tl.exp(-tl.abs(z))
-    tail = log1p(e)
-    up = tl.where(t == 1.0, 0.0, (1.0 - t) * (tl.maximum(z, 0.0) + tail))
-    down = tl.where(v == 0.0, 0.0, v * (tl.maximum(-z, 0.0) + tail))
-    result = tl.where(z != z, z, up + down)
+    result, slope = ELEMENT(z, t, v, keep, OWN)
     result = tl.where(keep, factor * result, 0.0)
     if SUM:
         # In float64: the sum may exceed float32 where the mean does not.
@@ -107,8 +110,5 @@ def _binary(
     if grad is not None:
         if divisor is not None:
             factor = (factor / tl.load(divisor)).to(ACC)
-        large, small = 1.0 / (1.0 + e), e / (1.0 + e)
-        p = tl.where(z >= 0, large, small)
-        q = tl.where(z >= 0, small, large)
-        g = factor * ((1.0 - t) * p - v * q)
-        tl.store(grad + i, narrowed(tl.where(keep, g, 0.0), grad), mask=live)
+        g = tl.where(keep, factor * slope, 0.0)
+        tl.store(grad + i, narrowed(g, grad), mask=live)

@@ -1,4 +1,4 @@
-"""The binary loss on the CPU, by the functions for arrays."""
+"""Losses without a class axis on the CPU, by the functions for arrays."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ import torch
 from torch import Tensor
 
 import xentrs
+from xentrs._xentrs import LOSSES
 from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._backend import HALVES
 from xentrs.torch._cpu import tensors
-from xentrs.torch._cpu.tensors import readable
+from xentrs.torch._cpu.tensors import named_options, readable
 
 
 def evaluate(
-    call: BinaryArguments, options: Options, with_grad: bool
+    name: str, call: BinaryArguments, options: Options, with_grad: bool, inplace: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
+    """Return the loss, in the accumulator's dtype, and the gradient in the input if wanted."""
     x = call.input.detach().resolve_neg()
     if x.dtype in HALVES:
-        return _evaluate_by_chunks(call, options, with_grad)
+        return _evaluate_by_chunks(name, call, options, with_grad)
     denominator = None if call.denominator is None else call.denominator.item()
     others = [readable(t) for t in call[1:5]]
     out = None
     if with_grad and x.nbytes >= _backend.LARGE:
         out = _backend.empty(x.shape, x.dtype, x.device)
-    loss, grad = _call(x, others, denominator, options, with_grad, out)
+    loss, grad = _call(name, x, others, denominator, options, with_grad, out)
     if isinstance(loss, float):
         return _backend.scalar(loss, x.dtype), grad
     return torch.from_numpy(loss), grad
 
 
 def _call(
+    name: str,
     x: Tensor,
     others: Sequence[Tensor | None],
     denominator: float | None,
@@ -45,24 +47,24 @@ def _call(
 ) -> tuple[Any, Tensor | None]:
     target, weight, pos_weight, where = (None if t is None else t.numpy() for t in others)
     assert target is not None
-    arguments: dict[str, Any] = {
+    settings = {
         "weight": weight,
         "pos_weight": pos_weight,
         "where": where,
-        "label_smoothing": options.label_smoothing,
-        "reduction": options.reduction,
         "denominator": denominator,
+        **named_options(name, options),
     }
+    arguments = {key: settings[key] for key in LOSSES[name]["options"]}
     if not with_grad:
-        return xentrs.binary_cross_entropy_with_logits(x.numpy(), target, **arguments), None
-    loss, grad = xentrs.binary_cross_entropy_with_logits_with_grad(
+        return getattr(xentrs, name)(x.numpy(), target, **arguments), None
+    loss, grad = getattr(xentrs, f"{name}_with_grad")(
         x.numpy(), target, out=None if out is None else out.numpy(), **arguments
     )
     return loss, torch.from_numpy(grad) if out is None else out
 
 
 def _evaluate_by_chunks(
-    call: BinaryArguments, options: Options, with_grad: bool
+    name: str, call: BinaryArguments, options: Options, with_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Compute in float32, chunk by chunk."""
     x, dtype = call.input.detach(), torch.float32
@@ -82,7 +84,7 @@ def _evaluate_by_chunks(
         return t.expand_as(x).reshape(rows.shape)
 
     others = [as_rows(t) for t in call[1:5]]
-    divisor = call.divisor().item() if options.reduction == "mean" else None
+    divisor = call.divisor(options).item() if options.reduction == "mean" else None
     losses = None
     if options.reduction == "none":
         losses = torch.empty(rows.shape, dtype=dtype, device=x.device)
@@ -94,7 +96,7 @@ def _evaluate_by_chunks(
         for t in others:
             part = t if t is None or len(t) != len(rows) else t[here]
             parts.append(part.float() if part is not None and part.dtype in HALVES else part)
-        loss, _ = _call(z, parts, divisor, options, with_grad, z if with_grad else None)
+        loss, _ = _call(name, z, parts, divisor, options, with_grad, z if with_grad else None)
         if grad_rows is not None:
             grad_rows[here] = z
         if losses is not None:

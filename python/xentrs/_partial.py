@@ -1,0 +1,532 @@
+"""Cross-entropy of classes that lie in slices."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, Literal, SupportsIndex, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xentrs import _arrays
+from xentrs._losses import PYTHON_FUNCTIONS
+from xentrs._losses import cross_entropy as _cross_entropy  # noqa: F401  # fills PYTHON_FUNCTIONS
+from xentrs._losses._types import FloatArray, Ignored, Reduction
+from xentrs._xentrs import (
+    LOSSES,
+    STATE_FIELDS,
+    merge_states,
+    plain_options,
+    slice_grad,
+    slice_states,
+    state_losses,
+)
+
+_Array: TypeAlias = NDArray[Any]
+_NAME = "logits_slice"
+
+# Fields of a state, as `src/softmax/state.rs` has them.
+_HELD = 5
+_CLASS_WEIGHT = 6
+
+
+class PartialCrossEntropy:
+    r"""Cross-entropy of logits whose classes lie in several slices.
+
+    Each slice of the classes is reduced to a few numbers a sample by `of`, wherever it is: in a
+    file that is read piece by piece, or in another process. `merge` puts slices together, in any
+    order. When all are merged, `loss` is the cross-entropy of all classes, and `grad` the gradient
+    of a slice.
+
+    Attributes
+    ----------
+    slices : tuple of range
+        The classes that are merged so far, in ascending order.
+
+    See Also
+    --------
+    cross_entropy : the loss of logits that are in one array.
+
+    Notes
+    -----
+    A slice is reduced to the sum of the exponentials of all classes but the true one, in units of a
+    power of two, with its rounding error beside it; the logit of the true class is kept apart. So
+    merging is exact up to the rounding of these sums, a confident sample keeps the digits of its
+    loss, and ``p - 1`` is never computed. An object holds 80 bytes a sample for this, and 9 to 17
+    for target and weights.
+
+    The largest error of a loss of one sample, and of an entry of the gradient above the smallest
+    normal number, is 4 ULP in every order of merging, whatever the spread and the offset of the
+    logits: for class indices without smoothing. With smoothing it is 4 ULP of the larger of the two
+    terms that are added or subtracted.
+
+    The kernel is described in ``src/softmax/state.rs`` of the source.
+
+    Examples
+    --------
+    A million classes, in slices that are read one at a time:
+
+    >>> import numpy as np
+    >>> import xentrs
+    >>> logits = np.array([[2.0, 0.5, -1.0, 0.1], [0.0, 3.0, 0.2, 0.3]])
+    >>> target = np.array([0, 3])
+    >>> left = xentrs.PartialCrossEntropy.of(logits[:, :2], target, first_class=0)
+    >>> right = xentrs.PartialCrossEntropy.of(logits[:, 2:], target, first_class=2)
+    >>> total = right.merge(left)
+    >>> round(total.loss(), 6) == round(xentrs.cross_entropy(logits, target), 6)
+    True
+    >>> total.grad(logits[:, 2:], 2).shape
+    (2, 2)
+    """
+
+    __module__ = "xentrs"
+
+    _states: NDArray[np.float64]
+    _target: NDArray[np.int64]
+    _counts: NDArray[np.bool_]
+    _sample_weight: NDArray[np.float64] | None
+    _slices: list[tuple[range, NDArray[np.float64] | None]]
+    _smoothing: float
+    _samples: tuple[int, ...]
+    _dtype: np.dtype[Any]
+    _axis: int
+
+    def __init__(self) -> None:
+        raise TypeError("PartialCrossEntropy is made by PartialCrossEntropy.of")
+
+    @classmethod
+    def of(
+        cls,
+        logits_slice: ArrayLike,
+        target: ArrayLike,
+        *,
+        first_class: SupportsIndex,
+        axis: SupportsIndex = -1,
+        weight: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        ignore_index: Ignored = -100,
+        label_smoothing: float = 0.0,
+    ) -> PartialCrossEntropy:
+        """Reduce one slice of the classes.
+
+        Parameters
+        ----------
+        logits_slice : array_like, float32 or float64
+            The logits of consecutive classes, of any rank from 1, with the slice's classes on
+            `axis`. Contiguous rows are read where they lie, others in small blocks.
+        target : array_like
+            Class indices of all classes, of the shape of `logits_slice` without the class axis.
+            Every slice gets the same.
+        first_class : int
+            The index of the slice's first class among all.
+        axis : int, default -1
+            The class axis of `logits_slice`.
+        weight : array_like, optional
+            Weight of each class: of the slice's classes, or of all.
+        sample_weight : array_like, optional
+            Weight of each sample, of the shape of `target`. Every slice gets the same.
+        ignore_index : int, iterable of ints or None, default -100
+            The class index, or several, whose samples count for nothing; None for no such index.
+            Every slice gets the same.
+        label_smoothing : float, default 0.0
+            A number e in [0, 1]: the target becomes (1 - e) times itself plus e / C in every class,
+            C being the number of all merged classes. Every slice gets the same.
+
+        Returns
+        -------
+        PartialCrossEntropy
+            What the slice reduces to.
+
+        Raises
+        ------
+        TypeError
+            If an argument has a type or dtype other than above, or the target is probabilities.
+        ValueError
+            If shapes do not fit, or an option has a value other than above.
+        """
+        options = _checked(ignore_index=ignore_index, label_smoothing=label_smoothing)
+        first = _arrays._integer("first_class", first_class, "an int")
+        if first < 0:
+            raise ValueError(f"first_class is {first}, but must be at least 0")
+        x, axis = _logits(logits_slice, axis)
+        classes = x.shape[axis]
+        samples = x.shape[:axis] + x.shape[axis + 1 :]
+        indices = _class_indices(target, x, axis, samples)
+        s = None
+        if sample_weight is not None:
+            s = _arrays._real_array("sample_weight", sample_weight)
+            if s.shape != samples:
+                raise ValueError(
+                    f"sample_weight has shape {s.shape}, but must have shape {samples}: that of "
+                    f"{_NAME}, {x.shape}, without the class axis {axis}"
+                )
+            s = np.array(s, np.float64).reshape(-1)  # our own, also of the caller's float64
+
+        self = object.__new__(cls)
+        self._smoothing = options["label_smoothing"]
+        self._samples, self._axis, self._dtype = samples, axis - x.ndim, _loss_dtype(x)
+        self._target, self._sample_weight = indices, s
+        ignored = options["ignore_index"]
+        ignored = () if ignored is None else ignored if isinstance(ignored, tuple) else (ignored,)
+        self._counts = np.ones(indices.size, np.bool_)
+        for index in ignored:
+            if -(2**63) <= index < 2**63:
+                self._counts &= indices != index
+        if s is not None:
+            self._counts &= s != 0.0
+        w = None if weight is None else _slice_weight(weight, first, classes)
+        self._slices = [(range(first, first + classes), w)]
+
+        self._states = np.empty((indices.size, STATE_FIELDS))
+        within = self._within(self._slices[0][0])
+        for part, rows, _ in _row_blocks(x, None, axis):
+            slice_states(
+                rows, within[part], self._counts[part], w, self._smoothing > 0, self._states[part]
+            )
+        return self
+
+    @property
+    def slices(self) -> tuple[range, ...]:
+        """The classes that are merged so far, in ascending order."""
+        return tuple(classes for classes, _ in self._slices)
+
+    def merge(self, other: PartialCrossEntropy) -> PartialCrossEntropy:
+        """Add the classes of another object, of the same samples.
+
+        Parameters
+        ----------
+        other : PartialCrossEntropy
+            Classes of which this object has none. It is not changed.
+
+        Returns
+        -------
+        PartialCrossEntropy
+            This object itself.
+
+        Raises
+        ------
+        TypeError
+            If `other` is of another type.
+        ValueError
+            If a class is in both, or the two were made with different targets or options.
+        """
+        if not isinstance(other, PartialCrossEntropy):
+            raise TypeError(f"other must be a PartialCrossEntropy, not {type(other).__name__}")
+        self._check_same(other)
+        slices = sorted(self._slices + other._slices, key=lambda one: one[0].start)
+        for (a, _), (b, _) in itertools.pairwise(slices):
+            if b.start < a.stop:
+                raise ValueError(
+                    f"classes {b.start} to {min(a.stop, b.stop) - 1} are in both: the slices are "
+                    f"[{a.start}, {a.stop}) and [{b.start}, {b.stop})"
+                )
+        merge_states(self._states, other._states)
+        self._slices = slices
+        return self
+
+    @overload
+    def loss(
+        self,
+        reduction: Literal["none"],
+        *,
+        denominator: float | None = None,
+        base: float | None = None,
+    ) -> FloatArray: ...
+    @overload
+    def loss(
+        self,
+        reduction: Literal["mean", "sum"] = "mean",
+        *,
+        denominator: float | None = None,
+        base: float | None = None,
+    ) -> float: ...
+    def loss(
+        self,
+        reduction: Reduction = "mean",
+        *,
+        denominator: float | None = None,
+        base: float | None = None,
+    ) -> float | FloatArray:
+        """Return the cross-entropy of all merged classes.
+
+        Parameters
+        ----------
+        reduction : {"mean", "sum", "none"}, default "mean"
+            What to return: the mean over the samples, their sum, or the loss of each sample.
+        denominator : float, optional
+            What ``"mean"`` divides by, in place of the total weight of the samples. Not negative.
+        base : float, optional
+            Base of the logarithm: 2 gives bits. The default is e, for nats.
+
+        Returns
+        -------
+        float or ndarray
+            What `cross_entropy` returns of all classes in one array.
+
+        Raises
+        ------
+        IndexError
+            If a class index that is not ignored lies in none of the merged slices.
+        ValueError
+            If there are classes between the merged slices, or before the first, that are in none;
+            or an option has a value other than above.
+        """
+        options = _checked(reduction=reduction, denominator=denominator, base=base)
+        weights, divisor = self._scales(options)
+        mixture = self._mixture()
+        losses = np.empty(self._target.size)
+        scales = weights if weights is not None else np.ones(self._target.size)
+        total = state_losses(self._states, scales, self._counts, mixture, losses)
+        with np.errstate(all="ignore"):
+            if options["reduction"] == "none":
+                return (losses / divisor).astype(self._dtype).reshape(self._samples)
+            if total == 0.0 and options["denominator"] is not None:
+                return 0.0
+            return float(np.float64(total) / divisor)
+
+    def grad(
+        self,
+        logits_slice: ArrayLike,
+        first_class: SupportsIndex,
+        *,
+        axis: SupportsIndex | None = None,
+        reduction: Reduction = "mean",
+        denominator: float | None = None,
+        base: float | None = None,
+        out: _Array | None = None,
+    ) -> FloatArray:
+        """Return the gradient of `loss` in the logits of one slice.
+
+        Parameters
+        ----------
+        logits_slice : array_like
+            The logits of consecutive merged classes, with the values that `of` was given.
+        first_class : int
+            The index of the first of these classes among all.
+        axis : int, optional
+            The class axis of `logits_slice`. Default: as in `of`.
+        reduction, denominator, base
+            As in `loss`. For ``"none"`` the gradient is that of each sample's own loss.
+        out : ndarray, optional
+            Where the gradient goes: an array of the shape and dtype of `logits_slice`, or that
+            array itself to have it replaced.
+
+        Returns
+        -------
+        ndarray
+            The gradient, of the shape and dtype of `logits_slice`: `out` if given.
+
+        Raises
+        ------
+        TypeError
+            If an argument has a type or dtype other than above.
+        ValueError
+            If shapes do not fit, the classes are not merged, or as `loss` does.
+        IndexError
+            As `loss` does.
+        """
+        options = _checked(reduction=reduction, denominator=denominator, base=base)
+        first = _arrays._integer("first_class", first_class, "an int")
+        x, axis = _logits(logits_slice, self._axis if axis is None else axis)
+        classes = range(first, first + x.shape[axis])
+        samples = x.shape[:axis] + x.shape[axis + 1 :]
+        if samples != self._samples:
+            raise ValueError(
+                f"{_NAME} of shape {x.shape} with the class axis {axis} has samples of shape "
+                f"{samples}, but those that were merged have shape {self._samples}"
+            )
+        if _loss_dtype(x) != self._dtype:
+            raise TypeError(f"{_NAME} has dtype {x.dtype}, but what was merged had {self._dtype}")
+        given, _ = _arrays._outputs(_NAME, x, {}, out, None)
+        weights, divisor = self._scales(options)
+        mixture = self._mixture()
+        weight = self._weight_of(classes)
+        with np.errstate(all="ignore"):
+            scales = (np.ones(self._target.size) if weights is None else weights) / divisor
+            weight = None if weight is None or mixture[1] == 0.0 else weight
+        result = np.empty(x.shape, _arrays._native(x)) if given is None else np.asarray(given)
+        within = self._within(classes)
+        for part, rows, to in _row_blocks(x, result, axis):
+            grad = to if _is_plain(to) else np.empty_like(rows)
+            counts, states = self._counts[part], self._states[part]
+            slice_grad(rows, within[part], counts, states, scales[part], weight, mixture, grad)
+            if grad is not to:
+                to[...] = grad.reshape(to.shape)
+        return result if given is None else given
+
+    def __repr__(self) -> str:
+        classes = ", ".join(f"[{part.start}, {part.stop})" for part in self.slices)
+        return f"<PartialCrossEntropy of classes {classes}, samples of shape {self._samples}>"
+
+    # What several methods need
+
+    def _check_same(self, other: PartialCrossEntropy) -> None:
+        """Refuse another object whose samples or options differ."""
+        for name, a, b in (
+            ("the shape of the samples", self._samples, other._samples),
+            ("the dtype of logits_slice", self._dtype, other._dtype),
+            ("label_smoothing", self._smoothing, other._smoothing),
+        ):
+            if a != b:
+                raise ValueError(f"{name} is {a} here, but {b} in other")
+        if not np.array_equal(self._target, other._target):
+            i = int(np.argmax(self._target != other._target))
+            raise ValueError(
+                f"target{_arrays._position(i, self._samples)} is {self._target[i]} here, but "
+                f"{other._target[i]} in other"
+            )
+        s, t = self._sample_weight, other._sample_weight
+        if (s is None) != (t is None) or (
+            s is not None and t is not None and not np.array_equal(s, t, equal_nan=True)
+        ):
+            raise ValueError("sample_weight differs between the two")
+        if not np.array_equal(self._counts, other._counts):
+            raise ValueError("ignore_index differs between the two")
+        if (self._slices[0][1] is None) != (other._slices[0][1] is None):
+            raise ValueError("weight was given for one of the two, but not for the other")
+
+    def _within(self, classes: range) -> NDArray[np.int64]:
+        """Return the target counted from the first of `classes`, -1 where it is none of them."""
+        inside = (self._target >= classes.start) & (self._target < classes.stop)
+        return np.where(inside, self._target - classes.start, -1)
+
+    def _weight_of(self, classes: range) -> NDArray[np.float64] | None:
+        """Return the weights of some merged classes, if there are any; refuse others."""
+        parts: list[_Array] = []
+        at = classes.start
+        weighted = False
+        for part, weight in self._slices:
+            if part.start <= at < part.stop and at < classes.stop:
+                end = min(part.stop, classes.stop)
+                weighted = weight is not None
+                if weight is not None:
+                    parts.append(weight[at - part.start : end - part.start])
+                at = end
+        if at < classes.stop:
+            raise ValueError(
+                f"{_NAME} has the classes [{classes.start}, {classes.stop}), but class {at} is in "
+                f"no merged slice: {self!r}"
+            )
+        return np.ascontiguousarray(np.concatenate(parts)) if weighted else None
+
+    def _mixture(self) -> tuple[float, float, float]:
+        """Return what label smoothing leaves to the true class and gives to each; no z-loss."""
+        number = self._slices[-1][0].stop
+        # Of one class the loss is 0, whatever the smoothing.
+        smoothing = 0.0 if number == 1 else self._smoothing
+        return 1.0 - smoothing, smoothing / number, 0.0
+
+    def _scales(self, options: dict[str, Any]) -> tuple[NDArray[np.float64] | None, float]:
+        """Check that all classes are there; return the sample weights, and what divides losses."""
+        held = self._states[:, _HELD] != 0.0
+        missing = self._counts & ~held
+        if missing.any():
+            i = int(np.argmax(missing))
+            raise IndexError(
+                f"target{_arrays._position(i, self._samples)} is {self._target[i]}, which is in "
+                f"none of the merged slices: {self!r}"
+            )
+        at = 0
+        for part in self.slices:
+            if part.start > at:
+                raise ValueError(
+                    f"classes [{at}, {part.start}) are missing: no slice with them is merged"
+                )
+            at = part.stop
+        base = options["base"]
+        divisor = 1.0 if base is None else float(np.log(base))
+        weights = self._sample_weight
+        if options["reduction"] != "mean":
+            return weights, divisor
+        if options["denominator"] is not None:
+            return weights, divisor * float(options["denominator"])
+        counted = self._states[self._counts, _CLASS_WEIGHT]
+        if weights is not None:
+            counted = counted * weights[self._counts]
+        return weights, divisor * float(counted.sum())
+
+
+def _checked(**given: Any) -> dict[str, Any]:
+    """Return options of `cross_entropy`, checked, and of Python's own types."""
+    options = dict(PYTHON_FUNCTIONS["cross_entropy"].__kwdefaults__ or {})
+    if "ignore_index" in given:
+        given["ignore_index"] = _arrays._ignore_index(given["ignore_index"])
+    options |= given
+    names = LOSSES["cross_entropy"]["options"]
+    values = plain_options("cross_entropy", *(options[name] for name in names))
+    return dict(zip(names, values, strict=True))
+
+
+def _logits(value: ArrayLike, axis: SupportsIndex) -> tuple[_Array, int]:
+    """Return a slice's logits as an array, and their class axis."""
+    x = _arrays._float_array(_NAME, value)
+    if x.ndim == 0:
+        raise ValueError(f"{_NAME} must have a class axis, but its shape is ()")
+    axis = _arrays._class_axis(_arrays._integer("axis", axis, "an int"), _NAME, x)
+    if x.shape[axis] == 0:
+        raise ValueError(f"{_NAME} of shape {x.shape} has no classes on axis {axis}")
+    return x, axis
+
+
+def _class_indices(
+    target: ArrayLike, x: _Array, axis: int, samples: tuple[int, ...]
+) -> NDArray[np.int64]:
+    """Return the target as int64 in one row."""
+    given = _arrays._real_array("target", target)
+    if given.shape != samples and given.shape == x.shape:
+        raise TypeError(
+            f"target has the shape of {_NAME}, {x.shape}: PartialCrossEntropy takes class indices, "
+            f"of shape {samples}, and no probabilities"
+        )
+    indices = _arrays._class_target(_NAME, x, axis, given)
+    if indices.dtype == np.uint64:
+        indices = np.minimum(indices, np.uint64(2**63 - 1))
+    return np.array(indices, np.int64).reshape(-1)  # our own
+
+
+def _slice_weight(weight: ArrayLike, first: int, classes: int) -> NDArray[np.float64]:
+    """Return the weights of a slice's classes: of an array of these, or of all classes."""
+    w = _arrays._real_array("weight", weight)
+    if w.ndim != 1 or (w.size != classes and w.size < first + classes):
+        raise ValueError(
+            f"weight has shape {w.shape}, but must have shape ({classes},), that of the slice's "
+            f"classes, or that of all classes, at least ({first + classes},)"
+        )
+    if w.size != classes:
+        w = w[first : first + classes]
+    return np.array(w, np.float64)
+
+
+def _loss_dtype(x: _Array) -> np.dtype[Any]:
+    """Return the dtype of single losses: float32 unless logits are float64."""
+    return np.dtype(np.float64 if x.dtype.type is np.float64 else np.float32)
+
+
+def _is_plain(a: _Array) -> bool:
+    """Whether the compiled functions take an array as it is."""
+    native = a.dtype in (np.dtype(np.float32), np.dtype(np.float64))
+    return native and a.ndim == 2 and a.flags.c_contiguous and a.flags.aligned
+
+
+def _row_blocks(x: _Array, out: _Array | None, axis: int) -> Iterator[tuple[slice, _Array, _Array]]:
+    """Yield the logits as contiguous rows, all at once where they lie so, else in small blocks.
+
+    Each block comes with the samples that it has, in C order, and with the same part of `out`.
+    """
+    x = np.moveaxis(x, axis, -1)
+    to = x if out is None else np.moveaxis(out, axis, -1)
+    samples, classes = x.shape[:-1], x.shape[-1]
+    number = int(np.prod(samples))
+    if number == 0:
+        return
+    arrays = [a.reshape(number, classes) if a.flags.c_contiguous else a for a in (x, to)]
+    if all(_is_plain(a) for a in arrays):
+        yield slice(0, number), arrays[0], arrays[1]
+        return
+    start = (0,) * len(samples)
+    blocks = zip(_arrays._row_blocks(x, start), _arrays._row_blocks(to, start), strict=True)
+    for (first, block), (_, part) in blocks:
+        at = int(np.ravel_multi_index(first, samples)) if samples else 0
+        rows = np.ascontiguousarray(block, _loss_dtype(block)).reshape(-1, classes)
+        yield slice(at, at + rows.shape[0]), rows, part

@@ -1,0 +1,104 @@
+"""Slices of classes on the CPU: the compiled functions behind `xentrs.PartialCrossEntropy`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from xentrs import get_num_threads
+from xentrs._xentrs import STATE_FIELDS, merge_states, slice_grad, slice_states, state_losses
+from xentrs.torch import _backend
+from xentrs.torch._arguments.tensors import as_rows, write_back
+from xentrs.torch._cpu import tensors
+from xentrs.torch._cpu.chunks import _chunks
+
+Mixture = tuple[float, float, float]
+
+
+def reduce(x: Tensor, target: Tensor, counts: Tensor, smooths: bool) -> tuple[Tensor, ...]:
+    """Return the state of each sample of a slice.
+
+    `target` is the true class counted from the slice's first. All arguments but the logits have one
+    row of samples.
+    """
+    states = torch.empty((len(target), STATE_FIELDS), dtype=torch.float64)
+    for part, rows, _ in _blocks(x, None):
+        slice_states(
+            rows.numpy(),
+            target[part].numpy(),
+            counts[part].numpy(),
+            None,
+            smooths,
+            states[part].numpy(),
+        )
+    return (states,)
+
+
+def merge(gathered: Tensor) -> Tensor:
+    """Merge the states of several processes."""
+    merged = gathered[0].numpy()
+    for other in gathered[1:]:
+        merge_states(merged, other.numpy())
+    return gathered[0]
+
+
+def losses(states: Tensor, scales: Tensor, counts: Tensor, mixture: Mixture) -> Tensor:
+    """Return the loss of each sample times its scale."""
+    found = torch.empty_like(scales)
+    state_losses(states.numpy(), scales.numpy(), counts.numpy(), mixture, found.numpy())
+    return found
+
+
+def gradient(
+    x: Tensor,
+    target: Tensor,
+    counts: Tensor,
+    merged: Tensor,
+    reduced: tuple[Tensor, ...],
+    scales: Tensor,
+    mixture: Mixture,
+) -> Tensor:
+    """Return the gradient of a slice, from the merged states."""
+    grad = _backend.empty_like(x)
+    for part, rows, to in _blocks(x, grad):
+        result = to if to is not None and _is_plain(to) else torch.empty_like(rows)
+        slice_grad(
+            rows.numpy(),
+            target[part].numpy(),
+            counts[part].numpy(),
+            merged[part].numpy(),
+            scales[part].numpy(),
+            None,
+            mixture,
+            result.numpy(),
+        )
+        if to is not None and result is not to:
+            to.copy_(result.view(to.shape))
+    return grad
+
+
+def _is_plain(t: Tensor) -> bool:
+    return t.dim() == 2 and t.is_contiguous() and t.dtype not in _backend.HALVES
+
+
+def _blocks(x: Tensor, to: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Yield logits as contiguous rows, all at once where they lie so, else by chunks.
+
+    With each block come the samples that it has, and its part of `to`.
+    """
+    x = x.resolve_neg()
+    if _is_plain(x) and (to is None or _is_plain(to)):
+        yield slice(0, len(x)), x, to
+        return
+    rows, to_rows = as_rows(x), None if to is None else as_rows(to)
+    n, classes, positions = rows.shape
+    size = max(tensors.CHUNK * get_num_threads() // classes, 1)
+    for i, j in _chunks(n, positions, size):
+        block = rows[i, :, j].transpose(1, 2)
+        at = i.start * positions + (j.start or 0)
+        part = slice(at, at + block.shape[0] * block.shape[1])
+        block = block.to(_backend.accumulator(x.dtype)).reshape(-1, classes).contiguous()
+        yield part, block, None if to_rows is None else to_rows[i, :, j].transpose(1, 2)
+    write_back(to, to_rows)
