@@ -16,6 +16,10 @@ from xentrs._losses.focal_loss import (
     focal_loss_with_grad,
     focal_loss_with_grad_hess,
 )
+from xentrs._losses.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_with_grad,
+)
 from xentrs._losses.log_loss import (
     log_loss,
     log_loss_with_grad,
@@ -37,6 +41,8 @@ __all__ = [
     "focal_loss_with_grad",
     "focal_loss_with_grad_hess",
     "get_num_threads",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_loss",
     "log_loss_with_grad",
     "log_loss_with_grad_hess",
