@@ -26,6 +26,8 @@ Array = NDArray[Any]
 Formula = Callable[[Array, Array, "Case", slice], tuple[Array, Callable[[], Array]]]
 
 GAMMA = 2.0  # of focal loss
+Q = 0.7  # of generalized cross-entropy
+EPSILON = 1.0  # of poly loss
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,41 @@ def cross_entropy(x: Array, t: Array, case: Case, rows: slice) -> tuple[Array, A
     return losses, lambda: np.exp(log_p) * total - factors
 
 
-def focal_loss(x: Array, t: Array, case: Case, _: slice) -> tuple[Array, Any]:
-    log_p = scipy.special.log_softmax(x, axis=1)
-    samples = np.arange(len(t))
-    minus_log_p = -log_p[samples, t]
-    others = -np.expm1(-minus_log_p)  # 1 - p of the target
+def of_class(function: Callable[[Array, Array], tuple[Array, Array]]) -> Formula:
+    """Return the formula of a loss that is a function of l = -log p of the target and of 1 - p.
+
+    `function` returns its value and its derivative in l.
+    """
+
+    def formula(x: Array, t: Array, case: Case, _: slice) -> tuple[Array, Any]:
+        log_p = scipy.special.log_softmax(x, axis=1)
+        samples = np.arange(len(t))
+        minus_log_p = -log_p[samples, t]
+        others = -np.expm1(-minus_log_p)  # 1 - p of the target
+        losses, slope = function(minus_log_p, others)
+
+        def derivative() -> Array:
+            grad: Array = np.exp(log_p)
+            grad[samples, t] = -others
+            grad *= slope[:, None]
+            return grad
+
+        return losses, derivative
+
+    return formula
+
+
+def focal(minus_log_p: Array, others: Array) -> tuple[Array, Array]:
     slope = others**GAMMA + GAMMA * others ** (GAMMA - 1) * (1 - others) * minus_log_p
+    return others**GAMMA * minus_log_p, slope
 
-    def derivative() -> Array:
-        grad: Array = np.exp(log_p)
-        grad[samples, t] = -others
-        grad *= slope[:, None]
-        return grad
 
-    return others**GAMMA * minus_log_p, derivative
+def generalized(minus_log_p: Array, _: Array) -> tuple[Array, Array]:
+    return -np.expm1(-Q * minus_log_p) / Q, np.exp(-Q * minus_log_p)
+
+
+def poly(minus_log_p: Array, others: Array) -> tuple[Array, Array]:
+    return minus_log_p + EPSILON * others, 1 + EPSILON * (1 - others)
 
 
 def log_loss(p: Array, t: Array, case: Case, _: slice) -> tuple[Array, Any]:
@@ -97,6 +120,14 @@ _ENTRIES = [
     Loss("cross_entropy", "", cross_entropy, beside_plain=True),
     Loss("log_loss", "log_loss", log_loss, probabilities=True),
     Loss("binary_cross_entropy_with_logits", "binary", binary, elementwise=True),
-    Loss("focal_loss", "focal", focal_loss, options=(("gamma", GAMMA),), beside_plain=True),
+    Loss("focal_loss", "focal", of_class(focal), options=(("gamma", GAMMA),), beside_plain=True),
+    Loss(
+        "generalized_cross_entropy",
+        "generalized",
+        of_class(generalized),
+        options=(("q", Q),),
+        beside_plain=True,
+    ),
+    Loss("poly_loss", "poly", of_class(poly), options=(("epsilon", EPSILON),), beside_plain=True),
 ]
 LOSSES = {loss.name: loss for loss in _ENTRIES}

@@ -26,7 +26,7 @@ import numpy as np
 import scipy.special
 
 from environment import THREADS
-from formulas import GAMMA
+from formulas import EPSILON, GAMMA, Q
 from rows import AXIS_1, BINARY_LOSS, F_ORDER, Case, StepCase
 from timing import Side
 
@@ -79,7 +79,9 @@ def pieces(
 def numpy_sides(case: Case) -> Iterator[Side]:
     kinds = {
         "cross_entropy": numpy_softmax,
-        "focal_loss": numpy_focal,
+        "focal_loss": numpy_of_class(focal_of),
+        "generalized_cross_entropy": numpy_of_class(generalized_of),
+        "poly_loss": numpy_of_class(poly_of),
         "log_loss": numpy_log_loss,
         BINARY_LOSS: numpy_binary,
     }
@@ -128,27 +130,51 @@ def numpy_softmax(case: Case) -> Callable[[], Any]:
     return call
 
 
-def numpy_focal(case: Case) -> Callable[[], Any]:
-    x, t, buffer, n = case.x, case.t[:, None], case.grad, len(case.x)
+def numpy_of_class(
+    function: Callable[[Any, Any], tuple[Any, Callable[[], Any]]],
+) -> Callable[[Case], Callable[[], Any]]:
+    """Return the maker of calls of a loss that is a function of l = -log p of the target and of p.
 
-    def call() -> Any:
-        np.subtract(x, x.max(axis=1, keepdims=True), out=buffer)
-        picked = np.take_along_axis(buffer, t, 1)
-        np.exp(buffer, out=buffer)
-        total = buffer.sum(axis=1, keepdims=True)
-        minus_log_p = np.log(total) - picked
-        p = np.exp(-minus_log_p)
-        others = 1 - p
-        loss = (others**GAMMA * minus_log_p).sum() / n
-        if not case.row.with_grad:
-            return loss
-        slope = others**GAMMA + GAMMA * others ** (GAMMA - 1) * p * minus_log_p
-        slope /= n
-        np.multiply(buffer, slope / total, out=buffer)
-        np.put_along_axis(buffer, t, np.take_along_axis(buffer, t, 1) - slope, 1)
-        return loss, buffer
+    `function` returns its value, and a function that computes its derivative in l.
+    """
 
-    return call
+    def make(case: Case) -> Callable[[], Any]:
+        x, t, buffer, n = case.x, case.t[:, None], case.grad, len(case.x)
+
+        def call() -> Any:
+            np.subtract(x, x.max(axis=1, keepdims=True), out=buffer)
+            picked = np.take_along_axis(buffer, t, 1)
+            np.exp(buffer, out=buffer)
+            total = buffer.sum(axis=1, keepdims=True)
+            minus_log_p = np.log(total) - picked
+            losses, derivative = function(minus_log_p, np.exp(-minus_log_p))
+            loss = losses.sum() / n
+            if not case.row.with_grad:
+                return loss
+            slope = derivative()
+            slope /= n
+            np.multiply(buffer, slope / total, out=buffer)
+            np.put_along_axis(buffer, t, np.take_along_axis(buffer, t, 1) - slope, 1)
+            return loss, buffer
+
+        return call
+
+    return make
+
+
+def focal_of(minus_log_p: Any, p: Any) -> tuple[Any, Callable[[], Any]]:
+    others = 1 - p
+    power = others**GAMMA
+    return power * minus_log_p, lambda: power + GAMMA * others ** (GAMMA - 1) * p * minus_log_p
+
+
+def generalized_of(_: Any, p: Any) -> tuple[Any, Callable[[], Any]]:
+    power = p**Q
+    return (1 - power) / Q, lambda: power
+
+
+def poly_of(minus_log_p: Any, p: Any) -> tuple[Any, Callable[[], Any]]:
+    return minus_log_p + EPSILON * (1 - p), lambda: 1 + EPSILON * p
 
 
 def numpy_log_loss(case: Case) -> Callable[[], Any]:
@@ -298,6 +324,14 @@ def torch_sides(case: Case) -> Iterator[Side]:
         losses = functional.cross_entropy(x, t, reduction="none")
         return ((1 - torch.exp(-losses)) ** GAMMA * losses).mean()
 
+    def generalized(x: Any, t: Any) -> Any:
+        losses = functional.cross_entropy(x, t, reduction="none")
+        return ((1 - torch.exp(-Q * losses)) / Q).mean()
+
+    def poly(x: Any, t: Any) -> Any:
+        losses = functional.cross_entropy(x, t, reduction="none")
+        return (losses + EPSILON * (1 - torch.exp(-losses))).mean()
+
     def log_loss(p: Any, t: Any) -> Any:
         return functional.nll_loss(p.log(), t)
 
@@ -311,6 +345,8 @@ def torch_sides(case: Case) -> Iterator[Side]:
     kinds: dict[str, Callable[[Any, Any], Any]] = {
         "cross_entropy": with_z if case.z_loss else softmax if each is None else weighted,
         "focal_loss": focal,
+        "generalized_cross_entropy": generalized,
+        "poly_loss": poly,
         "log_loss": log_loss_soft if case.soft else log_loss,
         BINARY_LOSS: binary,
     }
@@ -413,6 +449,14 @@ def jax_sides(case: Case) -> Iterator[Side]:
         losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
         return ((1 - jnp.exp(-losses)) ** GAMMA * losses).mean()
 
+    def generalized(x: Any, t: Any) -> Any:
+        losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
+        return (-jnp.expm1(-Q * losses) / Q).mean()
+
+    def poly(x: Any, t: Any) -> Any:
+        losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
+        return (losses - EPSILON * jnp.expm1(-losses)).mean()
+
     def log_loss(p: Any, t: Any) -> Any:
         if case.soft:
             return -(t * jnp.log(p)).sum() / len(p)
@@ -424,6 +468,8 @@ def jax_sides(case: Case) -> Iterator[Side]:
     kinds = {
         "cross_entropy": softmax,
         "focal_loss": focal,
+        "generalized_cross_entropy": generalized,
+        "poly_loss": poly,
         "log_loss": log_loss,
         BINARY_LOSS: binary,
     }
@@ -480,6 +526,14 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(t, x)
         return tf.reduce_mean((1 - tf.exp(-losses)) ** GAMMA * losses)
 
+    def generalized(x: Any, t: Any) -> Any:
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(t, x)
+        return tf.reduce_mean(-tf.math.expm1(-Q * losses) / Q)
+
+    def poly(x: Any, t: Any) -> Any:
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(t, x)
+        return tf.reduce_mean(losses - EPSILON * tf.math.expm1(-losses))
+
     def log_loss(p: Any, t: Any) -> Any:
         if case.soft:
             return -tf.reduce_sum(t * tf.math.log(p)) / case.row.n
@@ -492,6 +546,8 @@ def tensorflow_sides(case: Case) -> Iterator[Side]:
     kinds = {
         "cross_entropy": softmax,
         "focal_loss": focal,
+        "generalized_cross_entropy": generalized,
+        "poly_loss": poly,
         "log_loss": log_loss,
         BINARY_LOSS: binary,
     }

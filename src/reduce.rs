@@ -40,6 +40,12 @@ impl<S: Simd, T: Real> Sum<S, T> {
         self.high = sum;
     }
 
+    /// Adds the rounding error of a number that was added.
+    #[inline(always)]
+    pub fn add_error(&mut self, error: T::V<S>) {
+        self.low = self.low.add(error);
+    }
+
     /// The lanes as arrays, to be passed to a function of its own.
     #[inline(always)]
     pub fn to_lanes(self) -> [T::Lanes; 2] {
@@ -86,11 +92,17 @@ impl<S: Simd, T: Real> Sum<S, T> {
     /// The sum of all lanes; infinite or NaN if any summand was.
     #[inline(always)]
     pub fn total(&self) -> f64 {
-        let total = if T::WIDE == 2 {
+        self.total_and_error().0
+    }
+
+    /// [`Sum::total`], and its rounding error for `float64`. That for `float32` does not count.
+    #[inline(always)]
+    pub fn total_and_error(&self) -> (f64, f64) {
+        let (total, error) = if T::WIDE == 2 {
             // A float64 holds a float32 sum with its rounding error.
             let low = self.high.wide(0).add(self.low.wide(0));
             let high = self.high.wide(1).add(self.low.wide(1));
-            fold(low.add(high).to_lanes())
+            (fold(low.add(high).to_lanes()), 0.0)
         } else {
             let (mut high, mut low) = (self.high.wide(0).to_lanes(), self.low.wide(0).to_lanes());
             let mut half = high.len() / 2;
@@ -101,10 +113,10 @@ impl<S: Simd, T: Real> Sum<S, T> {
                 }
                 half /= 2;
             }
-            high[0] + low[0]
+            two_sum(high[0], low[0])
         };
         if total.is_finite() {
-            return total;
+            return (total, error);
         }
         // The rounding error of an infinite sum is NaN: sum again without it.
         let mut plain = self.high.wide(0).to_lanes();
@@ -113,7 +125,7 @@ impl<S: Simd, T: Real> Sum<S, T> {
                 *x += y;
             }
         }
-        fold(plain)
+        (fold(plain), 0.0)
     }
 }
 
@@ -137,6 +149,25 @@ impl Total {
     pub fn add(&mut self, x: f64) {
         let (sum, error) = two_sum(self.high, x);
         (self.high, self.low) = (sum, self.low + error);
+    }
+
+    /// Adds a number, and leaves out the rounding error.
+    #[inline(always)]
+    pub fn add_rounded(&mut self, x: f64) {
+        self.high += x;
+    }
+
+    /// Adds the rounding error of a number that was added.
+    #[inline(always)]
+    pub fn add_error(&mut self, error: f64) {
+        self.low += error;
+    }
+
+    /// The sum, and its rounding error.
+    #[inline(always)]
+    pub fn parts(self) -> (f64, f64) {
+        let sum = self.get();
+        (sum, self.low - (sum - self.high))
     }
 
     /// Multiplies the sum by a power of two.

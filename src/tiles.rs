@@ -16,6 +16,7 @@
 //! 3. *Types are converted on the way*: half precision, and the `float32` arrays of a batch that is computed in
 //!    `float64` ([`Converted`]). Where [`Algorithm::Columns`] takes the batch, a tile is columns, not rows: the
 //!    samples stay adjacent.
+//! 4. *A sparse target becomes rows of probabilities*, if the kernel takes no other.
 //!
 //! Costs: each number is loaded and stored once more, from and to the cache. No array is copied as a whole.
 //!
@@ -28,9 +29,10 @@ use crate::call::batch::{Batch, Floats, IGNORED, Target};
 use crate::call::convert::{Conversion, Convert, Written};
 use crate::call::layout::{Converted, Layout};
 use crate::call::place::{Line, Place};
-use crate::error::Result;
+use crate::error::{Result, collected};
 use crate::math::Real;
 use crate::parallel::driver::{self, Job, Split};
+use crate::reduce::Total;
 use crate::simd::{
     COLUMNS, Input, Kernel, Level, Output, Scratch, Simd, Vector, copy, enter, fence,
 };
@@ -198,7 +200,7 @@ impl<'a, T: Real> Tile<'a, T> {
             plan,
             values: room(layout.values.is_some() || grad || converted.is_some()),
             other: room(converted.is_some() && other),
-            probabilities: room(layout.probabilities.is_some() || probabilities),
+            probabilities: room(layout.sparse || layout.probabilities.is_some() || probabilities),
             hess: room(writes && (layout.hess.is_some() || hess)),
             losses: Scratch::new(if writes && losses { samples } else { 0 }),
             columns,
@@ -249,6 +251,18 @@ impl<'a, T: Real> Tile<'a, T> {
                 }
             };
             tile.target = Target::Probabilities(probabilities);
+        }
+        if layout.sparse {
+            // A class that is named twice has the sum, rounded once.
+            let mut sums = collected((0..classes).map(|_| Total::default()));
+            for i in 0..samples.len() {
+                whole.each_entry(samples.start + i, |class, q| sums[class].add(q));
+                for (class, sum) in sums.iter_mut().enumerate() {
+                    let q = std::mem::take(sum).get();
+                    self.probabilities.output().set(i * classes + class, T::from_f64(q));
+                }
+            }
+            tile.target = Target::Probabilities(self.probabilities.input().part(0, n));
         }
         let derivatives = [
             (whole.outputs.grad, &layout.grad, &self.values),
@@ -405,6 +419,7 @@ impl<T: Real> TilePart<'_, '_, T> {
             grad: place(tile.outputs.grad.is_some()),
             hess: place(tile.outputs.hess.is_some()),
             converted: None,
+            sparse: false,
         }
     }
 }

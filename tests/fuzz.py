@@ -34,7 +34,17 @@ from xentrs import _xentrs
 
 ALLOWED = (TypeError, ValueError, IndexError)
 BINARY = "binary_cross_entropy_with_logits"
-NAMES = ["cross_entropy", "log_loss", "focal_loss", BINARY]
+CHANCES = "binary_cross_entropy"
+SIGMOID = "sigmoid_focal_loss"
+OF_ONE_CLASS = ("focal_loss", "generalized_cross_entropy", "poly_loss")
+NAMES = ["cross_entropy", "log_loss", "nll_loss", *OF_ONE_CLASS, BINARY, CHANCES, SIGMOID]
+# Options that one loss has alone: what is drawn for them, and what they refuse.
+NOT_NEGATIVE = [-1, -1e-9, np.nan, np.inf, -np.inf]
+OWN_OPTIONS = {
+    "focal_loss": ("gamma", [0, 0.5, 1, 2.0, 3, 7.25, 1e-9, 40], NOT_NEGATIVE),
+    "generalized_cross_entropy": ("q", [0.7, 1, 0.5, 0.1, 1e-9], [0, -0.5, 1.5, np.nan, np.inf]),
+    "poly_loss": ("epsilon", [0, 1, 2.0, 0.5, -1, -0.5, -7.25, 1e3], [np.nan, np.inf, -np.inf]),
+}
 RESULTS = ["loss", "grad", "hess"]
 DTYPES = ["f4", "f8", ">f4", ">f8", "f2", "g", "c8", "?", "O", "S3", "U2", "M8[s]", "V8"]
 DTYPES += [*"bBhHiIqQ", ">i4", ">u2"]
@@ -47,7 +57,9 @@ MOST = 20  # distinct findings, after which a run stops
 # for other inputs and for weights and divisors, which are rounded in float64 (docs/numerics.md,
 # "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
-OF_GAMMA = 3.0  # added for each unit of gamma, as in test_accuracy.py
+# Added for each unit of gamma above a first few, as in test_accuracy.py
+OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
+OF_SIGMOID_GAMMA = 0.2  # the same of sigmoid_focal_loss, above 5
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
 
@@ -80,14 +92,20 @@ class Call:
     threads: int = 1
     fault: tuple = ()  # exceptions of which one must be raised
     spoiled: bool = False  # an argument of any kind: whether it is taken is not known
+    pair: tuple = ()  # the target as a pair (indices, probabilities), of which `t` is the sum
 
     @property
     def binary(self):
-        return self.name == BINARY
+        return not _xentrs.LOSSES[self.name]["axis"]
+
+    @property
+    def bounded(self):
+        return _xentrs.LOSSES[self.name]["input"] == "probabilities"
 
     def run(self):
         xentrs.set_num_threads(self.threads)
-        return getattr(xentrs, self.name + self.suffix)(self.x, self.t, **self.options)
+        target = self.pair or self.t
+        return getattr(xentrs, self.name + self.suffix)(self.x, target, **self.options)
 
     def plain(self):
         """Return the same call with native, contiguous copies of its arrays, in place if it was."""
@@ -98,7 +116,8 @@ class Call:
                 options[key] = x if value is self.x else np.full_like(x, 7)
             else:
                 options[key] = _plain(value)
-        return replace(self, x=x, t=_plain(self.t), options=options)
+        pair = tuple(map(_plain, self.pair))
+        return replace(self, x=x, t=_plain(self.t), options=options, pair=pair)
 
 
 def _plain(a):
@@ -113,8 +132,10 @@ def draw(seed, number):
     name = _pick(rng, NAMES)
     suffix = _pick(rng, suffixes(name))
     with np.errstate(all="ignore"):
-        call = _binary_call(rng, suffix) if name == BINARY else _class_call(rng, name, suffix)
+        kind = _class_call if _xentrs.LOSSES[name]["axis"] else _binary_call
+        call = kind(rng, name, suffix)
         call.threads = int(rng.choice([1, 1, 2, 3]))
+        make_pair(np.random.default_rng([seed, number, 1]), call)
         how = rng.random()
         if how < 0.15:
             plant(rng, call)
@@ -253,6 +274,13 @@ def draw_probabilities(rng, shape, dtype):
     return x.astype(dtype)
 
 
+def draw_log_probabilities(rng, shape, dtype):
+    """Draw logarithms of probabilities, -inf among them, or any numbers that are not positive."""
+    if _chance(rng, 0.2):
+        return -abs(draw_logits(rng, shape, dtype))
+    return np.log(draw_probabilities(rng, shape, "f8")).astype(dtype)
+
+
 def draw_weights(rng, shape):
     """Draw weights, some of them 0 or negative, of any dtype."""
     w = rng.uniform(0.25, 4, shape)
@@ -287,6 +315,42 @@ def draw_soft(rng, shape, dtype):
     return q.astype(dtype if _chance(rng, 0.7) else _pick(rng, ["f4", "f8"]))
 
 
+def make_pair(rng, call):
+    """Make a pair (indices, probabilities) of a call's probabilities, now and then."""
+    if call.name != "cross_entropy" or not _chance(rng, 0.4) or not isinstance(call.t, np.ndarray):
+        return
+    if call.t.ndim != call.x.ndim or call.x.ndim == 0:
+        return
+    t = np.moveaxis(call.t, call.options.get("axis", -1), -1)
+    dtype = t.dtype.newbyteorder("=") if t.dtype.kind == "f" else np.dtype("f4")
+    t = t.astype(dtype)
+    ignored = call.options.get("ignore_index", -100)
+    empties = [] if ignored is None else np.atleast_1d(ignored).tolist()
+    rows = t.reshape(-1, t.shape[-1])
+    # A number that is halved exactly can stand twice.
+    halved = np.isfinite(rows) & (rows / 2 + rows / 2 == rows) & (rng.random(rows.shape) < 0.2)
+    counts = ((rows != 0) * (1 + halved)).sum(-1)
+    entries = int(counts.max(initial=0)) + int(rng.integers(3))
+    indices = rng.integers(0, t.shape[-1], (len(rows), entries))
+    q = np.zeros((len(rows), entries), dtype)
+    for i, row in enumerate(rows):
+        classes = np.flatnonzero(row)
+        twice = classes[halved[i, classes]]
+        values = np.where(halved[i, classes], row[classes] / 2, row[classes])
+        n = len(classes) + len(twice)
+        indices[i, :n] = np.concatenate([classes, twice])
+        q[i, :n] = np.concatenate([values, row[twice] / 2])
+        if empties and _chance(rng, 0.7):
+            indices[i, n:] = rng.choice(empties)
+            q[i, n:] = _pick(rng, [0, 1, np.nan, np.inf])
+        order = rng.permutation(entries)
+        indices[i], q[i] = indices[i, order], q[i, order]
+    shape = (*t.shape[:-1], entries)
+    kind = _pick(rng, ["q", "q", "i", ">i4", "f8"])
+    pair = indices.reshape(shape).astype(kind), q.reshape(shape)
+    call.pair = tuple(lay_out(rng, a) for a in pair)
+
+
 def _shared_options(rng, options):
     if _chance(rng, 0.35):
         options["label_smoothing"] = _pick(rng, [0, 0.1, 0.5, 1.0, 1e-9])
@@ -314,14 +378,18 @@ def _class_call(rng, name, suffix):
     shape = (*samples, classes)
     dtype = _pick(rng, ["f4", "f8"])
     bounded = name == "log_loss"
-    x = (draw_probabilities if bounded else draw_logits)(rng, shape, dtype)
+    draws = {"log_loss": draw_probabilities, "nll_loss": draw_log_probabilities}
+    x = draws.get(name, draw_logits)(rng, shape, dtype)
     options = {}
     _shared_options(rng, options)
-    focal = name == "focal_loss"
-    if focal:
+    of_one_class = name in OF_ONE_CLASS
+    if of_one_class:
         options.pop("label_smoothing", None)
+        if "base" not in _xentrs.LOSSES[name]["options"]:
+            options.pop("base", None)
+        own, values, _ = OWN_OPTIONS[name]
         if _chance(rng, 0.8):
-            options["gamma"] = _pick(rng, [0, 0.5, 1, 2.0, 3, 7.25, 1e-9, 40])
+            options[own] = _pick(rng, values)
     elif name == "cross_entropy" and _chance(rng, 0.25):
         options["z_loss"] = _pick(rng, [0, 1e-4, 0.01, 1, 1e-9])
     smooth = options.get("label_smoothing", 0) != 0
@@ -331,7 +399,7 @@ def _class_call(rng, name, suffix):
         options["sample_weight"] = draw_weights(rng, samples)
     weight, sample_weight = (options.get(key) for key in ("weight", "sample_weight"))
     nothing = np.zeros(samples, bool) if sample_weight is None else sample_weight == 0
-    if focal or _chance(rng, 0.6):
+    if of_one_class or _chance(rng, 0.6):
         indices = rng.integers(0, classes, samples)
         t = np.asarray(indices)
         if _chance(rng, 0.4):
@@ -353,7 +421,8 @@ def _class_call(rng, name, suffix):
         nothing = nothing | reference.is_ignored(t, ignored)
         if weight is not None and not smooth:
             nothing = nothing | (weight[np.where(nothing, 0, t).astype(int)] == 0)
-        if bounded and not smooth and _chance(rng, 0.3):  # where no sample looks
+        alone = bounded or name == "nll_loss"
+        if alone and not smooth and _chance(rng, 0.3):  # where no sample looks
             aside = np.arange(classes) != np.where(nothing, 0, t)[..., None]
             junk = aside & (rng.random(shape) < 0.2)
             x = np.where(junk, rng.choice([np.nan, -1, 2, np.inf], shape), x).astype(dtype)
@@ -388,24 +457,30 @@ def _class_call(rng, name, suffix):
     return call
 
 
-def _binary_call(rng, suffix):
+def _binary_call(rng, name, suffix):
     samples, classes = draw_shape(rng)
     shape = _pick(rng, [(*samples, classes), (classes, *samples), samples])
     dtype = _pick(rng, ["f4", "f8"])
-    x = draw_logits(rng, shape, dtype)
+    x = (draw_probabilities if name == CHANCES else draw_logits)(rng, shape, dtype)
     t = rng.random(shape)
     t = np.where(rng.random(shape) < _pick(rng, [0, 0.5, 1]), np.round(t), t)
     if _chance(rng, 0.2):
         t = np.where(rng.random(shape) < 0.5, 1 - 10 ** rng.uniform(-15, -1, shape), t)
-    if _chance(rng, 0.05):
+    if name != SIGMOID and _chance(rng, 0.05):
         t = 3 * t - 1
     kind = _pick(rng, [dtype, dtype, "f4", "f8", "?", "i8", "u1"])
     t = np.asarray(t).astype(kind)
     options = {}
     _shared_options(rng, options)
+    if name == SIGMOID:
+        options.pop("label_smoothing", None)
+        if _chance(rng, 0.8):
+            options["gamma"] = _pick(rng, [0, 0.5, 1, 2.0, 3, 7.25, 1e-9, 40])
+        if _chance(rng, 0.6):
+            options["alpha"] = _pick(rng, [0, 0.25, 0.5, 0.9, 1, None])
     nothing = np.zeros(shape, bool)
     for key in ("weight", "pos_weight"):
-        if _chance(rng, 0.3):
+        if key in _xentrs.LOSSES[name]["options"] and _chance(rng, 0.3):
             of = shape[rng.integers(len(shape) + 1) :]
             if _chance(rng, 0.2):
                 of = tuple(1 if _chance(rng, 0.4) else n for n in of)
@@ -418,11 +493,11 @@ def _binary_call(rng, suffix):
         options["where"] = np.asarray(options["where"])
         nothing = nothing | ~options["where"]
     if _chance(rng, 0.4):
-        x = np.where(nothing, _pick(rng, [np.nan, np.inf, -np.inf]), x).astype(dtype)
+        x = np.where(nothing, _pick(rng, [np.nan, np.inf, -np.inf, -1, 2]), x).astype(dtype)
         if t.dtype.kind == "f" and _chance(rng, 0.5):
             t = np.where(nothing, np.nan, t).astype(t.dtype)
     options = {k: lay_out(rng, v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
-    call = Call(BINARY, suffix, lay_out(rng, x), lay_out(rng, t), options)
+    call = Call(name, suffix, lay_out(rng, x), lay_out(rng, t), options)
     _draw_outputs(rng, call)
     if call.t.size < 100 and _chance(rng, 0.1) and call.t.size:
         call.t = call.t.tolist()
@@ -451,12 +526,13 @@ def anything(rng, shape):
 
 def spoil(rng, call):
     """Put anything in the place of some argument."""
-    call.spoiled = True
+    call.spoiled, call.pair = True, ()
     shape = call.x.shape
     keys = ["weight", "label_smoothing", "reduction", "denominator", "base"]
     keys += OUTPUTS[: SUFFIXES.index(call.suffix)]
-    keys += ["pos_weight", "where"] if call.binary else ["axis", "sample_weight", "ignore_index"]
-    keys += {"focal_loss": ["gamma"], "cross_entropy": ["z_loss"]}.get(call.name, [])
+    taken = _xentrs.LOSSES[call.name]["options"]
+    keys = [key for key in keys if key in (*taken, *OUTPUTS)]
+    keys += [key for key in taken if key not in keys]
     how = rng.random()
     if how < 0.15:
         was = call.x
@@ -489,10 +565,20 @@ def plant(rng, call):
         faults += [("out", still, ValueError), ("out", wrong, TypeError)]
         if x.ndim and x.shape[0] > 1 and x.size:
             faults.append(("out", x[::-1], ValueError))
-    factor = {"focal_loss": "gamma", "cross_entropy": "z_loss"}.get(call.name)
-    if factor is not None:
-        faults.append((factor, _pick(rng, [-1, -1e-9, np.nan, np.inf, -np.inf]), ValueError))
-    if call.name == "focal_loss":
+    for factor in ("gamma", "z_loss"):
+        faults.append((factor, _pick(rng, NOT_NEGATIVE), ValueError))
+    faults.append(("alpha", _pick(rng, [-1, 1 + 1e-9, np.nan, np.inf]), ValueError))
+    if call.name == CHANCES and x.size:
+        weight = options.get("weight", 1)
+        counts = np.broadcast_to((weight != 0) & options.get("where", True), x.shape)
+        if counts.any():
+            p = np.array(x)
+            p[tuple(_pick(rng, np.argwhere(counts)))] = _pick(rng, [1.5, -1e-30, np.nan, np.inf])
+            faults += [("x", p, ValueError)] * 3
+    if call.name in OWN_OPTIONS:
+        own, _, wrong = OWN_OPTIONS[call.name]
+        faults.append((own, _pick(rng, wrong), ValueError))
+    if call.name in OF_ONE_CLASS:
         faults.append(("label_smoothing", _pick(rng, [0.1, 1]), TypeError))
         faults.append(("t", np.full(x.shape, 0.5), TypeError))
     if not call.binary:
@@ -538,6 +624,7 @@ def plant(rng, call):
         options.pop("hess_out", None)
     elif key == "t":
         call.t = value
+        call.pair = ()
     else:
         options[key] = value
 
@@ -551,7 +638,7 @@ def _without(shape, axis):
 
 def check(call):
     """Run a call; return its results, None if it was refused, or raise a `Finding`."""
-    arrays = [call.x, call.t, *call.options.values()]
+    arrays = [call.x, call.t, *call.pair, *call.options.values()]
     arrays = [a for a in arrays if isinstance(a, np.ndarray) and not a.dtype.hasobject]
     before = [a.tobytes() for a in arrays]
     x = np.array(call.x) if isinstance(call.x, np.ndarray) else call.x
@@ -596,7 +683,8 @@ def check(call):
 def _meaning(call, x, t, options):
     """Return the arguments as the reference takes them."""
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
-    for key in ("label_smoothing", "denominator", "base", "gamma", "z_loss"):
+    numbers = ("label_smoothing", "denominator", "base", "gamma", "alpha", "q", "epsilon", "z_loss")
+    for key in numbers:
         if options.get(key) is not None:
             value = options[key]  # masked arrays of one element are numbers too
             options[key] = float(value.item() if isinstance(value, np.ndarray) else value)
@@ -633,10 +721,20 @@ def compare(call, x, t, options, results):
     info = np.finfo(dtype)
     reduced = options.get("reduction", "mean") != "none"
     factor = _largest_factor(options, call.binary) if right.divisor else np.inf
-    more = OF_GAMMA * options.get("gamma", 2.0) if call.name == "focal_loss" else 0.0
+    more = dict.fromkeys(RESULTS, 0.0)
+    if call.name == "focal_loss":
+        gamma = options.get("gamma", 2.0)
+        more = {what: each * max(0.0, gamma - few) for what, (each, few) in OF_GAMMA.items()}
+    if call.name == SIGMOID:
+        more = dict.fromkeys(RESULTS, OF_SIGMOID_GAMMA * max(0.0, options.get("gamma", 2.0) - 5))
+    if call.name == "generalized_cross_entropy":
+        # The gradient may err by q l more.
+        length = reference.cross_entropy(x, t, **options_of_plain(options, reduction="none")).loss
+        length = np.where(np.isfinite(length), length, 0)
+        more["grad"] = options.get("q", 0.7) * float(np.max(length, initial=0))
     # A result below the smallest normal number, before a factor multiplies it, has no digits.
     least = info.tiny * max(1.0, min(factor, 1e9))
-    if call.name == "focal_loss":
+    if call.name in (*OF_ONE_CLASS, SIGMOID):
         least = max(least, LEAST[dtype])
     if call.binary:
         # Labels outside [0, 1] multiply it too.
@@ -647,13 +745,13 @@ def compare(call, x, t, options, results):
     if type(loss) is not (float if reduced else np.ndarray):
         raise Finding(f"the loss is {type(loss).__name__}")
     if reduced:
-        _compare_total(loss, right, x.size, np.max(least, initial=0.0), info, factor, more)
+        _compare_total(loss, right, x.size, np.max(least, initial=0.0), info, factor, more["loss"])
     else:
         if loss.dtype != dtype or loss.shape != right.loss.shape:
             raise Finding("loss", f"{loss.dtype} {loss.shape} for {dtype} {right.loss.shape}")
         of_base = BASE if options.get("base") else 0.0
         sizes = right.loss_terms
-        _compare_each("loss", loss, right.loss, sizes, info, least, more + of_base)
+        _compare_each("loss", loss, right.loss, sizes, info, least, more["loss"] + of_base)
     for what, row, (values, sizes) in zip(RESULTS[1:], rows, right.derivatives, strict=False):
         if row.shape != x.shape or row.dtype.newbyteorder("=") != dtype:
             raise Finding(what, f"{row.dtype} {row.shape} for {x.dtype} {x.shape}")
@@ -661,7 +759,14 @@ def compare(call, x, t, options, results):
         # An entry to which nothing is added is exactly 0.
         _compare_zeros(what, row, values, sizes)
         if 1e-12 <= factor < np.inf:
-            _compare_each(what, row, values, sizes, info, least * max(1.0, factor / 1e9), more)
+            room = least * max(1.0, factor / 1e9)
+            _compare_each(what, row, values, sizes, info, room, more[what])
+
+
+def options_of_plain(options, **more):
+    """Return options for the cross-entropy of the same samples, without weights."""
+    kept = ("axis", "ignore_index")
+    return {key: value for key, value in options.items() if key in kept} | more
 
 
 errors = dict.fromkeys(RESULTS, 0.0)
@@ -807,7 +912,7 @@ def smaller(call, kind):
             return False
         return False
 
-    if call.spoiled or not fails(call):
+    if call.spoiled or call.pair or not fails(call):
         return None
     call = call.plain()
     changed = True

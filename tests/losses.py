@@ -42,6 +42,11 @@ class Loss:
         return _xentrs.LOSSES[self.name]["options"]
 
     @property
+    def input(self):
+        """What its first argument is called."""
+        return _xentrs.LOSSES[self.name]["input"]
+
+    @property
     def second(self):
         """What its second argument is called."""
         return _xentrs.LOSSES[self.name]["second"]
@@ -64,7 +69,7 @@ class Loss:
     @property
     def elements(self):
         """Whether every element has a loss of its own, whose sum is all that elements share."""
-        return not self.class_axis or (self.bounded and not self.indices)
+        return not self.class_axis or not (self.softmax or self.indices)
 
     @property
     def reference(self):
@@ -78,12 +83,13 @@ class Loss:
     @property
     def softmax(self):
         """Whether it is one of the losses of a softmax, which share their kernels."""
-        return self.class_axis and not self.bounded
+        return self.class_axis and self.input == "logits"
 
     @property
     def option_sets(self):
         """Names of options to go through: none, what changes the arithmetic, all together."""
-        alone = [name for name in ("label_smoothing", "z_loss", "gamma") if name in self.options]
+        arithmetic = ("label_smoothing", "z_loss", "gamma", "alpha", "q", "epsilon")
+        alone = [name for name in arithmetic if name in self.options]
         everything = tuple(sorted(set(self.options) - {"reduction"}))
         return [(), *((name,) for name in alone), everything]
 
@@ -113,7 +119,14 @@ class Case:
 
     def call(self, order, **more):
         """Call the twin of that order: 0 the loss, 1 with gradient, 2 with Hessian too."""
-        return self.loss.functions[order](self.scores, self.target, **self.options | more)
+        return self.loss.functions[order](self.scores, self.target, **self.given(**more))
+
+    def given(self, **more):
+        """Return the options; no smoothing is left out where a loss has no such keyword."""
+        options = self.options | more
+        if "label_smoothing" not in self.loss.keywords and options.get("label_smoothing") == 0:
+            del options["label_smoothing"]
+        return options
 
     def both(self, **more):
         return self.call(1, **more)
@@ -123,7 +136,7 @@ class Case:
         return self.call(self.loss.derivatives, **more)
 
     def reference(self, **more):
-        return self.loss.reference(self.scores, self.target, **self.options | more)
+        return self.loss.reference(self.scores, self.target, **self.given(**more))
 
     def but(self, *, scores=None, target=None, **options):
         """Return the same case with other arguments."""
@@ -156,6 +169,15 @@ def _logits(rng, shape, dtype):
 def _probabilities(rng, shape, dtype):
     x = np.exp(rng.normal(size=shape) * 2)
     return (x / x.sum(-1, keepdims=True)).astype(dtype)
+
+
+def _log_probabilities(rng, shape, dtype):
+    return np.log(_probabilities(rng, shape, np.float64)).astype(dtype)
+
+
+def _chances(rng, shape, dtype):
+    p = rng.random(shape)
+    return np.where(rng.random(shape) < 0.5, p, 10 ** rng.uniform(-9, -0.1, shape)).astype(dtype)
 
 
 def _class_indices(rng, shape, dtype):
@@ -198,10 +220,24 @@ _FOCAL = {
     **{name: draw for name, draw in _INDICES.items() if name != "label_smoothing"},
     "gamma": lambda rng, shape, dtype: float(rng.choice([0.0, 0.5, 1.0, 3.0, 5.0])),
 }
+_FUNCTION_OF_CLASS = {
+    name: draw for name, draw in _INDICES.items() if name not in ("label_smoothing", "base")
+}
+_GENERALIZED = _FUNCTION_OF_CLASS | {
+    "q": lambda rng, shape, dtype: float(rng.choice([0.05, 0.3, 0.7, 1.0]))
+}
+_POLY = _FUNCTION_OF_CLASS | {
+    "epsilon": lambda rng, shape, dtype: float(rng.choice([0.0, 1.0, 2.5, 40.0]))
+}
 _BINARY = _ANY_LOSS | {
     "weight": _suffix_weight,
     "pos_weight": _suffix_weight,
     "where": lambda rng, shape, dtype: rng.random(shape) < 0.8,
+}
+_SIGMOID_FOCAL = {
+    **{name: _BINARY[name] for name in ("weight", "where", "reduction", "denominator", "base")},
+    "gamma": _FOCAL["gamma"],
+    "alpha": lambda rng, shape, dtype: float(rng.choice([0.0, 0.25, 0.9, 1.0])),
 }
 
 LOSSES = [
@@ -237,13 +273,48 @@ LOSSES = [
         _CLASS_LOSS,
         bounded=True,
     ),
+    Loss(
+        "nll_loss-indices",
+        "nll_loss",
+        _log_probabilities,
+        _class_indices,
+        _INDICES,
+        indices=True,
+    ),
+    Loss("nll_loss-probabilities", "nll_loss", _log_probabilities, _soft_target, _CLASS_LOSS),
     Loss("focal_loss", "focal_loss", _logits, _class_indices, _FOCAL, indices=True),
+    Loss(
+        "generalized_cross_entropy",
+        "generalized_cross_entropy",
+        _logits,
+        _class_indices,
+        _GENERALIZED,
+        indices=True,
+    ),
+    Loss("poly_loss", "poly_loss", _logits, _class_indices, _POLY, indices=True),
     Loss(
         "binary",
         "binary_cross_entropy_with_logits",
         _logits,
         _multi_label,
         _BINARY,
+        class_axis=False,
+    ),
+    Loss(
+        "binary-probabilities",
+        "binary_cross_entropy",
+        _chances,
+        _multi_label,
+        _BINARY,
+        class_axis=False,
+        bounded=True,
+    ),
+    Loss(
+        "sigmoid_focal_loss",
+        "sigmoid_focal_loss",
+        _logits,
+        _multi_label,
+        _SIGMOID_FOCAL,
         class_axis=False,
     ),
 ]

@@ -40,7 +40,9 @@ class Result:
 
 
 def cross_entropy(logits, target, *, z_loss=0.0, **options):
-    """Softmax cross-entropy of class indices or probabilities, with z-loss."""
+    """Softmax cross-entropy of class indices, probabilities or a pair of both, with z-loss."""
+    if isinstance(target, tuple):
+        target = dense(target, logits, options.get("axis", -1), options.pop("ignore_index", -100))
     result = _class_loss(_softmax, logits, target, **options)
     if z_loss == 0:
         return result
@@ -67,8 +69,61 @@ def focal_loss(logits, target, *, gamma=2.0, **options):
     return _class_loss(lambda x, a: _focal(x, a, Real(gamma)), logits, target, **options)
 
 
-def binary_cross_entropy_with_logits(
-    logits,
+def generalized_cross_entropy(logits, target, *, q=0.7, **options):
+    """``(1 - p_y^q) / q`` of class indices y, p the softmax of logits."""
+    assert np.ndim(target) < np.ndim(logits)
+    assert options.get("label_smoothing", 0) == 0
+    return _class_loss(
+        lambda x, a: _of_class(x, a, _generalized, Real(q)), logits, target, **options
+    )
+
+
+def poly_loss(logits, target, *, epsilon=1.0, **options):
+    """``-log p_y + epsilon (1 - p_y)`` of class indices y, p the softmax of logits."""
+    assert np.ndim(target) < np.ndim(logits)
+    assert options.get("label_smoothing", 0) == 0
+    return _class_loss(
+        lambda x, a: _of_class(x, a, _poly, Real(epsilon)), logits, target, **options
+    )
+
+
+def nll_loss(log_probabilities, target, **options):
+    """``-sum t x`` of class indices or probabilities."""
+    return _class_loss(_linear, log_probabilities, target, **options)
+
+
+def binary_cross_entropy_with_logits(logits, target, **options):
+    """Element by element: ``(1 - t) x + (1 + (pos_weight - 1) t) softplus(-x)``."""
+    return _element_loss(_binary, logits, target, **options)
+
+
+def binary_cross_entropy(probabilities, target, **options):
+    """Element by element: ``-(pos_weight t log p + (1 - t) log(1 - p))``."""
+    return _element_loss(_binary_of_probabilities, probabilities, target, **options)
+
+
+def sigmoid_focal_loss(logits, target, *, gamma=2.0, alpha=None, **options):
+    """Element by element: ``alpha_t (1 - p_t)^gamma`` times the binary cross-entropy."""
+
+    def rule(x, labels):
+        return _sigmoid_focal(x, labels, Real(gamma), None if alpha is None else Real(alpha))
+
+    return _element_loss(rule, logits, target, **options)
+
+
+@dataclass
+class Labels:
+    """Coefficients of ``-log p`` and ``-log(1 - p)``, smoothed, and the sizes of their terms."""
+
+    positive: np.ndarray
+    negative: np.ndarray
+    positive_terms: np.ndarray
+    negative_terms: np.ndarray
+
+
+def _element_loss(
+    rule,
+    values,
     target,
     *,
     weight=None,
@@ -79,8 +134,8 @@ def binary_cross_entropy_with_logits(
     base=None,
     where=None,
 ):
-    """Element by element: ``(1 - t) x + (1 + (pos_weight - 1) t) softplus(-x)``."""
-    x = np.asarray(logits).astype(Real)
+    """Sum up a rule over elements: `rule(x, labels)`."""
+    x = np.asarray(values).astype(Real)
     e = Real(label_smoothing)
     t = np.asarray(target).astype(Real)
     # Each from its own: 1 - t would lose digits after smoothing.
@@ -90,28 +145,76 @@ def binary_cross_entropy_with_logits(
     t_terms, not_t_terms = (abs(part) + e / 2 for part in parts)
     w = np.asarray(1 if weight is None else weight).astype(Real)
     pos_weight = np.asarray(1 if pos_weight is None else pos_weight).astype(Real)
-    positive, positive_terms = t * pos_weight, t_terms * abs(pos_weight)
+    labels = Labels(t * pos_weight, not_t, t_terms * abs(pos_weight), not_t_terms)
     keep = np.broadcast_to(True if where is None else where, x.shape)
     with np.errstate(all="ignore"):
-        tail = np.log1p(np.exp(-abs(x)))
-        # x + softplus(-x) = softplus(x), so the loss is (1 - t) softplus(x) + pw t softplus(-x).
-        above, below = np.maximum(x, 0) + tail, np.maximum(-x, 0) + tail
-        up = np.where(not_t == 0, 0, not_t * above)
-        down = np.where(positive == 0, 0, positive * below)
-        loss_terms = np.where(not_t_terms == 0, 0, not_t_terms * above)
-        loss_terms += np.where(positive_terms == 0, 0, positive_terms * below)
-        loss = np.where(np.isnan(x), x, up + down)
-        p, q = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
-        grad = not_t * p - positive * q
-        # Below 0 (a negative pos_weight) the second adds to the first.
-        terms = np.maximum.reduce([not_t_terms * p, positive_terms * q, abs(grad)])
-        hess = (not_t + positive) * p * q
-        hess_terms = (not_t_terms + positive_terms) * p * q
-        parts = [loss, grad, hess, terms, hess_terms, loss_terms]
         # An element of weight 0 adds nothing whatever it is, but the mean counts it.
         counts = keep & (w != 0)
-        parts = [np.where(counts, w * part, Real(0)) for part in parts]
+        parts = [
+            None if part is None else np.where(counts, w * part, Real(0))
+            for part in rule(x, labels)
+        ]
         return _reduce(*parts, keep, keep.sum(), reduction, denominator, base)
+
+
+def _binary(x, labels):
+    """``-(t log p + (1 - t) log(1 - p))`` with its derivatives, p the sigmoid of x."""
+    tail = np.log1p(np.exp(-abs(x)))
+    # x + softplus(-x) = softplus(x), so the loss is (1 - t) softplus(x) + pw t softplus(-x).
+    above, below = np.maximum(x, 0) + tail, np.maximum(-x, 0) + tail
+    up = np.where(labels.negative == 0, 0, labels.negative * above)
+    down = np.where(labels.positive == 0, 0, labels.positive * below)
+    loss_terms = np.where(labels.negative_terms == 0, 0, labels.negative_terms * above)
+    loss_terms += np.where(labels.positive_terms == 0, 0, labels.positive_terms * below)
+    loss = np.where(np.isnan(x), x, up + down)
+    p, q = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
+    grad = labels.negative * p - labels.positive * q
+    # Below 0 (a negative pos_weight) the second adds to the first.
+    terms = [labels.negative_terms * p, labels.positive_terms * q, abs(grad)]
+    hess = (labels.negative + labels.positive) * p * q
+    hess_terms = (labels.negative_terms + labels.positive_terms) * p * q
+    return loss, grad, hess, np.maximum.reduce(terms), hess_terms, loss_terms
+
+
+def _binary_of_probabilities(p, labels):
+    """``-(t log p + (1 - t) log(1 - p))`` with its gradient, p given."""
+
+    def times(coefficient, value):
+        return np.where(coefficient == 0, 0, coefficient * value)
+
+    logs, slopes = (-np.log(p), -np.log1p(-p)), (1 / p, 1 / (1 - p))
+    loss = times(labels.positive, logs[0]) + times(labels.negative, logs[1])
+    grad = times(labels.negative, slopes[1]) - times(labels.positive, slopes[0])
+    sizes = labels.positive_terms, labels.negative_terms
+    loss_terms = sum(times(size, log) for size, log in zip(sizes, logs, strict=True))
+    terms = [times(size, slope) for size, slope in zip(sizes, slopes, strict=True)]
+    bad = np.isnan(p)
+    loss, grad = (np.where(bad, np.nan, part) for part in (loss, grad))
+    return loss, grad, None, np.maximum.reduce([*terms, abs(grad)]), None, abs(loss_terms)
+
+
+def _sigmoid_focal(x, labels, gamma, alpha):
+    """``alpha_t m^gamma l`` with its gradient: l the binary loss and m = 1 - p_t."""
+    t, u = labels.positive, labels.negative
+    loss, slope, _, slope_terms, _, loss_terms = _binary(x, labels)
+    p, q = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
+    m = u * p + t * q
+    alpha_t = Real(1) if alpha is None else alpha * t + (1 - alpha) * u
+    power = m**gamma
+    # At infinity p (1 - p) l is 0, and at m = 0 all of it.
+    curve = np.where(p * q == 0, 0, p * q * loss)
+    rise = np.where(m == 0, 0, gamma * power / np.where(m == 0, 1, m) * (1 - 2 * t) * curve)
+    rise = np.where(np.isnan(x), x, rise)
+    grad = alpha_t * (power * slope + rise)
+    terms = np.maximum.reduce([power * slope_terms, abs(rise)])
+    # Of labels 0 and 1 both are of one sign.
+    terms = np.where((t == 0) | (u == 0), abs(grad), np.maximum(abs(alpha_t) * terms, abs(grad)))
+
+    def weighed(losses):
+        return np.where(alpha_t * power == 0, 0, alpha_t * power * losses)
+
+    loss = np.where(np.isnan(x), x, weighed(loss))
+    return loss, grad, None, terms, None, abs(weighed(loss_terms))
 
 
 def _class_loss(
@@ -161,7 +264,7 @@ def _class_loss(
         divisor = s[keep].sum()
     with np.errstate(all="ignore"):
         loss, grad, hess, terms, hess_terms, loss_terms = rule(x, a)
-        if hard and not penalty:
+        if hard and rule is _softmax:
             terms = abs(grad)
         loss, loss_terms = (np.where(keep, s * part, Real(0)) for part in (loss, loss_terms))
         rows = [grad, hess, terms, hess_terms]
@@ -172,6 +275,17 @@ def _class_loss(
             for part in rows
         ]
         return _reduce(loss, *rows, loss_terms, keep, divisor, reduction, denominator, base)
+
+
+def dense(pair, logits, axis, ignore_index):
+    """Return the probabilities of all classes, of a pair (indices, probabilities)."""
+    indices, q = (np.asarray(part) for part in pair)
+    x = np.moveaxis(np.asarray(logits), axis, -1)
+    target = np.zeros(x.shape, Real)
+    for place in np.argwhere(~is_ignored(indices, ignore_index)):
+        *sample, _ = place = tuple(place)
+        target[(*sample, int(indices[place]))] += q[place]
+    return np.moveaxis(target, -1, axis)
 
 
 def is_ignored(target, ignore_index):
@@ -255,12 +369,45 @@ def _focal(x, a, gamma):
     return _nan_where(bad, [loss, grad, hess, abs(grad), abs(factor) * sizes, abs(loss)])
 
 
+def _of_class(x, a, phi, parameter):
+    """``a_y phi(l)`` with its gradient, l = -log p_y, p the softmax of x."""
+    minus_log_p, p, not_p, _, bad = _probabilities(x)
+    y = np.argmax(a != 0, -1)[..., None]
+    factor, length, p_y, u = (np.take_along_axis(v, y, -1) for v in (a, minus_log_p, p, not_p))
+    loss, slope, loss_size, slope_size = phi(length, p_y, u, parameter)
+    plain = factor * np.where(np.arange(x.shape[-1]) == y, -u, p)
+    sizes = abs(factor * loss_size)[..., 0]
+    parts = [(factor * loss)[..., 0], slope * plain, None, abs(slope_size * plain), None, sizes]
+    return _nan_where(bad, parts)
+
+
+def _generalized(length, p, u, q):
+    """Value and derivative of ``(1 - e^(-q l)) / q``, and the sizes of their terms."""
+    loss, slope = -np.expm1(-q * length) / q, np.exp(-q * length)
+    return loss, slope, loss, slope
+
+
+def _poly(length, p, u, epsilon):
+    """Value and derivative of ``l + epsilon (1 - e^-l)``, and the sizes of their terms."""
+    slope = np.where(p < 0.5, 1 + epsilon * p, (1 + epsilon) - epsilon * u)
+    loss_size = np.maximum(length, abs(epsilon) * u)
+    # 1 + epsilon p is a difference where epsilon is negative, and exact where it is -1.
+    slope_size = np.maximum(abs(slope), np.where(epsilon == -1, 0, np.where(slope < 1, 1, 0)))
+    return length + epsilon * u, slope, np.maximum(loss_size, length + epsilon * u), slope_size
+
+
 def _log(p, a):
     """Sum of ``a_c (-log p_c)`` with its derivatives, p given."""
     parts = np.where(a == 0, 0, a * -np.log(p))
     grad = np.where(a == 0, 0, -a / p)
     hess = np.where(a == 0, 0, a / (p * p))
     return parts.sum(-1), grad, hess, abs(grad), abs(hess), abs(parts).sum(-1)
+
+
+def _linear(x, a):
+    """Sum of ``a_c (-x_c)`` with its gradient."""
+    parts = np.where(a == 0, 0, a * -x)
+    return parts.sum(-1), -a, None, abs(a), None, abs(parts).sum(-1)
 
 
 def _reduce(
@@ -350,6 +497,14 @@ def exact_focal_row(logits, y, gamma):
         return u**g * loss, grad, hess
 
 
+def exact_function_of_class(logits, y, phi, slope):
+    """``phi(p_y)`` and its gradient (mpmath numbers), from its derivative in ``-log p_y``."""
+    with mpmath.workdps(DIGITS):
+        exps = [mpmath.exp(mpmath.mpf(float(x))) for x in logits]
+        p = [e / mpmath.fsum(exps) for e in exps]
+        return phi(p[y]), [slope(p[y]) * (p[c] - (c == y)) for c in range(len(p))]
+
+
 def exact_binary(logit, target, pos_weight=1.0):
     """Loss and gradient (mpmath numbers) of one element."""
     with mpmath.workdps(DIGITS):
@@ -357,6 +512,27 @@ def exact_binary(logit, target, pos_weight=1.0):
         p, q = 1 / (1 + mpmath.exp(-x)), 1 / (1 + mpmath.exp(x))
         loss = -(1 - t) * mpmath.log(q) - w * t * mpmath.log(p)
         return loss, (1 - t) * p - w * t * q
+
+
+def exact_sigmoid_focal(logit, target, gamma, alpha):
+    """Loss and gradient (mpmath numbers) of one element, by the chain rule of p."""
+    with mpmath.workdps(DIGITS):
+        x, t, g, a = (mpmath.mpf(float(v)) for v in (logit, target, gamma, alpha))
+        p = 1 / (1 + mpmath.exp(-x))
+        of_p = -t * mpmath.log(p) - (1 - t) * mpmath.log(1 - p)
+        p_t, alpha_t = p * t + (1 - p) * (1 - t), a * t + (1 - a) * (1 - t)
+        first = (1 - p_t) ** g * ((1 - t) / (1 - p) - t / p)
+        second = g * (1 - p_t) ** (g - 1) * (1 - 2 * t) * of_p
+        return alpha_t * (1 - p_t) ** g * of_p, alpha_t * (first + second) * p * (1 - p)
+
+
+def exact_binary_of_probability(probability, target, pos_weight):
+    """Loss and gradient (mpmath numbers) of one element, and the larger of the gradient's terms."""
+    with mpmath.workdps(DIGITS):
+        p, t, w = (mpmath.mpf(float(v)) for v in (probability, target, pos_weight))
+        loss = -w * t * mpmath.log(p) - (1 - t) * mpmath.log(1 - p)
+        terms = (1 - t) / (1 - p), w * t / p
+        return loss, terms[0] - terms[1], max(terms)
 
 
 def exact_log(probability):

@@ -4,9 +4,11 @@
 beside those of PyTorch and optax where they are installed.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import partial
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -22,13 +24,22 @@ BOUNDS = {
     "cross_entropy": {"loss": 4, "grad": 4, "hess": 6},
     "log_loss": {"loss": 4, "grad": 4, "hess": 4},
     "focal_loss": {"loss": 4, "grad": 4, "hess": 7},
+    "nll_loss": {"loss": 4, "grad": 4},
+    "generalized_cross_entropy": {"loss": 4, "grad": 4},
+    "poly_loss": {"loss": 4, "grad": 4},
     "binary_cross_entropy_with_logits": {"loss": 4, "grad": 4, "hess": 7},
+    "binary_cross_entropy": {"loss": 4, "grad": 4},
+    "sigmoid_focal_loss": {"loss": 4, "grad": 4},
 }
-# More for each unit of gamma: the relative error of u**gamma is gamma times that of u.
-OF_GAMMA = 3
+# More for each unit of gamma above a first few: the relative error of u**gamma is gamma times that
+# of u, which is some tenths of a unit.
+OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
+OF_SIGMOID_GAMMA = 0.2  # above 5: there the error of m is far below one ULP of m
 # More with z-loss: the square of the logsumexp has twice its relative error.
 OF_Z_LOSS = {"loss": 1, "grad": 2, "hess": 1}
 RESULTS = ("loss", "grad", "hess")
+# Results next to the smallest normal number are products of probabilities below it.
+LEAST = {np.float32: 0.0, np.float64: 1e-300}
 BY_NAME = {loss.name: loss for loss in LOSSES}
 CLASSES = [2, 3, 10, 64, 65, 128, 1000, 32000]
 SPREADS = [0.1, 1.0, 8.0, 30.0, 100.0]
@@ -51,9 +62,20 @@ class Rows:
 
     def bound(self, name):
         """Return the largest error that a result may have."""
-        more = OF_GAMMA * self.options.get("gamma", 0)
+        more = 0.0
+        if self.function == "focal_loss":
+            each, few = OF_GAMMA[name]
+            more += each * max(0, self.options.get("gamma", 2) - few)
+        if self.function == "sigmoid_focal_loss":
+            more += OF_SIGMOID_GAMMA * max(0, self.options["gamma"] - 5)
         more += OF_Z_LOSS[name] * bool(self.options.get("z_loss", 0))
         return BOUNDS[self.function][name] + more
+
+    def _of_q(self):
+        """Return how many times as large as 4 ULP the bound of each gradient is: (4 + q l) / 4."""
+        plain = reference.cross_entropy(self.scores, self.target, reduction="none")
+        length = np.where(np.isfinite(plain.loss), plain.loss, 0)
+        return 1 + self.options["q"] * length / 4
 
     def __str__(self):
         return f"{self.function} of {self.scores.shape}, options {sorted(self.options)}"
@@ -65,7 +87,8 @@ class Rows:
             function = BY_NAME[self.function].functions[-1]
             results = function(self.scores, self.target, **options)
         right = getattr(reference, self.function)(self.scores, self.target, **options)
-        exact = (right.loss, right.loss), *right.derivatives
+        of_loss = right.loss_terms if self.function == "poly_loss" else right.loss
+        exact = (right.loss, of_loss), *right.derivatives
         errors = {}
         for name, actual, (value, size) in zip(RESULTS, results, exact, strict=False):
             good = significant(size, self.dtype) & ~(abs(size) < self.least)
@@ -73,7 +96,10 @@ class Rows:
             with np.errstate(all="ignore"):
                 below = abs(actual - value)[~good]
             assert np.all(below <= least), f"{name} below {least}"
-            errors[name] = float(ulp_error(actual, value, size)[good].max(initial=0))
+            error = ulp_error(actual, value, size)
+            if name == "grad" and "q" in self.options:
+                error /= self._of_q()[:, None]
+            errors[name] = float(error[good].max(initial=0))
         return errors
 
 
@@ -227,6 +253,25 @@ def _soft(dtype, rng):
                 yield Rows("cross_entropy", x, q.astype(dtype), options)
 
 
+def _pairs(dtype, rng):
+    """Pairs of class indices and probabilities, with weights and smoothing or without."""
+    for classes in CLASSES:
+        for spread in SPREADS:
+            for offset in (0.0, 1e4, 1e7):
+                x = (rng.normal(size=(_count(classes), classes)) * spread + offset).astype(dtype)
+                entries = min(int(rng.choice([1, 2, 8, 64])), classes)
+                indices = rng.integers(0, classes, (len(x), entries))
+                indices[::3, 0] = x[::3].argmax(-1)
+                q = rng.exponential(size=indices.shape) * 10 ** rng.uniform(-6, 0, indices.shape)
+                options = {}
+                if rng.random() < 0.5:
+                    options["weight"] = rng.uniform(0.1, 10, classes).astype(dtype)
+                if rng.random() < 0.3:
+                    options["label_smoothing"] = 0.1
+                q = (q / q.sum(-1, keepdims=True)).astype(rng.choice(DTYPES))
+                yield Rows("cross_entropy", x, (indices, q), options)
+
+
 def _z_loss(dtype, rng, *, near=False):
     """Z-loss of every size; `near` are rows whose logsumexp is a sum of terms that cancel."""
     for family in (_spreads, _leaders, _smoothing, _soft):
@@ -244,12 +289,22 @@ def _z_loss(dtype, rng, *, near=False):
 
 def _focal(gammas, dtype, rng):
     """Focal loss of inputs for cross-entropy."""
-    # Results next to the smallest normal number are products of probabilities below it.
-    least = {np.float32: 0.0, np.float64: 1e-300}[dtype]
     for family in (_factors, _confident, _gaps, _masks, _leaders, _late_peaks, _spreads):
         for rows in family(dtype, rng):
             options = rows.options | {"gamma": float(rng.choice(gammas))}
-            yield replace(rows, function="focal_loss", options=options, least=least)
+            yield replace(rows, function="focal_loss", options=options, least=LEAST[dtype])
+
+
+_OF_CLASS = (_factors, _confident, _gaps, _masks, _leaders, _late_peaks, _spreads, _uniform)
+
+
+def _of_class(function, option, values, dtype, rng):
+    """Draw inputs for a function of the true class's probability from those for cross-entropy."""
+    for family in _OF_CLASS:
+        for rows in family(dtype, rng):
+            options = rows.options | {option: float(rng.choice(values))}
+            options.pop("base", None)
+            yield replace(rows, function=function, options=options, least=LEAST[dtype])
 
 
 def _log_any(dtype, rng):
@@ -295,6 +350,57 @@ def _binary_soft(dtype, rng):
         yield Rows(rows.function, rows.scores, rows.target, smooth)
 
 
+def _nll_any(dtype, rng):
+    """Log-probabilities of every size, for class indices and probabilities."""
+    for classes in CLASSES:
+        shape = 4 * _count(classes), classes
+        x = -(10 ** rng.uniform(-30, 30, shape)).astype(dtype)
+        yield Rows("nll_loss", x, rng.integers(0, classes, len(x)), {})
+        yield Rows("nll_loss", x, rng.random(shape).astype(dtype), {})
+        options = {"weight": rng.uniform(0.1, 10, classes).astype(dtype), "base": 2}
+        yield Rows("nll_loss", x, rng.integers(0, classes, len(x)), options)
+        smooth = options | {"label_smoothing": 0.1}
+        yield Rows("nll_loss", x, rng.integers(0, classes, len(x)), smooth)
+        yield Rows("nll_loss", x, rng.random(shape).astype(dtype), smooth)
+
+
+def _chances(dtype, rng):
+    """Probabilities of every size, next to 1 and below the smallest normal number too."""
+    eps, tiny = np.finfo(dtype).eps, np.finfo(dtype).smallest_subnormal
+    near = 1 - eps / 2 * rng.integers(0, 2 ** rng.integers(1, 20, 20_000))
+    any_size = 10 ** rng.uniform(np.log10(float(tiny)) + 0.5, 0, 30_000)
+    return np.concatenate([near, any_size, rng.random(30_000)]).astype(dtype)
+
+
+def _binary_of_chances(dtype, rng, *, soft):
+    for number in range(6):
+        p = _chances(dtype, rng)
+        t = rng.integers(0, 2, p.shape)
+        if soft:
+            # Some next to p, where the two terms of the gradient cancel.
+            close = np.clip(p * (1 + rng.normal(size=p.shape) * 10 ** rng.uniform(-8, -1)), 0, 1)
+            t = np.where(rng.random(p.shape) < 0.5, rng.random(p.shape), close)
+            t = np.maximum(t, np.finfo(dtype).tiny)  # a weight would round what is below
+        weights = {"weight": dtype(0.7), "pos_weight": dtype(5.3), "base": 2}
+        smooth = {"label_smoothing": 0.1}
+        options = [{}, weights, smooth if soft else {}][number % 3]
+        yield Rows("binary_cross_entropy", p, t.astype(dtype), options)
+
+
+def _sigmoid_focal(gammas, dtype, rng):
+    for i, family in enumerate([_binary_hard, _binary_soft]):
+        for rows in family(dtype, rng):
+            for alpha in (None, 0.1, 0.25, 1.0):
+                options = {"gamma": float(rng.choice(gammas)), "alpha": alpha}
+                if "weight" in rows.options:
+                    options |= {"weight": rows.options["weight"], "base": rows.options["base"]}
+                target = np.asarray(rows.target)
+                if i:  # smoothed labels, as they are given
+                    target = rows.options.get("label_smoothing", 0.0) / 2 + 0.9 * target
+                target = target.astype(dtype)
+                yield Rows("sigmoid_focal_loss", rows.scores, target, options)
+
+
 FAMILIES = {
     "cross_entropy: normal logits, every spread and offset": _spreads,
     "cross_entropy: logits of every magnitude": _uniform,
@@ -308,14 +414,29 @@ FAMILIES = {
     "cross_entropy: label smoothing": _smoothing,
     "cross_entropy: label smoothing, class weights": _smoothing_weights,
     "cross_entropy: probabilities as target": _soft,
+    "cross_entropy: pairs as target": _pairs,
     "cross_entropy: z-loss": _z_loss,
     "cross_entropy: z-loss, logsumexp near 0": partial(_z_loss, near=True),
     "focal_loss: gamma 0 to 1": partial(_focal, [0.0, 0.3, 0.5, 1.0]),
     "focal_loss: gamma 2": partial(_focal, [2.0]),
     "focal_loss: gamma 3 to 20": partial(_focal, [3.0, 5.0, 17.5, 20.0]),
+    "generalized_cross_entropy: q 0.7": partial(_of_class, "generalized_cross_entropy", "q", [0.7]),
+    "generalized_cross_entropy: q 0.001 to 1": partial(
+        _of_class, "generalized_cross_entropy", "q", [0.001, 0.05, 0.3, 1.0]
+    ),
+    "poly_loss: epsilon 1": partial(_of_class, "poly_loss", "epsilon", [1.0]),
+    "poly_loss: epsilon -5 to 1000": partial(
+        _of_class, "poly_loss", "epsilon", [-5.0, -2.0, -1.0, -0.3, 0.1, 7.0, 1000.0]
+    ),
     "log_loss: any probability": _log_any,
+    "nll_loss: any log-probability": _nll_any,
     "binary: true and false": _binary_hard,
     "binary: soft labels, smoothing": _binary_soft,
+    "binary, of probabilities: true and false": partial(_binary_of_chances, soft=False),
+    "binary, of probabilities: soft labels": partial(_binary_of_chances, soft=True),
+    "sigmoid_focal_loss: gamma 0 to 1": partial(_sigmoid_focal, [0.0, 0.3, 0.5, 1.0]),
+    "sigmoid_focal_loss: gamma 2": partial(_sigmoid_focal, [2.0]),
+    "sigmoid_focal_loss: gamma 3 to 20": partial(_sigmoid_focal, [3.0, 5.0, 17.5, 20.0]),
 }
 
 
@@ -420,6 +541,33 @@ def test_reference_focal_is_exact(spread, gamma, rng):
             assert np.max((abs(got.hess - hess) / got.hess_terms)[good], initial=0) < 1e-17
 
 
+@pytest.mark.parametrize("spread", [0.1, 3.0, 40.0, 500.0])
+def test_reference_generalized_and_poly_are_exact(spread, rng):
+    for classes, option in itertools.product((2, 5, 40), (0.05, 0.7, 1.0, -1.0, 30.0)):
+        x = rng.normal(size=classes) * spread
+        for y in {0, int(x.argmax()), int(x.argmin())}:
+            value = mpmath.mpf(option)
+            got = reference.poly_loss(x, np.array(y), epsilon=option, reduction="none")
+            loss, grad = reference.exact_function_of_class(
+                x, y, lambda p, e=value: -mpmath.log(p) + e * (1 - p), lambda p, e=value: 1 + e * p
+            )
+            for exact, actual, terms in (
+                ([loss], got.loss[None], got.loss_terms),
+                (grad, got.grad, got.grad_terms),
+            ):
+                error = abs(actual - reference.from_mpmath(exact))
+                assert np.all(error <= 1e-18 * terms + 1e-300)
+            if option < 0 or option > 1:
+                continue
+            got = reference.generalized_cross_entropy(x, np.array(y), q=option, reduction="none")
+            loss, grad = reference.exact_function_of_class(
+                x, y, lambda p, q=value: (1 - p**q) / q, lambda p, q=value: p**q
+            )
+            _agree(got.loss[None], [loss])
+            # An error of 2^-64 of l is one of q l times as much.
+            _agree(got.grad, grad, bound=0.01 + option * spread / 100)
+
+
 @pytest.mark.parametrize("z", [1e-4, 2.5])
 @pytest.mark.parametrize("offset", [0.0, -3.0, 1e4])
 def test_reference_z_loss_is_exact(offset, z, rng):
@@ -447,6 +595,35 @@ def test_reference_binary_is_exact(rng):
     _agree(got.loss, [e[0] for e in exact])
     error = abs(got.grad - reference.from_mpmath([e[1] for e in exact])) / got.grad_terms
     assert error.max() < 1e-18
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 7.5])
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+def test_reference_sigmoid_focal_is_exact(gamma, alpha, rng):
+    x = np.concatenate([rng.normal(size=30), rng.uniform(-60, 60, 60), [1e-20, -1e-20]])
+    for t in (0.0, 1.0, 0.3):
+        target = np.full(x.shape, t)
+        options = {"gamma": gamma, "alpha": alpha, "reduction": "none"}
+        got = reference.sigmoid_focal_loss(x, target, **options)
+        exact = [reference.exact_sigmoid_focal(v, t, gamma, alpha) for v in x]
+        _agree(got.loss, [e[0] for e in exact])
+        error = abs(got.grad - reference.from_mpmath([e[1] for e in exact]))
+        assert (
+            np.max(error[got.grad_terms > 0] / got.grad_terms[got.grad_terms > 0], initial=0)
+            < 1e-17
+        )
+
+
+def test_reference_binary_of_probabilities_is_exact(rng):
+    p = np.concatenate([rng.random(30), 1 - rng.random(30) * 1e-10, 10 ** rng.uniform(-300, 0, 30)])
+    for t in (0.0, 1.0, 0.3):
+        target = np.full(p.shape, t)
+        got = reference.binary_cross_entropy(p, target, pos_weight=2.5, reduction="none")
+        exact = [reference.exact_binary_of_probability(v, t, 2.5) for v in p]
+        _agree(got.loss, [e[0] for e in exact])
+        grad, terms = (reference.from_mpmath([e[i] for e in exact]) for i in (1, 2))
+        assert np.max(abs(got.grad - grad) / terms) < 1e-18
+        np.testing.assert_allclose(got.grad_terms.astype(float), terms.astype(float))
 
 
 def test_reference_log_is_exact(rng):

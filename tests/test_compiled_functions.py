@@ -16,13 +16,22 @@ TARGET = np.array([0, 3, 4, 1])
 DEFAULTS: dict[str, Any] = {
     "axis": -1,
     "gamma": 2.0,
+    "q": 0.7,
+    "epsilon": 1.0,
     "ignore_index": -100,
     "label_smoothing": 0.0,
     "z_loss": 0.0,
     "reduction": "mean",
 }
 
-NUMBERS = ("gamma", "label_smoothing", "z_loss")
+NUMBERS = ("gamma", "label_smoothing", "z_loss", "q", "epsilon")
+RANGES = {
+    "label_smoothing": r"in \[0, 1\]",
+    "q": "above 0 and at most 1",
+    "epsilon": "finite",
+}
+# Losses whose target must be one class, so that label_smoothing must be 0.
+OF_ONE_CLASS = ("focal_loss", "generalized_cross_entropy", "poly_loss")
 
 
 def compute(loss: str, order: int, values: Any, target: Any, **given: Any) -> Any:
@@ -30,15 +39,18 @@ def compute(loss: str, order: int, values: Any, target: Any, **given: Any) -> An
     return _xentrs.compute(loss, order, values, target, *options, None, None)
 
 
-def test_focal_loss_takes_one_class_a_sample() -> None:
-    with pytest.raises(TypeError, match=r"focal_loss takes no label_smoothing: .*, not 0\.25"):
-        compute("focal_loss", 0, LOGITS, TARGET, label_smoothing=0.25)
-    with pytest.raises(TypeError, match="focal_loss takes no label_smoothing"):
-        _xentrs.plain_options("focal_loss", 2.0, -1, None, None, -100, 0.25, "mean", None, None)
+@pytest.mark.parametrize("loss", OF_ONE_CLASS)
+def test_losses_that_take_one_class_a_sample(loss: str) -> None:
+    with pytest.raises(TypeError, match=rf"{loss} takes no label_smoothing: .*, not 0\.25"):
+        compute(loss, 0, LOGITS, TARGET, label_smoothing=0.25)
+    names = _xentrs.LOSSES[loss]["options"]
+    options = [DEFAULTS | {"label_smoothing": 0.25}][0]
+    with pytest.raises(TypeError, match=f"{loss} takes no label_smoothing"):
+        _xentrs.plain_options(loss, *(options.get(name) for name in names))
     soft = np.full_like(LOGITS, 0.2)
-    with pytest.raises(TypeError, match="focal_loss takes no probabilities as target"):
-        compute("focal_loss", 1, LOGITS, soft)
-    assert compute("focal_loss", 0, LOGITS, TARGET) > 0.0
+    with pytest.raises(TypeError, match=f"{loss} takes no probabilities as target"):
+        compute(loss, 1, LOGITS, soft)
+    assert compute(loss, 0, LOGITS, TARGET) > 0.0
 
 
 @pytest.mark.parametrize("loss", _xentrs.LOSSES)
@@ -48,8 +60,9 @@ def test_numbers_are_checked(loss: str, option: str) -> None:
         pytest.skip("no such option")
     target = TARGET if _xentrs.LOSSES[loss]["axis"] else LOGITS > 0
     values = np.full_like(LOGITS, 0.2)
-    accepted = r"in \[0, 1\]" if option == "label_smoothing" else "finite and at least 0"
-    for value in (-1.0, np.nan, np.inf, -np.inf, -5e-324):
+    accepted = RANGES.get(option, "finite and at least 0")
+    wrong = {-1.0, np.nan, np.inf, -np.inf, -5e-324}
+    for value in wrong - ({-1.0, -5e-324} if option == "epsilon" else set()):
         message = f"{option} must be {accepted}, not {value}"
         with pytest.raises(ValueError, match=message):
             compute(loss, 0, values, target, **{option: value})
@@ -58,11 +71,15 @@ def test_numbers_are_checked(loss: str, option: str) -> None:
     for value in ("1", None, 1j, [1.0]):
         with pytest.raises(TypeError, match=f"{option} must be a number, not "):
             compute(loss, 0, values, target, **{option: value})
-    if loss == "focal_loss" and option == "label_smoothing":
+    if loss in OF_ONE_CLASS and option == "label_smoothing":
         return
     expected = compute(loss, 0, values, target, **{option: 1.0})
     for same in (1, True, np.float32(1), np.int8(1), Fraction(1), Decimal(1)):
         assert compute(loss, 0, values, target, **{option: same}) == expected
+    if option == "q":
+        with pytest.raises(ValueError, match=r"q must be above 0 and at most 1, not 0\.0"):
+            compute(loss, 0, values, target, q=0.0)
+        return
     zero = compute(loss, 0, values, target, **{option: 0.0})
     assert compute(loss, 0, values, target, **{option: -0.0}) == zero
 
@@ -72,8 +89,9 @@ def test_plain_options_are_of_pythons_own_types() -> None:
         pass
 
     options = (1, None, "anything", (5,), np.float32(0.5), Fraction(1, 4), Word("sum"), 3, None)
+    options += (None, None)
     plain = _xentrs.plain_options("cross_entropy", *options)
-    assert plain == (1, None, "anything", (5,), 0.5, 0.25, "sum", 3.0, None)
+    assert plain == (1, None, "anything", (5,), 0.5, 0.25, "sum", 3.0, None, None, None)
     assert [type(value) for value in plain[4:8]] == [float, float, str, float]
 
 

@@ -19,10 +19,21 @@ every_loss = pytest.mark.parametrize("name", LOSSES)
 
 # Entries that a loss words on its own. It words all others as `cross_entropy` does.
 OWN_WORDS = {
-    "log_loss": {"values", "ValueError"},
-    "focal_loss": {
-        *("target", "weight", "sample_weight", "ignore_index", "label_smoothing"),
-        *("TypeError", "ValueError"),
+    "log_loss": {"values", "target", "ValueError"},
+    **{
+        name: {
+            *("target", "weight", "sample_weight", "ignore_index", "label_smoothing"),
+            *("TypeError", "ValueError"),
+        }
+        for name in ("focal_loss", "generalized_cross_entropy", "poly_loss")
+    },
+    "nll_loss": {"values"},
+    "binary_cross_entropy": {
+        *("values", "target", "weight", "label_smoothing", "reduction", "denominator"),
+        *("loss", "grad", "ValueError"),
+    },
+    "sigmoid_focal_loss": {
+        *("values", "target", "weight", "reduction", "denominator", "loss", "grad", "ValueError"),
     },
     "binary_cross_entropy_with_logits": {
         *("values", "target", "weight", "label_smoothing", "reduction", "denominator"),

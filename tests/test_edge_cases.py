@@ -190,6 +190,63 @@ TABLE = {
     "focal, NaN": ("focal_loss", [0, NAN], 0, {}, NAN, [NAN, NAN]),
     "focal, +inf": ("focal_loss", [0, INF], 1, {}, NAN, [NAN, NAN]),
     "focal, all -inf": ("focal_loss", [-INF, -INF], 1, {}, NAN, [NAN, NAN]),
+    "generalized, half": (
+        *("generalized_cross_entropy", [0.0, 0.0], 1, {"q": 0.5}),
+        *(2 - np.sqrt(2), np.array([0.5, -0.5]) * np.sqrt(0.5)),
+    ),
+    "generalized, q 1, weights": (
+        "generalized_cross_entropy",
+        [0.0, 0.0],
+        1,
+        {"q": 1, "weight": [1.0, 3.0], "sample_weight": 2.0},
+        3,
+        [1.5, -1.5],
+    ),
+    "generalized, logit -inf at the target": (
+        *("generalized_cross_entropy", [0, 1, 2, -INF], 3, {}),
+        *(1 / 0.7, [0, 0, 0, 0]),
+    ),
+    "generalized, logit -inf at the target, with factors": (
+        "generalized_cross_entropy",
+        [0, 1, 2, -INF],
+        3,
+        {"q": 0.25, "weight": [1.0, 1.0, 1.0, 2.0], "sample_weight": 3.0},
+        24,
+        [0, 0, 0, 0],
+    ),
+    "generalized, p far below 1": (
+        *("generalized_cross_entropy", [0.0, 200.0], 0, {"q": 0.05}),
+        *(20 * -np.expm1(-10.0), [-np.exp(-10.0), np.exp(-10.0)]),
+    ),
+    "generalized, p next to 1": (
+        *("generalized_cross_entropy", [40.0, 0.0], 0, {}),
+        *(np.exp(-40.0), [-np.exp(-40.0), np.exp(-40.0)]),
+    ),
+    "generalized, p 1": ("generalized_cross_entropy", [0, -INF], 0, {}, 0, [0, 0]),
+    "generalized, one class": ("generalized_cross_entropy", [3.0], 0, {}, 0, [0]),
+    "generalized, ignored": ("generalized_cross_entropy", [NAN, INF], -100, {}, 0, [0, 0]),
+    "generalized, NaN": ("generalized_cross_entropy", [0, NAN], 0, {}, NAN, [NAN, NAN]),
+    "generalized, +inf": ("generalized_cross_entropy", [0, INF], 1, {}, NAN, [NAN, NAN]),
+    "generalized, all -inf": ("generalized_cross_entropy", [-INF, -INF], 1, {}, NAN, [NAN, NAN]),
+    "poly, half": ("poly_loss", [0.0, 0.0], 1, {}, np.log(2) + 0.5, [0.75, -0.75]),
+    "poly, epsilon -1, weights": (
+        *("poly_loss", [0.0, 0.0], 1, {"epsilon": -1, "weight": [1.0, 3.0], "sample_weight": 2.0}),
+        *(6 * np.log(2) - 3, [1.5, -1.5]),
+    ),
+    "poly, logit -inf at the target": (
+        *("poly_loss", [0, 1, 2, -INF], 3, {"epsilon": 7.0}),
+        *(INF, [A, B, C, -1]),
+    ),
+    "poly, p next to 1": (
+        *("poly_loss", [40.0, 0.0], 0, {"epsilon": 2.0}),
+        *(3 * np.exp(-40.0), [-3 * np.exp(-40.0), 3 * np.exp(-40.0)]),
+    ),
+    "poly, p 1": ("poly_loss", [0, -INF], 0, {}, 0, [0, 0]),
+    "poly, one class": ("poly_loss", [3.0], 0, {}, 0, [0]),
+    "poly, ignored": ("poly_loss", [NAN, INF], -100, {}, 0, [0, 0]),
+    "poly, NaN": ("poly_loss", [0, NAN], 0, {}, NAN, [NAN, NAN]),
+    "poly, +inf": ("poly_loss", [0, INF], 1, {}, NAN, [NAN, NAN]),
+    "poly, all -inf": ("poly_loss", [-INF, -INF], 1, {}, NAN, [NAN, NAN]),
     "smoothing of 1": (
         *("cross_entropy", [0, 1, 2], 0, {"label_smoothing": 1.0}),
         *(-np.log(A * B * C) / 3, [A - 1 / 3, B - 1 / 3, C - 1 / 3]),
@@ -301,7 +358,8 @@ def _assert_nothing(case):
     zeros = (np.zeros(shape, dtype),) * case.loss.derivatives
     each = shape[:-1] if case.loss.class_axis else shape
     values = {"weight": np.full(shape[-1], 2, dtype)}
-    values |= {"base": 2, "label_smoothing": 0.5, "z_loss": 0.1, "gamma": 0.5}
+    values |= {"base": 2, "label_smoothing": 0.5, "z_loss": 0.1, "gamma": 0.5, "q": 0.5}
+    values["epsilon"] = -0.5
     several = [{name: value} for name, value in values.items() if name in case.loss.options]
     several.append({})
     for options in several:

@@ -121,16 +121,34 @@ def test_gamma_and_z_loss_outside_their_range(loss, name, value, dtype, rng):
 
 
 @every_dtype
+@with_keyword("q")
+@pytest.mark.parametrize("value", [0, -0.5, -1e-300, 1.5, NAN, INF, np.float32(1.25)])
+def test_q_outside_its_range(loss, value, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype)
+    given = "nan" if np.isnan(value) else f"{float(value):.4g}"[:4]
+    refused(case, ValueError, "q must be", "above 0 and at most 1", given, q=value)
+
+
+@every_dtype
+@with_keyword("epsilon")
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_epsilon_that_is_not_finite(loss, value, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype)
+    refused(case, ValueError, "epsilon must be finite", value, epsilon=value)
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ["focal_loss", "generalized_cross_entropy", "poly_loss"])
 @pytest.mark.parametrize("smoothing", [0.1, 1, np.float32(0.5), 1e-300])
-def test_focal_loss_takes_class_indices_alone(smoothing, dtype, rng):
+def test_losses_that_take_class_indices_alone(name, smoothing, dtype, rng):
     """The message says why smoothing and probabilities are refused."""
-    case = BY_ID["focal_loss"].case(rng, (3, 4), dtype)
+    case = BY_ID[name].case(rng, (3, 4), dtype)
     given = f"{float(smoothing):.4g}"
     refused(case, TypeError, "label_smoothing", given, "true class", label_smoothing=smoothing)
     for target in (rng.random((3, 4)), np.eye(3, 4, dtype=int), np.eye(3, 4, dtype=dtype)):
         for given in (target, np.asfortranarray(target), target.tolist()):
             refused(case.but(target=given), TypeError, "target", "probabilities", "class ind")
-    case.call(2, label_smoothing=0)
+    case.all(label_smoothing=0)
 
 
 def type_of(value):
@@ -139,7 +157,9 @@ def type_of(value):
 
 
 @every_loss
-@pytest.mark.parametrize("name", ["label_smoothing", "denominator", "base", "gamma", "z_loss"])
+@pytest.mark.parametrize(
+    "name", ["label_smoothing", "denominator", "base", "gamma", "z_loss", "q", "epsilon"]
+)
 @pytest.mark.parametrize("value", ["0.5", b"1", [0.5, 0.5], 1j, {}, object()], ids=type_of)
 def test_numbers_of_another_type(loss, name, value, rng):
     case = loss.case(rng, (3, 4), np.float32)
@@ -147,7 +167,7 @@ def test_numbers_of_another_type(loss, name, value, rng):
 
 
 @every_loss
-@pytest.mark.parametrize("name", ["label_smoothing", "gamma", "z_loss"])
+@pytest.mark.parametrize("name", ["label_smoothing", "gamma", "z_loss", "q", "epsilon"])
 def test_numbers_that_are_none(loss, name, rng):
     case = loss.case(rng, (3, 4), np.float32)
     refused(case, TypeError, name, **{name: None})

@@ -356,3 +356,49 @@ def test_tiny_and_shifted_losses_keep_their_digits(half):
     assert grad.dtype == np.dtype(half)
     shifted = np.array([[0.0, 1.0, 2.0]], half) + half(128)
     assert xentrs.cross_entropy(shifted, [1]) == pytest.approx(1.407606, abs=1e-6)
+
+
+@every_half
+@pytest.mark.parametrize("shape", [(33, 10), (5, 300), (4, 5000)], ids=str)
+def test_logsumexp_and_argmax(shape, half, rng):
+    """The logsumexp has the dtype of the logits, rounded once."""
+    logits = (3 * rng.normal(size=shape)).astype(half)
+    logits[0] = np.inf
+    target = rng.integers(0, shape[1], shape[0])
+    found = []
+    for x in (logits, logits.astype(np.float32)):
+        sums, classes = np.empty(shape[0], x.dtype), np.empty(shape[0], np.int64)
+        more = {"logsumexp_out": sums, "argmax_out": classes}
+        found.append((xentrs.cross_entropy_with_grad(x, target, **more), sums, classes))
+    assert_same(found[0][0], found[1][0], half)
+    assert_same_bits(found[0][1].astype(np.float32), found[1][1].astype(half).astype(np.float32))
+    np.testing.assert_array_equal(found[0][2], found[1][2])
+
+
+@every_half
+@pytest.mark.parametrize("shape", [(33, 10), (70, 300)], ids=str)
+def test_pairs(shape, half, rng):
+    logits = (3 * rng.normal(size=shape)).astype(half)
+    indices = rng.integers(0, shape[1], (shape[0], 4))
+    indices[3, 2:] = -100
+    for dtype in (half, np.float32, np.float64):
+        probabilities = rng.random(indices.shape).astype(dtype)
+        wide = probabilities.astype(np.float32) if dtype is half else probabilities
+        for options in ({}, {"label_smoothing": 0.1}, {"weight": rng.random(shape[1])}):
+            got = xentrs.cross_entropy_with_grad(logits, (indices, probabilities), **options)
+            single = logits.astype(np.float32)
+            expected = xentrs.cross_entropy_with_grad(single, (indices, wide), **options)
+            assert_same(got, expected, half, f"{dtype} {options}")
+
+
+@every_half
+def test_chance_outside_is_named(half, rng):
+    p = rng.random((30, 300)).astype(half)
+    p[20, 7] = 1.5
+    target = np.zeros(p.shape, bool)
+    for f in (xentrs.binary_cross_entropy, xentrs.binary_cross_entropy_with_grad):
+        with pytest.raises(ValueError, match=r"probabilities\[20, 7\] is 1\.5"):
+            f(p, target)
+        where = np.ones(p.shape, bool)
+        where[20, 7] = False
+        f(p, target, where=where)

@@ -126,6 +126,27 @@ def test_probabilities_as_target(reduction, dtype, chunks, rng):
         assert_close(actual, expected, TOLERANCE[np.dtype(dtype)])
 
 
+@every_dtype
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_pair_as_target(reduction, dtype, chunks, rng):
+    hidden, weight, _, bias = draw(rng, dtype=dtype)
+    indices = rng.integers(0, 9, (4, 5, 3))
+    indices[0, 1, 1:] = -100
+    indices[2] = -100  # empty rows count, with loss 0
+    probabilities = rng.random((4, 5, 3)).astype(dtype)
+    options = {"reduction": reduction, "bias": bias}
+    for more in ({}, {"label_smoothing": 0.1, "weight": rng.random(9)}):
+        pair = (indices, probabilities)
+        expected = unfused(hidden, weight, pair, **options, **more)
+        if reduction == "none":
+            expected = expected[0].astype(dtype), expected[1]
+        actual = xentrs.linear_cross_entropy_with_grad(hidden, weight, pair, **options, **more)
+        assert_close(actual, expected, TOLERANCE[np.dtype(dtype)])
+    indices[3, 4, 0] = 9
+    with pytest.raises(IndexError, match=r"target\[0\]\[3, 4, 0\] is 9, .*\[0, 9\)"):
+        xentrs.linear_cross_entropy(hidden, weight, (indices, probabilities))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_gradients_are_central_differences(reduction, chunks, rng):
     hidden, weight, target, bias = draw(rng)

@@ -1,6 +1,10 @@
 """Exact and fast cross-entropy: loss and gradient in one pass over NumPy arrays."""
 
 from xentrs._config import get_num_threads, set_num_threads, show_config
+from xentrs._losses.binary_cross_entropy import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_grad,
+)
 from xentrs._losses.binary_cross_entropy_with_logits import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_with_grad,
@@ -16,6 +20,10 @@ from xentrs._losses.focal_loss import (
     focal_loss_with_grad,
     focal_loss_with_grad_hess,
 )
+from xentrs._losses.generalized_cross_entropy import (
+    generalized_cross_entropy,
+    generalized_cross_entropy_with_grad,
+)
 from xentrs._losses.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_with_grad,
@@ -25,12 +33,20 @@ from xentrs._losses.log_loss import (
     log_loss_with_grad,
     log_loss_with_grad_hess,
 )
+from xentrs._losses.nll_loss import nll_loss, nll_loss_with_grad
+from xentrs._losses.poly_loss import poly_loss, poly_loss_with_grad
+from xentrs._losses.sigmoid_focal_loss import (
+    sigmoid_focal_loss,
+    sigmoid_focal_loss_with_grad,
+)
 from xentrs._partial import PartialCrossEntropy
 from xentrs._xentrs import __version__
 
 __all__ = [
     "PartialCrossEntropy",
     "__version__",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_grad",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_with_grad",
     "binary_cross_entropy_with_logits_with_grad_hess",
@@ -40,12 +56,20 @@ __all__ = [
     "focal_loss",
     "focal_loss_with_grad",
     "focal_loss_with_grad_hess",
+    "generalized_cross_entropy",
+    "generalized_cross_entropy_with_grad",
     "get_num_threads",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
     "log_loss",
     "log_loss_with_grad",
     "log_loss_with_grad_hess",
+    "nll_loss",
+    "nll_loss_with_grad",
+    "poly_loss",
+    "poly_loss_with_grad",
     "set_num_threads",
     "show_config",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_with_grad",
 ]

@@ -37,6 +37,9 @@ _HOST_MEMORY = (1, 3, 11, 13)
 # which this does not suffice are treated as overlapping.
 _OVERLAP_WORK = 10_000
 
+# What messages call the arrays of a target that is a pair.
+_PAIR = ("target[0]", "target[1]")
+
 # The most numbers that a check of values takes at a time, so that it needs little memory.
 _BLOCK = 1 << 18
 
@@ -74,6 +77,7 @@ class _Call(NamedTuple):
     outputs: tuple[_Array | None, _Array | None]  # the caller's own objects
     values: _Array  # `given`, or a copy
     rest: tuple[Any, ...]
+    copied: tuple[tuple[_Array, _Array], ...] = ()  # further outputs, each with an array of ours
 
 
 def _prepare_classes(
@@ -95,7 +99,11 @@ def _prepare_classes(
         raise ValueError(f"{name} of shape {x.shape} has no classes on axis {axis}")
     samples = x.shape[:axis] + x.shape[axis + 1 :]
 
-    t = _class_target(name, x, axis, target)
+    pair = _is_pair(target, x)
+    if pair:
+        targets = dict(zip(_PAIR, _sparse_target(name, x, axis, target), strict=True))
+    else:
+        targets = {"target": _class_target(name, x, axis, target)}
     w = _optional("weight", options, _real_array)
     if w is not None and w.shape != (classes,):
         raise ValueError(
@@ -108,16 +116,31 @@ def _prepare_classes(
             f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
             f"{x.shape}, without the class axis {axis}"
         )
-    outs = _outputs(name, x, {"target": t, "weight": w, "sample_weight": s}, *outputs)
+    inputs = {name: x, **targets, "weight": w, "sample_weight": s}
+    outs = _outputs(name, x, {k: a for k, a in inputs.items() if k != name}, *outputs)
+    inputs |= dict(zip(("out", "hess_out"), outs, strict=True))
+    copied = []
+    for key, of in (("logsumexp_out", x.dtype), ("argmax_out", np.dtype(np.int64))):
+        if options.get(key) is not None:
+            array = _summary(key, options[key], name, x, axis, of, inputs)
+            inputs[key] = array
+            options[key] = _canonical(array, _native(array))
+            if options[key] is not array:
+                copied.append((array, options[key]))
 
     dtype = _native(x)
-    t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _beside(x, t))
+    t: Any
+    if pair:
+        t = tuple(_canonical(a, _native(a)) for a in targets.values())
+    else:
+        t = targets["target"]
+        t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _beside(x, t))
     if w is not None:
         w = _canonical(w, _native(w) if _native(w) == dtype or _is_half(w) else np.float64)
     if s is not None:
         s = _canonical(s, _native(s) if _is_float(s) else np.float64)
     options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": s}
-    return _Call(x, outs, _plain(x, dtype), (t, *options.values()))
+    return _Call(x, outs, _plain(x, dtype), (t, *options.values()), tuple(copied))
 
 
 def _prepare_elements(
@@ -132,11 +155,12 @@ def _prepare_elements(
     t = _real_array("target", target)
     if t.shape != x.shape:
         raise ValueError(f"target has shape {t.shape}, but {name} has shape {x.shape}")
-    weights = {key: _optional(key, options, _real_array) for key in ("weight", "pos_weight")}
+    names: list[str] = [key for key in ("weight", "pos_weight") if key in options]
+    weights = {key: _optional(key, options, _real_array) for key in names}
     where = _optional("where", options, _bool_array)
-    full = None if where is None else _broadcast("where", where, x)
+    full = None if where is None else _broadcast("where", where, name, x)
     for key, w in weights.items():
-        options[key] = None if w is None else _suffix(key, w, x)
+        options[key] = None if w is None else _suffix(key, w, name, x)
     outs = _outputs(name, x, {"target": t, **weights, "where": where}, *outputs)
     options["where"] = None if full is None else _canonical(full, np.bool_)
     t = _canonical(t, t.dtype if t.dtype == np.bool_ else _beside(x, t))
@@ -164,6 +188,8 @@ def _call(loss: str, order: int, call: _Call) -> Any:
             "xentrs refused arrays that it made itself: were they changed during the call? "
             "If not, please report this bug"
         )
+    for array, ours in call.copied:
+        np.copyto(array, ours)
     if order == 0:
         return result
     results = [result[0]]
@@ -371,7 +397,13 @@ def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
         if t.dtype.kind in "iu":
             return t
         if _is_floating(t.dtype):
-            return _whole_numbers(name, t, x, axis)
+            return _whole_numbers(
+                "target",
+                t,
+                x.shape[axis],
+                f"target has dtype {t.dtype} and the shape of class indices for {name} of shape "
+                f"{x.shape}",
+            )
         raise TypeError(
             f"target has dtype {t.dtype}, but must be integer: its shape {t.shape} is that of "
             f"class indices for {name} of shape {x.shape}"
@@ -384,11 +416,68 @@ def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
     if fitting:  # several, if axes have the same length: then PyTorch's class axis first
         elsewhere = 1 if 1 in fitting else fitting[0]
         message += f"; if its classes are on axis {elsewhere}, pass axis={elsewhere}"
+    elif isinstance(value, tuple) and len(value) == 2:
+        message += (
+            f"; the two arrays of a pair (indices, probabilities) have shape {_and_k(samples)}"
+        )
     raise ValueError(message)
 
 
-def _whole_numbers(name: str, t: _Array, x: _Array, axis: int) -> _Array:
-    """Return class indices that are stored as floats."""
+def _and_k(samples: tuple[int, ...]) -> str:
+    return f"({', '.join([*map(str, samples), 'k'])}{'' if samples else ','})"
+
+
+def _is_pair(target: object, x: _Array) -> bool:
+    """Whether a target is a pair (indices, probabilities), not one array as a nested tuple.
+
+    Each array of a pair has as many axes as `x`. An item of a nested tuple has fewer.
+    """
+    if not isinstance(target, tuple):
+        return False
+    for item in target[:2]:
+        try:
+            if np.ndim(item) >= x.ndim:
+                return True
+        except (RuntimeError, TypeError, ValueError):  # ragged lists and the like
+            return True
+    return False
+
+
+def _sparse_target(name: str, x: _Array, axis: int, target: Any) -> tuple[_Array, _Array]:
+    """Return the class indices and the probabilities of a target that is a pair."""
+    if len(target) != 2:
+        raise ValueError(
+            f"target is a tuple of length {len(target)}, but must be a pair "
+            "(indices, probabilities)"
+        )
+    indices = _real_array(_PAIR[0], target[0])
+    q = _typed(_PAIR[1], target[1], _is_floating, "float", untyped_integers=True)
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    for title, a in zip(_PAIR, (indices, q), strict=True):
+        if a.ndim != x.ndim or a.shape[:-1] != samples:
+            raise ValueError(
+                f"{title} has shape {a.shape}, but {name} of shape {x.shape} with the class axis "
+                f"{axis} takes a pair (indices, probabilities) of shape {_and_k(samples)}"
+            )
+    if q.shape != indices.shape:
+        raise ValueError(
+            f"{_PAIR[1]} has shape {q.shape}, but must have that of {_PAIR[0]}, {indices.shape}: "
+            "the target is a pair (indices, probabilities)"
+        )
+    if _is_floating(indices.dtype):
+        kind = f"{_PAIR[0]} has dtype {indices.dtype} and the target is (indices, probabilities)"
+        indices = _whole_numbers(_PAIR[0], indices, x.shape[axis], kind)
+    elif indices.dtype.kind == "b":
+        raise _wrong_dtype(_PAIR[0], target[0], indices.dtype, "integer class indices")
+    if not _is_float(q):
+        wide = np.float32 if np.can_cast(q.dtype, np.float32) else np.float64
+        with np.errstate(all="ignore"):
+            q = q.astype(wide)
+    return indices, q
+
+
+def _whole_numbers(name: str, t: _Array, classes: int, what: str) -> _Array:
+    """Return class indices that are stored as floats; `what` they are, for messages."""
     indices = np.empty(t.shape, np.int64)
     flat = indices.reshape(-1)
     at = 0
@@ -398,16 +487,15 @@ def _whole_numbers(name: str, t: _Array, x: _Array, axis: int) -> _Array:
             i = int(np.argmin(whole))
             missing = " (missing values?)" if np.isnan(block[i]) else ""
             raise ValueError(
-                f"target{_position(at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
-                f"number: target has dtype {t.dtype} and the shape of class indices for {name} of "
-                f"shape {x.shape}"
+                f"{name}{_position(at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
+                f"number: {what}"
             )
         outside = (block < -(2.0**63)) | (block >= 2.0**63)
         if outside.any():
             i = int(np.argmax(outside))
             raise IndexError(
-                f"target{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
-                f"[0, {x.shape[axis]})"
+                f"{name}{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
+                f"[0, {classes})"
             )
         flat[at : at + block.size] = block
         at += block.size
@@ -454,8 +542,8 @@ def _check_one_hot(name: str, t: _Array, axis: int) -> None:
         message += f"; it is one-hot on axis {elsewhere}: pass axis={elsewhere}"
     elif name == "probabilities":
         message += (
-            "; for binary labels with one probability p each, pass np.stack([1 - p, p], -1) and "
-            "the labels as class indices, or logits to binary_cross_entropy_with_logits"
+            "; for binary labels with one probability each, use binary_cross_entropy, "
+            "or with logits binary_cross_entropy_with_logits"
         )
     else:
         message += "; for binary labels, one for each logit, use binary_cross_entropy_with_logits"
@@ -488,18 +576,18 @@ def _row_blocks(a: _Array, start: tuple[int, ...]) -> Iterator[tuple[tuple[int, 
     yield from _row_blocks(a[(*ahead, slice(half, None))], second)
 
 
-def _broadcast(name: str, a: _Array, x: _Array) -> _Array:
+def _broadcast(name: str, a: _Array, logits: str, x: _Array) -> _Array:
     try:
         return np.broadcast_to(a, x.shape)
     except ValueError:
         raise ValueError(
-            f"{name} has shape {a.shape}, which does not broadcast to that of logits, {x.shape}"
+            f"{name} has shape {a.shape}, which does not broadcast to that of {logits}, {x.shape}"
         ) from None
 
 
-def _suffix(name: str, a: _Array, x: _Array) -> _Array:
+def _suffix(name: str, a: _Array, logits: str, x: _Array) -> _Array:
     """Return `a` in a shape that the shape of `x` ends in, without broadcasting it if possible."""
-    full = _broadcast(name, a, x)
+    full = _broadcast(name, a, logits, x)
     shape = a.shape
     while shape and shape[0] == 1:
         shape = shape[1:]
@@ -568,17 +656,50 @@ def _output(
     out = np.asarray(value)
     if out.shape != x.shape:
         raise ValueError(f"{name} has shape {out.shape}, but {logits} has shape {x.shape}")
-    if not out.flags.writeable:
-        raise ValueError(f"{name} is read-only")
-    steps = zip(out.shape, out.strides, strict=True)
-    if out.size and any(n > 1 and step == 0 for n, step in steps):
-        raise ValueError(f"{name} overlaps itself: it has an axis of stride 0")
+    _check_writeable(name, out)
     if not _is_same(out, x) and _overlap(out, x):
         raise ValueError(f"{name} overlaps {logits} without being the same elements")
     for other, array in inputs.items():
         if array is not None and _overlap(out, np.asarray(array)):
             raise ValueError(f"{name} overlaps {other}")
     return value
+
+
+def _summary(
+    name: str,
+    value: object,
+    logits: str,
+    x: _Array,
+    axis: int,
+    dtype: np.dtype[Any],
+    inputs: dict[str, _Array | None],
+) -> _Array:
+    """Return a view of an array for one number of each sample."""
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a numpy.ndarray, not {type(value).__name__}")
+    if value.dtype.newbyteorder("=") != dtype.newbyteorder("="):
+        of = "" if name == "argmax_out" else f", that of {logits}"
+        raise TypeError(f"{name} has dtype {value.dtype}, but must have {dtype}{of}")
+    out = np.asarray(value).view()
+    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    if out.shape != samples:
+        raise ValueError(
+            f"{name} has shape {out.shape}, but must have shape {samples}: that of {logits}, "
+            f"{x.shape}, without the class axis {axis}"
+        )
+    _check_writeable(name, out)
+    for other, array in inputs.items():
+        if array is not None and _overlap(out, np.asarray(array)):
+            raise ValueError(f"{name} overlaps {other}")
+    return out
+
+
+def _check_writeable(name: str, out: _Array) -> None:
+    if not out.flags.writeable:
+        raise ValueError(f"{name} is read-only")
+    steps = zip(out.shape, out.strides, strict=True)
+    if out.size and any(n > 1 and step == 0 for n, step in steps):
+        raise ValueError(f"{name} overlaps itself: it has an axis of stride 0")
 
 
 def _is_same(a: _Array, b: _Array) -> bool:

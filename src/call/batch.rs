@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::call::layout::Layout;
+use crate::call::layout::{HalfRows, Layout};
 use crate::call::options::Options;
 use crate::error::{Error, Result, collected};
 use crate::math::Real;
@@ -72,6 +72,19 @@ pub enum Target<'a, T> {
     Indices(Indices<'a>),
     /// A probability for each value of the input.
     Probabilities(Input<'a, T>),
+    /// Probabilities of a few classes of each sample.
+    Sparse(Sparse<'a>),
+}
+
+/// A target with a few entries for each sample: a class and its probability. All other classes have probability 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Sparse<'a> {
+    /// The classes, sample after sample. An ignored index marks an empty entry.
+    pub indices: Indices<'a>,
+    /// The probabilities, in the same order.
+    pub probabilities: Floats<'a>,
+    /// How many entries each sample has.
+    pub entries: usize,
 }
 
 /// Numbers of any floating type.
@@ -129,6 +142,54 @@ impl<'a> Floats<'a> {
     }
 }
 
+/// Where numbers are written, in any floating type.
+#[derive(Clone, Copy, Debug)]
+pub enum FloatsOutput<'a> {
+    /// Half precision.
+    Half(Half, Output<'a, u16>),
+    /// `float32`
+    F32(Output<'a, f32>),
+    /// `float64`
+    F64(Output<'a, f64>),
+}
+
+impl FloatsOutput<'_> {
+    /// `n` places from place `at` on.
+    pub fn part(self, at: usize, n: usize) -> Self {
+        match self {
+            FloatsOutput::Half(half, x) => FloatsOutput::Half(half, x.part(at, n)),
+            FloatsOutput::F32(x) => FloatsOutput::F32(x.part(at, n)),
+            FloatsOutput::F64(x) => FloatsOutput::F64(x.part(at, n)),
+        }
+    }
+
+    /// Writes number `i`.
+    pub fn set(self, i: usize, x: f64) {
+        match self {
+            FloatsOutput::Half(half, array) => array.set(i, half.round(x as f32)),
+            FloatsOutput::F32(array) => array.set(i, x as f32),
+            FloatsOutput::F64(array) => array.set(i, x),
+        }
+    }
+}
+
+/// Arrays for what a softmax loss finds of each sample's logits on its way, of ignored samples too.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Summaries<'a> {
+    /// The logsumexp.
+    pub logsumexp: Option<FloatsOutput<'a>>,
+    /// The class of the largest logit: of the first one, or of the first NaN.
+    pub argmax: Option<Output<'a, i64>>,
+}
+
+impl Summaries<'_> {
+    /// Whether there are any.
+    #[inline(always)]
+    pub fn any(self) -> bool {
+        self.logsumexp.is_some() || self.argmax.is_some()
+    }
+}
+
 /// The arrays that results are written to.
 #[derive(Clone, Copy, Debug)]
 pub struct Outputs<'a, T> {
@@ -167,6 +228,8 @@ pub struct Batch<'a, T> {
     pub options: Options,
     /// The arrays that results are written to.
     pub outputs: Outputs<'a, T>,
+    /// Further arrays of softmax losses.
+    pub summaries: Summaries<'a>,
     /// The divisor of gradients ([`Options::divisor`]). NaN before the batch is checked.
     pub divisor: f64,
     /// Whether values and gradient of the whole call exceed the caches.
@@ -198,6 +261,7 @@ impl<'a, T: Real> Batch<'a, T> {
             sample_weight: None,
             options: Options::default(),
             outputs: Outputs { grad: None, hess: None, losses: None },
+            summaries: Summaries::default(),
             divisor: f64::NAN,
             large: false,
             shape: &[],
@@ -225,6 +289,7 @@ impl<'a, T: Real> Batch<'a, T> {
         batch.outputs.grad = grad.map(elsewhere);
         batch.outputs.hess = hess.map(elsewhere);
         batch.outputs.losses = losses.map(elsewhere);
+        batch.summaries = self.summaries;
         (batch.shape, batch.axis, batch.fresh) = (self.shape, self.axis, self.fresh);
         batch
     }
@@ -244,7 +309,8 @@ impl<'a, T: Real> Batch<'a, T> {
         self.large = 2 * self.samples * classes * size > process::cache_size();
         let total = match self.target {
             Target::Indices(indices) => {
-                let outside = with_indices!(indices, x => self.check_indices(x, samples))?;
+                let outside =
+                    with_indices!(indices, x => self.check_indices(x, "target", samples))?;
                 let all = outside == 0 && self.ignored_classes.is_empty();
                 if all && !self.is_weighted() { self.samples as f64 } else { self.total_weight()? }
             }
@@ -257,13 +323,24 @@ impl<'a, T: Real> Batch<'a, T> {
                 }
                 self.total_weight()?
             }
+            Target::Sparse(sparse) => {
+                let shape = [samples, &[sparse.entries]].concat();
+                with_indices!(sparse.indices, x => self.check_indices(x, "target[0]", &shape))?;
+                self.total_weight()?
+            }
         };
         self.divisor = self.options.divisor(total);
         Ok(())
     }
 
-    /// Checks that every index is a class or ignored. Returns how many are not a class.
-    fn check_indices<I: Index>(&self, indices: Input<'_, I>, shape: &[usize]) -> Result<usize> {
+    /// Checks that every index is a class or ignored. Returns how many are not a class. `name` and `shape` are the
+    /// array's, for messages.
+    fn check_indices<I: Index>(
+        &self,
+        indices: Input<'_, I>,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<usize> {
         let classes = self.classes as u64;
         // First a count, which needs no branches. Which index is wrong is found only if one is.
         let count = count(indices, |index| index.class() >= classes)?;
@@ -299,7 +376,7 @@ impl<'a, T: Real> Batch<'a, T> {
                 _ => format!(", or be one of ignore_index ({})", names.join(", ")),
             };
             return Err(Error::Index(format!(
-                "target{} is {value}, but a class index must be in [0, {}){or}",
+                "{name}{} is {value}, but a class index must be in [0, {}){or}",
                 position(i, shape),
                 self.classes,
             )));
@@ -324,15 +401,30 @@ impl<'a, T: Real> Batch<'a, T> {
         }
     }
 
-    /// The coefficient of a class in the loss of a sample, without the weight of a true class. It is float64, for
-    /// sums that overflow the values' type. Not for probabilities that are [`Converted`].
+    /// The logsumexp of a sample whose largest logit is infinite, or which has a NaN.
+    #[cold]
+    pub fn infinite_logsumexp(&self, sample: usize) -> f64 {
+        let mut most = f64::NEG_INFINITY;
+        for class in 0..self.classes {
+            let x = self.value(sample, class).to_f64();
+            if x.is_nan() {
+                return x;
+            }
+            most = most.max(x);
+        }
+        most
+    }
+
+    /// The coefficient of a class in the loss of a sample, without the weight of a true class or of the entries of a
+    /// sparse target. It is float64, for sums that overflow the values' type. Not for probabilities that are
+    /// [`Converted`].
     ///
     /// [`Converted`]: crate::call::layout::Converted
     pub fn coefficient(&self, sample: usize, class: usize) -> f64 {
         let smoothing = self.options.label_smoothing;
         let even = smoothing / self.classes as f64;
         let q = match self.target {
-            Target::Indices(_) => even,
+            Target::Indices(_) | Target::Sparse(_) => even,
             Target::Probabilities(q) => {
                 let place = self.layout.as_ref().and_then(|layout| layout.probabilities.as_ref());
                 let at = sample * self.classes + class;
@@ -370,11 +462,22 @@ impl<'a, T: Real> Batch<'a, T> {
         if let Target::Indices(indices) = self.target {
             part.target = Target::Indices(with_indices!(indices, x => x.part(at, n).into()));
         }
+        if let Target::Sparse(Sparse { indices, probabilities, entries }) = self.target {
+            let (at, n) = (at * entries, n * entries);
+            part.target = Target::Sparse(Sparse {
+                indices: with_indices!(indices, x => x.part(at, n).into()),
+                probabilities: probabilities.part(at, n),
+                entries,
+            });
+        }
         part.sample_weight = self.sample_weight.map(|weight| weight.part(at, n));
         // The losses of a batch that is converted may be empty: the tile sets its own.
         let losses = self.outputs.losses.filter(|losses| losses.len() >= at + n);
         let losses = losses.map(|losses| losses.part(at, n));
         part.outputs = Outputs { losses, grad: None, hess: None };
+        let Summaries { logsumexp, argmax } = self.summaries;
+        part.summaries.logsumexp = logsumexp.map(|array| array.part(at, n));
+        part.summaries.argmax = argmax.map(|array| array.part(at, n));
         part
     }
 
@@ -395,6 +498,11 @@ impl<'a, T: Real> Batch<'a, T> {
             counted += classes.iter().filter(|&&class| class != IGNORED).count();
         }
         Ok(counted as f64)
+    }
+
+    /// Values and gradient, if the kernel of rows converts them itself. Summaries need the values in float32.
+    pub fn half_rows(&self) -> Option<HalfRows<'a>> {
+        self.layout.as_ref()?.half_rows().filter(|_| !self.summaries.any())
     }
 
     /// Whether non-temporal stores should write the gradient: it exceeds the caches and is not written in place.
@@ -456,6 +564,25 @@ impl<'a, T: Real> Batch<'a, T> {
         } else {
             (0..n).for_each(|i| put(i, self.class_unless_ignored(indices, start + i)));
         }
+    }
+
+    /// Calls `put` with the class and the probability of each entry of a sample in a sparse target, but for empty
+    /// entries and those of probability 0.
+    #[inline(always)]
+    pub fn each_entry(&self, sample: usize, mut put: impl FnMut(usize, f64)) {
+        let Target::Sparse(Sparse { indices, probabilities, entries }) = self.target else {
+            return;
+        };
+        let probabilities = probabilities.part(sample * entries, entries);
+        with_indices!(indices, x => {
+            let (x, classes) = (x.part(sample * entries, entries), self.classes as u64);
+            for i in 0..entries {
+                let (class, q) = (x.get(i).class(), probabilities.get(i));
+                if class < classes && q != 0.0 && !self.ignored_classes.contains(&(class as usize)) {
+                    put(class as usize, q);
+                }
+            }
+        });
     }
 
     /// A sample's class index, [`IGNORED`] if it is ignored.

@@ -7,6 +7,7 @@
 //! | class indices, label smoothing, class weights | [`Shared`]: a vector for all samples |
 //! | probabilities | [`AsStored`] |
 //! | probabilities, with label smoothing or class weights | [`Soft`] |
+//! | a few entries a sample (sparse) | those of class indices; the entries stand apart, as a true class does |
 //!
 //! The coefficient of a true class stands apart: the weight of the class times `1 - label_smoothing`. Kernels are
 //! generic over [`Coefficients`], so that each reads no more memory than its target needs.
@@ -211,7 +212,7 @@ impl<'a, T: Real> Coefficients<T> for AsStored<'a, T> {
     fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> AsStored<'b, T> {
         match batch.target {
             Target::Probabilities(probabilities) => AsStored(probabilities),
-            Target::Indices(_) => *self,
+            Target::Indices(_) | Target::Sparse(_) => *self,
         }
     }
     #[inline(always)]
@@ -262,7 +263,7 @@ impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
     fn of<'b>(&'b self, batch: &'b Batch<'b, T>) -> Soft<'b, T> {
         match batch.target {
             Target::Probabilities(probabilities) => Soft { probabilities, ..*self },
-            Target::Indices(_) => *self,
+            Target::Indices(_) | Target::Sparse(_) => *self,
         }
     }
     #[inline(always)]

@@ -47,12 +47,14 @@ pub struct Layout<'a> {
     pub hess: Option<Place>,
     /// The arrays of another type, at the same places.
     pub converted: Option<Converted<'a>>,
+    /// Whether the target is sparse, and the kernel takes rows of probabilities.
+    pub sparse: bool,
 }
 
 impl<'a> Layout<'a> {
     /// Whether all arrays are contiguous rows of the batch's type.
     pub fn is_rows(&self) -> bool {
-        self.places().next().is_none() && !self.converts()
+        self.places().next().is_none() && !self.converts() && !self.sparse
     }
 
     /// Whether values are converted from another type.

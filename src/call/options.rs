@@ -40,6 +40,12 @@ pub struct Options {
     pub z_loss: f64,
     /// The exponent of focal loss, at least 0.
     pub gamma: f64,
+    /// The weight of positive elements in sigmoid focal loss, in [0, 1]. That of others is 1 less it. `None` for 1 each.
+    pub alpha: Option<f64>,
+    /// The exponent of generalized cross-entropy, in (0, 1].
+    pub q: f64,
+    /// The factor of `1 - p` in poly loss, finite.
+    pub epsilon: f64,
     /// How the losses of the samples are combined.
     pub reduction: Reduction,
     /// The divisor of the mean, in place of the sum of the weights.
@@ -82,6 +88,9 @@ impl Default for Options {
             label_smoothing: 0.0,
             z_loss: 0.0,
             gamma: 2.0,
+            alpha: None,
+            q: 0.7,
+            epsilon: 1.0,
             reduction: Reduction::Mean,
             denominator: None,
             log_base: 1.0,
@@ -115,6 +124,15 @@ impl Options {
                 return Err(out_of_range(name, "finite and at least 0", value));
             }
         }
+        if let Some(alpha) = self.alpha.filter(|alpha| !(0.0..=1.0).contains(alpha)) {
+            return Err(out_of_range("alpha", "in [0, 1] or None", alpha));
+        }
+        if !(self.q > 0.0 && self.q <= 1.0) {
+            return Err(out_of_range("q", "above 0 and at most 1", self.q));
+        }
+        if !self.epsilon.is_finite() {
+            return Err(out_of_range("epsilon", "finite", self.epsilon));
+        }
         if let Some(value) = &mut self.denominator {
             if value.is_nan() || *value < 0.0 {
                 return Err(out_of_range("denominator", "a number of at least 0", *value));
@@ -132,6 +150,15 @@ impl Options {
             Reduction::Mean => self.denominator.unwrap_or(total) * self.log_base,
             Reduction::Sum | Reduction::None => self.log_base,
         }
+    }
+
+    /// The reduced loss of a sum of losses.
+    pub fn reduced(&self, sum: f64, divisor: f64) -> f64 {
+        if sum == 0.0 && self.denominator.is_some() {
+            // Without a loss the result is 0 for any denominator, 0 included.
+            return 0.0;
+        }
+        sum / divisor
     }
 }
 
@@ -158,7 +185,15 @@ mod tests {
             assert_eq!(message(Options { gamma: value, ..default() }), of("gamma"));
             let expected = format!("label_smoothing must be in [0, 1], not {spelled}");
             assert_eq!(message(Options { label_smoothing: value, ..default() }), expected);
+            let expected = format!("alpha must be in [0, 1] or None, not {spelled}");
+            assert_eq!(message(Options { alpha: Some(value), ..default() }), expected);
         }
+        for value in [0.0, -0.5, 1.5, f64::NAN] {
+            let expected = format!("q must be above 0 and at most 1, not {}", spelled(value));
+            assert_eq!(message(Options { q: value, ..default() }), expected);
+        }
+        let infinite = Options { epsilon: f64::NEG_INFINITY, ..default() };
+        assert_eq!(message(infinite), "epsilon must be finite, not -inf");
         let negative = Options { denominator: Some(-1.0), ..default() };
         assert_eq!(message(negative), "denominator must be a number of at least 0, not -1.0");
         for base in [0.0, 1.0, -2.0, f64::NAN, f64::INFINITY] {

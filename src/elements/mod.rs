@@ -12,9 +12,16 @@
 //! instance of the loop for each type of numbers. The tail is a function of its own because it needs no
 //! speed: it runs at most once a block.
 //!
+//! Losses of values with a label each share the rest of a call, too ([`binary`]).
+//!
 //! Non-temporal stores must write whole cache lines, wherever the array begins. So the lanes of each
 //! vector are rotated, and a part of the vector waits for the next one (`LineWriter`). Vectors begin where
 //! their block begins: neither sums nor results depend on the arrays' addresses.
+
+pub mod binary;
+pub mod labels;
+pub mod mixed;
+pub mod probabilities;
 
 use std::ops::Range;
 
@@ -23,6 +30,9 @@ use crate::math::Real;
 use crate::reduce::{Sum, Total};
 use crate::simd::slices::lanes_from;
 use crate::simd::{Kernel, Output, Simd, Vector, fence};
+
+/// How far ahead of its use a number is prefetched, in bytes.
+pub const AHEAD: usize = 2048;
 
 /// The arithmetic of a loss.
 pub trait Elements<T: Real>: Copy {

@@ -3,14 +3,20 @@
 //! A loss is its file and its entry in [`LOSSES`]. The functions of the extension module, their keywords
 //! and the checks of their options follow from the entry (`python/`).
 
-pub mod binary;
+pub mod binary_cross_entropy;
+pub mod binary_cross_entropy_with_logits;
 pub mod cross_entropy;
 pub mod focal_loss;
+pub mod generalized_cross_entropy;
 pub mod log_loss;
+pub mod nll_loss;
+pub mod poly_loss;
+pub mod sigmoid_focal_loss;
 
 use crate::call::batch::{Batch, Target};
 use crate::call::coefficients::{AsStored, Coefficients, Even, Hard, Shared, Soft};
 use crate::call::options::Options;
+use crate::elements::binary::Formula;
 use crate::error::{Error, Result, collected, spelled};
 use crate::math::{Real, quotient};
 use crate::reduce;
@@ -35,9 +41,12 @@ pub const LOSSES: &[Loss] = &[
             Reduction,
             Denominator,
             Base,
+            LogsumexpOut,
+            ArgmaxOut,
         ],
         derivatives: 2,
         class_indices_only: None,
+        sparse_target: true,
         evaluate: Evaluate::OverClasses {
             f32: cross_entropy::cross_entropy,
             f64: cross_entropy::cross_entropy,
@@ -62,10 +71,56 @@ pub const LOSSES: &[Loss] = &[
         class_indices_only: Some(
             "the factor (1 - p)^gamma is of one true class, and a spread target has none",
         ),
+        sparse_target: false,
         evaluate: Evaluate::OverClasses {
             f32: focal_loss::focal_loss,
             f64: focal_loss::focal_loss,
         },
+    },
+    Loss {
+        name: "generalized_cross_entropy",
+        input: "logits",
+        second: "target",
+        keywords: &[
+            Q,
+            Axis,
+            Weight,
+            SampleWeight,
+            IgnoreIndex,
+            LabelSmoothing,
+            Reduction,
+            Denominator,
+        ],
+        derivatives: 1,
+        class_indices_only: Some(
+            "(1 - p^q) / q is of one true class, and a spread target has none",
+        ),
+        sparse_target: false,
+        evaluate: Evaluate::OverClasses {
+            f32: generalized_cross_entropy::generalized_cross_entropy,
+            f64: generalized_cross_entropy::generalized_cross_entropy,
+        },
+    },
+    Loss {
+        name: "poly_loss",
+        input: "logits",
+        second: "target",
+        keywords: &[
+            Epsilon,
+            Axis,
+            Weight,
+            SampleWeight,
+            IgnoreIndex,
+            LabelSmoothing,
+            Reduction,
+            Denominator,
+        ],
+        derivatives: 1,
+        class_indices_only: Some(
+            "epsilon (1 - p) is of one true class, and a spread target has none",
+        ),
+        sparse_target: false,
+        evaluate: Evaluate::OverClasses { f32: poly_loss::poly_loss, f64: poly_loss::poly_loss },
     },
     Loss {
         name: "log_loss",
@@ -83,10 +138,30 @@ pub const LOSSES: &[Loss] = &[
         ],
         derivatives: 2,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::OverClasses {
             f32: |batch| log_loss::log_loss(batch, batch.shape, batch.fresh),
             f64: |batch| log_loss::log_loss(batch, batch.shape, batch.fresh),
         },
+    },
+    Loss {
+        name: "nll_loss",
+        input: "log_probabilities",
+        second: "target",
+        keywords: &[
+            Axis,
+            Weight,
+            SampleWeight,
+            IgnoreIndex,
+            LabelSmoothing,
+            Reduction,
+            Denominator,
+            Base,
+        ],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::OverClasses { f32: nll_loss::nll_loss, f64: nll_loss::nll_loss },
     },
     Loss {
         name: "binary_cross_entropy_with_logits",
@@ -95,10 +170,36 @@ pub const LOSSES: &[Loss] = &[
         keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
         derivatives: 2,
         class_indices_only: None,
+        sparse_target: false,
         evaluate: Evaluate::ElementByElement {
-            f32: binary::binary_cross_entropy,
-            f64: binary::binary_cross_entropy,
-            mixed: |mixed| mixed.run(),
+            f32: binary_cross_entropy_with_logits::formula(),
+            f64: binary_cross_entropy_with_logits::formula(),
+        },
+    },
+    Loss {
+        name: "binary_cross_entropy",
+        input: "probabilities",
+        second: "target",
+        keywords: &[Weight, PosWeight, LabelSmoothing, Reduction, Denominator, Base, Where],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::ElementByElement {
+            f32: binary_cross_entropy::formula(),
+            f64: binary_cross_entropy::formula(),
+        },
+    },
+    Loss {
+        name: "sigmoid_focal_loss",
+        input: "logits",
+        second: "target",
+        keywords: &[Gamma, Alpha, Weight, Reduction, Denominator, Base, Where],
+        derivatives: 1,
+        class_indices_only: None,
+        sparse_target: false,
+        evaluate: Evaluate::ElementByElement {
+            f32: sigmoid_focal_loss::formula(),
+            f64: sigmoid_focal_loss::formula(),
         },
     },
 ];
@@ -118,6 +219,8 @@ pub struct Loss {
     pub derivatives: usize,
     /// For a loss whose target must be class indices without smoothing: the reason.
     pub class_indices_only: Option<&'static str>,
+    /// Whether its target may be a pair of class indices and probabilities ([`Target::Sparse`]).
+    pub sparse_target: bool,
     /// The functions that evaluate it.
     pub evaluate: Evaluate,
 }
@@ -130,8 +233,14 @@ pub const DERIVATIVES: usize = 2;
 pub enum Keyword {
     /// The class axis.
     Axis,
-    /// The exponent of focal loss.
+    /// The exponent of focal losses.
     Gamma,
+    /// The weight of positive elements in sigmoid focal loss.
+    Alpha,
+    /// The exponent of generalized cross-entropy.
+    Q,
+    /// The factor of `1 - p` in poly loss.
+    Epsilon,
     /// A weight for each class, or for each element.
     Weight,
     /// The weight of positive elements.
@@ -152,6 +261,10 @@ pub enum Keyword {
     Base,
     /// The elements that count.
     Where,
+    /// Where each sample's logsumexp goes.
+    LogsumexpOut,
+    /// Where the class of each sample's largest logit goes.
+    ArgmaxOut,
 }
 
 /// What kind of value a keyword takes.
@@ -175,6 +288,9 @@ impl Keyword {
         match self {
             Axis => "axis",
             Gamma => "gamma",
+            Alpha => "alpha",
+            Q => "q",
+            Epsilon => "epsilon",
             Weight => "weight",
             PosWeight => "pos_weight",
             SampleWeight => "sample_weight",
@@ -185,16 +301,18 @@ impl Keyword {
             Denominator => "denominator",
             Base => "base",
             Where => "where",
+            LogsumexpOut => "logsumexp_out",
+            ArgmaxOut => "argmax_out",
         }
     }
 
     /// What kind of value it takes.
     pub const fn kind(self) -> Kind {
         match self {
-            Weight | PosWeight | SampleWeight | Where => Kind::Array,
+            Weight | PosWeight | SampleWeight | Where | LogsumexpOut | ArgmaxOut => Kind::Array,
             Axis | IgnoreIndex => Kind::Int,
-            Gamma | LabelSmoothing | ZLoss => Kind::Number,
-            Denominator | Base => Kind::OptionalNumber,
+            Gamma | Q | Epsilon | LabelSmoothing | ZLoss => Kind::Number,
+            Alpha | Denominator | Base => Kind::OptionalNumber,
             Reduction => Kind::Word,
         }
     }
@@ -213,22 +331,14 @@ pub enum Evaluate {
     /// A loss without a class axis.
     ElementByElement {
         /// For `float32`.
-        f32: ElementByElement<f32>,
-        /// For `float64`.
-        f64: ElementByElement<f64>,
-        /// For arrays of several types, converted a part at a time.
-        mixed: InParts,
+        f32: Formula<f32>,
+        /// For `float64`, and for `float32` beside labels or weights of `float64`.
+        f64: Formula<f64>,
     },
 }
 
 /// Evaluates a loss of samples by classes.
 pub type OverClasses<T> = fn(&Batch<'_, T>) -> Result<f64>;
-
-/// Evaluates a loss without a class axis.
-pub type ElementByElement<T> = fn(&binary::Binary<'_, T>) -> Result<f64>;
-
-/// Evaluates a loss without a class axis of arrays of several types, converted a part at a time.
-pub type InParts = fn(&binary::Mixed<'_>) -> Result<f64>;
 
 impl Loss {
     /// The loss of this name.
@@ -253,18 +363,22 @@ impl Loss {
     #[inline]
     pub fn check_target<T>(&self, target: &Target<'_, T>) -> Result<()> {
         match (self.class_indices_only, target) {
-            (Some(reason), Target::Probabilities(_)) => Err(Error::Type(format!(
-                "{} takes no probabilities as target: {reason}; target must be class indices, of the \
+            (Some(reason), Target::Probabilities(_) | Target::Sparse(_)) => {
+                Err(Error::Type(format!(
+                    "{} takes no probabilities as target: {reason}; target must be class indices, of the \
                  shape of {} without the class axis",
+                    self.name, self.input,
+                )))
+            }
+            (None, Target::Sparse(_)) if !self.sparse_target => Err(Error::Type(format!(
+                "{} takes no pair (indices, probabilities) as target: target must be class indices, of the \
+                 shape of {} without the class axis, or probabilities of its shape",
                 self.name, self.input,
             ))),
             _ => Ok(()),
         }
     }
 }
-
-/// How far ahead of its use a number is prefetched, in bytes.
-const AHEAD: usize = 2048;
 
 /// A loss of samples by classes, generic over how the target is stored.
 trait ClassLoss<T: Real> {
@@ -294,12 +408,17 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             if few { loss.run_few($coefficients, $total) } else { loss.run($coefficients, $total) }
         };
     }
-    let sum = match batch.target {
-        Target::Indices(_) if smoothing == 0.0 => run!(Hard, 0.0),
-        Target::Indices(_) if batch.weight.is_none() => {
+    let target = match batch.target {
+        // Each tile makes rows of probabilities of it.
+        Target::Sparse(_) if few => Target::Probabilities(Input::from_slice(&[])),
+        other => other,
+    };
+    let sum = match target {
+        Target::Indices(_) | Target::Sparse(_) if smoothing == 0.0 => run!(Hard, 0.0),
+        Target::Indices(_) | Target::Sparse(_) if batch.weight.is_none() => {
             run!(Even(T::from_f64(even)), smoothing)
         }
-        Target::Indices(_) => {
+        Target::Indices(_) | Target::Sparse(_) => {
             let weights = scaled(even);
             let total = reduce::sum(weights.iter().map(|weight| weight.to_f64()));
             run!(Shared(Input::from_slice(&weights)), total)
@@ -324,14 +443,60 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             run!(soft, 0.0)
         }
     }?;
-    Ok(reduced(sum, batch.divisor, &batch.options))
+    Ok(batch.options.reduced(sum, batch.divisor))
 }
 
-/// The reduced loss of a sum of losses.
-fn reduced(sum: f64, divisor: f64, options: &Options) -> f64 {
-    if sum == 0.0 && options.denominator.is_some() {
-        // Without a loss the result is 0 for any denominator, 0 included.
-        return 0.0;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::batch::{Indices, Outputs};
+    use crate::call::options::Reduction;
+    use crate::simd::Output;
+    use crate::softmax::Limits;
+
+    /// `-log p`
+    pub fn surprisal(p: f64) -> f64 {
+        -p.ln()
     }
-    sum / divisor
+
+    /// Checks a loss that is a function of the true class's probability: its value, and its gradient by the
+    /// derivative in `-log p`, at few and at many classes.
+    pub fn losses_and_gradients(
+        options: impl Fn(&mut Batch<'_, f64>),
+        evaluate: OverClasses<f64>,
+        loss: impl Fn(f64) -> f64,
+        slope: impl Fn(f64) -> f64,
+    ) where
+        f64: Limits,
+    {
+        for classes in [3, 300] {
+            let samples = 19;
+            let logits: Vec<f64> =
+                (0..samples * classes).map(|i| (i as f64 * 1.37).sin() * 4.0).collect();
+            let target: Vec<u16> = (0..samples).map(|i| (i * 7 % classes) as u16).collect();
+            let (mut grad, mut losses) = (vec![0.0; logits.len()], vec![0.0; samples]);
+            let indices = Target::Indices(Indices::U16(Input::from_slice(&target)));
+            let mut batch = Batch::of_rows(Input::from_slice(&logits), classes, indices);
+            batch.outputs = Outputs {
+                grad: Some(Output::from_slice(&mut grad)),
+                hess: None,
+                losses: Some(Output::from_slice(&mut losses)),
+            };
+            batch.options.reduction = Reduction::None;
+            options(&mut batch);
+            batch.check(None, &[samples]).unwrap();
+            evaluate(&batch).unwrap();
+            for (i, row) in logits.chunks(classes).enumerate() {
+                let sum: f64 = row.iter().map(|x| x.exp()).sum();
+                let class = usize::from(target[i]);
+                let p = row[class].exp() / sum;
+                assert!((losses[i] - loss(p)).abs() <= 1e-13 * loss(p).abs().max(1.0));
+                for c in 0..classes {
+                    let plain = row[c].exp() / sum - f64::from(u8::from(c == class));
+                    let g = grad[i * classes + c];
+                    assert!((g - slope(p) * plain).abs() <= 1e-13 * plain.abs(), "{g}");
+                }
+            }
+        }
+    }
 }

@@ -218,6 +218,18 @@ impl<S: Simd, T: Real> Exp<S, T> {
         s.function(Of::<S, T, SHIFTED> { exp: self, x })
     }
 
+    /// [`Exp::of`], and its rounding error: the two together err by some hundredths of a unit in the last place.
+    #[inline(always)]
+    pub fn of_with_error<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
+        self.end_with_error(s, self.begin::<SHIFTED>(s, x))
+    }
+
+    /// The second step of [`Exp::of_with_error`].
+    #[inline(always)]
+    pub fn end_with_error(&self, s: S, reduced: [T::V<S>; 2]) -> [T::V<S>; 2] {
+        exponential_with_error::<S, T>(s, reduced, self.table)
+    }
+
     /// The first step of [`Exp::of`]; see [`Simd::TOGETHER`].
     #[inline(always)]
     pub fn begin<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
@@ -235,6 +247,12 @@ impl<S: Simd, T: Real> Exp<S, T> {
     #[inline(always)]
     pub fn of_below(&self, s: S, x: T::V<S>) -> T::V<S> {
         s.function(OfBelow { exp: self, x })
+    }
+
+    /// [`Exp::of_below`], and its rounding error.
+    #[inline(always)]
+    pub fn of_below_in_parts(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
+        s.function(OfBelowInParts { exp: self, x })
     }
 
     /// `[u, r]` for a `sum` of these exponentials: `log(sum) - reference` is `log(u) - r`, in nats.
@@ -268,6 +286,23 @@ impl<S: Simd, T: Real> Function<S> for OfBelow<'_, S, T> {
     fn eval(self, s: S) -> T::V<S> {
         let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
         exp.end(s, reduce::<S, T>(s, exp.low.max(self.x), round))
+    }
+}
+
+struct OfBelowInParts<'e, S: Simd, T: Real> {
+    exp: &'e Exp<S, T>,
+    x: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for OfBelowInParts<'_, S, T> {
+    type Output = [T::V<S>; 2];
+    #[inline(always)]
+    fn eval(self, s: S) -> [T::V<S>; 2] {
+        let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
+        let reduced = reduce::<S, T>(s, exp.low.max(self.x), round);
+        let [power, less_one] = factors::<S, T>(s, reduced, exp.table);
+        let e = power.mul_add(less_one, power);
+        [e, power.fma(less_one, power.sub(e))]
     }
 }
 
@@ -322,6 +357,33 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     }
 }
 
+impl<S: Simd, T: Real> LaneExp<S, T> {
+    /// [`LaneExp::of`], and its rounding error.
+    #[inline(always)]
+    pub fn of_with_error<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
+        s.function(LaneWithError::<S, T, SHIFTED> { exp: self, x })
+    }
+}
+
+struct LaneWithError<'e, S: Simd, T: Real, const SHIFTED: bool> {
+    exp: &'e LaneExp<S, T>,
+    x: T::V<S>,
+}
+
+impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for LaneWithError<'_, S, T, SHIFTED> {
+    type Output = [T::V<S>; 2];
+    #[inline(always)]
+    fn eval(self, s: S) -> [T::V<S>; 2] {
+        let LaneWithError { exp, x } = self;
+        let x = if SHIFTED { x.sub(exp.shift) } else { x };
+        let table = T::V::<S>::from_lanes(s, T::TABLE);
+        let reduced = reduce::<S, T>(s, x, exp.round);
+        let [e, error] = exponential_with_error::<S, T>(s, reduced, table);
+        let kept = x.not_lt(exp.low);
+        [e.keep(s, kept), error.keep(s, kept)]
+    }
+}
+
 struct LaneOf<'e, S: Simd, T: Real, const SHIFTED: bool> {
     exp: &'e LaneExp<S, T>,
     x: T::V<S>,
@@ -365,6 +427,30 @@ pub fn exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
     exponential::<S, T>(s, [steps, r.add(low)], T::V::<S>::from_lanes(s, T::TABLE))
 }
 
+/// `e^z` and `e^z - 1` for `z = x + low <= 0`, where `low` is at most a rounding error of `x`. Each is as accurate as
+/// the other; NaN at NaN. `e^z` is 0 where it is below the normal numbers.
+#[inline(always)]
+pub fn exp_and_less_one<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> [T::V<S>; 2] {
+    let least = (1 - T::MAX_EXPONENT) as f64 * std::f64::consts::LN_2;
+    let least = T::V::<S>::splat(s, T::from_f64(least));
+    let far = x.lt(least);
+    let [steps, r] = reduce::<S, T>(s, least.max(x), T::V::<S>::splat(s, T::ROUND));
+    let table = T::V::<S>::from_lanes(s, T::TABLE);
+    let r = r.add(low.clear(s, far));
+    // A Taylor series: relative to `r`, the error of the shorter one of `e^r` would be some units in the last place.
+    let mut series = T::V::<S>::splat(s, T::from_f64(1.0 / 3_628_800.0));
+    for factorial in [362_880.0, 40_320.0, 5_040.0, 720.0, 120.0, 24.0, 6.0, 2.0] {
+        series = series.mul_add(r, T::V::<S>::splat(s, T::from_f64(1.0 / factorial)));
+    }
+    let power = power_of_step::<S, T>(s, steps, table);
+    let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
+    let less_one = series.mul(r).mul_add(r, r.add(rest));
+    let one = T::V::<S>::splat(s, T::from_f64(1.0));
+    // A power of two next to 1 cancels exactly, and is 1 where `x` is small.
+    let e = power.mul_add(less_one, power).clear(s, far);
+    [e, power.mul_add(less_one, power.sub(one))]
+}
+
 /// `n L + j` in the lowest bits, beside what `round` has, and `r`.
 #[inline(always)]
 fn reduce<S: Simd, T: Real>(s: S, x: T::V<S>, round: T::V<S>) -> [T::V<S>; 2] {
@@ -376,16 +462,41 @@ fn reduce<S: Simd, T: Real>(s: S, x: T::V<S>, round: T::V<S>) -> [T::V<S>; 2] {
 
 /// `2^(n + j / L) e^r`, scaled as the table is and by what `round` had beside [`ExpFloat::ROUND`].
 #[inline(always)]
-fn exponential<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> T::V<S> {
+fn exponential<S: Simd, T: Real>(s: S, reduced: [T::V<S>; 2], table: T::V<S>) -> T::V<S> {
+    let [power, less_one] = factors::<S, T>(s, reduced, table);
+    power.mul_add(less_one, power)
+}
+
+/// [`exponential`], and its last rounding error.
+#[inline(always)]
+fn exponential_with_error<S: Simd, T: Real>(
+    s: S,
+    reduced: [T::V<S>; 2],
+    table: T::V<S>,
+) -> [T::V<S>; 2] {
+    let [power, less_one] = factors::<S, T>(s, reduced, table);
+    let e = power.mul_add(less_one, power);
+    // The difference is exact: `e` is near `power`.
+    [e, power.mul_add(less_one, power.sub(e))]
+}
+
+/// The power of two of [`exponential`], and `e^r - 1`.
+#[inline(always)]
+fn factors<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> [T::V<S>; 2] {
     let mut series = T::V::<S>::splat(s, T::SERIES[T::SERIES.len() - 1]);
     for &c in T::SERIES.iter().rev().skip(1) {
         series = series.mul_add(r, T::V::<S>::splat(s, c));
     }
     let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
     let less_one = series.mul(r).mul_add(r, r.add(rest));
+    [power_of_step::<S, T>(s, steps, table), less_one]
+}
+
+/// `2^(n + j / L)`, scaled as [`exponential`].
+#[inline(always)]
+fn power_of_step<S: Simd, T: Real>(_: S, steps: T::V<S>, table: T::V<S>) -> T::V<S> {
     let exponent = steps.bits_shl(T::MANTISSA_BITS - T::LANE_BITS);
-    let power = table.permute(steps).bits_add(exponent);
-    power.mul_add(less_one, power)
+    table.permute(steps).bits_add(exponent)
 }
 
 #[cfg(test)]
@@ -414,6 +525,46 @@ mod tests {
                 }
             }
             worst
+        }
+    }
+
+    /// [`exp_and_less_one`] of numbers, a vector of each.
+    struct LessOne<'a>(&'a [f64]);
+
+    impl Kernel for LessOne<'_> {
+        type Output = Vec<[f64; 2]>;
+        #[inline(always)]
+        fn eval<S: Simd>(self, s: S) -> Vec<[f64; 2]> {
+            let mut results = vec![];
+            for &x in self.0 {
+                let x = S::V64::splat(s, x);
+                let [e, less_one] = exp_and_less_one::<S, f64>(s, x, S::V64::splat(s, 0.0));
+                results.push([e.to_lanes()[0], less_one.to_lanes()[0]]);
+            }
+            results
+        }
+    }
+
+    #[test]
+    fn less_one() {
+        let mut numbers = vec![0.0, -0.0, -1e-300, -5e-324];
+        for i in 1..20_000 {
+            numbers.push(-f64::from(i) / 9_000.0);
+            numbers.push(-2f64.powf(f64::from(i) / 300.0 - 57.0));
+        }
+        for level in Level::available() {
+            for (x, [e, less_one]) in numbers.iter().zip(enter(level, LessOne(&numbers))) {
+                // The system's functions err themselves by up to one ULP.
+                let exact = x.exp_m1();
+                let error = (less_one - exact).abs();
+                assert!(error <= 5e-16 * exact.abs(), "{x}: {less_one} {exact}");
+                let exact = if *x < -708.39 { 0.0 } else { x.exp() };
+                assert!((e - exact).abs() <= 4.5e-16 * exact, "{x}: {e} {exact}");
+            }
+            let ends = [f64::NEG_INFINITY, -1e300, -745.0, f64::NAN];
+            let [a, b, c, nan] = enter(level, LessOne(&ends))[..] else { panic!() };
+            assert_eq!([a, b, c], [[0.0, -1.0]; 3]);
+            assert!(nan.iter().all(|x| x.is_nan()));
         }
     }
 

@@ -18,9 +18,9 @@
 
 use crate::simd::{Float, Function, Simd, Vector};
 
-use super::Real;
+use super::{Real, sum_error};
 
-/// The largest error of [`log`], [`log1p`] and [`log1p_unit`] in ULP.
+/// The largest error of [`log`], [`log1p`], [`log1p_unit`] and [`log_either`] in ULP.
 pub const MAX_ULP: f64 = 2.0;
 
 /// What the logarithm knows of a type; printed by `tools/coefficients.py`.
@@ -274,6 +274,48 @@ pub fn log<S: Simd, T: Real>(s: S, x: T::V<S>) -> T::V<S> {
     T::V::<S>::select(x.eq(zero), zero.sub(inf), result)
 }
 
+/// `log(p)` where `positive` is set, `log(1 - p)` elsewhere, for `p` in [0, 1]: -inf at 0, NaN at NaN. Where `positive`
+/// is set, it has the bits of [`log`].
+///
+/// `1 - p` is rounded only to find `n` and `a`, as in [`log1p`].
+#[inline(always)]
+pub fn log_either<S: Simd, T: Real>(s: S, p: T::V<S>, positive: Mask<S, T>) -> T::V<S> {
+    s.function(LogEither::<S, T> { p, positive })
+}
+
+type Mask<S, T> = <<T as Float>::V<S> as Vector<S, T>>::Mask;
+
+struct LogEither<S: Simd, T: Real> {
+    p: T::V<S>,
+    positive: Mask<S, T>,
+}
+
+impl<S: Simd, T: Real> Function<S> for LogEither<S, T> {
+    type Output = T::V<S>;
+    #[inline(always)]
+    fn eval(self, s: S) -> T::V<S> {
+        let LogEither { p, positive } = self;
+        let [smallest, power, exponent] = T::SUBNORMAL.map(|c| T::V::<S>::splat(s, c));
+        let zero = T::V::<S>::splat(s, T::default());
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        let x = T::V::<S>::select(positive, p, one.sub(p));
+        let exact = T::V::<S>::select(positive, p, zero.sub(p));
+        let subnormal = x.lt(smallest);
+        let [normal, exact] = [x, exact].map(|x| T::V::<S>::select(subnormal, x.mul(power), x));
+        let [n, bits, a, log] = nearest::<S, T>(s, normal);
+        let n = T::V::<S>::select(subnormal, n.sub(exponent), n);
+        let a = a.bits_sub(bits);
+        let less_one = T::V::<S>::select(positive, zero, a).sub(one);
+        let f = a.fma(exact, less_one);
+        let result = combine::<S, T>(s, n, log, f, f);
+        T::V::<S>::select(
+            x.eq(zero),
+            zero.sub(T::V::<S>::splat(s, T::from_f64(f64::INFINITY))),
+            result,
+        )
+    }
+}
+
 /// `log(1 + r)` for `0 <= r` up to 1e30 (float64: 1e300); NaN at NaN.
 #[inline(always)]
 pub fn log1p<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
@@ -288,6 +330,31 @@ pub fn log1p_and<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> T::V<S> 
     combine::<S, T>(s, n, log, f, f.add(small))
 }
 
+/// `log(1 + r) + small` in two parts, whose sum errs by some hundredths of a unit in the last place.
+#[inline(always)]
+pub fn log1p_parts<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> [T::V<S>; 2] {
+    let one = T::V::<S>::splat(s, T::from_f64(1.0));
+    let [n, bits, a, log] = nearest::<S, T>(s, r.add(one));
+    let a = a.bits_sub(bits);
+    // f = r a + (a - 1), and the rounding errors of both sums.
+    let product = r.mul(a);
+    let less_one = a.sub(one);
+    let f = product.add(less_one);
+    let f_low = sum_error::<S, T>(product, less_one, f)
+        .add(r.fma(a, T::V::<S>::splat(s, T::default()).sub(product)));
+    let f_low = f_low.add(sum_error::<S, T>(a, T::V::<S>::splat(s, T::from_f64(-1.0)), less_one));
+    let [ln2, ln2_low] = T::LN2.map(|part| T::V::<S>::splat(s, part));
+    // The product is exact, and so are the errors of the two sums.
+    let coarse = n.mul_add(ln2, log);
+    let coarse_low = sum_error::<S, T>(n.mul(ln2), log, coarse);
+    let high = coarse.add(f);
+    let low = sum_error::<S, T>(coarse, f, high);
+    let low = low.add(coarse_low).add(n.mul_add(ln2_low, f_low).add(small));
+    let tail = series::<S, T>(s, f, low);
+    let sum = high.add(tail);
+    [sum, tail.sub(sum.sub(high))]
+}
+
 /// `n`, `-log(a)` and `f` of `1 + r`.
 #[inline(always)]
 fn above_one<S: Simd, T: Real>(s: S, r: T::V<S>) -> [T::V<S>; 3] {
@@ -300,13 +367,29 @@ fn above_one<S: Simd, T: Real>(s: S, r: T::V<S>) -> [T::V<S>; 3] {
 /// `log(1 + r)` for `r` in [0, 1]; NaN at NaN.
 #[inline(always)]
 pub fn log1p_unit<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
+    let [log, f] = unit::<S, T>(s, r);
+    log.add(series::<S, T>(s, f, f))
+}
+
+/// `log(1 + r) + small` in two parts, the second about the rounding error of the first, for `r` in [0, 1]; `small` is
+/// below the last place of `r`.
+#[inline(always)]
+pub fn log1p_unit_in_parts<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> [T::V<S>; 2] {
+    let [log, f] = unit::<S, T>(s, r);
+    let tail = series::<S, T>(s, f, f.add(small));
+    let sum = log.add(tail);
+    [sum, tail.sub(sum.sub(log))]
+}
+
+/// `-log(a)` and `f` of `1 + r`, for `r` in [0, 1].
+#[inline(always)]
+fn unit<S: Simd, T: Real>(s: S, r: T::V<S>) -> [T::V<S>; 2] {
     let steps = T::V::<S>::splat(s, T::from_f64((T::LANES - 1) as f64));
     // Rounded to an integer in the lowest bits, as in `Exp`.
     let nearest = r.mul_add(steps, T::V::<S>::splat(s, T::ROUND));
     let a = T::V::<S>::from_lanes(s, T::UNIT[0]).permute(nearest);
     let log = T::V::<S>::from_lanes(s, T::UNIT[1]).permute(nearest);
-    let f = a.fma(r, a.sub(T::V::<S>::splat(s, T::from_f64(1.0))));
-    log.add(series::<S, T>(s, f, f))
+    [log, a.fma(r, a.sub(T::V::<S>::splat(s, T::from_f64(1.0))))]
 }
 
 /// [`log`] of one number, with the bits that a vector would give.
@@ -409,6 +492,53 @@ mod tests {
             let ends = enter(level, Unit(vec![0.0, 1.0, f64::NAN]));
             assert_eq!(ends[..2], [0.0, std::f64::consts::LN_2]);
             assert!(ends[2].is_nan());
+        }
+    }
+
+    /// `log p` and `log(1 - p)` of each number.
+    struct Either<T>(Vec<T>);
+
+    impl<T: Real> Kernel for Either<T> {
+        type Output = Vec<[T; 2]>;
+        #[inline(always)]
+        fn eval<S: Simd>(self, s: S) -> Vec<[T; 2]> {
+            let mut all = vec![];
+            for p in self.0 {
+                let p = T::V::<S>::splat(s, p);
+                let masks = [T::ALL, 0].map(|lanes| T::V::<S>::mask(s, lanes));
+                let logs = masks.map(|mask| log_either::<S, T>(s, p, mask));
+                all.push(logs.map(|log| log.to_lanes().as_ref()[0]));
+            }
+            all
+        }
+    }
+
+    #[test]
+    fn errors_of_either() {
+        let numbers: Vec<f64> = numbers().into_iter().filter(|&x| x <= 1.0).collect();
+        let float32: Vec<f32> = numbers.iter().map(|&x| x as f32).collect();
+        for level in Level::available() {
+            let mut worst = [0.0f64; 4];
+            for (p, [a, b]) in float32.iter().zip(enter(level, Either(float32.clone()))) {
+                let p = f64::from(*p);
+                if 0.0 < p && p < 1.0 {
+                    worst[0] = worst[0].max(ulps(a, p.ln()));
+                    if p >= f32::MIN_POSITIVE.into() {
+                        worst[1] = worst[1].max(ulps(b, (-p).ln_1p()));
+                    }
+                }
+            }
+            for (p, [a, b]) in numbers.iter().zip(enter(level, Either(numbers.clone()))) {
+                if *p < 1.0 {
+                    worst[2] = worst[2].max(ulps(a, p.ln()));
+                    worst[3] = worst[3].max(ulps(b, (-p).ln_1p()));
+                }
+            }
+            println!("{}: {worst:.2?}", level.name());
+            assert!(worst.iter().all(|&w| w <= MAX_ULP), "{worst:?}");
+            let ends = enter(level, Either(vec![0.0, 1.0, f64::NAN]));
+            assert_eq!(ends[..2], [[f64::NEG_INFINITY, 0.0], [0.0, f64::NEG_INFINITY]]);
+            assert!(ends[2].iter().all(|x| x.is_nan()));
         }
     }
 

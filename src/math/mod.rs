@@ -48,6 +48,18 @@ pub fn times<S: Simd, T: Real>(x: T::V<S>, [high, low]: [T::V<S>; 2]) -> T::V<S>
     x.fma(high, x.mul(low))
 }
 
+/// A product of two numbers, each in two parts: rounded, and its rounding error.
+#[inline(always)]
+pub fn product<S: Simd, T: Real>(
+    s: S,
+    [a, a_low]: [T::V<S>; 2],
+    [b, b_low]: [T::V<S>; 2],
+) -> [T::V<S>; 2] {
+    let high = a.mul(b);
+    let error = a.fma(b, T::V::<S>::splat(s, T::default()).sub(high));
+    [high, error.add(a.mul_add(b_low, a_low.mul(b)))]
+}
+
 /// The distance of `actual` from the exact value, in units in the last place of `T` there.
 #[cfg(test)]
 pub(crate) fn ulps<T: Real>(actual: T, exact: f64) -> f64 {

@@ -367,6 +367,12 @@ impl<'a> View<'a> {
         self.data == other.data && axes.all(|(&n, (a, b))| n <= 1 || a == b)
     }
 
+    /// Whether the caller may have results written here: to a contiguous array that is disjoint from all of
+    /// `others`.
+    pub fn is_apart_from(&self, others: &[Option<&View<'_>>]) -> bool {
+        self.writeable && !others.iter().flatten().any(|other| self.overlaps(other))
+    }
+
     /// Whether the caller may have results written here: like `model`, disjoint from all of
     /// `others`, and from `model` too unless it is the very same memory.
     pub fn fits(&self, model: &View<'_>, others: &[Option<&View<'_>>]) -> bool {

@@ -34,10 +34,10 @@ impl<'py> Call<'_, 'py> {
         keywords: Keywords<'_, 'py>,
     ) -> Result<Bound<'py, PyAny>, Stop> {
         check_variables()?;
-        match self.loss.evaluate {
-            Evaluate::OverClasses { f32, f64 } => classes::evaluate::<S>(self, keywords, f32, f64),
-            Evaluate::ElementByElement { f32, f64, mixed } => {
-                elements::evaluate::<S>(self, keywords, f32, f64, mixed)
+        match &self.loss.evaluate {
+            &Evaluate::OverClasses { f32, f64 } => classes::evaluate::<S>(self, keywords, f32, f64),
+            Evaluate::ElementByElement { f32, f64 } => {
+                elements::evaluate::<S>(self, keywords, f32, f64)
             }
         }
     }

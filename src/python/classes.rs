@@ -2,18 +2,20 @@
 //! the loss.
 
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use super::arrays::{Arrays, Number, Room, Source, View, is_beyond_float32, is_exact};
 use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::{Results, Slot};
-use crate::call::batch::{Batch, Floats, Target};
+use crate::call::batch::{Batch, Floats, FloatsOutput, Sparse, Summaries, Target};
 use crate::call::dtype::Dtype;
 use crate::call::layout::{Converted, Layout};
 use crate::call::options::Options;
 use crate::losses::OverClasses;
 use crate::simd::Input;
+use crate::softmax::route::MOST_CLASSES;
 
 /// Evaluates the loss at the type of its values.
 #[inline(always)]
@@ -55,13 +57,27 @@ fn typed<'py, T: Number, S: Source>(
         &both
     };
 
-    let mut rooms = [const { Room::new() }; 5];
-    let [target, weight, sample_weight, out, hess_out] = rooms.each_mut();
-    let stored = S::view(call.target, target)?;
     let is_half = matches!(values.dtype, Dtype::Half(_));
+    let mut rooms = [const { Room::new() }; 8];
+    let [target, probabilities, weight, sample_weight, out, hess_out, logsumexp, argmax] =
+        rooms.each_mut();
+    // A pair of class indices and probabilities; or one array, class indices or probabilities.
+    let pair = match call.target.cast_exact::<PyTuple>() {
+        Ok(pair) if pair.len() == 2 => Some([pair.get_item(0)?, pair.get_item(1)?]),
+        Ok(_) => return Err(Stop::NotImplemented),
+        Err(_) => None,
+    };
+    let (target_array, second) = match &pair {
+        Some([indices, probabilities]) => (indices, Some(probabilities)),
+        None => (call.target, None),
+    };
+    let stored = S::view(target_array, target)?;
+    let probabilities = View::optional::<S>(second, probabilities)?;
     let weight = View::optional::<S>(keywords.weight, weight)?;
     let sample_weight = View::optional::<S>(keywords.sample_weight, sample_weight)?;
-    let target = if stored.shape == samples_shape && stored.contiguous {
+    let target = if let Some(probabilities) = &probabilities {
+        Target::Sparse(sparse(&stored, probabilities, samples_shape)?)
+    } else if stored.shape == samples_shape && stored.contiguous {
         Target::Indices(stored.indices().ok_or(Stop::NotImplemented)?)
     } else if stored.shape == shape && stored.dtype == T::DTYPE {
         Target::Probabilities(stored.input())
@@ -83,17 +99,51 @@ fn typed<'py, T: Number, S: Source>(
     let out = View::optional_strided::<S>(call.out, out)?;
     let hess_out = View::optional_strided::<S>(call.hess_out, hess_out)?;
     let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
-        let others = [Some(&stored), weight.as_ref(), sample_weight.as_ref(), other.as_ref()];
+        let inputs = [Some(&stored), probabilities.as_ref(), weight.as_ref()];
+        let others = [inputs[0], inputs[1], inputs[2], sample_weight.as_ref(), other.as_ref()];
         view.as_ref().is_none_or(|view| view.fits(values, &others))
     };
     if !fits(&out, &hess_out) || !fits(&hess_out, &None) {
         return Err(Stop::NotImplemented);
     }
+    let logsumexp = View::optional::<S>(keywords.logsumexp_out, logsumexp)?;
+    let argmax = View::optional::<S>(keywords.argmax_out, argmax)?;
+    let mut summaries = Summaries::default();
+    if logsumexp.is_some() || argmax.is_some() {
+        let all = [Some(values), Some(&stored), probabilities.as_ref(), weight.as_ref()];
+        let all = [all, [sample_weight.as_ref(), out.as_ref(), hess_out.as_ref(), argmax.as_ref()]];
+        let fits = |view: &View<'_>, dtype, others: &[_]| {
+            view.shape == samples_shape && view.dtype == dtype && view.is_apart_from(others)
+        };
+        if let Some(view) = &logsumexp {
+            if !fits(view, values.dtype, all.as_flattened()) {
+                return Err(Stop::NotImplemented);
+            }
+            summaries.logsumexp = Some(match view.dtype {
+                Dtype::Half(half) => FloatsOutput::Half(half, view.output()),
+                Dtype::F32 => FloatsOutput::F32(view.output()),
+                _ => FloatsOutput::F64(view.output()),
+            });
+        }
+        if let Some(view) = &argmax {
+            if !fits(view, Dtype::Int(8), &all.as_flattened()[..7]) {
+                return Err(Stop::NotImplemented);
+            }
+            summaries.argmax = Some(view.output());
+        }
+    }
 
     let soft = matches!(target, Target::Probabilities(_));
+    // The kernel of few classes takes a sparse target as rows of probabilities.
+    let spread = match target {
+        Target::Sparse(sparse) if classes <= MOST_CLASSES => Some(sparse.probabilities),
+        _ => None,
+    };
     let wider_target = soft && stored.dtype == Dtype::F64 && T::DTYPE == Dtype::F32;
-    let needs_float64 = T::DTYPE == Dtype::F32
-        && (wider_target || exceeds_float32(&keywords.options, soft, weights, sample_weights));
+    let inexact = matches!(spread, Some(Floats::F64(wide)) if !is_exact(wide));
+    let exceeds = |soft| exceeds_float32(&keywords.options, soft, weights, sample_weights);
+    let needs_float64 =
+        T::DTYPE == Dtype::F32 && (wider_target || inexact || exceeds(soft || spread.is_some()));
 
     let results = Results::<T>::new::<S>(
         call,
@@ -103,11 +153,14 @@ fn typed<'py, T: Number, S: Source>(
         [&out, &hess_out],
         &[
             (Some(call.values), Some(values)),
-            (Some(call.target), Some(&stored)),
+            (Some(target_array), Some(&stored)),
+            (second, probabilities.as_ref()),
             (keywords.weight, weight.as_ref()),
             (keywords.sample_weight, sample_weight.as_ref()),
             (call.out, out.as_ref()),
             (call.hess_out, hess_out.as_ref()),
+            (keywords.logsumexp_out, logsumexp.as_ref()),
+            (keywords.argmax_out, argmax.as_ref()),
         ],
     )?;
     let outputs = results.outputs();
@@ -135,7 +188,7 @@ fn typed<'py, T: Number, S: Source>(
         None
     };
     let mut layout = None;
-    if !rows || converted.is_some() {
+    if !rows || converted.is_some() || spread.is_some() {
         let place = |slot: &Option<Slot<'_, 'py, T>>, given: &Option<View<'_>>| match (slot, given)
         {
             (None, _) => Ok(None),
@@ -148,6 +201,7 @@ fn typed<'py, T: Number, S: Source>(
             grad: place(&results.grad, &out)?,
             hess: place(&results.hess, &hess_out)?,
             converted,
+            sparse: spread.is_some(),
         };
         if !found.is_rows() {
             layout = Some(Box::new(found));
@@ -161,12 +215,13 @@ fn typed<'py, T: Number, S: Source>(
     batch.samples = numbers / classes;
     batch.sample_weight = sample_weights;
     batch.options = keywords.options;
-    batch.outputs = outputs;
+    (batch.outputs, batch.summaries) = (outputs, summaries);
     (batch.shape, batch.axis) = (shape, axis);
     batch.fresh = call.out.is_none() && call.hess_out.is_none();
     let value = if needs_float64 {
         let target = match target {
             Target::Indices(indices) => Target::Indices(indices),
+            Target::Sparse(sparse) => Target::Sparse(sparse),
             Target::Probabilities(_) if wider_target => Target::Probabilities(stored.input()),
             Target::Probabilities(_) => Target::Probabilities(Input::from_slice(&[])),
         };
@@ -199,6 +254,25 @@ fn exceeds_float32(
         || options.denominator.is_some_and(tiny)
         || weights.is_some_and(is_beyond_float32)
         || sample_weights.is_some_and(is_beyond_float32)
+}
+
+/// The sparse target of two arrays: of the samples' shape, and a last axis for the entries of a sample.
+#[inline(never)]
+fn sparse<'a>(
+    indices: &View<'a>,
+    probabilities: &View<'a>,
+    samples: &[usize],
+) -> Result<Sparse<'a>, Stop> {
+    let entries = match indices.shape.split_last() {
+        Some((&entries, outer)) if outer == samples => entries,
+        _ => return Err(Stop::NotImplemented),
+    };
+    if !indices.contiguous || probabilities.shape != indices.shape {
+        return Err(Stop::NotImplemented);
+    }
+    let indices = indices.indices().ok_or(Stop::NotImplemented)?;
+    let probabilities = probabilities.floats().ok_or(Stop::NotImplemented)?;
+    Ok(Sparse { indices, probabilities, entries })
 }
 
 /// The numbers of an argument that may be left out, and must have this shape.

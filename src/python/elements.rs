@@ -1,6 +1,8 @@
 //! A call of a loss without a class axis: its arrays are looked at, results are made, the elements go to
 //! the loss.
 
+use std::sync::atomic::AtomicBool;
+
 use pyo3::prelude::*;
 
 use super::arrays::{Number, Room, Source, View, is_exact};
@@ -9,35 +11,35 @@ use super::errors::Stop;
 use super::options::Keywords;
 use super::results::Results;
 use crate::call::dtype::Dtype;
-use crate::losses::binary::{Binary, Labels, Mixed, Periodic};
-use crate::losses::{ElementByElement, InParts};
+use crate::elements::binary::{self, Binary, Formula, Seen};
+use crate::elements::labels::{Labels, Periodic};
+use crate::elements::mixed::Mixed;
 
-/// Evaluates the loss at the type of its logits.
+/// Evaluates the loss at the type of its values.
 #[inline(always)]
 pub fn evaluate<'py, S: Source>(
     call: &Call<'_, 'py>,
     keywords: Keywords<'_, 'py>,
-    f32: ElementByElement<f32>,
-    f64: ElementByElement<f64>,
-    in_parts: InParts,
+    f32: &Formula<f32>,
+    f64: &Formula<f64>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
     let mut room = Room::new();
-    let logits = View::of::<S>(call.values, &mut room)?;
-    match logits.dtype {
-        Dtype::F32 | Dtype::Half(_) => typed::<f32, S>(call, keywords, &logits, f32, in_parts),
-        Dtype::F64 => typed::<f64, S>(call, keywords, &logits, f64, in_parts),
+    let values = View::of::<S>(call.values, &mut room)?;
+    match values.dtype {
+        Dtype::F32 | Dtype::Half(_) => typed::<f32, S>(call, keywords, &values, f32, (f32, f64)),
+        Dtype::F64 => typed::<f64, S>(call, keywords, &values, f64, (f32, f64)),
         _ => Err(Stop::NotImplemented),
     }
 }
 
-/// Evaluates the loss by `in_type`, or by `in_parts` where arrays are of half precision, or labels or weights of
-/// `float64` stand beside logits of `float32`.
+/// Evaluates the loss by `in_type`. Where arrays are of half precision, or labels or weights of `float64` stand
+/// beside narrower values, they are converted a block at a time, and one of the others evaluates the loss.
 fn typed<'py, T: Number, S: Source>(
     call: &Call<'_, 'py>,
     keywords: Keywords<'_, 'py>,
-    logits: &View<'_>,
-    in_type: ElementByElement<T>,
-    in_parts: InParts,
+    values: &View<'_>,
+    in_type: &Formula<T>,
+    (in_float32, in_float64): (&Formula<f32>, &Formula<f64>),
 ) -> Result<Bound<'py, PyAny>, Stop> {
     let (py, options) = (call.values.py(), keywords.options);
     let mut rooms = [const { Room::new() }; 6];
@@ -48,7 +50,7 @@ fn typed<'py, T: Number, S: Source>(
     let counted = View::optional::<S>(keywords.counted, counted)?;
     let out = View::optional::<S>(call.out, out)?;
     let hess_out = View::optional::<S>(call.hess_out, hess_out)?;
-    // Labels and weights may be wider than the logits, or half precision beside float32.
+    // Labels and weights may be wider than the values, or half precision beside float32.
     let is_half = |view: &View<'_>| matches!(view.dtype, Dtype::Half(_));
     let is_float = |view: &View<'_>| {
         view.dtype == T::DTYPE
@@ -56,18 +58,18 @@ fn typed<'py, T: Number, S: Source>(
             || T::DTYPE == Dtype::F32 && is_half(view)
     };
     let repeats = |view: Option<View<'_>>| {
-        view.is_none_or(|view| is_float(&view) && logits.shape.ends_with(view.shape))
+        view.is_none_or(|view| is_float(&view) && values.shape.ends_with(view.shape))
     };
     let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
         let [weight, pos_weight] = [&weight, &pos_weight].map(Option::as_ref);
         let others = [Some(&target), weight, pos_weight, counted.as_ref(), other.as_ref()];
-        view.as_ref().is_none_or(|view| view.fits(logits, &others))
+        view.as_ref().is_none_or(|view| view.fits(values, &others))
     };
     let canonical = (is_float(&target) || target.dtype == Dtype::Bool)
-        && target.shape == logits.shape
+        && target.shape == values.shape
         && repeats(weight)
         && repeats(pos_weight)
-        && counted.is_none_or(|view| view.dtype == Dtype::Bool && view.shape == logits.shape)
+        && counted.is_none_or(|view| view.dtype == Dtype::Bool && view.shape == values.shape)
         && fits(&out, &hess_out)
         && fits(&hess_out, &None);
     if !canonical {
@@ -78,7 +80,7 @@ fn typed<'py, T: Number, S: Source>(
             || weight.is_some_and(|view| view.dtype == Dtype::F64)
             || pos_weight.is_some_and(|view| view.dtype == Dtype::F64));
     // Nothing can be said of no numbers, and nothing is lost by them.
-    if wide && logits.len() > 0 {
+    if wide && values.len() > 0 {
         let all = [Some(&target), weight.as_ref(), pos_weight.as_ref()];
         let mut wider = all.into_iter().flatten().filter(|view| view.dtype == Dtype::F64);
         if wider.any(|view| is_exact(view.input())) {
@@ -89,11 +91,11 @@ fn typed<'py, T: Number, S: Source>(
     let results = Results::<T>::new::<S>(
         call,
         options.reduction,
-        [logits.shape, logits.shape],
-        logits.dtype,
+        [values.shape, values.shape],
+        values.dtype,
         [&out, &hess_out],
         &[
-            (Some(call.values), Some(logits)),
+            (Some(call.values), Some(values)),
             (Some(call.target), Some(&target)),
             (keywords.weight, weight.as_ref()),
             (keywords.pos_weight, pos_weight.as_ref()),
@@ -102,15 +104,16 @@ fn typed<'py, T: Number, S: Source>(
             (call.hess_out, hess_out.as_ref()),
         ],
     )?;
-    let n = logits.len();
+    let n = values.len();
     let outputs = results.outputs();
     let counted = counted.map(|view| view.input::<u8>());
-    let all = [Some(logits), Some(&target), weight.as_ref(), pos_weight.as_ref()];
+    let fresh = call.out.is_none() && call.hess_out.is_none();
+    let seen = Seen { shape: values.shape, fresh };
+    let all = [Some(values), Some(&target), weight.as_ref(), pos_weight.as_ref()];
     if wide || all.into_iter().flatten().any(is_half) {
         let [grad, hess] = results.written();
         let mixed = Mixed {
-            in_float64: wide,
-            logits: logits.floats().ok_or(Stop::NotImplemented)?,
+            values: values.floats().ok_or(Stop::NotImplemented)?,
             target: match target.dtype {
                 Dtype::Bool => Err(target.input()),
                 _ => Ok(target.floats().ok_or(Stop::NotImplemented)?),
@@ -123,7 +126,10 @@ fn typed<'py, T: Number, S: Source>(
             hess,
             losses: T::singles(outputs).and_then(|outputs| outputs.losses),
         };
-        let value = without_gil(py, n, move || in_parts(&mixed))?;
+        let value = without_gil(py, n, move || match wide {
+            true => mixed.evaluate(in_float64, seen),
+            false => mixed.evaluate(in_float32, seen),
+        })?;
         return Ok(results.finish(py, value)?);
     }
     let (weight, pos_weight) =
@@ -132,17 +138,19 @@ fn typed<'py, T: Number, S: Source>(
         Dtype::Bool => Labels::Bool(target.input()),
         _ => Labels::Soft(target.input()),
     };
-    let logits = logits.input::<T>();
+    let values = values.input::<T>();
     let value = without_gil(py, n, move || {
-        in_type(&Binary {
-            logits,
+        let binary = Binary {
+            values,
             target,
             weight: weight.map(|weight| Periodic::new(weight, n)),
             pos_weight: pos_weight.map(|weight| Periodic::new(weight, n)),
             counted,
             options,
             outputs,
-        })
+            wrong: AtomicBool::new(false),
+        };
+        binary::evaluate(&binary, in_type, seen)
     })?;
     Ok(results.finish(py, value)?)
 }

@@ -22,6 +22,8 @@ pub struct Keywords<'a, 'py> {
     pub sample_weight: Option<&'a Bound<'py, PyAny>>,
     /// The elements that count.
     pub counted: Option<&'a Bound<'py, PyAny>>,
+    pub logsumexp_out: Option<&'a Bound<'py, PyAny>>,
+    pub argmax_out: Option<&'a Bound<'py, PyAny>>,
 }
 
 impl Default for Keywords<'_, '_> {
@@ -35,7 +37,17 @@ impl<'a, 'py> Keywords<'a, 'py> {
     #[inline(always)]
     pub fn new(options: Options, axis: i128) -> Self {
         let (weight, pos_weight, sample_weight, counted) = (None, None, None, None);
-        Keywords { options, axis, weight, pos_weight, sample_weight, counted }
+        let (logsumexp_out, argmax_out) = (None, None);
+        Keywords {
+            options,
+            axis,
+            weight,
+            pos_weight,
+            sample_weight,
+            counted,
+            logsumexp_out,
+            argmax_out,
+        }
     }
 
     /// Reads the object that was given for a keyword.
@@ -46,6 +58,8 @@ impl<'a, 'py> Keywords<'a, 'py> {
             Keyword::PosWeight => self.pos_weight = given(object),
             Keyword::SampleWeight => self.sample_weight = given(object),
             Keyword::Where => self.counted = given(object),
+            Keyword::LogsumexpOut => self.logsumexp_out = given(object),
+            Keyword::ArgmaxOut => self.argmax_out = given(object),
             option => self.set_option(option, object)?,
         }
         Ok(())
@@ -61,6 +75,9 @@ impl<'a, 'py> Keywords<'a, 'py> {
             Keyword::LabelSmoothing => options.label_smoothing = number(name, object)?,
             Keyword::ZLoss => options.z_loss = number(name, object)?,
             Keyword::Gamma => options.gamma = number(name, object)?,
+            Keyword::Alpha => options.alpha = optional_number(name, object)?,
+            Keyword::Q => options.q = number(name, object)?,
+            Keyword::Epsilon => options.epsilon = number(name, object)?,
             Keyword::Reduction => options.reduction = Reduction::named(word(object)?)?,
             Keyword::Denominator => options.denominator = optional_number(name, object)?,
             Keyword::Base => {
@@ -68,6 +85,7 @@ impl<'a, 'py> Keywords<'a, 'py> {
                 options.log_base = base.map_or(Ok(1.0), log_of_base)?;
             }
             Keyword::Weight | Keyword::PosWeight | Keyword::SampleWeight | Keyword::Where => {}
+            Keyword::LogsumexpOut | Keyword::ArgmaxOut => {}
         }
         Ok(())
     }

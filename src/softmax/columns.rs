@@ -223,6 +223,7 @@ mod tests {
             grad: case.columns.then(|| place.clone()),
             hess: None,
             converted: None,
+            sparse: false,
         };
         let layout = (!by_rows).then(|| Box::new(layout));
         let mut batch = Batch::of_rows(x.as_input(), classes, target);

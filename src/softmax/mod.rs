@@ -36,7 +36,9 @@ pub mod objective;
 pub mod route;
 pub mod rows;
 pub mod slices;
+mod sparse;
 pub mod state;
+mod summaries;
 
 use crate::math::Real;
 use crate::simd::{Simd, Vector};

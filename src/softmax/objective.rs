@@ -6,6 +6,8 @@
 //! ```text
 //! cross-entropy    l
 //! focal loss       u^gamma l
+//! generalized      (1 - p^q) / q
+//! poly             l + epsilon u
 //! z-loss           z L^2, added to cross-entropy
 //! ```
 //!
@@ -25,24 +27,42 @@
 //!
 //! `u` is computed as `rest / (rest + pivot)`, never as `1 - p`, and keeps its digits where `p` is near 1.
 //!
+//! The derivatives of the other two are `p^q` and `1 + epsilon p`.
+//!
 //! All of this is float64, for eight samples at a time. It costs one `pow` a sample, and nothing a logit.
 
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::options::Reduction;
+use crate::math::exp::exp_and_less_one;
 use crate::math::pow::pow;
 use crate::math::{Real, sum_error};
 use crate::reduce::Total;
 use crate::simd::{Simd, Vector};
 
+use super::Limits;
+
 /// A function of `l = -log p` and the logsumexp `L`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
-    /// The exponent of focal loss; 0 for plain cross-entropy.
-    gamma: f64,
+    /// The function of `l`.
+    phi: Phi,
     /// The factor of `L^2` in a loss that is then divided by the divisor of cross-entropy.
     z_loss: f64,
     /// The factor of `L p_c` in the gradient of a sample of weight 1: `2 z` over the divisor of z-loss.
     z_scale: f64,
+}
+
+/// A function of `l`, or of `p = e^-l`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phi {
+    /// `l`
+    Plain,
+    /// `(1 - p)^gamma l`
+    Focal(f64),
+    /// `(1 - p^q) / q`
+    Generalized(f64),
+    /// `l + epsilon (1 - p)`
+    Poly(f64),
 }
 
 /// The reduced softmax of eight samples.
@@ -51,18 +71,20 @@ pub struct State<S: Simd> {
     pub rest: S::V64,
     /// The exponential of the true class.
     pub pivot: S::V64,
-    /// `-log p` of the true class. Only focal loss reads it.
-    pub surprisal: S::V64,
+    /// The rounding errors of both; 0 for `float32`, whose errors are in the numbers above.
+    pub errors: [S::V64; 2],
+    /// `-log p` of the true class, and its rounding error. Not read for plain cross-entropy.
+    pub surprisal: [S::V64; 2],
     /// The logsumexp of the logits. Only z-loss reads it.
     pub log_sum: S::V64,
 }
 
 /// Value and derivatives of an objective, for eight samples.
 pub struct Factors<S: Simd> {
-    /// `phi(l) / l`
-    pub value: S::V64,
-    /// `phi'(l)`
-    pub slope: S::V64,
+    /// `phi(l)`
+    pub loss: S::V64,
+    /// `phi'(l)`, and its rounding error where it is known.
+    pub slope: [S::V64; 2],
     /// `phi''(l) u`
     pub curvature: S::V64,
     /// `phi''(l)`
@@ -81,7 +103,7 @@ pub struct Factors<S: Simd> {
 
 impl Objective {
     /// Plain cross-entropy.
-    pub const PLAIN: Objective = Objective { gamma: 0.0, z_loss: 0.0, z_scale: 0.0 };
+    pub const PLAIN: Objective = Objective { phi: Phi::Plain, z_loss: 0.0, z_scale: 0.0 };
 
     /// Cross-entropy, plus the z-loss of the batch's options.
     pub fn with_z_loss<T: Real>(batch: &Batch<'_, T>) -> Self {
@@ -96,12 +118,26 @@ impl Objective {
             false => batch.divisor,
         };
         let ratio = if divisor == batch.divisor { 1.0 } else { batch.divisor / divisor };
-        Objective { gamma: 0.0, z_loss: z * ratio, z_scale: 2.0 * z / divisor }
+        Objective { phi: Phi::Plain, z_loss: z * ratio, z_scale: 2.0 * z / divisor }
     }
 
     /// Focal loss.
     pub fn focal(gamma: f64) -> Self {
-        Objective { gamma, ..Objective::PLAIN }
+        Objective::of(if gamma == 0.0 { Phi::Plain } else { Phi::Focal(gamma) })
+    }
+
+    /// Generalized cross-entropy, of a `q` in (0, 1].
+    pub fn generalized(q: f64) -> Self {
+        Objective::of(Phi::Generalized(q))
+    }
+
+    /// Poly-1 loss.
+    pub fn poly(epsilon: f64) -> Self {
+        Objective::of(if epsilon == 0.0 { Phi::Plain } else { Phi::Poly(epsilon) })
+    }
+
+    fn of(phi: Phi) -> Self {
+        Objective { phi, ..Objective::PLAIN }
     }
 
     /// Whether this is plain cross-entropy.
@@ -110,15 +146,33 @@ impl Objective {
         self == Objective::PLAIN
     }
 
+    /// Whether this is a function of the true class's probability other than plain cross-entropy. Such functions
+    /// multiply the relative errors of `p` and `1 - p`. So they need sums that include the rounding errors of the
+    /// exponentials.
+    #[inline(always)]
+    pub fn is_function_of_class(self) -> bool {
+        self.phi != Phi::Plain
+    }
+
     /// Whether there is a z-loss.
     #[inline(always)]
     pub fn has_z_loss(self) -> bool {
         self.z_loss != 0.0
     }
 
+    /// The largest `phi'`.
+    #[inline(always)]
+    fn largest_slope(self) -> f64 {
+        match self.phi {
+            Phi::Poly(epsilon) => 1.0 + epsilon.max(0.0),
+            _ => 1.0,
+        }
+    }
+
     /// The larger of two scales of a sample's gradient: that of cross-entropy, and that of z-loss.
     #[inline(always)]
     pub fn scale(self, plain: f64, sample_weight: f64) -> f64 {
+        let plain = plain * self.largest_slope();
         let z = sample_weight * self.z_scale;
         if z.abs() > plain.abs() { z } else { plain }
     }
@@ -126,26 +180,37 @@ impl Objective {
     /// [`Objective::scale`] of eight samples.
     #[inline(always)]
     pub fn scales<S: Simd>(self, s: S, plain: S::V64, sample_weight: S::V64) -> S::V64 {
+        let plain = plain.mul(S::V64::splat(s, self.largest_slope()));
         let z = sample_weight.mul(S::V64::splat(s, self.z_scale));
         S::V64::select(plain.abs().lt(z.abs()), z, plain)
     }
 
     /// Value and derivatives of eight samples of logits of type `T`, the second ones if there is a Hessian.
     #[inline(always)]
-    pub fn factors<S: Simd, T: Real>(self, s: S, state: &State<S>, hess: bool) -> Factors<S> {
+    pub fn factors<S: Simd, T: Limits>(self, s: S, state: &State<S>, hess: bool) -> Factors<S> {
         macro_rules! splat {
             ($x:expr) => {
                 S::V64::splat(s, $x)
             };
         }
         let (zero, one) = (splat!(0.0), splat!(1.0));
-        let &State { rest, pivot, surprisal, log_sum } = state;
+        let &State { rest, pivot, errors, surprisal: [surprisal, surprisal_error], log_sum } =
+            state;
         let whole = rest.add(pivot);
         let inverse = one.div(whole);
         let others = rest.mul(inverse);
+        // The relative rounding error of a quotient `$part / whole`, with that of `$part` and of the sum.
+        macro_rules! quotient_error {
+            ($quotient:expr, $part:expr, $error:expr) => {{
+                let whole_error = sum_error::<S, f64>(rest, pivot, whole);
+                let whole_error = whole_error.add(errors[0].add(errors[1]));
+                let residue = zero.sub($quotient).fma(whole, $part).add($error);
+                zero.sub($quotient).mul_add(whole_error, residue).div($part)
+            }};
+        }
         let mut factors = Factors {
-            value: one,
-            slope: one,
+            loss: surprisal,
+            slope: [one, zero],
             curvature: zero,
             second: zero,
             inverse,
@@ -154,28 +219,85 @@ impl Objective {
             z_slope: zero,
             z_second: zero,
         };
-        if self.gamma != 0.0 {
-            let mut error = zero;
-            if T::WIDE == 1 {
-                // The relative rounding error of `others`: that of the sum `whole`, and that of the product.
-                let whole_error = sum_error::<S, f64>(rest, pivot, whole);
-                let product_error = zero.sub(others).fma(whole, rest);
-                error = zero.sub(others).mul_add(whole_error, product_error).div(rest);
+        match self.phi {
+            Phi::Plain => {}
+            Phi::Focal(gamma) => {
+                let mut error = zero;
+                if T::WIDE == 1 {
+                    error = quotient_error!(others, rest, errors[0]);
+                }
+                let [power, power_low] = power(s, others, error, gamma);
+                // p l / u = l pivot / rest, and 1 where p is 1. Where p underflows, l may be infinite: 0, not NaN.
+                let (certain, underflowed) = (others.eq(zero), pivot.eq(zero));
+                let product = surprisal.mul(pivot);
+                let weighed = product.div(rest);
+                let mut weighed_low = zero;
+                if T::WIDE == 1 {
+                    let low = surprisal.fma(pivot, zero.sub(product));
+                    let low = surprisal.mul_add(errors[1], surprisal_error.mul_add(pivot, low));
+                    let residue = zero.sub(weighed).fma(rest, product).add(low);
+                    weighed_low = zero.sub(weighed).mul_add(errors[0], residue).div(rest);
+                    let known = S::V64::lanes(certain) | S::V64::lanes(underflowed);
+                    weighed_low = weighed_low.clear(s, S::V64::mask(s, known));
+                }
+                let weighed = S::V64::select(certain, one, weighed);
+                let weighed = S::V64::select(underflowed, zero, weighed);
+                let gamma_1 = splat!(gamma - 1.0);
+                let gamma = splat!(gamma);
+                let more = gamma.mul_add(weighed, one);
+                let more_low = gamma.fma(weighed, one.sub(more));
+                let more_low = gamma.mul_add(weighed_low, more_low);
+                let finite = surprisal.lt(splat!(f64::INFINITY));
+                let low = power_low.mul_add(surprisal, power.mul(surprisal_error));
+                factors.loss = power.mul_add(surprisal, low.keep(s, finite));
+                let slope = power.mul(more);
+                let low = power.fma(more, zero.sub(slope));
+                factors.slope = [slope, power_low.mul_add(more, power.mul_add(more_low, low))];
+                if hess {
+                    let p = pivot.mul(inverse);
+                    let bracket = gamma_1.mul_add(weighed, splat!(2.0).sub(surprisal));
+                    let curvature = power.mul(gamma).mul(p).mul(bracket);
+                    let curvature = S::V64::select(underflowed, zero, curvature);
+                    factors.curvature = curvature;
+                    factors.second = S::V64::select(certain, zero, curvature.div(others));
+                }
             }
-            let power = self.power(s, others, error);
-            let (p, certain) = (pivot.mul(inverse), others.eq(zero));
-            let ratio = S::V64::select(certain, one, surprisal.div(others));
-            // Where p underflows, l may be infinite: p r is 0, not NaN.
-            let (underflowed, gamma) = (p.eq(zero), splat!(self.gamma));
-            let weighed = S::V64::select(underflowed, zero, p.mul(ratio));
-            let slope = power.mul(gamma.mul_add(weighed, one));
-            (factors.value, factors.slope) = (power, slope);
-            if hess {
-                let bracket = splat!(self.gamma - 1.0).mul_add(weighed, splat!(2.0).sub(surprisal));
-                let curvature = power.mul(gamma).mul(p).mul(bracket);
-                let curvature = S::V64::select(underflowed, zero, curvature);
-                factors.curvature = curvature;
-                factors.second = S::V64::select(certain, zero, curvature.div(others));
+            Phi::Generalized(q) => {
+                let minus_q = splat!(-q);
+                let exponent = minus_q.mul(surprisal);
+                let low = minus_q.fma(surprisal, zero.sub(exponent));
+                let low = minus_q.mul_add(surprisal_error, low);
+                let [e, less_one] = exp_and_less_one::<S, f64>(s, exponent, low);
+                // q l may underflow, where the loss is l.
+                let small = exponent.abs().lt(splat!(1e-280));
+                factors.loss = S::V64::select(small, surprisal, less_one.div(minus_q));
+                // p^q has the digits of p, where e^(-q l) multiplies the rounding error of l by q l. But p may
+                // have underflowed: then l is a difference of logits, and its rounding error is known.
+                let p = pivot.mul(inverse);
+                let mut error = zero;
+                if T::WIDE == 1 {
+                    error = quotient_error!(p, pivot, errors[1]);
+                }
+                let power = pow::<S>(s, p, error, q);
+                factors.slope = [S::V64::select(p.lt(splat!(1e-290)), e, power), zero];
+            }
+            Phi::Poly(epsilon) => {
+                let (p, mut p_low, mut u_low) = (pivot.mul(inverse), zero, zero);
+                if T::WIDE == 1 {
+                    u_low = others.mul(quotient_error!(others, rest, errors[0]));
+                    u_low = S::V64::select(others.eq(zero), zero, u_low);
+                    p_low = p.mul(quotient_error!(p, pivot, errors[1]));
+                    p_low = S::V64::select(p.eq(zero), zero, p_low);
+                }
+                let (plus, minus) = (splat!(epsilon), splat!(-epsilon));
+                let low = plus.mul_add(u_low, surprisal_error);
+                factors.loss = plus.mul_add(others, surprisal).add(low);
+                // 1 + epsilon p: with epsilon -1 it is 1 - p, and keeps the digits of that.
+                let near = minus.mul_add(others, splat!(1.0 + epsilon));
+                let far = plus.mul_add(p, one);
+                let small = p.lt(splat!(0.5));
+                let low = S::V64::select(small, plus.mul(p_low), minus.mul(u_low));
+                factors.slope = [S::V64::select(small, far, near), low];
             }
         }
         if self.has_z_loss() {
@@ -187,23 +309,23 @@ impl Objective {
     }
 }
 
-impl Objective {
-    /// `(u (1 + error))^gamma`
-    #[inline(always)]
-    fn power<S: Simd>(self, s: S, u: S::V64, error: S::V64) -> S::V64 {
-        let times = self.gamma as i32;
-        if f64::from(times) != self.gamma || !(1..=3).contains(&times) {
-            return pow::<S>(s, u, error, self.gamma);
-        }
-        // Few products are faster, and err no more.
-        let mut power = u;
-        for _ in 1..times {
-            power = power.mul(u);
-        }
-        let zero = S::V64::splat(s, 0.0);
-        let power = power.mul_add(error.mul(S::V64::splat(s, self.gamma)), power);
-        S::V64::select(u.eq(zero), zero, power)
+/// `(u (1 + error))^gamma`, and its rounding error where it is known.
+#[inline(always)]
+fn power<S: Simd>(s: S, u: S::V64, error: S::V64, gamma: f64) -> [S::V64; 2] {
+    let zero = S::V64::splat(s, 0.0);
+    let times = gamma as i32;
+    if f64::from(times) != gamma || !(1..=3).contains(&times) {
+        return [pow::<S>(s, u, error, gamma), zero];
     }
+    // Few products are faster, and their rounding errors are known.
+    let (mut power, mut low) = (u, zero);
+    for _ in 1..times {
+        let product = power.mul(u);
+        low = low.mul_add(u, power.fma(u, zero.sub(product)));
+        power = product;
+    }
+    let low = error.mul(S::V64::splat(s, gamma)).mul_add(power, low);
+    [power, S::V64::select(u.eq(zero), zero, low)]
 }
 
 /// The sum of the sample weights, without ignored samples.

@@ -3,8 +3,8 @@
 //! | classes | arrays | algorithm | arrays are |
 //! |---|---|---|---|
 //! | up to 256 | contiguous rows, or adjacent samples | [`Algorithm::Few`] | read and written in place |
-//! | up to 256 | other strides, half precision, float32 computed in float64 | [`Algorithm::Few`] | copied by tiles |
-//! | more | logits (and probabilities) in long lines of adjacent samples | [`Algorithm::Columns`] | in place; half precision by tiles |
+//! | up to 256 | other strides, half precision, float32 computed in float64, a sparse target | [`Algorithm::Few`] | copied by tiles |
+//! | more | logits (and probabilities) in long lines of adjacent samples, no sparse target | [`Algorithm::Columns`] | in place; half precision by tiles |
 //! | more | contiguous rows, logits and gradient of half precision included | [`Algorithm::Rows`] | in place |
 //! | more | anything else | [`Algorithm::Rows`] | copied by tiles |
 //!
@@ -57,10 +57,12 @@ impl Route {
         };
         let by_tiles = layout.is_some_and(|layout| match algorithm {
             Algorithm::Few => {
-                layout.converts() || layout.places().any(|place| place.sample_step() != 1)
+                layout.converts()
+                    || layout.sparse
+                    || layout.places().any(|place| place.sample_step() != 1)
             }
             Algorithm::Columns(_) => layout.converts(),
-            Algorithm::Rows => layout.half_rows().is_none(),
+            Algorithm::Rows => batch.half_rows().is_none(),
         });
         Route { algorithm, by_tiles, non_temporal: algorithm != Algorithm::Few && batch.stream() }
     }
@@ -76,6 +78,9 @@ fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
     let layout = batch.layout.as_deref()?;
     if layout.converted.is_some_and(|converted| converted.in_float64) {
         return None;
+    }
+    if matches!(batch.target, Target::Sparse(_)) {
+        return None; // The kernel has no way to read it.
     }
     let long = |place: &Option<Place>| place.as_ref().is_some_and(is_long);
     let soft = matches!(batch.target, Target::Probabilities(_));
@@ -142,6 +147,7 @@ mod tests {
                     grad: None,
                     hess: None,
                     converted: None,
+                    sparse: false,
                 }));
             }
             let expected = Route { algorithm, by_tiles, non_temporal: false };

@@ -36,8 +36,9 @@
 //! overlap. Without a gradient nothing is kept in scratch. The Hessian costs further passes over the scratch
 //! where the pivot has less than half of the probability (`Rows::dominant_hessian`).
 //!
-//! The kernel is compiled once for each way that a target is stored ([`Coefficients`]), not for each loss. An
-//! objective other than plain cross-entropy changes loss and factors once a row (`ApplyToRow`). Whether there
+//! The kernel is compiled once for each way that a target is stored ([`Coefficients`]), not for each loss. A
+//! sparse target is a class index to it, but for the gradient at its entries (`sparse.rs`). An objective other
+//! than plain cross-entropy changes loss and factors once a row (`ApplyToRow`). Whether there
 //! is a gradient is a value at run time, read once a chunk.
 
 use std::ops::Range;
@@ -45,9 +46,9 @@ use std::ops::Range;
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::coefficients::{Coefficients, RowCoefficients};
 use crate::call::convert::widen;
-use crate::call::layout::{HalfRows, Layout};
-use crate::math::log::{log, log_scalar, log1p, log1p_scalar};
-use crate::math::{Real, exp::Exp, quotient, times};
+use crate::call::layout::HalfRows;
+use crate::math::log::{log, log_scalar, log1p, log1p_parts, log1p_scalar};
+use crate::math::{Real, exp::Exp, quotient, times, two_sum};
 use crate::parallel::driver::Job;
 use crate::reduce::{Sum, Total};
 use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
@@ -55,6 +56,8 @@ use crate::simd::{Function, Half, Input, Kernel, Output, Scratch, Simd, Vector, 
 
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
+use super::sparse::{Entries, Slopes};
+use super::summaries::{Argmax, Largest, LogSumExp, TakePart};
 use super::{Limits, exponent, power};
 
 /// Vectors of a chunk.
@@ -216,6 +219,8 @@ struct RowTotals {
     /// The sum of the exponentials without the pivot's, and the pivot's exponential.
     rest: f64,
     pivot: f64,
+    /// The rounding errors of both, for an objective that needs them.
+    errors: [f64; 2],
     /// As in [`RowSums`].
     distance: f64,
     coefficient: f64,
@@ -257,6 +262,8 @@ struct Reduce<'a, S: Simd, T: Real, R> {
     scratch: &'a Scratch<T>,
     /// Whether the exponentials are kept in `scratch` for a gradient.
     grad: bool,
+    /// Whether the sums include the rounding errors of the exponentials.
+    fine: bool,
     exp: Exp<S, T>,
     bias: i64,
     /// The largest sum of exponentials before another reference is taken.
@@ -264,6 +271,8 @@ struct Reduce<'a, S: Simd, T: Real, R> {
     reference: T::V<S>,
     pivot: usize,
     coefficients: R,
+    /// The largest logit, if the argmax is wanted.
+    largest_logit: Option<Largest<T>>,
 }
 
 /// A reduced row whose gradient is not yet written: its exponentials are in scratch.
@@ -326,7 +335,13 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     /// precision.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "one place of two arrays")]
-    fn inner<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool, const HALVES: bool>(
+    fn inner<
+        C: Coefficients<T>,
+        const GRAD: bool,
+        const SHIFTED: bool,
+        const FINE: bool,
+        const HALVES: bool,
+    >(
         &self,
         s: S,
         at: usize,
@@ -370,11 +385,18 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 } else {
                     T::V::<S>::load(s, logits, i * T::LANES)
                 };
-                let e = if together > 1 {
-                    self.exp.end(s, begun[j])
+                let e;
+                if FINE {
+                    let reduced =
+                        if together > 1 { begun[j] } else { self.exp.begin::<SHIFTED>(s, x) };
+                    let error;
+                    [e, error] = self.exp.end_with_error(s, reduced);
+                    sums.rest.add_error(error);
+                } else if together > 1 {
+                    e = self.exp.end(s, begun[j]);
                 } else {
-                    self.exp.of::<SHIFTED>(s, x)
-                };
+                    e = self.exp.of::<SHIFTED>(s, x);
+                }
                 if GRAD {
                     e.store(scratch, i * T::LANES);
                 }
@@ -413,14 +435,22 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             } else {
                 T::V::<S>::load_lanes(s, logits, i * T::LANES, lanes, lowest)
             };
-            let e = self.exp.of::<SHIFTED>(s, x);
+            let [e, error] = if !C::ANY && self.fine {
+                self.exp.of_with_error::<SHIFTED>(s, x)
+            } else {
+                [self.exp.of::<SHIFTED>(s, x), zero]
+            };
             if self.grad {
                 e.store(self.scratch.output(), at);
             }
             // A mask, not a branch: no predictor could foresee it.
             let lane = self.pivot.wrapping_sub(at);
             let own = u32::from(lane < T::LANES) << (lane % T::LANES);
-            sums.rest.add_positive(e.clear(s, T::V::<S>::mask(s, own)));
+            let own = T::V::<S>::mask(s, own);
+            sums.rest.add_positive(e.clear(s, own));
+            if !C::ANY && self.fine {
+                sums.rest.add_error(error.clear(s, own));
+            }
             if !C::HARD {
                 sums.most = x.max(sums.most);
             }
@@ -446,20 +476,31 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 s.function(Chunk::<S, T, C> { emit: pending, at });
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
-                // Where size counts more, half precision is converted first.
-                if S::SPECIALIZED && self.logits.halves.is_some() {
+                // Where size counts more, and for losses whose sums are fine, half precision is converted first.
+                let fine = !C::ANY && self.fine;
+                if S::SPECIALIZED && self.logits.halves.is_some() && !fine {
                     let none = Input::from_slice(&[]);
                     if self.grad {
-                        self.inner::<C, true, SHIFTED, true>(s, at, none, sums);
+                        self.inner::<C, true, SHIFTED, false, true>(s, at, none, sums);
                     } else {
-                        self.inner::<C, false, SHIFTED, true>(s, at, none, sums);
+                        self.inner::<C, false, SHIFTED, false, true>(s, at, none, sums);
                     }
                 } else {
                     let logits = self.logits.part(s, at, chunk);
-                    if self.grad {
-                        self.inner::<C, true, SHIFTED, false>(s, at, logits, sums);
-                    } else {
-                        self.inner::<C, false, SHIFTED, false>(s, at, logits, sums);
+                    // Losses whose sums are fine have no coefficients.
+                    match (self.grad, fine) {
+                        (true, false) => {
+                            self.inner::<C, true, SHIFTED, false, false>(s, at, logits, sums);
+                        }
+                        (false, false) => {
+                            self.inner::<C, false, SHIFTED, false, false>(s, at, logits, sums);
+                        }
+                        (true, true) => {
+                            self.inner::<C, true, SHIFTED, true, false>(s, at, logits, sums);
+                        }
+                        (false, true) => {
+                            self.inner::<C, false, SHIFTED, true, false>(s, at, logits, sums);
+                        }
                     }
                 }
             } else {
@@ -486,6 +527,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         // Where the parts began that took the last eight new references.
         let mut referred = [0; 8];
         let len = self.logits.len;
+        self.largest_logit = self.largest_logit.map(|_| Largest::none());
         for start in (0..len).step_by(PART * VECTORS * T::LANES) {
             let part = start..len.min(start + PART * VECTORS * T::LANES);
             let mut emitting = pending.as_ref();
@@ -512,7 +554,14 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             } else {
                 rest.add(sum);
             }
+            if !C::ANY && self.fine {
+                rest.add_error(sums.rest.total_and_error().1);
+            }
             most = sums.most;
+            if let Some(largest) = self.largest_logit {
+                let logits = self.logits.part(s, start, part.len());
+                self.largest_logit = Some(s.apart(TakePart(largest, logits, start)));
+            }
             if C::ANY {
                 distance.add(sums.distance.total());
             }
@@ -523,14 +572,24 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         if let Some(pending) = pending.take() {
             pending.finish::<C>();
         }
-        let pivot = T::V::<S>::splat(s, self.logits.get(self.pivot));
-        let pivot = self.exp.of::<SHIFTED>(s, pivot).to_lanes().as_ref()[0].to_f64();
+        let own = T::V::<S>::splat(s, self.logits.get(self.pivot));
+        let mut pivot = self.exp.of::<SHIFTED>(s, own).to_lanes().as_ref()[0].to_f64();
         let most = if C::HARD { 0.0 } else { largest_lane::<S, T>(most).to_f64() };
+        let mut errors = [0.0; 2];
+        if !C::ANY && self.fine {
+            let [_, error] = self.exp.of_with_error::<SHIFTED>(s, own);
+            let error = error.to_lanes().as_ref()[0].to_f64();
+            if T::WIDE == 2 {
+                pivot += error;
+            } else {
+                errors = [rest.parts().1, error];
+            }
+        }
         let (rest, mut distance, coefficient) = (rest.get(), distance.get(), coefficient.get());
         if C::EVEN {
             distance *= self.coefficients.load(s, 0, 1).to_lanes().as_ref()[0].to_f64();
         }
-        RowTotals { rest, pivot, distance, coefficient, most }
+        RowTotals { rest, pivot, errors, distance, coefficient, most }
     }
 
     /// [`Reduce::row`] with a reference of any size, as a call of its own.
@@ -762,16 +821,20 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
     }
 
+    /// Writes the gradient of a class.
+    #[inline(always)]
+    fn set(&self, class: usize, x: T) {
+        match self.halves {
+            None => self.grad.set(class, x),
+            Some((half, grad)) => grad.set(class, half.round(x.to_f64() as f32)),
+        }
+    }
+
     /// After the last chunk: writes what differs at the pivot and at a dominant class.
     #[inline(always)]
     fn finish<C: Coefficients<T, Row<S> = R>>(&self) {
         if !C::ANY && self.pivot_grad != T::default() {
-            match self.halves {
-                None => self.grad.set(self.pivot, self.pivot_grad),
-                Some((half, grad)) => {
-                    grad.set(self.pivot, half.round(self.pivot_grad.to_f64() as f32));
-                }
-            }
+            self.set(self.pivot, self.pivot_grad);
         }
         let Some(hess) = self.hess else { return };
         hess.set(self.pivot, self.pivot_hess);
@@ -807,7 +870,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
         let (plain, non_temporal) = (objective.is_plain(), Route::of(batch).non_temporal);
-        let halves = batch.layout.as_deref().and_then(Layout::half_rows);
+        let halves = batch.half_rows();
         Rows { batch, coefficients, objective, plain, keep, total, non_temporal, halves }
     }
 
@@ -815,6 +878,15 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     #[inline(always)]
     fn row_of<'b>(&self, array: Output<'b, T>, row: usize) -> Output<'b, T> {
         self.batch.rows(array, row, 1)
+    }
+
+    /// Writes the results of a row that does not count.
+    #[inline(always)]
+    fn leave_out<S: Simd>(&self, s: S, row: usize) {
+        self.fill(s, row, T::default());
+        if let Some(losses) = self.batch.outputs.losses {
+            losses.set(row, T::default());
+        }
     }
 
     /// Fills a row of the gradient and of the Hessian with `x`.
@@ -908,6 +980,37 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         Some((row.shifted_row::<C>(s, pending), most))
     }
 
+    /// Writes the summaries of a row.
+    #[inline(always)]
+    fn summarise<S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        reduce: &Reduce<'_, S, T, C::Row<S>>,
+        reduced: Option<&(RowTotals, T)>,
+    ) {
+        let finite = reduced.filter(|(totals, _)| !(totals.rest + totals.pivot).is_nan());
+        if let Some(array) = self.batch.summaries.logsumexp {
+            let logsumexp = match finite {
+                Some((totals, reference)) => s.apart(LogSumExp {
+                    rest: totals.rest,
+                    pivot: totals.pivot,
+                    logits: [reduce.logits.get(reduce.pivot).to_f64(), reference.to_f64()],
+                    relative: reduce.exp.relative(totals.rest + totals.pivot),
+                }),
+                None => self.batch.infinite_logsumexp(row),
+            };
+            array.set(row, logsumexp);
+        }
+        if let Some(array) = self.batch.summaries.argmax {
+            let class = match (finite, reduce.largest_logit) {
+                (Some(_), Some(largest)) => largest.class,
+                _ => s.apart(Argmax(reduce.logits.floats)),
+            };
+            array.set(row, class as i64);
+        }
+    }
+
     /// Whether sums relative to a reference that may be below the largest logit are accurate enough.
     #[inline(always)]
     fn is_exact<S: Simd>(&self, exp: &Exp<S, T>, totals: &RowTotals, reference: T) -> bool {
@@ -986,30 +1089,39 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         let batch = self.batch;
         let chunk = VECTORS * T::LANES;
         let grad = batch.outputs.grad.is_some();
+        let fine = self.objective.is_function_of_class();
         let scratch =
             Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
         let halves = self.halves;
         let converted = Scratch::<T>::uncleared(if halves.is_some() { CONVERTED } else { 0 });
         let mut pending = None;
         let mut losses = PendingLosses::default();
+        let mut entries = Entries::of(batch);
         let first = rows.start;
         for row in rows {
             let mut class = [0];
             batch.read_classes(row, &mut class);
             let class = class[0];
-            if class == IGNORED {
-                self.fill(s, row, T::default());
-                if let Some(losses) = batch.outputs.losses {
-                    losses.set(row, T::default());
-                }
+            let (ignored, summaries) = (class == IGNORED, batch.summaries.any());
+            if ignored && !summaries {
+                self.leave_out(s, row);
                 continue;
             }
-            let sample = batch.sample_factor(row);
-            let class_weight = if C::HARD {
-                self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class])
-            } else {
-                0.0
-            };
+            let class = if ignored { 0 } else { class };
+            let sample = if ignored { 0.0 } else { batch.sample_factor(row) };
+            let (mut class, mut class_weight) = (class, 0.0);
+            // The coefficient of the pivot, and of the other entries of a sparse target.
+            let (mut own_weight, mut other_weight) = (0.0, 0.0);
+            if let Some(entries) = entries.as_mut().filter(|_| !ignored) {
+                entries.read(batch, row, self.keep);
+                class = entries.pivot;
+                (own_weight, other_weight) = (entries.own, entries.others);
+                class_weight = own_weight + other_weight;
+            } else if C::HARD {
+                class_weight =
+                    self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
+                own_weight = class_weight;
+            }
             let scale = sample / batch.divisor;
             let total_scale = if C::HARD { scale * (class_weight + self.total) } else { scale };
             let total_scale = match self.plain {
@@ -1036,15 +1148,25 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let mut reduce = Reduce {
                 logits,
                 scratch: &scratch,
-                grad,
+                grad: grad && !ignored,
+                fine,
                 exp: Exp::new(s, T::default(), bias),
                 bias,
                 largest: power(T::ROW_LARGEST + shift),
                 reference: zero,
                 pivot: class,
                 coefficients,
+                largest_logit: batch.summaries.argmax.map(|_| Largest::none()),
             };
-            let Some((mut totals, reference)) = self.reduce(s, &mut reduce, &mut pending) else {
+            let reduced = self.reduce(s, &mut reduce, &mut pending);
+            if summaries {
+                self.summarise(s, row, &reduce, reduced.as_ref());
+            }
+            if ignored {
+                self.leave_out(s, row);
+                continue;
+            }
+            let Some((mut totals, reference)) = reduced else {
                 self.fill(s, row, T::from_f64(f64::NAN));
                 sums[row - first] = f64::NAN;
                 if let Some(losses) = batch.outputs.losses {
@@ -1063,13 +1185,16 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                     *sum = if sum.is_finite() { *sum } else { wide };
                 }
             }
-            let RowTotals { rest, pivot, distance, coefficient, most } = totals;
+            let RowTotals { rest, pivot, mut errors, distance, coefficient, most } = totals;
             let whole = rest + pivot;
             let total = class_weight + self.total + coefficient;
             let i = losses.n;
             [losses.sum[i], losses.residue[i]] = reduce.exp.relative(whole);
             let not_largest = !C::HARD && most > reference.to_f64();
             losses.distance[i] = distance;
+            if let Some(entries) = &entries {
+                losses.distance[i] += entries.distance;
+            }
             if not_largest {
                 let above = most - reference.to_f64();
                 losses.distance[i] += coefficient * above;
@@ -1089,7 +1214,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let (own, losses) = (reduce.logits.get(reduce.pivot), &mut losses);
                 let logits = [reference.to_f64(), own.to_f64()];
                 let (objective, hess) = (self.objective, batch.outputs.hess.is_some());
-                s.apart(ApplyToRow { objective, losses, rest, pivot, logits, hess })
+                let least = power(8 - T::MAX_EXPONENT);
+                s.apart(ApplyToRow { objective, losses, rest, pivot, errors, least, logits, hess })
             });
             losses.n += 1;
             if losses.n == 8 {
@@ -1098,10 +1224,12 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let Some(grad) = batch.outputs.grad else {
                 continue;
             };
-            let (mut scaled, mut z_slope) = (scale * total, 0.0);
+            let (mut scaled, mut scaled_error, mut z_slope) = (scale * total, 0.0, 0.0);
             if let Some(factors) = &objective {
                 z_slope = sample * factors.z_slope;
-                scaled = scaled * factors.slope + z_slope;
+                let [slope, slope_low] = factors.slope;
+                scaled_error = scaled.mul_add(slope, -(scaled * slope)) + scaled * slope_low;
+                scaled = scaled * slope + z_slope;
             }
             let a = scaled / whole;
             let halves = halves
@@ -1146,7 +1274,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let lane = coefficients.load(s, reduce.pivot, 1).to_lanes();
                 let own = lane.as_ref()[0].to_f64();
                 let grad = if C::HARD {
-                    (self.total * p - own) - class_weight * part
+                    ((self.total + other_weight) * p - own) - own_weight * part
                 } else if p < 0.5 {
                     total * p - own
                 } else {
@@ -1154,8 +1282,10 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 };
                 // Adding 0 makes -0 a 0.
                 pivot_grad = T::from_f64(scale * grad + z_slope * p + 0.0);
-            } else if self.objective.has_z_loss() {
-                let own = z_slope * (pivot / whole) - scale * total * (rest / whole);
+            } else if self.objective.has_z_loss() || entries.is_some() {
+                let others = if other_weight == 0.0 { 0.0 } else { scale * other_weight };
+                let more = z_slope + others;
+                let own = more * (pivot / whole) - scale * own_weight * (rest / whole);
                 pivot_grad = T::from_f64(own + 0.0);
                 // `finish` writes no pivot_grad that is 0: this makes it 0.
                 scratch.output().set(reduce.pivot, T::default());
@@ -1174,14 +1304,27 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             if objective.is_some() && scaled != 0.0 && missing > 0 {
                 // a is so small that its rounding error would underflow: a power of two moves from the
                 // exponentials to a.
-                let shift = missing.min(T::MAX_EXPONENT / 2);
+                // The Hessian takes `1 / whole` in the logits' type.
+                let shift = missing.min(T::MAX_EXPONENT - 2 + exponent(whole)).min(1022);
                 rescale::<S, T>(s, &scratch, 0..batch.classes, -shift);
                 let by = power(-shift);
                 (rest, pivot) = (rest * by, pivot * by);
+                errors = [errors[0] * by, errors[1] * by];
                 inverse /= by;
             }
-            let [a_high, a_low] = quotient::<T>(scaled, rest, pivot);
-            pending = Some(Emit {
+            let slopes = Slopes { scaled, whole: rest + pivot, scale };
+            if let Some(entries) = &mut entries {
+                // The Hessian needs the exponentials as they are.
+                entries.change(&scratch, &slopes, hess.is_some());
+            }
+            let [a_high, mut a_low] = quotient::<T>(scaled, rest, pivot);
+            if T::WIDE == 1 && fine {
+                // The rounding errors of the sums and of `scaled`.
+                let a = a_high.to_f64();
+                let error = scaled_error - a * (errors[0] + errors[1]);
+                a_low = T::from_f64(a_low.to_f64() + error / (rest + pivot));
+            }
+            let emit = Emit {
                 scratch: scratch.input(),
                 len: batch.classes,
                 grad,
@@ -1199,7 +1342,23 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 pivot_hess,
                 head,
                 non_temporal: self.non_temporal,
-            });
+            };
+            let Some(entries) =
+                entries.as_ref().filter(|entries| hess.is_some() || !entries.is_changed())
+            else {
+                pending = Some(emit);
+                continue;
+            };
+            emit.all::<C>(s);
+            emit.finish::<C>();
+            let unit = T::V::<S>::splat(s, T::from_f64(1.0));
+            for (class, x) in entries.each(&slopes) {
+                let x = T::V::<S>::splat(s, T::from_f64(x));
+                let a = if entries.is_changed() { emit.a } else { [unit, zero] };
+                let g = Emit { a, ..emit }.gradient::<C>(s, x, class, 1);
+                // Adding 0 makes -0 a 0.
+                emit.set(class, T::from_f64(g.to_lanes().as_ref()[0].to_f64() + 0.0));
+            }
         }
         if let Some(pending) = pending {
             pending.all::<C>(s);
@@ -1219,6 +1378,10 @@ struct ApplyToRow<'a> {
     losses: &'a mut PendingLosses,
     rest: f64,
     pivot: f64,
+    /// The rounding errors of both, or 0.
+    errors: [f64; 2],
+    /// An exponential below this may have underflowed.
+    least: f64,
     /// The reference logit, which `log S` is relative to, and the logit of the true class.
     logits: [f64; 2],
     /// Whether there is a Hessian.
@@ -1227,7 +1390,7 @@ struct ApplyToRow<'a> {
 
 /// [`Factors`] of one sample.
 struct RowFactors {
-    slope: f64,
+    slope: [f64; 2],
     curvature: f64,
     second: f64,
     z_slope: f64,
@@ -1238,7 +1401,7 @@ impl Kernel for ApplyToRow<'_> {
     type Output = RowFactors;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> RowFactors {
-        let ApplyToRow { objective, losses, rest, pivot, logits, hess } = self;
+        let ApplyToRow { objective, losses, rest, pivot, errors, least, logits, hess } = self;
         let i = losses.n;
         // Macros: closures might be compiled without the instruction set of this function.
         macro_rules! splat {
@@ -1251,34 +1414,55 @@ impl Kernel for ApplyToRow<'_> {
                 $x.to_lanes()[0]
             };
         }
-        let (mut surprisal, mut log_sum) = (0.0, 0.0);
+        let (mut surprisal, mut surprisal_error) = (0.0, 0.0);
+        let (mut above, mut log_sum) = (0.0, 0.0);
         // The true class has most of the probability: the logsumexp is near to its logit, and the loss may be as
         // small as what z-loss adds.
         let near = rest < pivot;
         if losses.far[i].is_some() || objective.has_z_loss() && !near {
-            let above = log_scalar(s, losses.sum[i]) - losses.residue[i];
+            above = log_scalar(s, losses.sum[i]) - losses.residue[i];
             log_sum = logits[0] + above;
             surprisal = losses.far[i].map_or(0.0, |far| above + far);
         }
         if losses.far[i].is_none() && (near || !objective.has_z_loss()) {
-            surprisal = log1p_scalar(s, rest / pivot);
+            let odds = rest / pivot;
+            surprisal = if objective.is_function_of_class() {
+                // d log1p(r / p) = dr / (p + r)
+                let error = (-odds).mul_add(pivot, rest) + errors[0] - odds * errors[1];
+                let [high, low] =
+                    log1p_parts::<S, f64>(s, splat!(odds), splat!(error / (rest + pivot)));
+                surprisal_error = one!(low);
+                one!(high)
+            } else {
+                log1p_scalar(s, odds)
+            };
             log_sum = logits[1] + surprisal;
+        }
+        let mut state_pivot = pivot;
+        if let (Some(far), true) = (losses.far[i], objective.is_function_of_class()) {
+            let error = two_sum(above, far).1 + two_sum(logits[0], -logits[1]).1;
+            surprisal_error = if surprisal.is_finite() { error } else { 0.0 };
+            if pivot < least {
+                // As 0 it changes no sum.
+                state_pivot = 0.0;
+            }
         }
         let state = State {
             rest: splat!(rest),
-            pivot: splat!(pivot),
-            surprisal: splat!(surprisal),
+            pivot: splat!(state_pivot),
+            errors: [splat!(errors[0]), splat!(errors[1])],
+            surprisal: [splat!(surprisal), splat!(surprisal_error)],
             log_sum: splat!(log_sum),
         };
-        let Factors { value, slope, curvature, second, z_loss, z_slope, z_second, .. } =
+        let Factors { loss, slope, curvature, second, z_loss, z_slope, z_second, .. } =
             objective.factors::<S, f64>(s, &state, hess);
         if !objective.has_z_loss() {
-            losses.distance[i] = losses.class_weight[i] * (one!(value) * surprisal);
+            losses.distance[i] = losses.class_weight[i] * one!(loss);
             losses.class_weight[i] = 0.0;
         }
         losses.distance[i] += one!(z_loss);
         RowFactors {
-            slope: one!(slope),
+            slope: [one!(slope[0]), one!(slope[1])],
             curvature: one!(curvature),
             second: one!(second),
             z_slope: one!(z_slope),

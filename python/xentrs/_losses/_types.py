@@ -20,8 +20,8 @@ Ignored: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | None
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
 
-class ClassOptions(TypedDict, total=False):
-    """The keywords of a loss over classes on which no returned type depends."""
+class IndexOptions(TypedDict, total=False):
+    """The keywords of every loss over classes on which no returned type depends."""
 
     axis: SupportsIndex
     weight: ArrayLike | None
@@ -29,4 +29,9 @@ class ClassOptions(TypedDict, total=False):
     ignore_index: Ignored
     label_smoothing: float
     denominator: float | None
+
+
+class ClassOptions(IndexOptions, total=False):
+    """The same, with the base of the logarithms."""
+
     base: float | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, SupportsIndex, Unpack, overload
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xentrs._arrays import evaluate
@@ -24,6 +25,8 @@ class Options(ClassOptions, total=False):
     """The keywords on which no returned type depends."""
 
     z_loss: float
+    logsumexp_out: FloatArray | None
+    argmax_out: NDArray[np.int64] | None
 
 
 @overload
@@ -72,6 +75,8 @@ def cross_entropy(
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
+    logsumexp_out: FloatArray | None = None,
+    argmax_out: NDArray[np.int64] | None = None,
 ) -> float | FloatArray:
     r"""Cross-entropy between the softmax of logits and a target.
 
@@ -81,11 +86,14 @@ def cross_entropy(
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
-    target : array_like
+    target : array_like, or tuple of two array_likes
         Class indices or probabilities; the shape says which. Of the shape of `logits` without the
         class axis: class indices, as integers or as floats that are whole numbers. Of the shape of
         `logits`: as floats, probabilities, which need not sum to 1; as integers or bools, one-hot
-        rows, each with a single 1 and else 0.
+        rows, each with a single 1 and else 0. Or a pair ``(indices, probabilities)``: a few classes
+        of each sample and their probabilities, all other classes having 0. Both arrays have the
+        shape of `logits` without the class axis, and a last axis for the entries of a sample. An
+        index that is ignored marks an empty entry; a class that is named twice has the sum.
     axis : int, default -1
         The class axis of `logits`. For PyTorch's layout ``(N, C, d)`` pass ``axis=1``.
     weight : array_like of shape (C,), optional
@@ -115,6 +123,13 @@ def cross_entropy(
     base : float, optional
         Base of the logarithm in everything that is returned: 2 gives bits. Positive, finite and not
         1. The default is e, for nats.
+    logsumexp_out : ndarray, optional
+        Array for the logsumexp of each sample's `logits`, in nats, of ignored samples too. It has
+        the dtype of `logits`, and their shape without the class axis. It must not overlap an input
+        or another output. Nothing is written to it if the call raises.
+    argmax_out : ndarray of int64, optional
+        Array for the class of each sample's largest logit, of ignored samples too: as
+        `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.
 
     Returns
     -------
@@ -153,6 +168,8 @@ def cross_entropy(
 
     .. math:: -s \sum_c w_c \left[ (1-e)\, q_c + \frac{e}{C} \right] \log p_c .
 
+    A pair ``(indices, probabilities)`` is such a q, most of whose numbers are 0.
+
     ``"mean"`` divides by the sum of s w_y over the samples that are not ignored, or for
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
     The z-loss, which class weights and label smoothing leave alone, adds s z S**2 to either; its
@@ -188,6 +205,12 @@ def cross_entropy(
     Probabilities as target, and the result in bits:
 
     >>> round(xentrs.cross_entropy(logits, [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]], base=2), 6)
+    1.962996
+
+    The same target as a pair, with an empty entry:
+
+    >>> indices, probabilities = [[0, 1], [2, -100]], [[0.5, 0.5], [1.0, 0.0]]
+    >>> round(xentrs.cross_entropy(logits, (indices, probabilities), base=2), 6)
     1.962996
     """
     return evaluate("cross_entropy", 0, locals())
@@ -252,6 +275,8 @@ def cross_entropy_with_grad(
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
+    logsumexp_out: FloatArray | None = None,
+    argmax_out: NDArray[np.int64] | None = None,
     out: FloatArray | None = None,
 ) -> tuple[float | FloatArray, FloatArray]:
     r"""Cross-entropy of logits and its gradient, from one pass over the logits.
@@ -262,11 +287,14 @@ def cross_entropy_with_grad(
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
-    target : array_like
+    target : array_like, or tuple of two array_likes
         Class indices or probabilities; the shape says which. Of the shape of `logits` without the
         class axis: class indices, as integers or as floats that are whole numbers. Of the shape of
         `logits`: as floats, probabilities, which need not sum to 1; as integers or bools, one-hot
-        rows, each with a single 1 and else 0.
+        rows, each with a single 1 and else 0. Or a pair ``(indices, probabilities)``: a few classes
+        of each sample and their probabilities, all other classes having 0. Both arrays have the
+        shape of `logits` without the class axis, and a last axis for the entries of a sample. An
+        index that is ignored marks an empty entry; a class that is named twice has the sum.
     axis : int, default -1
         The class axis of `logits`. For PyTorch's layout ``(N, C, d)`` pass ``axis=1``.
     weight : array_like of shape (C,), optional
@@ -296,6 +324,13 @@ def cross_entropy_with_grad(
     base : float, optional
         Base of the logarithm in everything that is returned: 2 gives bits. Positive, finite and not
         1. The default is e, for nats.
+    logsumexp_out : ndarray, optional
+        Array for the logsumexp of each sample's `logits`, in nats, of ignored samples too. It has
+        the dtype of `logits`, and their shape without the class axis. It must not overlap an input
+        or another output. Nothing is written to it if the call raises.
+    argmax_out : ndarray of int64, optional
+        Array for the class of each sample's largest logit, of ignored samples too: as
+        `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap an input. Nothing is
@@ -341,6 +376,8 @@ def cross_entropy_with_grad(
     and the loss of a sample whose target is the probabilities q is
 
     .. math:: -s \sum_c w_c \left[ (1-e)\, q_c + \frac{e}{C} \right] \log p_c .
+
+    A pair ``(indices, probabilities)`` is such a q, most of whose numbers are 0.
 
     ``"mean"`` divides by the sum of s w_y over the samples that are not ignored, or for
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
@@ -461,6 +498,8 @@ def cross_entropy_with_grad_hess(
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
+    logsumexp_out: FloatArray | None = None,
+    argmax_out: NDArray[np.int64] | None = None,
     out: FloatArray | None = None,
     hess_out: FloatArray | None = None,
 ) -> tuple[float | FloatArray, FloatArray, FloatArray]:
@@ -474,11 +513,14 @@ def cross_entropy_with_grad_hess(
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
-    target : array_like
+    target : array_like, or tuple of two array_likes
         Class indices or probabilities; the shape says which. Of the shape of `logits` without the
         class axis: class indices, as integers or as floats that are whole numbers. Of the shape of
         `logits`: as floats, probabilities, which need not sum to 1; as integers or bools, one-hot
-        rows, each with a single 1 and else 0.
+        rows, each with a single 1 and else 0. Or a pair ``(indices, probabilities)``: a few classes
+        of each sample and their probabilities, all other classes having 0. Both arrays have the
+        shape of `logits` without the class axis, and a last axis for the entries of a sample. An
+        index that is ignored marks an empty entry; a class that is named twice has the sum.
     axis : int, default -1
         The class axis of `logits`. For PyTorch's layout ``(N, C, d)`` pass ``axis=1``.
     weight : array_like of shape (C,), optional
@@ -508,6 +550,13 @@ def cross_entropy_with_grad_hess(
     base : float, optional
         Base of the logarithm in everything that is returned: 2 gives bits. Positive, finite and not
         1. The default is e, for nats.
+    logsumexp_out : ndarray, optional
+        Array for the logsumexp of each sample's `logits`, in nats, of ignored samples too. It has
+        the dtype of `logits`, and their shape without the class axis. It must not overlap an input
+        or another output. Nothing is written to it if the call raises.
+    argmax_out : ndarray of int64, optional
+        Array for the class of each sample's largest logit, of ignored samples too: as
+        `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap an input. Nothing is
@@ -561,6 +610,8 @@ def cross_entropy_with_grad_hess(
     and the loss of a sample whose target is the probabilities q is
 
     .. math:: -s \sum_c w_c \left[ (1-e)\, q_c + \frac{e}{C} \right] \log p_c .
+
+    A pair ``(indices, probabilities)`` is such a q, most of whose numbers are 0.
 
     ``"mean"`` divides by the sum of s w_y over the samples that are not ignored, or for
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.

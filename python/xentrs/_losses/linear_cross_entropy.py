@@ -116,7 +116,8 @@ def linear_cross_entropy(
         Weight of the linear layer, as PyTorch's ``Linear`` has it: a row for each of the C classes.
     target : array_like
         Class indices, of the shape of `hidden` without its last axis, as integers or as floats that
-        are whole numbers; or probabilities of shape (..., C).
+        are whole numbers; or probabilities of shape (..., C); or a pair of class indices and
+        probabilities, both of shape (..., k).
     bias : array_like of shape (C,), optional
         Bias of the linear layer.
     weight : array_like of shape (C,), optional
@@ -259,7 +260,8 @@ def linear_cross_entropy_with_grad(
         Weight of the linear layer, as PyTorch's ``Linear`` has it: a row for each of the C classes.
     target : array_like
         Class indices, of the shape of `hidden` without its last axis, as integers or as floats that
-        are whole numbers; or probabilities of shape (..., C).
+        are whole numbers; or probabilities of shape (..., C); or a pair of class indices and
+        probabilities, both of shape (..., k).
     bias : array_like of shape (C,), optional
         Bias of the linear layer.
     weight : array_like of shape (C,), optional
@@ -363,7 +365,7 @@ class _Layer(NamedTuple):
 class _Call(NamedTuple):
     """What is the same for all chunks of samples, after every argument was checked."""
 
-    target: _Array  # a row for each sample, as is the sample weight
+    target: Any  # one array or a pair; a row for each sample, as is the sample weight
     sample_weight: _Array | None
     options: dict[str, Any]  # of `cross_entropy`
     counted: _Array | None  # the samples that count; None for all of them
@@ -403,7 +405,8 @@ def _evaluate(arguments: dict[str, Any], *, with_grad: bool) -> Any:
                 logits += layer.bias
             s = call.sample_weight
             options = call.options | ({} if s is None else {"sample_weight": s[rows]})
-            target = call.target[rows]
+            target = call.target
+            target = tuple(a[rows] for a in target) if type(target) is tuple else target[rows]
             if grad_hidden is None or grad_weight is None:
                 loss = cross_entropy(logits, target, **options)
             else:
@@ -482,17 +485,26 @@ def _read_call(samples: tuple[int, ...], layer: _Layer, arguments: dict[str, Any
     target, *values = read.rest
     options = dict(zip(names, values, strict=True)) | {"axis": -1}
     n = len(layer.hidden)
-    soft = target.ndim == logits.ndim
-    target = target.reshape((n, classes) if soft else n)
+    pair = isinstance(target, tuple)
+    soft = pair or target.ndim == logits.ndim
+    if pair:
+        target = tuple(a.reshape(n, a.shape[-1]) for a in target)
+    else:
+        target = target.reshape((n, classes) if soft else n)
     s = options.pop("sample_weight")
     s = None if s is None else s.reshape(n)
     if soft:
         counted = np.ones(n, np.bool_)
         factor = None
-        _check_ignore_index(options["ignore_index"])
+        if not pair:
+            _check_ignore_index(options["ignore_index"])
+        else:
+            places, shape = target[0].reshape(-1), (*samples, target[0].shape[-1])
+            used = ~_ignored(places, options["ignore_index"])
+            _check_indices("target[0]", places, used, shape, classes, options["ignore_index"])
     else:
         counted = ~_ignored(target, options["ignore_index"])
-        _check_indices(target, counted, samples, classes, options["ignore_index"])
+        _check_indices("target", target, counted, samples, classes, options["ignore_index"])
         factor = options["weight"]
         # Class indices that count, those of samples that do not being 0.
         if factor is not None:
@@ -544,7 +556,12 @@ def _ignored(target: _Array, ignore_index: Any) -> _Array:
 
 
 def _check_indices(
-    target: _Array, counted: _Array, samples: tuple[int, ...], classes: int, ignored: Any
+    name: str,
+    target: _Array,
+    counted: _Array,
+    shape: tuple[int, ...],
+    classes: int,
+    ignored: Any,
 ) -> None:
     wrong = counted & ((target < 0) | (target >= classes))
     if not wrong.any():
@@ -554,7 +571,7 @@ def _check_indices(
     which = f"one of ignore_index ({', '.join(names)})" if len(names) > 1 else ""
     which = f"ignore_index ({names[0]})" if len(names) == 1 else which
     raise IndexError(
-        f"target{_arrays._position(i, samples)} is {target[i]}, but a class index must be in "
+        f"{name}{_arrays._position(i, shape)} is {target[i]}, but a class index must be in "
         f"[0, {classes})" + (f", or be {which}" if which else "")
     )
 

@@ -18,6 +18,7 @@ from xentrs.torch._arguments.softmax import (
     SoftmaxArguments,
     beyond_pytorch,
     check_further_arguments,
+    check_pair,
     fits,
 )
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
@@ -28,7 +29,7 @@ from xentrs.torch._operators.softmax import CROSS_ENTROPY, quick_loss
 
 def cross_entropy(
     input: Tensor,
-    target: Tensor,
+    target: Tensor | tuple[Tensor, Tensor],
     weight: Tensor | None = None,
     size_average: bool | None = None,
     ignore_index: Ignored = -100,
@@ -51,9 +52,12 @@ def cross_entropy(
     ----------
     input : Tensor of shape (C), (N, C) or (N, C, d_1, ..., d_K)
         Logits: float16, bfloat16, float32 or float64, of any strides.
-    target : Tensor
+    target : Tensor or tuple of two
         Class indices, of any integer type, of the shape of `input` without its class axis; or
-        probabilities, floats of the shape of `input`.
+        probabilities, floats of the shape of `input`; or a pair of tensors (indices,
+        probabilities), a few classes of each sample and their probabilities: both of the shape of
+        `input` without its class axis, and a last axis for the entries of a sample. All other
+        classes have 0, an ignored index marks an empty entry, and nothing is normalised.
     weight : Tensor of shape (C), optional
         Weight of each class.
     size_average, reduce : bool, optional
@@ -135,6 +139,19 @@ def cross_entropy(
     ignored = ignored_indices(ignore_index)
     options = Options(reduction, ignored, label_smoothing, z_loss, as_softcap(softcap))
     denominator = as_denominator(denominator, input)
+    if isinstance(target, tuple):
+        if len(target) != 2:
+            raise ValueError(
+                f"target is a tuple of length {len(target)}, but must be a pair "
+                "(indices, probabilities)"
+            )
+        indices, probabilities = target
+        call = SoftmaxArguments(
+            input, indices, weight, sample_weight, denominator, probabilities=probabilities
+        )
+        check_pair(call, options)
+        check_further_arguments(call, options)
+        return CROSS_ENTROPY.compute(call, options, inplace)
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
     if is_jit_traced("cross_entropy") or not fits(call, options):
         return _leave_to_pytorch(call, options)
@@ -195,7 +212,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
     def forward(
         self,
         input: Tensor,
-        target: Tensor,
+        target: Tensor | tuple[Tensor, Tensor],
         *,
         sample_weight: Tensor | None = None,
         denominator: float | Tensor | None = None,

@@ -1,10 +1,11 @@
-//! Which numbers are probabilities.
+//! Whether all numbers that count are probabilities.
 
 use std::ops::Range;
 
 use super::{AHEAD, BLOCK, Classes, block_of, block_rows, is_true_class};
-use crate::call::batch::{Batch, IGNORED, position};
-use crate::error::{Error, Result};
+use crate::call::batch::{Batch, IGNORED};
+use crate::elements::probabilities::{Interval, no_probability};
+use crate::error::Result;
 use crate::math::Real;
 use crate::parallel::driver::Job;
 use crate::simd::slices::lanes_from;
@@ -13,43 +14,6 @@ use crate::tiles::Plan;
 
 /// Vectors that are checked together.
 const VECTORS: usize = 4;
-
-/// Numbers in an interval up to 1.
-pub struct Interval<S: Simd, T: Real> {
-    below: T::V<S>,
-    above: T::V<S>,
-}
-
-impl<S: Simd, T: Real> Interval<S, T> {
-    /// Probabilities: from 0 to 1.
-    #[inline(always)]
-    pub fn probabilities(s: S) -> Self {
-        Self::above(s, -T::from_bits(1).to_f64())
-    }
-
-    /// Probabilities whose logarithm and reciprocal need no special care: normal numbers.
-    #[inline(always)]
-    pub fn normal(s: S) -> Self {
-        let largest_subnormal = T::from_bits(T::SUBNORMAL[0].to_bits() - 1);
-        Self::above(s, largest_subnormal.to_f64())
-    }
-
-    /// Numbers above `below`, up to 1.
-    #[inline(always)]
-    fn above(s: S, below: f64) -> Self {
-        let next = T::from_bits(T::from_f64(1.0).to_bits() + 1);
-        Interval {
-            below: T::V::<S>::splat(s, T::from_f64(below)),
-            above: T::V::<S>::splat(s, next),
-        }
-    }
-
-    /// The lanes whose numbers are in the interval; NaN never is.
-    #[inline(always)]
-    pub fn inside(&self, p: T::V<S>) -> u32 {
-        T::V::<S>::lanes(self.below.lt(p)) & T::V::<S>::lanes(p.lt(self.above))
-    }
-}
 
 /// Counts the numbers that are no probabilities, ignored samples left out.
 pub struct CountWrong<'a, 'b, T>(&'b Batch<'a, T>);
@@ -138,10 +102,7 @@ pub fn search<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
             own != [IGNORED] && (!single || own == [class])
         };
         if !(0.0..=1.0).contains(&p) && counts() {
-            return Err(Error::Value(format!(
-                "probabilities{} is {p}, but probabilities must be in [0, 1]",
-                position(i, shape)
-            )));
+            return Err(no_probability(p, i, shape));
         }
     }
     // Another thread has changed the number since it was checked.

@@ -16,6 +16,9 @@
 //! The first two check numbers on the way. Where the call writes into arrays that its caller sees, they
 //! are checked before anything is written.
 //!
+//! [`nll_loss`](super::nll_loss) is the same without the logarithm: a value at run time says what the numbers are
+//! ([`Values`]).
+//!
 //! An element costs a logarithm, and for the gradient a division. A true class costs a cache line; its
 //! gradient costs what writing zeros costs.
 
@@ -35,7 +38,8 @@ use crate::parallel::driver;
 use crate::simd::{Kernel, Simd, Vector};
 use crate::tiles::{self, Plan};
 
-use super::{AHEAD, ClassLoss, reduced, with_coefficients};
+use super::{ClassLoss, with_coefficients};
+use crate::elements::AHEAD;
 use checks::CountWrongPlan;
 use rows::WeighedRowsPlan;
 use true_class::{TrueClass, TrueClassPlan};
@@ -61,13 +65,37 @@ fn is_true_class<T>(batch: &Batch<'_, T>) -> bool {
     matches!(batch.target, Target::Indices(_)) && batch.options.label_smoothing == 0.0
 }
 
-/// `t log p`, 0 where `t` is 0.
-fn term(t: f64, p: f64) -> f64 {
-    if t == 0.0 { 0.0 } else { t * p.ln() }
+/// What the values of a batch are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// Probabilities, whose logarithms are taken.
+    Probabilities,
+    /// Log-probabilities: any numbers, used as they are.
+    LogProbabilities,
 }
 
-/// A vector of probabilities `p` and their coefficients `t`, of any values.
+impl Values {
+    /// The value whose loss is 0.
+    fn certain(self) -> f64 {
+        match self {
+            Values::Probabilities => 1.0,
+            Values::LogProbabilities => 0.0,
+        }
+    }
+}
+
+/// `t log p`, 0 where `t` is 0.
+fn term(t: f64, x: f64, values: Values) -> f64 {
+    match values {
+        _ if t == 0.0 => 0.0,
+        Values::Probabilities => t * x.ln(),
+        Values::LogProbabilities => t * x,
+    }
+}
+
+/// A vector of values `p` and their coefficients `t`.
 struct Terms<S: Simd, T: Real> {
+    values: Values,
     p: T::V<S>,
     t: T::V<S>,
     /// The lanes whose coefficient is 0.
@@ -76,10 +104,10 @@ struct Terms<S: Simd, T: Real> {
 
 impl<S: Simd, T: Real> Terms<S, T> {
     #[inline(always)]
-    fn new(s: S, p: T::V<S>, t: T::V<S>) -> Self {
+    fn new(s: S, values: Values, p: T::V<S>, t: T::V<S>) -> Self {
         let zero = T::V::<S>::splat(s, T::default());
         // Adding 0 makes -0 a 0.
-        Terms { p: p.add(zero), t, none: t.eq(zero) }
+        Terms { values, p: p.add(zero), t, none: t.eq(zero) }
     }
 
     /// `x`, and 0 where the coefficient is 0.
@@ -91,16 +119,27 @@ impl<S: Simd, T: Real> Terms<S, T> {
     /// `t log p`
     #[inline(always)]
     fn losses(&self, s: S) -> T::V<S> {
-        self.counted(s, self.t.mul(log::<S, T>(s, self.p)))
+        let logs = match self.values {
+            Values::Probabilities => log::<S, T>(s, self.p),
+            Values::LogProbabilities => self.p,
+        };
+        self.counted(s, self.t.mul(logs))
     }
 
     /// The gradient, for a scale of `-minus_scale`.
     #[inline(always)]
     fn grad(&self, s: S, minus_scale: T::V<S>) -> T::V<S> {
-        self.counted(s, self.t.mul(minus_scale).div(self.p))
+        let scaled = self.t.mul(minus_scale);
+        self.counted(
+            s,
+            match self.values {
+                Values::Probabilities => scaled.div(self.p),
+                Values::LogProbabilities => scaled,
+            },
+        )
     }
 
-    /// The diagonal of the Hessian, from the gradient.
+    /// The diagonal of the Hessian of probabilities, from the gradient.
     #[inline(always)]
     fn hess(&self, s: S, grad: T::V<S>) -> T::V<S> {
         self.counted(s, T::V::<S>::splat(s, T::default()).sub(grad).div(self.p))
@@ -126,18 +165,18 @@ impl<T: Real> Kernel for Classes<'_, '_, T> {
 /// Whether every number that counts is a probability; `shape` is that of the array.
 fn check<T: Real>(batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
     if is_true_class(batch) {
-        let plan = TrueClassPlan::default();
+        let plan = TrueClassPlan::new(Values::Probabilities);
         driver::run(&TrueClass { writes: false, ..plan.job(batch) })?;
         return plan.result(batch, shape);
     }
     if tiles::run(batch, &CountWrongPlan)? == 0.0 { Ok(()) } else { checks::search(batch, shape) }
 }
 
-struct WeighedLoss<'a, 'b, T>(&'b Batch<'a, T>);
+struct WeighedLoss<'a, 'b, T>(&'b Batch<'a, T>, Values);
 
 impl<T: Real> ClassLoss<T> for WeighedLoss<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, coefficients: C, _: f64) -> Result<f64> {
-        tiles::run(self.0, &WeighedRowsPlan(coefficients.stored_as()))
+        tiles::run(self.0, &WeighedRowsPlan(self.1, coefficients.stored_as()))
     }
 }
 
@@ -146,14 +185,25 @@ impl<T: Real> ClassLoss<T> for WeighedLoss<'_, '_, T> {
 /// Where derivatives are `fresh`, arrays that nobody sees if the call fails, they may be written while
 /// probabilities are checked.
 pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize], fresh: bool) -> Result<f64> {
+    of_values(batch, Values::Probabilities, shape, fresh)
+}
+
+/// [`log_loss`] of values of this kind.
+pub(super) fn of_values<T: Real>(
+    batch: &Batch<'_, T>,
+    values: Values,
+    shape: &[usize],
+    fresh: bool,
+) -> Result<f64> {
     let true_class = is_true_class(batch);
     let unweighed = unweighed::takes(batch);
+    let bounded = values == Values::Probabilities;
     let late = batch.outputs.grad.is_none() || fresh;
-    if !late || !true_class && !unweighed {
+    if bounded && (!late || !true_class && !unweighed) {
         check(batch, shape)?;
     }
     let sum = if true_class {
-        let plan = TrueClassPlan::default();
+        let plan = TrueClassPlan::new(values);
         // The loss alone reads values wherever they are, and writes nothing of their shape. Single losses must
         // have the batch's type.
         let converted = batch.layout.as_ref().and_then(|layout| layout.converted);
@@ -168,14 +218,14 @@ pub fn log_loss<T: Real>(batch: &Batch<'_, T>, shape: &[usize], fresh: bool) -> 
         }
         sum
     } else if unweighed {
-        let plan = UnweighedPlan::default();
+        let plan = UnweighedPlan::new(values);
         let sum = tiles::run(batch, &plan)?;
         plan.result(batch, shape)?;
         sum
     } else {
-        return with_coefficients(batch, &WeighedLoss(batch));
+        return with_coefficients(batch, &WeighedLoss(batch, values));
     };
-    Ok(reduced(sum, batch.divisor, &batch.options))
+    Ok(batch.options.reduced(sum, batch.divisor))
 }
 
 #[cfg(test)]
@@ -233,15 +283,19 @@ mod tests {
         batch.outputs.grad = Some(array);
         batch.check(None, &[samples]).unwrap();
         let (target, wrong) = (Input::from_slice(&q), AtomicBool::new(false));
+        let values = Values::Probabilities;
         let soft = Soft { probabilities: Input::from_slice(&q), weight: None, smoothing: None };
         let loss = match how {
-            "plain" => run_at(&Unweighed { batch: &batch, target, stream, wrong: &wrong }, level),
-            "one" => {
-                run_at(&TrueClass { batch: &batch, stream, writes: true, wrong: &wrong }, level)
+            "plain" => {
+                run_at(&Unweighed { batch: &batch, values, target, stream, wrong: &wrong }, level)
             }
+            "one" => run_at(
+                &TrueClass { batch: &batch, values, stream, writes: true, wrong: &wrong },
+                level,
+            ),
             _ => {
                 let coefficients = if how == "hard" { Stored::Hard } else { Stored::Soft(soft) };
-                run_at(&WeighedRows { batch: &batch, coefficients, stream }, level)
+                run_at(&WeighedRows { batch: &batch, values, coefficients, stream }, level)
             }
         };
         (loss.unwrap(), grad.split_off(skew))

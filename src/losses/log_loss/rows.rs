@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{AHEAD, BLOCK, Classes, Terms, block_of, block_rows, term};
+use super::{AHEAD, BLOCK, Classes, Terms, Values, block_of, block_rows, term};
 use crate::call::batch::{Batch, IGNORED, Outputs};
 use crate::call::coefficients::{Even, RowCoefficients, Shared, Soft, Stored};
 use crate::elements::{Elements, Map, Results, beyond};
@@ -17,13 +17,15 @@ use crate::tiles::Plan;
 /// The job of a batch.
 pub struct WeighedRows<'a, 'b, T> {
     pub batch: &'b Batch<'a, T>,
+    /// What the batch's values are.
+    pub values: Values,
     pub coefficients: Stored<'b, T>,
     /// Whether the gradient is written by non-temporal stores.
     pub stream: bool,
 }
 
 /// Makes a [`WeighedRows`], with the coefficients of the whole call.
-pub struct WeighedRowsPlan<'a, T>(pub Stored<'a, T>);
+pub struct WeighedRowsPlan<'a, T>(pub Values, pub Stored<'a, T>);
 
 impl<T: Real> Plan<T> for WeighedRowsPlan<'_, T> {
     type Job<'b>
@@ -32,7 +34,9 @@ impl<T: Real> Plan<T> for WeighedRowsPlan<'_, T> {
         Self: 'b,
         T: 'b;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
-        WeighedRows { batch, coefficients: self.0.of(batch), stream: batch.stream() }
+        let WeighedRowsPlan(values, coefficients) = self;
+        let (values, coefficients) = (*values, coefficients.of(batch));
+        WeighedRows { batch, values, coefficients, stream: batch.stream() }
     }
 }
 
@@ -129,7 +133,9 @@ impl<T: Real> WeighedRows<'_, '_, T> {
         let sample = batch.sample_factor(row);
         let scale = sample / batch.divisor;
         let coefficients = all.row(row, batch.classes);
-        let row_terms = RowTerms { batch, coefficients, row, values, scale };
+        let logs = self.values == Values::LogProbabilities;
+        let kind = self.values;
+        let row_terms = RowTerms { batch, coefficients, row, values, kind, scale };
         let constants = row_terms.constants(s);
         let mut loss = 0.0;
         // Of the true class, before its number is overwritten in place.
@@ -141,9 +147,12 @@ impl<T: Real> WeighedRows<'_, '_, T> {
             let other = coefficients.load(s, class, 1).to_lanes().as_ref()[0].to_f64();
             let both = coefficient + other;
             if coefficient != 0.0 {
-                loss -= coefficient * log_scalar(s, p);
+                loss -= coefficient * if logs { p } else { log_scalar(s, p) };
             }
-            own = (both != 0.0).then(|| [-scale * both / p, scale * both / p / p]);
+            own = (both != 0.0).then(|| match logs {
+                true => [-scale * both, 0.0],
+                false => [-scale * both / p, scale * both / p / p],
+            });
         }
         let all = 0..batch.classes;
         let outputs = Outputs { grad, hess, losses: None };
@@ -168,6 +177,8 @@ struct RowTerms<'a, 'b, T, C> {
     coefficients: C,
     row: usize,
     values: Input<'a, T>,
+    /// What the values are.
+    kind: Values,
     scale: f64,
 }
 
@@ -203,7 +214,7 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for RowTerms<'_, '_, T, C> {
             let at = at + i * T::LANES;
             self.values.prefetch(at + AHEAD / size_of::<T>());
             let p = load_lanes(s, self.values, at, lanes);
-            let terms = Terms::<S, T>::new(s, p, self.coefficients.load(s, at, lanes));
+            let terms = Terms::<S, T>::new(s, self.kind, p, self.coefficients.load(s, at, lanes));
             let losses = terms.losses(s);
             if checks && beyond::<S, T>(s, losses) != 0 {
                 return false;
@@ -230,7 +241,7 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for RowTerms<'_, '_, T, C> {
         let mut sum = 0.0;
         for at in (0..T::LANES).filter(|i| lanes >> i & 1 != 0).map(|i| at + i) {
             let t = self.batch.coefficient(self.row, at);
-            sum -= term(t, self.values.get(at).to_f64());
+            sum -= term(t, self.values.get(at).to_f64(), self.kind);
         }
         sum
     }

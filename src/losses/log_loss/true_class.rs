@@ -15,9 +15,10 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::Classes;
-use super::checks::{Interval, search};
+use super::checks::search;
+use super::{Classes, Values};
 use crate::call::batch::{Batch, IGNORED};
+use crate::elements::probabilities::Interval;
 use crate::error::Result;
 use crate::math::{Real, log::log};
 use crate::parallel::driver::Job;
@@ -34,6 +35,8 @@ const CHUNK: usize = 64;
 /// The job. The values may lie anywhere, other arrays of their shape are contiguous rows.
 pub struct TrueClass<'a, 'b, T> {
     pub batch: &'b Batch<'a, T>,
+    /// What the batch's values are.
+    pub values: Values,
     /// Whether the gradient is written by non-temporal stores.
     pub stream: bool,
     /// Whether results are computed; else numbers are checked only.
@@ -43,13 +46,20 @@ pub struct TrueClass<'a, 'b, T> {
 }
 
 /// Makes a [`TrueClass`]; knows afterwards whether a number was no probability.
-#[derive(Default)]
-pub struct TrueClassPlan(AtomicBool);
+pub struct TrueClassPlan {
+    values: Values,
+    wrong: AtomicBool,
+}
 
 impl TrueClassPlan {
+    /// For values of this kind.
+    pub fn new(values: Values) -> Self {
+        TrueClassPlan { values, wrong: AtomicBool::new(false) }
+    }
+
     /// An error if a number was no probability.
     pub fn result<T: Real>(self, batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
-        if self.0.into_inner() { search(batch, shape) } else { Ok(()) }
+        if self.wrong.into_inner() { search(batch, shape) } else { Ok(()) }
     }
 }
 
@@ -60,13 +70,14 @@ impl<T: Real> Plan<T> for TrueClassPlan {
         T: 'b;
     const SPARSE: bool = true;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> TrueClass<'b, 'b, T> {
-        TrueClass { batch, stream: batch.stream(), writes: true, wrong: &self.0 }
+        let TrueClassPlan { values, wrong } = self;
+        TrueClass { batch, values: *values, stream: batch.stream(), writes: true, wrong }
     }
 }
 
 /// What is known of the samples of a chunk.
 struct Chunk {
-    /// The numbers of their true classes; 1, whose loss is 0, for ignored samples.
+    /// The numbers of their true classes; for ignored samples the number whose loss is 0.
     p: [f64; CHUNK],
     /// The weights of samples and of their classes.
     samples: [f64; CHUNK],
@@ -82,10 +93,11 @@ impl<T: Real> TrueClass<'_, '_, T> {
     fn read(&self, chunk: &mut Chunk, at: usize, classes: &[usize]) {
         let batch = self.batch;
         let (values, width, rows) = (batch.values, batch.classes, batch.layout.is_none());
+        let certain = self.values.certain();
         for (i, &class) in classes.iter().enumerate() {
             let (row, read) = (at + i, if class == IGNORED { 0 } else { class });
             let number = if rows { values.get(row * width + read) } else { batch.value(row, read) };
-            chunk.p[i] = if class == IGNORED { 1.0 } else { number.to_f64() };
+            chunk.p[i] = if class == IGNORED { certain } else { number.to_f64() };
         }
         if self.writes && batch.is_weighted() {
             batch.each_sample_weight(at, classes.len(), |i, weight| chunk.samples[i] = weight);
@@ -105,16 +117,19 @@ impl<T: Real> TrueClass<'_, '_, T> {
         let zero = S::V64::splat(s, 0.0);
         let load = |numbers: &[f64; CHUNK]| S::V64::load(s, Input::from_slice(numbers), i);
         let p = load(&chunk.p);
-        let good = Interval::<S, f64>::probabilities(s).inside(p);
+        let logs = self.values == Values::LogProbabilities;
+        let good = if logs { f64::ALL } else { Interval::<S, f64>::probabilities(s).inside(p) };
         if self.writes {
             // Adding 0 makes -0 a 0.
             let p = p.add(zero);
+            let log = if logs { p } else { log::<S, f64>(s, p) };
             let (sample, weight) = (load(&chunk.samples), load(&chunk.weights));
-            let loss = sample.mul(zero.sub(weight.mul(log::<S, f64>(s, p)))).add(zero);
+            let loss = sample.mul(zero.sub(weight.mul(log))).add(zero);
             loss.store(Output::from_slice(&mut chunk.losses), i);
             if derives {
                 let scale = sample.div(S::V64::splat(s, self.batch.divisor));
-                let grad = zero.sub(scale).mul(weight).div(p);
+                let grad = zero.sub(scale).mul(weight);
+                let grad = if logs { grad } else { grad.div(p) };
                 grad.store(Output::from_slice(&mut chunk.grad), i);
                 let hess = scale.mul(weight).div(p).div(p);
                 hess.store(Output::from_slice(&mut chunk.hess), i);

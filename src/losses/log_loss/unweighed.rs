@@ -3,9 +3,10 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::checks::{Interval, search};
-use super::{AHEAD, BLOCK, Terms, block_rows, term};
+use super::checks::search;
+use super::{AHEAD, BLOCK, Terms, Values, block_rows, term};
 use crate::call::batch::{Batch, Outputs, Target};
+use crate::elements::probabilities::Interval;
 use crate::elements::{Elements, Map, Results, beyond};
 use crate::error::Result;
 use crate::math::{Real, log::log_normal};
@@ -22,6 +23,8 @@ const VECTORS: usize = 4;
 #[derive(Clone, Copy)]
 pub struct Unweighed<'a, 'b, T> {
     pub batch: &'b Batch<'a, T>,
+    /// What the batch's values are.
+    pub values: Values,
     pub target: Input<'a, T>,
     /// Whether the gradient is written by non-temporal stores.
     pub stream: bool,
@@ -30,13 +33,20 @@ pub struct Unweighed<'a, 'b, T> {
 }
 
 /// Makes an [`Unweighed`]; knows afterwards whether a number was no probability.
-#[derive(Default)]
-pub struct UnweighedPlan(AtomicBool);
+pub struct UnweighedPlan {
+    values: Values,
+    wrong: AtomicBool,
+}
 
 impl UnweighedPlan {
+    /// For values of this kind.
+    pub fn new(values: Values) -> Self {
+        UnweighedPlan { values, wrong: AtomicBool::new(false) }
+    }
+
     /// An error if a number was no probability.
     pub fn result<T: Real>(self, batch: &Batch<'_, T>, shape: &[usize]) -> Result<()> {
-        if self.0.into_inner() { search(batch, shape) } else { Ok(()) }
+        if self.wrong.into_inner() { search(batch, shape) } else { Ok(()) }
     }
 }
 
@@ -54,7 +64,8 @@ impl<T: Real> Plan<T> for UnweighedPlan {
         T: 'b;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Unweighed<'b, 'b, T> {
         let Target::Probabilities(target) = batch.target else { unreachable!("see `takes`") };
-        Unweighed { batch, target, stream: batch.stream(), wrong: &self.0 }
+        let UnweighedPlan { values, wrong } = self;
+        Unweighed { batch, values: *values, target, stream: batch.stream(), wrong }
     }
 }
 
@@ -62,6 +73,41 @@ impl<T: Real> Plan<T> for UnweighedPlan {
 pub struct Constants<S: Simd, T: Real> {
     minus_scale: T::V<S>,
     normal: Interval<S, T>,
+}
+
+impl<T: Real> Unweighed<'_, '_, T> {
+    /// [`Elements::vectors`] of log-probabilities.
+    #[inline(always)]
+    fn of_logs<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        constants: &Constants<S, T>,
+        (at, lanes): (usize, u32),
+        sum: &mut Sum<S, T>,
+        results: &mut Results<'_, S, T>,
+        checks: bool,
+    ) -> bool {
+        let zero = T::V::<S>::splat(s, T::default());
+        let (mut grad, mut total) = ([zero; N], zero);
+        for (i, grad) in grad.iter_mut().enumerate() {
+            let at = at + i * T::LANES;
+            self.batch.values.prefetch(at + AHEAD / size_of::<T>());
+            self.target.prefetch(at + AHEAD / size_of::<T>());
+            let x = load_lanes(s, self.batch.values, at, lanes);
+            let t = load_lanes(s, self.target, at, lanes);
+            total = t.mul_add(T::V::<S>::select(t.eq(zero), zero, x), total);
+            // Adding 0 makes a -0 a 0.
+            *grad = t.mul_add(constants.minus_scale, zero);
+        }
+        if checks && beyond::<S, T>(s, total) != 0 {
+            return false;
+        }
+        sum.add(total);
+        if results.has_grad() {
+            results.grad(grad, lanes);
+        }
+        true
+    }
 }
 
 impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
@@ -92,6 +138,9 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
         results: &mut Results<'_, S, T>,
         checks: bool,
     ) -> bool {
+        if self.values == Values::LogProbabilities {
+            return self.of_logs::<S, N>(s, constants, (at, lanes), sum, results, checks);
+        }
         let values = self.batch.values;
         let zero = T::V::<S>::splat(s, T::default());
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
@@ -140,7 +189,7 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
             if any.inside(p[i]) != T::ALL {
                 self.wrong.store(true, Relaxed);
             }
-            let losses = Terms::<S, T>::new(s, p[i], t[i]).losses(s);
+            let losses = Terms::<S, T>::new(s, self.values, p[i], t[i]).losses(s);
             if checks && beyond::<S, T>(s, losses) != 0 {
                 return false;
             }
@@ -149,7 +198,7 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
         if results.has_grad() {
             let (mut grad, mut hess) = ([zero; N], [zero; N]);
             for i in 0..N {
-                let terms = Terms::<S, T>::new(s, p[i], t[i]);
+                let terms = Terms::<S, T>::new(s, self.values, p[i], t[i]);
                 grad[i] = terms.grad(s, constants.minus_scale);
                 if results.has_hess() {
                     hess[i] = terms.hess(s, grad[i]);
@@ -166,7 +215,8 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
     fn wide(&self, at: usize, lanes: u32, _: Outputs<'_, T>) -> f64 {
         let mut sum = 0.0;
         for at in (0..T::LANES).filter(|i| lanes >> i & 1 != 0).map(|i| at + i) {
-            sum += term(self.target.get(at).to_f64(), self.batch.values.get(at).to_f64());
+            let (t, x) = (self.target.get(at).to_f64(), self.batch.values.get(at).to_f64());
+            sum += term(t, x, self.values);
         }
         sum
     }

@@ -1,7 +1,7 @@
 //! Turns the losses and factors of plain cross-entropy into those of another [`Objective`].
 //!
 //! ```text
-//! loss      <- loss phi(l) / l + z-loss
+//! loss      <- weight phi(l), or loss + z-loss
 //! a         <- a phi'(l) + (factor of z-loss) / S
 //! gradient at the pivot, Hessian at the pivot and at the largest logit: likewise
 //! ```
@@ -28,7 +28,7 @@ pub(super) struct ApplyToGroup<'b, T> {
     pub group: usize,
     /// The exponentials of the group.
     pub columns: Output<'b, T>,
-    /// Whether there are weights: losses are then `-log p` times a weight.
+    /// Whether there are weights.
     pub weighted: bool,
     /// Whether there is a gradient.
     pub grad: bool,
@@ -55,15 +55,25 @@ impl<T: Limits> Kernel for ApplyToGroup<'_, T> {
         for part in 0..T::WIDE {
             let at = group + 8 * part;
             let rest = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
-            let pivot = buffers.load(s, PIVOT, group).wide(part);
-            let whole = rest.add(pivot);
+            let mut pivot = buffers.load(s, PIVOT, group).wide(part);
             let loss = buffers.load_f64(s, LOSS, at);
             let sample = buffers.load_f64(s, SAMPLE_WEIGHT, at);
             let class_weight = buffers.load_f64(s, CLASS_WEIGHT, at);
-            let mut surprisal = loss;
-            if self.weighted && !self.objective.has_z_loss() {
-                surprisal = loss.div(sample.mul(class_weight));
+            let (mut surprisal, mut errors) = ([zero_f64; 2], [zero_f64; 2]);
+            let (of_class, mut pivot_error) = (self.objective.is_function_of_class(), zero_f64);
+            if of_class {
+                surprisal =
+                    [buffers.load_f64(s, SURPRISAL, at), buffers.load_f64(s, SURPRISAL_ERROR, at)];
+                pivot_error = buffers.load(s, PIVOT_ERROR, group).wide(part);
+                if T::WIDE == 2 {
+                    pivot = pivot.add(pivot_error);
+                } else {
+                    let high = buffers.load(s, REST, group).wide(0);
+                    let low = buffers.load(s, REST_ERROR, group).wide(0);
+                    errors = [low.sub(rest.sub(high)), pivot_error];
+                }
             }
+            let whole = rest.add(pivot);
             let mut log_sum = zero_f64;
             if self.objective.has_z_loss() {
                 // Where the pivot has most of the probability, the logsumexp is its logit plus log1p(rest /
@@ -84,19 +94,37 @@ impl<T: Limits> Kernel for ApplyToGroup<'_, T> {
                 };
                 log_sum = most.wide(part).add(above);
             }
-            let state = State { rest, pivot, surprisal, log_sum };
+            let state = State { rest, pivot, errors, surprisal, log_sum };
             let factors = self.objective.factors::<S, T>(s, &state, self.hess);
             let counted = S::V64::mask(s, counted >> (8 * part) & 0xFF);
-            let loss = loss.mul(factors.value).add(sample.mul(factors.z_loss));
+            let loss = if self.objective.has_z_loss() {
+                loss.add(sample.mul(factors.z_loss))
+            } else if self.weighted {
+                sample.mul(class_weight).mul(factors.loss)
+            } else {
+                factors.loss
+            };
             S::V64::select(counted, loss, zero_f64).store(buffers.field_f64(LOSS).1, at);
             if !self.grad {
                 continue;
             }
             let inverse = factors.inverse;
-            let slope = S::V64::select(counted, factors.slope, zero_f64);
+            let [slope, slope_low] = factors.slope;
+            let slope = S::V64::select(counted, slope, zero_f64);
+            let slope_low = S::V64::select(counted, slope_low, zero_f64);
             let z = S::V64::select(counted, sample.mul(factors.z_slope), zero_f64);
             let p = pivot.mul(inverse);
             let (high, low, more) = (a_high.wide(part), a_low.wide(part), z.mul(inverse));
+            // The pivot's rounding error is one of `S`, and so of `a`.
+            let relative = zero_f64.sub(pivot_error.mul(inverse));
+            let low = if of_class { high.mul_add(relative, low) } else { low };
+            let mut grad = pivot_grad.wide(part);
+            if of_class && T::WIDE == 2 {
+                // Not from the plain gradient, which may be subnormal.
+                grad = zero_f64.sub(high.add(low).mul(rest));
+            } else if of_class {
+                grad = grad.mul_add(relative, grad);
+            }
             let (mut high, mut low, mut more, mut up) = (high, low, more, one);
             let mut product = high.mul(slope);
             let tiny = S::V64::lanes(product.abs().lt(splat::<S, f64>(s, T::FEW_LEAST)));
@@ -109,14 +137,15 @@ impl<T: Limits> Kernel for ApplyToGroup<'_, T> {
             }
             // The rounding errors of the product and of the sum.
             let error = high.fma(slope, zero_f64.sub(product)).add(low.mul(slope));
+            let error = high.mul_add(slope_low, error);
             (a[part], a_error[part]) = (product, error);
             if self.objective.has_z_loss() {
                 let sum = product.add(more);
                 let rounding = sum_error::<S, f64>(product, more, sum);
                 (a[part], a_error[part]) = (sum, error.add(rounding));
             }
-            let grad = pivot_grad.wide(part);
-            grads[part] = S::V64::select(counted, grad.mul(slope).add(z.mul(p)), zero_f64);
+            let grad = grad.mul_add(slope, grad.mul_add(slope_low, z.mul(p)));
+            grads[part] = S::V64::select(counted, grad, zero_f64);
             if !self.hess {
                 continue;
             }

@@ -48,8 +48,10 @@ pub(super) const PIVOT_HESS: usize = 16;
 pub(super) const LARGEST_HESS: usize = 17;
 /// The factor of `p E` that an objective other than plain cross-entropy adds to the Hessian.
 pub(super) const SECOND: usize = 18;
+/// The rounding error of the pivot's exponential, where the sums are fine ([`super::Common`]).
+pub(super) const PIVOT_ERROR: usize = 19;
 /// How many fields there are.
-pub(super) const FIELDS: usize = 19;
+pub(super) const FIELDS: usize = 20;
 
 /// The fields that finishing in float64 finds.
 pub(super) const RESULTS: [usize; 7] =
@@ -69,8 +71,11 @@ pub(super) const CLASS_WEIGHT: usize = 3;
 pub(super) const COEFFICIENT: usize = 4;
 /// The sum of the coefficients times how far their logits are below the reference.
 pub(super) const DISTANCE: usize = 5;
+/// `-log p` of the true class and its rounding error, where the sums are fine.
+pub(super) const SURPRISAL: usize = 6;
+pub(super) const SURPRISAL_ERROR: usize = 7;
 /// How many fields there are.
-pub(super) const FIELDS_F64: usize = 6;
+pub(super) const FIELDS_F64: usize = 8;
 
 /// Chooses the bias that samples have where there are no weights.
 struct Prepare<'b, T>(&'b Buffers<T>, &'b Common<'b, T>);

@@ -13,8 +13,8 @@
 //! fused multiply-add. Weights and coefficients are float64 in both ways.
 
 use crate::math::exp::{power_of_two, residue};
-use crate::math::log::{log, log1p, log1p_and};
-use crate::math::{Real, sum_error};
+use crate::math::log::{log, log1p, log1p_and, log1p_parts};
+use crate::math::{Real, sum_error, two_sum};
 use crate::simd::slices::lanes_from;
 use crate::simd::{Kernel, Output, Simd, Vector, fold};
 
@@ -96,7 +96,10 @@ impl<'a, T: Limits> Common<'a, T> {
         let inverse = one.div(whole);
         // d log1p(r / p) = dr / (p + r)
         let error = zero.sub(odds).fma(pivot, rest).add(rest_error).mul(inverse);
-        let surprisal = log1p_and::<S, T>(s, odds, error);
+        let mut surprisal = log1p_and::<S, T>(s, odds, error);
+        if !ANY && self.fine {
+            surprisal = self.surprisal(s, group, [odds, error, inverse], buffers);
+        }
         let mut above = surprisal;
         if HARD && ANY {
             // log S - reference, from the sum of all exponentials but the largest.
@@ -187,6 +190,30 @@ impl<'a, T: Limits> Common<'a, T> {
         let exact = T::V::<S>::lanes(rest.eq(zero));
         let near = T::V::<S>::lanes(odds.lt(far));
         near & (precise | exact) & fits | !counted & T::ALL
+    }
+
+    /// `-log p` of the pivots, which stores it in two parts too. `error` is the part of `rest` in that of `odds`.
+    #[inline(always)]
+    fn surprisal<S: Simd>(
+        &self,
+        s: S,
+        group: usize,
+        [odds, error, inverse]: [T::V<S>; 3],
+        buffers: &Buffers<T>,
+    ) -> T::V<S> {
+        let zero = splat::<S, T>(s, 0.0);
+        let error = zero.sub(odds).mul(inverse).mul_add(buffers.load(s, PIVOT_ERROR, group), error);
+        let [high, low] = log1p_parts::<S, T>(s, odds, error);
+        for part in 0..T::WIDE {
+            let at = group + 8 * part;
+            let (mut first, mut second) = (high.wide(part), low.wide(part));
+            if T::WIDE == 2 {
+                (first, second) = (first.add(second), splat::<S, f64>(s, 0.0));
+            }
+            first.store(buffers.field_f64(SURPRISAL).1, at);
+            second.store(buffers.field_f64(SURPRISAL_ERROR).1, at);
+        }
+        high
     }
 
     /// Eight samples in float64, with their losses. `surprisal` is `-log p` of the pivot; `above` is
@@ -315,10 +342,18 @@ impl<'a, T: Limits> Common<'a, T> {
         for part in 0..T::WIDE {
             let (at, counted) = (group + 8 * part, !none_counts >> (8 * part) & 0xFF);
             let mut surprisal = surprisals[part];
+            let mut surprisal_error = zero_f64;
             let far = counted & !near[part];
             if far != 0 {
-                let far = self.far(s, block, group, part, far);
-                surprisal = S::V64::select(S::V64::mask(s, near[part]), surprisal, far);
+                let [far, error] = self.far(s, block, group, part, far);
+                let near = S::V64::mask(s, near[part]);
+                surprisal = S::V64::select(near, surprisal, far);
+                surprisal_error = S::V64::select(near, zero_f64, error);
+            }
+            if self.fine {
+                let lanes = !done >> (8 * part) & 0xFF;
+                surprisal.store_lanes(buffers.field_f64(SURPRISAL).1, at, lanes);
+                surprisal_error.store_lanes(buffers.field_f64(SURPRISAL_ERROR).1, at, lanes);
             }
             let mut above = surprisal;
             if HARD && ANY {
@@ -374,8 +409,8 @@ impl<'a, T: Limits> Common<'a, T> {
         }
     }
 
-    /// `-log p` of true classes whose exponentials have underflowed, from their logits: for `lanes` of eight
-    /// samples.
+    /// `-log p` of true classes whose exponentials have underflowed, from their logits, and its rounding error: for
+    /// `lanes` of eight samples.
     #[inline(always)]
     fn far<S: Simd>(
         &self,
@@ -384,14 +419,15 @@ impl<'a, T: Limits> Common<'a, T> {
         group: usize,
         part: usize,
         lanes: u32,
-    ) -> S::V64 {
+    ) -> [S::V64; 2] {
         let (buffers, first) = (block.buffers, block.samples(group).0);
-        let mut below = [0.0; 8];
-        for (i, below) in below.iter_mut().enumerate().filter(|(i, _)| lanes >> i & 1 != 0) {
+        let (mut below, mut below_error) = ([0.0; 8], [0.0; 8]);
+        for i in (0..8).filter(|i| lanes >> i & 1 != 0) {
             let lane = 8 * part + i;
             let class = buffers.field(CLASS).0.get(group + lane).to_f64() as usize;
             let logit = self.batch.value(first + lane, class);
-            *below = buffers.field(LARGEST_LOGIT).0.get(group + lane).to_f64() - logit.to_f64();
+            let most = buffers.field(LARGEST_LOGIT).0.get(group + lane).to_f64();
+            (below[i], below_error[i]) = two_sum(most, -logit.to_f64());
         }
         // `log S - reference`.
         let whole = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
@@ -399,7 +435,13 @@ impl<'a, T: Limits> Common<'a, T> {
         let bias = splat::<S, f64>(s, 0.0).sub(buffers.load(s, BIAS, group).wide(part));
         let log_sum = log::<S, f64>(s, whole.mul(power_of_two::<S, f64>(s, bias)));
         let (n, most) = (buffers.load(s, N, group), buffers.load(s, LARGEST_LOGIT, group));
-        log_sum.sub(residue::<S, T>(s, n, most, part)).add(S::V64::from_lanes(s, below))
+        let above = log_sum.sub(residue::<S, T>(s, n, most, part));
+        let below = S::V64::from_lanes(s, below);
+        let far = above.add(below);
+        let error = sum_error::<S, f64>(above, below, far).add(S::V64::from_lanes(s, below_error));
+        // An infinite logit has no rounding error.
+        let infinite = splat::<S, f64>(s, f64::INFINITY);
+        [far, error.keep(s, far.lt(infinite))]
     }
 }
 

@@ -43,6 +43,7 @@ mod finish;
 pub(super) mod groups;
 mod read;
 mod sum;
+mod summarise;
 mod write;
 
 use std::ops::{Deref, Range};
@@ -64,6 +65,7 @@ pub(super) use buffers::{Buffers, LOSS};
 use finish::FinishBlock;
 use read::{ReadBlock, ReadWeights};
 use sum::SumBlock;
+use summarise::{ArgmaxBlock, LogSumExpBlock};
 use write::{NO_COEFFICIENTS, PER_CLASS, PER_LOGIT, WriteBlock};
 
 /// Logits of a block, about.
@@ -89,6 +91,8 @@ pub struct Common<'a, T> {
     objective: Objective,
     /// Whether the objective is plain cross-entropy. Computed once, read once a group.
     plain: bool,
+    /// Whether the sums include the rounding errors of the exponentials.
+    fine: bool,
     /// What label smoothing leaves to the true class; 0 where the target is probabilities.
     keep: f64,
     /// The sum of the coefficients, where all samples have the same; else 0.
@@ -107,6 +111,8 @@ pub struct Common<'a, T> {
     native: bool,
     /// Whether there is a gradient.
     pub(super) grad: bool,
+    /// Whether there are arrays for logsumexp or argmax.
+    summaries: bool,
     /// Whether non-temporal stores write the gradient.
     pub(super) non_temporal: bool,
     /// Whether rows of the gradient may be written before the logits behind them are read: not if the gradient
@@ -154,12 +160,13 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
         // From the batch, not from the coefficients: the batch may be one tile of a larger one.
         let stored = match batch.target {
             Target::Probabilities(stored) => Some(stored),
-            Target::Indices(_) => None,
+            Target::Indices(_) | Target::Sparse(_) => None,
         };
         let common = Common {
             batch,
             objective,
             plain: objective.is_plain(),
+            fine: objective.is_function_of_class(),
             keep,
             total,
             stored,
@@ -169,6 +176,7 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
             line,
             native,
             grad: batch.outputs.grad.is_some(),
+            summaries: batch.summaries.any(),
             non_temporal,
             direct,
         };
@@ -183,12 +191,18 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
             true => s.apart(ReadBlock::<_, MANY, true>(block, any_zero_weight)),
             false => s.apart(ReadBlock::<_, MANY, false>(block, any_zero_weight)),
         }
+        if self.summaries {
+            s.apart(ArgmaxBlock(block));
+        }
         s.apart(SumBlock::<_, _, MANY>(self, block));
         let sum = match (C::ANY, C::HARD) {
             (false, _) => s.apart(FinishBlock::<_, false, true>(block)),
             (true, true) => s.apart(FinishBlock::<_, true, true>(block)),
             (true, false) => s.apart(FinishBlock::<_, true, false>(block)),
         };
+        if self.summaries {
+            s.apart(LogSumExpBlock(block));
+        }
         if self.grad {
             match (C::ANY, C::HARD) {
                 (false, _) => s.apart(WriteBlock::<_, MANY, NO_COEFFICIENTS>(block)),

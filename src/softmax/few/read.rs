@@ -117,7 +117,7 @@ impl<'a, T: Limits> Common<'a, T> {
                 let class_weight = buffers.load_f64(s, CLASS_WEIGHT, group + 8 * part);
                 scale = scale.mul(class_weight.add(splat::<S, f64>(s, self.total)));
             }
-            if self.objective.has_z_loss() {
+            if !self.plain {
                 let sample = buffers.load_f64(s, SAMPLE_WEIGHT, group + 8 * part);
                 scale = self.objective.scales(s, scale, sample);
             }
@@ -175,7 +175,7 @@ impl<'a, T: Limits> Common<'a, T> {
             x
         });
         most = most.max(other);
-        if any_ignored {
+        if any_ignored && !self.summaries {
             // Logits of ignored samples may be anything, NaN too. As zeros they keep their group on the fast way.
             most = T::V::<S>::select(counts, most, zero);
             for class in classes {

@@ -49,11 +49,19 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         // At a level that is compiled for size, one way does for all: exponentials may be stored without
         // need, and a shift of 0 changes no bit.
         let kept = self.grad || !S::SPECIALIZED;
+        // Losses whose sums are fine have no coefficients.
+        let fine = !C::ANY && self.fine;
         macro_rules! sum {
             ($shifted:expr, $kept:expr, $classes:expr, $class:expr) => {
-                self.sum::<S, $shifted, MANY, $kept>(
-                    s, &exp, $classes, $class, reference, columns, ahead, buffers,
-                )
+                if fine {
+                    self.sum::<S, $shifted, MANY, $kept, true>(
+                        s, &exp, $classes, $class, reference, columns, ahead, buffers,
+                    )
+                } else {
+                    self.sum::<S, $shifted, MANY, $kept, false>(
+                        s, &exp, $classes, $class, reference, columns, ahead, buffers,
+                    )
+                }
             };
         }
         let sums = if MANY {
@@ -84,6 +92,9 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         let high = T::V::<S>::select(finite, rest[0], nan);
         for (which, x) in [(REST, high), (REST_ERROR, rest[1]), (PIVOT, sums.pivot)] {
             buffers.store(which, group, x);
+        }
+        if fine {
+            buffers.store(PIVOT_ERROR, group, sums.pivot_error);
         }
         if C::ANY {
             buffers.store_f64::<S>(DISTANCE, group, distance[0], distance[1]);
@@ -168,10 +179,10 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
 
     /// Sums the exponentials of some `classes`. `class`, the pivots, is counted from the first of these; `most`
     /// is the reference. `SHIFTED`: a reference is so large that `exp` subtracts it first. `KEPT`: exponentials are
-    /// stored.
+    /// stored. `FINE`: their rounding errors are added to the sums.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "one caller")]
-    fn sum<S: Simd, const SHIFTED: bool, const MANY: bool, const KEPT: bool>(
+    fn sum<S: Simd, const SHIFTED: bool, const MANY: bool, const KEPT: bool, const FINE: bool>(
         &self,
         s: S,
         exp: &LaneExp<S, T>,
@@ -206,7 +217,11 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
                 prefetch(stored, next[1]);
             }
             let x = T::V::<S>::load(s, columns.0, at);
-            let e = exp.of::<SHIFTED>(s, x);
+            let [e, error] = if FINE {
+                exp.of_with_error::<SHIFTED>(s, x)
+            } else {
+                [exp.of::<SHIFTED>(s, x), zero]
+            };
             if KEPT {
                 e.store(columns.1, at);
             }
@@ -219,8 +234,15 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
                 rest.add_positive(other);
             }
             result.pivot = T::V::<S>::select(own, e, result.pivot);
+            if FINE {
+                rest.add_error(T::V::<S>::select(own, zero, error));
+                result.pivot_error = T::V::<S>::select(own, error, result.pivot_error);
+            }
             if hessian {
                 others.add_positive(T::V::<S>::select(x.eq(most), zero, e));
+                if FINE {
+                    others.add_error(T::V::<S>::select(x.eq(most), zero, error));
+                }
             }
             if C::ANY {
                 let t = self.coefficient(s, c, start, buffers);
@@ -264,8 +286,9 @@ struct Prefetch<'a, T> {
 struct GroupSums<S: Simd, T: Real> {
     /// The sums for [`REST`], [`OTHERS`], [`COEFFICIENT`] and [`DISTANCE`].
     sums: [Sum<S, T>; 4],
-    /// The exponentials of the pivots.
+    /// The exponentials of the pivots, and their rounding errors.
     pivot: T::V<S>,
+    pivot_error: T::V<S>,
     /// The coefficients of the pivots.
     own: T::V<S>,
 }
@@ -275,7 +298,7 @@ impl<S: Simd, T: Real> GroupSums<S, T> {
     #[inline(always)]
     fn new(s: S) -> Self {
         let zero = splat::<S, T>(s, 0.0);
-        GroupSums { sums: [Sum::new(s); 4], pivot: zero, own: zero }
+        GroupSums { sums: [Sum::new(s); 4], pivot: zero, pivot_error: zero, own: zero }
     }
 
     /// Adds the sums of further classes.
@@ -286,6 +309,7 @@ impl<S: Simd, T: Real> GroupSums<S, T> {
         }
         // One part has the pivot; the others add 0.
         (self.pivot, self.own) = (self.pivot.add(more.pivot), self.own.add(more.own));
+        self.pivot_error = self.pivot_error.add(more.pivot_error);
     }
 }
 

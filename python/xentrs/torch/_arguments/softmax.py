@@ -34,7 +34,8 @@ class SoftmaxArguments(NamedTuple):
     """The tensors of a call.
 
     The target is class indices, or has the shape of the input (probabilities, the logits of a
-    teacher), or is None for a loss of the input alone.
+    teacher), or is None for a loss of the input alone. With `probabilities` it is the classes of a
+    few entries of each sample, on a last axis that both have.
     """
 
     input: Tensor
@@ -43,6 +44,7 @@ class SoftmaxArguments(NamedTuple):
     sample_weight: Tensor | None
     denominator: Tensor | None  # of no dimension
     z_denominator: Tensor | None = None  # what a mean of the z-loss divides by, if something else
+    probabilities: Tensor | None = None
 
     @property
     def axis(self) -> int:
@@ -59,15 +61,18 @@ class SoftmaxArguments(NamedTuple):
 
     @property
     def is_soft(self) -> bool:
-        """Whether there are no class indices."""
-        return self.target is None or self.target.shape == self.input.shape
+        """Whether there is no class index of each sample."""
+        if self.probabilities is not None or self.target is None:
+            return True
+        return bool(self.target.shape == self.input.shape)
 
     @property
     def dtype(self) -> torch.dtype:
         """That of PyTorch's loss."""
         dtype = self.input.dtype
         if self.is_soft:
-            for t in (self.target, self.weight):
+            pair = self.probabilities is not None
+            for t in (self.probabilities if pair else self.target, self.weight):
                 dtype = dtype if t is None else torch.promote_types(dtype, t.dtype)
         return torch.float32 if dtype in HALVES and autocasts(self.input) else dtype
 
@@ -75,6 +80,19 @@ class SoftmaxArguments(NamedTuple):
     def indices(self) -> Tensor:
         """The target's class indices, in a type that holds any `ignore_index`."""
         return self.target.detach().long()
+
+    def entries(self, options: Options) -> tuple[Tensor, Tensor]:
+        """Return the classes and the probabilities of a pair, on the class axis of the input.
+
+        An empty entry has class 0 and probability 0, and so has a sample that does not count.
+        """
+        assert self.probabilities is not None
+        y, q = self.indices, self.probabilities.detach()
+        kept = not_ignored(y, tuple(options.ignored))
+        mask = self.mask(options)
+        kept = kept if mask is None else kept & mask.unsqueeze(-1)
+        y, q = torch.where(kept, y, 0), torch.where(kept, q, 0.0)
+        return y.movedim(-1, self.axis), q.movedim(-1, self.axis)
 
     def mask(self, options: Options) -> Tensor | None:
         """Return which samples count, None where all do."""
@@ -211,6 +229,45 @@ def fits(call: SoftmaxArguments, options: Options) -> bool:
     return options.reduction in REDUCTIONS and is_smoothing(options.label_smoothing)
 
 
+def check_pair(call: SoftmaxArguments, options: Options) -> None:
+    """Refuse what is wrong with a call whose target is a pair, which PyTorch does not have."""
+    x, y, q, weight = call.input, call.target, call.probabilities, call.weight
+    check_tensor("input", x)
+    check_tensor("target[0]", y)
+    check_tensor("target[1]", q)
+    assert q is not None
+    if x.dtype not in FLOATS:
+        raise TypeError(f"input has dtype {x.dtype}, but must be floating point")
+    if not x.dim() or not x.shape[call.axis]:
+        raise ValueError(f"input of shape {tuple(x.shape)} has no classes")
+    if y.dtype not in INTEGERS:
+        raise TypeError(f"target[0] has dtype {y.dtype}, but must be integer class indices")
+    if not q.is_floating_point():
+        raise TypeError(f"target[1] has dtype {q.dtype}, but must be floating point")
+    for name, t in (("target[0]", y), ("target[1]", q)):
+        if t.dim() != x.dim() or t.shape[:-1] != call.samples:
+            shape = ", ".join([*map(str, call.samples), "k"])
+            raise ValueError(
+                f"{name} has shape {tuple(t.shape)}, but input of shape {tuple(x.shape)} with the "
+                f"class axis {call.axis} takes a pair (indices, probabilities) of shape ({shape})"
+            )
+        check_further(name, t, x)
+    if y.shape != q.shape:
+        raise ValueError(
+            f"target[1] has shape {tuple(q.shape)}, but must have that of target[0], "
+            f"{tuple(y.shape)}: the target is a pair (indices, probabilities)"
+        )
+    if weight is not None:
+        check_tensor("weight", weight)
+        if weight.shape != (call.classes,):
+            raise ValueError(f"weight has shape {tuple(weight.shape)}, but must be of each class")
+        check_further("weight", weight, x)
+    if options.reduction not in REDUCTIONS:
+        raise ValueError(f"{options.reduction} is not a valid value for reduction")
+    if not is_smoothing(options.label_smoothing):
+        raise ValueError(f"label_smoothing must be in [0, 1], not {options.label_smoothing}")
+
+
 def check_further_arguments(call: SoftmaxArguments, options: Options) -> None:
     """Refuse what is wrong with the arguments that PyTorch's function does not have."""
     s = call.sample_weight
@@ -275,12 +332,13 @@ def check_indices(call: SoftmaxArguments, ignored: tuple[int, ...]) -> None:
     """Refuse class indices out of range, before anything is computed."""
     y = call.indices
     bad = not_ignored(y, ignored) & ((y < 0) | (y >= call.classes))
+    name = "target" if call.probabilities is None else "target[0]"
     if bad.any():
         place = bad.nonzero()[0].tolist()
         names = ", ".join(map(str, ignored))
         # In the words of the compiled module.
         ending = ("", f", or be ignore_index ({names})", f", or be one of ignore_index ({names})")
         raise IndexError(
-            f"target{place or ''} is {call.target[tuple(place)].item()}, but a class index must be "
+            f"{name}{place or ''} is {call.target[tuple(place)].item()}, but a class index must be "
             f"in [0, {call.classes}){ending[min(len(ignored), 2)]}"
         )

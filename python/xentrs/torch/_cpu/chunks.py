@@ -30,7 +30,8 @@ def evaluate_by_chunks(
     """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
     x = call.input.detach()
     dtype = _backend.accumulator(x.dtype)
-    if not call.is_soft:
+    pair = call.probabilities is not None
+    if pair or not call.is_soft:
         check_indices(call, options.ignored)
     nothing_counts = False
     if options.reduction == "mean":  # by what the whole divides by
@@ -44,10 +45,13 @@ def evaluate_by_chunks(
     grad = None
     if with_grad:
         grad = x if inplace else _backend.empty_like(x)
-    rows, target = as_rows(x), call.target
+    rows, target, q = as_rows(x), call.target, readable(call.probabilities)
     grad_rows = None if grad is None else as_rows(grad)
     n, classes, positions = rows.shape
-    if target is not None:
+    if pair:
+        assert q is not None
+        target, q = (t.reshape(n, positions, q.shape[-1]) for t in (target.long(), q))
+    elif target is not None:
         target = target.detach()
         target = as_rows(target) if call.is_soft else target.reshape(n, 1, positions)
     weight = readable(call.weight)
@@ -59,7 +63,7 @@ def evaluate_by_chunks(
     size = max(tensors.CHUNK * xentrs.get_num_threads() // classes, 1)
     z = torch.empty((size, classes), dtype=dtype, device=x.device)
     wide = None  # probabilities of a chunk
-    if target is not None and call.is_soft:
+    if target is not None and call.is_soft and not pair:
         wide = torch.empty_like(z, dtype=torch.promote_types(dtype, target.dtype))
     losses = torch.empty((n, positions), dtype=dtype, device=x.device)
     total = 0.0
@@ -74,10 +78,15 @@ def evaluate_by_chunks(
             return to[:count]
 
         chunk = part(rows, z)
+        of_chunk: Any = None
+        if q is not None:
+            of_chunk = tuple(a[i, j].reshape(-1, a.shape[-1]) for a in (target, q))
+        elif target is not None:
+            of_chunk = part(target, wide)
         loss = _evaluate_chunk(
             name,
             chunk,
-            None if target is None else part(target, wide),
+            of_chunk,
             None if weight is None else weight.numpy(),
             None if s is None else part(s),
             None if mask is None else part(mask),
@@ -115,7 +124,7 @@ def _chunks(n: int, positions: int, size: int) -> Iterator[tuple[slice, slice]]:
 def _evaluate_chunk(
     name: str,
     z: Tensor,
-    t: Tensor | None,
+    t: Tensor | tuple[Tensor, Tensor] | None,
     weight: Any,
     s: Tensor | None,
     mask: Tensor | None,
@@ -127,7 +136,7 @@ def _evaluate_chunk(
     cap = options.softcap
     if mask is not None:  # what does not count may be NaN
         z.masked_fill_(~mask[:, None], 0.0)
-        if t is not None and t.dim() > 1:
+        if isinstance(t, Tensor) and t.dim() > 1:
             t.masked_fill_(~mask[:, None], 0.0)
     if cap:
         infinite = z.isinf()
@@ -135,7 +144,11 @@ def _evaluate_chunk(
         # Infinite logits stay.
         z.mul_(torch.where(infinite, math.inf, cap))
     logits = z.numpy()
-    arrays = (logits,) if t is None else (logits, t.numpy())
+    arrays: tuple[Any, ...] = (logits,)
+    if isinstance(t, tuple):
+        arrays = (logits, tuple(part.numpy() for part in t))
+    elif t is not None:
+        arrays = (logits, t.numpy())
     settings = {
         "axis": -1,
         "weight": weight,

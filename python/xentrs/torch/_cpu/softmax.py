@@ -26,13 +26,18 @@ def evaluate(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
     x, soft = call.input, call.is_soft
-    if options.softcap or (name == "cross_entropy" and soft and x.dtype in HALVES):
+    pair = call.probabilities is not None
+    if options.softcap or (name == "cross_entropy" and soft and not pair and x.dtype in HALVES):
         return evaluate_by_chunks(name, call, options, with_grad, inplace)
     call, denominator, z_loss = positive_divisors(call, options)
-    target = call.target
-    if soft and target is not None:
-        target = target.detach()
-        target = target.to(x.dtype) if target.dtype in HALVES else target
+    target: Any = call.target
+    if pair:
+        target = target.resolve_neg(), readable(call.probabilities)
+    elif target is not None:
+        if soft:
+            target = target.detach()
+            target = target.to(x.dtype) if target.dtype in HALVES else target
+        target = target.resolve_neg()
     grad = None
     if with_grad:
         grad = x.detach() if inplace else _backend.empty_like(x)
@@ -47,7 +52,7 @@ def evaluate(
     arguments: tuple[Any, ...] = (
         1 if with_grad else 0,
         x.resolve_neg(),
-        target if target is None else target.resolve_neg(),
+        target,
         *_IN_ORDER[name](settings),
         grad,
         None,
@@ -57,9 +62,15 @@ def evaluate(
     if result is NotImplemented:
         if x.dtype in HALVES:
             return evaluate_by_chunks(name, call, options, with_grad, inplace)
-        arrays: list[Any] = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
+        arrays: list[Any] = [_array(a) for a in arguments]
         result = _arrays.class_loss(name, *arrays, name="input")
     loss = result[0] if with_grad else result
     if options.reduction == "none":
         return torch.from_numpy(loss), grad
     return _backend.scalar(loss, _backend.accumulator(x.dtype)), grad
+
+
+def _array(a: Any) -> Any:
+    if isinstance(a, tuple):
+        return tuple(_array(part) for part in a)
+    return a.detach().numpy() if isinstance(a, Tensor) else a

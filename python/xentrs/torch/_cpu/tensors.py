@@ -18,7 +18,7 @@ CHUNK = 1 << 16
 # Keywords that several losses have. The others are a loss's own options, in their order.
 _SHARED = frozenset(
     {"axis", "weight", "pos_weight", "sample_weight", "where", "ignore_index", "label_smoothing"}
-    | {"z_loss", "softcap", "reduction", "denominator", "base"}
+    | {"z_loss", "softcap", "reduction", "denominator", "base", "logsumexp_out", "argmax_out"}
 )
 _OWN = {
     name: [key for key in loss["options"] if key not in _SHARED] for name, loss in LOSSES.items()
@@ -41,6 +41,8 @@ def named_options(name: str, options: Options) -> dict[str, Any]:
         "z_loss": options.z_loss,
         "reduction": options.reduction,
         "base": None,
+        "logsumexp_out": None,
+        "argmax_out": None,
         **dict(zip(_OWN[name], options.own, strict=True)),
     }
 

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._arguments.softmax import SoftmaxArguments, check_indices
+from xentrs.torch._arguments.softmax import SoftmaxArguments, check_indices, not_ignored
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu.math import log1p, narrowed, tanh
 from xentrs.torch._triton import Kernel, load_triton, next_power_of_two
@@ -64,6 +64,13 @@ def evaluate(
     ``(l, e_y, rest, OWN: tl.constexpr)`` that returns its value and its slope in l, in float64. In
     it p[y] is ``e_y / (rest + e_y)``, and OWN are the loss's own options.
     """
+    entries = None
+    if call.probabilities is not None:
+        entries = _Entries(call, options)
+        call = call._replace(target=entries.pivot, probabilities=None)
+        if options.reduction == "mean":
+            call = call._replace(denominator=entries.divisor, z_denominator=entries.z_divisor)
+        options = options._replace(ignored=())
     x, target, ignored = call.input.detach(), call.target.detach(), options.ignored
     rows = as_rows(x)
     n, classes, positions = rows.shape
@@ -89,6 +96,8 @@ def evaluate(
         z_divisor = call.z_divisor(options) if options.z_loss else None
     # Labels and weights of each entry are not rounded to the logits' type.
     given = [x, call.target] if call.is_soft else [x]
+    if entries is not None:
+        given.append(entries.probabilities)
     if w is not None and (call.is_soft or options.label_smoothing):
         given.append(w)
     wide = any(t.dtype == torch.float64 for t in given)
@@ -103,6 +112,8 @@ def evaluate(
         r, b = _tiles(classes, positions)
         _softmax_loss[(-(-samples // r),)](
             rows, *rows.stride(), target, *target.stride(), w,
+            None if entries is None else entries.total,
+            None if entries is None else entries.distance,
             s, *((0, 0) if s is None else s.stride()), divisor,
             z_divisor,
             losses, None if grad is None else g, *g.stride(), samples, classes, positions,
@@ -115,6 +126,8 @@ def evaluate(
             R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
         )  # fmt: skip
         write_back(grad, g)
+        if entries is not None and grad is not None:
+            entries.correct(grad)
     if none:
         return losses.view(call.samples), grad
     loss = losses.sum()
@@ -129,15 +142,75 @@ def _tiles(classes: int, positions: int) -> tuple[int, int]:
     return max(1, 2048 // columns), columns
 
 
+class _Entries:
+    """The target is a pair: what the kernel takes as class indices of a weight, and the rest.
+
+    The pivot y is the entries' class of the largest logit. With t the entries' coefficients the
+    loss is ``sum(t) (-log p[y]) + sum(t (x[y] - x))``, no term of which cancels another. The
+    kernel has the gradient ``sum(t) (p - [c = y])``, which `correct` corrects at the entries.
+    """
+
+    def __init__(self, call: SoftmaxArguments, options: Options) -> None:
+        x, axis, cap = call.input.detach(), call.axis, options.softcap
+        if x.device.type == "cpu":  # Triton's interpreter leaves out assertions
+            check_indices(call, options.ignored)
+        else:
+            y = call.indices
+            inside = (y >= 0) & (y < call.classes) | ~not_ignored(y, options.ignored)
+            torch._assert_async(inside.all(), "target is out of bounds")
+        self.axis, self.probabilities = axis, call.probabilities
+        self.classes, q = call.entries(options)
+        t = q.double() * (1.0 - options.label_smoothing)
+        if call.weight is not None:
+            t = t * call.weight.detach().double()[self.classes]
+        logits = x.gather(axis, self.classes).double()
+        if cap:
+            logits = torch.where(logits.isinf(), logits, cap * (logits / cap).tanh())
+        has = t != 0.0
+        if t.shape[axis]:
+            first = torch.where(has, logits, -torch.inf).argmax(axis, keepdim=True)
+            pivot, top = self.classes.gather(axis, first), logits.gather(axis, first)
+        else:
+            pivot = torch.zeros((), dtype=torch.int64, device=x.device).expand(call.samples)
+            pivot, top = (
+                pivot.unsqueeze(axis),
+                logits.new_zeros(()).expand(pivot.unsqueeze(axis).shape),
+            )
+        below = torch.where(has & (logits != top), t * (top - logits), 0.0)
+        at_pivot = self.classes == pivot
+        others = torch.where(at_pivot, 0.0, t).sum(axis, keepdim=True)
+        self.slope = 1.0 - (logits / cap) ** 2 if cap else None
+        self.pivot = pivot.squeeze(axis)
+        self.total, self.distance = (v.sum(axis).contiguous() for v in (t, below))
+        self._at = torch.cat([self.classes, pivot], axis)
+        self._more = torch.cat([torch.where(at_pivot, 0.0, -t), others], axis)
+        if self.slope is not None:
+            slope = (1.0 - (top / cap) ** 2).expand(others.shape)
+            self._more = self._more * torch.cat([self.slope, slope], axis)
+        self._factor = call.factor(options).double().unsqueeze(axis)
+        self.divisor = self.z_divisor = None
+        if options.reduction == "mean":
+            self.divisor = call.divisor(options)
+            self.z_divisor = call.z_divisor(options) if options.z_loss else None
+
+    def correct(self, grad: Tensor) -> None:
+        """Add to the kernel's gradient what it lacks."""
+        more = torch.where(self._more == 0.0, 0.0, self._more * self._factor)
+        grad.scatter_add_(self.axis, self._at, more.to(grad.dtype))
+
+
 # x, target, sample_weight and grad come with their strides, of samples (_n), classes (_c) and
-# positions (_d). EVEN is SMOOTHING over the number of classes. Where x[y] is less than NEAR below
-# top, l comes from the ratio of rest and exp(x[y] - top); further down that may vanish. MANY says
-# whether there is more than one tile: loops that are never entered would still take registers.
+# positions (_d). `total_weight` and `distance` are of a pair: the weight of class y, instead of
+# `weight`, and a further part of the loss. EVEN is SMOOTHING over the number of classes. Where x[y]
+# is less than NEAR below top, l comes from the ratio of rest and exp(x[y] - top); further down that
+# may vanish. MANY says whether there is more than one tile: loops that are never entered would
+# still take registers.
 @Kernel
 @no_type_check
 def _softmax_loss(
-    x, x_n, x_c, x_d, target, t_n, t_c, t_d, weight, sample_weight, s_n, s_d, divisor,
-    z_divisor, loss, grad, g_n, g_c, g_d, samples, classes, positions,
+    x, x_n, x_c, x_d, target, t_n, t_c, t_d, weight, total_weight, distance,
+    sample_weight, s_n, s_d, divisor, z_divisor, loss, grad, g_n, g_c, g_d,
+    samples, classes, positions,
     IGNORED: tl.constexpr, SMOOTHING: tl.constexpr, EVEN: tl.constexpr, Z: tl.constexpr,
     CAP: tl.constexpr, OBJECTIVE: tl.constexpr, OWN: tl.constexpr, SOFT: tl.constexpr,
     ACC: tl.constexpr, NEAR: tl.constexpr, R: tl.constexpr, B: tl.constexpr, MANY: tl.constexpr,
@@ -171,7 +244,9 @@ def _softmax_loss(
         keep &= looked_at & valid
         y = tl.where(keep, y, 0)
         own = tl.full([R], KEEP, tl.float64)
-        if weight is not None:
+        if total_weight is not None:
+            own = tl.load(total_weight + i, mask=live, other=0)
+        elif weight is not None:
             own *= tl.load(weight + y, mask=keep, other=0).to(tl.float64)
             if SMOOTHING == 0.0:
                 keep &= own != 0.0
@@ -212,6 +287,8 @@ def _softmax_loss(
             e_64, rest_64 = e_y.to(tl.float64), rest.to(tl.float64)
             result, slope = OBJECTIVE(result, e_64, rest_64, OWN)
         result = tl.where(own == 0.0, 0.0, own * result)
+        if distance is not None:
+            result += tl.load(distance + i, mask=live, other=0)
         if OBJECTIVE is not None:
             own *= slope
     if VECTOR:

@@ -51,6 +51,8 @@ def compute(
     samples = [without_classes(i) for i in sharded]
     everywhere = [Replicate()] * len(places)
 
+    call_has_entries = getattr(call, "probabilities", None) is not None
+
     def part(t: Tensor | None) -> Tensor | None:
         """Return this process's part of a tensor other than the input."""
         if t is None:
@@ -59,10 +61,12 @@ def compute(
             t = t.expand(input.shape)
         if not isinstance(t, DTensor):
             t = DTensor.from_local(t, mesh, everywhere, run_check=False)
-        if t.shape == input.shape:
+        if t.shape == input.shape and not call_has_entries:
             to = places
         else:
-            to = samples if t.shape == _samples(input, axis) else everywhere
+            shape = _samples(input, axis)
+            entries = call_has_entries and t.shape[:-1] == shape and t.dim() == input.dim()
+            to = samples if t.shape == shape or entries else everywhere
         return t.redistribute(placements=to).to_local()
 
     local = input.redistribute(placements=places).to_local()

@@ -62,7 +62,10 @@ def hessian_product(
     axis, cap, z = call.axis, options.softcap, options.z_loss
     dtype = _backend.accumulator(call.input.dtype)
     x, v = call.input.to(dtype), direction.to(dtype)
-    if call.is_soft:
+    if call.probabilities is not None:
+        y, q = call.entries(options)
+        a = torch.zeros_like(x).scatter_add(axis, y, q.to(dtype))
+    elif call.is_soft:
         a = call.target.to(dtype)
     else:
         y = call.indices

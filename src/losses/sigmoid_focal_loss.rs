@@ -1,0 +1,503 @@
+//! Focal loss of logits, element by element (Lin, Goyal, Girshick, He, Dollar, "Focal Loss for Dense Object Detection",
+//! ICCV 2017), for labels `t` in [0, 1] as torchvision's `sigmoid_focal_loss` has it.
+//!
+//! With `p` the sigmoid of `x` the loss is `alpha_t m^gamma l`, where
+//!
+//! ```text
+//! l = -(t log p + (1 - t) log(1 - p)),  m = 1 - p_t = (1 - t) p + t (1 - p),
+//! alpha_t = alpha t + (1 - alpha) (1 - t)
+//! ```
+//!
+//! With `z = e^-|x|`, `r = 1 / (1 + z)`, and `a, b` the coefficients of the end that `x` is on and of the other
+//! (`1 - t, t` above 0, else `t, 1 - t`)
+//!
+//! ```text
+//! l = a |x| + log1p(z),  m = (a + b z) r
+//! gradient  +-alpha_t m^(gamma - 1) r^2 (a^2 + z (gamma (a - b) l - b^2 z))
+//! ```
+//!
+//! For labels of 0 and 1 nothing cancels at either end. The factors are powers and products of up to five numbers, each
+//! with a rounding error: so `z`, `r`, `m` and `l` are kept in two parts, the second the rounding error of the first.
+//!
+//! A `gamma` of 2 costs two products. Any other takes the power in float64 ([`pow`]), in a function of its own.
+
+use crate::call::batch::Outputs;
+use crate::elements::binary::{Binary, Formula, Here, Scale, inverse, run};
+use crate::elements::{AHEAD, Elements, Results, beyond};
+use crate::error::Result;
+use crate::math::{Real, exp::Exp, log::log1p_unit_in_parts, pow::pow, product, sum_error, times};
+use crate::reduce::Sum;
+use crate::simd::slices::load_lanes;
+use crate::simd::{Kernel, Simd, Vector};
+
+use super::binary_cross_entropy_with_logits;
+
+/// Vectors that are computed together.
+const VECTORS: usize = 2;
+
+/// The loss of a type of logits.
+pub const fn formula<T: Real>() -> Formula<T> {
+    Formula { compute, bounded: false }
+}
+
+/// See [`Compute`](crate::elements::binary::Compute).
+fn compute<T: Real>(binary: &Binary<'_, T>, divisor: f64, here: Option<Here<'_>>) -> Result<f64> {
+    let options = &binary.options;
+    if options.gamma == 0.0 && options.alpha.is_none() {
+        // To the bit.
+        return binary_cross_entropy_with_logits::compute(binary, divisor, here);
+    }
+    run::<T, _, VECTORS>(binary, Focal { binary, divisor }, here)
+}
+
+/// The arithmetic.
+#[derive(Clone, Copy)]
+struct Focal<'a, 'b, T> {
+    binary: &'b Binary<'a, T>,
+    divisor: f64,
+}
+
+/// What is the same for all vectors.
+struct Constants<S: Simd, T: Real> {
+    exp: Exp<S, T>,
+    scale: Scale<S, T>,
+    gamma: T::V<S>,
+    /// `alpha` and `1 - alpha`, each with its rounding error; and both divided by the divisor.
+    alphas: Option<[[[T::V<S>; 2]; 2]; 2]>,
+}
+
+impl<T: Real> Focal<'_, '_, T> {
+    /// `alpha t + other u` in two parts, for factors in two parts.
+    #[inline(always)]
+    fn alpha<S: Simd>(
+        s: S,
+        [alpha, other]: [[T::V<S>; 2]; 2],
+        t: T::V<S>,
+        [u, u_low]: [T::V<S>; 2],
+    ) -> [T::V<S>; 2] {
+        let of_u = u.mul(other[0]);
+        let high = t.fma(alpha[0], of_u);
+        let error = u.fma(other[0], T::V::<S>::splat(s, T::default()).sub(of_u));
+        let error = error.add(t.fma(alpha[0], of_u.sub(high)));
+        let low = u_low.mul_add(other[0], u.mul_add(other[1], t.mul(alpha[1])));
+        [high, error.add(low)]
+    }
+
+    /// Loss and gradient of an element in float64, the factors in an order that keeps products in range.
+    #[inline(never)]
+    fn element(&self, at: usize) -> [f64; 2] {
+        let (binary, gamma) = (self.binary, self.binary.options.gamma);
+        let (x, t) = (binary.values.get(at).to_f64(), binary.target.number(at));
+        let u = 1.0 - t;
+        let alpha_t = binary.options.alpha.map_or(1.0, |alpha| alpha * t + (1.0 - alpha) * u);
+        let weight = binary.weight(at) * alpha_t;
+        let (a, b, sign) = if x > 0.0 { (u, t, 1.0) } else { (t, u, -1.0) };
+        let z = (-x.abs()).exp();
+        let r = 1.0 / (1.0 + z);
+        let l = if a == 0.0 { 0.0 } else { x.abs() * a } + z.ln_1p();
+        let m = (a + b * z) * r;
+        let root = m.powf(gamma / 2.0);
+        let power = if m < 0.0 { weight * m.powf(gamma) } else { weight * root * root };
+        // At infinity `z l` is 0.
+        let slope = if z == 0.0 { a * a } else { a * a + z * (gamma * (a - b) * l - b * b * z) };
+        let grad = if m == 0.0 { 0.0 } else { sign * (power * (slope / m)) * r * r };
+        [if power == 0.0 { 0.0 } else { power * l }, grad]
+    }
+
+    /// [`Focal::element`] of these lanes of the losses and of the gradient, in the place of what is there.
+    #[cold]
+    #[inline(never)]
+    fn correct(&self, at: usize, lanes: [u32; 2], [losses, grad]: [&mut T::Lanes; 2]) {
+        let [of_losses, of_grad] = lanes;
+        for lane in (0..T::LANES).filter(|lane| (of_losses | of_grad) >> lane & 1 != 0) {
+            let [loss, slope] = self.element(at + lane);
+            if of_losses >> lane & 1 != 0 {
+                losses.as_mut()[lane] = T::from_f64(loss);
+            }
+            if of_grad >> lane & 1 != 0 {
+                grad.as_mut()[lane] = T::from_f64(slope / self.divisor);
+            }
+        }
+    }
+}
+
+impl<T: Real> Elements<T> for Focal<'_, '_, T> {
+    type Constants<S: Simd> = Constants<S, T>;
+    type Tail = Self;
+
+    fn tail(&self) -> Self {
+        *self
+    }
+
+    #[inline(always)]
+    fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
+        let options = &self.binary.options;
+        let mut alphas = None;
+        if let Some(alpha) = options.alpha {
+            let zero = T::V::<S>::splat(s, T::default());
+            let mut all = [[[zero; 2]; 2]; 2];
+            for (divided, divisor) in all.iter_mut().zip([1.0, self.divisor]) {
+                let other = 1.0 - alpha;
+                let of = [[alpha, 0.0], [other, (1.0 - other) - alpha]];
+                for (parts, [x, error]) in divided.iter_mut().zip(of) {
+                    let [high, low] = inverse::<T>(x, divisor);
+                    let low = T::from_f64(low.to_f64() + error / divisor);
+                    *parts = [T::V::<S>::splat(s, high), T::V::<S>::splat(s, low)];
+                }
+            }
+            alphas = Some(all);
+        }
+        Constants {
+            exp: Exp::<S, T>::new(s, T::default(), 0),
+            scale: Scale::new(s, self.divisor),
+            gamma: T::V::<S>::splat(s, T::from_f64(options.gamma)),
+            alphas,
+        }
+    }
+
+    #[inline(always)]
+    fn vectors<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        constants: &Constants<S, T>,
+        at: usize,
+        lanes: u32,
+        sum: &mut Sum<S, T>,
+        results: &mut Results<'_, S, T>,
+        checks: bool,
+    ) -> bool {
+        let binary = self.binary;
+        // A macro, since a closure might not be inlined with the features.
+        macro_rules! splat {
+            ($x:expr) => {
+                T::V::<S>::splat(s, T::from_f64($x))
+            };
+        }
+        let (zero, one) = (splat!(0.0), splat!(1.0));
+        let (mut x, mut u) = ([zero; N], [[zero; 2]; N]);
+        let t = binary.target.load::<S, N>(s, at, lanes);
+        for i in 0..N {
+            let at = at + i * T::LANES;
+            if N > 1 {
+                binary.values.prefetch(at + AHEAD / size_of::<T>());
+            }
+            x[i] = load_lanes(s, binary.values, at, lanes);
+            let rest = one.sub(t[i]);
+            u[i] = [rest, one.sub(rest).sub(t[i])];
+        }
+        let mut nothing = binary.left_out::<S, N>(s, at, lanes);
+        let mut weights = [one; N];
+        if let Some(weight) = &binary.weight {
+            weights = weight.load::<S, N>(s, at, lanes);
+            for i in 0..N {
+                nothing[i] = T::V::<S>::select(nothing[i], zero, weights[i]).eq(zero);
+            }
+        }
+        let (mut z, mut r, mut l) = ([[zero; 2]; N], [[zero; 2]; N], [[zero; 2]; N]);
+        let (mut a, mut b) = (x, x);
+        let mut above = [zero.lt(zero); N];
+        let (mut m, mut a_low, mut b_low) = (z, x, x);
+        for i in 0..N {
+            above[i] = zero.lt(x[i]);
+            let [u, u_low] = u[i];
+            a[i] = T::V::<S>::select(above[i], u, t[i]);
+            b[i] = T::V::<S>::select(above[i], t[i], u);
+            a_low[i] = T::V::<S>::select(above[i], u_low, zero);
+            b_low[i] = u_low.sub(a_low[i]);
+            z[i] = constants.exp.of_below_in_parts(s, x[i].bits_or(splat!(-0.0)));
+            let [z, z_low] = z[i];
+            // 1 / (1 + z)
+            let d = one.add(z);
+            let d_low = z.sub(d.sub(one)).add(z_low);
+            let q = one.div(d);
+            let rest = zero.sub(q).fma(d, one);
+            r[i] = [q, q.mul(zero.sub(q).mul_add(d_low, rest))];
+            // a + b z
+            let near = b[i].mul(z);
+            let top = a[i].add(near);
+            let error = a[i].min(near).sub(top.sub(a[i].max(near)));
+            let near_low = b[i].fma(z, zero.sub(near));
+            let top_low = error.add(near_low).add(b_low[i].mul_add(z, a_low[i]));
+            let top_low = b[i].mul_add(z_low, top_low);
+            m[i] = product::<S, T>(s, [top, top_low], r[i]);
+            // a |x| + log1p(z)
+            let [log, log_low] = log1p_unit_in_parts::<S, T>(s, z, z_low.mul(q));
+            let far = x[i].abs();
+            let linear = far.mul(a[i]);
+            let linear_low = far.fma(a[i], zero.sub(linear)).add(log_low);
+            let linear_low = far.mul_add(a_low[i], linear_low);
+            let linear = T::V::<S>::select(a[i].eq(zero), zero, linear);
+            let linear_low = T::V::<S>::select(a[i].eq(zero), log_low, linear_low);
+            let whole = linear.add(log);
+            l[i] = [whole, sum_error::<S, T>(linear, log, whole).add(linear_low)];
+        }
+        let mut powers = [[[zero; 2]; 4]; N];
+        if binary.options.gamma == 2.0 {
+            for i in 0..N {
+                powers[i] = [product::<S, T>(s, m[i], m[i]), m[i], [a[i], zero], z[i]];
+            }
+        } else {
+            let mut lanes = [[zero.to_lanes(); 5]; N];
+            for i in 0..N {
+                lanes[i] = [m[i][0], m[i][1], a[i], z[i][0], z[i][1]].map(|x| x.to_lanes());
+            }
+            let lanes = s.apart(Powers::<T, N> { lanes, gamma: binary.options.gamma });
+            for i in 0..N {
+                for k in 0..4 {
+                    let [high, low] = lanes[i][k];
+                    powers[i][k] = [T::V::<S>::from_lanes(s, high), T::V::<S>::from_lanes(s, low)];
+                }
+            }
+        }
+        let (mut losses, mut grad) = ([zero; N], [zero; N]);
+        for i in 0..N {
+            let [power, power_low] = powers[i][0];
+            let small = power.mul_add(l[i][1], power_low.mul(l[i][0]));
+            let loss = power.fma(l[i][0], small);
+            let loss = match constants.alphas {
+                Some(all) => {
+                    let alpha = Self::alpha(s, all[0], t[i], u[i]);
+                    times::<S, T>(loss, product::<S, T>(s, [weights[i], zero], alpha))
+                }
+                None => loss.mul(weights[i]),
+            };
+            losses[i] = T::V::<S>::select(nothing[i], zero, loss);
+        }
+        let has_grad = results.has_grad();
+        // The gradient without its sign and its factors, 1 where there is none.
+        let mut sizes = [one; N];
+        if has_grad {
+            for i in 0..N {
+                let [_, power, [a_part, _], [z_part, z_low]] = powers[i];
+                // a - b is 1 - 2 t above 0, else its negative.
+                let difference = t[i].fma(splat!(-2.0), one);
+                let difference = T::V::<S>::select(above[i], difference, zero.sub(difference));
+                let of = constants.gamma.mul(difference);
+                let near = b[i].fma(b[i], b[i].add(b[i]).mul(b_low[i])).mul(z[i][0]);
+                let slope = of.mul_add(l[i][0], of.mul_add(l[i][1], zero.sub(near)));
+                let small = a_low[i].add(a_low[i]).mul_add(a_part, z_low.mul(slope));
+                let slope = z_part.mul_add(slope, a[i].mul_add(a_part, small));
+                let square = product::<S, T>(s, r[i], r[i]);
+                let [high, low] = product::<S, T>(s, power, square);
+                sizes[i] = high.fma(slope, low.mul(slope));
+                let factor = match constants.alphas {
+                    Some(all) => Self::alpha(s, all[1], t[i], u[i]),
+                    None => constants.scale.inverse,
+                };
+                let factor = match binary.weight {
+                    Some(_) => product::<S, T>(s, [weights[i], zero], factor),
+                    None => factor,
+                };
+                let size = times::<S, T>(sizes[i], factor);
+                let whole = T::V::<S>::select(above[i], size, zero.sub(size));
+                grad[i] = T::V::<S>::select(nothing[i], zero, whole);
+            }
+        }
+        // A large weight or a large `l` makes normal what has lost its digits below the normal numbers.
+        let least = splat!(4.0 * T::SUBNORMAL[0].to_f64());
+        for i in 0..N {
+            let weight = weights[i].abs();
+            let both =
+                T::V::<S>::lanes(powers[i][0][0].lt(least)) & T::V::<S>::lanes(one.lt(l[i][0]));
+            let heavy = T::V::<S>::lanes(one.lt(weight));
+            let small = T::V::<S>::lanes(losses[i].abs().lt(least.mul(weight)));
+            let flat = T::V::<S>::lanes(sizes[i].abs().lt(least));
+            let some = [both | heavy & small, both | heavy & flat];
+            if (some[0] | some[1]) & !T::V::<S>::lanes(nothing[i]) != 0 {
+                let some = some.map(|lanes| lanes & !T::V::<S>::lanes(nothing[i]));
+                let [mut loss, mut slope] = [losses[i], grad[i]].map(|x| x.to_lanes());
+                self.correct(at + i * T::LANES, some, [&mut loss, &mut slope]);
+                losses[i] = T::V::<S>::from_lanes(s, loss);
+                grad[i] = T::V::<S>::from_lanes(s, slope);
+            }
+        }
+        for loss in losses {
+            sum.add(loss);
+        }
+        if checks && beyond::<S, T>(s, sum.high()) != 0 {
+            return false;
+        }
+        if has_grad {
+            results.grad(grad, lanes);
+        }
+        if results.has_losses() {
+            for loss in &mut losses {
+                *loss = loss.div(constants.scale.divisor);
+            }
+            results.losses(losses, lanes);
+        }
+        true
+    }
+
+    /// See [`Elements::wide`].
+    #[cold]
+    #[inline(never)]
+    fn wide(&self, at: usize, lanes: u32, results: Outputs<'_, T>) -> f64 {
+        let mut sum = 0.0;
+        for lane in (0..T::LANES).filter(|lane| lanes >> lane & 1 != 0) {
+            let [loss, grad] = self.element(at + lane);
+            sum += loss;
+            for (array, x) in [(results.grad, grad), (results.losses, loss)] {
+                if let Some(array) = array {
+                    array.set(lane, T::from_f64(x / self.divisor));
+                }
+            }
+        }
+        sum
+    }
+}
+
+/// The powers of `N` vectors, from `m`, its rounding error, `a`, `z` and its rounding error: [`m^gamma`, `power`,
+/// `a_part`, `z_part`], each in two parts, such that the gradient is
+///
+/// ```text
+/// +-alpha_t power r^2 (a a_part + z_part (gamma (a - b) l - b^2 z))
+/// ```
+///
+/// For `gamma` of at least 1 they are `m^(gamma - 1)`, `a` and `z`. Below, `m^(gamma - 1)` grows where `m` is small, and
+/// `a` and `z` are divided by `m` instead.
+struct Powers<T: Real, const N: usize> {
+    lanes: [[T::Lanes; 5]; N],
+    gamma: f64,
+}
+
+impl<T: Real, const N: usize> Kernel for Powers<T, N> {
+    type Output = [[[T::Lanes; 2]; 4]; N];
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> Self::Output {
+        let Powers { lanes, gamma } = self;
+        let zeros = T::V::<S>::splat(s, T::default()).to_lanes();
+        let mut all = [[[zeros; 2]; 4]; N];
+        let (zero, one) = (S::V64::splat(s, 0.0), S::V64::splat(s, 1.0));
+        for (lanes, all) in lanes.into_iter().zip(&mut all) {
+            // Of each result, by half: what is kept and its rounding error.
+            let mut parts = [[[zero; 2]; 2]; 4];
+            for half in 0..T::WIDE {
+                let mut wide = [zero; 5];
+                for (wide, lanes) in wide.iter_mut().zip(lanes) {
+                    *wide = T::V::<S>::from_lanes(s, lanes).wide(half);
+                }
+                let [m_high, m_rest, a, z_high, z_rest] = wide;
+                let [m, z] = [m_high.add(m_rest), z_high.add(z_rest)];
+                // Of float32 all digits fit.
+                let m_low = m_rest.sub(m.sub(m_high));
+                let z_low = z_rest.sub(z.sub(z_high));
+                let power = if gamma < 1.0 { gamma } else { gamma - 1.0 };
+                let power = if power == 0.0 { one } else { pow(s, m, m_low.div(m), power) };
+                let power = S::V64::select(m.lt(zero), S::V64::splat(s, f64::NAN), power);
+                let results = if gamma < 1.0 {
+                    // (x + low) / m, rounded once.
+                    let mut over_m = [zero; 2];
+                    for (over_m, [x, low]) in over_m.iter_mut().zip([[a, zero], [z, z_low]]) {
+                        let q = x.div(m);
+                        let rest = zero.sub(q).fma(m, x).add(low).sub(q.mul(m_low));
+                        *over_m = S::V64::select(m.eq(zero), zero, q.add(rest.div(m)));
+                    }
+                    let [a_part, z_part] = over_m;
+                    [[power, zero], [power, zero], [a_part, zero], [z_part, zero]]
+                } else {
+                    let whole = power.mul(m);
+                    let low = power.fma(m, zero.sub(whole)).add(power.mul(m_low));
+                    [[whole, low], [power, zero], [a, zero], [z, z_low]]
+                };
+                for (parts, result) in parts.iter_mut().zip(results) {
+                    for (part, x) in parts.iter_mut().zip(result) {
+                        part[half] = x;
+                    }
+                }
+            }
+            for (all, [high, low]) in all.iter_mut().zip(parts) {
+                let rounded = T::V::<S>::narrow(high);
+                let mut rest = low;
+                for (half, rest) in rest.iter_mut().enumerate().take(T::WIDE) {
+                    *rest = rest.add(high[half].sub(rounded.wide(half)));
+                }
+                *all = [rounded.to_lanes(), T::V::<S>::narrow(rest).to_lanes()];
+            }
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::options::{Options, Reduction};
+    use crate::elements::binary::{Seen, evaluate};
+    use crate::elements::labels::{Labels, Periodic};
+    use crate::simd::{Input, Output};
+
+    /// Loss and gradient of each element, by their definitions.
+    fn plain(x: f64, t: f64, gamma: f64, alpha: Option<f64>) -> [f64; 2] {
+        let (p, q) = (1.0 / (1.0 + (-x).exp()), 1.0 / (1.0 + x.exp()));
+        let alpha = alpha.map_or(1.0, |alpha| alpha * t + (1.0 - alpha) * (1.0 - t));
+        let l = -(t * p.ln() + (1.0 - t) * q.ln());
+        let m = (1.0 - t) * p + t * q;
+        let slope = (1.0 - t) * p - t * q;
+        let power = m.powf(gamma - 1.0);
+        [alpha * power * m * l, alpha * power * (m * slope + gamma * (1.0 - 2.0 * t) * p * q * l)]
+    }
+
+    #[test]
+    fn elements_beside_the_plain_formula() {
+        let n = 4099;
+        let logits: Vec<f64> = (0..n).map(|i| (i as f64 * 0.917).sin() * 20.0).collect();
+        let target: Vec<f64> = (0..n).map(|i| (i % 5) as f64 / 4.0).collect();
+        let weight = [0.5, 2.0, 3.0];
+        let counted: Vec<u8> = (0..n).map(|i| u8::from(i % 7 != 0)).collect();
+        for gamma in [0.0, 0.5, 1.0, 2.0, 3.25] {
+            for alpha in [None, Some(0.25)] {
+                let (mut grad, mut losses) = (vec![0.0; n], vec![0.0; n]);
+                let outputs = Outputs {
+                    grad: Some(Output::from_slice(&mut grad)),
+                    hess: None,
+                    losses: Some(Output::from_slice(&mut losses)),
+                };
+                let reduction = Reduction::Sum;
+                let labels = Labels::Soft(Input::from_slice(&target));
+                let binary = Binary {
+                    weight: Some(Periodic::new(Input::from_slice(&weight), n)),
+                    counted: Some(Input::from_slice(&counted)),
+                    options: Options { reduction, gamma, alpha, ..Options::default() },
+                    outputs,
+                    ..Binary::new(Input::from_slice(&logits), labels)
+                };
+                let seen = Seen { shape: &[n], fresh: true };
+                let sum = evaluate(&binary, &formula(), seen).unwrap();
+                for i in 0..n {
+                    let [loss, slope] = plain(logits[i], target[i], gamma, alpha);
+                    let w = if counted[i] != 0 { weight[i % 3] } else { 0.0 };
+                    let close = |a: f64, b: f64| (a - w * b).abs() < 1e-12 * b.abs().max(1e-3);
+                    assert!(close(losses[i], loss), "{i} {gamma}: {} {}", losses[i], w * loss);
+                    assert!(close(grad[i], slope), "{i} {gamma}: {} {}", grad[i], w * slope);
+                }
+                let total: f64 = losses.iter().sum();
+                assert!((sum / total - 1.0).abs() < 1e-12);
+            }
+        }
+    }
+
+    #[test]
+    fn the_ends() {
+        let inf = f64::INFINITY;
+        for (gamma, alpha) in [(2.0, None), (0.5, None), (0.0, Some(1.0)), (3.0, Some(1.0))] {
+            let run = |x: f64, t: f64| {
+                let (labels, mut grad) = ([t], [9.0]);
+                let target = Labels::Soft(Input::from_slice(&labels));
+                let mut binary = Binary::new(Input::from_slice(std::slice::from_ref(&x)), target);
+                (binary.options.gamma, binary.options.alpha) = (gamma, alpha);
+                binary.outputs.grad = Some(Output::from_slice(&mut grad));
+                let seen = Seen { shape: &[], fresh: true };
+                (evaluate(&binary, &formula(), seen).unwrap(), grad[0])
+            };
+            assert_eq!([run(inf, 1.0), run(1e9, 1.0)], [(0.0, 0.0); 2], "{gamma}");
+            assert_eq!(run(-inf, 1.0), (inf, -1.0), "{gamma}");
+            assert_eq!(run(-1e9, 1.0), (1e9, -1.0), "{gamma}");
+            assert!(run(f64::NAN, 1.0).0.is_nan());
+            if alpha.is_none() {
+                assert_eq!([run(-inf, 0.0), run(-1e9, 0.0)], [(0.0, 0.0); 2], "{gamma}");
+                assert_eq!([run(inf, 0.0), run(1e9, 0.0)], [(inf, 1.0), (1e9, 1.0)], "{gamma}");
+            }
+        }
+    }
+}
