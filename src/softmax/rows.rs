@@ -27,6 +27,10 @@
 //! 5. *Non-temporal stores* write the gradient where it exceeds the caches. They begin at the first aligned
 //!    number of the row.
 //!
+//! Logits of half precision are converted as they are loaded, and the gradient is rounded as it is emitted
+//! ([`HalfRows`]): a pass for each would take a third of the time. What is not inner chunks is converted in a
+//! small buffer.
+//!
 //! Costs: each logit is read once, each number of the gradient written once, and one row of exponentials
 //! stays in the L1 or L2 cache. Emitting row i-1 while row i is reduced makes loads, arithmetic and stores
 //! overlap. Without a gradient nothing is kept in scratch. The Hessian costs further passes over the scratch
@@ -41,12 +45,14 @@ use std::ops::Range;
 
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::coefficients::{Coefficients, RowCoefficients};
+use crate::call::convert::widen;
+use crate::call::layout::HalfRows;
 use crate::math::log::{log, log_scalar, log1p, log1p_parts, log1p_scalar};
 use crate::math::{Real, exp::Exp, quotient, times, two_sum};
 use crate::parallel::driver::Job;
 use crate::reduce::{Sum, Total};
 use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
-use crate::simd::{Function, Input, Kernel, Output, Scratch, Simd, Vector, fence};
+use crate::simd::{Function, Half, Input, Kernel, Output, Scratch, Simd, Vector, fence};
 
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
@@ -59,6 +65,9 @@ const VECTORS: usize = 8;
 
 /// Chunks of a part: its sums stay in vectors, and sums of parts are added in float64.
 const PART: usize = 64;
+
+/// The most logits of half precision that are converted at a time: not less than a chunk.
+const CONVERTED: usize = 1024;
 
 /// How many of the row's first logits the reference is the maximum of.
 const SAMPLED: usize = 64;
@@ -81,6 +90,118 @@ pub struct Rows<'a, T, C> {
     total: f64,
     /// Whether non-temporal stores write the gradient.
     non_temporal: bool,
+    /// Logits and gradient, if they are of half precision: the batch's are empty then.
+    halves: Option<HalfRows<'a>>,
+}
+
+/// The logits of a row.
+#[derive(Clone, Copy)]
+struct Logits<'a, T> {
+    /// How many there are.
+    len: usize,
+    /// The logits, or [`CONVERTED`] of them where they are of half precision.
+    floats: Input<'a, T>,
+    /// The logits of half precision, and where they are converted to: `floats`.
+    halves: Option<(Half, Input<'a, u16>, Output<'a, T>)>,
+}
+
+impl<'a, T: Real> Logits<'a, T> {
+    /// One logit.
+    #[inline(always)]
+    fn get(&self, i: usize) -> T {
+        match self.halves {
+            None => self.floats.get(i),
+            Some((half, bits, _)) => T::from_f64(half.widen(bits.get(i)).into()),
+        }
+    }
+
+    /// `n` logits from `at`. Those of half precision are converted, at most [`CONVERTED`].
+    #[inline(always)]
+    fn part<S: Simd>(&self, s: S, at: usize, n: usize) -> Input<'a, T> {
+        let Some((half, bits, floats)) = self.halves else { return self.floats.part(at, n) };
+        s.apart(Widen { half, bits: bits.part(at, n), floats });
+        self.floats.part(0, n)
+    }
+
+    /// The logits of a range, in as many views as are converted.
+    #[inline(always)]
+    fn pieces<S: Simd>(&self, s: S, range: Range<usize>) -> impl Iterator<Item = Input<'a, T>> {
+        let step = if self.halves.is_some() { CONVERTED } else { range.len().max(1) };
+        let logits = *self;
+        range.clone().step_by(step).map(move |at| logits.part(s, at, step.min(range.end - at)))
+    }
+
+    /// The largest logit of a range.
+    #[inline(always)]
+    fn maximum<S: Simd>(&self, s: S, range: Range<usize>) -> T {
+        let mut most = T::from_f64(f64::NEG_INFINITY);
+        for piece in self.pieces(s, range) {
+            let next = maximum(s, piece);
+            most = if next > most { next } else { most };
+        }
+        most
+    }
+
+    /// The place of the first logit equal to `value`, 0 if there is none.
+    #[inline(always)]
+    fn find<S: Simd>(&self, s: S, value: T) -> usize {
+        let mut start = 0;
+        for piece in self.pieces(s, 0..self.len) {
+            let at = find(s, piece, value);
+            if piece.get(at) == value {
+                return start + at;
+            }
+            start += piece.len();
+        }
+        0
+    }
+}
+
+/// Converts logits.
+struct Widen<'a, T> {
+    half: Half,
+    bits: Input<'a, u16>,
+    floats: Output<'a, T>,
+}
+
+impl<T: Real> Kernel for Widen<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        match self.half {
+            Half::Brain => widen(s, Half::Brain, self.bits, self.floats),
+            Half::Binary16 => widen(s, Half::Binary16, self.bits, self.floats),
+        }
+    }
+}
+
+/// Fills a row of half precision.
+struct FillHalves<'a> {
+    half: Half,
+    row: Output<'a, u16>,
+    x: f32,
+    non_temporal: bool,
+}
+
+impl Kernel for FillHalves<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let FillHalves { half, row, x, non_temporal } = self;
+        let bits = half.round(x);
+        let head = if non_temporal { row.unaligned().min(row.len()) } else { 0 };
+        row.part(0, head).fill(bits);
+        let (vector, mut at) = (S::V32::splat(s, x), head);
+        while at + 16 <= row.len() {
+            if non_temporal {
+                vector.stream_halves(half, row, at);
+            } else {
+                vector.to_halves(half, row, at);
+            }
+            at += 16;
+        }
+        row.part(at, row.len() - at).fill(bits);
+    }
 }
 
 /// The sums of a part of a row, in vectors.
@@ -139,7 +260,7 @@ struct PendingLosses {
 
 /// The reduction of one row.
 struct Reduce<'a, S: Simd, T: Real, R> {
-    logits: Input<'a, T>,
+    logits: Logits<'a, T>,
     scratch: &'a Scratch<T>,
     /// Whether the exponentials are kept in `scratch` for a gradient.
     grad: bool,
@@ -162,7 +283,11 @@ struct Reduce<'a, S: Simd, T: Real, R> {
 #[derive(Clone, Copy)]
 struct Emit<'a, S: Simd, T: Real, R> {
     scratch: Input<'a, T>,
+    /// How many classes there are.
+    len: usize,
     grad: Output<'a, T>,
+    /// The gradient of half precision, in place of `grad`.
+    halves: Option<(Half, Output<'a, u16>)>,
     hess: Option<Output<'a, T>>,
     coefficients: R,
     /// `a`, and its rounding error.
@@ -212,16 +337,27 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         (coefficient, T::V::<S>::select(coefficient.eq(zero), zero, distance))
     }
 
-    /// Reduces a chunk that lies within the row and does not hold the pivot.
+    /// Reduces a chunk that lies within the row and does not hold the pivot: `logits`, or if `HALVES` those of half
+    /// precision.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "one place of two arrays")]
-    fn inner<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool, const FINE: bool>(
+    fn inner<
+        C: Coefficients<T>,
+        const GRAD: bool,
+        const SHIFTED: bool,
+        const FINE: bool,
+        const HALVES: bool,
+    >(
         &self,
         s: S,
         at: usize,
+        logits: Input<'_, T>,
         sums: &mut RowSums<S, T>,
     ) {
-        let logits = self.logits.part(at, VECTORS * T::LANES);
+        let (half, bits) = match self.logits.halves {
+            Some((half, bits, _)) if HALVES => (half, bits.part(at, VECTORS * T::LANES)),
+            _ => (Half::Brain, Input::from_slice(&[])),
+        };
         let n = if GRAD { VECTORS * T::LANES } else { 0 };
         let scratch = self.scratch.output().part(if GRAD { at } else { 0 }, n);
         let zero = T::V::<S>::splat(s, T::default());
@@ -231,16 +367,30 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         for first in (0..VECTORS).step_by(together) {
             for j in 0..together {
                 let i = first + j;
-                logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
+                if HALVES {
+                    if i % 2 == 0 {
+                        bits.prefetch(AHEAD / 2 + i * T::LANES);
+                    }
+                } else {
+                    logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
+                }
                 self.coefficients.prefetch(at + AHEAD / size_of::<T>() + i * T::LANES);
-                let x = T::V::<S>::load(s, logits, i * T::LANES);
                 if together > 1 {
+                    let x = if HALVES {
+                        T::V::<S>::from_halves(s, half, bits, i * T::LANES)
+                    } else {
+                        T::V::<S>::load(s, logits, i * T::LANES)
+                    };
                     begun[j] = self.exp.begin::<SHIFTED>(s, x);
                 }
             }
             for j in 0..together {
                 let i = first + j;
-                let x = T::V::<S>::load(s, logits, i * T::LANES);
+                let x = if HALVES {
+                    T::V::<S>::from_halves(s, half, bits, i * T::LANES)
+                } else {
+                    T::V::<S>::load(s, logits, i * T::LANES)
+                };
                 let e;
                 if FINE {
                     let reduced =
@@ -280,15 +430,16 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let zero = T::V::<S>::splat(s, T::default());
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
-        let end = self.logits.len().min(at + VECTORS * T::LANES);
+        let end = self.logits.len.min(at + VECTORS * T::LANES);
+        let logits = self.logits.part(s, at, end - at);
         for (i, at) in (at..end).step_by(T::LANES).enumerate() {
-            self.logits.prefetch(AHEAD / size_of::<T>() + at);
+            logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
             self.coefficients.prefetch(AHEAD / size_of::<T>() + at);
             let lanes = lanes_from::<T>(end - at);
             let x = if lanes == T::ALL {
-                T::V::<S>::load(s, self.logits, at)
+                T::V::<S>::load(s, logits, i * T::LANES)
             } else {
-                T::V::<S>::load_lanes(s, self.logits, at, lanes, lowest)
+                T::V::<S>::load_lanes(s, logits, i * T::LANES, lanes, lowest)
             };
             let [e, error] = if !C::ANY && self.fine {
                 self.exp.of_with_error::<SHIFTED>(s, x)
@@ -331,12 +482,32 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 s.function(Chunk::<S, T, C> { emit: pending, at });
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
-                // Losses whose sums are fine have no coefficients.
-                match (self.grad, !C::ANY && self.fine) {
-                    (true, false) => self.inner::<C, true, SHIFTED, false>(s, at, sums),
-                    (false, false) => self.inner::<C, false, SHIFTED, false>(s, at, sums),
-                    (true, true) => self.inner::<C, true, SHIFTED, true>(s, at, sums),
-                    (false, true) => self.inner::<C, false, SHIFTED, true>(s, at, sums),
+                // Where size counts more, and for losses whose sums are fine, half precision is converted first.
+                let fine = !C::ANY && self.fine;
+                if S::SPECIALIZED && self.logits.halves.is_some() && !fine {
+                    let none = Input::from_slice(&[]);
+                    if self.grad {
+                        self.inner::<C, true, SHIFTED, false, true>(s, at, none, sums);
+                    } else {
+                        self.inner::<C, false, SHIFTED, false, true>(s, at, none, sums);
+                    }
+                } else {
+                    let logits = self.logits.part(s, at, chunk);
+                    // Losses whose sums are fine have no coefficients.
+                    match (self.grad, fine) {
+                        (true, false) => {
+                            self.inner::<C, true, SHIFTED, false, false>(s, at, logits, sums);
+                        }
+                        (false, false) => {
+                            self.inner::<C, false, SHIFTED, false, false>(s, at, logits, sums);
+                        }
+                        (true, true) => {
+                            self.inner::<C, true, SHIFTED, true, false>(s, at, logits, sums);
+                        }
+                        (false, true) => {
+                            self.inner::<C, false, SHIFTED, true, false>(s, at, logits, sums);
+                        }
+                    }
                 }
             } else {
                 self.edge::<C, SHIFTED>(s, at, sums);
@@ -361,7 +532,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let mut most = lowest;
         // Where the parts began that took the last eight new references.
         let mut referred = [0; 8];
-        let len = self.logits.len();
+        let len = self.logits.len;
         self.largest_logit = self.largest_logit.map(|_| Largest::none());
         for start in (0..len).step_by(PART * VECTORS * T::LANES) {
             let part = start..len.min(start + PART * VECTORS * T::LANES);
@@ -394,7 +565,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             }
             most = sums.most;
             if let Some(largest) = self.largest_logit {
-                let logits = self.logits.part(start, part.len());
+                let logits = self.logits.part(s, start, part.len());
                 self.largest_logit = Some(s.apart(TakePart(largest, logits, start)));
             }
             if C::ANY {
@@ -447,7 +618,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     where
         T: Limits,
     {
-        let most = maximum(s, self.logits.part(part.start, part.len()));
+        let most = self.logits.maximum(s, part);
         // Infinity cannot be a reference. A maximum that is not larger would give the same sums again.
         if most.to_f64() > T::OFFSET_LIMIT || most <= self.reference.to_lanes().as_ref()[0] {
             return false;
@@ -558,20 +729,30 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn chunk<C: Coefficients<T>>(&self, s: S, at: usize) {
         let chunk = VECTORS * T::LANES;
-        if at == 0 && self.head > 0 {
-            self.some::<C>(s, 0, self.head.min(self.grad.len()));
+        if at == 0 {
+            for at in (0..self.head.min(self.len)).step_by(T::LANES) {
+                self.some::<C>(s, at, T::LANES.min(self.head.min(self.len) - at));
+            }
         }
         let at = at + self.head;
-        let end = self.grad.len().min(at + chunk);
+        let end = self.len.min(at + chunk);
         let mut at = at;
-        if at + chunk > self.grad.len() || C::ANY && self.pivot.wrapping_sub(at) < chunk {
+        if at + chunk > self.len || C::ANY && self.pivot.wrapping_sub(at) < chunk {
             while at < end {
                 self.some::<C>(s, at, T::LANES.min(end - at));
                 at += T::LANES;
             }
             return;
         }
-        let (scratch, grad) = (self.scratch.part(at, chunk), self.grad.part(at, chunk));
+        let scratch = self.scratch.part(at, chunk);
+        if let Some((half, grad)) = self.halves {
+            // The type is a constant in each branch.
+            return match half {
+                Half::Brain => self.halves::<C>(s, Half::Brain, grad.part(at, chunk), at),
+                Half::Binary16 => self.halves::<C>(s, Half::Binary16, grad.part(at, chunk), at),
+            };
+        }
+        let grad = self.grad.part(at, chunk);
         if let Some(hess) = self.hess {
             for i in 0..VECTORS {
                 let e = T::V::<S>::load(s, scratch, i * T::LANES);
@@ -594,6 +775,21 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
     }
 
+    /// Emits a whole chunk in half precision.
+    #[inline(always)]
+    fn halves<C: Coefficients<T>>(&self, s: S, half: Half, grad: Output<'_, u16>, at: usize) {
+        let scratch = self.scratch.part(at, VECTORS * T::LANES);
+        for i in (0..VECTORS).step_by(2) {
+            let mut pair = [T::V::<S>::splat(s, T::default()); 2];
+            for (j, g) in pair.iter_mut().enumerate() {
+                let i = (i + j) * T::LANES;
+                let e = T::V::<S>::load(s, scratch, i);
+                *g = self.gradient::<C>(s, e, at + i, T::ALL);
+            }
+            T::V::<S>::pair_to_halves(pair, half, grad, i * T::LANES, self.non_temporal);
+        }
+    }
+
     /// Emits `n` numbers, at most a vector. The pivot may be among them.
     #[inline(always)]
     fn some<C: Coefficients<T>>(&self, s: S, at: usize, n: usize) {
@@ -605,6 +801,13 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         if C::ANY && lane < n {
             let mask = T::V::<S>::mask(s, 1 << lane);
             g = T::V::<S>::select(mask, T::V::<S>::splat(s, self.pivot_grad), g);
+        }
+        if let Some((half, grad)) = self.halves {
+            return s.apart(SomeHalves::<T> {
+                half,
+                grad: grad.part(at, n),
+                numbers: g.to_lanes(),
+            });
         }
         if self.non_temporal && lanes == T::ALL {
             g.stream(self.grad, at);
@@ -620,9 +823,18 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn all<C: Coefficients<T, Row<S> = R>>(&self, s: S) {
         let mut at = 0;
-        while at < self.grad.len() {
+        while at < self.len {
             s.function(Chunk::<S, T, C> { emit: self, at });
             at += VECTORS * T::LANES;
+        }
+    }
+
+    /// Writes the gradient of a class.
+    #[inline(always)]
+    fn set(&self, class: usize, x: T) {
+        match self.halves {
+            None => self.grad.set(class, x),
+            Some((half, grad)) => grad.set(class, half.round(x.to_f64() as f32)),
         }
     }
 
@@ -630,7 +842,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn finish<C: Coefficients<T, Row<S> = R>>(&self) {
         if !C::ANY && self.pivot_grad != T::default() {
-            self.grad.set(self.pivot, self.pivot_grad);
+            self.set(self.pivot, self.pivot_grad);
         }
         let Some(hess) = self.hess else { return };
         hess.set(self.pivot, self.pivot_hess);
@@ -640,13 +852,44 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     }
 }
 
+/// Emits the first of some numbers in half precision, as many as there is room for.
+struct SomeHalves<'a, T: Real> {
+    half: Half,
+    grad: Output<'a, u16>,
+    numbers: T::Lanes,
+}
+
+impl<T: Real> Kernel for SomeHalves<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let SomeHalves { half, grad, numbers } = self;
+        if grad.len() == T::LANES {
+            return T::V::<S>::from_lanes(s, numbers).to_halves(half, grad, 0);
+        }
+        for (i, x) in numbers.as_ref().iter().enumerate().take(grad.len()) {
+            grad.set(i, half.round(x.to_f64() as f32));
+        }
+    }
+}
+
 impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// A job. `total` is the sum of the coefficients where all rows have the same, else 0.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
         let (plain, non_temporal) = (objective.is_plain(), Route::of(batch).non_temporal);
-        let temperature = batch.options.temperature;
-        Rows { batch, coefficients, objective, plain, keep, temperature, total, non_temporal }
+        let (temperature, halves) = (batch.options.temperature, batch.half_rows());
+        Rows {
+            batch,
+            coefficients,
+            objective,
+            plain,
+            keep,
+            temperature,
+            total,
+            non_temporal,
+            halves,
+        }
     }
 
     /// One row of an output.
@@ -667,6 +910,12 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// Fills a row of the gradient and of the Hessian with `x`.
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, row: usize, x: T) {
+        if let Some(halves) = self.halves {
+            let Some(grad) = halves.grad else { return };
+            let (half, classes) = (halves.half, self.batch.classes);
+            let (row, x) = (grad.part(row * classes, classes), x.to_f64() as f32);
+            return s.apart(FillHalves { half, row, x, non_temporal: self.non_temporal });
+        }
         for array in [self.batch.outputs.grad, self.batch.outputs.hess].into_iter().flatten() {
             fill(s, self.row_of(array, row), x, self.non_temporal);
         }
@@ -713,7 +962,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         row: &mut Reduce<'b, S, T, C::Row<S>>,
         pending: &mut Option<Emit<'b, S, T, C::Row<S>>>,
     ) -> Option<(RowTotals, T)> {
-        let sample = row.logits.part(0, SAMPLED.min(row.logits.len()));
+        let sample = row.logits.part(s, 0, SAMPLED.min(row.logits.len));
         let mut reference = maximum(s, sample);
         if C::HARD {
             let x = row.logits.get(row.pivot);
@@ -737,14 +986,14 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             }
             most = (!C::HARD).then_some(T::from_f64(totals.most));
         }
-        let most = most.unwrap_or_else(|| maximum(s, row.logits));
+        let most = most.unwrap_or_else(|| row.logits.maximum(s, 0..row.logits.len));
         if !most.to_f64().is_finite() {
             return None;
         }
         row.exp = Exp::at(s, most, row.bias, self.temperature);
         row.reference = T::V::<S>::splat(s, most);
         if !C::HARD {
-            row.pivot = find(s, row.logits, most);
+            row.pivot = row.logits.find(s, most);
         }
         Some((row.shifted_row::<C>(s, pending), most))
     }
@@ -775,7 +1024,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         if let Some(array) = self.batch.summaries.argmax {
             let class = match (finite, reduce.largest_logit) {
                 (Some(_), Some(largest)) => largest.class,
-                _ => s.apart(Argmax(reduce.logits)),
+                _ => s.apart(Argmax(reduce.logits.floats)),
             };
             array.set(row, class as i64);
         }
@@ -864,6 +1113,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         let divisor = batch.divisor * self.temperature;
         let scratch =
             Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
+        let halves = self.halves;
+        let converted = Scratch::<T>::uncleared(if halves.is_some() { CONVERTED } else { 0 });
         let mut pending = None;
         let mut losses = PendingLosses::default();
         let mut entries = Entries::of(batch);
@@ -902,8 +1153,21 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let bias = T::ROW_BIAS + shift;
             let coefficients = self.coefficients.row(s, row, batch.classes);
             let zero = T::V::<S>::splat(s, T::default());
+            let own = row * batch.classes;
+            let logits = match halves {
+                None => Logits {
+                    len: batch.classes,
+                    floats: batch.values.part(own, batch.classes),
+                    halves: None,
+                },
+                Some(HalfRows { half, values, .. }) => Logits {
+                    len: batch.classes,
+                    floats: converted.input(),
+                    halves: Some((half, values.part(own, batch.classes), converted.output())),
+                },
+            };
             let mut reduce = Reduce {
-                logits: batch.values.part(row * batch.classes, batch.classes),
+                logits,
                 scratch: &scratch,
                 grad: grad && !ignored,
                 fine,
@@ -1002,10 +1266,17 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 scaled = scaled * slope + z_slope;
             }
             let a = scaled / whole;
-            let grad = self.row_of(grad, row);
+            let halves = halves
+                .and_then(|halves| Some((halves.half, halves.grad?.part(own, batch.classes))));
+            let grad = if halves.is_some() { grad } else { self.row_of(grad, row) };
+            let mut head = 0;
             if self.non_temporal {
                 // This row and the next share a cache line, which no non-temporal store writes whole.
-                grad.prefetch(grad.len() - 1);
+                match halves {
+                    None => grad.prefetch(grad.len() - 1),
+                    Some((_, grad)) => grad.prefetch(grad.len() - 1),
+                }
+                head = halves.map_or_else(|| grad.unaligned(), |(_, grad)| grad.unaligned());
             }
             let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
             let (mut inverse, mut dominant, mut pivot_hess) = (0.0, None, T::default());
@@ -1092,7 +1363,9 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             }
             let emit = Emit {
                 scratch: scratch.input(),
+                len: batch.classes,
                 grad,
+                halves,
                 hess,
                 dominant,
                 coefficients,
@@ -1105,7 +1378,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 pivot: reduce.pivot,
                 pivot_grad,
                 pivot_hess,
-                head: if self.non_temporal { grad.unaligned() } else { 0 },
+                head,
                 non_temporal: self.non_temporal,
             };
             let Some(entries) =
@@ -1122,7 +1395,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let a = if entries.is_changed() { emit.a } else { [unit, zero] };
                 let g = Emit { a, ..emit }.gradient::<C>(s, x, class, 1);
                 // Adding 0 makes -0 a 0.
-                grad.set(class, T::from_f64(g.to_lanes().as_ref()[0].to_f64() + 0.0));
+                emit.set(class, T::from_f64(g.to_lanes().as_ref()[0].to_f64() + 0.0));
             }
         }
         if let Some(pending) = pending {

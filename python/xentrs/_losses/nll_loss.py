@@ -8,9 +8,26 @@ from numpy.typing import ArrayLike, NDArray
 
 from xentrs._arrays import evaluate
 from xentrs._losses import public
-from xentrs._losses._types import ClassOptions, Float, FloatArray, Ignored, Reduction
+from xentrs._losses._types import (
+    AnyFloat,
+    ClassOptions,
+    Float,
+    FloatArray,
+    Half,
+    Ignored,
+    Reduction,
+    Single,
+)
 
 
+@overload
+def nll_loss(  # type: ignore[overload-overlap]
+    log_probabilities: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    **options: Unpack[ClassOptions],
+) -> Single: ...
 @overload
 def nll_loss(
     log_probabilities: NDArray[Float],
@@ -56,7 +73,7 @@ def nll_loss(
 
     Parameters
     ----------
-    log_probabilities : array_like, float32 or float64
+    log_probabilities : array_like, float16, bfloat16, float32 or float64
         Log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. They are taken as they
         are, numbers above 0 too. An array of any strides is read where it lies, without a copy of
         the whole. Integers in a list or another sequence become float64; integer arrays are
@@ -96,7 +113,8 @@ def nll_loss(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `log_probabilities`, of its shape without the class axis.
+        of the dtype of `log_probabilities` (float32 for half precision), of its shape without the
+        class axis.
 
     Raises
     ------
@@ -154,6 +172,15 @@ def nll_loss(
 
 
 @overload
+def nll_loss_with_grad(  # type: ignore[overload-overlap]
+    log_probabilities: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    **options: Unpack[ClassOptions],
+) -> tuple[Single, Half]: ...
+@overload
 def nll_loss_with_grad(
     log_probabilities: NDArray[Float],
     target: ArrayLike,
@@ -173,13 +200,13 @@ def nll_loss_with_grad(
 ) -> tuple[FloatArray, FloatArray]: ...
 @overload
 def nll_loss_with_grad(
-    log_probabilities: NDArray[Float],
+    log_probabilities: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
     **options: Unpack[ClassOptions],
-) -> tuple[float, NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat]]: ...
 @overload
 def nll_loss_with_grad(
     log_probabilities: ArrayLike,
@@ -211,7 +238,7 @@ def nll_loss_with_grad(
 
     Parameters
     ----------
-    log_probabilities : array_like, float32 or float64
+    log_probabilities : array_like, float16, bfloat16, float32 or float64
         Log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. They are taken as they
         are, numbers above 0 too. An array of any strides is read where it lies, without a copy of
         the whole. Integers in a list or another sequence become float64; integer arrays are
@@ -255,7 +282,8 @@ def nll_loss_with_grad(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `log_probabilities`, of its shape without the class axis.
+        of the dtype of `log_probabilities` (float32 for half precision), of its shape without the
+        class axis.
     grad : ndarray
         The gradient of the returned loss in `log_probabilities`; for ``"none"``, of each sample's
         own loss. It is `out`, or a new C-contiguous array of the shape and dtype of
