@@ -50,7 +50,7 @@ ROWS = {
         none("cross_entropy", X, Y, label_smoothing=0.1),
     ),
     "optax poly_loss_cross_entropy": lambda: (
-        optax.poly_loss_cross_entropy(X, jax.nn.one_hot(Y, C), epsilon=1.5),
+        optax.losses.poly_loss_cross_entropy(X, jax.nn.one_hot(Y, C), epsilon=1.5),
         none("poly_loss", X, Y, epsilon=1.5),
     ),
     "optax sigmoid_binary_cross_entropy": lambda: (
@@ -62,11 +62,11 @@ ROWS = {
         none("sigmoid_focal_loss", X, BITS, alpha=0.3, gamma=1.5),
     ),
     "optax kl_divergence_with_log_targets": lambda: (
-        optax.kl_divergence_with_log_targets(log_softmax(X), log_softmax(TEACHER)),
+        optax.losses.kl_divergence_with_log_targets(log_softmax(X), log_softmax(TEACHER)),
         none("kl_divergence", X, TEACHER),
     ),
     "optax kl_divergence_with_log_targets, reversed": lambda: (
-        optax.kl_divergence_with_log_targets(log_softmax(TEACHER / 2), log_softmax(X / 2)),
+        optax.losses.kl_divergence_with_log_targets(log_softmax(TEACHER / 2), log_softmax(X / 2)),
         none("kl_divergence", X, TEACHER, temperature=2, direction="reverse"),
     ),
     "jax softmax": lambda: (jax.nn.softmax(X, axis=0), xentrs.softmax(X, axis=0)),
@@ -126,7 +126,12 @@ def test_gradients_of_optax():
 
     one_hot = jax.nn.one_hot(Y, C)
     of(lambda x: optax.softmax_cross_entropy(x, Q), "cross_entropy", Q)
-    of(lambda x: optax.poly_loss_cross_entropy(x, one_hot, epsilon=2.0), "poly_loss", Y, epsilon=2)
+    of(
+        lambda x: optax.losses.poly_loss_cross_entropy(x, one_hot, epsilon=2.0),
+        "poly_loss",
+        Y,
+        epsilon=2,
+    )
     of(
         lambda x: optax.sigmoid_focal_loss(x, BITS, alpha=0.3, gamma=1.5),
         "sigmoid_focal_loss",
@@ -135,12 +140,12 @@ def test_gradients_of_optax():
         gamma=1.5,
     )
     of(
-        lambda x: optax.kl_divergence_with_log_targets(log_softmax(x), log_softmax(TEACHER)),
+        lambda x: optax.losses.kl_divergence_with_log_targets(log_softmax(x), log_softmax(TEACHER)),
         "kl_divergence",
         TEACHER,
     )
     of(
-        lambda x: optax.kl_divergence_with_log_targets(log_softmax(TEACHER), log_softmax(x)),
+        lambda x: optax.losses.kl_divergence_with_log_targets(log_softmax(TEACHER), log_softmax(x)),
         "kl_divergence",
         TEACHER,
         direction="reverse",
