@@ -38,12 +38,20 @@ class Loss:
     label: str  # the beginning of the names of its rows; nothing for cross-entropy
     formula: Formula
     probabilities: bool = False  # whether its scores are probabilities, not logits
+    logs: bool = False  # whether its scores are log-probabilities
     target: bool = True  # whether it takes one
     teacher: bool = False  # whether its target is logits too, those of a teacher
     elementwise: bool = False  # whether each number is a sample, with a target of its own
     options: tuple[tuple[str, Any], ...] = ()  # keywords of every call
     # Whether its figures are shown beside those of plain cross-entropy of the same shape
     beside_plain: bool = False
+
+    @property
+    def input(self) -> str:
+        """What its first argument is called."""
+        if self.probabilities:
+            return "probabilities"
+        return "log_probabilities" if self.logs else "logits"
 
 
 def cross_entropy(x: Array, t: Array, case: Case, rows: slice) -> tuple[Array, Any]:
@@ -144,10 +152,47 @@ def js_divergence(x: Array, t: Array, _case: Case, _: slice) -> tuple[Array, Any
     return losses, derivative
 
 
+def nll_loss(x: Array, t: Array, case: Case, _: slice) -> tuple[Array, Any]:
+    factors = t.astype(float)
+    if not case.soft:
+        factors = np.zeros_like(x)
+        factors[np.arange(len(t)), t] = 1
+    return -(factors * x).sum(axis=1), lambda: -factors
+
+
+def binary_of_probabilities(p: Array, t: Array, _case: Case, _: slice) -> tuple[Array, Any]:
+    t = t.astype(float)
+    losses = -np.where(t > 0, t * np.log(p), 0) - np.where(t < 1, (1 - t) * np.log1p(-p), 0)
+    return losses, lambda: (1 - t) / (1 - p) - t / p
+
+
+def sigmoid_focal(x: Array, t: Array, _case: Case, _: slice) -> tuple[Array, Any]:
+    t = t.astype(float)
+    p, q = scipy.special.expit(x), scipy.special.expit(-x)
+    losses = np.logaddexp(0, x) - t * x
+    others = (1 - t) * p + t * q
+
+    def derivative() -> Array:
+        slope: Array = others**GAMMA * ((1 - t) * p - t * q)
+        slope += GAMMA * others ** (GAMMA - 1) * (1 - 2 * t) * p * q * losses
+        return slope
+
+    return others**GAMMA * losses, derivative
+
+
 _ENTRIES = [
     Loss("cross_entropy", "", cross_entropy, beside_plain=True),
     Loss("log_loss", "log_loss", log_loss, probabilities=True),
     Loss("binary_cross_entropy_with_logits", "binary", binary, elementwise=True),
+    Loss("nll_loss", "nll", nll_loss, logs=True),
+    Loss(
+        "binary_cross_entropy",
+        "binary of probabilities",
+        binary_of_probabilities,
+        probabilities=True,
+        elementwise=True,
+    ),
+    Loss("sigmoid_focal_loss", "sigmoid focal", sigmoid_focal, elementwise=True),
     Loss("kl_divergence", "kl", kl_divergence, teacher=True),
     Loss("js_divergence", "js", js_divergence, teacher=True),
     Loss("focal_loss", "focal", of_class(focal), options=(("gamma", GAMMA),), beside_plain=True),

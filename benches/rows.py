@@ -35,6 +35,7 @@ HARD = [LATE, NANS, INFINITE]
 
 # Options, and layouts other than rows of classes
 SOFT = "soft targets"
+PAIRS = "pairs of 64 classes"
 SMOOTH = "label smoothing"
 CLASS_WEIGHTS = "class weights"
 SAMPLE_WEIGHTS = "sample weights"
@@ -202,6 +203,8 @@ ROWS = [
     Row(LOSS, *MILLION, goals=goals({"read": 1.1})),
     # Its options
     Row(GRAD, *LLM, option=SOFT, goals=goals({"copy": 1.5}, eager=12, best=5)),
+    Row(GRAD, *LARGE, option=PAIRS, goals=goals({"plain": 1.15})),
+    Row(GRAD, *LLM, option=PAIRS, goals=goals({"plain": 1.15})),
     Row(GRAD, *LLM, option=SMOOTH, goals=goals({"copy": 1.0}, eager=12, best=5)),
     Row(GRAD, *LLM, option=CLASS_WEIGHTS, goals=goals({"copy": 1.0}, eager=12, best=5)),
     Row(GRAD, *LLM, option=SAMPLE_WEIGHTS, goals=goals({"copy": 1.0, "own floor": 1.15})),
@@ -264,6 +267,7 @@ class Case:
         self.axis = 1 if row.option == AXIS_1 else -1
         shape = (row.n, row.c, row.d) if row.d > 1 else (row.n, row.c)
         self.samples = shape[:1] + shape[2:]
+        self.pair: tuple[Array, Array] | None = None  # which xentrs takes in the place of `t`
         self.x = self._inputs(shape)
         self.t = self._target()
         if row.option in (TRAINED, *HARD):
@@ -288,6 +292,8 @@ class Case:
             x /= x.sum(axis=1, keepdims=True)
             return x
         x = self.rng.standard_normal(shape, dtype=self.dtype)
+        if row.of.logs:
+            return -np.abs(x)
         if row.option != TRAINED:
             x *= 3
         return np.asfortranarray(x) if row.option == F_ORDER else x
@@ -301,6 +307,16 @@ class Case:
             if not row.of.elementwise:
                 t /= t.sum(axis=1, keepdims=True)
             return t
+        if row.option == PAIRS:
+            entries = min(64, row.c)
+            classes = self.rng.integers(0, row.c // entries, (row.n, entries), dtype=np.int32)
+            classes += np.arange(entries, dtype=np.int32) * (row.c // entries)
+            q = self._random(row.n, entries)
+            q /= q.sum(axis=1, keepdims=True)
+            self.pair = classes, q
+            dense = np.zeros_like(self.x)
+            np.put_along_axis(dense, classes, q, 1)
+            return dense
         if row.of.elementwise:
             return self.rng.random(self.x.shape, dtype=np.float32) < 0.5
         t = self.rng.integers(0, row.c, self.samples)

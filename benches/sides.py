@@ -43,7 +43,8 @@ def xentrs_side(case: Case, name: str, module: ModuleType = xentrs, out: bool = 
     if case.row.with_grad and out:
         keywords["out"] = "g"
     statement = "".join(f", {key}={name}" for key, name in keywords.items())
-    names = {"f": getattr(module, case.row.function), "x": case.x, "t": case.t, "g": case.grad}
+    target = case.t if case.pair is None else case.pair
+    names = {"f": getattr(module, case.row.function), "x": case.x, "t": target, "g": case.grad}
     answer = with_grad if case.row.with_grad else without_grad
     names |= case.keywords
     arrays = "x, t" if LOSSES[case.row.loss].target else "x"

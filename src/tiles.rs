@@ -13,8 +13,10 @@
 //!    time, so that whole cache lines are read and written. So a tile has at least sixteen samples of `f32`, or
 //!    eight of `f64`.
 //! 2. *An array of contiguous rows is not copied.* The kernel reads or writes it in place.
-//! 3. *Types are converted on the way*: half precision, and the `float32` arrays of a batch that is computed in
-//!    `float64` ([`Singles`]).
+//! 3. *Numbers are converted on the way*: half precision, and the `float32` arrays of a batch that is computed in
+//!    `float64` ([`Converted`]). Where [`Algorithm::Columns`] takes the batch, a tile is columns, not rows: the
+//!    samples stay adjacent. Logits are capped on the way in ([`CapRows`]), and derivatives multiplied on the way
+//!    back.
 //! 4. *A sparse target becomes rows of probabilities*, if the kernel takes no other.
 //!
 //! Costs: each number is loaded and stored once more, from and to the cache. No array is copied as a whole.
@@ -24,14 +26,16 @@
 
 use std::ops::Range;
 
-use crate::call::batch::{Batch, IGNORED, Target};
-use crate::call::halves::{Conversion, Convert, Half};
-use crate::call::layout::{Layout, Singles};
+use crate::call::batch::{Batch, Floats, IGNORED, Target};
+use crate::call::convert::{Conversion, Convert, Written};
+use crate::call::layout::{Converted, Layout};
 use crate::call::place::{Line, Place};
 use crate::error::{Result, collected};
 use crate::math::Real;
+use crate::math::softcap::{Capped, Softcap};
 use crate::parallel::driver::{self, Job, Split};
 use crate::reduce::Total;
+use crate::simd::slices::lanes_from;
 use crate::simd::{
     COLUMNS, Input, Kernel, Level, Output, Scratch, Simd, Vector, copy, enter, fence,
 };
@@ -53,6 +57,8 @@ pub trait Plan<T: Real>: Sync {
     const WRITES: bool = true;
     /// Whether the job reads only one value of each sample: that of its class.
     const SPARSE: bool = false;
+    /// Whether the job takes tiles of columns: of a batch of adjacent samples that is converted.
+    const COLUMNS: bool = false;
     /// Makes the job.
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b>;
 }
@@ -71,6 +77,7 @@ pub fn run<T: Real, P: Plan<T>>(batch: &Batch<'_, T>, plan: &P) -> Result<f64> {
 trait AnyPlan<T>: Sync {
     fn writes(&self) -> bool;
     fn is_sparse(&self) -> bool;
+    fn takes_columns(&self) -> bool;
     /// Runs the job of a tile.
     fn run<'b>(&'b self, tile: &'b Batch<'b, T>, level: Level, sums: &mut [f64]);
 }
@@ -81,6 +88,9 @@ impl<T: Real, P: Plan<T>> AnyPlan<T> for P {
     }
     fn is_sparse(&self) -> bool {
         P::SPARSE
+    }
+    fn takes_columns(&self) -> bool {
+        P::COLUMNS
     }
     fn run<'b>(&'b self, tile: &'b Batch<'b, T>, level: Level, sums: &mut [f64]) {
         driver::run_here(&self.job(tile), level, sums);
@@ -103,7 +113,8 @@ fn run_tiles<T: Real>(
     let blocks = (fit / together).max(1) * together;
     let split = Split { blocks: all_blocks, cost: 2 * block_cost, first, together };
     driver::split(split, |level| {
-        let tile = Tile::new(batch, layout, plan, blocks.min(split.blocks) * samples);
+        let samples_of_tile = blocks.min(split.blocks) * samples;
+        let tile = Tile::new(batch, layout, plan, samples_of_tile);
         move |range: Range<usize>, sums: &mut [f64]| {
             let head = if range.start == 0 { first.min(sums.len()) } else { 0 };
             let (head, rest) = sums.split_at_mut(head);
@@ -135,6 +146,9 @@ fn unaligned<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> usize {
 /// Whether nearly all cache lines of the gradient's columns are written whole. A cache line that is written
 /// partly by a non-temporal store costs more than the others save.
 fn has_whole_cache_lines<T: Real>(batch: &Batch<'_, T>, layout: &Layout<'_>) -> bool {
+    if layout.converts() {
+        return layout.grad.is_none();
+    }
     let (Some(grad), Some(place)) = (batch.outputs.grad, &layout.grad) else { return false };
     let ((at, n), step) = (place.line_at(0), place.class_step());
     let whole = |numbers: usize| numbers.is_multiple_of(64 / size_of::<T>());
@@ -147,16 +161,20 @@ struct Tile<'a, T> {
     batch: &'a Batch<'a, T>,
     layout: &'a Layout<'a>,
     plan: &'a dyn AnyPlan<T>,
-    /// Rows of the values, which the gradient replaces.
+    /// Rows of the values, which the gradient replaces; or columns.
     values: Scratch<T>,
-    /// Columns of the values or the gradient, on their way from or to half precision that is not rows.
-    columns: Scratch<T>,
-    /// Rows of the target's probabilities.
+    /// Columns of what is rows otherwise, or rows of what is columns, on their way from or to another type.
+    other: Scratch<T>,
+    /// Rows or columns of the target's probabilities.
     probabilities: Scratch<T>,
-    /// Rows of the Hessian.
+    /// Rows or columns of the Hessian.
     hess: Scratch<T>,
     /// Losses, on their way to `float32`.
     losses: Scratch<T>,
+    /// Whether the tile is columns.
+    columns: bool,
+    /// The derivative of the cap at each value, and `tanh(x / cap)` for the Hessian.
+    slopes: [Scratch<T>; 2],
     /// Whether non-temporal stores write the gradient and the Hessian.
     non_temporal: bool,
 }
@@ -169,30 +187,35 @@ impl<'a, T: Real> Tile<'a, T> {
         plan: &'a dyn AnyPlan<T>,
         samples: usize,
     ) -> Self {
-        let writes = plan.writes();
+        let (writes, columns) = (plan.writes(), plan.takes_columns());
         // Stores of columns reach beyond the last row. A short line of samples reaches by whole rows: it is
         // transposed only if these are not large.
         let beyond = (T::LANES - 1) * batch.classes;
         let beyond = if beyond * size_of::<T>() <= TILE { beyond } else { 0 } + COLUMNS;
         let room =
             |needed: bool| Scratch::new(if needed { samples * batch.classes + beyond } else { 0 });
-        let grad = writes && layout.grad.is_some();
-        let halves = layout.halves.is_some();
-        let singles = layout.singles;
-        let losses = singles.is_some_and(|singles| singles.losses.is_some());
+        let (grad, converted) = (writes && layout.grad.is_some(), layout.converted.as_ref());
+        let other = columns || layout.places().any(is_adjacent);
+        let probabilities = converted.is_some_and(|converted| converted.probabilities.is_some());
+        let hess = converted.is_some_and(|converted| converted.hess.is_some());
+        let losses = converted.is_some_and(|converted| converted.losses.is_some());
         Tile {
             batch,
             layout,
             plan,
             values: room(layout.values.is_some() || grad || layout.converts()),
-            columns: room(halves && (layout.values.is_some() || grad)),
-            probabilities: room(
-                layout.sparse
-                    || layout.probabilities.is_some()
-                    || singles.is_some_and(|singles| singles.probabilities.is_some()),
+            other: room(converted.is_some() && other),
+            probabilities: room(layout.sparse || layout.probabilities.is_some() || probabilities),
+            hess: room(
+                writes
+                    && (layout.hess.is_some()
+                        || hess
+                        || layout.softcap.is_some() && batch.outputs.hess.is_some()),
             ),
-            hess: room(writes && (layout.hess.is_some() || singles.is_some())),
+            slopes: [batch.outputs.grad, batch.outputs.hess]
+                .map(|array| room(layout.softcap.is_some() && array.is_some())),
             losses: Scratch::new(if writes && losses { samples } else { 0 }),
+            columns,
             non_temporal: batch.stream() && has_whole_cache_lines(batch, layout),
         }
     }
@@ -201,31 +224,20 @@ impl<'a, T: Real> Tile<'a, T> {
     fn run<'t>(&'t self, level: Level, samples: Range<usize>, sums: &mut [f64]) {
         let (whole, layout, classes) = (self.batch, self.layout, self.batch.classes);
         let (at, n) = (samples.start * classes, samples.len() * classes);
-        let transfer = |place: &Place, rows: &Scratch<T>, direction| {
-            let (rows, samples) = (rows.output(), samples.clone());
-            enter(
-                level,
-                Transfer {
-                    place,
-                    samples,
-                    classes,
-                    rows,
-                    direction,
-                    non_temporal: self.non_temporal,
-                },
-            );
-        };
+        let converted = layout.converted.as_ref();
+        let part = TilePart { tile: self, level, samples: samples.clone() };
         // Contiguous rows in place, others packed into the tile.
         let input = |all: Input<'t, T>, place: &Option<Place>, rows: &'t Scratch<T>| match place {
             None => all.part(at, n),
             Some(place) => {
-                transfer(place, rows, Direction::Pack(all));
+                part.pack(all, place, rows);
                 rows.input().part(0, n)
             }
         };
         let mut tile = whole.part(samples.clone());
-        tile.values = match (layout.halves, layout.singles) {
-            (None, None) if self.plan.is_sparse() && layout.values.is_some() => {
+        tile.values = match converted {
+            // Contiguous rows are read where they lie, if their type allows it.
+            _ if self.plan.is_sparse() && (layout.values.is_some() || converted.is_some()) => {
                 let rows = self.values.output();
                 // Samples of weight 0 are copied too; the job does not read them.
                 tile.each_index(0, samples.len(), |i, class| {
@@ -235,31 +247,25 @@ impl<'a, T: Real> Tile<'a, T> {
                 });
                 self.values.input().part(0, n)
             }
-            (None, None) => input(whole.values, &layout.values, &self.values),
-            (None, Some(singles)) => {
-                let to = self.values.output();
-                load_singles(singles.values, &layout.values, samples.clone(), classes, to);
-                self.values.input().part(0, n)
-            }
-            (Some(halves), _) => {
-                let conversion = Conversion::FromHalf(halves.values);
-                self.convert(level, halves.half, conversion, &layout.values, samples.clone());
+            None => input(whole.values, &layout.values, &self.values),
+            Some(converted) => {
+                part.load(converted.values, &layout.values, &self.values);
                 self.values.input().part(0, n)
             }
         };
+        if let Some(cap) = layout.softcap {
+            let [slopes, tanhs] = self.slopes.each_ref().map(Scratch::output);
+            let (from, to) = (tile.values, self.values.output().part(0, n));
+            enter(level, CapRows { from, to, cap, slopes, tanhs });
+            tile.values = self.values.input().part(0, n);
+        }
         if let Target::Probabilities(all) = whole.target {
-            let place = &layout.probabilities;
-            let probabilities = match layout.singles.and_then(|singles| singles.probabilities) {
-                None => input(all, place, &self.probabilities),
-                Some(singles) => {
-                    load_singles(
-                        singles,
-                        place,
-                        samples.clone(),
-                        classes,
-                        self.probabilities.output(),
-                    );
-                    self.probabilities.input().part(0, n)
+            let (place, rows) = (&layout.probabilities, &self.probabilities);
+            let probabilities = match converted.and_then(|converted| converted.probabilities) {
+                None => input(all, place, rows),
+                Some(stored) => {
+                    part.load(stored, place, rows);
+                    rows.input().part(0, n)
                 }
             };
             tile.target = Target::Probabilities(probabilities);
@@ -289,95 +295,238 @@ impl<'a, T: Real> Tile<'a, T> {
             (tile.outputs.grad, tile.outputs.hess) = (grad, hess);
             // Rows of the tile are read again: no non-temporal stores.
             tile.large &= layout.grad.is_none() && !layout.converts();
-            if layout.singles.is_some() {
+            if converted.is_some_and(|converted| converted.losses.is_some()) {
                 tile.outputs.losses = whole.outputs.losses.map(|_| self.losses.output());
             }
         }
+        if self.columns {
+            tile.columns = true;
+            tile.layout = Some(Box::new(part.layout(&tile)));
+        }
         self.plan.run(&tile, level, sums);
-        if self.plan.writes() {
+        if !self.plan.writes() {
+            return;
+        }
+        if let Some(cap) = layout.softcap {
+            let [slopes, tanhs] = self.slopes.each_ref().map(Scratch::input);
+            let [grad, hess] =
+                [(whole.outputs.grad, &self.values), (whole.outputs.hess, &self.hess)]
+                    .map(|(all, rows)| rows.output().part(0, if all.is_some() { n } else { 0 }));
+            enter(level, UncapRows { grad, hess, cap, slopes, tanhs });
+        }
+        let Some(Converted { grad, hess, losses, .. }) = converted else {
             for (all, place, rows) in derivatives {
-                if let (Some(all), Some(place), false) = (all, place, layout.converts()) {
-                    transfer(place, rows, Direction::Unpack(all));
+                match (all, place) {
+                    (Some(all), Some(place)) => part.transfer(place, rows, Direction::Unpack(all)),
+                    (Some(all), None) if layout.softcap.is_some() => {
+                        copy(n, (rows.input(), 0, 1), (all, at, 1));
+                    }
+                    _ => {}
                 }
             }
-            if let Some(singles) = layout.singles {
-                self.store_singles(singles, samples.clone());
-            }
-            if let Some((half, grad)) = layout.halves.and_then(|h| Some((h.half, h.grad?))) {
-                self.convert(level, half, Conversion::ToHalf(grad), &layout.grad, samples);
-            }
-        }
-    }
-
-    /// Rounds the results in the tile to the `float32` arrays.
-    fn store_singles(&self, singles: Singles<'_>, samples: Range<usize>) {
-        let (classes, layout) = (self.batch.classes, self.layout);
-        for (array, place, classes, from) in [
-            (singles.grad, &layout.grad, classes, &self.values),
-            (singles.hess, &layout.hess, classes, &self.hess),
-            (singles.losses, &None, 1, &self.losses),
-        ] {
-            let (Some(array), from) = (array, from.input()) else { continue };
-            lines(place, samples.clone(), classes, |(at, step), (row, row_step), n| {
-                for i in 0..n {
-                    let x = from.get(row + i * row_step).to_f64() as f32;
-                    array.set((at + i as isize * step) as usize, x);
-                }
-            });
-        }
-    }
-
-    /// Converts half precision to rows of the tile, or back.
-    fn convert(
-        &self,
-        level: Level,
-        half: Half,
-        conversion: Conversion<'_>,
-        place: &Option<Place>,
-        samples: Range<usize>,
-    ) {
-        let (n, classes) = (samples.len(), self.batch.classes);
-        let floats = if place.is_some() { &self.columns } else { &self.values };
-        let (floats, place) = (floats.output(), place.as_ref());
-        let convert = Convert { half, conversion, floats, place, samples, classes };
-        if place.is_none() {
-            return enter(level, convert);
-        }
-        let place = &Place::new(&[classes, n], &[n as isize, 1], 0);
-        let transfer = |direction| {
-            let rows = self.values.output();
-            enter(
-                level,
-                Transfer { place, samples: 0..n, classes, rows, direction, non_temporal: false },
-            );
+            return;
         };
-        match conversion {
-            Conversion::FromHalf(_) => {
-                enter(level, convert);
-                transfer(Direction::Pack(self.columns.input()));
-            }
-            Conversion::ToHalf(_) => {
-                transfer(Direction::Unpack(self.columns.output()));
-                enter(level, convert);
+        if let Some(losses) = losses {
+            let from = self.losses.input();
+            (0..samples.len())
+                .for_each(|i| losses.set(samples.start + i, from.get(i).to_f64() as f32));
+        }
+        for (array, (_, place, rows)) in [grad, hess].into_iter().zip(derivatives) {
+            if let Some(array) = array {
+                part.store(*array, place, rows);
             }
         }
     }
 }
 
-/// Converts the `float32` numbers of some samples to rows.
-fn load_singles<T: Real>(
-    from: Input<'_, f32>,
-    place: &Option<Place>,
-    samples: Range<usize>,
-    classes: usize,
-    to: Output<'_, T>,
-) {
-    lines(place, samples, classes, |(at, step), (row, row_step), n| {
-        for i in 0..n {
-            let x = from.get((at + i as isize * step) as usize);
-            to.set(row + i * row_step, T::from_f64(x.into()));
+/// Caps rows of logits. Keeps the derivative of the cap, and `tanh(x / cap)`, where there is room for them.
+struct CapRows<'a, T> {
+    from: Input<'a, T>,
+    to: Output<'a, T>,
+    cap: f64,
+    slopes: Output<'a, T>,
+    tanhs: Output<'a, T>,
+}
+
+impl<T: Real> Kernel for CapRows<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let cap = [self.cap, 1.0 / self.cap].map(|x| T::from_f64(x));
+        let cap = [T::V::<S>::splat(s, cap[0]), T::V::<S>::splat(s, cap[1])];
+        let zero = T::V::<S>::splat(s, T::default());
+        for at in (0..self.from.len()).step_by(T::LANES) {
+            let lanes = lanes_from::<T>(self.from.len() - at);
+            let x = T::V::<S>::load_lanes(s, self.from, at, lanes, zero);
+            let Capped { value, slope, tanh } = s.function(Softcap::<S, T> { x, cap });
+            value.store_lanes(self.to, at, lanes);
+            if self.slopes.len() > at {
+                slope.store_lanes(self.slopes, at, lanes);
+            }
+            if self.tanhs.len() > at {
+                tanh.store_lanes(self.tanhs, at, lanes);
+            }
         }
-    });
+    }
+}
+
+/// Makes derivatives in capped logits those in the logits themselves:
+///
+/// ```text
+/// gradient   g y'
+/// Hessian    h y'^2 + g y'',    y'' = -2 tanh(x / cap) y' / cap
+/// ```
+struct UncapRows<'a, T> {
+    grad: Output<'a, T>,
+    /// Empty without a Hessian.
+    hess: Output<'a, T>,
+    cap: f64,
+    slopes: Input<'a, T>,
+    tanhs: Input<'a, T>,
+}
+
+impl<T: Real> Kernel for UncapRows<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let zero = T::V::<S>::splat(s, T::default());
+        let curved = T::V::<S>::splat(s, T::from_f64(-2.0 / self.cap));
+        for at in (0..self.grad.len()).step_by(T::LANES) {
+            let lanes = lanes_from::<T>(self.grad.len() - at);
+            macro_rules! load {
+                ($from:expr) => {
+                    T::V::<S>::load_lanes(s, $from, at, lanes, zero)
+                };
+            }
+            let (g, slope) = (load!(self.grad.as_input()), load!(self.slopes));
+            // A sample that counts for nothing has a gradient of 0, whatever its logits are. Adding 0 makes -0 a 0.
+            let product = g.mul(slope).add(zero);
+            T::V::<S>::select(g.eq(zero), zero, product).store_lanes(self.grad, at, lanes);
+            if self.hess.len() > at {
+                let (h, tanh) = (load!(self.hess.as_input()), load!(self.tanhs));
+                let more = g.mul(curved).mul(tanh).mul(slope);
+                let product = h.mul(slope).mul_add(slope, more).add(zero);
+                let nothing = T::V::<S>::lanes(g.eq(zero)) & T::V::<S>::lanes(h.eq(zero));
+                let product = product.clear(s, T::V::<S>::mask(s, nothing));
+                product.store_lanes(self.hess, at, lanes);
+            }
+        }
+    }
+}
+
+/// Whether the samples of an array are adjacent, its classes apart.
+fn is_adjacent(place: &Place) -> bool {
+    place.sample_step() == 1 && place.class_step() != 1
+}
+
+/// Some samples of a call in a tile.
+struct TilePart<'t, 'a, T> {
+    tile: &'t Tile<'a, T>,
+    level: Level,
+    samples: Range<usize>,
+}
+
+impl<T: Real> TilePart<'_, '_, T> {
+    /// Copies numbers to rows, or back.
+    fn transfer(&self, place: &Place, rows: &Scratch<T>, direction: Direction<'_, T>) {
+        let (samples, classes) = (self.samples.clone(), self.tile.batch.classes);
+        let (rows, non_temporal) = (rows.output(), self.tile.non_temporal);
+        enter(self.level, Transfer { place, samples, classes, rows, direction, non_temporal });
+    }
+
+    /// The place of columns of the tile.
+    fn columns(&self) -> Place {
+        let (classes, n) = (self.tile.batch.classes, self.samples.len());
+        Place::new(&[classes, n], &[n as isize, 1], 0)
+    }
+
+    /// Copies columns of the tile to rows of the tile, or back.
+    fn transpose(&self, rows: &Scratch<T>, direction: Direction<'_, T>) {
+        let (place, classes) = (&self.columns(), self.tile.batch.classes);
+        let (samples, rows) = (0..self.samples.len(), rows.output());
+        let transfer = Transfer { place, samples, classes, rows, direction, non_temporal: false };
+        enter(self.level, transfer);
+    }
+
+    /// Copies numbers of the kernel's type to the tile.
+    fn pack(&self, all: Input<'_, T>, place: &Place, to: &Scratch<T>) {
+        if !self.tile.columns {
+            return self.transfer(place, to, Direction::Pack(all));
+        }
+        let (n, to) = (self.samples.len(), to.output());
+        for line in place.lines(self.samples.clone()) {
+            for class in 0..self.tile.batch.classes {
+                let at = (line.at + class as isize * place.class_step()) as usize;
+                copy(line.n, (all, at, place.sample_step()), (to, class * n + line.row, 1));
+            }
+        }
+    }
+
+    /// Converts numbers of another type to the tile.
+    fn load(&self, from: Floats<'_>, place: &Option<Place>, to: &Scratch<T>) {
+        let adjacent = place.as_ref().is_some_and(is_adjacent);
+        if place.is_none() || adjacent && self.tile.columns {
+            self.convert(Conversion::From(from), place, to);
+        } else if adjacent {
+            self.convert(Conversion::From(from), place, &self.tile.other);
+            self.transpose(to, Direction::Pack(self.tile.other.input()));
+        } else {
+            let (to, classes) = (to.output(), self.tile.batch.classes);
+            lines(place, self.samples.clone(), classes, |(at, step), (row, row_step), n| {
+                for i in 0..n {
+                    let x = from.get((at + i as isize * step) as usize);
+                    to.set(row + i * row_step, T::from_f64(x));
+                }
+            });
+        }
+    }
+
+    /// Rounds results in the tile to an array of another type.
+    fn store(&self, array: Written<'_>, place: &Option<Place>, from: &Scratch<T>) {
+        let (other, adjacent) = (&self.tile.other, place.as_ref().is_some_and(is_adjacent));
+        let conversion = Conversion::To(array, self.tile.non_temporal);
+        // Columns where the array's samples are adjacent, else rows.
+        let from = if self.tile.columns == adjacent {
+            from
+        } else if self.tile.columns {
+            self.transpose(other, Direction::Pack(from.input()));
+            other
+        } else {
+            self.transpose(from, Direction::Unpack(other.output()));
+            other
+        };
+        if place.is_none() || adjacent {
+            return self.convert(conversion, place, from);
+        }
+        let (from, classes) = (from.input(), self.tile.batch.classes);
+        lines(place, self.samples.clone(), classes, |(at, step), (row, row_step), n| {
+            for i in 0..n {
+                let x = from.get(row + i * row_step).to_f64();
+                array.set((at + i as isize * step) as usize, x);
+            }
+        });
+    }
+
+    /// Converts contiguous rows, or columns of adjacent samples, from or to the same in the tile.
+    fn convert(&self, conversion: Conversion<'_>, place: &Option<Place>, floats: &Scratch<T>) {
+        let (floats, place) = (floats.output(), place.as_ref());
+        let (samples, classes) = (self.samples.clone(), self.tile.batch.classes);
+        enter(self.level, Convert { conversion, floats, place, samples, classes });
+    }
+
+    /// The layout of a tile of columns.
+    fn layout(&self, tile: &Batch<'_, T>) -> Layout<'static> {
+        let place = |there: bool| there.then(|| self.columns());
+        Layout {
+            values: place(true),
+            probabilities: place(matches!(tile.target, Target::Probabilities(_))),
+            grad: place(tile.outputs.grad.is_some()),
+            hess: place(tile.outputs.hess.is_some()),
+            converted: None,
+            softcap: None,
+            sparse: false,
+        }
+    }
 }
 
 /// Splits the numbers of some samples into lines of a constant step, and calls `line` for each: with start and

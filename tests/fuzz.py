@@ -61,7 +61,9 @@ MOST = 20  # distinct findings, after which a run stops
 # "What is not bounded"). In the gradient of a smoothed mean they are rounded in both terms.
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
 # Added for each unit of gamma above a first few, as in test_accuracy.py
-OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
+OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 1.5), "hess": (2.5, 0)}
+OF_TEMPERATURE = {"loss": 0.0, "grad": 0.5, "hess": 4.0}
+OF_SOFTCAP = {"loss": 0.0, "grad": 2.0, "hess": 4.0}
 OF_SIGMOID_GAMMA = 0.2  # the same of sigmoid_focal_loss, above 5
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
 OF_ENTROPY = 2.0  # added for the sum of two terms, as there
@@ -399,8 +401,13 @@ def _class_call(rng, name, suffix):
         own, values, _ = OWN_OPTIONS[name]
         if _chance(rng, 0.8):
             options[own] = _pick(rng, values)
-    elif name == "cross_entropy" and _chance(rng, 0.25):
-        options["z_loss"] = _pick(rng, [0, 1e-4, 0.01, 1, 1e-9])
+    elif name == "cross_entropy":
+        if _chance(rng, 0.25):
+            options["z_loss"] = _pick(rng, [0, 1e-4, 0.01, 1, 1e-9])
+        if _chance(rng, 0.2):
+            options["temperature"] = _pick(rng, [1, 0.5, 0.37, 2, 7.5])
+        if _chance(rng, 0.15):
+            options["softcap"] = _pick(rng, [None, 30.0, 50, 5.5])
     smooth = options.get("label_smoothing", 0) != 0
     if _chance(rng, 0.3):
         options["weight"] = draw_weights(rng, (classes,))
@@ -644,6 +651,9 @@ def plant(rng, call):
             faults.append(("out", x[::-1], ValueError))
     for factor in ("gamma", "z_loss"):
         faults.append((factor, _pick(rng, NOT_NEGATIVE), ValueError))
+    faults.append(
+        (_pick(rng, ["softcap", "temperature"]), _pick(rng, [0, *NOT_NEGATIVE]), ValueError)
+    )
     faults.append(("alpha", _pick(rng, [-1, 1 + 1e-9, np.nan, np.inf]), ValueError))
     if call.name == CHANCES and x.size:
         weight = options.get("weight", 1)
@@ -765,7 +775,7 @@ def _meaning(call, x, t, options):
     """Return the arguments as the reference takes them."""
     options = {k: v for k, v in options.items() if k not in OUTPUTS}
     numbers = ("label_smoothing", "denominator", "base", "gamma", "alpha", "q", "epsilon", "z_loss")
-    for key in (*numbers, "temperature", "beta"):
+    for key in (*numbers, "softcap", "temperature", "beta"):
         if options.get(key) is not None:
             value = options[key]  # masked arrays of one element are numbers too
             options[key] = float(value.item() if isinstance(value, np.ndarray) else value)
@@ -812,6 +822,9 @@ def compare(call, x, t, options, results):
         more = {what: each * max(0.0, gamma - few) for what, (each, few) in OF_GAMMA.items()}
     if call.name == SIGMOID:
         more = dict.fromkeys(RESULTS, OF_SIGMOID_GAMMA * max(0.0, options.get("gamma", 2.0) - 5))
+    for option, added in (("temperature", OF_TEMPERATURE), ("softcap", OF_SOFTCAP)):
+        if options.get(option) is not None:
+            more = {what: more[what] + added[what] for what in RESULTS}
     if call.name == "generalized_cross_entropy":
         # The gradient may err by q l more.
         length = reference.cross_entropy(x, t, **options_of_plain(options, reduction="none")).loss

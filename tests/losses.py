@@ -95,8 +95,8 @@ class Loss:
     @property
     def option_sets(self):
         """Names of options to go through: none, what changes the arithmetic, all together."""
-        arithmetic = ("label_smoothing", "z_loss", "gamma", "alpha", "q", "epsilon")
-        arithmetic += ("temperature", "direction", "beta")
+        arithmetic = ("label_smoothing", "z_loss", "softcap", "temperature")
+        arithmetic += ("gamma", "alpha", "q", "epsilon", "direction", "beta")
         alone = [name for name in arithmetic if name in self.options]
         everything = tuple(sorted(set(self.options) - {"reduction"}))
         return [(), *((name,) for name in alone), everything]
@@ -230,7 +230,11 @@ _CLASS_LOSS = _ANY_LOSS | {
     "sample_weight": lambda rng, shape, dtype: rng.uniform(0.25, 4, shape[:-1]).astype(dtype),
 }
 _INDICES = _CLASS_LOSS | {"ignore_index": _ignored}
-_Z_LOSS = {"z_loss": lambda rng, shape, dtype: float(rng.choice([1e-4, 0.01, 0.3]))}
+_Z_LOSS = {
+    "z_loss": lambda rng, shape, dtype: float(rng.choice([1e-4, 0.01, 0.3])),
+    "temperature": lambda rng, shape, dtype: float(rng.choice([0.3, 0.7, 2.0, 11.0])),
+    "softcap": lambda rng, shape, dtype: float(rng.choice([5.0, 30.0, 64.0])),
+}
 _FOCAL = {
     **{name: draw for name, draw in _INDICES.items() if name != "label_smoothing"},
     "gamma": lambda rng, shape, dtype: float(rng.choice([0.0, 0.5, 1.0, 3.0, 5.0])),

@@ -39,14 +39,44 @@ class Result:
         return tuple(size for _, size in self.derivatives)
 
 
-def cross_entropy(logits, target, *, z_loss=0.0, **options):
-    """Softmax cross-entropy of class indices, probabilities or a pair of both, with z-loss."""
+def cross_entropy(logits, target, *, softcap=None, temperature=1.0, **options):
+    """Softmax cross-entropy of class indices, probabilities or a pair of both, of mapped logits."""
     if isinstance(target, tuple):
         target = dense(target, logits, options.get("axis", -1), options.pop("ignore_index", -100))
+    x, t = np.asarray(logits).astype(Real), Real(temperature)
+    if softcap is None and temperature == 1:
+        return _cross_entropy(x, target, **options)
+    slope, curve = np.ones_like(x), np.zeros_like(x)
+    if softcap is not None:
+        cap = Real(softcap)
+        finite = np.isfinite(x)
+        tanh = np.tanh(np.where(finite, x, 0) / cap)
+        cosh = np.cosh(np.minimum(abs(np.where(finite, x, 0) / cap), Real(5000)))
+        slope = np.where(finite, 1 / cosh**2, 0)
+        curve = np.where(finite, -2 * tanh * slope / cap, 0)
+        x = np.where(finite, cap * tanh, x)
+    # The difference from a finite number of the sample, divided: no digit of it is lost.
+    axis = options.get("axis", -1)
+    middle = np.where(np.isfinite(x), x, -np.inf).max(axis, keepdims=True, initial=-np.inf)
+    middle = np.where(np.isfinite(middle), middle, 0)
+    right = _cross_entropy((x - middle) / t, target, of_z_loss=x / t, **options)
+    slope, curve = slope / t, curve / t
+    grad, hess = right.grad * slope, right.hess * slope**2 + right.grad * curve
+    # A capped logit is exact to some units in the last place of the cap. Probabilities and tiny
+    # losses have that error relative to themselves.
+    unit = 1 if softcap is None else 1 + 2 * cap / t
+    terms = right.grad_terms * slope * unit
+    hess_terms = (right.hess_terms * slope**2 + abs(right.grad_terms * curve)) * unit
+    return Result(right.loss, grad, hess, terms, hess_terms, right.loss_terms * unit, right.divisor)
+
+
+def _cross_entropy(logits, target, *, z_loss=0.0, of_z_loss=None, **options):
+    """Softmax cross-entropy of class indices or probabilities, with z-loss of other logits."""
     result = _class_loss(_softmax, logits, target, **options)
     if z_loss == 0:
         return result
-    penalty = _class_loss(lambda x, a: _z_loss(x, z_loss), logits, target, penalty=True, **options)
+    x = logits if of_z_loss is None else of_z_loss
+    penalty = _class_loss(lambda x, a: _z_loss(x, z_loss), x, target, penalty=True, **options)
     # The mean of each has a divisor of its own.
     parts = (
         np.maximum(getattr(result, name), getattr(penalty, name))
@@ -200,8 +230,8 @@ def _two_softmaxes(x, y, temperature, least):
         total = np.exp(others - most).sum(-1, keepdims=True)
         rests.append(np.where(most > 0, most + np.log(np.exp(-most) + total), np.log1p(total)))
     d = d - (rests[0] - rests[1])
-    # The sum of q e^d is 1: two of Newton's steps from there.
-    for _ in range(2):
+    # The sum of q e^d is 1: Newton's steps from there.
+    for _ in range(6):
         change = np.where(abs(d) < 1, q * np.expm1(d), p - q).sum(-1, keepdims=True)
         d = d - np.where(np.isfinite(change), np.log1p(change), 0)
     # Models that have no class in common have no such class.

@@ -29,7 +29,8 @@ BOUNDS = {
     "poly_loss": {"loss": 4, "grad": 4},
     "binary_cross_entropy_with_logits": {"loss": 4, "grad": 4, "hess": 7},
     "softmax_entropy": {"loss": 6, "grad": 4},
-    "binary_cross_entropy": {"loss": 4, "grad": 4},
+    # Two weights, the logarithm, their product and the division by the base are rounded in turn.
+    "binary_cross_entropy": {"loss": 4.2, "grad": 4},
     "sigmoid_focal_loss": {"loss": 4, "grad": 4},
     "kl_divergence": {"loss": 10, "grad": 14},
     "js_divergence": {"loss": 14, "grad": 14},
@@ -38,10 +39,14 @@ BOUNDS = {
 OF_FLOAT64 = {"kl_divergence": 40, "js_divergence": 70}
 # More for each unit of gamma above a first few: the relative error of u**gamma is gamma times that
 # of u, which is some tenths of a unit.
-OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 2), "hess": (2.5, 0)}
+OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 1.5), "hess": (2.5, 0)}
 OF_SIGMOID_GAMMA = 0.2  # above 5: there the error of m is far below one ULP of m
 # More with z-loss: the square of the logsumexp has twice its relative error.
 OF_Z_LOSS = {"loss": 1, "grad": 2, "hess": 1}
+# More with a temperature, by which the Hessian is divided twice; more with a cap, whose derivatives
+# multiply those of the capped logits.
+OF_TEMPERATURE = {"loss": 0, "grad": 0.5, "hess": 4}
+OF_SOFTCAP = {"loss": 0, "grad": 2, "hess": 4}
 RESULTS = ("loss", "grad", "hess")
 # Results next to the smallest normal number are products of probabilities below it.
 LEAST = {np.float32: 0.0, np.float64: 1e-300}
@@ -74,6 +79,8 @@ class Rows:
         if self.function == "sigmoid_focal_loss":
             more += OF_SIGMOID_GAMMA * max(0, self.options["gamma"] - 5)
         more += OF_Z_LOSS[name] * bool(self.options.get("z_loss", 0))
+        more += OF_TEMPERATURE[name] * bool(self.options.get("temperature"))
+        more += OF_SOFTCAP[name] * bool(self.options.get("softcap"))
         if name == "loss" and self.dtype == np.float64:
             more += OF_FLOAT64.get(self.function, 0)
         return BOUNDS[self.function][name] + more
@@ -94,7 +101,8 @@ class Rows:
             function = BY_NAME[self.function].functions[-1]
             results = function(self.scores, self.target, **options)
         right = getattr(reference, self.function)(self.scores, self.target, **options)
-        of_loss = right.loss_terms if self.function == "poly_loss" else right.loss
+        of_terms = self.function == "poly_loss" or "softcap" in self.options
+        of_loss = right.loss_terms if of_terms else right.loss
         exact = (right.loss, of_loss), *right.derivatives
         errors = {}
         for name, actual, (value, size) in zip(RESULTS, results, exact, strict=False):
@@ -294,6 +302,25 @@ def _z_loss(dtype, rng, *, near=False):
                 yield Rows(rows.function, scores, target, options)
 
 
+def _temperature(dtype, rng):
+    """Logits of every spread and offset, divided by temperatures of every size."""
+    for family in (_spreads, _confident, _leaders, _late_peaks, _soft):
+        for i, rows in enumerate(family(dtype, rng)):
+            if i % 2 == 0:
+                temperature = float(rng.choice([0.05, 0.37, 0.9, 3.0, 25.0]))
+                yield replace(rows, options=rows.options | {"temperature": temperature})
+
+
+def _softcap(dtype, rng):
+    """Logits of ordinary size, capped; errors are in ULP of the cap."""
+    for i, rows in enumerate(_spreads(dtype, rng)):
+        if abs(rows.scores).max() < 300 and i % 2 == 0:
+            options = {"softcap": float(rng.choice([5.0, 30.0, 50.0]))}
+            if rng.random() < 0.3:
+                options["temperature"] = 1.7
+            yield replace(rows, options=options)
+
+
 def _focal(gammas, dtype, rng):
     """Focal loss of inputs for cross-entropy."""
     for family in (_factors, _confident, _gaps, _masks, _leaders, _late_peaks, _spreads):
@@ -457,6 +484,8 @@ FAMILIES = {
     "cross_entropy: pairs as target": _pairs,
     "cross_entropy: z-loss": _z_loss,
     "cross_entropy: z-loss, logsumexp near 0": partial(_z_loss, near=True),
+    "cross_entropy: temperature": _temperature,
+    "cross_entropy: softcap": _softcap,
     "focal_loss: gamma 0 to 1": partial(_focal, [0.0, 0.3, 0.5, 1.0]),
     "focal_loss: gamma 2": partial(_focal, [2.0]),
     "focal_loss: gamma 3 to 20": partial(_focal, [3.0, 5.0, 17.5, 20.0]),

@@ -61,6 +61,8 @@ class HostileText(str):
 OPTIONS = {
     "label_smoothing": 0.25,
     "z_loss": 0.25,
+    "softcap": 0.25,
+    "temperature": 0.25,
     "gamma": 0.25,
     "q": 0.25,
     "epsilon": 0.25,

@@ -18,17 +18,19 @@ DEFAULTS: dict[str, Any] = {
     "gamma": 2.0,
     "q": 0.7,
     "epsilon": 1.0,
+    "temperature": 1.0,
     "ignore_index": -100,
     "label_smoothing": 0.0,
     "z_loss": 0.0,
     "reduction": "mean",
 }
 
-NUMBERS = ("gamma", "label_smoothing", "z_loss", "q", "epsilon")
+NUMBERS = ("gamma", "label_smoothing", "z_loss", "q", "epsilon", "temperature")
 RANGES = {
     "label_smoothing": r"in \[0, 1\]",
     "q": "above 0 and at most 1",
     "epsilon": "finite",
+    "temperature": "finite and above 0",
 }
 # Losses whose target must be one class, so that label_smoothing must be 0.
 OF_ONE_CLASS = ("focal_loss", "generalized_cross_entropy", "poly_loss")
@@ -76,6 +78,10 @@ def test_numbers_are_checked(loss: str, option: str) -> None:
     expected = compute(loss, 0, values, target, **{option: 1.0})
     for same in (1, True, np.float32(1), np.int8(1), Fraction(1), Decimal(1)):
         assert compute(loss, 0, values, target, **{option: same}) == expected
+    if option == "temperature":
+        with pytest.raises(ValueError, match="temperature must be finite and above 0, not 0"):
+            compute(loss, 0, values, target, temperature=0.0)
+        return
     if option == "q":
         with pytest.raises(ValueError, match=r"q must be above 0 and at most 1, not 0\.0"):
             compute(loss, 0, values, target, q=0.0)
@@ -88,11 +94,12 @@ def test_plain_options_are_of_pythons_own_types() -> None:
     class Word(str):
         pass
 
-    options = (1, None, "anything", (5,), np.float32(0.5), Fraction(1, 4), Word("sum"), 3, None)
-    options += (None, None)
+    options = (1, None, "anything", (5,), np.float32(0.5), Fraction(1, 4), 30, True)
+    options += (Word("sum"), 3, None, None, None)
     plain = _xentrs.plain_options("cross_entropy", *options)
-    assert plain == (1, None, "anything", (5,), 0.5, 0.25, "sum", 3.0, None, None, None)
-    assert [type(value) for value in plain[4:8]] == [float, float, str, float]
+    assert plain == (1, None, "anything", (5,), 0.5, 0.25, 30.0, 1.0, "sum", 3.0, *[None] * 3)
+    types = [float, float, float, float, str, float]
+    assert [type(value) for value in plain[4:10]] == types
 
 
 def test_wrong_calls_of_the_compiled_function() -> None:

@@ -132,6 +132,16 @@ def test_q_outside_its_range(loss, value, dtype, rng):
 
 
 @every_dtype
+@with_keyword("temperature")
+@pytest.mark.parametrize("name", ["temperature", "softcap"])
+@pytest.mark.parametrize("value", [0, -0.0, -1, -1e-300, NAN, INF, -INF])
+def test_temperature_and_softcap_not_above_0(loss, name, value, dtype, rng):
+    case = loss.case(rng, (3, 4), dtype)
+    given = "nan" if np.isnan(value) else f"{float(value):.4g}"[:4]
+    refused(case, ValueError, name, given, "above 0", **{name: value})
+
+
+@every_dtype
 @with_keyword("epsilon")
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_epsilon_that_is_not_finite(loss, value, dtype, rng):
@@ -160,7 +170,18 @@ def type_of(value):
 
 @every_loss
 @pytest.mark.parametrize(
-    "name", ["label_smoothing", "denominator", "base", "gamma", "z_loss", "q", "epsilon"]
+    "name",
+    [
+        "label_smoothing",
+        "denominator",
+        "base",
+        "gamma",
+        "z_loss",
+        "q",
+        "epsilon",
+        "temperature",
+        "softcap",
+    ],
 )
 @pytest.mark.parametrize("value", ["0.5", b"1", [0.5, 0.5], 1j, {}, object()], ids=type_of)
 def test_numbers_of_another_type(loss, name, value, rng):
@@ -169,7 +190,9 @@ def test_numbers_of_another_type(loss, name, value, rng):
 
 
 @every_loss
-@pytest.mark.parametrize("name", ["label_smoothing", "gamma", "z_loss", "q", "epsilon"])
+@pytest.mark.parametrize(
+    "name", ["label_smoothing", "gamma", "z_loss", "q", "epsilon", "temperature"]
+)
 def test_numbers_that_are_none(loss, name, rng):
     case = loss.case(rng, (3, 4), np.float32)
     refused(case, TypeError, name, **{name: None})
@@ -375,7 +398,7 @@ def test_ragged_lists(loss, rng):
 
 @every_loss
 @pytest.mark.parametrize(
-    "kind", ["?", "i1", "i8", "u2", "f2", "c8", "c16", "g", "O", "U3", "S3", "M8[s]", "m8[s]", "V4"]
+    "kind", ["?", "i1", "i8", "u2", "c8", "c16", "g", "O", "U3", "S3", "M8[s]", "m8[s]", "V4"]
 )
 def test_scores_of_another_dtype(loss, kind, rng):
     case = loss.case(rng, (3, 4), np.float32)

@@ -23,6 +23,7 @@ OPTIONS = {
     "smoothing, weight": {"label_smoothing": 0.3, "weight": True},
     "all smoothed": {"label_smoothing": 1.0},
     "z-loss": {"z_loss": 0.02},
+    "temperature": {"temperature": 2.5, "z_loss": 0.02},
     "everything": {
         "weight": True,
         "sample_weight": True,

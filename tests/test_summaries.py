@@ -154,6 +154,26 @@ def test_ties_infinities_and_nan(classes, dtype, rng):
                     assert (results[1] == 0).all()
 
 
+@every_dtype
+@pytest.mark.parametrize("classes", [5, 300])
+def test_temperature_and_softcap(classes, dtype, rng):
+    """They are of the logits that the softmax takes."""
+    x = (rng.normal(size=(20, classes)) * 3).astype(dtype)
+    for kind in ("indices", "probabilities", "pair"):
+        target = draw_target(rng, kind, (20,), classes)
+        for given in ({"temperature": 3.0}, {"softcap": 4.0}, {"softcap": 4.0, "temperature": 0.5}):
+            z, cap = x.astype(Real), given.get("softcap")
+            z = z if cap is None else cap * np.tanh(z / cap)
+            outs = outputs(x)
+            expected = xentrs.cross_entropy_with_grad(x, target, **given)
+            assert_same_bits(xentrs.cross_entropy_with_grad(x, target, **given, **outs), expected)
+            right = logsumexp(z / given.get("temperature", 1.0)).astype(float)
+            actual = outs["logsumexp_out"].astype(float)
+            eps = np.finfo(dtype).eps
+            np.testing.assert_allclose(actual, right, rtol=8 * eps, atol=32 * eps)
+            np.testing.assert_array_equal(outs["argmax_out"], np.argmax(x, -1))
+
+
 def test_tiles_and_threads(threads, rng):
     x = draw_logits(rng, (900, 300), np.float32)
     target = draw_target(rng, "indices", (900,), 300)

@@ -15,10 +15,12 @@ import xentrs
 Reduction = Literal["mean", "sum", "none"]
 Narrow = NDArray[np.float32]
 Wide = NDArray[np.float64]
+Half = NDArray[np.float16]
 Either = NDArray[np.floating[Any]]
 
 narrow: Narrow = np.array([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]], np.float32)
 wide: Wide = narrow.astype(np.float64)
+half: Half = narrow.astype(np.float16)
 anything: ArrayLike = narrow.tolist()
 target = [0, 2]
 labels = [[0, 1, 0], [1, 1, 0]]
@@ -59,6 +61,23 @@ def test_gradients_have_the_dtype_of_the_logits() -> None:
     )
     assert type(any_loss) is float
     assert any_grad.dtype == np.float64
+
+
+def test_half_precision_has_single_losses_of_float32() -> None:
+    assert type(assert_type(xentrs.cross_entropy(half, target), float)) is float
+    each = assert_type(xentrs.cross_entropy(half, target, reduction="none"), Narrow)
+    assert each.dtype == np.float32
+    _, grad = assert_type(xentrs.cross_entropy_with_grad(half, target), tuple[float, Half])
+    assert grad.dtype == np.float16
+    results = assert_type(
+        xentrs.log_loss_with_grad_hess(half, target, reduction="none"), tuple[Narrow, Half, Half]
+    )
+    assert [result.dtype for result in results] == [np.float32, np.float16, np.float16]
+    twice = assert_type(
+        xentrs.binary_cross_entropy_with_logits_with_grad(half, labels, out=half.copy()),
+        tuple[float, Half],
+    )
+    assert twice[1].dtype == np.float16
 
 
 def test_hessians_have_the_dtype_of_the_logits() -> None:

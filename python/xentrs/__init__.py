@@ -27,6 +27,10 @@ from xentrs._losses.generalized_cross_entropy import (
 )
 from xentrs._losses.js_divergence import js_divergence, js_divergence_with_grad
 from xentrs._losses.kl_divergence import kl_divergence, kl_divergence_with_grad
+from xentrs._losses.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_with_grad,
+)
 from xentrs._losses.log_loss import (
     log_loss,
     log_loss_with_grad,
@@ -67,6 +71,8 @@ __all__ = [
     "js_divergence_with_grad",
     "kl_divergence",
     "kl_divergence_with_grad",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_loss",
     "log_loss_with_grad",
     "log_loss_with_grad_hess",

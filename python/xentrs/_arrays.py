@@ -192,9 +192,9 @@ def _prepare_classes(
         t = tuple(_canonical(a, _native(a)) for a in targets.values())
     else:
         t = targets["target"]
-        t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _exact(t, dtype))
+        t = _canonical(t, _native(t)) if t.shape == samples else _plain(t, _beside(x, t))
     if w is not None:
-        w = _canonical(w, dtype if _native(w) == dtype else np.float64)
+        w = _canonical(w, _native(w) if _native(w) == dtype or _is_half(w) else np.float64)
     options |= {"axis": axis, "ignore_index": ignored, "weight": w, "sample_weight": _weights(s)}
     return _Call(x, outs, _plain(x, dtype), (t, *options.values()), tuple(copied))
 
@@ -220,7 +220,7 @@ def _prepare_teacher(
     """Read, check and copy the arguments of a loss that compares a model with a teacher."""
     x, axis, _ = _class_values(name, values, options["axis"])
     accepted = "float16, bfloat16, float32 or float64"
-    t = _typed("teacher_logits", teacher, _is_teacher_type, accepted, untyped_integers=True)
+    t = _typed("teacher_logits", teacher, _is_float_type, accepted, untyped_integers=True)
     if t.shape != x.shape:
         raise ValueError(f"teacher_logits has shape {t.shape}, but {name} has shape {x.shape}")
     s = _sample_weight(name, x, axis, options)
@@ -252,7 +252,7 @@ def _prepare_elements(
         options[key] = None if w is None else _suffix(key, w, name, x)
     outs = _outputs(name, x, {"target": t, **weights, "where": where}, *outputs)
     options["where"] = None if full is None else _canonical(full, np.bool_)
-    t = _canonical(t, t.dtype if t.dtype == np.bool_ else _exact(t, _native(x)))
+    t = _canonical(t, t.dtype if t.dtype == np.bool_ else _beside(x, t))
     return _Call(x, outs, _canonical(x, _native(x)), (t, *options.values()))
 
 
@@ -318,6 +318,14 @@ def _exact(a: _Array, dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype
 
 
+def _beside(x: _Array, a: _Array) -> np.dtype[Any]:
+    """Return the dtype that labels or weights `a` take beside the logits `x`."""
+    if not _is_half(x):
+        return _exact(a, _native(x))
+    # The kernels convert half precision themselves.
+    return _native(a) if _is_half(a) else _exact(a, np.dtype(np.float32))
+
+
 def _native(a: _Array) -> np.dtype[Any]:
     return a.dtype.newbyteorder("=")
 
@@ -368,18 +376,22 @@ def _refuse_gpu(name: str, value: object) -> None:
         )
 
 
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    # The dtype of `ml_dtypes`, which need not be installed.
+    return dtype.type.__name__ == "bfloat16" and dtype.itemsize == 2
+
+
+def _is_half_type(dtype: np.dtype[Any]) -> bool:
+    return dtype.type is np.float16 or _is_bfloat16(dtype)
+
+
+def _is_half(a: _Array) -> bool:
+    return _is_half_type(a.dtype)
+
+
 def _is_float_type(dtype: np.dtype[Any]) -> bool:
     # Not `==`: a byte-swapped float32 is a float32 too.
-    return dtype.type in (np.float32, np.float64)
-
-
-def _is_teacher_type(dtype: np.dtype[Any]) -> bool:
-    # The type of ml_dtypes has a name, and no number that is known here.
-    return _is_float_type(dtype) or dtype.type is np.float16 or dtype.name == "bfloat16"
-
-
-def _is_float_kind(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind == "f"
+    return dtype.type in (np.float32, np.float64) or _is_half_type(dtype)
 
 
 def _is_float(a: _Array) -> bool:
@@ -387,7 +399,11 @@ def _is_float(a: _Array) -> bool:
 
 
 def _is_real(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind in "fiub"
+    return dtype.kind in "iub" or _is_floating(dtype)
+
+
+def _is_floating(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f" or _is_bfloat16(dtype)
 
 
 def _is_bool(dtype: np.dtype[Any]) -> bool:
@@ -421,7 +437,7 @@ def _typed(
 
 
 def _float_array(name: str, value: object) -> _Array:
-    accepted = "float32 or float64"
+    accepted = "float16, bfloat16, float32 or float64"
     return _typed(name, value, _is_float_type, accepted, untyped_integers=True)
 
 
@@ -472,21 +488,24 @@ def _wrong_dtype(name: str, value: object, dtype: np.dtype[Any], accepted: str) 
     # NumPy makes an object array of a value that it does not understand: then the type says more.
     understood = isinstance(value, np.ndarray) or dtype.kind != "O"
     given = "" if understood else f" (from {type(value).__name__})"
-    return TypeError(f"{name} has dtype {dtype}{given}, but must be {accepted}")
+    hint = ""
+    if "bfloat16" in accepted and dtype.itemsize == 2 and dtype.kind in "uV":
+        hint = f"; if these are the bits of bfloat16, pass {name}.view(ml_dtypes.bfloat16)"
+    return TypeError(f"{name} has dtype {dtype}{given}, but must be {accepted}{hint}")
 
 
 def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
     """Return `value` as class indices or as probabilities, whichever its shape says."""
     t = _real_array("target", value)
     if t.shape == x.shape:
-        if t.dtype.kind != "f":
+        if not _is_floating(t.dtype):
             _check_one_hot(name, t, axis)
         return t
     samples = x.shape[:axis] + x.shape[axis + 1 :]
     if t.shape == samples:
         if t.dtype.kind in "iu":
             return t
-        if t.dtype.kind == "f":
+        if _is_floating(t.dtype):
             return _whole_numbers(
                 "target",
                 t,
@@ -541,7 +560,7 @@ def _sparse_target(name: str, x: _Array, axis: int, target: Any) -> tuple[_Array
             "(indices, probabilities)"
         )
     indices = _real_array(_PAIR[0], target[0])
-    q = _typed(_PAIR[1], target[1], _is_float_kind, "float", untyped_integers=True)
+    q = _typed(_PAIR[1], target[1], _is_floating, "float", untyped_integers=True)
     samples = x.shape[:axis] + x.shape[axis + 1 :]
     for title, a in zip(_PAIR, (indices, q), strict=True):
         if a.ndim != x.ndim or a.shape[:-1] != samples:
@@ -554,7 +573,7 @@ def _sparse_target(name: str, x: _Array, axis: int, target: Any) -> tuple[_Array
             f"{_PAIR[1]} has shape {q.shape}, but must have that of {_PAIR[0]}, {indices.shape}: "
             "the target is a pair (indices, probabilities)"
         )
-    if indices.dtype.kind == "f":
+    if _is_floating(indices.dtype):
         kind = f"{_PAIR[0]} has dtype {indices.dtype} and the target is (indices, probabilities)"
         indices = _whole_numbers(_PAIR[0], indices, x.shape[axis], kind)
     elif indices.dtype.kind == "b":
@@ -571,7 +590,7 @@ def _whole_numbers(name: str, t: _Array, classes: int, what: str) -> _Array:
     indices = np.empty(t.shape, np.int64)
     flat = indices.reshape(-1)
     at = 0
-    for block in _blocks(t):
+    for block in _blocks(t.astype(np.float32) if _is_half(t) else t):
         whole = np.isfinite(block) & (np.rint(block) == block)
         if not whole.all():
             i = int(np.argmin(whole))
@@ -580,8 +599,7 @@ def _whole_numbers(name: str, t: _Array, classes: int, what: str) -> _Array:
                 f"{name}{_position(at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
                 f"number: {what}"
             )
-        with np.errstate(over="ignore"):  # float16 does not hold these limits
-            outside = (block < -(2.0**63)) | (block >= 2.0**63)
+        outside = (block < -(2.0**63)) | (block >= 2.0**63)
         if outside.any():
             i = int(np.argmax(outside))
             raise IndexError(
@@ -683,7 +701,7 @@ def _suffix(name: str, a: _Array, logits: str, x: _Array) -> _Array:
     while shape and shape[0] == 1:
         shape = shape[1:]
     fits = x.shape[x.ndim - len(shape) :] == shape
-    return _canonical(a.reshape(shape) if fits else full, _exact(a, _native(x)))
+    return _canonical(a.reshape(shape) if fits else full, _beside(x, a))
 
 
 def _class_values(name: str, values: object, axis: object) -> tuple[_Array, int, tuple[int, ...]]:

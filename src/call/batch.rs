@@ -3,14 +3,14 @@
 
 use std::ops::Range;
 
-use crate::call::layout::Layout;
+use crate::call::layout::{HalfRows, Layout};
 use crate::call::options::Options;
 use crate::error::{Error, Result, collected};
 use crate::math::Real;
 use crate::parallel::driver::{self, Job};
 use crate::parallel::process;
 use crate::reduce::{Sum, Total};
-use crate::simd::{Input, Kernel, Output, Simd, Vector};
+use crate::simd::{Half, Input, Kernel, Output, Simd, Vector};
 
 /// An integer type of class indices.
 pub trait Index: Copy + Send + Sync + PartialEq + TryFrom<i128> {
@@ -89,9 +89,11 @@ pub struct Sparse<'a> {
     pub entries: usize,
 }
 
-/// Weights of either type.
+/// Numbers of any floating type.
 #[derive(Clone, Copy, Debug)]
 pub enum Floats<'a> {
+    /// Half precision.
+    Half(Half, Input<'a, u16>),
     /// `float32`
     F32(Input<'a, f32>),
     /// `float64`
@@ -99,17 +101,10 @@ pub enum Floats<'a> {
 }
 
 impl<'a> Floats<'a> {
-    /// `n` of them from number `at` on.
-    pub fn part(self, at: usize, n: usize) -> Self {
-        match self {
-            Floats::F32(x) => Floats::F32(x.part(at, n)),
-            Floats::F64(x) => Floats::F64(x.part(at, n)),
-        }
-    }
-
     /// How many there are.
     pub fn len(self) -> usize {
         match self {
+            Floats::Half(_, x) => x.len(),
             Floats::F32(x) => x.len(),
             Floats::F64(x) => x.len(),
         }
@@ -124,15 +119,36 @@ impl<'a> Floats<'a> {
     #[inline(always)]
     pub fn get(self, i: usize) -> f64 {
         match self {
+            Floats::Half(half, x) => half.widen(x.get(i)).into(),
             Floats::F32(x) => x.get(i).into(),
             Floats::F64(x) => x.get(i),
         }
     }
+
+    /// `n` numbers from `at`; panics past the end.
+    pub fn part(self, at: usize, n: usize) -> Self {
+        match self {
+            Floats::Half(half, x) => Floats::Half(half, x.part(at, n)),
+            Floats::F32(x) => Floats::F32(x.part(at, n)),
+            Floats::F64(x) => Floats::F64(x.part(at, n)),
+        }
+    }
+
+    /// Bytes of a number.
+    pub fn size(self) -> usize {
+        match self {
+            Floats::Half(..) => 2,
+            Floats::F32(_) => 4,
+            Floats::F64(_) => 8,
+        }
+    }
 }
 
-/// Where numbers are written, in either type.
+/// Where numbers are written, in any floating type.
 #[derive(Clone, Copy, Debug)]
 pub enum FloatsOutput<'a> {
+    /// Half precision.
+    Half(Half, Output<'a, u16>),
     /// `float32`
     F32(Output<'a, f32>),
     /// `float64`
@@ -143,6 +159,7 @@ impl FloatsOutput<'_> {
     /// `n` places from place `at` on.
     pub fn part(self, at: usize, n: usize) -> Self {
         match self {
+            FloatsOutput::Half(half, x) => FloatsOutput::Half(half, x.part(at, n)),
             FloatsOutput::F32(x) => FloatsOutput::F32(x.part(at, n)),
             FloatsOutput::F64(x) => FloatsOutput::F64(x.part(at, n)),
         }
@@ -151,6 +168,7 @@ impl FloatsOutput<'_> {
     /// Writes number `i`.
     pub fn set(self, i: usize, x: f64) {
         match self {
+            FloatsOutput::Half(half, array) => array.set(i, half.round(x as f32)),
             FloatsOutput::F32(array) => array.set(i, x as f32),
             FloatsOutput::F64(array) => array.set(i, x),
         }
@@ -224,6 +242,8 @@ pub struct Batch<'a, T> {
     pub axis: usize,
     /// Whether the derivatives' arrays are new, so that nobody sees them if the call fails.
     pub fresh: bool,
+    /// Whether this is a tile of columns: its samples are adjacent, and the whole call's samples were.
+    pub columns: bool,
     /// The values of `ignore_index` that are classes.
     ignored_classes: Vec<usize>,
 }
@@ -249,14 +269,15 @@ impl<'a, T: Real> Batch<'a, T> {
             shape: &[],
             axis: 0,
             fresh: false,
+            columns: false,
             ignored_classes: vec![],
         }
     }
 
-    /// The same samples as a batch of `float64`, for a target of `float64`. The `float32` arrays are the layout's
-    /// [`Singles`], which are converted a tile at a time.
+    /// The same samples as a batch of `float64`, for a target of `float64`. The other arrays are the layout's
+    /// [`Converted`], a tile at a time.
     ///
-    /// [`Singles`]: crate::call::layout::Singles
+    /// [`Converted`]: crate::call::layout::Converted
     pub fn in_float64(self, target: Target<'a, f64>) -> Batch<'a, f64> {
         fn elsewhere<T>(_: Output<'_, T>) -> Output<'static, f64> {
             Output::from_slice(&mut [])
@@ -285,7 +306,9 @@ impl<'a, T: Real> Batch<'a, T> {
         let ignored_classes = ignored_classes.filter_map(|&i| usize::try_from(i).ok());
         self.ignored_classes = ignored_classes.filter(|&i| i < classes).collect();
         self.weight = weight.map(|weight| collected((0..classes).map(|i| weight.get(i))));
-        self.large = 2 * self.samples * classes * size_of::<T>() > process::cache_size();
+        let converted = self.layout.as_ref().and_then(|layout| layout.converted);
+        let size = converted.map_or(size_of::<T>(), |converted| converted.values.size());
+        self.large = 2 * self.samples * classes * size > process::cache_size();
         let total = match self.target {
             Target::Indices(indices) => {
                 let outside =
@@ -375,8 +398,8 @@ impl<'a, T: Real> Batch<'a, T> {
     #[inline(always)]
     pub fn value(&self, sample: usize, class: usize) -> T {
         let at = self.place(sample, class);
-        match self.layout.as_ref().and_then(|layout| layout.singles) {
-            Some(singles) => T::from_f64(singles.values.get(at).into()),
+        match self.layout.as_ref().and_then(|layout| layout.converted) {
+            Some(converted) => T::from_f64(converted.values.get(at)),
             None => self.values.get(at),
         }
     }
@@ -396,10 +419,10 @@ impl<'a, T: Real> Batch<'a, T> {
     }
 
     /// The coefficient of a class in the loss of a sample, without the weight of a true class or of the entries of a
-    /// sparse target. It is float64, for
-    /// sums that overflow the values' type. Not for a batch of [`Singles`].
+    /// sparse target. It is float64, for sums that overflow the values' type. Not for probabilities that are
+    /// [`Converted`].
     ///
-    /// [`Singles`]: crate::call::layout::Singles
+    /// [`Converted`]: crate::call::layout::Converted
     pub fn coefficient(&self, sample: usize, class: usize) -> f64 {
         let smoothing = self.options.label_smoothing;
         let even = smoothing / self.classes as f64;
@@ -451,7 +474,7 @@ impl<'a, T: Real> Batch<'a, T> {
             });
         }
         part.sample_weight = self.sample_weight.map(|weight| weight.part(at, n));
-        // The losses of a batch of `Singles` are empty: the tile sets its own.
+        // The losses of a batch that is converted may be empty: the tile sets its own.
         let losses = self.outputs.losses.filter(|losses| losses.len() >= at + n);
         let losses = losses.map(|losses| losses.part(at, n));
         part.outputs = Outputs { losses, grad: None, hess: None };
@@ -480,9 +503,18 @@ impl<'a, T: Real> Batch<'a, T> {
         Ok(counted as f64)
     }
 
+    /// Values and gradient, if the kernel of rows converts them itself. Summaries need the values in float32.
+    pub fn half_rows(&self) -> Option<HalfRows<'a>> {
+        self.layout.as_ref()?.half_rows().filter(|_| !self.summaries.any())
+    }
+
     /// Whether non-temporal stores should write the gradient: it exceeds the caches and is not written in place.
     pub fn stream(&self) -> bool {
-        let in_place = self.outputs.grad.is_some_and(|grad| grad.begins_at(self.values));
+        let converted = self.layout.as_ref().and_then(|layout| layout.converted);
+        let in_place = match converted {
+            Some(converted) => converted.grad.is_some_and(|g| g.begins_at(converted.values)),
+            None => self.outputs.grad.is_some_and(|grad| grad.begins_at(self.values)),
+        };
         self.large && !in_place && self.outputs.hess.is_none()
     }
 
@@ -590,6 +622,9 @@ impl<'a, T: Real> Batch<'a, T> {
     pub fn each_sample_weight(&self, start: usize, n: usize, mut put: impl FnMut(usize, f64)) {
         match self.sample_weight {
             None => (0..n).for_each(|i| put(i, 1.0)),
+            Some(weight @ Floats::Half(..)) => {
+                (0..n).for_each(|i| put(i, weight.get(start + i)));
+            }
             Some(Floats::F32(x)) => {
                 let x = x.part(start, n);
                 (0..n).for_each(|i| put(i, x.get(i).into()));

@@ -1,23 +1,37 @@
 //! The arrays of a batch that are not contiguous rows, or not of the batch's type.
 
-use crate::call::halves::Halves;
+use crate::call::batch::Floats;
+use crate::call::convert::Written;
 use crate::call::place::Place;
-use crate::simd::{Input, Output};
+use crate::simd::{Half, Input, Output};
 
-/// The `float32` arrays of a batch that is computed in `float64`, since its target is `float64`. Values are converted
-/// exactly, results are rounded once.
+/// The arrays of a batch that are of another type than it is computed in: half precision, or the `float32` arrays
+/// of a batch that is computed in `float64`, since its target is `float64`.
 #[derive(Clone, Copy, Debug)]
-pub struct Singles<'a> {
+pub struct Converted<'a> {
     /// The values.
-    pub values: Input<'a, f32>,
-    /// The target's probabilities, if they are `float32`.
-    pub probabilities: Option<Input<'a, f32>>,
+    pub values: Floats<'a>,
+    /// The target's probabilities, if they are of another type.
+    pub probabilities: Option<Floats<'a>>,
     /// The gradient, if the caller wants it.
-    pub grad: Option<Output<'a, f32>>,
+    pub grad: Option<Written<'a>>,
     /// The diagonal of the Hessian, if the caller wants it.
-    pub hess: Option<Output<'a, f32>>,
-    /// Each sample's loss, if they are not reduced.
+    pub hess: Option<Written<'a>>,
+    /// Each sample's loss, if they are not reduced and are of another type.
     pub losses: Option<Output<'a, f32>>,
+    /// Whether numbers are `float64` that would be `float32` otherwise.
+    pub in_float64: bool,
+}
+
+/// Contiguous rows of half precision that are computed in `float32`.
+#[derive(Clone, Copy, Debug)]
+pub struct HalfRows<'a> {
+    /// Their type.
+    pub half: Half,
+    /// The values.
+    pub values: Input<'a, u16>,
+    /// The gradient, if the caller wants it.
+    pub grad: Option<Output<'a, u16>>,
 }
 
 /// The places of a batch's arrays: `None` for contiguous rows.
@@ -31,23 +45,37 @@ pub struct Layout<'a> {
     pub grad: Option<Place>,
     /// The place of the Hessian.
     pub hess: Option<Place>,
-    /// Values and gradient in half precision, at the same places: contiguous rows, or adjacent samples.
-    pub halves: Option<Halves<'a>>,
-    /// The `float32` arrays of a `float64` batch, at the same places.
-    pub singles: Option<Singles<'a>>,
+    /// The arrays of another type, at the same places.
+    pub converted: Option<Converted<'a>>,
+    /// The smooth cap of the logits, which a tile applies on the way in, and its derivative on the way out.
+    pub softcap: Option<f64>,
     /// Whether the target is sparse, and the kernel takes rows of probabilities.
     pub sparse: bool,
 }
 
-impl Layout<'_> {
+impl<'a> Layout<'a> {
     /// Whether all arrays are contiguous rows of the batch's type.
     pub fn is_rows(&self) -> bool {
         self.places().next().is_none() && !self.converts() && !self.sparse
     }
 
-    /// Whether values are converted from another type.
+    /// Whether values change on the way into a tile: their type, or by a cap.
     pub fn converts(&self) -> bool {
-        self.halves.is_some() || self.singles.is_some()
+        self.converted.is_some() || self.softcap.is_some()
+    }
+
+    /// The values and the gradient, if these alone are of half precision, and all arrays are contiguous rows.
+    pub fn half_rows(&self) -> Option<HalfRows<'a>> {
+        let converted = self.converted.filter(|converted| !converted.in_float64)?;
+        let Floats::Half(half, values) = converted.values else { return None };
+        let grad = match converted.grad {
+            None => None,
+            Some(Written::Half(_, grad)) => Some(grad),
+            Some(_) => return None,
+        };
+        let others = converted.probabilities.is_some() || converted.hess.is_some();
+        let in_place = self.places().next().is_none() && self.softcap.is_none();
+        (!others && in_place).then_some(HalfRows { half, values, grad })
     }
 
     /// The places of the arrays that are not contiguous rows.

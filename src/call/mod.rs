@@ -2,7 +2,8 @@
 
 pub mod batch;
 pub mod coefficients;
-pub mod halves;
+pub mod convert;
+pub mod dtype;
 pub mod layout;
 pub mod options;
 pub mod place;

@@ -61,6 +61,8 @@ pub struct Options {
     pub label_smoothing: f64,
     /// The factor of the squared logsumexp that is added to each sample's loss, at least 0.
     pub z_loss: f64,
+    /// Logits `x` become `cap tanh(x / cap)` before they are divided; above 0. The layout applies it.
+    pub softcap: Option<f64>,
     /// The exponent of focal loss, at least 0.
     pub gamma: f64,
     /// What logits are divided by, above 0.
@@ -116,6 +118,7 @@ impl Default for Options {
         Options {
             label_smoothing: 0.0,
             z_loss: 0.0,
+            softcap: None,
             gamma: 2.0,
             temperature: 1.0,
             direction: Direction::Forward,
@@ -161,6 +164,10 @@ impl Options {
             if !(0.0..=f64::MAX).contains(&value) {
                 return Err(out_of_range(name, "finite and at least 0", value));
             }
+        }
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        if let Some(cap) = self.softcap.filter(|&cap| !positive(cap)) {
+            return Err(out_of_range("softcap", "finite and above 0, or None", cap));
         }
         if let Some(alpha) = self.alpha.filter(|alpha| !(0.0..=1.0).contains(alpha)) {
             return Err(out_of_range("alpha", "in [0, 1] or None", alpha));

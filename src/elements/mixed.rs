@@ -1,5 +1,5 @@
-//! Binary losses of `float32` beside labels or weights of `float64`: all is computed in `float64`, a block at a time,
-//! and results are rounded once.
+//! Binary losses of arrays of several types: half precision, or `float32` beside labels or weights of `float64`. All
+//! is computed in `float32` or `float64`, a block at a time, and results are rounded once.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
@@ -8,16 +8,19 @@ use super::binary::{BLOCK, Binary, Compute, Formula, Here, Seen, divisor};
 use super::labels::{Labels, Periodic};
 use super::probabilities;
 use crate::call::batch::{Floats, Outputs};
+use crate::call::convert::{Conversion, Convert, Written};
 use crate::call::options::Options;
 use crate::error::Result;
+use crate::math::Real;
 use crate::parallel::driver::{self, Split};
-use crate::simd::{Input, Output, Scratch};
+use crate::parallel::process;
+use crate::simd::{Input, Output, Scratch, enter};
 
-/// Values of `float32`, beside labels or weights of `float64` that are not to be rounded to their type.
+/// Arrays of half precision, or of `float64` that are not to be rounded to the type of `float32` values.
 #[derive(Debug)]
 pub struct Mixed<'a> {
-    /// Logits or probabilities.
-    pub values: Input<'a, f32>,
+    /// Logits or probabilities, of half precision or `float32`.
+    pub values: Floats<'a>,
     /// What is true of each, as many: numbers, or whether it is.
     pub target: std::result::Result<Floats<'a>, Input<'a, u8>>,
     /// See [`Binary`].
@@ -28,59 +31,78 @@ pub struct Mixed<'a> {
     pub counted: Option<Input<'a, u8>>,
     /// The options.
     pub options: Options,
-    /// Where results go.
-    pub outputs: Outputs<'a, f32>,
+    /// The gradient, of the values' type, if the caller wants it.
+    pub grad: Option<Written<'a>>,
+    /// The diagonal of the Hessian, likewise.
+    pub hess: Option<Written<'a>>,
+    /// Each loss, if they are not reduced.
+    pub losses: Option<Output<'a, f32>>,
 }
 
 impl Mixed<'_> {
     /// Does what [`evaluate`](super::binary::evaluate) does.
-    pub fn evaluate(&self, formula: &Formula<f64>, seen: Seen<'_>) -> Result<f64> {
+    pub fn evaluate<T: Real>(&self, formula: &Formula<T>, seen: Seen<'_>) -> Result<f64> {
         let counts = |at: usize| {
             let weight = self.weight.map_or(1.0, |weight| weight.get(at % weight.len()));
             self.counted.is_none_or(|counted| counted.get(at) != 0) && weight != 0.0
         };
         if formula.bounded {
-            probabilities::check(self.values, counts, seen.shape)?;
+            self.check(counts, seen)?;
         }
         let divisor = divisor(self.counted, self.values.len(), &self.options)?;
         let blocks = self.values.len().div_ceil(BLOCK);
         let split = Split { blocks, cost: BLOCK, first: 0, together: 1 };
+        let in_place =
+            [self.grad, self.hess].into_iter().flatten().any(|array| array.begins_at(self.values));
+        let large = 2 * self.values.len() * self.values.size() > process::cache_size();
         let sum = driver::split(split, |level| {
-            let scratch = Scratch::new(7 * BLOCK);
+            let scratch = Scratch::<T>::new(7 * BLOCK);
             move |blocks: Range<usize>, sums: &mut [f64]| {
                 for (block, sum) in blocks.zip(sums) {
                     let start = block * BLOCK;
                     let range = start..self.values.len().min(start + BLOCK);
                     let here = (level, std::slice::from_mut(sum));
-                    self.block(range, (formula.compute, divisor), &scratch, here);
+                    let stream = large && !in_place;
+                    self.block(range, (formula.compute, divisor), &scratch, stream, here);
                 }
             }
         })?;
         Ok(self.options.reduced(sum, divisor))
     }
 
-    /// Computes a block.
-    fn block(
+    /// Checks that the values are probabilities.
+    fn check(&self, counts: impl Fn(usize) -> bool + Sync, seen: Seen<'_>) -> Result<()> {
+        match self.values {
+            Floats::F32(values) => probabilities::check(values, counts, seen.shape),
+            values => probabilities::check_numbers(values, counts, seen.shape),
+        }
+    }
+
+    /// Computes a block. Non-temporal stores write results of half precision if `stream`.
+    fn block<T: Real>(
         &self,
         range: Range<usize>,
-        (compute, divisor): (Compute<f64>, f64),
-        scratch: &Scratch<f64>,
+        (compute, divisor): (Compute<T>, f64),
+        scratch: &Scratch<T>,
+        stream: bool,
         here: Here<'_>,
     ) {
-        let (at, n) = (range.start, range.len());
+        let (at, n, level) = (range.start, range.len(), here.0);
+        let convert = |floats: Output<'_, T>, conversion: Conversion<'_>| {
+            let samples = range.clone();
+            enter(level, Convert { conversion, floats, place: None, samples, classes: 1 });
+        };
         let part = |i: usize| scratch.output().part(i * BLOCK, n);
         // Numbers that repeat along the values, those of the block.
         let widen = |i: usize, numbers: Floats<'_>| {
             let (to, len) = (part(i), numbers.len());
-            match numbers {
-                Floats::F32(x) if len >= at + n => convert(x.part(at, n), to, f64::from),
-                Floats::F64(x) if len >= at + n => convert(x.part(at, n), to, |x| x),
-                _ => {
-                    let mut from = at % len;
-                    for i in 0..n {
-                        to.set(i, numbers.get(from));
-                        from = if from + 1 == len { 0 } else { from + 1 };
-                    }
+            if len >= at + n {
+                convert(to, Conversion::From(numbers));
+            } else {
+                let mut from = at % len;
+                for i in 0..n {
+                    to.set(i, T::from_f64(numbers.get(from)));
+                    from = if from + 1 == len { 0 } else { from + 1 };
                 }
             }
             to.as_input()
@@ -88,10 +110,10 @@ impl Mixed<'_> {
         let periodic = |i: usize, numbers: Option<Floats<'_>>| {
             numbers.map(|numbers| Periodic::new(widen(i, numbers), n))
         };
-        let of = |i: usize, array: Option<Output<'_, f32>>| array.map(|_| part(i));
-        let outputs = &self.outputs;
+        let outputs = [self.grad, self.hess, self.losses.map(Written::F32)];
+        let [grad, hess, losses] = [4, 5, 6].map(|i| outputs[i - 4].map(|_| part(i)));
         let binary = Binary {
-            values: widen(0, Floats::F32(self.values)),
+            values: widen(0, self.values),
             target: match self.target {
                 Ok(labels) => Labels::Soft(widen(1, labels)),
                 Err(labels) => Labels::Bool(labels.part(at, n)),
@@ -100,26 +122,15 @@ impl Mixed<'_> {
             pos_weight: periodic(3, self.pos_weight),
             counted: self.counted.map(|counted| counted.part(at, n)),
             options: self.options.clone(),
-            outputs: Outputs {
-                grad: of(4, outputs.grad),
-                hess: of(5, outputs.hess),
-                losses: of(6, outputs.losses),
-            },
+            outputs: Outputs { grad, hess, losses },
             wrong: AtomicBool::new(false),
         };
         compute(&binary, divisor, Some(here))
             .expect("a block that is done here has no threads to fail");
-        for (i, array) in [(4, outputs.grad), (5, outputs.hess), (6, outputs.losses)] {
+        for (i, array) in outputs.into_iter().enumerate() {
             if let Some(array) = array {
-                convert(part(i).as_input(), array.part(at, n), |x| x as f32);
+                convert(part(i + 4), Conversion::To(array, stream));
             }
         }
-    }
-}
-
-/// Copies numbers of one type to another.
-fn convert<A: Copy, B: Copy>(from: Input<'_, A>, to: Output<'_, B>, as_other: impl Fn(A) -> B) {
-    for i in 0..from.len() {
-        to.set(i, as_other(from.get(i)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::call::batch::position;
+use crate::call::batch::{Floats, position};
 use crate::error::{Error, Result};
 use crate::math::Real;
 use crate::parallel::driver::{self, Job};
@@ -65,6 +65,44 @@ pub fn check<T: Real>(
         return Ok(());
     }
     search(values, counts, shape)
+}
+
+/// [`check`] of numbers of half precision.
+pub fn check_numbers(
+    values: Floats<'_>,
+    counts: impl Fn(usize) -> bool + Sync,
+    shape: &[usize],
+) -> Result<()> {
+    let wrong = |i: usize| !(0.0..=1.0).contains(&values.get(i)) && counts(i);
+    if driver::run(&CountNumbers { len: values.len(), wrong: &wrong })? == 0.0 {
+        return Ok(());
+    }
+    let first = (0..values.len()).find(|&i| wrong(i));
+    first.map_or(Ok(()), |i| Err(no_probability(values.get(i), i, shape)))
+}
+
+/// Counts the numbers for which `wrong` is true. It may be a closure, since it uses no vectors.
+struct CountNumbers<'a, F> {
+    len: usize,
+    wrong: &'a F,
+}
+
+impl<F: Fn(usize) -> bool + Sync> Job for CountNumbers<'_, F> {
+    fn blocks(&self) -> usize {
+        self.len.div_ceil(BLOCK)
+    }
+
+    fn block_cost(&self) -> usize {
+        BLOCK / 2
+    }
+
+    #[inline(always)]
+    fn run<S: Simd>(&self, _: S, blocks: Range<usize>, sums: &mut [f64]) {
+        for (i, sum) in blocks.zip(sums) {
+            let numbers = i * BLOCK..self.len.min((i + 1) * BLOCK);
+            *sum = numbers.filter(|&i| (self.wrong)(i)).count() as f64;
+        }
+    }
 }
 
 /// [`check`], where such a number was seen.

@@ -110,8 +110,14 @@ impl<T: Real> Elements<T> for OfProbabilities<'_, '_, T> {
                 term::<S, T>(s, coefficient, log_either::<S, T>(s, p[i], positive))
             } else {
                 let [all, none] = [T::ALL, 0].map(|lanes| T::V::<S>::mask(s, lanes));
-                let of_p = term::<S, T>(s, v[i], log_either::<S, T>(s, p[i], all));
+                let minus_log = zero.sub(log_either::<S, T>(s, p[i], all));
+                let of_p = v[i].mul(minus_log);
+                let error = v[i].fma(minus_log, zero.sub(of_p));
+                let no_v = v[i].eq(zero);
+                let of_p = T::V::<S>::select(no_v, zero, of_p);
+                let error = T::V::<S>::select(no_v, zero, error);
                 let both = u[i].mul_add(zero.sub(log_either::<S, T>(s, p[i], none)), of_p);
+                let both = both.add(error);
                 T::V::<S>::select(u[i].eq(zero), of_p, both)
             };
             losses[i] = T::V::<S>::select(nothing[i], zero, loss);

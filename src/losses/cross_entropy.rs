@@ -22,7 +22,11 @@ struct CrossEntropy<'a, 'b, T>(&'b Batch<'a, T>, Objective);
 
 impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
-        tiles::run(self.0, &RowsPlan(c, total, self.1))
+        if Route::of(self.0).by_tiles {
+            tiles::run(self.0, &RowsPlan(c, total, self.1))
+        } else {
+            driver::run(&Rows::<T, C>::new(self.0, c, total, self.1))
+        }
     }
 
     fn takes_few(&self, batch: &Batch<'_, T>) -> bool {
@@ -32,6 +36,9 @@ impl<T: Limits> ClassLoss<T> for CrossEntropy<'_, '_, T> {
     fn run_few<C: Coefficients<T>>(&self, c: C, total: f64) -> Result<f64> {
         let route = Route::of(self.0);
         match route.algorithm {
+            Algorithm::Columns(_) if route.by_tiles => {
+                tiles::run(self.0, &ColumnsPlan(c, total, self.1))
+            }
             Algorithm::Columns(_) => driver::run(&Columns::new(self.0, c, total, self.1)),
             _ if route.by_tiles => tiles::run(self.0, &FewPlan(c, total, self.1)),
             _ => driver::run(&Few::new(self.0, c, total, self.1)),
@@ -50,6 +57,21 @@ impl<T: Limits, C: Coefficients<T>> Plan<T> for FewPlan<C> {
         T: 'b;
     fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
         Few::new(batch, self.0.of(batch), self.1, self.2)
+    }
+}
+
+/// Makes jobs of [`Columns`], from the same.
+struct ColumnsPlan<C>(C, f64, Objective);
+
+impl<T: Limits, C: Coefficients<T>> Plan<T> for ColumnsPlan<C> {
+    type Job<'b>
+        = Columns<'b, T, C::Of<'b>>
+    where
+        Self: 'b,
+        T: 'b;
+    const COLUMNS: bool = true;
+    fn job<'b>(&'b self, batch: &'b Batch<'b, T>) -> Self::Job<'b> {
+        Columns::new(batch, self.0.of(batch), self.1, self.2)
     }
 }
 

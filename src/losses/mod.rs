@@ -41,6 +41,8 @@ pub const LOSSES: &[Loss] = &[
             IgnoreIndex,
             LabelSmoothing,
             ZLoss,
+            Softcap,
+            Temperature,
             Reduction,
             Denominator,
             Base,
@@ -277,8 +279,6 @@ pub enum Keyword {
     Axis,
     /// The exponent of focal losses.
     Gamma,
-    /// What logits are divided by.
-    Temperature,
     /// The direction of a divergence.
     Direction,
     /// The weight of the teacher in a mixture.
@@ -301,6 +301,10 @@ pub enum Keyword {
     LabelSmoothing,
     /// The factor of the squared logsumexp.
     ZLoss,
+    /// The bound of a smooth cap of the logits.
+    Softcap,
+    /// What logits are divided by.
+    Temperature,
     /// How the losses of the samples are combined.
     Reduction,
     /// The divisor of the mean.
@@ -336,7 +340,6 @@ impl Keyword {
         match self {
             Axis => "axis",
             Gamma => "gamma",
-            Temperature => "temperature",
             Direction => "direction",
             Beta => "beta",
             Alpha => "alpha",
@@ -348,6 +351,8 @@ impl Keyword {
             IgnoreIndex => "ignore_index",
             LabelSmoothing => "label_smoothing",
             ZLoss => "z_loss",
+            Softcap => "softcap",
+            Temperature => "temperature",
             Reduction => "reduction",
             Denominator => "denominator",
             Base => "base",
@@ -363,7 +368,7 @@ impl Keyword {
             Weight | PosWeight | SampleWeight | Where | LogsumexpOut | ArgmaxOut => Kind::Array,
             Axis | IgnoreIndex => Kind::Int,
             Gamma | Q | Epsilon | Temperature | Beta | LabelSmoothing | ZLoss => Kind::Number,
-            Alpha | Denominator | Base => Kind::OptionalNumber,
+            Alpha | Softcap | Denominator | Base => Kind::OptionalNumber,
             Direction | Reduction => Kind::Word,
         }
     }

@@ -161,14 +161,61 @@ impl ExpFloat for f64 {
     const OFFSET_LIMIT: f64 = (1u64 << 40) as f64;
 }
 
-/// The exponential relative to a reference.
+/// The constants of a reduction of `x / temperature`: `x` is reduced by multiples of `temperature ln2 / L`, and only
+/// the small rest is divided. So a quotient of `x` itself is never rounded.
+#[derive(Clone, Copy)]
+struct Tempered<S: Simd, T: Real> {
+    /// [`ExpFloat::STEPS`] over the temperature.
+    steps: T::V<S>,
+    /// [`ExpFloat::STEP`] times the temperature.
+    step: [T::V<S>; 2],
+    /// `1 / temperature`
+    inverse: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Tempered<S, T> {
+    #[inline(always)]
+    fn new(s: S, temperature: f64) -> Self {
+        let [high, low] = T::STEP.map(T::to_f64);
+        let product = high * temperature;
+        let rest = high.mul_add(temperature, -product) + low * temperature;
+        let step = T::from_f64(product);
+        let rest = (product - step.to_f64()) + rest;
+        Tempered {
+            steps: T::V::<S>::splat(s, T::from_f64(T::STEPS.to_f64() / temperature)),
+            step: [T::V::<S>::splat(s, step), T::V::<S>::splat(s, T::from_f64(rest))],
+            inverse: T::V::<S>::splat(s, T::from_f64(1.0 / temperature)),
+        }
+    }
+
+    /// [`reduce`] of `x / temperature`.
+    #[inline(always)]
+    fn reduce(&self, x: T::V<S>, round: T::V<S>) -> [T::V<S>; 2] {
+        let steps = x.mul_add(self.steps, round);
+        let n = steps.sub(round);
+        let r = n.fma(self.step[1], n.fma(self.step[0], x));
+        [steps, r.mul(self.inverse)]
+    }
+}
+
+/// `(x - n temperature ln2) / temperature`, for an integer `n` near `x / (temperature ln2)`.
+#[inline(always)]
+fn residue_of(x: f64, n: f64, temperature: f64) -> f64 {
+    const LN2: f64 = std::f64::consts::LN_2;
+    let high = LN2 * temperature;
+    let low = LN2.mul_add(temperature, -high) + LN2_REST * temperature;
+    (-n).mul_add(low, (-n).mul_add(high, x)) / temperature
+}
+
+/// The exponential of `x / temperature`, relative to a reference. The temperature is 1 without `SHIFTED`.
 #[derive(Clone, Copy)]
 pub struct Exp<S: Simd, T: Real> {
+    tempered: Tempered<S, T>,
     table: T::V<S>,
     low: T::V<S>,
     high: T::V<S>,
     shift: T::V<S>,
-    /// The reference minus `n_ref ln2`.
+    /// The reference, over the temperature, minus `n_ref ln2`.
     residue: f64,
     /// `2^-bias`.
     unbias: f64,
@@ -182,28 +229,39 @@ impl<S: Simd, T: Real> Exp<S, T> {
     /// where it would be more.
     #[inline(always)]
     pub fn new(s: S, reference: T, bias: i64) -> Self {
-        const LN2: f64 = std::f64::consts::LN_2;
+        Exp::at(s, reference, bias, 1.0)
+    }
+
+    /// The same at a temperature. Only `SHIFTED` exponentials know of one that is not 1.
+    #[inline(always)]
+    pub fn at(s: S, reference: T, bias: i64, temperature: f64) -> Self {
         let x = reference.to_f64();
-        let shifted = x.abs() > T::OFFSET_LIMIT;
+        let shifted = x.abs() > T::OFFSET_LIMIT * temperature;
         let x = if shifted { 0.0 } else { x };
         // Adding 1.5 * 2^52 rounds, here as in `of`.
-        let n = (x * std::f64::consts::LOG2_E + f64::ROUND) - f64::ROUND;
+        let n = (x * (std::f64::consts::LOG2_E / temperature) + f64::ROUND) - f64::ROUND;
         let shift = if shifted { reference } else { T::default() };
-        let residue = (-n).mul_add(LN2_REST, (-n).mul_add(LN2, x));
-        Exp { residue, ..Exp::in_unit(s, n, shift, bias) }
+        let residue = residue_of(x, n, temperature);
+        Exp { residue, ..Exp::in_unit_at(s, n, shift, bias, temperature) }
     }
 
     /// The exponential in the unit `2^(n - bias) e^shift`: with a whole `n` and a shift of 0, or the other way
     /// round. The reference is the logarithm of `2^n e^shift`.
     #[inline(always)]
     pub fn in_unit(s: S, n: f64, shift: T, bias: i64) -> Self {
+        Exp::in_unit_at(s, n, shift, bias, 1.0)
+    }
+
+    #[inline(always)]
+    fn in_unit_at(s: S, n: f64, shift: T, bias: i64, temperature: f64) -> Self {
         const LN2: f64 = std::f64::consts::LN_2;
         let scale = bias - n as i64;
         // At `low` the exponent's bits are 0 and j is 0: the value is 0.
-        let low = -(scale + T::MAX_EXPONENT) as f64 * LN2;
-        let high = (T::MAX_EXPONENT - 1 - scale) as f64 * LN2;
+        let low = -(scale + T::MAX_EXPONENT) as f64 * LN2 * temperature;
+        let high = (T::MAX_EXPONENT - 1 - scale) as f64 * LN2 * temperature;
         let exponent = T::from_bits((scale << T::MANTISSA_BITS) as u64);
         Exp {
+            tempered: Tempered::new(s, temperature),
             table: T::V::<S>::from_lanes(s, T::TABLE).bits_add(T::V::<S>::splat(s, exponent)),
             low: T::V::<S>::splat(s, T::from_f64(low)),
             high: T::V::<S>::splat(s, T::from_f64(high)),
@@ -235,8 +293,12 @@ impl<S: Simd, T: Real> Exp<S, T> {
     /// The first step of [`Exp::of`]; see [`Simd::TOGETHER`].
     #[inline(always)]
     pub fn begin<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
-        let x = if SHIFTED { x.sub(self.shift) } else { x };
-        reduce::<S, T>(s, self.high.min(self.low.max(x)), T::V::<S>::splat(s, T::ROUND))
+        let round = T::V::<S>::splat(s, T::ROUND);
+        if SHIFTED {
+            let x = x.sub(self.shift);
+            return self.tempered.reduce(self.high.min(self.low.max(x)), round);
+        }
+        reduce::<S, T>(s, self.high.min(self.low.max(x)), round)
     }
 
     /// The second step.
@@ -321,6 +383,9 @@ impl<S: Simd, T: Real> Function<S> for OfBelowInParts<'_, S, T> {
 /// Exponentials of several rows, a lane each, relative to the largest number of each.
 #[derive(Clone, Copy)]
 pub struct LaneExp<S: Simd, T: Real> {
+    tempered: Tempered<S, T>,
+    /// Whether the temperature is not 1.
+    is_tempered: bool,
     low: T::V<S>,
     shift: T::V<S>,
     /// [`ExpFloat::ROUND`] and `L (bias - n_ref)`: the power of two is of the right scale at once.
@@ -335,21 +400,29 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     /// 0 where it would be within a factor of four of the subnormal numbers or below.
     #[inline(always)]
     pub fn new(s: S, most: T::V<S>, bias: T::V<S>) -> Self {
+        LaneExp::at(s, most, bias, 1.0)
+    }
+
+    /// The same at a temperature.
+    #[inline(always)]
+    pub fn at(s: S, most: T::V<S>, bias: T::V<S>, temperature: f64) -> Self {
         macro_rules! splat {
             ($x:expr) => {
                 T::V::<S>::splat(s, T::from_f64($x))
             };
         }
         let (zero, round) = (splat!(0.0), T::V::<S>::splat(s, T::ROUND));
-        let far = splat!(T::OFFSET_LIMIT).lt(most.abs());
+        let far = splat!(T::OFFSET_LIMIT * temperature).lt(most.abs());
         let shift = T::V::<S>::select(far, most, zero);
         let most = most.sub(shift);
-        let n = most.mul_add(splat!(std::f64::consts::LOG2_E), round).sub(round);
+        let n = most.mul_add(splat!(std::f64::consts::LOG2_E / temperature), round).sub(round);
         let scale = bias.sub(n);
         LaneExp {
+            tempered: Tempered::new(s, temperature),
+            is_tempered: temperature != 1.0,
             low: scale
                 .add(splat!((T::MAX_EXPONENT - 2) as f64))
-                .mul(splat!(-std::f64::consts::LN_2)),
+                .mul(splat!(-std::f64::consts::LN_2 * temperature)),
             shift,
             round: scale.mul_add(splat!(T::LANES as f64), round),
             n,
@@ -359,7 +432,8 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     /// Whether the exponentials need `SHIFTED`.
     #[inline(always)]
     pub fn is_shifted(&self, s: S) -> bool {
-        T::V::<S>::lanes(self.shift.eq(T::V::<S>::splat(s, T::default()))) != T::ALL
+        let unshifted = self.shift.eq(T::V::<S>::splat(s, T::default()));
+        self.is_tempered || T::V::<S>::lanes(unshifted) != T::ALL
     }
 
     /// The exponential of `x`; NaN stays NaN.
@@ -379,6 +453,16 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
 }
 
 impl<S: Simd, T: Real> LaneExp<S, T> {
+    /// `x`, less what is subtracted first, and reduced.
+    #[inline(always)]
+    fn reduce<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> (T::V<S>, [T::V<S>; 2]) {
+        if SHIFTED {
+            let x = x.sub(self.shift);
+            return (x, self.tempered.reduce(x, self.round));
+        }
+        (x, reduce::<S, T>(s, x, self.round))
+    }
+
     /// [`LaneExp::of`], and its rounding error.
     #[inline(always)]
     pub fn of_with_error<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> [T::V<S>; 2] {
@@ -396,9 +480,8 @@ impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for LaneWithError<'_, S,
     #[inline(always)]
     fn eval(self, s: S) -> [T::V<S>; 2] {
         let LaneWithError { exp, x } = self;
-        let x = if SHIFTED { x.sub(exp.shift) } else { x };
         let table = T::V::<S>::from_lanes(s, T::TABLE);
-        let reduced = reduce::<S, T>(s, x, exp.round);
+        let (x, reduced) = exp.reduce::<SHIFTED>(s, x);
         let [e, error] = exponential_with_error::<S, T>(s, reduced, table);
         let kept = x.not_lt(exp.low);
         [e.keep(s, kept), error.keep(s, kept)]
@@ -415,9 +498,9 @@ impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for LaneOf<'_, S, T, SHI
     #[inline(always)]
     fn eval(self, s: S) -> T::V<S> {
         let LaneOf { exp, x } = self;
-        let x = if SHIFTED { x.sub(exp.shift) } else { x };
         let table = T::V::<S>::from_lanes(s, T::TABLE);
-        let e = exponential::<S, T>(s, reduce::<S, T>(s, x, exp.round), table);
+        let (x, reduced) = exp.reduce::<SHIFTED>(s, x);
+        let e = exponential::<S, T>(s, reduced, table);
         e.keep(s, x.not_lt(exp.low))
     }
 }
@@ -425,12 +508,27 @@ impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for LaneOf<'_, S, T, SHI
 /// How far lanes `part` of the largest numbers of [`LaneExp`] are above `n ln2`, in float64.
 #[inline(always)]
 pub fn residue<S: Simd, T: Real>(s: S, n: T::V<S>, most: T::V<S>, part: usize) -> S::V64 {
+    residue_at::<S, T>(s, n, most, part, 1.0)
+}
+
+/// [`residue`] of numbers that are divided by a temperature.
+#[inline(always)]
+pub fn residue_at<S: Simd, T: Real>(
+    s: S,
+    n: T::V<S>,
+    most: T::V<S>,
+    part: usize,
+    temperature: f64,
+) -> S::V64 {
     let none = S::V64::splat(s, 0.0);
     let (n, most) = (none.sub(n.wide(part)), most.wide(part));
-    let far = S::V64::splat(s, T::OFFSET_LIMIT).lt(most.abs());
+    let far = S::V64::splat(s, T::OFFSET_LIMIT * temperature).lt(most.abs());
     let most = S::V64::select(far, none, most);
-    let high = n.fma(S::V64::splat(s, std::f64::consts::LN_2), most);
-    n.fma(S::V64::splat(s, LN2_REST), high)
+    let ln2 = std::f64::consts::LN_2 * temperature;
+    let low = std::f64::consts::LN_2.mul_add(temperature, -ln2) + LN2_REST * temperature;
+    let high = n.fma(S::V64::splat(s, ln2), most);
+    let residue = n.fma(S::V64::splat(s, low), high);
+    if temperature == 1.0 { residue } else { residue.div(S::V64::splat(s, temperature)) }
 }
 
 /// `2^n`, for integers `n` whose powers are normal numbers.

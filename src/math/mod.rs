@@ -3,6 +3,7 @@
 pub mod exp;
 pub mod log;
 pub mod pow;
+pub mod softcap;
 
 use crate::simd::{Float, Simd, Vector};
 

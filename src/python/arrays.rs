@@ -7,15 +7,19 @@
 
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 use numpy::npyffi::{self, NPY_TYPES, flags};
+use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
+use pyo3::types::PyType;
 
 use super::errors::Stop;
 use crate::call::batch::{Floats, Indices, Outputs};
-use crate::call::halves::Half;
+use crate::call::convert::Written;
+use crate::call::dtype::Dtype;
 use crate::call::place::Place;
-use crate::simd::{Input, Output};
+use crate::simd::{Half, Input, Output};
 use crate::softmax::Limits;
 
 /// The most axes an array has.
@@ -79,49 +83,64 @@ pub struct View<'a> {
     pub writeable: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Dtype {
-    Bool,
-    Int(usize),
-    Uint(usize),
-    F32,
-    F64,
-    /// Of tensors only.
-    Half(Half),
+/// The number that NumPy gave `bfloat16` when `ml_dtypes` registered it; 0 while no array of it was seen.
+static BRAIN: AtomicI32 = AtomicI32::new(0);
+
+/// Whether a type that was registered with NumPy is `bfloat16`, by its name: nothing here depends on `ml_dtypes`.
+#[cold]
+fn is_brain(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> bool {
+    // SAFETY: an array's descriptor has its class there, and the array keeps both.
+    let found = unsafe {
+        let class = (*descr).fields.typeobj.cast::<PyObject>();
+        Bound::ref_from_ptr(py, &class).cast_unchecked::<PyType>().name()
+    };
+    found.is_ok_and(|name| name == "bfloat16")
 }
 
-impl Dtype {
-    pub fn size(self) -> usize {
-        match self {
-            Dtype::Bool => 1,
-            Dtype::Int(size) | Dtype::Uint(size) => size,
-            Dtype::Half(_) => 2,
-            Dtype::F32 => 4,
-            Dtype::F64 => 8,
+/// The type of an array's numbers, where it is one of ours.
+#[inline(always)]
+fn dtype_of(py: Python<'_>, descr: *mut npyffi::PyArray_Descr) -> Option<Dtype> {
+    use numpy::npyffi::NPY_TYPES::*;
+    // SAFETY: an array's descriptor, which the array keeps.
+    let type_num = unsafe { (*descr).fields.type_num };
+    let long = size_of::<std::ffi::c_long>();
+    let is = |known: npyffi::NPY_TYPES| type_num == known as c_int;
+    let signed = [(NPY_BYTE, 1), (NPY_SHORT, 2), (NPY_INT, 4), (NPY_LONG, long), (NPY_LONGLONG, 8)];
+    let unsigned =
+        [(NPY_UBYTE, 1), (NPY_USHORT, 2), (NPY_UINT, 4), (NPY_ULONG, long), (NPY_ULONGLONG, 8)];
+    if is(NPY_FLOAT) {
+        Some(Dtype::F32)
+    } else if is(NPY_DOUBLE) {
+        Some(Dtype::F64)
+    } else if is(NPY_BOOL) {
+        Some(Dtype::Bool)
+    } else if let Some((_, size)) = signed.into_iter().find(|(known, _)| is(*known)) {
+        Some(Dtype::Int(size))
+    } else if let Some((_, size)) = unsigned.into_iter().find(|(known, _)| is(*known)) {
+        Some(Dtype::Uint(size))
+    } else if is(NPY_HALF) {
+        Some(Dtype::Half(Half::Binary16))
+    } else if type_num < NPY_USERDEF as c_int {
+        None
+    } else {
+        if type_num != BRAIN.load(Relaxed) {
+            if !is_brain(py, descr) {
+                return None;
+            }
+            BRAIN.store(type_num, Relaxed);
         }
+        Some(Dtype::Half(Half::Brain))
     }
+}
 
-    /// That of a number of NumPy's types, where it is ours.
-    fn of(type_num: c_int) -> Option<Self> {
-        use numpy::npyffi::NPY_TYPES::*;
-        let long = size_of::<std::ffi::c_long>();
-        let is = |known: npyffi::NPY_TYPES| type_num == known as c_int;
-        let signed =
-            [(NPY_BYTE, 1), (NPY_SHORT, 2), (NPY_INT, 4), (NPY_LONG, long), (NPY_LONGLONG, 8)];
-        let unsigned =
-            [(NPY_UBYTE, 1), (NPY_USHORT, 2), (NPY_UINT, 4), (NPY_ULONG, long), (NPY_ULONGLONG, 8)];
-        if is(NPY_FLOAT) {
-            Some(Dtype::F32)
-        } else if is(NPY_DOUBLE) {
-            Some(Dtype::F64)
-        } else if is(NPY_BOOL) {
-            Some(Dtype::Bool)
-        } else if let Some((_, size)) = signed.into_iter().find(|(known, _)| is(*known)) {
-            Some(Dtype::Int(size))
-        } else {
-            let found = unsigned.into_iter().find(|(known, _)| is(*known));
-            found.map(|(_, size)| Dtype::Uint(size))
-        }
+/// NumPy's number of a type that results have; `None` where NumPy does not have the type.
+pub fn type_num(dtype: Dtype) -> Option<c_int> {
+    match dtype {
+        Dtype::F32 => Some(NPY_TYPES::NPY_FLOAT as c_int),
+        Dtype::F64 => Some(NPY_TYPES::NPY_DOUBLE as c_int),
+        Dtype::Half(Half::Binary16) => Some(NPY_TYPES::NPY_HALF as c_int),
+        Dtype::Half(Half::Brain) => Some(BRAIN.load(Relaxed)).filter(|&known| known != 0),
+        Dtype::Bool | Dtype::Int(_) | Dtype::Uint(_) => None,
     }
 }
 
@@ -163,7 +182,7 @@ impl Source for Arrays {
         // this size.
         let copied = unsafe { room.copy(n, array.dimensions.cast(), array.strides.cast()) };
         let (shape, strides) = copied.ok_or(Stop::NotImplemented)?;
-        let dtype = Dtype::of(descr.type_num).ok_or(Stop::NotImplemented)?;
+        let dtype = dtype_of(object.py(), array.descr).ok_or(Stop::NotImplemented)?;
         let contiguous = array.flags & flags::NPY_ARRAY_C_CONTIGUOUS != 0;
         let writeable = array.flags & flags::NPY_ARRAY_WRITEABLE != 0;
         let data = array.data.cast();
@@ -289,8 +308,18 @@ impl<'a> View<'a> {
 
     pub fn floats(&self) -> Option<Floats<'a>> {
         match self.dtype {
+            Dtype::Half(half) => Some(Floats::Half(half, self.input())),
             Dtype::F32 => Some(Floats::F32(self.input())),
             Dtype::F64 => Some(Floats::F64(self.input())),
+            _ => None,
+        }
+    }
+
+    /// The numbers as results of another type than the kernel's.
+    pub fn written(&self) -> Option<Written<'a>> {
+        match self.dtype {
+            Dtype::Half(half) => Some(Written::Half(half, self.output())),
+            Dtype::F32 => Some(Written::F32(self.output())),
             _ => None,
         }
     }
@@ -385,22 +414,18 @@ pub fn is_beyond_float32(weights: Floats<'_>) -> bool {
 /// A float that arrays hold.
 pub trait Number: Limits {
     const DTYPE: Dtype;
-    /// NumPy's number of it.
-    const TYPE_NUM: NPY_TYPES;
     /// Outputs where they are `float32`.
     fn singles(outputs: Outputs<'_, Self>) -> Option<Outputs<'_, f32>>;
 }
 
 impl Number for f32 {
     const DTYPE: Dtype = Dtype::F32;
-    const TYPE_NUM: NPY_TYPES = NPY_TYPES::NPY_FLOAT;
     fn singles(outputs: Outputs<'_, f32>) -> Option<Outputs<'_, f32>> {
         Some(outputs)
     }
 }
 impl Number for f64 {
     const DTYPE: Dtype = Dtype::F64;
-    const TYPE_NUM: NPY_TYPES = NPY_TYPES::NPY_DOUBLE;
     fn singles(_: Outputs<'_, f64>) -> Option<Outputs<'_, f32>> {
         None
     }

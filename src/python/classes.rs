@@ -4,16 +4,15 @@
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::arrays::{Arrays, Dtype, Number, Room, Source, View, is_beyond_float32, is_exact};
+use super::arrays::{Arrays, Number, Room, Source, View, is_beyond_float32, is_exact};
 use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::{Results, Slot};
 use crate::call::batch::{Batch, Floats, FloatsOutput, Sparse, Summaries, Target};
-use crate::call::halves::Halves;
-use crate::call::layout::{Layout, Singles};
+use crate::call::dtype::Dtype;
+use crate::call::layout::{Converted, Layout};
 use crate::call::options::Options;
-use crate::call::place::Place;
 use crate::losses::{Evaluate, OverClasses};
 use crate::simd::Input;
 use crate::softmax::route::MOST_CLASSES;
@@ -44,7 +43,7 @@ fn typed<'py, T: Number, S: Source>(
     in_type: OverClasses<T>,
     in_float64: OverClasses<f64>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
-    let (py, order) = (call.values.py(), call.order);
+    let py = call.values.py();
     let (shape, ndim) = (values.shape, values.shape.len());
     let axis = if keywords.axis < 0 { keywords.axis + ndim as i128 } else { keywords.axis };
     let axis = usize::try_from(axis).map_err(|_| Stop::NotImplemented)?;
@@ -58,6 +57,7 @@ fn typed<'py, T: Number, S: Source>(
         &both
     };
 
+    let is_half = matches!(values.dtype, Dtype::Half(_));
     let mut rooms = [const { Room::new() }; 8];
     let [target, probabilities, weight, sample_weight, out, hess_out, logsumexp, argmax] =
         rooms.each_mut();
@@ -82,7 +82,10 @@ fn typed<'py, T: Number, S: Source>(
         Target::Indices(stored.indices().ok_or(Stop::NotImplemented)?)
     } else if stored.shape == shape && stored.dtype == T::DTYPE {
         Target::Probabilities(stored.input())
-    } else if stored.shape == shape && values.dtype == Dtype::F32 && stored.dtype == Dtype::F64 {
+    } else if stored.shape == shape && is_half && matches!(stored.dtype, Dtype::Half(_)) {
+        // Converted as the values are.
+        Target::Probabilities(Input::from_slice(&[]))
+    } else if stored.shape == shape && T::DTYPE == Dtype::F32 && stored.dtype == Dtype::F64 {
         // Wider than the values: the batch is computed in float64, below.
         if !teacher && stored.is_exact(axis)? {
             return Err(Stop::NotImplemented);
@@ -114,10 +117,11 @@ fn typed<'py, T: Number, S: Source>(
             view.shape == samples_shape && view.dtype == dtype && view.is_apart_from(others)
         };
         if let Some(view) = &logsumexp {
-            if !fits(view, T::DTYPE, all.as_flattened()) {
+            if !fits(view, values.dtype, all.as_flattened()) {
                 return Err(Stop::NotImplemented);
             }
             summaries.logsumexp = Some(match view.dtype {
+                Dtype::Half(half) => FloatsOutput::Half(half, view.output()),
                 Dtype::F32 => FloatsOutput::F32(view.output()),
                 _ => FloatsOutput::F64(view.output()),
             });
@@ -129,11 +133,6 @@ fn typed<'py, T: Number, S: Source>(
             summaries.argmax = Some(view.output());
         }
     }
-    let half = match values.dtype {
-        Dtype::Half(half) if order == 0 || order == 1 && out.is_some() => Some(half),
-        Dtype::Half(_) => return Err(Stop::NotImplemented),
-        _ => None,
-    };
 
     let soft = matches!(target, Target::Probabilities(_));
     // The kernel of few classes takes a sparse target as rows of probabilities.
@@ -141,16 +140,17 @@ fn typed<'py, T: Number, S: Source>(
         Target::Sparse(sparse) if classes <= MOST_CLASSES => Some(sparse.probabilities),
         _ => None,
     };
-    let wider_target = soft && stored.dtype != values.dtype;
+    let wider_target = soft && stored.dtype == Dtype::F64 && T::DTYPE == Dtype::F32;
     let inexact = matches!(spread, Some(Floats::F64(wide)) if !is_exact(wide));
     let exceeds = |soft| exceeds_float32(&keywords.options, soft, weights, sample_weights);
-    let needs_float64 = values.dtype == Dtype::F32
-        && (wider_target || inexact || exceeds(soft || spread.is_some()));
+    let needs_float64 =
+        T::DTYPE == Dtype::F32 && (wider_target || inexact || exceeds(soft || spread.is_some()));
 
     let results = Results::<T>::new::<S>(
         call,
         keywords.options.reduction,
         [samples_shape, shape],
+        values.dtype,
         [&out, &hess_out],
         &[
             (Some(call.values), Some(values)),
@@ -172,15 +172,25 @@ fn typed<'py, T: Number, S: Source>(
         && stored.contiguous
         && contiguous(&out)
         && contiguous(&hess_out);
-    let singles = needs_float64.then(|| T::singles(outputs)).flatten().map(|outputs| Singles {
-        values: values.input(),
-        probabilities: (soft && !wider_target).then(|| stored.input()),
-        grad: outputs.grad,
-        hess: outputs.hess,
-        losses: outputs.losses,
-    });
+    let converted = if is_half || needs_float64 {
+        let [grad, hess] = results.written();
+        let other = soft && (needs_float64 && !wider_target || stored.dtype != T::DTYPE);
+        Some(Converted {
+            values: values.floats().ok_or(Stop::NotImplemented)?,
+            probabilities: if other && !wider_target { stored.floats() } else { None },
+            grad,
+            hess,
+            losses: T::singles(outputs)
+                .and_then(|outputs| outputs.losses)
+                .filter(|_| needs_float64),
+            in_float64: needs_float64,
+        })
+    } else {
+        None
+    };
     let mut layout = None;
-    if !rows || half.is_some() || singles.is_some() || spread.is_some() {
+    let softcap = keywords.options.softcap;
+    if !rows || converted.is_some() || spread.is_some() || softcap.is_some() {
         let place = |slot: &Option<Slot<'_, 'py, T>>, given: &Option<View<'_>>| match (slot, given)
         {
             (None, _) => Ok(None),
@@ -192,25 +202,17 @@ fn typed<'py, T: Number, S: Source>(
             probabilities: if soft { stored.place(axis)? } else { None },
             grad: place(&results.grad, &out)?,
             hess: place(&results.hess, &hess_out)?,
-            halves: half.map(|half| Halves {
-                half,
-                values: values.input(),
-                grad: out.filter(|_| order > 0).map(|out| out.output()),
-            }),
-            singles,
+            converted,
+            softcap,
             sparse: spread.is_some(),
         };
-        let apart = |place: &Option<Place>| place.as_ref().is_some_and(|p| p.sample_step() != 1);
-        if half.is_some() && (apart(&found.values) || apart(&found.grad)) {
-            return Err(Stop::NotImplemented);
-        }
         if !found.is_rows() {
             layout = Some(Box::new(found));
         }
     }
 
     let numbers = values.len();
-    let input = if half.is_some() { Input::from_slice(&[]) } else { values.input() };
+    let input = if is_half { Input::from_slice(&[]) } else { values.input() };
     let mut batch = Batch::<T>::of_rows(input, classes, target);
     batch.layout = layout;
     batch.samples = numbers / classes;

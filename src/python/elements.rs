@@ -5,11 +5,12 @@ use std::sync::atomic::AtomicBool;
 
 use pyo3::prelude::*;
 
-use super::arrays::{Dtype, Number, Room, Source, View, is_exact};
+use super::arrays::{Number, Room, Source, View, is_exact};
 use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::Results;
+use crate::call::dtype::Dtype;
 use crate::elements::binary::{self, Binary, Formula, Seen};
 use crate::elements::labels::{Labels, Periodic};
 use crate::elements::mixed::Mixed;
@@ -25,20 +26,20 @@ pub fn evaluate<'py, S: Source>(
     let mut room = Room::new();
     let values = View::of::<S>(call.values, &mut room)?;
     match values.dtype {
-        Dtype::F32 => typed::<f32, S>(call, keywords, &values, f32, f64),
-        Dtype::F64 => typed::<f64, S>(call, keywords, &values, f64, f64),
+        Dtype::F32 | Dtype::Half(_) => typed::<f32, S>(call, keywords, &values, f32, (f32, f64)),
+        Dtype::F64 => typed::<f64, S>(call, keywords, &values, f64, (f32, f64)),
         _ => Err(Stop::NotImplemented),
     }
 }
 
-/// Evaluates the loss by `in_type`, or by `in_float64` where labels or weights of `float64` stand beside
-/// values of `float32`.
+/// Evaluates the loss by `in_type`. Where arrays are of half precision, or labels or weights of `float64` stand
+/// beside narrower values, they are converted a block at a time, and one of the others evaluates the loss.
 fn typed<'py, T: Number, S: Source>(
     call: &Call<'_, 'py>,
     keywords: Keywords<'_, 'py>,
     values: &View<'_>,
     in_type: &Formula<T>,
-    in_float64: &Formula<f64>,
+    (in_float32, in_float64): (&Formula<f32>, &Formula<f64>),
 ) -> Result<Bound<'py, PyAny>, Stop> {
     let (py, options) = (call.values.py(), keywords.options);
     let mut rooms = [const { Room::new() }; 6];
@@ -49,8 +50,13 @@ fn typed<'py, T: Number, S: Source>(
     let counted = View::optional::<S>(keywords.counted, counted)?;
     let out = View::optional::<S>(call.out, out)?;
     let hess_out = View::optional::<S>(call.hess_out, hess_out)?;
-    // Labels and weights may be wider than the values.
-    let is_float = |view: &View<'_>| view.dtype == T::DTYPE || view.dtype == Dtype::F64;
+    // Labels and weights may be wider than the values, or half precision beside float32.
+    let is_half = |view: &View<'_>| matches!(view.dtype, Dtype::Half(_));
+    let is_float = |view: &View<'_>| {
+        view.dtype == T::DTYPE
+            || view.dtype == Dtype::F64
+            || T::DTYPE == Dtype::F32 && is_half(view)
+    };
     let repeats = |view: Option<View<'_>>| {
         view.is_none_or(|view| is_float(&view) && values.shape.ends_with(view.shape))
     };
@@ -86,6 +92,7 @@ fn typed<'py, T: Number, S: Source>(
         call,
         options.reduction,
         [values.shape, values.shape],
+        values.dtype,
         [&out, &hess_out],
         &[
             (Some(call.values), Some(values)),
@@ -102,9 +109,11 @@ fn typed<'py, T: Number, S: Source>(
     let counted = counted.map(|view| view.input::<u8>());
     let fresh = call.out.is_none() && call.hess_out.is_none();
     let seen = Seen { shape: values.shape, fresh };
-    if let (true, Some(outputs)) = (wide, T::singles(outputs)) {
+    let all = [Some(values), Some(&target), weight.as_ref(), pos_weight.as_ref()];
+    if wide || all.into_iter().flatten().any(is_half) {
+        let [grad, hess] = results.written();
         let mixed = Mixed {
-            values: values.input(),
+            values: values.floats().ok_or(Stop::NotImplemented)?,
             target: match target.dtype {
                 Dtype::Bool => Err(target.input()),
                 _ => Ok(target.floats().ok_or(Stop::NotImplemented)?),
@@ -113,9 +122,14 @@ fn typed<'py, T: Number, S: Source>(
             pos_weight: pos_weight.and_then(|view| view.floats()),
             counted,
             options,
-            outputs,
+            grad,
+            hess,
+            losses: T::singles(outputs).and_then(|outputs| outputs.losses),
         };
-        let value = without_gil(py, n, move || mixed.evaluate(in_float64, seen))?;
+        let value = without_gil(py, n, move || match wide {
+            true => mixed.evaluate(in_float64, seen),
+            false => mixed.evaluate(in_float32, seen),
+        })?;
         return Ok(results.finish(py, value)?);
     }
     let (weight, pos_weight) =

@@ -75,6 +75,7 @@ impl<'a, 'py> Keywords<'a, 'py> {
             Keyword::LabelSmoothing => options.label_smoothing = number(name, object)?,
             Keyword::ZLoss => options.z_loss = number(name, object)?,
             Keyword::Gamma => options.gamma = number(name, object)?,
+            Keyword::Softcap => options.softcap = optional_number(name, object)?,
             Keyword::Alpha => options.alpha = optional_number(name, object)?,
             Keyword::Q => options.q = number(name, object)?,
             Keyword::Epsilon => options.epsilon = number(name, object)?,

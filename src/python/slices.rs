@@ -6,9 +6,10 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::arrays::{Arrays, Dtype, Number, Room, View};
+use super::arrays::{Arrays, Number, Room, View};
 use super::call::without_gil;
 use super::errors::Stop;
+use crate::call::dtype::Dtype;
 use crate::error::collected;
 use crate::parallel::driver;
 use crate::simd::{Input, Output};

@@ -15,14 +15,15 @@ use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
-use super::arrays::{Dtype, Room, Source, View};
+use super::arrays::{Room, Source, View};
 use super::call::{Call, named};
 use super::errors::Stop;
 use super::memory::Memory;
 use super::options::Keywords;
-use crate::call::halves::Half;
+use crate::call::dtype::Dtype;
 use crate::error::no_memory;
 use crate::losses::Keyword;
+use crate::simd::Half;
 
 /// The first fields of `DLPackExchangeAPI`.
 #[repr(C)]

@@ -3,17 +3,19 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use super::arrays::{Arrays, Dtype, Number, Room, Source, View};
+use super::arrays::{Arrays, Number, Room, Source, View};
 use super::call::{Call, check_variables, without_gil};
 use super::classes::{exceeds_float32, floats};
 use super::errors::Stop;
 use super::options::{Keywords, exact_int, number, optional_number};
 use super::results::{Results, Slot};
 use crate::call::batch::{Batch, Target};
-use crate::call::layout::{Layout, Singles};
+use crate::call::dtype::Dtype;
+use crate::call::layout::{Converted, Layout};
 use crate::call::options::{Options, Reduction, log_of_base};
 use crate::error::{Error, Result as Checked, spelled};
 use crate::losses::OverClasses;
+use crate::simd::Input;
 use crate::softmax::untargeted::{Quantity, entropy_of_counts, run};
 
 /// Evaluates a loss at the type of its values.
@@ -26,7 +28,7 @@ pub fn evaluate<'py, S: Source>(
     let mut room = Room::new();
     let values = S::view(call.values, &mut room)?;
     match values.dtype {
-        Dtype::F32 => loss::<f32, S>(call, keywords, &values, f32, f64),
+        Dtype::F32 | Dtype::Half(_) => loss::<f32, S>(call, keywords, &values, f32, f64),
         Dtype::F64 => loss::<f64, S>(call, keywords, &values, f64, f64),
         _ => Err(Stop::NotImplemented),
     }
@@ -54,6 +56,7 @@ fn loss<'py, T: Number, S: Source>(
         call,
         keywords.options.reduction,
         [&samples, values.shape],
+        values.dtype,
         [&out, &None],
         &[
             (Some(call.values), Some(values)),
@@ -61,17 +64,9 @@ fn loss<'py, T: Number, S: Source>(
             (call.out, out.as_ref()),
         ],
     )?;
-    let outputs = results.outputs();
-    let wide = values.dtype == Dtype::F32
-        && exceeds_float32(&keywords.options, false, None, sample_weights);
-    let singles = wide.then(|| T::singles(outputs)).flatten().map(|outputs| Singles {
-        values: values.input(),
-        probabilities: None,
-        grad: outputs.grad,
-        hess: None,
-        losses: outputs.losses,
-    });
-    let mut batch = batch::<T>(values, axis, &results, &out, singles)?;
+    let wide =
+        T::DTYPE == Dtype::F32 && exceeds_float32(&keywords.options, false, None, sample_weights);
+    let mut batch = batch::<T>(values, axis, &results, &out, wide)?;
     batch.sample_weight = sample_weights;
     batch.options = keywords.options;
     let n = values.len();
@@ -114,7 +109,7 @@ pub fn compute_rows<'py>(
     let view = Arrays::view(values, &mut room)?;
     let rows = ComputeRows { quantity, temperature, log_base, axis };
     match view.dtype {
-        Dtype::F32 => rows.typed::<f32>(values, &view, out),
+        Dtype::F32 | Dtype::Half(_) => rows.typed::<f32>(values, &view, out),
         Dtype::F64 => rows.typed::<f64>(values, &view, out),
         _ => Err(Stop::NotImplemented),
     }
@@ -144,8 +139,8 @@ impl ComputeRows {
         }
         let full = matches!(self.quantity, Quantity::Softmax | Quantity::LogSoftmax);
         let results = Results::<T> {
-            losses: if full { None } else { Some(Slot::new(py, &samples)?) },
-            grad: Slot::derivative(py, full, given, &out, values.shape)?,
+            losses: if full { None } else { Some(Slot::new(py, &samples, T::DTYPE)?) },
+            grad: Slot::derivative(py, full, given, &out, values.shape, values.dtype)?,
             hess: None,
         };
         // Making an array may run code of somebody else's.
@@ -154,7 +149,7 @@ impl ComputeRows {
         if !(still && same(object, values)) {
             return Err(Stop::NotImplemented);
         }
-        let mut batch = batch::<T>(values, axis, &results, &out, None)?;
+        let mut batch = batch::<T>(values, axis, &results, &out, false)?;
         batch.options =
             Options { reduction: Reduction::None, log_base: self.log_base, ..Options::default() };
         without_gil(py, values.len(), || -> Checked<()> {
@@ -179,13 +174,13 @@ fn without_axis(values: &View<'_>, axis: i128) -> Result<(usize, Vec<usize>), St
     Ok((axis, [&shape[..axis], &shape[axis + 1..]].concat()))
 }
 
-/// A batch of these values and results, without a target.
+/// A batch of these values and results, without a target; `float32` values may be computed in `float64`.
 fn batch<'a, T: Number>(
     values: &View<'a>,
     axis: usize,
     results: &Results<'a, '_, T>,
     out: &Option<View<'a>>,
-    singles: Option<Singles<'a>>,
+    in_float64: bool,
 ) -> Result<Batch<'a, T>, Stop> {
     let classes = values.shape[axis];
     let grad = match (&results.grad, out) {
@@ -193,19 +188,33 @@ fn batch<'a, T: Number>(
         (Some(_), Some(out)) => out.place(axis)?,
         (Some(slot), None) => Arrays::view(&slot.array, &mut Room::new())?.place(axis)?,
     };
+    let (outputs, is_half) = (results.outputs(), matches!(values.dtype, Dtype::Half(_)));
+    let converted = if is_half || in_float64 {
+        Some(Converted {
+            values: values.floats().ok_or(Stop::NotImplemented)?,
+            probabilities: None,
+            grad: results.written()[0],
+            hess: None,
+            losses: T::singles(outputs).and_then(|outputs| outputs.losses).filter(|_| in_float64),
+            in_float64,
+        })
+    } else {
+        None
+    };
     let layout = Layout {
         values: values.place(axis)?,
         probabilities: None,
         grad,
         hess: None,
-        halves: None,
-        singles,
+        converted,
+        softcap: None,
         sparse: false,
     };
-    let mut batch = Batch::<T>::of_rows(values.input(), classes, Target::None);
+    let input = if is_half { Input::from_slice(&[]) } else { values.input() };
+    let mut batch = Batch::<T>::of_rows(input, classes, Target::None);
     batch.layout = (!layout.is_rows()).then(|| Box::new(layout));
     batch.samples = values.len() / classes;
-    batch.outputs = results.outputs();
+    batch.outputs = outputs;
     (batch.shape, batch.axis) = (values.shape, axis);
     batch.fresh = out.is_none();
     Ok(batch)

@@ -1,17 +1,20 @@
-//! AVX2 with FMA: a vector is two registers, a mask two as well.
+//! AVX2 with FMA and F16C: a vector is two registers, a mask two as well.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
+use super::half::{Half, round, widen};
 use super::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
 
-/// Proof that AVX2 and FMA exist and that the system keeps their registers.
+/// Proof that AVX2, F16C and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2(());
 
 impl Avx2 {
     pub fn detect() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let found = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("fma");
         found.then_some(Avx2(()))
     }
 }
@@ -20,7 +23,7 @@ impl Avx2 {
 ///
 /// # Safety
 /// [`Avx2::detect`] has found them.
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,f16c,fma")]
 #[inline(never)]
 pub unsafe fn with_features<K: Kernel>(kernel: K) -> K::Output {
     kernel.eval(Avx2(()))
@@ -345,6 +348,24 @@ vector!(
     {
         op!(permute(self: Self, index: Self) -> Self =
         F32(permute_ps(self, index.0), permute_ps(self, index.1)));
+        op!(from_halves(_s: Avx2, half: Half, src: Input<'_, u16>, at: usize) -> Self = {
+            let start = src.pointer(at, 16).cast::<__m128i>();
+            F32(
+                widen(half, _mm_loadu_si128(start)),
+                widen(half, _mm_loadu_si128(start.add(1))),
+            )
+        });
+        op!(to_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () =
+            _mm256_storeu_si256(dst.pointer(at, 16).cast(), round(half, self.0, self.1)));
+        op!(stream_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () = {
+            let pointer = dst.pointer(at, 16).cast();
+            let bits = round(half, self.0, self.1);
+            if pointer as usize % 32 == 0 {
+                _mm256_stream_si256(pointer, bits)
+            } else {
+                _mm256_storeu_si256(pointer, bits)
+            }
+        });
         op!(load_bytes(_s: Avx2, src: Input<'_, u8>, at: usize) -> Self = {
             let start: *const __m128i = src.pointer(at, 16).cast();
             let (low, high) = (_mm_loadl_epi64(start), _mm_loadl_epi64(start.byte_add(8)));
@@ -491,6 +512,20 @@ vector!(
     {
         op!(permute(self: Self, index: Self) -> Self =
         F64(permute_pd(self, index.0), permute_pd(self, index.1)));
+        op!(from_halves(_s: Avx2, half: Half, src: Input<'_, u16>, at: usize) -> Self = {
+            let floats = widen(half, _mm_loadu_si128(src.pointer(at, 8).cast()));
+            F64(
+                _mm256_cvtps_pd(_mm256_castps256_ps128(floats)),
+                _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(floats)),
+            )
+        });
+        op!(to_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () = {
+            let floats = _mm256_set_m128(_mm256_cvtpd_ps(self.1), _mm256_cvtpd_ps(self.0));
+            let bits = _mm256_castsi256_si128(round(half, floats, floats));
+            _mm_storeu_si128(dst.pointer(at, 8).cast(), bits)
+        });
+        op!(stream_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () =
+            self.to_halves(half, dst, at));
         op!(load_bytes(_s: Avx2, src: Input<'_, u8>, at: usize) -> Self = {
             let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(src.pointer(at, 8).cast()));
             F64(

@@ -1,10 +1,11 @@
-//! AVX-512F: a vector is one register, a set of lanes one mask register.
+//! AVX-512F and BW: a vector is one register, a set of lanes one mask register.
 
 use std::arch::x86_64::*;
 
+use super::half::{Half, round, widen};
 use super::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
 
-/// Proof that AVX-512F, AVX2 and FMA exist and that the system keeps their registers.
+/// Proof that AVX-512F and BW, AVX2, F16C and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512(());
 
@@ -12,6 +13,8 @@ impl Avx512 {
     pub fn detect() -> Option<Self> {
         let found = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("f16c")
             && is_x86_feature_detected!("fma");
         found.then_some(Avx512(()))
     }
@@ -21,7 +24,7 @@ impl Avx512 {
 ///
 /// # Safety
 /// [`Avx512::detect`] has found them.
-#[target_feature(enable = "avx512f,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx2,f16c,fma")]
 #[inline(never)]
 pub unsafe fn with_features<K: Kernel>(kernel: K) -> K::Output {
     kernel.eval(Avx512(()))
@@ -45,6 +48,64 @@ pub struct F32(__m512);
 /// Eight `f64`.
 #[derive(Clone, Copy, Debug)]
 pub struct F64(__m512d);
+
+/// The odd words of two registers.
+static ODD: [u16; 32] = {
+    let mut odd = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        odd[i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    odd
+};
+
+impl F32 {
+    /// The bits of the nearest numbers of half precision.
+    #[inline(always)]
+    unsafe fn rounded(self, half: Half) -> __m256i {
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
+        // SAFETY: the caller holds vectors of this level.
+        unsafe {
+            if half == Half::Binary16 {
+                return _mm512_cvtps_ph::<NEAREST>(self.0);
+            }
+            // The upper half of each lane.
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(self.rounded_brain()))
+        }
+    }
+
+    /// The same of two vectors.
+    #[inline(always)]
+    unsafe fn rounded_pair([low, high]: [Self; 2], half: Half) -> __m512i {
+        // SAFETY: the caller holds vectors of this level.
+        unsafe {
+            if half == Half::Brain {
+                // The odd words of both.
+                let index = _mm512_loadu_si512(ODD.as_ptr().cast());
+                return _mm512_permutex2var_epi16(low.rounded_brain(), index, high.rounded_brain());
+            }
+            let low = _mm512_castsi256_si512(low.rounded(half));
+            _mm512_inserti64x4::<1>(low, high.rounded(half))
+        }
+    }
+
+    /// Numbers rounded to `bfloat16`, in the upper half of each lane.
+    #[inline(always)]
+    unsafe fn rounded_brain(self) -> __m512i {
+        // SAFETY: the caller holds vectors of this level.
+        unsafe {
+            let bits = _mm512_castps_si512(self.0);
+            let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x1_0000));
+            let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+            let rounding =
+                _mm512_mask_blend_epi32(odd, _mm512_set1_epi32(0x7fff), _mm512_set1_epi32(0x8000));
+            let rounded = _mm512_add_epi32(bits, rounding);
+            // A NaN keeps its upper bits and is made quiet.
+            _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x40_0000))
+        }
+    }
+}
 
 /// Each quarter of four registers is transposed.
 #[inline(always)]
@@ -102,7 +163,7 @@ unsafe fn transpose_pd(x: [__m512d; COLUMNS]) -> [__m512d; COLUMNS] {
 
 /// A method that is one expression over intrinsics.
 macro_rules! op {
-    ($name:ident($($arg:ident: $type:ty),*) -> $result:ty = $body:expr) => {
+    ($name:ident($($arg:ident: $type:ty),* $(,)?) -> $result:ty = $body:expr) => {
         #[inline(always)]
         #[allow(unused_unsafe, reason = "some bodies only call others")]
         fn $name($($arg: $type),*) -> $result {
@@ -234,6 +295,36 @@ vector!(
     _mm512_cmp_ps_mask,
     _mm512_mask_blend_ps,
     {
+        op!(from_halves(_s: Avx512, half: Half, src: Input<'_, u16>, at: usize) -> Self = {
+            let bits = _mm256_loadu_si256(src.pointer(at, 16).cast());
+            F32(match half {
+                Half::Binary16 => _mm512_cvtph_ps(bits),
+                Half::Brain => {
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+                }
+            })
+        });
+        op!(to_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () =
+            _mm256_storeu_si256(dst.pointer(at, 16).cast(), self.rounded(half)));
+        op!(stream_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () = {
+            let pointer = dst.pointer(at, 16).cast();
+            if pointer as usize % 32 == 0 {
+                _mm256_stream_si256(pointer, self.rounded(half))
+            } else {
+                _mm256_storeu_si256(pointer, self.rounded(half))
+            }
+        });
+        op!(pair_to_halves(
+            pair: [Self; 2], half: Half, dst: Output<'_, u16>, at: usize, stream: bool
+        ) -> () = {
+            let pointer = dst.pointer(at, 32).cast();
+            let both = Self::rounded_pair(pair, half);
+            if stream && pointer as usize % 64 == 0 {
+                _mm512_stream_si512(pointer, both)
+            } else {
+                _mm512_storeu_si512(pointer, both)
+            }
+        });
         op!(load_bytes(_s: Avx512, src: Input<'_, u8>, at: usize) -> Self = {
             let bytes = _mm_loadu_si128(src.pointer(at, 16).cast());
             F32(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)))
@@ -401,6 +492,17 @@ vector!(
     _mm512_cmp_pd_mask,
     _mm512_mask_blend_pd,
     {
+        op!(from_halves(_s: Avx512, half: Half, src: Input<'_, u16>, at: usize) -> Self = {
+            let bits = _mm_loadu_si128(src.pointer(at, 8).cast());
+            F64(_mm512_cvtps_pd(widen(half, bits)))
+        });
+        op!(to_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () = {
+            let floats = _mm512_cvtpd_ps(self.0);
+            let bits = _mm256_castsi256_si128(round(half, floats, floats));
+            _mm_storeu_si128(dst.pointer(at, 8).cast(), bits)
+        });
+        op!(stream_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () =
+            self.to_halves(half, dst, at));
         op!(load_bytes(_s: Avx512, src: Input<'_, u8>, at: usize) -> Self = {
             let bytes = _mm_loadl_epi64(src.pointer(at, 8).cast());
             F64(_mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(bytes)))

@@ -12,6 +12,7 @@
 //! A [`Simd`] token proves that the level's instructions exist. Only detection makes a token, and a vector is only
 //! made with one. So kernels are safe code. All unsafe code is in this folder, in `python/` and in `parallel/`.
 
+mod half;
 mod memory;
 mod portable;
 pub mod slices;
@@ -23,6 +24,7 @@ mod avx512;
 
 use std::fmt::Debug;
 
+pub use half::Half;
 pub(crate) use memory::free_large;
 pub use memory::{Input, Output, Scratch, copy, zeros};
 
@@ -175,6 +177,23 @@ pub trait Vector<S: Simd, T: Float>: Copy {
     fn store(self, dst: Output<'_, T>, at: usize);
     /// Writes the lanes `lanes` to `dst[at..]`; panics if the last of them is past the end.
     fn store_lanes(self, dst: Output<'_, T>, at: usize, lanes: u32);
+    /// `src[at..]`, converted from half precision; panics past its end.
+    fn from_halves(s: S, half: Half, src: Input<'_, u16>, at: usize) -> Self;
+    /// Rounds to half precision, `float64` by way of `float32`, and writes to `dst[at..]`; panics past its end.
+    fn to_halves(self, half: Half, dst: Output<'_, u16>, at: usize);
+    /// Like `to_halves`, by a non-temporal store where the level has one and `dst[at]` is aligned to the vector.
+    fn stream_halves(self, half: Half, dst: Output<'_, u16>, at: usize);
+    /// `to_halves` of two vectors, or `stream_halves` if `stream`: in one store where the level has one as wide.
+    #[inline(always)]
+    fn pair_to_halves(pair: [Self; 2], half: Half, dst: Output<'_, u16>, at: usize, stream: bool) {
+        for (i, x) in pair.into_iter().enumerate() {
+            if stream {
+                x.stream_halves(half, dst, at + i * T::LANES);
+            } else {
+                x.to_halves(half, dst, at + i * T::LANES);
+            }
+        }
+    }
     /// Like `store`, by a non-temporal store where the level has one and `dst[at]` is aligned to 64 bytes.
     /// [`fence`] makes such writes visible to other threads.
     fn stream(self, dst: Output<'_, T>, at: usize);

@@ -1,6 +1,6 @@
 //! The level for every other CPU: vectors are arrays, and the compiler chooses the instructions.
 
-use super::{COLUMNS, Float, Function, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
+use super::{COLUMNS, Float, Function, HALF, Half, Input, Kernel, Output, PAIR, Simd, Vector};
 
 /// The portable level.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +125,22 @@ macro_rules! array {
                         dst.set(at + i, self.0[i]);
                     }
                 }
+            }
+            #[inline(never)]
+            fn from_halves(_: Portable, half: Half, src: Input<'_, u16>, at: usize) -> Self {
+                let src = src.part(at, $lanes);
+                Array(std::array::from_fn(|i| half.widen(src.get(i)).into()))
+            }
+            #[inline(never)]
+            fn to_halves(self, half: Half, dst: Output<'_, u16>, at: usize) {
+                let dst = dst.part(at, $lanes);
+                for i in 0..$lanes {
+                    dst.set(i, half.round(self.0[i] as f32));
+                }
+            }
+            #[inline(always)]
+            fn stream_halves(self, half: Half, dst: Output<'_, u16>, at: usize) {
+                self.to_halves(half, dst, at);
             }
             #[inline(always)]
             fn stream(self, dst: Output<'_, $t>, at: usize) {

@@ -222,8 +222,8 @@ mod tests {
             probabilities: case.soft.then(|| place.clone()),
             grad: case.columns.then(|| place.clone()),
             hess: None,
-            halves: None,
-            singles: None,
+            converted: None,
+            softcap: None,
             sparse: false,
         };
         let layout = (!by_rows).then(|| Box::new(layout));

@@ -118,7 +118,11 @@ impl Objective {
             false => batch.divisor,
         };
         let ratio = if divisor == batch.divisor { 1.0 } else { batch.divisor / divisor };
-        Objective { phi: Phi::Plain, z_loss: z * ratio, z_scale: 2.0 * z / divisor }
+        Objective {
+            phi: Phi::Plain,
+            z_loss: z * ratio,
+            z_scale: 2.0 * z / (divisor * options.temperature),
+        }
     }
 
     /// Focal loss.

@@ -4,8 +4,8 @@
 //! |---|---|---|---|
 //! | up to 256 | contiguous rows, or adjacent samples | [`Algorithm::Few`] | read and written in place |
 //! | up to 256 | other strides, half precision, float32 computed in float64, a sparse target | [`Algorithm::Few`] | copied by tiles |
-//! | more | logits (and probabilities) in long lines of adjacent samples, no sparse target | [`Algorithm::Columns`] | in place |
-//! | more | contiguous rows | [`Algorithm::Rows`] | in place |
+//! | more | logits (and probabilities) in long lines of adjacent samples, no sparse target | [`Algorithm::Columns`] | in place; half precision by tiles |
+//! | more | contiguous rows, logits and gradient of half precision included | [`Algorithm::Rows`] | in place |
 //! | more | anything else | [`Algorithm::Rows`] | copied by tiles |
 //!
 //! Samples are adjacent where their numbers of one class lie next to each other, as the pixels of
@@ -61,8 +61,8 @@ impl Route {
                     || layout.sparse
                     || layout.places().any(|place| place.sample_step() != 1)
             }
-            Algorithm::Columns(_) => false,
-            Algorithm::Rows => true,
+            Algorithm::Columns(_) => layout.converts(),
+            Algorithm::Rows => batch.half_rows().is_none(),
         });
         Route { algorithm, by_tiles, non_temporal: algorithm != Algorithm::Few && batch.stream() }
     }
@@ -72,7 +72,13 @@ impl Route {
 /// of the logits are long, and those of the target's probabilities. The outputs' strides do not matter, so
 /// that the bits of the loss do not depend on the outputs.
 fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
-    let layout = batch.layout.as_deref().filter(|layout| !layout.converts())?;
+    if batch.columns {
+        return Some(batch.samples);
+    }
+    let layout = batch.layout.as_deref()?;
+    if layout.softcap.is_some() || layout.converted.is_some_and(|converted| converted.in_float64) {
+        return None;
+    }
     if matches!(batch.target, Target::Sparse(_)) {
         return None; // The kernel has no way to read it.
     }
@@ -140,8 +146,8 @@ mod tests {
                     probabilities: None,
                     grad: None,
                     hess: None,
-                    halves: None,
-                    singles: None,
+                    converted: None,
+                    softcap: None,
                     sparse: false,
                 }));
             }

@@ -27,6 +27,10 @@
 //! 5. *Non-temporal stores* write the gradient where it exceeds the caches. They begin at the first aligned
 //!    number of the row.
 //!
+//! Logits of half precision are converted as they are loaded, and the gradient is rounded as it is emitted
+//! ([`HalfRows`]): a pass for each would take a third of the time. What is not inner chunks is converted in a
+//! small buffer.
+//!
 //! Costs: each logit is read once, each number of the gradient written once, and one row of exponentials
 //! stays in the L1 or L2 cache. Emitting row i-1 while row i is reduced makes loads, arithmetic and stores
 //! overlap. Without a gradient nothing is kept in scratch. The Hessian costs further passes over the scratch
@@ -41,12 +45,14 @@ use std::ops::Range;
 
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::coefficients::{Coefficients, RowCoefficients};
+use crate::call::convert::widen;
+use crate::call::layout::HalfRows;
 use crate::math::log::{log, log_scalar, log1p, log1p_parts, log1p_scalar};
 use crate::math::{Real, exp::Exp, quotient, times, two_sum};
 use crate::parallel::driver::Job;
 use crate::reduce::{Sum, Total};
 use crate::simd::slices::{fill, find, lanes_from, largest_lane, maximum};
-use crate::simd::{Function, Input, Kernel, Output, Scratch, Simd, Vector, fence};
+use crate::simd::{Function, Half, Input, Kernel, Output, Scratch, Simd, Vector, fence};
 
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
@@ -59,6 +65,9 @@ const VECTORS: usize = 8;
 
 /// Chunks of a part: its sums stay in vectors, and sums of parts are added in float64.
 const PART: usize = 64;
+
+/// The most logits of half precision that are converted at a time: not less than a chunk.
+const CONVERTED: usize = 1024;
 
 /// How many of the row's first logits the reference is the maximum of.
 const SAMPLED: usize = 64;
@@ -75,10 +84,124 @@ pub struct Rows<'a, T, C> {
     plain: bool,
     /// What label smoothing leaves to the true class: `1 - label_smoothing`.
     keep: f64,
+    /// What logits are divided by.
+    temperature: f64,
     /// The sum of the coefficients, where all rows have the same; else 0.
     total: f64,
     /// Whether non-temporal stores write the gradient.
     non_temporal: bool,
+    /// Logits and gradient, if they are of half precision: the batch's are empty then.
+    halves: Option<HalfRows<'a>>,
+}
+
+/// The logits of a row.
+#[derive(Clone, Copy)]
+struct Logits<'a, T> {
+    /// How many there are.
+    len: usize,
+    /// The logits, or [`CONVERTED`] of them where they are of half precision.
+    floats: Input<'a, T>,
+    /// The logits of half precision, and where they are converted to: `floats`.
+    halves: Option<(Half, Input<'a, u16>, Output<'a, T>)>,
+}
+
+impl<'a, T: Real> Logits<'a, T> {
+    /// One logit.
+    #[inline(always)]
+    fn get(&self, i: usize) -> T {
+        match self.halves {
+            None => self.floats.get(i),
+            Some((half, bits, _)) => T::from_f64(half.widen(bits.get(i)).into()),
+        }
+    }
+
+    /// `n` logits from `at`. Those of half precision are converted, at most [`CONVERTED`].
+    #[inline(always)]
+    fn part<S: Simd>(&self, s: S, at: usize, n: usize) -> Input<'a, T> {
+        let Some((half, bits, floats)) = self.halves else { return self.floats.part(at, n) };
+        s.apart(Widen { half, bits: bits.part(at, n), floats });
+        self.floats.part(0, n)
+    }
+
+    /// The logits of a range, in as many views as are converted.
+    #[inline(always)]
+    fn pieces<S: Simd>(&self, s: S, range: Range<usize>) -> impl Iterator<Item = Input<'a, T>> {
+        let step = if self.halves.is_some() { CONVERTED } else { range.len().max(1) };
+        let logits = *self;
+        range.clone().step_by(step).map(move |at| logits.part(s, at, step.min(range.end - at)))
+    }
+
+    /// The largest logit of a range.
+    #[inline(always)]
+    fn maximum<S: Simd>(&self, s: S, range: Range<usize>) -> T {
+        let mut most = T::from_f64(f64::NEG_INFINITY);
+        for piece in self.pieces(s, range) {
+            let next = maximum(s, piece);
+            most = if next > most { next } else { most };
+        }
+        most
+    }
+
+    /// The place of the first logit equal to `value`, 0 if there is none.
+    #[inline(always)]
+    fn find<S: Simd>(&self, s: S, value: T) -> usize {
+        let mut start = 0;
+        for piece in self.pieces(s, 0..self.len) {
+            let at = find(s, piece, value);
+            if piece.get(at) == value {
+                return start + at;
+            }
+            start += piece.len();
+        }
+        0
+    }
+}
+
+/// Converts logits.
+struct Widen<'a, T> {
+    half: Half,
+    bits: Input<'a, u16>,
+    floats: Output<'a, T>,
+}
+
+impl<T: Real> Kernel for Widen<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        match self.half {
+            Half::Brain => widen(s, Half::Brain, self.bits, self.floats),
+            Half::Binary16 => widen(s, Half::Binary16, self.bits, self.floats),
+        }
+    }
+}
+
+/// Fills a row of half precision.
+struct FillHalves<'a> {
+    half: Half,
+    row: Output<'a, u16>,
+    x: f32,
+    non_temporal: bool,
+}
+
+impl Kernel for FillHalves<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let FillHalves { half, row, x, non_temporal } = self;
+        let bits = half.round(x);
+        let head = if non_temporal { row.unaligned().min(row.len()) } else { 0 };
+        row.part(0, head).fill(bits);
+        let (vector, mut at) = (S::V32::splat(s, x), head);
+        while at + 16 <= row.len() {
+            if non_temporal {
+                vector.stream_halves(half, row, at);
+            } else {
+                vector.to_halves(half, row, at);
+            }
+            at += 16;
+        }
+        row.part(at, row.len() - at).fill(bits);
+    }
 }
 
 /// The sums of a part of a row, in vectors.
@@ -137,13 +260,15 @@ struct PendingLosses {
 
 /// The reduction of one row.
 struct Reduce<'a, S: Simd, T: Real, R> {
-    logits: Input<'a, T>,
+    logits: Logits<'a, T>,
     scratch: &'a Scratch<T>,
     /// Whether the exponentials are kept in `scratch` for a gradient.
     grad: bool,
     /// Whether the sums include the rounding errors of the exponentials.
     fine: bool,
     exp: Exp<S, T>,
+    /// What logits are divided by.
+    temperature: f64,
     bias: i64,
     /// The largest sum of exponentials before another reference is taken.
     largest: f64,
@@ -158,7 +283,11 @@ struct Reduce<'a, S: Simd, T: Real, R> {
 #[derive(Clone, Copy)]
 struct Emit<'a, S: Simd, T: Real, R> {
     scratch: Input<'a, T>,
+    /// How many classes there are.
+    len: usize,
     grad: Output<'a, T>,
+    /// The gradient of half precision, in place of `grad`.
+    halves: Option<(Half, Output<'a, u16>)>,
     hess: Option<Output<'a, T>>,
     coefficients: R,
     /// `a`, and its rounding error.
@@ -167,6 +296,8 @@ struct Emit<'a, S: Simd, T: Real, R> {
     minus_b: T::V<S>,
     /// `1 / S`
     inverse: T::V<S>,
+    /// `1 / temperature`, the second factor of that kind in the Hessian.
+    cooled: T::V<S>,
     /// The factor of `p E` that an objective other than plain cross-entropy adds to the Hessian.
     second: Option<T::V<S>>,
     /// The pivot, and the gradient and Hessian there. Without coefficients, a `pivot_grad` of 0 means that
@@ -206,16 +337,27 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         (coefficient, T::V::<S>::select(coefficient.eq(zero), zero, distance))
     }
 
-    /// Reduces a chunk that lies within the row and does not hold the pivot.
+    /// Reduces a chunk that lies within the row and does not hold the pivot: `logits`, or if `HALVES` those of half
+    /// precision.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "one place of two arrays")]
-    fn inner<C: Coefficients<T>, const GRAD: bool, const SHIFTED: bool, const FINE: bool>(
+    fn inner<
+        C: Coefficients<T>,
+        const GRAD: bool,
+        const SHIFTED: bool,
+        const FINE: bool,
+        const HALVES: bool,
+    >(
         &self,
         s: S,
         at: usize,
+        logits: Input<'_, T>,
         sums: &mut RowSums<S, T>,
     ) {
-        let logits = self.logits.part(at, VECTORS * T::LANES);
+        let (half, bits) = match self.logits.halves {
+            Some((half, bits, _)) if HALVES => (half, bits.part(at, VECTORS * T::LANES)),
+            _ => (Half::Brain, Input::from_slice(&[])),
+        };
         let n = if GRAD { VECTORS * T::LANES } else { 0 };
         let scratch = self.scratch.output().part(if GRAD { at } else { 0 }, n);
         let zero = T::V::<S>::splat(s, T::default());
@@ -225,16 +367,30 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         for first in (0..VECTORS).step_by(together) {
             for j in 0..together {
                 let i = first + j;
-                logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
+                if HALVES {
+                    if i % 2 == 0 {
+                        bits.prefetch(AHEAD / 2 + i * T::LANES);
+                    }
+                } else {
+                    logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
+                }
                 self.coefficients.prefetch(at + AHEAD / size_of::<T>() + i * T::LANES);
-                let x = T::V::<S>::load(s, logits, i * T::LANES);
                 if together > 1 {
+                    let x = if HALVES {
+                        T::V::<S>::from_halves(s, half, bits, i * T::LANES)
+                    } else {
+                        T::V::<S>::load(s, logits, i * T::LANES)
+                    };
                     begun[j] = self.exp.begin::<SHIFTED>(s, x);
                 }
             }
             for j in 0..together {
                 let i = first + j;
-                let x = T::V::<S>::load(s, logits, i * T::LANES);
+                let x = if HALVES {
+                    T::V::<S>::from_halves(s, half, bits, i * T::LANES)
+                } else {
+                    T::V::<S>::load(s, logits, i * T::LANES)
+                };
                 let e;
                 if FINE {
                     let reduced =
@@ -274,15 +430,16 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let zero = T::V::<S>::splat(s, T::default());
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
-        let end = self.logits.len().min(at + VECTORS * T::LANES);
+        let end = self.logits.len.min(at + VECTORS * T::LANES);
+        let logits = self.logits.part(s, at, end - at);
         for (i, at) in (at..end).step_by(T::LANES).enumerate() {
-            self.logits.prefetch(AHEAD / size_of::<T>() + at);
+            logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
             self.coefficients.prefetch(AHEAD / size_of::<T>() + at);
             let lanes = lanes_from::<T>(end - at);
             let x = if lanes == T::ALL {
-                T::V::<S>::load(s, self.logits, at)
+                T::V::<S>::load(s, logits, i * T::LANES)
             } else {
-                T::V::<S>::load_lanes(s, self.logits, at, lanes, lowest)
+                T::V::<S>::load_lanes(s, logits, i * T::LANES, lanes, lowest)
             };
             let [e, error] = if !C::ANY && self.fine {
                 self.exp.of_with_error::<SHIFTED>(s, x)
@@ -325,12 +482,32 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 s.function(Chunk::<S, T, C> { emit: pending, at });
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
-                // Losses whose sums are fine have no coefficients.
-                match (self.grad, !C::ANY && self.fine) {
-                    (true, false) => self.inner::<C, true, SHIFTED, false>(s, at, sums),
-                    (false, false) => self.inner::<C, false, SHIFTED, false>(s, at, sums),
-                    (true, true) => self.inner::<C, true, SHIFTED, true>(s, at, sums),
-                    (false, true) => self.inner::<C, false, SHIFTED, true>(s, at, sums),
+                // Where size counts more, and for losses whose sums are fine, half precision is converted first.
+                let fine = !C::ANY && self.fine;
+                if S::SPECIALIZED && self.logits.halves.is_some() && !fine {
+                    let none = Input::from_slice(&[]);
+                    if self.grad {
+                        self.inner::<C, true, SHIFTED, false, true>(s, at, none, sums);
+                    } else {
+                        self.inner::<C, false, SHIFTED, false, true>(s, at, none, sums);
+                    }
+                } else {
+                    let logits = self.logits.part(s, at, chunk);
+                    // Losses whose sums are fine have no coefficients.
+                    match (self.grad, fine) {
+                        (true, false) => {
+                            self.inner::<C, true, SHIFTED, false, false>(s, at, logits, sums);
+                        }
+                        (false, false) => {
+                            self.inner::<C, false, SHIFTED, false, false>(s, at, logits, sums);
+                        }
+                        (true, true) => {
+                            self.inner::<C, true, SHIFTED, true, false>(s, at, logits, sums);
+                        }
+                        (false, true) => {
+                            self.inner::<C, false, SHIFTED, true, false>(s, at, logits, sums);
+                        }
+                    }
                 }
             } else {
                 self.edge::<C, SHIFTED>(s, at, sums);
@@ -355,7 +532,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let mut most = lowest;
         // Where the parts began that took the last eight new references.
         let mut referred = [0; 8];
-        let len = self.logits.len();
+        let len = self.logits.len;
         self.largest_logit = self.largest_logit.map(|_| Largest::none());
         for start in (0..len).step_by(PART * VECTORS * T::LANES) {
             let part = start..len.min(start + PART * VECTORS * T::LANES);
@@ -388,7 +565,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             }
             most = sums.most;
             if let Some(largest) = self.largest_logit {
-                let logits = self.logits.part(start, part.len());
+                let logits = self.logits.part(s, start, part.len());
                 self.largest_logit = Some(s.apart(TakePart(largest, logits, start)));
             }
             if C::ANY {
@@ -418,6 +595,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         if C::EVEN {
             distance *= self.coefficients.load(s, 0, 1).to_lanes().as_ref()[0].to_f64();
         }
+        distance /= self.temperature;
         RowTotals { rest, pivot, errors, distance, coefficient, most }
     }
 
@@ -440,12 +618,12 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     where
         T: Limits,
     {
-        let most = maximum(s, self.logits.part(part.start, part.len()));
+        let most = self.logits.maximum(s, part);
         // Infinity cannot be a reference. A maximum that is not larger would give the same sums again.
         if most.to_f64() > T::OFFSET_LIMIT || most <= self.reference.to_lanes().as_ref()[0] {
             return false;
         }
-        self.exp = Exp::new(s, most, self.bias);
+        self.exp = Exp::at(s, most, self.bias, self.temperature);
         self.reference = T::V::<S>::splat(s, most);
         true
     }
@@ -539,10 +717,11 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
         let p = e.mul(self.inverse);
         let plain = times::<S, T>(e, self.a).mul(one.sub(p));
-        match self.second {
+        let hess = match self.second {
             None => plain,
             Some(second) => plain.add(p.mul(e.mul(second))),
-        }
+        };
+        hess.mul(self.cooled)
     }
 
     /// Emits the chunk at `at`, shifted by `head`, so that its stores are aligned. It reads up to `head`
@@ -550,20 +729,30 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn chunk<C: Coefficients<T>>(&self, s: S, at: usize) {
         let chunk = VECTORS * T::LANES;
-        if at == 0 && self.head > 0 {
-            self.some::<C>(s, 0, self.head.min(self.grad.len()));
+        if at == 0 {
+            for at in (0..self.head.min(self.len)).step_by(T::LANES) {
+                self.some::<C>(s, at, T::LANES.min(self.head.min(self.len) - at));
+            }
         }
         let at = at + self.head;
-        let end = self.grad.len().min(at + chunk);
+        let end = self.len.min(at + chunk);
         let mut at = at;
-        if at + chunk > self.grad.len() || C::ANY && self.pivot.wrapping_sub(at) < chunk {
+        if at + chunk > self.len || C::ANY && self.pivot.wrapping_sub(at) < chunk {
             while at < end {
                 self.some::<C>(s, at, T::LANES.min(end - at));
                 at += T::LANES;
             }
             return;
         }
-        let (scratch, grad) = (self.scratch.part(at, chunk), self.grad.part(at, chunk));
+        let scratch = self.scratch.part(at, chunk);
+        if let Some((half, grad)) = self.halves {
+            // The type is a constant in each branch.
+            return match half {
+                Half::Brain => self.halves::<C>(s, Half::Brain, grad.part(at, chunk), at),
+                Half::Binary16 => self.halves::<C>(s, Half::Binary16, grad.part(at, chunk), at),
+            };
+        }
+        let grad = self.grad.part(at, chunk);
         if let Some(hess) = self.hess {
             for i in 0..VECTORS {
                 let e = T::V::<S>::load(s, scratch, i * T::LANES);
@@ -586,6 +775,21 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
     }
 
+    /// Emits a whole chunk in half precision.
+    #[inline(always)]
+    fn halves<C: Coefficients<T>>(&self, s: S, half: Half, grad: Output<'_, u16>, at: usize) {
+        let scratch = self.scratch.part(at, VECTORS * T::LANES);
+        for i in (0..VECTORS).step_by(2) {
+            let mut pair = [T::V::<S>::splat(s, T::default()); 2];
+            for (j, g) in pair.iter_mut().enumerate() {
+                let i = (i + j) * T::LANES;
+                let e = T::V::<S>::load(s, scratch, i);
+                *g = self.gradient::<C>(s, e, at + i, T::ALL);
+            }
+            T::V::<S>::pair_to_halves(pair, half, grad, i * T::LANES, self.non_temporal);
+        }
+    }
+
     /// Emits `n` numbers, at most a vector. The pivot may be among them.
     #[inline(always)]
     fn some<C: Coefficients<T>>(&self, s: S, at: usize, n: usize) {
@@ -597,6 +801,13 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         if C::ANY && lane < n {
             let mask = T::V::<S>::mask(s, 1 << lane);
             g = T::V::<S>::select(mask, T::V::<S>::splat(s, self.pivot_grad), g);
+        }
+        if let Some((half, grad)) = self.halves {
+            return s.apart(SomeHalves::<T> {
+                half,
+                grad: grad.part(at, n),
+                numbers: g.to_lanes(),
+            });
         }
         if self.non_temporal && lanes == T::ALL {
             g.stream(self.grad, at);
@@ -612,9 +823,18 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn all<C: Coefficients<T, Row<S> = R>>(&self, s: S) {
         let mut at = 0;
-        while at < self.grad.len() {
+        while at < self.len {
             s.function(Chunk::<S, T, C> { emit: self, at });
             at += VECTORS * T::LANES;
+        }
+    }
+
+    /// Writes the gradient of a class.
+    #[inline(always)]
+    fn set(&self, class: usize, x: T) {
+        match self.halves {
+            None => self.grad.set(class, x),
+            Some((half, grad)) => grad.set(class, half.round(x.to_f64() as f32)),
         }
     }
 
@@ -622,7 +842,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     fn finish<C: Coefficients<T, Row<S> = R>>(&self) {
         if !C::ANY && self.pivot_grad != T::default() {
-            self.grad.set(self.pivot, self.pivot_grad);
+            self.set(self.pivot, self.pivot_grad);
         }
         let Some(hess) = self.hess else { return };
         hess.set(self.pivot, self.pivot_hess);
@@ -632,12 +852,44 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     }
 }
 
+/// Emits the first of some numbers in half precision, as many as there is room for.
+struct SomeHalves<'a, T: Real> {
+    half: Half,
+    grad: Output<'a, u16>,
+    numbers: T::Lanes,
+}
+
+impl<T: Real> Kernel for SomeHalves<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let SomeHalves { half, grad, numbers } = self;
+        if grad.len() == T::LANES {
+            return T::V::<S>::from_lanes(s, numbers).to_halves(half, grad, 0);
+        }
+        for (i, x) in numbers.as_ref().iter().enumerate().take(grad.len()) {
+            grad.set(i, half.round(x.to_f64() as f32));
+        }
+    }
+}
+
 impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// A job. `total` is the sum of the coefficients where all rows have the same, else 0.
     pub fn new(batch: &'a Batch<'a, T>, coefficients: C, total: f64, objective: Objective) -> Self {
         let keep = 1.0 - batch.options.label_smoothing;
         let (plain, non_temporal) = (objective.is_plain(), Route::of(batch).non_temporal);
-        Rows { batch, coefficients, objective, plain, keep, total, non_temporal }
+        let (temperature, halves) = (batch.options.temperature, batch.half_rows());
+        Rows {
+            batch,
+            coefficients,
+            objective,
+            plain,
+            keep,
+            temperature,
+            total,
+            non_temporal,
+            halves,
+        }
     }
 
     /// One row of an output.
@@ -658,6 +910,12 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// Fills a row of the gradient and of the Hessian with `x`.
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, row: usize, x: T) {
+        if let Some(halves) = self.halves {
+            let Some(grad) = halves.grad else { return };
+            let (half, classes) = (halves.half, self.batch.classes);
+            let (row, x) = (grad.part(row * classes, classes), x.to_f64() as f32);
+            return s.apart(FillHalves { half, row, x, non_temporal: self.non_temporal });
+        }
         for array in [self.batch.outputs.grad, self.batch.outputs.hess].into_iter().flatten() {
             fill(s, self.row_of(array, row), x, self.non_temporal);
         }
@@ -704,7 +962,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         row: &mut Reduce<'b, S, T, C::Row<S>>,
         pending: &mut Option<Emit<'b, S, T, C::Row<S>>>,
     ) -> Option<(RowTotals, T)> {
-        let sample = row.logits.part(0, SAMPLED.min(row.logits.len()));
+        let sample = row.logits.part(s, 0, SAMPLED.min(row.logits.len));
         let mut reference = maximum(s, sample);
         if C::HARD {
             let x = row.logits.get(row.pivot);
@@ -713,11 +971,11 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             row.pivot = find(s, sample, reference);
         }
         let mut most = None;
-        if reference.to_f64().abs() <= T::OFFSET_LIMIT {
-            row.exp = Exp::new(s, reference, row.bias);
+        if reference.to_f64().abs() <= T::OFFSET_LIMIT * self.temperature {
+            row.exp = Exp::at(s, reference, row.bias, self.temperature);
             row.reference = T::V::<S>::splat(s, reference);
             // A shift of 0 changes no bit.
-            let totals = if S::SPECIALIZED {
+            let totals = if S::SPECIALIZED && self.temperature == 1.0 {
                 row.row::<C, false>(s, pending)
             } else {
                 row.shifted_row::<C>(s, pending)
@@ -728,14 +986,14 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             }
             most = (!C::HARD).then_some(T::from_f64(totals.most));
         }
-        let most = most.unwrap_or_else(|| maximum(s, row.logits));
+        let most = most.unwrap_or_else(|| row.logits.maximum(s, 0..row.logits.len));
         if !most.to_f64().is_finite() {
             return None;
         }
-        row.exp = Exp::new(s, most, row.bias);
+        row.exp = Exp::at(s, most, row.bias, self.temperature);
         row.reference = T::V::<S>::splat(s, most);
         if !C::HARD {
-            row.pivot = find(s, row.logits, most);
+            row.pivot = row.logits.find(s, most);
         }
         Some((row.shifted_row::<C>(s, pending), most))
     }
@@ -755,7 +1013,8 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
                 Some((totals, reference)) => s.apart(LogSumExp {
                     rest: totals.rest,
                     pivot: totals.pivot,
-                    logits: [reduce.logits.get(reduce.pivot).to_f64(), reference.to_f64()],
+                    logits: [reduce.logits.get(reduce.pivot).to_f64(), reference.to_f64()]
+                        .map(|x| x / self.temperature),
                     relative: reduce.exp.relative(totals.rest + totals.pivot),
                 }),
                 None => self.batch.infinite_logsumexp(row),
@@ -765,7 +1024,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         if let Some(array) = self.batch.summaries.argmax {
             let class = match (finite, reduce.largest_logit) {
                 (Some(_), Some(largest)) => largest.class,
-                _ => s.apart(Argmax(reduce.logits)),
+                _ => s.apart(Argmax(reduce.logits.floats)),
             };
             array.set(row, class as i64);
         }
@@ -778,7 +1037,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             // Negative distances, of logits above the reference, would cancel against log S.
             return totals.distance >= 0.0;
         }
-        let above = totals.most - reference.to_f64();
+        let above = (totals.most - reference.to_f64()) / self.temperature;
         if above <= 0.0 {
             return true;
         }
@@ -850,8 +1109,12 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         let chunk = VECTORS * T::LANES;
         let grad = batch.outputs.grad.is_some();
         let fine = self.objective.is_function_of_class();
+        // Of the gradient: that in the logits is that in `logits / temperature`, over the temperature.
+        let divisor = batch.divisor * self.temperature;
         let scratch =
             Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
+        let halves = self.halves;
+        let converted = Scratch::<T>::uncleared(if halves.is_some() { CONVERTED } else { 0 });
         let mut pending = None;
         let mut losses = PendingLosses::default();
         let mut entries = Entries::of(batch);
@@ -880,7 +1143,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                     self.keep * batch.weight.as_ref().map_or(1.0, |weight| weight[class]);
                 own_weight = class_weight;
             }
-            let scale = sample / batch.divisor;
+            let scale = sample / divisor;
             let total_scale = if C::HARD { scale * (class_weight + self.total) } else { scale };
             let total_scale = match self.plain {
                 true => total_scale,
@@ -890,12 +1153,26 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let bias = T::ROW_BIAS + shift;
             let coefficients = self.coefficients.row(s, row, batch.classes);
             let zero = T::V::<S>::splat(s, T::default());
+            let own = row * batch.classes;
+            let logits = match halves {
+                None => Logits {
+                    len: batch.classes,
+                    floats: batch.values.part(own, batch.classes),
+                    halves: None,
+                },
+                Some(HalfRows { half, values, .. }) => Logits {
+                    len: batch.classes,
+                    floats: converted.input(),
+                    halves: Some((half, values.part(own, batch.classes), converted.output())),
+                },
+            };
             let mut reduce = Reduce {
-                logits: batch.values.part(row * batch.classes, batch.classes),
+                logits,
                 scratch: &scratch,
                 grad: grad && !ignored,
                 fine,
                 exp: Exp::new(s, T::default(), bias),
+                temperature: self.temperature,
                 bias,
                 largest: power(T::ROW_LARGEST + shift),
                 reference: zero,
@@ -924,6 +1201,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             if C::ANY && T::WIDE == 2 && !finite {
                 // They may have overflowed in the logits' type.
                 let [coefficient, distance] = batch.sums_f64(row, reference.to_f64());
+                let distance = distance / self.temperature;
                 for (sum, wide) in
                     [(&mut totals.coefficient, coefficient), (&mut totals.distance, distance)]
                 {
@@ -938,17 +1216,17 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let not_largest = !C::HARD && most > reference.to_f64();
             losses.distance[i] = distance;
             if let Some(entries) = &entries {
-                losses.distance[i] += entries.distance;
+                losses.distance[i] += entries.distance / self.temperature;
             }
             if not_largest {
-                let above = most - reference.to_f64();
+                let above = (most - reference.to_f64()) / self.temperature;
                 losses.distance[i] += coefficient * above;
                 losses.far[i] = Some(-above);
             } else if rest <= pivot * T::FAR {
                 losses.far[i] = None;
             } else {
                 let below = reference.to_f64() - reduce.logits.get(reduce.pivot).to_f64();
-                losses.far[i] = Some(below);
+                losses.far[i] = Some(below / self.temperature);
             }
             (losses.rest[i], losses.pivot[i]) = (rest, pivot);
             losses.rows[i] = row;
@@ -958,9 +1236,20 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let objective = (!self.plain).then(|| {
                 let (own, losses) = (reduce.logits.get(reduce.pivot), &mut losses);
                 let logits = [reference.to_f64(), own.to_f64()];
+                let temperature = self.temperature;
                 let (objective, hess) = (self.objective, batch.outputs.hess.is_some());
                 let least = power(8 - T::MAX_EXPONENT);
-                s.apart(ApplyToRow { objective, losses, rest, pivot, errors, least, logits, hess })
+                s.apart(ApplyToRow {
+                    objective,
+                    losses,
+                    rest,
+                    pivot,
+                    errors,
+                    least,
+                    logits,
+                    temperature,
+                    hess,
+                })
             });
             losses.n += 1;
             if losses.n == 8 {
@@ -977,10 +1266,17 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 scaled = scaled * slope + z_slope;
             }
             let a = scaled / whole;
-            let grad = self.row_of(grad, row);
+            let halves = halves
+                .and_then(|halves| Some((halves.half, halves.grad?.part(own, batch.classes))));
+            let grad = if halves.is_some() { grad } else { self.row_of(grad, row) };
+            let mut head = 0;
             if self.non_temporal {
                 // This row and the next share a cache line, which no non-temporal store writes whole.
-                grad.prefetch(grad.len() - 1);
+                match halves {
+                    None => grad.prefetch(grad.len() - 1),
+                    Some((_, grad)) => grad.prefetch(grad.len() - 1),
+                }
+                head = halves.map_or_else(|| grad.unaligned(), |(_, grad)| grad.unaligned());
             }
             let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
             let (mut inverse, mut dominant, mut pivot_hess) = (0.0, None, T::default());
@@ -1004,6 +1300,9 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                     }
                     second = Some(factor);
                 }
+                let cooled = |x: T| T::from_f64(x.to_f64() / self.temperature);
+                pivot_hess = cooled(pivot_hess);
+                dominant = dominant.map(|(class, x)| (class, cooled(x)));
             }
             let mut pivot_grad = T::default();
             if C::ANY {
@@ -1064,19 +1363,22 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             }
             let emit = Emit {
                 scratch: scratch.input(),
+                len: batch.classes,
                 grad,
+                halves,
                 hess,
                 dominant,
                 coefficients,
                 a: [T::V::<S>::splat(s, a_high), T::V::<S>::splat(s, a_low)],
                 minus_b: T::V::<S>::splat(s, T::from_f64(-scale)),
                 inverse: T::V::<S>::splat(s, T::from_f64(inverse)),
+                cooled: T::V::<S>::splat(s, T::from_f64(1.0 / self.temperature)),
                 second: second
                     .map(|second| T::V::<S>::splat(s, T::from_f64(second / (rest + pivot)))),
                 pivot: reduce.pivot,
                 pivot_grad,
                 pivot_hess,
-                head: if self.non_temporal { grad.unaligned() } else { 0 },
+                head,
                 non_temporal: self.non_temporal,
             };
             let Some(entries) =
@@ -1093,7 +1395,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let a = if entries.is_changed() { emit.a } else { [unit, zero] };
                 let g = Emit { a, ..emit }.gradient::<C>(s, x, class, 1);
                 // Adding 0 makes -0 a 0.
-                grad.set(class, T::from_f64(g.to_lanes().as_ref()[0].to_f64() + 0.0));
+                emit.set(class, T::from_f64(g.to_lanes().as_ref()[0].to_f64() + 0.0));
             }
         }
         if let Some(pending) = pending {
@@ -1120,6 +1422,8 @@ struct ApplyToRow<'a> {
     least: f64,
     /// The reference logit, which `log S` is relative to, and the logit of the true class.
     logits: [f64; 2],
+    /// What the logits are divided by.
+    temperature: f64,
     /// Whether there is a Hessian.
     hess: bool,
 }
@@ -1137,7 +1441,8 @@ impl Kernel for ApplyToRow<'_> {
     type Output = RowFactors;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> RowFactors {
-        let ApplyToRow { objective, losses, rest, pivot, errors, least, logits, hess } = self;
+        let ApplyToRow { objective, losses, rest, pivot, errors, least, logits, temperature, hess } =
+            self;
         let i = losses.n;
         // Macros: closures might be compiled without the instruction set of this function.
         macro_rules! splat {
@@ -1157,7 +1462,7 @@ impl Kernel for ApplyToRow<'_> {
         let near = rest < pivot;
         if losses.far[i].is_some() || objective.has_z_loss() && !near {
             above = log_scalar(s, losses.sum[i]) - losses.residue[i];
-            log_sum = logits[0] + above;
+            log_sum = logits[0] / temperature + above;
             surprisal = losses.far[i].map_or(0.0, |far| above + far);
         }
         if losses.far[i].is_none() && (near || !objective.has_z_loss()) {
@@ -1172,11 +1477,13 @@ impl Kernel for ApplyToRow<'_> {
             } else {
                 log1p_scalar(s, odds)
             };
-            log_sum = logits[1] + surprisal;
+            log_sum = logits[1] / temperature + surprisal;
         }
         let mut state_pivot = pivot;
         if let (Some(far), true) = (losses.far[i], objective.is_function_of_class()) {
-            let error = two_sum(above, far).1 + two_sum(logits[0], -logits[1]).1;
+            let (below, below_error) = two_sum(logits[0], -logits[1]);
+            let below_error = ((-far).mul_add(temperature, below) + below_error) / temperature;
+            let error = two_sum(above, far).1 + below_error;
             surprisal_error = if surprisal.is_finite() { error } else { 0.0 };
             if pivot < least {
                 // As 0 it changes no sum.

@@ -26,6 +26,11 @@ class Case:
     weights: Callable
     module: str
 
+    @property
+    def bounded(self):
+        """Whether the input is probabilities."""
+        return self.name == "binary_cross_entropy"
+
     def drawn(self, options, dtype, device):
         """Return the arguments and options of a call."""
         generator = torch.Generator().manual_seed(0)
@@ -135,6 +140,24 @@ def binary(x, t, pos_weight=None, label_smoothing=0.0, **_):
     return (1.0 - t) * F.softplus(x, threshold=1e9) + v * F.softplus(-x, threshold=1e9)
 
 
+def draw_probabilities(generator):
+    """Return probabilities and labels."""
+    x, t = draw_elements(generator)
+    return (x * 0.8).sigmoid(), t
+
+
+def binary_of_probabilities(p, t, pos_weight=None, label_smoothing=0.0, **_):
+    t = (1.0 - label_smoothing) * t + label_smoothing / 2
+    v = t if pos_weight is None else pos_weight * t
+    return -(v * p.log() + (1.0 - t) * (-p).log1p())
+
+
+def sigmoid_focal(x, t, gamma=2.0, alpha=None, **_):
+    m = (1.0 - t) * x.sigmoid() + t * (-x).sigmoid()
+    losses = m**gamma * binary(x, t)
+    return losses if alpha is None else (alpha * t + (1.0 - alpha) * (1.0 - t)) * losses
+
+
 def kl_divergence(x, y, temperature=1.0, direction="forward", **_):
     log_p, log_q = (F.log_softmax(t.double() / temperature, 1) for t in (x, y))
     if direction == "reverse":
@@ -207,6 +230,30 @@ CASES = [
         binary,
         by_element,
         "BCEWithLogitsLoss",
+    ),
+    Case(
+        "binary_cross_entropy",
+        draw_probabilities,
+        (
+            {},
+            {"weight": rand(5, 7), "where": rand_bool, "pos_weight": rand(7)},
+            {"label_smoothing": 0.1, "denominator": 3.0},
+        ),
+        binary_of_probabilities,
+        by_element,
+        "BCELoss",
+    ),
+    Case(
+        "sigmoid_focal_loss",
+        draw_elements,
+        (
+            {},
+            {"gamma": 0.5, "weight": rand(5, 7), "where": rand_bool},
+            {"gamma": 3.5, "alpha": 0.25, "denominator": 3.0},
+        ),
+        sigmoid_focal,
+        by_element,
+        "SigmoidFocalLoss",
     ),
 ]
 NAMES = [case.name for case in CASES]

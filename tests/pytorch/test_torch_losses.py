@@ -88,7 +88,8 @@ def test_transforms(case, options, transform, backend):
     x = x[:3]
     cut = lambda t: t[:3] if torch.is_tensor(t) and t.dim() and len(t) == 5 else t  # noqa: E731
     others, options = [cut(t) for t in others], {key: cut(t) for key, t in options.items()}
-    xs = torch.stack([x, x + 1.0, 2.0 * x])
+    # Probabilities stay in [0, 1].
+    xs = torch.stack([x, 0.5 * x, x * x] if case.bounded else [x, x + 1.0, 2.0 * x])
     ours, expected = (
         TRANSFORMS[transform](lambda x: f(x, *others, **options), x, xs)  # noqa: B023
         for f in (function(case), case.reference)

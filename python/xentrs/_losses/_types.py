@@ -8,8 +8,13 @@ from typing import Any, Literal, SupportsIndex, TypeAlias, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# The dtype of an array of logits, and so of the arrays that are returned.
+# The dtype of an array of logits, and so of single losses. Those of float16 are float32.
 Float = TypeVar("Float", np.float32, np.float64)
+# The dtype of an array of logits, and so of the gradient and the Hessian.
+AnyFloat = TypeVar("AnyFloat", np.float16, np.float32, np.float64)
+# For mypy the overloads of half precision overlap with the others, as arrays of any dtype are both.
+Half: TypeAlias = NDArray[np.float16]
+Single: TypeAlias = NDArray[np.float32]
 FloatArray: TypeAlias = NDArray[np.floating[Any]]
 Ignored: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | None
 Reduction: TypeAlias = Literal["mean", "sum", "none"]

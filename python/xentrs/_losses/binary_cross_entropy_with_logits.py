@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xentrs._arrays import evaluate
 from xentrs._losses import public
-from xentrs._losses._types import Float, FloatArray, Reduction
+from xentrs._losses._types import AnyFloat, Float, FloatArray, Half, Reduction, Single
 
 
 class Options(TypedDict, total=False):
@@ -22,6 +22,14 @@ class Options(TypedDict, total=False):
     where: ArrayLike | None
 
 
+@overload
+def binary_cross_entropy_with_logits(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    **options: Unpack[Options],
+) -> Single: ...
 @overload
 def binary_cross_entropy_with_logits(
     logits: NDArray[Float],
@@ -63,7 +71,7 @@ def binary_cross_entropy_with_logits(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Log-odds, of any shape. A C-contiguous array is read where it lies. Integers in a list or
         another sequence become float64; integer arrays are refused.
     target : array_like of the shape of `logits`
@@ -94,7 +102,7 @@ def binary_cross_entropy_with_logits(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype and shape of `logits`.
+        of the dtype (float32 for half precision) and shape of `logits`.
 
     Raises
     ------
@@ -156,6 +164,15 @@ def binary_cross_entropy_with_logits(
 
 
 @overload
+def binary_cross_entropy_with_logits_with_grad(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    **options: Unpack[Options],
+) -> tuple[Single, Half]: ...
+@overload
 def binary_cross_entropy_with_logits_with_grad(
     logits: NDArray[Float],
     target: ArrayLike,
@@ -175,13 +192,13 @@ def binary_cross_entropy_with_logits_with_grad(
 ) -> tuple[FloatArray, FloatArray]: ...
 @overload
 def binary_cross_entropy_with_logits_with_grad(
-    logits: NDArray[Float],
+    logits: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
     **options: Unpack[Options],
-) -> tuple[float, NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat]]: ...
 @overload
 def binary_cross_entropy_with_logits_with_grad(
     logits: ArrayLike,
@@ -209,7 +226,7 @@ def binary_cross_entropy_with_logits_with_grad(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Log-odds, of any shape. A C-contiguous array is read where it lies. Integers in a list or
         another sequence become float64; integer arrays are refused.
     target : array_like of the shape of `logits`
@@ -244,7 +261,7 @@ def binary_cross_entropy_with_logits_with_grad(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype and shape of `logits`.
+        of the dtype (float32 for half precision) and shape of `logits`.
     grad : ndarray
         The gradient of the returned loss in `logits`; for ``"none"``, of each element's own loss.
         It is `out`, or a new C-contiguous array of the shape and dtype of `logits`.
@@ -315,6 +332,16 @@ def binary_cross_entropy_with_logits_with_grad(
 
 
 @overload
+def binary_cross_entropy_with_logits_with_grad_hess(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    hess_out: Half | None = None,
+    **options: Unpack[Options],
+) -> tuple[Single, Half, Half]: ...
+@overload
 def binary_cross_entropy_with_logits_with_grad_hess(
     logits: NDArray[Float],
     target: ArrayLike,
@@ -336,14 +363,14 @@ def binary_cross_entropy_with_logits_with_grad_hess(
 ) -> tuple[FloatArray, FloatArray, FloatArray]: ...
 @overload
 def binary_cross_entropy_with_logits_with_grad_hess(
-    logits: NDArray[Float],
+    logits: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
-    hess_out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
+    hess_out: NDArray[AnyFloat] | None = None,
     **options: Unpack[Options],
-) -> tuple[float, NDArray[Float], NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
 @overload
 def binary_cross_entropy_with_logits_with_grad_hess(
     logits: ArrayLike,
@@ -375,7 +402,7 @@ def binary_cross_entropy_with_logits_with_grad_hess(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Log-odds, of any shape. A C-contiguous array is read where it lies. Integers in a list or
         another sequence become float64; integer arrays are refused.
     target : array_like of the shape of `logits`
@@ -414,7 +441,7 @@ def binary_cross_entropy_with_logits_with_grad_hess(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype and shape of `logits`.
+        of the dtype (float32 for half precision) and shape of `logits`.
     grad : ndarray
         The gradient of the returned loss in `logits`; for ``"none"``, of each element's own loss.
         It is `out`, or a new C-contiguous array of the shape and dtype of `logits`.

@@ -9,17 +9,36 @@ from numpy.typing import ArrayLike, NDArray
 
 from xentrs._arrays import evaluate
 from xentrs._losses import public
-from xentrs._losses._types import ClassOptions, Float, FloatArray, Ignored, Reduction
+from xentrs._losses._types import (
+    AnyFloat,
+    ClassOptions,
+    Float,
+    FloatArray,
+    Half,
+    Ignored,
+    Reduction,
+    Single,
+)
 
 
 class Options(ClassOptions, total=False):
     """The keywords on which no returned type depends."""
 
     z_loss: float
+    softcap: float | None
+    temperature: float
     logsumexp_out: FloatArray | None
     argmax_out: NDArray[np.int64] | None
 
 
+@overload
+def cross_entropy(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    **options: Unpack[Options],
+) -> Single: ...
 @overload
 def cross_entropy(
     logits: NDArray[Float],
@@ -55,6 +74,8 @@ def cross_entropy(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -65,7 +86,7 @@ def cross_entropy(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -98,6 +119,13 @@ def cross_entropy(
         A factor z, finite and not negative: z S**2, where S is the logsumexp of the sample's logits
         in nats, is added to the loss of each sample that counts. It keeps the logits near
         normalised log-probabilities.
+    softcap : float, optional
+        A smooth cap of the logits: x becomes softcap * tanh(x / softcap), before it is divided by
+        `temperature`. Positive and finite. A logit of -inf stays -inf and has the gradient 0.
+        Derivatives are those in the logits as given.
+    temperature : float, default 1.0
+        What the logits are divided by, positive and finite. The differences of the logits keep
+        their digits: no quotient is rounded. Derivatives are those in the logits as given.
     reduction : {"mean", "sum", "none"}, default "mean"
         What to return: the mean over the samples, their sum, or the loss of each sample.
     denominator : float, optional
@@ -118,7 +146,7 @@ def cross_entropy(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
 
     Raises
     ------
@@ -157,6 +185,12 @@ def cross_entropy(
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
     The z-loss, which class weights and label smoothing leave alone, adds s z S**2 to either; its
     mean is divided by the sum of s over the samples that count.
+
+    With `softcap` or `temperature` the logits in these formulas are the mapped ones,
+
+    .. math:: \frac{c \tanh(x / c)}{T} ,
+
+    and the gradient and the Hessian are those in x.
 
     A logit of -inf is a class of probability 0. It costs nothing unless the target has weight
     there. A sample with a NaN, with +inf, or with nothing but -inf has the loss NaN.
@@ -200,6 +234,15 @@ def cross_entropy(
 
 
 @overload
+def cross_entropy_with_grad(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    **options: Unpack[Options],
+) -> tuple[Single, Half]: ...
+@overload
 def cross_entropy_with_grad(
     logits: NDArray[Float],
     target: ArrayLike,
@@ -219,13 +262,13 @@ def cross_entropy_with_grad(
 ) -> tuple[FloatArray, FloatArray]: ...
 @overload
 def cross_entropy_with_grad(
-    logits: NDArray[Float],
+    logits: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
     **options: Unpack[Options],
-) -> tuple[float, NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat]]: ...
 @overload
 def cross_entropy_with_grad(
     logits: ArrayLike,
@@ -246,6 +289,8 @@ def cross_entropy_with_grad(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -257,7 +302,7 @@ def cross_entropy_with_grad(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -290,6 +335,13 @@ def cross_entropy_with_grad(
         A factor z, finite and not negative: z S**2, where S is the logsumexp of the sample's logits
         in nats, is added to the loss of each sample that counts. It keeps the logits near
         normalised log-probabilities.
+    softcap : float, optional
+        A smooth cap of the logits: x becomes softcap * tanh(x / softcap), before it is divided by
+        `temperature`. Positive and finite. A logit of -inf stays -inf and has the gradient 0.
+        Derivatives are those in the logits as given.
+    temperature : float, default 1.0
+        What the logits are divided by, positive and finite. The differences of the logits keep
+        their digits: no quotient is rounded. Derivatives are those in the logits as given.
     reduction : {"mean", "sum", "none"}, default "mean"
         What to return: the mean over the samples, their sum, or the loss of each sample.
     denominator : float, optional
@@ -314,7 +366,7 @@ def cross_entropy_with_grad(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
     grad : ndarray
         The gradient of the returned loss in `logits`; for ``"none"``, of each sample's own loss. It
         is `out`, or a new C-contiguous array of the shape and dtype of `logits`.
@@ -357,6 +409,12 @@ def cross_entropy_with_grad(
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
     The z-loss, which class weights and label smoothing leave alone, adds s z S**2 to either; its
     mean is divided by the sum of s over the samples that count.
+
+    With `softcap` or `temperature` the logits in these formulas are the mapped ones,
+
+    .. math:: \frac{c \tanh(x / c)}{T} ,
+
+    and the gradient and the Hessian are those in x.
 
     A logit of -inf is a class of probability 0. It costs nothing unless the target has weight
     there. A sample with a NaN, with +inf, or with nothing but -inf has the loss NaN.
@@ -409,6 +467,16 @@ def cross_entropy_with_grad(
 
 
 @overload
+def cross_entropy_with_grad_hess(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    hess_out: Half | None = None,
+    **options: Unpack[Options],
+) -> tuple[Single, Half, Half]: ...
+@overload
 def cross_entropy_with_grad_hess(
     logits: NDArray[Float],
     target: ArrayLike,
@@ -430,14 +498,14 @@ def cross_entropy_with_grad_hess(
 ) -> tuple[FloatArray, FloatArray, FloatArray]: ...
 @overload
 def cross_entropy_with_grad_hess(
-    logits: NDArray[Float],
+    logits: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
-    hess_out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
+    hess_out: NDArray[AnyFloat] | None = None,
     **options: Unpack[Options],
-) -> tuple[float, NDArray[Float], NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
 @overload
 def cross_entropy_with_grad_hess(
     logits: ArrayLike,
@@ -459,6 +527,8 @@ def cross_entropy_with_grad_hess(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -473,7 +543,7 @@ def cross_entropy_with_grad_hess(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -506,6 +576,13 @@ def cross_entropy_with_grad_hess(
         A factor z, finite and not negative: z S**2, where S is the logsumexp of the sample's logits
         in nats, is added to the loss of each sample that counts. It keeps the logits near
         normalised log-probabilities.
+    softcap : float, optional
+        A smooth cap of the logits: x becomes softcap * tanh(x / softcap), before it is divided by
+        `temperature`. Positive and finite. A logit of -inf stays -inf and has the gradient 0.
+        Derivatives are those in the logits as given.
+    temperature : float, default 1.0
+        What the logits are divided by, positive and finite. The differences of the logits keep
+        their digits: no quotient is rounded. Derivatives are those in the logits as given.
     reduction : {"mean", "sum", "none"}, default "mean"
         What to return: the mean over the samples, their sum, or the loss of each sample.
     denominator : float, optional
@@ -534,7 +611,7 @@ def cross_entropy_with_grad_hess(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
     grad : ndarray
         The gradient of the returned loss in `logits`; for ``"none"``, of each sample's own loss. It
         is `out`, or a new C-contiguous array of the shape and dtype of `logits`.
@@ -581,6 +658,12 @@ def cross_entropy_with_grad_hess(
     probabilities by the sum of s. If no sample counts, the mean is NaN; with `denominator` it is 0.
     The z-loss, which class weights and label smoothing leave alone, adds s z S**2 to either; its
     mean is divided by the sum of s over the samples that count.
+
+    With `softcap` or `temperature` the logits in these formulas are the mapped ones,
+
+    .. math:: \frac{c \tanh(x / c)}{T} ,
+
+    and the gradient and the Hessian are those in x.
 
     A logit of -inf is a class of probability 0. It costs nothing unless the target has weight
     there. A sample with a NaN, with +inf, or with nothing but -inf has the loss NaN.

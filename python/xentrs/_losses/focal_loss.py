@@ -8,7 +8,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from xentrs._arrays import evaluate
 from xentrs._losses import public
-from xentrs._losses._types import ClassOptions, Float, FloatArray, Ignored, Reduction
+from xentrs._losses._types import (
+    AnyFloat,
+    ClassOptions,
+    Float,
+    FloatArray,
+    Half,
+    Ignored,
+    Reduction,
+    Single,
+)
 
 
 class Options(ClassOptions, total=False):
@@ -17,6 +26,14 @@ class Options(ClassOptions, total=False):
     gamma: float
 
 
+@overload
+def focal_loss(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    **options: Unpack[Options],
+) -> Single: ...
 @overload
 def focal_loss(
     logits: NDArray[Float],
@@ -63,7 +80,7 @@ def focal_loss(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -101,7 +118,7 @@ def focal_loss(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
 
     Raises
     ------
@@ -162,6 +179,15 @@ def focal_loss(
 
 
 @overload
+def focal_loss_with_grad(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    **options: Unpack[Options],
+) -> tuple[Single, Half]: ...
+@overload
 def focal_loss_with_grad(
     logits: NDArray[Float],
     target: ArrayLike,
@@ -181,13 +207,13 @@ def focal_loss_with_grad(
 ) -> tuple[FloatArray, FloatArray]: ...
 @overload
 def focal_loss_with_grad(
-    logits: NDArray[Float],
+    logits: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
     **options: Unpack[Options],
-) -> tuple[float, NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat]]: ...
 @overload
 def focal_loss_with_grad(
     logits: ArrayLike,
@@ -220,7 +246,7 @@ def focal_loss_with_grad(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -262,7 +288,7 @@ def focal_loss_with_grad(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
     grad : ndarray
         The gradient of the returned loss in `logits`; for ``"none"``, of each sample's own loss. It
         is `out`, or a new C-contiguous array of the shape and dtype of `logits`.
@@ -315,10 +341,10 @@ def focal_loss_with_grad(
     For the mean it is divided by what the mean is divided by. It is exactly 0 for samples that
     count for nothing. Where p = 1 it has its limit, which is 0 if gamma is above 0.
 
-    Accuracy: at most 4 ULP up to gamma 2, and 1.1 more for each further unit of gamma, for the loss
-    of a sample and for each entry of the gradient that is not next to the smallest normal number,
-    since the error of 1 - p is multiplied by gamma (measured for gamma 2: 3.6 in float32, 4.0
-    in float64; see docs/numerics.md).
+    Accuracy: at most 4 ULP up to gamma 1.5, and 1.1 more for each further unit of gamma, for the
+    loss of a sample and for each entry of the gradient that is not next to the smallest normal
+    number, since the error of 1 - p is multiplied by gamma (measured for gamma 2: 3.6 in float32,
+    4.4 in float64; see docs/numerics.md).
 
     References
     ----------
@@ -338,6 +364,16 @@ def focal_loss_with_grad(
     return evaluate("focal_loss", 1, locals())
 
 
+@overload
+def focal_loss_with_grad_hess(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    hess_out: Half | None = None,
+    **options: Unpack[Options],
+) -> tuple[Single, Half, Half]: ...
 @overload
 def focal_loss_with_grad_hess(
     logits: NDArray[Float],
@@ -360,14 +396,14 @@ def focal_loss_with_grad_hess(
 ) -> tuple[FloatArray, FloatArray, FloatArray]: ...
 @overload
 def focal_loss_with_grad_hess(
-    logits: NDArray[Float],
+    logits: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
-    hess_out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
+    hess_out: NDArray[AnyFloat] | None = None,
     **options: Unpack[Options],
-) -> tuple[float, NDArray[Float], NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
 @overload
 def focal_loss_with_grad_hess(
     logits: ArrayLike,
@@ -402,7 +438,7 @@ def focal_loss_with_grad_hess(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -448,7 +484,7 @@ def focal_loss_with_grad_hess(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
     grad : ndarray
         The gradient of the returned loss in `logits`; for ``"none"``, of each sample's own loss. It
         is `out`, or a new C-contiguous array of the shape and dtype of `logits`.
@@ -517,10 +553,10 @@ def focal_loss_with_grad_hess(
         \frac{\partial^2 \mathrm{loss}}{\partial x_c^2}
         = s\, w_y \left[ \phi''\, (p_c - [c = y])^2 + \phi'\, p_c (1 - p_c) \right] .
 
-    Accuracy: at most 4 ULP up to gamma 2, and 1.1 more for each further unit of gamma, for the loss
-    of a sample and for each entry of the gradient that is not next to the smallest normal number,
-    since the error of 1 - p is multiplied by gamma; at most 7 + 2.5 gamma ULP of the larger of its
-    two terms for such an entry of the Hessian (measured for gamma 2: 4.7 in float32, 9.3 in
+    Accuracy: at most 4 ULP up to gamma 1.5, and 1.1 more for each further unit of gamma, for the
+    loss of a sample and for each entry of the gradient that is not next to the smallest normal
+    number, since the error of 1 - p is multiplied by gamma; at most 7 + 2.5 gamma ULP of the larger
+    of its two terms for such an entry of the Hessian (measured for gamma 2: 4.7 in float32, 9.3 in
     float64; see docs/numerics.md).
 
     References

@@ -8,7 +8,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from xentrs._arrays import evaluate
 from xentrs._losses import public
-from xentrs._losses._types import Float, FloatArray, Ignored, IndexOptions, Reduction
+from xentrs._losses._types import (
+    AnyFloat,
+    Float,
+    FloatArray,
+    Half,
+    Ignored,
+    IndexOptions,
+    Reduction,
+    Single,
+)
 
 
 class Options(IndexOptions, total=False):
@@ -17,6 +26,14 @@ class Options(IndexOptions, total=False):
     q: float
 
 
+@overload
+def generalized_cross_entropy(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    **options: Unpack[Options],
+) -> Single: ...
 @overload
 def generalized_cross_entropy(
     logits: NDArray[Float],
@@ -62,7 +79,7 @@ def generalized_cross_entropy(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -96,7 +113,7 @@ def generalized_cross_entropy(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
 
     Raises
     ------
@@ -156,6 +173,15 @@ def generalized_cross_entropy(
 
 
 @overload
+def generalized_cross_entropy_with_grad(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    **options: Unpack[Options],
+) -> tuple[Single, Half]: ...
+@overload
 def generalized_cross_entropy_with_grad(
     logits: NDArray[Float],
     target: ArrayLike,
@@ -175,13 +201,13 @@ def generalized_cross_entropy_with_grad(
 ) -> tuple[FloatArray, FloatArray]: ...
 @overload
 def generalized_cross_entropy_with_grad(
-    logits: NDArray[Float],
+    logits: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
     **options: Unpack[Options],
-) -> tuple[float, NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat]]: ...
 @overload
 def generalized_cross_entropy_with_grad(
     logits: ArrayLike,
@@ -213,7 +239,7 @@ def generalized_cross_entropy_with_grad(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -251,7 +277,7 @@ def generalized_cross_entropy_with_grad(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
     grad : ndarray
         The gradient of the returned loss in `logits`; for ``"none"``, of each sample's own loss. It
         is `out`, or a new C-contiguous array of the shape and dtype of `logits`.

@@ -8,9 +8,26 @@ from numpy.typing import ArrayLike, NDArray
 
 from xentrs._arrays import evaluate
 from xentrs._losses import public
-from xentrs._losses._types import ClassOptions, Float, FloatArray, Ignored, Reduction
+from xentrs._losses._types import (
+    AnyFloat,
+    ClassOptions,
+    Float,
+    FloatArray,
+    Half,
+    Ignored,
+    Reduction,
+    Single,
+)
 
 
+@overload
+def log_loss(  # type: ignore[overload-overlap]
+    probabilities: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    **options: Unpack[ClassOptions],
+) -> Single: ...
 @overload
 def log_loss(
     probabilities: NDArray[Float],
@@ -56,7 +73,7 @@ def log_loss(
 
     Parameters
     ----------
-    probabilities : array_like, float32 or float64
+    probabilities : array_like, float16, bfloat16, float32 or float64
         Probabilities, each in [0, 1], of any rank from 1, with C >= 1 classes on `axis`. They need
         not sum to 1, and are not clipped. An array of any strides is read where it lies, without a
         copy of the whole. Integers in a list or another sequence become float64; integer arrays are
@@ -96,7 +113,8 @@ def log_loss(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `probabilities`, of its shape without the class axis.
+        of the dtype of `probabilities` (float32 for half precision), of its shape without the class
+        axis.
 
     Raises
     ------
@@ -155,6 +173,15 @@ def log_loss(
 
 
 @overload
+def log_loss_with_grad(  # type: ignore[overload-overlap]
+    probabilities: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    **options: Unpack[ClassOptions],
+) -> tuple[Single, Half]: ...
+@overload
 def log_loss_with_grad(
     probabilities: NDArray[Float],
     target: ArrayLike,
@@ -174,13 +201,13 @@ def log_loss_with_grad(
 ) -> tuple[FloatArray, FloatArray]: ...
 @overload
 def log_loss_with_grad(
-    probabilities: NDArray[Float],
+    probabilities: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
     **options: Unpack[ClassOptions],
-) -> tuple[float, NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat]]: ...
 @overload
 def log_loss_with_grad(
     probabilities: ArrayLike,
@@ -212,7 +239,7 @@ def log_loss_with_grad(
 
     Parameters
     ----------
-    probabilities : array_like, float32 or float64
+    probabilities : array_like, float16, bfloat16, float32 or float64
         Probabilities, each in [0, 1], of any rank from 1, with C >= 1 classes on `axis`. They need
         not sum to 1, and are not clipped. An array of any strides is read where it lies, without a
         copy of the whole. Integers in a list or another sequence become float64; integer arrays are
@@ -256,7 +283,8 @@ def log_loss_with_grad(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `probabilities`, of its shape without the class axis.
+        of the dtype of `probabilities` (float32 for half precision), of its shape without the class
+        axis.
     grad : ndarray
         The gradient of the returned loss in `probabilities`; for ``"none"``, of each sample's own
         loss. It is `out`, or a new C-contiguous array of the shape and dtype of `probabilities`.
@@ -324,6 +352,16 @@ def log_loss_with_grad(
 
 
 @overload
+def log_loss_with_grad_hess(  # type: ignore[overload-overlap]
+    probabilities: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    hess_out: Half | None = None,
+    **options: Unpack[ClassOptions],
+) -> tuple[Single, Half, Half]: ...
+@overload
 def log_loss_with_grad_hess(
     probabilities: NDArray[Float],
     target: ArrayLike,
@@ -345,14 +383,14 @@ def log_loss_with_grad_hess(
 ) -> tuple[FloatArray, FloatArray, FloatArray]: ...
 @overload
 def log_loss_with_grad_hess(
-    probabilities: NDArray[Float],
+    probabilities: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
-    hess_out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
+    hess_out: NDArray[AnyFloat] | None = None,
     **options: Unpack[ClassOptions],
-) -> tuple[float, NDArray[Float], NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
 @overload
 def log_loss_with_grad_hess(
     probabilities: ArrayLike,
@@ -386,7 +424,7 @@ def log_loss_with_grad_hess(
 
     Parameters
     ----------
-    probabilities : array_like, float32 or float64
+    probabilities : array_like, float16, bfloat16, float32 or float64
         Probabilities, each in [0, 1], of any rank from 1, with C >= 1 classes on `axis`. They need
         not sum to 1, and are not clipped. An array of any strides is read where it lies, without a
         copy of the whole. Integers in a list or another sequence become float64; integer arrays are
@@ -434,7 +472,8 @@ def log_loss_with_grad_hess(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `probabilities`, of its shape without the class axis.
+        of the dtype of `probabilities` (float32 for half precision), of its shape without the class
+        axis.
     grad : ndarray
         The gradient of the returned loss in `probabilities`; for ``"none"``, of each sample's own
         loss. It is `out`, or a new C-contiguous array of the shape and dtype of `probabilities`.

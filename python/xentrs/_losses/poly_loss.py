@@ -8,7 +8,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from xentrs._arrays import evaluate
 from xentrs._losses import public
-from xentrs._losses._types import Float, FloatArray, Ignored, IndexOptions, Reduction
+from xentrs._losses._types import (
+    AnyFloat,
+    Float,
+    FloatArray,
+    Half,
+    Ignored,
+    IndexOptions,
+    Reduction,
+    Single,
+)
 
 
 class Options(IndexOptions, total=False):
@@ -17,6 +26,14 @@ class Options(IndexOptions, total=False):
     epsilon: float
 
 
+@overload
+def poly_loss(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    **options: Unpack[Options],
+) -> Single: ...
 @overload
 def poly_loss(
     logits: NDArray[Float],
@@ -62,7 +79,7 @@ def poly_loss(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -97,7 +114,7 @@ def poly_loss(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
 
     Raises
     ------
@@ -165,6 +182,15 @@ def poly_loss(
 
 
 @overload
+def poly_loss_with_grad(  # type: ignore[overload-overlap]
+    logits: Half,
+    target: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: Half | None = None,
+    **options: Unpack[Options],
+) -> tuple[Single, Half]: ...
+@overload
 def poly_loss_with_grad(
     logits: NDArray[Float],
     target: ArrayLike,
@@ -184,13 +210,13 @@ def poly_loss_with_grad(
 ) -> tuple[FloatArray, FloatArray]: ...
 @overload
 def poly_loss_with_grad(
-    logits: NDArray[Float],
+    logits: NDArray[AnyFloat],
     target: ArrayLike,
     *,
     reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[Float] | None = None,
+    out: NDArray[AnyFloat] | None = None,
     **options: Unpack[Options],
-) -> tuple[float, NDArray[Float]]: ...
+) -> tuple[float, NDArray[AnyFloat]]: ...
 @overload
 def poly_loss_with_grad(
     logits: ArrayLike,
@@ -222,7 +248,7 @@ def poly_loss_with_grad(
 
     Parameters
     ----------
-    logits : array_like, float32 or float64
+    logits : array_like, float16, bfloat16, float32 or float64
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
@@ -261,7 +287,7 @@ def poly_loss_with_grad(
     -------
     loss : float or ndarray
         For ``"mean"`` and ``"sum"`` a Python float, accumulated in float64. For ``"none"`` an array
-        of the dtype of `logits`, of its shape without the class axis.
+        of the dtype of `logits` (float32 for half precision), of its shape without the class axis.
     grad : ndarray
         The gradient of the returned loss in `logits`; for ``"none"``, of each sample's own loss. It
         is `out`, or a new C-contiguous array of the shape and dtype of `logits`.

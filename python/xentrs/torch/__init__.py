@@ -9,15 +9,18 @@ except ImportError as error:
     raise ImportError("xentrs.torch needs PyTorch: pip install xentrs[torch]") from error
 
 from xentrs.torch._binary import BCEWithLogitsLoss, binary_cross_entropy_with_logits
+from xentrs.torch._binary_of_probabilities import BCELoss, binary_cross_entropy
 from xentrs.torch._cross_entropy import CrossEntropyLoss, cross_entropy
 from xentrs.torch._focal_loss import FocalLoss, focal_loss
 from xentrs.torch._js_divergence import JSDivergenceLoss, js_divergence
 from xentrs.torch._kl_divergence import KLDivergenceLoss, kl_divergence
 from xentrs.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
 from xentrs.torch._patch import patch, unpatch
+from xentrs.torch._sigmoid_focal_loss import SigmoidFocalLoss, sigmoid_focal_loss
 from xentrs.torch._vocab_parallel import vocab_parallel_cross_entropy
 
 for _function in (
+    binary_cross_entropy,
     binary_cross_entropy_with_logits,
     cross_entropy,
     focal_loss,
@@ -25,18 +28,22 @@ for _function in (
     kl_divergence,
     linear_cross_entropy,
     patch,
+    sigmoid_focal_loss,
     unpatch,
     vocab_parallel_cross_entropy,
 ):
     _function.__module__ = "xentrs.torch"  # where people find it
 
 __all__ = [
+    "BCELoss",
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "FocalLoss",
     "JSDivergenceLoss",
     "KLDivergenceLoss",
     "LinearCrossEntropyLoss",
+    "SigmoidFocalLoss",
+    "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "focal_loss",
@@ -44,6 +51,7 @@ __all__ = [
     "kl_divergence",
     "linear_cross_entropy",
     "patch",
+    "sigmoid_focal_loss",
     "unpatch",
     "vocab_parallel_cross_entropy",
 ]

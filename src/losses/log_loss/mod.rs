@@ -204,9 +204,11 @@ pub(super) fn of_values<T: Real>(
     }
     let sum = if true_class {
         let plan = TrueClassPlan::new(values);
-        // The loss alone reads values wherever they are, and writes nothing of their shape.
-        let converts = batch.layout.as_ref().is_some_and(|layout| layout.converts());
-        let sum = if batch.outputs.grad.is_none() && !converts {
+        // The loss alone reads values wherever they are, and writes nothing of their shape. Single losses must
+        // have the batch's type.
+        let converted = batch.layout.as_ref().and_then(|layout| layout.converted);
+        let losses = converted.is_some_and(|converted| converted.losses.is_some());
+        let sum = if batch.outputs.grad.is_none() && !losses {
             driver::run(&plan.job(batch))?
         } else {
             tiles::run(batch, &plan)?

@@ -9,7 +9,7 @@
 //! This runs after a group is finished, in the logits' type or in float64. So it is compiled once for each type,
 //! and not once for each way that a target is stored. All of it is float64.
 
-use crate::math::exp::{power_of_two, residue};
+use crate::math::exp::{power_of_two, residue_at};
 use crate::math::log::{log, log1p};
 use crate::math::sum_error;
 use crate::simd::{Kernel, Output, Simd, Vector};
@@ -28,6 +28,8 @@ pub(super) struct ApplyToGroup<'b, T> {
     pub group: usize,
     /// The exponentials of the group.
     pub columns: Output<'b, T>,
+    /// What logits are divided by.
+    pub temperature: f64,
     /// Whether there are weights.
     pub weighted: bool,
     /// Whether there is a gradient.
@@ -81,7 +83,7 @@ impl<T: Limits> Kernel for ApplyToGroup<'_, T> {
                 let (near, odds) = (rest.lt(pivot), rest.div(pivot));
                 let bias = zero_f64.sub(buffers.load(s, BIAS, group).wide(part));
                 let sum = whole.mul(power_of_two::<S, f64>(s, bias));
-                let residue = residue::<S, T>(s, n, most, part);
+                let residue = residue_at::<S, T>(s, n, most, part, self.temperature);
                 let above = if T::WIDE == 2 {
                     // One logarithm for both: the sum is at least 2^(-1/2), and so twice it is above 1.
                     let ln2 = splat::<S, f64>(s, std::f64::consts::LN_2);
@@ -92,7 +94,11 @@ impl<T: Limits> Kernel for ApplyToGroup<'_, T> {
                     let far = log::<S, f64>(s, sum).sub(residue);
                     S::V64::select(near, log1p::<S, f64>(s, odds), far)
                 };
-                log_sum = most.wide(part).add(above);
+                let mut most = most.wide(part);
+                if self.temperature != 1.0 {
+                    most = most.div(splat::<S, f64>(s, self.temperature));
+                }
+                log_sum = most.add(above);
             }
             let state = State { rest, pivot, errors, surprisal, log_sum };
             let factors = self.objective.factors::<S, T>(s, &state, self.hess);

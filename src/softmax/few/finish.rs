@@ -12,7 +12,7 @@
 //! Quotients that the gradient multiplies are two numbers: the second is the rounding error of the first, found by
 //! fused multiply-add. Weights and coefficients are float64 in both ways.
 
-use crate::math::exp::{power_of_two, residue};
+use crate::math::exp::{power_of_two, residue_at};
 use crate::math::log::{log, log1p, log1p_and, log1p_parts};
 use crate::math::{Real, sum_error, two_sum};
 use crate::simd::slices::lanes_from;
@@ -47,6 +47,7 @@ impl<'a, T: Limits> Common<'a, T> {
                     buffers,
                     group,
                     columns: buffers.part(EXPONENTIALS).1.part(start, width),
+                    temperature: self.temperature,
                     weighted: self.batch.is_weighted(),
                     grad: self.grad,
                     hess: self.batch.outputs.hess.is_some(),
@@ -96,10 +97,11 @@ impl<'a, T: Limits> Common<'a, T> {
         let inverse = one.div(whole);
         // d log1p(r / p) = dr / (p + r)
         let error = zero.sub(odds).fma(pivot, rest).add(rest_error).mul(inverse);
-        let mut surprisal = log1p_and::<S, T>(s, odds, error);
-        if !ANY && self.fine {
-            surprisal = self.surprisal(s, group, [odds, error, inverse], buffers);
-        }
+        let surprisal = if !ANY && self.fine {
+            self.surprisal(s, group, [odds, error, inverse], buffers)
+        } else {
+            log1p_and::<S, T>(s, odds, error)
+        };
         let mut above = surprisal;
         if HARD && ANY {
             // log S - reference, from the sum of all exponentials but the largest.
@@ -427,7 +429,10 @@ impl<'a, T: Limits> Common<'a, T> {
             let class = buffers.field(CLASS).0.get(group + lane).to_f64() as usize;
             let logit = self.batch.value(first + lane, class);
             let most = buffers.field(LARGEST_LOGIT).0.get(group + lane).to_f64();
-            (below[i], below_error[i]) = two_sum(most, -logit.to_f64());
+            let (distance, error) = two_sum(most, -logit.to_f64());
+            below[i] = distance / self.temperature;
+            below_error[i] =
+                ((-below[i]).mul_add(self.temperature, distance) + error) / self.temperature;
         }
         // `log S - reference`.
         let whole = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
@@ -435,7 +440,7 @@ impl<'a, T: Limits> Common<'a, T> {
         let bias = splat::<S, f64>(s, 0.0).sub(buffers.load(s, BIAS, group).wide(part));
         let log_sum = log::<S, f64>(s, whole.mul(power_of_two::<S, f64>(s, bias)));
         let (n, most) = (buffers.load(s, N, group), buffers.load(s, LARGEST_LOGIT, group));
-        let above = log_sum.sub(residue::<S, T>(s, n, most, part));
+        let above = log_sum.sub(residue_at::<S, T>(s, n, most, part, self.temperature));
         let below = S::V64::from_lanes(s, below);
         let far = above.add(below);
         let error = sum_error::<S, f64>(above, below, far).add(S::V64::from_lanes(s, below_error));

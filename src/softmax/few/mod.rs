@@ -93,6 +93,8 @@ pub struct Common<'a, T> {
     plain: bool,
     /// Whether the sums include the rounding errors of the exponentials.
     fine: bool,
+    /// What logits are divided by.
+    temperature: f64,
     /// What label smoothing leaves to the true class; 0 where the target is probabilities.
     keep: f64,
     /// The sum of the coefficients, where all samples have the same; else 0.
@@ -153,7 +155,8 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
         let outputs = [batch.outputs.grad, batch.outputs.hess];
         let in_place = outputs.iter().flatten().any(|array| array.begins_at(batch.values));
         let direct = !in_place;
-        let scale = 1.0 / batch.divisor;
+        let temperature = batch.options.temperature;
+        let scale = 1.0 / (batch.divisor * temperature);
         let [least, most] = T::FEW_SHIFT.map(power);
         let fits = C::ANY || batch.is_weighted() || (least..most).contains(&scale.abs());
         let native = batch.classes > 1 && fits;
@@ -166,6 +169,7 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
             batch,
             objective,
             plain: objective.is_plain(),
+            temperature,
             fine: objective.is_function_of_class(),
             keep,
             total,

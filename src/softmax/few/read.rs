@@ -86,7 +86,8 @@ impl<'a, T: Limits> Common<'a, T> {
                 });
             }
         }
-        let (divisor, scale) = (splat::<S, f64>(s, batch.divisor), splat::<S, f64>(s, self.scale));
+        let (divisor, scale) =
+            (splat::<S, f64>(s, batch.divisor * self.temperature), splat::<S, f64>(s, self.scale));
         // For float32 the product with 1 / divisor is accurate enough; float64 takes the quotient.
         let product = T::WIDE == 2 && self.scale.is_normal();
         let (mut zeros, zero_f64) = (0, splat::<S, f64>(s, 0.0));

@@ -38,7 +38,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         let finite = most.abs().lt(splat::<S, T>(s, f64::INFINITY));
         let reference = T::V::<S>::select(finite, most, zero);
         let bias = buffers.load(s, BIAS, group);
-        let exp = LaneExp::<S, T>::new(s, reference, bias);
+        let exp = LaneExp::<S, T>::at(s, reference, bias, self.temperature);
         let mut next = [self.next::<MANY>(block, group, self.place(|layout| &layout.values)); 2];
         if MANY && !C::HARD {
             next[1] = self.next::<MANY>(block, group, self.place(|layout| &layout.probabilities));
@@ -98,6 +98,13 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         }
         if C::ANY {
             buffers.store_f64::<S>(DISTANCE, group, distance[0], distance[1]);
+            if self.temperature != 1.0 {
+                for at in (group..group + T::LANES).step_by(8) {
+                    let temperature = splat::<S, f64>(s, self.temperature);
+                    let distance = buffers.load_f64(s, DISTANCE, at).div(temperature);
+                    distance.store(buffers.field_f64(DISTANCE).1, at);
+                }
+            }
             let even = self.coefficients.column(s, 0, zero);
             buffers.store(PIVOT_COEFFICIENT, group, if C::EVEN { even } else { sums.own });
             if C::HARD {
@@ -131,6 +138,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Few<'a, T, C> {
         for lane in (0..n).filter(|lane| lanes >> lane & 1 != 0) {
             let most = buffers.field(LARGEST_LOGIT).0.get(group + lane).to_f64();
             let [coefficient, distance] = batch.sums_f64(first + lane, most);
+            let distance = distance / self.temperature;
             for (which, sum) in [(DISTANCE, distance), (COEFFICIENT, coefficient)] {
                 let (before, array) = buffers.field_f64(which);
                 if !before.get(group + lane).is_finite() {

@@ -9,7 +9,7 @@
 //! write
 //! ```
 
-use crate::math::exp::{power_of_two, residue};
+use crate::math::exp::{power_of_two, residue_at};
 use crate::math::log::{log, log1p};
 use crate::simd::{Kernel, Simd, Vector};
 
@@ -79,9 +79,19 @@ impl<T: Limits> LogSumExpBlock<'_, T> {
             let bias = splat::<S, f64>(s, 0.0).sub(buffers.load(s, BIAS, group).wide(part));
             let sum = rest.add(pivot).mul(power_of_two::<S, f64>(s, bias));
             let far = log::<S, f64>(s, sum);
-            let far = far.sub(residue::<S, T>(s, buffers.load(s, N, group), most, part));
+            let far = far.sub(residue_at::<S, T>(
+                s,
+                buffers.load(s, N, group),
+                most,
+                part,
+                block.job.temperature,
+            ));
             let above = S::V64::select(near, log1p::<S, f64>(s, rest.div(pivot)), far);
-            let lanes = most.wide(part).add(above).to_lanes();
+            let mut most = most.wide(part);
+            if block.job.temperature != 1.0 {
+                most = most.div(splat::<S, f64>(s, block.job.temperature));
+            }
+            let lanes = most.add(above).to_lanes();
             for (i, &x) in lanes.iter().enumerate().take(n.saturating_sub(8 * part)) {
                 let sample = sample + 8 * part + i;
                 array.set(sample, if x.is_nan() { batch.infinite_logsumexp(sample) } else { x });

@@ -165,6 +165,7 @@ impl<'a, T: Limits> Common<'a, T> {
         let (mut at_pivot, mut inverse, mut most, mut second) =
             (buffers.load(s, PIVOT_GRAD, group), zero, zero, zero);
         let curved = hessian && !self.plain;
+        let cooled = splat::<S, T>(s, 1.0 / self.temperature);
         if hessian {
             (at_pivot, inverse, most) = (
                 buffers.load(s, PIVOT_HESS, group),
@@ -197,7 +198,8 @@ impl<'a, T: Limits> Common<'a, T> {
                     g = T::V::<S>::select(large, most, g);
                 }
                 let own = $class.eq(T::V::<S>::splat(s, T::CLASSES[$number]));
-                T::V::<S>::select(own, at_pivot, g)
+                let g = T::V::<S>::select(own, at_pivot, g);
+                if hessian { g.mul(cooled) } else { g }
             }};
         }
         // The gradient or Hessian of `$n` classes from `$first` on; zeros past the last class.

@@ -256,7 +256,9 @@ impl<S: Simd, T: Limits> Ratios<S, T> {
     fn of(&self, s: S, count: T::V<S>) -> [T::V<S>; 2] {
         let zero = T::V::<S>::splat(s, T::default());
         let ratio = count.mul(self.up).div(self.divisor);
-        let product = ratio.mul(zero.sub(log::<S, T>(s, ratio.mul(self.down))));
-        [ratio, product.clear(s, ratio.eq(zero))]
+        let unscaled = ratio.mul(self.down);
+        let product = ratio.mul(zero.sub(log::<S, T>(s, unscaled)));
+        // 0 log 0 = 0, and a ratio that underflows adds nothing to any normal number.
+        [ratio, product.clear(s, unscaled.eq(zero))]
     }
 }

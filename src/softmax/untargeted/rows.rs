@@ -248,10 +248,13 @@ impl<S: Simd, T: Real> PartSums<S, T> {
     /// The sum of distances, from a logit that is not below the largest of any lane.
     #[inline(always)]
     fn distance_from(&self, s: S, most: T) -> f64 {
-        let mut above = S::V64::splat(s, 0.0);
+        let zero = S::V64::splat(s, 0.0);
+        let mut above = zero;
         for part in 0..T::WIDE {
             let gap = S::V64::splat(s, most.to_f64()).sub(self.most.wide(part));
-            above = gap.mul_add(self.whole.rounded().wide(part), above);
+            let whole = self.whole.rounded().wide(part);
+            // The largest logit of a lane without exponentials is -inf.
+            above = above.add(gap.mul(whole).clear(s, whole.eq(zero)));
         }
         fold(above.to_lanes()) + self.distance.total()
     }
@@ -308,9 +311,10 @@ impl<'a, S: Simd, T: Limits> Reducer<'a, S, T> {
 
     /// Makes `most` the largest logits so far, which distances are from.
     #[inline(always)]
-    fn refer_to(most: T::V<S>, sums: &mut PartSums<S, T>) {
-        let grown = most.sub(sums.most);
-        sums.distance.add_positive(grown.mul(sums.whole.rounded()));
+    fn refer_to(s: S, most: T::V<S>, sums: &mut PartSums<S, T>) {
+        let (zero, whole) = (T::V::<S>::splat(s, T::default()), sums.whole.rounded());
+        let product = most.sub(sums.most).mul(whole);
+        sums.distance.add_positive(product.clear(s, whole.eq(zero)));
         sums.most = most;
     }
 
@@ -338,7 +342,7 @@ impl<'a, S: Simd, T: Limits> Reducer<'a, S, T> {
             }
             grew = T::V::<S>::lanes(sums.most.lt(most)) != 0;
             if grew {
-                Self::refer_to(most, sums);
+                Self::refer_to(s, most, sums);
             }
         }
         let zero = T::V::<S>::splat(s, T::default());
@@ -384,7 +388,7 @@ impl<'a, S: Simd, T: Limits> Reducer<'a, S, T> {
                 e.store(self.row.scratch, at);
             }
             if ENTROPY {
-                Self::refer_to(x.max(sums.most), sums);
+                Self::refer_to(s, x.max(sums.most), sums);
             }
             Self::add::<KEPT, ENTROPY>(s, x, e, sums, true);
         }
@@ -399,7 +403,8 @@ impl<T: Limits, const KEPT: bool, const ENTROPY: bool, const GENERAL: bool> Kern
     fn eval<S: Simd>(self, s: S) -> RowSums<T> {
         let reducer = Reducer::<S, T>::new(s, self.row, GENERAL);
         let (mut whole, mut distance) = (Total::default(), Total::default());
-        let (mut top, mut most) = (self.row.reference, reducer.reference);
+        let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
+        let (mut top, mut most) = (self.row.reference, lowest);
         let (len, chunk) = (self.row.logits.len(), VECTORS * T::LANES);
         for start in (0..len).step_by(PART * chunk) {
             let mut sums = PartSums { whole: Sum::new(s), distance: Sum::new(s), most };
@@ -420,16 +425,18 @@ impl<T: Limits, const KEPT: bool, const ENTROPY: bool, const GENERAL: bool> Kern
             }
             most = sums.most;
             if ENTROPY {
-                let before = std::mem::replace(&mut top, largest_lane::<S, T>(most));
+                let (before, largest) = (top, largest_lane::<S, T>(most));
+                top = if largest > top { largest } else { top };
                 distance.add((top.to_f64() - before.to_f64()) * whole.get());
                 distance.add(sums.distance_from(s, top));
-                most = T::V::<S>::splat(s, top);
+                // The lanes of the next part have no sums yet, and so no largest logit.
+                most = lowest;
             }
             let (sum, error) = sums.whole.total_and_error();
             whole.add(sum);
             whole.add(error);
         }
-        let most = largest_lane::<S, T>(most);
+        let most = if ENTROPY { top } else { largest_lane::<S, T>(most) };
         let pivot = reducer.exponential::<GENERAL>(s, T::V::<S>::splat(s, most));
         let pivot = pivot.to_lanes().as_ref()[0].to_f64();
         RowSums { whole, distance: distance.get(), most, pivot }

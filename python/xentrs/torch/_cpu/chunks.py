@@ -1,6 +1,6 @@
 """Softmax losses on the CPU where the Rust kernels lack something, chunk by chunk.
 
-What they lack is `softcap`, and targets of probabilities in half precision. Each chunk of logits is
+What they lack is targets of probabilities in half precision. Each chunk of logits is
 copied in the accumulator's dtype, replaced there by its gradient, and copied out again. Beside the
 gradient, nothing of the size of the logits is made.
 """
@@ -133,16 +133,10 @@ def _evaluate_chunk(
     with_grad: bool,
 ) -> Any:
     """Replace a chunk of logits by their gradient; return the loss, or that of each row."""
-    cap = options.softcap
     if mask is not None:  # what does not count may be NaN
         z.masked_fill_(~mask[:, None], 0.0)
         if isinstance(t, Tensor) and t.dim() > 1:
             t.masked_fill_(~mask[:, None], 0.0)
-    if cap:
-        infinite = z.isinf()
-        capped = z.div_(cap).tanh_().clone()
-        # Infinite logits stay.
-        z.mul_(torch.where(infinite, math.inf, cap))
     logits = z.numpy()
     arrays: tuple[Any, ...] = (logits,)
     if isinstance(t, tuple):
@@ -161,6 +155,4 @@ def _evaluate_chunk(
         loss = getattr(xentrs, name)(*arrays, **arguments)
     else:
         loss, _ = getattr(xentrs, f"{name}_with_grad")(*arrays, out=logits, **arguments)
-    if cap and with_grad:
-        z.mul_(1.0 - capped * capped)
     return loss

@@ -32,7 +32,7 @@ def evaluate(
     """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
     x, soft = call.input, call.is_soft
     pair = call.probabilities is not None
-    if options.softcap or (name == "cross_entropy" and soft and not pair and x.dtype in HALVES):
+    if name == "cross_entropy" and soft and not pair and x.dtype in HALVES:
         if summaries is not None:
             fill(summaries, call, options)
         return evaluate_by_chunks(name, call, options, with_grad, inplace)

@@ -18,10 +18,16 @@ CHUNK = 1 << 16
 # Keywords that several losses have. The others are a loss's own options, in their order.
 _SHARED = frozenset(
     {"axis", "weight", "pos_weight", "sample_weight", "where", "ignore_index", "label_smoothing"}
-    | {"z_loss", "softcap", "reduction", "denominator", "base", "logsumexp_out", "argmax_out"}
+    | {"z_loss", "softcap", "temperature", "reduction", "denominator", "base"}
+    | {"logsumexp_out", "argmax_out"}
 )
 _OWN = {
-    name: [key for key in loss["options"] if key not in _SHARED] for name, loss in LOSSES.items()
+    name: [
+        key
+        for key in loss["options"]
+        if key not in _SHARED or (key == "temperature" and loss["second"] == "teacher_logits")
+    ]
+    for name, loss in LOSSES.items()
 }
 
 
@@ -39,6 +45,8 @@ def named_options(name: str, options: Options) -> dict[str, Any]:
         "ignore_index": options.ignored,
         "label_smoothing": options.label_smoothing,
         "z_loss": options.z_loss,
+        "softcap": options.softcap or None,
+        "temperature": 1.0,
         "reduction": options.reduction,
         "base": None,
         "logsumexp_out": None,

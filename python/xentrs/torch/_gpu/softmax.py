@@ -258,6 +258,8 @@ def _softmax_loss(
             own *= tl.load(weight + y, mask=keep, other=0).to(tl.float64)
             if SMOOTHING == 0.0:
                 keep &= own != 0.0
+        if logsumexps is not None:
+            y = tl.where(keep, y, -1)  # no class is left out of the sum
         x_y = _logits(x + n * x_n + d * x_d, y, x_c, keep, CAP, ACC)
 
     # First sweep

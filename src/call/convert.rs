@@ -1,0 +1,211 @@
+//! Numbers of another type than the kernels compute in: converted on the way in and out, a part at a time.
+//!
+//! Half precision is computed in `float32`, and `float32` in `float64` where its target is `float64`. Conversions
+//! to the wider type are exact. A result is rounded to `float32` first and then to half precision: it has the bits
+//! that the same call of `float32` arrays would give, rounded once.
+
+use std::ops::Range;
+
+use crate::call::batch::Floats;
+use crate::call::place::Place;
+use crate::simd::{Float, Half, Input, Kernel, Output, Simd, Vector, fence};
+
+/// An array of results whose type is not that of the batch.
+#[derive(Clone, Copy, Debug)]
+pub enum Written<'a> {
+    /// `float32`
+    F32(Output<'a, f32>),
+    /// Half precision.
+    Half(Half, Output<'a, u16>),
+}
+
+impl Written<'_> {
+    /// Rounds `x` and writes it at `i`.
+    #[inline(always)]
+    pub fn set(self, i: usize, x: f64) {
+        match self {
+            Written::F32(array) => array.set(i, x as f32),
+            Written::Half(half, array) => array.set(i, half.round(x as f32)),
+        }
+    }
+
+    /// `n` numbers from `at`; panics past the end.
+    pub fn part(self, at: usize, n: usize) -> Self {
+        match self {
+            Written::F32(array) => Written::F32(array.part(at, n)),
+            Written::Half(half, array) => Written::Half(half, array.part(at, n)),
+        }
+    }
+
+    /// Whether both arrays begin at the same place: results replace the numbers that they are computed of.
+    pub fn begins_at(self, from: Floats<'_>) -> bool {
+        match (self, from) {
+            (Written::F32(to), Floats::F32(from)) => to.begins_at(from),
+            (Written::Half(_, to), Floats::Half(_, from)) => to.begins_at(from),
+            _ => false,
+        }
+    }
+}
+
+/// Which way a conversion goes.
+#[derive(Clone, Copy)]
+pub enum Conversion<'a> {
+    /// From this array to the kernel's type.
+    From(Floats<'a>),
+    /// From the kernel's type to this array, by non-temporal stores if the `bool` is true.
+    To(Written<'a>, bool),
+}
+
+/// Converts the numbers of some samples to the kernel's type or back.
+pub struct Convert<'a, T> {
+    /// Which way.
+    pub conversion: Conversion<'a>,
+    /// The numbers of the kernel's type: rows of the samples, or columns if there is a `place`.
+    pub floats: Output<'a, T>,
+    /// Where the others lie, if they are not contiguous rows: their samples are adjacent.
+    pub place: Option<&'a Place>,
+    /// The samples.
+    pub samples: Range<usize>,
+    /// How many classes there are.
+    pub classes: usize,
+}
+
+impl<T: Float> Kernel for Convert<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let (n, classes) = (self.samples.len(), self.classes);
+        match self.place {
+            None => self.run(s, self.samples.start * classes, 0, n * classes),
+            Some(place) => {
+                for line in place.lines(self.samples.clone()) {
+                    for class in 0..classes {
+                        let at = line.at + class as isize * place.class_step();
+                        self.run(s, at as usize, class * n + line.row, line.n);
+                    }
+                }
+            }
+        }
+        if let Conversion::To(_, true) = self.conversion {
+            fence();
+        }
+    }
+}
+
+impl<T: Float> Convert<'_, T> {
+    /// Converts `n` contiguous numbers.
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, at: usize, float: usize, n: usize) {
+        let floats = self.floats.part(float, n);
+        match self.conversion {
+            // The type is a constant in each branch.
+            Conversion::From(Floats::Half(half, bits)) => match half {
+                Half::Brain => widen(s, Half::Brain, bits.part(at, n), floats),
+                Half::Binary16 => widen(s, Half::Binary16, bits.part(at, n), floats),
+            },
+            Conversion::From(Floats::F32(numbers)) => {
+                let numbers = numbers.part(at, n);
+                for i in 0..n {
+                    floats.set(i, T::from_f64(numbers.get(i).into()));
+                }
+            }
+            Conversion::From(Floats::F64(numbers)) => {
+                let numbers = numbers.part(at, n);
+                for i in 0..n {
+                    floats.set(i, T::from_f64(numbers.get(i)));
+                }
+            }
+            Conversion::To(Written::Half(half, bits), stream) => match half {
+                Half::Brain => round(s, Half::Brain, floats, bits.part(at, n), stream),
+                Half::Binary16 => round(s, Half::Binary16, floats, bits.part(at, n), stream),
+            },
+            Conversion::To(Written::F32(array), _) => {
+                let (floats, array) = (floats.as_input(), array.part(at, n));
+                for i in 0..n {
+                    array.set(i, floats.get(i).to_f64() as f32);
+                }
+            }
+        }
+    }
+}
+
+/// Converts from half precision.
+#[inline(always)]
+pub fn widen<S: Simd, T: Float>(s: S, half: Half, bits: Input<'_, u16>, floats: Output<'_, T>) {
+    let mut at = 0;
+    while at + T::LANES <= bits.len() {
+        T::V::<S>::from_halves(s, half, bits, at).store(floats, at);
+        at += T::LANES;
+    }
+    for at in at..bits.len() {
+        floats.set(at, T::from_f64(half.widen(bits.get(at)).into()));
+    }
+}
+
+/// Rounds to half precision, by non-temporal stores if `stream`.
+#[inline(always)]
+fn round<S: Simd, T: Float>(
+    s: S,
+    half: Half,
+    floats: Output<'_, T>,
+    bits: Output<'_, u16>,
+    stream: bool,
+) {
+    let floats = floats.as_input();
+    let head = if stream { bits.unaligned().min(bits.len()) } else { 0 };
+    let mut at = 0;
+    while at < head {
+        bits.set(at, half.round(floats.get(at).to_f64() as f32));
+        at += 1;
+    }
+    while at + 2 * T::LANES <= bits.len() {
+        let next = T::V::<S>::load(s, floats, at + T::LANES);
+        let pair = [T::V::<S>::load(s, floats, at), next];
+        T::V::<S>::pair_to_halves(pair, half, bits, at, stream);
+        at += 2 * T::LANES;
+    }
+    for at in at..bits.len() {
+        bits.set(at, half.round(floats.get(at).to_f64() as f32));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{Level, enter};
+
+    #[test]
+    fn rows_and_columns() {
+        // Shape (4, 3, 40), classes in the middle; whole lines and parts of them.
+        let place = Place::new(&[4, 3, 40], &[120, 40, 1], 1);
+        let numbers: Vec<u16> = (0..480).map(|i| i * 40).collect();
+        for (level, place) in
+            Level::available().into_iter().flat_map(|level| [(level, None), (level, Some(&place))])
+        {
+            for (half, stream) in
+                [(Half::Brain, false), (Half::Binary16, false), (Half::Binary16, true)]
+            {
+                let mut back = vec![0; 480];
+                let halves = Floats::Half(half, Input::from_slice(&numbers));
+                let output = Written::Half(half, Output::from_slice(&mut back));
+                for samples in [0..7, 7..90, 90..160] {
+                    let n = samples.len();
+                    let mut wide = vec![0f32; n * 3];
+                    for conversion in [Conversion::From(halves), Conversion::To(output, stream)] {
+                        let (floats, samples) = (Output::from_slice(&mut wide), samples.clone());
+                        let convert = Convert { conversion, floats, place, samples, classes: 3 };
+                        enter(level, convert);
+                    }
+                    for (i, sample) in samples.enumerate() {
+                        let (at, float) = match place {
+                            Some(place) => (place.at(sample, 2), 2 * n + i),
+                            None => (sample * 3 + 2, i * 3 + 2),
+                        };
+                        assert_eq!(wide[float], half.widen(numbers[at]));
+                    }
+                }
+                assert_eq!(back, numbers);
+            }
+        }
+    }
+}
