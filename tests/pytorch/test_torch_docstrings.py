@@ -14,12 +14,18 @@ LOSSES = [name for name in FUNCTIONS if name not in ("patch", "unpatch")]
 
 # What a function says in its own words; about everything else it says what `cross_entropy` says.
 OWN_WORDS = {
+    "binary_cross_entropy": {
+        *("input", "target", "weight", "reduction", "label_smoothing", "denominator"),
+    },
     "binary_cross_entropy_with_logits": {
         *("input", "target", "weight", "reduction", "label_smoothing", "denominator"),
     },
+    "sigmoid_focal_loss": {"input", "target", "weight", "reduction", "denominator"},
     "kl_divergence": {"input", "reduction", "sample_weight"},
     "js_divergence": {"input", "reduction", "sample_weight"},
     "focal_loss": {"target", "weight", "reduction"},
+    "generalized_cross_entropy": {"target", "reduction"},
+    "poly_loss": {"target", "reduction"},
     "linear_cross_entropy": {"input", "target", "ignore_index", "sample_weight"},
     "vocab_parallel_cross_entropy": {"input", "target", "reduction", "label_smoothing", "z_loss"},
 }
