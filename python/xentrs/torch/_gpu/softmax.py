@@ -45,6 +45,7 @@ from xentrs.torch._arguments.softmax import (
 )
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu.math import log1p, narrowed, tanh
+from xentrs.torch._private import assert_on_device
 from xentrs.torch._triton import Kernel, load_triton, next_power_of_two
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ class _Entries:
         else:
             y = call.indices
             inside = (y >= 0) & (y < call.classes) | ~not_ignored(y, options.ignored)
-            torch._assert_async(inside.all(), "target is out of bounds")
+            assert_on_device(inside.all(), "target is out of bounds")
         self.axis, self.probabilities = axis, call.probabilities
         self.classes, q = call.entries(options)
         t = q.double() * (1.0 - options.label_smoothing)
