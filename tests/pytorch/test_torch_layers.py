@@ -31,8 +31,9 @@ LAYERS = (
     ("_operators",),
     ("_module",),
     (
-        *("_binary", "_cross_entropy", "_focal_loss", "_js_divergence", "_kl_divergence"),
-        *("_linear", "_vocab_parallel"),
+        *("_binary", "_binary_of_probabilities", "_cross_entropy", "_focal_loss"),
+        *("_generalized_cross_entropy", "_js_divergence", "_kl_divergence", "_linear"),
+        *("_poly_loss", "_sigmoid_focal_loss", "_vocab_parallel"),
     ),
     ("_patch",),
 )
