@@ -55,7 +55,8 @@ soft_ = plain | dict(SOFT=True, IGNORED=None, grad=None)
 for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
     floats = {"x": "*" + x, "grad": "*" + x, "loss": "*" + acc, "divisor": "*fp64"}
     real = tl.float64 if acc == "fp64" else tl.float32
-    for options in (plain, all_, focal, poly, general, pair, soft_):
+    further = (poly, general, pair) if x == "fp32" else ()
+    for options in (plain, all_, focal, soft_, *further):
         soft = options["SOFT"]
         types = floats | {"target": "*" + x if soft else "*i64", "z_divisor": "*fp64"}
         constants = common | options | {"ACC": real}
@@ -96,4 +97,4 @@ def test_kernels_compile(target, tmp_path):
     command = [sys.executable, str(script), *target]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("_softmax_loss") == 21
+    assert done.stdout.count("_softmax_loss") == 15
