@@ -107,8 +107,8 @@ format: $(VENV)/.installed  ## Format the Rust and the Python
 # Warnings are errors: a link to nothing, a docstring with a mistake. Of the guide's rows those of JAX
 # and Keras run here, since no other environment has them.
 .PHONY: docs
-docs: $(DOCS_VENV)/.package  ## Build the documentation site into build/docs, and run what the guide says
-	$(DOCS_BIN)/python -m pytest -q tests/test_guide.py
+docs: $(DOCS_VENV)/.package  ## Build the documentation site into build/docs, and run the guide and the values of other libraries
+	$(DOCS_BIN)/python -m pytest -q tests/test_guide.py tests/others
 	$(DOCS_BIN)/sphinx-build -E -W --keep-going --nitpicky -q -b html docs build/docs
 	@echo "build/docs/index.html"
 

@@ -12,8 +12,9 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 
 use xentrs::call::batch::{Batch, Indices, Outputs, Target};
 use xentrs::call::coefficients::Hard;
-use xentrs::call::options::Options;
-use xentrs::losses::{binary, log_loss};
+use xentrs::elements::binary::{self, Binary, Seen};
+use xentrs::elements::labels::Labels;
+use xentrs::losses::{binary_cross_entropy_with_logits, log_loss};
 use xentrs::math::exp::Exp;
 use xentrs::parallel::driver::{self, Job};
 use xentrs::parallel::process;
@@ -218,16 +219,12 @@ fn binary_loss<T: Number>(criterion: &mut Criterion) {
     let grad = Scratch::<T>::new(n);
     let mut group = criterion.benchmark_group(format!("binary {n} {}", T::NAME));
     for (kind, with_grad) in KINDS {
-        let binary = binary::Binary {
-            logits: logits.input(),
-            target: binary::Labels::Soft(target.input()),
-            weight: None,
-            pos_weight: None,
-            counted: None,
-            options: Options::default(),
-            outputs: Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None },
-        };
-        let run = || binary::binary_cross_entropy(&binary).expect("the level is known");
+        let outputs = Outputs { grad: with_grad.then(|| output(&grad)), hess: None, losses: None };
+        let labels = Labels::Soft(target.input());
+        let binary = Binary { outputs, ..Binary::new(logits.input(), labels) };
+        let seen = Seen { shape: &[n], fresh: false };
+        let formula = binary_cross_entropy_with_logits::formula::<T>();
+        let run = || binary::evaluate(&binary, &formula, seen).expect("the level is known");
         answer.check(run, with_grad.then_some(&grad));
         group.throughput(work::<T>(n, 2 + usize::from(with_grad)));
         group.bench_function(BenchmarkId::new(kind, chosen()), |bencher| bencher.iter(run));

@@ -24,7 +24,9 @@ version = release = xentrs.__version__
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "api"]
 exclude_patterns = ["_ext"]
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(numpy|scipy|torch)\..*")]  # pages of other projects
+nitpick_ignore_regex = [
+    ("py:.*", r"(numpy|scipy|torch|xgboost|lightgbm)\..*")
+]  # pages of other projects
 default_role = "autolink"  # `name` in a docstring is a link where xentrs has that name
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False

@@ -36,8 +36,8 @@ OWN_WORDS = {
         *("values", "target", "weight", "reduction", "denominator", "loss", "grad", "ValueError"),
     },
     "softmax_entropy": {"sample_weight", "ValueError"},
-    "kl_divergence": {"sample_weight", "ValueError"},
-    "js_divergence": {"sample_weight", "ValueError"},
+    "kl_divergence": {"sample_weight", "temperature", "ValueError"},
+    "js_divergence": {"sample_weight", "temperature", "ValueError"},
     "binary_cross_entropy_with_logits": {
         *("values", "target", "weight", "label_smoothing", "reduction", "denominator"),
         *("loss", "grad", "ValueError"),

@@ -112,7 +112,7 @@ class PartialCrossEntropy:
 
         Parameters
         ----------
-        logits_slice : array_like, float32 or float64
+        logits_slice : array_like, float16, bfloat16, float32 or float64
             The logits of consecutive classes, of any rank from 1, with the slice's classes on
             `axis`. Contiguous rows are read where they lie, others in small blocks.
         target : array_like

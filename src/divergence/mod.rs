@@ -81,6 +81,7 @@ const BLOCK: usize = 1024;
 
 /// A divergence of two softmaxes.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "there is one in a call")]
 pub enum Divergence {
     /// `KL(teacher, model)`
     Forward,

@@ -57,13 +57,16 @@ struct Focal<'a, 'b, T> {
     divisor: f64,
 }
 
+/// Numbers and their rounding errors.
+type Parts<S, T> = [<T as crate::simd::Float>::V<S>; 2];
+
 /// What is the same for all vectors.
 struct Constants<S: Simd, T: Real> {
     exp: Exp<S, T>,
     scale: Scale<S, T>,
     gamma: T::V<S>,
     /// `alpha` and `1 - alpha`, each with its rounding error; and both divided by the divisor.
-    alphas: Option<[[[T::V<S>; 2]; 2]; 2]>,
+    alphas: Option<[[Parts<S, T>; 2]; 2]>,
 }
 
 impl<T: Real> Focal<'_, '_, T> {

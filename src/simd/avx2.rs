@@ -360,7 +360,7 @@ vector!(
         op!(stream_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () = {
             let pointer = dst.pointer(at, 16).cast();
             let bits = round(half, self.0, self.1);
-            if pointer as usize % 32 == 0 {
+            if (pointer as usize).is_multiple_of(32) {
                 _mm256_stream_si256(pointer, bits)
             } else {
                 _mm256_storeu_si256(pointer, bits)

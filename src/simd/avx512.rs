@@ -308,7 +308,7 @@ vector!(
             _mm256_storeu_si256(dst.pointer(at, 16).cast(), self.rounded(half)));
         op!(stream_halves(self: Self, half: Half, dst: Output<'_, u16>, at: usize) -> () = {
             let pointer = dst.pointer(at, 16).cast();
-            if pointer as usize % 32 == 0 {
+            if (pointer as usize).is_multiple_of(32) {
                 _mm256_stream_si256(pointer, self.rounded(half))
             } else {
                 _mm256_storeu_si256(pointer, self.rounded(half))
@@ -319,7 +319,7 @@ vector!(
         ) -> () = {
             let pointer = dst.pointer(at, 32).cast();
             let both = Self::rounded_pair(pair, half);
-            if stream && pointer as usize % 64 == 0 {
+            if stream && (pointer as usize).is_multiple_of(64) {
                 _mm512_stream_si512(pointer, both)
             } else {
                 _mm512_storeu_si512(pointer, both)

@@ -516,7 +516,7 @@ mod tests {
     fn check<T: Limits>(tolerance: f64) {
         let (samples, classes) = (11, 700);
         let logit = |i: usize| {
-            let peak = if i % 97 == 0 { 40.0 } else { 0.0 };
+            let peak = if i.is_multiple_of(97) { 40.0 } else { 0.0 };
             (i as f64 * 0.7123).sin() * 5.0 + [0.0, 1000.0, 2e5][i / classes % 3] + peak
         };
         let logits: Vec<T> = (0..samples * classes).map(|i| T::from_f64(logit(i))).collect();

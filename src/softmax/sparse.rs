@@ -70,13 +70,12 @@ impl Entries {
     pub fn read<T: Real>(&mut self, batch: &Batch<'_, T>, row: usize, keep: f64) {
         let all = &mut self.all;
         all.clear();
-        let logits = batch.values.part(row * batch.classes, batch.classes);
         let weight = batch.weight.as_deref();
         batch.each_entry(row, |class, q| {
             let coefficient = keep * weight.map_or(1.0, |weight| weight[class]) * q;
             // Without a coefficient it adds nothing, whatever its logit. The vector has room for all.
             if coefficient != 0.0 {
-                all.push(Entry { class, coefficient, value: logits.get(class).to_f64() });
+                all.push(Entry { class, coefficient, value: batch.value(row, class).to_f64() });
             }
         });
         let (mut pivot, mut most) =
@@ -102,7 +101,11 @@ impl Entries {
         }
         if batch.large && row + 1 < batch.samples {
             let next = (row + 1) * batch.classes;
-            batch.each_entry(row + 1, |class, _| batch.values.prefetch(next + class));
+            let halves = batch.half_rows();
+            batch.each_entry(row + 1, |class, _| match halves {
+                Some(halves) => halves.values.prefetch(next + class),
+                None => batch.values.prefetch(next + class),
+            });
         }
         self.pivot = pivot;
         [self.own, self.others, self.distance] = sums.map(Total::get);

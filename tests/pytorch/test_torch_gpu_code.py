@@ -41,8 +41,7 @@ def compile(module, name, types, **constants):
 
 
 common = dict(R=1, B=4096, MANY=True, IGNORED=-100, NEAR=40.0)
-of_pair = dict.fromkeys(("total_weight", "distance"))
-summaries = dict.fromkeys(("logsumexps", "argmaxes"))
+common |= dict.fromkeys(("total_weight", "distance", "logsumexps", "argmaxes"))
 plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, OBJECTIVE=None, OWN=(), SOFT=False)
 all_ = plain | dict(SMOOTHING=0.1, EVEN=1e-4, Z=1e-4, CAP=30.0)
 focal = plain | dict(OBJECTIVE=_focal_loss._objective.compiled(), OWN=(2.5,))
@@ -50,13 +49,13 @@ poly = plain | dict(OBJECTIVE=_poly_loss._objective.compiled(), OWN=(2.5,))
 general = _generalized_cross_entropy._objective.compiled()
 general = plain | dict(OBJECTIVE=general, OWN=(0.7,))
 element = dict(ELEMENT=_binary._element.compiled(), OWN=())
-pair = plain | dict(IGNORED=None)
+pair = plain | dict.fromkeys(("weight", "sample_weight", "z_divisor"))
 soft_ = plain | dict(SOFT=True, IGNORED=None, grad=None)
 for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
     floats = {"x": "*" + x, "grad": "*" + x, "loss": "*" + acc, "divisor": "*fp64"}
     real = tl.float64 if acc == "fp64" else tl.float32
-    further = (poly, general, pair) if x == "fp32" else ()
-    for options in (plain, all_, focal, soft_, *further):
+    further = (poly, general) if x == "fp32" else ()
+    for options in (plain, all_, focal, pair, soft_, *further):
         soft = options["SOFT"]
         types = floats | {"target": "*" + x if soft else "*i64", "z_divisor": "*fp64"}
         constants = common | options | {"ACC": real}
@@ -65,10 +64,9 @@ for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
         else:
             types |= {"weight": "*fp32", "sample_weight": "*fp32"}
         if options is pair:
-            types |= {"total_weight": "*fp64", "distance": "*fp64"}
-            types |= {"logsumexps": "*" + acc, "argmaxes": "*i64"}
-        else:
-            constants |= of_pair | summaries
+            numbers = {"total_weight": "*fp64", "distance": "*fp64"}
+            types |= numbers | {"logsumexps": "*" + acc, "argmaxes": "*i64"}
+            constants = {k: v for k, v in constants.items() if k in options or v is not None}
         compile(softmax, "_softmax_loss", types, **constants)
     types = floats | {"target": "*i1", "weight": "*fp32", "pos_weight": "*fp32", "where": "*i1"}
     compile(elements, "_elements", types, **element, SMOOTHING=0.1, SUM=True, ACC=real, B=2048)
@@ -97,4 +95,4 @@ def test_kernels_compile(target, tmp_path):
     command = [sys.executable, str(script), *target]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("_softmax_loss") == 15
+    assert done.stdout.count("_softmax_loss") == 17

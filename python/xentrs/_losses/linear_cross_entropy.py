@@ -49,6 +49,8 @@ class Options(TypedDict, total=False):
     ignore_index: Ignored
     label_smoothing: float
     z_loss: float
+    softcap: float | None
+    temperature: float
     denominator: float | None
     base: float | None
 
@@ -100,6 +102,8 @@ def linear_cross_entropy(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -134,6 +138,10 @@ def linear_cross_entropy(
     z_loss : float, default 0.0
         A factor z, finite and not negative: z S**2, where S is the logsumexp of the sample's logits
         in nats, is added to the loss of each sample that counts.
+    softcap : float, optional
+        A number above 0: the logits x become softcap tanh(x / softcap), before the temperature.
+    temperature : float, default 1.0
+        A number above 0 that the logits are divided by.
     reduction : {"mean", "sum", "none"}, default "mean"
         What to return: the mean over the samples, their sum, or the loss of each sample.
     denominator : float, optional
@@ -243,6 +251,8 @@ def linear_cross_entropy_with_grad(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     reduction: Reduction = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -278,6 +288,10 @@ def linear_cross_entropy_with_grad(
     z_loss : float, default 0.0
         A factor z, finite and not negative: z S**2, where S is the logsumexp of the sample's logits
         in nats, is added to the loss of each sample that counts.
+    softcap : float, optional
+        A number above 0: the logits x become softcap tanh(x / softcap), before the temperature.
+    temperature : float, default 1.0
+        A number above 0 that the logits are divided by.
     reduction : {"mean", "sum", "none"}, default "mean"
         What to return: the mean over the samples, their sum, or the loss of each sample.
     denominator : float, optional

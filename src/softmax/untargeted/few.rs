@@ -272,8 +272,8 @@ impl<T: Limits> Block<'_, T> {
                 if batch.outputs.grad.is_some() {
                     let counted = T::V::<S>::mask(s, counted);
                     let scale = T::V::<S>::narrow(scales);
-                    for part in 0..T::WIDE {
-                        scales[part] = scales[part].sub(scale.wide(part));
+                    for (part, wide) in scales.iter_mut().enumerate().take(T::WIDE) {
+                        *wide = wide.sub(scale.wide(part));
                     }
                     let a = over_whole!([scale, T::V::<S>::narrow(scales)]);
                     for at in (0..e.0.len()).step_by(T::LANES) {

@@ -320,6 +320,7 @@ impl<'a, S: Simd, T: Limits> Reducer<'a, S, T> {
 
     /// Reduces a chunk.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "one place of two arrays")]
     fn chunk<const KEPT: bool, const ENTROPY: bool, const GENERAL: bool>(
         &self,
         s: S,

@@ -264,8 +264,8 @@ def _entropy(u, above, TERMS: tl.constexpr, SMALL: tl.constexpr):
     close = tl.where(small, u, 0.0)
     total = tl.full(u.shape, 0.0, u.dtype)
     for k in tl.static_range(TERMS):
-        # The series from its end: 1 / (1 * 2) - u (1 / (2 * 3) - u (...))
-        total = 1.0 / ((TERMS - k) * (TERMS + 1 - k)) - close * total
+        # Without names: a constexpr is assigned once, and the interpreter makes tensors of others.
+        total = total * close + (1 - 2 * ((TERMS - 1 - k) % 2)) / ((TERMS - k) * (TERMS + 1 - k))
     far = tl.where(above == 0.0, 0.0, above * tl.log(tl.where(above == 0.0, 1.0, above))) - u
     return tl.where(small, close * close * total, far)
 
