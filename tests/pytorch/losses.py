@@ -134,6 +134,15 @@ def focal(x, y, gamma=2.0, **_):
     return u**gamma * nll
 
 
+def generalized(x, y, q=0.7, **_):
+    return -torch.expm1(-q * true_class(x, y)[0]) / q
+
+
+def poly(x, y, epsilon=1.0, **_):
+    nll, u = true_class(x, y)
+    return nll + epsilon * u
+
+
 def binary(x, t, pos_weight=None, label_smoothing=0.0, **_):
     t = (1.0 - label_smoothing) * t + label_smoothing / 2
     v = t if pos_weight is None else pos_weight * t
@@ -194,6 +203,30 @@ CASES = [
         focal,
         by_class,
         "FocalLoss",
+    ),
+    Case(
+        "generalized_cross_entropy",
+        draw_classes,
+        (
+            {},
+            {"q": 0.1, "weight": rand(7), "sample_weight": rand(5)},
+            {"q": 1.0, "denominator": 3.0},
+        ),
+        generalized,
+        by_class,
+        "GeneralizedCrossEntropyLoss",
+    ),
+    Case(
+        "poly_loss",
+        draw_classes,
+        (
+            {},
+            {"epsilon": -0.5, "weight": rand(7), "sample_weight": rand(5)},
+            {"epsilon": 3.0, "denominator": 3.0},
+        ),
+        poly,
+        by_class,
+        "PolyLoss",
     ),
     Case(
         "kl_divergence",

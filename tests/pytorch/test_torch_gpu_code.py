@@ -15,7 +15,7 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from xentrs.torch import _binary, _focal_loss
+from xentrs.torch import _binary, _focal_loss, _generalized_cross_entropy, _poly_loss
 from xentrs.torch._gpu import divergence, elements, scale, softmax
 from xentrs.torch._triton import Kernel, load_triton
 
@@ -45,13 +45,17 @@ common |= dict.fromkeys(("total_weight", "distance", "logsumexps", "argmaxes"))
 plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, OBJECTIVE=None, OWN=(), SOFT=False)
 all_ = plain | dict(SMOOTHING=0.1, EVEN=1e-4, Z=1e-4, CAP=30.0)
 focal = plain | dict(OBJECTIVE=_focal_loss._objective.compiled(), OWN=(2.5,))
+poly = plain | dict(OBJECTIVE=_poly_loss._objective.compiled(), OWN=(2.5,))
+general = _generalized_cross_entropy._objective.compiled()
+general = plain | dict(OBJECTIVE=general, OWN=(0.7,))
 element = dict(ELEMENT=_binary._element.compiled(), OWN=())
 pair = plain | dict.fromkeys(("weight", "sample_weight", "z_divisor"))
 soft_ = plain | dict(SOFT=True, IGNORED=None, grad=None)
 for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
     floats = {"x": "*" + x, "grad": "*" + x, "loss": "*" + acc, "divisor": "*fp64"}
     real = tl.float64 if acc == "fp64" else tl.float32
-    for options in (plain, all_, focal, pair, soft_):
+    further = (poly, general) if x == "fp32" else ()
+    for options in (plain, all_, focal, pair, soft_, *further):
         soft = options["SOFT"]
         types = floats | {"target": "*" + x if soft else "*i64", "z_divisor": "*fp64"}
         constants = common | options | {"ACC": real}
@@ -91,4 +95,4 @@ def test_kernels_compile(target, tmp_path):
     command = [sys.executable, str(script), *target]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("_softmax_loss") == 15
+    assert done.stdout.count("_softmax_loss") == 17

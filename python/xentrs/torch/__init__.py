@@ -12,10 +12,15 @@ from xentrs.torch._binary import BCEWithLogitsLoss, binary_cross_entropy_with_lo
 from xentrs.torch._binary_of_probabilities import BCELoss, binary_cross_entropy
 from xentrs.torch._cross_entropy import CrossEntropyLoss, cross_entropy
 from xentrs.torch._focal_loss import FocalLoss, focal_loss
+from xentrs.torch._generalized_cross_entropy import (
+    GeneralizedCrossEntropyLoss,
+    generalized_cross_entropy,
+)
 from xentrs.torch._js_divergence import JSDivergenceLoss, js_divergence
 from xentrs.torch._kl_divergence import KLDivergenceLoss, kl_divergence
 from xentrs.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
 from xentrs.torch._patch import patch, unpatch
+from xentrs.torch._poly_loss import PolyLoss, poly_loss
 from xentrs.torch._sigmoid_focal_loss import SigmoidFocalLoss, sigmoid_focal_loss
 from xentrs.torch._vocab_parallel import vocab_parallel_cross_entropy
 
@@ -24,10 +29,12 @@ for _function in (
     binary_cross_entropy_with_logits,
     cross_entropy,
     focal_loss,
+    generalized_cross_entropy,
     js_divergence,
     kl_divergence,
     linear_cross_entropy,
     patch,
+    poly_loss,
     sigmoid_focal_loss,
     unpatch,
     vocab_parallel_cross_entropy,
@@ -39,18 +46,22 @@ __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "FocalLoss",
+    "GeneralizedCrossEntropyLoss",
     "JSDivergenceLoss",
     "KLDivergenceLoss",
     "LinearCrossEntropyLoss",
+    "PolyLoss",
     "SigmoidFocalLoss",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "focal_loss",
+    "generalized_cross_entropy",
     "js_divergence",
     "kl_divergence",
     "linear_cross_entropy",
     "patch",
+    "poly_loss",
     "sigmoid_focal_loss",
     "unpatch",
     "vocab_parallel_cross_entropy",

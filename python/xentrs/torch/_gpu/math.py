@@ -18,6 +18,16 @@ def log1p(r):
 
 @Kernel
 @no_type_check
+def expm1(x):
+    # Kahan: the rounding of exp(x) cancels in the quotient.
+    u = tl.exp(x)
+    small = (u == 1.0) | (u == 0.0)
+    quotient = (u - 1.0) * (x / tl.where(small, 1.0, tl.log(tl.where(small, 2.0, u))))
+    return tl.where(u == 1.0, x, tl.where(u == 0.0, -1.0, quotient))
+
+
+@Kernel
+@no_type_check
 def tanh(u):
     a = tl.abs(u)
     e = tl.exp(-2.0 * a)
