@@ -28,7 +28,7 @@ BOUNDS = {
     "generalized_cross_entropy": {"loss": 4, "grad": 4},
     "poly_loss": {"loss": 4, "grad": 4},
     "binary_cross_entropy_with_logits": {"loss": 4, "grad": 4, "hess": 7},
-    "softmax_entropy": {"loss": 6, "grad": 4},
+    "softmax_entropy": {"loss": 6, "grad": 4.5},
     # Two weights, the logarithm, their product and the division by the base are rounded in turn.
     "binary_cross_entropy": {"loss": 4.2, "grad": 4},
     "sigmoid_focal_loss": {"loss": 4, "grad": 4},
@@ -45,7 +45,7 @@ OF_SIGMOID_GAMMA = 0.2  # above 5: there the error of m is far below one ULP of 
 OF_Z_LOSS = {"loss": 1, "grad": 2, "hess": 1}
 # More with a temperature, by which the Hessian is divided twice; more with a cap, whose derivatives
 # multiply those of the capped logits.
-OF_TEMPERATURE = {"loss": 0, "grad": 0.5, "hess": 4}
+OF_TEMPERATURE = {"loss": 0, "grad": 0.5, "hess": 6}
 OF_SOFTCAP = {"loss": 0, "grad": 2, "hess": 4}
 RESULTS = ("loss", "grad", "hess")
 # Results next to the smallest normal number are products of probabilities below it.

@@ -19,6 +19,8 @@ DEFAULTS: dict[str, Any] = {
     "q": 0.7,
     "epsilon": 1.0,
     "temperature": 1.0,
+    "direction": "forward",
+    "beta": 0.5,
     "ignore_index": -100,
     "label_smoothing": 0.0,
     "z_loss": 0.0,

@@ -136,6 +136,8 @@ def test_q_outside_its_range(loss, value, dtype, rng):
 @pytest.mark.parametrize("name", ["temperature", "softcap"])
 @pytest.mark.parametrize("value", [0, -0.0, -1, -1e-300, NAN, INF, -INF])
 def test_temperature_and_softcap_not_above_0(loss, name, value, dtype, rng):
+    if name not in loss.options:
+        pytest.skip("no such option")
     case = loss.case(rng, (3, 4), dtype)
     given = "nan" if np.isnan(value) else f"{float(value):.4g}"[:4]
     refused(case, ValueError, name, given, "above 0", **{name: value})

@@ -104,7 +104,7 @@ impl<T: Real> Focal<'_, '_, T> {
         // At infinity `z l` is 0.
         let slope = if z == 0.0 { a * a } else { a * a + z * (gamma * (a - b) * l - b * b * z) };
         let grad = if m == 0.0 { 0.0 } else { sign * (power * (slope / m)) * r * r };
-        [if power == 0.0 { 0.0 } else { power * l }, grad]
+        [if power == 0.0 && !x.is_nan() { 0.0 } else { power * l }, grad]
     }
 
     /// [`Focal::element`] of these lanes of the losses and of the gradient, in the place of what is there.

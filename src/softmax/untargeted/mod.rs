@@ -104,7 +104,9 @@ fn entropy_gradient<S: Simd, T: Real>(
     let second = T::V::<S>::select(T::V::<S>::mask(s, large), e, difference);
     let product = first.mul(a[0]);
     let error = first.mul_add(a[1], first.fma(a[0], zero.sub(product)));
-    product.mul_add(second, error.mul(second)).clear(s, e.eq(zero))
+    let slope = product.mul_add(second, error.mul(second)).clear(s, e.eq(zero));
+    // Where the mean is NaN, since a logit is NaN or +inf, so is the whole gradient.
+    slope.add(mean[0].sub(mean[0]))
 }
 
 /// A quantity, and the temperature of its softmax.
