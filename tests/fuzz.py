@@ -68,7 +68,10 @@ OF_SIGMOID_GAMMA = 0.2  # the same of sigmoid_focal_loss, above 5
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
 OF_ENTROPY = 2.0  # added for the sum of two terms, as there
 OF_DIVERGENCE = {"f": 12.0, "d": 80.0}  # added for these by the type, as there
-LEAST_OF_DIVERGENCE = {np.dtype("f4"): 1e-33, np.dtype("f8"): 1e-300}  # as there
+LEAST_OF_DIVERGENCE = {
+    np.dtype("f4"): 1e-33,
+    np.dtype("f8"): 1e-250,
+}  # of sums whose terms underflow
 BASE = 1.0  # added with a base, since its logarithm and the division by it are rounded too
 
 
