@@ -93,6 +93,11 @@ class Loss:
         return self.class_axis and self.input == "logits" and not self.teacher
 
     @property
+    def reads_one(self):
+        """Whether the loss alone reads one number of each sample: that of its class."""
+        return self.indices and not self.softmax
+
+    @property
     def option_sets(self):
         """Names of options to go through: none, what changes the arithmetic, all together."""
         arithmetic = ("label_smoothing", "z_loss", "softcap", "temperature")

@@ -23,6 +23,16 @@ import xentrs
 
 Array: TypeAlias = NDArray[Any]
 
+# The least Hessian: that of XGBoost's own objective. A focal loss may have negative ones, and the
+# libraries divide by their sum over a leaf.
+_LEAST = 1e-16
+
+
+def floored(hess: Array) -> Array:
+    """Raise what is below the least Hessian to it, in place."""
+    floor: Array = np.maximum(hess, _LEAST, out=hess)
+    return floor
+
 
 class Round(NamedTuple):
     """What a library passes once a round."""
@@ -139,7 +149,7 @@ class Objective:
         found: Array = kept[name][1]
         return found
 
-    def _buffers(self, scores: Array, dtype: Any = None) -> tuple[Array, Array]:
+    def buffers(self, scores: Array, dtype: Any = None) -> tuple[Array, Array]:
         """Return arrays for gradient and Hessian, of the scores' shape and order."""
         order = "C" if scores.flags.c_contiguous else "F"
         dtype = scores.dtype if dtype is None else dtype
@@ -165,7 +175,7 @@ class Softmax(Objective):
                 f"scores must have shape (samples, classes), not {scores.shape}: with one score a "
                 "sample take `binary`"
             )
-        grad, hess = self._buffers(scores)
+        grad, hess = self.buffers(scores)
         options: dict[str, Any] = {
             "target": self._target(labels, *scores.shape),
             "weight": self.weight,
@@ -250,7 +260,7 @@ class Binary(Objective):
             )
         if self.gamma:
             return self._focal(scores, labels, weight)
-        grad, hess = self._buffers(scores)
+        grad, hess = self.buffers(scores)
         target, smoothing = self._target(labels), self.label_smoothing
         if self.weight is not None:
             # w1 t (-log p) + w0 (1 - t) (-log(1 - p)) is the loss of another label, times a weight.
@@ -286,7 +296,7 @@ class Binary(Objective):
             out=self._buffer("gradients of the pair", shape, scores.dtype),
             hess_out=self._buffer("Hessians of the pair", shape, scores.dtype),
         )
-        results = self._buffers(scores)
+        results = self.buffers(scores)
         results[0][:], results[1][:] = grad[:, 1], hess[:, 1]
         return results
 

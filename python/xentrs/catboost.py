@@ -25,11 +25,9 @@ from numpy.typing import ArrayLike
 
 import xentrs
 from xentrs import _objectives
+from xentrs._objectives import floored
 
 __all__ = ["binary", "binary_metric", "softmax", "softmax_metric"]
-
-# The least Hessian of a focal loss.
-_LEAST = 1e-16
 
 
 class softmax(_objectives.Softmax):
@@ -65,7 +63,7 @@ class softmax(_objectives.Softmax):
         factor = 1.0 if weight is None else float(weight)
         grad, diagonal = self.derivatives(scores, np.array([target]), np.array([factor]))
         if self.gamma:
-            hess = np.diag(np.maximum(diagonal[0], _LEAST))
+            hess = np.diag(floored(diagonal[0]))
         else:
             # The Hessian of sum_c t_c (-log p_c) is (sum_c t_c) (diag(p) - p p^T). Its diagonal is
             # exact; off the diagonal nothing cancels.
@@ -134,7 +132,7 @@ class binary(_objectives.Binary):
         scores = np.array(approxes, dtype=np.float64)
         grad, hess = self.derivatives(scores, np.array(targets), weight)
         if self.gamma:
-            np.maximum(hess, _LEAST, out=hess)
+            floored(hess)
         return list(zip((-grad).tolist(), (-hess).tolist(), strict=True))
 
     def params(self, y: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, Any]:

@@ -22,23 +22,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from xentrs import _objectives
-from xentrs._objectives import Array, Round
+from xentrs._objectives import Array, Round, floored
 
 __all__ = ["binary", "binary_metric", "softmax", "softmax_metric"]
 
 # The least share of a class whose logarithm LightGBM takes.
 _EPSILON = 1e-15
 
-# The least Hessian of a focal loss: LightGBM divides by the sum over a leaf.
-_LEAST = 1e-16
-
 
 def _single(objective: _objectives.Objective, call: Round, factor: float) -> tuple[Array, Array]:
     """Return the derivatives times the factor of the Hessian, in LightGBM's float32."""
     grad, hess = objective.derivatives(call.scores, call.labels, call.sample_weight)
     if objective.gamma:
-        np.maximum(hess, _LEAST, out=hess)
-    results = objective._buffers(call.scores, np.float32)
+        floored(hess)
+    results = objective.buffers(call.scores, np.float32)
     np.copyto(results[0], grad, casting="same_kind")
     np.multiply(hess, factor, out=results[1], casting="same_kind")
     return results

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from xentrs import _objectives
-from xentrs._objectives import Array, Round
+from xentrs._objectives import Array, Round, floored
 
 __all__ = ["binary", "binary_metric", "softmax", "softmax_metric"]
 
-# XGBoost's own objective of several classes has twice the diagonal, and no less than this.
-_FACTOR, _LEAST = 2.0, 1e-16
+# XGBoost's own objective of several classes has twice the diagonal.
+_FACTOR = 2.0
 
 # What XGBoost adds to a share before it takes the logarithm.
 _EPSILON = np.float32(1e-6)
@@ -73,7 +73,7 @@ class softmax(_objectives.Softmax):
         call = Round.of(first, second, sample_weight)
         grad, hess = self.derivatives(call.scores, call.labels, call.sample_weight)
         hess *= _FACTOR
-        return grad, np.maximum(hess, _LEAST, out=hess)
+        return grad, floored(hess)
 
     def params(self, y: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, Any]:
         """Return the parameters that a training starts with.
@@ -141,7 +141,7 @@ class binary(_objectives.Binary):
         """Return gradient and Hessian: of scores and a `DMatrix`, or of labels and scores."""
         call = Round.of(first, second, sample_weight)
         grad, hess = self.derivatives(call.scores, call.labels, call.sample_weight)
-        return grad, np.maximum(hess, _LEAST, out=hess)
+        return grad, floored(hess)
 
     def params(self, y: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, Any]:
         """Return the parameters that a training starts with.
