@@ -209,6 +209,7 @@ def test_lightgbm_scores_in_columns_are_not_transposed():
 
 SAME = {
     "verbose": 0,
+    "allow_writing_files": False,
     "random_seed": 0,
     "leaf_estimation_iterations": 1,
     "leaf_estimation_method": "Newton",
