@@ -14,12 +14,20 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from xentrs._xentrs import exact_add, exact_carry
+
 _Array: TypeAlias = NDArray[Any]
 
 # Bits of a digit, and of the fraction of a sum: digit k counts 2^(32 k - 1152).
 _BITS = 32
 _POINT = 1152
 _MASK = (1 << _BITS) - 1
+
+# More digits than the longest sums have.
+_DIGITS = 80
+
+# Numbers that may be added between carries: fewer than 2^31, with two digits each for products.
+_MOST = 1 << 28
 
 
 class ExactSums:
@@ -35,12 +43,13 @@ class ExactSums:
         How many numbers were NaN, +inf and -inf. These are in no digit.
     """
 
-    __slots__ = ("digits", "first", "special")
+    __slots__ = ("_pending", "digits", "first", "special")
 
     def __init__(self, sums: int) -> None:
         self.digits = np.zeros((sums, 0), np.int64)
         self.first = 0
         self.special = np.zeros((sums, 3), np.int64)
+        self._pending = 0  # how many numbers were added since the carries
 
     def __len__(self) -> int:
         return len(self.digits)
@@ -51,53 +60,60 @@ class ExactSums:
             self.digits = _taller(self.digits, sums)
             self.special = _taller(self.special, sums)
 
-    def add(self, rows: _Array | int, values: _Array, factors: _Array | None = None) -> None:
-        """Add each of `values`, or the exact product with its factor, to the sum of that row."""
-        if not values.size:
-            return
-        rows = np.broadcast_to(np.asarray(rows, np.int64), values.shape)
-        parts = [values] if factors is None else _products(values, factors)
-        for part in parts:
-            self._add(rows, part)
-
-    def _add(self, rows: _Array, values: _Array) -> None:
-        finite = np.isfinite(values)
-        if not finite.all():
-            odd = values[~finite]
-            kind = np.where(np.isnan(odd), 0, np.where(odd > 0, 1, 2))
-            np.add.at(self.special, (rows[~finite], kind), 1)
-            rows, values = rows[finite], values[finite]
-        mantissas, exponents = np.frexp(values)
-        mantissas = (mantissas * 2.0**53).astype(np.int64)
-        kept = mantissas != 0
-        if not kept.any():
-            return
-        rows, mantissas, at = rows[kept], mantissas[kept], exponents[kept].astype(np.int64)
-        at += _POINT - 53
-        places, shifts = at // _BITS, (at % _BITS).astype(np.uint64)
-        self._widen(int(places.min()), int(places.max()) + 4)
-        sign, size = np.sign(mantissas), np.abs(mantissas).astype(np.uint64)
-        low = (size & np.uint64(_MASK)) << shifts
-        high = ((size >> np.uint64(_BITS)) << shifts) + (low >> np.uint64(_BITS))
-        digits = (low & np.uint64(_MASK), high & np.uint64(_MASK), high >> np.uint64(_BITS))
-        for k, digit in enumerate(digits):
-            place = (rows, places - self.first + k)
-            np.add.at(self.digits, place, sign * digit.astype(np.int64))
-        self._carry()
+    def add(
+        self, row: int | _Array, values: NDArray[np.float64], factors: _Array | None = None
+    ) -> None:
+        """Add each of `values`, or its product with its factor, to a sum, or to that of its row."""
+        one = isinstance(row, int)
+        rows = None if one else np.ascontiguousarray(row, np.int64)
+        part = slice(row, row + 1) if isinstance(row, int) else slice(None)
+        # In blocks, so that no digit overflows before it is carried.
+        for start in range(0, values.size, _MOST):
+            block = slice(start, start + _MOST)
+            if self._pending + block.stop - block.start > _MOST:
+                self._carry()
+            while True:
+                lacks = exact_add(
+                    self.digits[part],
+                    self.first,
+                    self.special[part],
+                    None if rows is None else rows[block],
+                    np.ascontiguousarray(values[block], np.float64),
+                    None if factors is None else np.ascontiguousarray(factors[block], np.float64),
+                )
+                if lacks is None:
+                    break
+                self._widen(*lacks)
+            self._pending += min(values.size - start, _MOST)
 
     def merge(self, other: ExactSums, rows: _Array | None = None) -> None:
-        """Add each sum of another table to the same one here, or to that of these rows."""
+        """Add each sum of another table to the same one here, or to that of these rows.
+
+        No row is named twice.
+        """
+        other._carry()
+        self._carry()
         index = slice(len(other.digits)) if rows is None else rows
         self.special[index] += other.special
         width = other.digits.shape[1]
         if width:
-            self._widen(other.first, other.first + width + 1)
+            # The last digits have room for many more merges than there will be.
+            self._widen(other.first, other.first + width)
             at = other.first - self.first
             self.digits[index, at : at + width] += other.digits
-            self._carry()
+            self._pending = 1
 
-    def numerators(self, rows: slice = slice(None)) -> list[int]:
-        """Return finite sums as whole multiples of `UNIT`."""
+    def check(self, name: str) -> None:
+        """Refuse digits that were read from elsewhere, and are not those of a table."""
+        if not 0 <= self.first <= self.first + self.digits.shape[1] <= _DIGITS:
+            raise ValueError(f"state['{name}.first'] is {self.first}, which is out of range")
+        if (self.digits[:, :-1] >> _BITS).any() or (abs(self.digits[:, -1:]) > _MASK).any():
+            raise ValueError(f"state['{name}.digits'] has numbers that are no digits")
+        if self.special.shape[1] != 3 or (self.special < 0).any():
+            raise ValueError(f"state['{name}.special'] has no three counts for each sum")
+
+    def numerators(self, rows: slice | _Array = slice(None)) -> list[int]:
+        """Return sums as whole multiples of 2^-1152; what is not finite is in none."""
         digits, first = self.digits[rows], self.first
         return [
             sum(d << (_BITS * (first + k)) for k, d in enumerate(row) if d)
@@ -113,9 +129,14 @@ class ExactSums:
             return float("inf") if above else float("-inf")
         return Fraction(self.numerators(slice(row, row + 1))[0], 1 << _POINT)
 
-    def compact(self) -> tuple[_Array, int]:
-        """Return the digits and the first one's number, in the one shortest form that they have."""
-        digits = self.digits
+    def compact(self, rows: slice | _Array = slice(None)) -> tuple[_Array, int, _Array]:
+        """Return digits of some sums, the first one's number, and the counts of special numbers.
+
+        Equal sums have equal digits then: the last digit is a sign, -1 or 0, and all rows have the
+        fewest digits that do.
+        """
+        self._carry()
+        digits = self.digits[rows]
         # The sign apart: -1 or 0, with all digits below in [0, 2^32).
         top = digits[:, -1:] if digits.shape[1] else digits[:, :0]
         digits = np.concatenate([digits[:, :-1], top & _MASK, top >> _BITS], axis=1)
@@ -131,7 +152,8 @@ class ExactSums:
             digits = np.concatenate([digits[:, :-2], digits[:, -1:]], axis=1)
         while digits.shape[1] and not digits[:, 0].any():
             digits, first = digits[:, 1:], first + 1
-        return np.ascontiguousarray(digits), first if digits.shape[1] else 0
+        digits = np.ascontiguousarray(digits)
+        return digits, first if digits.shape[1] else 0, self.special[rows].copy()
 
     def _widen(self, first: int, end: int) -> None:
         """Have the digits from `first` up to `end`."""
@@ -141,32 +163,16 @@ class ExactSums:
             return
         below, above = max(self.first - first, 0), max(end - self.first - width, 0)
         if below or above:
-            # The last digit has the sign: its excess goes up.
+            # The last digit may have more than 32 bits, which go up at the next carries.
+            self._pending = max(self._pending, 1)
             self.digits = np.pad(self.digits, ((0, 0), (below, above)))
             self.first -= below
 
     def _carry(self) -> None:
-        digits = self.digits
-        for k in range(digits.shape[1] - 1):
-            carry = digits[:, k] >> _BITS
-            digits[:, k] &= _MASK
-            digits[:, k + 1] += carry
+        if self._pending:
+            exact_carry(self.digits)
+            self._pending = 0
 
 
 def _taller(array: _Array, rows: int) -> _Array:
     return np.concatenate([array, np.zeros((rows - len(array), array.shape[1]), array.dtype)])
-
-
-def _products(a: _Array, b: _Array) -> list[_Array]:
-    """Return products and their rounding errors (Dekker)."""
-    with np.errstate(all="ignore"):
-        high = a * b
-        (a0, a1), (b0, b1) = _halves(a), _halves(b)
-        low = a1 * b1 - (((high - a0 * b0) - a1 * b0) - a0 * b1)
-        return [high, np.where(np.isfinite(low), low, 0.0)]
-
-
-def _halves(a: _Array) -> tuple[_Array, _Array]:
-    c = a * 134217729.0
-    high = c - (c - a)
-    return high, a - high

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias, overload
@@ -16,6 +16,7 @@ from xentrs._exact import ExactSums
 from xentrs._losses import cross_entropy as _cross_entropy  # noqa: F401  # fills PYTHON_FUNCTIONS
 from xentrs._losses._types import Ignored
 from xentrs._partial import _checked
+from xentrs._xentrs import STATISTICS, sample_divergences, sample_statistics
 
 _Array: TypeAlias = NDArray[Any]
 
@@ -24,6 +25,9 @@ _FORMAT = 1
 
 # Samples whose statistics are in memory at a time.
 _BLOCK = 1 << 14
+
+# Bytes of logits that are read several times while they are in the caches.
+_BLOCK_BYTES = 3 << 19
 
 # The histogram of losses: one bin for what counts as 0, 2^_BITS bins of equal width in each octave
 # from 2^_LOWEST up to where float32 ends, and one for what is above. A bin is the leading bits of
@@ -476,24 +480,29 @@ class CrossEntropyMeter:
         added = self._empty()
         if self._per_class:
             added._have_classes(classes)
-        number = math.prod(samples)
-        rows = np.moveaxis(x, axis, -1)
-        soft_rows = np.moveaxis(t, axis, -1) if soft else None
-        reference_rows = None if r is None else np.moveaxis(r, axis, -1)
-        indices = None if soft else np.ascontiguousarray(t).reshape(-1)
-        step = max(1, min(_BLOCK, (1 << 20) // classes))
-        for start in range(0, number, step):
-            part = slice(start, min(number, start + step))
-            batch = self._statistics(
-                _rows(rows, samples, part),
-                None if indices is None else indices[part],
-                None if soft_rows is None else _rows(soft_rows, samples, part),
-                None if reference_rows is None else _rows(reference_rows, samples, part),
-                None if s is None else s[part],
-                None if groups is None else groups[part],
-                added,
+        dtype = _common_dtype(x, r, t if soft else None)
+        # With a reference, all kernels read a block while it is in the caches.
+        most = _BLOCK
+        if r is not None:
+            most = max(1, min(_BLOCK, _BLOCK_BYTES // (2 * classes * dtype.itemsize)))
+        for index in _sample_blocks(samples, most):
+            place = (*index[:axis], slice(None), *index[axis:])
+            block = _arrays._plain(x[place], dtype)
+            if soft:
+                target_block = _arrays._plain(t[place], dtype)
+            else:
+                target_block = _arrays._canonical(t[index], _arrays._native(t))
+            added._add(
+                self._statistics(
+                    block,
+                    target_block,
+                    None if r is None else _arrays._plain(r[place], dtype),
+                    axis,
+                    None if s is None else _flat(s[index]),
+                    None if groups is None else groups[index].reshape(-1),
+                    added,
+                )
             )
-            added._add(batch)
         self._take(added)
         return self
 
@@ -539,14 +548,14 @@ class CrossEntropyMeter:
         s = _sample_weights(sample_weight, samples, "that of losses")
         groups = _groups(group, samples)
         self._check_groups(groups)
-        flat = given.reshape(-1)
         added = self._empty()
-        for start in range(0, flat.size, _BLOCK):
-            part = slice(start, start + _BLOCK)
-            value = flat[part].astype(np.float64)
-            weight = np.ones(value.size) if s is None else s[part]
+        for index in _sample_blocks(samples, _BLOCK):
+            value = _flat(given[index])
+            weight = np.ones(value.size) if s is None else _flat(s[index])
             kept = np.flatnonzero(weight)
-            ids = None if groups is None else added._group_rows(groups[part][kept])
+            ids = None
+            if groups is not None:
+                ids = added._group_rows(groups[index].reshape(-1)[kept])
             weight, value = weight[kept], value[kept]
             added._add(_Batch(weight, None if s is None else weight, value, value, ids))
         self._take(added)
@@ -666,8 +675,9 @@ class CrossEntropyMeter:
         reader = _Reader(state)
         if (version := reader.integer("format")) != _FORMAT:
             raise ValueError(f"state has format {version}, but this version reads {_FORMAT}")
+        names = reader.array("ignore_index", "U", 1).tolist()
         try:
-            ignored = tuple(int(i) for i in reader.array("ignore_index", "U", 1).tolist())
+            ignored = tuple(int(i) for i in names)
         except ValueError:
             raise ValueError("state['ignore_index'] has no integers") from None
         try:
@@ -686,8 +696,9 @@ class CrossEntropyMeter:
         meter._counts = dict(zip(_COUNTS, counts.tolist(), strict=True))
         meter._nans = reader.array("nans", "i", 1, 2)
         meter._bin_counts = reader.array("bin_counts", "i", 1, meter._bins + 1)
-        if meter._weight is None:
-            meter._classes = reader.integer("classes")
+        meter._classes = reader.integer("classes")
+        if meter._weight is not None and meter._classes != meter._weight.size:
+            raise ValueError("state['classes'] is not the length of state['weight']")
         classes = meter._classes if meter._per_class else 0
         meter._class_counts = reader.array("class_counts", "i", 1, classes)
         meter._sums = reader.sums("sums", len(meter._sums))
@@ -742,6 +753,7 @@ class CrossEntropyMeter:
 
     def _group_rows(self, ids: _Array) -> _Array:
         """Return the row of each group, new ones included."""
+        ids = ids if ids.dtype.kind == "U" else ids.astype(np.int64)
         unique, inverse = np.unique(ids, return_inverse=True)
         rows = [self._group_ids.setdefault(key, len(self._group_ids)) for key in unique.tolist()]
         number = len(self._group_ids)
@@ -870,76 +882,98 @@ class CrossEntropyMeter:
 
     def _check_indices(self, t: _Array, classes: int) -> None:
         """Refuse class indices that are neither a class nor ignored."""
-        bad = (t < 0) | (t >= classes)
-        for i in self._ignored:
-            bad &= t != i
-        if bad.any():
-            i = int(np.argmax(bad))
-            raise IndexError(
-                f"target{_arrays._position(i, t.shape)} is {t.reshape(-1)[i]}, but a class index "
-                f"must be in [0, {classes})"
-            )
+        at = 0
+        for block in _arrays._blocks(t):
+            bad = (block < 0) | (block >= classes)
+            if bad.any():
+                for i in self._ignored:
+                    bad &= block != i
+                if bad.any():
+                    i = int(np.argmax(bad))
+                    ignored = ", ".join(map(str, self._ignored))
+                    several = "one of " if len(self._ignored) > 1 else ""
+                    raise IndexError(
+                        f"target{_arrays._position(at + i, t.shape)} is {block[i]}, but a class "
+                        f"index must be in [0, {classes})"
+                        + (f", or be {several}ignore_index ({ignored})" if ignored else "")
+                    )
+            at += block.size
 
     def _statistics(
         self,
         x: _Array,
-        indices: _Array | None,
-        q: _Array | None,
+        t: _Array,
         r: _Array | None,
+        axis: int,
         s: _Array | None,
         groups: _Array | None,
         added: CrossEntropyMeter,
     ) -> _Batch:
-        """Return the statistics of samples by classes, without those that do not count."""
-        from xentrs import cross_entropy, kl_divergence, softmax, softmax_entropy
+        """Return the statistics of some samples, without those that do not count.
 
-        kept = np.ones(len(x), np.bool_) if s is None else s != 0.0
-        if indices is not None:
-            for i in self._ignored:
-                kept &= indices != i
-            if self._weight is not None and not self._smoothing:
-                own = np.where(kept, indices, 0).astype(np.int64)
-                kept &= self._weight[own] != 0.0
-        x = x[kept].astype(np.float64)
-        if indices is not None:
-            t = indices[kept].astype(np.int64)
-        else:
-            assert q is not None
-            t = q[kept].astype(np.float64)
-        y = t if indices is not None else t.argmax(axis=1)
-        s = np.ones(len(x)) if s is None else s[kept]
-        w = s if indices is None or self._weight is None else s * self._weight[y]
-        spread = self._smoothing != 0.0 or indices is None
-        options: dict[str, Any] = {"label_smoothing": self._smoothing, "reduction": "none"}
-        options |= {"ignore_index": None, "weight": self._weight if spread else None}
-        value = cross_entropy(x, t, **options)
-        factor = s if spread else w
-        loss = value
-        if spread and indices is not None and self._weight is not None:
-            with np.errstate(all="ignore"):
-                loss = value / self._weight[y]
-        top = np.argmax(x, axis=1)
-        own = np.take_along_axis(x, y[:, None], 1)
-        above = np.where(np.isnan(own[:, 0]), -1, (x > own).sum(axis=1))
-        p = softmax(x)
-        hot = t if indices is None else np.eye(x.shape[1])[y]
-        more: tuple[Any, ...] = ()
+        The arrays are as the kernels take them. Groups become rows of the sums of `added`.
+        """
+        classes, soft = x.shape[axis], t.shape == x.shape
+        number = x.size // classes
+        weight = self._weight
+        # The kernel weighs classes only where it adds several of them up.
+        spread = soft or self._smoothing != 0.0
+        options = (
+            axis,
+            weight if spread else None,
+            None if soft else self._ignored,
+            self._smoothing,
+        )
+        value, statistics = np.empty(number), np.empty((number, STATISTICS))
+        _done(sample_statistics(x, t, options, value, statistics, None))
+        more: tuple[_Array, ...] = ()
         if r is not None:
-            r = r[kept].astype(np.float64)
-            kl = kl_divergence(x, r, reduction="none")
-            more = (kl, cross_entropy(r, t, **options), np.argmax(r, axis=1))
+            kl, other, reference_top = (
+                np.empty(number),
+                np.empty(number),
+                np.empty(number, np.int64),
+            )
+            argmax = reference_top.reshape(x.shape[:axis] + x.shape[axis + 1 :])
+            _done(sample_statistics(r, t, options, other, None, argmax))
+            _done(sample_divergences(x, r, axis, kl))
+            more = (kl, other, reference_top)
+
+        kept = np.ones(number, np.bool_) if s is None else s != 0.0
+        if not soft:
+            flat = t.reshape(-1)
+            for i in self._ignored:
+                kept &= flat != i
+            if weight is not None and not spread:
+                kept &= weight[np.where(kept, flat, 0)] != 0.0
+        if not kept.all():
+            value, statistics = value[kept], statistics[kept]
+            more = tuple(a[kept] for a in more)
+            s, groups = (None if a is None else a[kept] for a in (s, groups))
+        top, truth, above, confidence, brier, entropy = np.ascontiguousarray(statistics.T)
+        true_class = truth.astype(np.int64)
+        w = factor = s
+        loss = value
+        if weight is not None and not soft:
+            own = weight[true_class]
+            w = own if s is None else s * own
+            if spread:
+                with np.errstate(all="ignore"):
+                    loss = value / own
+            else:
+                factor = w
+        w = np.ones(value.size) if w is None else w
         return _Batch(
             w,
             factor,
             value,
             loss,
-            None if groups is None else added._group_rows(groups[kept]),
-            y,
+            None if groups is None else added._group_rows(groups),
+            true_class,
             top,
             above,
-            p.max(axis=1),
-            ((p - hot) ** 2).sum(axis=1),
-            softmax_entropy(x, reduction="none"),
+            confidence,
+            brier,
+            entropy,
             *more,
         )
 
@@ -1072,20 +1106,16 @@ class _Reader:
         table.digits = self.array(f"{name}.digits", "i", 2, rows)
         table.first = self.integer(f"{name}.first")
         table.special = self.array(f"{name}.special", "i", 2, rows)
-        if table.special.shape[1] != 3:
-            raise ValueError(f"state['{name}.special'] has shape {table.special.shape}")
+        table.check(name)
         return table
 
 
 def _store(
     state: dict[str, _Array], name: str, sums: ExactSums, rows: _Array | None = None
 ) -> None:
-    index = slice(None) if rows is None else rows
-    part = ExactSums(0)
-    part.digits, part.special, part.first = sums.digits[index], sums.special[index], sums.first
-    digits, first = part.compact()
+    digits, first, special = sums.compact(slice(None) if rows is None else rows)
     state[f"{name}.digits"], state[f"{name}.first"] = digits, np.array(first)
-    state[f"{name}.special"] = part.special.copy()
+    state[f"{name}.special"] = special
 
 
 def _count(histogram: ExactSums, nans: _Array, values: _Array, weights: _Array) -> None:
@@ -1110,9 +1140,7 @@ def _distribution(histogram: ExactSums, has_nan: bool) -> _Distribution:
     bins = np.flatnonzero(histogram.digits.any(axis=1))
     if not bins.size:
         return _Distribution(np.zeros(0), np.zeros(0), has_nan)
-    part = ExactSums(0)
-    part.digits, part.first = histogram.digits[bins], histogram.first
-    weights = part.numerators()
+    weights = histogram.numerators(bins)
     total, cumulative, so_far = sum(weights), [], 0
     for weight in weights:
         so_far += weight
@@ -1214,19 +1242,21 @@ def _class_weight(weight: ArrayLike) -> NDArray[np.float64]:
 
 
 def _check_weights(name: str, w: _Array) -> None:
-    bad = ~((w >= 0.0) & (w < math.inf))
-    if bad.any():
-        i = int(np.argmax(bad))
-        raise ValueError(
-            f"{name}{_arrays._position(i, w.shape)} is {w.reshape(-1)[i]}, but must be at least 0 "
-            "and finite"
-        )
+    at = 0
+    for block in _arrays._blocks(w):
+        bad = ~((block >= 0) & (block < math.inf))
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise ValueError(
+                f"{name}{_arrays._position(at + i, w.shape)} is {block[i]}, but must be at least 0 "
+                "and finite"
+            )
+        at += block.size
 
 
 def _sample_weights(
     sample_weight: ArrayLike | None, samples: tuple[int, ...], what: str
-) -> NDArray[np.float64] | None:
-    """Return the weights of samples in one row."""
+) -> _Array | None:
     if sample_weight is None:
         return None
     s = _arrays._real_array("sample_weight", sample_weight)
@@ -1234,13 +1264,12 @@ def _sample_weights(
         raise ValueError(
             f"sample_weight has shape {s.shape}, but must have shape {samples}: {what}"
         )
-    s = np.ascontiguousarray(s, np.float64)
     _check_weights("sample_weight", s)
-    return s.reshape(-1)
+    return s
 
 
 def _groups(group: ArrayLike | None, samples: tuple[int, ...]) -> _Array | None:
-    """Return the groups of samples in one row: integers or strings."""
+    """Return the groups of samples: integers or strings, of the samples' shape."""
     if group is None:
         return None
     g = np.asarray(group)
@@ -1252,11 +1281,9 @@ def _groups(group: ArrayLike | None, samples: tuple[int, ...]) -> _Array | None:
         raise ValueError(
             f"group has shape {g.shape}, but must have shape {samples}, that of the samples, or ()"
         )
-    if g.dtype.kind != "U":
-        if g.dtype.kind == "u" and g.size and g.max() > np.iinfo(np.int64).max:
-            raise ValueError(f"group has {g.max()}, but integers must be below 2^63")
-        g = g.astype(np.int64)
-    return np.broadcast_to(g, samples).reshape(-1)
+    if g.dtype.kind == "u" and g.size and g.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"group has {g.max()}, but integers must be below 2^63")
+    return np.broadcast_to(g, samples)
 
 
 def _ranks(top_k: Any) -> tuple[int, ...]:
@@ -1270,11 +1297,41 @@ def _ranks(top_k: Any) -> tuple[int, ...]:
     return tuple(sorted(set(ranks)))
 
 
-def _rows(a: _Array, samples: tuple[int, ...], part: slice) -> _Array:
-    """Return some samples of an array whose last axis is the classes, as rows."""
-    if a.flags.c_contiguous:
-        return a.reshape(-1, a.shape[-1])[part]
-    if len(samples) == 1:
-        return a[part]
-    index = np.unravel_index(np.arange(part.start, part.stop), samples)
-    return a[index]
+def _common_dtype(x: _Array, r: _Array | None, q: _Array | None) -> np.dtype[Any]:
+    """Return the dtype that logits and probabilities are computed from.
+
+    It depends on no value, so that no result depends on how samples are cut into batches.
+    """
+    arrays = [x]
+    arrays += [] if r is None else [r]
+    arrays += [q] if q is not None and _arrays._is_floating(q.dtype) else []
+    dtypes = [_arrays._native(a) for a in arrays]
+    if all(dtype == dtypes[0] for dtype in dtypes):
+        return dtypes[0]
+    wide = any(dtype.itemsize > 4 for dtype in dtypes)
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def _sample_blocks(shape: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:
+    """Yield the indices of blocks of at most so many samples, or of one sample."""
+    longer = [i for i, n in enumerate(shape) if n > 1]
+    if math.prod(shape) <= most or not longer:
+        if math.prod(shape):
+            yield tuple(slice(0, n) for n in shape)
+        return
+    cut = longer[0]
+    step = max(1, most // math.prod(shape[cut + 1 :]))
+    for first in range(0, shape[cut], step):
+        n = min(step, shape[cut] - first)
+        for index in _sample_blocks((*shape[:cut], n, *shape[cut + 1 :]), most):
+            moved = slice(index[cut].start + first, index[cut].stop + first)
+            yield (*index[:cut], moved, *index[cut + 1 :])
+
+
+def _flat(s: _Array) -> NDArray[np.float64]:
+    return np.ascontiguousarray(s, np.float64).reshape(-1)
+
+
+def _done(result: object) -> None:
+    if result is NotImplemented:
+        raise _arrays._changed()
