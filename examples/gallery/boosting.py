@@ -36,7 +36,8 @@ def by_xgboost(train: Array, labels: Array, test: Array, smoothing: float) -> It
     """Yield the margins of the test samples after each number of rounds."""
     objective = xentrs.xgboost.binary(label_smoothing=smoothing)
     data = xgboost.DMatrix(train, labels)
-    booster = xgboost.train(objective.params(labels), data, ROUNDS[-1], obj=objective)
+    params = objective.params(labels) | {"nthread": 1}  # the data are small
+    booster = xgboost.train(params, data, ROUNDS[-1], obj=objective)
     for rounds in ROUNDS:
         yield booster.predict(
             xgboost.DMatrix(test), output_margin=True, iteration_range=(0, rounds)
@@ -48,7 +49,7 @@ def by_lightgbm(train: Array, labels: Array, test: Array, smoothing: float) -> I
     objective = xentrs.lightgbm.binary(label_smoothing=smoothing)
     initial = objective.params(labels)
     data = lightgbm.Dataset(train, labels, **initial)
-    settings = {"objective": objective, "verbose": -1}
+    settings = {"objective": objective, "num_threads": 1, "verbose": -1}
     booster = lightgbm.train(settings, data, ROUNDS[-1])
     for rounds in ROUNDS:
         margins = booster.predict(test, raw_score=True, num_iteration=rounds)
