@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 DECISIONS = DOCS / "decisions"
 LOSSES = DOCS / "losses"
+GALLERY = DOCS / "gallery"
 RECORDS = sorted(DECISIONS.glob("0*.md"))
 README = ROOT / "README.md"
 PAGES = [
@@ -19,6 +20,7 @@ PAGES = [
     *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted(DOCS.glob("*.md")),
     *sorted(LOSSES.glob("*.md")),
+    *sorted(GALLERY.glob("*.md")),
     DECISIONS / "README.md",
 ]
 # Folders of the repository whose files the documentation names.
