@@ -13,7 +13,6 @@ from importlib import metadata
 from typing import Any, TypeAlias
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -43,7 +42,10 @@ _EPILOG = (
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line, and return its exit status."""
     try:
-        _xentrs.main(arguments, prog_name="xentrs", standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else arguments
+        # Not `main` of click, which prints an empty line on Ctrl-C.
+        with _xentrs.make_context("xentrs", list(given)) as context:
+            _xentrs.invoke(context)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -53,8 +55,8 @@ def run(arguments: list[str] | None = None) -> int:
     except (InputError, MissingLibrary) as error:
         return _fail(str(error))
     except click.exceptions.Exit as error:
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+        return int(error.exit_code)
+    except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever reads has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,8 +77,8 @@ class _Size(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number of bytes."""
         found = re.fullmatch(r"(\d+)([KMG]?)", str(value).upper())
-        if not found or int(found[1]) == 0:
-            self.fail(f"{value!r} is no size such as 16M", param, ctx)
+        if found is None or int(found[1]) == 0:
+            raise click.BadParameter(f"{value!r} is no size such as 16M", ctx, param)
         return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]]
 
 
@@ -92,7 +94,8 @@ class _Index(click.ParamType):
         try:
             return None if str(value).lower() == "none" else int(value)
         except ValueError:
-            self.fail(f"{value!r} is neither an int nor 'none'", param, ctx)
+            message = f"{value!r} is neither an int nor 'none'"
+            raise click.BadParameter(message, ctx, param) from None
 
 
 def _outputs(command: _Command) -> _Command:
@@ -136,7 +139,9 @@ def _xentrs() -> None:
 @click.option("--bins", type=int, default=15, show_default=True, help="Bins of confidence.")
 @click.option("--per-class", is_flag=True, help="Statistics of each class too (in the JSON).")
 @_outputs
-@click.option("--block-size", type=_Size(), default="16M", show_default=True, help="Read at a time.")
+@click.option(
+    "--block-size", type=_Size(), default="16M", show_default=True, help="Read at a time."
+)
 @click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 def _eval(
     *,
@@ -176,18 +181,18 @@ def _eval(
         def opened(spec: str) -> Source:
             return stack.enter_context(contextlib.closing(open_source(spec, block_size)))
 
+        inputs = Inputs(
+            **{name: opened(spec) for name, spec in specs.items() if spec is not None}, shift=shift
+        )
         with _options():
             meter = xentrs.CrossEntropyMeter(
-                weight=None if weight is None else _whole(opened(weight)),
+                weight=None if weight is None else _class_weight(opened(weight), inputs.classes),
                 ignore_index=ignored or None,
                 label_smoothing=label_smoothing,
                 top_k=top_k,
                 bins=bins,
                 per_class=per_class,
             )
-        inputs = Inputs(
-            **{name: opened(spec) for name, spec in specs.items() if spec is not None}, shift=shift
-        )
         interrupt = stack.enter_context(Interrupt())
         try:
             with _progress(quiet, inputs.samples) as advance:
@@ -241,7 +246,7 @@ def _merge(
 def _info(*, files: tuple[str, ...]) -> None:
     """Show the version, what this machine runs, and the arrays in files."""
     console = _console()
-    table = Table(box=None, show_header=not files is None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     if files:
         for heading in ("file", "key", "shape", "type"):
             table.add_column(heading)
@@ -289,8 +294,18 @@ def _number(text: str | None) -> float | None:
     return number
 
 
-def _whole(source: Source) -> Any:
-    return source.read(source.size).reshape(source.shape)
+def _class_weight(source: Source, classes: int) -> Any:
+    if source.shape != (classes,):
+        raise InputError(
+            source.file,
+            f"has shape {source.shape}, but must have a weight for each class: ({classes},)",
+        )
+    weight = source.read(classes)
+    try:
+        xentrs.CrossEntropyMeter(weight=weight)
+    except (TypeError, ValueError) as error:
+        raise InputError(source.file, reason(error)) from error
+    return weight
 
 
 @contextlib.contextmanager

@@ -76,7 +76,9 @@ class Inputs:
         x = self.logits
         _check_logits(x)
         if self.shift and len(x.shape) < 2:
-            raise InputError(x.file, f"has shape {x.shape}: --shift needs an axis before the classes")
+            raise InputError(
+                x.file, f"has shape {x.shape}: --shift needs an axis before the classes"
+            )
         samples = x.shape[:-1]
         t = self.target
         if t.shape not in (samples, x.shape):
@@ -154,19 +156,13 @@ def evaluate(
     advance : callable
         Is told the count of samples of each block.
     """
-    readers = {name: _Reader(name, inputs, source) for name, source in inputs.sources.items()}
-    table = readers.pop("token_bytes", None)
-    by_class = None
-    if table is not None and inputs.token_bytes.shape != inputs.target.shape:  # type: ignore[union-attr]
-        by_class = _checked_bytes(table.source, table.source.read(inputs.classes)).copy()
-        if inputs.target.shape == inputs.logits.shape:
-            raise InputError(
-                table.source.file, "has the bytes of each class, but the target is probabilities"
-            )
-    total: int | float = 0
+    sources = inputs.sources
+    token_bytes = sources.pop("token_bytes", None)
+    readers = {name: _Reader(name, inputs, source) for name, source in sources.items()}
     length = inputs.logits.shape[-2] if inputs.shift else 0
     with interrupt.allowed():
-        for reader in (*readers.values(), *([table] if table is not None and by_class is None else [])):
+        counter = None if token_bytes is None else _Bytes(inputs, token_bytes)
+        for reader in readers.values():
             reader.begin()
     row = inputs.classes * max(source.dtype.itemsize for source in _of_classes(inputs))
     step = max(1, block // row)
@@ -180,19 +176,14 @@ def evaluate(
         logits, target = given.pop("logits"), given.pop("target")
         if target.ndim == 1:
             _check_indices(inputs, target, rows, ignored)
-        if table is not None:
+        if counter is not None:
             counts = np.ones(len(rows), np.bool_)
             if target.ndim == 1:
-                counts = ~np.isin(target, ignored)
+                counts &= ~np.isin(target, ignored)
             if "sample_weight" in given:
                 counts &= given["sample_weight"] != 0
-            if by_class is not None:
-                numbers = by_class[target[counts].astype(np.int64)]
-            else:
-                with interrupt.allowed():
-                    numbers = table.read(start, stop, rows)
-                numbers = _checked_bytes(table.source, numbers)[counts]
-            total += numbers.sum().item()
+            with interrupt.allowed():
+                counter.add(start, stop, rows, target, counts)
         try:
             meter.update(logits, target, **given)
         except (IndexError, TypeError, ValueError) as error:
@@ -203,7 +194,43 @@ def evaluate(
         advance(stop - start)
     with interrupt.allowed():
         pass
-    return None if table is None else total
+    return None if counter is None else counter.total
+
+
+class _Bytes:
+    """Adds up the bytes of the tokens that count."""
+
+    def __init__(self, inputs: Inputs, source: Source) -> None:
+        self.total: int | float = 0
+        self._source = source
+        self._of_class: Array | None = None
+        self._reader = _Reader("token_bytes", inputs, source)
+        if source.shape == inputs.logits.shape[:-1]:
+            self._reader.begin()
+        elif inputs.target.shape == inputs.logits.shape:
+            message = "has the bytes of each class, but the target is probabilities"
+            raise InputError(source.file, message)
+        else:
+            self._of_class = self._checked(source.read(inputs.classes))
+
+    def add(self, start: int, stop: int, rows: Array, target: Array, counts: Array) -> None:
+        """Add the bytes of the samples `rows`, which are in [start, stop), where `counts`."""
+        if self._of_class is not None:
+            found = self._of_class[target[counts].astype(np.int64)]
+        else:
+            found = self._checked(self._reader.read(start, stop, rows))[counts]
+        self.total += found.sum().item()
+
+    def _checked(self, numbers: Array) -> Array:
+        if numbers.dtype.kind not in "iuf":
+            message = f"has dtype {numbers.dtype}, but must be numbers of bytes"
+            raise InputError(self._source.file, message)
+        wrong = ~((numbers >= 0) & (numbers < np.inf))
+        if wrong.any():
+            message = f"has {numbers[wrong][0]}, but a number of bytes is not negative"
+            raise InputError(self._source.file, message)
+        found: Array = numbers.astype(np.float64 if numbers.dtype.kind == "f" else np.int64)
+        return found
 
 
 class _Reader:
@@ -227,7 +254,9 @@ class _Reader:
     def read(self, start: int, stop: int, rows: Array) -> Array:
         """Return the entries of the samples `rows`, which are in [start, stop)."""
         if self._share > 1:
-            return self._shared(start, stop)[rows // self._share - start // self._share]
+            entries: Array = rows // self._share - start // self._share
+            shared: Array = self._shared(start, stop)[entries]
+            return shared
         # Behind the last sample there is none; nor is it among `rows`.
         count = stop - start
         if self._ahead and stop * max(self._width, 1) == self.source.size:
@@ -261,15 +290,6 @@ def _check_logits(source: Source) -> None:
         )
     if source.shape[-1] == 0:
         raise InputError(source.file, f"has shape {source.shape}: there are no classes")
-
-
-def _checked_bytes(source: Source, numbers: Array) -> Array:
-    if numbers.dtype.kind not in "iuf":
-        raise InputError(source.file, f"has dtype {numbers.dtype}, but must be numbers of bytes")
-    wide = numbers.astype(np.float64 if numbers.dtype.kind == "f" else np.int64)
-    if not ((wide >= 0) & (wide < np.inf)).all():
-        raise InputError(source.file, f"has {wide[~(wide >= 0)][:1]}: bytes cannot be negative")
-    return wide
 
 
 def _check_indices(inputs: Inputs, target: Array, rows: Array, ignored: tuple[int, ...]) -> None:

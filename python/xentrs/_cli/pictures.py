@@ -66,9 +66,7 @@ def _losses(axes: Any, result: MeterResult) -> None:
     shown = losses[np.isfinite(losses)]
     if shown.size and shown[-1] > 0:
         bins = np.linspace(0, shown[min(int(0.995 * shown.size), shown.size - 1)] or shown[-1], 50)
-        axes.hist(
-            np.minimum(shown, bins[-1]), bins, weights=np.full(shown.size, 1 / losses.size)
-        )
+        axes.hist(np.minimum(shown, bins[-1]), bins, weights=np.full(shown.size, 1 / losses.size))
     axes.axvline(result.loss, color="tab:red", lw=1, label=f"mean {result.loss:.4g}")
     axes.set(xlabel="loss (nats)", ylabel="share of samples", title="Losses")
     axes.legend(fontsize="small")

@@ -77,6 +77,7 @@ class Source(abc.ABC):
         while count > 0:
             count -= self.read(min(count, 1 << 20)).size
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Let go of the file."""
 
@@ -163,7 +164,8 @@ def bfloat16() -> np.dtype[Any]:
         import ml_dtypes
     except ModuleNotFoundError:
         raise MissingLibrary("bfloat16", "ml_dtypes") from None
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
 def _kind(file: str) -> str:
@@ -212,7 +214,7 @@ class _Raw(Source):
 
     def read(self, count: int) -> Array:
         block = self._space(count)
-        self._fill(memoryview(block.view(np.uint8)), self._next)
+        self._fill(block.view(np.uint8).data, self._next)
         self._next += block.nbytes
         return block
 
@@ -253,7 +255,7 @@ class _Columns(_Raw):
         first, last = self._at // columns, -(-(self._at + count) // columns)
         size = self.dtype.itemsize
         block = self._space((last - first) * columns)
-        view = memoryview(block.view(np.uint8))
+        view = block.view(np.uint8).data
         step = (last - first) * size
         for column in range(columns):
             part = view[column * step : (column + 1) * step]
@@ -347,7 +349,7 @@ def _npy_header(file: str, read: Callable[[int], bytes]) -> _Header:
     try:
         header = ast.literal_eval(text.decode("utf-8" if start[6] == 3 else "latin-1"))
         shape = tuple(header["shape"])
-        dtype = np.lib.format.descr_to_dtype(header["descr"])
+        dtype: np.dtype[Any] = np.lib.format.descr_to_dtype(header["descr"])
         fortran = bool(header["fortran_order"])
         if not all(type(n) is int and n >= 0 for n in shape):
             raise ValueError("shape")
@@ -396,7 +398,7 @@ class _Stream(Source):
             self._buffer = np.empty(0, self.dtype)
             self._buffer = np.empty(count, self.dtype)
         block = self._buffer[:count]
-        view = memoryview(block.view(np.uint8))
+        view = block.view(np.uint8).data
         done = 0
         with _damaged(self.file):
             while done < len(view):
@@ -414,7 +416,7 @@ class _Stream(Source):
         self._stream.close()
 
 
-class _damaged:  # noqa: N801  # a context manager
+class _damaged:  # a context manager
     """Turn what decompression refuses into an error that names the file."""
 
     def __init__(self, file: str) -> None:

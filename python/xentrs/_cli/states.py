@@ -26,7 +26,9 @@ def check_writeable(file: str) -> None:
         folder = os.path.dirname(file) or "."
         if not os.path.isdir(folder):
             raise InputError(file, f"cannot be written: there is no folder {folder}")
-        if not os.access(folder, os.W_OK) or (os.path.exists(file) and not os.access(file, os.W_OK)):
+        if not os.access(folder, os.W_OK) or (
+            os.path.exists(file) and not os.access(file, os.W_OK)
+        ):
             raise InputError(file, "cannot be written: permission denied")
 
 
