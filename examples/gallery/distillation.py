@@ -106,7 +106,9 @@ def draw(results: dict[str, Array], file: Path) -> None:
     ):
         values = np.array([scores[:, column] for scores in results.values()])
         values = 100 * (1 - values) if column else values
-        axes.barh(list(results), values.mean(axis=1), color=["#8c959f", "#0072b2", "#8c959f", "#009e73"])
+        axes.barh(
+            list(results), values.mean(axis=1), color=["#8c959f", "#0072b2", "#8c959f", "#009e73"]
+        )
         for row, draws in enumerate(values):
             axes.plot(draws, [row] * len(draws), "k.", markersize=4)
         axes.set_title(title)
