@@ -134,7 +134,6 @@ def main(arguments: list[str] | None = None) -> None:
         loss, accuracy = scores.mean(axis=0)
         print(f"{name:24}   {loss:13.4f}   {accuracy:8.3f}")
     draw(results, options.picture)
-    print(f"\nThe picture: {options.picture}")
 
 
 if __name__ == "__main__":
