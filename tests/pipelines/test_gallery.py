@@ -268,7 +268,8 @@ def test_softmax_regression_names_wrong_options(softmax_regression, iris, option
 def test_gradient_clipping(tmp_path):
     """At the same high learning rate the network learns with clipping alone."""
     printed, picture = run("gradient_clipping", tmp_path)
-    assert_page("gradient_clipping", printed, picture)
+    # A training that diverges enlarges each rounding error.
+    assert_page("gradient_clipping", printed, picture, relative=0.5)
     scores = rows(printed)
     assert scores["as they are"][-1] < 0.3
     assert scores["as they are"][-2] > 2
