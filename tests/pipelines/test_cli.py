@@ -116,9 +116,7 @@ def to_npy(a, file):
 
 
 def to_npz(save, order="C"):
-    return lambda a, file: save(
-        file, allow_pickle=False, first=a[:1], second=np.asarray(a, order=order)
-    )
+    return lambda a, file: save(file, first=a[:1], second=np.asarray(a, order=order))
 
 
 def to_safetensors(a, file):

@@ -61,10 +61,12 @@ def test_commands(tmp_path):
 
 
 def rewrite(folder):
-    """Put what the commands print into the page: `python tests/pipelines/test_command_line_page.py`."""
+    """Put what the commands print into the page: run this file as a script."""
     text = PAGE.read_text()
     for (command, shown), found in zip(calls(text), run(folder, text), strict=True):
-        text = text.replace(f"$ {command}\n{shown}", f"$ {command}\n{plain(found)}\n".replace("\n\n\n", "\n"))
+        text = text.replace(
+            f"$ {command}\n{shown}", f"$ {command}\n{plain(found)}\n".replace("\n\n\n", "\n")
+        )
     PAGE.write_text(text)
 
 
