@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import xentrs.torch
-from samples import operator_samples
+from samples import fast, operator_samples
+from xentrs.torch._arguments.linear import LinearArguments
+from xentrs.torch._arguments.options import SHARED, Options, flat
+from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._operators import gradients
 
 cross_entropy = xentrs.torch.cross_entropy
@@ -54,11 +57,9 @@ def test_gradcheck(x, y, options):
     x = x.requires_grad_()
     q = torch.rand_like(x)
     for target in (y, q):
-        assert torch.autograd.gradcheck(lambda x: cross_entropy(x, target, **options), x)  # noqa: B023
-        assert torch.autograd.gradgradcheck(
-            lambda x: cross_entropy(x, target, **options),  # noqa: B023
-            x,
-        )
+        f = lambda x: cross_entropy(x, target, **options)  # noqa: B023, E731
+        assert torch.autograd.gradcheck(f, x, **fast())
+        assert torch.autograd.gradgradcheck(f, x, **fast())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -66,17 +67,18 @@ def test_gradcheck_binary(x, reduction):
     x = x.requires_grad_()
     t, v, m = torch.rand_like(x), torch.rand_like(x[0]), x > -0.5
     f = lambda x: bce(x, t, pos_weight=v, weight=v, where=m, reduction=reduction)  # noqa: E731
-    assert torch.autograd.gradcheck(f, x)
-    assert torch.autograd.gradgradcheck(f, x)
+    assert torch.autograd.gradcheck(f, x, **fast())
+    assert torch.autograd.gradgradcheck(f, x, **fast())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_gradcheck_linear(x, y, w, reduction):
     inputs = [t.detach().requires_grad_() for t in (x @ w, w, w.sum(1))]
     f = lambda x, w, b: linear(x, w, y, linear_bias=b, reduction=reduction)  # noqa: E731
-    assert torch.autograd.gradcheck(f, inputs)
+    assert torch.autograd.gradcheck(f, inputs, check_forward_ad=True, **fast())
     if reduction == "mean":
-        assert torch.autograd.gradgradcheck(f, inputs)
+        modes = {"check_fwd_over_rev": True, "check_rev_over_rev": True}
+        assert torch.autograd.gradgradcheck(f, inputs, **modes, **fast())
 
 
 def test_gradients_in_targets_are_pytorchs(x):
@@ -320,17 +322,19 @@ def test_inplace_is_known_to_autograd(x, y):
 def test_opcheck(x, y, w, backend):
     x32, w32 = x.float().requires_grad_(), w.float().requires_grad_()
     ops = torch.ops.xentrs
-    plain = ("mean", [-100], 0.1, 0.0, 0.0)
-    torch.library.opcheck(ops.cross_entropy.default, (x32, y, None, None, None, None, *plain, True))
-    none = ("none", [-100, -1], 0.0, 0.1, 3.0)
-    torch.library.opcheck(
-        ops.cross_entropy.default, (x32.detach(), y, None, None, None, None, *none, False)
-    )
+    plain = flat(Options("mean", (-100,), label_smoothing=0.1), tuple(SHARED))
+    call = SoftmaxArguments(x32, y, None, None, None)
+    torch.library.opcheck(ops.cross_entropy.default, (*call, *plain, True))
+    options = Options("none", (-100, -1), z_loss=0.1, softcap=3.0, temperature=2.0)
+    none = flat(options, tuple(SHARED))
+    call = call._replace(input=x32.detach())
+    torch.library.opcheck(ops.cross_entropy.default, (*call, *none, False))
     name = ops.binary_cross_entropy_with_logits.default
     t = (x > 0).float()
     torch.library.opcheck(name, (x32, t, None, t[0] + 1, x > -1, None, "mean", 0.1, True))
     inputs = (x32.detach() @ w32.detach()).requires_grad_()
-    arguments = (inputs, w32, None, y, None, None, None, None, *plain, 2, [True, True, False])
+    call = LinearArguments(inputs, w32, None, y, None, None, None)
+    arguments = (*call, *plain, 2, [True, True, False])
     torch.library.opcheck(ops.linear_cross_entropy.default, arguments)
 
 
