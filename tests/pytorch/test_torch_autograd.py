@@ -412,8 +412,81 @@ def test_forward_mode(x, y):
                 for f in (cross_entropy, F.cross_entropy)
             )
             torch.testing.assert_close(ours, theirs)
-    with pytest.raises(NotImplementedError, match=r"linear_cross_entropy has no forward-mode"):
-        torch.func.jacfwd(lambda w: linear(x, w, y))(torch.ones_like(x))
+    s = torch.ones(4, dtype=torch.float64, device=x.device)
+    with pytest.raises(NotImplementedError, match=r"cross_entropy has a .* in its first argument"):
+        torch.func.jacfwd(lambda s: cross_entropy(x, y, sample_weight=s))(s)
+
+
+LINEAR_TRANSFORMS = {
+    "jvp": lambda f, given: torch.func.jvp(f, given, tuple(t.cos() for t in given)),
+    "jacfwd": lambda f, given: torch.func.jacfwd(f, (0, 1, 2))(*given),
+    "vmap of jvp": lambda f, given: torch.func.vmap(
+        lambda d: torch.func.jvp(lambda w: f(given[0], w, given[2]), (given[1],), (d,))
+    )(torch.stack([given[1].cos(), given[1].sin()])),
+    "hessian": lambda f, given: torch.func.hessian(f, (0, 1, 2))(*given),
+    "reverse over forward": lambda f, given: torch.func.jacrev(
+        torch.func.jacfwd(f, (0, 1)), (1, 2)
+    )(*given),
+    "forward over forward": lambda f, given: torch.func.jacfwd(
+        torch.func.jacfwd(f, (0, 1)), (1, 2)
+    )(*given),
+}
+
+
+@pytest.mark.parametrize("transform", LINEAR_TRANSFORMS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_forward_mode_of_a_linear_layer(reduction, transform, y, backend):
+    """In input, weight and bias, alone and together; rows that do not count have no part."""
+    torch.manual_seed(0)
+    given = tuple(
+        torch.randn(shape, dtype=torch.float64, device=backend) for shape in ((4, 3), (5, 3), (5,))
+    )
+    s = torch.tensor([1.0, 2.0, 1.0, 0.0], device=backend)
+    options = {"sample_weight": s, "reduction": reduction, "z_loss": 0.1, "temperature": 2.0}
+    ours = lambda x, w, b: linear(x, w, y, linear_bias=b, **options).sin()  # noqa: E731
+    theirs = lambda x, w, b: cross_entropy(F.linear(x, w, b), y, **options).sin()  # noqa: E731
+    run = LINEAR_TRANSFORMS[transform]
+    torch.testing.assert_close(run(ours, given), run(theirs, given))
+
+
+def test_dual_numbers_through_a_linear_layer(x, y, w):
+    from torch.autograd import forward_ad
+
+    tangent = x.cos()
+    tangent[2] = float("nan")  # of an ignored row
+    weight = w.t().detach().requires_grad_()
+    for reduction in ("mean", "sum", "none"):
+        for given in (w.t(), weight):  # without and with a gradient beside
+            expected = torch.func.jvp(
+                lambda x, r=reduction: cross_entropy(x @ w, y.clamp(max=2), reduction=r),
+                (x,),
+                (x.cos(),),
+            )
+            with forward_ad.dual_level():
+                dual = forward_ad.make_dual(x, tangent)
+                loss = linear(dual, given, y.clamp(max=2), reduction=reduction)
+                found = forward_ad.unpack_dual(loss)
+            torch.testing.assert_close((found.primal, found.tangent), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_forward_mode_of_a_linear_layer_in_half_precision(dtype, y, backend):
+    torch.manual_seed(0)
+    x, w = torch.randn(4, 30, device=backend), torch.randn(5, 30, device=backend) / 5
+    halves = tuple(t.to(dtype) for t in (x, w))
+    exact = tuple(t.double() for t in halves)
+    # So small that the gradient times it is 0 if it is rounded in between.
+    small = tuple(1e-6 * t.cos() for t in exact)
+    found = torch.func.jvp(
+        lambda x, w: linear(x, w, y, loss_dtype=torch.float32),
+        halves,
+        tuple((2.0**20 * t).to(dtype) for t in small),
+    )
+    true = torch.func.jvp(
+        lambda x, w: F.linear_cross_entropy(x, w, y), exact, tuple(2.0**20 * t for t in small)
+    )
+    for ours, theirs in zip(found, true, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=0.02, atol=0.01)
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "binary_cross_entropy_with_logits"])

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy as _of_probabilities
 from torch.nn.functional import nll_loss as _pytorchs
 
-from xentrs.torch._arguments.options import Ignored, Options, ignored_indices, legacy_reduction
+from xentrs.torch._arguments.options import (
+    Ignored,
+    Options,
+    ignored_indices,
+    is_smoothing,
+    legacy_reduction,
+)
 from xentrs.torch._arguments.softmax import SoftmaxArguments, check_further_arguments, fits
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._cpu import softmax as _cpu
@@ -104,6 +110,8 @@ def nll_loss(
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
+    if not is_smoothing(label_smoothing):
+        raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
     options = Options(reduction, ignored_indices(ignore_index), label_smoothing)
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)

@@ -76,9 +76,9 @@ def softmax_entropy(
     --------
     >>> import torch
     >>> import xentrs.torch
-    >>> logits = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
+    >>> logits = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
     >>> xentrs.torch.softmax_entropy(logits, reduction="none")
-    tensor([0.6931, 0.0005])
+    tensor([0.6931, 0.1909])
     """
     refuse_jit_trace("softmax_entropy")
     options = Options(reduction)

@@ -277,8 +277,10 @@ def _jvp(
     if not any(wanted):
         return loss, *[torch.zeros_like(g) for g in grads]
     second = _second(call, options, directions)
+    # As contiguous as the gradients are, whatever the strides of what they are gradients in.
     changes = [
-        s if want else torch.zeros_like(g) for s, g, want in zip(second, grads, wanted, strict=True)
+        s.contiguous() if want else torch.zeros_like(g)
+        for s, g, want in zip(second, grads, wanted, strict=True)
     ]
     return loss, *changes
 
