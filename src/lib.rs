@@ -12,6 +12,7 @@
 //! | [`tiles`] | arrays of any strides, copied to contiguous rows a tile of samples at a time |
 //! | [`call`] | the arrays, the target and the options of a call, checked once |
 //! | [`parallel`] | splits a job over threads, and chooses the instruction set |
+//! | [`exact`] | exact sums of many numbers |
 //! | [`reduce`] | sums whose order, and so whose bits, do not depend on the number of threads |
 //! | [`math`] | functions of vectors: exponential, logarithm, power |
 //! | [`simd`] | vectors for each instruction set, and views of memory: all unsafe code of the kernels |
@@ -21,6 +22,7 @@ pub mod call;
 pub mod divergence;
 pub mod elements;
 pub mod error;
+pub mod exact;
 pub mod losses;
 pub mod math;
 pub mod parallel;

@@ -46,10 +46,12 @@ from xentrs._losses.softmax_entropy import (
     softmax_entropy,
     softmax_entropy_with_grad,
 )
+from xentrs._meter import CrossEntropyMeter
 from xentrs._partial import PartialCrossEntropy
 from xentrs._xentrs import __version__
 
 __all__ = [
+    "CrossEntropyMeter",
     "PartialCrossEntropy",
     "__version__",
     "binary_cross_entropy",

@@ -8,11 +8,14 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 __all__ = [
     "LOSSES",
     "STATE_FIELDS",
+    "STATISTICS",
     "__version__",
     "compute",
     "compute_rows",
     "compute_tensors",
     "config",
+    "exact_add",
+    "exact_carry",
     "get_num_threads",
     "is_one",
     "join_threads",
@@ -21,6 +24,8 @@ __all__ = [
     "plain_options",
     "public",
     "quick_cross_entropy",
+    "sample_divergences",
+    "sample_statistics",
     "set_num_threads",
     "slice_grad",
     "slice_states",
@@ -41,6 +46,7 @@ class _Loss(TypedDict):
 
 LOSSES: dict[str, _Loss]
 STATE_FIELDS: int
+STATISTICS: int
 
 def compute(name: str, order: int, values: object, target: object, /, *rest: object) -> Any:
     """Evaluate a loss of arrays.
@@ -115,6 +121,42 @@ def slice_grad(
     /,
 ) -> Any:
     """Write the gradient of a slice of classes."""
+
+def sample_statistics(
+    logits: object,
+    target: object,
+    options: tuple[object, ...],
+    losses: object,
+    statistics: object | None,
+    argmax: object | None,
+    /,
+) -> Any:
+    """Write each sample's cross-entropy in float64, its statistics, and its likeliest class.
+
+    `options` are axis, weight, ignore_index and label_smoothing. There are `STATISTICS` numbers a
+    sample: `src/softmax/statistics.rs` names them.
+    """
+
+def sample_divergences(logits: object, reference: object, axis: object, losses: object, /) -> Any:
+    """Write the divergence KL(reference, model) of each sample in float64."""
+
+def exact_add(
+    digits: object,
+    first: int,
+    special: object,
+    rows: object | None,
+    values: object,
+    factors: object | None,
+    /,
+) -> Any:
+    """Add numbers, or exact products, to the rows of a table of exact sums.
+
+    Returns `None`; or does nothing, and returns the first digit that the table must have, and the
+    one after the last.
+    """
+
+def exact_carry(digits: object, /) -> Any:
+    """Carry the digits of a table: all but the last of a row are in [0, 2^32) then."""
 
 def public(function: _F, /) -> _F: ...
 def set_num_threads(n: int, /) -> None: ...

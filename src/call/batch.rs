@@ -182,13 +182,27 @@ pub struct Summaries<'a> {
     pub logsumexp: Option<FloatsOutput<'a>>,
     /// The class of the largest logit: of the first one, or of the first NaN.
     pub argmax: Option<Output<'a, i64>>,
+    /// The loss, not rounded to the logits' type. Not of ignored samples.
+    pub losses: Option<Output<'a, f64>>,
+    /// [`STATISTICS`] numbers a sample, which [`SampleStatistics`] names. Not of ignored samples.
+    ///
+    /// [`SampleStatistics`]: crate::softmax::statistics::SampleStatistics
+    pub statistics: Option<Output<'a, f64>>,
 }
 
+/// Statistics of a sample.
+pub const STATISTICS: usize = 6;
+
 impl Summaries<'_> {
-    /// Whether there are any.
+    /// Whether there are any of ignored samples.
     #[inline(always)]
-    pub fn any(self) -> bool {
+    pub fn any_of_ignored(self) -> bool {
         self.logsumexp.is_some() || self.argmax.is_some()
+    }
+
+    /// Whether a sample's results must be those of a contiguous row, whatever its layout.
+    pub fn of_rows(self) -> bool {
+        self.losses.is_some() || self.statistics.is_some()
     }
 }
 
@@ -478,9 +492,12 @@ impl<'a, T: Real> Batch<'a, T> {
         let losses = self.outputs.losses.filter(|losses| losses.len() >= at + n);
         let losses = losses.map(|losses| losses.part(at, n));
         part.outputs = Outputs { losses, grad: None, hess: None };
-        let Summaries { logsumexp, argmax } = self.summaries;
+        let Summaries { logsumexp, argmax, losses, statistics } = self.summaries;
         part.summaries.logsumexp = logsumexp.map(|array| array.part(at, n));
         part.summaries.argmax = argmax.map(|array| array.part(at, n));
+        part.summaries.losses = losses.map(|array| array.part(at, n));
+        part.summaries.statistics =
+            statistics.map(|array| array.part(at * STATISTICS, n * STATISTICS));
         part
     }
 
@@ -505,7 +522,8 @@ impl<'a, T: Real> Batch<'a, T> {
 
     /// Values and gradient, if the kernel of rows converts them itself. Summaries need the values in float32.
     pub fn half_rows(&self) -> Option<HalfRows<'a>> {
-        self.layout.as_ref()?.half_rows().filter(|_| !self.summaries.any())
+        let summaries = self.summaries.any_of_ignored() || self.summaries.statistics.is_some();
+        self.layout.as_ref()?.half_rows().filter(|_| !summaries)
     }
 
     /// Whether non-temporal stores should write the gradient: it exceeds the caches and is not written in place.

@@ -359,6 +359,11 @@ impl<'a, T: Terms> Pairs<'a, T> {
 
     /// Writes the losses of some samples, if they are not reduced.
     fn store_losses(&self, first: usize, weights: &[f64], losses: &[f64]) {
+        if let Some(to) = self.batch.summaries.losses {
+            for (i, (&weight, &loss)) in weights.iter().zip(losses).enumerate() {
+                to.set(first + i, if weight == 0.0 { 0.0 } else { weight * loss });
+            }
+        }
         let Some(to) = self.batch.outputs.losses else { return };
         for (i, (&weight, &loss)) in weights.iter().zip(losses).enumerate() {
             let loss = if weight == 0.0 { 0.0 } else { weight * loss / self.batch.divisor };

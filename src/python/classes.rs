@@ -9,7 +9,7 @@ use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::{Results, Slot};
-use crate::call::batch::{Batch, Floats, FloatsOutput, Sparse, Summaries, Target};
+use crate::call::batch::{Batch, Floats, FloatsOutput, STATISTICS, Sparse, Summaries, Target};
 use crate::call::dtype::Dtype;
 use crate::call::layout::{Converted, Layout};
 use crate::call::options::Options;
@@ -58,8 +58,8 @@ fn typed<'py, T: Number, S: Source>(
     };
 
     let is_half = matches!(values.dtype, Dtype::Half(_));
-    let mut rooms = [const { Room::new() }; 8];
-    let [target, probabilities, weight, sample_weight, out, hess_out, logsumexp, argmax] =
+    let mut rooms = [const { Room::new() }; 10];
+    let [target, probabilities, weight, sample_weight, out, hess_out, logsumexp, argmax, rest @ ..] =
         rooms.each_mut();
     // A pair of class indices and probabilities; or one array, class indices or probabilities.
     let pair = match call.target.cast_exact::<PyTuple>() {
@@ -131,6 +131,19 @@ fn typed<'py, T: Number, S: Source>(
                 return Err(Stop::NotImplemented);
             }
             summaries.argmax = Some(view.output());
+        }
+    }
+
+    let [losses, statistics] = rest;
+    for (object, room, numbers, to) in [
+        (keywords.losses_out, losses, 1, &mut summaries.losses),
+        (keywords.statistics_out, statistics, STATISTICS, &mut summaries.statistics),
+    ] {
+        if let Some(view) = View::optional::<S>(object, room)? {
+            if view.dtype != Dtype::F64 || view.len() != values.len() / classes * numbers {
+                return Err(Stop::NotImplemented);
+            }
+            *to = Some(view.output());
         }
     }
 

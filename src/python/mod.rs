@@ -11,6 +11,7 @@
 //! | `untargeted` | a call over samples by classes without a target: an entropy, the softmax and its kin |
 //! | `results` | the arrays of results |
 //! | `slices` | classes in slices: states of samples, merged |
+//! | `statistics` | what `CrossEntropyMeter` needs of samples, and its exact sums |
 //! | `errors` | why a call has no result |
 //!
 //! A call whose arrays are canonical (exact ndarrays, native and aligned, dtypes and shapes that fit;
@@ -33,6 +34,7 @@ mod options;
 mod public;
 mod results;
 mod slices;
+mod statistics;
 mod tensors;
 mod untargeted;
 
@@ -46,6 +48,7 @@ use errors::answer;
 use slices::{SliceArrays, mixture_of};
 use tensors::Tensors;
 
+use crate::call::batch::STATISTICS;
 use crate::losses::{Evaluate, LOSSES};
 use crate::parallel::process;
 use crate::simd::Level;
@@ -67,6 +70,7 @@ mod _xentrs {
         unsafe { npyffi::PyArray_CheckExact(module.py(), module.as_ptr()) };
         module.add("LOSSES", list(module.py())?)?;
         module.add("STATE_FIELDS", FIELDS)?;
+        module.add("STATISTICS", STATISTICS)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 
@@ -206,6 +210,66 @@ mod _xentrs {
             let arrays = SliceArrays { logits, targets, counts };
             let mixture = mixture_of(mixture);
             slices::gradient(&arrays, [states, scales], weight, mixture, grad)?;
+            Ok(py.None().into_bound(py))
+        })
+    }
+
+    /// Writes each sample's cross-entropy in float64, and its statistics or the class of its largest logit. `options`
+    /// are those of `cross_entropy`: axis, weight, ignore_index and label_smoothing.
+    #[pyfunction]
+    #[pyo3(signature = (logits, target, options, losses, statistics, argmax, /))]
+    fn sample_statistics<'py>(
+        logits: &Bound<'py, PyAny>,
+        target: &Bound<'py, PyAny>,
+        options: &Bound<'py, PyTuple>,
+        losses: &Bound<'py, PyAny>,
+        statistics: Option<&Bound<'py, PyAny>>,
+        argmax: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(logits.py(), || {
+            statistics::of_samples([logits, target], options, losses, statistics, argmax)
+        })
+    }
+
+    /// Writes `KL(reference, model)` of each sample in float64, from the logits of both.
+    #[pyfunction]
+    #[pyo3(signature = (logits, reference, axis, losses, /))]
+    fn sample_divergences<'py>(
+        logits: &Bound<'py, PyAny>,
+        reference: &Bound<'py, PyAny>,
+        axis: &Bound<'py, PyAny>,
+        losses: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(logits.py(), || statistics::divergences([logits, reference], axis, losses))
+    }
+
+    /// Adds each of `values`, or its exact product with its factor, to the row of `digits` that `rows` says, or to
+    /// the first row. `first` is the number of the first digit. `special` counts what is not finite. Returns `None`;
+    /// or does nothing, and returns the first digit that the table must have, and the one after the last.
+    #[pyfunction]
+    #[pyo3(signature = (digits, first, special, rows, values, factors, /))]
+    fn exact_add<'py>(
+        py: Python<'py>,
+        digits: &Bound<'py, PyAny>,
+        first: i64,
+        special: &Bound<'py, PyAny>,
+        rows: Option<&Bound<'py, PyAny>>,
+        values: &Bound<'py, PyAny>,
+        factors: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(py, || {
+            let lacks = statistics::exact_add([digits, special], first, rows, values, factors)?;
+            Ok(lacks.into_pyobject(py)?)
+        })
+    }
+
+    /// Carries: all digits but the last of each row are in [0, 2^32) then.
+    #[pyfunction]
+    #[pyo3(signature = (digits, /))]
+    fn exact_carry<'py>(digits: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let py = digits.py();
+        answer(py, || {
+            statistics::exact_carry(digits)?;
             Ok(py.None().into_bound(py))
         })
     }

@@ -24,6 +24,9 @@ pub struct Keywords<'a, 'py> {
     pub counted: Option<&'a Bound<'py, PyAny>>,
     pub logsumexp_out: Option<&'a Bound<'py, PyAny>>,
     pub argmax_out: Option<&'a Bound<'py, PyAny>>,
+    /// Each sample's loss in float64, and its statistics: for `statistics` alone.
+    pub losses_out: Option<&'a Bound<'py, PyAny>>,
+    pub statistics_out: Option<&'a Bound<'py, PyAny>>,
 }
 
 impl Default for Keywords<'_, '_> {
@@ -37,7 +40,7 @@ impl<'a, 'py> Keywords<'a, 'py> {
     #[inline(always)]
     pub fn new(options: Options, axis: i128) -> Self {
         let (weight, pos_weight, sample_weight, counted) = (None, None, None, None);
-        let (logsumexp_out, argmax_out) = (None, None);
+        let (logsumexp_out, argmax_out, losses_out, statistics_out) = (None, None, None, None);
         Keywords {
             options,
             axis,
@@ -47,6 +50,8 @@ impl<'a, 'py> Keywords<'a, 'py> {
             counted,
             logsumexp_out,
             argmax_out,
+            losses_out,
+            statistics_out,
         }
     }
 

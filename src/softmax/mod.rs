@@ -38,6 +38,7 @@ pub mod rows;
 pub mod slices;
 mod sparse;
 pub mod state;
+pub mod statistics;
 mod summaries;
 pub mod untargeted;
 

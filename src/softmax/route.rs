@@ -79,8 +79,8 @@ fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
     if layout.softcap.is_some() || layout.converted.is_some_and(|converted| converted.in_float64) {
         return None;
     }
-    if matches!(batch.target, Target::Sparse(_)) {
-        return None; // The kernel has no way to read it.
+    if matches!(batch.target, Target::Sparse(_)) || batch.summaries.of_rows() {
+        return None; // The kernel has no way to read a sparse target; its bits differ from those of rows.
     }
     let long = |place: &Option<Place>| place.as_ref().is_some_and(is_long);
     let soft = matches!(batch.target, Target::Probabilities(_));

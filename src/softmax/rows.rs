@@ -43,7 +43,7 @@
 
 use std::ops::Range;
 
-use crate::call::batch::{Batch, IGNORED};
+use crate::call::batch::{Batch, IGNORED, Target};
 use crate::call::coefficients::{Coefficients, RowCoefficients};
 use crate::call::convert::widen;
 use crate::call::layout::HalfRows;
@@ -57,6 +57,7 @@ use crate::simd::{Function, Half, Input, Kernel, Output, Scratch, Simd, Vector, 
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
 use super::sparse::{Entries, Slopes};
+use super::statistics::{FinishRow, RowStatistics, TakeStatistics, of_nan};
 use super::summaries::{Argmax, Largest, LogSumExp, TakePart};
 use super::{Limits, exponent, power};
 
@@ -262,7 +263,7 @@ struct PendingLosses {
 struct Reduce<'a, S: Simd, T: Real, R> {
     logits: Logits<'a, T>,
     scratch: &'a Scratch<T>,
-    /// Whether the exponentials are kept in `scratch` for a gradient.
+    /// Whether the exponentials are kept in `scratch`, for a gradient or for statistics.
     grad: bool,
     /// Whether the sums include the rounding errors of the exponentials.
     fine: bool,
@@ -275,8 +276,10 @@ struct Reduce<'a, S: Simd, T: Real, R> {
     reference: T::V<S>,
     pivot: usize,
     coefficients: R,
-    /// The largest logit, if the argmax is wanted.
+    /// The largest logit, if argmax or statistics are wanted.
     largest_logit: Option<Largest<T>>,
+    /// Statistics of the probabilities, if they are wanted.
+    statistics: Option<RowStatistics>,
 }
 
 /// A reduced row whose gradient is not yet written: its exponentials are in scratch.
@@ -534,6 +537,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let mut referred = [0; 8];
         let len = self.logits.len;
         self.largest_logit = self.largest_logit.map(|_| Largest::none());
+        self.statistics = self.statistics.map(|_| RowStatistics::default());
         for start in (0..len).step_by(PART * VECTORS * T::LANES) {
             let part = start..len.min(start + PART * VECTORS * T::LANES);
             let mut emitting = pending.as_ref();
@@ -548,6 +552,9 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 }
                 let change = self.exp.scale - before;
                 rest.scale(power(change));
+                if let Some(statistics) = &mut self.statistics {
+                    statistics.scale(change);
+                }
                 if self.grad {
                     // Each new reference is so much larger that after eight the exponentials are 0.
                     rescale::<S, T>(s, self.scratch, referred[0]..start, change);
@@ -555,6 +562,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                     referred[7] = start;
                 }
             };
+            let before = rest.get();
             if start == 0 {
                 rest = sum.into();
             } else {
@@ -566,7 +574,22 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             most = sums.most;
             if let Some(largest) = self.largest_logit {
                 let logits = self.logits.part(s, start, part.len());
-                self.largest_logit = Some(s.apart(TakePart(largest, logits, start)));
+                let largest = s.apart(TakePart(largest, logits, start));
+                self.largest_logit = Some(largest);
+                if let Some(mut statistics) = self.statistics {
+                    if part.contains(&self.pivot) {
+                        // In none of the sums.
+                        self.scratch.output().set(self.pivot, T::default());
+                    }
+                    statistics.refer_to(largest.logit.to_f64(), before);
+                    self.statistics = Some(s.apart(TakeStatistics {
+                        statistics,
+                        exponentials: self.scratch.input().part(start, part.len()),
+                        logits,
+                        most: largest.logit,
+                        own: self.logits.get(self.pivot),
+                    }));
+                }
             }
             if C::ANY {
                 distance.add(sums.distance.total());
@@ -1022,12 +1045,60 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             array.set(row, logsumexp);
         }
         if let Some(array) = self.batch.summaries.argmax {
-            let class = match (finite, reduce.largest_logit) {
-                (Some(_), Some(largest)) => largest.class,
-                _ => s.apart(Argmax(reduce.logits.floats)),
-            };
-            array.set(row, class as i64);
+            array.set(row, self.argmax(s, reduce, finite.is_some()) as i64);
         }
+    }
+
+    /// The class of a row's largest logit. `finite`: no logit is NaN or +inf, and one is not -inf.
+    #[inline(always)]
+    fn argmax<S: Simd>(&self, s: S, reduce: &Reduce<'_, S, T, C::Row<S>>, finite: bool) -> usize {
+        match reduce.largest_logit {
+            Some(largest) if finite => largest.class,
+            _ => s.apart(Argmax(reduce.logits.floats)),
+        }
+    }
+
+    /// Writes the statistics of a row that counts.
+    #[inline(always)]
+    fn write_statistics<S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        reduce: &Reduce<'_, S, T, C::Row<S>>,
+        reduced: Option<&(RowTotals, T)>,
+        to: Output<'_, f64>,
+    ) {
+        let totals = reduced.map(|(totals, _)| totals);
+        let totals = totals.filter(|totals| !(totals.rest + totals.pivot).is_nan());
+        let top = self.argmax(s, reduce, totals.is_some());
+        let logits = reduce.logits.floats;
+        let (Some(totals), Some(largest), Some(statistics)) =
+            (totals, reduce.largest_logit, reduce.statistics)
+        else {
+            let classes = (reduce.pivot, top);
+            return of_nan(self.batch, logits, row, classes).write(to, row);
+        };
+        let most = T::V::<S>::splat(s, largest.logit);
+        let exponential = reduce.exp.of::<true>(s, most).to_lanes().as_ref()[0].to_f64();
+        let classes = self.batch.classes;
+        let probabilities = match self.batch.target {
+            Target::Probabilities(q) => Some(q.part(row * classes, classes)),
+            _ => None,
+        };
+        let finish = FinishRow {
+            statistics,
+            rest: totals.rest,
+            pivot: totals.pivot,
+            largest: exponential,
+            top,
+            class: reduce.pivot,
+            most: largest.logit.to_f64(),
+            own: reduce.logits.get(reduce.pivot).to_f64(),
+            exponentials: reduce.scratch.input().part(0, classes),
+            logits,
+            probabilities,
+        };
+        s.apart(finish).write(to, row);
     }
 
     /// Whether sums relative to a reference that may be below the largest logit are accurate enough.
@@ -1086,6 +1157,9 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             }
             let loss = pending.sample[i] * loss;
             sums[pending.rows[i] - first] = loss;
+            if let Some(losses) = self.batch.summaries.losses {
+                losses.set(pending.rows[i], loss);
+            }
             if let Some(losses) = self.batch.outputs.losses {
                 losses.set(pending.rows[i], T::from_f64(loss / self.batch.divisor));
             }
@@ -1111,8 +1185,10 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         let fine = self.objective.is_function_of_class();
         // Of the gradient: that in the logits is that in `logits / temperature`, over the temperature.
         let divisor = batch.divisor * self.temperature;
+        let statistics = batch.summaries.statistics;
+        let kept = grad || statistics.is_some();
         let scratch =
-            Scratch::<T>::new(if grad { batch.classes.next_multiple_of(chunk) } else { 0 });
+            Scratch::<T>::new(if kept { batch.classes.next_multiple_of(chunk) } else { 0 });
         let halves = self.halves;
         let converted = Scratch::<T>::uncleared(if halves.is_some() { CONVERTED } else { 0 });
         let mut pending = None;
@@ -1123,7 +1199,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let mut class = [0];
             batch.read_classes(row, &mut class);
             let class = class[0];
-            let (ignored, summaries) = (class == IGNORED, batch.summaries.any());
+            let (ignored, summaries) = (class == IGNORED, batch.summaries.any_of_ignored());
             if ignored && !summaries {
                 self.leave_out(s, row);
                 continue;
@@ -1169,7 +1245,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let mut reduce = Reduce {
                 logits,
                 scratch: &scratch,
-                grad: grad && !ignored,
+                grad: kept && !ignored,
                 fine,
                 exp: Exp::new(s, T::default(), bias),
                 temperature: self.temperature,
@@ -1178,7 +1254,9 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 reference: zero,
                 pivot: class,
                 coefficients,
-                largest_logit: batch.summaries.argmax.map(|_| Largest::none()),
+                largest_logit: (batch.summaries.argmax.is_some() || statistics.is_some())
+                    .then(Largest::none),
+                statistics: statistics.filter(|_| !ignored).map(|_| RowStatistics::default()),
             };
             let reduced = self.reduce(s, &mut reduce, &mut pending);
             if summaries {
@@ -1188,9 +1266,15 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 self.leave_out(s, row);
                 continue;
             }
+            if let Some(to) = statistics {
+                self.write_statistics(s, row, &reduce, reduced.as_ref(), to);
+            }
             let Some((mut totals, reference)) = reduced else {
                 self.fill(s, row, T::from_f64(f64::NAN));
                 sums[row - first] = f64::NAN;
+                if let Some(losses) = batch.summaries.losses {
+                    losses.set(row, f64::NAN);
+                }
                 if let Some(losses) = batch.outputs.losses {
                     losses.set(row, T::from_f64(f64::NAN));
                 }

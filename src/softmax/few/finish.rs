@@ -16,7 +16,7 @@ use crate::math::exp::{power_of_two, residue_at};
 use crate::math::log::{log, log1p, log1p_and, log1p_parts};
 use crate::math::{Real, sum_error, two_sum};
 use crate::simd::slices::lanes_from;
-use crate::simd::{Kernel, Output, Simd, Vector, fold};
+use crate::simd::{Kernel, Output, Simd, Vector, copy, fold};
 
 use super::apply::ApplyToGroup;
 use super::buffers::*;
@@ -505,6 +505,12 @@ impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for FinishBlock<'_, T,
         let sum = job.finish::<S, ANY, HARD>(s, block);
         if let Some(losses) = job.batch.outputs.losses {
             job.write_losses(s, block, losses);
+        }
+        if let Some(to) = job.batch.summaries.losses {
+            for (lane, sample, n) in block.runs() {
+                let losses = block.buffers.field_f64(LOSS).0.part(lane, n);
+                copy(n, (losses, 0, 1), (to, sample, 1));
+            }
         }
         sum
     }

@@ -42,6 +42,7 @@ mod buffers;
 mod finish;
 pub(super) mod groups;
 mod read;
+mod statistics;
 mod sum;
 mod summarise;
 mod write;
@@ -64,6 +65,7 @@ use buffers::STORED;
 pub(super) use buffers::{Buffers, LOSS};
 use finish::FinishBlock;
 use read::{ReadBlock, ReadWeights};
+use statistics::StatisticsBlock;
 use sum::SumBlock;
 use summarise::{ArgmaxBlock, LogSumExpBlock};
 use write::{NO_COEFFICIENTS, PER_CLASS, PER_LOGIT, WriteBlock};
@@ -180,7 +182,7 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
             line,
             native,
             grad: batch.outputs.grad.is_some(),
-            summaries: batch.summaries.any(),
+            summaries: batch.summaries.any_of_ignored(),
             non_temporal,
             direct,
         };
@@ -197,6 +199,9 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
         }
         if self.summaries {
             s.apart(ArgmaxBlock(block));
+        }
+        if let Some(statistics) = self.batch.summaries.statistics {
+            s.apart(StatisticsBlock(block, statistics));
         }
         s.apart(SumBlock::<_, _, MANY>(self, block));
         let sum = match (C::ANY, C::HARD) {

@@ -1,0 +1,178 @@
+"""Exact sums of float64 numbers: a number more or less changes no other digit.
+
+A row of a table is a sum. It is a fixed-point number in digits of 32 bits, each in an int64, so
+that 2^30 numbers may be added before a digit overflows (the small superaccumulator of Radford Neal,
+"Fast exact summation using small and large superaccumulators", 2015). Digits outside of what a
+table has needed so far are not stored.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xentrs._xentrs import exact_add, exact_carry
+
+_Array: TypeAlias = NDArray[Any]
+
+# Bits of a digit, and of the fraction of a sum: digit k counts 2^(32 k - 1152).
+_BITS = 32
+_POINT = 1152
+_MASK = (1 << _BITS) - 1
+
+# More digits than the longest sums have.
+_DIGITS = 80
+
+# Numbers that may be added between carries: fewer than 2^31, with two digits each for products.
+_MOST = 1 << 28
+
+
+class ExactSums:
+    """A table of exact sums.
+
+    Attributes
+    ----------
+    digits : ndarray of int64, shape (sums, width)
+        The digits of each sum, the lowest first. All but the last are in [0, 2^32).
+    first : int
+        Which digit the first of them is.
+    special : ndarray of int64, shape (sums, 3)
+        How many numbers were NaN, +inf and -inf. These are in no digit.
+    """
+
+    __slots__ = ("_pending", "digits", "first", "special")
+
+    def __init__(self, sums: int) -> None:
+        self.digits = np.zeros((sums, 0), np.int64)
+        self.first = 0
+        self.special = np.zeros((sums, 3), np.int64)
+        self._pending = 0  # how many numbers were added since the carries
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def grow(self, sums: int) -> None:
+        """Have at least so many sums. New ones are 0."""
+        if sums > len(self.digits):
+            self.digits = _taller(self.digits, sums)
+            self.special = _taller(self.special, sums)
+
+    def add(
+        self, row: int | _Array, values: NDArray[np.float64], factors: _Array | None = None
+    ) -> None:
+        """Add each of `values`, or its product with its factor, to a sum, or to that of its row."""
+        one = isinstance(row, int)
+        rows = None if one else np.ascontiguousarray(row, np.int64)
+        part = slice(row, row + 1) if isinstance(row, int) else slice(None)
+        # In blocks, so that no digit overflows before it is carried.
+        for start in range(0, values.size, _MOST):
+            block = slice(start, start + _MOST)
+            if self._pending + block.stop - block.start > _MOST:
+                self._carry()
+            while True:
+                lacks = exact_add(
+                    self.digits[part],
+                    self.first,
+                    self.special[part],
+                    None if rows is None else rows[block],
+                    np.ascontiguousarray(values[block], np.float64),
+                    None if factors is None else np.ascontiguousarray(factors[block], np.float64),
+                )
+                if lacks is None:
+                    break
+                self._widen(*lacks)
+            self._pending += min(values.size - start, _MOST)
+
+    def merge(self, other: ExactSums, rows: _Array | None = None) -> None:
+        """Add each sum of another table to the same one here, or to that of these rows.
+
+        No row is named twice.
+        """
+        other._carry()
+        self._carry()
+        index = slice(len(other.digits)) if rows is None else rows
+        self.special[index] += other.special
+        width = other.digits.shape[1]
+        if width:
+            # The last digits have room for many more merges than there will be.
+            self._widen(other.first, other.first + width)
+            at = other.first - self.first
+            self.digits[index, at : at + width] += other.digits
+            self._pending = 1
+
+    def check(self, name: str) -> None:
+        """Refuse digits that were read from elsewhere, and are not those of a table."""
+        if not 0 <= self.first <= self.first + self.digits.shape[1] <= _DIGITS:
+            raise ValueError(f"state['{name}.first'] is {self.first}, which is out of range")
+        if (self.digits[:, :-1] >> _BITS).any() or (abs(self.digits[:, -1:]) > _MASK).any():
+            raise ValueError(f"state['{name}.digits'] has numbers that are no digits")
+        if self.special.shape[1] != 3 or (self.special < 0).any():
+            raise ValueError(f"state['{name}.special'] has no three counts for each sum")
+
+    def numerators(self, rows: slice | _Array = slice(None)) -> list[int]:
+        """Return sums as whole multiples of 2^-1152; what is not finite is in none."""
+        digits, first = self.digits[rows], self.first
+        return [
+            sum(d << (_BITS * (first + k)) for k, d in enumerate(row) if d)
+            for row in digits.tolist()
+        ]
+
+    def exact(self, row: int) -> Fraction | float:
+        """Return a sum: a fraction, or NaN or an infinity."""
+        nan, above, below = self.special[row].tolist()
+        if nan or (above and below):
+            return float("nan")
+        if above or below:
+            return float("inf") if above else float("-inf")
+        return Fraction(self.numerators(slice(row, row + 1))[0], 1 << _POINT)
+
+    def compact(self, rows: slice | _Array = slice(None)) -> tuple[_Array, int, _Array]:
+        """Return digits of some sums, the first one's number, and the counts of special numbers.
+
+        Equal sums have equal digits then: the last digit is a sign, -1 or 0, and all rows have the
+        fewest digits that do.
+        """
+        self._carry()
+        digits = self.digits[rows]
+        # The sign apart: -1 or 0, with all digits below in [0, 2^32).
+        top = digits[:, -1:] if digits.shape[1] else digits[:, :0]
+        digits = np.concatenate([digits[:, :-1], top & _MASK, top >> _BITS], axis=1)
+        first = self.first
+        while digits.shape[1] > 1:
+            sign = digits[:, -1]
+            if not ((sign == 0) | (sign == -1)).all():
+                low, high = digits[:, -1:] & _MASK, digits[:, -1:] >> _BITS
+                digits = np.concatenate([digits[:, :-1], low, high], axis=1)
+                continue
+            if not np.array_equal(digits[:, -2], sign & _MASK):
+                break
+            digits = np.concatenate([digits[:, :-2], digits[:, -1:]], axis=1)
+        while digits.shape[1] and not digits[:, 0].any():
+            digits, first = digits[:, 1:], first + 1
+        digits = np.ascontiguousarray(digits)
+        return digits, first if digits.shape[1] else 0, self.special[rows].copy()
+
+    def _widen(self, first: int, end: int) -> None:
+        """Have the digits from `first` up to `end`."""
+        width = self.digits.shape[1]
+        if not width:
+            self.first, self.digits = first, np.zeros((len(self.digits), end - first), np.int64)
+            return
+        below, above = max(self.first - first, 0), max(end - self.first - width, 0)
+        if below or above:
+            # The last digit may have more than 32 bits, which go up at the next carries.
+            self._pending = max(self._pending, 1)
+            self.digits = np.pad(self.digits, ((0, 0), (below, above)))
+            self.first -= below
+
+    def _carry(self) -> None:
+        if self._pending:
+            exact_carry(self.digits)
+            self._pending = 0
+
+
+def _taller(array: _Array, rows: int) -> _Array:
+    return np.concatenate([array, np.zeros((rows - len(array), array.shape[1]), array.dtype)])
