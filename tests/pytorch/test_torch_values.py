@@ -9,7 +9,14 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test
 import torch.nn.functional as F
 
 import xentrs.torch
-from samples import DTYPES, NAMES, Sample, assert_as_good, operator_samples
+from samples import (
+    DTYPES,
+    NAMES,
+    Sample,
+    assert_as_good,
+    each_backend_and_dtype,
+    operator_samples,
+)
 from xentrs.torch._arguments.options import SHARED, Options, flat
 from xentrs.torch._arguments.softmax import SoftmaxArguments
 
@@ -131,7 +138,9 @@ def test_temperature_of_a_linear_layer(dtype, backend):
     w, b = torch.randn(9, 5, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
     given = [t.to(dtype).to(backend).requires_grad_() for t in (h, w, b)]
     exact = [t.detach().cpu().double().requires_grad_() for t in given]
-    module = xentrs.torch.LinearCrossEntropyLoss(5, 9, bias=True, temperature=2.5, z_loss=0.1)
+    module = xentrs.torch.LinearCrossEntropyLoss(
+        5, 9, bias=True, temperature=2.5, z_loss=0.1, dtype=dtype, device=backend
+    )
     module.load_state_dict({"linear.weight": given[1].detach(), "linear.bias": given[2].detach()})
     for reduction in ("mean", "none"):
         options = {"temperature": 2.5, "z_loss": 0.1, "reduction": reduction}
@@ -146,7 +155,7 @@ def test_temperature_of_a_linear_layer(dtype, backend):
         for g, t in zip(grads, true, strict=True):
             torch.testing.assert_close(g.cpu().double(), t, **near)
     # The last loss's mean is the module's.
-    result = module.to(dtype).to(backend)(given[0].detach(), y.to(backend))
+    result = module(given[0].detach(), y.to(backend))
     torch.testing.assert_close(result.cpu().double(), expected.mean().detach(), **near)
 
 
@@ -173,7 +182,7 @@ def z_reference(x, y, s, w, z, e, reduction, denominator=None):
     return loss.sum() / (s * w_y * kept).sum() + penalty.sum() / (s * kept).sum()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_backend_and_dtype
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_z_loss_is_not_weighted(smoothing, dtype, backend, small_tiles):
     """Class weights and smoothing do not change it; a sample that does not count has none."""
