@@ -171,7 +171,8 @@ def cross_entropy(
     Notes
     -----
     `return_logsumexp` and `return_accuracy` need no further pass over the logits, except with
-    `inplace`, `softcap` on the CPU, float16 that requires a gradient, and where the call is traced.
+    `inplace`, for half precision on the CPU, for float16 that requires a gradient, and where the
+    call is traced.
 
     Half precisions are computed in float32. On the CPU the kernels of `xentrs.cross_entropy` run:
     the error of a sample's loss, and of each entry of the gradient of a class index, is at most 4
