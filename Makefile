@@ -50,7 +50,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .PHONY: help demo test quick test-random lint format wheel sdist clean
 .PHONY: bench bench-floors bench-peers bench-steps bench-curves bench-memory bench-instructions
 .PHONY: bench-pictures bench-kernels bench-linear bench-meter size size-record
-.PHONY: test-pipelines demo-torch test-torch lint-torch bench-torch bench-torch-gpu
+.PHONY: demo-pipelines gallery test-pipelines demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+( [a-z-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
@@ -58,6 +58,18 @@ help:  ## List the targets
 
 demo: $(VENV)/.package  ## Train on real digits, compare with scikit-learn and NumPy, draw the loss curve
 	$(BIN)/python examples/digits.py $(ARGS)
+
+# Logits in files, boosted trees, a teacher in a file. The environment is that of the tests.
+DEMOS := perplexity boosting distillation
+demo-pipelines: $(PIPELINES_VENV)/.package  ## Run the first entries of the gallery: docs/gallery
+	for name in $(DEMOS); do $(PIPELINES_BIN)/python examples/gallery/$$name.py; echo; done
+
+GALLERY := $(filter-out drawing jax_loss,$(basename $(notdir $(wildcard examples/gallery/*.py))))
+gallery: $(PIPELINES_VENV)/.package $(DOCS_VENV)/.package  ## Run the whole gallery, and draw its pictures into docs/gallery
+	for name in $(GALLERY); do \
+	  $(PIPELINES_BIN)/python examples/gallery/$$name.py --picture docs/gallery/$$name.svg; \
+	done
+	$(DOCS_BIN)/python examples/gallery/jax_loss.py --picture docs/gallery/jax_loss.svg
 
 test: $(VENV)/.package  ## Run all tests, those of the Rust crate first, those with PyTorch last
 	if cargo nextest --version >/dev/null 2>&1; then \
@@ -104,8 +116,8 @@ format: $(VENV)/.installed  ## Format the Rust and the Python
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-# Warnings are errors: a link to nothing, a docstring with a mistake. Of the guide's rows those of JAX
-# and Keras run here, since no other environment has them.
+# Warnings are errors: a link to nothing, a docstring with a mistake. The guide's rows of JAX
+# and Keras, and the gallery's loss for JAX, run here, since no other environment has them.
 .PHONY: docs
 docs: $(DOCS_VENV)/.package  ## Build the documentation site into build/docs, and run the guide and the values of other libraries
 	$(DOCS_BIN)/python -m pytest -q tests/test_guide.py tests/others

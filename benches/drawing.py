@@ -1,7 +1,4 @@
-"""The style that the pictures share. It is not run by itself.
-
-The background is opaque and light, so that pictures look the same on a dark page.
-"""
+"""How the benches draw, in the style of docs/pictures.mplstyle. It is not run by itself."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from cycler import cycler
 
 from results import ROOT
 
@@ -20,31 +16,11 @@ import matplotlib.pyplot as plt
 
 DOCS = ROOT / "docs"
 
-# The palette of Okabe and Ito, which the colour-blind can tell apart
 BLACK, GREY = "#1b1f24", "#8c959f"
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6e4b9e"]
 MARKERS = ["o", "s", "D", "^", "v", "P", "X"]
 
-plt.rcParams.update(
-    {
-        "axes.edgecolor": GREY,
-        "axes.grid": True,
-        "axes.prop_cycle": cycler(color=COLOURS),
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 11,
-        "figure.facecolor": "white",
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "grid.alpha": 0.35,
-        "legend.frameon": False,
-        "lines.linewidth": 1.4,
-        "svg.fonttype": "none",  # text stays text
-        "svg.hashsalt": "xentrs",  # the same figures give the same file
-        "text.color": BLACK,
-    }
-)
+plt.style.use(DOCS / "pictures.mplstyle")
+COLOURS = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 
 
 def figure(width: float, height: float, *grid: int) -> tuple[Any, Any]:

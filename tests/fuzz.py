@@ -62,7 +62,6 @@ MOST = 20  # distinct findings, after which a run stops
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
 # Added for each unit of gamma above a first few, as in test_accuracy.py
 OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 1.5), "hess": (2.5, 0)}
-OF_TEMPERATURE = {"loss": 0.0, "grad": 0.5, "hess": 6.0}
 OF_SOFTCAP = {"loss": 0.0, "grad": 2.0, "hess": 4.0}
 OF_SIGMOID_GAMMA = 0.2  # the same of sigmoid_focal_loss, above 5
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
@@ -825,15 +824,16 @@ def compare(call, x, t, options, results):
         more = {what: each * max(0.0, gamma - few) for what, (each, few) in OF_GAMMA.items()}
     if call.name == SIGMOID:
         more = dict.fromkeys(RESULTS, OF_SIGMOID_GAMMA * max(0.0, options.get("gamma", 2.0) - 5))
-    for option, added in (("temperature", OF_TEMPERATURE), ("softcap", OF_SOFTCAP)):
-        if options.get(option) is not None:
-            more = {what: more[what] + added[what] for what in RESULTS}
+    if options.get("softcap") is not None:
+        more = {what: more[what] + OF_SOFTCAP[what] for what in RESULTS}
     if call.name == "generalized_cross_entropy":
         # The gradient may err by q l more.
         length = reference.cross_entropy(x, t, **options_of_plain(options, reduction="none")).loss
         length = np.where(np.isfinite(length), length, 0)
         more["grad"] = options.get("q", 0.7) * float(np.max(length, initial=0))
     # A result below the smallest normal number, before a factor multiplies it, has no digits.
+    # The temperature divides a Hessian twice.
+    factor = factor * max(1.0, 2 / options.get("temperature", 1.0) ** 2)
     least = info.tiny * max(1.0, min(factor, 1e9))
     if call.name in (*OF_ONE_CLASS, SIGMOID):
         least = max(least, LEAST[dtype])
@@ -844,6 +844,8 @@ def compare(call, x, t, options, results):
         with np.errstate(all="ignore"):
             labels = np.nan_to_num(abs(t.astype(float)) + abs(1 - t.astype(float)))
         least = least * np.clip(labels, 1.0, 1e9)
+        if call.name == SIGMOID and np.any(labels > 1):
+            return  # the terms of `1 - p` cancel
     loss, *rows = results
     if type(loss) is not (float if reduced else np.ndarray):
         raise Finding(f"the loss is {type(loss).__name__}")

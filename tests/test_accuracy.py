@@ -43,9 +43,7 @@ OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 1.5), "hess": (2.5, 0)}
 OF_SIGMOID_GAMMA = 0.2  # above 5: there the error of m is far below one ULP of m
 # More with z-loss: the square of the logsumexp has twice its relative error.
 OF_Z_LOSS = {"loss": 1, "grad": 2, "hess": 1}
-# More with a temperature, by which the Hessian is divided twice; more with a cap, whose derivatives
-# multiply those of the capped logits.
-OF_TEMPERATURE = {"loss": 0, "grad": 0.5, "hess": 6}
+# More with a cap, whose derivatives multiply those of the capped logits.
 OF_SOFTCAP = {"loss": 0, "grad": 2, "hess": 4}
 RESULTS = ("loss", "grad", "hess")
 # Results next to the smallest normal number are products of probabilities below it.
@@ -79,7 +77,6 @@ class Rows:
         if self.function == "sigmoid_focal_loss":
             more += OF_SIGMOID_GAMMA * max(0, self.options["gamma"] - 5)
         more += OF_Z_LOSS[name] * bool(self.options.get("z_loss", 0))
-        more += OF_TEMPERATURE[name] * bool(self.options.get("temperature"))
         more += OF_SOFTCAP[name] * bool(self.options.get("softcap"))
         if name == "loss" and self.dtype == np.float64:
             more += OF_FLOAT64.get(self.function, 0)
@@ -105,9 +102,12 @@ class Rows:
         of_loss = right.loss_terms if of_terms else right.loss
         exact = (right.loss, of_loss), *right.derivatives
         errors = {}
-        for name, actual, (value, size) in zip(RESULTS, results, exact, strict=False):
-            good = significant(size, self.dtype) & ~(abs(size) < self.least)
-            least = max(self.least, float(np.finfo(self.dtype).tiny))
+        tiny = float(np.finfo(self.dtype).tiny)
+        for order, (actual, (value, size)) in enumerate(zip(results, exact, strict=False)):
+            name = RESULTS[order]
+            # A derivative is a product of probabilities, divided by the temperature once an order.
+            least = max(self.least, tiny, 2 * tiny / self.options.get("temperature", 1) ** order)
+            good = significant(size, self.dtype) & ~(abs(size) < least)
             with np.errstate(all="ignore"):
                 below = abs(actual - value)[~good]
             assert np.all(below <= least), f"{name} below {least}"

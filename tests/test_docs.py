@@ -1,17 +1,22 @@
 """What the documentation names exists: files, targets of make, decisions."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import xentrs
+from gallery import assert_same_picture
 from xentrs import _xentrs
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 DECISIONS = DOCS / "decisions"
 LOSSES = DOCS / "losses"
+GALLERY = DOCS / "gallery"
 RECORDS = sorted(DECISIONS.glob("0*.md"))
 README = ROOT / "README.md"
 PAGES = [
@@ -19,6 +24,7 @@ PAGES = [
     *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted(DOCS.glob("*.md")),
     *sorted(LOSSES.glob("*.md")),
+    *sorted(GALLERY.glob("*.md")),
     DECISIONS / "README.md",
 ]
 # Folders of the repository whose files the documentation names.
@@ -76,6 +82,21 @@ def test_each_loss_has_its_page(name):
     assert "```python\n" in text
     assert "# -> " in text
     assert f"[`{name}`]({name}.md)" in (LOSSES / "index.md").read_text()
+
+
+def test_pictures_of_losses(tmp_path):
+    """What `docs/losses/curves.py` draws is what is there, each on the page of its loss."""
+    for name in ("matplotlib", "scipy"):
+        pytest.importorskip(name, reason="it draws the curves")
+    command = [sys.executable, "-W", "error", LOSSES / "curves.py", "--folder", tmp_path]
+    path = os.pathsep.join(path for path in sys.path if path)
+    subprocess.run(command, check=True, timeout=120, env=os.environ | {"PYTHONPATH": path})
+    names = {path.stem for path in tmp_path.glob("*.svg")}
+    assert names == {path.stem for path in LOSSES.glob("*.svg")}
+    assert len(names) >= 7
+    for name in names:
+        assert_same_picture((tmp_path / f"{name}.svg").read_text(), LOSSES / f"{name}.svg")
+        assert f"]({name}.svg)" in (LOSSES / f"{name}.md").read_text()
 
 
 def test_list_of_decisions():

@@ -25,7 +25,9 @@ use crate::call::batch::Outputs;
 use crate::elements::binary::{Binary, Formula, Here, Scale, inverse, run};
 use crate::elements::{AHEAD, Elements, Results, beyond};
 use crate::error::Result;
-use crate::math::{Real, exp::Exp, log::log1p_unit_in_parts, pow::pow, product, sum_error, times};
+use crate::math::{
+    Real, exp::Exp, log::log1p_unit_in_parts, pow::pow_in_parts, product, sum_error, sum_in_parts,
+};
 use crate::reduce::Sum;
 use crate::simd::slices::load_lanes;
 use crate::simd::{Kernel, Simd, Vector};
@@ -254,16 +256,14 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
         }
         let (mut losses, mut grad) = ([zero; N], [zero; N]);
         for i in 0..N {
-            let [power, power_low] = powers[i][0];
-            let small = power.mul_add(l[i][1], power_low.mul(l[i][0]));
-            let loss = power.fma(l[i][0], small);
-            let loss = match constants.alphas {
-                Some(all) => {
-                    let alpha = Self::alpha(s, all[0], t[i], u[i]);
-                    times::<S, T>(loss, product::<S, T>(s, [weights[i], zero], alpha))
-                }
-                None => loss.mul(weights[i]),
-            };
+            let mut loss = product::<S, T>(s, powers[i][0], l[i]);
+            if let Some(all) = constants.alphas {
+                loss = product::<S, T>(s, loss, Self::alpha(s, all[0], t[i], u[i]));
+            }
+            if binary.weight.is_some() {
+                loss = product::<S, T>(s, loss, [weights[i], zero]);
+            }
+            let loss = loss[0].add(loss[1]);
             losses[i] = T::V::<S>::select(nothing[i], zero, loss);
         }
         let has_grad = results.has_grad();
@@ -271,18 +271,22 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
         let mut sizes = [one; N];
         if has_grad {
             for i in 0..N {
-                let [_, power, [a_part, _], [z_part, z_low]] = powers[i];
+                let [_, power, a_part, z_part] = powers[i];
                 // a - b is 1 - 2 t above 0, else its negative.
                 let difference = t[i].fma(splat!(-2.0), one);
                 let difference = T::V::<S>::select(above[i], difference, zero.sub(difference));
-                let of = constants.gamma.mul(difference);
-                let near = b[i].fma(b[i], b[i].add(b[i]).mul(b_low[i])).mul(z[i][0]);
-                let slope = of.mul_add(l[i][0], of.mul_add(l[i][1], zero.sub(near)));
-                let small = a_low[i].add(a_low[i]).mul_add(a_part, z_low.mul(slope));
-                let slope = z_part.mul_add(slope, a[i].mul_add(a_part, small));
+                // gamma (a - b) l - b^2 z, times z, plus a^2.
+                let of_l = product::<S, T>(s, [constants.gamma.mul(difference), zero], l[i]);
+                let [b, b_low] = [b[i], b_low[i]];
+                let square = product::<S, T>(s, [b, b_low], [b, b_low]);
+                let near = product::<S, T>(s, square, z[i]).map(|x| zero.sub(x));
+                let far = product::<S, T>(s, z_part, sum_in_parts::<S, T>(of_l, near));
+                let own = product::<S, T>(s, [a[i], a_low[i]], a_part);
+                let own = [own[0], a_low[i].mul_add(a_part[0], own[1])];
+                let slope = sum_in_parts::<S, T>(own, far);
                 let square = product::<S, T>(s, r[i], r[i]);
-                let [high, low] = product::<S, T>(s, power, square);
-                sizes[i] = high.fma(slope, low.mul(slope));
+                let size = product::<S, T>(s, product::<S, T>(s, power, square), slope);
+                sizes[i] = size[0];
                 let factor = match constants.alphas {
                     Some(all) => Self::alpha(s, all[1], t[i], u[i]),
                     None => constants.scale.inverse,
@@ -291,7 +295,8 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
                     Some(_) => product::<S, T>(s, [weights[i], zero], factor),
                     None => factor,
                 };
-                let size = times::<S, T>(sizes[i], factor);
+                let size = product::<S, T>(s, size, factor);
+                let size = size[0].add(size[1]);
                 let whole = T::V::<S>::select(above[i], size, zero.sub(size));
                 grad[i] = T::V::<S>::select(nothing[i], zero, whole);
             }
@@ -386,22 +391,29 @@ impl<T: Real, const N: usize> Kernel for Powers<T, N> {
                 let m_low = m_rest.sub(m.sub(m_high));
                 let z_low = z_rest.sub(z.sub(z_high));
                 let power = if gamma < 1.0 { gamma } else { gamma - 1.0 };
-                let power = if power == 0.0 { one } else { pow(s, m, m_low.div(m), power) };
+                let [power, power_low] = match power {
+                    0.0 => [one, zero],
+                    _ => pow_in_parts(s, m, m_low.div(m), power),
+                };
                 let power = S::V64::select(m.lt(zero), S::V64::splat(s, f64::NAN), power);
                 let results = if gamma < 1.0 {
-                    // (x + low) / m, rounded once.
-                    let mut over_m = [zero; 2];
+                    // (x + low) / m
+                    let mut over_m = [[zero; 2]; 2];
                     for (over_m, [x, low]) in over_m.iter_mut().zip([[a, zero], [z, z_low]]) {
                         let q = x.div(m);
                         let rest = zero.sub(q).fma(m, x).add(low).sub(q.mul(m_low));
-                        *over_m = S::V64::select(m.eq(zero), zero, q.add(rest.div(m)));
+                        let none = m.eq(zero);
+                        let [q, rest] = [q, rest.div(m)].map(|x| S::V64::select(none, zero, x));
+                        *over_m = [q, rest];
                     }
                     let [a_part, z_part] = over_m;
-                    [[power, zero], [power, zero], [a_part, zero], [z_part, zero]]
+                    let power = [power, power_low];
+                    [power, power, a_part, z_part]
                 } else {
                     let whole = power.mul(m);
-                    let low = power.fma(m, zero.sub(whole)).add(power.mul(m_low));
-                    [[whole, low], [power, zero], [a, zero], [z, z_low]]
+                    let low = power.fma(m, zero.sub(whole));
+                    let low = low.add(power.mul_add(m_low, power_low.mul(m)));
+                    [[whole, low], [power, power_low], [a, zero], [z, z_low]]
                 };
                 for (parts, result) in parts.iter_mut().zip(results) {
                     for (part, x) in parts.iter_mut().zip(result) {

@@ -374,9 +374,7 @@ impl<S: Simd, T: Real> Function<S> for OfBelowInParts<'_, S, T> {
     fn eval(self, s: S) -> [T::V<S>; 2] {
         let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
         let reduced = reduce::<S, T>(s, exp.low.max(self.x), round);
-        let [power, less_one] = factors::<S, T>(s, reduced, exp.table);
-        let e = power.mul_add(less_one, power);
-        [e, power.fma(less_one, power.sub(e))]
+        exponential_with_error::<S, T>(s, reduced, exp.table)
     }
 }
 
@@ -551,8 +549,16 @@ pub fn scaled_exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>, bias:
 /// NaN at NaN.
 #[inline(always)]
 pub fn exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
+    let [e, _] = exp_of_sum_in_parts::<S, T>(s, x, low);
+    e
+}
+
+/// [`exp_of_sum`], and its rounding error.
+#[inline(always)]
+pub fn exp_of_sum_in_parts<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> [T::V<S>; 2] {
     let [steps, r] = reduce::<S, T>(s, x, T::V::<S>::splat(s, T::ROUND));
-    exponential::<S, T>(s, [steps, r.add(low)], T::V::<S>::from_lanes(s, T::TABLE))
+    let table = T::V::<S>::from_lanes(s, T::TABLE);
+    exponential_with_error::<S, T>(s, [steps, r.add(low)], table)
 }
 
 /// `e^z` and `e^z - 1` for `z = x + low <= 0`, where `low` is at most a rounding error of `x`. Each is as accurate as

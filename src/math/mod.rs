@@ -61,6 +61,16 @@ pub fn product<S: Simd, T: Real>(
     [high, error.add(a.mul_add(b_low, a_low.mul(b)))]
 }
 
+/// A sum of two numbers, each in two parts: rounded, and its rounding error.
+#[inline(always)]
+pub fn sum_in_parts<S: Simd, T: Real>(
+    [a, a_low]: [T::V<S>; 2],
+    [b, b_low]: [T::V<S>; 2],
+) -> [T::V<S>; 2] {
+    let high = a.add(b);
+    [high, sum_error::<S, T>(a, b, high).add(a_low.add(b_low))]
+}
+
 /// The distance of `actual` from the exact value, in units in the last place of `T` there.
 #[cfg(test)]
 pub(crate) fn ulps<T: Real>(actual: T, exact: f64) -> f64 {

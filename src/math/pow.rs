@@ -13,7 +13,7 @@
 
 use crate::simd::{Simd, Vector};
 
-use super::exp::exp_of_sum;
+use super::exp::exp_of_sum_in_parts;
 use super::log::{LogFloat, nearest, series};
 use super::sum_error;
 
@@ -24,6 +24,13 @@ pub const MAX_ULP: f64 = 0.9;
 /// the result is 0, whatever `y` is. A result below the normal numbers is 0; NaN at NaN.
 #[inline(always)]
 pub fn pow<S: Simd>(s: S, x: S::V64, error: S::V64, y: f64) -> S::V64 {
+    let [power, _] = pow_in_parts(s, x, error, y);
+    power
+}
+
+/// [`pow`], and its rounding error.
+#[inline(always)]
+pub fn pow_in_parts<S: Simd>(s: S, x: S::V64, error: S::V64, y: f64) -> [S::V64; 2] {
     macro_rules! splat {
         ($x:expr) => {
             S::V64::splat(s, $x)
@@ -53,10 +60,12 @@ pub fn pow<S: Simd>(s: S, x: S::V64, error: S::V64, y: f64) -> S::V64 {
     let y = splat!(y);
     let exponent = y.mul(high);
     let rest = y.fma(high, zero.sub(exponent)).add(y.mul(low));
-    let power = exp_of_sum::<S, f64>(s, exponent, rest);
+    let [power, power_low] = exp_of_sum_in_parts::<S, f64>(s, exponent, rest);
     let far = exponent.lt(splat!(-708.0));
+    let low = S::V64::select(far, zero, power_low);
     let power = S::V64::select(far, zero, power);
-    S::V64::select(x.eq(zero), zero, power)
+    let none = x.eq(zero);
+    [S::V64::select(none, zero, power), S::V64::select(none, zero, low)]
 }
 
 #[cfg(test)]

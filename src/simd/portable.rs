@@ -27,8 +27,8 @@ impl Simd for Portable {
 #[repr(align(64))]
 pub struct Array<T, const N: usize>([T; N]);
 
-/// `a * b + c` as if rounded once, where `a * b` nearly cancels `c`, for targets without the instruction. For `f32` it
-/// is computed in `f64`. For `f64` it takes Dekker's exact product (1971).
+/// `a * b + c` as if rounded once, also where `a * b` nearly cancels `c`, for targets without the instruction. For `f32` it
+/// is computed in `f64`. For `f64` it takes Dekker's exact product (1971) and Knuth's two-sum, and rounds twice.
 trait Fused {
     fn fused(self, b: Self, c: Self) -> Self;
 }
@@ -53,7 +53,10 @@ impl Fused for f64 {
         let product = self * b;
         let ((a1, a0), (b1, b0)) = (halves(self), halves(b));
         let error = ((a1 * b1 - product) + a1 * b0 + a0 * b1) + a0 * b0;
-        (product + c) + error
+        let sum = product + c;
+        let part = sum - product;
+        let whole = sum + (((product - (sum - part)) + (c - part)) + error);
+        if sum.is_finite() { whole } else { sum }
     }
 }
 

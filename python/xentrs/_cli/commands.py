@@ -1,0 +1,381 @@
+"""The subcommands, their options, and what becomes of an error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any, TypeAlias
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+import xentrs
+from xentrs._cli import pictures, report, states
+from xentrs._cli.errors import InputError, MissingLibrary, reason
+from xentrs._cli.evaluation import Inputs, Interrupt, evaluate
+from xentrs._cli.sources import Source, list_file, open_source
+
+_Command: TypeAlias = Callable[..., Any]
+
+_EPILOG = (
+    "An array is FILE or FILE:KEY. Formats: .npy, .npz (KEY is a member), .safetensors (a tensor), "
+    "Parquet and Arrow IPC (a column, or columns by a pattern such as 'class_*'). Files may be "
+    "larger than the memory."
+)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line, and return its exit status."""
+    try:
+        given = sys.argv[1:] if arguments is None else arguments
+        # Not `main` of click, which prints an empty line on Ctrl-C.
+        with _xentrs.make_context("xentrs", list(given)) as context:
+            _xentrs.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except (InputError, MissingLibrary) as error:
+        return _fail(str(error))
+    except click.exceptions.Exit as error:
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return 130
+    except MemoryError:
+        return _fail("a block of the files does not fit into memory: pass --block-size")
+    except BrokenPipeError:  # whoever reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _fail(message: str) -> int:
+    print("xentrs: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+class _Size(click.ParamType):
+    """A number of bytes, with K, M or G."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        found = re.fullmatch(r"(\d+)([KMG]?)", str(value).upper())
+        if found is None or int(found[1]) == 0:
+            raise click.BadParameter(f"{value!r} is no size such as 16M", ctx, param)
+        return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]]
+
+
+class _Index(click.ParamType):
+    """An int, or `none`."""
+
+    name = "int|none"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        """Return the index."""
+        try:
+            return None if str(value).lower() == "none" else int(value)
+        except ValueError:
+            message = f"{value!r} is neither an int nor 'none'"
+            raise click.BadParameter(message, ctx, param) from None
+
+
+def _outputs(command: _Command) -> _Command:
+    """Add the options of where results go."""
+    for option in (
+        click.option("--png", metavar="FILE", help="Draw reliability, losses and KL percentiles."),
+        click.option("--save-state", metavar="FILE", help="Write the sums, for `xentrs merge`."),
+        click.option("--json", "as_json", is_flag=True, help="Print one flat JSON object."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group("xentrs", context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+@click.version_option(xentrs.__version__, prog_name="xentrs", message="%(prog)s %(version)s")
+def _xentrs() -> None:
+    """Exact cross-entropy of logits in files: loss, perplexity, calibration, KL of two models."""
+
+
+@_xentrs.command("eval", epilog=_EPILOG)
+@click.argument("logits")
+@click.option("--target", "-t", required=True, metavar="T", help="Class indices or probabilities.")
+@click.option("--reference", "-r", metavar="BASE", help="Logits of a model to compare with.")
+@click.option("--shift", is_flag=True, help="Logits at t score the token at t + 1.")
+@click.option("--group", metavar="F", help="Groups (documents), for the standard error.")
+@click.option("--bytes", "n_bytes", metavar="F", help="Bytes of the text: a number, or by token.")
+@click.option("--sample-weight", metavar="F", help="Weight of each sample.")
+@click.option("--weight", metavar="F", help="Weight of each class.")
+@click.option(
+    "--ignore-index",
+    type=_Index(),
+    multiple=True,
+    default=(-100,),
+    show_default=True,
+    help="Class index whose samples count for nothing, or 'none'. May be repeated.",
+)
+@click.option("--label-smoothing", type=float, default=0.0, show_default=True)
+@click.option(
+    "--top-k", type=int, multiple=True, default=(1, 5), show_default=True, help="May be repeated."
+)
+@click.option("--bins", type=int, default=15, show_default=True, help="Bins of confidence.")
+@click.option("--per-class", is_flag=True, help="Statistics of each class too (in the JSON).")
+@_outputs
+@click.option(
+    "--block-size", type=_Size(), default="16M", show_default=True, help="Read at a time."
+)
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
+def _eval(
+    *,
+    logits: str,
+    target: str,
+    reference: str | None,
+    shift: bool,
+    group: str | None,
+    n_bytes: str | None,
+    sample_weight: str | None,
+    weight: str | None,
+    ignore_index: tuple[int | None, ...],
+    label_smoothing: float,
+    top_k: tuple[int, ...],
+    bins: int,
+    per_class: bool,
+    as_json: bool,
+    save_state: str | None,
+    png: str | None,
+    block_size: int,
+    quiet: bool,
+) -> None:
+    """Evaluate LOGITS, an array FILE[:KEY] with the classes on its last axis."""
+    _check_outputs(save_state, png)
+    number = _number(n_bytes)
+    specs = {
+        "logits": logits,
+        "target": target,
+        "reference_logits": reference,
+        "sample_weight": sample_weight,
+        "group": group,
+        "token_bytes": n_bytes if number is None else None,
+    }
+    ignored = tuple(index for index in ignore_index if index is not None)
+    with contextlib.ExitStack() as stack:
+
+        def opened(spec: str) -> Source:
+            return stack.enter_context(contextlib.closing(open_source(spec, block_size)))
+
+        inputs = Inputs(
+            **{name: opened(spec) for name, spec in specs.items() if spec is not None}, shift=shift
+        )
+        with _options():
+            meter = xentrs.CrossEntropyMeter(
+                weight=None if weight is None else _class_weight(opened(weight), inputs.classes),
+                ignore_index=ignored or None,
+                label_smoothing=label_smoothing,
+                top_k=top_k,
+                bins=bins,
+                per_class=per_class,
+            )
+        interrupt = stack.enter_context(Interrupt())
+        try:
+            with _progress(quiet, inputs.samples) as advance:
+                counted = evaluate(
+                    meter,
+                    inputs,
+                    ignored=ignored,
+                    block=block_size,
+                    interrupt=interrupt,
+                    advance=advance,
+                )
+        except KeyboardInterrupt:
+            _save_interrupted(save_state, meter)
+            raise
+    _finish(
+        meter,
+        number if number is not None else counted,
+        f"{logits} ({_shape(inputs.logits)})",
+        as_json=as_json,
+        save_state=save_state,
+        png=png,
+    )
+
+
+@_xentrs.command("merge")
+@click.argument("states_", metavar="STATE...", nargs=-1, required=True)
+@click.option("--bytes", "n_bytes", metavar="N", type=float, help="Bytes of the text.")
+@_outputs
+def _merge(
+    *,
+    states_: tuple[str, ...],
+    n_bytes: float | None,
+    as_json: bool,
+    save_state: str | None,
+    png: str | None,
+) -> None:
+    """Merge states that `xentrs eval --save-state` wrote: exactly, in any order."""
+    _check_outputs(save_state, png)
+    meter = states.load_state(states_[0])
+    for file in states_[1:]:
+        try:
+            meter.merge(states.load_state(file))
+        except ValueError as error:
+            raise InputError(file, f"does not go with {states_[0]}: {reason(error)}") from error
+    title = f"{len(states_)} states" if len(states_) > 1 else states_[0]
+    _finish(meter, n_bytes, title, as_json=as_json, save_state=save_state, png=png)
+
+
+@_xentrs.command("info")
+@click.argument("files", metavar="[FILE]...", nargs=-1)
+def _info(*, files: tuple[str, ...]) -> None:
+    """Show the version, what this machine runs, and the arrays in files."""
+    console = _console()
+    table = Table(box=None, pad_edge=False)
+    if files:
+        for heading in ("file", "key", "shape", "type"):
+            table.add_column(heading)
+        for file in files:
+            for one in list_file(file):
+                table.add_row(file, one.key, str(one.shape), one.dtype)
+        console.print(table)
+        return
+    config = xentrs.show_config(mode="dicts")
+    table.show_header = False
+    simd, threads = config["simd"], config["threads"]
+    table.add_row("xentrs", str(config["version"]))
+    table.add_row("instructions", f"{simd['level']} ({simd['source']})")
+    table.add_row("threads", f"{threads['count']} ({threads['source']})")
+    table.add_row("Python", platform.python_version())
+    for name in ("numpy", "ml_dtypes", "pyarrow", "matplotlib"):
+        try:
+            table.add_row(name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            table.add_row(name, "not installed")
+    console.print(table)
+
+
+# What the commands share
+
+
+def _check_outputs(save_state: str | None, png: str | None) -> None:
+    for file in (save_state, png):
+        if file is not None:
+            states.check_writeable(file)
+    if png is not None:
+        pictures.check_drawing()
+
+
+def _number(text: str | None) -> float | None:
+    """Return `--bytes` if it is a number and no file."""
+    if text is None or os.path.exists(text):
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    if not 0 < number < float("inf"):
+        raise click.BadParameter(f"{text} bytes, but must be positive", param_hint="'--bytes'")
+    return number
+
+
+def _class_weight(source: Source, classes: int) -> Any:
+    if source.shape != (classes,):
+        raise InputError(
+            source.file,
+            f"has shape {source.shape}, but must have a weight for each class: ({classes},)",
+        )
+    weight = source.read(classes)
+    try:
+        xentrs.CrossEntropyMeter(weight=weight)
+    except (TypeError, ValueError) as error:
+        raise InputError(source.file, reason(error)) from error
+    return weight
+
+
+@contextlib.contextmanager
+def _options() -> Iterator[None]:
+    """Turn what the meter says of an option into a message about the option."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(reason(error)) from error
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool, samples: int) -> Iterator[Callable[[int], None]]:
+    """Show progress and the time left on standard error, if that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    columns = (
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("samples", total=samples)
+        yield lambda count: progress.advance(task, count)
+
+
+def _save_interrupted(save_state: str | None, meter: xentrs.CrossEntropyMeter) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is short, and written as a whole
+    count = meter.compute().count
+    message = f"xentrs: interrupted after {count} samples"
+    if save_state is not None:
+        states.save_state(save_state, meter)
+        message += f", whose state is in {save_state}"
+    print(message, file=sys.stderr)
+
+
+def _shape(source: Source) -> str:
+    return f"{' x '.join(map(str, source.shape))}, {source.dtype}"
+
+
+def _console() -> Console:
+    # Lines of a pipe are not wrapped.
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False, emoji=False)
+
+
+def _finish(
+    meter: xentrs.CrossEntropyMeter,
+    n_bytes: float | None,
+    title: str,
+    *,
+    as_json: bool,
+    save_state: str | None,
+    png: str | None,
+) -> None:
+    """Write what was asked for, and print the report."""
+    result = meter.compute()
+    if n_bytes is not None and n_bytes <= 0:
+        raise click.UsageError(f"--bytes is {n_bytes:g}: the tokens that count have no bytes")
+    text = report.as_json(result, n_bytes) if as_json else ""
+    if save_state is not None:
+        states.save_state(save_state, meter)
+    if png is not None:
+        states.write_whole(png, lambda opened: pictures.draw(result, title, opened))
+    if as_json:
+        print(text)
+    else:
+        report.show(result, n_bytes, title, _console())

@@ -1,0 +1,130 @@
+"""What `compute` returns, for a person at a glance and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from xentrs._meter import MeterResult
+
+QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+
+_SCALARS = (
+    "loss",
+    "stderr",
+    "bits",
+    "perplexity",
+    "count",
+    "accuracy",
+    "brier",
+    "entropy",
+    "calibration_error",
+    "prior_loss",
+    "kl",
+    "same_top",
+    "delta_loss",
+    "delta_stderr",
+)
+
+
+def as_json(result: MeterResult, n_bytes: float | None) -> str:
+    """Return one flat JSON object on one line.
+
+    What is not finite is null, since JSON has neither NaN nor infinities.
+    """
+    found: dict[str, Any] = {name: getattr(result, name) for name in _SCALARS}
+    found["bits_per_byte"] = math.nan if n_bytes is None else result.bits_per_byte(n_bytes)
+    found |= {f"top_k_{k}": share for k, share in result.top_k.items()}
+    for name in ("quantile", "kl_quantile"):
+        found |= {f"{name}_{q}": getattr(result, name)(q) for q in QUANTILES}
+    for name in ("reliability", "per_class"):
+        part = getattr(result, name)
+        if part is not None:
+            found |= {f"{name}_{key}": np.asarray(a).tolist() for key, a in vars(part).items()}
+    return json.dumps({name: _plain(value) for name, value in found.items()}, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def show(result: MeterResult, n_bytes: float | None, title: str, console: Console) -> None:
+    """Print the report that a person reads."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+
+    def row(name: str, value: str, note: str = "") -> None:
+        table.add_row(Text(name), Text(value), Text(note))
+
+    def share(name: str, value: float, note: str = "") -> None:
+        if not math.isnan(value):
+            row(name, f"{100 * value:.2f} %", note)
+
+    row("samples", f"{result.count:,}")
+    error = "" if math.isnan(result.stderr) else f"± {result.stderr:.2g} "
+    row("loss", _number(result.loss), f"{error}nats")
+    row("", _number(result.bits), "bits")
+    row("perplexity", _number(result.perplexity))
+    if n_bytes is not None:
+        row("bits per byte", _number(result.bits_per_byte(n_bytes)), f"{n_bytes:,.0f} bytes")
+    share("accuracy", result.accuracy)
+    for k, value in result.top_k.items():
+        if k > 1:
+            share(f"top {k}", value)
+    for name, value, note in (
+        ("entropy", result.entropy, "nats, of the predictions"),
+        ("Brier score", result.brier, ""),
+        ("calibration error", result.calibration_error, "accuracy against confidence"),
+        ("prior loss", result.prior_loss, "nats, of the frequencies of the classes"),
+    ):
+        if not math.isnan(value):
+            row(name, _number(value), note)
+    console.print(Text(title, style="bold"))
+    console.print()
+    console.print(table)
+
+    has_reference = not math.isnan(result.kl) or not math.isnan(result.delta_loss)
+    if has_reference:
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column(style="bold")
+        table.add_column(justify="right")
+        table.add_column(style="dim")
+        row("KL divergence", _number(result.kl), "nats, KL(reference, model)")
+        share("same top class", result.same_top)
+        error = "" if math.isnan(result.delta_stderr) else f"± {result.delta_stderr:.2g} "
+        delta = f"{result.delta_loss:+.5g}"
+        row("loss - reference", delta, f"{error}nats")
+        console.print()
+        console.print(Text("against the reference", style="bold"))
+        console.print(table)
+
+    if result.count:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        table.add_column("percentile", justify="right")
+        table.add_column("loss", justify="right")
+        if has_reference:
+            table.add_column("KL", justify="right")
+        for q in QUANTILES:
+            cells = [f"{100 * q:g} %", _number(result.quantile(q))]
+            if has_reference:
+                cells.append(_number(result.kl_quantile(q)))
+            table.add_row(*map(Text, cells))
+        console.print()
+        console.print(table)
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.5g}"

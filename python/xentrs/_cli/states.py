@@ -1,0 +1,81 @@
+"""States of meters in files, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from xentrs._cli.errors import InputError, errors_of, reason
+
+if TYPE_CHECKING:
+    from xentrs import CrossEntropyMeter
+
+
+def check_writeable(file: str) -> None:
+    """Refuse a file that cannot be written, before the work whose result goes there."""
+    with errors_of(file):
+        if os.path.isdir(file):
+            raise InputError(file, "is a directory")
+        folder = os.path.dirname(file) or "."
+        if not os.path.isdir(folder):
+            raise InputError(file, f"cannot be written: there is no folder {folder}")
+        if not os.access(folder, os.W_OK) or (
+            os.path.exists(file) and not os.access(file, os.W_OK)
+        ):
+            raise InputError(file, "cannot be written: permission denied")
+
+
+def write_whole(file: str, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file under another name beside it, and rename that: nobody sees half of it."""
+    with errors_of(file):
+        if os.path.exists(file) and not stat.S_ISREG(os.stat(file).st_mode):
+            with open(file, "wb") as opened:  # a device or a pipe
+                write(opened)
+            return
+        file = os.path.realpath(file)  # a link keeps leading to the file
+        temporary = f"{file}.{os.getpid()}.tmp"
+        try:
+            with open(temporary, "xb") as opened:
+                write(opened)
+                opened.flush()
+                os.fsync(opened.fileno())
+            os.replace(temporary, file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def save_state(file: str, meter: CrossEntropyMeter) -> None:
+    """Write the state of a meter as an .npz."""
+    state: dict[str, Any] = meter.to_state()
+    write_whole(file, lambda opened: np.savez(opened, **state))
+
+
+def load_state(file: str) -> CrossEntropyMeter:
+    """Return the meter whose state is in a file."""
+    from xentrs import CrossEntropyMeter
+
+    with errors_of(file), open(file, "rb") as opened:
+        if not opened.read(1):
+            raise InputError(file, "is empty")
+        opened.seek(0)
+        try:
+            state = np.load(opened, allow_pickle=False)
+            if not hasattr(state, "files"):
+                raise InputError(file, "is an array, and no state of a meter (an .npz)")
+            return CrossEntropyMeter.from_state({name: state[name] for name in state.files})
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise InputError(file, f"is truncated or damaged: {reason(error)}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            if "pickle" in str(error):
+                message = "is no state of a meter: it holds pickled objects, which are never loaded"
+                raise InputError(file, message) from error
+            raise InputError(file, f"is no state of a meter: {reason(error)}") from error

@@ -1,0 +1,208 @@
+"""Columns of Parquet and Arrow IPC files, read in batches.
+
+Logits are a column of lists that have one length, or a column for each class.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from xentrs._cli.errors import InputError, MissingLibrary, reason
+from xentrs._cli.sources import Array, Source, one_of
+from xentrs._foreign import of_arrow
+
+# Rows that are read first, to learn the length of their lists.
+_FIRST = 16
+
+
+def open_column(file: str, kind: str, key: str | None, block: int) -> Source:
+    """Open the column of a file that `key` names, or several by a pattern such as `class_*`."""
+    table = _Table(file, kind)
+    names, single = _chosen(table, key)
+    return _Columns(table, names, single, block)
+
+
+def list_columns(file: str, kind: str) -> list[tuple[str, tuple[int, ...], str]]:
+    """Return name, shape and type of the columns of a file."""
+    table = _Table(file, kind)
+    return [(field.name, (table.rows,), str(field.type)) for field in table.schema]
+
+
+class _Table:
+    """A file of columns."""
+
+    def __init__(self, file: str, kind: str) -> None:
+        try:
+            import pyarrow
+        except ModuleNotFoundError:
+            raise MissingLibrary(file, "pyarrow") from None
+        # Arrow's other pools reserve address space ahead, of which a limit may leave little.
+        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+        self.file, self.kind = file, kind
+        with _errors(file):
+            if kind == "parquet":
+                with _parquet(file) as opened:
+                    self.schema: Any = opened.schema_arrow
+                    self.rows: int = opened.metadata.num_rows
+            else:
+                with _ipc(file, kind) as opened:
+                    self.schema = opened.schema
+                # Where the file is mapped, only the pages with the counts are read.
+                self.rows = sum(batch.num_rows for batch in self._batches([], _FIRST))
+
+    def batches(self, columns: list[str], rows: int) -> Iterator[Any]:
+        """Yield some columns in batches: of at most `rows` rows, where the format has no own."""
+        with _errors(self.file):
+            yield from self._batches(columns, rows)
+
+    def _batches(self, columns: list[str], rows: int) -> Iterator[Any]:
+        if self.kind == "parquet":
+            with _parquet(self.file) as opened:
+                yield from opened.iter_batches(rows, columns=columns, use_threads=False)
+            return
+        names = list(self.schema.names)
+        wanted = [names.index(name) for name in columns] or [0]
+        with _ipc(self.file, self.kind, wanted if names else []) as opened:
+            if self.kind == "arrow stream":
+                yield from opened
+            else:
+                for i in range(opened.num_record_batches):
+                    yield opened.get_batch(i)
+
+
+@contextmanager
+def _errors(file: str) -> Iterator[None]:
+    """Turn what Arrow refuses into an error that names the file."""
+    import pyarrow
+
+    try:
+        yield
+    except MemoryError as error:
+        raise InputError(file, f"has a batch that memory does not hold: {reason(error)}") from error
+    except (pyarrow.ArrowException, OSError, EOFError) as error:
+        raise InputError(file, f"cannot be read: {reason(error)}") from error
+
+
+def _parquet(file: str) -> Any:
+    import pyarrow.parquet
+
+    # Pages are read when they are needed, not a group of rows ahead.
+    return pyarrow.parquet.ParquetFile(
+        file, memory_map=False, buffer_size=1 << 20, pre_buffer=False
+    )
+
+
+@contextmanager
+def _ipc(file: str, kind: str, fields: list[int] | None = None) -> Iterator[Any]:
+    """Open an Arrow IPC file, mapped if the limit of the address space allows it."""
+    import pyarrow
+
+    options = pyarrow.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+    try:
+        source = pyarrow.memory_map(file)
+    except OSError:
+        source = pyarrow.OSFile(file)
+    open_it = pyarrow.ipc.open_stream if kind == "arrow stream" else pyarrow.ipc.open_file
+    with source, open_it(source, options=options) as opened:
+        yield opened
+
+
+def _chosen(table: _Table, key: str | None) -> tuple[list[str], bool]:
+    """Return the names of the columns that are meant, and whether it is a single one."""
+    names = list(table.schema.names)
+    if key is None and len(names) > 1:
+        kinds = {str(field.type) for field in table.schema}
+        if kinds <= {"halffloat", "float", "double"}:
+            return names, False
+    if key is not None and key not in names:
+        found = fnmatch.filter(names, key)
+        if found:
+            return found, False
+    return [one_of(table.file, "column", names, key)], True
+
+
+class _Columns(Source):
+    """The numbers of one column, or of several side by side."""
+
+    def __init__(self, table: _Table, names: list[str], single: bool, block: int) -> None:
+        self._names, self._single = names, single
+        self._table = table
+        self.file = table.file
+        first = self._numbers(table.schema.empty_table().select(names), 0)
+        for batch in table.batches(names, _FIRST):
+            if batch.num_rows:
+                first = self._numbers(batch.slice(0, _FIRST), 0)
+                break
+        super().__init__(table.file, (table.rows, *first.shape[1:]), first.dtype)
+        row = max(first[:1].nbytes, 1)
+        self._batches = table.batches(names, max(block // row, 1))
+        self._limit = max(block // row, 1)
+        self._row = 0
+        self._blocks = self._flat_blocks()
+        self._rest: Array = np.empty(0, first.dtype)
+
+    def read(self, count: int) -> Array:
+        parts: list[Array] = []
+        while count:
+            if not self._rest.size:
+                self._rest = next(self._blocks, self._rest)
+                if not self._rest.size:
+                    raise InputError(self.file, f"ends after row {self._row}")
+            part, self._rest = self._rest[:count], self._rest[count:]
+            parts.append(part)
+            count -= part.size
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else self._rest[:0]
+
+    def close(self) -> None:
+        self._batches.close()  # type: ignore[attr-defined]
+
+    def _flat_blocks(self) -> Iterator[Array]:
+        for batch in self._batches:
+            for start in range(0, batch.num_rows, self._limit):
+                part = batch.slice(start, self._limit)
+                numbers = self._numbers(part, self._row)
+                if numbers.shape[1:] != self.shape[1:]:
+                    raise InputError(
+                        self.file,
+                        f"has {self._shown()} of shape {numbers.shape[1:]} from row {self._row} "
+                        f"on, but of shape {self.shape[1:]} before",
+                    )
+                self._row += part.num_rows
+                yield numbers.reshape(-1)
+
+    def _numbers(self, batch: Any, row: int) -> Array:
+        """Return a batch as an array with a row for each of its rows."""
+        columns = [self._column(batch.column(i), row) for i in range(batch.num_columns)]
+        if self._single:
+            return columns[0]
+        if any(column.ndim > 1 for column in columns):
+            raise InputError(self.file, f"has lists in {self._shown()}: name a single column")
+        return np.stack(columns, axis=1)
+
+    def _column(self, column: Any, row: int) -> Array:
+        if hasattr(column, "combine_chunks"):
+            column = column.combine_chunks()
+        try:
+            if hasattr(column, "dictionary_decode"):
+                column = column.dictionary_decode()
+            found = of_arrow(self._shown(), column)
+            if found is not column:
+                return np.asarray(found)
+            if column.null_count:
+                raise ValueError(f"{self._shown()} has missing values")
+            numbers = column.to_numpy(zero_copy_only=False)
+            return numbers.astype(str) if numbers.dtype == object else np.asarray(numbers)
+        except (ValueError, TypeError) as error:
+            rows = f"rows {row} to {row + max(len(column), 1) - 1}"
+            raise InputError(self.file, f"{rows}: {reason(error)}") from error
+
+    def _shown(self) -> str:
+        names = ", ".join(map(repr, self._names[:3])) + (", ..." if len(self._names) > 3 else "")
+        return f"column{'' if len(self._names) == 1 else 's'} {names}"

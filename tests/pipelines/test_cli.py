@@ -1,0 +1,964 @@
+"""The command `xentrs`, run as a user runs it."""
+
+import json
+import os
+import pickle
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xentrs
+
+NEEDED = "runs where the extra cli is: make test-pipelines"
+pytest.importorskip("click", reason=NEEDED)
+pytest.importorskip("rich", reason=NEEDED)
+pa = pytest.importorskip("pyarrow", reason=NEEDED)
+ml_dtypes = pytest.importorskip("ml_dtypes", reason=NEEDED)
+safetensors = pytest.importorskip("safetensors.numpy", reason=NEEDED)
+pq = pytest.importorskip("pyarrow.parquet", reason=NEEDED)
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+N, S, C = 30, 7, 20  # sequences, tokens, classes
+RNG = np.random.default_rng(0)
+X = RNG.normal(0, 2, (N, S, C)).astype(np.float32)
+BASE = (X + RNG.normal(0, 0.1, X.shape)).astype(np.float32)
+T = RNG.integers(0, C, (N, S))
+T[::3, :2] = -100
+GROUP = np.arange(N)[:, None] // 4 + np.zeros((N, S), int)
+WEIGHT = RNG.uniform(0, 2, (N, S))
+BYTES = RNG.integers(1, 9, (N, S))
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+COMMAND = [sys.executable, "-m", "xentrs"]
+
+
+def call(*arguments, cwd=None, **options):
+    """Run the command in a process of its own."""
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, **options
+    )
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Work in a new folder that has the arrays above as .npy files."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X)
+    np.save("t.npy", T)
+    np.save("flat.npy", T.ravel())
+    return tmp_path
+
+
+@pytest.fixture
+def run(capsys):
+    """Return a function that runs the command in this process, and returns status and output."""
+    from xentrs._cli.commands import run
+
+    def call(*arguments):
+        status = run(list(map(str, arguments)))
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def evaluated(run):
+    """Return a function that evaluates files and returns what `--json` prints."""
+
+    def call(*arguments):
+        status, out, err = run("eval", *arguments, "--json")
+        assert (status, err) == (0, "")
+        return json.loads(out, parse_constant=pytest.fail)
+
+    return call
+
+
+def meter(x=X, t=T, **options):
+    names = ("sample_weight", "group", "reference_logits")
+    arrays = {name: options.pop(name) for name in names if name in options}
+    return xentrs.CrossEntropyMeter(**options).update(x, t, **arrays)
+
+
+def is_result(found, right):
+    """Assert that a JSON object is what `compute` returned, to the last bit."""
+    for name, value in found.items():
+        head, _, q = name.rpartition("_")
+        if name == "bits_per_byte":
+            continue
+        if head in ("quantile", "kl_quantile"):
+            expected = getattr(right, head)(float(q))
+        elif head == "top_k":
+            expected = right.top_k[int(q)]
+        elif head in ("reliability", "per_class"):
+            expected = np.asarray(getattr(getattr(right, head), q))
+            np.testing.assert_array_equal(np.array(value, float), np.asarray(expected, float))
+            continue
+        else:
+            expected = getattr(right, name)
+        assert value == (expected if np.isfinite(expected) else None), name
+
+
+# What is read
+
+
+def to_npy(a, file):
+    np.save(file, a, allow_pickle=False)
+
+
+def to_npz(save, order="C"):
+    return lambda a, file: save(file, first=a[:1], second=np.asarray(a, order=order))
+
+
+def to_safetensors(a, file):
+    """Write a tensor at an odd offset, behind one of three bytes."""
+    safetensors.save_file({"aa": np.zeros(3, np.uint8), "second": a}, file)
+    raw = Path(file).read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    tensors = {}
+    for name, tensor in sorted(header.items()):
+        begin, end = tensor["data_offsets"]
+        tensors[name] = raw[8 + length + begin : 8 + length + end]
+    data = b""
+    for name in ("aa", "second"):
+        header[name]["data_offsets"] = [len(data), len(data) + len(tensors[name])]
+        data += tensors[name]
+    text = json.dumps(header | {"__metadata__": {"format": "pt"}}).encode()
+    Path(file).write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def lists(a, fixed=False, large=False):
+    """Return an Arrow array with a list, nested if need be, for each row of `a`."""
+    found = pa.array(a.reshape(-1))
+    for size in a.shape[:0:-1]:
+        if fixed:
+            found = pa.FixedSizeListArray.from_arrays(found, size)
+        else:
+            kind, dtype = (pa.LargeListArray, np.int64) if large else (pa.ListArray, np.int32)
+            found = kind.from_arrays(np.arange(0, len(found) + 1, size, dtype=dtype), found)
+    return found
+
+
+def to_parquet(a, file, fixed=False):
+    table = pa.table({"other": np.arange(len(a)), "second": lists(a, fixed)})
+    pq.write_table(table, file, row_group_size=11, data_page_size=500)
+
+
+def to_ipc(open_it, **options):
+    def write(a, file):
+        table = pa.table({"other": np.arange(len(a)), "second": lists(a, **options)})
+        with open_it(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=13)
+
+    return write
+
+
+FORMATS = {
+    "npy": (to_npy, "x.npy"),
+    "npy, Fortran order": (lambda a, f: np.save(f, np.asfortranarray(a)), "x.npy"),
+    "npz": (to_npz(np.savez), "x.npz:second"),
+    "npz, name of the file": (to_npz(np.savez), "x.npz:second.npy"),
+    "npz, compressed": (to_npz(np.savez_compressed), "x.npz:second"),
+    "npz, compressed, Fortran order": (to_npz(np.savez_compressed, "F"), "x.npz:second"),
+    "npz, Fortran order": (to_npz(np.savez, "F"), "x.npz:second"),
+    "safetensors": (to_safetensors, "x.safetensors:second"),
+    "parquet": (to_parquet, "x.parquet:second"),
+    "parquet, fixed lists": (lambda a, f: to_parquet(a, f, fixed=True), "x.parquet:second"),
+    "arrow file": (to_ipc(pa.ipc.new_file), "x.arrow:second"),
+    "arrow file, fixed lists": (to_ipc(pa.ipc.new_file, fixed=True), "x.arrow:second"),
+    "arrow stream, large lists": (to_ipc(pa.ipc.new_stream, large=True), "x.arrows:second"),
+}
+DTYPES = {
+    "float32": np.float32,
+    "float64": np.float64,
+    "float16": np.float16,
+    "bfloat16": BFLOAT16,
+    "big-endian": ">f4",
+}
+
+
+@pytest.mark.parametrize("block", ["16M", "1000"])
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats(here, evaluated, kind, axes, block):
+    write, spec = FORMATS[kind]
+    x, t = (X, T) if axes == 3 else (X.reshape(-1, C), T.reshape(-1))
+    np.save("t.npy", t)
+    write(x, spec.partition(":")[0])
+    found = evaluated(spec, "--target", "t.npy", "--block-size", block)
+    is_result(found, meter().compute())
+
+
+OF_DTYPES = [
+    *((kind, dtype) for kind in ("npy", "npz", "npz, compressed") for dtype in DTYPES),
+    *(("safetensors", dtype) for dtype in DTYPES if dtype != "big-endian"),
+    *(("arrow file", dtype) for dtype in ("float64", "float16")),
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), OF_DTYPES)
+def test_dtypes_of_logits(here, evaluated, kind, dtype):
+    write, spec = FORMATS[kind]
+    x = X.astype(DTYPES[dtype])
+    write(x, spec.partition(":")[0])
+    is_result(evaluated(spec, "-t", "t.npy", "--block-size", "3K"), meter(x).compute())
+
+
+TARGET_DTYPES = ("int8", "int64", "float32", "uint16")
+OF_TARGETS = [(kind, dtype) for kind in FORMATS for dtype in TARGET_DTYPES]
+OF_TARGETS += [(kind, ">i4") for kind in FORMATS if kind.startswith("np")]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), OF_TARGETS)
+def test_targets(here, evaluated, kind, dtype):
+    write, spec = FORMATS[kind]
+    t = np.where(T < 0, 3, T).astype(dtype)
+    write(t, "t" + spec.partition(":")[0])
+    found = evaluated("x.npy", "-t", f"t{spec}", "--block-size", "2K", "--shift")
+    is_result(found, meter(X[:, :-1], t[:, 1:]).compute())
+
+
+def test_columns_of_classes(here, evaluated):
+    """A column a class, by a pattern or all there are, and a dictionary of words as groups."""
+    x, t = X.reshape(-1, C), T.reshape(-1)
+    words = np.array(["a", "b", "cc"])[np.arange(t.size) % 3]
+    columns = {f"class_{i}": x[:, i] for i in range(C)}
+    pq.write_table(pa.table(columns), "x.parquet", row_group_size=50)
+    others = {"t": t, "word": pa.array(words).dictionary_encode()}
+    pq.write_table(pa.table(others | columns), "all.parquet", row_group_size=40)
+    right = meter(x, t, group=words).compute()
+    at = ("-t", "all.parquet:t", "--group", "all.parquet:word", "--block-size", "1K")
+    is_result(evaluated("all.parquet:class_*", *at), right)
+    is_result(evaluated("x.parquet", *at), right)
+
+
+def test_soft_targets(here, evaluated):
+    q = RNG.dirichlet(np.ones(C), (N, S))
+    np.save("t.npy", q)
+    options = ("-t", "t.npy", "--ignore-index", "none", "--block-size", "5K")
+    is_result(evaluated("x.npy", *options), meter(t=q, ignore_index=None).compute())
+    right = meter(X[:, :-1], q[:, 1:], ignore_index=None).compute()
+    is_result(evaluated("x.npy", *options, "--shift"), right)
+
+
+def test_one_sample(here, evaluated):
+    np.save("x.npy", X[0, 3])
+    np.save("t.npy", T[0, 3])
+    is_result(evaluated("x.npy", "-t", "t.npy"), meter(X[0, 3], T[0, 3]).compute())
+
+
+def test_no_sample(here, run):
+    np.save("x.npy", X[:0])
+    np.save("t.npy", T[:0])
+    status, out, err = run("eval", "x.npy", "-t", "t.npy", "--json", "--shift")
+    found = json.loads(out)
+    assert (status, found["count"], found["loss"], err) == (0, 0, None, "")
+    assert run("eval", "x.npy", "-t", "t.npy", "--png", "p.png")[0] == 0
+
+
+def test_a_file_whose_name_has_colons(here, evaluated):
+    np.savez("a:b.npz", x=X, t=T)
+    is_result(evaluated("a:b.npz:x", "-t", "a:b.npz:t"), meter().compute())
+
+
+# Options
+
+
+@pytest.mark.parametrize("block", ["16M", "700", "1"])
+def test_everything_at_once(here, evaluated, block):
+    """Reference, weights, groups and shift; the blocks change no bit."""
+    np.savez_compressed("all.npz", base=BASE, weight=WEIGHT, group=GROUP, v=np.arange(C) / C)
+    options = {"label_smoothing": 0.1, "bins": 7, "top_k": (2, 3), "per_class": True}
+    options |= {"weight": np.arange(C) / C, "ignore_index": (-100, 4)}
+    arguments = ["--label-smoothing=0.1", "--bins=7", "--top-k=2", "--top-k=3", "--per-class"]
+    arguments += ["--weight=all.npz:v", "--ignore-index=-100", "--ignore-index=4"]
+    arguments += ["--reference=all.npz:base", "--sample-weight=all.npz:weight"]
+    arguments += ["--group=all.npz:group", "--block-size", block]
+    arrays = {"sample_weight": WEIGHT, "group": GROUP, "reference_logits": BASE}
+    found = evaluated("x.npy", "-t", "t.npy", *arguments)
+    is_result(found, meter(**options, **arrays).compute())
+    assert len(found["per_class_loss"]) == C
+    cut = {k: a[:, :-1] if k == "reference_logits" else a[:, 1:] for k, a in arrays.items()}
+    found = evaluated("x.npy", "-t", "t.npy", "--shift", *arguments)
+    is_result(found, meter(X[:, :-1], T[:, 1:], **options, **cut).compute())
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_group_for_each_sequence(here, evaluated, shift):
+    words = np.array([f"document {i // 4}" for i in range(N)])
+    np.save("g.npy", words)
+    found = evaluated(
+        "x.npy", "-t", "t.npy", "--group", "g.npy", *["--shift"] * shift, "--block-size=1"
+    )
+    x, t = (X[:, :-1], T[:, 1:]) if shift else (X, T)
+    groups = np.broadcast_to(words[:, None], t.shape)
+    is_result(found, meter(x, t, group=groups).compute())
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_bytes(here, evaluated, shift):
+    """A number, a file of bytes per token, or of bytes per class."""
+    more = ["--block-size=999", *["--shift"] * shift]
+    x, t, b = (X[:, :-1], T[:, 1:], BYTES[:, 1:]) if shift else (X, T, BYTES)
+    right = meter(x, t).compute()
+    table = np.arange(1, C + 1)
+    np.save("b.npy", BYTES)
+    np.save("table.npy", table)
+
+    def found(given):
+        return evaluated("x.npy", "-t", "t.npy", "--bytes", given, *more)["bits_per_byte"]
+
+    assert found(4321) == right.bits_per_byte(4321)
+    assert found("b.npy") == right.bits_per_byte(b[t >= 0].sum())
+    assert found("table.npy") == right.bits_per_byte(table[t[t >= 0]].sum())
+    assert evaluated("x.npy", "-t", "t.npy")["bits_per_byte"] is None
+
+    np.save("w.npy", WEIGHT * (WEIGHT > 0.5))
+    weighted = evaluated("x.npy", "-t", "t.npy", "--sample-weight=w.npy", "--bytes=b.npy", *more)
+    w = (WEIGHT * (WEIGHT > 0.5))[:, 1:] if shift else WEIGHT * (WEIGHT > 0.5)
+    right = meter(x, t, sample_weight=w).compute()
+    assert weighted["bits_per_byte"] == right.bits_per_byte(b[(t >= 0) & (w > 0)].sum())
+
+    q = RNG.dirichlet(np.ones(C), (N, S))
+    np.save("q.npy", q)
+    soft = evaluated("x.npy", "-t", "q.npy", "--bytes=b.npy", *more)
+    right = meter(x, q[:, 1:] if shift else q).compute()
+    assert soft["bits_per_byte"] == right.bits_per_byte(b.sum())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(-BYTES, "has -"), (BYTES.astype(str), "has dtype <U"), (0 * BYTES, "have no bytes")],
+)
+def test_wrong_bytes(here, run, given, message):
+    np.save("b.npy", given)
+    status, out, err = run("eval", "x.npy", "-t", "t.npy", "--bytes", "b.npy", "--save-state=s.npz")
+    assert (status, out) == (2, "")
+    assert err.startswith("xentrs: b.npy: " if "no bytes" not in message else "xentrs: ")
+    assert message in err
+    assert not Path("s.npz").exists()
+
+
+def test_json_is_flat_and_standard(here, run):
+    """Of loss +inf and of nothing to compare with: null, which every parser reads."""
+    x = X.copy()
+    x[0, 3, T[0, 3]] = -np.inf
+    np.save("x.npy", x)
+    status, out, _ = run("eval", "x.npy", "-t", "t.npy", "--json")
+    found = json.loads(out, parse_constant=pytest.fail)
+    assert status == 0
+    assert out.count("\n") == 1
+    assert found["loss"] is None
+    assert found["kl"] is None
+    assert found["perplexity"] is None
+    assert found["count"] == (T >= 0).sum()
+    for value in found.values():
+        parts = value if isinstance(value, list) else [value]
+        assert all(part is None or isinstance(part, int | float) for part in parts)
+    names = (
+        "loss stderr bits perplexity count accuracy brier entropy calibration_error kl same_top "
+    )
+    names += "delta_loss delta_stderr prior_loss bits_per_byte top_k_1 top_k_5 quantile_0.5"
+    assert set(names.split()) <= set(found)
+
+
+def test_report(here):
+    np.save("base.npy", BASE)
+    done = call("eval", "x.npy", "-t", "t.npy", "-r", "base.npy", "--bytes", 5000)
+    assert (done.returncode, done.stderr) == (0, "")
+    right = meter(reference_logits=BASE).compute()
+    rows = {line.split("  ")[0]: line for line in done.stdout.splitlines()}
+    shown = {
+        "samples": f"{right.count}",
+        "loss": f"{right.loss:.5g}",
+        "perplexity": f"{right.perplexity:.5g}",
+        "bits per byte": f"{right.bits_per_byte(5000):.5g}",
+        "accuracy": f"{100 * right.accuracy:.2f} %",
+        "calibration error": f"{right.calibration_error:.5g}",
+        "KL divergence": f"{right.kl:.5g}",
+        "same top class": f"{100 * right.same_top:.2f} %",
+        "loss - reference": f"{right.delta_loss:+.5g}",
+    }
+    for name, value in shown.items():
+        assert f" {value} " in rows[name] + " ", name
+    assert "\x1b" not in done.stdout
+
+
+def test_png(here, python):
+    """It is drawn, and nothing that draws is imported without."""
+    np.save("base.npy", BASE)
+    script = """
+    import sys
+    from xentrs._cli.commands import run
+    assert run(["eval", "x.npy", "-t", "t.npy", "-r", "base.npy", "--json"]) == 0
+    assert not {"matplotlib", "pyarrow", "torch", "pandas"} & set(sys.modules)
+    assert run(["eval", "x.npy", "-t", "t.npy", "-r", "base.npy", "--json", "--png", "p.png"]) == 0
+    assert "matplotlib.pyplot" not in sys.modules
+    """
+    python(script)
+    image = pytest.importorskip("matplotlib.image").imread("p.png")
+    assert image.shape[0] > 300
+    assert image.shape[1] > 3 * 300
+    assert len(np.unique(image.reshape(-1, image.shape[-1]), axis=0)) > 20
+
+
+# States
+
+
+def test_merge(here, run, evaluated):
+    """Halves merge to the whole, in any order: the same report and the same state."""
+    np.save("base.npy", BASE)
+    for name, part in (("a", slice(11)), ("b", slice(11, None))):
+        np.savez(f"{name}.npz", x=X[part], t=T[part], r=BASE[part])
+        at = (f"{name}.npz:x", "-t", f"{name}.npz:t", "-r", f"{name}.npz:r")
+        evaluated(*at, "--save-state", f"{name}.state")
+    whole = evaluated(
+        "x.npy", "-t", "t.npy", "-r", "base.npy", "--save-state", "all.state", "--bytes=99"
+    )
+    out = {}
+    for order in (("a.state", "b.state"), ("b.state", "a.state"), ("all.state",)):
+        status, text, err = run("merge", *order, "--json", "--save-state", "m.state", "--bytes", 99)
+        assert (status, err) == (0, "")
+        out[order] = json.loads(text)
+        assert Path("m.state").read_bytes() == Path("all.state").read_bytes()
+    assert all(found == whole for found in out.values())
+    with np.load("m.state", allow_pickle=False) as state:
+        assert (
+            xentrs.CrossEntropyMeter.from_state(state).compute()
+            == meter(reference_logits=BASE).compute()
+        )
+    status, text, _ = run("merge", "a.state", "b.state", "--png", "p.png")
+    assert status == 0
+    assert "KL divergence" in text
+    assert Path("p.png").stat().st_size > 10_000
+
+
+def test_merge_into_one_of_the_states(here, run, evaluated):
+    evaluated("x.npy", "-t", "t.npy", "--save-state", "s.npz")
+    assert run("merge", "s.npz", "s.npz", "--save-state", "s.npz")[0] == 0
+    with np.load("s.npz") as state:
+        assert xentrs.CrossEntropyMeter.from_state(state).compute().count == 2 * (T >= 0).sum()
+
+
+# Errors: one line, exit status 2, nothing written
+
+
+def damaged(file, cut=None, flip=None):
+    raw = bytearray(Path(file).read_bytes())
+    if flip is not None:
+        raw[flip] ^= 0xFF
+    Path(file).write_bytes(raw[:cut])
+
+
+def pickled_array():
+    np.save("p.npy", np.array([{}, None], object), allow_pickle=True)
+
+
+def pickled_member():
+    np.savez("p.npz", p=np.array([{}, None], object))
+
+
+def header(file, text):
+    raw = text.encode()
+    Path(file).write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(raw)) + raw)
+
+
+def tensors(**header):
+    text = json.dumps(header).encode()
+    Path("x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(64))
+
+
+ERRORS = {
+    "no such file": (None, "nothing.npy", "t.npy", "no such file"),
+    "no such target": (None, "x.npy", "nothing.npy", "no such file"),
+    "no such file, with a key": (None, "nothing.npz:x", "t.npy", "no such file"),
+    "a folder": (lambda: os.mkdir("d"), "d", "t.npy", "directory"),
+    "empty": (lambda: Path("e.npy").touch(), "e.npy", "t.npy", "empty"),
+    "text": (lambda: Path("e.npy").write_text("hello, world"), "e.npy", "t.npy", "none of"),
+    "truncated": (lambda: damaged("x.npy", -9), "x.npy", "t.npy", "truncated.*16800 bytes"),
+    "truncated target": (lambda: damaged("t.npy", -9), "x.npy", "t.npy", "truncated"),
+    "truncated header": (lambda: damaged("x.npy", 50), "x.npy", "t.npy", "truncated"),
+    "truncated npz": (
+        lambda: (np.savez("x.npz", x=X), damaged("x.npz", -30)),
+        "x.npz:x",
+        "t.npy",
+        "truncated",
+    ),
+    "damaged npz": (
+        lambda: (np.savez_compressed("x.npz", x=X), damaged("x.npz", flip=9000)),
+        "x.npz:x",
+        "t.npy",
+        "damaged",
+    ),
+    "truncated safetensors": (
+        lambda: (to_safetensors(X, "x.safetensors"), damaged("x.safetensors", -1)),
+        "x.safetensors:second",
+        "t.npy",
+        "truncated",
+    ),
+    "truncated parquet": (
+        lambda: (to_parquet(X, "x.parquet"), damaged("x.parquet", -10)),
+        "x.parquet:second",
+        "t.npy",
+        "",
+    ),
+    "truncated arrow": (
+        lambda: (to_ipc(pa.ipc.new_file)(X, "x.arrow"), damaged("x.arrow", -10)),
+        "x.arrow:second",
+        "t.npy",
+        "",
+    ),
+    "truncated arrow stream": (
+        lambda: (to_ipc(pa.ipc.new_stream)(X, "x.arrow"), damaged("x.arrow", -3000)),
+        "x.arrow:second",
+        "t.npy",
+        "",
+    ),
+    "missing member": (lambda: np.savez("x.npz", a=X, b=X), "x.npz:c", "t.npy", "'c'; it has a, b"),
+    "which member": (lambda: np.savez("x.npz", a=X, b=X), "x.npz", "t.npy", "2 members.*a, b"),
+    "missing tensor": (
+        lambda: to_safetensors(X, "x.safetensors"),
+        "x.safetensors:c",
+        "t.npy",
+        "no tensor 'c'; it has second, aa",
+    ),
+    "missing column": (lambda: to_parquet(X, "x.parquet"), "x.parquet:c", "t.npy", "no column 'c'"),
+    "a key of an array": (None, "x.npy:c", "t.npy", "no member 'c'"),
+    "pickled": (pickled_array, "p.npy", "t.npy", "never loaded"),
+    "pickled member": (pickled_member, "p.npz:p", "t.npy", "never loaded"),
+    "pickled target": (pickled_array, "x.npy", "p.npy", "never loaded"),
+    "a pickle": (
+        lambda: Path("p.pkl").write_bytes(pickle.dumps(X)),
+        "p.pkl",
+        "t.npy",
+        "never loaded",
+    ),
+    "integers": (lambda: np.save("i.npy", X.astype(int)), "i.npy", "t.npy", "dtype int64"),
+    "uint16": (lambda: np.save("i.npy", X.astype(np.uint16)), "i.npy", "t.npy", "uint16.*bfloat16"),
+    "complex": (lambda: np.save("i.npy", X.astype(complex)), "i.npy", "t.npy", "complex128"),
+    "words": (lambda: np.save("i.npy", T.astype(str)), "x.npy", "i.npy", "dtype <U"),
+    "no axis": (lambda: np.save("i.npy", X[0, 0, 0]), "i.npy", "t.npy", r"shape \(\)"),
+    "no class": (lambda: np.save("i.npy", X[..., :0]), "i.npy", "t.npy", "no classes"),
+    "lengths": (
+        lambda: np.save("t.npy", T[1:]),
+        "x.npy",
+        "t.npy",
+        r"shape \(29, 7\).*of shape \(30, 7\)",
+    ),
+    "shape": (lambda: np.save("t.npy", T.ravel()), "x.npy", "t.npy", r"shape \(210,\)"),
+    "out of range": (
+        lambda: np.save("t.npy", np.where(np.arange(N * S).reshape(N, S) == 38, 20, T)),
+        "x.npy",
+        "t.npy",
+        r"target\[5, 3\] is 20.*\[0, 20\)",
+    ),
+    "negative": (
+        lambda: np.save("t.npy", np.where(np.arange(N * S).reshape(N, S) == 38, -1, T)),
+        "x.npy",
+        "t.npy",
+        r"target\[5, 3\] is -1",
+    ),
+    "a fraction": (
+        lambda: np.save("t.npy", np.where(np.arange(N * S).reshape(N, S) == 38, 1.5, T)),
+        "x.npy",
+        "t.npy",
+        r"target\[5, 3\] is 1.5",
+    ),
+    "a missing value": (
+        lambda: np.save("t.npy", np.where(np.arange(N * S).reshape(N, S) == 38, np.nan, T)),
+        "x.npy",
+        "t.npy",
+        r"target\[5, 3\] is a missing value",
+    ),
+    "not one-hot": (
+        lambda: np.save("t.npy", np.ones(X.shape, int)),
+        "x.npy",
+        "t.npy",
+        r"target\[0, 0, :\] is .*one-hot",
+    ),
+    "lists of several lengths": (
+        lambda: pq.write_table(pa.table({"x": [[1.0] * 20] * 209 + [[1.0]]}), "x.parquet"),
+        "x.parquet",
+        "flat.npy",
+        "rows 204 to 209: .* different lengths",
+    ),
+    "nulls": (
+        lambda: pq.write_table(pa.table({"x": [[1.0, 2.0], None]}), "x.parquet"),
+        "x.parquet",
+        "t.npy",
+        "rows 0 to 1: .* missing values",
+    ),
+    "a header that is no header": (
+        lambda: header("x.npy", "{'descr': '<f4', 'shape': open('/tmp/x', 'w')}\n"),
+        "x.npy",
+        "t.npy",
+        "damaged",
+    ),
+    "a shape that is no shape": (
+        lambda: header("x.npy", "{'descr': '<f4', 'fortran_order': 0, 'shape': (-1, 2)}\n"),
+        "x.npy",
+        "t.npy",
+        "damaged",
+    ),
+    "offsets that do not fit": (
+        lambda: tensors(a={"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 12]}),
+        "x.safetensors",
+        "t.npy",
+        "takes 16 bytes",
+    ),
+    "an unknown type": (
+        lambda: tensors(a={"dtype": "F8_E4M3", "shape": [2, 2], "data_offsets": [0, 4]}),
+        "x.safetensors",
+        "t.npy",
+        "F8_E4M3",
+    ),
+    "no tensors": (lambda: tensors(a=3), "x.safetensors", "t.npy", "damaged"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(here, run, case):
+    prepare, logits, target, message = ERRORS[case]
+    if prepare is not None:
+        prepare()
+    before = sorted(os.listdir())
+    arguments = [logits, "-t", target, "--json", "--save-state", "s.npz", "--png", "p.png"]
+    status, out, err = run("eval", *arguments, "--block-size", "999")
+    assert (status, out) == (2, "")
+    file = (target if case in ("no such target", *TARGETS) else logits).partition(":")[0]
+    assert err.startswith(f"xentrs: {file}: "), err
+    assert err.count("\n") == 1
+    assert re.search(message, err), err
+    assert sorted(os.listdir()) == before
+
+
+TARGETS = {
+    "truncated target",
+    "pickled target",
+    "words",
+    "lengths",
+    "shape",
+    "out of range",
+    "negative",
+    "a fraction",
+    "a missing value",
+    "not one-hot",
+}
+
+
+def test_errors_of_other_files(here, run):
+    """The line names the file that is wrong, whichever option it came by."""
+    wrong = {"--reference": X[1:], "--sample-weight": T[:, 1:], "--group": T[1:], "--bytes": T[1:]}
+    for option, array in wrong.items():
+        np.save("wrong.npy", array)
+        status, out, err = run("eval", "x.npy", "-t", "t.npy", option, "wrong.npy")
+        assert (status, out) == (2, "")
+        assert err.startswith("xentrs: wrong.npy: has shape ")
+        assert run("eval", "x.npy", "-t", "t.npy", option, "none.npy")[2] == (
+            "xentrs: none.npy: no such file or directory\n"
+        )
+    np.save("wrong.npy", np.where(np.arange(N * S).reshape(N, S) == 38, -1.0, 1.0))
+    err = run("eval", "x.npy", "-t", "t.npy", "--sample-weight", "wrong.npy", "--block-size=999")[2]
+    assert err.startswith("xentrs: wrong.npy: sample_weight[5, 3] is -1.0"), err
+    err = run("eval", "x.npy", "-t", "t.npy", "--weight", "wrong.npy")[2]
+    assert err.startswith("xentrs: wrong.npy: has shape (30, 7)"), err
+    np.save("neg.npy", np.arange(C) - 2.0)
+    err = run("eval", "x.npy", "-t", "t.npy", "--weight", "neg.npy")[2]
+    assert err.startswith("xentrs: neg.npy: weight[0] is -2.0"), err
+    np.save("wrong.npy", np.ones(C + 1))
+    err = run("eval", "x.npy", "-t", "t.npy", "--weight", "wrong.npy")[2]
+    assert err.startswith("xentrs: wrong.npy: has shape (21,)"), err
+
+
+def test_positions_with_shift(here, run):
+    """Positions are those in the file of targets, not those in a block."""
+    np.save("t.npy", np.where(np.arange(N * S).reshape(N, S) == 38, 99, T))
+    err = run("eval", "x.npy", "-t", "t.npy", "--shift", "--block-size=999")[2]
+    assert err.startswith("xentrs: t.npy: target[5, 3] is 99,")
+    t = np.where(np.arange(N * S)[:, None] == 38, 1, np.eye(C, dtype=int)[np.maximum(T, 0).ravel()])
+    np.save("t.npy", t.reshape(X.shape))
+    options = ("--ignore-index=none", "--block-size=2K")
+    for shift in ((), ("--shift",)):
+        err = run("eval", "x.npy", "-t", "t.npy", *options, *shift)[2]
+        assert err.startswith("xentrs: t.npy: target[5, 3, :] is [1, 1, "), err
+
+
+@pytest.mark.parametrize(
+    "argument", ["--label-smoothing=2", "--bins=0", "--top-k=0", "--oh", "--bins=x"]
+)
+def test_wrong_options(here, run, argument):
+    status, out, err = run("eval", "x.npy", "-t", "t.npy", argument)
+    assert (status, out, err.count("\n"), err[:8]) == (2, "", 1, "xentrs: ")
+    assert argument.strip("-").split("=")[0].replace("-", "_") in err.replace("-", "_")
+
+
+def test_wrong_states(here, run, evaluated):
+    evaluated("x.npy", "-t", "t.npy", "--save-state", "a.npz")
+    evaluated("x.npy", "-t", "t.npy", "--save-state", "b.npz", "--bins=3")
+    Path("cut.npz").write_bytes(Path("a.npz").read_bytes()[:-40])
+    Path("text.npz").write_text("hello")
+    Path("empty.npz").touch()
+    np.savez("other.npz", a=np.zeros(3))
+    pickled_member()
+    messages = {
+        "b.npz": "does not go with a.npz: bins",
+        "cut.npz": "is truncated or damaged",
+        "text.npz": "is no state",
+        "empty.npz": "is empty",
+        "other.npz": "is no state",
+        "p.npz": "is no state",
+        "x.npy": "is an array",
+        "none.npz": "no such file",
+    }
+    for file, message in messages.items():
+        status, out, err = run("merge", "a.npz", file, "--json", "--save-state", "out.npz")
+        assert (status, out) == (2, "")
+        assert err.startswith(f"xentrs: {file}: {message}"), err
+        assert err.count("\n") == 1
+        assert not Path("out.npz").exists()
+
+
+def test_where_nothing_can_be_written(here, run):
+    """Is said before the work, and an old file stays as it was when the work fails."""
+    status, _, err = run("eval", "x.npy", "-t", "t.npy", "--save-state", "no/s.npz")
+    assert (status, err) == (2, "xentrs: no/s.npz: cannot be written: there is no folder no\n")
+    assert run("eval", "x.npy", "-t", "t.npy", "--png", ".")[2] == "xentrs: .: is a directory\n"
+    assert run("eval", "x.npy", "-t", "t.npy", "--save-state", "s.npz")[0] == 0
+    before = Path("s.npz").read_bytes()
+    np.save("t.npy", np.where(np.arange(N * S).reshape(N, S) == 200, 99, T))
+    assert run("eval", "x.npy", "-t", "t.npy", "--save-state", "s.npz", "--block-size=1")[0] == 2
+    assert Path("s.npz").read_bytes() == before
+    assert sorted(os.listdir()) == ["flat.npy", "s.npz", "t.npy", "x.npy"]
+
+
+def test_a_file_that_shrinks(here, run, monkeypatch):
+    from xentrs._cli import sources
+
+    def shrink(*arguments, **options):
+        found = open_raw(*arguments, **options)
+        os.truncate("x.npy", 9000)
+        return found
+
+    open_raw = sources._open_raw
+    monkeypatch.setattr(sources, "_open_raw", shrink)
+    err = run("eval", "x.npy", "-t", "t.npy")[2]
+    assert err == "xentrs: x.npy: is truncated: it ends at byte 9000\n"
+
+
+# The process
+
+
+def sparse(file, samples, classes):
+    """Write bfloat16 logits of 0, at an odd offset, that take no place on the disk."""
+    size = samples * classes * 2
+    entry = {"dtype": "BF16", "shape": [samples, classes], "data_offsets": [0, size]}
+    text = json.dumps({"logits": entry}).encode()
+    text += b" " * (1 - len(text) % 2)
+    with open(file, "wb") as opened:
+        opened.write(struct.pack("<Q", len(text)) + text)
+        opened.truncate(8 + len(text) + size)
+
+
+def test_a_file_four_times_the_limit_of_the_address_space(here):
+    import resource
+
+    limit = 416 << 20
+    classes = 4096
+    samples = 4 * limit // (2 * classes)
+    sparse("big.safetensors", samples, classes)
+    np.save("t.npy", np.arange(samples) % classes)
+    done = call(
+        "eval",
+        "big.safetensors",
+        "-t",
+        "t.npy",
+        "--json",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["count"] == samples
+    assert found["loss"] == pytest.approx(np.log(classes), rel=1e-12)
+
+
+def interrupted(arguments, seconds):
+    """Start the command, send Ctrl-C after some time, and return how it ended and how soon."""
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(seconds)
+    assert process.poll() is None, "it ended before: the file is too small"
+    sent = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err, time.perf_counter() - sent
+
+
+def test_interrupt(here):
+    """Ends within a second, with the state of what was evaluated."""
+    samples, classes = 4_000_000, 4096
+    sparse("big.safetensors", samples, classes)
+    with open("t.npy", "wb") as file:
+        head = {"descr": "|i1", "fortran_order": False, "shape": (samples,)}
+        np.lib.format.write_array_header_1_0(file, head)
+        file.truncate(file.tell() + samples)
+    arguments = [
+        "eval",
+        "big.safetensors",
+        "-t",
+        "t.npy",
+        "--save-state",
+        "s.npz",
+        "--png",
+        "p.png",
+    ]
+    status, out, err, seconds = interrupted(arguments, 3)
+    assert (status, out) == (130, "")
+    assert seconds < 1
+    with np.load("s.npz", allow_pickle=False) as state:
+        found = xentrs.CrossEntropyMeter.from_state(state).compute()
+    assert 0 < found.count < samples
+    assert found.loss == pytest.approx(np.log(classes), rel=1e-12)
+    assert err == f"xentrs: interrupted after {found.count} samples, whose state is in s.npz\n"
+    assert sorted(os.listdir()) == ["big.safetensors", "flat.npy", "s.npz", "t.npy", "x.npy"]
+    assert interrupted(arguments[:4], 1)[:2] == (130, "")
+
+
+def test_interrupt_while_decompressing(here):
+    """Reading takes the time here, and ends at once too."""
+    with (
+        zipfile.ZipFile("big.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w", force_zip64=True) as member,
+    ):
+        head = {"descr": "<f4", "fortran_order": False, "shape": (1_000_000, 256)}
+        np.lib.format.write_array_header_1_0(member, head)
+        zeros = bytes(64 << 20)
+        for _ in range(1_000_000 * 1024 // len(zeros) + 1):
+            member.write(zeros)
+    np.save("t.npy", np.zeros(1_000_000, int))
+    status, out, _, seconds = interrupted(["eval", "big.npz:x", "-t", "t.npy"], 1.5)
+    assert (status, out) == (130, "")
+    assert seconds < 1
+
+
+def test_progress_on_a_terminal(here):
+    """Percent, samples and the time left, on standard error alone, and gone at the end."""
+    sparse("big.safetensors", 80_000, 4096)
+    np.save("t.npy", np.zeros(80_000, np.int32))
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "eval", "big.safetensors", "-t", "t.npy", "--json"],
+        env=ENVIRONMENT | {"TERM": "xterm-256color", "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    out, _ = process.communicate(timeout=30)
+    os.close(ours)
+    assert process.returncode == 0
+    assert json.loads(out)["count"] == 80_000
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"samples .* \d+% +\d+/80000 +\d:\d\d:\d\d", text), text
+
+
+@pytest.mark.parametrize("command", ["module", "script"])
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra(here, command, missing):
+    """One line that says what to install, and no traceback."""
+    Path(f"{missing}.py").write_text(f"raise ModuleNotFoundError('no', name={missing!r})")
+    how = {
+        "module": ["-m", "xentrs", "info"],
+        "script": ["-c", "import sys; from xentrs._cli import main; sys.exit(main())"],
+    }
+    done = subprocess.run(
+        [sys.executable, *how[command]],
+        env=ENVIRONMENT | {"PYTHONPATH": f".{os.pathsep}{ENVIRONMENT['PYTHONPATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"xentrs: the command line needs {missing}: pip install xentrs[cli]\n"
+
+
+@pytest.mark.parametrize(
+    ("library", "arguments"),
+    [
+        ("pyarrow", ["x.parquet", "-t", "t.npy"]),
+        ("matplotlib", ["x.npy", "-t", "t.npy", "--png", "p.png"]),
+        ("ml_dtypes", ["b.npy", "-t", "t.npy"]),
+    ],
+)
+def test_without_a_library_of_a_format(here, run, monkeypatch, library, arguments):
+    Path("x.parquet").write_bytes(b"PAR1" * 9)
+    np.save("b.npy", X.astype(BFLOAT16))
+    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, library, None)
+    status, out, err = run("eval", *arguments)
+    assert (status, out) == (2, "")
+    assert err.endswith(f"needs {library}: pip install xentrs[cli]\n")
+    assert err.count("\n") == 1
+
+
+def test_info(here, run):
+    status, out, _ = run("info")
+    config = xentrs.show_config(mode="dicts")
+    assert status == 0
+    assert config["version"] in out
+    assert config["simd"]["level"] in out
+    assert np.__version__ in out
+    np.savez("z.npz", a=X, b=T)
+    to_parquet(X, "x.parquet")
+    to_safetensors(X, "x.safetensors")
+    status, out, _ = run("info", "z.npz", "x.npy", "x.parquet", "x.safetensors")
+    assert status == 0
+    for text in ("(30, 7, 20)", "(30, 7)", "float32", "second", "f32", "list<"):
+        assert text in out
+    assert run("info", "none.npz")[2] == "xentrs: none.npz: no such file or directory\n"
+
+
+def test_help_and_version(here):
+    done = call("--version")
+    assert (done.returncode, done.stdout) == (0, f"xentrs {xentrs.__version__}\n")
+    for command in ((), ("eval",), ("merge",), ("info",)):
+        done = call(*command, "--help")
+        assert done.returncode == 0
+        assert "Usage: xentrs" in done.stdout
+    done = call("eval", "x.npy")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_whoever_reads_the_output_may_stop(here):
+    process = subprocess.Popen(
+        f"{sys.executable} -m xentrs eval x.npy -t t.npy | true",
+        shell=True,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.communicate(timeout=60)[1] == ""
