@@ -672,6 +672,34 @@ def test_logits_that_are_not_finite(classes, dtype):
         assert both.reliability.count.sum() == 1 + number
 
 
+@every_type
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_reference_that_is_not_finite(dtype, soft):
+    nan, inf = math.nan, math.inf
+    rows = [
+        [0, 0, 0, 0],
+        [0, -inf, 1, 2],
+        [0, inf, 1, 2],
+        [0, nan, 1, 2],
+        [-inf] * 4,
+        [5, 4, 3, -inf],
+    ]
+    for classes in (4, 300):
+        padding = [-inf] * (classes - 4)
+        target = np.eye(classes)[[0]].astype(dtype) if soft else [0]
+        options = {"ignore_index": None}
+        for x, r in itertools.product(rows, rows):
+            x, r = (np.array([row + padding], dtype) for row in (x, r))
+            result = filled(x, target, options=options, reference_logits=r).compute()
+            kl = float(xentrs.kl_divergence(x, r))
+            assert result.kl == pytest.approx(kl, rel=1e-5, abs=1e-12, nan_ok=True)
+            losses = [float(xentrs.cross_entropy(a, target, ignore_index=None)) for a in (x, r)]
+            with np.errstate(all="ignore"):
+                delta = np.float64(losses[0]) - losses[1]
+            assert result.delta_loss == pytest.approx(delta, rel=1e-5, abs=1e-6, nan_ok=True)
+            assert result.same_top == float(np.argmax(x) == np.argmax(r))
+
+
 def test_infinite_losses():
     result = CrossEntropyMeter().update_losses([1.0, math.inf]).compute()
     assert (result.loss, result.perplexity) == (math.inf, math.inf)

@@ -1136,16 +1136,15 @@ class CrossEntropyMeter:
         if not self._per_class:
             return math.nan, None
         weights, losses, hits = self._class_sums
-        classes = self._class_counts.size
-        sums = [weights.exact(c) for c in range(classes)]
-        total = sum(sums, Fraction(0))
-        shares = [_mean(w, total) for w in sums]
-        prior = math.fsum(-p * math.log(p) for p in shares if p != 0.0)
-        result = PerClass(
-            np.array([_mean(losses.exact(c), w) for c, w in enumerate(sums)], np.float64),
-            self._class_counts.copy(),
-            np.array([_mean(hits.exact(c), w) for c, w in enumerate(sums)], np.float64),
-        )
+        loss, accuracy = np.full((2, self._class_counts.size), np.nan)
+        used = np.flatnonzero(self._class_counts).tolist()
+        sums = {c: weights.exact(c) for c in used}
+        for c, w in sums.items():
+            loss[c], accuracy[c] = _mean(losses.exact(c), w), _mean(hits.exact(c), w)
+        total = sum(sums.values(), Fraction(0))
+        shares = [_mean(w, total) for w in sums.values()]
+        prior = -math.fsum(p * math.log(p) for p in shares if p > 0.0)
+        result = PerClass(loss, self._class_counts.copy(), accuracy)
         return prior if total else math.nan, result
 
 
