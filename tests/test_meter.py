@@ -415,6 +415,35 @@ def test_threads_change_no_bit(count, threads, rng):
     assert filled(x, target, reference_logits=r).compute() == one
 
 
+BITS = """
+import hashlib
+import numpy as np
+import xentrs
+
+rng = np.random.default_rng(0)
+for dtype in (np.float32, np.float64):
+    for classes in (5, 300, 9000):
+        x = (rng.normal(size=(40, classes)) * 4).astype(dtype)
+        x[::3, -1] += 40
+        r = (x + rng.normal(size=x.shape) * 0.5).astype(dtype)
+        for target in (rng.integers(0, classes, 40), rng.dirichlet(np.ones(classes), 40)):
+            for smoothing in (0.0, 0.1):
+                meter = xentrs.CrossEntropyMeter(label_smoothing=smoothing, ignore_index=None)
+                state = meter.update(x, target, reference_logits=r).to_state()
+                digest = hashlib.sha256(b"".join(state[name].tobytes() for name in sorted(state)))
+                print(dtype.__name__, classes, target.ndim, smoothing, digest.hexdigest())
+"""
+
+
+def test_instruction_sets_change_no_bit(python):
+    levels = xentrs.show_config(mode="dicts")["simd"]["available"]
+    fused = [level for level in levels if level != "portable"]
+    found = {level: python(BITS, XENTRS_SIMD=level).splitlines() for level in fused}
+    for level in fused:
+        assert len(found[level]) == 24
+        assert found[level] == found[fused[0]], level
+
+
 # Calibration
 
 

@@ -399,8 +399,8 @@ impl<T: Terms> Kernel for FromExponentials<'_, '_, T> {
         }
         let mut normalised =
             s.apart(Normalise::<T> { temperature: 1.0, most: lanes, sums: scaled });
-        for i in 0..2 {
-            normalised.inverse[i] = splat::<S, T>(s, 1.0 / sums[i]).to_lanes();
+        for (inverse, sum) in normalised.inverse.iter_mut().zip(sums) {
+            *inverse = splat::<S, T>(s, 1.0 / sum).to_lanes();
         }
         let [terms, changes] = s.apart(ForwardSums { group, normalised: &normalised });
         let loss = Sum::<S, T>::from_lanes(s, terms).total();
