@@ -438,7 +438,7 @@ for dtype in (np.float32, np.float64):
 def test_instruction_sets_change_no_bit(python):
     levels = xentrs.show_config(mode="dicts")["simd"]["available"]
     fused = [level for level in levels if level != "portable"]
-    found = {level: python(BITS, XENTRS_SIMD=level).splitlines() for level in fused}
+    found = {level: python(BITS, XENTRS_SIMD=level).stdout.splitlines() for level in fused}
     for level in fused:
         assert len(found[level]) == 24
         assert found[level] == found[fused[0]], level
@@ -956,6 +956,28 @@ def test_memory_does_not_grow_with_the_samples(rng):
     (small, small_state), (large, large_state) = peak(20_000), peak(400_000)
     assert large < 1.1 * small + 100_000
     assert large_state <= small_state + 1000
+
+
+def test_arrays_that_are_converted_are_copied_in_blocks(rng):
+    x = rng.normal(size=(4000, 3000)).astype(">f4")
+    target = rng.integers(0, 3000, 4000)
+    meter = CrossEntropyMeter()
+    tracemalloc.start()
+    meter.update(x, target)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < x.nbytes // 2
+    plain = filled(x.astype(np.float32), target)
+    assert meter.compute() == plain.compute()
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u8", ">i4"])
+def test_class_indices_of_every_type(dtype, rng):
+    x, target = draw(rng, 50, 100, np.float64)
+    options = {"ignore_index": (-100, 255, 3), "weight": rng.random(100)}
+    result = filled(x, target, options=options).compute()
+    assert filled(x, target.astype(dtype), options=options).compute() == result
+    assert filled(x, target.astype(np.float32), options=options).compute() == result
 
 
 def test_the_state_grows_with_the_groups_alone(rng):
