@@ -49,7 +49,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick test-random lint format wheel sdist clean
 .PHONY: bench bench-floors bench-peers bench-steps bench-curves bench-memory bench-instructions
-.PHONY: bench-pictures bench-kernels bench-linear size size-record
+.PHONY: bench-pictures bench-kernels bench-linear bench-meter size size-record
 .PHONY: demo-pipelines gallery test-pipelines demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
 help:  ## List the targets
@@ -182,6 +182,9 @@ demo-torch: $(TORCH_VENV)/.package  ## Train on real digits with PyTorch's loss 
 
 bench-linear: $(BENCH_VENV)/.package  ## Time linear_cross_entropy over its matrix products
 	$(BENCH_BIN)/python benches/linear.py $(ARGS)
+
+bench-meter: $(BENCH_VENV)/.package  ## Time CrossEntropyMeter.update over the loss alone
+	$(BENCH_BIN)/python benches/meter.py $(ARGS)
 
 bench-torch: $(TORCH_VENV)/.package  ## Time xentrs.torch against PyTorch on the CPU
 	$(TORCH_BIN)/python benches/torch_cpu.py $(ARGS)
