@@ -352,6 +352,42 @@ def test_weights_of_all_classes_or_of_the_slice(rng):
         assert (one._states == other._states).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_misaligned_logits(dtype, rng):
+    """As they lie in a file, or come from another process."""
+    x, t = rng.normal(size=(5, 8)).astype(dtype), rng.integers(0, 8, 5)
+    y = np.frombuffer(b" " + x.tobytes(), dtype, offset=1).reshape(x.shape)
+    assert not y.flags.aligned
+    right = xentrs.PartialCrossEntropy.of(x, t, first_class=0)
+    found = xentrs.PartialCrossEntropy.of(y, t, first_class=0)
+    np.testing.assert_array_equal(found.loss("none"), right.loss("none"))
+    np.testing.assert_array_equal(right.grad(y, 0), right.grad(x, 0))
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_pickle_of_buffers(shift, rng):
+    """Dask and Ray hand out read-only arrays, at any address."""
+    x, t = rng.normal(size=(50, 6)), rng.integers(0, 6, 50)
+    s, w = rng.uniform(size=50), rng.uniform(size=6)
+
+    def part(first):
+        return xentrs.PartialCrossEntropy.of(
+            x[:, first : first + 3], t, first_class=first, weight=w, sample_weight=s
+        )
+
+    def sent(one):
+        buffers = []
+        stored = pickle.dumps(one, 5, buffer_callback=buffers.append)
+        assert len(buffers) > 3
+        moved = [memoryview(bytes(shift) + bytes(b.raw()))[shift:] for b in buffers]
+        return pickle.loads(stored, buffers=moved)
+
+    right = part(0).merge(part(3))
+    found = sent(sent(part(3)).merge(sent(part(0))))
+    np.testing.assert_array_equal(found.loss("none"), right.loss("none"))
+    np.testing.assert_array_equal(found.grad(x, 0), right.grad(x, 0))
+
+
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_pickle(protocol, rng):
     logits = rng.standard_normal((6, 8)).astype(np.float32)

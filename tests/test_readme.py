@@ -24,6 +24,7 @@ NEEDED = {
     "xgboost": "test-pipelines",
     "lightgbm": "test-pipelines",
     "catboost": "test-pipelines",
+    "dask.array": "test-pipelines",
 }
 NUMBER = re.compile(r"[-+]?(?:inf|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)")
 

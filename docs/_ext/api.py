@@ -55,7 +55,7 @@ def public(module: str) -> list[str]:
 
 
 # Modules whose pages are theirs as a whole
-MODULES = ["xentrs.xgboost", "xentrs.lightgbm", "xentrs.catboost"]
+MODULES = ["xentrs.xgboost", "xentrs.lightgbm", "xentrs.catboost", "xentrs.dask"]
 
 OF_NUMPY = {name: find("xentrs", name) for name in public("xentrs")}
 OF_TORCH = {name: find("xentrs.torch", name) for name in public("xentrs.torch")}
@@ -118,13 +118,17 @@ def numpy_page(name: str) -> str:
 
 
 def module_page(module: str) -> str:
-    """Return the page of a module: its own docstring, and its classes."""
-    classes = [name for name in public(module) if not name.endswith("_metric")]
+    """Return the page of a module: its own docstring, its classes, functions and metrics."""
+    metrics = [name for name in public(module) if name.endswith("_metric")]
+    defined = {node.name for node in body(module) if isinstance(node, ast.FunctionDef)}
+    functions = [name for name in public(module) if name in defined]
+    classes = [name for name in public(module) if name not in (*metrics, *functions)]
     return "\n".join(
         [
             f"{heading(module)}.. automodule:: {module}\n\n.. currentmodule:: {module}\n",
             *(f".. autoclass:: {name}\n   :members:\n   :inherited-members:\n" for name in classes),
-            *(f".. autodata:: {name}_metric\n   :no-value:\n" for name in classes),
+            *(f".. autofunction:: {name}\n" for name in functions),
+            *(f".. autodata:: {name}\n   :no-value:\n" for name in metrics),
         ]
     )
 

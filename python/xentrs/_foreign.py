@@ -21,7 +21,7 @@ def refuse_foreign(name: str, value: Any) -> None:
     if libraries & {"dask", "dask_expr"} or (callable(graph) and graph() is not None):
         raise TypeError(
             f"{name} is a lazy {type(value).__name__} of Dask, and is not computed implicitly: "
-            f"pass {name}.compute()"
+            f"use xentrs.dask, which works on chunks, or pass {name}.compute()"
         )
     if "pandas" in libraries:
         _refuse_pandas(name, value)

@@ -16,7 +16,12 @@ from xentrs._exact import ExactSums
 from xentrs._losses import cross_entropy as _cross_entropy  # noqa: F401  # fills PYTHON_FUNCTIONS
 from xentrs._losses._types import Ignored
 from xentrs._partial import _checked
-from xentrs._xentrs import STATISTICS, sample_divergences, sample_statistics
+from xentrs._xentrs import (
+    STATISTICS,
+    compared_statistics,
+    sample_divergences,
+    sample_statistics,
+)
 
 _Array: TypeAlias = NDArray[Any]
 
@@ -25,6 +30,9 @@ _FORMAT = 1
 
 # Samples whose statistics are in memory at a time.
 _BLOCK = 1 << 14
+
+# Up to so many classes a model and a reference take a kernel each: `MOST_CLASSES` of the crate.
+_FEW = 256
 
 # Bytes of logits that are read several times while they are in the caches.
 _BLOCK_BYTES = 3 << 19
@@ -295,7 +303,7 @@ class _Distribution:
 class _Batch(NamedTuple):
     """One number a sample, of samples that all count."""
 
-    weight: _Array  # the weight in means
+    weight: _Array | None  # the weight in means; 1 without
     factor: _Array | None  # what multiplies `value` to the weighted loss
     value: _Array
     loss: _Array  # the loss without any weight, where the weight is not 0
@@ -477,14 +485,15 @@ class CrossEntropyMeter:
                 "ignore: leave it out, and give such samples a sample_weight of 0"
             )
 
-        added = self._empty()
+        dtype = _common_dtype(x, r, t if soft else None)
+        most = _BLOCK
+        if r is not None and (soft or classes <= _FEW):
+            # One kernel after another reads a block while it is in the caches.
+            most = max(1, min(_BLOCK, _BLOCK_BYTES // (2 * classes * dtype.itemsize)))
+        # Several blocks are added together, so that an interrupt leaves the meter as it was.
+        added = self if math.prod(samples) <= most else self._empty()
         if self._per_class:
             added._have_classes(classes)
-        dtype = _common_dtype(x, r, t if soft else None)
-        # With a reference, all kernels read a block while it is in the caches.
-        most = _BLOCK
-        if r is not None:
-            most = max(1, min(_BLOCK, _BLOCK_BYTES // (2 * classes * dtype.itemsize)))
         for index in _sample_blocks(samples, most):
             place = (*index[:axis], slice(None), *index[axis:])
             block = _arrays._plain(x[place], dtype)
@@ -503,7 +512,8 @@ class CrossEntropyMeter:
                     added,
                 )
             )
-        self._take(added)
+        if added is not self:
+            self._take(added)
         return self
 
     def update_losses(
@@ -548,17 +558,20 @@ class CrossEntropyMeter:
         s = _sample_weights(sample_weight, samples, "that of losses")
         groups = _groups(group, samples)
         self._check_groups(groups)
-        added = self._empty()
+        # Several blocks are added together, so that an interrupt leaves the meter as it was.
+        added = self if given.size <= _BLOCK else self._empty()
         for index in _sample_blocks(samples, _BLOCK):
             value = _flat(given[index])
-            weight = np.ones(value.size) if s is None else _flat(s[index])
-            kept = np.flatnonzero(weight)
-            ids = None
-            if groups is not None:
-                ids = added._group_rows(groups[index].reshape(-1)[kept])
-            weight, value = weight[kept], value[kept]
-            added._add(_Batch(weight, None if s is None else weight, value, value, ids))
-        self._take(added)
+            weight = None if s is None else _flat(s[index])
+            ids = None if groups is None else groups[index].reshape(-1)
+            if weight is not None and not weight.all():
+                kept = weight != 0.0
+                value, weight = value[kept], weight[kept]
+                ids = None if ids is None else ids[kept]
+            rows = None if ids is None else added._group_rows(ids)
+            added._add(_Batch(weight, weight, value, value, rows))
+        if added is not self:
+            self._take(added)
         return self
 
     def merge(self, other: CrossEntropyMeter) -> CrossEntropyMeter:
@@ -765,24 +778,20 @@ class CrossEntropyMeter:
 
     def _add(self, batch: _Batch) -> None:
         """Add the statistics of some samples."""
-        w, value = batch.weight, batch.value
-        factor = batch.factor
+        w, value, factor = batch.weight, batch.value, batch.factor
         counts, sums = self._counts, self._sums
         number = value.size
         counts["samples"] += number
-        sums.add(_ROW["weight"], w)
+        _weigh(sums, _ROW["weight"], w, number)
         # First moments are sums of products that are rounded once. Second moments are sums of
         # products that are not rounded at all, so that the variance has no cancellation.
-        with np.errstate(all="ignore"):
-            weighted = value if factor is None else value * factor
+        weighted = _times(value, factor)
         sums.add(_ROW["loss"], weighted)
         if batch.group is None:
             counts["single"] += number
-            sums.add(_ROW["weight^2"], w, w)
-            sums.add(_ROW["weight*loss"], weighted, w)
-            sums.add(_ROW["loss^2"], weighted, weighted)
+            self._add_moments(("weight^2", "weight*loss", "loss^2"), w, weighted)
         else:
-            self._group_sums[0].add(batch.group, w)
+            self._group_sums[0].add(batch.group, _ones(value) if w is None else w)
             self._group_sums[1].add(batch.group, weighted)
         _count(self._losses, self._nans[:1], batch.loss, w)
         if batch.top is None:
@@ -793,52 +802,58 @@ class CrossEntropyMeter:
         assert batch.brier is not None
         assert batch.entropy is not None
         counts["logits"] += number
-        hits = (batch.top == batch.target) & (batch.above >= 0)
-        sums.add(_ROW["logits:weight"], w)
-        sums.add(_ROW["accuracy"], w[hits])
+        known = batch.above >= 0
+        hits = (batch.top == batch.target) & known
+        _weigh(sums, _ROW["logits:weight"], w, number)
+        _weigh(sums, _ROW["accuracy"], w, number, hits)
         for i, k in enumerate(self._top_k):
-            sums.add(len(_NAMES) + i, w[(batch.above >= 0) & (batch.above < k)])
-        sums.add(_ROW["brier"], batch.brier * w)
-        sums.add(_ROW["entropy"], batch.entropy * w)
+            _weigh(sums, len(_NAMES) + i, w, number, known & (batch.above < k))
+        sums.add(_ROW["brier"], _times(batch.brier, w))
+        sums.add(_ROW["entropy"], _times(batch.entropy, w))
         # Closed on the right; NaN comes last.
-        edges = self._edges()[1:-1]
-        bins = np.where(
-            np.isnan(batch.confidence), self._bins, np.searchsorted(edges, batch.confidence)
-        )
+        bins = np.searchsorted(self._edges()[1:-1], batch.confidence)
+        bins[np.isnan(batch.confidence)] = self._bins
         self._bin_counts += np.bincount(bins, minlength=self._bins + 1)
-        self._bin_sums.add(3 * bins, w)
-        self._bin_sums.add(3 * bins[hits] + 1, w[hits])
-        self._bin_sums.add(3 * bins + 2, batch.confidence * w)
+        _weigh_rows(self._bin_sums, 3 * bins, w)
+        _weigh_rows(self._bin_sums, 3 * bins[hits] + 1, None if w is None else w[hits])
+        self._bin_sums.add(3 * bins + 2, _times(batch.confidence, w))
         if self._per_class:
             self._class_counts += np.bincount(batch.target, minlength=self._class_counts.size)
-            self._class_sums[0].add(batch.target, w)
+            _weigh_rows(self._class_sums[0], batch.target, w)
             self._class_sums[1].add(batch.target, weighted)
-            self._class_sums[2].add(batch.target[hits], w[hits])
+            _weigh_rows(self._class_sums[2], batch.target[hits], None if w is None else w[hits])
         if batch.kl is None:
             return
         assert batch.reference_value is not None
         assert batch.reference_top is not None
         counts["reference"] += number
-        other = batch.reference_value
-        sums.add(_ROW["reference:weight"], w)
+        _weigh(sums, _ROW["reference:weight"], w, number)
+        _weigh(sums, _ROW["same_top"], w, number, batch.top == batch.reference_top)
+        sums.add(_ROW["kl"], _times(batch.kl, w))
         with np.errstate(all="ignore"):
-            sums.add(_ROW["kl"], batch.kl * w)
-            difference = value - other
-            if factor is not None:
-                difference = difference * factor
+            difference = _times(value - batch.reference_value, factor)
         sums.add(_ROW["difference"], difference)
-        sums.add(_ROW["same_top"], w[batch.top == batch.reference_top])
         if batch.group is None:
             counts["reference_single"] += number
-            sums.add(_ROW["reference:weight^2"], w, w)
-            sums.add(_ROW["weight*difference"], difference, w)
-            sums.add(_ROW["difference^2"], difference, difference)
+            names = ("reference:weight^2", "weight*difference", "difference^2")
+            self._add_moments(names, w, difference)
         else:
-            self._group_references[0].add(batch.group, w)
+            self._group_references[0].add(batch.group, _ones(value) if w is None else w)
             self._group_references[1].add(batch.group, difference)
             length = self._group_reference_counts.size
             self._group_reference_counts += np.bincount(batch.group, minlength=length)
         _count(self._divergences, self._nans[1:], batch.kl, w)
+
+    def _add_moments(self, names: tuple[str, str, str], w: _Array | None, x: _Array) -> None:
+        """Add the exact sums of weights squared, of products with the weights, and of squares."""
+        rows = [_ROW[name] for name in names]
+        if w is None:
+            self._sums.add(rows[0], np.array([float(x.size)]))
+            self._sums.add(rows[1], x)
+        else:
+            self._sums.add(rows[0], w, w)
+            self._sums.add(rows[1], x, w)
+        self._sums.add(rows[2], x, x)
 
     def _take(self, other: CrossEntropyMeter) -> None:
         """Add all sums of another meter of the same options."""
@@ -925,18 +940,22 @@ class CrossEntropyMeter:
             self._smoothing,
         )
         value, statistics = np.empty(number), np.empty((number, STATISTICS))
-        _done(sample_statistics(x, t, options, value, statistics, None))
         more: tuple[_Array, ...] = ()
-        if r is not None:
-            kl, other, reference_top = (
-                np.empty(number),
-                np.empty(number),
-                np.empty(number, np.int64),
-            )
-            argmax = reference_top.reshape(x.shape[:axis] + x.shape[axis + 1 :])
-            _done(sample_statistics(r, t, options, other, None, argmax))
-            _done(sample_divergences(x, r, axis, kl))
+        if r is None:
+            _done(sample_statistics(x, t, options, value, statistics, None))
+        else:
+            kl, other = np.empty(number), np.empty(number)
+            reference_top = np.empty(number, np.int64)
             more = (kl, other, reference_top)
+            outputs = (value, statistics, other, reference_top, kl)
+            together = NotImplemented
+            if not soft and classes > _FEW:
+                together = compared_statistics(x, r, t, options, outputs)
+            if together is NotImplemented:
+                argmax = reference_top.reshape(x.shape[:axis] + x.shape[axis + 1 :])
+                _done(sample_statistics(x, t, options, value, statistics, None))
+                _done(sample_statistics(r, t, options, other, None, argmax))
+                _done(sample_divergences(x, r, axis, kl))
 
         kept = np.ones(number, np.bool_) if s is None else s != 0.0
         if not soft:
@@ -961,7 +980,6 @@ class CrossEntropyMeter:
                     loss = value / own
             else:
                 factor = w
-        w = np.ones(value.size) if w is None else w
         return _Batch(
             w,
             factor,
@@ -1118,15 +1136,46 @@ def _store(
     state[f"{name}.special"] = special
 
 
-def _count(histogram: ExactSums, nans: _Array, values: _Array, weights: _Array) -> None:
+def _ones(like: _Array) -> NDArray[np.float64]:
+    return np.ones(like.size)
+
+
+def _times(x: _Array, w: _Array | None) -> _Array:
+    with np.errstate(all="ignore"):
+        return x if w is None else x * w
+
+
+def _weigh(
+    sums: ExactSums, row: int, w: _Array | None, number: int, where: _Array | None = None
+) -> None:
+    """Add the weights of the samples, or of some; without weights, how many these are."""
+    if w is not None:
+        sums.add(row, w if where is None else w[where])
+    else:
+        counted = number if where is None else np.count_nonzero(where)
+        sums.add(row, np.array([float(counted)]))
+
+
+def _weigh_rows(sums: ExactSums, rows: _Array, w: _Array | None) -> None:
+    """Add the weight of each sample, or 1, to its row."""
+    if w is None and 4 * rows.size > len(sums):
+        counts = np.bincount(rows)
+        rows = np.flatnonzero(counts)
+        w = counts[rows].astype(np.float64)
+    sums.add(rows, _ones(rows) if w is None else w)
+
+
+def _count(histogram: ExactSums, nans: _Array, values: _Array, weights: _Array | None) -> None:
     """Add the weights of values to the bins of a histogram."""
-    counted = weights != 0.0
+    if weights is not None:
+        values, weights = values[weights != 0.0], weights[weights != 0.0]
     nan = np.isnan(values)
-    nans += np.count_nonzero(nan & counted)
+    if nan.any():
+        nans += np.count_nonzero(nan)
+        values, weights = values[~nan], None if weights is None else weights[~nan]
     bins = (values.view(np.int64) >> (52 - _BITS)) - _FIRST_BIN
     bins = np.where(values < _LEAST, 0, np.minimum(bins, _BINS - 1))
-    kept = counted & ~nan
-    histogram.add(bins[kept], weights[kept])
+    _weigh_rows(histogram, bins, weights)
 
 
 def _bin_values() -> NDArray[np.float64]:

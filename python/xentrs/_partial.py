@@ -181,9 +181,8 @@ class PartialCrossEntropy:
         self._states = np.empty((indices.size, STATE_FIELDS))
         within = self._within(self._slices[0][0])
         for part, rows, _ in _row_blocks(x, None, axis):
-            slice_states(
-                rows, within[part], self._counts[part], w, self._smoothing > 0, self._states[part]
-            )
+            counts, states = self._counts[part], self._states[part]
+            _done(slice_states(rows, within[part], counts, w, self._smoothing > 0, states))
         return self
 
     @property
@@ -221,7 +220,7 @@ class PartialCrossEntropy:
                     f"classes {b.start} to {min(a.stop, b.stop) - 1} are in both: the slices are "
                     f"[{a.start}, {a.stop}) and [{b.start}, {b.stop})"
                 )
-        merge_states(self._states, other._states)
+        _done(merge_states(self._states, other._states))
         self._slices = slices
         return self
 
@@ -274,10 +273,7 @@ class PartialCrossEntropy:
         """
         options = _checked(reduction=reduction, denominator=denominator, base=base)
         weights, divisor = self._scales(options)
-        mixture = self._mixture()
-        losses = np.empty(self._target.size)
-        scales = weights if weights is not None else np.ones(self._target.size)
-        total = state_losses(self._states, scales, self._counts, mixture, losses)
+        losses, total = self._float64_losses(weights)
         with np.errstate(all="ignore"):
             if options["reduction"] == "none":
                 return (losses / divisor).astype(self._dtype).reshape(self._samples)
@@ -350,7 +346,8 @@ class PartialCrossEntropy:
         for part, rows, to in _row_blocks(x, result, axis):
             grad = to if _is_plain(to) else np.empty_like(rows)
             counts, states = self._counts[part], self._states[part]
-            slice_grad(rows, within[part], counts, states, scales[part], weight, mixture, grad)
+            arguments = (counts, states, scales[part], weight, mixture, grad)
+            _done(slice_grad(rows, within[part], *arguments))
             if grad is not to:
                 to[...] = grad.reshape(to.shape)
         return result if given is None else given
@@ -359,7 +356,32 @@ class PartialCrossEntropy:
         classes = ", ".join(f"[{part.start}, {part.stop})" for part in self.slices)
         return f"<PartialCrossEntropy of classes {classes}, samples of shape {self._samples}>"
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Of other processes arrays come read-only, and at any address.
+        for name, value in state.items():
+            setattr(self, name, np.array(value) if isinstance(value, np.ndarray) else value)
+
     # What several methods need
+
+    def _float64_losses(
+        self, weights: NDArray[np.float64] | None
+    ) -> tuple[NDArray[np.float64], float]:
+        """Return the weighted loss of each sample, and their sum."""
+        losses = np.empty(self._target.size)
+        scales = weights if weights is not None else np.ones(self._target.size)
+        total = state_losses(self._states, scales, self._counts, self._mixture(), losses)
+        return losses, _done(total)
+
+    def _weighted_losses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the weighted losses of the samples that count, and what a mean divides by."""
+        weights, _ = self._scales(_checked(reduction="sum"))
+        losses, _ = self._float64_losses(weights)
+        return losses[self._counts], self._divisors(weights)
+
+    def _divisors(self, weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Return what each sample that counts adds to the divisor of a mean."""
+        counted: NDArray[np.float64] = self._states[self._counts, _CLASS_WEIGHT]
+        return counted if weights is None else counted * weights[self._counts]
 
     def _check_same(self, other: PartialCrossEntropy) -> None:
         """Refuse another object whose samples or options differ."""
@@ -440,10 +462,14 @@ class PartialCrossEntropy:
             return weights, divisor
         if options["denominator"] is not None:
             return weights, divisor * float(options["denominator"])
-        counted = self._states[self._counts, _CLASS_WEIGHT]
-        if weights is not None:
-            counted = counted * weights[self._counts]
-        return weights, divisor * float(counted.sum())
+        return weights, divisor * float(self._divisors(weights).sum())
+
+
+def _done(result: Any) -> Any:
+    """Return what a compiled function answered, unless it refused the arrays."""
+    if result is NotImplemented:
+        raise _arrays._changed()
+    return result
 
 
 def _checked(**given: Any) -> dict[str, Any]:
@@ -527,5 +553,5 @@ def _row_blocks(x: _Array, out: _Array | None, axis: int) -> Iterator[tuple[slic
     blocks = zip(_arrays._row_blocks(x, start), _arrays._row_blocks(to, start), strict=True)
     for (first, block), (_, part) in blocks:
         at = int(np.ravel_multi_index(first, samples)) if samples else 0
-        rows = np.ascontiguousarray(block, _loss_dtype(block)).reshape(-1, classes)
+        rows = np.require(block, _loss_dtype(block), ["C", "A"]).reshape(-1, classes)
         yield slice(at, at + rows.shape[0]), rows, part

@@ -10,6 +10,7 @@ __all__ = [
     "STATE_FIELDS",
     "STATISTICS",
     "__version__",
+    "compared_statistics",
     "compute",
     "compute_rows",
     "compute_tensors",
@@ -135,6 +136,20 @@ def sample_statistics(
 
     `options` are axis, weight, ignore_index and label_smoothing. There are `STATISTICS` numbers a
     sample: `src/softmax/statistics.rs` names them.
+    """
+
+def compared_statistics(
+    logits: object,
+    reference: object,
+    target: object,
+    options: tuple[object, ...],
+    outputs: tuple[object, ...],
+    /,
+) -> Any:
+    """Do what `sample_statistics` does for a model and a reference, and `sample_divergences`.
+
+    For class indices and more than 256 classes. `outputs` are the model's losses and statistics,
+    the reference's losses and likeliest classes, and the divergences.
     """
 
 def sample_divergences(logits: object, reference: object, axis: object, losses: object, /) -> Any:

@@ -190,6 +190,19 @@ pub struct Summaries<'a> {
     pub statistics: Option<Output<'a, f64>>,
 }
 
+/// Where the exponentials of a row stay, for a batch of one sample of many classes.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'a, T> {
+    /// The exponentials, of as many numbers as whole chunks of the kernel take. Those past the last class are 0.
+    pub exponentials: Output<'a, T>,
+    /// The largest logit, the sum of the exponentials, and the exponent of the power of two that scales them; that is
+    /// NaN where they are not exponentials of the logits times a power of two. [`UNIT`] numbers.
+    pub unit: Output<'a, f64>,
+}
+
+/// Numbers of [`Kept::unit`].
+pub const UNIT: usize = 3;
+
 /// Statistics of a sample.
 pub const STATISTICS: usize = 6;
 
@@ -246,6 +259,8 @@ pub struct Batch<'a, T> {
     pub outputs: Outputs<'a, T>,
     /// Further arrays of softmax losses.
     pub summaries: Summaries<'a>,
+    /// Where the exponentials stay, if they are wanted.
+    pub kept: Option<Kept<'a, T>>,
     /// The divisor of gradients ([`Options::divisor`]). NaN before the batch is checked.
     pub divisor: f64,
     /// Whether values and gradient of the whole call exceed the caches.
@@ -258,6 +273,8 @@ pub struct Batch<'a, T> {
     pub fresh: bool,
     /// Whether this is a tile of columns: its samples are adjacent, and the whole call's samples were.
     pub columns: bool,
+    /// The number of the first sample in the whole call, if this is a tile.
+    pub first_sample: usize,
     /// The values of `ignore_index` that are classes.
     ignored_classes: Vec<usize>,
 }
@@ -278,12 +295,14 @@ impl<'a, T: Real> Batch<'a, T> {
             options: Options::default(),
             outputs: Outputs { grad: None, hess: None, losses: None },
             summaries: Summaries::default(),
+            kept: None,
             divisor: f64::NAN,
             large: false,
             shape: &[],
             axis: 0,
             fresh: false,
             columns: false,
+            first_sample: 0,
             ignored_classes: vec![],
         }
     }
@@ -476,6 +495,7 @@ impl<'a, T: Real> Batch<'a, T> {
     pub fn part(&self, samples: Range<usize>) -> Self {
         let (at, n) = (samples.start, samples.len());
         let mut part = Batch { samples: n, layout: None, ..self.clone() };
+        part.first_sample += at;
         if let Target::Indices(indices) = self.target {
             part.target = Target::Indices(with_indices!(indices, x => x.part(at, n).into()));
         }

@@ -369,6 +369,88 @@ macro_rules! each {
     };
 }
 
+/// `KL(teacher, model)` from exponentials that are in the scratch of a group of one row, at temperature 1. `most` is the
+/// largest logit of each, `sums` the sum of its exponentials, and `exponents` the power of two that scales them.
+/// `None` where the loss is so small that the group has to refine it.
+///
+/// An error `k` of the difference of the logsumexps adds `k^2 / 2` to the sum of the terms, and makes the sum of the
+/// changes `e^k - 1`, which is 0 without it. So the one corrects the other.
+pub struct FromExponentials<'g, 'a, T: Terms> {
+    pub group: &'g Group<'a, T>,
+    pub most: [f64; 2],
+    pub sums: [f64; 2],
+    pub exponents: [f64; 2],
+}
+
+impl<T: Terms> Kernel for FromExponentials<'_, '_, T> {
+    type Output = Option<f64>;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> Option<f64> {
+        let FromExponentials { group, most, sums, exponents } = self;
+        let mut lanes = [splat::<S, T>(s, 0.0).to_lanes(); 2];
+        let mut scaled = [[0.0; MAX_LANES]; 2];
+        for i in 0..2 {
+            let most = splat::<S, T>(s, most[i]);
+            lanes[i] = most.to_lanes();
+            // To the unit that the logsumexp of a group is relative to.
+            let n = LaneExp::<S, T>::new(s, most, splat::<S, T>(s, 0.0)).n;
+            let n = n.to_lanes().as_ref()[0].to_f64();
+            scaled[i] = [sums[i] * (-(exponents[i] + n)).exp2(); MAX_LANES];
+        }
+        let mut normalised =
+            s.apart(Normalise::<T> { temperature: 1.0, most: lanes, sums: scaled });
+        for i in 0..2 {
+            normalised.inverse[i] = splat::<S, T>(s, 1.0 / sums[i]).to_lanes();
+        }
+        let [terms, changes] = s.apart(ForwardSums { group, normalised: &normalised });
+        let loss = Sum::<S, T>::from_lanes(s, terms).total();
+        let change = Sum::<S, T>::from_lanes(s, changes).total();
+        // change - log1p(change)
+        let correction = change * change * (0.5 - change * (1.0 / 3.0 - 0.25 * change));
+        let corrected = loss - correction;
+        let small = change.abs() < 1e-4 && corrected >= change * change;
+        let good = small || loss == 0.0 && change == 0.0 || loss.is_infinite();
+        good.then_some(corrected.max(0.0))
+    }
+}
+
+/// The sum of the terms of `KL(teacher, model)`, and that of the changes. The exponentials stay.
+struct ForwardSums<'g, 'a, T: Terms> {
+    group: &'g Group<'a, T>,
+    normalised: &'g Normalised<T>,
+}
+
+impl<T: Terms> Kernel for ForwardSums<'_, '_, T> {
+    type Output = [Lanes<T>; 2];
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> [Lanes<T>; 2] {
+        let terms = KullbackLeibler::<S, T>::new(s);
+        let zero = splat::<S, T>(s, 0.0);
+        let (mut sum, mut changes) = (Sum::<S, T>::new(s), Sum::<S, T>::new(s));
+        let (mut part, mut change_part) = (zero, zero);
+        each!(
+            s,
+            self.group,
+            self.normalised,
+            at,
+            p,
+            q,
+            d,
+            {
+                let [term, change] = terms.of(s, q, p, d);
+                part = part.add(term);
+                change_part = change_part.add(change);
+            },
+            {
+                sum.add_positive(part);
+                changes.add(change_part);
+                (part, change_part) = (zero, zero);
+            }
+        );
+        [sum.to_lanes(), changes.to_lanes()]
+    }
+}
+
 /// The terms of `KL(teacher, model)`. The first buffer becomes `p - q`.
 struct ForwardTerms<'g, 'a, T: Terms> {
     group: &'g Group<'a, T>,

@@ -58,10 +58,10 @@ mod transpose;
 
 use std::ops::Range;
 
-use crate::call::batch::{Batch, Target};
+use crate::call::batch::{Batch, Kept, Target};
 use crate::error::Result;
 use crate::math::quotient;
-use crate::parallel::driver::Job;
+use crate::parallel::driver::{self, Job};
 use crate::reduce::Total;
 use crate::simd::slices::{copy, fill};
 use crate::simd::{Float, Input, MAX_LANES, Scratch, Simd, fence};
@@ -69,7 +69,7 @@ use crate::tiles::{self, Plan};
 
 pub use terms::Terms;
 
-use group::{Emit, Group};
+use group::{Emit, FromExponentials, Group};
 use terms::MOST_TERMS;
 use transpose::{ReadColumns, WriteColumns};
 
@@ -175,6 +175,29 @@ impl Divergence {
 /// Writes the batch's outputs. Returns the sum of the losses. The target of the batch is the teacher's logits.
 pub fn run<T: Terms>(batch: &Batch<'_, T>, divergence: Divergence) -> Result<f64> {
     tiles::run(batch, &PairsPlan(divergence))
+}
+
+/// `KL(teacher, model)` of one sample of many classes whose exponentials are kept, of model and teacher. `None` where
+/// [`run`] has to compute it.
+pub fn of_exponentials<T: Terms>(logits: [Input<'_, T>; 2], kept: [Kept<'_, T>; 2]) -> Option<f64> {
+    let unit = kept.map(|kept| {
+        let unit = kept.unit.as_input();
+        [unit.get(0), unit.get(1), unit.get(2)]
+    });
+    if unit.iter().any(|unit| unit[2].is_nan()) {
+        return None;
+    }
+    let group = Group {
+        logits,
+        next: logits,
+        scratch: kept.map(|kept| kept.exponentials),
+        lanes: false,
+        single: false,
+        temperature: 1.0,
+        reciprocal: reciprocal(1.0),
+    };
+    let [most, sums, exponents] = [0, 1, 2].map(|i| unit.map(|unit| unit[i]));
+    driver::here(FromExponentials { group: &group, most, sums, exponents }).ok().flatten()
 }
 
 /// Makes the job of a batch.

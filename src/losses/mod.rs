@@ -5,6 +5,7 @@
 
 pub mod binary_cross_entropy;
 pub mod binary_cross_entropy_with_logits;
+pub mod compared;
 pub mod cross_entropy;
 pub mod focal_loss;
 pub mod generalized_cross_entropy;

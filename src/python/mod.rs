@@ -231,6 +231,21 @@ mod _xentrs {
         })
     }
 
+    /// `sample_statistics` of a model, of more than 256 classes, and of a reference model: without its statistics, and
+    /// with `KL(reference, model)`. The target is class indices. `outputs` are the model's losses and statistics, the
+    /// reference's losses and likeliest classes, and the divergences.
+    #[pyfunction]
+    #[pyo3(signature = (logits, reference, target, options, outputs, /))]
+    fn compared_statistics<'py>(
+        logits: &Bound<'py, PyAny>,
+        reference: &Bound<'py, PyAny>,
+        target: &Bound<'py, PyAny>,
+        options: &Bound<'py, PyTuple>,
+        outputs: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(logits.py(), || statistics::compared([logits, reference], target, options, outputs))
+    }
+
     /// Writes `KL(reference, model)` of each sample in float64, from the logits of both.
     #[pyfunction]
     #[pyo3(signature = (logits, reference, axis, losses, /))]

@@ -160,7 +160,7 @@ impl ComputeRows {
 }
 
 /// The class axis, which is not empty, and the shape without it.
-fn without_axis(values: &View<'_>, axis: i128) -> Result<(usize, Vec<usize>), Stop> {
+pub fn without_axis(values: &View<'_>, axis: i128) -> Result<(usize, Vec<usize>), Stop> {
     let shape = values.shape;
     let axis = if axis < 0 { axis + shape.len() as i128 } else { axis };
     let axis = usize::try_from(axis).map_err(|_| Stop::NotImplemented)?;

@@ -43,7 +43,7 @@
 
 use std::ops::Range;
 
-use crate::call::batch::{Batch, IGNORED, Target};
+use crate::call::batch::{Batch, IGNORED, Kept, Target};
 use crate::call::coefficients::{Coefficients, RowCoefficients};
 use crate::call::convert::widen;
 use crate::call::layout::HalfRows;
@@ -57,7 +57,7 @@ use crate::simd::{Function, Half, Input, Kernel, Output, Scratch, Simd, Vector, 
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
 use super::sparse::{Entries, Slopes};
-use super::statistics::{FinishRow, RowStatistics, TakeStatistics, of_nan};
+use super::statistics::{Beside, FinishRow, RowStatistics, TakeStatistics, needs_others, of_nan};
 use super::summaries::{Argmax, Largest, LogSumExp, TakePart};
 use super::{Limits, exponent, power};
 
@@ -215,6 +215,9 @@ struct RowSums<S: Simd, T: Real> {
     coefficient: Sum<S, T>,
     /// The largest logit of each lane so far, where the target is probabilities.
     most: T::V<S>,
+    /// How many logits exceed the pivot's, for statistics of class indices. `distance` and `coefficient` are then those
+    /// of [`RowStatistics`].
+    above: u32,
 }
 
 /// The sums of a whole row.
@@ -262,8 +265,8 @@ struct PendingLosses {
 /// The reduction of one row.
 struct Reduce<'a, S: Simd, T: Real, R> {
     logits: Logits<'a, T>,
-    scratch: &'a Scratch<T>,
-    /// Whether the exponentials are kept in `scratch`, for a gradient or for statistics.
+    scratch: Output<'a, T>,
+    /// Whether the exponentials are kept in `scratch`, for a gradient, or for statistics that are not `beside`.
     grad: bool,
     /// Whether the sums include the rounding errors of the exponentials.
     fine: bool,
@@ -280,6 +283,8 @@ struct Reduce<'a, S: Simd, T: Real, R> {
     largest_logit: Option<Largest<T>>,
     /// Statistics of the probabilities, if they are wanted.
     statistics: Option<RowStatistics>,
+    /// The vectors for statistics that are summed beside the exponentials: of class indices without smoothing.
+    beside: Option<Beside<S, T>>,
 }
 
 /// A reduced row whose gradient is not yet written: its exponentials are in scratch.
@@ -315,7 +320,7 @@ struct Emit<'a, S: Simd, T: Real, R> {
     non_temporal: bool,
 }
 
-impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
+impl<S: Simd, T: Limits, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     /// The coefficients of a vector of logits, and these times how far the logits are below the reference.
     /// Coefficients that are all the same are left out of the products: they multiply the sum.
     #[inline(always)]
@@ -350,6 +355,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         const SHIFTED: bool,
         const FINE: bool,
         const HALVES: bool,
+        const STATISTICS: bool,
     >(
         &self,
         s: S,
@@ -362,9 +368,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             _ => (Half::Brain, Input::from_slice(&[])),
         };
         let n = if GRAD { VECTORS * T::LANES } else { 0 };
-        let scratch = self.scratch.output().part(if GRAD { at } else { 0 }, n);
+        let scratch = self.scratch.part(if GRAD { at } else { 0 }, n);
         let zero = T::V::<S>::splat(s, T::default());
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
+        let (mut square, mut distance) = (zero, zero);
         let together = S::TOGETHER.min(VECTORS);
         let mut begun = [[zero; 2]; VECTORS];
         for first in (0..VECTORS).step_by(together) {
@@ -410,6 +417,9 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                     e.store(scratch, i * T::LANES);
                 }
                 sums.rest.add_positive(e);
+                if let (true, Some(beside)) = (STATISTICS, &self.beside) {
+                    beside.add(x, e, [&mut square, &mut distance], &mut sums.above);
+                }
                 if !C::HARD {
                     sums.most = x.max(sums.most);
                 }
@@ -418,6 +428,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                     (coefficients[i], distances[i]) = self.weigh::<C>(s, x, at, T::ALL);
                 }
             }
+        }
+        if STATISTICS {
+            sums.coefficient.add_positive(square);
+            sums.distance.add_positive(distance);
         }
         sums.add_weighed::<C>(coefficients, distances);
     }
@@ -433,6 +447,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let zero = T::V::<S>::splat(s, T::default());
         let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
         let (mut coefficients, mut distances) = ([zero; VECTORS], [zero; VECTORS]);
+        let (mut square, mut distance) = (zero, zero);
         let end = self.logits.len.min(at + VECTORS * T::LANES);
         let logits = self.logits.part(s, at, end - at);
         for (i, at) in (at..end).step_by(T::LANES).enumerate() {
@@ -450,13 +465,17 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 [self.exp.of::<SHIFTED>(s, x), zero]
             };
             if self.grad {
-                e.store(self.scratch.output(), at);
+                e.store(self.scratch, at);
             }
             // A mask, not a branch: no predictor could foresee it.
             let lane = self.pivot.wrapping_sub(at);
             let own = u32::from(lane < T::LANES) << (lane % T::LANES);
             let own = T::V::<S>::mask(s, own);
             sums.rest.add_positive(e.clear(s, own));
+            if let (false, Some(beside)) = (C::ANY, &self.beside) {
+                let sums_of = [&mut square, &mut distance];
+                beside.add(x, e.clear(s, own), sums_of, &mut sums.above);
+            }
             if !C::ANY && self.fine {
                 sums.rest.add_error(error.clear(s, own));
             }
@@ -466,6 +485,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             if C::ANY {
                 (coefficients[i], distances[i]) = self.weigh::<C>(s, x, at, lanes);
             }
+        }
+        if !C::ANY && self.beside.is_some() {
+            sums.coefficient.add_positive(square);
+            sums.distance.add_positive(distance);
         }
         sums.add_weighed::<C>(coefficients, distances);
     }
@@ -490,25 +513,36 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 if S::SPECIALIZED && self.logits.halves.is_some() && !fine {
                     let none = Input::from_slice(&[]);
                     if self.grad {
-                        self.inner::<C, true, SHIFTED, false, true>(s, at, none, sums);
+                        self.inner::<C, true, SHIFTED, false, true, false>(s, at, none, sums);
                     } else {
-                        self.inner::<C, false, SHIFTED, false, true>(s, at, none, sums);
+                        self.inner::<C, false, SHIFTED, false, true, false>(s, at, none, sums);
                     }
+                } else if !C::ANY && self.beside.is_some() {
+                    let logits = self.logits.part(s, at, chunk);
+                    let call =
+                        InnerStatistics::<S, T, C, SHIFTED> { reduce: self, at, logits, sums };
+                    s.function(call);
                 } else {
                     let logits = self.logits.part(s, at, chunk);
                     // Losses whose sums are fine have no coefficients.
                     match (self.grad, fine) {
                         (true, false) => {
-                            self.inner::<C, true, SHIFTED, false, false>(s, at, logits, sums);
+                            self.inner::<C, true, SHIFTED, false, false, false>(
+                                s, at, logits, sums,
+                            );
                         }
                         (false, false) => {
-                            self.inner::<C, false, SHIFTED, false, false>(s, at, logits, sums);
+                            self.inner::<C, false, SHIFTED, false, false, false>(
+                                s, at, logits, sums,
+                            );
                         }
                         (true, true) => {
-                            self.inner::<C, true, SHIFTED, true, false>(s, at, logits, sums);
+                            self.inner::<C, true, SHIFTED, true, false, false>(s, at, logits, sums);
                         }
                         (false, true) => {
-                            self.inner::<C, false, SHIFTED, true, false>(s, at, logits, sums);
+                            self.inner::<C, false, SHIFTED, true, false, false>(
+                                s, at, logits, sums,
+                            );
                         }
                     }
                 }
@@ -540,6 +574,14 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         self.statistics = self.statistics.map(|_| RowStatistics::default());
         for start in (0..len).step_by(PART * VECTORS * T::LANES) {
             let part = start..len.min(start + PART * VECTORS * T::LANES);
+            if let Some(largest) = self.largest_logit {
+                let logits = self.logits.part(s, start, part.len());
+                let largest = s.apart(TakePart(largest, logits, start));
+                self.largest_logit = Some(largest);
+                if let Some(beside) = &mut self.beside {
+                    beside.refer_to(s, largest.logit);
+                }
+            }
             let mut emitting = pending.as_ref();
             let (sums, sum) = loop {
                 let mut sums = RowSums::new(s, most);
@@ -572,24 +614,25 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 rest.add_error(sums.rest.total_and_error().1);
             }
             most = sums.most;
-            if let Some(largest) = self.largest_logit {
-                let logits = self.logits.part(s, start, part.len());
-                let largest = s.apart(TakePart(largest, logits, start));
-                self.largest_logit = Some(largest);
-                if let Some(mut statistics) = self.statistics {
+            if let (Some(mut statistics), Some(largest)) = (self.statistics, self.largest_logit) {
+                statistics.refer_to(largest.logit.to_f64(), before);
+                if self.beside.is_some() {
+                    let sums_of = [sums.coefficient.total(), sums.distance.total()];
+                    statistics.add(sums_of, sums.above);
+                } else {
                     if part.contains(&self.pivot) {
                         // In none of the sums.
-                        self.scratch.output().set(self.pivot, T::default());
+                        self.scratch.set(self.pivot, T::default());
                     }
-                    statistics.refer_to(largest.logit.to_f64(), before);
-                    self.statistics = Some(s.apart(TakeStatistics {
+                    statistics = s.apart(TakeStatistics {
                         statistics,
-                        exponentials: self.scratch.input().part(start, part.len()),
-                        logits,
+                        exponentials: self.scratch.as_input().part(start, part.len()),
+                        logits: self.logits.part(s, start, part.len()),
                         most: largest.logit,
                         own: self.logits.get(self.pivot),
-                    }));
+                    });
                 }
+                self.statistics = Some(statistics);
             }
             if C::ANY {
                 distance.add(sums.distance.total());
@@ -652,6 +695,29 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     }
 }
 
+/// [`Reduce::inner`] with statistics beside, as a call of its own.
+struct InnerStatistics<'r, 'a, S: Simd, T: Real, C: Coefficients<T>, const SHIFTED: bool> {
+    reduce: &'r Reduce<'a, S, T, C::Row<S>>,
+    at: usize,
+    logits: Input<'r, T>,
+    sums: &'r mut RowSums<S, T>,
+}
+
+impl<S: Simd, T: Limits, C: Coefficients<T>, const SHIFTED: bool> Function<S>
+    for InnerStatistics<'_, '_, S, T, C, SHIFTED>
+{
+    type Output = ();
+    #[inline(always)]
+    fn eval(self, s: S) {
+        let InnerStatistics { reduce, at, logits, sums } = self;
+        if reduce.grad {
+            reduce.inner::<C, true, SHIFTED, false, false, true>(s, at, logits, sums);
+        } else {
+            reduce.inner::<C, false, SHIFTED, false, false, true>(s, at, logits, sums);
+        }
+    }
+}
+
 struct ShiftedRow<'r, 'a, 'e, S: Simd, T: Real, C: Coefficients<T>> {
     reduce: &'r mut Reduce<'a, S, T, C::Row<S>>,
     pending: &'r mut Option<Emit<'e, S, T, C::Row<S>>>,
@@ -668,13 +734,13 @@ impl<S: Simd, T: Limits, C: Coefficients<T>> Function<S> for ShiftedRow<'_, '_, 
 /// Multiplies exponentials by `2^exponent`. In two steps where that factor would underflow and the products
 /// need not.
 #[inline(always)]
-fn rescale<S: Simd, T: Real>(s: S, scratch: &Scratch<T>, part: Range<usize>, exponent: i64) {
+fn rescale<S: Simd, T: Real>(s: S, scratch: Output<'_, T>, part: Range<usize>, exponent: i64) {
     let first = if exponent < 1 - T::MAX_EXPONENT { exponent / 2 } else { exponent };
     let [first, second] =
         [first, exponent - first].map(|k| T::V::<S>::splat(s, T::from_f64(power(k))));
     for at in part.step_by(T::LANES) {
-        let product = T::V::<S>::load(s, scratch.input(), at).mul(first).mul(second);
-        product.store(scratch.output(), at);
+        let product = T::V::<S>::load(s, scratch.as_input(), at).mul(first).mul(second);
+        product.store(scratch, at);
     }
 }
 
@@ -682,7 +748,8 @@ impl<S: Simd, T: Real> RowSums<S, T> {
     /// Sums that are 0, with the largest logits so far.
     #[inline(always)]
     fn new(s: S, most: T::V<S>) -> Self {
-        RowSums { rest: Sum::new(s), distance: Sum::new(s), coefficient: Sum::new(s), most }
+        let [rest, distance, coefficient] = [Sum::new(s); 3];
+        RowSums { rest, distance, coefficient, most, above: 0 }
     }
 
     /// Adds the coefficients and distances of a chunk, each summed as a tree first.
@@ -1064,7 +1131,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         &self,
         s: S,
         row: usize,
-        reduce: &Reduce<'_, S, T, C::Row<S>>,
+        reduce: &mut Reduce<'_, S, T, C::Row<S>>,
         reduced: Option<&(RowTotals, T)>,
         to: Output<'_, f64>,
     ) {
@@ -1080,6 +1147,14 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         };
         let most = T::V::<S>::splat(s, largest.logit);
         let exponential = reduce.exp.of::<true>(s, most).to_lanes().as_ref()[0].to_f64();
+        if reduce.beside.is_some()
+            && top != reduce.pivot
+            && needs_others(totals.rest, totals.pivot, exponential)
+        {
+            // The exponentials are summed again, without the largest.
+            (reduce.grad, reduce.beside) = (true, None);
+            reduce.shifted_row::<C>(s, &mut None);
+        }
         let classes = self.batch.classes;
         let probabilities = match self.batch.target {
             Target::Probabilities(q) => Some(q.part(row * classes, classes)),
@@ -1094,7 +1169,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
             class: reduce.pivot,
             most: largest.logit.to_f64(),
             own: reduce.logits.get(reduce.pivot).to_f64(),
-            exponentials: reduce.scratch.input().part(0, classes),
+            exponentials: reduce.scratch.as_input().part(0, classes),
             logits,
             probabilities,
         };
@@ -1186,9 +1261,14 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         // Of the gradient: that in the logits is that in `logits / temperature`, over the temperature.
         let divisor = batch.divisor * self.temperature;
         let statistics = batch.summaries.statistics;
-        let kept = grad || statistics.is_some();
-        let scratch =
-            Scratch::<T>::new(if kept { batch.classes.next_multiple_of(chunk) } else { 0 });
+        let kept = grad || batch.kept.is_some() || statistics.is_some() && C::ANY;
+        let length = if kept || statistics.is_some() { batch.classes } else { 0 };
+        let buffer = match (grad, batch.kept) {
+            (_, Some(_)) => Scratch::<T>::uncleared(0),
+            (true, None) => Scratch::<T>::new(length.next_multiple_of(chunk)),
+            (false, None) => Scratch::<T>::uncleared(length.next_multiple_of(chunk)),
+        };
+        let scratch = batch.kept.map_or(buffer.output(), |kept| kept.exponentials);
         let halves = self.halves;
         let converted = Scratch::<T>::uncleared(if halves.is_some() { CONVERTED } else { 0 });
         let mut pending = None;
@@ -1244,7 +1324,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             };
             let mut reduce = Reduce {
                 logits,
-                scratch: &scratch,
+                scratch,
                 grad: kept && !ignored,
                 fine,
                 exp: Exp::new(s, T::default(), bias),
@@ -1257,7 +1337,11 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 largest_logit: (batch.summaries.argmax.is_some() || statistics.is_some())
                     .then(Largest::none),
                 statistics: statistics.filter(|_| !ignored).map(|_| RowStatistics::default()),
+                beside: None,
             };
+            if let (Some(_), false) = (reduce.statistics, C::ANY) {
+                reduce.beside = Some(Beside::new(s, reduce.logits.get(reduce.pivot)));
+            }
             let reduced = self.reduce(s, &mut reduce, &mut pending);
             if summaries {
                 self.summarise(s, row, &reduce, reduced.as_ref());
@@ -1267,7 +1351,19 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 continue;
             }
             if let Some(to) = statistics {
-                self.write_statistics(s, row, &reduce, reduced.as_ref(), to);
+                self.write_statistics(s, row, &mut reduce, reduced.as_ref(), to);
+            }
+            if let Some(Kept { unit, exponentials }) = batch.kept {
+                let mut numbers = [0.0, 0.0, f64::NAN];
+                if let (Some((totals, reference)), Some(largest)) = (&reduced, reduce.largest_logit)
+                    && reference.to_f64().abs() <= T::OFFSET_LIMIT
+                {
+                    let scale = reduce.exp.scale as f64;
+                    numbers = [largest.logit.to_f64(), totals.rest + totals.pivot, scale];
+                    // Statistics may have made it 0.
+                    exponentials.set(reduce.pivot, T::from_f64(totals.pivot));
+                }
+                numbers.into_iter().enumerate().for_each(|(i, x)| unit.set(i, x));
             }
             let Some((mut totals, reference)) = reduced else {
                 self.fill(s, row, T::from_f64(f64::NAN));
@@ -1370,7 +1466,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let (part, p) = (rest / whole, pivot / whole);
                 pivot_hess = T::from_f64(a * pivot * part);
                 if p < 0.5 {
-                    dominant = self.dominant_hessian(s, scratch.input(), whole, a);
+                    dominant = self.dominant_hessian(s, scratch.as_input(), whole, a);
                 }
                 if let Some(factors) = &objective {
                     let class_weight = scale * class_weight;
@@ -1379,7 +1475,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                         class_weight * factors.curvature * part + sample * factors.z_second * p * p;
                     pivot_hess = T::from_f64(a * pivot * part + own);
                     if let Some((class, x)) = &mut dominant {
-                        let p = scratch.input().get(*class).to_f64() / whole;
+                        let p = scratch.as_input().get(*class).to_f64() / whole;
                         *x = T::from_f64(x.to_f64() + factor * p * p);
                     }
                     second = Some(factor);
@@ -1409,12 +1505,12 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let own = more * (pivot / whole) - scale * own_weight * (rest / whole);
                 pivot_grad = T::from_f64(own + 0.0);
                 // `finish` writes no pivot_grad that is 0: this makes it 0.
-                scratch.output().set(reduce.pivot, T::default());
+                scratch.set(reduce.pivot, T::default());
             } else {
                 // The exponential of which a makes the gradient at the pivot: p - 1 = -rest / whole. It is
                 // 0, not -0, where a is 0.
                 let own = if a == 0.0 { 0.0 } else { 0.0 - rest };
-                scratch.output().set(reduce.pivot, T::from_f64(own));
+                scratch.set(reduce.pivot, T::from_f64(own));
                 if T::from_f64(rest) == T::from_f64(whole) {
                     // A true class of probability 0 has the gradient -scaled, to the last bit.
                     pivot_grad = T::from_f64(-scaled);
@@ -1427,7 +1523,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 // exponentials to a.
                 // The Hessian takes `1 / whole` in the logits' type.
                 let shift = missing.min(T::MAX_EXPONENT - 2 + exponent(whole)).min(1022);
-                rescale::<S, T>(s, &scratch, 0..batch.classes, -shift);
+                rescale::<S, T>(s, scratch, 0..batch.classes, -shift);
                 let by = power(-shift);
                 (rest, pivot) = (rest * by, pivot * by);
                 errors = [errors[0] * by, errors[1] * by];
@@ -1436,7 +1532,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let slopes = Slopes { scaled, whole: rest + pivot, scale };
             if let Some(entries) = &mut entries {
                 // The Hessian needs the exponentials as they are.
-                entries.change(&scratch, &slopes, hess.is_some());
+                entries.change(&buffer, &slopes, hess.is_some());
             }
             let [a_high, mut a_low] = quotient::<T>(scaled, rest, pivot);
             if T::WIDE == 1 && fine {
@@ -1446,7 +1542,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 a_low = T::from_f64(a_low.to_f64() + error / (rest + pivot));
             }
             let emit = Emit {
-                scratch: scratch.input(),
+                scratch: scratch.as_input(),
                 len: batch.classes,
                 grad,
                 halves,

@@ -11,9 +11,10 @@
 //!
 //! No sum above has terms of both signs, and `1 - p` is never computed. So a confident sample keeps its digits.
 //!
-//! [`super::rows`] keeps a row's exponentials in scratch. Each part of a row is read again, with its exponentials,
-//! while both are in the cache ([`TakeStatistics`]): a logit is read from memory once. Meanwhile the next part is
-//! prefetched. The pivot's exponential is 0 in scratch then, so that it is in no sum.
+//! [`super::rows`] takes the largest logit of each part of a row first, and reads the part again from the cache: a
+//! logit is read from memory once. Where the target is class indices without smoothing, the sums are taken beside
+//! that of the exponentials ([`Beside`]). Elsewhere the exponentials are kept in scratch and read once more, with
+//! their logits ([`TakeStatistics`]). The pivot's exponential is 0 there, so that it is in no sum.
 
 use crate::call::batch::{Batch, STATISTICS, Target};
 use crate::math::log::log1p_scalar;
@@ -74,6 +75,13 @@ impl RowStatistics {
         self.distance *= factor;
     }
 
+    /// Adds the sums of a part: of squares, and of distances from the largest logit so far.
+    pub fn add(&mut self, [squares, distance]: [f64; 2], above: u32) {
+        self.squares += squares;
+        self.distance += distance;
+        self.above += above as usize;
+    }
+
     /// Makes `most` the largest logit so far. `sum` is that of the exponentials so far.
     pub fn refer_to(&mut self, most: f64, sum: f64) {
         if let Some(before) = self.most.filter(|_| sum != 0.0) {
@@ -87,6 +95,52 @@ impl RowStatistics {
 /// where they count.
 fn shrink<T: Limits>() -> f64 {
     power(-T::ROW_LARGEST / 2)
+}
+
+/// What the sums beside the exponentials need.
+pub(super) struct Beside<S: Simd, T: Real> {
+    /// The pivot's logit.
+    own: T::V<S>,
+    /// The largest logit so far.
+    most: T::V<S>,
+    /// Logits below this have no exponential above 0.
+    floor: T::V<S>,
+    shrink: T::V<S>,
+}
+
+impl<S: Simd, T: Limits> Beside<S, T> {
+    #[inline(always)]
+    pub fn new(s: S, own: T) -> Self {
+        let (own, zero) = (T::V::<S>::splat(s, own), T::V::<S>::splat(s, T::default()));
+        let shrink = T::V::<S>::splat(s, T::from_f64(shrink::<T>()));
+        Beside { own, most: zero, floor: zero, shrink }
+    }
+
+    /// Makes a logit the largest so far.
+    #[inline(always)]
+    pub fn refer_to(&mut self, s: S, most: T) {
+        // Without any logit above -inf all products are 0.
+        let most = if most.to_f64() == f64::NEG_INFINITY { T::default() } else { most };
+        self.most = T::V::<S>::splat(s, most);
+        self.floor = self.most.sub(T::V::<S>::splat(s, T::from_f64(1e6)));
+    }
+
+    /// Adds a vector of logits and their exponentials to the sums of squares and of distances.
+    #[inline(always)]
+    pub fn add(
+        &self,
+        x: T::V<S>,
+        e: T::V<S>,
+        [square, distance]: [&mut T::V<S>; 2],
+        above: &mut u32,
+    ) {
+        // 0 log 0 = 0
+        let below = self.most.sub(x.max(self.floor));
+        *distance = e.mul_add(below, *distance);
+        let small = e.mul(self.shrink);
+        *square = small.mul_add(small, *square);
+        *above += T::V::<S>::lanes(self.own.lt(x)).count_ones();
+    }
 }
 
 /// Adds a part of a row.
@@ -148,6 +202,11 @@ impl<T: Limits> Kernel for TakeStatistics<'_, T> {
 /// The least part of the sum of all exponentials that may be found by subtracting the largest of them.
 const LEAST_OTHERS: f64 = 1.0 / (1 << 20) as f64;
 
+/// Whether the sum of all exponentials but the largest has to be taken again. The largest is not the pivot's.
+pub(super) fn needs_others(rest: f64, pivot: f64, largest: f64) -> bool {
+    rest - largest + pivot < LEAST_OTHERS * (rest + pivot)
+}
+
 /// A reduced row.
 pub(super) struct FinishRow<'a, T> {
     pub statistics: RowStatistics,
@@ -174,7 +233,7 @@ impl<T: Limits> Kernel for FinishRow<'_, T> {
         let FinishRow { statistics, rest, pivot, largest, top, class, most, own, .. } = self;
         let whole = rest + pivot;
         let mut others = if top == class { rest } else { rest - largest + pivot };
-        if top != class && others < LEAST_OTHERS * whole {
+        if top != class && needs_others(rest, pivot, largest) {
             others = self.others(s) + pivot;
         }
         let mut distance = statistics.distance;

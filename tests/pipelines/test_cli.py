@@ -116,9 +116,7 @@ def to_npy(a, file):
 
 
 def to_npz(save, order="C"):
-    return lambda a, file: save(
-        file, allow_pickle=False, first=a[:1], second=np.asarray(a, order=order)
-    )
+    return lambda a, file: save(file, first=a[:1], second=np.asarray(a, order=order))
 
 
 def to_safetensors(a, file):
@@ -774,7 +772,7 @@ def sparse(file, samples, classes):
 def test_a_file_four_times_the_limit_of_the_address_space(here):
     import resource
 
-    limit = 448 << 20
+    limit = 416 << 20
     classes = 4096
     samples = 4 * limit // (2 * classes)
     sparse("big.safetensors", samples, classes)
@@ -859,8 +857,8 @@ def test_interrupt_while_decompressing(here):
 
 def test_progress_on_a_terminal(here):
     """Percent, samples and the time left, on standard error alone, and gone at the end."""
-    sparse("big.safetensors", 300_000, 4096)
-    np.save("t.npy", np.zeros(300_000, np.int32))
+    sparse("big.safetensors", 80_000, 4096)
+    np.save("t.npy", np.zeros(80_000, np.int32))
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "eval", "big.safetensors", "-t", "t.npy", "--json"],
@@ -882,9 +880,9 @@ def test_progress_on_a_terminal(here):
     out, _ = process.communicate(timeout=30)
     os.close(ours)
     assert process.returncode == 0
-    assert json.loads(out)["count"] == 300_000
+    assert json.loads(out)["count"] == 80_000
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
-    assert re.search(r"samples .* \d+% +\d+/300000 +\d:\d\d:\d\d", text), text
+    assert re.search(r"samples .* \d+% +\d+/80000 +\d:\d\d:\d\d", text), text
 
 
 @pytest.mark.parametrize("command", ["module", "script"])

@@ -58,6 +58,8 @@ def run(arguments: list[str] | None = None) -> int:
         return int(error.exit_code)
     except KeyboardInterrupt:
         return 130
+    except MemoryError:
+        return _fail("a block of the files does not fit into memory: pass --block-size")
     except BrokenPipeError:  # whoever reads has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

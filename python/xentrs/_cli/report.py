@@ -102,7 +102,7 @@ def show(result: MeterResult, n_bytes: float | None, title: str, console: Consol
         table.add_column(style="bold")
         table.add_column(justify="right")
         table.add_column(style="dim")
-        row("KL divergence", _number(result.kl), "nats, of the reference from the model")
+        row("KL divergence", _number(result.kl), "nats, KL(reference, model)")
         share("same top class", result.same_top)
         error = "" if math.isnan(result.delta_stderr) else f"± {result.delta_stderr:.2g} "
         delta = f"{result.delta_loss:+.5g}"

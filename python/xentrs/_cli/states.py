@@ -8,7 +8,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,8 +55,8 @@ def write_whole(file: str, write: Callable[[IO[bytes]], None]) -> None:
 
 def save_state(file: str, meter: CrossEntropyMeter) -> None:
     """Write the state of a meter as an .npz."""
-    state = meter.to_state()
-    write_whole(file, lambda opened: np.savez(opened, allow_pickle=False, **state))
+    state: dict[str, Any] = meter.to_state()
+    write_whole(file, lambda opened: np.savez(opened, **state))
 
 
 def load_state(file: str) -> CrossEntropyMeter:

@@ -99,6 +99,7 @@ impl<T: Limits> StatisticsBlock<'_, T> {
             }};
         }
         let (mut wholes, mut inverses) = ([splat::<S, f64>(s, f64::NAN); 2], [zero_f64; 2]);
+        #[allow(clippy::needless_range_loop, reason = "one place of two arrays")]
         for part in 0..T::WIDE {
             let whole = sum!(part, others).add(largest.wide(part));
             let no_number = S::V64::mask(s, no_number >> (8 * part) & 0xFF);
