@@ -59,8 +59,8 @@ help:  ## List the targets
 demo: $(VENV)/.package  ## Train on real digits, compare with scikit-learn and NumPy, draw the loss curve
 	$(BIN)/python examples/digits.py $(ARGS)
 
-# Boosted trees, distillation from a file, and more: docs/gallery. The environment is that of the tests.
-DEMOS := boosting distillation temperature
+# Logits in files, boosted trees, a teacher in a file. The environment is that of the tests.
+DEMOS := perplexity boosting distillation
 demo-pipelines: $(PIPELINES_VENV)/.package  ## Run the first entries of the gallery: docs/gallery
 	for name in $(DEMOS); do $(PIPELINES_BIN)/python examples/gallery/$$name.py; echo; done
 

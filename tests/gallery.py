@@ -59,7 +59,7 @@ def blocks(name, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
-def assert_page(name, printed, picture):
+def assert_page(name, printed, picture, relative=RELATIVE):
     """Assert that a page shows the script's code, what it prints and what it draws."""
     script = (SCRIPTS / f"{name}.py").read_text()
     code = blocks(name, "python")
@@ -73,7 +73,7 @@ def assert_page(name, printed, picture):
     assert re.sub(r"[ -]+", " ", words) == re.sub(r"[ -]+", " ", NUMBER.sub("_", shown.strip()))
     for one, other in zip(numbers, NUMBER.findall(shown), strict=True):
         value, stated = (float(text.replace(",", "")) for text in (one, other))
-        assert value == pytest.approx(stated, rel=RELATIVE, abs=ABSOLUTE), f"{one} is not {other}"
+        assert value == pytest.approx(stated, rel=relative, abs=ABSOLUTE), f"{one} is not {other}"
 
     assert f"]({name}.svg)" in (PAGES / f"{name}.md").read_text()
     assert_same_picture(picture, PAGES / f"{name}.svg")

@@ -103,7 +103,6 @@ def main(arguments: list[str] | None = None) -> None:
             )
             results.setdefault(library, []).append(losses)
     draw(results, options.picture)
-    print(f"\nThe losses over the rounds: {options.picture}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ def figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 
 
 def save(drawn: Any, path: Path) -> None:
-    """Write a picture, the same bytes for the same figures."""
+    """Write a picture, the same bytes for the same figures, and say where it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, metadata={"Date": None})
     plt.close(drawn)
+    print(f"\nThe picture: {path}")

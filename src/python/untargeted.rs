@@ -13,7 +13,7 @@ use crate::call::batch::{Batch, Target};
 use crate::call::dtype::Dtype;
 use crate::call::layout::{Converted, Layout};
 use crate::call::options::{Options, Reduction, log_of_base};
-use crate::error::{Error, Result as Checked, spelled};
+use crate::error::Result as Checked;
 use crate::losses::OverClasses;
 use crate::simd::Input;
 use crate::softmax::untargeted::{Quantity, entropy_of_counts, run};
@@ -94,20 +94,16 @@ pub fn compute_rows<'py>(
         "entropy" => Quantity::EntropyOfCounts,
         _ => return Err(PyValueError::new_err(format!("there is no function {name:?}")).into()),
     };
-    let temperature = match temperature.is_none() {
-        true => 1.0,
-        false => number("temperature", temperature)?,
-    };
-    if !(temperature > 0.0 && temperature.is_finite()) {
-        let value = spelled(temperature);
-        let message = format!("temperature must be finite and above 0, not {value}");
-        return Err(Error::Value(message).into());
+    let mut options = Options { reduction: Reduction::None, ..Options::default() };
+    if !temperature.is_none() {
+        options.temperature = number("temperature", temperature)?;
     }
-    let log_base = optional_number("base", base)?.map_or(Ok(1.0), log_of_base)?;
+    options.check()?;
+    options.log_base = optional_number("base", base)?.map_or(Ok(1.0), log_of_base)?;
     let axis = exact_int(axis)?;
     let mut room = Room::new();
     let view = Arrays::view(values, &mut room)?;
-    let rows = ComputeRows { quantity, temperature, log_base, axis };
+    let rows = ComputeRows { quantity, options, axis };
     match view.dtype {
         Dtype::F32 | Dtype::Half(_) => rows.typed::<f32>(values, &view, out),
         Dtype::F64 => rows.typed::<f64>(values, &view, out),
@@ -118,8 +114,7 @@ pub fn compute_rows<'py>(
 /// A function that is no loss, with its options.
 struct ComputeRows {
     quantity: Quantity,
-    temperature: f64,
-    log_base: f64,
+    options: Options,
     axis: i128,
 }
 
@@ -150,13 +145,12 @@ impl ComputeRows {
             return Err(Stop::NotImplemented);
         }
         let mut batch = batch::<T>(values, axis, &results, &out, false)?;
-        batch.options =
-            Options { reduction: Reduction::None, log_base: self.log_base, ..Options::default() };
+        batch.options = self.options.clone();
         without_gil(py, values.len(), || -> Checked<()> {
             batch.check(None, &samples)?;
             match self.quantity {
                 Quantity::EntropyOfCounts => entropy_of_counts(&batch),
-                quantity => run(&batch, quantity, self.temperature).map(|_| ()),
+                quantity => run(&batch, quantity, self.options.temperature).map(|_| ()),
             }
         })?;
         let Results { losses, grad, .. } = results;

@@ -13,11 +13,19 @@ NEEDED = "runs where the libraries of data pipelines are: make test-pipelines"
 sklearn = pytest.importorskip("sklearn", reason=NEEDED)
 linear_model = pytest.importorskip("sklearn.linear_model", reason=NEEDED)
 checks = pytest.importorskip("sklearn.utils.estimator_checks", reason=NEEDED)
+threadpoolctl = pytest.importorskip("threadpoolctl", reason=NEEDED)
 pytest.importorskip("matplotlib", reason=NEEDED)
 pytest.importorskip("xgboost", reason=NEEDED)
 pytest.importorskip("lightgbm", reason=NEEDED)
 
 pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir(), reason="a checkout without examples/")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Keep BLAS to one thread: the matrices are small, and other tests run beside these."""
+    with threadpoolctl.threadpool_limits(limits=1):
+        yield
 
 
 def load(name):
@@ -37,6 +45,48 @@ def test_every_entry_has_its_page_and_its_test():
     assert set(re.findall(r"\]\((\w+)\.md\)", index)) == names
     tested = {name.removeprefix("test_") for name in globals()}
     assert names - tested == {"jax_loss"}  # tests/others/test_gallery_jax.py
+
+
+def test_perplexity(tmp_path):
+    """The quantised model is a little worse, and the figures fit to each other."""
+    printed, picture = run("perplexity", tmp_path)
+    assert_page("perplexity", printed, picture)
+    scores = rows(printed)
+    loss, error, perplexity, bits, accuracy = scores["float32"]
+    worse = scores["4 bits"]
+    assert perplexity == pytest.approx(np.exp(loss), rel=1e-3)
+    assert bits == pytest.approx(loss / np.log(2), abs=2e-4)  # one byte a character
+    assert perplexity < 8
+    assert accuracy > 0.45
+    assert 0 < worse[0] - loss < 0.1
+    pattern = r"loss +\+(\S+) \+- (\S+)\n +KL +(\S+), .*same top +(\S+)"
+    delta, delta_error, kl, top = map(float, re.search(pattern, printed, re.DOTALL).groups())
+    assert delta == pytest.approx(worse[0] - loss, abs=2e-4)
+    assert 0 < delta_error < error / 3
+    assert delta > 3 * delta_error
+    assert 0.005 < kl < 0.1
+    assert 0.8 < top < 1
+
+
+def test_stored_logits_are_evaluated_whatever_the_batches(tmp_path):
+    """The same bits for batches of any size, and the values of SciPy on the whole arrays."""
+    from scipy.special import log_softmax
+
+    module = load("perplexity")
+    rng = np.random.default_rng(0)
+    logits = (3 * rng.normal(size=(1000, 20))).astype(np.float16)
+    other = (logits + rng.normal(size=logits.shape) / 4).astype(np.float16)
+    target = rng.integers(0, 20, 1000)
+    files = tmp_path / "logits.npy", tmp_path / "reference.npy"
+    for file, array in zip(files, (logits, other), strict=True):
+        np.save(file, array)
+    whole = module.evaluate(files[0], target, files[1], rows=1000).compute()
+    assert module.evaluate(files[0], target, files[1], rows=7).compute() == whole
+    model, reference = (log_softmax(x.astype(float), axis=1) for x in (logits, other))
+    assert whole.loss == pytest.approx(-model[np.arange(1000), target].mean(), rel=1e-6)
+    kl = (np.exp(reference) * (reference - model)).sum(axis=1)
+    assert whole.kl == pytest.approx(kl.mean(), rel=1e-5)
+    assert whole.same_top == (logits.argmax(axis=1) == other.argmax(axis=1)).mean()
 
 
 def test_boosting(tmp_path):
@@ -66,6 +116,7 @@ def test_distillation(tmp_path):
     alone, taught = scores["student, 200 labels"], scores["student, teacher's top 3"]
     assert taught[0] < 0.75 * alone[0]
     assert taught[1] > alone[1] + 0.02
+    assert taught[1] > scores["student, all 1297 labels"][1] - 0.01  # as good as the labels
     assert taught[1] > scores["teacher"][1] - 0.03
 
 
@@ -117,10 +168,12 @@ def test_fitted_temperature_is_the_best():
 def test_softmax_regression(tmp_path):
     printed, picture = run("softmax_regression", tmp_path)
     assert_page("softmax_regression", printed, picture)
-    table = [re.findall(r"\d+(?:\.\d+)?", line[2:]) for line in printed.splitlines()[1:]]
-    zeros = [int(row[1]) for row in table]
+    pattern = r"^l[12] +\S+ +(\d+) of 640 +\S+ +(\S+)$"
+    table = re.findall(pattern, printed, re.MULTILINE)
+    assert len(table) == 2
+    zeros = [int(zero) for zero, _ in table]
     assert zeros[1] > 300 > 60 > zeros[0]  # of 640; a few pixels are white in all images
-    assert all(float(row[-1]) > 0.94 for row in table)
+    assert all(float(accuracy) > 0.94 for _, accuracy in table)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +268,8 @@ def test_softmax_regression_names_wrong_options(softmax_regression, iris, option
 def test_gradient_clipping(tmp_path):
     """At the same high learning rate the network learns with clipping alone."""
     printed, picture = run("gradient_clipping", tmp_path)
-    assert_page("gradient_clipping", printed, picture)
+    # A training that diverges enlarges each rounding error.
+    assert_page("gradient_clipping", printed, picture, relative=0.5)
     scores = rows(printed)
     assert scores["as they are"][-1] < 0.3
     assert scores["as they are"][-2] > 2

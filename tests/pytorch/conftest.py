@@ -3,12 +3,13 @@
 Nothing here imports PyTorch, so that without it these tests skip with their reason.
 """
 
+import functools
+import inspect
 import os
 
 import pytest
 
-# Read by Triton at the first launch. Where there is a GPU its own compiler is what is tested.
-BACKENDS = ("rust", "interpreter", "cuda")
+from backends import BACKENDS
 
 
 @pytest.fixture(params=BACKENDS)
@@ -26,8 +27,37 @@ def backend(request, monkeypatch):
         if has_gpu:
             pytest.skip("with a GPU the kernels run there")
         pytest.importorskip("triton", reason="Triton is not installed")
+        keep_patches_of_the_interpreter()
         monkeypatch.setattr(_backend, "FORCED", "triton")
     return "cpu"
+
+
+@functools.cache
+def keep_patches_of_the_interpreter():
+    """Let Triton's interpreter patch `triton.language` once instead of at every function call.
+
+    That takes half the time of these tests. Nothing else in this process uses the language.
+    """
+    from triton.runtime import interpreter
+
+    patch, patched = getattr(interpreter, "_patch_lang", None), set()
+    if patch is None:  # of another version
+        return
+
+    class Kept:
+        def restore(self):
+            pass
+
+    def patch_once(function):
+        # What it patches depends on the modules that the function sees.
+        modules = (v.__name__ for v in function.__globals__.values() if inspect.ismodule(v))
+        languages = frozenset(name for name in modules if name.startswith("triton.language"))
+        if languages not in patched:
+            patched.add(languages)
+            patch(function)
+        return Kept()
+
+    interpreter._patch_lang = patch_once
 
 
 @pytest.fixture
@@ -42,7 +72,10 @@ def small_tiles(monkeypatch):
 
 
 def pytest_configure(config):
-    """Let Triton interpret kernels where there is no GPU to run them."""
+    """Let Triton interpret kernels where there is no GPU; with one, its compiler is tested.
+
+    Triton reads this at the first launch.
+    """
     try:
         import torch
     except ImportError:

@@ -109,7 +109,18 @@ def draw_models(generator):
     return x, x + torch.randn(5, 7, generator=generator, dtype=torch.float64)
 
 
-def by_sample(losses, x, y, *, sample_weight=None, **_):
+def draw_logits(generator):
+    """Return logits, for a loss without a target."""
+    return (torch.randn(5, 7, generator=generator, dtype=torch.float64) * 2,)
+
+
+def draw_log_probabilities(generator):
+    """Return log-probabilities and class indices, one of them ignored."""
+    x, y = draw_classes(generator)
+    return x.log_softmax(1), y
+
+
+def by_sample(losses, *_, sample_weight=None, **__):
     """Return the weight of each sample and what a mean divides by."""
     s = torch.ones_like(losses) if sample_weight is None else sample_weight
     return s, s
@@ -127,6 +138,20 @@ def true_class(x, y):
     others = x.scatter(1, y, -math.inf).logsumexp(1)
     d = others - x.gather(1, y).squeeze(1)
     return F.softplus(d, threshold=1e9), d.sigmoid()
+
+
+def cross_entropy(x, y, temperature=1.0, **_):
+    return true_class(x / temperature, y)[0]
+
+
+def nll(x, y, label_smoothing=0.0, **_):
+    losses = -x.gather(1, torch.where(y == -100, 0, y).unsqueeze(1)).squeeze(1)
+    return (1.0 - label_smoothing) * losses - label_smoothing * x.mean(1)
+
+
+def softmax_entropy(x, **_):
+    log_p = x.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
 
 
 def focal(x, y, gamma=2.0, **_):
@@ -187,8 +212,12 @@ CASES = [
     Case(
         "cross_entropy",
         draw_classes,
-        ({}, {"weight": rand(7), "sample_weight": rand(5)}, {"denominator": 3.0}),
-        lambda x, y, **_: true_class(x, y)[0],
+        (
+            {},
+            {"weight": rand(7), "sample_weight": rand(5)},
+            {"temperature": 2.5, "denominator": 3.0},
+        ),
+        cross_entropy,
         by_class,
         "CrossEntropyLoss",
     ),
@@ -227,6 +256,26 @@ CASES = [
         poly,
         by_class,
         "PolyLoss",
+    ),
+    Case(
+        "nll_loss",
+        draw_log_probabilities,
+        (
+            {},
+            {"weight": rand(7), "sample_weight": rand(5)},
+            {"label_smoothing": 0.1, "denominator": 3.0},
+        ),
+        nll,
+        by_class,
+        "NLLLoss",
+    ),
+    Case(
+        "softmax_entropy",
+        draw_logits,
+        ({}, {"sample_weight": rand(5), "denominator": 3.0}),
+        softmax_entropy,
+        by_sample,
+        "SoftmaxEntropyLoss",
     ),
     Case(
         "kl_divergence",

@@ -2,15 +2,38 @@
 
 from dataclasses import dataclass, field, replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing._internal.common_methods_invocations import op_db
 
 import xentrs.torch
+from backends import BACKENDS
 from xentrs.torch import _backend
 
 NAMES = ("cross_entropy", "binary_cross_entropy_with_logits", "linear_cross_entropy")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+# For tests in which a dtype means no more than whether the backward pass computes the gradient, as
+# it does for float16. Triton's interpreter, which is slow, takes one dtype of each kind.
+each_backend_and_dtype = pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        pytest.param(backend, dtype, id=f"{backend}-{dtype}")
+        for backend in BACKENDS
+        for dtype in ((torch.float32, torch.float16) if backend == "interpreter" else DTYPES)
+    ],
+    indirect=["backend"],
+)
+
+
+def fast():
+    """Return options of gradcheck.
+
+    In Triton's interpreter it compares derivatives in random directions, else those of all numbers.
+    """
+    return {"fast_mode": _backend.FORCED == "triton"}
 
 
 @dataclass

@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import xentrs.torch
-from samples import operator_samples
+from samples import fast, operator_samples
+from xentrs.torch._arguments.linear import LinearArguments
+from xentrs.torch._arguments.options import SHARED, Options, flat
+from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._operators import gradients
 
 cross_entropy = xentrs.torch.cross_entropy
@@ -54,11 +57,9 @@ def test_gradcheck(x, y, options):
     x = x.requires_grad_()
     q = torch.rand_like(x)
     for target in (y, q):
-        assert torch.autograd.gradcheck(lambda x: cross_entropy(x, target, **options), x)  # noqa: B023
-        assert torch.autograd.gradgradcheck(
-            lambda x: cross_entropy(x, target, **options),  # noqa: B023
-            x,
-        )
+        f = lambda x: cross_entropy(x, target, **options)  # noqa: B023, E731
+        assert torch.autograd.gradcheck(f, x, **fast())
+        assert torch.autograd.gradgradcheck(f, x, **fast())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -66,17 +67,18 @@ def test_gradcheck_binary(x, reduction):
     x = x.requires_grad_()
     t, v, m = torch.rand_like(x), torch.rand_like(x[0]), x > -0.5
     f = lambda x: bce(x, t, pos_weight=v, weight=v, where=m, reduction=reduction)  # noqa: E731
-    assert torch.autograd.gradcheck(f, x)
-    assert torch.autograd.gradgradcheck(f, x)
+    assert torch.autograd.gradcheck(f, x, **fast())
+    assert torch.autograd.gradgradcheck(f, x, **fast())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_gradcheck_linear(x, y, w, reduction):
     inputs = [t.detach().requires_grad_() for t in (x @ w, w, w.sum(1))]
     f = lambda x, w, b: linear(x, w, y, linear_bias=b, reduction=reduction)  # noqa: E731
-    assert torch.autograd.gradcheck(f, inputs)
+    assert torch.autograd.gradcheck(f, inputs, check_forward_ad=True, **fast())
     if reduction == "mean":
-        assert torch.autograd.gradgradcheck(f, inputs)
+        modes = {"check_fwd_over_rev": True, "check_rev_over_rev": True}
+        assert torch.autograd.gradgradcheck(f, inputs, **modes, **fast())
 
 
 def test_gradients_in_targets_are_pytorchs(x):
@@ -320,17 +322,19 @@ def test_inplace_is_known_to_autograd(x, y):
 def test_opcheck(x, y, w, backend):
     x32, w32 = x.float().requires_grad_(), w.float().requires_grad_()
     ops = torch.ops.xentrs
-    plain = ("mean", [-100], 0.1, 0.0, 0.0)
-    torch.library.opcheck(ops.cross_entropy.default, (x32, y, None, None, None, None, *plain, True))
-    none = ("none", [-100, -1], 0.0, 0.1, 3.0)
-    torch.library.opcheck(
-        ops.cross_entropy.default, (x32.detach(), y, None, None, None, None, *none, False)
-    )
+    plain = flat(Options("mean", (-100,), label_smoothing=0.1), tuple(SHARED))
+    call = SoftmaxArguments(x32, y, None, None, None)
+    torch.library.opcheck(ops.cross_entropy.default, (*call, *plain, True))
+    options = Options("none", (-100, -1), z_loss=0.1, softcap=3.0, temperature=2.0)
+    none = flat(options, tuple(SHARED))
+    call = call._replace(input=x32.detach())
+    torch.library.opcheck(ops.cross_entropy.default, (*call, *none, False))
     name = ops.binary_cross_entropy_with_logits.default
     t = (x > 0).float()
     torch.library.opcheck(name, (x32, t, None, t[0] + 1, x > -1, None, "mean", 0.1, True))
     inputs = (x32.detach() @ w32.detach()).requires_grad_()
-    arguments = (inputs, w32, None, y, None, None, None, None, *plain, 2, [True, True, False])
+    call = LinearArguments(inputs, w32, None, y, None, None, None)
+    arguments = (*call, *plain, 2, [True, True, False])
     torch.library.opcheck(ops.linear_cross_entropy.default, arguments)
 
 
@@ -408,8 +412,81 @@ def test_forward_mode(x, y):
                 for f in (cross_entropy, F.cross_entropy)
             )
             torch.testing.assert_close(ours, theirs)
-    with pytest.raises(NotImplementedError, match=r"linear_cross_entropy has no forward-mode"):
-        torch.func.jacfwd(lambda w: linear(x, w, y))(torch.ones_like(x))
+    s = torch.ones(4, dtype=torch.float64, device=x.device)
+    with pytest.raises(NotImplementedError, match=r"cross_entropy has a .* in its first argument"):
+        torch.func.jacfwd(lambda s: cross_entropy(x, y, sample_weight=s))(s)
+
+
+LINEAR_TRANSFORMS = {
+    "jvp": lambda f, given: torch.func.jvp(f, given, tuple(t.cos() for t in given)),
+    "jacfwd": lambda f, given: torch.func.jacfwd(f, (0, 1, 2))(*given),
+    "vmap of jvp": lambda f, given: torch.func.vmap(
+        lambda d: torch.func.jvp(lambda w: f(given[0], w, given[2]), (given[1],), (d,))
+    )(torch.stack([given[1].cos(), given[1].sin()])),
+    "hessian": lambda f, given: torch.func.hessian(f, (0, 1, 2))(*given),
+    "reverse over forward": lambda f, given: torch.func.jacrev(
+        torch.func.jacfwd(f, (0, 1)), (1, 2)
+    )(*given),
+    "forward over forward": lambda f, given: torch.func.jacfwd(
+        torch.func.jacfwd(f, (0, 1)), (1, 2)
+    )(*given),
+}
+
+
+@pytest.mark.parametrize("transform", LINEAR_TRANSFORMS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_forward_mode_of_a_linear_layer(reduction, transform, y, backend):
+    """In input, weight and bias, alone and together; rows that do not count have no part."""
+    torch.manual_seed(0)
+    given = tuple(
+        torch.randn(shape, dtype=torch.float64, device=backend) for shape in ((4, 3), (5, 3), (5,))
+    )
+    s = torch.tensor([1.0, 2.0, 1.0, 0.0], device=backend)
+    options = {"sample_weight": s, "reduction": reduction, "z_loss": 0.1, "temperature": 2.0}
+    ours = lambda x, w, b: linear(x, w, y, linear_bias=b, **options).sin()  # noqa: E731
+    theirs = lambda x, w, b: cross_entropy(F.linear(x, w, b), y, **options).sin()  # noqa: E731
+    run = LINEAR_TRANSFORMS[transform]
+    torch.testing.assert_close(run(ours, given), run(theirs, given))
+
+
+def test_dual_numbers_through_a_linear_layer(x, y, w):
+    from torch.autograd import forward_ad
+
+    tangent = x.cos()
+    tangent[2] = float("nan")  # of an ignored row
+    weight = w.t().detach().requires_grad_()
+    for reduction in ("mean", "sum", "none"):
+        for given in (w.t(), weight):  # without and with a gradient beside
+            expected = torch.func.jvp(
+                lambda x, r=reduction: cross_entropy(x @ w, y.clamp(max=2), reduction=r),
+                (x,),
+                (x.cos(),),
+            )
+            with forward_ad.dual_level():
+                dual = forward_ad.make_dual(x, tangent)
+                loss = linear(dual, given, y.clamp(max=2), reduction=reduction)
+                found = forward_ad.unpack_dual(loss)
+            torch.testing.assert_close((found.primal, found.tangent), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_forward_mode_of_a_linear_layer_in_half_precision(dtype, y, backend):
+    torch.manual_seed(0)
+    x, w = torch.randn(4, 30, device=backend), torch.randn(5, 30, device=backend) / 5
+    halves = tuple(t.to(dtype) for t in (x, w))
+    exact = tuple(t.double() for t in halves)
+    # So small that the gradient times it is 0 if it is rounded in between.
+    small = tuple(1e-6 * t.cos() for t in exact)
+    found = torch.func.jvp(
+        lambda x, w: linear(x, w, y, loss_dtype=torch.float32),
+        halves,
+        tuple((2.0**20 * t).to(dtype) for t in small),
+    )
+    true = torch.func.jvp(
+        lambda x, w: F.linear_cross_entropy(x, w, y), exact, tuple(2.0**20 * t for t in small)
+    )
+    for ours, theirs in zip(found, true, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=0.02, atol=0.01)
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "binary_cross_entropy_with_logits"])

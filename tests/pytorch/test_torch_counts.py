@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import func
 
 import xentrs.torch
-from samples import DTYPES
+from samples import each_backend_and_dtype
 
 xt = xentrs.torch
 NAN, INF = math.nan, math.inf
@@ -149,25 +149,25 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_backend_and_dtype
 @pytest.mark.parametrize("name", NAMES)
 def test_any_upstream_gradient_of_losses(name, dtype, backend):
     for with_nan in (False, True):
         f, x, counts = case(name, dtype, backend, with_nan=with_nan)
         f, x = (lambda x, f=f: f(x, "none")), x.requires_grad_()
-        for value in (NAN, INF, -INF):
-            up, ones = upstream(f(x), counts, value)
-            for way, run in WAYS.items():
-                if way == "create_graph" and "linear" in name:
-                    continue
-                (expected,) = run(f, x, ones)
-                (grad,) = run(f, x, up)
+        loss = f(x).detach()
+        for way, run in WAYS.items():
+            if way == "create_graph" and "linear" in name:
+                continue
+            (expected,) = run(f, x, upstream(loss, counts, NAN)[1])
+            for value in (NAN, INF, -INF):
+                (grad,) = run(f, x, upstream(loss, counts, value)[0])
                 assert grad.isfinite().all(), (way, with_nan, value, grad)
                 assert (grad[~counts] == 0).all(), (way, with_nan, value, grad)
                 torch.testing.assert_close(grad, torch.where(counts, expected, 0.0))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_backend_and_dtype
 @pytest.mark.parametrize("name", NAMES)
 def test_any_upstream_gradient_of_a_sum(name, dtype, backend):
     """The gradients of samples that count are NaN then."""
@@ -175,17 +175,18 @@ def test_any_upstream_gradient_of_a_sum(name, dtype, backend):
     x = x.requires_grad_()
     for reduction in ("mean", "sum"):
         g = lambda x, r=reduction: f(x, r)  # noqa: E731
+        loss = g(x).detach()
         if counts.any():
-            assert g(x).isfinite()
+            assert loss.isfinite()
         for value in (NAN, INF):
-            up = torch.full_like(g(x), value)
+            up = torch.full_like(loss, value)
             for way, run in WAYS.items():
                 (grad,) = run(g, x, up)
                 assert (grad[~counts] == 0).all(), (reduction, value, way, grad)
                 assert not grad[counts].isfinite().any(), (reduction, value, way, grad)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_backend_and_dtype
 def test_nothing_counts_and_the_upstream_gradient_is_nan(dtype, backend):
     x = torch.randn(3, 4, device=backend, dtype=dtype, requires_grad=True)
     w = torch.randn(5, 4, device=backend, dtype=dtype, requires_grad=True)
@@ -207,7 +208,7 @@ def test_nothing_counts_and_the_upstream_gradient_is_nan(dtype, backend):
                 assert (grad == 0).all(), grad
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_backend_and_dtype
 def test_in_place(dtype, backend):
     names = (
         "ignored",
@@ -257,7 +258,7 @@ def test_second_derivatives(name, backend):
         assert all(r.isfinite().all() for r in results[1])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_compiled(dtype):
     """Traced, and by compiled autograd of an eager loss, of which the graphs are used again."""
     import torch._dynamo.compiled_autograd as compiled_autograd
@@ -348,22 +349,22 @@ def test_linear_rows_that_do_not_count_add_nothing(backend):
     y = torch.tensor([0, -100, 5, 2], device=backend)
     s = torch.tensor([1.0, 2.0, 0.0, 0.5], device=backend)
     kept = [0, 3]
-    for bad in (NAN, INF):
-        for run in (lambda f: f, lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)):
-            for reduction in ("mean", "sum", "none"):
-                torch._dynamo.reset()
-                f = run(partial(xt.linear_cross_entropy, reduction=reduction, z_loss=0.1))
+    for run in (lambda f: f, lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)):
+        for reduction in ("mean", "sum", "none"):
+            torch._dynamo.reset()
+            f = run(partial(xt.linear_cross_entropy, reduction=reduction, z_loss=0.1))
+            theirs = [t.clone().requires_grad_() for t in (h[kept], w)]
+            expected = f(*theirs, y[kept], sample_weight=s[kept])
+            wanted = torch.autograd.grad(expected.sum(), theirs)
+            for bad in (NAN, INF):
                 bad_h = h.clone()
                 bad_h[1], bad_h[2, 1] = bad, bad
                 ours = [t.clone().requires_grad_() for t in (bad_h, w)]
-                theirs = [t.clone().requires_grad_() for t in (h[kept], w)]
                 loss = f(*ours, y, sample_weight=s)
-                expected = f(*theirs, y[kept], sample_weight=s[kept])
                 up = torch.full_like(loss, bad)
                 up[kept if reduction == "none" else ()] = 1.0
                 torch.testing.assert_close(loss.sum(), expected.sum())
                 grads = torch.autograd.grad(loss, ours, up)
-                wanted = torch.autograd.grad(expected.sum(), theirs)
                 torch.testing.assert_close(grads[0][kept], wanted[0])
                 assert (grads[0][1:3] == 0).all()
                 torch.testing.assert_close(grads[1], wanted[1])

@@ -193,13 +193,14 @@ def check(rank):
         for reduction in ("mean", "sum", "none"):
             for options in (
                 {}, {"weight": w, "sample_weight": s}, {"denominator": 3.0},
-                {"z_loss": 0.1, "weight": w, "label_smoothing": 0.1},
+                {"z_loss": 0.1, "weight": w, "label_smoothing": 0.1, "temperature": 2.0},
             ):
                 options = {"reduction": reduction, **options}
                 places = (place, of_samples)
                 compare(xentrs.torch.cross_entropy, y, places, options)
                 if "z_loss" not in options:
                     compare(xentrs.torch.focal_loss, y, places, options)
+                    compare(xentrs.torch.nll_loss, y, places, options)
             options = {"reduction": reduction}
             compare(xentrs.torch.cross_entropy, q, (place, place), options)
             options = options | {"pos_weight": w[:, None], "where": q > 0.3}
@@ -234,6 +235,18 @@ def check(rank):
             raise AssertionError("not refused")
         except NotImplementedError as error:
             assert "vocab_parallel_cross_entropy" in str(error)
+    hidden, layer = torch.rand(7, 4), torch.rand(5, 4)
+    for given in ((put(hidden, Shard(0)), layer), (hidden, put(layer, Shard(0)))):
+        try:
+            xentrs.torch.linear_cross_entropy(*given, labels)
+            raise AssertionError("not refused")
+        except NotImplementedError as error:
+            assert "xentrs.torch.linear_cross_entropy takes no DTensor" in str(error)
+    sharded = put(hidden, Shard(0)), put(layer, Replicate()), put(y[..., 0], Shard(0))
+    with xentrs.torch.patch():  # PyTorch's own
+        loss = torch.nn.functional.linear_cross_entropy(*sharded)
+        expected = xentrs.torch.linear_cross_entropy(hidden, layer, y[..., 0])
+        assert_close(loss.full_tensor(), expected)
     with loss_parallel(), xentrs.torch.patch():
         logits = put(flat, Shard(1)).requires_grad_()
         loss = torch.nn.functional.cross_entropy(logits, labels)

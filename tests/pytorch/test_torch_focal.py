@@ -1,4 +1,7 @@
-"""The focal loss: its values, its gradients, and everything that cross-entropy does around them."""
+"""The focal loss: its values and digits, its limits, errors.
+
+What holds for every loss is in `test_torch_losses.py`.
+"""
 
 import math
 
@@ -9,7 +12,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test
 import torch.nn.functional as F
 
 import xentrs.torch
-from samples import DTYPES
+from samples import DTYPES, fast
 
 focal_loss, cross_entropy = xentrs.torch.focal_loss, xentrs.torch.cross_entropy
 GAMMAS = [0.5, 1.0, 2.0, 3.5]
@@ -48,9 +51,16 @@ def near(dtype, gamma):
     return {"rtol": eps, "atol": eps}
 
 
-@pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(6, 5), (4, 70), (2, 37, 3), (3, 5, 2, 3)], ids=str)
+SHAPES = [(6, 5), (4, 70), (2, 37, 3), (3, 5, 2, 3)]
+# Each shape with each dtype, with one gamma or another.
+VALUES = [
+    pytest.param(shape, dtype, GAMMAS[(i + j) % 4], id=f"{shape}-{dtype}-{GAMMAS[(i + j) % 4]}")
+    for i, shape in enumerate(SHAPES)
+    for j, dtype in enumerate(DTYPES)
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "gamma"), VALUES)
 def test_values(shape, dtype, gamma, backend, small_tiles):
     x, y = draw(shape, dtype, backend)
     weight = torch.rand(shape[1], dtype=torch.float64, device=backend)
@@ -131,82 +141,14 @@ def test_infinite_logits(backend):
     assert (grad == 0).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_does_not_count(dtype, backend):
-    """Ignored, of sample weight 0 or class weight 0: it adds nothing, whatever its logits are."""
-    x, _ = draw((5, 4), dtype, backend)
-    y = torch.tensor([0, -100, 2, 3, 1], device=backend)
-    bad = x.clone()
-    bad[1, 0], bad[2], bad[3] = math.nan, math.inf, -math.inf
-    s = torch.tensor([1.0, 1.0, 0.0, 1.0, 2.0], device=backend)
-    w = torch.tensor([1.0, 0.5, 1.0, 0.0], dtype=dtype, device=backend)
-    counts = torch.tensor([True, False, False, False, True], device=backend)
-    options = {"sample_weight": s, "weight": w}
-    ours, clean = bad.requires_grad_(), x.clone().requires_grad_()
-    for reduction in ("mean", "none"):
-        loss = focal_loss(ours, y, reduction=reduction, **options)
-        expected = focal_loss(clean, y, reduction=reduction, **options)
-        torch.testing.assert_close(loss, expected)
-        up = torch.ones_like(loss)
-        if reduction == "none":
-            assert (loss[~counts] == 0).all()
-            up[~counts] = math.nan
-        (grad,) = torch.autograd.grad(loss, ours, up)
-        (true,) = torch.autograd.grad(expected, clean, torch.ones_like(loss))
-        assert (grad[~counts] == 0).all()
-        torch.testing.assert_close(grad, true)
-    assert focal_loss(x, torch.full_like(y, -100)).isnan()
-    assert focal_loss(x, y, ignore_index=(0, -100, 2, 3, 1), reduction="sum") == 0
-
-
-@pytest.mark.parametrize("gamma", GAMMAS)
-def test_second_derivatives_and_transforms(gamma, backend):
-    func = torch.func
+def test_second_derivatives_of_gamma_1(backend):
+    """Where 1 - p has the exponent gamma - 1 = 0."""
     x, y = draw((4, 5), torch.float64, backend)
     x.requires_grad_()
-    w = torch.rand(5, dtype=torch.float64, device=backend)
     for reduction in ("mean", "none"):
-        f = lambda x, r=reduction: focal_loss(x, y, gamma=gamma, weight=w, reduction=r)  # noqa: E731
-        assert torch.autograd.gradcheck(f, x)
-        assert torch.autograd.gradgradcheck(f, x)
-    x = x.detach()
-    xs, ys = torch.stack([x, x + 1, 2 * x]), torch.stack([y, y, y])
-    ours = lambda x, y=y: focal_loss(x, y, gamma=gamma)  # noqa: E731
-    exact = lambda x, y=y: reference(x, y, gamma)  # noqa: E731
-    for transform in (
-        lambda f: func.grad(f)(x),
-        lambda f: func.vmap(func.grad(f))(xs, ys),
-        lambda f: func.grad(lambda x: func.grad(f)(x).square().sum())(x),
-        lambda f: func.jacrev(func.jacrev(f))(x),
-        lambda f: func.hessian(f)(x),
-    ):
-        torch.testing.assert_close(transform(ours), transform(exact))
-
-
-def test_operator(backend):
-    x, y = draw((4, 5), torch.float32, backend)
-    arguments = (x.requires_grad_(), y, None, None, None, None, "mean", [-100], 0.0, 0.0, 0.0, 2.0)
-    torch.library.opcheck(torch.ops.xentrs.focal_loss.default, (*arguments, True))
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x: focal_loss(x * 2, y, gamma=1.5), fullgraph=True, backend="aot_eager"
-    )
-    (grad,) = torch.autograd.grad(compiled(x), x)
-    (expected,) = torch.autograd.grad(reference(x * 2, y, 1.5), x)
-    torch.testing.assert_close(grad, expected)
-
-
-def test_loss_scaling_of_float16(backend):
-    torch.manual_seed(0)
-    x = torch.randn(64, 2000, device=backend)
-    y = torch.randint(0, 2000, (64,), device=backend)
-    half = x.half().requires_grad_()
-    exact = half.detach().double().requires_grad_()
-    (focal_loss(half, y).float() * 2.0**14).backward()
-    (reference(exact, y, 2.0) * 2.0**14).backward()
-    assert (half.grad.double() - exact.grad).norm() / exact.grad.norm() < 1e-3
-    wanted = exact.grad.half() != 0
-    assert (half.grad[wanted] == 0).double().mean() < 1e-3
+        f = lambda x, r=reduction: focal_loss(x, y, gamma=1.0, reduction=r)  # noqa: E731
+        assert torch.autograd.gradcheck(f, x, **fast())
+        assert torch.autograd.gradgradcheck(f, x, **fast())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -231,14 +173,6 @@ def test_second_derivatives_of_freed_logits_name_the_loss(backend, monkeypatch):
     x.requires_grad_()
     with pytest.raises(RuntimeError, match=r"xentrs.torch.focal_loss: a second .* freed"):
         torch.autograd.grad(focal_loss(x * 1.0, y), x, create_graph=True)
-
-
-def test_autocast(backend):
-    x, y = draw((6, 5), torch.bfloat16, backend)
-    with torch.autocast(backend, dtype=torch.bfloat16):
-        loss = focal_loss(x, y)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss.double(), reference(x, y, 2.0), rtol=1e-5, atol=1e-6)
 
 
 def test_module(backend):

@@ -15,8 +15,9 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from xentrs.torch import _binary, _focal_loss, _generalized_cross_entropy, _poly_loss
-from xentrs.torch._gpu import divergence, elements, scale, softmax
+from xentrs.torch import _binary, _binary_of_probabilities, _focal_loss
+from xentrs.torch import _generalized_cross_entropy, _poly_loss, _sigmoid_focal_loss
+from xentrs.torch._gpu import divergence, elements, entropy, likelihood, scale, softmax
 from xentrs.torch._triton import Kernel, load_triton
 
 kind, arch, warp, suffix = sys.argv[1:]
@@ -40,22 +41,28 @@ def compile(module, name, types, **constants):
     print(name, len(code.asm[suffix]))
 
 
-common = dict(R=1, B=4096, MANY=True, IGNORED=-100, NEAR=40.0)
+tile = dict(R=1, B=4096, MANY=True)
+common = tile | dict(IGNORED=-100, NEAR=40.0)
 common |= dict.fromkeys(("total_weight", "distance", "logsumexps", "argmaxes"))
-plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, OBJECTIVE=None, OWN=(), SOFT=False)
-all_ = plain | dict(SMOOTHING=0.1, EVEN=1e-4, Z=1e-4, CAP=30.0)
+plain = dict(SMOOTHING=0.0, EVEN=0.0, Z=0.0, CAP=0.0, T=1.0, OBJECTIVE=None, OWN=(), SOFT=False)
+all_ = plain | dict(SMOOTHING=0.1, EVEN=1e-4, Z=1e-4, CAP=30.0, T=2.0)
 focal = plain | dict(OBJECTIVE=_focal_loss._objective.compiled(), OWN=(2.5,))
 poly = plain | dict(OBJECTIVE=_poly_loss._objective.compiled(), OWN=(2.5,))
 general = _generalized_cross_entropy._objective.compiled()
 general = plain | dict(OBJECTIVE=general, OWN=(0.7,))
-element = dict(ELEMENT=_binary._element.compiled(), OWN=())
 pair = plain | dict.fromkeys(("weight", "sample_weight", "z_divisor"))
 soft_ = plain | dict(SOFT=True, IGNORED=None, grad=None)
+elements_ = (
+    dict(ELEMENT=_binary._element.compiled(), OWN=()),
+    dict(ELEMENT=_binary_of_probabilities._element.compiled(), OWN=()),
+    dict(ELEMENT=_sigmoid_focal_loss._element.compiled(), OWN=(2.5, 0.25)),
+)
+# What a kernel does with a dtype (loads, sums, stores) shows in one or two of its variants.
 for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
     floats = {"x": "*" + x, "grad": "*" + x, "loss": "*" + acc, "divisor": "*fp64"}
     real = tl.float64 if acc == "fp64" else tl.float32
-    further = (poly, general) if x == "fp32" else ()
-    for options in (plain, all_, focal, pair, soft_, *further):
+    one = x == "fp32"  # the dtype of the other variants
+    for options in (plain, all_, *((focal, poly, general, pair, soft_) if one else ())):
         soft = options["SOFT"]
         types = floats | {"target": "*" + x if soft else "*i64", "z_divisor": "*fp64"}
         constants = common | options | {"ACC": real}
@@ -68,15 +75,27 @@ for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
             types |= numbers | {"logsumexps": "*" + acc, "argmaxes": "*i64"}
             constants = {k: v for k, v in constants.items() if k in options or v is not None}
         compile(softmax, "_softmax_loss", types, **constants)
+    types = floats | {"sample_weight": "*fp32"}
+    compile(entropy, "_entropy", types, **tile, ACC=real)
+    types |= {"target": "*i64", "weight": "*fp32"}
+    constants = dict(R=1, B=4096, IGNORED=-100, SMOOTHING=0.1, EVEN=1e-4, SOFT=False, ACC=real)
+    compile(likelihood, "_likelihood", types, **constants)
+    if one:
+        constants |= dict(SMOOTHING=0.0, EVEN=0.0)
+        compile(likelihood, "_likelihood", types, **constants)
+        constants |= dict(SOFT=True, IGNORED=None)
+        compile(likelihood, "_likelihood", types | {"target": "*fp32"}, **constants)
     types = floats | {"target": "*i1", "weight": "*fp32", "pos_weight": "*fp32", "where": "*i1"}
-    compile(elements, "_elements", types, **element, SMOOTHING=0.1, SUM=True, ACC=real, B=2048)
+    for element in elements_ if one else elements_[:1]:
+        compile(elements, "_elements", types, **element, SMOOTHING=0.1, SUM=True, ACC=real, B=2048)
     types = floats | {"teacher": "*" + x, "sample_weight": "*fp32"}
-    for beta in (0.0, 0.5, 1.0):
+    for beta in (0.0, 0.5, 1.0) if one else (0.5,):
         own = dict(T=2.0, BETA=beta, ACC=real, TERMS=9, NEAR=1.0, SMALL=0.2, R=1, B=2048, MANY=True)
         compile(divergence, "_divergence", types, **own)
     types = {"grad": "*" + x, "grad_output": "*" + acc, "sample_mask": "*i1"}
     compile(scale, "_scale", types, BLOCK=4096)
-    compile(scale, "_scale", types, BLOCK=4096, sample_mask=None)
+    if one:
+        compile(scale, "_scale", types, BLOCK=4096, sample_mask=None)
 """
 
 
@@ -95,4 +114,13 @@ def test_kernels_compile(target, tmp_path):
     command = [sys.executable, str(script), *target]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("_softmax_loss") == 17
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    found = {name: names.count(name) for name in names}
+    assert found == {
+        "_softmax_loss": 11,
+        "_entropy": 3,
+        "_likelihood": 5,
+        "_elements": 5,
+        "_divergence": 5,
+        "_scale": 4,
+    }

@@ -1,5 +1,6 @@
 """A pair (indices, probabilities) as target, and what a call returns beside the loss."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
@@ -14,7 +15,7 @@ OPTIONS = [
     {"label_smoothing": 0.1},
     {"z_loss": 0.02, "reduction": "none"},
     {"softcap": 5.0},
-    {"reduction": "sum", "softcap": 4.0, "z_loss": 0.01},
+    {"reduction": "sum", "softcap": 4.0, "z_loss": 0.01, "temperature": 2.5},
 ]
 # A row's gradient is a difference of terms, and at the entries of half precision rounded twice.
 TOLERANCES = {
@@ -52,7 +53,8 @@ def dense(pair, x):
 
 def capped(x, options):
     cap = options.get("softcap")
-    return cap * (x / cap).tanh() if cap else x
+    x = cap * (x / cap).tanh() if cap else x
+    return x / options.get("temperature", 1.0)
 
 
 def expected(x, target, options):
@@ -130,6 +132,34 @@ def test_rows_of_empty_entries_count_in_the_mean(backend):
     assert loss.item() == pytest.approx(alone.item() / 4, rel=1e-6)
     loss.backward()
     assert (x.grad[[0, 2, 3]] == 0).all()
+
+
+def test_rows_without_a_sum_are_nan(backend):
+    """Of NaN, of an infinite logit, all of -inf: with entries, without any, with such of 0."""
+    inf, nan = torch.inf, torch.nan
+    rows = [[1.0, 2.0, nan, 0.0], [inf, 1.0, 2.0, 3.0], [-inf] * 4, [-inf, 1.0, 2.0, 3.0]]
+    x = torch.tensor(rows, device=backend)
+    empty, one = [-100, -100], [1, -100]
+    for entries, q in ((empty, 0.5), (one, 0.5), ([0, 0], 0.0)):
+        pair = torch.tensor([entries] * 4), torch.full((4, 2), q)
+        given = tuple(t.to(backend) for t in pair)
+        for options in ({}, {"z_loss": 0.1}, {"softcap": 3.0}, {"temperature": 2.0}):
+            leaf = x.clone().requires_grad_()
+            loss = cross_entropy(leaf, given, reduction="none", **options)
+            loss.sum().backward()
+            expected, grad = xentrs.cross_entropy_with_grad(
+                np.array(rows, np.float32),
+                tuple(t.numpy() for t in pair),
+                reduction="none",
+                **options,
+            )
+            assert np.isnan(expected).tolist() == [True, True, True, False]
+            near = {"rtol": 1e-5, "atol": 1e-6, "equal_nan": True}
+            torch.testing.assert_close(loss.detach().cpu(), torch.from_numpy(expected), **near)
+            torch.testing.assert_close(leaf.grad.cpu(), torch.from_numpy(grad), **near)
+            out = torch.tensor([0.0, 1.0, 1.0, 1.0], device=backend)
+            left = cross_entropy(x[[0, 3, 3, 3]], given, sample_weight=out, **options)
+            assert left.isfinite()
 
 
 def test_second_derivatives(backend):

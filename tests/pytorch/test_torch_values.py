@@ -9,7 +9,16 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test
 import torch.nn.functional as F
 
 import xentrs.torch
-from samples import DTYPES, NAMES, Sample, assert_as_good, operator_samples
+from samples import (
+    DTYPES,
+    NAMES,
+    Sample,
+    assert_as_good,
+    each_backend_and_dtype,
+    operator_samples,
+)
+from xentrs.torch._arguments.options import SHARED, Options, flat
+from xentrs.torch._arguments.softmax import SoftmaxArguments
 
 cross_entropy = xentrs.torch.cross_entropy
 HALVES = {torch.float16, torch.bfloat16}
@@ -62,14 +71,20 @@ def test_tiles_and_chunks(shapes, reduction, dtype, backend, small_tiles):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
-def test_z_loss_and_softcap(soft, dtype, backend, small_tiles):
+def test_z_loss_softcap_and_temperature(soft, dtype, backend, small_tiles):
     x, y = draw((5, 40), (5,))
     x = x.to(dtype).double()
     target = x.softmax(1).to(dtype).double() if soft else torch.where(y == 2, -100, y)
     s = torch.rand(5, dtype=torch.float64)
-    for z, cap, reduction in ((0.1, None, "mean"), (0.0, 3.0, "sum"), (0.02, 5.0, "none")):
+    for z, cap, temperature, reduction in (
+        (0.1, None, 1.0, "mean"),
+        (0.0, 3.0, 1.0, "sum"),
+        (0.0, None, 0.7, "mean"),
+        (0.02, 5.0, 2.5, "none"),
+    ):
         expected_x, actual_x = (x.clone().requires_grad_() for _ in range(2))
         capped = expected_x if cap is None else cap * (expected_x / cap).tanh()
+        capped = capped / temperature
         loss = F.cross_entropy(capped, target, reduction="none", label_smoothing=0.1)
         kept = torch.ones(5) if soft else target != -100
         loss = s * kept * (loss + z * capped.logsumexp(1) ** 2)
@@ -82,6 +97,7 @@ def test_z_loss_and_softcap(soft, dtype, backend, small_tiles):
             target.to(dtype if soft else None).to(backend),
             z_loss=z,
             softcap=cap,
+            temperature=temperature,
             sample_weight=s.to(backend),
             reduction=reduction,
             label_smoothing=0.1,
@@ -92,6 +108,55 @@ def test_z_loss_and_softcap(soft, dtype, backend, small_tiles):
         loss.backward(weights)
         actual.backward(weights.to(dtype).to(backend))
         torch.testing.assert_close(actual_x.grad, expected_x.grad, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_temperature_keeps_the_digits_of_differences(dtype, backend, small_tiles):
+    """Under a large offset, of which a division of the logits would lose them."""
+    offset = 1e7 if dtype == torch.float32 else 1e15
+    x = torch.tensor([[0.0, 1.0, 2.0, 4.0] * 6], dtype=torch.float64)
+    y, t = torch.tensor([1]), 3.0
+    a = (x + offset).to(dtype).to(backend).requires_grad_()
+    assert a.detach().double().cpu().equal(x + offset)
+    b = x.clone().requires_grad_()
+    near = tolerance(dtype)
+    for target in (y, F.one_hot(y, 24).double()):
+        loss = cross_entropy(a, target.to(backend), temperature=t)
+        expected = F.cross_entropy(b / t, target)
+        torch.testing.assert_close(loss.cpu().double(), expected, **near)
+        (grad,) = torch.autograd.grad(loss, a, create_graph=True)
+        (true,) = torch.autograd.grad(expected, b, create_graph=True)
+        torch.testing.assert_close(grad.cpu().double(), true, **near)
+        (second,) = torch.autograd.grad(grad.sin().sum(), a)
+        (exact,) = torch.autograd.grad(true.sin().sum(), b)
+        torch.testing.assert_close(second.cpu().double(), exact, **near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_temperature_of_a_linear_layer(dtype, backend):
+    h, y = draw((6, 5), (6,))
+    w, b = torch.randn(9, 5, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    given = [t.to(dtype).to(backend).requires_grad_() for t in (h, w, b)]
+    exact = [t.detach().cpu().double().requires_grad_() for t in given]
+    module = xentrs.torch.LinearCrossEntropyLoss(
+        5, 9, bias=True, temperature=2.5, z_loss=0.1, dtype=dtype, device=backend
+    )
+    module.load_state_dict({"linear.weight": given[1].detach(), "linear.bias": given[2].detach()})
+    for reduction in ("mean", "none"):
+        options = {"temperature": 2.5, "z_loss": 0.1, "reduction": reduction}
+        loss = xentrs.torch.linear_cross_entropy(
+            given[0], given[1], y.to(backend), linear_bias=given[2], **options
+        )
+        expected = cross_entropy(F.linear(*exact), y, **options)
+        near = tolerance(dtype) if dtype == torch.float64 else {"rtol": 0.01, "atol": 0.01}
+        torch.testing.assert_close(loss.cpu().double(), expected, **near)
+        grads = torch.autograd.grad(loss.sum(), given)
+        true = torch.autograd.grad(expected.sum(), exact)
+        for g, t in zip(grads, true, strict=True):
+            torch.testing.assert_close(g.cpu().double(), t, **near)
+    # The last loss's mean is the module's.
+    result = module(given[0].detach(), y.to(backend))
+    torch.testing.assert_close(result.cpu().double(), expected.mean().detach(), **near)
 
 
 def tolerance(dtype):
@@ -117,7 +182,7 @@ def z_reference(x, y, s, w, z, e, reduction, denominator=None):
     return loss.sum() / (s * w_y * kept).sum() + penalty.sum() / (s * kept).sum()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_backend_and_dtype
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_z_loss_is_not_weighted(smoothing, dtype, backend, small_tiles):
     """Class weights and smoothing do not change it; a sample that does not count has none."""
@@ -690,20 +755,9 @@ def test_chunks_of_logits_that_are_not_contiguous(small_tiles):
     for x in (torch.randn(6, 5).t(), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)):
         y = torch.zeros(x.shape[0], *x.shape[2:], dtype=torch.int64)
         for dtype in (torch.float32, torch.bfloat16):
-            args = (
-                x.to(dtype).requires_grad_(),
-                y,
-                None,
-                None,
-                None,
-                None,
-                "mean",
-                [-100],
-                0.0,
-                0.1,
-                0.0,
-            )
-            torch.library.opcheck(torch.ops.xentrs.cross_entropy.default, (*args, True))
+            call = SoftmaxArguments(x.to(dtype).requires_grad_(), y, None, None, None)
+            options = flat(Options("mean", (-100,), z_loss=0.1), tuple(SHARED))
+            torch.library.opcheck(torch.ops.xentrs.cross_entropy.default, (*call, *options, True))
 
 
 def test_another_default_device():

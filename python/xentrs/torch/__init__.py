@@ -19,9 +19,11 @@ from xentrs.torch._generalized_cross_entropy import (
 from xentrs.torch._js_divergence import JSDivergenceLoss, js_divergence
 from xentrs.torch._kl_divergence import KLDivergenceLoss, kl_divergence
 from xentrs.torch._linear import LinearCrossEntropyLoss, linear_cross_entropy
+from xentrs.torch._nll_loss import NLLLoss, nll_loss
 from xentrs.torch._patch import patch, unpatch
 from xentrs.torch._poly_loss import PolyLoss, poly_loss
 from xentrs.torch._sigmoid_focal_loss import SigmoidFocalLoss, sigmoid_focal_loss
+from xentrs.torch._softmax_entropy import SoftmaxEntropyLoss, softmax_entropy
 from xentrs.torch._vocab_parallel import vocab_parallel_cross_entropy
 
 for _function in (
@@ -33,9 +35,11 @@ for _function in (
     js_divergence,
     kl_divergence,
     linear_cross_entropy,
+    nll_loss,
     patch,
     poly_loss,
     sigmoid_focal_loss,
+    softmax_entropy,
     unpatch,
     vocab_parallel_cross_entropy,
 ):
@@ -50,8 +54,10 @@ __all__ = [
     "JSDivergenceLoss",
     "KLDivergenceLoss",
     "LinearCrossEntropyLoss",
+    "NLLLoss",
     "PolyLoss",
     "SigmoidFocalLoss",
+    "SoftmaxEntropyLoss",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
@@ -60,9 +66,11 @@ __all__ = [
     "js_divergence",
     "kl_divergence",
     "linear_cross_entropy",
+    "nll_loss",
     "patch",
     "poly_loss",
     "sigmoid_focal_loss",
+    "softmax_entropy",
     "unpatch",
     "vocab_parallel_cross_entropy",
 ]

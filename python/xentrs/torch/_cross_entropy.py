@@ -13,6 +13,7 @@ from xentrs.torch._arguments.options import (
     Ignored,
     Options,
     as_softcap,
+    as_temperature,
     ignored_indices,
     is_smoothing,
     legacy_reduction,
@@ -45,6 +46,7 @@ def cross_entropy(
     *,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    temperature: float = 1.0,
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     inplace: bool = False,
@@ -65,6 +67,7 @@ def cross_entropy(
     *,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    temperature: float = 1.0,
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     inplace: bool = False,
@@ -84,6 +87,7 @@ def cross_entropy(
     *,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    temperature: float = 1.0,
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     inplace: bool = False,
@@ -122,6 +126,8 @@ def cross_entropy(
         multiplies this term, `weight` and `label_smoothing` do not change it.
     softcap : float, optional
         The logits x become ``softcap * tanh(x / softcap)`` first, as in Gemma 2.
+    temperature : float, default 1.0
+        What the logits are divided by, after `softcap`; finite and above 0.
     sample_weight : Tensor, optional
         Weight of each sample, of the shape of `input` without its class axis.
     denominator : float or Tensor of no dimension, optional
@@ -148,7 +154,7 @@ def cross_entropy(
         their `weight` too; float32 for a half precision if autocast is on.
     logsumexp : Tensor
         If `return_logsumexp`: of the shape of `input` without its class axis, float32 for a half
-        precision. With `softcap` it is that of the capped logits.
+        precision. It is that of the logits after `softcap` and `temperature`.
     accuracy : Tensor
         If `return_accuracy`, a float32 without gradient: for ``"mean"`` and ``"sum"`` the share of
         the samples that count, NaN if none does; for ``"none"`` 1 or 0 for each sample, and 0 for
@@ -165,7 +171,8 @@ def cross_entropy(
     Notes
     -----
     `return_logsumexp` and `return_accuracy` need no further pass over the logits, except with
-    `inplace`, `softcap` on the CPU, float16 that requires a gradient, and where the call is traced.
+    `inplace`, for half precision on the CPU, for float16 that requires a gradient, and where the
+    call is traced.
 
     Half precisions are computed in float32. On the CPU the kernels of `xentrs.cross_entropy` run:
     the error of a sample's loss, and of each entry of the gradient of a class index, is at most 4
@@ -189,6 +196,7 @@ def cross_entropy(
         weight is sample_weight is denominator is softcap is size_average is reduce is None
         and loss_dtype is None
         and not z_loss
+        and temperature == 1.0
         and not inplace
         and not return_logsumexp
         and not return_accuracy
@@ -206,7 +214,14 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     ignored = ignored_indices(ignore_index)
-    options = Options(reduction, ignored, label_smoothing, z_loss, as_softcap(softcap))
+    options = Options(
+        reduction,
+        ignored,
+        label_smoothing,
+        z_loss,
+        as_softcap(softcap),
+        as_temperature(temperature),
+    )
     denominator = as_denominator(denominator, input)
     if isinstance(target, tuple):
         if len(target) != 2:
@@ -258,7 +273,9 @@ def _compute(
         argmax = found.argmax
     else:  # before the gradient may take the place of the logits
         x = capped_logits(call, options)
-        logsumexp = x.logsumexp(call.axis) if return_logsumexp else None
+        logsumexp = None
+        if return_logsumexp:
+            logsumexp = (x / options.temperature).logsumexp(call.axis)
         argmax = x.argmax(call.axis)
         results.append(CROSS_ENTROPY.compute(call, options, inplace, loss_dtype))
         if logsumexp is not None:
@@ -308,13 +325,14 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
     ----------
     weight, size_average, ignore_index, reduce, reduction, label_smoothing
         As in `torch.nn.CrossEntropyLoss`; `ignore_index` may be several, or None.
-    z_loss, softcap, inplace, loss_dtype
+    z_loss, softcap, temperature, inplace, loss_dtype
         As in `cross_entropy`. `sample_weight` and `denominator` are arguments of the call.
     """
 
     # For modules that were pickled before these existed.
     z_loss = 0.0
     softcap: float | None = None
+    temperature = 1.0
     inplace = False
     loss_dtype: torch.dtype | None = None
 
@@ -329,6 +347,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
         *,
         z_loss: float = 0.0,
         softcap: float | None = None,
+        temperature: float = 1.0,
         inplace: bool = False,
         loss_dtype: torch.dtype | None = None,
     ) -> None:
@@ -336,6 +355,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
         self.ignore_index = ignore_index  # type: ignore[assignment]
         self.z_loss = z_loss
         self.softcap = softcap
+        self.temperature = temperature
         self.inplace = inplace
         self.loss_dtype = loss_dtype
 
@@ -357,6 +377,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             softcap=self.softcap,
+            temperature=self.temperature,
             sample_weight=sample_weight,
             denominator=denominator,
             inplace=self.inplace,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xentrs.torch._arguments.options import Options, check_number
+from xentrs.torch._arguments.logits import check_teacher
+from xentrs.torch._arguments.options import Options, as_temperature, check_number
 from xentrs.torch._arguments.softmax import SoftmaxArguments
-from xentrs.torch._arguments.teacher import check_teacher, check_temperature
 from xentrs.torch._arguments.tensors import as_denominator
 from xentrs.torch._mode import refuse_jit_trace
 from xentrs.torch._module import LossModule
@@ -93,11 +93,11 @@ def js_divergence(
     tensor(0.0149)
     """
     refuse_jit_trace("js_divergence")
-    check_temperature(temperature)
+    temperature = as_temperature(temperature)
     check_number("beta", beta)
     if not 0.0 <= beta <= 1.0:
         raise ValueError(f"beta must be in [0, 1], not {beta}")
-    options = Options(reduction, own=(float(beta), float(temperature)))
+    options = Options(reduction, own=(float(beta), temperature))
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, teacher_logits, None, sample_weight, denominator)
     check_teacher(call, options)
@@ -132,7 +132,7 @@ class JSDivergenceLoss(LossModule):
         inplace: bool = False,
         loss_dtype: torch.dtype | None = None,
     ) -> None:
-        check_temperature(temperature)
+        as_temperature(temperature)
         check_number("beta", beta)
         if not 0.0 <= beta <= 1.0:
             raise ValueError(f"beta must be in [0, 1], not {beta}")

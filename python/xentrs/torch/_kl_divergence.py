@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xentrs.torch._arguments.options import Options
+from xentrs.torch._arguments.logits import check_teacher
+from xentrs.torch._arguments.options import Options, as_temperature
 from xentrs.torch._arguments.softmax import SoftmaxArguments
-from xentrs.torch._arguments.teacher import check_teacher, check_temperature
 from xentrs.torch._arguments.tensors import as_denominator
 from xentrs.torch._mode import refuse_jit_trace
 from xentrs.torch._module import LossModule
@@ -92,10 +92,10 @@ def kl_divergence(
     tensor(0.0575)
     """
     refuse_jit_trace("kl_divergence")
-    check_temperature(temperature)
+    temperature = as_temperature(temperature)
     if direction not in ("forward", "reverse"):
         raise ValueError(f"direction must be 'forward' or 'reverse', not {direction!r}")
-    options = Options(reduction, own=(float(temperature), direction))
+    options = Options(reduction, own=(temperature, direction))
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, teacher_logits, None, sample_weight, denominator)
     check_teacher(call, options)
@@ -133,7 +133,7 @@ class KLDivergenceLoss(LossModule):
         inplace: bool = False,
         loss_dtype: torch.dtype | None = None,
     ) -> None:
-        check_temperature(temperature)
+        as_temperature(temperature)
         if direction not in ("forward", "reverse"):
             raise ValueError(f"direction must be 'forward' or 'reverse', not {direction!r}")
         super().__init__(

@@ -13,13 +13,19 @@ from xentrs.torch._arguments.options import (
     Ignored,
     Options,
     as_softcap,
+    as_temperature,
     check_loss_dtype,
     check_tensor,
     ignored_indices,
 )
 from xentrs.torch._arguments.softmax import beyond_pytorch, check_further_arguments
-from xentrs.torch._arguments.tensors import are_tensors, as_denominator, leave_to_pytorch
-from xentrs.torch._mode import autocasts, is_jit_traced
+from xentrs.torch._arguments.tensors import (
+    are_tensors,
+    as_denominator,
+    is_dtensor,
+    leave_to_pytorch,
+)
+from xentrs.torch._mode import autocasts, is_jit_traced, is_patched
 from xentrs.torch._module import StandsFor
 from xentrs.torch._operators.linear import chunk_rows, compute_loss
 
@@ -39,6 +45,7 @@ def linear_cross_entropy(
     options: Any = None,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    temperature: float = 1.0,
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     loss_dtype: torch.dtype | None = None,
@@ -76,6 +83,8 @@ def linear_cross_entropy(
         multiplies this term, `weight` and `label_smoothing` do not change it.
     softcap : float, optional
         The logits x become ``softcap * tanh(x / softcap)`` first, as in Gemma 2.
+    temperature : float, default 1.0
+        What the logits are divided by, after `softcap`; finite and above 0.
     sample_weight : Tensor, optional
         Weight of each sample, of the shape of the logits without their class axis.
     denominator : float or Tensor of no dimension, optional
@@ -122,7 +131,14 @@ def linear_cross_entropy(
             [ 4.1399e-08, -2.6894e-01]])
     """
     ignored = ignored_indices(-100 if ignore_index is None else ignore_index)
-    chosen = Options(reduction, ignored, label_smoothing, z_loss, as_softcap(softcap))
+    chosen = Options(
+        reduction,
+        ignored,
+        label_smoothing,
+        z_loss,
+        as_softcap(softcap),
+        as_temperature(temperature),
+    )
     denominator = as_denominator(denominator, input)
     if sample_weight is not None:
         check_tensor("sample_weight", sample_weight)
@@ -131,6 +147,13 @@ def linear_cross_entropy(
     given = [t for t in (linear_bias, weight) if t is not None]
     if is_jit_traced(_NAME) or not are_tensors(input, linear_weight, target, *given):
         return _leave_to_pytorch(call, chosen, loss_dtype)
+    if any([is_dtensor(t) for t in (input, linear_weight, target, *given)]):
+        if is_patched():
+            return _leave_to_pytorch(call, chosen, loss_dtype)
+        raise NotImplementedError(
+            f"xentrs.torch.{_NAME} takes no DTensor: use xentrs.torch.cross_entropy of the logits, "
+            "or xentrs.torch.vocab_parallel_cross_entropy of local logits"
+        )
     single = input.dim() == 1
     if single and linear_weight.dim() == 2:
         s = None if sample_weight is None else sample_weight[None]
@@ -177,13 +200,14 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss, metaclass=StandsFor):
     in_features, num_classes, out_features, bias, device, dtype, reduction, weight, ignore_index, \
 label_smoothing, options
         As in `torch.nn.LinearCrossEntropyLoss`.
-    z_loss, softcap, loss_dtype
+    z_loss, softcap, temperature, loss_dtype
         As in `cross_entropy`. `sample_weight` and `denominator` are arguments of the call.
     """
 
     # For modules that were pickled before these existed.
     z_loss = 0.0
     softcap: float | None = None
+    temperature = 1.0
     loss_dtype: torch.dtype | None = None
 
     def __init__(
@@ -202,6 +226,7 @@ label_smoothing, options
         options: Any = None,
         z_loss: float = 0.0,
         softcap: float | None = None,
+        temperature: float = 1.0,
         loss_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
@@ -219,6 +244,7 @@ label_smoothing, options
         )
         self.z_loss = z_loss
         self.softcap = softcap
+        self.temperature = temperature
         self.loss_dtype = loss_dtype
 
     def forward(
@@ -244,6 +270,7 @@ label_smoothing, options
             options=self.options,
             z_loss=self.z_loss,
             softcap=self.softcap,
+            temperature=self.temperature,
             sample_weight=sample_weight,
             denominator=denominator,
             loss_dtype=self.loss_dtype,

@@ -24,6 +24,7 @@ SHARED = {
     "label_smoothing": "float",
     "z_loss": "float",
     "softcap": "float",
+    "temperature": "float",
 }
 
 
@@ -35,12 +36,13 @@ class Options(NamedTuple):
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     softcap: float = 0.0  # 0 for none
+    temperature: float = 1.0
     own: tuple[Any, ...] = ()  # of this loss alone, such as the gamma of the focal loss
 
     @property
     def is_plain(self) -> bool:
         """Whether the logits go to the softmax as they are and nothing is added to the loss."""
-        return self.z_loss == 0.0 and self.softcap == 0.0
+        return self.z_loss == 0.0 and self.softcap == 0.0 and self.temperature == 1.0
 
 
 # Operators take options one by one: those of `SHARED` that they have, then their own.
@@ -118,6 +120,14 @@ def as_softcap(value: float | None) -> float:
     if not 0.0 < value < math.inf:
         raise ValueError(f"softcap is {value}, but must be positive")
     return value
+
+
+def as_temperature(value: float) -> float:
+    """Return what logits are divided by, or say what is wrong with it."""
+    check_number("temperature", value)
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"temperature must be finite and above 0, not {value}")
+    return float(value)
 
 
 def check_not_negative(name: str, value: float) -> None:

@@ -33,7 +33,7 @@ from xentrs.torch._mode import autocasts, differentiates, is_patched
 class Summaries(NamedTuple):
     """What a pass over the logits finds beside the loss, of each sample, of ignored ones too."""
 
-    logsumexp: Tensor  # of the logits, after their softcap, in the accumulator's dtype
+    logsumexp: Tensor  # of the logits after softcap and temperature, in the accumulator's dtype
     argmax: Tensor  # int64: the first of the largest logits
 
 
@@ -182,9 +182,21 @@ class SoftmaxArguments(NamedTuple):
 
 
 def capped_logits(call: SoftmaxArguments, options: Options) -> Tensor:
-    """Return the logits as the softmax takes them, in the accumulator's dtype."""
+    """Return the logits after their softcap, in the accumulator's dtype."""
     x, cap = call.input.to(_backend.accumulator(call.input.dtype)), options.softcap
     return torch.where(x.isinf(), x, cap * (x / cap).tanh()) if cap else x
+
+
+def tempered(x: Tensor, axis: int, temperature: float) -> tuple[Tensor, Tensor | float]:
+    """Return logits over a temperature less a number of each sample, and that number.
+
+    It is the largest of them, so that the digits of their differences survive the division.
+    """
+    if temperature == 1.0:
+        return x, 0.0
+    top = x.detach().amax(axis, keepdim=True)
+    top = torch.where(top.isfinite(), top, 0.0)
+    return (x - top) / temperature, top / temperature
 
 
 def empty_summaries(call: SoftmaxArguments) -> Summaries:
@@ -199,7 +211,7 @@ def empty_summaries(call: SoftmaxArguments) -> Summaries:
 def fill(summaries: Summaries, call: SoftmaxArguments, options: Options) -> None:
     """Fill summaries by functions of PyTorch, in a pass of their own."""
     x = capped_logits(call, options).detach()
-    summaries.logsumexp.copy_(x.logsumexp(call.axis))
+    summaries.logsumexp.copy_((x / options.temperature).logsumexp(call.axis))
     summaries.argmax.copy_(x.argmax(call.axis))
 
 
@@ -332,8 +344,9 @@ def beyond_pytorch(
     ):
         return None
     return (
-        f"xentrs.torch.{name}: z_loss, softcap, sample_weight, denominator, loss_dtype and several "
-        "ignored indices cannot be combined with gradients in the target or the class weights"
+        f"xentrs.torch.{name}: z_loss, softcap, temperature, sample_weight, denominator, "
+        "loss_dtype and several ignored indices cannot be combined with gradients in the target or "
+        "the class weights"
     )
 
 

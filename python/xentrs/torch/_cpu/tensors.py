@@ -46,7 +46,7 @@ def named_options(name: str, options: Options) -> dict[str, Any]:
         "label_smoothing": options.label_smoothing,
         "z_loss": options.z_loss,
         "softcap": options.softcap or None,
-        "temperature": 1.0,
+        "temperature": options.temperature,
         "reduction": options.reduction,
         "base": None,
         "logsumexp_out": None,

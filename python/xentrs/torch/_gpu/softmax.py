@@ -1,8 +1,9 @@
 """Softmax losses on a GPU: one Triton kernel, from the logits to the loss and the gradient.
 
 A program takes R samples, and of each its classes in tiles of B. In the notation of the kernel, for
-one sample with logits x, where class y is the target and `own` its weight, and where a[c] are the
-coefficients of -log p[c] that smoothing or a target of probabilities bring:
+one sample with logits x (after softcap and temperature), where class y is the target and `own` its
+weight, and where a[c] are the coefficients of -log p[c] that smoothing or a target of probabilities
+bring:
 
     for each tile:                                         # first sweep
         top = the largest logit so far
@@ -78,22 +79,12 @@ def evaluate(
         if options.reduction == "mean":
             call = call._replace(denominator=entries.divisor, z_denominator=entries.z_divisor)
         options = options._replace(ignored=())
-    x, target, ignored = call.input.detach(), call.target.detach(), options.ignored
+    x, ignored = call.input.detach(), options.ignored
     rows = as_rows(x)
     n, classes, positions = rows.shape
     samples = n * positions
     dtype = _backend.accumulator(x.dtype)
-    if call.is_soft:
-        target = as_rows(target)
-    else:
-        if target.dtype in (torch.uint16, torch.uint32, torch.uint64) or len(ignored) > 1:
-            target = target.long()
-        call = call._replace(target=target)
-        if x.device.type == "cpu":  # Triton's interpreter leaves out assertions
-            check_indices(call, ignored)
-        for index in ignored[1:]:
-            target = torch.where(target == index, ignored[0], target)
-        target = target.reshape(n, 1, positions)
+    target = target_as_rows(call, ignored)
     s = call.sample_weight
     s = None if s is None else s.detach().reshape(n, positions)
     w = None if call.weight is None else call.weight.detach().contiguous()
@@ -116,7 +107,7 @@ def evaluate(
     g = rows if grad is None else as_rows(grad)
     if samples:
         _, tl = load_triton()
-        r, b = _tiles(classes, positions)
+        r, b = tiles(classes, positions)
         _softmax_loss[(-(-samples // r),)](
             rows, *rows.stride(), target, *target.stride(), w,
             None if entries is None else entries.total,
@@ -128,7 +119,7 @@ def evaluate(
             losses, None if grad is None else g, *g.stride(), samples, classes, positions,
             IGNORED=ignored[0] if ignored and not call.is_soft else None,
             SMOOTHING=options.label_smoothing, EVEN=options.label_smoothing / classes,
-            Z=options.z_loss, CAP=options.softcap,
+            Z=options.z_loss, CAP=options.softcap, T=options.temperature,
             OBJECTIVE=None if objective is None else objective.compiled(),
             OWN=options.own, SOFT=call.is_soft,
             ACC=tl.float64 if wide else tl.float32, NEAR=600.0 if wide else 40.0,
@@ -143,7 +134,25 @@ def evaluate(
     return (loss if divisor is None else loss / divisor).to(dtype), grad
 
 
-def _tiles(classes: int, positions: int) -> tuple[int, int]:
+def target_as_rows(call: SoftmaxArguments, ignored: tuple[int, ...]) -> Tensor:
+    """Return probabilities, or class indices with one class, as samples x classes x positions.
+
+    Of several ignored indices the first stands for all.
+    """
+    target = call.target.detach()
+    if call.is_soft:
+        return as_rows(target)
+    if target.dtype in (torch.uint16, torch.uint32, torch.uint64) or len(ignored) > 1:
+        target = target.long()
+    if call.input.device.type == "cpu":  # Triton's interpreter leaves out assertions
+        check_indices(call, ignored)
+    for index in ignored[1:]:
+        target = torch.where(target == index, ignored[0], target)
+    n, _, positions = as_rows(call.input).shape
+    return target.reshape(n, 1, positions)
+
+
+def tiles(classes: int, positions: int) -> tuple[int, int]:
     """Return how many samples and how many of their classes a program takes at a time."""
     if positions > 1:  # neighbours in memory are positions, not classes
         return 64, min(next_power_of_two(classes), 32)
@@ -185,18 +194,17 @@ class _Entries:
                 pivot.unsqueeze(axis),
                 logits.new_zeros(()).expand(pivot.unsqueeze(axis).shape),
             )
-        below = torch.where(has & (logits != top), t * (top - logits), 0.0)
+        below = torch.where(has & (logits != top), t * (top - logits), 0.0) / options.temperature
         at_pivot = self.classes == pivot
         others = torch.where(at_pivot, 0.0, t).sum(axis, keepdim=True)
-        self.slope = 1.0 - (logits / cap) ** 2 if cap else None
         self.pivot = pivot.squeeze(axis)
         self.total, self.distance = (v.sum(axis).contiguous() for v in (t, below))
         self._at = torch.cat([self.classes, pivot], axis)
         self._more = torch.cat([torch.where(at_pivot, 0.0, -t), others], axis)
-        if self.slope is not None:
-            slope = (1.0 - (top / cap) ** 2).expand(others.shape)
-            self._more = self._more * torch.cat([self.slope, slope], axis)
-        self._factor = call.factor(options).double().unsqueeze(axis)
+        if cap:
+            part = torch.cat([logits, top.expand(others.shape)], axis) / cap
+            self._more = self._more * (1.0 - torch.where(part.isinf(), 1.0, part) ** 2)
+        self._factor = call.factor(options).double().unsqueeze(axis) / options.temperature
         self.divisor = self.z_divisor = None
         if options.reduction == "mean":
             self.divisor = call.divisor(options)
@@ -221,8 +229,9 @@ def _softmax_loss(
     sample_weight, s_n, s_d, divisor, z_divisor, logsumexps, argmaxes, loss, grad, g_n, g_c, g_d,
     samples, classes, positions,
     IGNORED: tl.constexpr, SMOOTHING: tl.constexpr, EVEN: tl.constexpr, Z: tl.constexpr,
-    CAP: tl.constexpr, OBJECTIVE: tl.constexpr, OWN: tl.constexpr, SOFT: tl.constexpr,
-    ACC: tl.constexpr, NEAR: tl.constexpr, R: tl.constexpr, B: tl.constexpr, MANY: tl.constexpr,
+    CAP: tl.constexpr, T: tl.constexpr, OBJECTIVE: tl.constexpr, OWN: tl.constexpr,
+    SOFT: tl.constexpr, ACC: tl.constexpr, NEAR: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+    MANY: tl.constexpr,
 ):  # fmt: skip
     VECTOR: tl.constexpr = SOFT or EVEN != 0.0  # whether there are coefficients a
     KEEP: tl.constexpr = 1.0 - SMOOTHING
@@ -267,9 +276,9 @@ def _softmax_loss(
     cols = tl.arange(0, B)[None, :].to(tl.int64)
     mask = live[:, None] & (cols < classes)
     first = _logits(x_row, cols, x_c, mask, CAP, ACC)
-    a = _coefficients(t_row, t_c, weight, cols, mask, EVEN, KEEP, SOFT, ACC)
+    a = coefficients(t_row, t_c, weight, cols, mask, EVEN, KEEP, SOFT, ACC)
     zero = tl.zeros([R], ACC)
-    top, rest, total, away = _accumulate(first, a, cols, y, x_y, zero, zero, zero, VECTOR, SOFT)
+    top, rest, total, away = _accumulate(first, a, cols, y, x_y, zero, zero, zero, VECTOR, SOFT, T)
     if argmaxes is not None:
         largest = tl.max(first, 1)
         argmax = tl.argmax(first, 1).to(tl.int64)
@@ -278,8 +287,10 @@ def _softmax_loss(
             c = cols + start
             m = live[:, None] & (c < classes)
             z = _logits(x_row, c, x_c, m, CAP, ACC)
-            b = _coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
-            top, rest, total, away = _accumulate(z, b, c, y, top, rest, total, away, VECTOR, SOFT)
+            b = coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
+            top, rest, total, away = _accumulate(
+                z, b, c, y, top, rest, total, away, VECTOR, SOFT, T
+            )
             if argmaxes is not None:
                 here = tl.max(z, 1)
                 argmax = tl.where(here > largest, tl.argmax(z, 1).to(tl.int64) + start, argmax)
@@ -296,29 +307,32 @@ def _softmax_loss(
         sum_ = rest + tl.where(some, 1.0, 0.0)
         result = tl.zeros([R], tl.float64)
     else:
-        e_y = tl.exp(x_y - top)
+        e_y = tl.exp(_over(x_y - top, T))
         sum_ = rest + e_y
         log_sum = tl.where(x_y == top, log1p(rest), tl.log(sum_))
-        near = x_y - top > -NEAR
-        far = (top.to(tl.float64) - x_y.to(tl.float64)) + log_sum.to(tl.float64)
+        near = _over(x_y - top, T) > -NEAR
+        far = _over(top.to(tl.float64) - x_y.to(tl.float64), T) + log_sum.to(tl.float64)
         by_ratio = log1p(rest / tl.where(near, e_y, 1.0)).to(tl.float64)
         result = tl.where(near, by_ratio, far)
         if OBJECTIVE is not None:
             e_64, rest_64 = e_y.to(tl.float64), rest.to(tl.float64)
             result, slope = OBJECTIVE(result, e_64, rest_64, OWN)
-        result = tl.where(own == 0.0, 0.0, own * result)
+        nothing = 0.0
+        if total_weight is not None:  # also a row without entries is NaN where its sum is
+            nothing = 0.0 * tl.log(sum_).to(tl.float64)
+        result = tl.where(own == 0.0, nothing, own * result)
         if distance is not None:
             result += tl.load(distance + i, mask=live, other=0)
         if OBJECTIVE is not None:
             own *= slope
     if logsumexps is not None:
-        found = tl.where(some, log_sum + top, float("-inf"))
+        found = tl.where(some, log_sum + _over(top, T), float("-inf"))
         tl.store(logsumexps + i, found.to(logsumexps.dtype.element_ty), mask=live)
     if VECTOR:
-        result += away.to(tl.float64) * 1048576.0  # 2^20
+        result += _over(away.to(tl.float64) * 1048576.0, T)  # 2^20
         result += tl.where(whole == 0.0, 0.0, whole * log_sum.to(tl.float64))
     if Z != 0.0:
-        logsumexp = log_sum.to(tl.float64) + top.to(tl.float64)
+        logsumexp = log_sum.to(tl.float64) + _over(top.to(tl.float64), T)
         z_part = Z * logsumexp * logsumexp
         if divisor is not None:
             z_part *= tl.load(divisor) / tl.load(z_divisor)
@@ -327,6 +341,7 @@ def _softmax_loss(
 
     # Second sweep
     if grad is not None:
+        factor = _over(factor, T)  # as the logits were
         z_factor = factor
         if divisor is not None:
             factor = factor / tl.load(divisor)
@@ -340,15 +355,15 @@ def _softmax_loss(
         factor = factor.to(ACC)
         g_row = (grad + n * g_n + d * g_d)[:, None]
         top, rest, factor, kept = top[:, None], rest[:, None], factor[:, None], keep[:, None]
-        g = _gradient(first, a, cols == y[:, None], top, base, extra, rest, factor, kept, CAP)
+        g = _gradient(first, a, cols == y[:, None], top, base, extra, rest, factor, kept, CAP, T)
         tl.store(g_row + cols * g_c, narrowed(g, grad), mask=mask)
         if MANY:
             for start in range(B, classes, B):
                 c = cols + start
                 m = live[:, None] & (c < classes)
                 z = _logits(x_row, c, x_c, m, CAP, ACC)
-                b = _coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
-                g = _gradient(z, b, c == y[:, None], top, base, extra, rest, factor, kept, CAP)
+                b = coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
+                g = _gradient(z, b, c == y[:, None], top, base, extra, rest, factor, kept, CAP, T)
                 tl.store(g_row + c * g_c, narrowed(g, grad), mask=m)
 
 
@@ -361,10 +376,19 @@ def _logits(x_row, cols, x_c, mask, CAP: tl.constexpr, ACC: tl.constexpr):
     return x
 
 
+# Logits over the temperature, where it is not 1.
+@Kernel
+@no_type_check
+def _over(x, T: tl.constexpr):
+    if T != 1.0:
+        x = x / T
+    return x
+
+
 # The coefficients a; of a target that is one class, its own is not among them.
 @Kernel
 @no_type_check
-def _coefficients(
+def coefficients(
     t_row, t_c, weight, cols, mask,
     EVEN: tl.constexpr, KEEP: tl.constexpr, SOFT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
@@ -382,12 +406,13 @@ def _coefficients(
 @Kernel
 @no_type_check
 def _accumulate(
-    x, a, cols, y, top, rest, total, away, VECTOR: tl.constexpr, SOFT: tl.constexpr
+    x, a, cols, y, top, rest, total, away, VECTOR: tl.constexpr, SOFT: tl.constexpr,
+    T: tl.constexpr,
 ):  # fmt: skip
     largest = tl.max(x, 1)
     new = tl.maximum(top, largest)
     safe = tl.where(new == float("-inf"), 0.0, new)
-    d = x - safe[:, None]
+    d = _over(x - safe[:, None], T)
     if SOFT:  # without the largest logit itself
         grew = largest > top
         rest += tl.where(grew & (top != float("-inf")), 1.0, 0.0)  # the largest of earlier tiles
@@ -395,7 +420,7 @@ def _accumulate(
         e = tl.where(out, d, tl.exp(d))  # 0, or NaN for an infinite logit
     else:
         e = tl.where(cols == y[:, None], 0.0, tl.exp(d))
-    rest = rest * tl.exp(top - safe) + tl.sum(e, 1)
+    rest = rest * tl.exp(_over(top - safe, T)) + tl.sum(e, 1)
     if VECTOR:
         before = tl.where(top == float("-inf"), 0.0, top)
         part = 9.5367431640625e-07  # 2^-20
@@ -407,8 +432,10 @@ def _accumulate(
 
 @Kernel
 @no_type_check
-def _gradient(x, a, is_target, top, base, extra, rest, factor, keep, CAP: tl.constexpr):
-    e = tl.exp(x - top)
+def _gradient(
+    x, a, is_target, top, base, extra, rest, factor, keep, CAP: tl.constexpr, T: tl.constexpr
+):  # fmt: skip
+    e = tl.exp(_over(x - top, T))
     g = e * base - factor * a + tl.where(is_target, -extra * rest, extra * e)
     if CAP != 0.0:
         g *= 1.0 - tl.where(x == float("-inf"), 1.0, (x / CAP) * (x / CAP))

@@ -25,14 +25,16 @@ def define(
     fake: Callable[..., Any],
     backward: Callable[..., Any],
     jvp: Callable[..., Any] | None = None,
+    differentiated: int = 1,
 ) -> Any:
     """Register an operator and return it.
 
     Its last argument says whether gradients are wanted; its outputs are the loss and the gradients.
     `backward(arguments, gradients, grad_output, directions)` returns a gradient, or None, for each
     argument. `directions` are the upstream gradients of the gradients, where these are
-    differentiated. `jvp(arguments, gradients, direction)` returns the derivatives of loss and
-    gradient in a direction of the first argument.
+    differentiated. `jvp(arguments, gradients, directions)` returns the derivatives of loss and
+    gradients where the arguments move in these directions. It has one, or None, for each argument
+    that is differentiated; these are the first so many.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
@@ -59,11 +61,13 @@ def define(
             raise RuntimeError(f"xentrs::{name} was called without with_grad")
         return backward(arguments, grads, grad_output, directions)
 
-    def push_forward(ctx: Any, tangent: Tensor) -> tuple[Tensor | None, ...]:
+    def push_forward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         assert jvp is not None
         arguments, grads = recall(ctx)
-        arguments[0] = forward_ad.unpack_dual(arguments[0]).primal
-        return jvp(arguments, grads, tangent)
+        for i in range(differentiated):
+            if arguments[i] is not None:
+                arguments[i] = forward_ad.unpack_dual(arguments[i]).primal
+        return jvp(arguments, grads, tangents[:differentiated])
 
     _LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
     torch.library.register_fake(f"xentrs::{name}", fake, lib=_LIBRARY)
@@ -71,7 +75,7 @@ def define(
     if _private.CAN_REDISPATCH:
         _LIBRARY.impl(
             name,
-            _nested_autograd(name, op, save, differentiate, jvp and push_forward),
+            _nested_autograd(name, op, save, differentiate, jvp and push_forward, differentiated),
             "Autograd",
             with_keyset=True,
         )
@@ -88,18 +92,22 @@ def _has_tangent(value: Any) -> bool:
     return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
-def _check_forward_mode(name: str, args: tuple[Any, ...], can: bool) -> bool:
-    """Return whether forward-mode derivatives are wanted; refuse those that there are not."""
+def _check_forward_mode(name: str, args: tuple[Any, ...], differentiated: int) -> bool:
+    """Return whether forward-mode derivatives are wanted; refuse those that there are not.
+
+    There are those in the first `differentiated` arguments.
+    """
     tangents = [_has_tangent(a) for a in args]
-    if any(tangents) and not can:
+    if any(tangents) and not differentiated:
         raise NotImplementedError(
             f"xentrs.torch.{name} has no forward-mode derivative (jvp, jacfwd, hessian): "
             "use reverse mode (grad, vjp, jacrev)"
         )
-    if any(tangents[1:]):
+    if any(tangents[differentiated:]):
+        which = "first argument" if differentiated == 1 else f"first {differentiated} arguments"
         raise NotImplementedError(
             f"xentrs.torch.{name} has a forward-mode derivative (jvp, jacfwd, hessian) in its "
-            "first argument only"
+            f"{which} only"
         )
     return any(tangents)
 
@@ -110,6 +118,7 @@ def _nested_autograd(
     save: Callable[..., None],
     differentiate: Callable[..., Any],
     push_forward: Callable[..., Any] | None,
+    differentiated: int,
 ) -> Callable[..., Any]:
     """Return an operator's autograd, under any nesting of the transforms of `torch.func`.
 
@@ -130,13 +139,13 @@ def _nested_autograd(
             return None, *differentiate(ctx, grad_output, *directions)
 
         @staticmethod
-        def jvp(ctx: Any, _: None, tangent: Tensor, *others: None) -> Any:
+        def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
             assert push_forward is not None
-            return _private.push_forward_transformed(push_forward, ctx, tangent)
+            return _private.push_forward_transformed(push_forward, ctx, *tangents)
 
     def autograd(keys: Any, *args: Any) -> Any:
         tensors = [a for a in args if isinstance(a, Tensor)]
-        forward = _check_forward_mode(name, args, push_forward is not None)
+        forward = _check_forward_mode(name, args, differentiated if push_forward else 0)
         backward = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if forward or backward:
             return _private.apply_single_level(Traced, keys, *args)

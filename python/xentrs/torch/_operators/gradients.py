@@ -195,8 +195,9 @@ def operator_jvp(
     """Return the forward-mode derivative of the same operator, of both of its outputs."""
 
     def jvp(
-        arguments: list[Any], grads: tuple[Tensor, ...], direction: Tensor
+        arguments: list[Any], grads: tuple[Tensor, ...], directions: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
+        (direction,) = directions
         call, options = unpack(arguments)
         with_grad = arguments[-1]
         if with_grad and not is_deferred(call.input):

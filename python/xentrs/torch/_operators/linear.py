@@ -23,7 +23,8 @@ from xentrs.torch import _backend
 from xentrs.torch._arguments.linear import LinearArguments, gradient_masks
 from xentrs.torch._arguments.options import SHARED, Options, flat, unflat
 from xentrs.torch._arguments.softmax import check_indices, sample_mask
-from xentrs.torch._mode import is_eager, is_plain, is_traced, wants_gradient
+from xentrs.torch._arguments.tensors import masked
+from xentrs.torch._mode import differentiates, is_eager, is_plain, is_traced, wants_gradient
 from xentrs.torch._operators import gradients
 from xentrs.torch._operators.define import define
 from xentrs.torch._operators.gradients import is_deferred
@@ -126,7 +127,8 @@ def compute_loss(call: LinearArguments, options: Options, rows: int) -> Tensor:
         if any(wanted):
             return Eager.apply(*call[:3], call, options, rows)
         return evaluate(call, options, rows, wanted)[0]
-    if options.reduction == "none" and any(wanted):
+    forward = any([t is not None and differentiates(t) for t in call[:3]])
+    if options.reduction == "none" and (forward or any(wanted)):
         used = call.row_mask(options)
         if used is not None:  # 0 times NaN is not 0 in the products
             call = call._replace(input=torch.where(used, call.input, 0.0))
@@ -254,6 +256,35 @@ def _backward(
     return *results[:2], third, *[None] * (len(arguments) - 3)
 
 
+def _jvp(
+    arguments: list[Any], grads: tuple[Tensor, ...], directions: tuple[Tensor | None, ...]
+) -> tuple[Tensor, ...]:
+    call, options, rows, wanted = _unpack(arguments)
+    # Gradients in the directions; float16 would round their small numbers.
+    moved = [d is not None for d in directions]
+    exact = grads
+    if is_deferred(call.input) or any(m and not w for m, w in zip(moved, wanted, strict=True)):
+        in_full = _in_full(call) if is_deferred(call.input) else call
+        exact = _call_operator(in_full, options, rows, moved)[1:]
+    directions = tuple(
+        None if d is None else masked(d, mask)
+        for d, mask in zip(directions, call.masks(options), strict=True)
+    )
+    dtype = _backend.accumulator(call.input.dtype)
+    loss = call.input.new_zeros((), dtype=dtype)
+    for g, d in zip(exact, directions, strict=True):
+        loss = loss if d is None else loss + (g.to(dtype) * d.to(dtype)).sum()
+    if not any(wanted):
+        return loss, *[torch.zeros_like(g) for g in grads]
+    second = _second(call, options, directions)
+    # As contiguous as the gradients are, whatever the strides of what they are gradients in.
+    changes = [
+        s.contiguous() if want else torch.zeros_like(g)
+        for s, g, want in zip(second, grads, wanted, strict=True)
+    ]
+    return loss, *changes
+
+
 _OPTIONS = ", ".join(f"{kind} {option}" for option, kind in SHARED.items())
 _operator = define(
     f"{_NAME}(Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, "
@@ -262,6 +293,8 @@ _operator = define(
     _forward,
     _fake,
     _backward,
+    _jvp,
+    differentiated=3,
 )
 
 
@@ -277,15 +310,20 @@ def _differentiable(
     """Return the gradients times the upstream gradient such that they can be differentiated."""
     dtype = call.input.dtype
     if is_deferred(call.input):
-        x, w, b = call[:3]
-        b = None if b is None else b.float()
-        call = call._replace(input=x.float(), linear_weight=w.float(), linear_bias=b)
+        call = _in_full(call)
     grads = _call_operator(call, options, rows, wanted)[1:]
     upstreams = call.upstreams(grad_output, options)
     return [
         (g * upstream).to(dtype) if want else None
         for g, upstream, want in zip(grads, upstreams, wanted, strict=True)
     ]
+
+
+def _in_full(call: LinearArguments) -> LinearArguments:
+    """Return a call of half precision as one of float32."""
+    x, w, b = call[:3]
+    b = None if b is None else b.float()
+    return call._replace(input=x.float(), linear_weight=w.float(), linear_bias=b)
 
 
 def _deferred_gradients(

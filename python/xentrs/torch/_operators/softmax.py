@@ -13,7 +13,12 @@ from torch import Tensor
 from xentrs._xentrs import quick_cross_entropy
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._arguments.softmax import SoftmaxArguments, capped_logits, not_ignored
+from xentrs.torch._arguments.softmax import (
+    SoftmaxArguments,
+    capped_logits,
+    not_ignored,
+    tempered,
+)
 from xentrs.torch._cpu import softmax as _cpu
 from xentrs.torch._gpu import softmax as _gpu
 from xentrs.torch._operators import gradients
@@ -55,9 +60,9 @@ def hessian_product(
 ) -> Tensor:
     """Return the product of the loss's Hessian with a direction, by functions of PyTorch.
 
-    With p the softmax, a the coefficients of -log p in the loss and u a direction in the logits as
-    capped, the Hessian of sum(a * -log p) times u is sum(a) p (u - p.u). `derivatives` are those of
-    a loss that is a function of -log p of one class.
+    With p the softmax, a the coefficients of -log p in the loss and u a direction in what the
+    softmax takes, the Hessian of sum(a * -log p) times u is sum(a) p (u - p.u). `derivatives` are
+    those of a loss that is a function of -log p of one class.
     """
     axis, cap, z = call.axis, options.softcap, options.z_loss
     dtype = _backend.accumulator(call.input.dtype)
@@ -79,6 +84,8 @@ def hessian_product(
         capped = (x / cap).tanh()
         slope = 1.0 - capped**2
         x, u = torch.where(x.isinf(), x, cap * capped), slope * v
+    x, top = tempered(x, axis, options.temperature)
+    u = u / options.temperature
     factor = torch.ones(call.samples, dtype=dtype, device=x.device)
     if call.sample_weight is not None:
         factor = factor * call.sample_weight.to(dtype)
@@ -92,7 +99,7 @@ def hessian_product(
     if call.weight is not None:
         a = a * call.weight.to(dtype).view(-1, *[1] * (x.dim() - axis - 1))
     a = factor * a
-    p, logsumexp = x.softmax(axis), x.logsumexp(axis, keepdim=True)
+    p, logsumexp = x.softmax(axis), x.logsumexp(axis, keepdim=True) + top
     p_u = (p * u).sum(axis, keepdim=True)
     bend = None
     if derivatives is not None:  # its slope goes into the coefficients
@@ -106,6 +113,7 @@ def hessian_product(
     product = product if bend is None else product + bend
     if cap:
         product = slope * (product - (scale * p - a) * (2.0 / cap) * capped * v)
+    product = product / options.temperature
     product = product if mask is None else torch.where(mask, product, 0.0)
     return product.to(call.input.dtype)
 
@@ -125,7 +133,8 @@ class LogSumExp(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (input,) = ctx.saved_tensors
         x = capped_logits(SoftmaxArguments(input, None, None, None, None), ctx.options)
-        grad = x.softmax(ctx.axis) * grad_output.unsqueeze(ctx.axis)
+        grad = tempered(x, ctx.axis, ctx.options.temperature)[0].softmax(ctx.axis)
+        grad = grad * (grad_output.unsqueeze(ctx.axis) / ctx.options.temperature)
         if ctx.options.softcap:
             # Infinite logits stay.
             capped = torch.where(x.isinf(), 0.0, x / ctx.options.softcap)
