@@ -49,7 +49,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick test-random lint format wheel sdist clean
 .PHONY: bench bench-floors bench-peers bench-steps bench-curves bench-memory bench-instructions
-.PHONY: bench-pictures bench-kernels bench-linear size size-record
+.PHONY: bench-pictures bench-kernels bench-linear bench-meter size size-record
 .PHONY: demo-pipelines gallery test-pipelines demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
 help:  ## List the targets
@@ -97,6 +97,18 @@ test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an envi
 
 test-pipelines: $(PIPELINES_VENV)/.package  ## Run the tests with the libraries of data pipelines: boosted trees, tables
 	$(PIPELINES_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(WORKERS) tests/pipelines tests/test_readme.py tests/test_guide.py)
+
+# Every law and recorded bit, and what the public functions give, at the level of Arm processors. Half an hour.
+ARM := --target aarch64-unknown-linux-gnu
+ARM_TESTS := test_known_values.py test_laws.py test_layouts.py test_recorded_bits.py test_half.py
+.PHONY: test-aarch64
+test-aarch64: $(VENV)/.installed  ## Build for 64-bit Arm on x86-64 Debian, and run tests in an emulator (30 minutes)
+	tools/aarch64.sh cargo test $(CARGO_TEST) --lib $(ARM)
+	rm -rf dist/aarch64
+	VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(BIN):$$PATH" tools/aarch64.sh \
+	  maturin build --release --locked --zig --compatibility manylinux2014 $(ARM) --out dist/aarch64
+	tools/aarch64.sh python -m pytest -q -p no:cacheprovider \
+	  $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(addprefix tests/,$(ARM_TESTS)))
 
 lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check
@@ -182,6 +194,9 @@ demo-torch: $(TORCH_VENV)/.package  ## Train on real digits with PyTorch's loss 
 
 bench-linear: $(BENCH_VENV)/.package  ## Time linear_cross_entropy over its matrix products
 	$(BENCH_BIN)/python benches/linear.py $(ARGS)
+
+bench-meter: $(BENCH_VENV)/.package  ## Time CrossEntropyMeter.update over the loss alone
+	$(BENCH_BIN)/python benches/meter.py $(ARGS)
 
 bench-torch: $(TORCH_VENV)/.package  ## Time xentrs.torch against PyTorch on the CPU
 	$(TORCH_BIN)/python benches/torch_cpu.py $(ARGS)

@@ -1,9 +1,9 @@
 """A language model's held-out loss, document by document, in a plain loop.
 
-A bigram model is fitted to one part of the words of a text, and evaluated on the rest with
-`xentrs.CrossEntropyMeter`: perplexity, bits per byte, the standard error with the documents as groups,
-and how far a model with rounded logits is from the original. Each part of the documents has a meter
-of its own, as processes would; one merges them.
+A bigram model is fitted to one part of the paragraphs of a text, and evaluated on the rest with
+`xentrs.CrossEntropyMeter`: perplexity, bits per byte, the standard error with the paragraphs as
+groups, and how far a model with rounded logits is from the original. Several meters take a part of
+the paragraphs each, as processes would. One of them merges the others.
 
 ``python examples/evaluation_loop.py --help``. It needs NumPy alone.
 """
@@ -53,7 +53,7 @@ def batches(part: Tokens, size: int) -> Iterator[tuple[Tokens, Tokens]]:
 def main() -> None:
     """Evaluate, and print what came out."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    default = Path(__file__).parents[1] / "docs" / "usage.md"
+    default = Path(__file__).parents[1] / "docs" / "numerics.md"
     parser.add_argument("--text", type=Path, default=default, help="a text of paragraphs")
     parser.add_argument("--parts", type=int, default=3, help="meters that are merged")
     options = parser.parse_args()

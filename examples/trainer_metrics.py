@@ -1,10 +1,10 @@
 """Metrics of `transformers.Trainer` from a meter: no logits are stored.
 
 By default the trainer keeps the logits of the whole evaluation set until its end. With
-``batch_eval_metrics=True`` it calls ``compute_metrics`` after each batch instead, and says with the
-last one that it is the last. `MeterMetrics` adds each batch to a `xentrs.CrossEntropyMeter`, and
-returns the metrics at the end. The model is a small Llama with random weights, and the texts are made
-up, so that nothing is downloaded.
+``batch_eval_metrics=True`` it calls ``compute_metrics`` after each batch instead, and says which
+one is the last. `MeterMetrics` adds each batch to a `xentrs.CrossEntropyMeter`, and returns the
+metrics at the end. The model is a small Llama with random weights, and the texts are made up, so
+that nothing is downloaded.
 
 ``python examples/trainer_metrics.py``. It needs PyTorch, transformers and accelerate:
 ``pip install accelerate transformers``.

@@ -336,6 +336,12 @@ def test_curves(tmp_path):
         assert "</svg>" in (tmp_path / name).read_text()
 
 
+def test_meter():
+    printed = run("meter.py", "--quick", "--rows", "1000 float32")
+    (row,) = [line for line in printed.splitlines() if line.startswith("| 64 x 10 float32 |")]
+    assert len(row.split("|")) == 9
+
+
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="peak memory is read as Linux shows it"
 )

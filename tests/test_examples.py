@@ -65,6 +65,20 @@ def test_digits(tmp_path):
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
 
 
+# examples/evaluation_loop.py
+
+
+@pytest.mark.parametrize("parts", ["1", "4"])
+def test_evaluation_loop(parts):
+    printed = run(EXAMPLES / "evaluation_loop.py", "--parts", parts)
+    loss = number(r"loss +(\S+) \+-", printed)
+    assert number(r"perplexity +(\S+)", printed) == pytest.approx(np.exp(loss), rel=1e-3)
+    assert 0 < number(r"divergence +(\S+),", printed) < 1e-4
+    assert 0.9 < number(r"same top +(\S+)", printed) <= 1
+    # The meters that take the paragraphs change nothing.
+    assert printed == run(EXAMPLES / "evaluation_loop.py", "--parts", "2")
+
+
 # examples/stored_logits.py
 
 

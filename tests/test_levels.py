@@ -21,7 +21,7 @@ LEVELS = ["avx512", "avx2", "neon", "portable"]
 FUSED = ["avx512", "avx2", "neon"]  # with fused multiply-add: all bits are the same
 SIMD = xentrs.show_config(mode="dicts")["simd"]
 LAWS = ["test_laws.py", "test_edge_cases.py", "test_accuracy.py", "test_known_values.py"]
-LAWS += ["test_sparse_target.py", "test_summaries.py"]
+LAWS += ["test_sparse_target.py", "test_summaries.py", "test_meter.py"]
 
 alone = pytest.mark.skipif("XENTRS_SIMD" in os.environ, reason="XENTRS_SIMD is set from outside")
 

@@ -415,6 +415,35 @@ def test_threads_change_no_bit(count, threads, rng):
     assert filled(x, target, reference_logits=r).compute() == one
 
 
+BITS = """
+import hashlib
+import numpy as np
+import xentrs
+
+rng = np.random.default_rng(0)
+for dtype in (np.float32, np.float64):
+    for classes in (5, 300, 9000):
+        x = (rng.normal(size=(40, classes)) * 4).astype(dtype)
+        x[::3, -1] += 40
+        r = (x + rng.normal(size=x.shape) * 0.5).astype(dtype)
+        for target in (rng.integers(0, classes, 40), rng.dirichlet(np.ones(classes), 40)):
+            for smoothing in (0.0, 0.1):
+                meter = xentrs.CrossEntropyMeter(label_smoothing=smoothing, ignore_index=None)
+                state = meter.update(x, target, reference_logits=r).to_state()
+                digest = hashlib.sha256(b"".join(state[name].tobytes() for name in sorted(state)))
+                print(dtype.__name__, classes, target.ndim, smoothing, digest.hexdigest())
+"""
+
+
+def test_instruction_sets_change_no_bit(python):
+    levels = xentrs.show_config(mode="dicts")["simd"]["available"]
+    fused = [level for level in levels if level != "portable"]
+    found = {level: python(BITS, XENTRS_SIMD=level).splitlines() for level in fused}
+    for level in fused:
+        assert len(found[level]) == 24
+        assert found[level] == found[fused[0]], level
+
+
 # Calibration
 
 
@@ -670,6 +699,34 @@ def test_logits_that_are_not_finite(classes, dtype):
         assert math.isnan(both.loss) == math.isnan(loss)
         # Nothing reaches a sample beside it.
         assert both.reliability.count.sum() == 1 + number
+
+
+@every_type
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_reference_that_is_not_finite(dtype, soft):
+    nan, inf = math.nan, math.inf
+    rows = [
+        [0, 0, 0, 0],
+        [0, -inf, 1, 2],
+        [0, inf, 1, 2],
+        [0, nan, 1, 2],
+        [-inf] * 4,
+        [5, 4, 3, -inf],
+    ]
+    for classes in (4, 300):
+        padding = [-inf] * (classes - 4)
+        target = np.eye(classes)[[0]].astype(dtype) if soft else [0]
+        options = {"ignore_index": None}
+        for x, r in itertools.product(rows, rows):
+            x, r = (np.array([row + padding], dtype) for row in (x, r))
+            result = filled(x, target, options=options, reference_logits=r).compute()
+            kl = float(xentrs.kl_divergence(x, r))
+            assert result.kl == pytest.approx(kl, rel=1e-5, abs=1e-12, nan_ok=True)
+            losses = [float(xentrs.cross_entropy(a, target, ignore_index=None)) for a in (x, r)]
+            with np.errstate(all="ignore"):
+                delta = np.float64(losses[0]) - losses[1]
+            assert result.delta_loss == pytest.approx(delta, rel=1e-5, abs=1e-6, nan_ok=True)
+            assert result.same_top == float(np.argmax(x) == np.argmax(r))
 
 
 def test_infinite_losses():

@@ -70,21 +70,17 @@ class ExactSums:
         # In blocks, so that no digit overflows before it is carried.
         for start in range(0, values.size, _MOST):
             block = slice(start, start + _MOST)
-            if self._pending + block.stop - block.start > _MOST:
+            number = min(values.size - start, _MOST)
+            if self._pending + number > _MOST:
                 self._carry()
-            while True:
-                lacks = exact_add(
-                    self.digits[part],
-                    self.first,
-                    self.special[part],
-                    None if rows is None else rows[block],
-                    np.ascontiguousarray(values[block], np.float64),
-                    None if factors is None else np.ascontiguousarray(factors[block], np.float64),
-                )
-                if lacks is None:
-                    break
+            terms = (
+                None if rows is None else rows[block],
+                np.ascontiguousarray(values[block], np.float64),
+                None if factors is None else np.ascontiguousarray(factors[block], np.float64),
+            )
+            while lacks := exact_add(self.digits[part], self.first, self.special[part], *terms):
                 self._widen(*lacks)
-            self._pending += min(values.size - start, _MOST)
+            self._pending += number
 
     def merge(self, other: ExactSums, rows: _Array | None = None) -> None:
         """Add each sum of another table to the same one here, or to that of these rows.

@@ -346,7 +346,64 @@ class CrossEntropyMeter:
     bins : int, default 15
         Number of bins of equal width for the calibration error.
     per_class : bool, default False
-        Whether to keep statistics of each class.
+        Whether to keep statistics of each class. The memory then grows with the classes.
+
+    Raises
+    ------
+    TypeError
+        If an argument has a type other than above.
+    ValueError
+        If it has a value other than above.
+
+    See Also
+    --------
+    cross_entropy : the loss of one batch.
+    PartialCrossEntropy : the loss of classes that lie in slices.
+
+    Notes
+    -----
+    A sample has the weight that `update` is given for it, times that of its class. It counts unless
+    it is ignored or has a weight of 0. All means are weighted; `count` is not.
+
+    With probabilities as target, the class that accuracy, `top_k` and the statistics by class refer
+    to is that of the largest probability, the first of several.
+
+    The loss of a sample is that of `cross_entropy`, in float64 before it is rounded to the logits'
+    type. Losses, and products of losses and weights, are added in fixed-point numbers of as many
+    digits as it takes. Each mean is the sum, rounded once, over the sum of the weights, rounded
+    once. The standard error is computed from exact sums of squares.
+
+    The kernels are described in ``src/softmax/statistics.rs`` and ``src/losses/compared.rs`` of the
+    source, the sums in ``src/exact.rs``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import xentrs
+    >>> meter = xentrs.CrossEntropyMeter(top_k=(1, 2))
+    >>> batches = [
+    ...     (np.array([[2.0, 0.5, -1.0], [0.0, 3.0, 0.2]]), np.array([0, 1])),
+    ...     (np.array([[0.5, 0.1, 0.4]]), np.array([2])),
+    ... ]
+    >>> for logits, target in batches:
+    ...     _ = meter.update(logits, target)
+    >>> result = meter.compute()
+    >>> result.count
+    3
+    >>> round(result.loss, 6)
+    0.46404
+    >>> round(result.perplexity, 6)
+    1.590486
+    >>> round(result.top_k[1], 6), result.top_k[2]
+    (0.666667, 1.0)
+
+    How far is another model from this one?
+
+    >>> other = xentrs.CrossEntropyMeter(top_k=(1, 2))
+    >>> for logits, target in batches:
+    ...     _ = other.update(logits * 0.9, target, reference_logits=logits)
+    >>> round(other.compute().kl, 6)
+    0.002449
     """
 
     __module__ = "xentrs"
@@ -1079,16 +1136,15 @@ class CrossEntropyMeter:
         if not self._per_class:
             return math.nan, None
         weights, losses, hits = self._class_sums
-        classes = self._class_counts.size
-        sums = [weights.exact(c) for c in range(classes)]
-        total = sum(sums, Fraction(0))
-        shares = [_mean(w, total) for w in sums]
-        prior = math.fsum(-p * math.log(p) for p in shares if p != 0.0)
-        result = PerClass(
-            np.array([_mean(losses.exact(c), w) for c, w in enumerate(sums)], np.float64),
-            self._class_counts.copy(),
-            np.array([_mean(hits.exact(c), w) for c, w in enumerate(sums)], np.float64),
-        )
+        loss, accuracy = np.full((2, self._class_counts.size), np.nan)
+        used = np.flatnonzero(self._class_counts).tolist()
+        sums = {c: weights.exact(c) for c in used}
+        for c, w in sums.items():
+            loss[c], accuracy[c] = _mean(losses.exact(c), w), _mean(hits.exact(c), w)
+        total = sum(sums.values(), Fraction(0))
+        shares = [_mean(w, total) for w in sums.values()]
+        prior = -math.fsum(p * math.log(p) for p in shares if p > 0.0)
+        result = PerClass(loss, self._class_counts.copy(), accuracy)
         return prior if total else math.nan, result
 
 

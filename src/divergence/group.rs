@@ -8,7 +8,7 @@ use crate::simd::slices::{lanes_from, largest_lane};
 use crate::simd::{Input, Kernel, MAX_LANES, Output, Simd, Vector};
 
 use super::Divergence;
-use super::terms::{Difference, KullbackLeibler, Mixture, Terms, minus};
+use super::terms::{Difference, KullbackLeibler, Mixture, SHORT, Terms, minus};
 
 /// The exponent of the power of two that exponentials are scaled by: they underflow only where a probability does.
 const BIAS: f64 = 24.0;
@@ -399,8 +399,8 @@ impl<T: Terms> Kernel for FromExponentials<'_, '_, T> {
         }
         let mut normalised =
             s.apart(Normalise::<T> { temperature: 1.0, most: lanes, sums: scaled });
-        for i in 0..2 {
-            normalised.inverse[i] = splat::<S, T>(s, 1.0 / sums[i]).to_lanes();
+        for (inverse, sum) in normalised.inverse.iter_mut().zip(sums) {
+            *inverse = splat::<S, T>(s, 1.0 / sum).to_lanes();
         }
         let [terms, changes] = s.apart(ForwardSums { group, normalised: &normalised });
         let loss = Sum::<S, T>::from_lanes(s, terms).total();
@@ -424,29 +424,39 @@ impl<T: Terms> Kernel for ForwardSums<'_, '_, T> {
     type Output = [Lanes<T>; 2];
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> [Lanes<T>; 2] {
+        let ForwardSums { group, normalised } = self;
         let terms = KullbackLeibler::<S, T>::new(s);
-        let zero = splat::<S, T>(s, 0.0);
+        let ([x, y], next) = (group.logits, group.next);
+        let [e_x, e_y] = group.scratch.map(|scratch| scratch.as_input());
+        let lowest = splat::<S, T>(s, f64::NEG_INFINITY);
+        let p_factor = T::V::<S>::from_lanes(s, normalised.inverse[0]);
+        let q_factor = T::V::<S>::from_lanes(s, normalised.inverse[1]);
+        let difference = Difference::<S, T>::new(s, normalised.difference, group.reciprocal[0]);
+        let (zero, close) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, SHORT));
         let (mut sum, mut changes) = (Sum::<S, T>::new(s), Sum::<S, T>::new(s));
-        let (mut part, mut change_part) = (zero, zero);
-        each!(
-            s,
-            self.group,
-            self.normalised,
-            at,
-            p,
-            q,
-            d,
-            {
-                let [term, change] = terms.of(s, q, p, d);
+        for chunk in (0..x.len()).step_by(TOGETHER * T::LANES) {
+            let (mut part, mut change_part) = (zero, zero);
+            let end = x.len().min(chunk + TOGETHER * T::LANES);
+            for at in (chunk..end).step_by(T::LANES) {
+                next[0].prefetch_far(at);
+                next[1].prefetch_far(at);
+                let q = T::V::<S>::load(s, e_y, at).mul(q_factor);
+                let x = load::<S, T>(s, x, at, lowest);
+                let d = difference.of(x, load::<S, T>(s, y, at, lowest));
+                let [term, change];
+                // Most vectors have no large difference, and need fewer terms of the series.
+                if T::V::<S>::lanes(d.abs().lt(close)) == T::ALL {
+                    [term, change] = terms.of_close(s, q, d);
+                } else {
+                    let p = T::V::<S>::load(s, e_x, at).mul(p_factor);
+                    [term, change] = terms.of(s, q, p, d);
+                }
                 part = part.add(term);
                 change_part = change_part.add(change);
-            },
-            {
-                sum.add_positive(part);
-                changes.add(change_part);
-                (part, change_part) = (zero, zero);
             }
-        );
+            sum.add_positive(part);
+            changes.add(change_part);
+        }
         [sum.to_lanes(), changes.to_lanes()]
     }
 }

@@ -6,6 +6,9 @@ use crate::simd::{MAX_LANES, Simd, Vector};
 
 use super::JensenShannon;
 
+/// Below this `|d|` a term of Kullback-Leibler needs few coefficients.
+pub const SHORT: f64 = 0.25;
+
 /// The most coefficients of a series.
 pub const MOST_TERMS: usize = 14;
 
@@ -13,6 +16,8 @@ pub const MOST_TERMS: usize = 14;
 pub trait Terms: Real {
     /// How many coefficients of the exponential series are used.
     const TERMS: usize;
+    /// How many are used below [`SHORT`].
+    const SHORT_TERMS: usize;
     /// How many of the series of Jensen-Shannon.
     const MIXTURE_TERMS: usize;
     /// Below this `|d|` a term of Kullback-Leibler is a series.
@@ -29,6 +34,7 @@ pub trait Terms: Real {
 
 impl Terms for f32 {
     const TERMS: usize = 9;
+    const SHORT_TERMS: usize = 6;
     const MIXTURE_TERMS: usize = 14;
     const CLOSE: f64 = 1.0;
     const MIXTURE_CLOSE: f64 = 1.0;
@@ -41,6 +47,7 @@ impl Terms for f32 {
 
 impl Terms for f64 {
     const TERMS: usize = 14;
+    const SHORT_TERMS: usize = 11;
     const MIXTURE_TERMS: usize = 14;
     const CLOSE: f64 = 0.5;
     const MIXTURE_CLOSE: f64 = 0.25;
@@ -140,6 +147,14 @@ impl<S: Simd, T: Terms> KullbackLeibler<S, T> {
             near: T::V::<S>::splat(s, T::from_f64(T::CLOSE)),
             zero: T::V::<S>::splat(s, T::default()),
         }
+    }
+
+    /// The same as [`KullbackLeibler::of`] where all `|d|` are below [`SHORT`].
+    #[inline(always)]
+    pub fn of_close(&self, s: S, base: T::V<S>, d: T::V<S>) -> [T::V<S>; 2] {
+        let series = series::<S, T>(s, &self.coefficients[..T::SHORT_TERMS], d);
+        let beyond = d.mul(d).mul(series);
+        [base.mul(beyond), base.mul(d.add(beyond))]
     }
 
     /// A term, and `other - base`, which is exact to the last digits near `d = 0`.

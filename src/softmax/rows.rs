@@ -57,7 +57,9 @@ use crate::simd::{Function, Half, Input, Kernel, Output, Scratch, Simd, Vector, 
 use super::objective::{Factors, Objective, State};
 use super::route::Route;
 use super::sparse::{Entries, Slopes};
-use super::statistics::{Beside, FinishRow, RowStatistics, TakeStatistics, needs_others, of_nan};
+use super::statistics::{
+    Beside, FinishRow, RowStatistics, TakeStatistics, lane_sum, needs_others, of_nan,
+};
 use super::summaries::{Argmax, Largest, LogSumExp, TakePart};
 use super::{Limits, exponent, power};
 
@@ -217,7 +219,7 @@ struct RowSums<S: Simd, T: Real> {
     most: T::V<S>,
     /// How many logits exceed the pivot's, for statistics of class indices. `distance` and `coefficient` are then those
     /// of [`RowStatistics`].
-    above: u32,
+    above: T::V<S>,
 }
 
 /// The sums of a whole row.
@@ -381,6 +383,9 @@ impl<S: Simd, T: Limits, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                     if i % 2 == 0 {
                         bits.prefetch(AHEAD / 2 + i * T::LANES);
                     }
+                } else if STATISTICS {
+                    // The part is in the cache. The next one, whose largest logit is taken next:
+                    logits.prefetch_far(PART * VECTORS * T::LANES + i * T::LANES);
                 } else {
                     logits.prefetch(AHEAD / size_of::<T>() + i * T::LANES);
                 }
@@ -418,7 +423,7 @@ impl<S: Simd, T: Limits, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 }
                 sums.rest.add_positive(e);
                 if let (true, Some(beside)) = (STATISTICS, &self.beside) {
-                    beside.add(x, e, [&mut square, &mut distance], &mut sums.above);
+                    beside.add(s, x, e, [&mut square, &mut distance, &mut sums.above]);
                 }
                 if !C::HARD {
                     sums.most = x.max(sums.most);
@@ -473,8 +478,8 @@ impl<S: Simd, T: Limits, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
             let own = T::V::<S>::mask(s, own);
             sums.rest.add_positive(e.clear(s, own));
             if let (false, Some(beside)) = (C::ANY, &self.beside) {
-                let sums_of = [&mut square, &mut distance];
-                beside.add(x, e.clear(s, own), sums_of, &mut sums.above);
+                let sums_of = [&mut square, &mut distance, &mut sums.above];
+                beside.add(s, x, e.clear(s, own), sums_of);
             }
             if !C::ANY && self.fine {
                 sums.rest.add_error(error.clear(s, own));
@@ -574,13 +579,11 @@ impl<S: Simd, T: Limits, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         self.statistics = self.statistics.map(|_| RowStatistics::default());
         for start in (0..len).step_by(PART * VECTORS * T::LANES) {
             let part = start..len.min(start + PART * VECTORS * T::LANES);
-            if let Some(largest) = self.largest_logit {
+            if let (Some(beside), Some(largest)) = (&mut self.beside, self.largest_logit) {
                 let logits = self.logits.part(s, start, part.len());
                 let largest = s.apart(TakePart(largest, logits, start));
                 self.largest_logit = Some(largest);
-                if let Some(beside) = &mut self.beside {
-                    beside.refer_to(s, largest.logit);
-                }
+                beside.refer_to(s, largest.logit);
             }
             let mut emitting = pending.as_ref();
             let (sums, sum) = loop {
@@ -614,11 +617,15 @@ impl<S: Simd, T: Limits, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 rest.add_error(sums.rest.total_and_error().1);
             }
             most = sums.most;
+            if let (None, Some(largest)) = (&self.beside, self.largest_logit) {
+                let logits = self.logits.part(s, start, part.len());
+                self.largest_logit = Some(s.apart(TakePart(largest, logits, start)));
+            }
             if let (Some(mut statistics), Some(largest)) = (self.statistics, self.largest_logit) {
                 statistics.refer_to(largest.logit.to_f64(), before);
                 if self.beside.is_some() {
                     let sums_of = [sums.coefficient.total(), sums.distance.total()];
-                    statistics.add(sums_of, sums.above);
+                    statistics.add(sums_of, lane_sum::<S, T>(sums.above));
                 } else {
                     if part.contains(&self.pivot) {
                         // In none of the sums.
@@ -749,7 +756,8 @@ impl<S: Simd, T: Real> RowSums<S, T> {
     #[inline(always)]
     fn new(s: S, most: T::V<S>) -> Self {
         let [rest, distance, coefficient] = [Sum::new(s); 3];
-        RowSums { rest, distance, coefficient, most, above: 0 }
+        let above = T::V::<S>::splat(s, T::default());
+        RowSums { rest, distance, coefficient, most, above }
     }
 
     /// Adds the coefficients and distances of a chunk, each summed as a tree first.

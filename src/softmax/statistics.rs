@@ -76,7 +76,7 @@ impl RowStatistics {
     }
 
     /// Adds the sums of a part: of squares, and of distances from the largest logit so far.
-    pub fn add(&mut self, [squares, distance]: [f64; 2], above: u32) {
+    pub fn add(&mut self, [squares, distance]: [f64; 2], above: f64) {
         self.squares += squares;
         self.distance += distance;
         self.above += above as usize;
@@ -97,6 +97,12 @@ fn shrink<T: Limits>() -> f64 {
     power(-T::ROW_LARGEST / 2)
 }
 
+/// The sum of the lanes, which are whole numbers.
+#[inline(always)]
+pub(super) fn lane_sum<S: Simd, T: Real>(x: T::V<S>) -> f64 {
+    x.to_lanes().as_ref().iter().map(|x| x.to_f64()).sum()
+}
+
 /// What the sums beside the exponentials need.
 pub(super) struct Beside<S: Simd, T: Real> {
     /// The pivot's logit.
@@ -106,6 +112,7 @@ pub(super) struct Beside<S: Simd, T: Real> {
     /// Logits below this have no exponential above 0.
     floor: T::V<S>,
     shrink: T::V<S>,
+    one: T::V<S>,
 }
 
 impl<S: Simd, T: Limits> Beside<S, T> {
@@ -113,7 +120,8 @@ impl<S: Simd, T: Limits> Beside<S, T> {
     pub fn new(s: S, own: T) -> Self {
         let (own, zero) = (T::V::<S>::splat(s, own), T::V::<S>::splat(s, T::default()));
         let shrink = T::V::<S>::splat(s, T::from_f64(shrink::<T>()));
-        Beside { own, most: zero, floor: zero, shrink }
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        Beside { own, most: zero, floor: zero, shrink, one }
     }
 
     /// Makes a logit the largest so far.
@@ -125,21 +133,16 @@ impl<S: Simd, T: Limits> Beside<S, T> {
         self.floor = self.most.sub(T::V::<S>::splat(s, T::from_f64(1e6)));
     }
 
-    /// Adds a vector of logits and their exponentials to the sums of squares and of distances.
+    /// Adds a vector of logits and their exponentials to the sums of squares and of distances, and to the number of
+    /// logits above the pivot's.
     #[inline(always)]
-    pub fn add(
-        &self,
-        x: T::V<S>,
-        e: T::V<S>,
-        [square, distance]: [&mut T::V<S>; 2],
-        above: &mut u32,
-    ) {
+    pub fn add(&self, s: S, x: T::V<S>, e: T::V<S>, [square, distance, above]: [&mut T::V<S>; 3]) {
         // 0 log 0 = 0
         let below = self.most.sub(x.max(self.floor));
         *distance = e.mul_add(below, *distance);
         let small = e.mul(self.shrink);
         *square = small.mul_add(small, *square);
-        *above += T::V::<S>::lanes(self.own.lt(x)).count_ones();
+        *above = above.add(self.one.keep(s, self.own.lt(x)));
     }
 }
 
@@ -167,7 +170,7 @@ impl<T: Limits> Kernel for TakeStatistics<'_, T> {
         let (most, own) = (T::V::<S>::splat(s, most), T::V::<S>::splat(s, own));
         let shrink = T::V::<S>::splat(s, splat(shrink::<T>()));
         let (mut squares, mut distances) = (Sum::<S, T>::new(s), Sum::<S, T>::new(s));
-        let mut above = 0;
+        let (mut above, one) = (zero, T::V::<S>::splat(s, splat(1.0)));
         for chunk in (0..logits.len()).step_by(TOGETHER * T::LANES) {
             let (mut square, mut distance) = (zero, zero);
             let end = logits.len().min(chunk + TOGETHER * T::LANES);
@@ -187,14 +190,12 @@ impl<T: Limits> Kernel for TakeStatistics<'_, T> {
                 // 0 log 0 = 0
                 let below = most.sub(x).clear(s, e.eq(zero));
                 distance = e.mul_add(below, distance);
-                above += T::V::<S>::lanes(own.lt(x)).count_ones();
+                above = above.add(one.keep(s, own.lt(x)));
             }
             squares.add_positive(square);
             distances.add_positive(distance);
         }
-        statistics.squares += squares.total();
-        statistics.distance += distances.total();
-        statistics.above += above as usize;
+        statistics.add([squares.total(), distances.total()], lane_sum::<S, T>(above));
         statistics
     }
 }

@@ -1,5 +1,6 @@
 """The example runs, and its loss curves agree; so do the answers in the GPU's benchmark."""
 
+import math
 import os
 import subprocess
 import sys
@@ -39,6 +40,17 @@ def test_trainers():
     for name in ("transformers.Trainer", "lightning.Trainer"):
         (line,) = [line for line in printed.splitlines() if line.startswith(f"{name}: the losses")]
         assert float(line.split("differ by ")[1].split(",")[0]) < 1e-5
+
+
+def test_metrics_of_the_trainer():
+    for name in ("accelerate", "transformers"):
+        pytest.importorskip(name, reason=f"{name} is not installed: the group trainers has it")
+    printed = run("examples/trainer_metrics.py")
+    found = {line.split()[0]: float(line.split()[1]) for line in printed.splitlines()}
+    # The trainer's own loss is the mean of the batches' means, whose texts have the same length.
+    assert found["eval_nll"] == pytest.approx(found["eval_loss"], rel=1e-4)
+    assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_nll"]), rel=1e-4)
+    assert 0 <= found["eval_accuracy"] <= found["eval_top_5"] <= 1
 
 
 def test_benchmark_on_the_cpu():

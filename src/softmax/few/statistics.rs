@@ -99,12 +99,12 @@ impl<T: Limits> StatisticsBlock<'_, T> {
             }};
         }
         let (mut wholes, mut inverses) = ([splat::<S, f64>(s, f64::NAN); 2], [zero_f64; 2]);
-        #[allow(clippy::needless_range_loop, reason = "one place of two arrays")]
-        for part in 0..T::WIDE {
-            let whole = sum!(part, others).add(largest.wide(part));
+        let parts = wholes.iter_mut().zip(&mut inverses).enumerate().take(T::WIDE);
+        for (part, (whole, inverse)) in parts {
+            let sum = sum!(part, others).add(largest.wide(part));
             let no_number = S::V64::mask(s, no_number >> (8 * part) & 0xFF);
-            wholes[part] = S::V64::select(no_number, wholes[part], whole);
-            inverses[part] = splat::<S, f64>(s, 1.0).div(wholes[part]);
+            *whole = S::V64::select(no_number, *whole, sum);
+            *inverse = splat::<S, f64>(s, 1.0).div(*whole);
         }
         let mut soft_brier = Sum::<S, T>::new(s);
         if soft {
@@ -117,8 +117,8 @@ impl<T: Limits> StatisticsBlock<'_, T> {
             }
         }
         let (first, n) = block.samples(group);
-        for part in 0..T::WIDE {
-            let (whole, largest) = (wholes[part], largest.wide(part));
+        for (part, whole) in wholes.into_iter().enumerate().take(T::WIDE) {
+            let largest = largest.wide(part);
             let share = sum!(part, rest).div(whole);
             let square = squares.wide(part).div(whole).div(whole);
             let brier = match soft {
