@@ -719,7 +719,7 @@ def test_wrong_states(here, run, evaluated):
     pickled_member()
     messages = {
         "b.npz": "does not go with a.npz: bins",
-        "cut.npz": "is truncated or damaged",
+        "cut.npz": "cannot be read, damaged?",
         "text.npz": "is no state",
         "empty.npz": "is empty",
         "other.npz": "is no state",
