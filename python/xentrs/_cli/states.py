@@ -42,8 +42,6 @@ def write_whole(file: str, write: Callable[[IO[bytes]], None]) -> None:
         try:
             with open(temporary, "xb") as opened:
                 write(opened)
-                opened.flush()
-                os.fsync(opened.fileno())
             os.replace(temporary, file)
         except BaseException:
             with contextlib.suppress(OSError):
