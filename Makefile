@@ -53,8 +53,8 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .PHONY: demo-pipelines gallery test-pipelines demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+( [a-z-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
-	  | sed -E 's/^([a-z-]+).*## /  make \1\t/' | expand -t 27
+	@grep -hE '^[a-z0-9-]+( [a-z0-9-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
+	  | sed -E 's/^([a-z0-9-]+).*## /  make \1\t/' | expand -t 27
 
 demo: $(VENV)/.package  ## Train on real digits, compare with scikit-learn and NumPy, draw the loss curve
 	$(BIN)/python examples/digits.py $(ARGS)
