@@ -53,8 +53,8 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .PHONY: demo-pipelines gallery test-pipelines demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+( [a-z-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
-	  | sed -E 's/^([a-z-]+).*## /  make \1\t/' | expand -t 27
+	@grep -hE '^[a-z0-9-]+( [a-z0-9-]+)*:.*## ' $(firstword $(MAKEFILE_LIST)) \
+	  | sed -E 's/^([a-z0-9-]+).*## /  make \1\t/' | expand -t 27
 
 demo: $(VENV)/.package  ## Train on real digits, compare with scikit-learn and NumPy, draw the loss curve
 	$(BIN)/python examples/digits.py $(ARGS)
@@ -97,6 +97,18 @@ test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an envi
 
 test-pipelines: $(PIPELINES_VENV)/.package  ## Run the tests with the libraries of data pipelines: boosted trees, tables
 	$(PIPELINES_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(WORKERS) tests/pipelines tests/test_readme.py tests/test_guide.py)
+
+# Every law and recorded bit, and what the public functions give, at the level of Arm processors. Half an hour.
+ARM := --target aarch64-unknown-linux-gnu
+ARM_TESTS := test_known_values.py test_laws.py test_layouts.py test_recorded_bits.py test_half.py
+.PHONY: test-aarch64
+test-aarch64: $(VENV)/.installed  ## Build for 64-bit Arm on x86-64 Debian, and run tests in an emulator (30 minutes)
+	tools/aarch64.sh cargo test $(CARGO_TEST) --lib $(ARM)
+	rm -rf dist/aarch64
+	VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(BIN):$$PATH" tools/aarch64.sh \
+	  maturin build --release --locked --zig --compatibility manylinux2014 $(ARM) --out dist/aarch64
+	tools/aarch64.sh python -m pytest -q -p no:cacheprovider \
+	  $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(addprefix tests/,$(ARM_TESTS)))
 
 lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check

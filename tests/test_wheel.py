@@ -5,6 +5,7 @@
 
 import email.message
 import email.parser
+import io
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 ROOT = Path(__file__).parents[1]
 
@@ -142,6 +144,23 @@ def test_contents_of_the_wheel(wheel):
     for licence in ("LICENSE-MIT", "LICENSE-APACHE"):
         text = member(wheel, rf"[^/]+\.dist-info/licenses/{licence}")
         assert text == (ROOT / licence).read_text()
+
+
+def test_every_function_is_in_the_oldest_glibc(wheel):
+    """A function that glibc 2.17 lacks has no version, and would fail as the module is loaded."""
+    with zipfile.ZipFile(wheel) as archive:
+        module = ELFFile(io.BytesIO(archive.read("xentrs/_xentrs.abi3.so")))
+    symbols = module.get_section_by_name(".dynsym")
+    versions = module.get_section_by_name(".gnu.version")
+    unversioned = {
+        symbol.name
+        for i, symbol in enumerate(symbols.iter_symbols())
+        if symbol["st_shndx"] == "SHN_UNDEF"
+        and symbol["st_info"]["bind"] == "STB_GLOBAL"
+        and versions.get_symbol(i)["ndx"] in ("VER_NDX_LOCAL", "VER_NDX_GLOBAL")
+    }
+    assert any(name.startswith("Py") for name in unversioned)
+    assert not {name for name in unversioned if not name.startswith(("Py", "_Py"))}
 
 
 def test_no_path_of_the_building_machine(wheel):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,33 +60,24 @@ def fit_temperature(logits: Array, target: Targets) -> float:
     return math.exp(found.x[0])
 
 
-def reliability(logits: Array, target: Targets, temperature: float) -> tuple[Array, Array, Array]:
-    """Return confidence, accuracy and share of the samples of each bin that has any."""
-    probabilities = xentrs.softmax(logits, temperature=temperature)
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == target
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    count = np.bincount(bins, minlength=BINS)
-    used = count > 0
-    mean = [np.bincount(bins, x, BINS)[used] / count[used] for x in (confidence, right)]
-    return mean[0], mean[1], count[used] / len(target)
+def judge(logits: Array, target: Targets, temperature: float) -> Any:
+    """Return loss, calibration error and reliability at a temperature."""
+    meter = xentrs.CrossEntropyMeter(bins=BINS)
+    meter.update(logits / temperature, target)
+    return meter.compute()
 
 
-def calibration_error(logits: Array, target: Targets, temperature: float) -> float:
-    """Return the mean distance of confidence and accuracy over the bins."""
-    confidence, accuracy, share = reliability(logits, target, temperature)
-    return float((share * np.abs(confidence - accuracy)).sum())
-
-
-def draw(logits: Array, target: Targets, temperature: float, file: Path) -> None:
+def draw(results: dict[str, Any], file: Path) -> None:
     import drawing
 
     figure, axes = drawing.figure(4.2, 3.6)
     axes.plot([0, 1], [0, 1], ":", color=drawing.GREY, label="perfectly calibrated")
-    for value, name in ((1.0, "as trained"), (temperature, "with the fitted temperature")):
-        confidence, accuracy, share = reliability(logits, target, value)
-        (line,) = axes.plot(confidence, accuracy, "-", label=name)
-        axes.scatter(confidence, accuracy, 10 + 300 * share, color=line.get_color(), alpha=0.6)
+    for name, result in results.items():
+        bins = result.reliability
+        used = bins.count > 0
+        (line,) = axes.plot(bins.confidence[used], bins.accuracy[used], "-", label=name)
+        size = 10 + 300 * bins.count / result.count
+        axes.scatter(bins.confidence, bins.accuracy, size, color=line.get_color(), alpha=0.6)
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.05), ylim=(0, 1.05))
     axes.legend()
     drawing.save(figure, file)
@@ -108,15 +100,17 @@ def main(arguments: list[str] | None = None) -> None:
     )
     temperature = fit_temperature(fit, fit_target)
 
-    accuracy = float((test.argmax(axis=1) == test_target).mean())
+    results = {
+        "as trained": judge(test, test_target, 1.0),
+        "calibrated": judge(test, test_target, temperature),
+    }
+    accuracy = results["as trained"].accuracy
     print(f"{len(train_target)} images to train on, {len(fit)} to fit the temperature on,")
     print(f"{len(test)} to judge both by: accuracy {accuracy:.3f} with any temperature\n")
     print("               temperature   loss (nats)   calibration error")
-    for name, value in (("as trained", 1.0), ("calibrated", temperature)):
-        loss = xentrs.cross_entropy(test, test_target, temperature=value)
-        error = calibration_error(test, test_target, value)
-        print(f"{name:12}   {value:11.3f}   {loss:11.4f}   {error:17.4f}")
-    draw(test, test_target, temperature, options.picture)
+    for (name, result), value in zip(results.items(), (1.0, temperature), strict=True):
+        print(f"{name:12}   {value:11.3f}   {result.loss:11.4f}   {result.calibration_error:17.4f}")
+    draw(results, options.picture)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xentrs import _arrays
 from xentrs._exact import ExactSums
+from xentrs._foreign import refuse_foreign
 from xentrs._losses._types import Ignored, Reduction
 from xentrs._meter import _ROW, CrossEntropyMeter
 from xentrs._partial import PartialCrossEntropy, _checked
@@ -110,13 +111,9 @@ def cross_entropy(
         denominator=denominator,
         base=base,
     )
-    weight = None if weight is None else np.asarray(weight)
-    own: dict[str, Any] = {
-        "weight": weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-    }
     call = _Call(logits, target, axis, sample_weight=sample_weight)
+    own = {name: options[name] for name in ("ignore_index", "label_smoothing")}
+    own["weight"] = call.class_weight(weight)
     if call.is_soft:
         if reduction == "none":
             raise TypeError(
@@ -152,7 +149,7 @@ def evaluate(
     bins: SupportsIndex = 15,
     per_class: bool = False,
 ) -> Any:
-    """Evaluate a Dask array of logits by a `CrossEntropyMeter`, lazily.
+    """Evaluate a Dask array of logits by a `xentrs.CrossEntropyMeter`, lazily.
 
     Parameters
     ----------
@@ -197,15 +194,6 @@ def evaluate(
     or rechunk it to chunks of samples.
     """
     _require_dask()
-    meter = CrossEntropyMeter(
-        axis=axis,
-        weight=None if weight is None else np.asarray(weight),
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        top_k=top_k,
-        bins=bins,
-        per_class=per_class,
-    )
     call = _Call(
         logits,
         target,
@@ -213,6 +201,15 @@ def evaluate(
         sample_weight=sample_weight,
         group=group,
         reference_logits=reference_logits,
+    )
+    meter = CrossEntropyMeter(
+        axis=axis,
+        weight=call.class_weight(weight),
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        top_k=top_k,
+        bins=bins,
+        per_class=per_class,
     )
     return _evaluated(call, meter)
 
@@ -232,6 +229,19 @@ class _Call:
             if value is not None:
                 self.arrays[name] = self._beside(name, _lazy(name, value))
         self.is_soft: bool = self.arrays["target"].ndim == x.ndim
+
+    def class_weight(self, weight: Any) -> _Array | None:
+        """Return the weights of the classes, or refuse their shape."""
+        if weight is None:
+            return None
+        w = _arrays._real_array("weight", weight)
+        classes = self.logits.shape[self.axis]
+        if w.shape != (classes,) and not math.isnan(classes):
+            raise ValueError(
+                f"weight has shape {w.shape}, but must have shape ({classes},): logits have shape "
+                f"{self.logits.shape} with the classes on axis {self.axis}"
+            )
+        return w
 
     def partials(self, options: dict[str, Any]) -> list[Any]:
         """Return a Delayed of the PartialCrossEntropy of each chunk of samples."""
@@ -556,6 +566,11 @@ def _lazy(name: str, value: Any) -> Any:
     """Return an argument as a Dask array."""
     import dask.array as da
 
-    if isinstance(value, da.Array) or hasattr(value, "to_dask_array"):
-        return da.asarray(value)
+    data = getattr(value, "data", None)  # of xarray
+    for array in (value, data):
+        if isinstance(array, da.Array):
+            return array
+    if hasattr(value, "to_dask_array"):
+        return value.to_dask_array()
+    refuse_foreign(name, value)
     return da.from_array(_arrays._view(name, value))

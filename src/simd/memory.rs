@@ -48,7 +48,24 @@ fn ask<const HOW: i32, T>(place: *const T) {
     unsafe {
         std::arch::x86_64::_mm_prefetch::<HOW>(place.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    // The intrinsic is not stable.
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::asm;
+        match HOW {
+            NEAR => {
+                asm!("prfm pldl1keep, [{}]", in(reg) place, options(nostack, readonly, preserves_flags))
+            }
+            FAR => {
+                asm!("prfm pldl2keep, [{}]", in(reg) place, options(nostack, readonly, preserves_flags))
+            }
+            _ => {
+                asm!("prfm pstl1keep, [{}]", in(reg) place, options(nostack, readonly, preserves_flags))
+            }
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = place;
 }
 

@@ -1,7 +1,7 @@
 //! Vectors of one shape at every level. A level is an instruction set.
 //!
 //! A vector holds 512 bits of numbers at *every* level: sixteen `f32` or eight `f64`, in one
-//! register (AVX-512), two (AVX2) or an array (portable). A kernel is written once against
+//! register (AVX-512), two (AVX2), four (NEON) or an array (portable). A kernel is written once against
 //! [`Vector`]. So lanes, block boundaries and the order of additions are the same at every level. The bits of
 //! the results are too, among the levels with fused multiply-add.
 //!
@@ -14,6 +14,8 @@
 
 mod half;
 mod memory;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 pub mod slices;
 
@@ -320,6 +322,8 @@ enum Isa {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     Portable,
 }
 
@@ -346,6 +350,10 @@ impl Level {
                 levels.push(Level(Isa::Avx2));
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if cfg!(not(xentrs_without = "neon")) && neon::Neon::detect().is_some() {
+            levels.push(Level(Isa::Neon));
+        }
         if cfg!(not(xentrs_without = "portable")) {
             levels.push(Level(Isa::Portable));
         }
@@ -359,6 +367,8 @@ impl Level {
             Isa::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
             Isa::Portable => "portable",
         }
     }
@@ -391,11 +401,15 @@ pub fn enter<K: Kernel>(level: Level, kernel: K) -> K::Output {
         #[cfg(all(target_arch = "x86_64", not(xentrs_without = "avx2")))]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { avx2::with_features(kernel) },
+        #[cfg(all(target_arch = "aarch64", not(xentrs_without = "neon")))]
+        // SAFETY: as above.
+        Isa::Neon => unsafe { neon::with_features(kernel) },
         #[cfg(not(xentrs_without = "portable"))]
         Isa::Portable => portable::Portable.apart(kernel),
         #[cfg(any(
             xentrs_without = "avx512",
             xentrs_without = "avx2",
+            xentrs_without = "neon",
             xentrs_without = "portable"
         ))]
         #[allow(unreachable_patterns, reason = "levels of another architecture")]

@@ -37,7 +37,9 @@ GROUP = np.arange(N)[:, None] // 4 + np.zeros((N, S), int)
 WEIGHT = RNG.uniform(0, 2, (N, S))
 BYTES = RNG.integers(1, 9, (N, S))
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+# On a machine of many cores each thread would take address space, which a test limits.
+ENVIRONMENT = os.environ | {"XENTRS_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
+ENVIRONMENT |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 COMMAND = [sys.executable, "-m", "xentrs"]
 
 
@@ -544,7 +546,12 @@ ERRORS = {
         "never loaded",
     ),
     "integers": (lambda: np.save("i.npy", X.astype(int)), "i.npy", "t.npy", "dtype int64"),
-    "uint16": (lambda: np.save("i.npy", X.astype(np.uint16)), "i.npy", "t.npy", "uint16.*bfloat16"),
+    "uint16": (
+        lambda: np.save("i.npy", X.astype(np.uint16)),
+        "i.npy",
+        "t.npy",
+        r"uint16.*\.view\(ml_dtypes\.bfloat16\)",
+    ),
     "complex": (lambda: np.save("i.npy", X.astype(complex)), "i.npy", "t.npy", "complex128"),
     "words": (lambda: np.save("i.npy", T.astype(str)), "x.npy", "i.npy", "dtype <U"),
     "no axis": (lambda: np.save("i.npy", X[0, 0, 0]), "i.npy", "t.npy", r"shape \(\)"),
@@ -712,7 +719,7 @@ def test_wrong_states(here, run, evaluated):
     pickled_member()
     messages = {
         "b.npz": "does not go with a.npz: bins",
-        "cut.npz": "is truncated or damaged",
+        "cut.npz": "cannot be read, damaged?",
         "text.npz": "is no state",
         "empty.npz": "is empty",
         "other.npz": "is no state",
@@ -792,7 +799,8 @@ def test_a_file_four_times_the_limit_of_the_address_space(here):
 
 
 def interrupted(arguments, seconds):
-    """Start the command, send Ctrl-C after some time, and return how it ended and how soon."""
+    """Send Ctrl-C some seconds after the command opened its first file; return how it ended."""
+    file = os.path.realpath(arguments[1].partition(":")[0])
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         env=ENVIRONMENT,
@@ -800,6 +808,15 @@ def interrupted(arguments, seconds):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+    def has_opened():
+        try:
+            return file in map(os.readlink, Path(f"/proc/{process.pid}/fd").iterdir())
+        except OSError:  # closed, while we look
+            return False
+
+    while process.poll() is None and not has_opened():
+        time.sleep(0.02)
     time.sleep(seconds)
     assert process.poll() is None, "it ended before: the file is too small"
     sent = time.perf_counter()
@@ -826,7 +843,7 @@ def test_interrupt(here):
         "--png",
         "p.png",
     ]
-    status, out, err, seconds = interrupted(arguments, 3)
+    status, out, err, seconds = interrupted(arguments, 1)
     assert (status, out) == (130, "")
     assert seconds < 1
     with np.load("s.npz", allow_pickle=False) as state:
@@ -835,22 +852,22 @@ def test_interrupt(here):
     assert found.loss == pytest.approx(np.log(classes), rel=1e-12)
     assert err == f"xentrs: interrupted after {found.count} samples, whose state is in s.npz\n"
     assert sorted(os.listdir()) == ["big.safetensors", "flat.npy", "s.npz", "t.npy", "x.npy"]
-    assert interrupted(arguments[:4], 1)[:2] == (130, "")
+    assert interrupted(arguments[:4], 0.3)[:2] == (130, "")
 
 
 def test_interrupt_while_decompressing(here):
     """Reading takes the time here, and ends at once too."""
     with (
-        zipfile.ZipFile("big.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile("big.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open("x.npy", "w", force_zip64=True) as member,
     ):
-        head = {"descr": "<f4", "fortran_order": False, "shape": (1_000_000, 256)}
+        head = {"descr": "<f4", "fortran_order": False, "shape": (500_000, 256)}
         np.lib.format.write_array_header_1_0(member, head)
         zeros = bytes(64 << 20)
-        for _ in range(1_000_000 * 1024 // len(zeros) + 1):
+        for _ in range(500_000 * 1024 // len(zeros) + 1):
             member.write(zeros)
-    np.save("t.npy", np.zeros(1_000_000, int))
-    status, out, _, seconds = interrupted(["eval", "big.npz:x", "-t", "t.npy"], 1.5)
+    np.save("t.npy", np.zeros(500_000, int))
+    status, out, _, seconds = interrupted(["eval", "big.npz:x", "-t", "t.npy"], 0.3)
     assert (status, out) == (130, "")
     assert seconds < 1
 

@@ -223,6 +223,11 @@ WRONG = {
         r"sample_weight has shape \(5,\)",
     ),
     "smoothing": (lambda x, t: (x, t, {"label_smoothing": 2}), ValueError, "label_smoothing"),
+    "class weights": (
+        lambda x, t: (x, t, {"weight": W[:5]}),
+        ValueError,
+        r"weight has shape \(5,\)",
+    ),
 }
 
 

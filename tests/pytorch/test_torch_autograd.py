@@ -417,6 +417,24 @@ def test_forward_mode(x, y):
         torch.func.jacfwd(lambda s: cross_entropy(x, y, sample_weight=s))(s)
 
 
+def test_compiled_forward_mode(x, y, w):
+    torch._dynamo.reset()
+    q = torch.rand_like(x)
+    for f in (
+        lambda x: cross_entropy(x * 2, y, label_smoothing=0.1),
+        lambda x: bce(x * 2, q),
+        lambda x: linear(x * 2, w.t(), y.clamp(max=2), reduction="sum"),
+        lambda x: xentrs.torch.softmax_entropy(x * 2),
+    ):
+        for transform in (
+            lambda f: lambda x: torch.func.jvp(f, (x,), (x.cos(),)),
+            torch.func.hessian,
+        ):
+            run = transform(f)
+            compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+            torch.testing.assert_close(compiled(x), run(x))
+
+
 LINEAR_TRANSFORMS = {
     "jvp": lambda f, given: torch.func.jvp(f, given, tuple(t.cos() for t in given)),
     "jacfwd": lambda f, given: torch.func.jacfwd(f, (0, 1, 2))(*given),

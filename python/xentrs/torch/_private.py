@@ -85,9 +85,25 @@ def is_observed() -> bool:
     )
 
 
+def unpack_dual(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return a tensor and its tangent, None if there is none.
+
+    There is one level at most, number 0. While `torch.compile` traces, PyTorch enters it without
+    saying so in `_current_level`, which the public functions look at.
+    """
+    primal, tangent = forward_ad.unpack_dual(tensor, level=0)
+    return primal, tangent
+
+
+def make_dual(tensor: Tensor, tangent: Tensor) -> Tensor:
+    """Return a tensor with a tangent, inside of a level."""
+    dual: Tensor = forward_ad.make_dual(tensor, tangent, level=0)
+    return dual
+
+
 def has_tangent(tensor: Tensor) -> bool:
     """Whether a forward-mode derivative with respect to a tensor is wanted."""
-    return forward_ad.unpack_dual(tensor).tangent is not None
+    return unpack_dual(tensor)[1] is not None
 
 
 def is_forward_mode() -> bool:

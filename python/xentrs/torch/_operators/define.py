@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from xentrs.torch import _private
 from xentrs.torch._operators.gradients import is_deferred
@@ -66,7 +65,7 @@ def define(
         arguments, grads = recall(ctx)
         for i in range(differentiated):
             if arguments[i] is not None:
-                arguments[i] = forward_ad.unpack_dual(arguments[i]).primal
+                arguments[i], _ = _private.unpack_dual(arguments[i])
         return jvp(arguments, grads, tangents[:differentiated])
 
     _LIBRARY.impl(name, forward, "CompositeExplicitAutograd")
@@ -88,16 +87,12 @@ def _any(with_grad: bool | list[bool]) -> bool:
     return any(with_grad) if isinstance(with_grad, list | tuple) else with_grad
 
 
-def _has_tangent(value: Any) -> bool:
-    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
-
-
 def _check_forward_mode(name: str, args: tuple[Any, ...], differentiated: int) -> bool:
     """Return whether forward-mode derivatives are wanted; refuse those that there are not.
 
     There are those in the first `differentiated` arguments.
     """
-    tangents = [_has_tangent(a) for a in args]
+    tangents = [isinstance(a, Tensor) and _private.has_tangent(a) for a in args]
     if any(tangents) and not differentiated:
         raise NotImplementedError(
             f"xentrs.torch.{name} has no forward-mode derivative (jvp, jacfwd, hessian): "

@@ -17,7 +17,6 @@ from weakref import ref
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import SHARED, Options, check_loss_dtype, flat, unflat
@@ -26,7 +25,14 @@ from xentrs.torch._mode import is_eager, is_plain, is_traced, wants_gradient
 from xentrs.torch._operators import distributed, gradients
 from xentrs.torch._operators.define import define
 from xentrs.torch._operators.gradients import is_deferred, is_unscaled
-from xentrs.torch._private import SingleLevelFunction, is_batched, is_graph_retained, is_view
+from xentrs.torch._private import (
+    SingleLevelFunction,
+    is_batched,
+    is_graph_retained,
+    is_view,
+    make_dual,
+    unpack_dual,
+)
 
 # (call, options, with_grad, inplace) -> the loss, in the accumulator's dtype, and the gradient
 Evaluate: TypeAlias = Callable[[Any, Options, bool, bool], tuple[Tensor, Tensor | None]]
@@ -330,7 +336,7 @@ def products_of(gradient: Callable[[Any, Options], Tensor]) -> Products:
     def forward(call: Any, options: Options, direction: Tensor) -> Tensor:
         # Already at the level of a transform, where no other may be entered.
         weighted, x, v = parts(call, options, direction)
-        result = forward_ad.unpack_dual(weighted(forward_ad.make_dual(x, v))).tangent
+        _, result = unpack_dual(weighted(make_dual(x, v)))
         result = torch.zeros_like(x) if result is None else result
         return result.to(call.input.dtype)
 
