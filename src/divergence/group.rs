@@ -426,7 +426,7 @@ impl<T: Terms> Kernel for ForwardSums<'_, '_, T> {
     fn eval<S: Simd>(self, s: S) -> [Lanes<T>; 2] {
         let ForwardSums { group, normalised } = self;
         let terms = KullbackLeibler::<S, T>::new(s);
-        let ([x, y], next) = (group.logits, group.next);
+        let [x, y] = group.logits;
         let [e_x, e_y] = group.scratch.map(|scratch| scratch.as_input());
         let lowest = splat::<S, T>(s, f64::NEG_INFINITY);
         let p_factor = T::V::<S>::from_lanes(s, normalised.inverse[0]);
@@ -438,8 +438,6 @@ impl<T: Terms> Kernel for ForwardSums<'_, '_, T> {
             let (mut part, mut change_part) = (zero, zero);
             let end = x.len().min(chunk + TOGETHER * T::LANES);
             for at in (chunk..end).step_by(T::LANES) {
-                next[0].prefetch_far(at);
-                next[1].prefetch_far(at);
                 let q = T::V::<S>::load(s, e_y, at).mul(q_factor);
                 let x = load::<S, T>(s, x, at, lowest);
                 let d = difference.of(x, load::<S, T>(s, y, at, lowest));

@@ -179,12 +179,7 @@ pub fn run<T: Terms>(batch: &Batch<'_, T>, divergence: Divergence) -> Result<f64
 
 /// `KL(teacher, model)` of one sample of many classes whose exponentials are kept, of model and teacher. `None` where
 /// [`run`] has to compute it.
-/// `next` are the logits of the sample after it, which are prefetched.
-pub fn of_exponentials<T: Terms>(
-    logits: [Input<'_, T>; 2],
-    next: [Input<'_, T>; 2],
-    kept: [Kept<'_, T>; 2],
-) -> Option<f64> {
+pub fn of_exponentials<T: Terms>(logits: [Input<'_, T>; 2], kept: [Kept<'_, T>; 2]) -> Option<f64> {
     let unit = kept.map(|kept| {
         let unit = kept.unit.as_input();
         [unit.get(0), unit.get(1), unit.get(2)]
@@ -194,7 +189,7 @@ pub fn of_exponentials<T: Terms>(
     }
     let group = Group {
         logits,
-        next,
+        next: logits,
         scratch: kept.map(|kept| kept.exponentials),
         lanes: false,
         single: false,

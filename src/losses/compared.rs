@@ -68,7 +68,6 @@ impl<T: Limits + Terms> ComparedRows<'_, T> {
         };
         let sample = batch.first_sample + row;
         let logits = [batch.values, reference].map(|x| x.part(row * classes, classes));
-        let next = [batch.values, reference].map(|x| x.part((row + 1) * classes, 0));
         let [unit, reference_unit] = units.each_mut().map(|unit| Output::from_slice(unit));
         let kept = [(scratch[0], unit), (scratch[1], reference_unit)]
             .map(|(exponentials, unit)| Kept { exponentials, unit });
@@ -78,7 +77,7 @@ impl<T: Limits + Terms> ComparedRows<'_, T> {
             // Of one sample on this thread, whose options have been checked.
             cross_entropy(&one).expect("the level is known");
         }
-        let loss = divergence::of_exponentials(logits, next, kept).unwrap_or_else(|| {
+        let loss = divergence::of_exponentials(logits, kept).unwrap_or_else(|| {
             let mut loss = [0.0];
             let teacher = Target::Probabilities(logits[1]);
             let mut one = Batch::of_rows(logits[0], classes, teacher);
