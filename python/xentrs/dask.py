@@ -149,7 +149,7 @@ def evaluate(
     bins: SupportsIndex = 15,
     per_class: bool = False,
 ) -> Any:
-    """Evaluate a Dask array of logits by a `CrossEntropyMeter`, lazily.
+    """Evaluate a Dask array of logits by a `xentrs.CrossEntropyMeter`, lazily.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:500] if lines else type(error).__name__
 
 
 @contextmanager
@@ -35,3 +35,18 @@ def errors_of(file: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(file, reason(error)) from error
+
+
+@contextmanager
+def decoding(file: str) -> Iterator[None]:
+    """Turn whatever a library says of a damaged file into an error that names the file."""
+    try:
+        yield
+    except (InputError, MissingLibrary):
+        raise
+    except MemoryError as error:
+        message = "cannot be read within the memory that there is"
+        raise InputError(file, f"{message}: {reason(error)}") from error
+    except Exception as error:  # zlib, zipfile and Arrow have many, UnicodeDecodeError among them
+        what = "" if isinstance(error, OSError) and error.strerror else "cannot be read, damaged? "
+        raise InputError(file, f"{what}{reason(error)}") from error

@@ -284,10 +284,12 @@ def _check_logits(source: Source) -> None:
     if not source.shape:
         raise InputError(source.file, "has shape (), but logits need a class axis, the last one")
     if not _is_float_type(source.dtype):
-        raise InputError(
-            source.file,
-            f"has dtype {source.dtype}, but logits must be float16, bfloat16, float32 or float64",
+        message = (
+            f"has dtype {source.dtype}, but logits must be float16, bfloat16, float32 or float64"
         )
+        if source.dtype == np.uint16:
+            message += "; if these are the bits of bfloat16, save x.view(ml_dtypes.bfloat16)"
+        raise InputError(source.file, message)
     if source.shape[-1] == 0:
         raise InputError(source.file, f"has shape {source.shape}: there are no classes")
 

@@ -64,6 +64,10 @@ def _losses(axes: Any, result: MeterResult) -> None:
     # Equal shares of the samples, of which each has the loss of its quantile.
     losses = result.quantile((np.arange(2000) + 0.5) / 2000)
     shown = losses[np.isfinite(losses)]
+    # Quantiles are rounded to steps of 1/64 or finer: equal ones are spread over their step.
+    _, step, count = np.unique(shown, return_inverse=True, return_counts=True)
+    rank = np.arange(shown.size) - (np.cumsum(count) - count)[step]
+    shown = shown * (1 + ((rank + 0.5) / count[step] - 0.5) / 64)
     if shown.size and shown[-1] > 0:
         bins = np.linspace(0, shown[min(int(0.995 * shown.size), shown.size - 1)] or shown[-1], 50)
         axes.hist(np.minimum(shown, bins[-1]), bins, weights=np.full(shown.size, 1 / losses.size))

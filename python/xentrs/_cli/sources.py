@@ -17,14 +17,13 @@ import stat
 import struct
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xentrs._cli.errors import InputError, MissingLibrary, errors_of, reason
+from xentrs._cli.errors import InputError, MissingLibrary, decoding, errors_of
 
 Array: TypeAlias = NDArray[Any]
 
@@ -400,7 +399,7 @@ class _Stream(Source):
         block = self._buffer[:count]
         view = block.view(np.uint8).data
         done = 0
-        with _damaged(self.file):
+        with decoding(self.file):
             while done < len(view):
                 part = self._stream.read(min(len(view) - done, 1 << 20))
                 if not part:
@@ -416,28 +415,8 @@ class _Stream(Source):
         self._stream.close()
 
 
-class _damaged:  # a context manager
-    """Turn what decompression refuses into an error that names the file."""
-
-    def __init__(self, file: str) -> None:
-        self._file = file
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise InputError(self._file, reason(error)) from error
-        if isinstance(error, zipfile.BadZipFile | zlib.error | EOFError):
-            raise InputError(self._file, f"is damaged: {reason(error)}") from error
-        if isinstance(error, NotImplementedError | RuntimeError):  # encrypted, or unknown to Python
-            raise InputError(self._file, f"cannot be read: {reason(error)}") from error
-        if kind is not None and kind.__name__ == "LZMAError":
-            raise InputError(self._file, f"is damaged: {error}") from error
-
-
 def _zip(file: str) -> zipfile.ZipFile:
-    with errors_of(file):
+    with decoding(file):
         try:
             return zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
@@ -452,7 +431,7 @@ def _open_npz(file: str, key: str | None) -> Source:
             key = key.removesuffix(".npy")
         info = members[one_of(file, "member", list(members), key)]
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            with _damaged(file):
+            with decoding(file):
                 stream = archive.open(info)
                 header = _npy_header(file, stream.read)
             if header.fortran and sum(n > 1 for n in header.shape) > 1:
@@ -472,7 +451,7 @@ def _open_npz(file: str, key: str | None) -> Source:
 def _unpacked(file: str, stream: IO[bytes], header: _Header) -> Source:
     """Decompress columns into a temporary file, since rows are wanted."""
     with stream, tempfile.TemporaryFile() as copy:
-        with _damaged(file):
+        with decoding(file):
             while part := stream.read(1 << 20):
                 copy.write(part)
             copy.flush()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import zipfile
-import zlib
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from xentrs._cli.errors import InputError, errors_of, reason
+from xentrs._cli.errors import InputError, decoding, errors_of, reason
 
 if TYPE_CHECKING:
     from xentrs import CrossEntropyMeter
@@ -44,8 +42,6 @@ def write_whole(file: str, write: Callable[[IO[bytes]], None]) -> None:
         try:
             with open(temporary, "xb") as opened:
                 write(opened)
-                opened.flush()
-                os.fsync(opened.fileno())
             os.replace(temporary, file)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -63,7 +59,7 @@ def load_state(file: str) -> CrossEntropyMeter:
     """Return the meter whose state is in a file."""
     from xentrs import CrossEntropyMeter
 
-    with errors_of(file), open(file, "rb") as opened:
+    with decoding(file), open(file, "rb") as opened:
         if not opened.read(1):
             raise InputError(file, "is empty")
         opened.seek(0)
@@ -72,10 +68,8 @@ def load_state(file: str) -> CrossEntropyMeter:
             if not hasattr(state, "files"):
                 raise InputError(file, "is an array, and no state of a meter (an .npz)")
             return CrossEntropyMeter.from_state({name: state[name] for name in state.files})
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise InputError(file, f"is truncated or damaged: {reason(error)}") from error
         except (KeyError, TypeError, ValueError) as error:
-            if "pickle" in str(error):
-                message = "is no state of a meter: it holds pickled objects, which are never loaded"
-                raise InputError(file, message) from error
-            raise InputError(file, f"is no state of a meter: {reason(error)}") from error
+            message = reason(error)
+            if "pickle" in message:
+                message = "it has pickled objects, which are never loaded"
+            raise InputError(file, f"is no state of a meter: {message}") from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xentrs._cli.errors import InputError, MissingLibrary, reason
+from xentrs._cli.errors import InputError, MissingLibrary, decoding, reason
 from xentrs._cli.sources import Array, Source, one_of
 from xentrs._foreign import of_arrow
 
@@ -44,7 +44,7 @@ class _Table:
         # Arrow's other pools reserve address space ahead, of which a limit may leave little.
         pyarrow.set_memory_pool(pyarrow.system_memory_pool())
         self.file, self.kind = file, kind
-        with _errors(file):
+        with decoding(file):
             if kind == "parquet":
                 with _parquet(file) as opened:
                     self.schema: Any = opened.schema_arrow
@@ -57,7 +57,7 @@ class _Table:
 
     def batches(self, columns: list[str], rows: int) -> Iterator[Any]:
         """Yield some columns in batches: of at most `rows` rows, where the format has no own."""
-        with _errors(self.file):
+        with decoding(self.file):
             yield from self._batches(columns, rows)
 
     def _batches(self, columns: list[str], rows: int) -> Iterator[Any]:
@@ -69,23 +69,12 @@ class _Table:
         wanted = [names.index(name) for name in columns] or [0]
         with _ipc(self.file, self.kind, wanted if names else []) as opened:
             if self.kind == "arrow stream":
-                yield from opened
+                found = iter(opened)
             else:
-                for i in range(opened.num_record_batches):
-                    yield opened.get_batch(i)
-
-
-@contextmanager
-def _errors(file: str) -> Iterator[None]:
-    """Turn what Arrow refuses into an error that names the file."""
-    import pyarrow
-
-    try:
-        yield
-    except MemoryError as error:
-        raise InputError(file, f"has a batch that memory does not hold: {reason(error)}") from error
-    except (pyarrow.ArrowException, OSError, EOFError) as error:
-        raise InputError(file, f"cannot be read: {reason(error)}") from error
+                found = (opened.get_batch(i) for i in range(opened.num_record_batches))
+            for batch in found:
+                batch.validate(full=True)  # offsets of lists that are damaged lead anywhere
+                yield batch
 
 
 def _parquet(file: str) -> Any:
@@ -199,7 +188,7 @@ class _Columns(Source):
                 raise ValueError(f"{self._shown()} has missing values")
             numbers = column.to_numpy(zero_copy_only=False)
             return numbers.astype(str) if numbers.dtype == object else np.asarray(numbers)
-        except (ValueError, TypeError) as error:
+        except Exception as error:
             rows = f"rows {row} to {row + max(len(column), 1) - 1}"
             raise InputError(self.file, f"{rows}: {reason(error)}") from error
 
