@@ -34,8 +34,9 @@ _BLOCK = 1 << 14
 # Up to so many classes a model and a reference take a kernel each: `MOST_CLASSES` of the crate.
 _FEW = 256
 
-# Bytes of logits that are read several times while they are in the caches.
-_BLOCK_BYTES = 3 << 19
+# Bytes of logits that are read several times while they are in the caches, and that are copied.
+_CACHE_BYTES = 3 << 19
+_COPY_BYTES = 1 << 22
 
 # The histogram of losses: one bin for what counts as 0, 2^_BITS bins of equal width in each octave
 # from 2^_LOWEST up to where float32 ends, and one for what is above. A bin is the leading bits of
@@ -543,10 +544,12 @@ class CrossEntropyMeter:
             )
 
         dtype = _common_dtype(x, r, t if soft else None)
-        most = _BLOCK
+        most, row = _BLOCK, classes * dtype.itemsize
+        if not all(_is_read_in_place(a, dtype) for a in (x, r, t if soft else None)):
+            most = max(1, min(most, _COPY_BYTES // row))
         if r is not None and (soft or classes <= _FEW):
             # One kernel after another reads a block while it is in the caches.
-            most = max(1, min(_BLOCK, _BLOCK_BYTES // (2 * classes * dtype.itemsize)))
+            most = max(1, min(most, _CACHE_BYTES // (2 * row)))
         # Several blocks are added together, so that an interrupt leaves the meter as it was.
         added = self if math.prod(samples) <= most else self._empty()
         if self._per_class:
@@ -1415,6 +1418,10 @@ def _common_dtype(x: _Array, r: _Array | None, q: _Array | None) -> np.dtype[Any
         return dtypes[0]
     wide = any(dtype.itemsize > 4 for dtype in dtypes)
     return np.dtype(np.float64 if wide else np.float32)
+
+
+def _is_read_in_place(a: _Array | None, dtype: np.dtype[Any]) -> bool:
+    return a is None or (a.dtype == dtype and a.flags.aligned)
 
 
 def _sample_blocks(shape: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:

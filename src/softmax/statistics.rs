@@ -200,8 +200,9 @@ impl<T: Limits> Kernel for TakeStatistics<'_, T> {
     }
 }
 
-/// The least part of the sum of all exponentials that may be found by subtracting the largest of them.
-const LEAST_OTHERS: f64 = 1.0 / (1 << 20) as f64;
+/// The least part of the sum of all exponentials that may be found by subtracting the largest of them. The sum of the
+/// kernel of rows may lack the rounding error of adding a late peak ([`Sum::add_positive`]).
+const LEAST_OTHERS: f64 = 1.0 / 32.0;
 
 /// Whether the sum of all exponentials but the largest has to be taken again. The largest is not the pivot's.
 pub(super) fn needs_others(rest: f64, pivot: f64, largest: f64) -> bool {
