@@ -58,9 +58,8 @@ def test_linked_files_exist(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_named_targets_of_make_exist(page):
-    targets = re.findall(
-        r"^([a-z0-9-]+)(?: [a-z0-9-]+)*:.*## ", (ROOT / "Makefile").read_text(), re.M
-    )
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z0-9-]+)(?: [a-z0-9-]+)*:.*## ", makefile, re.M)
     assert len(targets) > 10
     assert not [name for name in MAKE.findall(page.read_text()) if name not in targets]
 
