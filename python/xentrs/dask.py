@@ -530,7 +530,7 @@ def _cuts(
     longest = max(samples, key=lambda i: place[i][1])
     first, size = place[longest]
     step = max(1, size * max(chunks[axis]) // sum(chunks[axis]))
-    for start in range(first, first + size, step):
+    for start in range(first, first + max(size, 1), step):  # one part, if there are no samples
         part = slice(start, min(start + step, first + size))
         yield (*whole[:longest], part, *whole[longest + 1 :])
 

@@ -162,6 +162,14 @@ def test_one_sample():
     same(xentrs.dask.evaluate(lazy, T[3]).compute(), xentrs.CrossEntropyMeter().update(X[3], T[3]))
 
 
+@pytest.mark.parametrize("chunks", [(5, -1), (5, 7)])
+def test_no_sample(chunks):
+    lazy, t = da.zeros((0, C), chunks=chunks), T[:0]
+    assert np.isnan(xentrs.dask.cross_entropy(lazy, t).compute())
+    assert xentrs.dask.cross_entropy(lazy, t, reduction="none").compute().shape == (0,)
+    same(xentrs.dask.evaluate(lazy, t).compute(), xentrs.CrossEntropyMeter())
+
+
 @pytest.mark.parametrize("classes", CLASSES)
 def test_soft_targets(classes):
     right = xentrs.cross_entropy(X.astype(np.float64), Q, sample_weight=S, weight=W)
