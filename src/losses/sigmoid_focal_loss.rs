@@ -101,12 +101,14 @@ impl<T: Real> Focal<'_, '_, T> {
         let r = 1.0 / (1.0 + z);
         let l = if a == 0.0 { 0.0 } else { x.abs() * a } + z.ln_1p();
         let m = (a + b * z) * r;
+        // A power that has underflowed may meet a large factor: one half of it is multiplied last.
         let root = m.powf(gamma / 2.0);
-        let power = if m < 0.0 { weight * m.powf(gamma) } else { weight * root * root };
+        let [first, last] = if m < 0.0 { [m.powf(gamma), 1.0] } else { [root, root] };
+        let first = weight * first;
         // At infinity `z l` is 0.
         let slope = if z == 0.0 { a * a } else { a * a + z * (gamma * (a - b) * l - b * b * z) };
-        let grad = if m == 0.0 { 0.0 } else { sign * (power * (slope / m)) * r * r };
-        [if power == 0.0 && !x.is_nan() { 0.0 } else { power * l }, grad]
+        let grad = if m == 0.0 { 0.0 } else { sign * (first * (slope / m)) * r * r * last };
+        [if first == 0.0 && !x.is_nan() { 0.0 } else { first * l * last }, grad]
     }
 
     /// [`Focal::element`] of these lanes of the losses and of the gradient, in the place of what is there.
@@ -490,6 +492,19 @@ mod tests {
                 assert!((sum / total - 1.0).abs() < 1e-12);
             }
         }
+    }
+
+    #[test]
+    fn a_large_loss_beside_a_power_below_the_normal_numbers() {
+        let (x, t, gamma) = ([-1e30], [1e-18], 17.5);
+        let mut losses = [0f64];
+        let mut binary = Binary::new(Input::from_slice(&x), Labels::Soft(Input::from_slice(&t)));
+        binary.options.gamma = gamma;
+        binary.options.reduction = Reduction::None;
+        binary.outputs.losses = Some(Output::from_slice(&mut losses));
+        evaluate(&binary, &formula(), Seen { shape: &[1], fresh: true }).unwrap();
+        // 1e-18^17.5 1e30 1e-18
+        assert!((losses[0] / 1e-303 - 1.0).abs() < 1e-12, "{}", losses[0]);
     }
 
     #[test]
