@@ -23,6 +23,8 @@ SIMD = xentrs.show_config(mode="dicts")["simd"]
 LAWS = ["test_laws.py", "test_edge_cases.py", "test_accuracy.py", "test_known_values.py"]
 LAWS += ["test_sparse_target.py", "test_summaries.py", "test_meter.py"]
 
+DIVERGENCES = ("kl_divergence", "js_divergence")
+
 alone = pytest.mark.skipif("XENTRS_SIMD" in os.environ, reason="XENTRS_SIMD is set from outside")
 
 
@@ -111,13 +113,15 @@ def test_portable_agrees(battery):
         assert np.array_equal(np.isnan(a), np.isnan(b)), name
         assert np.array_equal(np.isinf(a), np.isinf(b)), name
         assert np.array_equal(np.signbit(a[np.isinf(a)]), np.signbit(b[np.isinf(b)])), name
+        # Errors of these are bounded in units of terms that no result shows (test_accuracy.py).
+        if name.startswith(DIVERGENCES) or "softcap" in name or "of any sign" in name:
+            continue
         finite = np.isfinite(a)
         a, b = (np.where(finite, r, 0).astype(np.longdouble) for r in (a, b))
         size = np.maximum(abs(a), abs(b))
         # An entry of another gradient of logits is a difference of terms, about as large as the
-        # largest entry. A softcap adds some units of the cap to the logits.
-        options = ("label_smoothing", "z_loss", "softcap")
-        hard = "indices" in name and not any(option in name for option in options)
+        # largest entry.
+        hard = "indices" in name and "label_smoothing" not in name and "z_loss" not in name
         if not (hard or name.endswith(" loss") or name.startswith("log_loss")):
             size = size.max(initial=0)
         assert np.all(abs(a - b) <= 8 * info.eps * size + info.tiny), name
