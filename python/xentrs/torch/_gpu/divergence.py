@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, no_type_check
 import torch
 from torch import Tensor
 
-from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._arguments.tensors import as_rows, write_back
+from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import log1p, narrowed
 from xentrs.torch._triton import Kernel, load_triton, next_power_of_two
 
@@ -65,16 +65,11 @@ def evaluate(
     rows, teacher = as_rows(x), as_rows(y)
     n, classes, positions = rows.shape
     samples = n * positions
-    dtype = _backend.accumulator(x.dtype)
     s = call.sample_weight
     s = None if s is None else s.detach().reshape(n, positions)
     divisor = call.divisor(options) if options.reduction == "mean" else None
-    none = options.reduction == "none"
     wide = torch.float64 in (x.dtype, y.dtype)
-    losses = torch.empty(samples, dtype=dtype if none else torch.float64, device=x.device)
-    grad = None
-    if with_grad:
-        grad = x if inplace else torch.empty_like(x)
+    losses, grad = results.allocate(x, samples, options, with_grad, inplace)
     g = rows if grad is None else as_rows(grad)
     if samples:
         _, tl = load_triton()
@@ -89,10 +84,7 @@ def evaluate(
             num_warps=min(max(r * b // 512, 4), 16),
         )  # fmt: skip
         write_back(grad, g)
-    if none:
-        return losses.view(call.samples), grad
-    loss = losses.sum()
-    return (loss if divisor is None else loss / divisor).to(dtype), grad
+    return results.reduced(losses, call, options, divisor), grad
 
 
 def _tiles(classes: int, positions: int) -> tuple[int, int]:

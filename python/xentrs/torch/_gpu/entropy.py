@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, no_type_check
 import torch
 from torch import Tensor
 
-from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._arguments.tensors import as_rows, write_back
+from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import log1p, narrowed
 from xentrs.torch._gpu.softmax import tiles
 from xentrs.torch._triton import Kernel, load_triton
@@ -41,15 +41,10 @@ def evaluate(
     rows = as_rows(x)
     n, classes, positions = rows.shape
     samples = n * positions
-    dtype = _backend.accumulator(x.dtype)
     s = call.sample_weight
     s = None if s is None else s.detach().reshape(n, positions)
     divisor = call.divisor(options) if options.reduction == "mean" else None
-    none = options.reduction == "none"
-    losses = torch.empty(samples, dtype=dtype if none else torch.float64, device=x.device)
-    grad = None
-    if with_grad:
-        grad = x if inplace else torch.empty_like(x)
+    losses, grad = results.allocate(x, samples, options, with_grad, inplace)
     g = rows if grad is None else as_rows(grad)
     if samples:
         _, tl = load_triton()
@@ -61,10 +56,7 @@ def evaluate(
             R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
         )  # fmt: skip
         write_back(grad, g)
-    if none:
-        return losses.view(call.samples), grad
-    loss = losses.sum()
-    return (loss if divisor is None else loss / divisor).to(dtype), grad
+    return results.reduced(losses, call, options, divisor), grad
 
 
 # x, sample_weight and grad come with their strides, of samples (_n), classes (_c) and positions

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, no_type_check
 import torch
 from torch import Tensor
 
-from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._arguments.tensors import as_rows, write_back
+from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import narrowed
 from xentrs.torch._gpu.softmax import coefficients, target_as_rows, tiles
 from xentrs.torch._triton import Kernel, load_triton
@@ -38,18 +38,13 @@ def evaluate(
     rows = as_rows(x)
     n, classes, positions = rows.shape
     samples = n * positions
-    dtype = _backend.accumulator(x.dtype)
     s = call.sample_weight
     s = None if s is None else s.detach().reshape(n, positions)
     w = None if call.weight is None else call.weight.detach().contiguous()
     divisor = call.divisor(options) if options.reduction == "mean" else None
     given = [t for t in (x, target if call.is_soft else None, w) if t is not None]
     wide = any(t.dtype == torch.float64 for t in given)
-    none = options.reduction == "none"
-    losses = torch.empty(samples, dtype=dtype if none else torch.float64, device=x.device)
-    grad = None
-    if with_grad:
-        grad = x if inplace else torch.empty_like(x)
+    losses, grad = results.allocate(x, samples, options, with_grad, inplace)
     g = rows if grad is None else as_rows(grad)
     if samples:
         _, tl = load_triton()
@@ -64,10 +59,7 @@ def evaluate(
             R=r, B=b, num_warps=min(max(r * b // 512, 4), 32),
         )  # fmt: skip
         write_back(grad, g)
-    if none:
-        return losses.view(call.samples), grad
-    loss = losses.sum()
-    return (loss if divisor is None else loss / divisor).to(dtype), grad
+    return results.reduced(losses, call, options, divisor), grad
 
 
 # x, target, sample_weight and grad come with their strides, of samples (_n), classes (_c) and

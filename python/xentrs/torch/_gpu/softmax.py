@@ -36,7 +36,6 @@ from typing import TYPE_CHECKING, no_type_check
 import torch
 from torch import Tensor
 
-from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import (
     SoftmaxArguments,
@@ -45,6 +44,7 @@ from xentrs.torch._arguments.softmax import (
     not_ignored,
 )
 from xentrs.torch._arguments.tensors import as_rows, write_back
+from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import log1p, narrowed, tanh
 from xentrs.torch._private import assert_on_device
 from xentrs.torch._triton import Kernel, load_triton, next_power_of_two
@@ -83,7 +83,6 @@ def evaluate(
     rows = as_rows(x)
     n, classes, positions = rows.shape
     samples = n * positions
-    dtype = _backend.accumulator(x.dtype)
     target = target_as_rows(call, ignored)
     s = call.sample_weight
     s = None if s is None else s.detach().reshape(n, positions)
@@ -99,11 +98,7 @@ def evaluate(
     if w is not None and (call.is_soft or options.label_smoothing):
         given.append(w)
     wide = any(t.dtype == torch.float64 for t in given)
-    none = options.reduction == "none"
-    losses = torch.empty(samples, dtype=dtype if none else torch.float64, device=x.device)
-    grad = None
-    if with_grad:
-        grad = x if inplace else torch.empty_like(x)
+    losses, grad = results.allocate(x, samples, options, with_grad, inplace)
     g = rows if grad is None else as_rows(grad)
     if samples:
         _, tl = load_triton()
@@ -128,10 +123,7 @@ def evaluate(
         write_back(grad, g)
         if entries is not None and grad is not None:
             entries.correct(grad)
-    if none:
-        return losses.view(call.samples), grad
-    loss = losses.sum()
-    return (loss if divisor is None else loss / divisor).to(dtype), grad
+    return results.reduced(losses, call, options, divisor), grad
 
 
 def target_as_rows(call: SoftmaxArguments, ignored: tuple[int, ...]) -> Tensor:
