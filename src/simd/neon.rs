@@ -100,25 +100,20 @@ unsafe fn transpose_f32([a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
     }
 }
 
-/// The bytes that `index`, numbers of `1 << shift` bytes, names in a table of 64 bytes: those of number `j` are the
-/// bytes `j << shift` and following.
+/// Looks up numbers of `1 << SHIFT` bytes in a table of 64 bytes. `index` names them by the lowest bits of its numbers.
+/// `lowest` is where the lowest byte of each number lies in a register, `byte` which byte of its number each one is.
 #[inline(always)]
-unsafe fn permute(
+unsafe fn permute<const SHIFT: i32>(
     table: uint8x16x4_t,
     index: uint8x16_t,
     lowest: [u8; 16],
-    first: [u8; 16],
+    byte: [u8; 16],
 ) -> uint8x16_t {
     // SAFETY: the caller holds vectors of this level.
     unsafe {
-        // The number in each of its bytes, times the bytes of one.
         let number = vqtbl1q_u8(index, vld1q_u8(lowest.as_ptr()));
-        let start = if lowest[4] == 4 {
-            vandq_u8(vshlq_n_u8::<2>(number), vdupq_n_u8(0x3c))
-        } else {
-            vandq_u8(vshlq_n_u8::<3>(number), vdupq_n_u8(0x38))
-        };
-        vqtbl4q_u8(table, vaddq_u8(start, vld1q_u8(first.as_ptr())))
+        let start = vandq_u8(vshlq_n_u8::<SHIFT>(number), vdupq_n_u8(64 - (1 << SHIFT)));
+        vqtbl4q_u8(table, vaddq_u8(start, vld1q_u8(byte.as_ptr())))
     }
 }
 
@@ -178,7 +173,7 @@ macro_rules! vector {
      $add:ident, $sub:ident, $mul:ident, $div:ident, $fma:ident, $abs:ident, $select:ident,
      $greater:ident, $equal:ident, $bits_add:ident, $bits_sub:ident, $bits_shl:ident, $dup_signed:ident,
      $and:ident, $or:ident, $xor:ident, $clear:ident, $test:ident, $bits_dup:ident, $bits_load:ident,
-     $sum_across:ident, $lowest:expr, $first:expr, { $($rest:item)* }) => {
+     $sum_across:ident, $shift:literal, $lowest:expr, $byte:expr, { $($rest:item)* }) => {
         impl $v {
             /// Numbers in a register.
             const PART: usize = $lanes / REGISTERS;
@@ -242,6 +237,18 @@ macro_rules! vector {
                 }
             }
             #[inline(always)]
+            fn load_columns(
+                s: Neon,
+                src: Input<'_, $t>,
+                at: usize,
+                stride: usize,
+            ) -> [Self; COLUMNS] {
+                let src = src.part(at, ($lanes - 1) * stride + COLUMNS);
+                let [a, b, c, d] = Self::load_half(s, src, 0, stride);
+                let [e, f, g, h] = Self::load_half(s, src, HALF, stride);
+                [a, b, c, d, e, f, g, h]
+            }
+            #[inline(always)]
             fn stream(self, dst: Output<'_, $t>, at: usize) {
                 self.store(dst, at);
             }
@@ -293,7 +300,7 @@ macro_rules! vector {
                     $to_bytes(self.0[2]),
                     $to_bytes(self.0[3]),
                 );
-                $v(each!(I => $of_bytes(permute(table, $to_bytes(index.0[I]), $lowest, $first))))
+                $v(each!(I => $of_bytes(permute::<$shift>(table, $to_bytes(index.0[I]), $lowest, $byte))))
             });
 
             op!(lt(self: Self, other: Self) -> Self::Mask =
@@ -355,6 +362,7 @@ vector!(
     vdupq_n_u32,
     vld1q_u32,
     vaddvq_u32,
+    2,
     [0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12],
     [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3],
     {
@@ -375,13 +383,6 @@ vector!(
                 vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))),
                 vcvtq_f32_u32(vmovl_high_u16(high)),
             ])
-        });
-        op!(load_columns(s: Neon, src: Input<'_, f32>, at: usize, stride: usize)
-            -> [Self; COLUMNS] = {
-            let src = src.part(at, 15 * stride + COLUMNS);
-            let [a, b, c, d] = Self::load_half(s, src, 0, stride);
-            let [e, f, g, h] = Self::load_half(s, src, HALF, stride);
-            [a, b, c, d, e, f, g, h]
         });
         op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f32>, at: usize, stride: usize)
             -> () = {
@@ -509,6 +510,7 @@ vector!(
     vdupq_n_u64,
     vld1q_u64,
     vaddvq_u64,
+    3,
     [0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8],
     [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7],
     {
@@ -539,13 +541,6 @@ vector!(
                 vcvtq_f64_u64(vmovl_u32(vget_low_u32(high))),
                 vcvtq_f64_u64(vmovl_high_u32(high)),
             ])
-        });
-        op!(load_columns(s: Neon, src: Input<'_, f64>, at: usize, stride: usize)
-            -> [Self; COLUMNS] = {
-            let src = src.part(at, 7 * stride + COLUMNS);
-            let [a, b, c, d] = Self::load_half(s, src, 0, stride);
-            let [e, f, g, h] = Self::load_half(s, src, HALF, stride);
-            [a, b, c, d, e, f, g, h]
         });
         op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f64>, at: usize, stride: usize)
             -> () = {
