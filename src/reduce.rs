@@ -1,13 +1,14 @@
 //! Sums whose order is fixed, and so their bits: within a row, and over the partial sums of blocks.
 
 use crate::math::{Real, sum_error, two_sum};
-use crate::simd::{Simd, Vector, fold};
+use crate::simd::{Function, Kernel, Simd, Vector, fold};
 
 /// A sum in vectors, with the sum of its rounding errors beside it. A plain sum errs by hundreds of ULP where
 /// many equal numbers all round the same way. The rounding errors are summed plainly, so thousands of
 /// summands a lane are better summed in parts.
 #[derive(Clone, Copy)]
 pub struct Sum<S: Simd, T: Real> {
+    s: S,
     high: T::V<S>,
     low: T::V<S>,
 }
@@ -17,16 +18,13 @@ impl<S: Simd, T: Real> Sum<S, T> {
     #[inline(always)]
     pub fn new(s: S) -> Self {
         let zero = T::V::<S>::splat(s, T::default());
-        Sum { high: zero, low: zero }
+        Sum { s, high: zero, low: zero }
     }
 
     /// Adds to every lane.
     #[inline(always)]
     pub fn add(&mut self, x: T::V<S>) {
-        let sum = self.high.add(x);
-        let error = sum_error::<S, T>(self.high, x, sum);
-        self.high = sum;
-        self.low = self.low.add(error);
+        self.s.function(Add { sum: self, x });
     }
 
     /// Adds numbers that are not negative to every lane, at half the cost.
@@ -35,9 +33,7 @@ impl<S: Simd, T: Real> Sum<S, T> {
     /// the sum before it, as a late peak may. Then the rounding error of this one addition is missing.
     #[inline(always)]
     pub fn add_positive(&mut self, x: T::V<S>) {
-        let sum = self.high.add(x);
-        self.low = self.low.add(x.sub(sum.sub(self.high)));
-        self.high = sum;
+        self.s.function(AddPositive { sum: self, x });
     }
 
     /// Adds the rounding error of a number that was added.
@@ -56,7 +52,7 @@ impl<S: Simd, T: Real> Sum<S, T> {
     #[inline(always)]
     pub fn from_lanes(s: S, lanes: [T::Lanes; 2]) -> Self {
         let [high, low] = lanes.map(|part| T::V::<S>::from_lanes(s, part));
-        Sum { high, low }
+        Sum { s, high, low }
     }
 
     /// The sum of each lane, rounded once.
@@ -77,7 +73,7 @@ impl<S: Simd, T: Real> Sum<S, T> {
         let (mask, zero) = (T::V::<S>::mask(s, lanes), T::V::<S>::splat(s, T::default()));
         let high = T::V::<S>::select(mask, zero, self.high);
         let low = T::V::<S>::select(mask, zero, self.low);
-        Sum::<S, T> { high, low }.total()
+        Sum::<S, T> { s, high, low }.total()
     }
 
     /// Adds another sum's lanes.
@@ -104,13 +100,62 @@ impl<S: Simd, T: Real> Sum<S, T> {
     /// [`Sum::total`], and its rounding error for `float64`. That for `float32` does not count.
     #[inline(always)]
     pub fn total_and_error(&self) -> (f64, f64) {
+        let total = TotalOf::<T>(self.to_lanes());
+        // Long for `float64`: compiled once.
+        if T::WIDE == 1 { self.s.apart(total) } else { self.s.function(total) }
+    }
+}
+
+/// [`Sum::add`]
+struct Add<'r, S: Simd, T: Real> {
+    sum: &'r mut Sum<S, T>,
+    x: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for Add<'_, S, T> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self, _: S) {
+        let Add { sum: Sum { high, low, .. }, x } = self;
+        let sum = high.add(x);
+        *low = low.add(sum_error::<S, T>(*high, x, sum));
+        *high = sum;
+    }
+}
+
+/// [`Sum::add_positive`]
+struct AddPositive<'r, S: Simd, T: Real> {
+    sum: &'r mut Sum<S, T>,
+    x: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for AddPositive<'_, S, T> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self, _: S) {
+        let AddPositive { sum: Sum { high, low, .. }, x } = self;
+        let sum = high.add(x);
+        *low = low.add(x.sub(sum.sub(*high)));
+        *high = sum;
+    }
+}
+
+/// [`Sum::total_and_error`]
+struct TotalOf<T: Real>([T::Lanes; 2]);
+
+impl<T: Real> Kernel for TotalOf<T> {
+    type Output = (f64, f64);
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> (f64, f64) {
+        let TotalOf([high, low]) = self;
+        let [high, low] = [T::V::<S>::from_lanes(s, high), T::V::<S>::from_lanes(s, low)];
         let (total, error) = if T::WIDE == 2 {
             // A float64 holds a float32 sum with its rounding error.
-            let low = self.high.wide(0).add(self.low.wide(0));
-            let high = self.high.wide(1).add(self.low.wide(1));
-            (fold(low.add(high).to_lanes()), 0.0)
+            let first = high.wide(0).add(low.wide(0));
+            let second = high.wide(1).add(low.wide(1));
+            (fold(first.add(second).to_lanes()), 0.0)
         } else {
-            let (mut high, mut low) = (self.high.wide(0).to_lanes(), self.low.wide(0).to_lanes());
+            let (mut high, mut low) = (high.wide(0).to_lanes(), low.wide(0).to_lanes());
             let mut half = high.len() / 2;
             while half > 0 {
                 for i in 0..half {
@@ -125,9 +170,9 @@ impl<S: Simd, T: Real> Sum<S, T> {
             return (total, error);
         }
         // The rounding error of an infinite sum is NaN: sum again without it.
-        let mut plain = self.high.wide(0).to_lanes();
+        let mut plain = high.wide(0).to_lanes();
         for part in 1..T::WIDE {
-            for (x, y) in plain.iter_mut().zip(self.high.wide(part).to_lanes()) {
+            for (x, y) in plain.iter_mut().zip(high.wide(part).to_lanes()) {
                 *x += y;
             }
         }

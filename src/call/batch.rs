@@ -342,15 +342,15 @@ impl<'a, T: Real> Batch<'a, T> {
         let converted = self.layout.as_ref().and_then(|layout| layout.converted);
         let size = converted.map_or(size_of::<T>(), |converted| converted.values.size());
         self.large = 2 * self.samples * classes * size > process::cache_size();
+        let ignored = &self.options.ignore_index;
         let total = match self.target {
             Target::Indices(indices) => {
-                let outside =
-                    with_indices!(indices, x => self.check_indices(x, "target", samples))?;
+                let outside = with_indices!(indices, x => check_indices(x, classes, ignored, ("target", samples)))?;
                 let all = outside == 0 && self.ignored_classes.is_empty();
                 if all && !self.is_weighted() { self.samples as f64 } else { self.total_weight()? }
             }
             Target::Probabilities(_) => {
-                if let Some(i) = self.options.ignore_index.iter().find(|&&i| i >= 0) {
+                if let Some(i) = ignored.iter().find(|&&i| i >= 0) {
                     return Err(Error::Value(format!(
                         "ignore_index is {i}, but a target of probabilities has no class indices \
                          to ignore: leave it out, and give such samples a sample_weight of 0"
@@ -361,63 +361,12 @@ impl<'a, T: Real> Batch<'a, T> {
             Target::None => self.total_weight()?,
             Target::Sparse(sparse) => {
                 let shape = [samples, &[sparse.entries]].concat();
-                with_indices!(sparse.indices, x => self.check_indices(x, "target[0]", &shape))?;
+                with_indices!(sparse.indices, x => check_indices(x, classes, ignored, ("target[0]", &shape)))?;
                 self.total_weight()?
             }
         };
         self.divisor = self.options.divisor(total);
         Ok(())
-    }
-
-    /// Checks that every index is a class or ignored. Returns how many are not a class. `name` and `shape` are the
-    /// array's, for messages.
-    fn check_indices<I: Index>(
-        &self,
-        indices: Input<'_, I>,
-        name: &str,
-        shape: &[usize],
-    ) -> Result<usize> {
-        let classes = self.classes as u64;
-        // First a count, which needs no branches. Which index is wrong is found only if one is.
-        let count = count(indices, |index| index.class() >= classes)?;
-        if count == 0 {
-            return Ok(0);
-        }
-        let ignored = &self.options.ignore_index;
-        let mut left = count;
-        for (i, &value) in ignored.iter().enumerate() {
-            if ignored[..i].contains(&value) {
-                continue;
-            }
-            if let Ok(value) = I::try_from(value)
-                && value.class() >= classes
-            {
-                // Saturating: another thread may change the target between the counts.
-                left = left.saturating_sub(self::count(indices, |index| index == value)?);
-            }
-        }
-        if left == 0 {
-            return Ok(count);
-        }
-        let outside = |i: usize| indices.get(i).class() >= classes;
-        for i in (0..indices.len()).filter(|&i| outside(i)) {
-            let value = indices.get(i).value();
-            if ignored.contains(&value) {
-                continue;
-            }
-            let names: Vec<_> = ignored.iter().map(i128::to_string).collect();
-            let or = match names.len() {
-                0 => String::new(),
-                1 => format!(", or be ignore_index ({})", names[0]),
-                _ => format!(", or be one of ignore_index ({})", names.join(", ")),
-            };
-            return Err(Error::Index(format!(
-                "{name}{} is {value}, but a class index must be in [0, {}){or}",
-                position(i, shape),
-                self.classes,
-            )));
-        }
-        Ok(count)
     }
 
     /// The position of a value.
@@ -685,6 +634,65 @@ impl<'a, T: Real> Batch<'a, T> {
     pub fn rows<'b>(&self, array: Output<'b, T>, start: usize, n: usize) -> Output<'b, T> {
         array.part(start * self.classes, n * self.classes)
     }
+}
+
+/// Checks that every index is a class or ignored. Returns how many are not a class. `array` is the array's name and
+/// shape, for messages.
+fn check_indices<I: Index>(
+    indices: Input<'_, I>,
+    classes: usize,
+    ignored: &[i128],
+    array: (&str, &[usize]),
+) -> Result<usize> {
+    let end = classes as u64;
+    // First a count, which needs no branches. Which index is wrong is found only if one is.
+    let wrong = count(indices, |index| index.class() >= end)?;
+    if wrong == 0 {
+        return Ok(0);
+    }
+    let mut left = wrong;
+    for (i, &value) in ignored.iter().enumerate() {
+        if ignored[..i].contains(&value) {
+            continue;
+        }
+        if let Ok(value) = I::try_from(value)
+            && value.class() >= end
+        {
+            // Saturating: another thread may change the target between the counts.
+            left = left.saturating_sub(count(indices, |index| index == value)?);
+        }
+    }
+    if left == 0 {
+        return Ok(wrong);
+    }
+    let outside = (0..indices.len()).map(|i| (i, indices.get(i)));
+    let outside = outside.filter(|(_, index)| index.class() >= end);
+    for (i, value) in outside.map(|(i, index)| (i, index.value())) {
+        if !ignored.contains(&value) {
+            return Err(wrong_index(i, value, classes, ignored, array));
+        }
+    }
+    Ok(wrong)
+}
+
+/// The error of an index that is not a class.
+fn wrong_index(
+    i: usize,
+    value: i128,
+    classes: usize,
+    ignored: &[i128],
+    (name, shape): (&str, &[usize]),
+) -> Error {
+    let names: Vec<_> = ignored.iter().map(i128::to_string).collect();
+    let or = match names.len() {
+        0 => String::new(),
+        1 => format!(", or be ignore_index ({})", names[0]),
+        _ => format!(", or be one of ignore_index ({})", names.join(", ")),
+    };
+    let position = position(i, shape);
+    Error::Index(format!(
+        "{name}{position} is {value}, but a class index must be in [0, {classes}){or}"
+    ))
 }
 
 /// Counts the indices for which `is` holds. `is` may be a closure, since it uses no vectors: a closure that did might

@@ -40,6 +40,12 @@ pub trait Coefficients<T: Real>: Copy + Sync {
     fn stored_as(&self) -> Stored<'_, T>;
     /// Whether the coefficients are the target's probabilities, unchanged.
     const AS_STORED: bool = false;
+    /// Panics if kernels of this level are not compiled for these coefficients. To the compiler what follows is dead
+    /// code there.
+    #[inline(always)]
+    fn expect_compiled<S: Simd>(_: S) {
+        assert!(!Self::AS_STORED || S::SPECIALIZED, "the portable level takes them as Soft");
+    }
     /// The coefficients of the classes, where all rows have the same; else 0.
     fn of_classes<'b>(&self) -> OfClasses<'b, T>
     where
@@ -195,7 +201,7 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Shared<'_, T> {
 }
 
 /// Probabilities without label smoothing or class weights. This is [`Soft`] without its options, whose tests would
-/// take registers of the inner loops.
+/// take registers of the inner loops. The portable level has [`Soft`] alone.
 #[derive(Clone, Copy, Debug)]
 pub struct AsStored<'a, T>(pub Input<'a, T>);
 

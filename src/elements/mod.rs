@@ -42,6 +42,8 @@ pub trait Elements<T: Real>: Copy {
     type Tail: Elements<T>;
     /// Whether many blocks have a tail, which then needs speed.
     const RAGGED: bool = false;
+    /// Whether several vectors share a logarithm, so that the bits of a sum depend on how many are computed together.
+    const TOGETHER: bool = false;
 
     /// Makes the constants.
     fn constants<S: Simd>(&self, s: S) -> Self::Constants<S>;
@@ -200,10 +202,17 @@ impl<T: Real, E: Elements<T>> Map<'_, E, T> {
             }
             return;
         }
-        let constants = self.elements.constants(s);
-        for (i, sum) in blocks.zip(sums) {
-            let range = i * block..len.min((i + 1) * block);
-            *sum = self.block::<S, N>(s, &constants, range);
+        let blocks = blocks.map(|i| i * block..len.min((i + 1) * block)).zip(sums);
+        // Where size counts more, the way of the tail does for all.
+        if !S::SPECIALIZED && !E::TOGETHER {
+            for (range, sum) in blocks {
+                *sum = self.tail(s, range, Sum::new(s), false);
+            }
+        } else {
+            let constants = self.elements.constants(s);
+            for (range, sum) in blocks {
+                *sum = self.block::<S, N>(s, &constants, range);
+            }
         }
         if self.stream {
             fence();

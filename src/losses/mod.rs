@@ -23,6 +23,7 @@ use crate::call::options::Options;
 use crate::elements::binary::Formula;
 use crate::error::{Error, Result, collected, spelled};
 use crate::math::{Real, quotient};
+use crate::parallel::process::level;
 use crate::reduce;
 use crate::simd::Input;
 use crate::softmax::route::MOST_CLASSES;
@@ -500,7 +501,9 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             let total = reduce::sum(weights.iter().map(|weight| weight.to_f64()));
             run!(Shared(Input::from_slice(&weights)), total)
         }
-        Target::Probabilities(p) if smoothing == 0.0 && batch.weight.is_none() => {
+        Target::Probabilities(p)
+            if smoothing == 0.0 && batch.weight.is_none() && level()?.0.is_specialized() =>
+        {
             run!(AsStored(p), 0.0)
         }
         Target::Probabilities(probabilities) => {

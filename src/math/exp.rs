@@ -344,7 +344,7 @@ struct Of<'e, S: Simd, T: Real, const SHIFTED: bool> {
 impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for Of<'_, S, T, SHIFTED> {
     type Output = T::V<S>;
     #[inline(always)]
-    fn eval(self, s: S) -> T::V<S> {
+    fn call(self, s: S) -> T::V<S> {
         self.exp.end(s, self.exp.begin::<SHIFTED>(s, self.x))
     }
 }
@@ -357,7 +357,7 @@ struct OfBelow<'e, S: Simd, T: Real> {
 impl<S: Simd, T: Real> Function<S> for OfBelow<'_, S, T> {
     type Output = T::V<S>;
     #[inline(always)]
-    fn eval(self, s: S) -> T::V<S> {
+    fn call(self, s: S) -> T::V<S> {
         let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
         exp.end(s, reduce::<S, T>(s, exp.low.max(self.x), round))
     }
@@ -371,7 +371,7 @@ struct OfBelowInParts<'e, S: Simd, T: Real> {
 impl<S: Simd, T: Real> Function<S> for OfBelowInParts<'_, S, T> {
     type Output = [T::V<S>; 2];
     #[inline(always)]
-    fn eval(self, s: S) -> [T::V<S>; 2] {
+    fn call(self, s: S) -> [T::V<S>; 2] {
         let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
         let reduced = reduce::<S, T>(s, exp.low.max(self.x), round);
         exponential_with_error::<S, T>(s, reduced, exp.table)
@@ -476,7 +476,7 @@ struct LaneWithError<'e, S: Simd, T: Real, const SHIFTED: bool> {
 impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for LaneWithError<'_, S, T, SHIFTED> {
     type Output = [T::V<S>; 2];
     #[inline(always)]
-    fn eval(self, s: S) -> [T::V<S>; 2] {
+    fn call(self, s: S) -> [T::V<S>; 2] {
         let LaneWithError { exp, x } = self;
         let table = T::V::<S>::from_lanes(s, T::TABLE);
         let (x, reduced) = exp.reduce::<SHIFTED>(s, x);
@@ -494,7 +494,7 @@ struct LaneOf<'e, S: Simd, T: Real, const SHIFTED: bool> {
 impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for LaneOf<'_, S, T, SHIFTED> {
     type Output = T::V<S>;
     #[inline(always)]
-    fn eval(self, s: S) -> T::V<S> {
+    fn call(self, s: S) -> T::V<S> {
         let LaneOf { exp, x } = self;
         let table = T::V::<S>::from_lanes(s, T::TABLE);
         let (x, reduced) = exp.reduce::<SHIFTED>(s, x);

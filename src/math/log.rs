@@ -199,7 +199,7 @@ struct Nearest<S: Simd, T: Real> {
 impl<S: Simd, T: Real> Function<S> for Nearest<S, T> {
     type Output = [T::V<S>; 4];
     #[inline(always)]
-    fn eval(self, s: S) -> [T::V<S>; 4] {
+    fn call(self, s: S) -> [T::V<S>; 4] {
         let Nearest { x } = self;
         // A macro: a closure might be compiled without the features of this level.
         macro_rules! bits {
@@ -237,7 +237,7 @@ struct Series<S: Simd, T: Real> {
 impl<S: Simd, T: Real> Function<S> for Series<S, T> {
     type Output = T::V<S>;
     #[inline(always)]
-    fn eval(self, s: S) -> T::V<S> {
+    fn call(self, s: S) -> T::V<S> {
         let Series { f, rest } = self;
         let mut series = T::V::<S>::splat(s, T::Q[T::Q.len() - 1]);
         for &c in T::Q.iter().rev().skip(1) {
@@ -298,7 +298,7 @@ struct LogEither<S: Simd, T: Real> {
 impl<S: Simd, T: Real> Function<S> for LogEither<S, T> {
     type Output = T::V<S>;
     #[inline(always)]
-    fn eval(self, s: S) -> T::V<S> {
+    fn call(self, s: S) -> T::V<S> {
         let LogEither { p, positive } = self;
         let [smallest, power, exponent] = T::SUBNORMAL.map(|c| T::V::<S>::splat(s, c));
         let zero = T::V::<S>::splat(s, T::default());

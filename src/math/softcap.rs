@@ -34,7 +34,7 @@ pub struct Softcap<S: Simd, T: Real> {
 impl<S: Simd, T: Real> Function<S> for Softcap<S, T> {
     type Output = Capped<S, T>;
     #[inline(always)]
-    fn eval(self, s: S) -> Capped<S, T> {
+    fn call(self, s: S) -> Capped<S, T> {
         let Softcap { x, cap: [cap, inverse] } = self;
         macro_rules! splat {
             ($x:expr) => {

@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::half::{Half, round, widen};
-use super::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
+use super::{COLUMNS, Function, HALF, Input, Output, PAIR, Simd, Vector};
 
 /// Proof that AVX2, F16C and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +25,8 @@ impl Avx2 {
 /// [`Avx2::detect`] has found them.
 #[target_feature(enable = "avx2,f16c,fma")]
 #[inline(never)]
-pub unsafe fn with_features<K: Kernel>(kernel: K) -> K::Output {
-    kernel.eval(Avx2(()))
+pub unsafe fn with_features<F: Function<Avx2>>(function: F) -> F::Output {
+    function.call(Avx2(()))
 }
 
 impl Simd for Avx2 {
@@ -36,9 +36,9 @@ impl Simd for Avx2 {
     const TOGETHER: usize = 8;
 
     #[inline(always)]
-    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+    fn apart<F: Function<Self>>(self, function: F) -> F::Output {
         // SAFETY: the token in hand proves that the features exist.
-        unsafe { with_features(kernel) }
+        unsafe { with_features(function) }
     }
 }
 

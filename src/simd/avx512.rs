@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::half::{Half, round, widen};
-use super::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
+use super::{COLUMNS, Function, HALF, Input, Output, PAIR, Simd, Vector};
 
 /// Proof that AVX-512F and BW, AVX2, F16C and FMA exist and that the system keeps their registers.
 #[derive(Clone, Copy, Debug)]
@@ -26,8 +26,8 @@ impl Avx512 {
 /// [`Avx512::detect`] has found them.
 #[target_feature(enable = "avx512f,avx512bw,avx2,f16c,fma")]
 #[inline(never)]
-pub unsafe fn with_features<K: Kernel>(kernel: K) -> K::Output {
-    kernel.eval(Avx512(()))
+pub unsafe fn with_features<F: Function<Avx512>>(function: F) -> F::Output {
+    function.call(Avx512(()))
 }
 
 impl Simd for Avx512 {
@@ -35,9 +35,9 @@ impl Simd for Avx512 {
     type V64 = F64;
 
     #[inline(always)]
-    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+    fn apart<F: Function<Self>>(self, function: F) -> F::Output {
         // SAFETY: the token in hand proves that the features exist.
-        unsafe { with_features(kernel) }
+        unsafe { with_features(function) }
     }
 }
 

@@ -55,14 +55,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type V32: Vector<Self, f32>;
     /// Eight `f64`.
     type V64: Vector<Self, f64>;
-    /// Evaluates a kernel as a function of its own, not inlined. Loops in one function compete for its registers,
-    /// and a function that many kernels call is compiled once.
-    fn apart<K: Kernel>(self, kernel: K) -> K::Output;
+    /// Evaluates a function, or a kernel, as a function of its own, not inlined. Loops in one function compete for its
+    /// registers, and a function that is called in many places is compiled once.
+    fn apart<F: Function<Self>>(self, function: F) -> F::Output;
     /// Evaluates a function of vectors. It is inlined where vectors are registers. Where they are arrays it is called:
     /// a call costs little beside the function, and every copy of its code is long.
     #[inline(always)]
     fn function<F: Function<Self>>(self, function: F) -> F::Output {
-        function.eval(self)
+        function.call(self)
     }
 }
 
@@ -85,6 +85,8 @@ pub trait Float: Copy + Send + Sync + PartialOrd + Debug + Default + Sealed + 's
     const LANES: usize;
     /// `f64` vectors that hold the lanes of one vector.
     const WIDE: usize;
+    /// Whether rows of half precision are computed in this type.
+    const OF_HALVES: bool = Self::WIDE == 2;
     /// All lanes, one bit each.
     const ALL: u32 = (1 << Self::LANES) - 1;
 
@@ -313,7 +315,15 @@ pub trait Function<S: Simd> {
     /// What it returns.
     type Output;
     /// Computes it. Must be `#[inline(always)]`, and so must everything that it calls.
-    fn eval(self, s: S) -> Self::Output;
+    fn call(self, s: S) -> Self::Output;
+}
+
+impl<S: Simd, K: Kernel> Function<S> for K {
+    type Output = K::Output;
+    #[inline(always)]
+    fn call(self, s: S) -> K::Output {
+        self.eval(s)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -358,6 +368,11 @@ impl Level {
             levels.push(Level(Isa::Portable));
         }
         levels
+    }
+
+    /// Whether kernels are compiled in several ways for speed: [`Simd::SPECIALIZED`].
+    pub fn is_specialized(self) -> bool {
+        self.0 != Isa::Portable
     }
 
     /// The name that [`LEVEL_VARIABLE`] gives it.

@@ -5,7 +5,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::half::Half;
-use super::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Simd, Vector};
+use super::{COLUMNS, Function, HALF, Input, Output, PAIR, Simd, Vector};
 
 /// Proof that NEON exists.
 #[derive(Clone, Copy, Debug)]
@@ -23,8 +23,8 @@ impl Neon {
 /// [`Neon::detect`] has found them.
 #[target_feature(enable = "neon")]
 #[inline(never)]
-pub unsafe fn with_features<K: Kernel>(kernel: K) -> K::Output {
-    kernel.eval(Neon(()))
+pub unsafe fn with_features<F: Function<Neon>>(function: F) -> F::Output {
+    function.call(Neon(()))
 }
 
 impl Simd for Neon {
@@ -34,9 +34,9 @@ impl Simd for Neon {
     const TOGETHER: usize = 4;
 
     #[inline(always)]
-    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+    fn apart<F: Function<Self>>(self, function: F) -> F::Output {
         // SAFETY: the token in hand proves that the features exist.
-        unsafe { with_features(kernel) }
+        unsafe { with_features(function) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The level for every other CPU: vectors are arrays, and the compiler chooses the instructions.
 
-use super::{COLUMNS, Float, Function, HALF, Half, Input, Kernel, Output, PAIR, Simd, Vector};
+use super::{COLUMNS, Float, Function, HALF, Half, Input, Output, PAIR, Simd, Vector};
 
 /// The portable level.
 #[derive(Clone, Copy, Debug)]
@@ -12,13 +12,13 @@ impl Simd for Portable {
     const SPECIALIZED: bool = false;
 
     #[inline(never)]
-    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.eval(self)
+    fn apart<F: Function<Self>>(self, function: F) -> F::Output {
+        function.call(self)
     }
 
     #[inline(never)]
     fn function<F: Function<Self>>(self, function: F) -> F::Output {
-        function.eval(self)
+        function.call(self)
     }
 }
 
@@ -60,6 +60,13 @@ impl Fused for f64 {
     }
 }
 
+/// Only ones where a condition holds, else zeros.
+macro_rules! ones {
+    ($bits:ident, $condition:expr) => {
+        if $condition { $bits::MAX } else { 0 }
+    };
+}
+
 macro_rules! array {
     ($t:ident, $lanes:literal, $bits:ident) => {
         impl Array<$t, $lanes> {
@@ -75,7 +82,8 @@ macro_rules! array {
         }
 
         impl Vector<Portable, $t> for Array<$t, $lanes> {
-            type Mask = [bool; $lanes];
+            // Lanes of only ones, or only zeros: how processors compare.
+            type Mask = [$bits; $lanes];
 
             #[inline(always)]
             fn splat(_: Portable, x: $t) -> Self {
@@ -170,7 +178,8 @@ macro_rules! array {
             fn mul_add(self, b: Self, c: Self) -> Self {
                 self.mul(b).add(c)
             }
-            #[inline(always)]
+            // Long beside the cost of a call, and in every polynomial.
+            #[inline(never)]
             fn fma(self, b: Self, c: Self) -> Self {
                 Array(std::array::from_fn(|i| self.0[i].fused(b.0[i], c.0[i])))
             }
@@ -211,36 +220,37 @@ macro_rules! array {
             fn bits_or(self, other: Self) -> Self {
                 self.of_bits(other, |a, b| a | b)
             }
-            #[inline(always)]
+            #[inline(never)]
             fn permute(self, index: Self) -> Self {
                 let lane = |i: usize| self.0[index.0[i].to_bits() as usize % $lanes];
                 Array(std::array::from_fn(lane))
             }
 
             #[inline(always)]
-            fn lt(self, other: Self) -> [bool; $lanes] {
-                std::array::from_fn(|i| self.0[i] < other.0[i])
+            fn lt(self, other: Self) -> [$bits; $lanes] {
+                std::array::from_fn(|i| ones!($bits, self.0[i] < other.0[i]))
             }
             #[inline(always)]
             #[allow(clippy::neg_cmp_op_on_partial_ord, reason = "true of NaN")]
-            fn not_lt(self, other: Self) -> [bool; $lanes] {
-                std::array::from_fn(|i| !(self.0[i] < other.0[i]))
+            fn not_lt(self, other: Self) -> [$bits; $lanes] {
+                std::array::from_fn(|i| ones!($bits, !(self.0[i] < other.0[i])))
             }
             #[inline(always)]
-            fn eq(self, other: Self) -> [bool; $lanes] {
-                std::array::from_fn(|i| self.0[i] == other.0[i])
+            fn eq(self, other: Self) -> [$bits; $lanes] {
+                std::array::from_fn(|i| ones!($bits, self.0[i] == other.0[i]))
             }
             #[inline(always)]
-            fn mask(_: Portable, lanes: u32) -> [bool; $lanes] {
-                std::array::from_fn(|i| lanes >> i & 1 != 0)
+            fn mask(_: Portable, lanes: u32) -> [$bits; $lanes] {
+                std::array::from_fn(|i| ones!($bits, lanes >> i & 1 != 0))
+            }
+            #[inline(never)]
+            fn lanes(mask: [$bits; $lanes]) -> u32 {
+                (0..$lanes).fold(0, |lanes, i| lanes | u32::from(mask[i] != 0) << i)
             }
             #[inline(always)]
-            fn lanes(mask: [bool; $lanes]) -> u32 {
-                (0..$lanes).fold(0, |lanes, i| lanes | u32::from(mask[i]) << i)
-            }
-            #[inline(always)]
-            fn select(mask: [bool; $lanes], a: Self, b: Self) -> Self {
-                Array(std::array::from_fn(|i| if mask[i] { a.0[i] } else { b.0[i] }))
+            fn select(mask: [$bits; $lanes], a: Self, b: Self) -> Self {
+                let lane = |i: usize| a.0[i].to_bits() & mask[i] | b.0[i].to_bits() & !mask[i];
+                Array(std::array::from_fn(|i| $t::from_bits(lane(i))))
             }
 
             #[inline(always)]

@@ -1,25 +1,36 @@
 //! Vectors over slices of memory: loads of a tail, copies, the largest number.
 
-use super::{Float, Input, Output, Simd, Vector};
+use super::{Float, Input, Kernel, Output, Simd, Vector};
 
 /// The largest number, NaN left out; -inf where there is none.
 #[inline(always)]
 pub fn maximum<S: Simd, T: Float>(s: S, x: Input<'_, T>) -> T {
-    let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
-    let mut most = [lowest; 4];
-    let mut at = 0;
-    while at + 4 * T::LANES <= x.len() {
-        for (i, most) in most.iter_mut().enumerate() {
-            *most = T::V::<S>::load(s, x, at + i * T::LANES).max(*most);
+    s.apart(Maximum(x))
+}
+
+struct Maximum<'a, T>(Input<'a, T>);
+
+impl<T: Float> Kernel for Maximum<'_, T> {
+    type Output = T;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> T {
+        let Maximum(x) = self;
+        let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
+        let mut most = [lowest; 4];
+        let mut at = 0;
+        while at + 4 * T::LANES <= x.len() {
+            for (i, most) in most.iter_mut().enumerate() {
+                *most = T::V::<S>::load(s, x, at + i * T::LANES).max(*most);
+            }
+            at += 4 * T::LANES;
         }
-        at += 4 * T::LANES;
+        while at < x.len() {
+            let lanes = lanes_from::<T>(x.len() - at);
+            most[0] = T::V::<S>::load_lanes(s, x, at, lanes, lowest).max(most[0]);
+            at += T::LANES;
+        }
+        largest_lane::<S, T>(most[0].max(most[1]).max(most[2].max(most[3])))
     }
-    while at < x.len() {
-        let lanes = lanes_from::<T>(x.len() - at);
-        most[0] = T::V::<S>::load_lanes(s, x, at, lanes, lowest).max(most[0]);
-        at += T::LANES;
-    }
-    largest_lane::<S, T>(most[0].max(most[1]).max(most[2].max(most[3])))
 }
 
 /// The largest lane; no lane is NaN.
@@ -40,18 +51,29 @@ pub fn largest_lane<S: Simd, T: Float>(x: T::V<S>) -> T {
 /// The place of the first number equal to `value`, 0 if there is none.
 #[inline(always)]
 pub fn find<S: Simd, T: Float>(s: S, x: Input<'_, T>, value: T) -> usize {
-    let value = T::V::<S>::splat(s, value);
-    let nan = T::V::<S>::splat(s, T::from_f64(f64::NAN));
-    let mut at = 0;
-    while at < x.len() {
-        let loaded = T::V::<S>::load_lanes(s, x, at, lanes_from::<T>(x.len() - at), nan);
-        let found = T::V::<S>::lanes(loaded.eq(value));
-        if found != 0 {
-            return at + found.trailing_zeros() as usize;
+    s.apart(Find(x, value))
+}
+
+struct Find<'a, T>(Input<'a, T>, T);
+
+impl<T: Float> Kernel for Find<'_, T> {
+    type Output = usize;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> usize {
+        let Find(x, value) = self;
+        let value = T::V::<S>::splat(s, value);
+        let nan = T::V::<S>::splat(s, T::from_f64(f64::NAN));
+        let mut at = 0;
+        while at < x.len() {
+            let loaded = T::V::<S>::load_lanes(s, x, at, lanes_from::<T>(x.len() - at), nan);
+            let found = T::V::<S>::lanes(loaded.eq(value));
+            if found != 0 {
+                return at + found.trailing_zeros() as usize;
+            }
+            at += T::LANES;
         }
-        at += T::LANES;
+        0
     }
-    0
 }
 
 /// The first `n` lanes, or all.
@@ -88,19 +110,34 @@ pub fn copy<S: Simd, T: Float>(s: S, src: Input<'_, T>, dst: Output<'_, T>, stre
 /// Writes `x` everywhere, by non-temporal stores if `stream`.
 #[inline(always)]
 pub fn fill<S: Simd, T: Float>(s: S, dst: Output<'_, T>, x: T, stream: bool) {
-    let vector = T::V::<S>::splat(s, x);
-    let head = if stream { dst.unaligned().min(dst.len()) } else { 0 };
-    vector.store_lanes(dst, 0, lanes_from::<T>(head));
-    let mut at = head;
-    while at + T::LANES <= dst.len() {
-        if stream {
-            vector.stream(dst, at);
-        } else {
-            vector.store(dst, at);
+    s.apart(Fill { dst, x, stream });
+}
+
+struct Fill<'a, T> {
+    dst: Output<'a, T>,
+    x: T,
+    stream: bool,
+}
+
+impl<T: Float> Kernel for Fill<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let Fill { dst, x, stream } = self;
+        let vector = T::V::<S>::splat(s, x);
+        let head = if stream { dst.unaligned().min(dst.len()) } else { 0 };
+        vector.store_lanes(dst, 0, lanes_from::<T>(head));
+        let mut at = head;
+        while at + T::LANES <= dst.len() {
+            if stream {
+                vector.stream(dst, at);
+            } else {
+                vector.store(dst, at);
+            }
+            at += T::LANES;
         }
-        at += T::LANES;
+        vector.store_lanes(dst, at, lanes_from::<T>(dst.len() - at));
     }
-    vector.store_lanes(dst, at, lanes_from::<T>(dst.len() - at));
 }
 
 /// The lanes `lanes` of `src[at..]`, 0 elsewhere.

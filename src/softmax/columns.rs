@@ -110,6 +110,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Columns<'_, T, C> {
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, samples: Range<usize>, sums: &mut [f64]) {
+        C::expect_compiled(s);
         let few = &self.few;
         let most = few.batch.samples.next_multiple_of(T::LANES).min(few.samples);
         let buffers = Buffers::new(s, most, few);
@@ -237,9 +238,14 @@ mod tests {
             (true, false) => {
                 run_at(&Rows::<T, Hard>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
             }
-            (true, true) => {
+            (true, true) if level.is_specialized() => {
                 let plain = AsStored(probabilities.input());
                 run_at(&Rows::<T, _>::new(&batch, plain, 0.0, Objective::PLAIN), level)
+            }
+            (true, true) => {
+                let probabilities = probabilities.input();
+                let soft = Soft { probabilities, weight: None, smoothing: None };
+                run_at(&Rows::<T, _>::new(&batch, soft, 0.0, Objective::PLAIN), level)
             }
             (false, false) => {
                 run_at(&Columns::<T, Hard>::new(&batch, Hard, 0.0, Objective::PLAIN), level)

@@ -34,7 +34,7 @@
 //! Costs: each logit is read once, each number of the gradient written once, and one row of exponentials
 //! stays in the L1 or L2 cache. Emitting row i-1 while row i is reduced makes loads, arithmetic and stores
 //! overlap. Without a gradient nothing is kept in scratch. The Hessian costs further passes over the scratch
-//! where the pivot has less than half of the probability (`Rows::dominant_hessian`).
+//! where the pivot has less than half of the probability (`DominantHessian`).
 //!
 //! The kernel is compiled once for each way that a target is stored ([`Coefficients`]), not for each loss. A
 //! sparse target is a class index to it, but for the gradient at its entries (`sparse.rs`). An objective other
@@ -121,7 +121,9 @@ impl<'a, T: Real> Logits<'a, T> {
     /// `n` logits from `at`. Those of half precision are converted, at most [`CONVERTED`].
     #[inline(always)]
     fn part<S: Simd>(&self, s: S, at: usize, n: usize) -> Input<'a, T> {
-        let Some((half, bits, floats)) = self.halves else { return self.floats.part(at, n) };
+        let Some((half, bits, floats)) = self.halves.filter(|_| T::OF_HALVES) else {
+            return self.floats.part(at, n);
+        };
         s.apart(Widen { half, bits: bits.part(at, n), floats });
         self.floats.part(0, n)
     }
@@ -129,7 +131,8 @@ impl<'a, T: Real> Logits<'a, T> {
     /// The logits of a range, in as many views as are converted.
     #[inline(always)]
     fn pieces<S: Simd>(&self, s: S, range: Range<usize>) -> impl Iterator<Item = Input<'a, T>> {
-        let step = if self.halves.is_some() { CONVERTED } else { range.len().max(1) };
+        let step =
+            if T::OF_HALVES && self.halves.is_some() { CONVERTED } else { range.len().max(1) };
         let logits = *self;
         range.clone().step_by(step).map(move |at| logits.part(s, at, step.min(range.end - at)))
     }
@@ -265,6 +268,7 @@ struct PendingLosses {
 }
 
 /// The reduction of one row.
+#[derive(Clone, Copy)]
 struct Reduce<'a, S: Simd, T: Real, R> {
     logits: Logits<'a, T>,
     scratch: Output<'a, T>,
@@ -510,12 +514,19 @@ impl<S: Simd, T: Limits, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         let chunk = VECTORS * T::LANES;
         for at in part.clone().step_by(chunk) {
             if let Some(pending) = pending {
-                s.function(Chunk::<S, T, C> { emit: pending, at });
+                let chunk = Chunk::<S, T, C> { emit: pending, at };
+                // The general way costs more in any case.
+                if SHIFTED {
+                    s.apart(chunk);
+                } else {
+                    s.function(chunk);
+                }
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
                 // Where size counts more, and for losses whose sums are fine, half precision is converted first.
                 let fine = !C::ANY && self.fine;
-                if S::SPECIALIZED && self.logits.halves.is_some() && !fine {
+                let direct = S::SPECIALIZED && T::OF_HALVES && !SHIFTED && !fine;
+                if direct && self.logits.halves.is_some() {
                     let none = Input::from_slice(&[]);
                     if self.grad {
                         self.inner::<C, true, SHIFTED, false, true, false>(s, at, none, sums);
@@ -682,7 +693,11 @@ impl<S: Simd, T: Limits, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
     where
         T: Limits,
     {
-        s.function(ShiftedRow::<S, T, C> { reduce: self, pending })
+        // Copies: references to the originals would keep these in memory, in the other loops too.
+        let (mut reduce, mut taken) = (*self, pending.take());
+        let totals = s.apart(ShiftedRow::<S, T, C> { reduce: &mut reduce, pending: &mut taken });
+        *self = reduce;
+        totals
     }
 
     /// Makes the largest logit of a part the reference. Returns `false` if it cannot be one, or is not larger.
@@ -715,7 +730,7 @@ impl<S: Simd, T: Limits, C: Coefficients<T>, const SHIFTED: bool> Function<S>
 {
     type Output = ();
     #[inline(always)]
-    fn eval(self, s: S) {
+    fn call(self, s: S) {
         let InnerStatistics { reduce, at, logits, sums } = self;
         if reduce.grad {
             reduce.inner::<C, true, SHIFTED, false, false, true>(s, at, logits, sums);
@@ -733,7 +748,7 @@ struct ShiftedRow<'r, 'a, 'e, S: Simd, T: Real, C: Coefficients<T>> {
 impl<S: Simd, T: Limits, C: Coefficients<T>> Function<S> for ShiftedRow<'_, '_, '_, S, T, C> {
     type Output = RowTotals;
     #[inline(always)]
-    fn eval(self, s: S) -> RowTotals {
+    fn call(self, s: S) -> RowTotals {
         self.reduce.row::<C, true>(s, self.pending)
     }
 }
@@ -791,8 +806,47 @@ struct Chunk<'e, 'a, S: Simd, T: Real, C: Coefficients<T>> {
 impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for Chunk<'_, '_, S, T, C> {
     type Output = ();
     #[inline(always)]
-    fn eval(self, s: S) {
+    fn call(self, s: S) {
         self.emit.chunk::<C>(s, self.at);
+    }
+}
+
+/// Emits a chunk of a row in half precision. A copy of `emit`: a reference would keep the original in memory, for
+/// chunks of other types too.
+struct ChunkOfHalves<'a, S: Simd, T: Real, C: Coefficients<T>> {
+    emit: Emit<'a, S, T, C::Row<S>>,
+    at: usize,
+    half: Half,
+    grad: Output<'a, u16>,
+}
+
+impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for ChunkOfHalves<'_, S, T, C> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self, s: S) {
+        let ChunkOfHalves { emit, at, half, grad } = self;
+        match half {
+            // The type is a constant in each branch.
+            Half::Brain => emit.halves::<C>(s, Half::Brain, grad, at),
+            Half::Binary16 => emit.halves::<C>(s, Half::Binary16, grad, at),
+        }
+    }
+}
+
+/// Emits a whole row. A copy of `emit`, as in [`ChunkOfHalves`].
+struct Whole<'a, S: Simd, T: Real, C: Coefficients<T>> {
+    emit: Emit<'a, S, T, C::Row<S>>,
+}
+
+impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for Whole<'_, S, T, C> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self, s: S) {
+        let Whole { emit } = self;
+        for at in (0..emit.len).step_by(VECTORS * T::LANES) {
+            s.apart(Chunk::<S, T, C> { emit: &emit, at });
+        }
+        emit.finish::<C>();
     }
 }
 
@@ -825,7 +879,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     /// Emits the chunk at `at`, shifted by `head`, so that its stores are aligned. It reads up to `head`
     /// exponentials of the next chunk: the reduction that follows overwrites those of this chunk only.
     #[inline(always)]
-    fn chunk<C: Coefficients<T>>(&self, s: S, at: usize) {
+    fn chunk<C: Coefficients<T, Row<S> = R>>(&self, s: S, at: usize) {
         let chunk = VECTORS * T::LANES;
         if at == 0 {
             for at in (0..self.head.min(self.len)).step_by(T::LANES) {
@@ -843,12 +897,9 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
             return;
         }
         let scratch = self.scratch.part(at, chunk);
-        if let Some((half, grad)) = self.halves {
-            // The type is a constant in each branch.
-            return match half {
-                Half::Brain => self.halves::<C>(s, Half::Brain, grad.part(at, chunk), at),
-                Half::Binary16 => self.halves::<C>(s, Half::Binary16, grad.part(at, chunk), at),
-            };
+        if let (true, Some((half, grad))) = (T::OF_HALVES, self.halves) {
+            let grad = grad.part(at, chunk);
+            return s.apart(ChunkOfHalves::<S, T, C> { emit: *self, at, half, grad });
         }
         let grad = self.grad.part(at, chunk);
         if let Some(hess) = self.hess {
@@ -900,7 +951,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
             let mask = T::V::<S>::mask(s, 1 << lane);
             g = T::V::<S>::select(mask, T::V::<S>::splat(s, self.pivot_grad), g);
         }
-        if let Some((half, grad)) = self.halves {
+        if let (true, Some((half, grad))) = (T::OF_HALVES, self.halves) {
             return s.apart(SomeHalves::<T> {
                 half,
                 grad: grad.part(at, n),
@@ -917,14 +968,10 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
     }
 
-    /// Emits the whole row.
+    /// Emits the whole row, as a call of its own.
     #[inline(always)]
     fn all<C: Coefficients<T, Row<S> = R>>(&self, s: S) {
-        let mut at = 0;
-        while at < self.len {
-            s.function(Chunk::<S, T, C> { emit: self, at });
-            at += VECTORS * T::LANES;
-        }
+        s.apart(Whole::<S, T, C> { emit: *self });
     }
 
     /// Writes the gradient of a class.
@@ -977,6 +1024,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         let keep = 1.0 - batch.options.label_smoothing;
         let (plain, non_temporal) = (objective.is_plain(), Route::of(batch).non_temporal);
         let (temperature, halves) = (batch.options.temperature, batch.half_rows());
+        assert!(T::OF_HALVES || halves.is_none());
         Rows {
             batch,
             coefficients,
@@ -1008,7 +1056,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// Fills a row of the gradient and of the Hessian with `x`.
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, row: usize, x: T) {
-        if let Some(halves) = self.halves {
+        if let Some(halves) = self.halves.filter(|_| T::OF_HALVES) {
             let Some(grad) = halves.grad else { return };
             let (half, classes) = (halves.half, self.batch.classes);
             let (row, x) = (grad.part(row * classes, classes), x.to_f64() as f32);
@@ -1019,35 +1067,17 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         }
     }
 
-    /// The class that has more than half of the probability, if there is one, and the Hessian there.
-    /// `1 - p` would cancel, so this sums the other classes.
+    /// Computes the pending losses and writes them.
     #[inline(always)]
-    fn dominant_hessian<S: Simd>(
+    fn write_losses<S: Simd>(
         &self,
         s: S,
-        scratch: Input<'_, T>,
-        whole: f64,
-        a: f64,
-    ) -> Option<(usize, T)> {
-        let row = scratch.part(0, self.batch.classes);
-        let most = maximum(s, row);
-        if most.to_f64() / whole <= 0.5 {
-            return None;
-        }
-        let class = find(s, row, most);
-        let zero = T::V::<S>::splat(s, T::default());
-        let mut others = Sum::<S, T>::new(s);
-        for at in (0..row.len()).step_by(T::LANES) {
-            let lane = class.wrapping_sub(at);
-            let mut lanes = lanes_from::<T>(row.len() - at);
-            if lane < T::LANES {
-                lanes &= !(1 << lane);
-            }
-            others.add(T::V::<S>::load_lanes(s, row, at, lanes, zero));
-        }
-        let others = others.total();
-        let p = a * most.to_f64();
-        Some((class, T::from_f64(p * (others / (others + most.to_f64())))))
+        pending: &mut PendingLosses,
+        first: usize,
+        sums: &mut [f64],
+    ) {
+        let (batch, any, hard) = (self.batch, C::ANY, C::HARD);
+        s.apart(WriteLosses { batch, any, hard, pending, first, sums });
     }
 
     /// Reduces a row with the reference of its first logits, or where that does not do, with its maximum.
@@ -1068,32 +1098,35 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         } else {
             row.pivot = find(s, sample, reference);
         }
+        // First with the reference of the first logits, if it can be one.
+        let mut sampled = reference.to_f64().abs() <= T::OFFSET_LIMIT * self.temperature;
         let mut most = None;
-        if reference.to_f64().abs() <= T::OFFSET_LIMIT * self.temperature {
+        loop {
+            if !sampled {
+                reference = most.unwrap_or_else(|| row.logits.maximum(s, 0..row.logits.len));
+                if !reference.to_f64().is_finite() {
+                    return None;
+                }
+                if !C::HARD {
+                    row.pivot = row.logits.find(s, reference);
+                }
+            }
             row.exp = Exp::at(s, reference, row.bias, self.temperature);
             row.reference = T::V::<S>::splat(s, reference);
             // A shift of 0 changes no bit.
-            let totals = if S::SPECIALIZED && self.temperature == 1.0 {
+            let totals = if S::SPECIALIZED && sampled && self.temperature == 1.0 {
                 row.row::<C, false>(s, pending)
             } else {
                 row.shifted_row::<C>(s, pending)
             };
             let sum = totals.rest + totals.pivot;
-            if sum.is_nan() || (sum <= row.largest && self.is_exact(&row.exp, &totals, reference)) {
+            let fits = sum <= row.largest && self.is_exact(&row.exp, &totals, reference);
+            if !sampled || sum.is_nan() || fits {
                 return Some((totals, row.reference.to_lanes().as_ref()[0]));
             }
             most = (!C::HARD).then_some(T::from_f64(totals.most));
+            sampled = false;
         }
-        let most = most.unwrap_or_else(|| row.logits.maximum(s, 0..row.logits.len));
-        if !most.to_f64().is_finite() {
-            return None;
-        }
-        row.exp = Exp::at(s, most, row.bias, self.temperature);
-        row.reference = T::V::<S>::splat(s, most);
-        if !C::HARD {
-            row.pivot = row.logits.find(s, most);
-        }
-        Some((row.shifted_row::<C>(s, pending), most))
     }
 
     /// Writes the summaries of a row.
@@ -1202,52 +1235,6 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         let loss = totals.coefficient * log_sum + totals.distance;
         log_sum - above > std::f64::consts::LN_2 && totals.coefficient * above <= loss
     }
-
-    /// Computes the pending losses and writes them: to `sums`, and to the losses' array if there is one.
-    #[inline(always)]
-    fn write_losses<S: Simd>(
-        &self,
-        s: S,
-        pending: &mut PendingLosses,
-        first: usize,
-        sums: &mut [f64],
-    ) {
-        let n = std::mem::take(&mut pending.n);
-        let pivot = S::V64::from_lanes(s, pending.pivot);
-        let odds = S::V64::from_lanes(s, pending.rest).div(pivot);
-        let near = log1p::<S, f64>(s, odds).to_lanes();
-        let mut logs = [0.0; 8];
-        if C::ANY || pending.far[..n].iter().any(Option::is_some) {
-            logs = log::<S, f64>(s, S::V64::from_lanes(s, pending.sum)).to_lanes();
-        }
-        for i in 0..n {
-            let mut above = logs[i] - pending.residue[i];
-            let surprisal = pending.far[i].map_or(near[i], |far| above + far);
-            if C::HARD && pending.far[i].is_none() && pending.rest[i] < pending.pivot[i] {
-                // The true class has most of the probability, so its logit is the reference.
-                above = surprisal;
-            }
-            let mut loss = pending.distance[i];
-            if C::HARD && pending.class_weight[i] != 0.0 {
-                loss += pending.class_weight[i] * surprisal;
-            }
-            if C::ANY {
-                // `log S - reference`, which is the surprisal of a pivot that is the reference.
-                loss += pending.total[i] * if C::HARD { above } else { surprisal };
-            }
-            if pending.sum[i].is_nan() {
-                loss = f64::NAN;
-            }
-            let loss = pending.sample[i] * loss;
-            sums[pending.rows[i] - first] = loss;
-            if let Some(losses) = self.batch.summaries.losses {
-                losses.set(pending.rows[i], loss);
-            }
-            if let Some(losses) = self.batch.outputs.losses {
-                losses.set(pending.rows[i], T::from_f64(loss / self.batch.divisor));
-            }
-        }
-    }
 }
 
 impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
@@ -1262,6 +1249,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, rows: Range<usize>, sums: &mut [f64]) {
+        C::expect_compiled(s);
         let batch = self.batch;
         let chunk = VECTORS * T::LANES;
         let grad = batch.outputs.grad.is_some();
@@ -1277,7 +1265,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             (false, None) => Scratch::<T>::uncleared(length.next_multiple_of(chunk)),
         };
         let scratch = batch.kept.map_or(buffer.output(), |kept| kept.exponentials);
-        let halves = self.halves;
+        let halves = self.halves.filter(|_| T::OF_HALVES);
         let converted = Scratch::<T>::uncleared(if halves.is_some() { CONVERTED } else { 0 });
         let mut pending = None;
         let mut losses = PendingLosses::default();
@@ -1474,7 +1462,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let (part, p) = (rest / whole, pivot / whole);
                 pivot_hess = T::from_f64(a * pivot * part);
                 if p < 0.5 {
-                    dominant = self.dominant_hessian(s, scratch.as_input(), whole, a);
+                    let exponentials = scratch.as_input().part(0, batch.classes);
+                    dominant = s.apart(DominantHessian { exponentials, whole, a });
                 }
                 if let Some(factors) = &objective {
                     let class_weight = scale * class_weight;
@@ -1576,7 +1565,6 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 continue;
             };
             emit.all::<C>(s);
-            emit.finish::<C>();
             let unit = T::V::<S>::splat(s, T::from_f64(1.0));
             for (class, x) in entries.each(&slopes) {
                 let x = T::V::<S>::splat(s, T::from_f64(x));
@@ -1588,11 +1576,101 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         }
         if let Some(pending) = pending {
             pending.all::<C>(s);
-            pending.finish::<C>();
         }
         self.write_losses(s, &mut losses, first, sums);
         if self.non_temporal {
             fence();
+        }
+    }
+}
+
+/// The class that has more than half of the probability, if there is one, and the Hessian there.
+/// `1 - p` would cancel, so this sums the other classes.
+struct DominantHessian<'a, T> {
+    exponentials: Input<'a, T>,
+    /// Their sum.
+    whole: f64,
+    /// The factor that makes an exponential its gradient.
+    a: f64,
+}
+
+impl<T: Real> Kernel for DominantHessian<'_, T> {
+    type Output = Option<(usize, T)>;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> Option<(usize, T)> {
+        let DominantHessian { exponentials: row, whole, a } = self;
+        let most = maximum(s, row);
+        if most.to_f64() / whole <= 0.5 {
+            return None;
+        }
+        let class = find(s, row, most);
+        let zero = T::V::<S>::splat(s, T::default());
+        let mut others = Sum::<S, T>::new(s);
+        for at in (0..row.len()).step_by(T::LANES) {
+            let lane = class.wrapping_sub(at);
+            let mut lanes = lanes_from::<T>(row.len() - at);
+            if lane < T::LANES {
+                lanes &= !(1 << lane);
+            }
+            others.add(T::V::<S>::load_lanes(s, row, at, lanes, zero));
+        }
+        let others = others.total();
+        let p = a * most.to_f64();
+        Some((class, T::from_f64(p * (others / (others + most.to_f64())))))
+    }
+}
+
+/// Computes the pending losses and writes them: to `sums`, and to the losses' array if there is one.
+struct WriteLosses<'r, 'a, T> {
+    batch: &'r Batch<'a, T>,
+    /// Whether there are coefficients, and whether a true class has one beside them: as in [`Coefficients`].
+    any: bool,
+    hard: bool,
+    pending: &'r mut PendingLosses,
+    /// The first row of `sums`.
+    first: usize,
+    sums: &'r mut [f64],
+}
+
+impl<T: Real> Kernel for WriteLosses<'_, '_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let WriteLosses { batch, any, hard, pending, first, sums } = self;
+        let n = std::mem::take(&mut pending.n);
+        let pivot = S::V64::from_lanes(s, pending.pivot);
+        let odds = S::V64::from_lanes(s, pending.rest).div(pivot);
+        let near = log1p::<S, f64>(s, odds).to_lanes();
+        let mut logs = [0.0; 8];
+        if any || pending.far[..n].iter().any(Option::is_some) {
+            logs = log::<S, f64>(s, S::V64::from_lanes(s, pending.sum)).to_lanes();
+        }
+        for i in 0..n {
+            let mut above = logs[i] - pending.residue[i];
+            let surprisal = pending.far[i].map_or(near[i], |far| above + far);
+            if hard && pending.far[i].is_none() && pending.rest[i] < pending.pivot[i] {
+                // The true class has most of the probability, so its logit is the reference.
+                above = surprisal;
+            }
+            let mut loss = pending.distance[i];
+            if hard && pending.class_weight[i] != 0.0 {
+                loss += pending.class_weight[i] * surprisal;
+            }
+            if any {
+                // `log S - reference`, which is the surprisal of a pivot that is the reference.
+                loss += pending.total[i] * if hard { above } else { surprisal };
+            }
+            if pending.sum[i].is_nan() {
+                loss = f64::NAN;
+            }
+            let loss = pending.sample[i] * loss;
+            sums[pending.rows[i] - first] = loss;
+            if let Some(losses) = batch.summaries.losses {
+                losses.set(pending.rows[i], loss);
+            }
+            if let Some(losses) = batch.outputs.losses {
+                losses.set(pending.rows[i], T::from_f64(loss / batch.divisor));
+            }
         }
     }
 }

@@ -168,7 +168,7 @@ struct Distance<'j, 'a, T> {
 impl<S: Simd, T: Limits> Function<S> for Distance<'_, '_, T> {
     type Output = [f64; 2];
     #[inline(always)]
-    fn eval(self, s: S) -> [f64; 2] {
+    fn call(self, s: S) -> [f64; 2] {
         let Distance { job, logits, reference } = self;
         let (zero, one) = (S::V64::splat(s, 0.0), S::V64::splat(s, 1.0));
         let reference = S::V64::splat(s, reference.to_f64());
@@ -365,7 +365,7 @@ struct RowGradient<'a, S: Simd, T: Limits> {
 impl<S: Simd, T: Limits> Function<S> for RowGradient<'_, S, T> {
     type Output = ();
     #[inline(always)]
-    fn eval(self, s: S) {
+    fn call(self, s: S) {
         let len = self.grad.len();
         let head = if self.streams { self.grad.unaligned().min(len) } else { 0 };
         if head > 0 {

@@ -104,6 +104,7 @@ pub(super) fn lane_sum<S: Simd, T: Real>(x: T::V<S>) -> f64 {
 }
 
 /// What the sums beside the exponentials need.
+#[derive(Clone, Copy)]
 pub(super) struct Beside<S: Simd, T: Real> {
     /// The pivot's logit.
     own: T::V<S>,

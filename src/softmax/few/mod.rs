@@ -317,6 +317,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Few<'_, T, C> {
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
+        C::expect_compiled(s);
         let samples = self.batch.samples.next_multiple_of(T::LANES).min(self.samples);
         let buffers = Buffers::new(s, samples, self);
         let (start, end) =

@@ -412,7 +412,13 @@ impl<T: Limits, const KEPT: bool, const ENTROPY: bool, const GENERAL: bool> Kern
             let end = len.min(start + PART * chunk);
             match self.pending {
                 Some(&pending) => {
-                    let emit = Emit::<S, T>::new(s, pending);
+                    // What is pending is of the same kind: in a loop that is compiled for this kind.
+                    let quantity = match (KEPT, ENTROPY) {
+                        (true, false) => Softmax,
+                        (true, true) => Entropy,
+                        _ => LogSoftmax,
+                    };
+                    let emit = Emit::<S, T>::new(s, Pending { quantity, ..pending });
                     for at in (start..end).step_by(chunk) {
                         emit.chunk(s, at);
                         reducer.chunk::<KEPT, ENTROPY, GENERAL>(s, at, &mut sums);
