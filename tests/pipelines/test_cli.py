@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import pty
 import re
 import signal
 import struct
@@ -21,6 +20,7 @@ import xentrs
 NEEDED = "runs where the extra cli is: make test-pipelines"
 pytest.importorskip("click", reason=NEEDED)
 pytest.importorskip("rich", reason=NEEDED)
+pty = pytest.importorskip("pty", reason="terminals as POSIX has them")
 pa = pytest.importorskip("pyarrow", reason=NEEDED)
 ml_dtypes = pytest.importorskip("ml_dtypes", reason=NEEDED)
 safetensors = pytest.importorskip("safetensors.numpy", reason=NEEDED)
@@ -776,6 +776,7 @@ def sparse(file, samples, classes):
         opened.truncate(8 + len(text) + size)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
 def test_a_file_four_times_the_limit_of_the_address_space(here):
     import resource
 
@@ -825,6 +826,7 @@ def interrupted(arguments, seconds):
     return process.returncode, out, err, time.perf_counter() - sent
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_interrupt(here):
     """Ends within a second, with the state of what was evaluated."""
     samples, classes = 4_000_000, 4096
@@ -855,6 +857,7 @@ def test_interrupt(here):
     assert interrupted(arguments[:4], 0.3)[:2] == (130, "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_interrupt_while_decompressing(here):
     """Reading takes the time here, and ends at once too."""
     with (
