@@ -86,6 +86,10 @@ def same_bytes(build: str) -> str:
     """Built from the sdist, in another folder, the wheel has the same bytes."""
     if not build:
         raise Skipped("no --build")
+    if sys.platform != "linux":
+        raise Skipped(
+            "other linkers than Linux's may write a time or a path; nobody has looked yet"
+        )
     wheel, sdist = one("*.whl"), one("*.tar.gz")
     with zipfile.ZipFile(wheel) as archive:
         date = datetime(*archive.infolist()[0].date_time, tzinfo=UTC)
@@ -139,6 +143,8 @@ def interpreter(minor: int) -> Path:
     candidates = [Path(sys.executable)]
     candidates += map(Path, filter(None, [shutil.which(f"python3.{minor}")]))
     candidates += sorted((Path.home() / ".pyenv" / "versions").glob(f"3.{minor}.*/bin/python"))
+    kept = os.environ.get("RUNNER_TOOL_CACHE")  # where a workflow on Windows finds its Pythons
+    candidates += sorted(Path(kept, "Python").glob(f"3.{minor}.*/*/python.exe")) if kept else []
     for candidate in candidates:
         script = "import sys; print(sys.implementation.name, sys.version_info[1])"
         try:
