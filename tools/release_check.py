@@ -83,7 +83,7 @@ def same_version() -> str:
 
 
 def same_bytes(build: str) -> str:
-    """Built from the sdist, in another folder, the wheel has the same bytes."""
+    """Built in another folder, from what the sdist holds, both files have the same bytes."""
     if not build:
         raise Skipped("no --build")
     if sys.platform != "linux":
@@ -105,8 +105,12 @@ def same_bytes(build: str) -> str:
         source = folder / sdist.name.removesuffix(".tar.gz")
         again = folder / "again"
         command = [tool("maturin"), *shlex.split(build), "--out", again]
+        # As in a checkout: what git knows is in the sdist, and `PKG-INFO` is written.
+        (source / "PKG-INFO").unlink()
+        run("git", "init", "--quiet", cwd=source)
+        run("git", "add", "--all", cwd=source)
+        run(tool("maturin"), "sdist", "--out", again, env=env, cwd=source)
         run(*command, "--target-dir", folder / "target", env=env, cwd=source)
-        run(tool("maturin"), "sdist", "--out", again, env=env)
         for first in (wheel, sdist):
             second = again / first.name
             assert second.exists(), f"{first.name} is called {os.listdir(again)} the second time"
