@@ -776,6 +776,22 @@ def sparse(file, samples, classes):
         opened.truncate(8 + len(text) + size)
 
 
+@pytest.mark.parametrize("name", ["x.npy", "columns.npy", "x.npz:x", "x.safetensors:x"])
+def test_without_preadv(here, monkeypatch, name):
+    """As on Windows, where a file's position is moved before it is read."""
+    from xentrs._cli.sources import open_source
+
+    np.save("columns.npy", np.asfortranarray(X.reshape(-1, C)))
+    np.savez("x.npz", t=T, x=X)
+    safetensors.save_file({"t": T, "x": X}, "x.safetensors")
+    monkeypatch.delattr(os, "preadv")
+    source = open_source(name, 1000)
+    source.skip(C)
+    found = np.concatenate([source.read(C).copy() for _ in range(N * S - 1)])
+    source.close()
+    np.testing.assert_array_equal(found, X.ravel()[C:])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
 def test_a_file_four_times_the_limit_of_the_address_space(here):
     import resource
