@@ -6,8 +6,8 @@
 #   tools/check_targets.sh aarch64-apple-darwin   some of them
 #
 # Takes the standard libraries that rustup has. If one is missing, Debian's rustc and the source of its standard
-# library are unpacked into target/check-targets, and the library is compiled for each target: some 150 MB and half a
-# minute a target at first. `rustup target add` is faster where it reaches its server.
+# library are unpacked (tools/debian_rust.sh), and the library is compiled for each target: half a minute a target at
+# first. `rustup target add` is faster where it reaches its server.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,8 +17,6 @@ targets=(
   x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 )
 if (($#)); then targets=("$@"); fi
-tools=$PWD/target/check-targets
-root=$tools/root
 command=(check --locked --lib)
 
 installed=$(rustup target list --installed 2>/dev/null || true)
@@ -28,38 +26,11 @@ if [ -n "$missing" ]; then
     echo "missing standard libraries: rustup target add" $missing >&2
     exit 1
   fi
-  if [ ! -e "$tools/.complete" ]; then
-    rm -rf "$tools" && mkdir -p "$tools/apt/state/lists/partial" "$tools/apt/cache/archives/partial" "$root"
-    # The system's sources of packages; its own lists and packages stay as they are.
-    cat >"$tools/apt/apt.conf" <<CONF
-Dir::State "$tools/apt/state";
-Dir::State::status "$tools/apt/state/status";
-Dir::Cache "$tools/apt/cache";
-APT::Sandbox::User "root";
-CONF
-    touch "$tools/apt/state/status"
-    apt=(-c "$tools/apt/apt.conf")
-    apt-get "${apt[@]}" update -qq || true # one of the sources may be out of reach
-    depends() { apt-cache "${apt[@]}" depends "$1" | sed -n "s/.*Depends: \($2[^:]*\).*/\1/p" | head -1; }
-    std=$(depends libstd-rust-web-dev libstd-rust-web-1)
-    (cd "$tools/apt/cache" && apt-get "${apt[@]}" download -qq \
-      rustc-web rust-web-src libstd-rust-web-dev "$std" "$(depends "$std" libllvm)")
-    for package in "$tools"/apt/cache/*.deb; do dpkg-deb -x "$package" "$root"; done
-    rm -rf "$tools/apt"
-    cat >"$tools/rustc" <<RUSTC
-#!/bin/sh
-export LD_LIBRARY_PATH=$root/usr/lib/$(uname -m)-linux-gnu
-exec $root/usr/bin/rustc --sysroot $root/usr "\$@"
-RUSTC
-    chmod +x "$tools/rustc"
-    touch "$tools/.complete"
-  fi
-  export RUSTC=$tools/rustc
-  export RUSTC_BOOTSTRAP=1 # -Zbuild-std, with a rustc that is not a nightly
+  source tools/debian_rust.sh
   command+=(-Zbuild-std=std,panic_unwind)
 fi
 
-export CARGO_TARGET_DIR=$tools/${RUSTC:+debian}
+export CARGO_TARGET_DIR=$PWD/target/check-targets/${RUSTC:+debian}
 export CARGO_PROFILE_DEV_DEBUG=0
 export PYO3_CROSS_PYTHON_VERSION=3.11 # the oldest that the abi3 wheel is for; no target's Python is needed
 unset PYO3_PYTHON
