@@ -17,12 +17,17 @@ PEERS_VENV := .venv-peers
 TORCH_VENV := .venv-torch
 DOCS_VENV := .venv-docs
 PIPELINES_VENV := .venv-pipelines
-BIN := $(abspath $(VENV))/bin
-BENCH_BIN := $(abspath $(BENCH_VENV))/bin
-PEERS_BIN := $(abspath $(PEERS_VENV))/bin
-TORCH_BIN := $(abspath $(TORCH_VENV))/bin
-DOCS_BIN := $(abspath $(DOCS_VENV))/bin
-PIPELINES_BIN := $(abspath $(PIPELINES_VENV))/bin
+RELEASE_VENV := .venv-release
+# The folder of an environment's programs.
+OS ?=
+PROGRAMS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(abspath $(VENV))/$(PROGRAMS)
+BENCH_BIN := $(abspath $(BENCH_VENV))/$(PROGRAMS)
+PEERS_BIN := $(abspath $(PEERS_VENV))/$(PROGRAMS)
+TORCH_BIN := $(abspath $(TORCH_VENV))/$(PROGRAMS)
+DOCS_BIN := $(abspath $(DOCS_VENV))/$(PROGRAMS)
+PIPELINES_BIN := $(abspath $(PIPELINES_VENV))/$(PROGRAMS)
+RELEASE_BIN := $(abspath $(RELEASE_VENV))/$(PROGRAMS)
 
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
@@ -30,8 +35,14 @@ PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
 
 CARGO_TEST := --locked --no-default-features
 MATURIN := VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(BIN):$$PATH" $(BIN)/maturin
-# Linked against zig's copy of an old glibc, a wheel installs on any Linux since 2014.
-PORTABLE := $(if $(filter Linux,$(shell uname)),--zig --compatibility manylinux2014)
+# make wheel TARGET=x86_64-unknown-linux-musl
+TARGET ?=
+# Linked against zig's copy of an old glibc, a wheel installs on any Linux since 2014; musl's is of 2021.
+LINUX := $(if $(findstring musl,$(TARGET)),musllinux_1_2,manylinux2014)
+PORTABLE := $(if $(filter Linux,$(shell uname)),--zig --compatibility $(LINUX))
+BUILD := build --release --locked $(PORTABLE) $(if $(TARGET),--target $(TARGET))
+# No path of this machine is in what is built.
+UNNAMED := --remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=cargo
 
 # One level of this machine, compiled in pieces that are kept: a mistake in a kernel shows within a minute.
 QUICK := target/quick
@@ -42,12 +53,14 @@ LEFT_OUT := $(filter-out $(QUICK_LEVEL),avx512 avx2 portable)
 # The same interpreter for every cargo command, so that one does not rebuild what another built.
 export PYO3_PYTHON := $(BIN)/python
 
-SHELL := /bin/bash
+SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick test-random lint format wheel sdist clean
+.PHONY: check-targets lint-workflows release-check publish
+.PHONY: test-platform try-musl
 .PHONY: bench bench-floors bench-peers bench-steps bench-curves bench-memory bench-instructions
 .PHONY: bench-pictures bench-kernels bench-linear bench-meter size size-record
 .PHONY: demo-pipelines gallery test-pipelines demo-torch test-torch lint-torch bench-torch bench-torch-gpu
@@ -98,6 +111,17 @@ test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an envi
 test-pipelines: $(PIPELINES_VENV)/.package  ## Run the tests with the libraries of data pipelines: boosted trees, tables
 	$(PIPELINES_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(WORKERS) tests/pipelines tests/test_readme.py tests/test_guide.py)
 
+# References of the other tests need a long double of more than 53 bits, which Windows and macOS on Arm lack, or
+# SciPy, of which no version works with the oldest NumPy and the newest Python tools.
+PLATFORM_TESTS := $(addprefix tests/,test_known_values.py test_layouts.py test_recorded_bits.py)
+LONG_DOUBLE = $(shell $(BIN)/python -c "import numpy as np; print(np.finfo(np.longdouble).nmant)")
+# An older NumPy than pip would choose: NUMPY="numpy==1.25.*"
+NUMPY ?=
+test-platform: $(VENV)/.package  ## Run the tests of the crate and of the core, as on a system that is not Linux
+	cargo test $(CARGO_TEST)
+	$(if $(NUMPY),$(BIN)/python -m pip install --quiet "$(NUMPY)")
+	$(BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(WORKERS) $(if $(NUMPY)$(filter 52,$(LONG_DOUBLE)),$(PLATFORM_TESTS)))
+
 # Every law and recorded bit, and what the public functions give, at the level of Arm processors. Half an hour.
 ARM := --target aarch64-unknown-linux-gnu
 ARM_TESTS := test_known_values.py test_laws.py test_layouts.py test_recorded_bits.py test_half.py
@@ -110,6 +134,11 @@ test-aarch64: $(VENV)/.installed  ## Build for 64-bit Arm on x86-64 Debian, and 
 	tools/aarch64.sh python -m pytest -q -p no:cacheprovider \
 	  $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(addprefix tests/,$(ARM_TESTS)))
 
+# The systems that cannot be had here. CHECK="aarch64-apple-darwin" takes some of them.
+CHECK ?=
+check-targets:  ## Check that the crate compiles for macOS, Windows and musl, without running it
+	tools/check_targets.sh $(CHECK)
+
 lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are errors
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
@@ -118,7 +147,10 @@ lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are error
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest xentrs._xentrs
-	$(MAKE) --no-print-directory lint-torch
+	$(MAKE) --no-print-directory lint-workflows lint-torch
+
+lint-workflows: $(VENV)/.installed  ## Check the workflows of .github for mistakes that others could exploit
+	$(BIN)/zizmor --offline --quiet .github
 
 lint-torch: $(TORCH_VENV)/.package  ## Check the types of xentrs.torch
 	$(TORCH_BIN)/mypy python/xentrs/torch
@@ -139,6 +171,19 @@ docs: $(DOCS_VENV)/.package  ## Build the documentation site into build/docs, an
 wheel: dist/.built  ## Build the wheel (abi3, manylinux2014) and the sdist into dist/
 
 sdist: dist/.built  ## The same: the two are made together
+
+release-check: $(RELEASE_VENV)/.installed dist/.built  ## Check wheel and sdist: same bytes twice, tags, metadata, each Python here
+	RUSTFLAGS="$(UNNAMED)" $(RELEASE_BIN)/python tools/release_check.py $(if $(ARGS),$(ARGS),--build "$(BUILD)")
+
+try-musl:  ## Try a wheel of dist/ for musl in Alpine Linux (needs docker)
+	docker run --rm --volume "$(CURDIR):/xentrs:ro" python:3.13-alpine sh -c \
+	  'pip install --quiet --only-binary :all: /xentrs/dist/*musllinux*.whl && cd / && python /xentrs/tools/try_wheel.py'
+
+# Only a workflow can: PyPI trusts the identity that the forge gives to it, and no password exists.
+publish: $(RELEASE_VENV)/.installed  ## Sign and upload the files of dist/ to PyPI, from the workflow of a release
+	$(RELEASE_BIN)/twine check --strict dist/*.whl dist/*.tar.gz
+	$(RELEASE_BIN)/pypi-attestations sign dist/*.whl dist/*.tar.gz
+	$(RELEASE_BIN)/twine upload --non-interactive --attestations dist/*
 
 # BENCH_VENV=.venv-peers runs it in the environment that has PyTorch, JAX and TensorFlow.
 bench: $(BENCH_VENV)/.package  ## Time each loss and row with pytest-benchmark, and save: ARGS="--benchmark-compare"
@@ -205,7 +250,7 @@ bench-torch-gpu: $(TORCH_VENV)/.package  ## The same on a GPU; without one, toy 
 	$(TORCH_BIN)/python benches/torch_gpu.py $(ARGS)
 
 clean:  ## Remove everything that was built, the environments too
-	rm -rf target dist build docs/api $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(TORCH_VENV) $(DOCS_VENV) $(PIPELINES_VENV)
+	rm -rf target dist build docs/api $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(TORCH_VENV) $(DOCS_VENV) $(PIPELINES_VENV) $(RELEASE_VENV)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -216,25 +261,25 @@ $(PEERS_VENV)/.installed: GROUP := bench-peers
 $(TORCH_VENV)/.installed: GROUP := torch
 $(DOCS_VENV)/.installed: GROUP := docs
 $(PIPELINES_VENV)/.installed: GROUP := pipelines
+$(RELEASE_VENV)/.installed: GROUP := release
 .PRECIOUS: %/.installed
 %/.installed: pyproject.toml
 	$(PYTHON) -m venv $*
-	$*/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$*/bin/python -m pip install --quiet --group $(GROUP)
+	$*/$(PROGRAMS)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$*/$(PROGRAMS)/python -m pip install --quiet --group $(GROUP)
 	touch $@
 
-# The same sources give the same bytes: files have the date of the commit, and no path of this
-# machine is in them.
+# The same sources give the same bytes: files have the date of the commit.
 dist/.built: $(VENV)/.installed $(PACKAGE)
 	@command -v cargo >/dev/null || { echo "xentrs is built with Rust: see https://rustup.rs"; exit 1; }
 	rm -rf dist
 	export SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}"; \
-	export RUSTFLAGS="--remap-path-prefix=$${CARGO_HOME:-$$HOME/.cargo}=cargo"; \
+	export RUSTFLAGS="$(UNNAMED)"; \
 	$(MATURIN) sdist --out dist; \
-	$(MATURIN) build --release --locked $(PORTABLE) --out dist --target-dir target/wheel
+	$(MATURIN) $(BUILD) --out dist --target-dir target/wheel
 	touch $@
 
 # Tests, demo and benchmarks all run what people will install: the wheel.
 %/.package: %/.installed dist/.built
-	$*/bin/python -m pip install --quiet --force-reinstall --no-deps dist/xentrs-*.whl
+	$*/$(PROGRAMS)/python -m pip install --quiet --force-reinstall --no-deps dist/xentrs-*.whl
 	touch $@

@@ -5,6 +5,7 @@
 //! ctypes. A floor runs on a number of threads, the caller's among them. The others live on between
 //! calls: they spin for a while before they sleep, as OpenMP's do. The loops use AVX-512 or AVX2,
 //! whichever the CPU has, or else no vectors.
+#![allow(unsafe_code, reason = "vector instructions, and pointers from Python")]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -64,6 +64,7 @@ fn uniform(seed: u64) -> impl Iterator<Item = f64> {
 }
 
 /// Returns a way of writing to a buffer.
+#[allow(unsafe_code, reason = "as a kernel's caller does")]
 fn output<T: Float>(buffer: &Scratch<T>) -> Output<'_, T> {
     // SAFETY: a job's blocks are rows of their own, and nobody else writes here while it runs.
     unsafe { buffer.shared_output() }

@@ -25,10 +25,13 @@ pub mod error;
 pub mod exact;
 pub mod losses;
 pub mod math;
+#[allow(unsafe_code, reason = "calls the operating system")]
 pub mod parallel;
 #[cfg(feature = "python")]
+#[allow(unsafe_code, reason = "calls CPython and NumPy")]
 mod python;
 pub mod reduce;
+#[allow(unsafe_code, reason = "vector instructions and views of memory")]
 pub mod simd;
 pub mod softmax;
 pub mod tiles;

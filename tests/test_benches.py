@@ -21,10 +21,13 @@ BENCHES = ROOT / "benches"
 LEVELS = xentrs.show_config(mode="dicts")["simd"]["available"]
 
 pytest.importorskip("scipy", reason="the exact answers use it")
-pytestmark = pytest.mark.skipif(
-    not BENCHES.is_dir() or shutil.which("rustc") is None,
-    reason="floors are compiled in a checkout with a Rust toolchain",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not BENCHES.is_dir() or shutil.which("rustc") is None,
+        reason="floors are compiled in a checkout with a Rust toolchain",
+    ),
+    pytest.mark.skipif(sys.platform != "linux", reason="benches choose CPUs as Linux does"),
+]
 
 # Not that of a process of pytest-xdist, in which pytest-benchmark times nothing.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if "PYTEST" not in name}

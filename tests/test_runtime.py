@@ -2,8 +2,10 @@
 
 import functools
 import os
+import re
 import statistics
 import sys
+import sysconfig
 import threading
 import time
 from pathlib import Path
@@ -260,6 +262,23 @@ def test_same_input_from_several_threads(threads):
 
 
 # -------------------------------------------------------------------------------------------- GIL
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="there is a GIL anyway")
+def test_import_turns_the_gil_on(python):
+    script = "import sys, warnings; warnings.simplefilter('ignore'); import xentrs"
+    enabled = python(f"{script}; print(sys._is_gil_enabled())", PYTHON_GIL=None).stdout
+    assert enabled.split() == ["True"]
+
+
+def test_module_declares_that_it_needs_the_gil():
+    """As PyO3 would not by itself; only a free-threaded CPython reads the declaration."""
+    source = Path(__file__).parents[1] / "src" / "python" / "mod.rs"
+    if not source.exists():
+        pytest.skip("a checkout without sources")
+    assert re.findall(r"^#\[pymodule.*\]$", source.read_text(), re.M) == [
+        "#[pymodule(gil_used = true)]"
+    ]
 
 
 def _ticks_during(call):

@@ -5,7 +5,7 @@
 //! caller's frame holds the objects that own them, and other threads may write to them meanwhile (see
 //! [`crate::simd::Input`]).
 
-use std::ffi::c_int;
+use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
@@ -174,7 +174,7 @@ impl Source for Arrays {
         // first make sure that no one else refers to it.
         let (array, descr) = unsafe { (&(*array).fields, &(*(*array).fields.descr).fields) };
         let swapped = if cfg!(target_endian = "little") { b'>' } else { b'<' };
-        if array.flags & flags::NPY_ARRAY_ALIGNED == 0 || descr.byteorder as u8 == swapped {
+        if array.flags & flags::NPY_ARRAY_ALIGNED == 0 || descr.byteorder == swapped as c_char {
             return Err(Stop::NotImplemented);
         }
         let n = array.nd as usize;

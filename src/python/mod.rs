@@ -55,8 +55,8 @@ use crate::simd::Level;
 use crate::softmax::state::FIELDS;
 
 /// The compiled kernels of xentrs; `xentrs` is what people call.
-// The free-threaded builds are not tested: a kernel reads a target that another thread may change, and
-// without the GIL also the arrays' descriptions could change while they are copied.
+// PyO3's default is that a module needs no GIL. This one does: without it, another thread could change an array's
+// shape and strides while they are copied. Nothing has been tested on a free-threaded build.
 #[pymodule(gil_used = true)]
 mod _xentrs {
     use super::*;

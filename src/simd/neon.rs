@@ -422,8 +422,8 @@ vector!(
             let [a, b, c, d] = columns;
             for i in 0..4 {
                 let rows = transpose_f32([a.0[i], b.0[i], c.0[i], d.0[i]]);
-                for j in 0..4 {
-                    vst1q_f32(start.add((4 * i + j) * stride), rows[j]);
+                for (j, row) in rows.into_iter().enumerate() {
+                    vst1q_f32(start.add((4 * i + j) * stride), row);
                 }
             }
         });
@@ -446,10 +446,10 @@ vector!(
             let [a, b] = columns;
             for i in 0..4 {
                 let rows = [vzip1q_f32(a.0[i], b.0[i]), vzip2q_f32(a.0[i], b.0[i])];
-                for j in 0..2 {
+                for (j, pair) in rows.into_iter().enumerate() {
                     let row = start.add((4 * i + 2 * j) * stride);
-                    vst1_f32(row, vget_low_f32(rows[j]));
-                    vst1_f32(row.add(stride), vget_high_f32(rows[j]));
+                    vst1_f32(row, vget_low_f32(pair));
+                    vst1_f32(row.add(stride), vget_high_f32(pair));
                 }
             }
         });

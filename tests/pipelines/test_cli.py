@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import pty
 import re
 import signal
 import struct
@@ -21,6 +20,7 @@ import xentrs
 NEEDED = "runs where the extra cli is: make test-pipelines"
 pytest.importorskip("click", reason=NEEDED)
 pytest.importorskip("rich", reason=NEEDED)
+pty = pytest.importorskip("pty", reason="terminals as POSIX has them")
 pa = pytest.importorskip("pyarrow", reason=NEEDED)
 ml_dtypes = pytest.importorskip("ml_dtypes", reason=NEEDED)
 safetensors = pytest.importorskip("safetensors.numpy", reason=NEEDED)
@@ -776,6 +776,23 @@ def sparse(file, samples, classes):
         opened.truncate(8 + len(text) + size)
 
 
+@pytest.mark.parametrize("name", ["x.npy", "columns.npy", "x.npz:x", "x.safetensors:x"])
+def test_without_preadv(here, monkeypatch, name):
+    """As on Windows, where a file's position is moved before it is read."""
+    from xentrs._cli.sources import open_source
+
+    np.save("columns.npy", np.asfortranarray(X.reshape(-1, C)))
+    np.savez("x.npz", t=T, x=X)
+    safetensors.save_file({"t": T, "x": X}, "x.safetensors")
+    monkeypatch.delattr(os, "preadv")
+    source = open_source(name, 1000)
+    source.skip(C)
+    found = np.concatenate([source.read(C).copy() for _ in range(N * S - 1)])
+    source.close()
+    np.testing.assert_array_equal(found, X.ravel()[C:])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits as Linux has them")
 def test_a_file_four_times_the_limit_of_the_address_space(here):
     import resource
 
@@ -825,6 +842,7 @@ def interrupted(arguments, seconds):
     return process.returncode, out, err, time.perf_counter() - sent
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_interrupt(here):
     """Ends within a second, with the state of what was evaluated."""
     samples, classes = 4_000_000, 4096
@@ -855,6 +873,7 @@ def test_interrupt(here):
     assert interrupted(arguments[:4], 0.3)[:2] == (130, "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_interrupt_while_decompressing(here):
     """Reading takes the time here, and ends at once too."""
     with (

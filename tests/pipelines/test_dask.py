@@ -407,6 +407,7 @@ def test_a_worker_is_killed(client, chunks, tmp_path):
     assert (tmp_path / "died").exists()
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no such signal")
 def test_a_worker_is_killed_that_has_results(client):
     lazy = da.from_array(X, chunks=(2, -1)).map_blocks(slow, dtype=X.dtype, meta=X[:0])
     future = client.compute(xentrs.dask.evaluate(lazy, T))

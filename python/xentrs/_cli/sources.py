@@ -109,7 +109,7 @@ def open_source(spec: str, block: int) -> Source:
         if key is not None:
             raise InputError(file, f"is an .npy file, which has no member {key!r}")
         with errors_of(file):
-            return _open_npy(file, os.open(file, os.O_RDONLY), 0, None)
+            return _open_npy(file, os.open(file, _READ), 0, None)
     if kind == "npz":
         return _open_npz(file, key)
     if kind == "safetensors":
@@ -199,6 +199,24 @@ def _kind(file: str) -> str:
 
 # Numbers as they lie in a file
 
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+
+
+def _read_at(handle: int, view: memoryview, at: int) -> int:
+    """Read what lies at an offset of a file into memory; return how many bytes there were."""
+    if hasattr(os, "preadv"):
+        return os.preadv(handle, [view], at)
+    os.lseek(handle, at, os.SEEK_SET)  # on Windows; a handle has one reader
+    found = os.read(handle, min(len(view), 1 << 24))
+    view[: len(found)] = found
+    return len(found)
+
+
+def _bytes_at(handle: int, count: int, at: int) -> bytes:
+    """Return what lies at an offset of a file, at most `count` bytes."""
+    found = bytearray(count)
+    return bytes(found[: _read_at(handle, memoryview(found), at)])
+
 
 class _Raw(Source):
     """Numbers that lie one after the other in a file."""
@@ -233,7 +251,7 @@ class _Raw(Source):
         done = 0
         with errors_of(self.file):
             while done < len(view):
-                got = os.preadv(self._handle, [view[done:]], at + done)
+                got = _read_at(self._handle, view[done:], at + done)
                 if got == 0:
                     raise InputError(self.file, f"is truncated: it ends at byte {at + done}")
                 done += got
@@ -369,7 +387,7 @@ def _open_npy(file: str, handle: int, offset: int, size: int | None) -> Source:
         nonlocal at
         if size is not None:
             count = min(count, offset + size - at)
-        found = os.pread(handle, count, at)
+        found = _bytes_at(handle, count, at)
         at += len(found)
         return found
 
@@ -438,9 +456,9 @@ def _open_npz(file: str, key: str | None) -> Source:
                 return _unpacked(file, stream, header)
             return _Stream(file, stream, header)
     with errors_of(file):
-        handle = os.open(file, os.O_RDONLY)
+        handle = os.open(file, _READ)
         # Name and extra field may be longer here than in the list at the end of the file.
-        local = os.pread(handle, 30, info.header_offset)
+        local = _bytes_at(handle, 30, info.header_offset)
         if len(local) < 30 or local[:4] != _ZIP:
             os.close(handle)
             raise InputError(file, f"is damaged: member {info.filename!r} is not where it should")
@@ -509,5 +527,5 @@ def _open_safetensors(file: str, key: str | None) -> Source:
                 f"is damaged: {key!r} of shape {shape} and dtype {dtype} takes {needed} bytes, but "
                 f"its data_offsets {begin} to {end} are {end - begin} apart",
             )
-        handle = os.open(file, os.O_RDONLY)
+        handle = os.open(file, _READ)
         return _open_raw(file, handle, first + begin, shape, dtype, first + end)
