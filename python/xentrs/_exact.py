@@ -82,6 +82,14 @@ class ExactSums:
                 self._widen(*lacks)
             self._pending += number
 
+    def add_weights(self, rows: _Array, weights: _Array | None) -> None:
+        """Add the weight of each sample, or 1 without weights, to the sum of its row."""
+        if weights is None and 4 * rows.size > len(self):
+            counts = np.bincount(rows)
+            rows = np.flatnonzero(counts)
+            weights = counts[rows].astype(np.float64)
+        self.add(rows, np.ones(rows.size) if weights is None else weights)
+
     def merge(self, other: ExactSums, rows: _Array | None = None) -> None:
         """Add each sum of another table to the same one here, or to that of these rows.
 
