@@ -295,6 +295,8 @@ def _changed() -> RuntimeError:
 
 def _plain(a: _Array, dtype: DTypeLike) -> _Array:
     """Return `a` itself if it is native, aligned and of that dtype, else a copy."""
+    if type(a) is np.ndarray and a.dtype == dtype and a.flags.aligned:
+        return a
     # A number that the dtype does not hold becomes infinite, as NumPy has it, without a warning.
     with np.errstate(all="ignore"):
         return np.require(a, dtype, ["A"])

@@ -282,7 +282,7 @@ def _reliability(sums: Sums) -> tuple[Reliability, float]:
         if i < sums.options.bins:
             accuracy[i], confidence[i] = _mean(hits, weight), _mean(mean, weight)
     weight = sums.table.exact(ROW["logits:weight"])
-    reliability = Reliability(sums.edges(), sums.bin_counts[:-1].copy(), accuracy, confidence)
+    reliability = Reliability(sums.edges.copy(), sums.bin_counts[:-1].copy(), accuracy, confidence)
     return reliability, _mean(error, weight)
 
 

@@ -55,6 +55,8 @@ class Sums:
         with these but without a group.
     table : ExactSums
         A sum for each of `NAMES`, and for each of ``options.top_k`` the weight of its hits.
+    edges : ndarray of float64
+        The edges of the bins of confidence.
     bin_counts : ndarray of int64
         Samples by bins of confidence, and in one bin more those of a confidence of NaN.
     bin_sums : ExactSums
@@ -80,6 +82,9 @@ class Sums:
         self.options = options
         self.counts = dict.fromkeys(COUNTS, 0)
         self.table = ExactSums(len(NAMES) + len(options.top_k))
+        self.edges = np.linspace(0.0, 1.0, options.bins + 1)
+        inner = self.edges[1:-1]
+        self._lower, self._upper = np.append(-np.inf, inner), np.append(inner, np.inf)
         self.bin_counts = np.zeros(options.bins + 1, np.int64)
         self.bin_sums = ExactSums(3 * (options.bins + 1))
         self.losses = Histogram()
@@ -91,10 +96,6 @@ class Sums:
         self.classes = 0 if options.weight is None else options.weight.size
         self.class_counts = np.zeros(self.classes if options.per_class else 0, np.int64)
         self.class_sums = [ExactSums(len(self.class_counts)) for _ in range(3)]
-
-    def edges(self) -> NDArray[np.float64]:
-        """Return the edges of the bins of confidence."""
-        return np.linspace(0.0, 1.0, self.options.bins + 1)
 
     def group_kind(self) -> type | None:
         """Return the type of the names of groups, which all have the same."""
@@ -113,83 +114,129 @@ class Sums:
 
     def add(self, batch: Batch) -> None:
         """Add the numbers of some samples."""
-        w, value, factor = batch.weight, batch.value, batch.factor
-        counts, sums = self.counts, self.table
+        # NaN and infinities are counted apart.
+        with np.errstate(all="ignore"):
+            self._add(batch)
+
+    def _add(self, batch: Batch) -> None:
+        w, value, factor, counts = batch.weight, batch.value, batch.factor, self.counts
         number = value.size
-        counts["samples"] += number
-        _weigh(sums, ROW["weight"], w, number)
-        # First moments are sums of products that are rounded once. Second moments are sums of
-        # products that are not rounded at all, so that the variance has no cancellation.
+        # What is added to the table: rows, and the numbers that go to each of them. First moments
+        # are sums of products that are rounded once.
         weighted = _times(value, factor)
-        sums.add(ROW["loss"], weighted)
+        weights, losses = [ROW["weight"]], [ROW["loss"]]
+        terms = [(weights, _weights(w, number)), (losses, weighted)]
+        counts["samples"] += number
         groups = None if batch.group is None else self._group_rows(batch.group)
         if groups is None:
             counts["single"] += number
-            self._add_moments(("weight^2", "weight*loss", "loss^2"), w, weighted)
+            if w is None:
+                weights.append(ROW["weight^2"])
+                losses.append(ROW["weight*loss"])
+            self._add_products(("weight^2", "weight*loss", "loss^2"), w, weighted)
         else:
             self.group_sums[0].add_weights(groups, w)
             self.group_sums[1].add(groups, weighted)
         self.losses.add(batch.loss, w)
-        if batch.top is None:
-            return
-        assert batch.target is not None
-        assert batch.above is not None
-        assert batch.confidence is not None
-        assert batch.brier is not None
-        assert batch.entropy is not None
-        counts["logits"] += number
-        known = batch.above >= 0
-        hits = (batch.top == batch.target) & known
-        _weigh(sums, ROW["logits:weight"], w, number)
-        _weigh(sums, ROW["accuracy"], w, number, hits)
-        for i, k in enumerate(self.options.top_k):
-            _weigh(sums, len(NAMES) + i, w, number, known & (batch.above < k))
-        sums.add(ROW["brier"], _times(batch.brier, w))
-        sums.add(ROW["entropy"], _times(batch.entropy, w))
-        # Closed on the right; NaN comes last.
-        bins = np.searchsorted(self.edges()[1:-1], batch.confidence)
-        bins[np.isnan(batch.confidence)] = self.options.bins
-        self.bin_counts += np.bincount(bins, minlength=self.options.bins + 1)
-        self.bin_sums.add_weights(3 * bins, w)
-        self.bin_sums.add_weights(3 * bins[hits] + 1, None if w is None else w[hits])
-        self.bin_sums.add(3 * bins + 2, _times(batch.confidence, w))
-        if self.options.per_class:
-            self.class_counts += np.bincount(batch.target, minlength=self.class_counts.size)
-            self.class_sums[0].add_weights(batch.target, w)
-            self.class_sums[1].add(batch.target, weighted)
-            self.class_sums[2].add_weights(batch.target[hits], None if w is None else w[hits])
-        if batch.kl is None:
-            return
-        assert batch.reference_value is not None
-        assert batch.reference_top is not None
-        counts["reference"] += number
-        _weigh(sums, ROW["reference:weight"], w, number)
-        _weigh(sums, ROW["same_top"], w, number, batch.top == batch.reference_top)
-        sums.add(ROW["kl"], _times(batch.kl, w))
-        with np.errstate(all="ignore"):
+        if batch.top is not None:
+            assert batch.target is not None
+            assert batch.above is not None
+            assert batch.confidence is not None
+            assert batch.brier is not None
+            assert batch.entropy is not None
+            counts["logits"] += number
+            known = batch.above >= 0
+            hits = (batch.top == batch.target) & known
+            weights.append(ROW["logits:weight"])
+            terms += [
+                ([ROW["accuracy"]], _weights(w, number, hits)),
+                ([ROW["brier"]], _times(batch.brier, w)),
+                ([ROW["entropy"]], _times(batch.entropy, w)),
+            ]
+            for i, k in enumerate(self.options.top_k):
+                hits_of_k = known & (batch.above < k)
+                terms.append(([len(NAMES) + i], _weights(w, number, hits_of_k)))
+            self._add_confidence(batch.confidence, hits, w)
+            if self.options.per_class:
+                self._add_to_classes(batch.target, hits, w, weighted)
+        if batch.kl is not None:
+            assert batch.top is not None
+            assert batch.reference_value is not None
+            assert batch.reference_top is not None
+            counts["reference"] += number
             difference = _times(value - batch.reference_value, factor)
-        sums.add(ROW["difference"], difference)
-        if groups is None:
-            counts["reference_single"] += number
-            names = ("reference:weight^2", "weight*difference", "difference^2")
-            self._add_moments(names, w, difference)
-        else:
-            self.group_references[0].add_weights(groups, w)
-            self.group_references[1].add(groups, difference)
-            length = self.group_reference_counts.size
-            self.group_reference_counts += np.bincount(groups, minlength=length)
-        self.divergences.add(batch.kl, w)
+            weights.append(ROW["reference:weight"])
+            differences = [ROW["difference"]]
+            same_top: _Array = batch.top == batch.reference_top
+            terms += [
+                ([ROW["same_top"]], _weights(w, number, same_top)),
+                ([ROW["kl"]], _times(batch.kl, w)),
+                (differences, difference),
+            ]
+            if groups is None:
+                counts["reference_single"] += number
+                if w is None:
+                    weights.append(ROW["reference:weight^2"])
+                    differences.append(ROW["weight*difference"])
+                names = ("reference:weight^2", "weight*difference", "difference^2")
+                self._add_products(names, w, difference)
+            else:
+                self.group_references[0].add_weights(groups, w)
+                self.group_references[1].add(groups, difference)
+                length = self.group_reference_counts.size
+                self.group_reference_counts += np.bincount(groups, minlength=length)
+            self.divergences.add(batch.kl, w)
+        self.table.add_to(*terms)
 
-    def _add_moments(self, names: tuple[str, str, str], w: _Array | None, x: _Array) -> None:
-        """Add the exact sums of weights squared, of products with the weights, and of squares."""
-        rows = [ROW[name] for name in names]
+    def _add_products(self, names: tuple[str, str, str], w: _Array | None, x: _Array) -> None:
+        """Add weights squared, products with the weights, and squares, to a sum each.
+
+        These are second moments. Their products are not rounded at all, so that the variance has no
+        cancellation. Without weights the first two are no products.
+        """
+        squares, products, own_squares = (ROW[name] for name in names)
+        if w is not None:
+            self.table.add(squares, w, w)
+            self.table.add(products, x, w)
+        self.table.add(own_squares, x, x)
+
+    def _add_confidence(self, confidence: _Array, hits: _Array, w: _Array | None) -> None:
+        """Add weights, weights of hits, and weighted confidences, to the bins of confidence."""
+        bins = self._bins(confidence)
+        length = self.options.bins + 1
+        misses_and_hits = np.bincount(2 * bins + hits, minlength=2 * length).reshape(-1, 2)
+        counted = misses_and_hits.sum(axis=1)
+        self.bin_counts += counted
         if w is None:
-            self.table.add(rows[0], np.array([float(x.size)]))
-            self.table.add(rows[1], x)
+            rows = [3 * np.arange(length), 3 * np.arange(length) + 1]
+            weights = [counted.astype(np.float64), misses_and_hits[:, 1].astype(np.float64)]
         else:
-            self.table.add(rows[0], w, w)
-            self.table.add(rows[1], x, w)
-        self.table.add(rows[2], x, x)
+            rows, weights = [3 * bins, 3 * bins[hits] + 1], [w, w[hits]]
+        rows.append(3 * bins + 2)
+        weights.append(_times(confidence, w))
+        self.bin_sums.add(np.concatenate(rows), np.concatenate(weights))
+
+    def _bins(self, confidence: _Array) -> NDArray[np.int64]:
+        """Return the bin of each confidence. A bin has its right edge; NaN has the last bin."""
+        number = self.options.bins
+        nan = np.isnan(confidence)
+        if nan.any():
+            return np.where(nan, number, self._bins(np.where(nan, 0.0, confidence)))
+        # The product is rounded, so that it may be in the bin beside. A search takes longer.
+        bins = np.minimum((confidence * number).astype(np.int64), number - 1)
+        bins -= confidence <= self._lower.take(bins)
+        bins += confidence > self._upper.take(bins)
+        return bins
+
+    def _add_to_classes(
+        self, target: _Array, hits: _Array, w: _Array | None, weighted: _Array
+    ) -> None:
+        """Add weights, weighted losses, and weights of hits, to the classes of the targets."""
+        np.add.at(self.class_counts, target, 1)
+        weights, losses, weights_of_hits = self.class_sums
+        weights.add_weights(target, w)
+        losses.add(target, weighted)
+        weights_of_hits.add_weights(target[hits], None if w is None else w[hits])
 
     def _group_rows(self, ids: _Array) -> _Array:
         """Return the row of each sample's group, new groups included."""
@@ -232,17 +279,12 @@ class Sums:
             self.class_counts = self.class_counts + other.class_counts
 
 
-def _weigh(
-    sums: ExactSums, row: int, w: _Array | None, number: int, where: _Array | None = None
-) -> None:
-    """Add the weights of the samples, or of some; without weights, how many these are."""
+def _weights(w: _Array | None, number: int, where: _Array | None = None) -> NDArray[np.float64]:
+    """Return the weights of the samples, or of some; without weights, how many these are."""
     if w is not None:
-        sums.add(row, w if where is None else w[where])
-    else:
-        counted = number if where is None else np.count_nonzero(where)
-        sums.add(row, np.array([float(counted)]))
+        return w if where is None else w[where]
+    return np.array([number if where is None else np.count_nonzero(where)], np.float64)
 
 
 def _times(x: _Array, w: _Array | None) -> _Array:
-    with np.errstate(all="ignore"):
-        return x if w is None else x * w
+    return x if w is None else x * w
