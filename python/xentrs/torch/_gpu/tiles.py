@@ -19,8 +19,9 @@ class Sizes(NamedTuple):
 SIZES = Sizes(longest=1 << 15, tile=1 << 13, least=1 << 11, classes=32)
 
 
-def tiles(classes: int, positions: int, sizes: Sizes = SIZES) -> tuple[int, int]:
+def tiles(classes: int, positions: int, sizes: Sizes | None = None) -> tuple[int, int]:
     """Return how many samples and how many of their classes a program takes at a time."""
+    sizes = sizes or SIZES
     if positions > 1:  # neighbours in memory are positions, not classes
         return 64, min(next_power_of_two(classes), sizes.classes)
     columns = next_power_of_two(classes) if classes <= sizes.longest else sizes.tile
