@@ -146,6 +146,7 @@ lint: $(VENV)/.package  ## Check formatting, lints and types; warnings are error
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	MYPYPATH=examples/gallery $(BIN)/mypy $(filter-out examples/t%,$(wildcard examples/*.py)) examples/gallery
 	$(BIN)/python -m mypy.stubtest xentrs._xentrs
 	$(MAKE) --no-print-directory lint-workflows lint-torch
 

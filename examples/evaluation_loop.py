@@ -40,7 +40,8 @@ def bigrams(parts: list[Tokens], classes: int) -> NDArray[np.float32]:
         np.add.at(pairs, (part[:-1], part[1:]), 1)
         np.add.at(single, part, 1)
     shares = (single + 0.5) / (single + 0.5).sum()
-    return np.log(pairs + 5 * shares).astype(np.float32)
+    logits: NDArray[np.float32] = np.log(pairs + 5 * shares).astype(np.float32)
+    return logits
 
 
 def batches(part: Tokens, size: int) -> Iterator[tuple[Tokens, Tokens]]:

@@ -104,7 +104,7 @@ class Calibration:
         self.stored = stored
         self.budget = budget
         largest, _ = next(stored.batches(budget // 2))  # later ones are as large or smaller
-        self.buffer = np.empty(largest.shape, largest.dtype)
+        self.buffer: Logits = np.empty(largest.shape, largest.dtype)
 
     def part(
         self, parameters: NDArray[np.float64], logits: Logits, target: Targets

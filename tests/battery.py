@@ -11,6 +11,13 @@ import numpy as np
 import xentrs
 from losses import CLASS_COUNTS, DTYPES, LOSSES, assert_same_bits
 
+try:
+    import ml_dtypes
+except ImportError:
+    HALVES = [np.float16]
+else:
+    HALVES = [np.float16, ml_dtypes.bfloat16]
+
 SAMPLES = [1, 3, 16, 17, 103]
 FULL = 40_000  # elements at most
 
@@ -97,13 +104,35 @@ def cases():
             )
 
 
+def half_cases():
+    """Yield names and cases of logits of half precision, whose options are float32."""
+    for loss, half in itertools.product(LOSSES, HALVES):
+        name, rng = f"{loss} {np.dtype(half)}", np.random.default_rng(0)
+        everything = tuple(sorted(set(loss.options) - {"reduction"}))
+        for shape in ((3, 1), (103, 7), (17, 65), (5, 256), (7, 1031), (70, 300), (3, 5000)):
+            for options in ((), everything):
+                case = loss.case(rng, shape, np.float32, options, reduction="none")
+                yield f"{name} {shape} {options}", case.but(scores=case.scores.astype(half))
+        for classes in (3, 130, 1000):
+            if not loss.bounded:
+                rows = strange_rows(rng, np.float32, classes)
+                case = loss.case(rng, rows.shape, np.float32, reduction="none")
+                with np.errstate(over="ignore"):
+                    yield f"{name} strange {classes}", case.but(scores=rows.astype(half))
+        for (how, lay), shape in itertools.product(LAYOUTS.items(), LAID_OUT):
+            case = laid_out(loss, rng, shape, np.float32, everything, lay, reduction="none")
+            yield f"{name} {shape} {how}", case.but(scores=lay(case.scores.astype(half)))
+
+
 def run():
     """Return every result of every case by name."""
     results = {}
-    for name, case in cases():
+    for name, case in itertools.chain(cases(), half_cases()):
         got = case.all()
         for kind, result in zip(("loss", "grad", "hess")[: len(got)], got, strict=True):
             result = np.asarray(result)
+            if result.dtype in HALVES:  # a file of arrays has no bfloat16
+                result = result.astype(np.float32)
             if kind != "loss":
                 result = np.moveaxis(result, case.options.get("axis", -1), -1)
             results[f"{name} {kind}"] = result

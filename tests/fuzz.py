@@ -25,6 +25,7 @@ import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 import reference
@@ -51,6 +52,7 @@ OWN_OPTIONS = {
 RESULTS = ["loss", "grad", "hess"]
 DTYPES = ["f4", "f8", ">f4", ">f8", "f2", "g", "c8", "?", "O", "S3", "U2", "M8[s]", "V8"]
 DTYPES += [*"bBhHiIqQ", ">i4", ">u2"]
+HALVES = [np.dtype("f2"), np.dtype(ml_dtypes.bfloat16)]
 NUMBERS = [0, 1, -1, 0.5, 2, 1e-300, 1e308, np.nan, np.inf, -np.inf, -100, 1 << 70, True, None]
 NUMBERS += ["x", b"x", [], {}, object(), 1j, np.float32(0.1), np.array(0.1), np.array([0.1, 0.2])]
 FUSED = ("avx512", "avx2", "neon")  # with fused multiply-add: the same bits
@@ -149,6 +151,7 @@ def draw(seed, number):
         call = kind(rng, name, suffix)
         call.threads = int(rng.choice([1, 1, 2, 3]))
         make_pair(np.random.default_rng([seed, number, 1]), call)
+        make_half(np.random.default_rng([seed, number, 2]), call)
         how = rng.random()
         if how < 0.15:
             plant(rng, call)
@@ -362,6 +365,38 @@ def make_pair(rng, call):
     kind = _pick(rng, ["q", "q", "i", ">i4", "f8"])
     pair = indices.reshape(shape).astype(kind), q.reshape(shape)
     call.pair = tuple(lay_out(rng, a) for a in pair)
+
+
+def make_half(rng, call):
+    """Give the logits half precision, now and then, and their outputs; and a teacher its own."""
+    if not _chance(rng, 0.15):
+        return
+    x, half = call.x, _pick(rng, HALVES)
+    call.x = lay_out(rng, np.array(x).astype(half))
+    for key in OUTPUTS:
+        if key in call.options:
+            mine = call.options[key] is x
+            call.options[key] = call.x if mine else lay_out(rng, np.full(x.shape, 7, half))
+    if call.name in DIVERGENCES and isinstance(call.t, np.ndarray) and _chance(rng, 0.5):
+        call.t = lay_out(rng, np.array(call.t).astype(_pick(rng, HALVES)))
+
+
+def is_half(x):
+    return isinstance(x, np.ndarray) and x.dtype.newbyteorder("=") in HALVES
+
+
+def as_single(a, values):
+    """Return values as float32 in the layout of an array of half precision."""
+    swapped = not a.dtype.isnative
+    last = [(n - 1) * stride for n, stride in zip(a.shape, a.strides, strict=True)]
+    below, above = (sum(f(0, at) for at in last) for f in (min, max)) if a.size else (0, 0)
+    room = np.zeros(2 * (above - below) + 5, np.uint8)
+    room = room[1:] if not a.flags.aligned else room[:-1]
+    single = np.ndarray(
+        a.shape, ">f4" if swapped else "f4", room, -2 * below, [2 * s for s in a.strides]
+    )
+    single[...] = values
+    return single
 
 
 def _shared_options(rng, options):
@@ -657,12 +692,13 @@ def plant(rng, call):
         (_pick(rng, ["softcap", "temperature"]), _pick(rng, [0, *NOT_NEGATIVE]), ValueError)
     )
     faults.append(("alpha", _pick(rng, [-1, 1 + 1e-9, np.nan, np.inf]), ValueError))
+    outside = [1.5, -1e-3 if is_half(x) else -1e-30, np.nan, np.inf]
     if call.name == CHANCES and x.size:
         weight = options.get("weight", 1)
         counts = np.broadcast_to((weight != 0) & options.get("where", True), x.shape)
         if counts.any():
             p = np.array(x)
-            p[tuple(_pick(rng, np.argwhere(counts)))] = _pick(rng, [1.5, -1e-30, np.nan, np.inf])
+            p[tuple(_pick(rng, np.argwhere(counts)))] = _pick(rng, outside)
             faults += [("x", p, ValueError)] * 3
     if call.name in OWN_OPTIONS:
         own, _, wrong = OWN_OPTIONS[call.name]
@@ -704,7 +740,7 @@ def plant(rng, call):
         if call.name == "log_loss" and t.ndim == x.ndim and len(where):
             p = np.moveaxis(np.array(x), axis, -1)
             row = p[tuple(_pick(rng, where))]
-            row[rng.integers(classes)] = _pick(rng, [1.5, -1e-30, np.nan, np.inf])
+            row[rng.integers(classes)] = _pick(rng, outside)
             faults += [("x", np.moveaxis(p, -1, axis), ValueError)] * 3
     # A keyword that the loss does not have is no wrong value of one.
     taken = {"x", "t", "out", *_xentrs.LOSSES[call.name]["options"]}
@@ -769,8 +805,32 @@ def check(call):
     for key, result in zip(OUTPUTS, results[1:], strict=False):
         if call.options.get(key) is not None and result is not call.options[key]:
             raise Finding(f"{key} is not returned")
-    compare(call, x, t, kept, results)
+    if not is_half(x):
+        compare(call, x, t, kept, results)
+    elif not call.spoiled:
+        compare_half(call, x, t, kept, results)
     return results
+
+
+def compare_half(call, x, t, kept, results):
+    """Compare with the same call on float32, whose derivatives are rounded, and check that one."""
+    x = x.astype("f4")
+    options = dict(call.options)
+    single = replace(call, x=as_single(call.x, x), options=options)
+    for key in OUTPUTS:
+        if options.get(key) is call.x:
+            options[key] = single.x
+        elif options.get(key) is not None:
+            options[key] = as_single(options[key], 7)
+    wide = single.run()
+    wide = wide if isinstance(wide, tuple) else (wide,)
+    compare(single, x, t, kept, wide)
+    for what, result, right in zip(RESULTS, results, wide, strict=False):
+        if what != "loss":
+            with np.errstate(all="ignore"):
+                right = _plain(right).astype(call.x.dtype.newbyteorder("="))
+        if type(result) is not type(right) or not same_bits(_plain(result), _plain(right)):
+            raise Finding(f"{what} of half precision", f"{result} for {right}")
 
 
 def _meaning(call, x, t, options):
@@ -1099,6 +1159,8 @@ def paste(call):
 
     def literal(value):
         if isinstance(value, np.ndarray):
+            if value.dtype == HALVES[1]:
+                return f"{literal(value.astype('f4'))}.astype(ml_dtypes.bfloat16)"
             if value.size > 1 and len({repr(v) for v in value.ravel().tolist()}) == 1:
                 return f"full({value.shape}, {value.flat[0].item()!r}, {value.dtype.str[1:]!r})"
             return f"array({value.tolist()!r}, {value.dtype.str[1:]!r})"
@@ -1113,7 +1175,7 @@ def paste(call):
     threads = f"xentrs.set_num_threads({call.threads}); " if call.threads != 1 else ""
     arguments = ", ".join(["x", literal(call.t), *given])
     return (
-        f"import xentrs; from numpy import *; {threads}x = {literal(call.x)}; "
+        f"import ml_dtypes, xentrs; from numpy import *; {threads}x = {literal(call.x)}; "
         f"print(xentrs.{call.name}{call.suffix}({arguments}))"
     )
 

@@ -415,7 +415,7 @@ def same_bits(actual, expected):
     actual, expected = np.asarray(actual), np.asarray(expected)
     if actual.dtype != expected.dtype or actual.shape != expected.shape:
         return False
-    bits = np.uint32 if actual.dtype == np.float32 else np.uint64
+    bits = f"u{actual.dtype.itemsize}"
     a, b = np.ascontiguousarray(actual), np.ascontiguousarray(expected)
     return bool(np.all((a.view(bits) == b.view(bits)) | (np.isnan(a) & np.isnan(b))))
 

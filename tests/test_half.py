@@ -138,6 +138,22 @@ def test_class_axis_in_the_middle(loss, shape, half, rng):
 
 
 @every_half
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.teacher], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize(
+    "teachers",
+    [np.float16, pytest.param(BFLOAT16, marks=NEEDS_ML_DTYPES), np.float32, np.float64],
+    ids=["float16", "bfloat16", "float32", "float64"],
+)
+def test_teacher_of_any_type(loss, teachers, layout, half, rng):
+    case, single = halved(loss.case(rng, (33, 300), np.float32), half)
+    teacher = layout(case.target.astype(teachers))
+    case, single = case.but(target=teacher), single.but(target=teacher)
+    for order in orders(loss):
+        assert_same(case.call(order), single.call(order), half)
+
+
+@every_half
 @every_loss
 @every_shape
 def test_in_place(loss, shape, half, rng):

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 import xentrs
+from battery import HALVES
 
 HERE = Path(__file__).parent
 LEVELS = ["avx512", "avx2", "neon", "portable"]
 FUSED = ["avx512", "avx2", "neon"]  # with fused multiply-add: all bits are the same
 SIMD = xentrs.show_config(mode="dicts")["simd"]
 LAWS = ["test_laws.py", "test_edge_cases.py", "test_accuracy.py", "test_known_values.py"]
-LAWS += ["test_sparse_target.py", "test_summaries.py", "test_meter.py"]
+LAWS += ["test_sparse_target.py", "test_summaries.py", "test_meter.py", "test_half.py"]
 
 DIVERGENCES = ("kl_divergence", "js_divergence")
 
@@ -62,6 +63,15 @@ def battery(tmp_path_factory):
         return known[level]
 
     return results
+
+
+def _finfo(dtype):
+    """Return the limits of a type, bfloat16 included."""
+    if np.dtype(dtype).kind == "f":
+        return np.finfo(dtype)
+    import ml_dtypes
+
+    return ml_dtypes.finfo(dtype)
 
 
 def _digest(array):
@@ -109,7 +119,11 @@ def test_portable_agrees(battery):
     for name, a in best.items():
         b = portable[name]
         # A reduced loss is a float64, but made of losses of the logits' dtype.
-        info = np.finfo(np.float32 if " float32 " in name else np.float64)
+        info = np.finfo(np.float64)
+        for dtype in (np.float32, *HALVES):
+            if f" {np.dtype(dtype)} " in name:
+                # The losses of half precision are float32.
+                info = _finfo(np.float32 if name.endswith(" loss") else dtype)
         assert np.array_equal(np.isnan(a), np.isnan(b)), name
         assert np.array_equal(np.isinf(a), np.isinf(b)), name
         assert np.array_equal(np.signbit(a[np.isinf(a)]), np.signbit(b[np.isinf(b)])), name

@@ -78,9 +78,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         self.tol = tol
         self.max_iter = max_iter
 
-    def fit(
-        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None
-    ) -> SoftmaxRegression:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> SoftmaxRegression:
         """Find the weights."""
         if self.penalty not in ("l1", "l2", None):
             raise ValueError(f"penalty must be 'l1', 'l2' or None, not {self.penalty!r}")

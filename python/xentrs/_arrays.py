@@ -225,9 +225,10 @@ def _prepare_teacher(
         raise ValueError(f"teacher_logits has shape {t.shape}, but {name} has shape {x.shape}")
     s = _sample_weight(name, x, axis, options)
     outs = _outputs(name, x, {"teacher_logits": t, "sample_weight": s}, *outputs)
-    dtype = _native(x)
-    # A teacher of a wider type is used as it is.
-    t = _plain(t, np.promote_types(dtype, _native(t)))
+    dtype, own = _native(x), _native(t)
+    # A teacher of a wider type is used as it is. float32 holds both half precisions.
+    both_halves = dtype != own and _is_half(x) and _is_half(t)
+    t = _plain(t, np.float32 if both_halves else np.promote_types(dtype, own))
     options |= {"axis": axis, "sample_weight": _weights(s)}
     return _Call(x, outs, _plain(x, dtype), (t, *options.values()))
 
@@ -295,6 +296,8 @@ def _changed() -> RuntimeError:
 
 def _plain(a: _Array, dtype: DTypeLike) -> _Array:
     """Return `a` itself if it is native, aligned and of that dtype, else a copy."""
+    if type(a) is np.ndarray and a.dtype == dtype and a.flags.aligned:
+        return a
     # A number that the dtype does not hold becomes infinite, as NumPy has it, without a warning.
     with np.errstate(all="ignore"):
         return np.require(a, dtype, ["A"])

@@ -8,6 +8,7 @@ table has needed so far are not stored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -28,6 +29,9 @@ _DIGITS = 80
 
 # Numbers that may be added between carries: fewer than 2^31, with two digits each for products.
 _MOST = 1 << 28
+
+# Up to so many numbers a call costs more than copying them.
+_FEW = 1 << 12
 
 
 class ExactSums:
@@ -64,23 +68,54 @@ class ExactSums:
         self, row: int | _Array, values: NDArray[np.float64], factors: _Array | None = None
     ) -> None:
         """Add each of `values`, or its product with its factor, to a sum, or to that of its row."""
-        one = isinstance(row, int)
-        rows = None if one else np.ascontiguousarray(row, np.int64)
-        part = slice(row, row + 1) if isinstance(row, int) else slice(None)
-        # In blocks, so that no digit overflows before it is carried.
-        for start in range(0, values.size, _MOST):
-            block = slice(start, start + _MOST)
-            number = min(values.size - start, _MOST)
-            if self._pending + number > _MOST:
+        for start in range(_MOST, values.size, _MOST):
+            # In blocks, so that no digit overflows before it is carried.
+            part = slice(start, start + _MOST)
+            rows = row if isinstance(row, int) else row[part]
+            self.add(rows, values[part], None if factors is None else factors[part])
+        values = np.ascontiguousarray(values[:_MOST], np.float64)
+        if factors is not None:
+            factors = np.ascontiguousarray(factors[:_MOST], np.float64)
+        sums, places = slice(None), None
+        if isinstance(row, int):
+            sums = slice(row, row + 1)
+        else:
+            places = np.ascontiguousarray(row[:_MOST], np.int64)
+        if self._pending + values.size > _MOST:
+            self._carry()
+        special = self.special[sums]
+        while lacks := exact_add(self.digits[sums], self.first, special, places, values, factors):
+            self._widen(*lacks)
+        self._pending += values.size
+
+    def add_to(self, *terms: tuple[Sequence[int], NDArray[np.float64]]) -> None:
+        """Add each array of numbers to each of some sums."""
+        lengths = [values.size for rows, values in terms for _ in rows]
+        if sum(lengths) <= _FEW:
+            places = np.repeat([row for rows, _ in terms for row in rows], lengths)
+            self.add(places, np.concatenate([values for rows, values in terms for _ in rows]))
+            return
+        for rows, values in terms:
+            if len(rows) == 1:
+                self.add(rows[0], values)
+                continue
+            once = ExactSums(1)
+            once.digits, once.first = np.zeros((1, self.digits.shape[1]), np.int64), self.first
+            once.add(0, values)
+            if self._pending + once._pending > _MOST:
                 self._carry()
-            terms = (
-                None if rows is None else rows[block],
-                np.ascontiguousarray(values[block], np.float64),
-                None if factors is None else np.ascontiguousarray(factors[block], np.float64),
-            )
-            while lacks := exact_add(self.digits[part], self.first, self.special[part], *terms):
-                self._widen(*lacks)
-            self._pending += number
+            self._widen(once.first, once.first + once.digits.shape[1])
+            self.digits[list(rows)] += once.digits
+            self.special[list(rows)] += once.special
+            self._pending += once._pending
+
+    def add_weights(self, rows: _Array, weights: _Array | None) -> None:
+        """Add the weight of each sample, or 1 without weights, to the sum of its row."""
+        if weights is None and 4 * rows.size > len(self):
+            counts = np.bincount(rows)
+            rows = np.flatnonzero(counts)
+            weights = counts[rows].astype(np.float64)
+        self.add(rows, np.ones(rows.size) if weights is None else weights)
 
     def merge(self, other: ExactSums, rows: _Array | None = None) -> None:
         """Add each sum of another table to the same one here, or to that of these rows.

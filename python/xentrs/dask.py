@@ -25,7 +25,8 @@ from xentrs import _arrays
 from xentrs._exact import ExactSums
 from xentrs._foreign import refuse_foreign
 from xentrs._losses._types import Ignored, Reduction
-from xentrs._meter import _ROW, CrossEntropyMeter
+from xentrs._meter import CrossEntropyMeter
+from xentrs._meter.sums import ROW
 from xentrs._partial import PartialCrossEntropy, _checked
 
 __all__ = ["cross_entropy", "evaluate"]
@@ -390,14 +391,10 @@ def _added(parts: Sequence[ExactSums]) -> ExactSums:
 
 def _sums_of_meter(meter: CrossEntropyMeter) -> ExactSums:
     """Return the same two sums."""
-    rows = [_ROW["loss"], _ROW["weight"]]
-    of_meter, sums = copy.deepcopy(meter)._sums, ExactSums(2)
-    of_meter._carry()
-    sums.digits, sums.special, sums.first = (
-        of_meter.digits[rows],
-        of_meter.special[rows],
-        of_meter.first,
-    )
+    rows = [ROW["loss"], ROW["weight"]]
+    table, sums = copy.deepcopy(meter)._sums.table, ExactSums(2)
+    table._carry()
+    sums.digits, sums.special, sums.first = table.digits[rows], table.special[rows], table.first
     return sums
 
 

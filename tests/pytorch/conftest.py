@@ -64,10 +64,11 @@ def keep_patches_of_the_interpreter():
 def small_tiles(monkeypatch):
     """Make the GPU's kernels go through rows of many tiles, and the CPU's through many chunks."""
     from xentrs.torch._cpu import tensors
-    from xentrs.torch._gpu import softmax
+    from xentrs.torch._gpu import divergence, tiles
 
-    monkeypatch.setattr(softmax, "_LONGEST", 8)
-    monkeypatch.setattr(softmax, "_TILE", 16)
+    for module, name in ((tiles, "SIZES"), (divergence, "_SIZES")):
+        small = getattr(module, name)._replace(longest=8, tile=16)
+        monkeypatch.setattr(module, name, small)
     monkeypatch.setattr(tensors, "CHUNK", 64)
 
 

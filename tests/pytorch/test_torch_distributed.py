@@ -30,6 +30,9 @@ def check(rank):
                 {}, {"reduction": "sum"}, {"reduction": "none", "ignore_index": (-100, 3)},
                 {"label_smoothing": 0.1, "sample_weight": s, "denominator": 3.0},
                 {"label_smoothing": 0.2, "z_loss": 0.01, "reduction": "none"},
+                {"softcap": 30.0}, {"temperature": 2.5, "reduction": "none"},
+                {"softcap": 20.0, "temperature": 0.4, "label_smoothing": 0.1, "sample_weight": s},
+                {"softcap": 40.0, "temperature": 3.0, "z_loss": 0.01, "reduction": "none"},
             ):
                 logits = x.clone()
                 if "label_smoothing" not in options:
@@ -80,7 +83,10 @@ def check(rank):
     # Samples that do not count: NaN as logits and as upstream gradient.
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         for reduction in ("none", "mean"):
-            for z, e in ((0.0, 0.0), (0.1, 0.1)):
+            for z, e, more in (
+                (0.0, 0.0, {}), (0.1, 0.1, {}), (0.0, 0.0, {"temperature": 2.0}),
+                (0.1, 0.1, {"temperature": 0.5, "softcap": 3.0}),
+            ):
                 torch.manual_seed(0)
                 x = torch.randn(4, 6).to(dtype)
                 x[1], x[2, 0], x[2, 5] = math.nan, math.inf, math.nan
@@ -88,7 +94,7 @@ def check(rank):
                 s = torch.tensor([1.0, 1.0, 0.0, 2.0])
                 mine = x[:, 3 * rank : 3 * rank + 3].clone().requires_grad_()
                 whole = x.double()[[0, 3]].requires_grad_()
-                options = {"z_loss": z, "label_smoothing": e, "reduction": reduction}
+                options = {"z_loss": z, "label_smoothing": e, "reduction": reduction, **more}
                 loss = xentrs.torch.vocab_parallel_cross_entropy(
                     mine, y, sample_weight=s, **options
                 )
@@ -138,6 +144,40 @@ def check(rank):
         ):
             bound = 4.0 if BACKEND == "rust" else 4.0 + errors(other, true)
             assert errors(actual, true) <= bound, (spread, offset, peak, errors(actual, true))
+
+    # The same with softcap and temperature. Errors of a softcap are in units of the cap.
+    for dtype, near in ((torch.float64, 4 * 2.0**-52), (torch.float32, 4 * 2.0**-23)):
+        for offset, options in (
+            (0.0, {"softcap": 5.0}), (0.0, {"temperature": 0.3}), (1e5, {"temperature": 2.0}),
+            (1e5, {"temperature": 0.3, "label_smoothing": 0.1}),
+            (3.0, {"temperature": 0.7, "softcap": 15.0}),
+        ):
+            torch.manual_seed(2)
+            x, y = (torch.randn(32, 40) * 5 + offset).to(dtype), torch.randint(0, 40, (32,))
+            if "label_smoothing" not in options:
+                x[0, 3], x[1, 30] = -math.inf, -math.inf
+            span = slice(0, 13) if rank == 0 else slice(13, 40)
+            mine, whole = x[:, span].clone().requires_grad_(), x.double()
+            cap, t = options.get("softcap"), options.get("temperature", 1.0)
+            loss = xentrs.torch.vocab_parallel_cross_entropy(
+                mine, y, reduction="none", first_class=span.start, **options
+            )
+            loss.sum().backward()
+            whole = whole.numpy().astype("longdouble")
+            z = cap * numpy.tanh(whole / cap) if cap else whole
+            z[numpy.isinf(whole)] = -numpy.inf
+            z = (z - z.max(1, keepdims=True)) / numpy.longdouble(t)
+            log_p = z - numpy.log(numpy.exp(z).sum(1, keepdims=True))
+            e = options.get("label_smoothing", 0.0)
+            q = (1 - e) * numpy.eye(40)[y] + e / 40
+            exact = -(q * numpy.where(q == 0, 0, log_p)).sum(1)
+            slope = 1 / numpy.cosh(whole / cap) ** 2 if cap else 1.0
+            grad = (numpy.exp(log_p) - q) * slope / t
+            unit = near * (cap or 1.0) / t
+            off = abs(loss.detach().numpy() - exact) / (unit + near * abs(exact))
+            assert (off <= 1.0).all(), (dtype, offset, options, off)
+            off = abs(mine.grad.numpy() - grad[:, span]) / unit
+            assert (off <= 1.0).all(), (dtype, offset, options, off.max())
 
     # All processes have the same loss to the last bit, whatever their order of arrival.
     losses = [torch.empty(32) for _ in range(2)]
@@ -305,6 +345,7 @@ MAIN = """
 import os
 import sys
 
+import numpy
 import torch
 import torch.distributed as dist
 from torch.testing import assert_close

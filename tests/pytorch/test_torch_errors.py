@@ -161,6 +161,10 @@ def test_vocabulary_parallel_errors():
         loss(X.numpy(), Y)
     with pytest.raises(TypeError, match="target must be a Tensor, not list"):
         loss(X, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match=r"softcap is -1\.0, but must be positive"):
+        loss(X, Y, softcap=-1.0)
+    with pytest.raises(ValueError, match=r"temperature must be finite and above 0, not 0"):
+        loss(X, Y, temperature=0)
 
 
 def test_an_index_out_of_range_says_where():

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,5 +66,7 @@ def test_benchmark_on_the_gpu():
     if torch.cuda.is_available():
         pytest.skip("for a machine without a GPU: it would take long")
     printed = run("benches/torch_gpu.py")
-    assert printed.count("the answers agree") >= 12
+    losses = re.findall(r"the answers agree: (.*?) \| .* \| xentrs$", printed, re.MULTILINE)
+    assert len(losses) >= 12 * 6  # of each loss three sizes, two types
+    assert {losses.count(name) for name in losses} == {6}
     assert "nothing was timed" in printed

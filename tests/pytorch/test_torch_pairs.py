@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test
 
 import xentrs.torch
 from samples import DTYPES
+from xentrs.torch._cpu import softmax as cpu
 
 cross_entropy = xentrs.torch.cross_entropy
 SHAPES = [(11,), (5, 11), (3, 300), (4, 40, 7), (2, 400, 3, 2)]
@@ -317,6 +318,29 @@ def test_accuracy(backend, small_tiles):
         assert torch.equal(hits.cpu(), ((x.argmax(1) == y) & kept).float())
     ignored = torch.full((40, 2), -100, device=backend)
     assert cross_entropy(x.to(backend), ignored, return_accuracy=True)[1].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_summaries_leave_the_kernel_as_it_is(dtype, monkeypatch):
+    torch.manual_seed(2)
+    x = (torch.randn(40, 300) * 4).to(dtype)
+    y = torch.randint(0, 300, (40,))
+    alone = cross_entropy(x, y, softcap=20.0, temperature=2.0)
+    passes = []
+    for name in ("evaluate_by_chunks", "fill", "fill_logsumexp"):
+        own = getattr(cpu, name)
+        monkeypatch.setattr(cpu, name, lambda *a, f=own, n=name: passes.append(n) or f(*a))
+    options = {"softcap": 20.0, "temperature": 2.0, "return_accuracy": True}
+    loss, accuracy = cross_entropy(x, y, **options)
+    assert torch.equal(loss, alone)
+    assert accuracy == (x.argmax(1) == y).float().mean()
+    assert passes == []
+    loss, logsumexp, accuracy = cross_entropy(x, y, return_logsumexp=True, **options)
+    assert torch.equal(loss, alone)
+    assert passes == ["fill_logsumexp"] * (dtype != torch.float32)
+    assert logsumexp.dtype == torch.float32
+    exact = (20.0 * (x.double() / 20.0).tanh() / 2.0).logsumexp(1)
+    torch.testing.assert_close(logsumexp.double(), exact, rtol=1e-6, atol=1e-6)
 
 
 def test_with_inplace(backend):

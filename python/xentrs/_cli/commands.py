@@ -341,7 +341,7 @@ def _progress(quiet: bool, samples: int) -> Iterator[Callable[[int], None]]:
 def _save_interrupted(save_state: str | None, meter: xentrs.CrossEntropyMeter) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is short, and written as a whole
     # Not from `compute`, which takes a while where there are many groups.
-    message = f"xentrs: interrupted after {meter._counts['samples']} samples"
+    message = f"xentrs: interrupted after {meter._sums.counts['samples']} samples"
     if save_state is not None:
         states.save_state(save_state, meter)
         message += f", whose state is in {save_state}"

@@ -171,8 +171,8 @@ def cross_entropy(
     Notes
     -----
     `return_logsumexp` and `return_accuracy` need no further pass over the logits, except with
-    `inplace`, for half precision on the CPU, for float16 that requires a gradient, and where the
-    call is traced.
+    `inplace`, for float16 that requires a gradient, and where the call is traced. On the CPU
+    `return_logsumexp` needs one for half precision too, and `return_accuracy` does not.
 
     Half precisions are computed in float32. On the CPU the kernels of `xentrs.cross_entropy` run:
     the error of a sample's loss, and of each entry of the gradient of a class index, is at most 4
@@ -263,10 +263,11 @@ def _compute(
         return CROSS_ENTROPY.compute(call, options, inplace, loss_dtype)
     results: list[Tensor] = []
     if CROSS_ENTROPY.fills_summaries(call, inplace):
-        found = empty_summaries(call)
+        found = empty_summaries(call, return_logsumexp)
         results.append(CROSS_ENTROPY.compute(call, options, loss_dtype=loss_dtype, summaries=found))
         if return_logsumexp:
             x, values = call.input, found.logsumexp
+            assert values is not None
             results.append(
                 LogSumExp.apply(x, values, call, options) if wants_gradient(x) else values
             )

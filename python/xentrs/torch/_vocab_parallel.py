@@ -9,6 +9,8 @@ from torch import Tensor
 from xentrs.torch._arguments.options import (
     Ignored,
     Options,
+    as_softcap,
+    as_temperature,
     check_loss_dtype,
     check_tensor,
     ignored_indices,
@@ -32,6 +34,8 @@ def vocab_parallel_cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
     sample_weight: Tensor | None = None,
     denominator: float | Tensor | None = None,
     loss_dtype: torch.dtype | None = None,
@@ -61,6 +65,10 @@ def vocab_parallel_cross_entropy(
     z_loss : float, default 0.0
         Adds ``z_loss * logsumexp(logits)**2`` to each sample's loss, as in PaLM. `sample_weight`
         multiplies this term, `label_smoothing` does not change it.
+    softcap : float, optional
+        The logits x become ``softcap * tanh(x / softcap)`` first, as in Gemma 2.
+    temperature : float, default 1.0
+        What the logits are divided by, after `softcap`; finite and above 0.
     sample_weight : Tensor, optional
         Weight of each sample, of the shape of `input` without its class axis.
     denominator : float or Tensor of no dimension, optional
@@ -90,10 +98,21 @@ def vocab_parallel_cross_entropy(
     backward pass exchanges nothing; it reads the logits again, which must not be changed before.
     The gradient cannot be differentiated again.
 
+    `softcap` and `temperature` map the logits in float64, some rows at a time, which takes longer
+    than the loss itself. Of float64 logits with a temperature and without z-loss the processes
+    exchange the largest first, so that an offset of the logits costs no digits.
+
     On the CPU a loss of one sample and an entry of the gradient err by at most 4 ULP, as those of
     `xentrs.PartialCrossEntropy` do.
     """
-    options = Options(reduction, ignored_indices(ignore_index), label_smoothing, z_loss)
+    options = Options(
+        reduction,
+        ignored_indices(ignore_index),
+        label_smoothing,
+        z_loss,
+        as_softcap(softcap),
+        as_temperature(temperature),
+    )
     for name, value in (("input", input), ("target", target)):
         check_tensor(name, value)
     given = [t for t in (target, sample_weight, denominator) if t is not None]

@@ -33,7 +33,8 @@ from xentrs.torch._mode import autocasts, differentiates, is_patched
 class Summaries(NamedTuple):
     """What a pass over the logits finds beside the loss, of each sample, of ignored ones too."""
 
-    logsumexp: Tensor  # of the logits after softcap and temperature, in the accumulator's dtype
+    # Of the logits after softcap and temperature, in the accumulator's dtype, if wanted.
+    logsumexp: Tensor | None
     argmax: Tensor  # int64: the first of the largest logits
 
 
@@ -199,20 +200,28 @@ def tempered(x: Tensor, axis: int, temperature: float) -> tuple[Tensor, Tensor |
     return (x - top) / temperature, top / temperature
 
 
-def empty_summaries(call: SoftmaxArguments) -> Summaries:
+def empty_summaries(call: SoftmaxArguments, with_logsumexp: bool) -> Summaries:
     """Return new tensors, to be filled."""
     x = call.input.detach()
     dtype = _backend.accumulator(x.dtype)
     return Summaries(
-        x.new_empty(call.samples, dtype=dtype), x.new_empty(call.samples, dtype=torch.int64)
+        x.new_empty(call.samples, dtype=dtype) if with_logsumexp else None,
+        x.new_empty(call.samples, dtype=torch.int64),
     )
 
 
-def fill(summaries: Summaries, call: SoftmaxArguments, options: Options) -> None:
-    """Fill summaries by functions of PyTorch, in a pass of their own."""
+def fill_logsumexp(logsumexp: Tensor, call: SoftmaxArguments, options: Options) -> None:
+    """Fill a logsumexp by functions of PyTorch, in a pass of their own."""
     x = capped_logits(call, options).detach()
-    summaries.logsumexp.copy_((x / options.temperature).logsumexp(call.axis))
-    summaries.argmax.copy_(x.argmax(call.axis))
+    x = x if options.temperature == 1.0 else x / options.temperature
+    logsumexp.copy_(x.logsumexp(call.axis))
+
+
+def fill(summaries: Summaries, call: SoftmaxArguments, options: Options) -> None:
+    """Fill all summaries so."""
+    if summaries.logsumexp is not None:
+        fill_logsumexp(summaries.logsumexp, call, options)
+    summaries.argmax.copy_(capped_logits(call, options).detach().argmax(call.axis))
 
 
 def sample_mask(

@@ -67,7 +67,7 @@ def evaluate_by_chunks(
         wide = torch.empty_like(z, dtype=torch.promote_types(dtype, target.dtype))
     losses = torch.empty((n, positions), dtype=dtype, device=x.device)
     total = 0.0
-    for i, j in _chunks(n, positions, size):
+    for i, j in chunks(n, positions, size):
 
         def part(a: Tensor, to: Tensor | None = None) -> Tensor:
             a = a[i, :, j].transpose(1, 2)  # noqa: B023
@@ -109,7 +109,7 @@ def evaluate_by_chunks(
     return _backend.scalar(total, dtype), grad
 
 
-def _chunks(n: int, positions: int, size: int) -> Iterator[tuple[slice, slice]]:
+def chunks(n: int, positions: int, size: int) -> Iterator[tuple[slice, slice]]:
     """Yield slices of samples and of their positions that hold about `size` of both."""
     if positions <= size:
         step = max(size // max(positions, 1), 1)

@@ -12,7 +12,7 @@ from xentrs._xentrs import STATE_FIELDS, merge_states, slice_grad, slice_states,
 from xentrs.torch import _backend
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._cpu import tensors
-from xentrs.torch._cpu.chunks import _chunks
+from xentrs.torch._cpu.chunks import chunks
 
 Mixture = tuple[float, float, float]
 
@@ -95,7 +95,7 @@ def _blocks(x: Tensor, to: Tensor | None) -> Iterator[tuple[slice, Tensor, Tenso
     rows, to_rows = as_rows(x), None if to is None else as_rows(to)
     n, classes, positions = rows.shape
     size = max(tensors.CHUNK * get_num_threads() // classes, 1)
-    for i, j in _chunks(n, positions, size):
+    for i, j in chunks(n, positions, size):
         block = rows[i, :, j].transpose(1, 2)
         at = i.start * positions + (j.start or 0)
         part = slice(at, at + block.shape[0] * block.shape[1])

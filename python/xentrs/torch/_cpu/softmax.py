@@ -12,7 +12,7 @@ from xentrs import _arrays
 from xentrs._xentrs import LOSSES, compute_tensors
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._arguments.softmax import SoftmaxArguments, Summaries, fill
+from xentrs.torch._arguments.softmax import SoftmaxArguments, Summaries, fill, fill_logsumexp
 from xentrs.torch._backend import HALVES
 from xentrs.torch._cpu.chunks import evaluate_by_chunks
 from xentrs.torch._cpu.tensors import named_options, positive_divisors, readable
@@ -57,7 +57,10 @@ def evaluate(
         "denominator": denominator,
     }
     if summaries is not None:
-        settings |= {"logsumexp_out": summaries.logsumexp, "argmax_out": summaries.argmax}
+        logsumexp = summaries.logsumexp
+        if x.dtype in HALVES:  # the compiled module has it in half precision alone
+            logsumexp = None
+        settings |= {"logsumexp_out": logsumexp, "argmax_out": summaries.argmax}
     arguments: tuple[Any, ...] = (
         1 if with_grad else 0,
         x.resolve_neg(),
@@ -75,6 +78,8 @@ def evaluate(
             return evaluate_by_chunks(name, call, options, with_grad, inplace)
         arrays: list[Any] = [_array(a) for a in arguments]
         result = _arrays.class_loss(name, *arrays, name="input")
+    elif summaries is not None and summaries.logsumexp is not None and x.dtype in HALVES:
+        fill_logsumexp(summaries.logsumexp, call, options)
     loss = result[0] if with_grad else result
     if options.reduction == "none":
         return torch.from_numpy(loss), grad

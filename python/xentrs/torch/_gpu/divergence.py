@@ -37,15 +37,14 @@ from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import log1p, narrowed
-from xentrs.torch._triton import Kernel, load_triton, next_power_of_two
+from xentrs.torch._gpu.tiles import Sizes, tiles
+from xentrs.torch._triton import Kernel, load_triton
 
 if TYPE_CHECKING:
     import triton.language as tl
 
-# A row of at most so many classes is one tile and stays in registers; longer ones have tiles of
-# `_TILE`.
-_LONGEST = 1 << 13
-_TILE = 1 << 12
+# Registers hold two arrays of logits.
+_SIZES = Sizes(longest=1 << 13, tile=1 << 12, least=1 << 10, classes=16)
 
 
 def evaluate(
@@ -73,7 +72,7 @@ def evaluate(
     g = rows if grad is None else as_rows(grad)
     if samples:
         _, tl = load_triton()
-        r, b = _tiles(classes, positions)
+        r, b = tiles(classes, positions, _SIZES)
         _divergence[(-(-samples // r),)](
             rows, *rows.stride(), teacher, *teacher.stride(),
             s, *((0, 0) if s is None else s.stride()), divisor,
@@ -85,14 +84,6 @@ def evaluate(
         )  # fmt: skip
         write_back(grad, g)
     return results.reduced(losses, call, options, divisor), grad
-
-
-def _tiles(classes: int, positions: int) -> tuple[int, int]:
-    """Return how many samples and how many of their classes a program takes at a time."""
-    if positions > 1:  # neighbours in memory are positions, not classes
-        return 64, min(next_power_of_two(classes), 16)
-    columns = next_power_of_two(classes) if classes <= _LONGEST else _TILE
-    return max(1, 1024 // columns), columns
 
 
 # x, teacher, sample_weight and grad come with their strides, of samples (_n), classes (_c) and

@@ -26,7 +26,7 @@ from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import log1p, narrowed
-from xentrs.torch._gpu.softmax import tiles
+from xentrs.torch._gpu.tiles import tiles
 from xentrs.torch._triton import Kernel, load_triton
 
 if TYPE_CHECKING:

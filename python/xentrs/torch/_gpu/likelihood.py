@@ -22,7 +22,8 @@ from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import narrowed
-from xentrs.torch._gpu.softmax import coefficients, target_as_rows, tiles
+from xentrs.torch._gpu.softmax import coefficients, target_as_rows
+from xentrs.torch._gpu.tiles import tiles
 from xentrs.torch._triton import Kernel, load_triton
 
 if TYPE_CHECKING:

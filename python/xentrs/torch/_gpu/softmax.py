@@ -46,16 +46,12 @@ from xentrs.torch._arguments.softmax import (
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import log1p, narrowed, tanh
+from xentrs.torch._gpu.tiles import tiles
 from xentrs.torch._private import assert_on_device
-from xentrs.torch._triton import Kernel, load_triton, next_power_of_two
+from xentrs.torch._triton import Kernel, load_triton
 
 if TYPE_CHECKING:
     import triton.language as tl
-
-# A row of at most so many classes is one tile and stays in registers; longer ones have tiles of
-# `_TILE`.
-_LONGEST = 1 << 15
-_TILE = 1 << 13
 
 
 def evaluate(
@@ -142,14 +138,6 @@ def target_as_rows(call: SoftmaxArguments, ignored: tuple[int, ...]) -> Tensor:
         target = torch.where(target == index, ignored[0], target)
     n, _, positions = as_rows(call.input).shape
     return target.reshape(n, 1, positions)
-
-
-def tiles(classes: int, positions: int) -> tuple[int, int]:
-    """Return how many samples and how many of their classes a program takes at a time."""
-    if positions > 1:  # neighbours in memory are positions, not classes
-        return 64, min(next_power_of_two(classes), 32)
-    columns = next_power_of_two(classes) if classes <= _LONGEST else _TILE
-    return max(1, 2048 // columns), columns
 
 
 class _Entries:

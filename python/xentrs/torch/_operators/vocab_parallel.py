@@ -7,10 +7,13 @@ same loss to the last bit. The backward pass exchanges nothing: the gradient of 
 follows from its logits and the merged states.
 
 Between forward and backward the logits are kept, and the backward writes the gradient in one pass.
+
+Softcap and temperature map the logits in float64, some rows at a time, before they are reduced.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +24,9 @@ from xentrs._xentrs import STATE_FIELDS
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import not_ignored
+from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._cpu import slices as _cpu
+from xentrs.torch._cpu.chunks import chunks
 from xentrs.torch._gpu import slices as _gpu
 from xentrs.torch._private import assert_on_device
 
@@ -29,6 +34,9 @@ _NAME = "xentrs.torch.vocab_parallel_cross_entropy"
 
 # Fields of a state, as `src/softmax/state.rs` has them.
 _HELD = 5
+
+# Logits that softcap and temperature map at a time.
+_MAPPED = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 
 class _Samples(NamedTuple):
@@ -39,6 +47,7 @@ class _Samples(NamedTuple):
     scales: Tensor  # of its loss in what is returned
     merged: Tensor  # the state of all classes
     classes: Tensor  # how many there are in all; of no dimension
+    top: Tensor  # what is subtracted from its logits before they are divided by the temperature
 
 
 def evaluate(
@@ -57,7 +66,8 @@ def evaluate(
     kept = not_ignored(indices, options.ignored).reshape(-1)
     own = (indices - first_class).reshape(-1)
     own = torch.where((own >= 0) & (own < x.shape[1]), own, -1)
-    reduced = on.reduce(x, own, kept, options.label_smoothing > 0.0)
+    top = _top(x, options, group)
+    reduced = _reduce(on, x, own, kept, top, options)
     # A sample that does not count has no state. Its classes count all the same.
     gathered = torch.empty(
         (dist.get_world_size(group), len(own) + 1, STATE_FIELDS),
@@ -84,8 +94,90 @@ def evaluate(
         loss = loss.sum()
     else:
         loss = loss.view(target.shape)
-    samples = _Samples(own, kept, scales, merged, classes)
+    samples = _Samples(own, kept, scales, merged, classes, top)
     return loss.to(_backend.accumulator(x.dtype)), samples, reduced
+
+
+def _maps(options: Options) -> bool:
+    """Whether the logits do not go to the softmax as they are."""
+    return options.softcap != 0.0 or options.temperature != 1.0
+
+
+def _top(x: Tensor, options: Options, group: Any) -> Tensor:
+    """Return what is subtracted from each sample's logits before the division by the temperature.
+
+    It is the largest logit of all processes where that saves digits. Those of float32 survive in
+    float64, and z-loss needs the logsumexp of the logits themselves.
+    """
+    top = torch.zeros(x.numel() // x.shape[1], dtype=torch.float64, device=x.device)
+    if x.dtype == torch.float64 and options.temperature != 1.0 and not options.z_loss:
+        top = torch.where(x.isnan(), -torch.inf, x).amax(1).reshape(-1)
+        dist.all_reduce(top, dist.ReduceOp.MAX, group)
+        if options.softcap:
+            top = options.softcap * (top / options.softcap).tanh()
+        top = torch.where(top.isfinite(), top, 0.0)
+    return top
+
+
+def _mapped(
+    x: Tensor, top: Tensor, options: Options
+) -> Iterator[tuple[slice, tuple[slice, slice], Tensor, Tensor | float]]:
+    """Yield logits after softcap and temperature, some samples at a time, as rows of float64.
+
+    With them come which samples they are, their place in what `as_rows` returns, and the derivative
+    by the logits as given.
+    """
+    rows = as_rows(x)
+    n, classes, positions = rows.shape
+    for i, j in chunks(n, positions, max(_MAPPED[x.device.type] // classes, 1)):
+        block = rows[i, :, j].transpose(1, 2)
+        at = i.start * positions + (j.start or 0)
+        part = slice(at, at + block.shape[0] * block.shape[1])
+        z: Tensor = block.double().reshape(-1, classes)
+        slope: Tensor | float = 1.0 / options.temperature
+        if cap := options.softcap:
+            e = (z / cap).abs().mul(-2.0).exp()
+            slope = slope * 4.0 * e / (1.0 + e) ** 2  # 1 - tanh^2 would cancel
+            z = torch.where(z.isinf(), z, cap * (z / cap).tanh())
+        if options.temperature != 1.0:
+            z = (z - top[part, None]) / options.temperature
+        yield part, (i, j), z.contiguous(), slope
+
+
+def _reduce(
+    on: Any, x: Tensor, target: Tensor, counts: Tensor, top: Tensor, options: Options
+) -> tuple[Tensor, ...]:
+    """Return the states of this process's classes, and what else its gradient needs."""
+    smooths = options.label_smoothing > 0.0
+    if not _maps(options) or x.numel() == 0:
+        return on.reduce(x, target, counts, smooths)
+    found = [
+        on.reduce(z, target[part], counts[part], smooths)
+        for part, _, z, _ in _mapped(x, top, options)
+    ]
+    return tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+def _gradient(
+    on: Any, x: Tensor, samples: _Samples, reduced: tuple[Tensor, ...], options: Options
+) -> Tensor:
+    """Return the gradient in this process's logits."""
+    mixture = _mixture(options, samples.classes, on)
+    target, counts, scales, merged, _, top = samples
+    if not _maps(options):
+        return on.gradient(x, target, counts, merged, reduced, scales, mixture)
+    grad = _backend.empty_like(x)
+    rows = as_rows(grad)
+    for part, (i, j), z, slope in _mapped(x, top, options):
+        of_part = (t[part] for t in (target, counts, merged))
+        own = tuple(t[part] for t in reduced)
+        found = on.gradient(z, *of_part, own, scales[part], mixture) * slope
+        # A sample that does not count may have logits of any value.
+        found = torch.where(counts[part, None], found, 0.0)
+        to = rows[i, :, j].transpose(1, 2)
+        to.copy_(found.view(to.shape))
+    write_back(grad, rows)
+    return grad
 
 
 def _mixture(options: Options, classes: Tensor, on: Any) -> tuple[Any, Any, float]:
@@ -123,11 +215,12 @@ class Eager(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(f"{_NAME} cannot be differentiated twice")
-        input, target, counts, scales, merged, classes, *reduced = ctx.saved_tensors
+        input, *saved = ctx.saved_tensors
+        number = len(_Samples._fields)
+        samples, reduced = _Samples(*saved[:number]), tuple(saved[number:])
         upstream = grad_output.detach().resolve_neg().double().reshape(-1)
-        scales = torch.where(counts, scales * upstream, 0.0)
+        scales = torch.where(samples.counts, samples.scales * upstream, 0.0)
         x = input.detach()
         on = _gpu if _backend.uses_triton(x) else _cpu
-        mixture = _mixture(ctx.options, classes, on)
-        grad = on.gradient(x, target, counts, merged, tuple(reduced), scales, mixture)
+        grad = _gradient(on, x, samples._replace(scales=scales), reduced, ctx.options)
         return grad, *[None] * 6

@@ -1,0 +1,241 @@
+"""Options of a meter and the samples it is given, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xentrs import _arrays
+from xentrs._losses import cross_entropy as _cross_entropy  # noqa: F401  # fills PYTHON_FUNCTIONS
+from xentrs._losses._types import Ignored
+from xentrs._partial import _checked
+
+_Array: TypeAlias = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """Options of a meter."""
+
+    axis: int
+    weight: NDArray[np.float64] | None
+    ignore_index: tuple[int, ...]  # ascending
+    label_smoothing: float
+    top_k: tuple[int, ...]  # ascending
+    bins: int
+    per_class: bool
+
+    def check_equal(self, other: Options) -> None:
+        """Refuse to merge with a meter of other options."""
+        for name in ("axis", "ignore_index", "label_smoothing", "top_k", "bins", "per_class"):
+            a, b = getattr(self, name), getattr(other, name)
+            if a != b:
+                raise ValueError(f"{name} is {a} here, but {b} in other")
+        v, w = self.weight, other.weight
+        if (v is None) != (w is None) or (
+            v is not None and w is not None and not np.array_equal(v, w)
+        ):
+            raise ValueError(f"weight is {v} here, but {w} in other")
+
+
+def options(
+    *,
+    axis: SupportsIndex,
+    weight: ArrayLike | None,
+    ignore_index: Ignored,
+    label_smoothing: float,
+    top_k: SupportsIndex | Iterable[SupportsIndex],
+    bins: SupportsIndex,
+    per_class: bool,
+) -> Options:
+    """Return the options of a meter, checked."""
+    checked = _checked(ignore_index=ignore_index, label_smoothing=label_smoothing)
+    axis = _arrays._integer("axis", axis, "an int")
+    own_weight = None if weight is None else _class_weight(weight)
+    ignored = checked["ignore_index"]
+    ignored = () if ignored is None else ignored if isinstance(ignored, tuple) else (ignored,)
+    ranks = _ranks(top_k)
+    bins = _arrays._integer("bins", bins, "an int")
+    if bins < 1:
+        raise ValueError(f"bins is {bins}, but must be at least 1")
+    if not isinstance(per_class, bool | np.bool_):
+        raise TypeError(f"per_class must be a bool, not {type(per_class).__name__}")
+    return Options(
+        axis,
+        own_weight,
+        tuple(sorted(set(ignored))),
+        checked["label_smoothing"],
+        ranks,
+        bins,
+        bool(per_class),
+    )
+
+
+def _class_weight(weight: ArrayLike) -> NDArray[np.float64]:
+    w = _arrays._real_array("weight", weight)
+    if w.ndim != 1:
+        raise ValueError(f"weight has shape {w.shape}, but must have one number for each class")
+    w = np.array(w, np.float64)
+    _check_weights("weight", w)
+    return w
+
+
+def _ranks(top_k: Any) -> tuple[int, ...]:
+    accepted = "an int or several ints"
+    if not isinstance(top_k, Iterable) or getattr(top_k, "ndim", 1) == 0:
+        top_k = (top_k,)
+    ranks = [_arrays._integer("top_k", k, accepted) for k in top_k]
+    for k in ranks:
+        if k < 1:
+            raise ValueError(f"top_k has {k}, but must be at least 1")
+    return tuple(sorted(set(ranks)))
+
+
+class Samples(NamedTuple):
+    """A batch as `update` is given it."""
+
+    logits: _Array
+    axis: int  # that of the classes, not negative
+    target: _Array
+    reference: _Array | None
+    sample_weight: _Array | None
+    group: _Array | None
+    shape: tuple[int, ...]  # of the samples: that of the logits without the class axis
+
+    @property
+    def soft(self) -> bool:
+        """Whether the target is probabilities."""
+        return self.target.shape == self.logits.shape
+
+
+def samples(
+    options: Options,
+    classes_before: int,
+    groups_before: type | None,
+    *,
+    logits: ArrayLike,
+    target: ArrayLike,
+    sample_weight: ArrayLike | None,
+    group: ArrayLike | None,
+    reference_logits: ArrayLike | None,
+) -> Samples:
+    """Return a batch, checked.
+
+    `classes_before` is the number of classes that the meter has sums for, 0 if it has none;
+    `groups_before` is the type of its groups' names.
+    """
+    x, axis, shape = _arrays._class_values("logits", logits, options.axis)
+    classes = x.shape[axis]
+    if _arrays._is_pair(target, x):
+        raise TypeError(
+            "target is a tuple, but must be class indices or probabilities: a meter takes no "
+            "pair (indices, probabilities)"
+        )
+    t = _arrays._class_target("logits", x, axis, target)
+    if options.weight is not None and options.weight.size != classes:
+        raise ValueError(
+            f"logits of shape {x.shape} have {classes} classes on axis {axis}, but weight has "
+            f"shape {options.weight.shape}"
+        )
+    if options.per_class and classes_before not in (0, classes):
+        raise ValueError(
+            f"logits of shape {x.shape} have {classes} classes on axis {axis}, but with "
+            f"per_class=True all updates must have as many: there were {classes_before}"
+        )
+    r = None
+    if reference_logits is not None:
+        r = _arrays._float_array("reference_logits", reference_logits)
+        if r.shape != x.shape:
+            raise ValueError(
+                f"reference_logits has shape {r.shape}, but logits has shape {x.shape}"
+            )
+    without_classes = f"that of logits, {x.shape}, without the class axis {axis}"
+    s = sample_weights(sample_weight, shape, without_classes)
+    checked = Samples(x, axis, t, r, s, groups(group, shape, groups_before), shape)
+    if not checked.soft:
+        _check_indices(t, classes, options.ignore_index)
+    elif options.ignore_index and (i := options.ignore_index[-1]) >= 0:
+        raise ValueError(
+            f"ignore_index is {i}, but a target of probabilities has no class indices to "
+            "ignore: leave it out, and give such samples a sample_weight of 0"
+        )
+    return checked
+
+
+def sample_weights(
+    sample_weight: ArrayLike | None, samples: tuple[int, ...], what: str
+) -> _Array | None:
+    if sample_weight is None:
+        return None
+    s = _arrays._real_array("sample_weight", sample_weight)
+    if s.shape != samples:
+        raise ValueError(
+            f"sample_weight has shape {s.shape}, but must have shape {samples}: {what}"
+        )
+    _check_weights("sample_weight", s)
+    return s
+
+
+def _check_weights(name: str, w: _Array) -> None:
+    at = 0
+    for block in _arrays._blocks(w):
+        bad = ~((block >= 0) & (block < math.inf))
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise ValueError(
+                f"{name}{_arrays._position(at + i, w.shape)} is {block[i]}, but must be at least 0 "
+                "and finite"
+            )
+        at += block.size
+
+
+def groups(group: ArrayLike | None, samples: tuple[int, ...], before: type | None) -> _Array | None:
+    """Return the groups of samples: integers or strings, of the samples' shape.
+
+    `before` is the type of the groups of earlier updates.
+    """
+    if group is None:
+        return None
+    g = np.asarray(group)
+    if g.dtype.kind == "O" and all(isinstance(key, str) for key in g.flat):
+        g = g.astype(np.str_)
+    if g.dtype.kind not in "iubU":
+        raise TypeError(f"group has dtype {g.dtype}, but must be integers or strings")
+    if g.shape not in ((), samples):
+        raise ValueError(
+            f"group has shape {g.shape}, but must have shape {samples}, that of the samples, or ()"
+        )
+    if g.dtype.kind == "u" and g.size and g.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"group has {g.max()}, but integers must be below 2^63")
+    g = np.broadcast_to(g, samples)
+    if g.size and before not in (None, str if g.dtype.kind == "U" else int):
+        raise TypeError(
+            f"group has dtype {g.dtype}, but in earlier updates groups were "
+            f"{'strings' if before is str else 'integers'}"
+        )
+    return g
+
+
+def _check_indices(t: _Array, classes: int, ignore_index: tuple[int, ...]) -> None:
+    """Refuse class indices that are neither a class nor ignored."""
+    at = 0
+    for block in _arrays._blocks(t):
+        bad = (block < 0) | (block >= classes)
+        if bad.any():
+            for i in ignore_index:
+                bad &= block != i
+            if bad.any():
+                i = int(np.argmax(bad))
+                ignored = ", ".join(map(str, ignore_index))
+                several = "one of " if len(ignore_index) > 1 else ""
+                raise IndexError(
+                    f"target{_arrays._position(at + i, t.shape)} is {block[i]}, but a class "
+                    f"index must be in [0, {classes})"
+                    + (f", or be {several}ignore_index ({ignored})" if ignored else "")
+                )
+        at += block.size

@@ -1,0 +1,151 @@
+"""A meter's options and sums as arrays, and back."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xentrs._exact import ExactSums
+from xentrs._meter.arguments import Options, options
+from xentrs._meter.histogram import BINS
+from xentrs._meter.sums import COUNTS, Sums
+
+_Array: TypeAlias = NDArray[Any]
+
+# Version of what `write` returns.
+_FORMAT = 1
+
+
+def write(sums: Sums) -> dict[str, _Array]:
+    """Return options and sums as arrays."""
+    options = sums.options
+    state: dict[str, _Array] = {
+        "format": np.array(_FORMAT),
+        "axis": np.array(options.axis),
+        "ignore_index": np.array([str(i) for i in options.ignore_index], "U"),
+        "label_smoothing": np.array(options.label_smoothing),
+        "top_k": np.array(options.top_k, np.int64),
+        "bins": np.array(options.bins),
+        "per_class": np.array(options.per_class),
+        "counts": np.array([sums.counts[name] for name in COUNTS], np.int64),
+        "nans": np.array([sums.losses.nans, sums.divergences.nans], np.int64),
+        "bin_counts": sums.bin_counts.copy(),
+        "classes": np.array(sums.classes),
+        "class_counts": sums.class_counts.copy(),
+    }
+    if options.weight is not None:
+        state["weight"] = options.weight.copy()
+    _store(state, "sums", sums.table)
+    _store(state, "bin_sums", sums.bin_sums)
+    for name, histogram in (("losses", sums.losses), ("divergences", sums.divergences)):
+        bins = histogram.filled()
+        state[f"{name}.bins"] = bins
+        _store(state, name, histogram.sums, bins)
+    for i, table in enumerate(sums.class_sums):
+        _store(state, f"class_sums.{i}", table)
+    ids = np.array(list(sums.group_ids))
+    order = np.argsort(ids, kind="stable")
+    state["groups"] = ids[order] if ids.size else np.zeros(0, np.int64)
+    state["group_reference_counts"] = sums.group_reference_counts[order]
+    for i, table in enumerate((*sums.group_sums, *sums.group_references)):
+        _store(state, f"group_sums.{i}", table, order)
+    return state
+
+
+def _store(
+    state: dict[str, _Array], name: str, sums: ExactSums, rows: _Array | None = None
+) -> None:
+    digits, first, special = sums.compact(slice(None) if rows is None else rows)
+    state[f"{name}.digits"], state[f"{name}.first"] = digits, np.array(first)
+    state[f"{name}.special"] = special
+
+
+def read(state: Any) -> Sums:
+    """Return the sums, and with them the options, that `write` was given."""
+    reader = _Reader(state)
+    if (version := reader.integer("format")) != _FORMAT:
+        raise ValueError(f"state has format {version}, but this version reads {_FORMAT}")
+    sums = Sums(_read_options(reader))
+    counts = reader.array("counts", "i", 1, len(COUNTS))
+    sums.counts = dict(zip(COUNTS, counts.tolist(), strict=True))
+    sums.losses.nans, sums.divergences.nans = reader.array("nans", "i", 1, 2).tolist()
+    sums.bin_counts = reader.array("bin_counts", "i", 1, sums.options.bins + 1)
+    sums.classes = reader.integer("classes")
+    if sums.options.weight is not None and sums.classes != sums.options.weight.size:
+        raise ValueError("state['classes'] is not the length of state['weight']")
+    classes = sums.classes if sums.options.per_class else 0
+    sums.class_counts = reader.array("class_counts", "i", 1, classes)
+    sums.table = reader.sums("sums", len(sums.table))
+    sums.bin_sums = reader.sums("bin_sums", len(sums.bin_sums))
+    for name, histogram in (("losses", sums.losses), ("divergences", sums.divergences)):
+        bins = reader.array(f"{name}.bins", "i", 1)
+        if bins.size and not (bins[0] >= 0 and bins[-1] < BINS and (np.diff(bins) > 0).all()):
+            raise ValueError(f"state['{name}.bins'] is not ascending in [0, {BINS})")
+        histogram.sums.merge(reader.sums(name, bins.size), bins)
+    sums.class_sums = [reader.sums(f"class_sums.{i}", classes) for i in range(3)]
+    ids = reader.array("groups", "iU", 1)
+    sums.group_ids = {key: i for i, key in enumerate(ids.tolist())}
+    if len(sums.group_ids) != ids.size:
+        raise ValueError("state['groups'] has a group twice")
+    sums.group_reference_counts = reader.array("group_reference_counts", "i", 1, ids.size)
+    tables = [reader.sums(f"group_sums.{i}", ids.size) for i in range(4)]
+    sums.group_sums, sums.group_references = tables[:2], tables[2:]
+    return sums
+
+
+def _read_options(reader: _Reader) -> Options:
+    names = reader.array("ignore_index", "U", 1).tolist()
+    try:
+        ignored = tuple(int(i) for i in names)
+    except ValueError:
+        raise ValueError("state['ignore_index'] has no integers") from None
+    try:
+        return options(
+            axis=reader.integer("axis"),
+            weight=reader.array("weight", "f", 1) if "weight" in reader else None,
+            ignore_index=ignored,
+            label_smoothing=float(reader.array("label_smoothing", "f", 0)),
+            top_k=reader.array("top_k", "i", 1).tolist(),
+            bins=reader.integer("bins"),
+            per_class=bool(reader.array("per_class", "b", 0)),
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"state is not that of a meter: {error}") from error
+
+
+class _Reader:
+    """Reads a state that may be anything."""
+
+    def __init__(self, state: Any) -> None:
+        if not hasattr(state, "__getitem__") or not hasattr(state, "keys"):
+            raise TypeError(f"state must be a mapping of arrays, not {type(state).__name__}")
+        self._state = state
+        self._names = set(state.keys())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def array(self, name: str, kinds: str, ndim: int, length: int | None = None) -> _Array:
+        """Return a copy of an array of such a kind of dtype."""
+        if name not in self._names:
+            raise ValueError(f"state has no {name!r}: it is not what to_state returns")
+        a = np.array(self._state[name])
+        if a.dtype.kind not in kinds or a.ndim != ndim or (length is not None and len(a) != length):
+            raise ValueError(
+                f"state[{name!r}] has dtype {a.dtype} and shape {a.shape}: it is not what "
+                "to_state returns"
+            )
+        return a if kinds == "iU" or a.dtype.kind not in "if" else a.astype(a.dtype.kind + "8")
+
+    def integer(self, name: str) -> int:
+        return int(self.array(name, "i", 0))
+
+    def sums(self, name: str, rows: int) -> ExactSums:
+        table = ExactSums(rows)
+        table.digits = self.array(f"{name}.digits", "i", 2, rows)
+        table.first = self.integer(f"{name}.first")
+        table.special = self.array(f"{name}.special", "i", 2, rows)
+        table.check(name)
+        return table

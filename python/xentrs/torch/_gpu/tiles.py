@@ -1,0 +1,28 @@
+"""How large a part of the logits a program of a kernel over rows takes at a time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from xentrs.torch._triton import next_power_of_two
+
+
+class Sizes(NamedTuple):
+    """Sizes of tiles, which depend on how many registers a kernel needs for a logit."""
+
+    longest: int  # a row of at most so many classes is one tile, and stays in registers
+    tile: int  # classes in a tile of a longer row
+    least: int  # numbers in a tile of several short rows
+    classes: int  # classes in a tile whose neighbours in memory are positions
+
+
+SIZES = Sizes(longest=1 << 15, tile=1 << 13, least=1 << 11, classes=32)
+
+
+def tiles(classes: int, positions: int, sizes: Sizes | None = None) -> tuple[int, int]:
+    """Return how many samples and how many of their classes a program takes at a time."""
+    sizes = sizes or SIZES
+    if positions > 1:  # neighbours in memory are positions, not classes
+        return 64, min(next_power_of_two(classes), sizes.classes)
+    columns = next_power_of_two(classes) if classes <= sizes.longest else sizes.tile
+    return max(1, sizes.least // columns), columns
