@@ -5,7 +5,7 @@ pub mod log;
 pub mod pow;
 pub mod softcap;
 
-use crate::simd::{Float, Simd, Vector};
+use crate::simd::{Float, Function, Simd, Vector};
 
 /// A float that the functions of this folder are made for.
 pub trait Real: Float + exp::ExpFloat + log::LogFloat {}
@@ -51,14 +51,24 @@ pub fn times<S: Simd, T: Real>(x: T::V<S>, [high, low]: [T::V<S>; 2]) -> T::V<S>
 
 /// A product of two numbers, each in two parts: rounded, and its rounding error.
 #[inline(always)]
-pub fn product<S: Simd, T: Real>(
-    s: S,
-    [a, a_low]: [T::V<S>; 2],
-    [b, b_low]: [T::V<S>; 2],
-) -> [T::V<S>; 2] {
-    let high = a.mul(b);
-    let error = a.fma(b, T::V::<S>::splat(s, T::default()).sub(high));
-    [high, error.add(a.mul_add(b_low, a_low.mul(b)))]
+pub fn product<S: Simd, T: Real>(s: S, a: [T::V<S>; 2], b: [T::V<S>; 2]) -> [T::V<S>; 2] {
+    s.function(Product::<S, T> { a, b })
+}
+
+struct Product<S: Simd, T: Real> {
+    a: [T::V<S>; 2],
+    b: [T::V<S>; 2],
+}
+
+impl<S: Simd, T: Real> Function<S> for Product<S, T> {
+    type Output = [T::V<S>; 2];
+    #[inline(always)]
+    fn call(self, s: S) -> [T::V<S>; 2] {
+        let ([a, a_low], [b, b_low]) = (self.a, self.b);
+        let high = a.mul(b);
+        let error = a.fma(b, T::V::<S>::splat(s, T::default()).sub(high));
+        [high, error.add(a.mul_add(b_low, a_low.mul(b)))]
+    }
 }
 
 /// A sum of two numbers, each in two parts: rounded, and its rounding error.

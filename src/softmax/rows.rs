@@ -293,6 +293,51 @@ struct Reduce<'a, S: Simd, T: Real, R> {
     beside: Option<Beside<S, T>>,
 }
 
+/// What the Hessian is computed from, beside an exponential and the factor of its gradient. Not at the pivot.
+#[derive(Clone, Copy)]
+struct Curvature<S: Simd, T: Real> {
+    /// `1 / S`
+    inverse: T::V<S>,
+    /// `1 / temperature`, the second factor of that kind in the Hessian.
+    cooled: T::V<S>,
+    /// The factor of `p E` that an objective other than plain cross-entropy adds to the Hessian.
+    second: Option<T::V<S>>,
+}
+
+impl<S: Simd, T: Real> Curvature<S, T> {
+    /// The Hessian of a vector of exponentials `e`. `a`: as in [`Emit`].
+    #[inline(always)]
+    fn hessian(&self, s: S, e: T::V<S>, a: [T::V<S>; 2]) -> T::V<S> {
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        let p = e.mul(self.inverse);
+        let plain = times::<S, T>(e, a).mul(one.sub(p));
+        let hess = match self.second {
+            None => plain,
+            Some(second) => plain.add(p.mul(e.mul(second))),
+        };
+        hess.mul(self.cooled)
+    }
+}
+
+/// Writes the Hessian of a chunk.
+struct ChunkOfHessian<'a, S: Simd, T: Real> {
+    curvature: Curvature<S, T>,
+    a: [T::V<S>; 2],
+    scratch: Input<'a, T>,
+    hess: Output<'a, T>,
+}
+
+impl<S: Simd, T: Real> Function<S> for ChunkOfHessian<'_, S, T> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self, s: S) {
+        for i in (0..self.scratch.len()).step_by(T::LANES) {
+            let e = T::V::<S>::load(s, self.scratch, i);
+            self.curvature.hessian(s, e, self.a).store(self.hess, i);
+        }
+    }
+}
+
 /// A reduced row whose gradient is not yet written: its exponentials are in scratch.
 #[derive(Clone, Copy)]
 struct Emit<'a, S: Simd, T: Real, R> {
@@ -308,12 +353,7 @@ struct Emit<'a, S: Simd, T: Real, R> {
     a: [T::V<S>; 2],
     /// `-b`
     minus_b: T::V<S>,
-    /// `1 / S`
-    inverse: T::V<S>,
-    /// `1 / temperature`, the second factor of that kind in the Hessian.
-    cooled: T::V<S>,
-    /// The factor of `p E` that an objective other than plain cross-entropy adds to the Hessian.
-    second: Option<T::V<S>>,
+    curvature: Curvature<S, T>,
     /// The pivot, and the gradient and Hessian there. Without coefficients, a `pivot_grad` of 0 means that
     /// the gradient follows from the exponential in scratch.
     pivot: usize,
@@ -523,9 +563,10 @@ impl<S: Simd, T: Limits, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                 }
             }
             if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
-                // Where size counts more, and for losses whose sums are fine, half precision is converted first.
+                // Half precision is converted as it is loaded in the loops that are used most, before them elsewhere.
                 let fine = !C::ANY && self.fine;
                 let direct = S::SPECIALIZED && T::OF_HALVES && !SHIFTED && !fine;
+                let direct = direct && (self.grad || !C::ANY);
                 if direct && self.logits.halves.is_some() {
                     let none = Input::from_slice(&[]);
                     if self.grad {
@@ -863,19 +904,6 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
     }
 
-    /// The Hessian of a vector of classes, the pivot's aside.
-    #[inline(always)]
-    fn hessian(&self, s: S, e: T::V<S>) -> T::V<S> {
-        let one = T::V::<S>::splat(s, T::from_f64(1.0));
-        let p = e.mul(self.inverse);
-        let plain = times::<S, T>(e, self.a).mul(one.sub(p));
-        let hess = match self.second {
-            None => plain,
-            Some(second) => plain.add(p.mul(e.mul(second))),
-        };
-        hess.mul(self.cooled)
-    }
-
     /// Emits the chunk at `at`, shifted by `head`, so that its stores are aligned. It reads up to `head`
     /// exponentials of the next chunk: the reduction that follows overwrites those of this chunk only.
     #[inline(always)]
@@ -903,10 +931,8 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
         let grad = self.grad.part(at, chunk);
         if let Some(hess) = self.hess {
-            for i in 0..VECTORS {
-                let e = T::V::<S>::load(s, scratch, i * T::LANES);
-                self.hessian(s, e).store(hess, at + i * T::LANES);
-            }
+            let Emit { curvature, a, .. } = *self;
+            s.apart(ChunkOfHessian::<S, T> { curvature, a, scratch, hess: hess.part(at, chunk) });
         }
         if self.non_temporal {
             for i in 0..VECTORS {
@@ -964,7 +990,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
             g.store_lanes(self.grad, at, lanes);
         }
         if let Some(hess) = self.hess {
-            self.hessian(s, e).store_lanes(hess, at, lanes);
+            self.curvature.hessian(s, e, self.a).store_lanes(hess, at, lanes);
         }
     }
 
@@ -1548,10 +1574,12 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 coefficients,
                 a: [T::V::<S>::splat(s, a_high), T::V::<S>::splat(s, a_low)],
                 minus_b: T::V::<S>::splat(s, T::from_f64(-scale)),
-                inverse: T::V::<S>::splat(s, T::from_f64(inverse)),
-                cooled: T::V::<S>::splat(s, T::from_f64(1.0 / self.temperature)),
-                second: second
-                    .map(|second| T::V::<S>::splat(s, T::from_f64(second / (rest + pivot)))),
+                curvature: Curvature {
+                    inverse: T::V::<S>::splat(s, T::from_f64(inverse)),
+                    cooled: T::V::<S>::splat(s, T::from_f64(1.0 / self.temperature)),
+                    second: second
+                        .map(|second| T::V::<S>::splat(s, T::from_f64(second / (rest + pivot)))),
+                },
                 pivot: reduce.pivot,
                 pivot_grad,
                 pivot_hess,

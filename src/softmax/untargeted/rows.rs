@@ -410,25 +410,31 @@ impl<T: Limits, const KEPT: bool, const ENTROPY: bool, const GENERAL: bool> Kern
         for start in (0..len).step_by(PART * chunk) {
             let mut sums = PartSums { whole: Sum::new(s), distance: Sum::new(s), most };
             let end = len.min(start + PART * chunk);
-            match self.pending {
-                Some(&pending) => {
-                    // What is pending is of the same kind: in a loop that is compiled for this kind.
-                    let quantity = match (KEPT, ENTROPY) {
-                        (true, false) => Softmax,
-                        (true, true) => Entropy,
-                        _ => LogSoftmax,
-                    };
-                    let emit = Emit::<S, T>::new(s, Pending { quantity, ..pending });
+            // What is pending is of the same kind, and the loop is compiled for this kind.
+            let quantity = match (KEPT, ENTROPY) {
+                (true, false) => Softmax,
+                (true, true) => Entropy,
+                _ => LogSoftmax,
+            };
+            let emit = match self.pending {
+                Some(&pending) => Some(Emit::<S, T>::new(s, Pending { quantity, ..pending })),
+                None => None,
+            };
+            macro_rules! chunks {
+                ($emit:expr) => {
                     for at in (start..end).step_by(chunk) {
-                        emit.chunk(s, at);
+                        if let Some(emit) = $emit {
+                            emit.chunk(s, at);
+                        }
                         reducer.chunk::<KEPT, ENTROPY, GENERAL>(s, at, &mut sums);
                     }
-                }
-                None => {
-                    for at in (start..end).step_by(chunk) {
-                        reducer.chunk::<KEPT, ENTROPY, GENERAL>(s, at, &mut sums);
-                    }
-                }
+                };
+            }
+            // The general way costs more in any case: one loop does, with a test in it.
+            match &emit {
+                _ if GENERAL => chunks!(&emit),
+                Some(emit) => chunks!(Some(emit)),
+                None => chunks!(None::<&Emit<'_, S, T>>),
             }
             most = sums.most;
             if ENTROPY {
