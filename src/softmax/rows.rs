@@ -562,16 +562,18 @@ impl<S: Simd, T: Limits, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
                     s.function(chunk);
                 }
             }
-            if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk {
+            // A loss of half precision, with coefficients and without a gradient, has no loop of its own.
+            let rare = S::SPECIALIZED && !SHIFTED && C::ANY && !self.grad;
+            let rare = T::OF_HALVES && rare && self.logits.halves.is_some();
+            if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk && !rare {
                 // Half precision is converted as it is loaded in the loops that are used most, before them elsewhere.
                 let fine = !C::ANY && self.fine;
                 let direct = S::SPECIALIZED && T::OF_HALVES && !SHIFTED && !fine;
-                let direct = direct && (self.grad || !C::ANY);
                 if direct && self.logits.halves.is_some() {
                     let none = Input::from_slice(&[]);
                     if self.grad {
                         self.inner::<C, true, SHIFTED, false, true, false>(s, at, none, sums);
-                    } else {
+                    } else if !C::ANY {
                         self.inner::<C, false, SHIFTED, false, true, false>(s, at, none, sums);
                     }
                 } else if !C::ANY && self.beside.is_some() {
