@@ -13,7 +13,7 @@
 //!
 //! The crate `xsum` has the same sums, but one at a time, of all digits, which can be neither merged nor stored.
 
-use crate::simd::{Input, Output};
+use crate::simd::{Input, Kernel, Output, Simd};
 
 /// Bits of a digit.
 const BITS: i64 = 32;
@@ -83,6 +83,7 @@ impl Terms<'_> {
     }
 
     /// The places that the terms need: the first, and the one after the last. They leave room for carries.
+    #[inline(always)]
     fn places(&self) -> Option<(i64, i64)> {
         let (mut least, mut most) = (u64::MAX, 0);
         for i in 0..self.values.len() {
@@ -99,8 +100,21 @@ impl Terms<'_> {
     }
 }
 
+/// Adds terms to a table: [`Table::add`], where a fused multiply-add is an instruction if the processor has it.
+pub struct Add<'a>(pub Table<'a>, pub Terms<'a>);
+
+impl Kernel for Add<'_> {
+    type Output = Option<(i64, i64)>;
+    #[inline(always)]
+    fn eval<S: Simd>(self, _: S) -> Option<(i64, i64)> {
+        let Add(table, terms) = self;
+        table.add(&terms)
+    }
+}
+
 impl Table<'_> {
     /// Adds terms. Returns the places that they need, and does nothing, if the table has not got them.
+    #[inline(always)]
     pub fn add(&self, terms: &Terms<'_>) -> Option<(i64, i64)> {
         if let Some((first, end)) = terms.places()
             && (first < self.first || end > self.first + self.width as i64)

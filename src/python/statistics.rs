@@ -18,6 +18,7 @@ use crate::divergence::Terms;
 use crate::exact::{self, Table};
 use crate::losses::Keyword;
 use crate::losses::compared::{self, Compared};
+use crate::parallel::driver::here;
 use crate::simd::Input;
 use crate::softmax::route::MOST_CLASSES;
 
@@ -232,7 +233,7 @@ pub fn exact_add<'py>(
         values: values.input(),
         factors: factors.map(|factors| factors.input()),
     };
-    Ok(table.add(&terms))
+    Ok(here(exact::Add(table, terms))?)
 }
 
 /// Carries the digits of a table.
