@@ -345,7 +345,9 @@ impl<'a, T: Real> Batch<'a, T> {
         let ignored = &self.options.ignore_index;
         let total = match self.target {
             Target::Indices(indices) => {
-                let outside = with_indices!(indices, x => check_indices(x, classes, ignored, ("target", samples)))?;
+                let array = ("target", samples);
+                let outside =
+                    with_indices!(indices, x => check_indices(x, classes, ignored, array))?;
                 let all = outside == 0 && self.ignored_classes.is_empty();
                 if all && !self.is_weighted() { self.samples as f64 } else { self.total_weight()? }
             }
@@ -361,7 +363,8 @@ impl<'a, T: Real> Batch<'a, T> {
             Target::None => self.total_weight()?,
             Target::Sparse(sparse) => {
                 let shape = [samples, &[sparse.entries]].concat();
-                with_indices!(sparse.indices, x => check_indices(x, classes, ignored, ("target[0]", &shape)))?;
+                let array = ("target[0]", &shape[..]);
+                with_indices!(sparse.indices, x => check_indices(x, classes, ignored, array))?;
                 self.total_weight()?
             }
         };

@@ -43,7 +43,7 @@ pub trait Elements<T: Real>: Copy {
     /// Whether many blocks have a tail, which then needs speed.
     const RAGGED: bool = false;
     /// Whether several vectors share a logarithm, so that the bits of a sum depend on how many are computed together.
-    const TOGETHER: bool = false;
+    const SHARES_LOGARITHM: bool = false;
 
     /// Makes the constants.
     fn constants<S: Simd>(&self, s: S) -> Self::Constants<S>;
@@ -203,8 +203,8 @@ impl<T: Real, E: Elements<T>> Map<'_, E, T> {
             return;
         }
         let blocks = blocks.map(|i| i * block..len.min((i + 1) * block)).zip(sums);
-        // Where size counts more, the way of the tail does for all.
-        if !S::SPECIALIZED && !E::TOGETHER {
+        // A level that is compiled for size computes all blocks vector by vector, as a tail.
+        if !S::SPECIALIZED && !E::SHARES_LOGARITHM {
             for (range, sum) in blocks {
                 *sum = self.tail(s, range, Sum::new(s), false);
             }

@@ -96,7 +96,7 @@ struct Unweighted<'a, 'b, T, const GRAD: bool> {
 impl<'a, 'b, T: Real, const GRAD: bool> Elements<T> for Unweighted<'a, 'b, T, GRAD> {
     type Constants<S: Simd> = Constants<S, T>;
     type Tail = Unweighted<'a, 'b, T, true>;
-    const TOGETHER: bool = true;
+    const SHARES_LOGARITHM: bool = true;
 
     fn tail(&self) -> Self::Tail {
         Unweighted { binary: self.binary, divisor: self.divisor }

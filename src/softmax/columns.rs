@@ -234,25 +234,20 @@ mod tests {
         batch.options.ignore_index = ignored.into();
         batch.check(None, &[samples]).unwrap();
         batch.large = case.large;
+        let soft = Soft { probabilities: probabilities.input(), weight: None, smoothing: None };
         let sum = match (by_rows, case.soft) {
             (true, false) => {
                 run_at(&Rows::<T, Hard>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
             }
             (true, true) if level.is_specialized() => {
-                let plain = AsStored(probabilities.input());
+                let plain = AsStored(soft.probabilities);
                 run_at(&Rows::<T, _>::new(&batch, plain, 0.0, Objective::PLAIN), level)
             }
-            (true, true) => {
-                let probabilities = probabilities.input();
-                let soft = Soft { probabilities, weight: None, smoothing: None };
-                run_at(&Rows::<T, _>::new(&batch, soft, 0.0, Objective::PLAIN), level)
-            }
+            (true, true) => run_at(&Rows::<T, _>::new(&batch, soft, 0.0, Objective::PLAIN), level),
             (false, false) => {
                 run_at(&Columns::<T, Hard>::new(&batch, Hard, 0.0, Objective::PLAIN), level)
             }
             (false, true) => {
-                let probabilities = probabilities.input();
-                let soft = Soft { probabilities, weight: None, smoothing: None };
                 run_at(&Columns::<T, _>::new(&batch, soft, 0.0, Objective::PLAIN), level)
             }
         };

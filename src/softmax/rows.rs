@@ -555,21 +555,20 @@ impl<S: Simd, T: Limits, R: RowCoefficients<S, T>> Reduce<'_, S, T, R> {
         for at in part.clone().step_by(chunk) {
             if let Some(pending) = pending {
                 let chunk = Chunk::<S, T, C> { emit: pending, at };
-                // The general way costs more in any case.
+                // With a reference of any size a call costs little beside the rest.
                 if SHIFTED {
                     s.apart(chunk);
                 } else {
                     s.function(chunk);
                 }
             }
-            // A loss of half precision, with coefficients and without a gradient, has no loop of its own.
-            let rare = S::SPECIALIZED && !SHIFTED && C::ANY && !self.grad;
-            let rare = T::OF_HALVES && rare && self.logits.halves.is_some();
-            if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk && !rare {
-                // Half precision is converted as it is loaded in the loops that are used most, before them elsewhere.
+            // The loops that are used most convert half precision as they load it. The others convert a chunk first.
+            let halves = S::SPECIALIZED && T::OF_HALVES && !SHIFTED && self.logits.halves.is_some();
+            // For coefficients without a gradient there is no such loop: such chunks go vector by vector.
+            let by_vectors = halves && C::ANY && !self.grad;
+            if at + chunk <= part.end && self.pivot.wrapping_sub(at) >= chunk && !by_vectors {
                 let fine = !C::ANY && self.fine;
-                let direct = S::SPECIALIZED && T::OF_HALVES && !SHIFTED && !fine;
-                if direct && self.logits.halves.is_some() {
+                if halves && !fine {
                     let none = Input::from_slice(&[]);
                     if self.grad {
                         self.inner::<C, true, SHIFTED, false, true, false>(s, at, none, sums);

@@ -124,7 +124,7 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
     type Constants<S: Simd> = Constants<S, T>;
     type Tail = Self;
     const RAGGED: bool = true;
-    const TOGETHER: bool = true;
+    const SHARES_LOGARITHM: bool = true;
 
     fn tail(&self) -> Self {
         *self
