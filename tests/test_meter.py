@@ -656,6 +656,30 @@ def test_no_samples():
     assert_nothing(meter.merge(CrossEntropyMeter()).compute())
 
 
+def test_arrays_that_are_not_aligned(rng):
+    """Each array of an update alone, and all of them together."""
+
+    def unaligned(a):
+        return np.frombuffer(b"." + a.tobytes(), np.uint8)[1:].view(a.dtype).reshape(a.shape)
+
+    x, target = draw(rng, 7, 5, np.float64)
+    arrays = {"logits": x, "target": target, "reference_logits": x * 0.5}
+    both = {"sample_weight": rng.random(7), "group": rng.integers(0, 2, 7)}
+    for whole, update in (
+        (arrays | both, CrossEntropyMeter.update),
+        ({"losses": rng.random(7)} | both, CrossEntropyMeter.update_losses),
+    ):
+        right = update(CrossEntropyMeter(), **whole).to_state()
+        for moved in [*({name} for name in whole), set(whole)]:
+            odd = {name: unaligned(a) if name in moved else a for name, a in whole.items()}
+            assert not any(odd[name].flags.aligned for name in moved)
+            state = update(CrossEntropyMeter(), **odd).to_state()
+            assert all(np.array_equal(state[key], right[key]) for key in right)
+    single = rng.random(1)
+    meter = CrossEntropyMeter().update_losses(unaligned(single))
+    assert meter.compute().loss == single[0]
+
+
 def test_losses_alone():
     result = CrossEntropyMeter().update_losses([[1.0, 2.0], [3.0, 4.0]]).compute()
     assert (result.loss, result.count, result.perplexity) == (2.5, 4, math.exp(2.5))
@@ -802,6 +826,13 @@ def test_states(rng):
 
 def test_states_that_are_none(rng):
     state = example(rng).to_state()
+    for digit in (1 << 32, -(1 << 32), np.iinfo(np.int64).max, np.iinfo(np.int64).min):
+        digits = state["sums.digits"].copy()
+        digits[0, -1] = digit
+        with pytest.raises(
+            ValueError, match=r"state\['sums.digits'\] has numbers that are no digits"
+        ):
+            CrossEntropyMeter.from_state(state | {"sums.digits": digits})
     with pytest.raises(TypeError, match="state must be a mapping of arrays, not int"):
         CrossEntropyMeter.from_state(3)
     for name in state:

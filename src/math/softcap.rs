@@ -46,12 +46,12 @@ impl<S: Simd, T: Real> Function<S> for Softcap<S, T> {
         // The rounding errors of the quotient would become relative errors of the derivative, times 2 |z|.
         let low = zero.sub(z).fma(cap, x).mul(inverse);
         let low = T::V::<S>::select(x.lt(zero), low, zero.sub(low));
-        let [e, m] = exp_and_less_one::<S, T>(s, z.abs().mul(splat!(-2.0)), low.add(low));
+        let [e4, m] = exp_and_less_one::<S, T>(s, z.abs().mul(splat!(-2.0)), low.add(low));
         let below = two.add(m);
         let tanh = m.div(below);
         // With the sign of `x`.
         let tanh = T::V::<S>::select(x.lt(zero), tanh, zero.sub(tanh));
-        let slope = splat!(4.0).mul(e).div(below.mul(below));
+        let slope = e4.div(below.mul(below));
         let finite = x.abs().lt(splat!(f64::INFINITY));
         Capped { value: T::V::<S>::select(finite, cap.mul(tanh), x), slope, tanh }
     }
