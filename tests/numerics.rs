@@ -62,8 +62,8 @@ use Exact::{Any, AtLeast, Is, Nan};
 trait Functions: Sync {
     /// Their names, and their largest errors in ULP that are allowed.
     fn names(&self) -> &'static [(&'static str, f64)];
-    /// What each is at `x`.
-    fn exact(&self, x: f64) -> Vec<Exact>;
+    /// What each is at `x`, in the place of [`Any`].
+    fn exact(&self, x: f64, exact: &mut [Exact]);
     /// What each computes of a chunk at a level: one number, or two whose sum is meant.
     fn compute(&self, level: Level, x: &[f32], results: &mut [[Vec<f32>; 2]]);
 }
@@ -74,9 +74,11 @@ fn output<T: Copy>(array: &mut [T]) -> Output<'_, T> {
     unsafe { Output::new(array.as_mut_ptr(), array.len()) }
 }
 
-/// Functions of vectors: a kernel that makes their constants once, and then calls them for each vector of a chunk.
+/// Functions of vectors: a kernel that makes their constants once, and then some numbers and their results for each
+/// vector of a chunk.
 macro_rules! vectors {
-    ($kernel:ident, |$s:ident, $x:ident, $zero:ident| { $($constants:tt)* } [$($result:expr),* $(,)?]) => {
+    ($kernel:ident, |$s:ident, $x:ident, $zero:ident| { $($constants:tt)* }
+     { $($each:tt)* } [$($result:expr),* $(,)?]) => {
         struct $kernel<'a> {
             x: Input<'a, f32>,
             results: Vec<[Output<'a, f32>; 2]>,
@@ -90,6 +92,7 @@ macro_rules! vectors {
                 $($constants)*
                 for at in (0..CHUNK).step_by(f32::LANES) {
                     let $x = S::V32::load($s, self.x, at);
+                    $($each)*
                     let results = [$($result),*];
                     for (to, [high, low]) in self.results.iter().zip(results) {
                         high.store(to[0], at);
@@ -115,7 +118,7 @@ vectors!(ExpKernel, |s, x, zero| {
     let exp = Exp::<S, f32>::new(s, 0.0, 0);
     let third = Exp::<S, f32>::at(s, 0.0, 0, 3.0);
     let lanes = LaneExp::<S, f32>::new(s, zero, zero);
-}[
+} {} [
     [exp.of::<false>(s, x), zero],
     [exp.of_below(s, x), zero],
     [lanes.of::<false>(s, x), zero],
@@ -141,9 +144,9 @@ impl Functions for Exponentials {
         ]
     }
 
-    fn exact(&self, x: f64) -> Vec<Exact> {
+    fn exact(&self, x: f64, exact: &mut [Exact]) {
         if x.is_nan() {
-            return vec![Nan; 7];
+            return exact.fill(Nan);
         }
         let e = x.exp();
         let ordinary = x.abs() <= EXP_END;
@@ -157,7 +160,7 @@ impl Functions for Exponentials {
         let third = if third.abs() <= EXP_END { Is(third.exp()) } else { Any };
         let only_ordinary = |exact| if ordinary { exact } else { Any };
         let (sum, parts) = (only_ordinary(Is(e)), only_ordinary(Is(e)));
-        vec![exp, below, lane, third, sum, parts, only_ordinary(lane)]
+        exact.copy_from_slice(&[exp, below, lane, third, sum, parts, only_ordinary(lane)]);
     }
 
     fn compute(&self, level: Level, x: &[f32], results: &mut [[Vec<f32>; 2]]) {
@@ -165,10 +168,9 @@ impl Functions for Exponentials {
     }
 }
 
-vectors!(LessOneKernel, |s, x, zero| {}[
-    [exp_and_less_one::<S, f32>(s, x, zero)[0], zero],
-    [exp_and_less_one::<S, f32>(s, x, zero)[1], zero],
-]);
+vectors!(LessOneKernel, |s, x, zero| {} {
+    let [e, less_one] = exp_and_less_one::<S, f32>(s, x, zero);
+} [[e, zero], [less_one, zero]]);
 
 /// `e^x - 1` for `x <= 0`
 fn less_one(x: f64) -> f64 {
@@ -185,11 +187,11 @@ impl Functions for LessOne {
         &[("4 e^x beside e^x - 1", 1.0), ("e^x - 1", 1.5)]
     }
 
-    fn exact(&self, x: f64) -> Vec<Exact> {
-        match x {
-            _ if x.is_nan() => vec![Nan; 2],
-            _ if x > 0.0 => vec![Any; 2],
-            _ => vec![Is(4.0 * x.exp()), Is(less_one(x))],
+    fn exact(&self, x: f64, exact: &mut [Exact]) {
+        if x.is_nan() {
+            exact.fill(Nan);
+        } else if x <= 0.0 {
+            exact.copy_from_slice(&[Is(4.0 * x.exp()), Is(less_one(x))]);
         }
     }
 
@@ -202,7 +204,7 @@ vectors!(LogKernel, |s, x, zero| {
     let all = S::V32::mask(s, f32::ALL);
     let none = S::V32::mask(s, 0);
     let one = S::V32::splat(s, 1.0);
-}[
+} {} [
     [log::<S, f32>(s, x), zero],
     [log_normal::<S, f32>(s, x), zero],
     [log_either::<S, f32>(s, x, all), zero],
@@ -230,25 +232,24 @@ impl Functions for Logarithms {
         ]
     }
 
-    fn exact(&self, x: f64) -> Vec<Exact> {
+    fn exact(&self, x: f64, exact: &mut [Exact]) {
         if x.is_nan() {
-            return vec![Nan, Any, Nan, Nan, Any];
+            return exact.copy_from_slice(&[Nan, Any, Nan, Nan, Any]);
         }
-        if x < 0.0 || x == 0.0 && x.is_sign_negative() {
-            return vec![Any; 5];
+        if x.is_sign_negative() {
+            return;
         }
         let (log, normal) =
             (Is(x.ln()), (f64::from(f32::MIN_POSITIVE)..f64::INFINITY).contains(&x));
         let only = |holds, exact| if holds { exact } else { Any };
         let unit = x <= 1.0;
-        let others = if x == 1.0 { f64::NEG_INFINITY } else { log_above(-x) };
-        vec![
-            log,
-            only(normal, log),
-            only(unit, log),
-            only(unit, Is(others)),
-            only(normal && x <= 2.0, log),
-        ]
+        let others = match x {
+            1.0 => Is(f64::NEG_INFINITY),
+            _ if unit => Is(log_above(-x)),
+            _ => Any,
+        };
+        let near = only(normal && x <= 2.0, log);
+        exact.copy_from_slice(&[log, only(normal, log), only(unit, log), only(unit, others), near]);
     }
 
     fn compute(&self, level: Level, x: &[f32], results: &mut [[Vec<f32>; 2]]) {
@@ -256,7 +257,7 @@ impl Functions for Logarithms {
     }
 }
 
-vectors!(Log1pKernel, |s, x, zero| {}[
+vectors!(Log1pKernel, |s, x, zero| {} {} [
     [log1p::<S, f32>(s, x), zero],
     [log1p_unit::<S, f32>(s, x), zero],
     log1p_parts::<S, f32>(s, x, zero),
@@ -276,16 +277,16 @@ impl Functions for LogarithmsAboveOne {
         ]
     }
 
-    fn exact(&self, x: f64) -> Vec<Exact> {
+    fn exact(&self, x: f64, exact: &mut [Exact]) {
         if x.is_nan() {
-            return vec![Nan, Nan, Any, Any];
+            return exact.copy_from_slice(&[Nan, Nan, Any, Any]);
         }
         if !(0.0..=1e30).contains(&x) {
-            return vec![Any; 4];
+            return;
         }
         let log = Is(log_above(x));
         let unit = if x <= 1.0 { log } else { Any };
-        vec![log, unit, log, unit]
+        exact.copy_from_slice(&[log, unit, log, unit]);
     }
 
     fn compute(&self, level: Level, x: &[f32], results: &mut [[Vec<f32>; 2]]) {
@@ -297,16 +298,9 @@ const CAP: f32 = 30.0;
 
 vectors!(CapKernel, |s, x, zero| {
     let cap = [S::V32::splat(s, CAP), S::V32::splat(s, 1.0 / CAP)];
-}[
-    [capped(s, x, cap).value, zero],
-    [capped(s, x, cap).slope, zero],
-    [capped(s, x, cap).tanh, zero],
-]);
-
-#[inline(always)]
-fn capped<S: Simd>(s: S, x: S::V32, cap: [S::V32; 2]) -> Capped<S, f32> {
-    s.function(Softcap::<S, f32> { x, cap })
-}
+} {
+    let Capped { value, slope, tanh } = s.function(Softcap::<S, f32> { x, cap });
+} [[value, zero], [slope, zero], [tanh, zero]]);
 
 struct Softcaps;
 
@@ -315,9 +309,9 @@ impl Functions for Softcaps {
         &[("30 tanh(x / 30)", 4.0), ("1 - tanh(x / 30)^2", 5.0), ("tanh(x / 30)", 4.0)]
     }
 
-    fn exact(&self, x: f64) -> Vec<Exact> {
+    fn exact(&self, x: f64, exact: &mut [Exact]) {
         if x.is_nan() {
-            return vec![Nan; 3];
+            return exact.fill(Nan);
         }
         let z = -2.0 * (x / f64::from(CAP)).abs();
         let less_one = less_one(z);
@@ -326,7 +320,7 @@ impl Functions for Softcaps {
         let value = if x.is_infinite() { x } else { f64::from(CAP) * tanh };
         // Of a quotient below the normal numbers it has the digits of the cap.
         let small = tanh.abs() < f32::MIN_POSITIVE.into();
-        vec![if small { Any } else { Is(value) }, Is(slope), Is(tanh)]
+        exact.copy_from_slice(&[if small { Any } else { Is(value) }, Is(slope), Is(tanh)]);
     }
 
     fn compute(&self, level: Level, x: &[f32], results: &mut [[Vec<f32>; 2]]) {
@@ -338,7 +332,6 @@ impl Functions for Softcaps {
 struct OfLabels {
     name: &'static str,
     names: &'static [(&'static str, f64)],
-    hess: bool,
     bounded: bool,
     /// The losses and their derivatives, first those of label 0.
     exact: fn(f64) -> [[f64; 3]; 2],
@@ -349,21 +342,20 @@ impl Functions for OfLabels {
         self.names
     }
 
-    fn exact(&self, x: f64) -> Vec<Exact> {
-        let orders = if self.hess { 3 } else { 2 };
+    fn exact(&self, x: f64, exact: &mut [Exact]) {
         if self.bounded && !(0.0..=1.0).contains(&x) {
-            return vec![Any; 2 * orders];
+            return;
         }
         if x.is_nan() {
-            return vec![Nan; 2 * orders];
+            return exact.fill(Nan);
         }
-        let of_labels = (self.exact)(x);
-        // A product of 0 and infinity, of which another test speaks.
-        let exact = |value: f64| if value.is_nan() { Any } else { Is(value) };
-        of_labels
-            .iter()
-            .flat_map(|orders_of| orders_of[..orders].iter().map(|&y| exact(y)))
-            .collect()
+        let orders = exact.len() / 2;
+        for (exact, of_label) in exact.chunks_mut(orders).zip((self.exact)(x)) {
+            for (exact, value) in exact.iter_mut().zip(of_label) {
+                // A product of 0 and infinity, of which another test speaks.
+                *exact = if value.is_nan() { Any } else { Is(value) };
+            }
+        }
     }
 
     fn compute(&self, level: Level, x: &[f32], results: &mut [[Vec<f32>; 2]]) {
@@ -409,7 +401,6 @@ const WITH_LOGITS: OfLabels = OfLabels {
         ("binary_cross_entropy_with_logits, label 1: gradient", 4.0),
         ("binary_cross_entropy_with_logits, label 1: Hessian", 7.0),
     ],
-    hess: true,
     bounded: false,
     exact: |x| {
         let [[of_false, of_true], [p, q]] = softplus_and_sigmoid(x);
@@ -425,7 +416,6 @@ const FOCAL: OfLabels = OfLabels {
         ("sigmoid_focal_loss, label 1: loss", 4.0),
         ("sigmoid_focal_loss, label 1: gradient", 4.0),
     ],
-    hess: false,
     bounded: false,
     exact: |x| {
         let [losses, [p, q]] = softplus_and_sigmoid(x);
@@ -443,7 +433,6 @@ const OF_PROBABILITIES: OfLabels = OfLabels {
         ("binary_cross_entropy, label 1: loss", 4.0),
         ("binary_cross_entropy, label 1: gradient", 4.0),
     ],
-    hess: false,
     bounded: true,
     exact: |p| {
         let others = if p == 1.0 { f64::INFINITY } else { -log_above(-p) };
@@ -465,12 +454,12 @@ impl Functions for TwoClasses {
         ]
     }
 
-    fn exact(&self, x: f64) -> Vec<Exact> {
+    fn exact(&self, x: f64, exact: &mut [Exact]) {
         if x.is_nan() || x == f64::INFINITY {
-            return vec![Nan; 4];
+            return exact.fill(Nan);
         }
         let [[_, loss], [p, q]] = softplus_and_sigmoid(x);
-        vec![Is(loss), Is(-q), Is(q), Is(p * q)]
+        exact.copy_from_slice(&[Is(loss), Is(-q), Is(q), Is(p * q)]);
     }
 
     fn compute(&self, level: Level, x: &[f32], results: &mut [[Vec<f32>; 2]]) {
@@ -606,58 +595,96 @@ fn in_parallel(end: usize, work: impl Fn(usize) + Sync) {
     });
 }
 
+/// The results of a chunk at a level: for each function, numbers and what is added to them.
+type Results = Vec<[Vec<f32>; 2]>;
+
 /// The largest errors of functions: for each level, for each name.
 fn sweep(functions: &dyn Functions, arguments: Arguments) -> Vec<Vec<Worst>> {
-    let (names, levels) = (functions.names(), Level::available());
-    let all = Mutex::new(vec![vec![Worst::default(); names.len()]; levels.len()]);
+    let (n, levels) = (functions.names().len(), Level::available());
+    let all = Mutex::new(vec![vec![Worst::default(); n]; levels.len()]);
     in_parallel(arguments.chunks(), |number| {
         let x = arguments.chunk(number);
-        let exact: Vec<Vec<Exact>> = x.iter().map(|&x| functions.exact(x.into())).collect();
-        let mut fused: Option<(Vec<[Vec<f32>; 2]>, Vec<Worst>)> = None;
-        for (of_level, &level) in levels.iter().enumerate() {
-            let zeros = || [vec![0.0; x.len()], vec![0.0; x.len()]];
-            let mut results: Vec<_> = names.iter().map(|_| zeros()).collect();
+        let mut exact = vec![Any; n * x.len()];
+        for (&x, exact) in x.iter().zip(exact.chunks_mut(n)) {
+            functions.exact(x.into(), exact);
+        }
+        if exact.iter().all(|exact| matches!(exact, Any)) {
+            return;
+        }
+        let compute = |level| -> Results {
+            let mut results: Results =
+                (0..n).map(|_| [vec![0.0; x.len()], vec![0.0; x.len()]]).collect();
             functions.compute(level, &x, &mut results);
-            let is_fused = level.name() != "portable";
-            let worst = if let Some((first, worst)) = fused.as_ref().filter(|_| is_fused) {
-                for ((pair, other), (name, _)) in results.iter().zip(first).zip(names) {
-                    for (a, b) in pair.iter().zip(other) {
-                        let wrong = a.iter().zip(b).position(|(&a, &b)| !same(a, b));
-                        if let Some(i) = wrong {
-                            panic!("{name} of {:?} has other bits at {}", x[i], level.name());
-                        }
-                    }
+            results
+        };
+        // The levels with fused multiply-add must have the bits of the first of them.
+        let mut first: Option<(Results, Vec<Worst>)> = None;
+        for (of_level, &level) in levels.iter().enumerate() {
+            let results = compute(level);
+            let worst = match &first {
+                Some((others, worst)) if level.name() != "portable" => {
+                    check_bits(functions, &x, &results, others, level);
+                    worst.clone()
                 }
-                worst.clone()
-            } else {
-                let mut worst = vec![Worst::default(); names.len()];
-                for (k, ((pair, (name, _)), worst)) in
-                    results.iter().zip(names).zip(&mut worst).enumerate()
-                {
-                    for (i, &at) in x.iter().enumerate() {
-                        let result = f64::from(pair[0][i]) + f64::from(pair[1][i]);
-                        let ulp = error(result, exact[i][k]).unwrap_or_else(|why| {
-                            panic!(
-                                "{name} of {at:?} at {}: {result:?} for {:?}: {why}",
-                                level.name(),
-                                exact[i][k]
-                            )
-                        });
-                        *worst = worst.of(Worst { ulp, at });
-                    }
-                }
-                worst
+                _ => errors(functions, &x, &results, &exact, level),
             };
             let mut all = all.lock().expect("no other chunk has panicked");
             for (all, worst) in all[of_level].iter_mut().zip(&worst) {
                 *all = all.of(*worst);
             }
-            if is_fused && fused.is_none() {
-                fused = Some((results, worst));
-            }
+            first = first.or(Some((results, worst)));
         }
     });
     all.into_inner().expect("no chunk has panicked")
+}
+
+/// Panics where results have other bits.
+fn check_bits(
+    functions: &dyn Functions,
+    x: &[f32],
+    results: &Results,
+    others: &Results,
+    level: Level,
+) {
+    for ((pair, other), (name, _)) in results.iter().zip(others).zip(functions.names()) {
+        for (a, b) in pair.iter().zip(other) {
+            if let Some(i) = a.iter().zip(b).position(|(&a, &b)| !same(a, b)) {
+                panic!("{name} of {:?} has other bits at {}", x[i], level.name());
+            }
+        }
+    }
+}
+
+/// The largest error of each function in a chunk; panics where a result is wrong.
+fn errors(
+    functions: &dyn Functions,
+    x: &[f32],
+    results: &Results,
+    exact: &[Exact],
+    level: Level,
+) -> Vec<Worst> {
+    let (names, n) = (functions.names(), results.len());
+    let mut all = vec![Worst::default(); n];
+    for (k, ([high, low], worst)) in results.iter().zip(&mut all).enumerate() {
+        let (mut most, mut at) = (0.0, 0);
+        for i in 0..x.len() {
+            let result = f64::from(high[i]) + f64::from(low[i]);
+            let ulp = error(result, exact[i * n + k]).unwrap_or_else(|why| {
+                let (name, _) = names[k];
+                panic!(
+                    "{name} of {:?} at {}: {result:?} for {:?}: {why}",
+                    x[i],
+                    level.name(),
+                    exact[i * n + k]
+                )
+            });
+            if ulp > most {
+                (most, at) = (ulp, i);
+            }
+        }
+        *worst = Worst { ulp: most, at: x[at] };
+    }
+    all
 }
 
 /// The recorded maximum of a function at a level. Levels that were not here have the bits of AVX2.
@@ -703,9 +730,9 @@ fn check(arguments: Arguments) {
             }
         }
         println!("# {:.0} s", start.elapsed().as_secs_f64());
-    }
-    if let Some(path) = record {
-        std::fs::write(path, table).expect("the file can be written");
+        if let Some(path) = &record {
+            std::fs::write(path, &table).expect("the file can be written");
+        }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -492,7 +492,7 @@ FAMILIES = {
     "cross_entropy: z-loss": _z_loss,
     "cross_entropy: z-loss, logsumexp near 0": partial(_z_loss, near=True),
     "cross_entropy: temperature": _temperature,
-    "cross_entropy: softcap": _softcap,
+    "cross_entropy: softcap (ULP of the cap)": _softcap,
     "focal_loss: gamma 0 to 1": partial(_focal, [0.0, 0.3, 0.5, 1.0]),
     "focal_loss: gamma 2": partial(_focal, [2.0]),
     "focal_loss: gamma 3 to 20": partial(_focal, [3.0, 5.0, 17.5, 20.0]),

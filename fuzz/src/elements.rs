@@ -56,7 +56,7 @@ pub fn elements(bytes: &[u8]) {
 impl Case {
     fn draw(u: &mut Unstructured<'_>, loss: &'static Loss) -> Self {
         let of = pick(u, &TYPES);
-        let blocks = pick(u, &[1, 1, 1, 16, 64, 300]);
+        let blocks = pick(u, &[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 16, 64, 300]);
         let n = usize::from(byte(u)) * blocks / pick(u, &[1, 2, 3]);
         let mut x = if loss.input == "probabilities" { probabilities(u, n) } else { numbers(u, n) };
         x.truncate(n);

@@ -120,7 +120,9 @@ fn of_softmax(name: &str, x: &[f64], t: &Coefficients, options: &Options) -> Opt
             }
         }
         let penalty = z * softmax.log_sum * softmax.log_sum;
-        row.loss_size = (row.loss + penalty) * unit + total * 1e-3 * (unit - 1.0);
+        // An error of the cap's size in a logsumexp near 0 is squared with it.
+        let capped = cap.map_or(0.0, |cap| z * cap * (softmax.log_sum.abs() + 1e-6 * cap));
+        row.loss_size = (row.loss + penalty + capped) * unit + total * 1e-3 * (unit - 1.0);
         row.loss += penalty;
         for c in 0..x.len() {
             let (p, own) = (softmax.p[c], t.of_classes[c]);
