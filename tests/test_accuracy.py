@@ -101,12 +101,16 @@ class Rows:
         options = {"reduction": "none"} | self.options
         return getattr(reference, self.function)(self.scores, self.target, **options)
 
+    def sizes_of_losses(self, right):
+        """Return the sizes that errors of losses are relative to: of losses, or of their terms."""
+        of_terms = self.function == "poly_loss" or "softcap" in self.options
+        return right.loss_terms if of_terms else right.loss
+
     def errors(self, results=None, right=None):
         """Return the largest error in ULP of each result, by name; all rows must be significant."""
         results = self.compute() if results is None else results
         right = self.exact() if right is None else right
-        of_terms = self.function == "poly_loss" or "softcap" in self.options
-        of_loss = right.loss_terms if of_terms else right.loss
+        of_loss = self.sizes_of_losses(right)
         exact = (right.loss, of_loss), *right.derivatives
         errors = {}
         for order, (actual, (value, size)) in enumerate(zip(results, exact, strict=False)):
