@@ -273,7 +273,7 @@ impl Functions for LogarithmsAboveOne {
             ("log(1 + x)", LOG),
             ("log(1 + x) of [0, 1]", LOG),
             ("log(1 + x) in two parts", 0.3),
-            ("log(1 + x) of [0, 1] in two parts", 1.0),
+            ("log(1 + x) of [0, 1] in two parts", 1.1),
         ]
     }
 
@@ -306,7 +306,7 @@ struct Softcaps;
 
 impl Functions for Softcaps {
     fn names(&self) -> &'static [(&'static str, f64)] {
-        &[("30 tanh(x / 30)", 4.0), ("1 - tanh(x / 30)^2", 5.0), ("tanh(x / 30)", 4.0)]
+        &[("30 tanh(x / 30)", 5.0), ("1 - tanh(x / 30)^2", 6.0), ("tanh(x / 30)", 4.0)]
     }
 
     fn exact(&self, x: f64, exact: &mut [Exact]) {

@@ -752,6 +752,26 @@ def test_sigmoid_focal_loss_without_a_side_next_to_overflow(alpha, gamma, dtype)
 
 
 @every_dtype
+@pytest.mark.parametrize("classes", [2, 3, 5, 17, 40, 70, 300, 1000])
+def test_hessian_of_two_classes_that_share_the_probability(classes, dtype, rng):
+    """Each has a probability of 1/2, which may be rounded above it: 1/4, whatever their offset is."""
+    samples = 20_000 // classes + 400
+    low = -300.0 if dtype == np.float32 else -2000.0
+    offset = rng.uniform(-2e4, 2e4, (samples, 1))
+    x = np.full((samples, classes), low) + offset
+    first, second = 0, classes // 2
+    x[:, [first, second]] = offset
+    x = x.astype(dtype)
+    for target in {first, second, classes - 1}:
+        t = np.full(samples, target)
+        for name, options in [("cross_entropy", {}), ("focal_loss", {"gamma": 0.5})]:
+            function = getattr(xentrs, name + "_with_grad_hess")
+            hess = function(x, t, reduction="none", **options)[2]
+            if name == "cross_entropy" or target not in (first, second):
+                np.testing.assert_allclose(hess[:, [first, second]], 0.25, rtol=1e-5)
+
+
+@every_dtype
 @pytest.mark.parametrize("cap", [0.5, 5.5, 30.0])
 def test_derivative_of_a_cap_next_to_underflow(cap, dtype):
     """``1 - tanh^2`` is ``4 e^-2z``: a normal number also where ``e^-2z`` is none."""
