@@ -754,7 +754,7 @@ def test_sigmoid_focal_loss_without_a_side_next_to_overflow(alpha, gamma, dtype)
 @every_dtype
 @pytest.mark.parametrize("classes", [2, 3, 5, 17, 40, 70, 300, 1000])
 def test_hessian_of_two_classes_that_share_the_probability(classes, dtype, rng):
-    """Each has a probability of 1/2, which may be rounded above it: 1/4, whatever their offset is."""
+    """Each has a probability of 1/2, which may be rounded above it: 1/4 at every offset."""
     samples = 20_000 // classes + 400
     low = -300.0 if dtype == np.float32 else -2000.0
     offset = rng.uniform(-2e4, 2e4, (samples, 1))
