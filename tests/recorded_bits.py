@@ -417,7 +417,7 @@ def differing(recorded, digests):
     return [name for name in names if recorded.get(name) != digests.get(name)]
 
 
-def run_at(level, timeout=300):
+def run_at(level, timeout=1500):
     """Return the digests at a level, from a process of its own: it chooses its level once."""
     done = subprocess.run(
         [sys.executable, __file__, "--print"],

@@ -17,7 +17,7 @@ IF_MEANT = (
 )
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)  # in an emulator it takes minutes
 @pytest.mark.parametrize("level", LEVELS)
 def test_bits_are_those_recorded(level):
     if level not in SIMD["available"]:
