@@ -6,7 +6,7 @@ the C library's `getppid`, which nothing else calls: between two such marks lies
 hundred of the smallest ones), and the count of an empty statement is subtracted. ``--json`` keeps
 the counts, to be compared with another commit's.
 
-``--neon`` (``make bench-instructions-aarch64``) counts at NEON too, of the wheel for 64-bit Arm in
+``--neon`` (``make bench-neon``) counts at NEON too, of the wheel for 64-bit Arm in
 the emulator, by a plugin of it (`counts.rs`). A vector is four registers there and two at AVX2, so
 the ratio is about 2 where the same work is done. A call that is much more has code that did not
 become vector instructions.

@@ -456,7 +456,7 @@ def instructions(folder: Path) -> str:
 ## Instructions
 
 Instructions of a call on one thread, the same at every run. At AVX2 valgrind counts them, at NEON
-the plugin of an emulator (`make bench-instructions-aarch64`). A vector is two registers at AVX2 and
+the plugin of an emulator (`make bench-neon`). A vector is two registers at AVX2 and
 four at NEON, so about twice the instructions do the same work.
 
 {markdown(["work", "AVX2", "NEON", "ratio"], lines)}"""

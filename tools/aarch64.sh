@@ -64,7 +64,7 @@ fi
 
 if [ "$1" = python ]; then
   shift
-  unset OPENBLAS_CORETYPE XENTRS_SIMD # they would choose for the processor
+  unset OPENBLAS_CORETYPE # it is for x86-64
   wheel=$(echo dist/aarch64/xentrs-*.whl)
   if [ ! "$tools/package" -nt "$wheel" ]; then
     rm -rf "$tools/package"

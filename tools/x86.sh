@@ -37,5 +37,5 @@ PYTHON
   echo "== $cpu"
   "$place/bin/python" tools/try_level.py "${levels[$cpu]}" ${missing[$cpu]}
   # That is what it takes unless told; told, tests leave out the levels that other processors have.
-  XENTRS_SIMD=${levels[$cpu]} "$place/bin/python" -m pytest -q -p no:cacheprovider "$@"
+  XENTRS_SIMD=${levels[$cpu]} "$place/bin/python" -m pytest "$@"
 done
