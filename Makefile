@@ -148,7 +148,7 @@ dist/aarch64/.built: $(VENV)/.installed $(RELEASE_VENV)/.installed $(PACKAGE)
 .PHONY: test-x86
 test-x86: $(VENV)/.package  ## Run tests as if on older x86-64 processors, in an emulator (10 minutes)
 	$(EMULATED) tools/x86.sh $(if $(PYTEST_ARGS),$(PYTEST_ARGS), \
-	  $(WORKERS) --every 23 --every-group 23 $(EMULATED_TESTS))
+	  $(WORKERS) --every 53 --every-group 23 -k "not threads" $(EMULATED_TESTS))
 
 # The systems that cannot be had here. CHECK="aarch64-apple-darwin" takes some of them.
 CHECK ?=
