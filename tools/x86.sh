@@ -2,7 +2,7 @@
 # Runs Python tests as if on other x86-64 processors, in an emulator: qemu-user has AVX2 but not AVX-512.
 #
 #   tools/x86.sh tests/test_laws.py              on each of the processors below
-#   CPUS=Nehalem tools/x86.sh tests/test_laws.py -k focal
+#   CPUS=Nehalem tools/x86.sh tests/test_laws.py -k smoothing
 #
 # PYO3_PYTHON is the interpreter of a virtual environment that has xentrs and what the tests need. Child processes are
 # emulated too. Needs Linux on x86-64; where the emulator is missing, Debian's is unpacked (tools/qemu.sh).
