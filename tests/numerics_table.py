@@ -42,7 +42,7 @@ ROUNDING = 0.005
 # their sum, which is float64 and adds up to 1024 numbers in turn without compensation.
 SUM_BOUND = 16
 # Logits of half precision are other inputs than those that the bounds of losses were measured at.
-OF_HALVES = 2
+OF_HALVES = 4
 
 
 class Level:
