@@ -163,6 +163,8 @@ test-platform: $(VENV)/.package  ## Run the tests of the crate and of the core, 
 
 # In an emulator all takes some twenty times as long: of the tests that say what results are, a share of the cases.
 EMULATED_TESTS := $(addprefix tests/,test_recorded_bits.py test_known_values.py test_laws.py)
+# No law of threads, which no instruction set changes, and no peak of memory, of which the emulator needs most.
+EMULATED_CASES := "not threads and not extra_memory"
 EMULATED := HYPOTHESIS_EXAMPLES=0.25 PYTEST_ADDOPTS="-q -p no:cacheprovider"
 
 # The unit tests and some of the Python tests at NEON, the level of Arm processors.
@@ -172,7 +174,7 @@ test-aarch64: dist/aarch64/.built  ## Build for 64-bit Arm on x86-64 Debian, and
 	tools/aarch64.sh cargo test $(CARGO_TEST) --lib $(ARM)
 	tools/aarch64.sh python tools/try_level.py neon
 	$(EMULATED) XENTRS_SIMD=neon tools/aarch64.sh python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS), \
-	  $(WORKERS) --every 11 $(EMULATED_TESTS) tests/test_layouts.py tests/test_half.py)
+	  $(WORKERS) --every 53 -k $(EMULATED_CASES) $(EMULATED_TESTS) tests/test_layouts.py tests/test_half.py)
 
 wheel-aarch64: dist/aarch64/.built  ## Build the wheel for 64-bit Arm into dist/aarch64/, on x86-64 Debian
 
@@ -187,7 +189,7 @@ dist/aarch64/.built: $(VENV)/.installed $(RELEASE_VENV)/.installed $(PACKAGE)
 .PHONY: test-x86
 test-x86: $(VENV)/.package  ## Run tests as if on older x86-64 processors, in an emulator (10 minutes)
 	$(EMULATED) tools/x86.sh $(if $(PYTEST_ARGS),$(PYTEST_ARGS), \
-	  $(WORKERS) --every 53 --every-group 23 -k "not threads" $(EMULATED_TESTS))
+	  $(WORKERS) --every 53 --every-group 23 -k $(EMULATED_CASES) $(EMULATED_TESTS))
 
 # The systems that cannot be had here. CHECK="aarch64-apple-darwin" takes some of them.
 CHECK ?=
