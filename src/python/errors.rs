@@ -1,5 +1,6 @@
 //! Why a call has no result, and how Python learns it.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pyo3::exceptions::{PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
@@ -49,9 +50,21 @@ pub fn answer<'py>(
     })
 }
 
-/// Turns a panic into a `RuntimeError`, and want of memory into a `MemoryError`.
+/// What a long call ends with if a signal came whose handler raises: the exception, such as `KeyboardInterrupt`.
+///
+/// Only the main thread runs handlers. Another thread finds nothing to do.
+pub fn interruption() -> Option<Box<dyn Any + Send>> {
+    let handled = Python::try_attach(|py| py.check_signals())?;
+    handled.err().map(|error| Box::new(error) as _)
+}
+
+/// Turns a panic into a `RuntimeError`, want of memory into a `MemoryError`, and an interruption into its exception.
 pub fn guarded<R>(f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let panic = match panic.downcast::<PyErr>() {
+            Ok(error) => return Err(*error),
+            Err(panic) => panic,
+        };
         if panic.is::<NoMemory>() {
             return Err(PyMemoryError::new_err("not enough memory"));
         }

@@ -82,10 +82,10 @@ impl<T> Clone for Output<'_, T> {
 }
 impl<T> Copy for Output<'_, T> {}
 
-// SAFETY: a view is a checked pointer to plain numbers; see `Output` about writers.
-unsafe impl<T: Send> Send for Input<'_, T> {}
+// SAFETY: a view is a checked pointer to numbers that are only read, as a shared slice; see `Output` about writers.
+unsafe impl<T: Sync> Send for Input<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Sync for Input<'_, T> {}
+unsafe impl<T: Sync> Sync for Input<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for Output<'_, T> {}
 // SAFETY: as above.
@@ -249,8 +249,10 @@ pub fn copy<T: Copy>(
     (dst, to, dst_step): (Output<'_, T>, usize, isize),
 ) {
     let Some(last) = n.checked_sub(1) else { return };
-    let end = |at: usize, step: isize| at as isize + last as isize * step;
-    let inside = |at, step, len: usize| at < len && (0..len as isize).contains(&end(at, step));
+    let end = |at: usize, step| (last as isize).checked_mul(step)?.checked_add(at as isize);
+    let inside = |at: usize, step: isize, len: usize| {
+        at < len && end(at, step).is_some_and(|end| (0..len as isize).contains(&end))
+    };
     assert!(inside(from, src_step, src.len), "read past the end of a view");
     assert!(inside(to, dst_step, dst.len), "write past the end of a view");
     // SAFETY: first and last are within the views, and so is what is between them.
