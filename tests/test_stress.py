@@ -135,7 +135,7 @@ CALLS = """
     def results():
         return [
             call(x, t) for x, t in zip(logits, targets)
-            for call in (xentrs.cross_entropy_with_grad, xentrs.focal_loss_with_grad)
+            for call in (xentrs.cross_entropy_with_grad, xentrs.poly_loss_with_grad)
         ]
 
     right = results()

@@ -26,7 +26,11 @@ pub struct Input<'a, T> {
 }
 
 /// A view to write to. Copies of it alias. Whoever splits work over threads gives each thread its own part (see
-/// the head of this file).
+/// the head of this file). So safe code outside this crate makes none:
+///
+/// ```compile_fail,E0624
+/// let output = xentrs::simd::Output::from_slice(&mut [0.0f32; 4]);
+/// ```
 #[derive(Debug)]
 pub struct Output<'a, T> {
     start: *mut T,
@@ -145,6 +149,13 @@ impl<'a, T: Copy> Input<'a, T> {
         unsafe { self.start.add(at) }
     }
 
+    /// A pointer to `n` readable rows of `columns` numbers, each `stride` from the one before, the first at `at`; panics
+    /// past the end.
+    #[inline(always)]
+    pub(super) fn rows(self, at: usize, n: usize, stride: usize, columns: usize) -> *const T {
+        self.pointer(at, stride.saturating_mul(n - 1).saturating_add(columns))
+    }
+
     /// Prefetches the cache line `ahead` numbers from the start, which may be past the end.
     #[inline(always)]
     pub fn prefetch(self, ahead: usize) {
@@ -238,6 +249,13 @@ impl<'a, T: Copy> Output<'a, T> {
         // SAFETY: checked above.
         unsafe { self.start.add(at) }
     }
+
+    /// A pointer to `n` writable rows of `columns` numbers, each `stride` from the one before, the first at `at`; panics
+    /// past the end.
+    #[inline(always)]
+    pub(super) fn rows(self, at: usize, n: usize, stride: usize, columns: usize) -> *mut T {
+        self.pointer(at, stride.saturating_mul(n - 1).saturating_add(columns))
+    }
 }
 
 /// Copies `n` numbers, first to last. Each view comes with the place of its first number and the step to the next.
@@ -249,7 +267,8 @@ pub fn copy<T: Copy>(
     (dst, to, dst_step): (Output<'_, T>, usize, isize),
 ) {
     let Some(last) = n.checked_sub(1) else { return };
-    let end = |at: usize, step| (last as isize).checked_mul(step)?.checked_add(at as isize);
+    let end =
+        |at: usize, step| isize::try_from(last).ok()?.checked_mul(step)?.checked_add(at as isize);
     let inside = |at: usize, step: isize, len: usize| {
         at < len && end(at, step).is_some_and(|end| (0..len as isize).contains(&end))
     };
@@ -272,6 +291,18 @@ pub fn copy<T: Copy>(
 ///
 /// A thread keeps some small buffers for its next calls: to allocate aligned memory takes longer than a loss of
 /// ten numbers. Of larger buffers it keeps the last one until its work for a call ends.
+///
+/// A buffer belongs to one thread:
+///
+/// ```compile_fail,E0277
+/// fn shared(_: impl Sync) {}
+/// shared(xentrs::simd::Scratch::<f32>::new(4));
+/// ```
+///
+/// ```compile_fail,E0277
+/// fn sent(_: impl Send) {}
+/// sent(xentrs::simd::Scratch::<f32>::new(4));
+/// ```
 #[derive(Debug)]
 pub struct Scratch<T> {
     start: *mut T,
