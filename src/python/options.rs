@@ -5,7 +5,7 @@
 
 use std::iter::repeat_n;
 
-use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyException, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyInt, PyString, PyTuple};
@@ -207,6 +207,8 @@ fn converted(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
             let message = format!("{name} is too large for a float: {object}");
             Err(PyValueError::new_err(message).into())
         }
+        // Ctrl-C while the caller's code ran.
+        Err(error) if !error.is_instance_of::<PyException>(object.py()) => Err(error.into()),
         Err(_) => {
             let message = but_is(&format!("{name} must be a number"), object);
             Err(PyTypeError::new_err(message).into())

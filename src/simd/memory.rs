@@ -38,6 +38,9 @@ pub struct Output<'a, T> {
     life: PhantomData<&'a T>,
 }
 
+/// No array has rows so far from each other. Fifteen times as much is a number yet.
+const FAR_ROWS: usize = 1 << (usize::BITS - 5);
+
 /// What a cache line is prefetched for: to be read soon, to be read later, to be written. The numbers are those
 /// of `_mm_prefetch`.
 const NEAR: i32 = 3;
@@ -153,7 +156,8 @@ impl<'a, T: Copy> Input<'a, T> {
     /// past the end.
     #[inline(always)]
     pub(super) fn rows(self, at: usize, n: usize, stride: usize, columns: usize) -> *const T {
-        self.pointer(at, stride.saturating_mul(n - 1).saturating_add(columns))
+        assert!(stride < FAR_ROWS, "load past the end of a view");
+        self.pointer(at, (n - 1) * stride + columns)
     }
 
     /// Prefetches the cache line `ahead` numbers from the start, which may be past the end.
@@ -254,8 +258,28 @@ impl<'a, T: Copy> Output<'a, T> {
     /// past the end.
     #[inline(always)]
     pub(super) fn rows(self, at: usize, n: usize, stride: usize, columns: usize) -> *mut T {
-        self.pointer(at, stride.saturating_mul(n - 1).saturating_add(columns))
+        assert!(stride < FAR_ROWS, "store past the end of a view");
+        self.pointer(at, (n - 1) * stride + columns)
     }
+}
+
+/// Panics unless the first and the last of `n` numbers are within views of these lengths to read from and to write to.
+/// A function of its own: inlined, it would be a large part of many kernels.
+#[inline(never)]
+fn check_steps(
+    n: usize,
+    (from, src_step): (usize, isize),
+    src_len: usize,
+    (to, dst_step): (usize, isize),
+    dst_len: usize,
+) {
+    let is_inside = |at: usize, step: isize, len: usize| {
+        let span = isize::try_from(n - 1).ok().and_then(|last| last.checked_mul(step));
+        let end = span.and_then(|span| span.checked_add(at as isize));
+        at < len && end.is_some_and(|end| (0..len as isize).contains(&end))
+    };
+    assert!(is_inside(from, src_step, src_len), "read past the end of a view");
+    assert!(is_inside(to, dst_step, dst_len), "write past the end of a view");
 }
 
 /// Copies `n` numbers, first to last. Each view comes with the place of its first number and the step to the next.
@@ -266,21 +290,19 @@ pub fn copy<T: Copy>(
     (src, from, src_step): (Input<'_, T>, usize, isize),
     (dst, to, dst_step): (Output<'_, T>, usize, isize),
 ) {
-    let Some(last) = n.checked_sub(1) else { return };
-    let end =
-        |at: usize, step| isize::try_from(last).ok()?.checked_mul(step)?.checked_add(at as isize);
-    let inside = |at: usize, step: isize, len: usize| {
-        at < len && end(at, step).is_some_and(|end| (0..len as isize).contains(&end))
-    };
-    assert!(inside(from, src_step, src.len), "read past the end of a view");
-    assert!(inside(to, dst_step, dst.len), "write past the end of a view");
+    if n == 0 {
+        return;
+    }
+    if (src_step, dst_step) == (1, 1) {
+        let (src, dst) = (src.pointer(from, n), dst.pointer(to, n));
+        // SAFETY: both pointers are to `n` numbers.
+        unsafe { src.copy_to(dst, n) };
+        return;
+    }
+    check_steps(n, (from, src_step), src.len, (to, dst_step), dst.len);
     // SAFETY: first and last are within the views, and so is what is between them.
     unsafe {
         let (src, dst) = (src.start.add(from), dst.start.add(to));
-        if (src_step, dst_step) == (1, 1) {
-            src.copy_to(dst, n);
-            return;
-        }
         for i in 0..n as isize {
             dst.offset(i * dst_step).write(src.offset(i * src_step).read());
         }
