@@ -6,6 +6,7 @@ of them (two, or `XENTRS_NUM_THREADS`) and the CPUs that they may use. It is not
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.metadata
 import importlib.util
@@ -89,6 +90,7 @@ def second_copy(
     copy chooses again. `folder` holds another build of the package.
     """
     copied = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, copied, ignore_errors=True)
     package = Path(xentrs.__file__).parent if folder is None else folder / "xentrs"
     shutil.copytree(package, Path(copied) / "xentrs")
     first = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_xentrs(name)}

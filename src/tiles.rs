@@ -35,7 +35,7 @@ use crate::math::Real;
 use crate::math::softcap::{Capped, Softcap};
 use crate::parallel::driver::{self, Job, Split};
 use crate::reduce::Total;
-use crate::simd::slices::lanes_from;
+use crate::simd::slices::{lanes_from, load_lanes, store_lanes};
 use crate::simd::{
     COLUMNS, Input, Kernel, Level, Output, Scratch, Simd, Vector, copy, enter, fence,
 };
@@ -309,19 +309,21 @@ impl<'a, T: Real> Tile<'a, T> {
         }
         if let Some(cap) = layout.softcap {
             let [slopes, tanhs] = self.slopes.each_ref().map(Scratch::input);
-            let [grad, hess] =
-                [(whole.outputs.grad, &self.values), (whole.outputs.hess, &self.hess)]
-                    .map(|(all, rows)| rows.output().part(0, if all.is_some() { n } else { 0 }));
-            enter(level, UncapRows { grad, hess, cap, slopes, tanhs });
+            let [grad, hess] = [&self.values, &self.hess].map(Scratch::input);
+            // The Hessian first: it needs the gradient in capped logits.
+            for ((all, place, rows), hess) in derivatives.into_iter().zip([None, Some(hess)]).rev()
+            {
+                let Some(all) = all else { continue };
+                let direct = place.is_none() && converted.is_none();
+                let to = if direct { all.part(at, n) } else { rows.output().part(0, n) };
+                let non_temporal = direct && self.non_temporal;
+                enter(level, UncapRows { grad, hess, slopes, tanhs, cap, to, non_temporal });
+            }
         }
         let Some(Converted { grad, hess, losses, .. }) = converted else {
             for (all, place, rows) in derivatives {
-                match (all, place) {
-                    (Some(all), Some(place)) => part.transfer(place, rows, Direction::Unpack(all)),
-                    (Some(all), None) if layout.softcap.is_some() => {
-                        copy(n, (rows.input(), 0, 1), (all, at, 1));
-                    }
-                    _ => {}
+                if let (Some(all), Some(place)) = (all, place) {
+                    part.transfer(place, rows, Direction::Unpack(all));
                 }
             }
             return;
@@ -339,6 +341,9 @@ impl<'a, T: Real> Tile<'a, T> {
     }
 }
 
+/// How far ahead of its use a logit is prefetched, in bytes.
+const AHEAD_OF_CAP: usize = 2048;
+
 /// Caps rows of logits. Keeps the derivative of the cap, and `tanh(x / cap)`, where there is room for them.
 struct CapRows<'a, T> {
     from: Input<'a, T>,
@@ -354,35 +359,40 @@ impl<T: Real> Kernel for CapRows<'_, T> {
     fn eval<S: Simd>(self, s: S) {
         let cap = [self.cap, 1.0 / self.cap].map(|x| T::from_f64(x));
         let cap = [T::V::<S>::splat(s, cap[0]), T::V::<S>::splat(s, cap[1])];
-        let zero = T::V::<S>::splat(s, T::default());
-        for at in (0..self.from.len()).step_by(T::LANES) {
-            let lanes = lanes_from::<T>(self.from.len() - at);
-            let x = T::V::<S>::load_lanes(s, self.from, at, lanes, zero);
+        let n = self.from.len();
+        for at in (0..n).step_by(T::LANES) {
+            let lanes = lanes_from::<T>(n - at);
+            self.from.prefetch(at + AHEAD_OF_CAP / size_of::<T>());
+            let x = load_lanes::<S, T>(s, self.from, at, lanes);
             let Capped { value, slope, tanh } = s.function(Softcap::<S, T> { x, cap });
-            value.store_lanes(self.to, at, lanes);
+            store_lanes::<S, T>(value, self.to, at, lanes);
             if self.slopes.len() > at {
-                slope.store_lanes(self.slopes, at, lanes);
+                store_lanes::<S, T>(slope, self.slopes, at, lanes);
             }
             if self.tanhs.len() > at {
-                tanh.store_lanes(self.tanhs, at, lanes);
+                store_lanes::<S, T>(tanh, self.tanhs, at, lanes);
             }
         }
     }
 }
 
-/// Makes derivatives in capped logits those in the logits themselves:
+/// Makes a derivative in capped logits that in the logits themselves:
 ///
 /// ```text
 /// gradient   g y'
 /// Hessian    h y'^2 + g y'',    y'' = -2 tanh(x / cap) y' / cap
 /// ```
 struct UncapRows<'a, T> {
-    grad: Output<'a, T>,
-    /// Empty without a Hessian.
-    hess: Output<'a, T>,
-    cap: f64,
+    grad: Input<'a, T>,
+    /// The Hessian, if that is the derivative.
+    hess: Option<Input<'a, T>>,
     slopes: Input<'a, T>,
+    /// Only the Hessian needs them.
     tanhs: Input<'a, T>,
+    cap: f64,
+    /// May be `grad` or `hess` itself.
+    to: Output<'a, T>,
+    non_temporal: bool,
 }
 
 impl<T: Real> Kernel for UncapRows<'_, T> {
@@ -391,25 +401,39 @@ impl<T: Real> Kernel for UncapRows<'_, T> {
     fn eval<S: Simd>(self, s: S) {
         let zero = T::V::<S>::splat(s, T::default());
         let curved = T::V::<S>::splat(s, T::from_f64(-2.0 / self.cap));
-        for at in (0..self.grad.len()).step_by(T::LANES) {
-            let lanes = lanes_from::<T>(self.grad.len() - at);
+        let n = self.to.len();
+        let mut at = 0;
+        while at < n {
+            // Non-temporal stores begin at a cache line.
+            let head = if self.non_temporal && at == 0 { self.to.unaligned() } else { 0 };
+            let lanes = lanes_from::<T>(if head > 0 { head.min(n) } else { n - at });
             macro_rules! load {
                 ($from:expr) => {
-                    T::V::<S>::load_lanes(s, $from, at, lanes, zero)
+                    load_lanes::<S, T>(s, $from, at, lanes)
                 };
             }
-            let (g, slope) = (load!(self.grad.as_input()), load!(self.slopes));
-            // A sample that counts for nothing has a gradient of 0, whatever its logits are. Adding 0 makes -0 a 0.
-            let product = g.mul(slope).add(zero);
-            T::V::<S>::select(g.eq(zero), zero, product).store_lanes(self.grad, at, lanes);
-            if self.hess.len() > at {
-                let (h, tanh) = (load!(self.hess.as_input()), load!(self.tanhs));
-                let more = g.mul(curved).mul(tanh).mul(slope);
-                let product = h.mul(slope).mul_add(slope, more).add(zero);
-                let nothing = T::V::<S>::lanes(g.eq(zero)) & T::V::<S>::lanes(h.eq(zero));
-                let product = product.clear(s, T::V::<S>::mask(s, nothing));
-                product.store_lanes(self.hess, at, lanes);
+            let (g, slope) = (load!(self.grad), load!(self.slopes));
+            // A sample that counts for nothing has a derivative of 0, whatever its logits are. Adding 0 makes -0 a 0.
+            let nothing = g.eq(zero);
+            let result = match self.hess {
+                None => T::V::<S>::select(nothing, zero, g.mul(slope).add(zero)),
+                Some(hess) => {
+                    let (h, tanh) = (load!(hess), load!(self.tanhs));
+                    let more = g.mul(curved).mul(tanh).mul(slope);
+                    let product = h.mul(slope).mul_add(slope, more).add(zero);
+                    let nothing = T::V::<S>::lanes(nothing) & T::V::<S>::lanes(h.eq(zero));
+                    product.clear(s, T::V::<S>::mask(s, nothing))
+                }
+            };
+            if self.non_temporal && lanes == T::ALL {
+                result.stream(self.to, at);
+            } else {
+                store_lanes::<S, T>(result, self.to, at, lanes);
             }
+            at += if head > 0 { head } else { T::LANES };
+        }
+        if self.non_temporal {
+            fence();
         }
     }
 }

@@ -10,6 +10,9 @@ use crate::call::batch::Floats;
 use crate::call::place::Place;
 use crate::simd::{Float, Half, Input, Kernel, Output, Simd, Vector, fence};
 
+/// How far ahead of its use a number of half precision is prefetched, in bytes.
+const AHEAD: usize = 2048;
+
 /// An array of results whose type is not that of the batch.
 #[derive(Clone, Copy, Debug)]
 pub enum Written<'a> {
@@ -134,6 +137,7 @@ impl<T: Float> Convert<'_, T> {
 pub fn widen<S: Simd, T: Float>(s: S, half: Half, bits: Input<'_, u16>, floats: Output<'_, T>) {
     let mut at = 0;
     while at + T::LANES <= bits.len() {
+        bits.prefetch(at + AHEAD / size_of::<u16>());
         T::V::<S>::from_halves(s, half, bits, at).store(floats, at);
         at += T::LANES;
     }

@@ -572,8 +572,10 @@ pub fn exp_and_less_one<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> [T:
     let table = T::V::<S>::from_lanes(s, T::TABLE);
     let r = r.add(low.clear(s, far));
     // A Taylor series: relative to `r`, the error of the shorter one of `e^r` would be some units in the last place.
-    let mut series = T::V::<S>::splat(s, T::from_f64(1.0 / 3_628_800.0));
-    for factorial in [362_880.0, 40_320.0, 5_040.0, 720.0, 120.0, 24.0, 6.0, 2.0] {
+    let all = [3_628_800.0, 362_880.0, 40_320.0, 5_040.0, 720.0, 120.0, 24.0, 6.0, 2.0];
+    let factorials = if T::WIDE == 2 { &all[4..] } else { &all[..] };
+    let mut series = T::V::<S>::splat(s, T::from_f64(1.0 / factorials[0]));
+    for factorial in &factorials[1..] {
         series = series.mul_add(r, T::V::<S>::splat(s, T::from_f64(1.0 / factorial)));
     }
     let power = power_of_step::<S, T>(s, steps, table);

@@ -41,18 +41,18 @@ impl<S: Simd, T: Real> Function<S> for Softcap<S, T> {
                 T::V::<S>::splat(s, T::from_f64($x))
             };
         }
-        let (zero, two) = (splat!(0.0), splat!(2.0));
-        let z = x.mul(inverse);
+        let (zero, two, minus_two) = (splat!(0.0), splat!(2.0), splat!(-2.0));
+        let size = x.abs();
+        let z = size.mul(inverse);
         // The rounding errors of the quotient would become relative errors of the derivative, times 2 |z|.
-        let low = zero.sub(z).fma(cap, x).mul(inverse);
-        let low = T::V::<S>::select(x.lt(zero), low, zero.sub(low));
-        let [e, m] = exp_and_less_one::<S, T>(s, z.abs().mul(splat!(-2.0)), low.add(low));
+        let low = z.fma(zero.sub(cap), size).mul(inverse);
+        let [e, m] = exp_and_less_one::<S, T>(s, z.mul(minus_two), low.mul(minus_two));
         let below = two.add(m);
         let tanh = m.div(below);
         // With the sign of `x`.
         let tanh = T::V::<S>::select(x.lt(zero), tanh, zero.sub(tanh));
         let slope = splat!(4.0).mul(e).div(below.mul(below));
-        let finite = x.abs().lt(splat!(f64::INFINITY));
+        let finite = size.lt(splat!(f64::INFINITY));
         Capped { value: T::V::<S>::select(finite, cap.mul(tanh), x), slope, tanh }
     }
 }

@@ -149,3 +149,13 @@ pub fn load_lanes<S: Simd, T: Float>(s: S, src: Input<'_, T>, at: usize, lanes: 
         T::V::<S>::load_lanes(s, src, at, lanes, T::V::<S>::splat(s, T::default()))
     }
 }
+
+/// Writes the lanes `lanes` to `dst[at..]`.
+#[inline(always)]
+pub fn store_lanes<S: Simd, T: Float>(x: T::V<S>, dst: Output<'_, T>, at: usize, lanes: u32) {
+    if lanes == T::ALL {
+        x.store(dst, at);
+    } else {
+        x.store_lanes(dst, at, lanes);
+    }
+}
