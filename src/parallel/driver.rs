@@ -157,7 +157,9 @@ fn split_at(split: Split, with_worker: &WithWorker<'_>) -> Result<f64> {
                 }
             });
             free_large();
-            interrupted.map(resume_unwind);
+            if let Some(payload) = interrupted {
+                resume_unwind(payload);
+            }
         }
     }
     Ok(reduce::sum(sums.iter().copied()))
@@ -239,7 +241,9 @@ fn share(helpers: &Helpers, split: Split, sums: &mut [f64], with_worker: &WithWo
             }
         });
         free_large();
-        interrupted.map(resume_unwind);
+        if let Some(payload) = interrupted {
+            resume_unwind(payload);
+        }
     };
     helpers.run(&work);
     // Another library's threads may have left some runs.

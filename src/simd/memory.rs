@@ -38,9 +38,6 @@ pub struct Output<'a, T> {
     life: PhantomData<&'a T>,
 }
 
-/// No array has rows so far from each other. Fifteen times as much is a number yet.
-const FAR_ROWS: usize = 1 << (usize::BITS - 5);
-
 /// What a cache line is prefetched for: to be read soon, to be read later, to be written. The numbers are those
 /// of `_mm_prefetch`.
 const NEAR: i32 = 3;
@@ -152,12 +149,19 @@ impl<'a, T: Copy> Input<'a, T> {
         unsafe { self.start.add(at) }
     }
 
-    /// A pointer to `n` readable rows of `columns` numbers, each `stride` from the one before, the first at `at`; panics
+    /// A pointer to `n` readable rows of `columns` numbers, the first at `at`, and the step from each to the next:
+    /// `stride`, modulo 2^32. No rows are farther from each other, and the end of the last one cannot overflow. Panics
     /// past the end.
     #[inline(always)]
-    pub(super) fn rows(self, at: usize, n: usize, stride: usize, columns: usize) -> *const T {
-        assert!(stride < FAR_ROWS, "load past the end of a view");
-        self.pointer(at, (n - 1) * stride + columns)
+    pub(super) fn rows(
+        self,
+        at: usize,
+        n: usize,
+        stride: usize,
+        columns: usize,
+    ) -> (*const T, usize) {
+        let stride = stride as u32 as usize;
+        (self.pointer(at, (n - 1) * stride + columns), stride)
     }
 
     /// Prefetches the cache line `ahead` numbers from the start, which may be past the end.
@@ -254,12 +258,19 @@ impl<'a, T: Copy> Output<'a, T> {
         unsafe { self.start.add(at) }
     }
 
-    /// A pointer to `n` writable rows of `columns` numbers, each `stride` from the one before, the first at `at`; panics
+    /// A pointer to `n` writable rows of `columns` numbers, the first at `at`, and the step from each to the next:
+    /// `stride`, modulo 2^32. No rows are farther from each other, and the end of the last one cannot overflow. Panics
     /// past the end.
     #[inline(always)]
-    pub(super) fn rows(self, at: usize, n: usize, stride: usize, columns: usize) -> *mut T {
-        assert!(stride < FAR_ROWS, "store past the end of a view");
-        self.pointer(at, (n - 1) * stride + columns)
+    pub(super) fn rows(
+        self,
+        at: usize,
+        n: usize,
+        stride: usize,
+        columns: usize,
+    ) -> (*mut T, usize) {
+        let stride = stride as u32 as usize;
+        (self.pointer(at, (n - 1) * stride + columns), stride)
     }
 }
 

@@ -676,7 +676,7 @@ mod tests {
     use crate::call::coefficients::{Even, Hard};
     use crate::call::options::Reduction;
     use crate::parallel::driver::run_at;
-    use crate::simd::Level;
+    use crate::simd::{Input, Level};
 
     /// Loss and gradient of the rows. The gradient begins `skew` numbers into its array.
     fn run<T: Limits, C: Coefficients<T>>(
