@@ -60,17 +60,22 @@ pub fn interruption() -> Option<Box<dyn Any + Send>> {
 
 /// Turns a panic into a `RuntimeError`, want of memory into a `MemoryError`, and an interruption into its exception.
 pub fn guarded<R>(f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
-        let panic = match panic.downcast::<PyErr>() {
-            Ok(error) => return Err(*error),
-            Err(panic) => panic,
-        };
-        if panic.is::<NoMemory>() {
-            return Err(PyMemoryError::new_err("not enough memory"));
-        }
-        let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        let text = text.unwrap_or_else(|| "unknown".into());
-        Err(PyRuntimeError::new_err(format!("internal error in xentrs, please report: {text}")))
-    })
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(error_of(panic)))
+}
+
+/// The exception for what a call has unwound with. Not inlined, since each public function has a [`guarded`] of its own.
+#[cold]
+#[inline(never)]
+fn error_of(panic: Box<dyn Any + Send>) -> PyErr {
+    let panic = match panic.downcast::<PyErr>() {
+        Ok(error) => return *error,
+        Err(panic) => panic,
+    };
+    if panic.is::<NoMemory>() {
+        return PyMemoryError::new_err("not enough memory");
+    }
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    let text = text.unwrap_or_else(|| "unknown".into());
+    PyRuntimeError::new_err(format!("internal error in xentrs, please report: {text}"))
 }
