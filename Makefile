@@ -61,7 +61,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .PHONY: help demo test quick test-random lint format wheel sdist clean
 .PHONY: check-targets lint-workflows release-check publish
 .PHONY: test-platform try-musl
-.PHONY: bench bench-floors bench-peers bench-steps bench-curves bench-memory bench-instructions
+.PHONY: bench bench-floors bench-peers bench-steps bench-curves bench-memory bench-instructions bench-neon
 .PHONY: bench-pictures bench-kernels bench-linear bench-meter size size-record
 .PHONY: demo-pipelines gallery test-pipelines demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
@@ -136,17 +136,33 @@ sanitize-thread: $(VENV)/.installed  ## Run the tests of the crate that use thre
 valgrind: $(VENV)/.installed  ## Call every loss and function under valgrind's memcheck, at AVX2
 	tools/sanitize.sh memcheck
 
-# Every law and recorded bit, and what the public functions give, at the level of Arm processors. Half an hour.
+# In an emulator all takes some twenty times as long: of the tests that say what results are, a share of the cases.
+EMULATED_TESTS := $(addprefix tests/,test_recorded_bits.py test_known_values.py test_laws.py)
+EMULATED := HYPOTHESIS_EXAMPLES=0.25 PYTEST_ADDOPTS="-q -p no:cacheprovider"
+
+# The unit tests and some of the Python tests at NEON, the level of Arm processors.
 ARM := --target aarch64-unknown-linux-gnu
-ARM_TESTS := test_known_values.py test_laws.py test_layouts.py test_recorded_bits.py test_half.py
-.PHONY: test-aarch64
-test-aarch64: $(VENV)/.installed  ## Build for 64-bit Arm on x86-64 Debian, and run tests in an emulator (30 minutes)
+.PHONY: test-aarch64 wheel-aarch64
+test-aarch64: dist/aarch64/.built  ## Build for 64-bit Arm on x86-64 Debian, and run tests in an emulator (30 minutes)
 	tools/aarch64.sh cargo test $(CARGO_TEST) --lib $(ARM)
+	tools/aarch64.sh python tools/try_level.py neon
+	$(EMULATED) XENTRS_SIMD=neon tools/aarch64.sh python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS), \
+	  $(WORKERS) --every 11 $(EMULATED_TESTS) tests/test_layouts.py tests/test_half.py)
+
+wheel-aarch64: dist/aarch64/.built  ## Build the wheel for 64-bit Arm into dist/aarch64/, on x86-64 Debian
+
+dist/aarch64/.built: $(VENV)/.installed $(RELEASE_VENV)/.installed $(PACKAGE)
 	rm -rf dist/aarch64
 	VIRTUAL_ENV=$(abspath $(VENV)) PATH="$(BIN):$$PATH" tools/aarch64.sh \
 	  maturin build --release --locked --zig --compatibility manylinux2014 $(ARM) --out dist/aarch64
-	tools/aarch64.sh python -m pytest -q -p no:cacheprovider \
-	  $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(addprefix tests/,$(ARM_TESTS)))
+	$(RELEASE_BIN)/auditwheel show dist/aarch64/*.whl | grep '"manylinux_2_17_aarch64"' # also called manylinux2014
+	touch $@
+
+# Some tests as on a Nehalem, a Haswell, a Haswell without fused multiply-add, and with all that the emulator has.
+.PHONY: test-x86
+test-x86: $(VENV)/.package  ## Run tests as if on older x86-64 processors, in an emulator (10 minutes)
+	$(EMULATED) tools/x86.sh $(if $(PYTEST_ARGS),$(PYTEST_ARGS), \
+	  $(WORKERS) --every 53 --every-group 23 -k "not threads" $(EMULATED_TESTS))
 
 # The systems that cannot be had here. CHECK="aarch64-apple-darwin" takes some of them.
 CHECK ?=
@@ -233,6 +249,9 @@ bench-memory: $(BENCH_VENV)/.package  ## Measure peak memory of each kind of cal
 bench-instructions: $(BENCH_VENV)/.package  ## Count instructions of each kind of call at AVX2 (needs valgrind)
 	$(BENCH_BIN)/python benches/instructions.py $(ARGS)
 
+bench-neon: $(BENCH_VENV)/.package dist/aarch64/.built  ## The same beside NEON, in the emulator
+	$(BENCH_BIN)/python benches/instructions.py --neon $(ARGS)
+
 bench-pictures: $(BENCH_VENV)/.package  ## Write README's table, docs/benchmarks.md and docs/bench.svg from benches/results
 	$(BENCH_BIN)/python benches/table.py --readme
 	$(BENCH_BIN)/python benches/picture.py
@@ -287,7 +306,7 @@ $(RELEASE_VENV)/.installed: GROUP := release
 # The same sources give the same bytes: files have the date of the commit.
 dist/.built: $(VENV)/.installed $(PACKAGE)
 	@command -v cargo >/dev/null || { echo "xentrs is built with Rust: see https://rustup.rs"; exit 1; }
-	rm -rf dist
+	rm -f dist/xentrs-*
 	export SOURCE_DATE_EPOCH="$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}"; \
 	export RUSTFLAGS="$(UNNAMED)"; \
 	$(MATURIN) sdist --out dist; \

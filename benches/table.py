@@ -446,13 +446,20 @@ def instructions(folder: Path) -> str:
     path = folder / "instructions.json"
     if not path.exists():
         return ""
-    counts = json.loads(path.read_text())["instructions"]
-    lines = [[name, f"{count:,}"] for name, count in counts.items()]
-    return (
-        "## Instructions\n\nInstructions of a call at AVX2 on one thread, as valgrind counts them"
-        " (`make bench-instructions`):\nthe same at every run.\n\n"
-        + markdown(["work", "instructions"], lines)
-    )
+    report = json.loads(path.read_text())
+    counts, neon = report["instructions"], report["neon"]
+    lines = [
+        [name, f"{count:,}", f"{neon[name]:,}", factor(neon[name] / count)]
+        for name, count in counts.items()
+    ]
+    return f"""\
+## Instructions
+
+Instructions of a call on one thread, the same at every run. At AVX2 valgrind counts them, at NEON
+the plugin of an emulator (`make bench-neon`). A vector is two registers at AVX2 and
+four at NEON, so about twice the instructions do the same work.
+
+{markdown(["work", "AVX2", "NEON", "ratio"], lines)}"""
 
 
 def measured_on(

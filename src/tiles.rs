@@ -341,9 +341,6 @@ impl<'a, T: Real> Tile<'a, T> {
     }
 }
 
-/// How far ahead of its use a logit is prefetched, in bytes.
-const AHEAD_OF_CAP: usize = 2048;
-
 /// Caps rows of logits. Keeps the derivative of the cap, and `tanh(x / cap)`, where there is room for them.
 struct CapRows<'a, T> {
     from: Input<'a, T>,
@@ -362,7 +359,7 @@ impl<T: Real> Kernel for CapRows<'_, T> {
         let n = self.from.len();
         for at in (0..n).step_by(T::LANES) {
             let lanes = lanes_from::<T>(n - at);
-            self.from.prefetch(at + AHEAD_OF_CAP / size_of::<T>());
+            self.from.prefetch(at + crate::simd::AHEAD / size_of::<T>());
             let x = load_lanes::<S, T>(s, self.from, at, lanes);
             let Capped { value, slope, tanh } = s.function(Softcap::<S, T> { x, cap });
             store_lanes::<S, T>(value, self.to, at, lanes);

@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import collections
 import os
 import subprocess
 import sys
@@ -22,6 +23,37 @@ hypothesis.settings.register_profile(
     database=None,
 )
 hypothesis.settings.load_profile("xentrs")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run every N-th case of each test that has more: in an emulator all take too long",
+    )
+    parser.addoption(
+        "--every-group",
+        type=int,
+        default=1,
+        metavar="N",
+        help="compare the recorded bits of every N-th group of calls",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keep every N-th case of each test; a prime N meets all values of all parameters."""
+    every = config.getoption("every")
+    cases = collections.defaultdict(list)
+    for item in items:
+        cases[item.nodeid.split("[")[0]].append(item)
+    chosen = [
+        item for same in cases.values() for item in (same[::every] if len(same) > every else same)
+    ]
+    if len(chosen) < len(items):
+        config.hook.pytest_deselected(items=[*{*items} - {*chosen}])
+        items[:] = chosen
 
 
 def pytest_report_header(config):

@@ -4,6 +4,7 @@ Answers and memory are, as they do not depend on the machine.
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -357,3 +358,20 @@ def test_memory():
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="it counts the instructions")
 def test_instructions():
     assert "| binary loss+grad" in run("instructions.py", "--quick")
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="it counts the instructions")
+def test_the_plugin_counts_instructions(tmp_path):
+    """Between two calls of `getppid`, whatever the program is."""
+    plugin, counts = tmp_path / "libcounts.so", tmp_path / "counts"
+    compiler = ["rustc", "--edition", "2024", "-O", "--crate-type", "cdylib"]
+    subprocess.run([*compiler, "-o", plugin, BENCHES / "counts.rs"], check=True)
+    script = "import os\nos.getppid()\nfor n in 1000, 3000, 5000:\n  sum(range(n)); os.getppid()"
+    emulator = ["qemu-x86_64", "-plugin", f"{plugin},out={counts}"]
+    python = os.path.realpath(sys.executable)
+    subprocess.run([*emulator, python, "-c", script], check=True, env=ENVIRONMENT)
+    marks = [int(line) for line in counts.read_text().split()]
+    few, some, many = (after - before for before, after in itertools.pairwise(marks))
+    # A step of the loop has the same instructions, apart from collections of garbage.
+    assert 10 * 2000 < some - few < 1000 * 2000
+    assert many - some == pytest.approx(some - few, rel=0.05)

@@ -1,6 +1,7 @@
 """Labels and weights of a wider dtype than the logits, sums beyond float32, results in place."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -119,6 +120,38 @@ def test_labels_that_lose_nothing_give_the_same_bits(loss, shape, rng):
     for place in ORDERS:
         target = put(case.target.astype(np.float64), place)
         assert_same_bits(case.but(target=target).all(), case.all())
+
+
+@every_shape
+@every_place
+def test_probabilities_that_lose_nothing_give_the_same_bits(shape, place, rng):
+    x = put(rng.normal(size=shape).astype(np.float32), place)
+    target = xentrs.softmax(rng.normal(size=shape).astype(np.float32), axis=1)
+    for smoothing in (0, 0.1):
+        options = {"axis": 1, "label_smoothing": smoothing}
+        right = xentrs.cross_entropy_with_grad_hess(x, target, **options)
+        got = xentrs.cross_entropy_with_grad_hess(x, put(wide(target), place), **options)
+        assert_same_bits(got, right)
+
+
+@pytest.mark.parametrize("place", ["rows", "fortran"])
+def test_float64_labels_are_not_copied(place, rng):
+    x = put(rng.normal(size=(400, 300)).astype(np.float32), place)
+    one_hot = put(np.eye(300)[rng.integers(0, 300, 400)], place)
+    calls = [
+        (xentrs.cross_entropy, one_hot),
+        (xentrs.cross_entropy, one_hot / 3 + 1 / 450),
+        (xentrs.binary_cross_entropy_with_logits, one_hot),
+    ]
+    for loss, target in calls[: 3 if place == "rows" else 2]:
+        loss(x, target)
+        tracemalloc.start()
+        try:
+            loss(x, target)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < x.nbytes / 10
 
 
 @pytest.mark.parametrize("classes", [2, 10, 300])

@@ -308,25 +308,17 @@ def _canonical(a: _Array, dtype: DTypeLike) -> _Array:
     return np.require(_plain(a, dtype), requirements=["C"])
 
 
-def _exact(a: _Array, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return `dtype`, that of the logits, if it holds every number of `a` exactly, else float64."""
-    if np.can_cast(a.dtype, dtype):
-        return dtype
-    flags: list[Any] = ["external_loop", "buffered", "zerosize_ok"]
-    with np.errstate(all="ignore"):
-        for chunk in np.nditer(a, flags, buffersize=1 << 14):
-            wide = np.asarray(chunk, np.float64)
-            if np.any((wide.astype(dtype) != wide) & (wide == wide)):
-                return np.dtype(np.float64)
-    return dtype
-
-
 def _beside(x: _Array, a: _Array) -> np.dtype[Any]:
-    """Return the dtype that labels or weights `a` take beside the logits `x`."""
-    if not _is_half(x):
-        return _exact(a, _native(x))
-    # The kernels convert half precision themselves.
-    return _native(a) if _is_half(a) else _exact(a, np.dtype(np.float32))
+    """Return the dtype that labels or weights `a` take beside the logits `x`.
+
+    It is that of the computation if it holds every number of `a`, else float64. Whether float64
+    numbers lose nothing as float32 is up to the compiled function.
+    """
+    if _is_half(x) and _is_half(a):
+        return _native(a)
+    dtype = np.dtype(np.float32) if _is_half(x) else _native(x)
+    small = a.dtype.kind in "iu" and a.size and a.min() >= -(2**24) and a.max() <= 2**24
+    return dtype if small or np.can_cast(a.dtype, dtype) else np.dtype(np.float64)
 
 
 def _native(a: _Array) -> np.dtype[Any]:

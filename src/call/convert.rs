@@ -8,10 +8,7 @@ use std::ops::Range;
 
 use crate::call::batch::Floats;
 use crate::call::place::Place;
-use crate::simd::{Float, Half, Input, Kernel, Output, Simd, Vector, fence};
-
-/// How far ahead of its use a number of half precision is prefetched, in bytes.
-const AHEAD: usize = 2048;
+use crate::simd::{AHEAD, Float, Half, Input, Kernel, Output, Simd, Vector, fence};
 
 /// An array of results whose type is not that of the batch.
 #[derive(Clone, Copy, Debug)]
@@ -106,27 +103,14 @@ impl<T: Float> Convert<'_, T> {
                 Half::Brain => widen(s, Half::Brain, bits.part(at, n), floats),
                 Half::Binary16 => widen(s, Half::Binary16, bits.part(at, n), floats),
             },
-            Conversion::From(Floats::F32(numbers)) => {
-                let numbers = numbers.part(at, n);
-                for i in 0..n {
-                    floats.set(i, T::from_f64(numbers.get(i).into()));
-                }
-            }
-            Conversion::From(Floats::F64(numbers)) => {
-                let numbers = numbers.part(at, n);
-                for i in 0..n {
-                    floats.set(i, T::from_f64(numbers.get(i)));
-                }
-            }
+            Conversion::From(Floats::F32(numbers)) => from_float32(s, numbers.part(at, n), floats),
+            Conversion::From(Floats::F64(numbers)) => from_float64(s, numbers.part(at, n), floats),
             Conversion::To(Written::Half(half, bits), stream) => match half {
                 Half::Brain => round(s, Half::Brain, floats, bits.part(at, n), stream),
                 Half::Binary16 => round(s, Half::Binary16, floats, bits.part(at, n), stream),
             },
-            Conversion::To(Written::F32(array), _) => {
-                let (floats, array) = (floats.as_input(), array.part(at, n));
-                for i in 0..n {
-                    array.set(i, floats.get(i).to_f64() as f32);
-                }
+            Conversion::To(Written::F32(array), stream) => {
+                to_float32(s, floats.as_input(), array.part(at, n), stream);
             }
         }
     }
@@ -143,6 +127,77 @@ pub fn widen<S: Simd, T: Float>(s: S, half: Half, bits: Input<'_, u16>, floats: 
     }
     for at in at..bits.len() {
         floats.set(at, T::from_f64(half.widen(bits.get(at)).into()));
+    }
+}
+
+/// Converts from `float32`.
+#[inline(always)]
+fn from_float32<S: Simd, T: Float>(s: S, numbers: Input<'_, f32>, floats: Output<'_, T>) {
+    let mut at = 0;
+    while at + f32::LANES <= numbers.len() {
+        numbers.prefetch(at + AHEAD / size_of::<f32>());
+        let x = S::V32::load(s, numbers, at);
+        store_wide::<S, T>([x.wide(0), x.wide(1)], floats, at);
+        at += f32::LANES;
+    }
+    for at in at..numbers.len() {
+        floats.set(at, T::from_f64(numbers.get(at).into()));
+    }
+}
+
+/// Converts from `float64`.
+#[inline(always)]
+fn from_float64<S: Simd, T: Float>(s: S, numbers: Input<'_, f64>, floats: Output<'_, T>) {
+    let mut at = 0;
+    while at + 2 * f64::LANES <= numbers.len() {
+        let next = at + f64::LANES;
+        numbers.prefetch(at + AHEAD / size_of::<f64>());
+        numbers.prefetch(next + AHEAD / size_of::<f64>());
+        let parts = [S::V64::load(s, numbers, at), S::V64::load(s, numbers, next)];
+        store_wide::<S, T>(parts, floats, at);
+        at += 2 * f64::LANES;
+    }
+    for at in at..numbers.len() {
+        floats.set(at, T::from_f64(numbers.get(at)));
+    }
+}
+
+/// Stores numbers that were made `float64`.
+#[inline(always)]
+fn store_wide<S: Simd, T: Float>(parts: [S::V64; 2], floats: Output<'_, T>, at: usize) {
+    for part in (0..2).step_by(T::WIDE) {
+        T::V::<S>::narrow([parts[part], parts[1]]).store(floats, at + part * f64::LANES);
+    }
+}
+
+/// Rounds to `float32`, by non-temporal stores if `stream`.
+#[inline(always)]
+fn to_float32<S: Simd, T: Float>(
+    s: S,
+    floats: Input<'_, T>,
+    numbers: Output<'_, f32>,
+    stream: bool,
+) {
+    let head = if stream { numbers.unaligned().min(numbers.len()) } else { 0 };
+    let mut at = 0;
+    while at < head {
+        numbers.set(at, floats.get(at).to_f64() as f32);
+        at += 1;
+    }
+    while at + f32::LANES <= numbers.len() {
+        // Of `float32` both are the same vector.
+        let first = T::V::<S>::load(s, floats, at);
+        let second = T::V::<S>::load(s, floats, at + f32::LANES - T::LANES);
+        let x = S::V32::narrow([first.wide(0), second.wide(T::WIDE - 1)]);
+        if stream {
+            x.stream(numbers, at);
+        } else {
+            x.store(numbers, at);
+        }
+        at += f32::LANES;
+    }
+    for at in at..numbers.len() {
+        numbers.set(at, floats.get(at).to_f64() as f32);
     }
 }
 

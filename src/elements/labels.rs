@@ -1,10 +1,9 @@
 //! What stands beside each value of a binary loss: its label, and weights that repeat along the values.
 
-use super::AHEAD;
 use crate::error::collected;
 use crate::math::Real;
 use crate::simd::slices::load_lanes;
-use crate::simd::{Input, Simd, Vector};
+use crate::simd::{AHEAD, Input, Simd, Vector};
 
 /// The most vectors of weights that are loaded together.
 pub const WEIGHTED: usize = 4;

@@ -31,9 +31,6 @@ use crate::reduce::{Sum, Total};
 use crate::simd::slices::lanes_from;
 use crate::simd::{Kernel, Output, Simd, Vector, fence};
 
-/// How far ahead of its use a number is prefetched, in bytes.
-pub const AHEAD: usize = 2048;
-
 /// The arithmetic of a loss.
 pub trait Elements<T: Real>: Copy {
     /// What is the same for all vectors.

@@ -7,9 +7,7 @@ use crate::error::{Error, Result};
 use crate::math::Real;
 use crate::parallel::driver::{self, Job};
 use crate::simd::slices::lanes_from;
-use crate::simd::{Input, Simd, Vector};
-
-use super::AHEAD;
+use crate::simd::{AHEAD, Input, Simd, Vector};
 
 /// Numbers in an interval up to 1.
 pub struct Interval<S: Simd, T: Real> {

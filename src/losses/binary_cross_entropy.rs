@@ -19,12 +19,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::call::batch::Outputs;
 use crate::elements::binary::{Binary, Formula, Here, Scale, run};
 use crate::elements::probabilities::Interval;
-use crate::elements::{AHEAD, Elements, Results, beyond};
+use crate::elements::{Elements, Results, beyond};
 use crate::error::Result;
 use crate::math::{Real, log::log_either, times};
 use crate::reduce::Sum;
 use crate::simd::slices::load_lanes;
-use crate::simd::{Simd, Vector};
+use crate::simd::{AHEAD, Simd, Vector};
 
 /// Vectors that are computed together.
 const VECTORS: usize = 4;

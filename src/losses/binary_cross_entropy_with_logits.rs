@@ -14,7 +14,7 @@
 
 use crate::call::batch::Outputs;
 use crate::elements::binary::{Binary, Formula, Here, Scale, run};
-use crate::elements::{AHEAD, Elements, Results, beyond};
+use crate::elements::{Elements, Results, beyond};
 use crate::error::Result;
 use crate::math::{
     Real,
@@ -24,7 +24,7 @@ use crate::math::{
 };
 use crate::reduce::Sum;
 use crate::simd::slices::load_lanes;
-use crate::simd::{Simd, Vector};
+use crate::simd::{AHEAD, Simd, Vector};
 
 /// The loss of a type of logits.
 pub const fn formula<T: Real>() -> Formula<T> {

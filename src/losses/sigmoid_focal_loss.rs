@@ -23,14 +23,14 @@
 
 use crate::call::batch::Outputs;
 use crate::elements::binary::{Binary, Formula, Here, Scale, inverse, run};
-use crate::elements::{AHEAD, Elements, Results, beyond};
+use crate::elements::{Elements, Results, beyond};
 use crate::error::Result;
 use crate::math::{
     Real, exp::Exp, log::log1p_unit_in_parts, pow::pow_in_parts, product, sum_error, sum_in_parts,
 };
 use crate::reduce::Sum;
 use crate::simd::slices::load_lanes;
-use crate::simd::{Kernel, Simd, Vector};
+use crate::simd::{AHEAD, Kernel, Simd, Vector};
 
 use super::binary_cross_entropy_with_logits;
 

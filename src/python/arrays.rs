@@ -20,7 +20,8 @@ use crate::call::batch::{Floats, Indices, Outputs};
 use crate::call::convert::Written;
 use crate::call::dtype::Dtype;
 use crate::call::place::Place;
-use crate::simd::{Half, Input, Output};
+use crate::parallel::driver::here;
+use crate::simd::{AHEAD, Float, Half, Input, Kernel, Output, Simd, Vector};
 use crate::softmax::Limits;
 
 /// The most axes an array has.
@@ -420,16 +421,38 @@ impl<'a> View<'a> {
 
 /// Whether none of these numbers loses anything as a `float32`: the arithmetic of that type then does.
 pub fn is_exact(numbers: Input<'_, f64>) -> bool {
-    const BLOCK: usize = 1024;
-    (0..numbers.len()).step_by(BLOCK).all(|at| {
-        let numbers = numbers.part(at, BLOCK.min(numbers.len() - at));
-        let mut exact = true;
-        for i in 0..numbers.len() {
-            let x = numbers.get(i);
-            exact &= f64::from(x as f32) == x || x.is_nan();
+    here(IsExact(numbers)).unwrap_or(false)
+}
+
+struct IsExact<'a>(Input<'a, f64>);
+
+impl Kernel for IsExact<'_> {
+    type Output = bool;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> bool {
+        let IsExact(numbers) = self;
+        let mut at = 0;
+        let mut lost = 0;
+        while at + f32::LANES <= numbers.len() && lost == 0 {
+            let next = at + f64::LANES;
+            numbers.prefetch(at + AHEAD / size_of::<f64>());
+            numbers.prefetch(next + AHEAD / size_of::<f64>());
+            let x = [S::V64::load(s, numbers, at), S::V64::load(s, numbers, next)];
+            let narrow = S::V32::narrow(x);
+            for (part, x) in x.into_iter().enumerate() {
+                // NaN, which equals nothing, loses nothing.
+                let same = S::V64::lanes(x.eq(narrow.wide(part)));
+                lost |= S::V64::lanes(x.eq(x)) & !same;
+            }
+            at += f32::LANES;
         }
-        exact
-    })
+        let rest = at..numbers.len();
+        lost == 0
+            && rest.into_iter().all(|i| {
+                let x = numbers.get(i);
+                f64::from(x as f32) == x || x.is_nan()
+            })
+    }
 }
 
 /// Whether a weight's magnitude is outside the normal numbers of `float32`.

@@ -76,6 +76,8 @@ fn typed<'py, T: Number, S: Source>(
     let weight = View::optional::<S>(keywords.weight, weight)?;
     let sample_weight = View::optional::<S>(keywords.sample_weight, sample_weight)?;
     let teacher = matches!(call.loss.evaluate, Evaluate::AgainstTeacher { .. });
+    // A float64 target beside float32 logits that float32 holds exactly: it is converted as it is read.
+    let mut narrowed = false;
     let target = if let Some(probabilities) = &probabilities {
         Target::Sparse(sparse(&stored, probabilities, samples_shape)?)
     } else if stored.shape == samples_shape && stored.contiguous && !teacher {
@@ -87,9 +89,7 @@ fn typed<'py, T: Number, S: Source>(
         Target::Probabilities(Input::from_slice(&[]))
     } else if stored.shape == shape && T::DTYPE == Dtype::F32 && stored.dtype == Dtype::F64 {
         // Wider than the values: the batch is computed in float64, below.
-        if !teacher && stored.is_exact(axis)? {
-            return Err(Stop::NotImplemented);
-        }
+        narrowed = !teacher && stored.is_exact(axis)?;
         Target::Probabilities(Input::from_slice(&[]))
     } else {
         return Err(Stop::NotImplemented);
@@ -153,7 +153,7 @@ fn typed<'py, T: Number, S: Source>(
         Target::Sparse(sparse) if classes <= MOST_CLASSES => Some(sparse.probabilities),
         _ => None,
     };
-    let wider_target = soft && stored.dtype == Dtype::F64 && T::DTYPE == Dtype::F32;
+    let wider_target = soft && stored.dtype == Dtype::F64 && T::DTYPE == Dtype::F32 && !narrowed;
     let inexact = matches!(spread, Some(Floats::F64(wide)) if !is_exact(wide));
     let exceeds = |soft| exceeds_float32(&keywords.options, soft, weights, sample_weights);
     let needs_float64 =
@@ -185,7 +185,7 @@ fn typed<'py, T: Number, S: Source>(
         && stored.contiguous
         && contiguous(&out)
         && contiguous(&hess_out);
-    let converted = if is_half || needs_float64 {
+    let converted = if is_half || needs_float64 || narrowed {
         let [grad, hess] = results.written();
         let other = soft && (needs_float64 && !wider_target || stored.dtype != T::DTYPE);
         Some(Converted {

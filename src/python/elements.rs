@@ -75,18 +75,15 @@ fn typed<'py, T: Number, S: Source>(
     if !canonical {
         return Err(Stop::NotImplemented);
     }
-    let wide = T::DTYPE == Dtype::F32
-        && (target.dtype == Dtype::F64
-            || weight.is_some_and(|view| view.dtype == Dtype::F64)
-            || pos_weight.is_some_and(|view| view.dtype == Dtype::F64));
-    // Nothing can be said of no numbers, and nothing is lost by them.
-    if wide && values.len() > 0 {
-        let all = [Some(&target), weight.as_ref(), pos_weight.as_ref()];
-        let mut wider = all.into_iter().flatten().filter(|view| view.dtype == Dtype::F64);
-        if wider.any(|view| is_exact(view.input())) {
-            return Err(Stop::NotImplemented);
-        }
-    }
+    // In float64 if the arithmetic of float32 would lose something of a wider array.
+    let all = [Some(&target), weight.as_ref(), pos_weight.as_ref()];
+    let mut wider = all
+        .into_iter()
+        .flatten()
+        .filter(|view| T::DTYPE == Dtype::F32 && view.dtype == Dtype::F64)
+        .peekable();
+    let narrowed = wider.peek().is_some();
+    let wide = wider.any(|view| !is_exact(view.input()));
 
     let results = Results::<T>::new::<S>(
         call,
@@ -110,7 +107,7 @@ fn typed<'py, T: Number, S: Source>(
     let fresh = call.out.is_none() && call.hess_out.is_none();
     let seen = Seen { shape: values.shape, fresh };
     let all = [Some(values), Some(&target), weight.as_ref(), pos_weight.as_ref()];
-    if wide || all.into_iter().flatten().any(is_half) {
+    if narrowed || all.into_iter().flatten().any(is_half) {
         let [grad, hess] = results.written();
         let mixed = Mixed {
             values: values.floats().ok_or(Stop::NotImplemented)?,

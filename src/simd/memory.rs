@@ -17,6 +17,9 @@ use std::ptr::null_mut;
 use super::Float;
 use crate::error::no_memory;
 
+/// How far ahead of its use a loop over numbers prefetches them, in bytes.
+pub const AHEAD: usize = 2048;
+
 /// A view to read from.
 #[derive(Debug)]
 pub struct Input<'a, T> {

@@ -28,7 +28,7 @@ use std::fmt::Debug;
 
 pub use half::Half;
 pub(crate) use memory::free_large;
-pub use memory::{Input, Output, Scratch, copy, zeros};
+pub use memory::{AHEAD, Input, Output, Scratch, copy, zeros};
 
 /// The most lanes a vector has: those of `f32`.
 pub const MAX_LANES: usize = 16;

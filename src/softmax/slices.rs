@@ -24,16 +24,13 @@ use crate::parallel::driver::Job;
 use crate::parallel::process;
 use crate::reduce::{Sum, Total};
 use crate::simd::slices::{fill, lanes_from, load_lanes, maximum};
-use crate::simd::{Function, Input, Output, Simd, Vector, fence};
+use crate::simd::{AHEAD, Function, Input, Output, Simd, Vector, fence};
 
 use super::state::{FIELDS, Finished, Mixture, State};
 use super::{Limits, exponent, power};
 
 /// Vectors whose sum stays in vectors. Sums of parts are added in float64.
 const PART: usize = 512;
-
-/// How far ahead of its use a logit is prefetched, in bytes.
-const AHEAD: usize = 2048;
 
 /// The most bytes of a row for which the next row is prefetched, into the second-level cache.
 const NEXT_ROW: usize = 256 << 10;

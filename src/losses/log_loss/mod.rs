@@ -35,11 +35,10 @@ use crate::error::Result;
 use crate::math::Real;
 use crate::math::log::log;
 use crate::parallel::driver;
-use crate::simd::{Kernel, Simd, Vector};
+use crate::simd::{AHEAD, Kernel, Simd, Vector};
 use crate::tiles::{self, Plan};
 
 use super::{ClassLoss, with_coefficients};
-use crate::elements::AHEAD;
 use checks::CountWrongPlan;
 use rows::WeighedRowsPlan;
 use true_class::{TrueClass, TrueClassPlan};
