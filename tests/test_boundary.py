@@ -176,6 +176,7 @@ def test_options_that_raise_or_call_again(loss, rng):
     for option in {_number_of(loss), "denominator", "base"} & set(loss.options):
         with pytest.raises((KeyError, TypeError)):
             case.call(1, **{option: Hostile(1, fail)})
+
     def interrupt():
         raise KeyboardInterrupt
 

@@ -290,7 +290,11 @@ def test_ctrl_c_ends_a_long_call(kind, count, python):
         return np.random.default_rng(0).normal(size=classes).astype(np.float32)
 
     xentrs.set_num_threads({count})
-    print(interrupted(lambda: {MINUTES[kind]}))
+    for attempt in range(3):  # a busy machine may not run this process for a second
+        seconds = interrupted(lambda: {MINUTES[kind]})
+        if seconds < 1:
+            break
+    print(seconds)
     # The next call is as good as any.
     x, t = row(30_000).reshape(-1, 10), zeros(3000, int)
     xentrs.set_num_threads(1)
