@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 WORKERS ?= -n 2
 # make bench-floors ARGS="--rows binary --seconds 5"
 ARGS ?=
-# make test-random MINUTES=30 SEED=7; without a seed it is a new one
+# make test-random MINUTES=30 SEED=7; without a seed it is a new one. make fuzz MINUTES=15: for each target
 MINUTES ?= 2
 SEED ?=
 
@@ -18,6 +18,7 @@ TORCH_VENV := .venv-torch
 DOCS_VENV := .venv-docs
 PIPELINES_VENV := .venv-pipelines
 RELEASE_VENV := .venv-release
+FUZZ_VENV := .venv-fuzz
 # The folder of an environment's programs.
 OS ?=
 PROGRAMS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -28,6 +29,7 @@ TORCH_BIN := $(abspath $(TORCH_VENV))/$(PROGRAMS)
 DOCS_BIN := $(abspath $(DOCS_VENV))/$(PROGRAMS)
 PIPELINES_BIN := $(abspath $(PIPELINES_VENV))/$(PROGRAMS)
 RELEASE_BIN := $(abspath $(RELEASE_VENV))/$(PROGRAMS)
+FUZZ_BIN := $(abspath $(FUZZ_VENV))/$(PROGRAMS)
 
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
@@ -105,6 +107,43 @@ quick: $(VENV)/.installed  ## The loop of one who edits a kernel: build one leve
 test-random: $(VENV)/.package  ## Hold random calls against the reference: MINUTES=2, SEED= for the same again
 	$(BIN)/python tests/fuzz.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
+# Targets of fuzz/, with libFuzzer and AddressSanitizer at one level of this machine, then the Python interface.
+FUZZ_TARGETS := classes elements sums
+FUZZ_LEVEL ?= $(QUICK_LEVEL)
+CARGO_FUZZ := target/cargo-fuzz/bin/cargo-fuzz
+FUZZ := RUSTFLAGS='$(foreach level,$(filter-out $(FUZZ_LEVEL),avx512 avx2 portable),--cfg xentrs_without="$(level)") -A warnings' \
+  PATH="$(abspath $(dir $(CARGO_FUZZ))):$$PATH" cargo +nightly fuzz
+FUZZ_FOLDERS := --fuzz-dir fuzz --target-dir target/fuzz
+FOUND := target/fuzz-corpus
+.PHONY: fuzz fuzz-keep numerics numerics-table
+$(CARGO_FUZZ):
+	cargo install --quiet --locked cargo-fuzz --root target/cargo-fuzz
+
+fuzz: $(CARGO_FUZZ) $(FUZZ_VENV)/.package  ## Fuzz kernels and the Python interface, MINUTES=2 each (needs a nightly toolchain)
+	for target in $(FUZZ_TARGETS); do \
+	  mkdir -p $(FOUND)/$$target; \
+	  $(FUZZ) run $(FUZZ_FOLDERS) $$target $(FOUND)/$$target fuzz/corpus/$$target -- \
+	    -max_total_time=$$((60 * $(MINUTES))) -max_len=4096 -timeout=60 -print_final_stats=1; \
+	done
+	mkdir -p $(FOUND)/interface
+	$(FUZZ_BIN)/python fuzz/interface.py $(FOUND)/interface fuzz/corpus/interface \
+	  -max_total_time=$$((60 * $(MINUTES))) -max_len=600 -print_final_stats=1
+
+fuzz-keep: $(CARGO_FUZZ) $(FUZZ_VENV)/.package  ## Add what make fuzz found to fuzz/corpus, as far as it reaches more code
+	for target in $(FUZZ_TARGETS); do \
+	  $(FUZZ) run $(FUZZ_FOLDERS) $$target -- -merge=1 -max_len=1000 fuzz/corpus/$$target $(FOUND)/$$target; \
+	done
+	$(FUZZ_BIN)/python fuzz/interface.py -merge=1 -max_len=600 fuzz/corpus/interface $(FOUND)/interface
+
+# make numerics RECORD=1 records the maxima that it finds.
+RECORD ?=
+numerics:  ## Compute every function of one float32 for all 2^32, at every level (40 minutes of a processor)
+	$(if $(RECORD),NUMERICS_RECORD=$(abspath tests/numerics.csv)) \
+	  cargo test $(CARGO_TEST) --test numerics -- --ignored --nocapture --test-threads 1
+
+numerics-table: $(VENV)/.package  ## Measure the errors of every loss, type and level, and write docs/numerics.md (10 minutes)
+	$(BIN)/python tests/numerics_table.py
+
 test-torch: $(TORCH_VENV)/.package  ## Run the tests of xentrs.torch, in an environment that has PyTorch
 	$(TORCH_BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(WORKERS) tests/pytorch tests/test_readme.py tests/test_guide.py $(addprefix tests/test_benches.py::,test_torch_steps test_torch_suite))
 
@@ -138,6 +177,8 @@ valgrind: $(VENV)/.installed  ## Call every loss and function under valgrind's m
 
 # In an emulator all takes some twenty times as long: of the tests that say what results are, a share of the cases.
 EMULATED_TESTS := $(addprefix tests/,test_recorded_bits.py test_known_values.py test_laws.py)
+# No law of threads, which no instruction set changes, and no peak of memory, of which the emulator needs most.
+EMULATED_CASES := "not threads and not extra_memory"
 EMULATED := HYPOTHESIS_EXAMPLES=0.25 PYTEST_ADDOPTS="-q -p no:cacheprovider"
 
 # The unit tests and some of the Python tests at NEON, the level of Arm processors.
@@ -147,7 +188,7 @@ test-aarch64: dist/aarch64/.built  ## Build for 64-bit Arm on x86-64 Debian, and
 	tools/aarch64.sh cargo test $(CARGO_TEST) --lib $(ARM)
 	tools/aarch64.sh python tools/try_level.py neon
 	$(EMULATED) XENTRS_SIMD=neon tools/aarch64.sh python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS), \
-	  $(WORKERS) --every 11 $(EMULATED_TESTS) tests/test_layouts.py tests/test_half.py)
+	  $(WORKERS) --every 53 -k $(EMULATED_CASES) $(EMULATED_TESTS) tests/test_layouts.py tests/test_half.py)
 
 wheel-aarch64: dist/aarch64/.built  ## Build the wheel for 64-bit Arm into dist/aarch64/, on x86-64 Debian
 
@@ -162,7 +203,7 @@ dist/aarch64/.built: $(VENV)/.installed $(RELEASE_VENV)/.installed $(PACKAGE)
 .PHONY: test-x86
 test-x86: $(VENV)/.package  ## Run tests as if on older x86-64 processors, in an emulator (10 minutes)
 	$(EMULATED) tools/x86.sh $(if $(PYTEST_ARGS),$(PYTEST_ARGS), \
-	  $(WORKERS) --every 53 --every-group 23 -k "not threads" $(EMULATED_TESTS))
+	  $(WORKERS) --every 53 --every-group 23 -k $(EMULATED_CASES) $(EMULATED_TESTS))
 
 # The systems that cannot be had here. CHECK="aarch64-apple-darwin" takes some of them.
 CHECK ?=
@@ -284,7 +325,7 @@ bench-torch-gpu: $(TORCH_VENV)/.package  ## The same on a GPU; without one, toy 
 	$(TORCH_BIN)/python benches/torch_gpu.py $(ARGS)
 
 clean:  ## Remove everything that was built, the environments too
-	rm -rf target dist build docs/api $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(TORCH_VENV) $(DOCS_VENV) $(PIPELINES_VENV) $(RELEASE_VENV)
+	rm -rf target dist build docs/api $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(TORCH_VENV) $(DOCS_VENV) $(PIPELINES_VENV) $(RELEASE_VENV) $(FUZZ_VENV)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -296,6 +337,7 @@ $(TORCH_VENV)/.installed: GROUP := torch
 $(DOCS_VENV)/.installed: GROUP := docs
 $(PIPELINES_VENV)/.installed: GROUP := pipelines
 $(RELEASE_VENV)/.installed: GROUP := release
+$(FUZZ_VENV)/.installed: GROUP := fuzz
 .PRECIOUS: %/.installed
 %/.installed: pyproject.toml
 	$(PYTHON) -m venv $*

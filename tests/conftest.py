@@ -21,6 +21,8 @@ hypothesis.settings.register_profile(
     derandomize=True,
     max_examples=int(40 * float(os.environ.get("HYPOTHESIS_EXAMPLES", "1"))),
     database=None,
+    # It judges the speed of the machine, which may be busy or emulated.
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("xentrs")
 

@@ -64,6 +64,7 @@ MOST = 20  # distinct findings, after which a run stops
 BOUNDS = {"loss": 4.5, "grad": 5.5, "hess": 7.5}
 # Added for each unit of gamma above a first few, as in test_accuracy.py
 OF_GAMMA = {"loss": (1.1, 2), "grad": (1.1, 1.5), "hess": (2.5, 0)}
+OF_Z_LOSS = {"loss": 1.0, "grad": 2.0, "hess": 1.0}
 OF_SOFTCAP = {"loss": 0.0, "grad": 2.0, "hess": 4.0}
 OF_SIGMOID_GAMMA = 0.2  # the same of sigmoid_focal_loss, above 5
 LEAST = {np.dtype("f4"): 1e-36, np.dtype("f8"): 1e-300}  # of focal losses, as there
@@ -884,6 +885,8 @@ def compare(call, x, t, options, results):
         more = {what: each * max(0.0, gamma - few) for what, (each, few) in OF_GAMMA.items()}
     if call.name == SIGMOID:
         more = dict.fromkeys(RESULTS, OF_SIGMOID_GAMMA * max(0.0, options.get("gamma", 2.0) - 5))
+    if options.get("z_loss"):
+        more = {what: more[what] + OF_Z_LOSS[what] for what in RESULTS}
     if options.get("softcap") is not None:
         more = {what: more[what] + OF_SOFTCAP[what] for what in RESULTS}
     if call.name == "generalized_cross_entropy":
@@ -893,12 +896,22 @@ def compare(call, x, t, options, results):
         more["grad"] = options.get("q", 0.7) * float(np.max(length, initial=0))
     # A result below the smallest normal number, before a factor multiplies it, has no digits.
     # The temperature divides a Hessian twice.
-    factor = factor * max(1.0, 2 / options.get("temperature", 1.0) ** 2)
+    temperature = options.get("temperature", 1.0)
+    factor = factor * max(1.0, 2 / temperature / temperature)
     least = info.tiny * max(1.0, min(factor, 1e9))
     if call.name in (*OF_ONE_CLASS, SIGMOID):
         least = max(least, LEAST[dtype])
+    below = 0.0
+    if call.name in DIVERGENCES and _has_hardly_any(x, t, options, info.tiny):
+        return
     if call.name in DIVERGENCES:
+        # The reference leaves out probabilities below the normal numbers.
+        below = info.tiny * max(1.0, min(factor, 1e9))
         least = max(least, LEAST_OF_DIVERGENCE[dtype] * max(1.0, min(factor, 1e9)))
+        # Of such a probability a gradient is the product with a difference of logits.
+        with np.errstate(all="ignore"):
+            apart = abs(x.astype(float) - t.astype(float))
+        least *= max(1.0, float(np.max(apart[np.isfinite(apart)], initial=0)) / 100)
     if call.binary:
         # Labels outside [0, 1] multiply it too.
         with np.errstate(all="ignore"):
@@ -922,10 +935,25 @@ def compare(call, x, t, options, results):
             raise Finding(what, f"{row.dtype} {row.shape} for {x.dtype} {x.shape}")
         row = row.astype(dtype)
         # An entry to which nothing is added is exactly 0.
-        _compare_zeros(what, row, values, sizes)
+        _compare_zeros(what, row, values, sizes, below)
         if 1e-12 <= factor < np.inf:
             room = least * max(1.0, factor / 1e9)
             _compare_each(what, row, values, sizes, info, room, more[what])
+
+
+def _has_hardly_any(x, t, options, tiny):
+    """Whether a model has a probability next to `tiny` where the other one has none.
+
+    It may count as 0 or not, and the divergence is finite or not.
+    """
+    axis, temperature = options.get("axis", -1), options.get("temperature", 1.0)
+    with np.errstate(all="ignore"):
+        x, t = (np.asarray(a).astype(float) / temperature for a in (x, t))
+        for one, other in ((x, t), (t, x)):
+            p = np.exp(one - one.max(axis, keepdims=True, initial=-np.inf))
+            if ((p > 0) & (p < 1e6 * tiny) & np.isneginf(other)).any():
+                return True
+    return False
 
 
 def options_of_plain(options, **more):
@@ -996,8 +1024,8 @@ def _kind(what, actual, exact):
     return f"{what}: {of(actual)} for {of(exact)}"
 
 
-def _compare_zeros(what, row, values, sizes):
-    wrong = (sizes == 0) & (values == 0) & (row != 0)
+def _compare_zeros(what, row, values, sizes, below):
+    wrong = (sizes == 0) & (values == 0) & ~(abs(row) <= below)
     if wrong.any():
         place = tuple(np.argwhere(wrong)[0].tolist())
         raise Finding(f"{what} beside 0", f"{row[place]} for 0 at {place}")

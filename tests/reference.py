@@ -649,6 +649,15 @@ def _reduce(
     return Result(np.asarray(loss), *parts, *sizes, np.asarray(loss_terms), divisor)
 
 
+def limits(dtype):
+    """Return the limits of a floating type, bfloat16 included."""
+    if np.dtype(dtype).kind == "f":
+        return np.finfo(dtype)
+    import ml_dtypes  # not wherever tests run
+
+    return ml_dtypes.finfo(dtype)
+
+
 def ulp_error(actual, exact, size=None):
     """Error in units in the last place of ``actual``'s dtype, element by element.
 
@@ -661,7 +670,7 @@ def ulp_error(actual, exact, size=None):
     size = exact if size is None else np.asarray(size, Real)
     with np.errstate(all="ignore"):
         rounded = exact.astype(dtype)
-        largest = np.finfo(dtype).max
+        largest = limits(dtype).max
         unit = np.spacing(np.minimum(abs(size).astype(dtype), largest))
         error = abs(actual.astype(Real) - exact) / unit.astype(Real)
         same = (actual == rounded) & ~np.isfinite(rounded) | np.isnan(actual) & np.isnan(rounded)
@@ -670,7 +679,7 @@ def ulp_error(actual, exact, size=None):
 
 def significant(exact, dtype):
     """Where a value is at least the smallest normal number of the dtype (or is not finite)."""
-    return ~(abs(np.asarray(exact)) < np.finfo(dtype).tiny)
+    return ~(abs(np.asarray(exact)) < float(limits(dtype).tiny))
 
 
 # What follows is exact for all that matters: naive formulas with hundreds of digits.

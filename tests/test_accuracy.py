@@ -1,7 +1,7 @@
 """The largest errors, measured against a reference of 64-bit mantissas, and their bounds.
 
-``python tests/test_accuracy.py`` prints the measured maxima as a table (for docs/numerics.md),
-beside those of PyTorch and optax where they are installed.
+``make numerics-table`` writes the measured maxima to docs/numerics.md. ``python
+tests/test_accuracy.py`` prints them beside those of PyTorch and optax where they are installed.
 """
 
 import itertools
@@ -91,25 +91,36 @@ class Rows:
     def __str__(self):
         return f"{self.function} of {self.scores.shape}, options {sorted(self.options)}"
 
-    def errors(self, results=None):
-        """Return the largest error in ULP of each result, by name; all rows must be significant."""
+    def compute(self):
+        """Return the results: losses, and all derivatives."""
         options = {"reduction": "none"} | self.options
-        if results is None:
-            function = BY_NAME[self.function].functions[-1]
-            results = function(self.scores, self.target, **options)
-        right = getattr(reference, self.function)(self.scores, self.target, **options)
+        return BY_NAME[self.function].functions[-1](self.scores, self.target, **options)
+
+    def exact(self):
+        """Return the reference's results."""
+        options = {"reduction": "none"} | self.options
+        return getattr(reference, self.function)(self.scores, self.target, **options)
+
+    def sizes_of_losses(self, right):
+        """Return the sizes that errors of losses are relative to: of losses, or of their terms."""
         of_terms = self.function == "poly_loss" or "softcap" in self.options
-        of_loss = right.loss_terms if of_terms else right.loss
+        return right.loss_terms if of_terms else right.loss
+
+    def errors(self, results=None, right=None):
+        """Return the largest error in ULP of each result, by name; all rows must be significant."""
+        results = self.compute() if results is None else results
+        right = self.exact() if right is None else right
+        of_loss = self.sizes_of_losses(right)
         exact = (right.loss, of_loss), *right.derivatives
         errors = {}
-        tiny = float(np.finfo(self.dtype).tiny)
         for order, (actual, (value, size)) in enumerate(zip(results, exact, strict=False)):
             name = RESULTS[order]
+            tiny = float(reference.limits(actual.dtype).tiny)
             # A derivative is a product of probabilities, divided by the temperature once an order.
             least = max(self.least, tiny, 2 * tiny / self.options.get("temperature", 1) ** order)
-            good = significant(size, self.dtype) & ~(abs(size) < least)
+            good = significant(size, actual.dtype) & ~(abs(size) < least)
             with np.errstate(all="ignore"):
-                below = abs(actual - value)[~good]
+                below = abs(actual.astype(value.dtype) - value)[~good]
             assert np.all(below <= least), f"{name} below {least}"
             error = ulp_error(actual, value, size)
             if name == "grad" and "q" in self.options:
@@ -485,7 +496,7 @@ FAMILIES = {
     "cross_entropy: z-loss": _z_loss,
     "cross_entropy: z-loss, logsumexp near 0": partial(_z_loss, near=True),
     "cross_entropy: temperature": _temperature,
-    "cross_entropy: softcap": _softcap,
+    "cross_entropy: softcap (ULP of the cap)": _softcap,
     "focal_loss: gamma 0 to 1": partial(_focal, [0.0, 0.3, 0.5, 1.0]),
     "focal_loss: gamma 2": partial(_focal, [2.0]),
     "focal_loss: gamma 3 to 20": partial(_focal, [3.0, 5.0, 17.5, 20.0]),
@@ -798,7 +809,7 @@ def _unchecked_errors(case, results):
 
 
 def main():
-    """Print the table of docs/numerics.md."""
+    """Print the table of PyTorch and optax in docs/numerics.md."""
     level = xentrs.show_config(mode="dicts")["simd"]["level"]
     peers = {}
     for name, results in (("PyTorch", _torch_results), ("optax", _optax_results)):

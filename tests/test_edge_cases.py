@@ -736,6 +736,58 @@ def test_found(found, dtype):
 
 
 @every_dtype
+@pytest.mark.parametrize("gamma", [0.5, 2.0, 3, 40])
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_sigmoid_focal_loss_without_a_side_next_to_overflow(alpha, gamma, dtype):
+    """``gamma l`` overflows beside an ``alpha_t`` of 0: loss and gradient are 0."""
+    largest = np.finfo(dtype).max
+    x = np.repeat(largest * np.array([1, 0.5, 0.3, 1e-3], dtype), 6) * dtype(1 - 2 * alpha)
+    for side in (x, -x):
+        target = np.full(x.shape, alpha == 0)
+        results = xentrs.sigmoid_focal_loss_with_grad(
+            side, target, alpha=alpha, gamma=gamma, reduction="none"
+        )
+        for result in results:
+            np.testing.assert_array_equal(result, 0)
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [2, 3, 5, 17, 40, 70, 300, 1000])
+def test_hessian_of_two_classes_that_share_the_probability(classes, dtype, rng):
+    """Each has a probability of 1/2, which may be rounded above it: 1/4 at every offset."""
+    samples = 20_000 // classes + 400
+    low = -300.0 if dtype == np.float32 else -2000.0
+    offset = rng.uniform(-2e4, 2e4, (samples, 1))
+    x = np.full((samples, classes), low) + offset
+    first, second = 0, classes // 2
+    x[:, [first, second]] = offset
+    x = x.astype(dtype)
+    for target in {first, second, classes - 1}:
+        t = np.full(samples, target)
+        for name, options in [("cross_entropy", {}), ("focal_loss", {"gamma": 0.5})]:
+            function = getattr(xentrs, name + "_with_grad_hess")
+            hess = function(x, t, reduction="none", **options)[2]
+            if name == "cross_entropy" or target not in (first, second):
+                np.testing.assert_allclose(hess[:, [first, second]], 0.25, rtol=1e-5)
+
+
+@every_dtype
+@pytest.mark.parametrize("cap", [0.5, 5.5, 30.0])
+def test_derivative_of_a_cap_next_to_underflow(cap, dtype):
+    """``1 - tanh^2`` is ``4 e^-2z``: a normal number also where ``e^-2z`` is none."""
+    tiny = float(np.finfo(dtype).tiny)
+    z = -np.log(tiny) / 2 + np.linspace(-1, 0.99 * np.log(2), 101)
+    x = np.stack([cap * z, np.zeros(len(z))], -1).astype(dtype)
+    _, grad = xentrs.cross_entropy_with_grad(x, [1] * len(z), softcap=cap, reduction="sum")
+    slope = 4 * np.exp(-2 * (x[:, 0].astype(np.longdouble) / cap))
+    exact = slope / (1 + np.exp(-np.longdouble(cap)))
+    kept = exact > tiny
+    assert kept.sum() > 80
+    bound = 4 * (1 + 2 * cap) * float(np.finfo(dtype).eps)
+    assert np.max(abs(grad[:, 0] / exact - 1)[kept]) < bound
+
+
+@every_dtype
 @every_class_loss
 @pytest.mark.parametrize("step", [-1, 2])
 @pytest.mark.parametrize("shape", [(1, 300), (3, 300), (1, 9001)], ids=str)

@@ -656,6 +656,30 @@ def test_no_samples():
     assert_nothing(meter.merge(CrossEntropyMeter()).compute())
 
 
+def test_arrays_that_are_not_aligned(rng):
+    """Each array of an update alone, and all of them together."""
+
+    def unaligned(a):
+        return np.frombuffer(b"." + a.tobytes(), np.uint8)[1:].view(a.dtype).reshape(a.shape)
+
+    x, target = draw(rng, 7, 5, np.float64)
+    arrays = {"logits": x, "target": target, "reference_logits": x * 0.5}
+    both = {"sample_weight": rng.random(7), "group": rng.integers(0, 2, 7)}
+    for whole, update in (
+        (arrays | both, CrossEntropyMeter.update),
+        ({"losses": rng.random(7)} | both, CrossEntropyMeter.update_losses),
+    ):
+        right = update(CrossEntropyMeter(), **whole).to_state()
+        for moved in [*({name} for name in whole), set(whole)]:
+            odd = {name: unaligned(a) if name in moved else a for name, a in whole.items()}
+            assert not any(odd[name].flags.aligned for name in moved)
+            state = update(CrossEntropyMeter(), **odd).to_state()
+            assert all(np.array_equal(state[key], right[key]) for key in right)
+    single = rng.random(1)
+    meter = CrossEntropyMeter().update_losses(unaligned(single))
+    assert meter.compute().loss == single[0]
+
+
 def test_losses_alone():
     result = CrossEntropyMeter().update_losses([[1.0, 2.0], [3.0, 4.0]]).compute()
     assert (result.loss, result.count, result.perplexity) == (2.5, 4, math.exp(2.5))
@@ -788,6 +812,10 @@ def test_states(rng):
     copied = pickle.loads(pickle.dumps(meter))
     assert copied.compute() == meter.compute()
     assert pickle.loads(pickle.dumps(meter.compute())) == meter.compute()
+    # Options at the ends of their ranges are integers of 64 bits.
+    ends = CrossEntropyMeter(axis=-64, top_k=(1 << 63) - 1, ignore_index=1 << 70)
+    assert not any(array.dtype.hasobject for array in ends.to_state().values())
+    assert_same_state(CrossEntropyMeter.from_state(ends.to_state()).to_state(), ends.to_state())
     # The state is a copy.
     before = meter.compute()
     for array in state.values():
@@ -802,6 +830,15 @@ def test_states(rng):
 
 def test_states_that_are_none(rng):
     state = example(rng).to_state()
+    with pytest.raises(ValueError, match=r"state\['bin_counts'\] has dtype int64 and shape"):
+        CrossEntropyMeter.from_state(state | {"bins": np.array(1 << 24)})  # and no memory for them
+    for digit in (1 << 32, -(1 << 32), np.iinfo(np.int64).max, np.iinfo(np.int64).min):
+        digits = state["sums.digits"].copy()
+        digits[0, -1] = digit
+        with pytest.raises(
+            ValueError, match=r"state\['sums.digits'\] has numbers that are no digits"
+        ):
+            CrossEntropyMeter.from_state(state | {"sums.digits": digits})
     with pytest.raises(TypeError, match="state must be a mapping of arrays, not int"):
         CrossEntropyMeter.from_state(3)
     for name in state:
@@ -859,6 +896,8 @@ def test_meters_of_other_options(rng):
     ("options", "error", "message"),
     [
         ({"axis": 1.5}, TypeError, "axis must be an int"),
+        ({"axis": 1 << 70}, ValueError, "axis is 1180591620717411303424, but"),
+        ({"axis": -65}, ValueError, "axis is -65, but"),
         ({"weight": [[1.0]]}, ValueError, "weight has shape"),
         ({"weight": [1.0, -2.0]}, ValueError, r"weight\[1\] is -2.0"),
         ({"weight": [math.nan]}, ValueError, r"weight\[0\] is nan"),
@@ -866,7 +905,9 @@ def test_meters_of_other_options(rng):
         ({"ignore_index": 1.5}, TypeError, "ignore_index must be"),
         ({"top_k": 0}, ValueError, "top_k has 0"),
         ({"top_k": (1.5,)}, TypeError, "top_k must be"),
+        ({"top_k": (1, 1 << 63)}, ValueError, "top_k has 9223372036854775808"),
         ({"bins": 0}, ValueError, "bins is 0"),
+        ({"bins": (1 << 24) + 1}, ValueError, "bins is 16777217"),
         ({"bins": 1.0}, TypeError, "bins must be"),
         ({"per_class": 1}, TypeError, "per_class must be a bool"),
     ],

@@ -73,14 +73,14 @@ class ExactSums:
             part = slice(start, start + _MOST)
             rows = row if isinstance(row, int) else row[part]
             self.add(rows, values[part], None if factors is None else factors[part])
-        values = np.ascontiguousarray(values[:_MOST], np.float64)
+        values = _plain(values[:_MOST], np.float64)
         if factors is not None:
-            factors = np.ascontiguousarray(factors[:_MOST], np.float64)
+            factors = _plain(factors[:_MOST], np.float64)
         sums, places = slice(None), None
         if isinstance(row, int):
             sums = slice(row, row + 1)
         else:
-            places = np.ascontiguousarray(row[:_MOST], np.int64)
+            places = _plain(row[:_MOST], np.int64)
         if self._pending + values.size > _MOST:
             self._carry()
         special = self.special[sums]
@@ -138,7 +138,8 @@ class ExactSums:
         """Refuse digits that were read from elsewhere, and are not those of a table."""
         if not 0 <= self.first <= self.first + self.digits.shape[1] <= _DIGITS:
             raise ValueError(f"state['{name}.first'] is {self.first}, which is out of range")
-        if (self.digits[:, :-1] >> _BITS).any() or (abs(self.digits[:, -1:]) > _MASK).any():
+        last = self.digits[:, -1:]  # of which the least int64 has no absolute value
+        if (self.digits[:, :-1] >> _BITS).any() or ((last > _MASK) | (last < -_MASK)).any():
             raise ValueError(f"state['{name}.digits'] has numbers that are no digits")
         if self.special.shape[1] != 3 or (self.special < 0).any():
             raise ValueError(f"state['{name}.special'] has no three counts for each sum")
@@ -203,6 +204,11 @@ class ExactSums:
         if self._pending:
             exact_carry(self.digits)
             self._pending = 0
+
+
+def _plain(a: _Array, dtype: type) -> _Array:
+    """Return an aligned, contiguous array: `ascontiguousarray` keeps one that is not aligned."""
+    return np.require(np.ascontiguousarray(a, dtype), requirements=["A"])
 
 
 def _taller(array: _Array, rows: int) -> _Array:

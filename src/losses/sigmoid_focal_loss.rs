@@ -304,7 +304,7 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
             }
         }
         // A large weight or a large `l` makes normal what has lost its digits below the normal numbers.
-        let least = splat!(4.0 * T::SUBNORMAL[0].to_f64());
+        let (least, inf) = (splat!(4.0 * T::SUBNORMAL[0].to_f64()), splat!(f64::INFINITY));
         for i in 0..N {
             let weight = weights[i].abs();
             let both =
@@ -312,7 +312,10 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
             let heavy = T::V::<S>::lanes(one.lt(weight));
             let small = T::V::<S>::lanes(losses[i].abs().lt(least.mul(weight)));
             let flat = T::V::<S>::lanes(sizes[i].abs().lt(least));
-            let some = [both | heavy & small, both | heavy & flat];
+            // `gamma l` may overflow beside an `alpha_t` of 0, where the loss is 0 and no sum is too large.
+            let finite = T::V::<S>::lanes(x[i].abs().lt(inf));
+            let overflown = finite & !T::V::<S>::lanes(sizes[i].abs().lt(inf));
+            let some = [both | heavy & small, both | heavy & flat | overflown];
             if (some[0] | some[1]) & !T::V::<S>::lanes(nothing[i]) != 0 {
                 let some = some.map(|lanes| lanes & !T::V::<S>::lanes(nothing[i]));
                 let [mut loss, mut slope] = [losses[i], grad[i]].map(|x| x.to_lanes());

@@ -561,15 +561,17 @@ pub fn exp_of_sum_in_parts<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> 
     exponential_with_error::<S, T>(s, [steps, r.add(low)], table)
 }
 
-/// `e^z` and `e^z - 1` for `z = x + low <= 0`, where `low` is at most a rounding error of `x`. Each is as accurate as
-/// the other; NaN at NaN. `e^z` is 0 where it is below the normal numbers.
+/// `4 e^z` and `e^z - 1` for `z = x + low <= 0`, where `low` is at most a rounding error of `x`. Each is as accurate as
+/// the other; NaN at NaN. `4 e^z` is 0 where it is below the normal numbers. The factor is that of the derivative of
+/// `tanh`, which else would be 0 where `e^z` is just below the normal numbers.
 #[inline(always)]
 pub fn exp_and_less_one<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> [T::V<S>; 2] {
-    let least = (1 - T::MAX_EXPONENT) as f64 * std::f64::consts::LN_2;
+    let least = (-1 - T::MAX_EXPONENT) as f64 * std::f64::consts::LN_2;
     let least = T::V::<S>::splat(s, T::from_f64(least));
     let far = x.lt(least);
     let [steps, r] = reduce::<S, T>(s, least.max(x), T::V::<S>::splat(s, T::ROUND));
-    let table = T::V::<S>::from_lanes(s, T::TABLE);
+    let four = T::from_bits(2 << T::MANTISSA_BITS);
+    let table = T::V::<S>::from_lanes(s, T::TABLE).bits_add(T::V::<S>::splat(s, four));
     let r = r.add(low.clear(s, far));
     // A Taylor series: relative to `r`, the error of the shorter one of `e^r` would be some units in the last place.
     let all = [3_628_800.0, 362_880.0, 40_320.0, 5_040.0, 720.0, 120.0, 24.0, 6.0, 2.0];
@@ -581,9 +583,10 @@ pub fn exp_and_less_one<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> [T:
     let power = power_of_step::<S, T>(s, steps, table);
     let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
     let less_one = series.mul(r).mul_add(r, r.add(rest));
+    let e = power.mul_add(less_one, power).clear(s, far);
+    let power = power.mul(T::V::<S>::splat(s, T::from_f64(0.25)));
     let one = T::V::<S>::splat(s, T::from_f64(1.0));
     // A power of two next to 1 cancels exactly, and is 1 where `x` is small.
-    let e = power.mul_add(less_one, power).clear(s, far);
     [e, power.mul_add(less_one, power.sub(one))]
 }
 
@@ -694,7 +697,7 @@ mod tests {
                 let exact = x.exp_m1();
                 let error = (less_one - exact).abs();
                 assert!(error <= 5e-16 * exact.abs(), "{x}: {less_one} {exact}");
-                let exact = if *x < -708.39 { 0.0 } else { x.exp() };
+                let exact = if *x < -709.78 { 0.0 } else { 4.0 * x.exp() };
                 assert!((e - exact).abs() <= 4.5e-16 * exact, "{x}: {e} {exact}");
             }
             let ends = [f64::NEG_INFINITY, -1e300, -745.0, f64::NAN];

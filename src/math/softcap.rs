@@ -46,12 +46,12 @@ impl<S: Simd, T: Real> Function<S> for Softcap<S, T> {
         let z = size.mul(inverse);
         // The rounding errors of the quotient would become relative errors of the derivative, times 2 |z|.
         let low = z.fma(zero.sub(cap), size).mul(inverse);
-        let [e, m] = exp_and_less_one::<S, T>(s, z.mul(minus_two), low.mul(minus_two));
+        let [e4, m] = exp_and_less_one::<S, T>(s, z.mul(minus_two), low.mul(minus_two));
         let below = two.add(m);
         let tanh = m.div(below);
         // With the sign of `x`.
         let tanh = T::V::<S>::select(x.lt(zero), tanh, zero.sub(tanh));
-        let slope = splat!(4.0).mul(e).div(below.mul(below));
+        let slope = e4.div(below.mul(below));
         let finite = size.lt(splat!(f64::INFINITY));
         Capped { value: T::V::<S>::select(finite, cap.mul(tanh), x), slope, tanh }
     }

@@ -271,7 +271,8 @@ impl Objective {
                 let exponent = minus_q.mul(surprisal);
                 let low = minus_q.fma(surprisal, zero.sub(exponent));
                 let low = minus_q.mul_add(surprisal_error, low);
-                let [e, less_one] = exp_and_less_one::<S, f64>(s, exponent, low);
+                let [e4, less_one] = exp_and_less_one::<S, f64>(s, exponent, low);
+                let e = e4.mul(splat!(0.25));
                 // q l may underflow, where the loss is l.
                 let small = exponent.abs().lt(splat!(1e-280));
                 factors.loss = S::V64::select(small, surprisal, less_one.div(minus_q));

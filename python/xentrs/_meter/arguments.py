@@ -18,6 +18,12 @@ from xentrs._partial import _checked
 _Array: TypeAlias = NDArray[Any]
 
 
+# A state holds options as integers of 64 bits.
+_AXES = 64
+_MOST_BINS = 1 << 24  # each takes memory
+_MOST_CLASSES = (1 << 63) - 1
+
+
 @dataclass(frozen=True, eq=False)
 class Options:
     """Options of a meter."""
@@ -56,13 +62,15 @@ def options(
     """Return the options of a meter, checked."""
     checked = _checked(ignore_index=ignore_index, label_smoothing=label_smoothing)
     axis = _arrays._integer("axis", axis, "an int")
+    if not -_AXES <= axis < _AXES:
+        raise ValueError(f"axis is {axis}, but an array has at most {_AXES} axes")
     own_weight = None if weight is None else _class_weight(weight)
     ignored = checked["ignore_index"]
     ignored = () if ignored is None else ignored if isinstance(ignored, tuple) else (ignored,)
     ranks = _ranks(top_k)
     bins = _arrays._integer("bins", bins, "an int")
-    if bins < 1:
-        raise ValueError(f"bins is {bins}, but must be at least 1")
+    if not 1 <= bins <= _MOST_BINS:
+        raise ValueError(f"bins is {bins}, but must be in [1, {_MOST_BINS}]")
     if not isinstance(per_class, bool | np.bool_):
         raise TypeError(f"per_class must be a bool, not {type(per_class).__name__}")
     return Options(
@@ -91,8 +99,8 @@ def _ranks(top_k: Any) -> tuple[int, ...]:
         top_k = (top_k,)
     ranks = [_arrays._integer("top_k", k, accepted) for k in top_k]
     for k in ranks:
-        if k < 1:
-            raise ValueError(f"top_k has {k}, but must be at least 1")
+        if not 1 <= k <= _MOST_CLASSES:
+            raise ValueError(f"top_k has {k}, but must be in [1, {_MOST_CLASSES}]")
     return tuple(sorted(set(ranks)))
 
 

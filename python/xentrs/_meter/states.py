@@ -67,11 +67,14 @@ def read(state: Any) -> Sums:
     reader = _Reader(state)
     if (version := reader.integer("format")) != _FORMAT:
         raise ValueError(f"state has format {version}, but this version reads {_FORMAT}")
-    sums = Sums(_read_options(reader))
+    options = _read_options(reader)
+    # Before there are sums, which take memory for each bin.
+    bin_counts = reader.array("bin_counts", "i", 1, options.bins + 1)
+    sums = Sums(options)
     counts = reader.array("counts", "i", 1, len(COUNTS))
     sums.counts = dict(zip(COUNTS, counts.tolist(), strict=True))
     sums.losses.nans, sums.divergences.nans = reader.array("nans", "i", 1, 2).tolist()
-    sums.bin_counts = reader.array("bin_counts", "i", 1, sums.options.bins + 1)
+    sums.bin_counts = bin_counts
     sums.classes = reader.integer("classes")
     if sums.options.weight is not None and sums.classes != sums.options.weight.size:
         raise ValueError("state['classes'] is not the length of state['weight']")

@@ -188,9 +188,10 @@ impl<'a, T: Limits> Common<'a, T> {
                     times::<S, T>(e, a)
                 };
                 if hessian {
-                    // 1 - p would cancel for a class that has most of the probability.
+                    // 1 - p would cancel for a class that has most of the probability. Two classes that share it may
+                    // both have a p that is rounded above 1/2, and neither is that class.
                     let p = e.mul(inverse);
-                    let large = splat::<S, T>(s, 0.5).lt(p);
+                    let large = splat::<S, T>(s, 0.5 + 1.0 / (1 << 18) as f64).lt(p);
                     g = g.mul(one.sub(p));
                     if curved {
                         g = g.add(p.mul(e.mul(second)));
