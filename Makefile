@@ -161,6 +161,20 @@ test-platform: $(VENV)/.package  ## Run the tests of the crate and of the core, 
 	$(if $(NUMPY),$(BIN)/python -m pip install --quiet "$(NUMPY)")
 	$(BIN)/python -m pytest $(if $(PYTEST_ARGS),$(PYTEST_ARGS),$(WORKERS) $(if $(NUMPY)$(filter 52,$(LONG_DOUBLE)),$(PLATFORM_TESTS)))
 
+.PHONY: stress sanitize-address sanitize-thread valgrind
+stress: $(VENV)/.package  ## Run the tests of crowds, forks, signals, want of memory and huge arrays, the long ones too
+	XENTRS_STRESS=1 $(BIN)/python -m pytest -q $(if $(PYTEST_ARGS),$(PYTEST_ARGS),tests/test_stress.py)
+
+# These build in target/sanitize. The sanitizers need a nightly toolchain of rustup.
+sanitize-address: $(VENV)/.installed  ## Run the tests of the crate, and some of the package, with AddressSanitizer
+	tools/sanitize.sh address $(PYTEST_ARGS)
+
+sanitize-thread: $(VENV)/.installed  ## Run the tests of the crate that use threads with ThreadSanitizer
+	tools/sanitize.sh thread
+
+valgrind: $(VENV)/.installed  ## Call every loss and function under valgrind's memcheck, at AVX2
+	tools/sanitize.sh memcheck
+
 # In an emulator all takes some twenty times as long: of the tests that say what results are, a share of the cases.
 EMULATED_TESTS := $(addprefix tests/,test_recorded_bits.py test_known_values.py test_laws.py)
 # No law of threads, which no instruction set changes, and no peak of memory, of which the emulator needs most.

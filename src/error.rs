@@ -25,11 +25,17 @@ pub fn no_memory() -> ! {
 
 /// Collects items into a vector; ends the call by [`no_memory`] where there is none.
 pub fn collected<T>(items: impl ExactSizeIterator<Item = T>) -> Vec<T> {
+    let mut all = room(items.len());
+    all.extend(items);
+    all
+}
+
+/// An empty vector with room for `n` items; ends the call by [`no_memory`] where there is none.
+pub fn room<T>(n: usize) -> Vec<T> {
     let mut all = Vec::new();
-    if all.try_reserve_exact(items.len()).is_err() {
+    if all.try_reserve_exact(n).is_err() {
         no_memory();
     }
-    all.extend(items);
     all
 }
 

@@ -176,6 +176,12 @@ def test_options_that_raise_or_call_again(loss, rng):
     for option in {_number_of(loss), "denominator", "base"} & set(loss.options):
         with pytest.raises((KeyError, TypeError)):
             case.call(1, **{option: Hostile(1, fail)})
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        case.call(1, **{_number_of(loss): Hostile(1, interrupt)})
     for option in {"denominator", "base"} & set(loss.options):
         right = case.call(1, **{option: 2.0})
         again = Hostile(

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::call::layout::{HalfRows, Layout};
 use crate::call::options::Options;
-use crate::error::{Error, Result, collected};
+use crate::error::{Error, Result, collected, room};
 use crate::math::Real;
 use crate::parallel::driver::{self, Job};
 use crate::parallel::process;
@@ -236,7 +236,7 @@ pub const IGNORED: usize = usize::MAX;
 /// The values of a call, logits or probabilities, as samples by classes, with target, weights, options and outputs.
 ///
 /// Made by [`Batch::of_rows`], and valid after [`Batch::check`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Batch<'a, T> {
     /// The values: contiguous rows of `classes` numbers, unless the layout says otherwise. So are all arrays of
     /// this shape.
@@ -337,7 +337,9 @@ impl<'a, T: Real> Batch<'a, T> {
         let classes = self.classes;
         let ignored_classes = self.options.ignore_index.iter();
         let ignored_classes = ignored_classes.filter_map(|&i| usize::try_from(i).ok());
-        self.ignored_classes = ignored_classes.filter(|&i| i < classes).collect();
+        let ignored_classes = ignored_classes.filter(|&i| i < classes);
+        self.ignored_classes = room(ignored_classes.clone().count());
+        self.ignored_classes.extend(ignored_classes);
         self.weight = weight.map(|weight| collected((0..classes).map(|i| weight.get(i))));
         let converted = self.layout.as_ref().and_then(|layout| layout.converted);
         let size = converted.map_or(size_of::<T>(), |converted| converted.values.size());
@@ -446,8 +448,15 @@ impl<'a, T: Real> Batch<'a, T> {
     /// A batch of some of the samples. The caller sets the arrays of the values' shape and the outputs.
     pub fn part(&self, samples: Range<usize>) -> Self {
         let (at, n) = (samples.start, samples.len());
-        let mut part = Batch { samples: n, layout: None, ..self.clone() };
-        part.first_sample += at;
+        let mut part = Batch {
+            samples: n,
+            layout: None,
+            weight: self.weight.as_ref().map(|weight| collected(weight.iter().copied())),
+            options: self.options.clone(),
+            ignored_classes: collected(self.ignored_classes.iter().copied()),
+            first_sample: self.first_sample + at,
+            ..*self
+        };
         if let Target::Indices(indices) = self.target {
             part.target = Target::Indices(with_indices!(indices, x => x.part(at, n).into()));
         }

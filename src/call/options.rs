@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use crate::error::{Error, Result, spelled};
+use crate::error::{Error, Result, collected, spelled};
 
 /// How the losses of the samples are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,12 +88,21 @@ pub struct Options {
 }
 
 /// Ignored class indices. A single one, as most calls have, needs no allocation.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Ignored {
     /// One index.
     One([i128; 1]),
     /// None, or several.
     Many(Vec<i128>),
+}
+
+impl Clone for Ignored {
+    fn clone(&self) -> Self {
+        match self {
+            Ignored::One(index) => Ignored::One(*index),
+            Ignored::Many(indices) => Ignored::Many(collected(indices.iter().copied())),
+        }
+    }
 }
 
 impl Deref for Ignored {

@@ -12,11 +12,18 @@
 //!
 //! The caller's thread works too. A small job stays there. A large one does not wait until the process's
 //! [helpers](process::Helpers) have woken.
+//!
+//! A job of more than a moment is done in short runs. Between two of its runs the caller's thread asks now and then
+//! whether the call is to end early ([`process::interruption`]). If so, the other threads find no more runs.
 
+use std::any::Any;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::panic::resume_unwind;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::error::Result;
+use crate::error::{Result, collected};
 use crate::parallel::process::{self, Helpers, level};
 use crate::reduce;
 use crate::simd::{Kernel, Level, Simd, enter, free_large, zeros};
@@ -41,6 +48,15 @@ pub trait Job: Sync {
 
 /// The least nanoseconds of work that a thread takes at a time.
 const GRAIN: usize = 5_000;
+
+/// The nanoseconds of work of a job that can be interrupted, and the most that one of its runs has: longer runs could
+/// not end within a second at the slowest level.
+const LONG: usize = 50_000_000;
+const LONGEST_RUN: usize = 20_000_000;
+
+/// How long a thread works before it asks for the first or next time whether the call is to end. To ask, it waits for
+/// the GIL.
+const PAUSE: Duration = Duration::from_millis(200);
 
 struct Blocks<'a, J>(&'a J, Range<usize>, &'a mut [f64]);
 
@@ -107,7 +123,7 @@ pub fn split<W: FnMut(Range<usize>, &mut [f64])>(
 }
 
 fn split_at(split: Split, with_worker: &WithWorker<'_>) -> Result<f64> {
-    let Split { blocks, cost, together, .. } = split;
+    let Split { blocks, cost, together, first } = split;
     let work = blocks.saturating_mul(cost.max(1));
     // Nothing is allocated for few blocks.
     let (mut few, mut many);
@@ -122,49 +138,112 @@ fn split_at(split: Split, with_worker: &WithWorker<'_>) -> Result<f64> {
     match helpers {
         Some(helpers) => share(&helpers, split, sums, with_worker),
         None => {
-            with_worker(&mut |worker| worker(0..blocks, &mut *sums));
+            let mut interrupted = None;
+            with_worker(&mut |worker| {
+                let mut watch = Watch::over(work);
+                let mut start = 0;
+                loop {
+                    let end = match watch.0 {
+                        None => blocks, // a short job is a single run
+                        Some(_) if start < first => blocks.min(first),
+                        Some(_) => blocks.min(start + longest(split)),
+                    };
+                    worker(start..end, &mut sums[start..end]);
+                    interrupted = watch.interruption();
+                    if end == blocks || interrupted.is_some() {
+                        break;
+                    }
+                    start = end;
+                }
+            });
             free_large();
+            if let Some(payload) = interrupted {
+                resume_unwind(payload);
+            }
         }
     }
     Ok(reduce::sum(sums.iter().copied()))
+}
+
+/// The blocks of the longest run of a long job.
+fn longest(Split { cost, together, .. }: Split) -> usize {
+    (LONGEST_RUN / cost.max(1)).max(1).next_multiple_of(together)
+}
+
+/// When a thread last asked whether its call is to end; `None` where it never asks.
+struct Watch(Option<Instant>);
+
+impl Watch {
+    /// Over a job of so many nanoseconds.
+    fn over(work: usize) -> Self {
+        Watch((work >= LONG).then(Instant::now))
+    }
+
+    /// What the call ends with, if it is to end.
+    fn interruption(&mut self) -> Option<Box<dyn Any + Send>> {
+        let since = self.0.as_mut()?;
+        if since.elapsed() < PAUSE {
+            return None;
+        }
+        let interruption = process::interruption();
+        *since = Instant::now();
+        interruption
+    }
 }
 
 /// Does work in the threads of a call. Each block's sum is written to its place in `sums`.
 fn share(helpers: &Helpers, split: Split, sums: &mut [f64], with_worker: &WithWorker<'_>) {
     let Split { blocks, cost, together, first } = split;
     let threads = helpers.threads();
+    let total = blocks.saturating_mul(cost.max(1));
     // Sixteen runs a thread if there is enough work, so that no thread waits long for the last run.
     let run = (blocks / (16 * threads)).max(GRAIN / cost.max(1)).max(1);
     let run = run.next_multiple_of(together);
+    let run = if total < LONG { run } else { run.min(longest(split)) };
     let (head, rest) = sums.split_at_mut(first.min(blocks));
     let mut next = 0;
-    let runs = head.chunks_mut(run).chain(rest.chunks_mut(run)).map(|sums| {
+    let (heads, rests) = (head.len().div_ceil(run), rest.len().div_ceil(run));
+    let mut chunks = head.chunks_mut(run).chain(rest.chunks_mut(run));
+    let runs = collected((0..heads + rests).map(|_| {
+        let sums = chunks.next().expect("as many as counted");
         let start = next;
         next += sums.len();
         Some((start, sums))
-    });
-    let runs: Vec<_> = runs.collect();
+    }));
     let shares = (0..threads).map(|i| i * runs.len() / threads..(i + 1) * runs.len() / threads);
-    let queue = Mutex::new((shares.collect::<Vec<_>>(), runs));
+    let queue = Mutex::new((collected(shares), runs));
+    let lock = || -> MutexGuard<'_, _> { queue.lock().unwrap_or_else(PoisonError::into_inner) };
     // Each thread takes its own share first, which is the same in every call: it may be in the thread's caches.
     // Then it takes the last run of the longest share.
     let take = |thread: usize| {
-        let (shares, runs) = &mut *queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let (shares, runs) = &mut *lock();
         let next = shares[thread].next();
         let next = next.or_else(|| shares.iter_mut().max_by_key(|share| share.len())?.next_back());
         runs[next?].take()
     };
+    let caller = thread::current().id();
     let work = |thread: usize| {
         let Some(mut run) = take(thread) else { return };
+        let mut interrupted = None;
         with_worker(&mut |worker| {
+            // The caller's thread alone asks, whatever its number.
+            let asks = thread::current().id() == caller;
+            let mut watch = Watch::over(if asks { total } else { 0 });
             loop {
                 let (start, sums) = &mut run;
                 worker(*start..*start + sums.len(), sums);
+                interrupted = watch.interruption();
+                if interrupted.is_some() {
+                    lock().0.fill(0..0);
+                }
                 let Some(next) = take(thread) else { break };
                 run = next;
             }
         });
         free_large();
+        if let Some(payload) = interrupted {
+            resume_unwind(payload);
+        }
     };
     helpers.run(&work);
     // Another library's threads may have left some runs.
@@ -173,8 +252,13 @@ fn share(helpers: &Helpers, split: Split, sums: &mut [f64], with_worker: &WithWo
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
     use super::*;
     use crate::parallel::team::Team;
+    use crate::simd::Output;
 
     /// Another library's threads may not come, or have unexpected numbers.
     #[test]
@@ -192,5 +276,112 @@ mod tests {
             });
             assert!(sums.iter().enumerate().all(|(block, sum)| *sum == block as f64));
         }
+    }
+
+    /// Writes the number of each block to its place, by the view that all threads share, and to its sum.
+    fn number_all(blocks: usize, helpers: Option<&Helpers>) {
+        let mut array = vec![0.0f32; blocks];
+        let output = Output::from_slice(&mut array);
+        let worker = |blocks: Range<usize>, sums: &mut [f64]| {
+            for (block, sum) in blocks.zip(sums) {
+                output.set(block, block as f32);
+                *sum += block as f64;
+            }
+        };
+        let all = Split { blocks, cost: 1000, first: 3, together: 4 };
+        let right = (0..blocks).map(|block| block as f64).sum::<f64>();
+        let mut sums = vec![0.0; blocks];
+        match helpers {
+            None => assert_eq!(split(all, |_| worker).unwrap(), right),
+            Some(helpers) => {
+                share(helpers, all, &mut sums, &|then| {
+                    then(&mut |blocks, sums| worker(blocks, sums))
+                });
+                assert_eq!(sums.iter().sum::<f64>(), right);
+            }
+        }
+        assert!(array.iter().enumerate().all(|(i, &x)| x == i as f32));
+    }
+
+    #[test]
+    fn threads_that_call_at_once() {
+        let calls = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for i in 0..200 {
+                        number_all(300 + i, None);
+                        calls.fetch_add(1, Relaxed);
+                    }
+                });
+            }
+            // Pools come and go meanwhile.
+            while calls.load(Relaxed) < 800 {
+                process::set_num_threads(calls.load(Relaxed) as i128 % 4 + 1).unwrap();
+                thread::sleep(Duration::from_micros(100));
+            }
+        });
+    }
+
+    #[test]
+    fn teams_of_threads_that_call_at_once() {
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for i in 0..40 {
+                        number_all(300 + i, Some(&Helpers::Team(Team::of_threads(), 3)));
+                    }
+                });
+            }
+        });
+    }
+
+    /// A long call ends early, with nothing left to do; no thread but the caller's asks.
+    #[test]
+    fn interrupted_calls() {
+        thread_local! {
+            static WANTED: Cell<bool> = const { Cell::new(false) };
+        }
+        process::ask_for_interruption(|| WANTED.get().then(|| Box::new("enough") as _));
+        let long = Split { blocks: 10_000, cost: 10_000_000, first: 1, together: 2 };
+        let helpers = [
+            None,
+            Some(Helpers::Team(Team::of_threads(), 3)),
+            Some(Helpers::Pool(crate::parallel::pool::Pool::new(2).into(), 2)),
+        ];
+        for helpers in &helpers {
+            let done = AtomicUsize::new(0);
+            let worker = |blocks: Range<usize>, _: &mut [f64]| {
+                assert!(blocks.len() <= 2);
+                done.fetch_add(blocks.len(), Relaxed);
+                thread::sleep(Duration::from_millis(5));
+            };
+            let call = || match helpers {
+                None => {
+                    let before = process::get_num_threads().unwrap();
+                    process::set_num_threads(1).unwrap();
+                    let result = catch_unwind(AssertUnwindSafe(|| split(long, |_| worker)));
+                    process::set_num_threads(before as i128).unwrap();
+                    result.map_or_else(|panic| resume_unwind(panic), drop)
+                }
+                Some(helpers) => {
+                    let mut sums = vec![0.0; long.blocks];
+                    share(helpers, long, &mut sums, &|then| {
+                        then(&mut |blocks, sums| worker(blocks, sums))
+                    })
+                }
+            };
+            WANTED.set(true);
+            let start = Instant::now();
+            let panic = catch_unwind(AssertUnwindSafe(call)).unwrap_err();
+            WANTED.set(false);
+            assert_eq!(panic.downcast_ref::<&str>(), Some(&"enough"));
+            assert!(start.elapsed() >= PAUSE);
+            let ended = done.load(Relaxed);
+            assert!(ended < long.blocks / 2, "{ended}");
+            thread::sleep(Duration::from_millis(30));
+            assert_eq!(done.load(Relaxed), ended, "a thread went on");
+        }
+        number_all(1000, None);
     }
 }

@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use crate::error::collected;
 use crate::parallel::affinity::{Restriction, Task, current_cpu};
 
 /// How long a helper without work stays awake.
@@ -112,7 +113,7 @@ impl Pool {
         };
         let shared = Arc::new(Shared {
             open: Mutex::default(),
-            helpers: (0..count).map(|_| helper()).collect(),
+            helpers: collected((0..count).map(|_| helper())),
             calls: AtomicUsize::new(0),
             awake: AtomicUsize::new(0),
             caller: AtomicUsize::new(NO_CPU),

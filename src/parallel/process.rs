@@ -8,8 +8,9 @@
 //! (`public.rs`) and PyTorch's table of functions (`tensors.rs`) are written once, when a module is
 //! imported; no thread ever waits for the lock of the memory of the last freed tensor (`memory.rs`).
 
+use std::any::Any;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use once_cell::race::OnceBox;
 
@@ -191,6 +192,22 @@ pub fn helpers(work: usize) -> Result<Option<Helpers>> {
 pub fn join_team() {
     let team = Team::find();
     state().team = team;
+}
+
+/// Tells whether the call of this thread is to end early, and what the call then unwinds with.
+pub type Interruption = fn() -> Option<Box<dyn Any + Send>>;
+
+/// Written once, when the library is loaded.
+static INTERRUPTION: OnceLock<Interruption> = OnceLock::new();
+
+/// From here on long calls ask this now and then.
+pub fn ask_for_interruption(ask: Interruption) {
+    let _ = INTERRUPTION.set(ask);
+}
+
+/// What the call of this thread is to unwind with, if it is to end early.
+pub fn interruption() -> Option<Box<dyn Any + Send>> {
+    INTERRUPTION.get().and_then(|ask| ask())
 }
 
 /// Prepares the process for `fork`. Called when the library is loaded.

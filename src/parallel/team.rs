@@ -164,5 +164,46 @@ mod tests {
             NUMBERS.set(numbers);
             Team { parallel, number, most }
         }
+
+        /// A library that starts four threads for each region, the caller's included.
+        pub fn of_threads() -> Self {
+            thread_local! {
+                static NUMBER: Cell<c_int> = const { Cell::new(0) };
+            }
+            struct Region(*mut c_void);
+            // SAFETY: as a library does, the test hands the pointer to its threads.
+            unsafe impl Sync for Region {}
+            unsafe extern "C" fn parallel(body: Body, region: *mut c_void, _: c_uint, _: c_uint) {
+                let region = &Region(region);
+                std::thread::scope(|scope| {
+                    for number in 1..4 {
+                        scope.spawn(move || {
+                            NUMBER.set(number);
+                            // SAFETY: what `run` hands over.
+                            unsafe { body({ region }.0) };
+                        });
+                    }
+                    // SAFETY: as above.
+                    unsafe { body(region.0) };
+                });
+            }
+            unsafe extern "C" fn number() -> c_int {
+                NUMBER.get()
+            }
+            unsafe extern "C" fn most() -> c_int {
+                4
+            }
+            Team { parallel, number, most }
+        }
+    }
+
+    #[test]
+    fn panics_reach_the_caller() {
+        for culprit in 0..4 {
+            let work = |thread: usize| assert!(thread != culprit, "of a thread");
+            let run = || Team::of_threads().run(4, &work);
+            let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+            assert_eq!(panic.downcast_ref::<&str>(), Some(&"of a thread"));
+        }
     }
 }

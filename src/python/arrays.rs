@@ -7,6 +7,7 @@
 
 use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 use numpy::npyffi::{self, NPY_TYPES, flags};
@@ -71,9 +72,16 @@ impl Room {
 }
 
 /// A native and aligned array as it was when it was looked at. Its numbers are valid as long as the
-/// object it was made from.
+/// object it was made from: nobody can change what is known of it.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
+    known: Known<'a>,
+    object: *mut PyObject,
+}
+
+/// What is known of an array.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
     pub data: *mut u8,
     pub shape: &'a [usize],
     pub strides: &'a [isize],
@@ -82,6 +90,14 @@ pub struct View<'a> {
     pub contiguous: bool,
     pub dtype: Dtype,
     pub writeable: bool,
+}
+
+impl<'a> Deref for View<'a> {
+    type Target = Known<'a>;
+    #[inline(always)]
+    fn deref(&self) -> &Known<'a> {
+        &self.known
+    }
 }
 
 /// The number that NumPy gave `bfloat16` when `ml_dtypes` registered it; 0 while no array of it was seen.
@@ -187,13 +203,20 @@ impl Source for Arrays {
         let contiguous = array.flags & flags::NPY_ARRAY_C_CONTIGUOUS != 0;
         let writeable = array.flags & flags::NPY_ARRAY_WRITEABLE != 0;
         let data = array.data.cast();
-        Ok(View { data, shape, strides, unit: 1, contiguous, dtype, writeable })
+        // SAFETY: NumPy keeps numbers of this type at these places, as long as the array.
+        Ok(unsafe {
+            let known = Known { data, shape, strides, unit: 1, contiguous, dtype, writeable };
+            View::new(object, known)
+        })
     }
 
     // Every call that makes an array asks: nothing is copied.
     #[inline(always)]
     fn is_still(object: &Bound<'_, PyAny>, view: &View<'_>) -> bool {
-        // SAFETY: it is an array: it was looked at.
+        if object.as_ptr() != view.object {
+            return false;
+        }
+        // SAFETY: the view is of this object, so it is an array.
         let array = unsafe { &(*object.as_ptr().cast::<npyffi::PyArrayObject>()).fields };
         let same = |(i, (&n, &step)): (usize, (&usize, &isize))| {
             // SAFETY: there are as many as before.
@@ -207,6 +230,16 @@ impl Source for Arrays {
 }
 
 impl<'a> View<'a> {
+    /// A view of an object of which this is known.
+    ///
+    /// # Safety
+    /// The object is one of those that its [`Source`] reads. During `'a` there are numbers of this dtype, aligned, at all places that data, shape and strides name. If it is
+    /// contiguous, they lie one after the other. If it is writeable, they may be written, as [`Output::new`] says.
+    #[inline(always)]
+    pub unsafe fn new(object: &'a Bound<'_, PyAny>, known: Known<'a>) -> Self {
+        View { known, object: object.as_ptr() }
+    }
+
     /// A C-contiguous array.
     #[inline(always)]
     pub fn of<S: Source>(object: &'a Bound<'_, PyAny>, room: &'a mut Room) -> Result<Self, Stop> {

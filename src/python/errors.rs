@@ -1,5 +1,6 @@
 //! Why a call has no result, and how Python learns it.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pyo3::exceptions::{PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
@@ -49,15 +50,32 @@ pub fn answer<'py>(
     })
 }
 
-/// Turns a panic into a `RuntimeError`, and want of memory into a `MemoryError`.
+/// What a long call ends with if a signal came whose handler raises: the exception, such as `KeyboardInterrupt`.
+///
+/// Only the main thread runs handlers. Another thread finds nothing to do.
+pub fn interruption() -> Option<Box<dyn Any + Send>> {
+    let handled = Python::try_attach(|py| py.check_signals())?;
+    handled.err().map(|error| Box::new(error) as _)
+}
+
+/// Turns a panic into a `RuntimeError`, want of memory into a `MemoryError`, and an interruption into its exception.
 pub fn guarded<R>(f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
-        if panic.is::<NoMemory>() {
-            return Err(PyMemoryError::new_err("not enough memory"));
-        }
-        let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        let text = text.unwrap_or_else(|| "unknown".into());
-        Err(PyRuntimeError::new_err(format!("internal error in xentrs, please report: {text}")))
-    })
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(error_of(panic)))
+}
+
+/// The exception for what a call has unwound with. Not inlined, since each public function has a [`guarded`] of its own.
+#[cold]
+#[inline(never)]
+fn error_of(panic: Box<dyn Any + Send>) -> PyErr {
+    let panic = match panic.downcast::<PyErr>() {
+        Ok(error) => return *error,
+        Err(panic) => panic,
+    };
+    if panic.is::<NoMemory>() {
+        return PyMemoryError::new_err("not enough memory");
+    }
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    let text = text.unwrap_or_else(|| "unknown".into());
+    PyRuntimeError::new_err(format!("internal error in xentrs, please report: {text}"))
 }

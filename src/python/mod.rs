@@ -64,6 +64,7 @@ mod _xentrs {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         process::prepare_fork();
+        process::ask_for_interruption(super::errors::interruption);
         // Has NumPy's functions found now: a child that is forked while another thread finds them at its
         // first call would wait for that thread for ever.
         // SAFETY: any object may be asked whether it is an array.

@@ -3,13 +3,16 @@
 //! Reading an option may run code of the caller's (a number's `__float__`), which may give an array
 //! another shape. So all are read before any array is looked at.
 
-use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use std::iter::repeat_n;
+
+use pyo3::exceptions::{PyException, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyFloat, PyInt, PyString, PyTuple};
 
 use super::errors::Stop;
 use crate::call::options::{Direction, Ignored, Options, Reduction, log_of_base};
+use crate::error::collected;
 use crate::losses::{Keyword, Kind, Loss};
 
 /// The values of a call's keywords: options as they are, arrays not looked at yet (`None` where left out).
@@ -165,8 +168,11 @@ fn ignored(object: &Bound<'_, PyAny>) -> Result<Ignored, Stop> {
         return Ok(Ignored::Many(vec![]));
     }
     let indices = object.cast_exact::<PyTuple>().map_err(|_| Stop::NotImplemented)?;
-    let indices: Result<_, _> = indices.iter().map(|index| exact_int(&index)).collect();
-    Ok(Ignored::Many(indices?))
+    let mut all = collected(repeat_n(0, indices.len()));
+    for (index, object) in all.iter_mut().zip(indices) {
+        *index = exact_int(&object)?;
+    }
+    Ok(Ignored::Many(all))
 }
 
 /// A word of those that a keyword takes, not checked yet.
@@ -201,6 +207,8 @@ fn converted(name: &str, object: &Bound<'_, PyAny>) -> Result<f64, Stop> {
             let message = format!("{name} is too large for a float: {object}");
             Err(PyValueError::new_err(message).into())
         }
+        // Ctrl-C while the caller's code ran.
+        Err(error) if !error.is_instance_of::<PyException>(object.py()) => Err(error.into()),
         Err(_) => {
             let message = but_is(&format!("{name} must be a number"), object);
             Err(PyTypeError::new_err(message).into())

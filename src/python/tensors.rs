@@ -15,7 +15,7 @@ use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
-use super::arrays::{Room, Source, View};
+use super::arrays::{Known, Room, Source, View};
 use super::call::{Call, named};
 use super::errors::Stop;
 use super::memory::Memory;
@@ -259,7 +259,11 @@ impl Source for Tensors {
             return Err(Stop::NotImplemented);
         }
         let (contiguous, unit) = (contiguous || step == 0, size as isize);
-        Ok(View { data, shape, strides, unit, contiguous, dtype, writeable: true })
+        // SAFETY: the tensor keeps numbers of this type at these places, as long as no other thread replaces its memory.
+        Ok(unsafe {
+            let known = Known { data, shape, strides, unit, contiguous, dtype, writeable: true };
+            View::new(object, known)
+        })
     }
 }
 

@@ -376,7 +376,7 @@ vector!(
         });
         op!(load_columns(_s: Avx2, src: Input<'_, f32>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
-            let start = src.pointer(at, 15 * stride + COLUMNS);
+            let (start, stride) = src.rows(at, 16, stride, COLUMNS);
             let mut halves = [[_mm256_setzero_ps(); COLUMNS]; 2];
             for i in 0..16 {
                 halves[i / 8][i % 8] = _mm256_loadu_ps(start.add(i * stride));
@@ -390,7 +390,7 @@ vector!(
         });
         op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f32>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 15 * stride + COLUMNS);
+            let (start, stride) = dst.rows(at, 16, stride, COLUMNS);
             let halves = [columns.map(|x| x.0), columns.map(|x| x.1)];
             for (half, x) in halves.into_iter().enumerate() {
                 for (i, row) in transpose_ps(x).into_iter().enumerate() {
@@ -399,7 +399,7 @@ vector!(
             }
         });
         op!(load_half(_s: Avx2, src: Input<'_, f32>, at: usize, stride: usize) -> [Self; HALF] = {
-            let start = src.pointer(at, 15 * stride + HALF);
+            let (start, stride) = src.rows(at, 16, stride, HALF);
             let mut halves = [[_mm256_setzero_ps(); HALF]; 2];
             for i in 0..8 {
                 // Rows i and i + 4 of eight.
@@ -413,7 +413,7 @@ vector!(
         });
         op!(store_half(columns: [Self; HALF], dst: Output<'_, f32>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 15 * stride + HALF);
+            let (start, stride) = dst.rows(at, 16, stride, HALF);
             let halves = [columns.map(|x| x.0), columns.map(|x| x.1)];
             for (half, x) in halves.into_iter().enumerate() {
                 let x = transpose_halves(x);
@@ -428,7 +428,7 @@ vector!(
             }
         });
         op!(load_pair(_s: Avx2, src: Input<'_, f32>, at: usize, stride: usize) -> [Self; PAIR] = {
-            let start = src.pointer(at, 15 * stride + PAIR);
+            let (start, stride) = src.rows(at, 16, stride, PAIR);
             let row = |i: usize| _mm_loadl_epi64(start.add(i * stride).cast());
             let two = |i: usize| _mm_unpacklo_epi64(row(i), row(i + 1));
             // Of half the rows: the first two and the third two of eight, and the others.
@@ -441,7 +441,7 @@ vector!(
         });
         op!(store_pair(columns: [Self; PAIR], dst: Output<'_, f32>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 15 * stride + PAIR);
+            let (start, stride) = dst.rows(at, 16, stride, PAIR);
             let [a, b] = columns;
             let mut row = start;
             for (a, b) in [(a.0, b.0), (a.1, b.1)] {
@@ -535,7 +535,7 @@ vector!(
         });
         op!(load_columns(_s: Avx2, src: Input<'_, f64>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
-            let start = src.pointer(at, 7 * stride + COLUMNS);
+            let (start, stride) = src.rows(at, 8, stride, COLUMNS);
             let zero = _mm256_setzero_pd();
             let mut columns = [F64(zero, zero); COLUMNS];
             for part in [0, 4] {
@@ -552,7 +552,7 @@ vector!(
         });
         op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f64>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 7 * stride + COLUMNS);
+            let (start, stride) = dst.rows(at, 8, stride, COLUMNS);
             let [a, b, c, d, e, f, g, h] = columns;
             let halves = [
                 [[a.0, b.0, c.0, d.0], [e.0, f.0, g.0, h.0]],
@@ -568,7 +568,7 @@ vector!(
             }
         });
         op!(load_half(_s: Avx2, src: Input<'_, f64>, at: usize, stride: usize) -> [Self; HALF] = {
-            let start = src.pointer(at, 7 * stride + HALF);
+            let (start, stride) = src.rows(at, 8, stride, HALF);
             let mut halves = [[_mm256_setzero_pd(); HALF]; 2];
             for i in 0..8 {
                 halves[i / 4][i % 4] = _mm256_loadu_pd(start.add(i * stride));
@@ -580,7 +580,7 @@ vector!(
         });
         op!(store_half(columns: [Self; HALF], dst: Output<'_, f64>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 7 * stride + HALF);
+            let (start, stride) = dst.rows(at, 8, stride, HALF);
             let halves = [columns.map(|x| x.0), columns.map(|x| x.1)];
             for (half, x) in halves.into_iter().enumerate() {
                 for (i, row) in transpose_pd(x).into_iter().enumerate() {
@@ -589,7 +589,7 @@ vector!(
             }
         });
         op!(load_pair(_s: Avx2, src: Input<'_, f64>, at: usize, stride: usize) -> [Self; PAIR] = {
-            let start = src.pointer(at, 7 * stride + PAIR);
+            let (start, stride) = src.rows(at, 8, stride, PAIR);
             let row = |i: usize| _mm_loadu_pd(start.add(i * stride));
             let two = |i: usize| _mm256_set_m128d(row(i + 2), row(i));
             let [a, b, c, d] = [two(0), two(1), two(4), two(5)];
@@ -600,7 +600,7 @@ vector!(
         });
         op!(store_pair(columns: [Self; PAIR], dst: Output<'_, f64>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 7 * stride + PAIR);
+            let (start, stride) = dst.rows(at, 8, stride, PAIR);
             let [a, b] = columns;
             for (half, (a, b)) in [(a.0, b.0), (a.1, b.1)].into_iter().enumerate() {
                 let x = [_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b)];

@@ -331,7 +331,7 @@ vector!(
         });
         op!(load_columns(_s: Avx512, src: Input<'_, f32>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
-            let start = src.pointer(at, 15 * stride + COLUMNS);
+            let (start, stride) = src.rows(at, 16, stride, COLUMNS);
             // Rows i and i + 4 in one register: four rows more follow after the first step.
             let mut x = [[_mm512_setzero_ps(); 4]; 2];
             // The address of a row follows from that of the row before: sixteen addresses would need more registers
@@ -357,7 +357,7 @@ vector!(
         });
         op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f32>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 15 * stride + COLUMNS);
+            let (start, stride) = dst.rows(at, 16, stride, COLUMNS);
             let lower = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
             let upper = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
             let mut x = [[_mm512_setzero_ps(); 4]; 2];
@@ -381,7 +381,7 @@ vector!(
             }
         });
         op!(load_half(_s: Avx512, src: Input<'_, f32>, at: usize, stride: usize) -> [Self; HALF] = {
-            let start = src.pointer(at, 15 * stride + HALF);
+            let (start, stride) = src.rows(at, 16, stride, HALF);
             let mut x = [_mm512_setzero_ps(); HALF];
             for (i, x) in x.iter_mut().enumerate() {
                 // Rows i, i + 4, i + 8 and i + 12.
@@ -395,7 +395,7 @@ vector!(
         });
         op!(store_half(columns: [Self; HALF], dst: Output<'_, f32>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 15 * stride + HALF);
+            let (start, stride) = dst.rows(at, 16, stride, HALF);
             let x = transpose_quarters(columns.map(|x| x.0));
             let mut row = start;
             for i in 0..16 {
@@ -410,7 +410,7 @@ vector!(
             }
         });
         op!(load_pair(_s: Avx512, src: Input<'_, f32>, at: usize, stride: usize) -> [Self; PAIR] = {
-            let start = src.pointer(at, 15 * stride + PAIR);
+            let (start, stride) = src.rows(at, 16, stride, PAIR);
             let row = |i: usize| _mm_loadl_epi64(start.add(i * stride).cast());
             // Quarter i: rows 4 i and 4 i + 1, and the next two.
             let mut x = [_mm512_setzero_si512(); 2];
@@ -428,7 +428,7 @@ vector!(
         });
         op!(store_pair(columns: [Self; PAIR], dst: Output<'_, f32>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 15 * stride + PAIR);
+            let (start, stride) = dst.rows(at, 16, stride, PAIR);
             let [a, b] = columns.map(|x| x.0);
             let x = [_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)];
             let mut row = start;
@@ -509,7 +509,7 @@ vector!(
         });
         op!(load_columns(_s: Avx512, src: Input<'_, f64>, at: usize, stride: usize)
             -> [Self; COLUMNS] = {
-            let start = src.pointer(at, 7 * stride + COLUMNS);
+            let (start, stride) = src.rows(at, 8, stride, COLUMNS);
             let mut x = [_mm512_setzero_pd(); COLUMNS];
             for (i, x) in x.iter_mut().enumerate() {
                 *x = _mm512_loadu_pd(start.add(i * stride));
@@ -518,13 +518,13 @@ vector!(
         });
         op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f64>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 7 * stride + COLUMNS);
+            let (start, stride) = dst.rows(at, 8, stride, COLUMNS);
             for (i, row) in transpose_pd(columns.map(|x| x.0)).into_iter().enumerate() {
                 _mm512_storeu_pd(start.add(i * stride), row);
             }
         });
         op!(load_half(_s: Avx512, src: Input<'_, f64>, at: usize, stride: usize) -> [Self; HALF] = {
-            let start = src.pointer(at, 7 * stride + HALF);
+            let (start, stride) = src.rows(at, 8, stride, HALF);
             let mut x = [_mm512_setzero_pd(); HALF];
             for (i, x) in x.iter_mut().enumerate() {
                 // Rows i and i + 4.
@@ -539,7 +539,7 @@ vector!(
         });
         op!(store_half(columns: [Self; HALF], dst: Output<'_, f64>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 7 * stride + HALF);
+            let (start, stride) = dst.rows(at, 8, stride, HALF);
             let [e, f, g, h] = columns.map(|x| x.0);
             let ([a, c], [b, d]) = (exchange_quarters(e, g), exchange_quarters(f, h));
             let x = [
@@ -558,7 +558,7 @@ vector!(
             }
         });
         op!(load_pair(_s: Avx512, src: Input<'_, f64>, at: usize, stride: usize) -> [Self; PAIR] = {
-            let start = src.pointer(at, 7 * stride + PAIR);
+            let (start, stride) = src.rows(at, 8, stride, PAIR);
             let row = |i: usize| _mm_castpd_ps(_mm_loadu_pd(start.add(i * stride)));
             // Even rows, and odd ones.
             let mut x = [_mm512_setzero_ps(); 2];
@@ -573,7 +573,7 @@ vector!(
         });
         op!(store_pair(columns: [Self; PAIR], dst: Output<'_, f64>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 7 * stride + PAIR);
+            let (start, stride) = dst.rows(at, 8, stride, PAIR);
             let [a, b] = columns.map(|x| x.0);
             let x = [_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b)];
             let mut row = start;

@@ -29,7 +29,11 @@ pub struct Input<'a, T> {
 }
 
 /// A view to write to. Copies of it alias. Whoever splits work over threads gives each thread its own part (see
-/// the head of this file).
+/// the head of this file). So safe code outside this crate makes none:
+///
+/// ```compile_fail,E0624
+/// let output = xentrs::simd::Output::from_slice(&mut [0.0f32; 4]);
+/// ```
 #[derive(Debug)]
 pub struct Output<'a, T> {
     start: *mut T,
@@ -85,10 +89,10 @@ impl<T> Clone for Output<'_, T> {
 }
 impl<T> Copy for Output<'_, T> {}
 
-// SAFETY: a view is a checked pointer to plain numbers; see `Output` about writers.
-unsafe impl<T: Send> Send for Input<'_, T> {}
+// SAFETY: a view is a checked pointer to numbers that are only read, as a shared slice; see `Output` about writers.
+unsafe impl<T: Sync> Send for Input<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Sync for Input<'_, T> {}
+unsafe impl<T: Sync> Sync for Input<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Send for Output<'_, T> {}
 // SAFETY: as above.
@@ -146,6 +150,21 @@ impl<'a, T: Copy> Input<'a, T> {
         assert!(n <= self.len && at <= self.len - n, "load past the end of a view");
         // SAFETY: checked above.
         unsafe { self.start.add(at) }
+    }
+
+    /// A pointer to `n` readable rows of `columns` numbers, the first at `at`, and the step from each to the next:
+    /// `stride`, modulo 2^32. No rows are farther from each other, and the end of the last one cannot overflow. Panics
+    /// past the end.
+    #[inline(always)]
+    pub(super) fn rows(
+        self,
+        at: usize,
+        n: usize,
+        stride: usize,
+        columns: usize,
+    ) -> (*const T, usize) {
+        let stride = stride as u32 as usize;
+        (self.pointer(at, (n - 1) * stride + columns), stride)
     }
 
     /// Prefetches the cache line `ahead` numbers from the start, which may be past the end.
@@ -241,6 +260,40 @@ impl<'a, T: Copy> Output<'a, T> {
         // SAFETY: checked above.
         unsafe { self.start.add(at) }
     }
+
+    /// A pointer to `n` writable rows of `columns` numbers, the first at `at`, and the step from each to the next:
+    /// `stride`, modulo 2^32. No rows are farther from each other, and the end of the last one cannot overflow. Panics
+    /// past the end.
+    #[inline(always)]
+    pub(super) fn rows(
+        self,
+        at: usize,
+        n: usize,
+        stride: usize,
+        columns: usize,
+    ) -> (*mut T, usize) {
+        let stride = stride as u32 as usize;
+        (self.pointer(at, (n - 1) * stride + columns), stride)
+    }
+}
+
+/// Panics unless the first and the last of `n` numbers are within views of these lengths to read from and to write to.
+/// A function of its own: inlined, it would be a large part of many kernels.
+#[inline(never)]
+fn check_steps(
+    n: usize,
+    (from, src_step): (usize, isize),
+    src_len: usize,
+    (to, dst_step): (usize, isize),
+    dst_len: usize,
+) {
+    let is_inside = |at: usize, step: isize, len: usize| {
+        let span = isize::try_from(n - 1).ok().and_then(|last| last.checked_mul(step));
+        let end = span.and_then(|span| span.checked_add(at as isize));
+        at < len && end.is_some_and(|end| (0..len as isize).contains(&end))
+    };
+    assert!(is_inside(from, src_step, src_len), "read past the end of a view");
+    assert!(is_inside(to, dst_step, dst_len), "write past the end of a view");
 }
 
 /// Copies `n` numbers, first to last. Each view comes with the place of its first number and the step to the next.
@@ -251,18 +304,19 @@ pub fn copy<T: Copy>(
     (src, from, src_step): (Input<'_, T>, usize, isize),
     (dst, to, dst_step): (Output<'_, T>, usize, isize),
 ) {
-    let Some(last) = n.checked_sub(1) else { return };
-    let end = |at: usize, step: isize| at as isize + last as isize * step;
-    let inside = |at, step, len: usize| at < len && (0..len as isize).contains(&end(at, step));
-    assert!(inside(from, src_step, src.len), "read past the end of a view");
-    assert!(inside(to, dst_step, dst.len), "write past the end of a view");
+    if n == 0 {
+        return;
+    }
+    if (src_step, dst_step) == (1, 1) {
+        let (src, dst) = (src.pointer(from, n), dst.pointer(to, n));
+        // SAFETY: both pointers are to `n` numbers.
+        unsafe { src.copy_to(dst, n) };
+        return;
+    }
+    check_steps(n, (from, src_step), src.len, (to, dst_step), dst.len);
     // SAFETY: first and last are within the views, and so is what is between them.
     unsafe {
         let (src, dst) = (src.start.add(from), dst.start.add(to));
-        if (src_step, dst_step) == (1, 1) {
-            src.copy_to(dst, n);
-            return;
-        }
         for i in 0..n as isize {
             dst.offset(i * dst_step).write(src.offset(i * src_step).read());
         }
@@ -273,6 +327,18 @@ pub fn copy<T: Copy>(
 ///
 /// A thread keeps some small buffers for its next calls: to allocate aligned memory takes longer than a loss of
 /// ten numbers. Of larger buffers it keeps the last one until its work for a call ends.
+///
+/// A buffer belongs to one thread:
+///
+/// ```compile_fail,E0277
+/// fn shared(_: impl Sync) {}
+/// shared(xentrs::simd::Scratch::<f32>::new(4));
+/// ```
+///
+/// ```compile_fail,E0277
+/// fn sent(_: impl Send) {}
+/// sent(xentrs::simd::Scratch::<f32>::new(4));
+/// ```
 #[derive(Debug)]
 pub struct Scratch<T> {
     start: *mut T,

@@ -386,7 +386,7 @@ vector!(
         });
         op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f32>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 15 * stride + COLUMNS);
+            let (start, stride) = dst.rows(at, 16, stride, COLUMNS);
             let [a, b, c, d, e, f, g, h] = columns;
             for i in 0..4 {
                 let low = transpose_f32([a.0[i], b.0[i], c.0[i], d.0[i]]);
@@ -399,7 +399,7 @@ vector!(
             }
         });
         op!(load_half(_s: Neon, src: Input<'_, f32>, at: usize, stride: usize) -> [Self; HALF] = {
-            let start = src.pointer(at, 15 * stride + HALF);
+            let (start, stride) = src.rows(at, 16, stride, HALF);
             let mut columns = [F32([vdupq_n_f32(0.0); REGISTERS]); HALF];
             for i in 0..4 {
                 let row = start.add(4 * i * stride);
@@ -418,7 +418,7 @@ vector!(
         });
         op!(store_half(columns: [Self; HALF], dst: Output<'_, f32>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 15 * stride + HALF);
+            let (start, stride) = dst.rows(at, 16, stride, HALF);
             let [a, b, c, d] = columns;
             for i in 0..4 {
                 let rows = transpose_f32([a.0[i], b.0[i], c.0[i], d.0[i]]);
@@ -428,7 +428,7 @@ vector!(
             }
         });
         op!(load_pair(_s: Neon, src: Input<'_, f32>, at: usize, stride: usize) -> [Self; PAIR] = {
-            let start = src.pointer(at, 15 * stride + PAIR);
+            let (start, stride) = src.rows(at, 16, stride, PAIR);
             let mut columns = [F32([vdupq_n_f32(0.0); REGISTERS]); PAIR];
             for i in 0..4 {
                 let row = start.add(4 * i * stride);
@@ -442,7 +442,7 @@ vector!(
         });
         op!(store_pair(columns: [Self; PAIR], dst: Output<'_, f32>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 15 * stride + PAIR);
+            let (start, stride) = dst.rows(at, 16, stride, PAIR);
             let [a, b] = columns;
             for i in 0..4 {
                 let rows = [vzip1q_f32(a.0[i], b.0[i]), vzip2q_f32(a.0[i], b.0[i])];
@@ -544,7 +544,7 @@ vector!(
         });
         op!(store_columns(columns: [Self; COLUMNS], dst: Output<'_, f64>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 7 * stride + COLUMNS);
+            let (start, stride) = dst.rows(at, 8, stride, COLUMNS);
             for i in 0..4 {
                 // Rows first to last.
                 for row in 0..2 {
@@ -565,7 +565,7 @@ vector!(
         });
         op!(store_half(columns: [Self; HALF], dst: Output<'_, f64>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 7 * stride + HALF);
+            let (start, stride) = dst.rows(at, 8, stride, HALF);
             let [a, b, c, d] = columns;
             for i in 0..4 {
                 let row = start.add(2 * i * stride);
@@ -577,7 +577,7 @@ vector!(
             }
         });
         op!(load_pair(_s: Neon, src: Input<'_, f64>, at: usize, stride: usize) -> [Self; PAIR] = {
-            let start = src.pointer(at, 7 * stride + PAIR);
+            let (start, stride) = src.rows(at, 8, stride, PAIR);
             let mut columns = [F64([vdupq_n_f64(0.0); REGISTERS]); PAIR];
             for i in 0..4 {
                 let row = start.add(2 * i * stride);
@@ -589,7 +589,7 @@ vector!(
         });
         op!(store_pair(columns: [Self; PAIR], dst: Output<'_, f64>, at: usize, stride: usize)
             -> () = {
-            let start = dst.pointer(at, 7 * stride + PAIR);
+            let (start, stride) = dst.rows(at, 8, stride, PAIR);
             let [a, b] = columns;
             for i in 0..4 {
                 let row = start.add(2 * i * stride);

@@ -171,6 +171,53 @@ fn the_portable_fma_keeps_what_cancels() {
     });
 }
 
+/// Reads or writes columns of rows that are so far from each other that the end of the last one overflows.
+struct Far<T> {
+    zero: T,
+    stride: usize,
+    operation: usize,
+}
+
+impl<T: Float> Kernel for Far<T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let Far { zero, stride, operation } = self;
+        let (from, mut into) = ([zero; 40], [zero; 40]);
+        let (src, dst) = (Input::from_slice(&from), Output::from_slice(&mut into));
+        let x = T::V::<S>::splat(s, zero);
+        match operation {
+            0 => _ = T::V::<S>::load_columns(s, src, 0, stride),
+            1 => _ = T::V::<S>::load_half(s, src, 0, stride),
+            2 => _ = T::V::<S>::load_pair(s, src, 0, stride),
+            3 => T::V::<S>::store_columns([x; COLUMNS], dst, 0, stride),
+            4 => T::V::<S>::store_half([x; HALF], dst, 0, stride),
+            _ => T::V::<S>::store_pair([x; PAIR], dst, 0, stride),
+        }
+    }
+}
+
+fn refused(f: impl FnOnce()) -> bool {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).is_err()
+}
+
+#[test]
+fn rows_that_are_too_far_from_each_other_panic() {
+    // What times an odd number is 1, modulo 2^64, by Newton's iteration.
+    let inverse = |odd: usize| {
+        (0..7).fold(odd, |x, _| x.wrapping_mul(2usize.wrapping_sub(odd.wrapping_mul(x))))
+    };
+    assert_eq!(inverse(15).wrapping_mul(15), 1);
+    at_every_level(|level| {
+        for operation in 0..6 {
+            let far = Far { zero: 0.0f32, stride: inverse(15), operation };
+            assert!(refused(|| enter(level, far)), "{operation}");
+            let far = Far { zero: 0.0f64, stride: inverse(7), operation };
+            assert!(refused(|| enter(level, far)), "{operation}");
+        }
+    });
+}
+
 #[test]
 fn a_wrong_index_panics() {
     at_every_level(|level| {
@@ -187,4 +234,24 @@ fn a_wrong_index_panics() {
         }
         assert!(std::panic::catch_unwind(|| enter(level, Past)).is_err());
     });
+}
+
+/// Steps and lengths whose products overflow too.
+#[test]
+fn copies_past_an_end_panic() {
+    let fails = |n, (at, step), (to, to_step)| {
+        let (from, mut into) = ([1.0f32; 20], [0.0f32; 20]);
+        let output = Output::from_slice(&mut into);
+        refused(|| copy(n, (Input::from_slice(&from), at, step), (output, to, to_step)))
+    };
+    assert!(!fails(20, (0, 1), (19, -1)));
+    assert!(!fails(0, (40, 1), (40, 1)));
+    for wrong in [(0, 2), (1, 1), (8, -1), (20, 0), (0, isize::MAX), (0, isize::MIN)] {
+        assert!(fails(20, wrong, (0, 1)), "{wrong:?}");
+        assert!(fails(20, (0, 1), wrong), "{wrong:?}");
+    }
+    let many = usize::MAX / 4 + 2; // times 4 it is 4 again
+    assert!(fails(many, (0, 4), (0, 4)));
+    assert!(fails(usize::MAX, (0, 1), (0, 1)));
+    assert!(fails(usize::MAX, (0, -1), (0, -1)));
 }

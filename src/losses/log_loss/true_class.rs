@@ -16,6 +16,7 @@
 //!
 //! A sample costs a cache line of probabilities, and its gradient costs what writing zeros costs.
 
+use std::iter::repeat_n;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -23,7 +24,7 @@ use super::checks::search;
 use super::{Classes, Values};
 use crate::call::batch::{Batch, IGNORED};
 use crate::elements::probabilities::Interval;
-use crate::error::Result;
+use crate::error::{Result, collected};
 use crate::math::{Real, log::log};
 use crate::parallel::driver::Job;
 use crate::simd::slices::copy;
@@ -248,7 +249,7 @@ impl<T: Real> Job for TrueClass<'_, '_, T> {
         // Few rows need no memory of the system.
         let (mut few, mut many) = ([0; CHUNK], vec![]);
         if rows > CHUNK {
-            many.resize(rows, 0);
+            many = collected(repeat_n(0, rows));
         }
         let places = if rows > CHUNK { &mut many[..] } else { &mut few };
         let mut sparse = SparseBlock { numbers: Scratch::<T>::new(rows * width), places, n: 0 };
