@@ -69,7 +69,11 @@ impl Case {
         let mut weights = [None, None];
         for (weights_of, keyword) in weights.iter_mut().zip([Keyword::Weight, Keyword::PosWeight]) {
             let period = pick(u, &[1, 2, 3, 5, 16, 17, 100]);
-            if loss.keywords.contains(&keyword) && byte(u) % 2 == 1 && n % period == 0 && n > 0 {
+            if loss.keywords.contains(&keyword)
+                && byte(u) % 2 == 1
+                && n.is_multiple_of(period)
+                && n > 0
+            {
                 *weights_of = Some(super::inputs::weights(u, period));
             }
         }

@@ -124,7 +124,7 @@ fn of_softmax(name: &str, x: &[f64], t: &Coefficients, options: &Options) -> Opt
         let capped = cap.map_or(0.0, |cap| z * cap * (softmax.log_sum.abs() + 1e-6 * cap));
         row.loss_size = (row.loss + penalty + capped) * unit + total * 1e-3 * (unit - 1.0);
         row.loss += penalty;
-        for c in 0..x.len() {
+        for (c, &slope) in slopes.iter().enumerate() {
             let (p, own) = (softmax.p[c], t.of_classes[c]);
             let (plain, size) = match t.hard {
                 Some(class) if class == c => {
@@ -135,8 +135,8 @@ fn of_softmax(name: &str, x: &[f64], t: &Coefficients, options: &Options) -> Opt
                 None => (total * p - own, (total * p).max(own)),
             };
             let more = 2.0 * z * softmax.log_sum * p;
-            row.grad[c] = (plain + more) * slopes[c];
-            row.sizes[c] = (size + more.abs() + z * p) * slopes[c] * unit;
+            row.grad[c] = (plain + more) * slope;
+            row.sizes[c] = (size + more.abs() + z * p) * slope * unit;
         }
         row.units = 32.0;
         return Some(row);

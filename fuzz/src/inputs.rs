@@ -304,7 +304,7 @@ pub fn output<'a, T: Copy>(numbers: &mut [T]) -> Output<'a, T> {
 pub fn options(u: &mut Unstructured<'_>, keywords: &[Keyword]) -> Options {
     let mut options = Options::default();
     for keyword in keywords {
-        if byte(u) % 2 == 0 {
+        if byte(u).is_multiple_of(2) {
             continue;
         }
         match keyword {
