@@ -938,6 +938,9 @@ def compare(call, x, t, options, results):
         _compare_zeros(what, row, values, sizes, below)
         if 1e-12 <= factor < np.inf:
             room = least * max(1.0, factor / 1e9)
+            if (call.name, what) == ("log_loss", "hess"):
+                # The gradient over p: none has digits where the gradient has none.
+                room = np.where(abs(right.derivatives[0][0]) < room, np.inf, room)
             _compare_each(what, row, values, sizes, info, room, more[what])
 
 

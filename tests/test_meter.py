@@ -855,6 +855,7 @@ def test_states_that_are_none(rng):
         ("bins", np.array(-1), "bins"),
         ("groups", np.zeros(9, int), "twice"),
         ("ignore_index", np.array(["x"]), "ignore_index"),
+        ("ignore_index", np.array([0x7FFFFFFF], np.uint32).view("U1"), "strings that are none"),
         ("losses.bins", state["losses.bins"][::-1], "losses.bins"),
         ("sums.first", np.array(-5), "sums.first"),
         ("losses.first", np.array(2000), "losses.first"),

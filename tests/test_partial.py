@@ -528,6 +528,7 @@ def test_arguments_of_of():
 
     refused(TypeError, "first_class must be an int, not float", first_class=1.0)
     refused(ValueError, "first_class is -1, but must be at least 0", first_class=-1)
+    refused(ValueError, f"first_class is {1 << 70}, but class", first_class=1 << 70)
     refused(TypeError, "logits_slice has dtype int64", np.zeros((2, 3), int))
     refused(ValueError, r"logits_slice must have a class axis", np.float64(1.0), 0)
     refused(ValueError, r"has no classes on axis 1", np.zeros((2, 0)))

@@ -151,6 +151,8 @@ class PartialCrossEntropy:
             raise ValueError(f"first_class is {first}, but must be at least 0")
         x, axis = _logits(logits_slice, axis)
         classes = x.shape[axis]
+        if first + classes >= 1 << 63:
+            raise ValueError(f"first_class is {first}, but class indices must be below 2**63")
         samples = x.shape[:axis] + x.shape[axis + 1 :]
         indices = _class_indices(target, x, axis, samples)
         s = None

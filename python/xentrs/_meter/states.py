@@ -140,6 +140,11 @@ class _Reader:
                 f"state[{name!r}] has dtype {a.dtype} and shape {a.shape}: it is not what "
                 "to_state returns"
             )
+        if a.dtype.kind == "U":
+            try:
+                a.tolist()
+            except (SystemError, ValueError):  # NumPy's for a code point that is none
+                raise ValueError(f"state[{name!r}] has strings that are none") from None
         return a if kinds == "iU" or a.dtype.kind not in "if" else a.astype(a.dtype.kind + "8")
 
     def integer(self, name: str) -> int:
