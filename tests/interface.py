@@ -731,11 +731,11 @@ def check(data):
         return c.pick(KINDS)(c)
 
 
-def run(seed, seconds):
+def run(seed, seconds, most=sys.maxsize):
     """Check random bytes for a time; return the number of calls, of results, and what was found."""
     rng, end = random.Random(seed), time.monotonic() + seconds
     calls, accepted, findings = 0, 0, {}
-    while time.monotonic() < end:
+    while time.monotonic() < end and calls < most:
         data = rng.randbytes(rng.choice([30, 60, 120, 250, 500]))
         print(data.hex(), file=sys.stderr)  # so that a crash tells which it was
         try:
@@ -751,6 +751,7 @@ def run(seed, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=2)
+    parser.add_argument("--calls", type=int, default=sys.maxsize, help="the most")
     parser.add_argument("--seed", type=int, help="default: a new one")
     parser.add_argument("--bytes", type=bytes.fromhex, help="make one call")
     parser.add_argument("--file", type=Path, help="make the call of a file")
@@ -769,7 +770,7 @@ def main():
         print(f"{len(files)} calls")
         return 0
     seed = secrets.randbelow(10**9) if given.seed is None else given.seed
-    calls, accepted, findings = run(seed, 60 * given.minutes)
+    calls, accepted, findings = run(seed, 60 * given.minutes, given.calls)
     print(f"seed {seed}: {calls} calls, {accepted} compared, {len(findings)} distinct findings")
     for words, data in findings.values():
         print(f"\n{words}\n    python tests/interface.py --bytes {data.hex()}")
