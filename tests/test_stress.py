@@ -543,6 +543,10 @@ HUGE = (
         for place, value in spots.items():
             a[place] = value
         return a
+
+    n = (1 << 21) + 3
+    x = spotted((n, 1024), np.float16, {(0, 5): 9, (-1, 5): 9, (-1, 1023): 4, (n // 2, 7): -3})
+    t = spotted(n, np.int16, {0: 5, -1: 1023, n // 2: 7})
 """
 )
 
@@ -553,9 +557,6 @@ def test_more_numbers_than_32_bits_count(python):
     python(
         HUGE
         + """
-    n = (1 << 21) + 3
-    x = spotted((n, 1024), np.float16, {(0, 5): 9, (-1, 5): 9, (-1, 1023): 4, (n // 2, 7): -3})
-    t = spotted(n, np.int16, {0: 5, -1: 1023, n // 2: 7})
     some = [0, -1, n // 2]
     right = xentrs.cross_entropy(x[some], t[some], reduction="sum") + (n - 3) * np.log(1024)
     got = xentrs.cross_entropy(x, t, reduction="sum")
@@ -590,9 +591,6 @@ def test_huge_gradients(python):
     python(
         HUGE
         + """
-    n = (1 << 21) + 3
-    x = spotted((n, 1024), np.float16, {(0, 5): 9, (-1, 5): 9, (-1, 1023): 4, (n // 2, 7): -3})
-    t = spotted(n, np.int16, {0: 5, -1: 1023, n // 2: 7})
     some = [0, -1, n // 2, 1, -2]
     options = dict(denominator=1.0)
     right = xentrs.cross_entropy_with_grad(x[some], t[some], **options)[1]

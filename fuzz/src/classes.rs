@@ -5,7 +5,7 @@ use xentrs::call::batch::{Batch, Floats, Indices, Outputs, Sparse, Target};
 use xentrs::call::convert::Written;
 use xentrs::call::layout::{Converted, Layout};
 use xentrs::call::options::{Options, Reduction};
-use xentrs::error::{Error, Result};
+use xentrs::error::Error;
 use xentrs::losses::{Evaluate, Keyword, LOSSES, Loss, OverClasses};
 use xentrs::math::Real;
 use xentrs::simd::Input;
@@ -40,15 +40,6 @@ struct Case {
     in_place: bool,
     grad: Strides,
     hess: Strides,
-}
-
-/// What a call gives.
-struct Outcome {
-    value: Result<f64>,
-    losses: Option<Memory>,
-    values: Memory,
-    grad: Option<Memory>,
-    hess: Option<Memory>,
 }
 
 /// Makes a call of some bytes, and checks what it does.
@@ -259,36 +250,8 @@ impl Case {
     }
 
     fn check<T: Number + Real>(&self, evaluate: OverClasses<T>) {
-        let outcome = self.call(evaluate, self.orders, self.in_place);
-        let again = self.call(evaluate, self.orders, self.in_place);
-        let bits = |memory: &Option<Memory>| memory.as_ref().map(Memory::bits);
-        let of_value =
-            |value: &Result<f64>| value.clone().map(|x| if x.is_nan() { 0 } else { x.to_bits() });
-        let value = of_value(&outcome.value);
-        assert_eq!(value, of_value(&again.value), "a second run gives another value");
-        assert_eq!(
-            outcome.values.bits(),
-            again.values.bits(),
-            "a second run gives another gradient"
-        );
-        for (a, b) in [
-            (&outcome.grad, &again.grad),
-            (&outcome.hess, &again.hess),
-            (&outcome.losses, &again.losses),
-        ] {
-            assert_eq!(bits(a), bits(b), "a second run gives other results");
-        }
-        let alone = self.call(evaluate, 0, false);
-        if self.orders > 0 {
-            assert_eq!(value, of_value(&alone.value), "without a gradient the value is another");
-            if value.is_ok() {
-                assert_eq!(
-                    bits(&outcome.losses),
-                    bits(&alone.losses),
-                    "without a gradient losses are others"
-                );
-            }
-        }
+        let call = |orders, in_place| self.call(evaluate, orders, in_place);
+        let outcome = Outcome::of_repeated(call, self.orders, self.in_place);
         let untouched = Memory::of(self.of, &self.values, &self.x);
         if !self.in_place || outcome.value.is_err() {
             assert_eq!(outcome.values.bits(), untouched.bits(), "the values were written to");

@@ -9,7 +9,7 @@ use xentrs::call::options::{Options, Reduction};
 use xentrs::elements::binary::{self, Binary, Formula, Seen};
 use xentrs::elements::labels::{Labels, Periodic};
 use xentrs::elements::mixed::Mixed;
-use xentrs::error::{Error, Result};
+use xentrs::error::Error;
 use xentrs::losses::{Evaluate, Keyword, LOSSES, Loss};
 use xentrs::math::Real;
 use xentrs::simd::Half;
@@ -29,14 +29,6 @@ struct Case {
     options: Options,
     orders: usize,
     in_place: bool,
-}
-
-struct Outcome {
-    value: Result<f64>,
-    values: Memory,
-    grad: Option<Memory>,
-    hess: Option<Memory>,
-    losses: Option<Memory>,
 }
 
 /// Makes a call of some bytes, and checks what it does.
@@ -178,38 +170,10 @@ impl Case {
     }
 
     fn check<T: Number + Real>(&self, formula: &Formula<T>) {
-        let outcome = self.call(formula, self.orders, self.in_place);
-        let again = self.call(formula, self.orders, self.in_place);
-        let bits = |memory: &Option<Memory>| memory.as_ref().map(Memory::bits);
-        let of_value =
-            |value: &Result<f64>| value.clone().map(|x| if x.is_nan() { 0 } else { x.to_bits() });
-        let value = of_value(&outcome.value);
-        assert_eq!(value, of_value(&again.value), "a second run gives another value");
-        assert_eq!(
-            outcome.values.bits(),
-            again.values.bits(),
-            "a second run gives another gradient"
-        );
-        for (a, b) in [
-            (&outcome.grad, &again.grad),
-            (&outcome.hess, &again.hess),
-            (&outcome.losses, &again.losses),
-        ] {
-            assert_eq!(bits(a), bits(b), "a second run gives other results");
-        }
-        if self.orders > 0 {
-            let alone = self.call(formula, 0, false);
-            assert_eq!(value, of_value(&alone.value), "without a gradient the value is another");
-            if value.is_ok() {
-                assert_eq!(
-                    bits(&outcome.losses),
-                    bits(&alone.losses),
-                    "without a gradient losses are others"
-                );
-            }
-        }
+        let call = |orders, in_place| self.call(formula, orders, in_place);
+        let outcome = Outcome::of_repeated(call, self.orders, self.in_place);
         let memory = Memory::of(self.of, &self.strides(), &self.x);
-        if !self.in_place || value.is_err() {
+        if !self.in_place || outcome.value.is_err() {
             assert_eq!(outcome.values.bits(), memory.bits(), "the values were written to");
         }
         let counts = |i: usize| {

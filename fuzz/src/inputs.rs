@@ -3,6 +3,7 @@
 use arbitrary::Unstructured;
 use xentrs::call::options::{Direction, Options, Reduction, log_of_base};
 use xentrs::call::place::Place;
+use xentrs::error::Result;
 use xentrs::losses::Keyword;
 use xentrs::simd::{Float, Half, Input, Output};
 
@@ -332,4 +333,54 @@ pub fn options(u: &mut Unstructured<'_>, keywords: &[Keyword]) -> Options {
     }
     options.check().expect("every value is in its range");
     options
+}
+
+/// What a call gives.
+pub struct Outcome {
+    pub value: Result<f64>,
+    pub losses: Option<Memory>,
+    pub values: Memory,
+    pub grad: Option<Memory>,
+    pub hess: Option<Memory>,
+}
+
+impl Outcome {
+    /// Makes a call with so many derivatives, the first of them in place or not. A second run, and one without
+    /// derivatives, must give the same.
+    pub fn of_repeated(
+        call: impl Fn(usize, bool) -> Outcome,
+        orders: usize,
+        in_place: bool,
+    ) -> Outcome {
+        let (outcome, again) = (call(orders, in_place), call(orders, in_place));
+        let bits = |memory: &Option<Memory>| memory.as_ref().map(Memory::bits);
+        let of_value =
+            |value: &Result<f64>| value.clone().map(|x| if x.is_nan() { 0 } else { x.to_bits() });
+        let value = of_value(&outcome.value);
+        assert_eq!(value, of_value(&again.value), "a second run gives another value");
+        assert_eq!(
+            outcome.values.bits(),
+            again.values.bits(),
+            "a second run gives another gradient"
+        );
+        for (a, b) in [
+            (&outcome.grad, &again.grad),
+            (&outcome.hess, &again.hess),
+            (&outcome.losses, &again.losses),
+        ] {
+            assert_eq!(bits(a), bits(b), "a second run gives other results");
+        }
+        if orders > 0 {
+            let alone = call(0, false);
+            assert_eq!(value, of_value(&alone.value), "without a gradient the value is another");
+            if value.is_ok() {
+                assert_eq!(
+                    bits(&outcome.losses),
+                    bits(&alone.losses),
+                    "without a gradient losses are others"
+                );
+            }
+        }
+        outcome
+    }
 }
