@@ -45,7 +45,7 @@ use super::Limits;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
     /// The function of `l`.
-    phi: Phi,
+    pub(super) phi: Phi,
     /// The factor of `L^2` in a loss that is then divided by the divisor of cross-entropy.
     z_loss: f64,
     /// The factor of `L p_c` in the gradient of a sample of weight 1: `2 z` over the divisor of z-loss.
@@ -54,7 +54,7 @@ pub struct Objective {
 
 /// A function of `l`, or of `p = e^-l`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Phi {
+pub(super) enum Phi {
     /// `l`
     Plain,
     /// `(1 - p)^gamma l`
@@ -140,7 +140,9 @@ impl Objective {
         Objective::of(if epsilon == 0.0 { Phi::Plain } else { Phi::Poly(epsilon) })
     }
 
-    fn of(phi: Phi) -> Self {
+    /// A function of the true class, without a z-loss.
+    #[inline(always)]
+    pub(super) fn of(phi: Phi) -> Self {
         Objective { phi, ..Objective::PLAIN }
     }
 
@@ -162,6 +164,19 @@ impl Objective {
     #[inline(always)]
     pub fn has_z_loss(self) -> bool {
         self.z_loss != 0.0
+    }
+
+    /// What z-loss adds for eight samples of weight 1: to the loss, and to the factor of `p_c` in the gradient.
+    #[inline(always)]
+    pub fn z_loss<S: Simd>(self, s: S, log_sum: S::V64) -> [S::V64; 2] {
+        let square = log_sum.mul(log_sum);
+        [S::V64::splat(s, self.z_loss).mul(square), S::V64::splat(s, self.z_scale).mul(log_sum)]
+    }
+
+    /// What z-loss adds to the factor of `p_c^2` in the Hessian.
+    #[inline(always)]
+    pub fn z_second(self) -> f64 {
+        self.z_scale
     }
 
     /// The largest `phi'`.
@@ -306,9 +321,8 @@ impl Objective {
             }
         }
         if self.has_z_loss() {
-            factors.z_loss = splat!(self.z_loss).mul(log_sum.mul(log_sum));
-            factors.z_slope = splat!(self.z_scale).mul(log_sum);
-            factors.z_second = splat!(self.z_scale);
+            [factors.z_loss, factors.z_slope] = self.z_loss(s, log_sum);
+            factors.z_second = splat!(self.z_second());
         }
         factors
     }

@@ -74,8 +74,17 @@ pub(super) const DISTANCE: usize = 5;
 /// `-log p` of the true class and its rounding error, where the sums are fine.
 pub(super) const SURPRISAL: usize = 6;
 pub(super) const SURPRISAL_ERROR: usize = 7;
+/// The derivative of a function of the true class in `-log p`, and its rounding error. They replace `-log p`. With
+/// z-loss, what it adds to the factor of `p_c` in the gradient.
+pub(super) const SLOPE: usize = SURPRISAL;
+pub(super) const SLOPE_ERROR: usize = SURPRISAL_ERROR;
+/// `1 / S`, for an objective other than plain cross-entropy.
+pub(super) const WHOLE_INVERSE: usize = 8;
+/// The second derivative of a function of the true class times `1 - p`, and the second derivative, for the Hessian.
+pub(super) const CURVATURE: usize = 9;
+pub(super) const SECOND_DERIVATIVE: usize = 10;
 /// How many fields there are.
-pub(super) const FIELDS_F64: usize = 8;
+pub(super) const FIELDS_F64: usize = 11;
 
 /// Chooses the bias that samples have where there are no weights.
 struct Prepare<'b, T>(&'b Buffers<T>, &'b Common<'b, T>);
@@ -168,6 +177,30 @@ impl<T: Limits> Buffers<T> {
     pub(in crate::softmax) fn field_f64(&self, which: usize) -> (Input<'_, f64>, Output<'_, f64>) {
         let (at, n) = (which * self.samples, self.samples);
         (self.wide.input().part(at, n), self.wide.output().part(at, n))
+    }
+
+    /// Fields of all samples, to read.
+    #[inline(always)]
+    pub(super) fn inputs<const N: usize>(&self, which: [usize; N]) -> [Input<'_, T>; N] {
+        which.map(|which| self.field(which).0)
+    }
+
+    /// Fields of all samples, to write.
+    #[inline(always)]
+    pub(super) fn outputs<const N: usize>(&self, which: [usize; N]) -> [Output<'_, T>; N] {
+        which.map(|which| self.field(which).1)
+    }
+
+    /// Float64 fields of all samples, to read.
+    #[inline(always)]
+    pub(super) fn inputs_f64<const N: usize>(&self, which: [usize; N]) -> [Input<'_, f64>; N] {
+        which.map(|which| self.field_f64(which).0)
+    }
+
+    /// Float64 fields of all samples, to write.
+    #[inline(always)]
+    pub(super) fn outputs_f64<const N: usize>(&self, which: [usize; N]) -> [Output<'_, f64>; N] {
+        which.map(|which| self.field_f64(which).1)
     }
 
     /// Stores `high + low` as a float64 field of a group.

@@ -18,7 +18,7 @@ use crate::math::{Real, sum_error, two_sum};
 use crate::simd::slices::lanes_from;
 use crate::simd::{Kernel, Output, Simd, Vector, copy, fold};
 
-use super::apply::ApplyToGroup;
+use super::apply::apply;
 use super::buffers::*;
 use super::{Block, Common, Limits, power, splat};
 
@@ -40,19 +40,9 @@ impl<'a, T: Limits> Common<'a, T> {
             if done != T::ALL {
                 s.apart(FinishGroupF64::<T, ANY, HARD> { block: *block, group, done });
             }
-            if !self.plain {
-                let (start, width) = (group * self.batch.classes, T::LANES * self.batch.classes);
-                s.apart(ApplyToGroup {
-                    objective: self.objective,
-                    buffers,
-                    group,
-                    columns: buffers.part(EXPONENTIALS).1.part(start, width),
-                    temperature: self.temperature,
-                    weighted: self.batch.is_weighted(),
-                    grad: self.grad,
-                    hess: self.batch.outputs.hess.is_some(),
-                });
-            }
+        }
+        if !self.plain {
+            apply(s, block);
         }
         // Two sums in turn, since each addition waits for the one before.
         let mut losses = [splat::<S, f64>(s, 0.0); 2];
