@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! for each eight samples:
-//!     loss <- loss + z-loss,     its factor of p_c         (z-loss)
-//!     loss <- weight phi(l),     phi'(l)                   (a function of the true class)
+//!     loss <- loss + z-loss,     or weight phi(l)
+//!     the factor of p_c that z-loss adds, or phi'(l)
 //! for each group:
 //!     a    <- a phi'(l) + (factor of z-loss) / S
 //!     gradient at the pivot, Hessian at the pivot and at the largest logit: likewise
 //! ```
+//!
+//! For float32 the first step finds `a` and the gradient at the pivot in float64, which needs no rounding errors, and the
+//! second rounds them.
 //!
 //! This runs after a block is finished, in the logits' type or in float64. So it is compiled once for each type,
 //! and not once for each way that a target is stored. All of it is float64.
@@ -60,8 +63,11 @@ impl<T: Limits> Kernel for AddZLoss<'_, T> {
         // Views are made before the loop, and so checked once.
         let fields = [CLASS, REST, REST_ERROR, PIVOT, BIAS, N, LARGEST_LOGIT];
         let [class, rest, rest_error, pivot, bias, n, most] = buffers.inputs(fields);
-        let ([sample], [loss]) = (buffers.inputs_f64([SAMPLE_WEIGHT]), buffers.inputs_f64([LOSS]));
-        let [to_loss, to_slope, to_inverse] = buffers.outputs_f64([LOSS, SLOPE, WHOLE_INVERSE]);
+        let [a, a_error, pivot_grad] = buffers.inputs([A, A_ERROR, PIVOT_GRAD]);
+        let [sample, loss] = buffers.inputs_f64([SAMPLE_WEIGHT, LOSS]);
+        let fields = [LOSS, SLOPE, WHOLE_INVERSE, PRODUCT, PRODUCT_GRAD];
+        let [to_loss, to_slope, to_inverse, to_a, to_grad] = buffers.outputs_f64(fields);
+        let hess = job.batch.outputs.hess.is_some();
         for group in self.0.groups() {
             for part in 0..T::WIDE {
                 let at = group + 8 * part;
@@ -99,8 +105,17 @@ impl<T: Limits> Kernel for AddZLoss<'_, T> {
                 let sample = S::V64::load(s, sample, at);
                 let loss = S::V64::load(s, loss, at).add(sample.mul(loss_of_sum));
                 loss.keep(s, counted).store(to_loss, at);
-                sample.mul(slope).keep(s, counted).store(to_slope, at);
-                one.div(whole).store(to_inverse, at);
+                let (slope, inverse) = (sample.mul(slope).keep(s, counted), one.div(whole));
+                if T::WIDE == 1 || hess {
+                    slope.store(to_slope, at);
+                    inverse.store(to_inverse, at);
+                }
+                if T::WIDE == 2 {
+                    let p = slope.mul(inverse);
+                    p.add(load!(a).add(load!(a_error))).store(to_a, at);
+                    let grad = load!(pivot_grad).add(p.mul(pivot));
+                    grad.keep(s, counted).store(to_grad, at);
+                }
             }
         }
     }
@@ -132,11 +147,14 @@ impl<T: Limits> FindSlopes<'_, T> {
         let (hess, weighted) = (job.batch.outputs.hess.is_some(), job.batch.is_weighted());
         let fields = [CLASS, REST, REST_ERROR, PIVOT, PIVOT_ERROR];
         let [class, rest, rest_error, pivot, pivot_error] = buffers.inputs(fields);
-        let fields = [SURPRISAL, SURPRISAL_ERROR, SAMPLE_WEIGHT, CLASS_WEIGHT];
-        let [surprisal, surprisal_error, sample, class_weight] = buffers.inputs_f64(fields);
-        let fields = [LOSS, SLOPE, SLOPE_ERROR, WHOLE_INVERSE, CURVATURE, SECOND_DERIVATIVE];
-        let [to_loss, to_slope, to_slope_error, to_inverse, to_curvature, to_second] =
-            buffers.outputs_f64(fields);
+        let [surprisal, surprisal_error] = buffers.inputs_f64([SURPRISAL, SURPRISAL_ERROR]);
+        let [sample, scales, class_weight] =
+            buffers.inputs_f64([SAMPLE_WEIGHT, SCALE, CLASS_WEIGHT]);
+        let [to_loss, to_slope, to_slope_error, to_inverse] =
+            buffers.outputs_f64([LOSS, SLOPE, SLOPE_ERROR, WHOLE_INVERSE]);
+        let [to_a, to_grad, to_curvature, to_second] =
+            buffers.outputs_f64([PRODUCT, PRODUCT_GRAD, CURVATURE, SECOND_DERIVATIVE]);
+        let mut scale = splat::<S, f64>(s, job.scale);
         for group in self.0.groups() {
             for part in 0..T::WIDE {
                 let at = group + 8 * part;
@@ -158,16 +176,26 @@ impl<T: Limits> FindSlopes<'_, T> {
                     [S::V64::load(s, surprisal, at), S::V64::load(s, surprisal_error, at)];
                 let state = State { rest, pivot, errors, surprisal, log_sum: zero };
                 let factors = objective.factors::<S, T>(s, &state, hess);
-                let Factors { mut loss, slope: [slope, slope_error], .. } = factors;
+                let Factors { mut loss, slope: [slope, slope_error], inverse, .. } = factors;
                 let counted = counted::<S, T>(s, T::V::<S>::load(s, class, group), part);
                 if weighted {
-                    let sample = S::V64::load(s, sample, at);
-                    loss = sample.mul(S::V64::load(s, class_weight, at)).mul(loss);
+                    let class_weight = S::V64::load(s, class_weight, at);
+                    loss = S::V64::load(s, sample, at).mul(class_weight).mul(loss);
+                    scale = S::V64::load(s, scales, at).mul(class_weight);
                 }
                 loss.keep(s, counted).store(to_loss, at);
-                slope.keep(s, counted).store(to_slope, at);
-                slope_error.keep(s, counted).store(to_slope_error, at);
-                factors.inverse.store(to_inverse, at);
+                let slope = slope.keep(s, counted);
+                if T::WIDE == 1 || hess {
+                    slope.store(to_slope, at);
+                    inverse.store(to_inverse, at);
+                }
+                if T::WIDE == 2 {
+                    let a = scale.mul(inverse).mul(slope);
+                    a.store(to_a, at);
+                    zero.sub(a.mul(rest)).add(zero).keep(s, counted).store(to_grad, at);
+                } else {
+                    slope_error.keep(s, counted).store(to_slope_error, at);
+                }
                 if hess {
                     factors.curvature.store(to_curvature, at);
                     factors.second.store(to_second, at);
@@ -184,116 +212,96 @@ impl<T: Limits> Kernel for ApplyToFactors<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        let Block { job, buffers, .. } = self.0;
-        let (zero, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
-        let least = splat::<S, f64>(s, T::FEW_LEAST);
-        let (of_class, hess) =
-            (job.objective.is_function_of_class(), job.batch.outputs.hess.is_some());
-        let fields = [CLASS, REST, REST_ERROR, PIVOT, PIVOT_ERROR, A, A_ERROR, PIVOT_GRAD];
-        let [class, rest, rest_error, pivot, pivot_error, a, a_error, pivot_grad] =
-            buffers.inputs(fields);
-        let [to_a, to_a_error, to_pivot_grad] = buffers.outputs([A, A_ERROR, PIVOT_GRAD]);
-        let [slopes, slope_errors, inverses] =
-            buffers.inputs_f64([SLOPE, SLOPE_ERROR, WHOLE_INVERSE]);
+        let hess = self.0.job.batch.outputs.hess.is_some();
         for group in self.0.groups() {
-            let class = T::V::<S>::load(s, class, group);
-            let (a, a_error) = (T::V::<S>::load(s, a, group), T::V::<S>::load(s, a_error, group));
-            let mut highs = [zero; 2];
-            let (mut lows, mut products, mut z_parts) = (highs, highs, highs);
-            let (mut grads, mut ups) = (highs, [one; 2]);
-            let mut tiny = [0; 2];
-            // The parts one after the other, not in a loop: an array with a variable index is in memory.
-            macro_rules! begin {
-                ($part:expr) => {
-                    let (part, at) = ($part, group + 8 * $part);
-                    macro_rules! load {
-                        ($field:expr) => {
-                            T::V::<S>::load(s, $field, group).wide(part)
-                        };
-                    }
-                    let inverse = S::V64::load(s, inverses, at);
-                    let slope = S::V64::load(s, slopes, at);
-                    let (high, low) = (a.wide(part), a_error.wide(part));
-                    let grad = load!(pivot_grad);
-                    highs[part] = high;
-                    let underflows;
-                    if of_class {
-                        // The pivot's rounding error is one of `S`, and so of `a`.
-                        let relative = zero.sub(load!(pivot_error).mul(inverse));
-                        let low = high.mul_add(relative, low);
-                        lows[part] = low;
-                        let grad = if T::WIDE == 2 {
-                            // Not from the plain gradient, which may be subnormal.
-                            let rest = load!(rest).add(load!(rest_error));
-                            zero.sub(high.add(low).mul(rest))
-                        } else {
-                            grad.mul_add(relative, grad)
-                        };
-                        let slope_error = S::V64::load(s, slope_errors, at);
-                        grads[part] = grad.mul_add(slope, grad.mul_add(slope_error, zero));
-                        products[part] = high.mul(slope);
-                        underflows = !S::V64::lanes(slope.eq(zero));
-                    } else {
-                        (lows[part], products[part]) = (low, high);
-                        z_parts[part] = slope.mul(inverse);
-                        grads[part] = grad.add(slope.mul(load!(pivot).mul(inverse)));
-                        underflows =
-                            T::V::<S>::lanes(class.not_lt(splat::<S, T>(s, 0.0))) >> (8 * part);
-                    }
-                    tiny[part] = S::V64::lanes(products[part].abs().lt(least)) & underflows;
-                    grads[part] = grads[part].keep(s, counted::<S, T>(s, class, part));
-                };
-            }
-            begin!(0);
-            if T::WIDE == 2 {
-                begin!(1);
-            }
-            if tiny[0] | tiny[1] != 0 {
-                ups = s.apart(Shift { block: self.0, group, tiny });
-                for part in 0..T::WIDE {
-                    for x in [&mut highs[part], &mut lows[part], &mut z_parts[part]] {
-                        *x = x.mul(ups[part]);
-                    }
-                    products[part] = highs[part];
-                    if of_class {
-                        let slope = S::V64::load(s, slopes, group + 8 * part);
-                        products[part] = highs[part].mul(slope);
-                    }
-                }
-            }
-            macro_rules! end {
-                ($part:expr) => {
-                    let (part, at) = ($part, group + 8 * $part);
-                    let (high, low, product) = (highs[part], lows[part], products[part]);
-                    // The rounding errors of the product and of the sum.
-                    if of_class {
-                        let slope = S::V64::load(s, slopes, at);
-                        let slope_error = S::V64::load(s, slope_errors, at);
-                        let error = high.fma(slope, zero.sub(product)).add(low.mul(slope));
-                        lows[part] = high.mul_add(slope_error, error);
-                    } else {
-                        let sum = product.add(z_parts[part]);
-                        lows[part] = low.add(sum_error::<S, f64>(product, z_parts[part], sum));
-                        products[part] = sum;
-                    }
-                };
-            }
-            end!(0);
-            if T::WIDE == 2 {
-                end!(1);
-            }
-            let high = T::V::<S>::narrow(products);
-            lows[0] = lows[0].add(products[0].sub(high.wide(0)));
-            if T::WIDE == 2 {
-                lows[1] = lows[1].add(products[1].sub(high.wide(1)));
-            }
-            high.store(to_a, group);
-            T::V::<S>::narrow(lows).store(to_a_error, group);
-            T::V::<S>::narrow(grads).store(to_pivot_grad, group);
+            let ups = match T::WIDE {
+                1 => self.group(s, group),
+                _ => self.round(s, group),
+            };
             if hess {
                 s.apart(ApplyToHessian { block: self.0, group, ups });
             }
         }
+    }
+}
+
+impl<T: Limits> ApplyToFactors<'_, T> {
+    /// Rounds what the first step has found for a group of float32. Returns the powers of two that the exponentials were
+    /// divided by.
+    #[inline(always)]
+    fn round<S: Simd>(&self, s: S, group: usize) -> [S::V64; 2] {
+        let buffers = self.0.buffers;
+        let (zero, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let least = splat::<S, f64>(s, T::FEW_LEAST);
+        let [products, grads] = [PRODUCT, PRODUCT_GRAD].map(|which| buffers.field_f64(which).0);
+        let (mut a, mut ups) = ([zero; 2], [one; 2]);
+        let (mut tiny, mut grad, mut low) = ([0; 2], [zero; 2], [zero; 2]);
+        for part in 0..2 {
+            a[part] = S::V64::load(s, products, group + 8 * part);
+            grad[part] = S::V64::load(s, grads, group + 8 * part);
+            let nonzero = !S::V64::lanes(a[part].eq(zero));
+            tiny[part] = S::V64::lanes(a[part].abs().lt(least)) & nonzero;
+        }
+        if tiny[0] | tiny[1] != 0 {
+            ups = s.apart(Shift { block: self.0, group, tiny });
+            a = [a[0].mul(ups[0]), a[1].mul(ups[1])];
+        }
+        let high = T::V::<S>::narrow(a);
+        for part in 0..2 {
+            low[part] = a[part].sub(high.wide(part));
+        }
+        buffers.store(A, group, high);
+        buffers.store(A_ERROR, group, T::V::<S>::narrow(low));
+        buffers.store(PIVOT_GRAD, group, T::V::<S>::narrow(grad));
+        ups
+    }
+
+    /// Applies the objective to a group of float64. Returns the powers of two that the exponentials were divided by.
+    #[inline(always)]
+    fn group<S: Simd>(&self, s: S, group: usize) -> [S::V64; 2] {
+        let Block { job, buffers, .. } = self.0;
+        let (zero, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let least = splat::<S, f64>(s, T::FEW_LEAST);
+        let of_class = job.objective.is_function_of_class();
+        // A macro: a closure might be compiled without the instruction set of this function.
+        macro_rules! load {
+            ($which:expr) => {
+                buffers.load(s, $which, group).wide(0)
+            };
+        }
+        let counted = counted::<S, T>(s, buffers.load(s, CLASS, group), 0);
+        let (a, mut a_error, mut grad) = (load!(A), load!(A_ERROR), load!(PIVOT_GRAD));
+        let mut slope = buffers.load_f64(s, SLOPE, group);
+        let inverse = buffers.load_f64(s, WHOLE_INVERSE, group);
+        let (mut slope_error, mut z) = (zero, zero);
+        if of_class {
+            slope_error = buffers.load_f64(s, SLOPE_ERROR, group);
+            // The pivot's rounding error is one of `S`, and so of `a`.
+            let relative = zero.sub(load!(PIVOT_ERROR).mul(inverse));
+            a_error = a.mul_add(relative, a_error);
+            grad = grad.mul_add(relative, grad);
+        } else {
+            (slope, z) = (one.keep(s, counted), slope);
+        }
+        let p = load!(PIVOT).mul(inverse);
+        let grad = grad.mul_add(slope, grad.mul_add(slope_error, z.mul(p)));
+        let (mut a, mut more, mut ups) = (a, z.mul(inverse), [one; 2]);
+        let mut product = a.mul(slope);
+        let tiny = S::V64::lanes(product.abs().lt(least)) & !S::V64::lanes(slope.eq(zero));
+        if tiny != 0 {
+            ups = s.apart(Shift { block: self.0, group, tiny: [tiny, 0] });
+            (a, a_error, more) = (a.mul(ups[0]), a_error.mul(ups[0]), more.mul(ups[0]));
+            product = a.mul(slope);
+        }
+        // The rounding errors of the product and of the sum.
+        let error = a.fma(slope, zero.sub(product)).add(a_error.mul(slope));
+        let error = a.mul_add(slope_error, error);
+        let sum = product.add(more);
+        let error = error.add(sum_error::<S, f64>(product, more, sum));
+        for (which, x) in [(A, sum), (A_ERROR, error), (PIVOT_GRAD, grad.keep(s, counted))] {
+            buffers.store(which, group, T::V::<S>::narrow([x; 2]));
+        }
+        ups
     }
 }
 
@@ -317,11 +325,13 @@ impl<S: Simd, T: Limits> Function<S> for Shift<'_, T> {
             if tiny[part] == 0 {
                 continue;
             }
-            let a = buffers.load(s, A, group).wide(part);
-            let mut slope = buffers.load_f64(s, SLOPE, group + 8 * part);
-            if job.objective.has_z_loss() {
-                let class = buffers.load(s, CLASS, group);
-                slope = one.keep(s, counted::<S, T>(s, class, part));
+            let at = group + 8 * part;
+            let (mut a, mut slope) = (buffers.load_f64(s, PRODUCT, at), one);
+            if T::WIDE == 1 {
+                a = buffers.load(s, A, group).wide(part);
+                if job.objective.is_function_of_class() {
+                    slope = buffers.load_f64(s, SLOPE, at);
+                }
             }
             let missing = least.sub(exponents(s, a)).sub(exponents(s, slope));
             let most = splat::<S, f64>(s, (T::MAX_EXPONENT / 2) as f64);

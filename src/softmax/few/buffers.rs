@@ -83,8 +83,12 @@ pub(super) const WHOLE_INVERSE: usize = 8;
 /// The second derivative of a function of the true class times `1 - p`, and the second derivative, for the Hessian.
 pub(super) const CURVATURE: usize = 9;
 pub(super) const SECOND_DERIVATIVE: usize = 10;
+/// For float32 logits and an objective other than plain cross-entropy, `a` and the gradient at the pivot before they are
+/// rounded.
+pub(super) const PRODUCT: usize = 11;
+pub(super) const PRODUCT_GRAD: usize = 12;
 /// How many fields there are.
-pub(super) const FIELDS_F64: usize = 11;
+pub(super) const FIELDS_F64: usize = 13;
 
 /// Chooses the bias that samples have where there are no weights.
 struct Prepare<'b, T>(&'b Buffers<T>, &'b Common<'b, T>);
@@ -183,12 +187,6 @@ impl<T: Limits> Buffers<T> {
     #[inline(always)]
     pub(super) fn inputs<const N: usize>(&self, which: [usize; N]) -> [Input<'_, T>; N] {
         which.map(|which| self.field(which).0)
-    }
-
-    /// Fields of all samples, to write.
-    #[inline(always)]
-    pub(super) fn outputs<const N: usize>(&self, which: [usize; N]) -> [Output<'_, T>; N] {
-        which.map(|which| self.field(which).1)
     }
 
     /// Float64 fields of all samples, to read.

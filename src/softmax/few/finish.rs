@@ -155,13 +155,15 @@ impl<'a, T: Limits> Common<'a, T> {
             let inside = T::V::<S>::lanes(scaled.abs().not_lt(least));
             let zeros = T::V::<S>::lanes(scaled.eq(zero));
             fits = T::V::<S>::lanes(scaled.abs().lt(most)) & (inside | zeros);
-        } else {
+        } else if !self.fine {
             for part in 0..T::WIDE {
                 let loss = S::V64::select(counted!(part), surprisal.wide(part), zero_f64);
                 loss.store(buffers.field_f64(LOSS).1, group + 8 * part);
             }
         }
-        if self.grad {
+        // For a function of the true class of float32 logits, `super::apply` finds them.
+        let found_later = T::WIDE == 2 && self.fine && self.batch.outputs.hess.is_none();
+        if self.grad && !found_later {
             let a = T::V::<S>::select(counts, scaled.mul(inverse), zero);
             let minus_a = zero.sub(a);
             let whole_error = sum_error::<S, T>(rest, pivot, whole).add(rest_error);
