@@ -34,6 +34,7 @@
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::options::Reduction;
 use crate::math::exp::exp_and_less_one;
+use crate::math::log::log_normal;
 use crate::math::pow::pow;
 use crate::math::{Real, sum_error};
 use crate::reduce::Total;
@@ -294,11 +295,13 @@ impl Objective {
                 // p^q has the digits of p, where e^(-q l) multiplies the rounding error of l by q l. But p may
                 // have underflowed: then l is a difference of logits, and its rounding error is known.
                 let p = pivot.mul(inverse);
-                let mut error = zero;
-                if T::WIDE == 1 {
-                    error = quotient_error!(p, pivot, errors[1]);
-                }
-                let power = pow::<S>(s, p, error, q);
+                let power = if T::WIDE == 1 {
+                    pow::<S>(s, p, quotient_error!(p, pivot, errors[1]), q)
+                } else {
+                    // e^(-q l) (1 + q (log p + l)): the rounding error of a float32 l is small.
+                    let rest = log_normal::<S, f64>(s, p).add(surprisal);
+                    splat!(q).mul(rest).mul_add(e, e)
+                };
                 factors.slope = [S::V64::select(p.lt(splat!(1e-290)), e, power), zero];
             }
             Phi::Poly(epsilon) => {

@@ -57,17 +57,25 @@ impl<T: Limits> Kernel for AddZLoss<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
+        self.begin(s);
+        if T::WIDE == 2 {
+            self.logarithms(s);
+        }
+        self.end(s);
+    }
+}
+
+impl<T: Limits> AddZLoss<'_, T> {
+    /// The logsumexp, or for float32 what it is the largest logit and a logarithm of, less a number.
+    #[inline(always)]
+    fn begin<S: Simd>(&self, s: S) {
         let Block { job, buffers, .. } = self.0;
         let (zero, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
         let ln2 = splat::<S, f64>(s, std::f64::consts::LN_2);
         // Views are made before the loop, and so checked once.
-        let fields = [CLASS, REST, REST_ERROR, PIVOT, BIAS, N, LARGEST_LOGIT];
-        let [class, rest, rest_error, pivot, bias, n, most] = buffers.inputs(fields);
-        let [a, a_error, pivot_grad] = buffers.inputs([A, A_ERROR, PIVOT_GRAD]);
-        let [sample, loss] = buffers.inputs_f64([SAMPLE_WEIGHT, LOSS]);
-        let fields = [LOSS, SLOPE, WHOLE_INVERSE, PRODUCT, PRODUCT_GRAD];
-        let [to_loss, to_slope, to_inverse, to_a, to_grad] = buffers.outputs_f64(fields);
-        let hess = job.batch.outputs.hess.is_some();
+        let fields = [REST, REST_ERROR, PIVOT, BIAS, N, LARGEST_LOGIT];
+        let [rest, rest_error, pivot, bias, n, most] = buffers.inputs(fields);
+        let [to_log_sum, to_less, to_inverse] = buffers.outputs_f64([LOG_SUM, LESS, WHOLE_INVERSE]);
         for group in self.0.groups() {
             for part in 0..T::WIDE {
                 let at = group + 8 * part;
@@ -83,37 +91,82 @@ impl<T: Limits> Kernel for AddZLoss<'_, T> {
                 // pivot). This keeps the digits of a logsumexp near 0.
                 let (near, odds) = (rest.lt(pivot), rest.div(pivot));
                 let sum = whole.mul(power_of_two::<S, f64>(s, zero.sub(load!(bias))));
-                let largest = T::V::<S>::load(s, most, group);
+                let most = T::V::<S>::load(s, most, group);
                 let n = T::V::<S>::load(s, n, group);
-                let residue = residue_at::<S, T>(s, n, largest, part, job.temperature);
-                let above = if T::WIDE == 2 {
+                let residue = residue_at::<S, T>(s, n, most, part, job.temperature);
+                if T::WIDE == 2 {
                     // One logarithm for both: the sum is at least 2^(-1/2), and so twice it is above 1.
-                    let logarithm = S::V64::select(near, odds, sum.add(sum).sub(one));
-                    let logarithm = log1p::<S, f64>(s, logarithm);
-                    S::V64::select(near, logarithm, logarithm.sub(residue.add(ln2)))
+                    let less = residue.add(ln2).clear(s, near);
+                    S::V64::select(near, odds, sum.add(sum).sub(one)).store(to_log_sum, at);
+                    less.store(to_less, at);
                 } else {
                     let far = log::<S, f64>(s, sum).sub(residue);
-                    S::V64::select(near, log1p::<S, f64>(s, odds), far)
-                };
-                let mut largest = largest.wide(part);
-                if job.temperature != 1.0 {
-                    largest = largest.div(splat::<S, f64>(s, job.temperature));
+                    let above = S::V64::select(near, log1p::<S, f64>(s, odds), far);
+                    self.largest(s, most, part).add(above).store(to_log_sum, at);
                 }
-                let log_sum = largest.add(above);
+                one.div(whole).store(to_inverse, at);
+            }
+        }
+    }
+
+    /// The logsumexp of float32 logits.
+    #[inline(always)]
+    fn logarithms<S: Simd>(&self, s: S) {
+        let buffers = self.0.buffers;
+        let [most] = buffers.inputs([LARGEST_LOGIT]);
+        let [log_sum, less] = buffers.inputs_f64([LOG_SUM, LESS]);
+        let [to_log_sum] = buffers.outputs_f64([LOG_SUM]);
+        for group in self.0.groups() {
+            for part in 0..T::WIDE {
+                let at = group + 8 * part;
+                let logarithm = log1p::<S, f64>(s, S::V64::load(s, log_sum, at));
+                let above = logarithm.sub(S::V64::load(s, less, at));
+                let most = self.largest(s, T::V::<S>::load(s, most, group), part);
+                most.add(above).store(to_log_sum, at);
+            }
+        }
+    }
+
+    /// A part of the largest logits, over the temperature.
+    #[inline(always)]
+    fn largest<S: Simd>(&self, s: S, most: T::V<S>, part: usize) -> S::V64 {
+        let (most, temperature) = (most.wide(part), self.0.job.temperature);
+        if temperature == 1.0 { most } else { most.div(splat::<S, f64>(s, temperature)) }
+    }
+
+    /// Losses and slopes.
+    #[inline(always)]
+    fn end<S: Simd>(&self, s: S) {
+        let Block { job, buffers, .. } = self.0;
+        let hess = job.batch.outputs.hess.is_some();
+        let [class, pivot, a, a_error, pivot_grad] =
+            buffers.inputs([CLASS, PIVOT, A, A_ERROR, PIVOT_GRAD]);
+        let [sample, loss, log_sum, inverse] =
+            buffers.inputs_f64([SAMPLE_WEIGHT, LOSS, LOG_SUM, WHOLE_INVERSE]);
+        let [to_loss, to_slope, to_a, to_grad] =
+            buffers.outputs_f64([LOSS, SLOPE, PRODUCT, PRODUCT_GRAD]);
+        for group in self.0.groups() {
+            for part in 0..T::WIDE {
+                let at = group + 8 * part;
+                macro_rules! load {
+                    ($field:expr) => {
+                        T::V::<S>::load(s, $field, group).wide(part)
+                    };
+                }
+                let log_sum = S::V64::load(s, log_sum, at);
                 let [loss_of_sum, slope] = job.objective.z_loss::<S>(s, log_sum);
                 let counted = counted::<S, T>(s, T::V::<S>::load(s, class, group), part);
                 let sample = S::V64::load(s, sample, at);
                 let loss = S::V64::load(s, loss, at).add(sample.mul(loss_of_sum));
                 loss.keep(s, counted).store(to_loss, at);
-                let (slope, inverse) = (sample.mul(slope).keep(s, counted), one.div(whole));
+                let slope = sample.mul(slope).keep(s, counted);
                 if T::WIDE == 1 || hess {
                     slope.store(to_slope, at);
-                    inverse.store(to_inverse, at);
                 }
                 if T::WIDE == 2 {
-                    let p = slope.mul(inverse);
+                    let p = slope.mul(S::V64::load(s, inverse, at));
                     p.add(load!(a).add(load!(a_error))).store(to_a, at);
-                    let grad = load!(pivot_grad).add(p.mul(pivot));
+                    let grad = load!(pivot_grad).add(p.mul(load!(pivot)));
                     grad.keep(s, counted).store(to_grad, at);
                 }
             }

@@ -87,6 +87,9 @@ pub(super) const SECOND_DERIVATIVE: usize = 10;
 /// rounded.
 pub(super) const PRODUCT: usize = 11;
 pub(super) const PRODUCT_GRAD: usize = 12;
+/// With z-loss, the logsumexp. Before, for float32, what it is a logarithm of, and what it is less.
+pub(super) const LOG_SUM: usize = SURPRISAL_ERROR;
+pub(super) const LESS: usize = PRODUCT;
 /// How many fields there are.
 pub(super) const FIELDS_F64: usize = 13;
 
