@@ -387,7 +387,7 @@ impl<S: Simd, T: Limits> Function<S> for Shift<'_, T> {
                 }
             }
             let missing = least.sub(exponents(s, a)).sub(exponents(s, slope));
-            let most = splat::<S, f64>(s, (T::MAX_EXPONENT / 2) as f64);
+            let most = splat::<S, f64>(s, (T::MAX_EXPONENT - 1) as f64);
             let missing = missing.min(most).max(zero);
             let zeros = S::V64::lanes(a.eq(zero)) | S::V64::lanes(slope.eq(zero));
             let power = power_of_two::<S, f64>(s, missing);
