@@ -72,6 +72,8 @@ pub struct State<S: Simd> {
     pub rest: S::V64,
     /// The exponential of the true class.
     pub pivot: S::V64,
+    /// `1 / S`, the inverse of their sum.
+    pub inverse: S::V64,
     /// The rounding errors of both; 0 for `float32`, whose errors are in the numbers above.
     pub errors: [S::V64; 2],
     /// `-log p` of the true class, and its rounding error. Not read for plain cross-entropy.
@@ -90,10 +92,6 @@ pub struct Factors<S: Simd> {
     pub curvature: S::V64,
     /// `phi''(l)`
     pub second: S::V64,
-    /// `1 / W`
-    pub inverse: S::V64,
-    /// `1 - p`
-    pub others: S::V64,
     /// What z-loss adds, for a sample of weight 1: to the loss,
     pub z_loss: S::V64,
     /// to the factor of `p_c` in the gradient,
@@ -214,10 +212,9 @@ impl Objective {
             };
         }
         let (zero, one) = (splat!(0.0), splat!(1.0));
-        let &State { rest, pivot, errors, surprisal: [surprisal, surprisal_error], log_sum } =
-            state;
+        let &State { rest, pivot, inverse, errors, log_sum, .. } = state;
+        let [surprisal, surprisal_error] = state.surprisal;
         let whole = rest.add(pivot);
-        let inverse = one.div(whole);
         let others = rest.mul(inverse);
         // The relative rounding error of a quotient `$part / whole`, with that of `$part` and of the sum.
         macro_rules! quotient_error {
@@ -233,8 +230,6 @@ impl Objective {
             slope: [one, zero],
             curvature: zero,
             second: zero,
-            inverse,
-            others,
             z_loss: zero,
             z_slope: zero,
             z_second: zero,

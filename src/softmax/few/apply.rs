@@ -182,6 +182,7 @@ impl<T: Limits> Kernel for FindSlopes<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
+        self.prepare(s);
         // A loop for each function, compiled for it alone.
         match self.0.job.objective.phi {
             Phi::Plain => {}
@@ -193,43 +194,68 @@ impl<T: Limits> Kernel for FindSlopes<'_, T> {
 }
 
 impl<T: Limits> FindSlopes<'_, T> {
+    /// The sums in float64, with the rounding errors of float32 exponentials.
+    #[inline(always)]
+    fn prepare<S: Simd>(&self, s: S) {
+        let buffers = self.0.buffers;
+        let one = splat::<S, f64>(s, 1.0);
+        // Views are made before the loop, and so checked once.
+        let [rest, rest_error, pivot, pivot_error] =
+            buffers.inputs([REST, REST_ERROR, PIVOT, PIVOT_ERROR]);
+        let [to_rest, to_pivot, to_inverse] =
+            buffers.outputs_f64([WHOLE_REST, WHOLE_PIVOT, WHOLE_INVERSE]);
+        for group in self.0.groups() {
+            for part in 0..T::WIDE {
+                let at = group + 8 * part;
+                // A macro: a closure might be compiled without the instruction set of this function.
+                macro_rules! load {
+                    ($field:expr) => {
+                        T::V::<S>::load(s, $field, group).wide(part)
+                    };
+                }
+                let (rest, mut pivot) = (load!(rest).add(load!(rest_error)), load!(pivot));
+                if T::WIDE == 2 {
+                    pivot = pivot.add(load!(pivot_error));
+                }
+                rest.store(to_rest, at);
+                pivot.store(to_pivot, at);
+                one.div(rest.add(pivot)).store(to_inverse, at);
+            }
+        }
+    }
+
     #[inline(always)]
     fn find<S: Simd>(&self, s: S, objective: Objective) {
         let Block { job, buffers, .. } = self.0;
         let zero = splat::<S, f64>(s, 0.0);
         let (hess, weighted) = (job.batch.outputs.hess.is_some(), job.batch.is_weighted());
-        let fields = [CLASS, REST, REST_ERROR, PIVOT, PIVOT_ERROR];
-        let [class, rest, rest_error, pivot, pivot_error] = buffers.inputs(fields);
+        let [class, high, low, pivot_error] =
+            buffers.inputs([CLASS, REST, REST_ERROR, PIVOT_ERROR]);
+        let [rest, pivot, inverse] = buffers.inputs_f64([WHOLE_REST, WHOLE_PIVOT, WHOLE_INVERSE]);
         let [surprisal, surprisal_error] = buffers.inputs_f64([SURPRISAL, SURPRISAL_ERROR]);
         let [sample, scales, class_weight] =
             buffers.inputs_f64([SAMPLE_WEIGHT, SCALE, CLASS_WEIGHT]);
-        let [to_loss, to_slope, to_slope_error, to_inverse] =
-            buffers.outputs_f64([LOSS, SLOPE, SLOPE_ERROR, WHOLE_INVERSE]);
+        let [to_loss, to_slope, to_slope_error] = buffers.outputs_f64([LOSS, SLOPE, SLOPE_ERROR]);
         let [to_a, to_grad, to_curvature, to_second] =
             buffers.outputs_f64([PRODUCT, PRODUCT_GRAD, CURVATURE, SECOND_DERIVATIVE]);
         let mut scale = splat::<S, f64>(s, job.scale);
         for group in self.0.groups() {
             for part in 0..T::WIDE {
                 let at = group + 8 * part;
-                macro_rules! load {
-                    ($field:expr) => {
-                        T::V::<S>::load(s, $field, group).wide(part)
-                    };
-                }
-                let (high, low) = (load!(rest), load!(rest_error));
-                let (rest, mut pivot, pivot_error) =
-                    (high.add(low), load!(pivot), load!(pivot_error));
+                let inverse = S::V64::load(s, inverse, at);
+                let (rest, pivot) = (S::V64::load(s, rest, at), S::V64::load(s, pivot, at));
                 let mut errors = [zero; 2];
-                if T::WIDE == 2 {
-                    pivot = pivot.add(pivot_error);
-                } else {
+                if T::WIDE == 1 {
+                    let high = T::V::<S>::load(s, high, group).wide(part);
+                    let low = T::V::<S>::load(s, low, group).wide(part);
+                    let pivot_error = T::V::<S>::load(s, pivot_error, group).wide(part);
                     errors = [low.sub(rest.sub(high)), pivot_error];
                 }
                 let surprisal =
                     [S::V64::load(s, surprisal, at), S::V64::load(s, surprisal_error, at)];
-                let state = State { rest, pivot, errors, surprisal, log_sum: zero };
+                let state = State { rest, pivot, inverse, errors, surprisal, log_sum: zero };
                 let factors = objective.factors::<S, T>(s, &state, hess);
-                let Factors { mut loss, slope: [slope, slope_error], inverse, .. } = factors;
+                let Factors { mut loss, slope: [slope, slope_error], .. } = factors;
                 let counted = counted::<S, T>(s, T::V::<S>::load(s, class, group), part);
                 if weighted {
                     let class_weight = S::V64::load(s, class_weight, at);
@@ -240,7 +266,6 @@ impl<T: Limits> FindSlopes<'_, T> {
                 let slope = slope.keep(s, counted);
                 if T::WIDE == 1 || hess {
                     slope.store(to_slope, at);
-                    inverse.store(to_inverse, at);
                 }
                 if T::WIDE == 2 {
                     let a = scale.mul(inverse).mul(slope);

@@ -87,6 +87,10 @@ pub(super) const SECOND_DERIVATIVE: usize = 10;
 /// rounded.
 pub(super) const PRODUCT: usize = 11;
 pub(super) const PRODUCT_GRAD: usize = 12;
+/// For a function of the true class: the sum of the exponentials without the pivot's, and the pivot's, in float64. `a`
+/// and the gradient replace them.
+pub(super) const WHOLE_REST: usize = PRODUCT;
+pub(super) const WHOLE_PIVOT: usize = PRODUCT_GRAD;
 /// With z-loss, the logsumexp. Before, for float32, what it is a logarithm of, and what it is less.
 pub(super) const LOG_SUM: usize = SURPRISAL_ERROR;
 pub(super) const LESS: usize = PRODUCT;
