@@ -32,7 +32,7 @@ use crate::call::layout::{Converted, Layout};
 use crate::call::place::{Line, Place};
 use crate::error::{Result, collected};
 use crate::math::Real;
-use crate::math::softcap::{Capped, Exponential, Softcap};
+use crate::math::softcap::{Capped, Softcap};
 use crate::parallel::driver::{self, Job, Split};
 use crate::reduce::Total;
 use crate::simd::slices::{lanes_from, load_lanes, store_lanes};
@@ -341,9 +341,6 @@ impl<'a, T: Real> Tile<'a, T> {
     }
 }
 
-/// How many vectors of logits are capped together.
-const CAPPED: usize = 32;
-
 /// Caps rows of logits. Keeps the derivative of the cap, and `tanh(x / cap)`, where there is room for them.
 struct CapRows<'a, T> {
     from: Input<'a, T>,
@@ -360,34 +357,17 @@ impl<T: Real> Kernel for CapRows<'_, T> {
         let cap = [self.cap, 1.0 / self.cap].map(|x| T::from_f64(x));
         let cap = [T::V::<S>::splat(s, cap[0]), T::V::<S>::splat(s, cap[1])];
         let n = self.from.len();
-        for start in (0..n).step_by(CAPPED * T::LANES) {
-            let some = start..n.min(start + CAPPED * T::LANES);
-            for at in some.clone().step_by(T::LANES) {
-                let lanes = lanes_from::<T>(n - at);
-                self.from.prefetch(at + crate::simd::AHEAD / size_of::<T>());
-                let x = load_lanes::<S, T>(s, self.from, at, lanes);
-                let [m, e4] = s.function(Exponential::<S, T> { x, cap });
-                store_lanes::<S, T>(m, self.to, at, lanes);
-                if self.slopes.len() > at {
-                    store_lanes::<S, T>(e4, self.slopes, at, lanes);
-                }
+        for at in (0..n).step_by(T::LANES) {
+            let lanes = lanes_from::<T>(n - at);
+            self.from.prefetch(at + crate::simd::AHEAD / size_of::<T>());
+            let x = load_lanes::<S, T>(s, self.from, at, lanes);
+            let Capped { value, slope, tanh } = s.function(Softcap::<S, T> { x, cap });
+            store_lanes::<S, T>(value, self.to, at, lanes);
+            if self.slopes.len() > at {
+                store_lanes::<S, T>(slope, self.slopes, at, lanes);
             }
-            for at in some.step_by(T::LANES) {
-                let lanes = lanes_from::<T>(n - at);
-                let m = load_lanes::<S, T>(s, self.to.as_input(), at, lanes);
-                let mut e4 = m;
-                if self.slopes.len() > at {
-                    e4 = load_lanes::<S, T>(s, self.slopes.as_input(), at, lanes);
-                }
-                let function = Softcap::<S, T> { exponential: [m, e4], cap: cap[0] };
-                let Capped { value, slope, tanh } = s.function(function);
-                store_lanes::<S, T>(value, self.to, at, lanes);
-                if self.slopes.len() > at {
-                    store_lanes::<S, T>(slope, self.slopes, at, lanes);
-                }
-                if self.tanhs.len() > at {
-                    store_lanes::<S, T>(tanh, self.tanhs, at, lanes);
-                }
+            if self.tanhs.len() > at {
+                store_lanes::<S, T>(tanh, self.tanhs, at, lanes);
             }
         }
     }
@@ -418,46 +398,36 @@ impl<T: Real> Kernel for UncapRows<'_, T> {
     fn eval<S: Simd>(self, s: S) {
         let zero = T::V::<S>::splat(s, T::default());
         let curved = T::V::<S>::splat(s, T::from_f64(-2.0 / self.cap));
-        macro_rules! derivative {
-            ($at:expr, $lanes:expr) => {{
-                macro_rules! load {
-                    ($from:expr) => {
-                        load_lanes::<S, T>(s, $from, $at, $lanes)
-                    };
-                }
-                let (g, slope) = (load!(self.grad), load!(self.slopes));
-                // A sample that counts for nothing has a derivative of 0, whatever its logits are. Adding 0 makes
-                // -0 a 0.
-                let nothing = g.eq(zero);
-                match self.hess {
-                    None => T::V::<S>::select(nothing, zero, g.mul(slope).add(zero)),
-                    Some(hess) => {
-                        let (h, tanh) = (load!(hess), load!(self.tanhs));
-                        let more = g.mul(curved).mul(tanh).mul(slope);
-                        let product = h.mul(slope).mul_add(slope, more).add(zero);
-                        let nothing = T::V::<S>::lanes(nothing) & T::V::<S>::lanes(h.eq(zero));
-                        product.clear(s, T::V::<S>::mask(s, nothing))
-                    }
-                }
-            }};
-        }
         let n = self.to.len();
-        // Non-temporal stores begin at a cache line.
-        let head = if self.non_temporal { self.to.unaligned().min(n) } else { 0 };
-        let end = n - (n - head) % T::LANES;
-        for part in [0..head, end..n] {
-            if !part.is_empty() {
-                let lanes = lanes_from::<T>(part.len());
-                derivative!(part.start, lanes).store_lanes(self.to, part.start, lanes);
+        let mut at = 0;
+        while at < n {
+            // Non-temporal stores begin at a cache line.
+            let head = if self.non_temporal && at == 0 { self.to.unaligned() } else { 0 };
+            let lanes = lanes_from::<T>(if head > 0 { head.min(n) } else { n - at });
+            macro_rules! load {
+                ($from:expr) => {
+                    load_lanes::<S, T>(s, $from, at, lanes)
+                };
             }
-        }
-        for at in (head..end).step_by(T::LANES) {
-            let result = derivative!(at, T::ALL);
-            if self.non_temporal {
+            let (g, slope) = (load!(self.grad), load!(self.slopes));
+            // A sample that counts for nothing has a derivative of 0, whatever its logits are. Adding 0 makes -0 a 0.
+            let nothing = g.eq(zero);
+            let result = match self.hess {
+                None => T::V::<S>::select(nothing, zero, g.mul(slope).add(zero)),
+                Some(hess) => {
+                    let (h, tanh) = (load!(hess), load!(self.tanhs));
+                    let more = g.mul(curved).mul(tanh).mul(slope);
+                    let product = h.mul(slope).mul_add(slope, more).add(zero);
+                    let nothing = T::V::<S>::lanes(nothing) & T::V::<S>::lanes(h.eq(zero));
+                    product.clear(s, T::V::<S>::mask(s, nothing))
+                }
+            };
+            if self.non_temporal && lanes == T::ALL {
                 result.stream(self.to, at);
             } else {
-                result.store(self.to, at);
+                store_lanes::<S, T>(result, self.to, at, lanes);
             }
+            at += if head > 0 { head } else { T::LANES };
         }
         if self.non_temporal {
             fence();

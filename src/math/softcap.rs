@@ -19,68 +19,41 @@ pub struct Capped<S: Simd, T: Real> {
     pub value: T::V<S>,
     /// `dy / dx`
     pub slope: T::V<S>,
-    /// `tanh(x / cap)`, for a finite `x`
+    /// `tanh(x / cap)`
     pub tanh: T::V<S>,
 }
 
-/// The first step: `m` with the sign of `tanh`, and `4 e`. Infinite and NaN `x` take the place of `m`.
-///
-/// Both steps are a long chain of dependent instructions. In a loop of its own each is short enough for a processor to
-/// execute several turns at once.
-pub struct Exponential<S: Simd, T: Real> {
+/// Caps numbers, and finds the derivative there.
+pub struct Softcap<S: Simd, T: Real> {
     /// The numbers.
     pub x: T::V<S>,
     /// The cap, and 1 over it.
     pub cap: [T::V<S>; 2],
 }
 
-impl<S: Simd, T: Real> Function<S> for Exponential<S, T> {
-    type Output = [T::V<S>; 2];
+impl<S: Simd, T: Real> Function<S> for Softcap<S, T> {
+    type Output = Capped<S, T>;
     #[inline(always)]
-    fn call(self, s: S) -> [T::V<S>; 2] {
-        let Exponential { x, cap: [cap, inverse] } = self;
+    fn call(self, s: S) -> Capped<S, T> {
+        let Softcap { x, cap: [cap, inverse] } = self;
         macro_rules! splat {
             ($x:expr) => {
                 T::V::<S>::splat(s, T::from_f64($x))
             };
         }
-        let (zero, minus_two) = (splat!(0.0), splat!(-2.0));
+        let (zero, two, minus_two) = (splat!(0.0), splat!(2.0), splat!(-2.0));
         let size = x.abs();
         let z = size.mul(inverse);
         // The rounding errors of the quotient would become relative errors of the derivative, times 2 |z|.
         let low = z.fma(zero.sub(cap), size).mul(inverse);
         let [e4, m] = exp_and_less_one::<S, T>(s, z.mul(minus_two), low.mul(minus_two));
-        let signed = T::V::<S>::select(x.lt(zero), m, zero.sub(m));
-        let finite = size.lt(splat!(f64::INFINITY));
-        [T::V::<S>::select(finite, signed, x), e4]
-    }
-}
-
-/// The second step, from what the first has found.
-pub struct Softcap<S: Simd, T: Real> {
-    /// `m` with its sign, and `4 e`.
-    pub exponential: [T::V<S>; 2],
-    /// The cap.
-    pub cap: T::V<S>,
-}
-
-impl<S: Simd, T: Real> Function<S> for Softcap<S, T> {
-    type Output = Capped<S, T>;
-    #[inline(always)]
-    fn call(self, s: S) -> Capped<S, T> {
-        let Softcap { exponential: [signed, e4], cap } = self;
-        macro_rules! splat {
-            ($x:expr) => {
-                T::V::<S>::splat(s, T::from_f64($x))
-            };
-        }
-        let size = signed.abs();
-        // Infinity has the `m` of 1, NaN stays.
-        let below = splat!(2.0).sub(splat!(1.0).min(size));
-        let tanh = signed.div(below);
+        let below = two.add(m);
+        let tanh = m.div(below);
+        // With the sign of `x`.
+        let tanh = T::V::<S>::select(x.lt(zero), tanh, zero.sub(tanh));
         let slope = e4.div(below.mul(below));
         let finite = size.lt(splat!(f64::INFINITY));
-        Capped { value: T::V::<S>::select(finite, cap.mul(tanh), signed), slope, tanh }
+        Capped { value: T::V::<S>::select(finite, cap.mul(tanh), x), slope, tanh }
     }
 }
 
@@ -99,9 +72,7 @@ mod tests {
             let cap = [S::V64::splat(s, self.1), S::V64::splat(s, 1.0 / self.1)];
             for &x in self.0 {
                 let x = S::V64::splat(s, x);
-                let exponential = s.function(Exponential::<S, f64> { x, cap });
-                let function = Softcap::<S, f64> { exponential, cap: cap[0] };
-                let Capped { value, slope, tanh } = s.function(function);
+                let Capped { value, slope, tanh } = s.function(Softcap::<S, f64> { x, cap });
                 all.push([value, slope, tanh].map(|v| v.to_lanes()[0]));
             }
             all
