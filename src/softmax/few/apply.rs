@@ -47,7 +47,7 @@ fn counted<S: Simd, T: Limits>(
     class: T::V<S>,
     part: usize,
 ) -> <S::V64 as Vector<S, f64>>::Mask {
-    S::V64::mask(s, T::V::<S>::lanes(class.not_lt(splat::<S, T>(s, 0.0))) >> (8 * part) & 0xFF)
+    class.wide(part).not_lt(splat::<S, f64>(s, 0.0))
 }
 
 /// Adds z-loss to the losses, and finds the factor of `p_c` that it adds to the gradient: [`SLOPE`].

@@ -593,9 +593,9 @@ impl<T: Limits> Block<'_, T> {
             let x = T::V::<S>::load(s, x, at);
             let exponential = exponential!(x);
             exponential.store(e, at);
-            let own = T::V::<S>::lanes(x.eq(most));
-            rest.add_positive(exponential.clear(s, T::V::<S>::mask(s, own)));
-            ties = ties.add(one.keep(s, T::V::<S>::mask(s, own)));
+            let own = x.eq(most);
+            rest.add_positive(exponential.clear(s, own));
+            ties = ties.add(one.keep(s, own));
             if entropy {
                 let product = exponential.mul(most.sub(x));
                 // 0 log 0 = 0
@@ -619,10 +619,10 @@ impl<T: Limits> Block<'_, T> {
             let x = T::V::<S>::load(s, x, at);
             least = x.min(least);
             let [ratio, product] = ratios.of(s, x);
-            let own = T::V::<S>::lanes(x.eq(most));
-            rest.add_positive(ratio.clear(s, T::V::<S>::mask(s, own)));
-            ties = ties.add(one.keep(s, T::V::<S>::mask(s, own)));
-            distance.add_positive(product.clear(s, T::V::<S>::mask(s, own)));
+            let own = x.eq(most);
+            rest.add_positive(ratio.clear(s, own));
+            ties = ties.add(one.keep(s, own));
+            distance.add_positive(product.clear(s, own));
         }
         rest.add(ties.sub(one).mul(ratios.one));
         (GroupSums { rest, distance, pivot: ratios.one }, least)
