@@ -542,6 +542,30 @@ def test_binary_pos_weight_and_where_by_hand(dtype):
     np.testing.assert_allclose(grad, np.array([[-1.5, 0.5], [0, 0.5]]) / 3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("classes", [3, 10, 300])
+@pytest.mark.parametrize("scale", [1e30, 1e34])
+@pytest.mark.parametrize(
+    ("name", "options", "true_logit"),
+    [
+        ("generalized_cross_entropy", {"q": 0.3}, -300.0),
+        ("generalized_cross_entropy", {"q": 0.7}, -200.0),
+        ("focal_loss", {"gamma": 7.0}, 12.0),
+        ("poly_loss", {"epsilon": -1.0}, 35.0),
+    ],
+)
+def test_tiny_slope_times_a_large_scale(name, options, true_logit, scale, classes):
+    """A derivative in `-log p` far below float32 costs a gradient in its range no digit."""
+    logits = np.linspace(-1, 1, 20 * classes, dtype=np.float32).reshape(20, classes)
+    logits[:, 1] = true_logit
+    function = getattr(xentrs, f"{name}_with_grad")
+    options = {"denominator": 1 / scale, **options}
+    _, grad = function(logits, np.ones(20, int), **options)
+    _, exact = function(logits.astype(np.float64), np.ones(20, int), **options)
+    normal = abs(exact) >= np.finfo(np.float32).tiny
+    assert normal.any()
+    np.testing.assert_allclose(grad[normal], exact[normal], rtol=3e-7)
+
+
 @every_dtype
 def test_denominator_zero_and_sum_of_weights(dtype):
     """A denominator of 0 is allowed, and gives what division gives."""

@@ -29,7 +29,8 @@
 //!
 //! The derivatives of the other two are `p^q` and `1 + epsilon p`.
 //!
-//! All of this is float64, for eight samples at a time. It costs one `pow` a sample, and nothing a logit.
+//! All of this is float64, for eight samples at a time. It costs at most an exponential, a logarithm and a `pow` a
+//! sample, and nothing a logit.
 
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::options::Reduction;
@@ -46,7 +47,7 @@ use super::Limits;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
     /// The function of `l`.
-    pub(super) phi: Phi,
+    phi: Phi,
     /// The factor of `L^2` in a loss that is then divided by the divisor of cross-entropy.
     z_loss: f64,
     /// The factor of `L p_c` in the gradient of a sample of weight 1: `2 z` over the divisor of z-loss.
@@ -55,7 +56,7 @@ pub struct Objective {
 
 /// A function of `l`, or of `p = e^-l`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Phi {
+enum Phi {
     /// `l`
     Plain,
     /// `(1 - p)^gamma l`
@@ -139,9 +140,7 @@ impl Objective {
         Objective::of(if epsilon == 0.0 { Phi::Plain } else { Phi::Poly(epsilon) })
     }
 
-    /// A function of the true class, without a z-loss.
-    #[inline(always)]
-    pub(super) fn of(phi: Phi) -> Self {
+    fn of(phi: Phi) -> Self {
         Objective { phi, ..Objective::PLAIN }
     }
 

@@ -1,5 +1,7 @@
 //! Turns the losses and factors of plain cross-entropy into those of another [`Objective`].
 //!
+//! [`Objective`]: crate::softmax::objective::Objective
+//!
 //! ```text
 //! for each eight samples:
 //!     loss <- loss + z-loss,     or weight phi(l)
@@ -22,7 +24,7 @@ use crate::math::exp::{power_of_two, residue_at};
 use crate::math::log::{log, log1p};
 use crate::math::sum_error;
 use crate::simd::{Function, Kernel, Simd, Vector};
-use crate::softmax::objective::{Factors, Objective, Phi, State};
+use crate::softmax::objective::{Factors, State};
 
 use super::buffers::*;
 use super::{Block, Limits, exponents, splat};
@@ -76,36 +78,34 @@ impl<T: Limits> AddZLoss<'_, T> {
         let fields = [REST, REST_ERROR, PIVOT, BIAS, N, LARGEST_LOGIT];
         let [rest, rest_error, pivot, bias, n, most] = buffers.inputs(fields);
         let [to_log_sum, to_less, to_inverse] = buffers.outputs_f64([LOG_SUM, LESS, WHOLE_INVERSE]);
-        for group in self.0.groups() {
-            for part in 0..T::WIDE {
-                let at = group + 8 * part;
-                // A macro: a closure might be compiled without the instruction set of this function.
-                macro_rules! load {
-                    ($field:expr) => {
-                        T::V::<S>::load(s, $field, group).wide(part)
-                    };
-                }
-                let (rest, pivot) = (load!(rest).add(load!(rest_error)), load!(pivot));
-                let whole = rest.add(pivot);
-                // Where the pivot has most of the probability, the logsumexp is its logit plus log1p(rest /
-                // pivot). This keeps the digits of a logsumexp near 0.
-                let (near, odds) = (rest.lt(pivot), rest.div(pivot));
-                let sum = whole.mul(power_of_two::<S, f64>(s, zero.sub(load!(bias))));
-                let most = T::V::<S>::load(s, most, group);
-                let n = T::V::<S>::load(s, n, group);
-                let residue = residue_at::<S, T>(s, n, most, part, job.temperature);
-                if T::WIDE == 2 {
-                    // One logarithm for both: the sum is at least 2^(-1/2), and so twice it is above 1.
-                    let less = residue.add(ln2).clear(s, near);
-                    S::V64::select(near, odds, sum.add(sum).sub(one)).store(to_log_sum, at);
-                    less.store(to_less, at);
-                } else {
-                    let far = log::<S, f64>(s, sum).sub(residue);
-                    let above = S::V64::select(near, log1p::<S, f64>(s, odds), far);
-                    self.largest(s, most, part).add(above).store(to_log_sum, at);
-                }
-                one.div(whole).store(to_inverse, at);
+        for (group, part) in self.0.parts() {
+            let at = group + 8 * part;
+            // A macro: a closure might be compiled without the instruction set of this function.
+            macro_rules! load {
+                ($field:expr) => {
+                    T::V::<S>::load(s, $field, group).wide(part)
+                };
             }
+            let (rest, pivot) = (load!(rest).add(load!(rest_error)), load!(pivot));
+            let whole = rest.add(pivot);
+            // Where the pivot has most of the probability, the logsumexp is its logit plus log1p(rest /
+            // pivot). This keeps the digits of a logsumexp near 0.
+            let (near, odds) = (rest.lt(pivot), rest.div(pivot));
+            let sum = whole.mul(power_of_two::<S, f64>(s, zero.sub(load!(bias))));
+            let most = T::V::<S>::load(s, most, group);
+            let n = T::V::<S>::load(s, n, group);
+            let residue = residue_at::<S, T>(s, n, most, part, job.temperature);
+            if T::WIDE == 2 {
+                // One logarithm for both: the sum is at least 2^(-1/2), and so twice it is above 1.
+                let less = residue.add(ln2).clear(s, near);
+                S::V64::select(near, odds, sum.add(sum).sub(one)).store(to_log_sum, at);
+                less.store(to_less, at);
+            } else {
+                let far = log::<S, f64>(s, sum).sub(residue);
+                let above = S::V64::select(near, log1p::<S, f64>(s, odds), far);
+                self.largest(s, most, part).add(above).store(to_log_sum, at);
+            }
+            one.div(whole).store(to_inverse, at);
         }
     }
 
@@ -116,14 +116,12 @@ impl<T: Limits> AddZLoss<'_, T> {
         let [most] = buffers.inputs([LARGEST_LOGIT]);
         let [log_sum, less] = buffers.inputs_f64([LOG_SUM, LESS]);
         let [to_log_sum] = buffers.outputs_f64([LOG_SUM]);
-        for group in self.0.groups() {
-            for part in 0..T::WIDE {
-                let at = group + 8 * part;
-                let logarithm = log1p::<S, f64>(s, S::V64::load(s, log_sum, at));
-                let above = logarithm.sub(S::V64::load(s, less, at));
-                let most = self.largest(s, T::V::<S>::load(s, most, group), part);
-                most.add(above).store(to_log_sum, at);
-            }
+        for (group, part) in self.0.parts() {
+            let at = group + 8 * part;
+            let logarithm = log1p::<S, f64>(s, S::V64::load(s, log_sum, at));
+            let above = logarithm.sub(S::V64::load(s, less, at));
+            let most = self.largest(s, T::V::<S>::load(s, most, group), part);
+            most.add(above).store(to_log_sum, at);
         }
     }
 
@@ -145,30 +143,28 @@ impl<T: Limits> AddZLoss<'_, T> {
             buffers.inputs_f64([SAMPLE_WEIGHT, LOSS, LOG_SUM, WHOLE_INVERSE]);
         let [to_loss, to_slope, to_a, to_grad] =
             buffers.outputs_f64([LOSS, SLOPE, PRODUCT, PRODUCT_GRAD]);
-        for group in self.0.groups() {
-            for part in 0..T::WIDE {
-                let at = group + 8 * part;
-                macro_rules! load {
-                    ($field:expr) => {
-                        T::V::<S>::load(s, $field, group).wide(part)
-                    };
-                }
-                let log_sum = S::V64::load(s, log_sum, at);
-                let [loss_of_sum, slope] = job.objective.z_loss::<S>(s, log_sum);
-                let counted = counted::<S, T>(s, T::V::<S>::load(s, class, group), part);
-                let sample = S::V64::load(s, sample, at);
-                let loss = S::V64::load(s, loss, at).add(sample.mul(loss_of_sum));
-                loss.keep(s, counted).store(to_loss, at);
-                let slope = sample.mul(slope).keep(s, counted);
-                if T::WIDE == 1 || hess {
-                    slope.store(to_slope, at);
-                }
-                if T::WIDE == 2 {
-                    let p = slope.mul(S::V64::load(s, inverse, at));
-                    p.add(load!(a).add(load!(a_error))).store(to_a, at);
-                    let grad = load!(pivot_grad).add(p.mul(load!(pivot)));
-                    grad.keep(s, counted).store(to_grad, at);
-                }
+        for (group, part) in self.0.parts() {
+            let at = group + 8 * part;
+            macro_rules! load {
+                ($field:expr) => {
+                    T::V::<S>::load(s, $field, group).wide(part)
+                };
+            }
+            let log_sum = S::V64::load(s, log_sum, at);
+            let [loss_of_sum, slope] = job.objective.z_loss::<S>(s, log_sum);
+            let counted = counted::<S, T>(s, T::V::<S>::load(s, class, group), part);
+            let sample = S::V64::load(s, sample, at);
+            let loss = S::V64::load(s, loss, at).add(sample.mul(loss_of_sum));
+            loss.keep(s, counted).store(to_loss, at);
+            let slope = sample.mul(slope).keep(s, counted);
+            if T::WIDE == 1 || hess {
+                slope.store(to_slope, at);
+            }
+            if T::WIDE == 2 {
+                let p = slope.mul(S::V64::load(s, inverse, at));
+                p.add(load!(a).add(load!(a_error))).store(to_a, at);
+                let grad = load!(pivot_grad).add(p.mul(load!(pivot)));
+                grad.keep(s, counted).store(to_grad, at);
             }
         }
     }
@@ -183,13 +179,7 @@ impl<T: Limits> Kernel for FindSlopes<'_, T> {
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         self.prepare(s);
-        // A loop for each function, compiled for it alone.
-        match self.0.job.objective.phi {
-            Phi::Plain => {}
-            Phi::Focal(gamma) => self.find(s, Objective::of(Phi::Focal(gamma))),
-            Phi::Generalized(q) => self.find(s, Objective::of(Phi::Generalized(q))),
-            Phi::Poly(epsilon) => self.find(s, Objective::of(Phi::Poly(epsilon))),
-        }
+        self.find(s);
     }
 }
 
@@ -204,28 +194,26 @@ impl<T: Limits> FindSlopes<'_, T> {
             buffers.inputs([REST, REST_ERROR, PIVOT, PIVOT_ERROR]);
         let [to_rest, to_pivot, to_inverse] =
             buffers.outputs_f64([WHOLE_REST, WHOLE_PIVOT, WHOLE_INVERSE]);
-        for group in self.0.groups() {
-            for part in 0..T::WIDE {
-                let at = group + 8 * part;
-                // A macro: a closure might be compiled without the instruction set of this function.
-                macro_rules! load {
-                    ($field:expr) => {
-                        T::V::<S>::load(s, $field, group).wide(part)
-                    };
-                }
-                let (rest, mut pivot) = (load!(rest).add(load!(rest_error)), load!(pivot));
-                if T::WIDE == 2 {
-                    pivot = pivot.add(load!(pivot_error));
-                }
-                rest.store(to_rest, at);
-                pivot.store(to_pivot, at);
-                one.div(rest.add(pivot)).store(to_inverse, at);
+        for (group, part) in self.0.parts() {
+            let at = group + 8 * part;
+            // A macro: a closure might be compiled without the instruction set of this function.
+            macro_rules! load {
+                ($field:expr) => {
+                    T::V::<S>::load(s, $field, group).wide(part)
+                };
             }
+            let (rest, mut pivot) = (load!(rest).add(load!(rest_error)), load!(pivot));
+            if T::WIDE == 2 {
+                pivot = pivot.add(load!(pivot_error));
+            }
+            rest.store(to_rest, at);
+            pivot.store(to_pivot, at);
+            one.div(rest.add(pivot)).store(to_inverse, at);
         }
     }
 
     #[inline(always)]
-    fn find<S: Simd>(&self, s: S, objective: Objective) {
+    fn find<S: Simd>(&self, s: S) {
         let Block { job, buffers, .. } = self.0;
         let zero = splat::<S, f64>(s, 0.0);
         let (hess, weighted) = (job.batch.outputs.hess.is_some(), job.batch.is_weighted());
@@ -239,45 +227,46 @@ impl<T: Limits> FindSlopes<'_, T> {
         let [to_a, to_grad, to_curvature, to_second] =
             buffers.outputs_f64([PRODUCT, PRODUCT_GRAD, CURVATURE, SECOND_DERIVATIVE]);
         let mut scale = splat::<S, f64>(s, job.scale);
-        for group in self.0.groups() {
-            for part in 0..T::WIDE {
-                let at = group + 8 * part;
-                let inverse = S::V64::load(s, inverse, at);
-                let (rest, pivot) = (S::V64::load(s, rest, at), S::V64::load(s, pivot, at));
-                let mut errors = [zero; 2];
-                if T::WIDE == 1 {
-                    let high = T::V::<S>::load(s, high, group).wide(part);
-                    let low = T::V::<S>::load(s, low, group).wide(part);
-                    let pivot_error = T::V::<S>::load(s, pivot_error, group).wide(part);
-                    errors = [low.sub(rest.sub(high)), pivot_error];
-                }
-                let surprisal =
-                    [S::V64::load(s, surprisal, at), S::V64::load(s, surprisal_error, at)];
-                let state = State { rest, pivot, inverse, errors, surprisal, log_sum: zero };
-                let factors = objective.factors::<S, T>(s, &state, hess);
-                let Factors { mut loss, slope: [slope, slope_error], .. } = factors;
-                let counted = counted::<S, T>(s, T::V::<S>::load(s, class, group), part);
-                if weighted {
-                    let class_weight = S::V64::load(s, class_weight, at);
-                    loss = S::V64::load(s, sample, at).mul(class_weight).mul(loss);
-                    scale = S::V64::load(s, scales, at).mul(class_weight);
-                }
-                loss.keep(s, counted).store(to_loss, at);
-                let slope = slope.keep(s, counted);
-                if T::WIDE == 1 || hess {
-                    slope.store(to_slope, at);
-                }
-                if T::WIDE == 2 {
-                    let a = scale.mul(inverse).mul(slope);
-                    a.store(to_a, at);
-                    zero.sub(a.mul(rest)).add(zero).keep(s, counted).store(to_grad, at);
-                } else {
-                    slope_error.keep(s, counted).store(to_slope_error, at);
-                }
-                if hess {
-                    factors.curvature.store(to_curvature, at);
-                    factors.second.store(to_second, at);
-                }
+        for (group, part) in self.0.parts() {
+            let at = group + 8 * part;
+            let inverse = S::V64::load(s, inverse, at);
+            let (rest, pivot) = (S::V64::load(s, rest, at), S::V64::load(s, pivot, at));
+            let mut errors = [zero; 2];
+            if T::WIDE == 1 {
+                let high = T::V::<S>::load(s, high, group).wide(part);
+                let low = T::V::<S>::load(s, low, group).wide(part);
+                let pivot_error = T::V::<S>::load(s, pivot_error, group).wide(part);
+                errors = [low.sub(rest.sub(high)), pivot_error];
+            }
+            let surprisal = [S::V64::load(s, surprisal, at), S::V64::load(s, surprisal_error, at)];
+            let state = State { rest, pivot, inverse, errors, surprisal, log_sum: zero };
+            let factors = job.objective.factors::<S, T>(s, &state, hess);
+            let Factors { mut loss, slope: [slope, slope_error], .. } = factors;
+            let counted = counted::<S, T>(s, T::V::<S>::load(s, class, group), part);
+            if weighted {
+                let class_weight = S::V64::load(s, class_weight, at);
+                loss = S::V64::load(s, sample, at).mul(class_weight).mul(loss);
+                scale = S::V64::load(s, scales, at).mul(class_weight);
+            }
+            if job.batch.classes == 1 {
+                // The gradient of one class is exactly 0, whatever its scale is.
+                scale = zero;
+            }
+            loss.keep(s, counted).store(to_loss, at);
+            let slope = slope.keep(s, counted);
+            if T::WIDE == 1 || hess {
+                slope.store(to_slope, at);
+            }
+            if T::WIDE == 2 {
+                let a = scale.mul(inverse).mul(slope).keep(s, counted);
+                a.store(to_a, at);
+                zero.sub(a.mul(rest)).add(zero).keep(s, counted).store(to_grad, at);
+            } else {
+                slope_error.keep(s, counted).store(to_slope_error, at);
+            }
+            if hess {
+                factors.curvature.store(to_curvature, at);
+                factors.second.store(to_second, at);
             }
         }
     }

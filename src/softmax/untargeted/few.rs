@@ -249,16 +249,15 @@ impl<T: Limits> Block<'_, T> {
         Columns(input.part(at, n), output.part(at, n))
     }
 
-    /// A field of a group.
+    /// Where a field of a group is in the buffers.
     #[inline(always)]
-    fn field(&self, which: usize, row: usize) -> (Input<'_, T>, Output<'_, T>) {
-        let at = 3 * self.rows * self.job.batch.classes + COLUMNS + which * self.rows + row;
-        (self.scratch.input().part(at, T::LANES), self.scratch.output().part(at, T::LANES))
+    fn field(&self, which: usize, row: usize) -> usize {
+        3 * self.rows * self.job.batch.classes + COLUMNS + which * self.rows + row
     }
 
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, which: usize, row: usize) -> T::V<S> {
-        T::V::<S>::load(s, self.field(which, row).0, 0)
+        T::V::<S>::load(s, self.scratch.input(), self.field(which, row))
     }
 
     #[inline(always)]
@@ -268,7 +267,7 @@ impl<T: Limits> Block<'_, T> {
 
     #[inline(always)]
     fn store<S: Simd>(&self, which: usize, row: usize, x: T::V<S>) {
-        x.store(self.field(which, row).1, 0);
+        x.store(self.scratch.output(), self.field(which, row));
     }
 
     #[inline(always)]
