@@ -417,7 +417,7 @@ def _draw_outputs(rng, call):
     in_place = _pick(rng, wanted) if wanted and _chance(rng, 0.5) else None
     for key in wanted:
         if key == in_place:
-            call.options[key] = call.x
+            call.options[key] = call.x = np.asarray(call.x)
         else:
             call.options[key] = lay_out(rng, np.full(call.x.shape, 7, call.x.dtype))
 
