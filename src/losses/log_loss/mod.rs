@@ -92,6 +92,34 @@ fn term(t: f64, x: f64, values: Values) -> f64 {
     }
 }
 
+/// Coefficients so small that their product with a scale may underflow.
+#[derive(Clone, Copy)]
+struct Tiny<S: Simd, T: Real> {
+    bound: T::V<S>,
+    /// The smallest number above 0.
+    least: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Tiny<S, T> {
+    #[inline(always)]
+    fn new(s: S) -> Self {
+        let bound = if T::WIDE == 2 { 1e-27 } else { 1e-270 };
+        let [bound, least] = [T::from_f64(bound), T::from_bits(1)];
+        Tiny { bound: T::V::<S>::splat(s, bound), least: T::V::<S>::splat(s, least) }
+    }
+
+    /// Whether any coefficient is tiny, or negative, and not 0.
+    #[inline(always)]
+    fn any<const N: usize>(&self, t: &[T::V<S>; N]) -> bool {
+        let mut smallest = self.bound;
+        for t in t {
+            // One less than the bits of a 0 of either sign are those of a NaN, which no minimum is.
+            smallest = t.bits_sub(self.least).min(smallest);
+        }
+        T::V::<S>::lanes(smallest.lt(self.bound)) != 0
+    }
+}
+
 /// A vector of values `p` and their coefficients `t`.
 struct Terms<S: Simd, T: Real> {
     values: Values,
@@ -125,23 +153,42 @@ impl<S: Simd, T: Real> Terms<S, T> {
         self.counted(s, self.t.mul(logs))
     }
 
-    /// The gradient, for a scale of `-minus_scale`.
+    /// The gradient, for a scale of `-minus_scale`, and the diagonal of the Hessian if `hess`.
+    ///
+    /// The product `scale t` of a tiny coefficient would underflow before it is divided by a `p` that is tiny, too. So
+    /// such a coefficient is multiplied by a power of two, by which the results are divided.
     #[inline(always)]
-    fn grad(&self, s: S, minus_scale: T::V<S>) -> T::V<S> {
-        let scaled = self.t.mul(minus_scale);
-        self.counted(
-            s,
-            match self.values {
-                Values::Probabilities => scaled.div(self.p),
-                Values::LogProbabilities => scaled,
-            },
-        )
-    }
-
-    /// The diagonal of the Hessian of probabilities, from the gradient.
-    #[inline(always)]
-    fn hess(&self, s: S, grad: T::V<S>) -> T::V<S> {
-        self.counted(s, T::V::<S>::splat(s, T::default()).sub(grad).div(self.p))
+    fn derivatives(
+        &self,
+        s: S,
+        minus_scale: T::V<S>,
+        tiny: &Tiny<S, T>,
+        hess: bool,
+    ) -> [T::V<S>; 2] {
+        let &Terms { p, t, .. } = self;
+        let zero = T::V::<S>::splat(s, T::default());
+        let whole = t.mul(minus_scale);
+        if self.values == Values::LogProbabilities {
+            return [self.counted(s, whole), zero];
+        }
+        let mut grad = whole.div(p);
+        let mut second = if hess { zero.sub(grad).div(p) } else { zero };
+        if tiny.any(&[t]) {
+            let up = if T::WIDE == 2 { (1u64 << 58) as f64 } else { (1u128 << 127) as f64 };
+            let down = T::V::<S>::splat(s, T::from_f64(1.0 / up));
+            let up = T::V::<S>::splat(s, T::from_f64(up));
+            let small = t.abs().lt(tiny.bound);
+            let lifted = t.mul(up).mul(minus_scale).div(p);
+            grad = T::V::<S>::select(small, lifted.mul(down), grad);
+            if hess {
+                // The Hessian may be a normal number where the gradient is not.
+                let lost = grad.abs().lt(T::V::<S>::splat(s, T::SUBNORMAL[0]));
+                let lifted = zero.sub(lifted).div(p).mul(down);
+                let lifted = T::V::<S>::select(lost, lifted, zero.sub(grad).div(p));
+                second = T::V::<S>::select(small, lifted, second);
+            }
+        }
+        [self.counted(s, grad), self.counted(s, second)]
     }
 }
 

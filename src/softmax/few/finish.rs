@@ -18,9 +18,9 @@ use crate::math::{Real, sum_error, two_sum};
 use crate::simd::slices::lanes_from;
 use crate::simd::{Kernel, Output, Simd, Vector, copy, fold};
 
-use super::apply::apply;
+use super::apply::{apply, multiply, shift};
 use super::buffers::*;
-use super::{Block, Common, Limits, power, splat};
+use super::{Block, Common, Limits, exponents, power, splat};
 
 impl<'a, T: Limits> Common<'a, T> {
     /// Finishes a block: its losses, weighted, and the factors of its derivatives. Returns the sum of the losses.
@@ -152,7 +152,12 @@ impl<'a, T: Limits> Common<'a, T> {
             }
             let [least, most] = T::FEW_SHIFT.map(power);
             let (least, most) = (splat::<S, T>(s, least), splat::<S, T>(s, most));
-            let inside = T::V::<S>::lanes(scaled.abs().not_lt(least));
+            // The bias takes account of the scale, but not of the total of probabilities.
+            let (tiny, least) = match HARD {
+                true => (scaled, least),
+                false => (scaled.mul(inverse), splat::<S, T>(s, T::FEW_LEAST)),
+            };
+            let inside = T::V::<S>::lanes(tiny.abs().not_lt(least));
             let zeros = T::V::<S>::lanes(scaled.eq(zero));
             fits = T::V::<S>::lanes(scaled.abs().lt(most)) & (inside | zeros);
         } else if !self.fine {
@@ -300,6 +305,38 @@ impl<'a, T: Limits> Common<'a, T> {
         for (which, x) in [(INVERSE, inverse), (PIVOT_HESS, at_pivot), (LARGEST_HESS, at_most)] {
             buffers.store(which, group, x);
         }
+    }
+
+    /// Scales the exponentials of a group down, but for the lanes that are `done`, where their factor in the gradient
+    /// would underflow: where the probabilities of a target have a tiny total.
+    #[inline(always)]
+    fn scale_down<S: Simd>(&self, s: S, group: usize, done: u32, buffers: &Buffers<T>) {
+        let (zero, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let (mut powers, mut shifts, mut any) = ([one; 2], [zero; 2], false);
+        for part in 0..T::WIDE {
+            let rest = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
+            let whole = rest.add(buffers.load(s, PIVOT, group).wide(part));
+            let at = group + 8 * part;
+            let scaled = buffers.load_f64(s, SCALE, at).mul(buffers.load_f64(s, COEFFICIENT, at));
+            let exponent = exponents(s, scaled).sub(exponents(s, whole));
+            let up = shift::<S, T>(s, exponent, T::MAX_EXPONENT / 2);
+            let done = S::V64::mask(s, done >> (8 * part) & 0xFF);
+            let up = S::V64::select(done, one, S::V64::select(scaled.eq(zero), one, up));
+            any |= S::V64::lanes(up.eq(one)) != 0xFF;
+            shifts[part] = exponents(s, up);
+            powers[part] = one.div(up);
+        }
+        if !any {
+            return;
+        }
+        let powers = T::V::<S>::narrow(powers);
+        let (start, width) = (group * self.batch.classes, T::LANES * self.batch.classes);
+        multiply::<S, T>(s, buffers.part(EXPONENTIALS).1.part(start, width), powers);
+        for field in [REST, REST_ERROR, PIVOT, OTHERS, OTHERS_ERROR] {
+            multiply::<S, T>(s, buffers.field(field).1.part(group, T::LANES), powers);
+        }
+        let bias = buffers.load(s, BIAS, group).sub(T::V::<S>::narrow(shifts));
+        buffers.store(BIAS, group, bias);
     }
 
     /// Finishes a group in float64, but for the lanes that are `done`.
@@ -520,6 +557,9 @@ impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for FinishGroupF64<'_,
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let FinishGroupF64 { block, group, done } = self;
+        if ANY && !HARD && block.job.grad {
+            block.job.scale_down(s, group, done, block.buffers);
+        }
         block.job.finish_f64::<S, ANY, HARD>(s, group, done, &block);
     }
 }
