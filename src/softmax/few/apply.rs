@@ -135,9 +135,7 @@ impl<T: Limits> Kernel for ApplyToGroup<'_, T> {
             let mut product = high.mul(slope);
             let tiny = S::V64::lanes(product.abs().lt(splat::<S, f64>(s, T::FEW_LEAST)));
             if tiny & !S::V64::lanes(slope.eq(zero_f64)) != 0 {
-                up = shift::<S, T>(s, exponents(s, high).add(exponents(s, slope)));
-                let zeros = S::V64::lanes(high.eq(zero_f64)) | S::V64::lanes(slope.eq(zero_f64));
-                up = S::V64::select(S::V64::mask(s, zeros), one, up);
+                up = self.shift(s, high, slope);
                 shifts[part] = up;
                 shifted |= S::V64::lanes(up.eq(one)) != 0xFF;
                 (high, low, more) = (high.mul(up), low.mul(up), more.mul(up));
@@ -176,11 +174,7 @@ impl<T: Limits> Kernel for ApplyToGroup<'_, T> {
             return;
         }
         if shifted {
-            let mut down = shifts;
-            for power in &mut down {
-                *power = one.div(*power);
-            }
-            multiply::<S, T>(s, self.columns, T::V::<S>::narrow(down));
+            self.divide(s, shifts);
         }
         let high = T::V::<S>::narrow(a);
         for part in 0..T::WIDE {
@@ -206,20 +200,30 @@ impl<T: Limits> Kernel for ApplyToGroup<'_, T> {
     }
 }
 
-/// The power of two that moves from the exponentials to `a`, where the rounding error of `a` would underflow: `a` is
-/// about `2^exponent`. 1 elsewhere.
-#[inline(always)]
-pub(super) fn shift<S: Simd, T: Limits>(s: S, exponent: S::V64) -> S::V64 {
-    let missing = exponents(s, splat::<S, f64>(s, T::FEW_LEAST)).sub(exponent);
-    let missing = missing.min(splat::<S, f64>(s, (T::MAX_EXPONENT / 2) as f64));
-    power_of_two::<S, f64>(s, missing.max(splat::<S, f64>(s, 0.0)))
-}
+impl<T: Limits> ApplyToGroup<'_, T> {
+    /// The power of two that moves from the exponentials to `a slope`, where the rounding error of that product
+    /// would underflow. 1 elsewhere.
+    #[inline(always)]
+    fn shift<S: Simd>(&self, s: S, a: S::V64, slope: S::V64) -> S::V64 {
+        let (zero_f64, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let least = exponents(s, splat::<S, f64>(s, T::FEW_LEAST));
+        let missing = least.sub(exponents(s, a)).sub(exponents(s, slope));
+        let missing = missing.min(splat::<S, f64>(s, (T::MAX_EXPONENT / 2) as f64)).max(zero_f64);
+        let zeros = S::V64::lanes(a.eq(zero_f64)) | S::V64::lanes(slope.eq(zero_f64));
+        let power = power_of_two::<S, f64>(s, missing);
+        S::V64::select(S::V64::mask(s, zeros), one, power)
+    }
 
-/// Multiplies columns, those of a group's exponentials for instance, by a number of each lane.
-#[inline(always)]
-pub(super) fn multiply<S: Simd, T: Limits>(s: S, columns: Output<'_, T>, factors: T::V<S>) {
-    for at in (0..columns.len()).step_by(T::LANES) {
-        let e = T::V::<S>::load(s, columns.as_input(), at);
-        e.mul(factors).store(columns, at);
+    /// Divides the group's exponentials by powers of two.
+    #[inline(always)]
+    fn divide<S: Simd>(&self, s: S, mut powers: [S::V64; 2]) {
+        for power in &mut powers {
+            *power = splat::<S, f64>(s, 1.0).div(*power);
+        }
+        let powers = T::V::<S>::narrow(powers);
+        for at in (0..self.columns.len()).step_by(T::LANES) {
+            let e = T::V::<S>::load(s, self.columns.as_input(), at);
+            e.mul(powers).store(self.columns, at);
+        }
     }
 }
