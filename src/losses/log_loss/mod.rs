@@ -35,7 +35,7 @@ use crate::error::Result;
 use crate::math::Real;
 use crate::math::log::log;
 use crate::parallel::driver;
-use crate::simd::{AHEAD, Kernel, Simd, Vector};
+use crate::simd::{AHEAD, Function, Kernel, Simd, Vector};
 use crate::tiles::{self, Plan};
 
 use super::{ClassLoss, with_coefficients};
@@ -154,9 +154,6 @@ impl<S: Simd, T: Real> Terms<S, T> {
     }
 
     /// The gradient, for a scale of `-minus_scale`, and the diagonal of the Hessian if `hess`.
-    ///
-    /// The product `scale t` of a tiny coefficient would underflow before it is divided by a `p` that is tiny, too. So
-    /// such a coefficient is multiplied by a power of two, by which the results are divided.
     #[inline(always)]
     fn derivatives(
         &self,
@@ -167,28 +164,49 @@ impl<S: Simd, T: Real> Terms<S, T> {
     ) -> [T::V<S>; 2] {
         let &Terms { p, t, .. } = self;
         let zero = T::V::<S>::splat(s, T::default());
-        let whole = t.mul(minus_scale);
+        let scaled = t.mul(minus_scale);
         if self.values == Values::LogProbabilities {
-            return [self.counted(s, whole), zero];
+            return [self.counted(s, scaled), zero];
         }
-        let mut grad = whole.div(p);
-        let mut second = if hess { zero.sub(grad).div(p) } else { zero };
+        let mut both = [scaled.div(p), zero];
         if tiny.any(&[t]) {
-            let up = if T::WIDE == 2 { (1u64 << 58) as f64 } else { (1u128 << 127) as f64 };
-            let down = T::V::<S>::splat(s, T::from_f64(1.0 / up));
-            let up = T::V::<S>::splat(s, T::from_f64(up));
-            let small = t.abs().lt(tiny.bound);
-            let lifted = t.mul(up).mul(minus_scale).div(p);
-            grad = T::V::<S>::select(small, lifted.mul(down), grad);
-            if hess {
-                // The Hessian may be a normal number where the gradient is not.
-                let lost = grad.abs().lt(T::V::<S>::splat(s, T::SUBNORMAL[0]));
-                let lifted = zero.sub(lifted).div(p).mul(down);
-                let lifted = T::V::<S>::select(lost, lifted, zero.sub(grad).div(p));
-                second = T::V::<S>::select(small, lifted, second);
-            }
+            both = s.apart(OfTiny::<S, T> { p, t, minus_scale, bound: tiny.bound });
+        } else if hess {
+            both[1] = zero.sub(both[0]).div(p);
         }
-        [self.counted(s, grad), self.counted(s, second)]
+        [self.counted(s, both[0]), self.counted(s, both[1])]
+    }
+}
+
+/// Gradient and Hessian where coefficients are tiny.
+///
+/// The product of such a coefficient and the scale would underflow before it is divided by a `p` that is tiny, too. So
+/// the coefficient is multiplied by a power of two, by which the results are divided.
+struct OfTiny<S: Simd, T: Real> {
+    p: T::V<S>,
+    t: T::V<S>,
+    minus_scale: T::V<S>,
+    bound: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for OfTiny<S, T> {
+    type Output = [T::V<S>; 2];
+    #[inline(always)]
+    fn call(self, s: S) -> [T::V<S>; 2] {
+        let OfTiny { p, t, minus_scale, bound } = self;
+        let (zero, one) =
+            (T::V::<S>::splat(s, T::default()), T::V::<S>::splat(s, T::from_f64(1.0)));
+        let power = if T::WIDE == 2 { (1u64 << 58) as f64 } else { (1u128 << 127) as f64 };
+        let small = t.abs().lt(bound);
+        let up = T::V::<S>::select(small, T::V::<S>::splat(s, T::from_f64(power)), one);
+        let down = T::V::<S>::select(small, T::V::<S>::splat(s, T::from_f64(1.0 / power)), one);
+        let lifted = t.mul(up).mul(minus_scale).div(p);
+        let grad = lifted.mul(down);
+        // The Hessian may be a normal number where the gradient is not.
+        let lost = grad.abs().lt(T::V::<S>::splat(s, T::SUBNORMAL[0]));
+        let top = T::V::<S>::select(lost, lifted, grad);
+        let hess = zero.sub(top).div(p).mul(T::V::<S>::select(lost, down, one));
+        [grad, hess]
     }
 }
 

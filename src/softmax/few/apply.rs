@@ -23,7 +23,7 @@
 use crate::math::exp::{power_of_two, residue_at};
 use crate::math::log::{log, log1p};
 use crate::math::sum_error;
-use crate::simd::{Function, Kernel, Output, Simd, Vector};
+use crate::simd::{Function, Kernel, Simd, Vector};
 use crate::softmax::objective::{Factors, State};
 
 use super::buffers::*;
@@ -386,6 +386,7 @@ impl<S: Simd, T: Limits> Function<S> for Shift<'_, T> {
     fn call(self, s: S) -> [S::V64; 2] {
         let Shift { block: Block { job, buffers, .. }, group, tiny } = self;
         let (zero, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
+        let least = exponents(s, splat::<S, f64>(s, T::FEW_LEAST));
         let (mut ups, mut downs) = ([one; 2], [one; 2]);
         for part in 0..T::WIDE {
             if tiny[part] == 0 {
@@ -399,15 +400,20 @@ impl<S: Simd, T: Limits> Function<S> for Shift<'_, T> {
                     slope = buffers.load_f64(s, SLOPE, at);
                 }
             }
-            let exponent = exponents(s, a).add(exponents(s, slope));
-            let power = shift::<S, T>(s, exponent, T::MAX_EXPONENT - 1);
+            let missing = least.sub(exponents(s, a)).sub(exponents(s, slope));
+            let most = splat::<S, f64>(s, (T::MAX_EXPONENT - 1) as f64);
+            let missing = missing.min(most).max(zero);
             let zeros = S::V64::lanes(a.eq(zero)) | S::V64::lanes(slope.eq(zero));
+            let power = power_of_two::<S, f64>(s, missing);
             ups[part] = S::V64::select(S::V64::mask(s, zeros), one, power);
             downs[part] = one.div(ups[part]);
         }
-        let (start, width) = (group * job.batch.classes, T::LANES * job.batch.classes);
-        let columns = buffers.part(EXPONENTIALS).1.part(start, width);
-        multiply::<S, T>(s, columns, T::V::<S>::narrow(downs));
+        let downs = T::V::<S>::narrow(downs);
+        let (from, to) = buffers.part(EXPONENTIALS);
+        let classes = job.batch.classes;
+        for at in (group * classes..).step_by(T::LANES).take(classes) {
+            T::V::<S>::load(s, from, at).mul(downs).store(to, at);
+        }
         ups
     }
 }
@@ -469,23 +475,5 @@ impl<S: Simd, T: Limits> Function<S> for ApplyToHessian<'_, S, T> {
         ] {
             buffers.store(which, group, x);
         }
-    }
-}
-
-/// The power of two, at most `2^most`, that moves from the exponentials to `a`, where the rounding error of `a` would
-/// underflow: `a` is about `2^exponent`. 1 elsewhere.
-#[inline(always)]
-pub(super) fn shift<S: Simd, T: Limits>(s: S, exponent: S::V64, most: i64) -> S::V64 {
-    let missing = exponents(s, splat::<S, f64>(s, T::FEW_LEAST)).sub(exponent);
-    let missing = missing.min(splat::<S, f64>(s, most as f64)).max(splat::<S, f64>(s, 0.0));
-    power_of_two::<S, f64>(s, missing)
-}
-
-/// Multiplies columns, those of a group's exponentials for instance, by a number of each lane.
-#[inline(always)]
-pub(super) fn multiply<S: Simd, T: Limits>(s: S, columns: Output<'_, T>, factors: T::V<S>) {
-    for at in (0..columns.len()).step_by(T::LANES) {
-        let e = T::V::<S>::load(s, columns.as_input(), at);
-        e.mul(factors).store(columns, at);
     }
 }

@@ -18,9 +18,10 @@ use crate::math::{Real, sum_error, two_sum};
 use crate::simd::slices::lanes_from;
 use crate::simd::{Kernel, Output, Simd, Vector, copy, fold};
 
-use super::apply::{apply, multiply, shift};
+use super::apply::apply;
 use super::buffers::*;
-use super::{Block, Common, Limits, exponents, power, splat};
+use super::{Block, Common, Limits, power, splat};
+use crate::softmax::exponent;
 
 impl<'a, T: Limits> Common<'a, T> {
     /// Finishes a block: its losses, weighted, and the factors of its derivatives. Returns the sum of the losses.
@@ -307,36 +308,31 @@ impl<'a, T: Limits> Common<'a, T> {
         }
     }
 
-    /// Scales the exponentials of a group down, but for the lanes that are `done`, where their factor in the gradient
-    /// would underflow: where the probabilities of a target have a tiny total.
-    #[inline(always)]
-    fn scale_down<S: Simd>(&self, s: S, group: usize, done: u32, buffers: &Buffers<T>) {
-        let (zero, one) = (splat::<S, f64>(s, 0.0), splat::<S, f64>(s, 1.0));
-        let (mut powers, mut shifts, mut any) = ([one; 2], [zero; 2], false);
-        for part in 0..T::WIDE {
-            let rest = buffers.load_sum_f64(s, [REST, REST_ERROR], group, part);
-            let whole = rest.add(buffers.load(s, PIVOT, group).wide(part));
-            let at = group + 8 * part;
-            let scaled = buffers.load_f64(s, SCALE, at).mul(buffers.load_f64(s, COEFFICIENT, at));
-            let exponent = exponents(s, scaled).sub(exponents(s, whole));
-            let up = shift::<S, T>(s, exponent, T::MAX_EXPONENT / 2);
-            let done = S::V64::mask(s, done >> (8 * part) & 0xFF);
-            let up = S::V64::select(done, one, S::V64::select(scaled.eq(zero), one, up));
-            any |= S::V64::lanes(up.eq(one)) != 0xFF;
-            shifts[part] = exponents(s, up);
-            powers[part] = one.div(up);
-        }
-        if !any {
+    /// Scales the exponentials of a sample down where their factor in the gradient would underflow: where the
+    /// probabilities of its target have a tiny sum.
+    fn scale_down(&self, group: usize, lane: usize, buffers: &Buffers<T>) {
+        let at = group + lane;
+        let number = |field| buffers.field(field).0.get(at).to_f64();
+        let [scale, total] = [SCALE, COEFFICIENT].map(|field| buffers.field_f64(field).0.get(at));
+        let (scaled, whole) = (scale * total, number(REST) + number(PIVOT));
+        let missing = exponent(T::FEW_LEAST) - (exponent(scaled) - exponent(whole));
+        if scaled == 0.0 || missing <= 0 {
             return;
         }
-        let powers = T::V::<S>::narrow(powers);
-        let (start, width) = (group * self.batch.classes, T::LANES * self.batch.classes);
-        multiply::<S, T>(s, buffers.part(EXPONENTIALS).1.part(start, width), powers);
+        let shift = missing.min(T::MAX_EXPONENT / 2);
+        let times = |array: Output<'_, T>, at: usize| {
+            array.set(at, T::from_f64(array.as_input().get(at).to_f64() * power(-shift)));
+        };
         for field in [REST, REST_ERROR, PIVOT, OTHERS, OTHERS_ERROR] {
-            multiply::<S, T>(s, buffers.field(field).1.part(group, T::LANES), powers);
+            times(buffers.field(field).1, at);
         }
-        let bias = buffers.load(s, BIAS, group).sub(T::V::<S>::narrow(shifts));
-        buffers.store(BIAS, group, bias);
+        for class in 0..self.batch.classes {
+            times(
+                buffers.part(EXPONENTIALS).1,
+                group * self.batch.classes + class * T::LANES + lane,
+            );
+        }
+        buffers.field(BIAS).1.set(at, T::from_f64(number(BIAS) - shift as f64));
     }
 
     /// Finishes a group in float64, but for the lanes that are `done`.
@@ -558,7 +554,9 @@ impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for FinishGroupF64<'_,
     fn eval<S: Simd>(self, s: S) {
         let FinishGroupF64 { block, group, done } = self;
         if ANY && !HARD && block.job.grad {
-            block.job.scale_down(s, group, done, block.buffers);
+            for lane in (0..T::LANES).filter(|lane| done >> lane & 1 == 0) {
+                block.job.scale_down(group, lane, block.buffers);
+            }
         }
         block.job.finish_f64::<S, ANY, HARD>(s, group, done, &block);
     }
