@@ -360,8 +360,8 @@ impl<T: Limits> Block<'_, T> {
         let weights = self.weights_of(s, row);
         let mut counted = lanes_from::<T>(n);
         if self.is_weighted() {
-            for part in 0..T::WIDE {
-                counted &= !(S::V64::lanes(weights[part].eq(zero_f64)) << (8 * part));
+            for (part, weight) in weights.iter().enumerate().take(T::WIDE) {
+                counted &= !(S::V64::lanes(weight.eq(zero_f64)) << (8 * part));
             }
         }
         let [high, low] = self.load_pair(s, REST, row);
@@ -478,8 +478,8 @@ impl<T: Limits> Block<'_, T> {
                 let mut counted = lanes_from::<T>(n);
                 if self.is_weighted() {
                     let weights = self.weights_of(s, row);
-                    for part in 0..T::WIDE {
-                        let zeros = S::V64::lanes(weights[part].eq(S::V64::splat(s, 0.0)));
+                    for (part, weight) in weights.iter().enumerate().take(T::WIDE) {
+                        let zeros = S::V64::lanes(weight.eq(S::V64::splat(s, 0.0)));
                         counted &= !(zeros << (8 * part));
                     }
                 }
