@@ -168,17 +168,16 @@ impl<S: Simd, T: Real> Terms<S, T> {
         if self.values == Values::LogProbabilities {
             return [self.counted(s, scaled), zero];
         }
-        let mut both = [scaled.div(p), zero];
         if tiny.any(&[t]) {
-            both = s.apart(OfTiny::<S, T> { p, t, minus_scale, bound: tiny.bound });
-        } else if hess {
-            both[1] = zero.sub(both[0]).div(p);
+            return s.apart(OfTiny::<S, T> { p, t, minus_scale, bound: tiny.bound, hess });
         }
-        [self.counted(s, both[0]), self.counted(s, both[1])]
+        let grad = scaled.div(p);
+        let second = if hess { zero.sub(grad).div(p) } else { zero };
+        [self.counted(s, grad), self.counted(s, second)]
     }
 }
 
-/// Gradient and Hessian where coefficients are tiny.
+/// Gradient and Hessian of probabilities, where coefficients may be tiny.
 ///
 /// The product of such a coefficient and the scale would underflow before it is divided by a `p` that is tiny, too. So
 /// the coefficient is multiplied by a power of two, by which the results are divided.
@@ -186,27 +185,32 @@ struct OfTiny<S: Simd, T: Real> {
     p: T::V<S>,
     t: T::V<S>,
     minus_scale: T::V<S>,
+    /// Below which coefficients are tiny.
     bound: T::V<S>,
+    hess: bool,
 }
 
 impl<S: Simd, T: Real> Function<S> for OfTiny<S, T> {
     type Output = [T::V<S>; 2];
     #[inline(always)]
     fn call(self, s: S) -> [T::V<S>; 2] {
-        let OfTiny { p, t, minus_scale, bound } = self;
-        let (zero, one) =
-            (T::V::<S>::splat(s, T::default()), T::V::<S>::splat(s, T::from_f64(1.0)));
+        let OfTiny { p, t, minus_scale, bound, hess } = self;
+        let zero = T::V::<S>::splat(s, T::default());
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
         let power = if T::WIDE == 2 { (1u64 << 58) as f64 } else { (1u128 << 127) as f64 };
-        let small = t.abs().lt(bound);
+        let (small, none) = (t.abs().lt(bound), t.eq(zero));
         let up = T::V::<S>::select(small, T::V::<S>::splat(s, T::from_f64(power)), one);
         let down = T::V::<S>::select(small, T::V::<S>::splat(s, T::from_f64(1.0 / power)), one);
         let lifted = t.mul(up).mul(minus_scale).div(p);
         let grad = lifted.mul(down);
-        // The Hessian may be a normal number where the gradient is not.
-        let lost = grad.abs().lt(T::V::<S>::splat(s, T::SUBNORMAL[0]));
-        let top = T::V::<S>::select(lost, lifted, grad);
-        let hess = zero.sub(top).div(p).mul(T::V::<S>::select(lost, down, one));
-        [grad, hess]
+        let mut second = zero;
+        if hess {
+            // The Hessian may be a normal number where the gradient is not.
+            let lost = grad.abs().lt(T::V::<S>::splat(s, T::SUBNORMAL[0]));
+            let top = T::V::<S>::select(lost, lifted, grad);
+            second = zero.sub(top).div(p).mul(T::V::<S>::select(lost, down, one));
+        }
+        [grad.clear(s, none), second.clear(s, none)]
     }
 }
 

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::checks::search;
-use super::{AHEAD, BLOCK, Terms, Tiny, Values, block_rows, term};
+use super::{AHEAD, BLOCK, OfTiny, Terms, Tiny, Values, block_rows, term};
 use crate::call::batch::{Batch, Outputs, Target};
 use crate::elements::probabilities::Interval;
 use crate::elements::{Elements, Map, Results, beyond};
@@ -207,10 +207,12 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
                 }
             }
         } else {
+            let &Constants { minus_scale, tiny: Tiny { bound, .. }, .. } = constants;
             for i in 0..N {
-                let terms = Terms::<S, T>::new(s, self.values, p[i], t[i]);
-                let Constants { minus_scale, tiny, .. } = constants;
-                [grad[i], hess[i]] = terms.derivatives(s, *minus_scale, tiny, results.has_hess());
+                // Adding 0 makes a -0 a 0.
+                let (p, t, wanted) = (p[i].add(zero), t[i], results.has_hess());
+                [grad[i], hess[i]] =
+                    s.apart(OfTiny::<S, T> { p, t, minus_scale, bound, hess: wanted });
             }
         }
         results.grad(grad, lanes);
