@@ -653,17 +653,21 @@ def test_bad_target_is_found_before_anything_is_written(loss, dtype, rng, thread
 
 @every_dtype
 def test_bad_probability_is_found_before_anything_is_written(dtype, rng, threads):
-    for loss in CLASS_LOSSES:
+    """The last of many: of the type of the target, of another, and of half precision."""
+    for loss in LOSSES:
         if loss.bounded:
             for shape in ((60_000, 4), (300, 1000)):
                 case = loss.case(rng, shape, dtype)
                 case.scores[-1, -1] = 1.5
                 if loss.indices:
                     case.target[-1] = shape[-1] - 1
-                for count in (1, 3):
-                    threads(count)
-                    refused_out(case, ValueError, "1.5", out=np.full(shape, 7, dtype))
-                    refused_out(case, ValueError, "1.5", out=case.scores)
+                for kind in ("f2", "f4", "f8"):
+                    converted = case.but(scores=case.scores.astype(kind))
+                    for count in (1, 3):
+                        threads(count)
+                        out = np.full(shape, 7, kind)
+                        refused_out(converted, ValueError, "1.5", out=out)
+                        refused_out(converted, ValueError, "1.5", out=converted.scores)
 
 
 # ----------------------------------------------------------------------------------- the messages
