@@ -46,8 +46,9 @@ EXCLUDED = {
     ],
 }
 
-# Drawn and left out: no stage below has PyTorch.
+# Drawn and left out: what no stage below can test without PyTorch, and what changes speed alone.
 NEEDS_TORCH = "src/python/tensors.rs"
+PREFETCH = re.compile(r"\bprefetch\(")
 
 # Operators replace each other within a family. `x << y` in place of `x * y` or `x is y` of `x <= y`
 # is an error at once, which proves nothing of the tests.
@@ -534,7 +535,7 @@ def reached_lines(package):
     """Return the lines that each stage of the tests executes, and its seconds."""
     import coverage
 
-    current = digest("python/**/*.py", "tests/*.py", "tools/mutants.py")
+    current = digest("python/**/*.py", "tests/*.py") + str(STAGES["python"])
     cache = FOLDER / "reached.json"
     if cache.exists():
         kept = json.loads(cache.read_text())
@@ -597,6 +598,17 @@ def run_python(mutants, keep, module):
         keep(mutant, result | {"change": change})
 
 
+def left_out(mutant):
+    """Whether a mutant of the sample is not run."""
+    if mutant["file"] == NEEDS_TORCH:
+        return True
+    place = mutant.get("span", {}).get("start")
+    if not place or mutant["genre"] == "FnValue":
+        return False
+    line = (ROOT / mutant["file"]).read_text().splitlines()[place["line"] - 1]
+    return bool(PREFETCH.search(line[: place["column"]]))
+
+
 # --- both ----------------------------------------------------------------------------------------
 
 
@@ -641,7 +653,7 @@ def main():
     random.Random(options.seed).shuffle(mutants)
     part, parts = map(int, options.shard.split("/"))
     mutants = mutants[: options.sample][part - 1 :: parts]
-    mutants = [mutant for mutant in mutants if mutant["file"] != NEEDS_TORCH]
+    mutants = [mutant for mutant in mutants if not left_out(mutant)]
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     file = FOLDER / f"{language}.jsonl"
