@@ -46,8 +46,8 @@ EXCLUDED = {
     ],
 }
 
-# Drawn and left out: what no stage below can test without PyTorch, and what changes speed alone.
-NEEDS_TORCH = "src/python/tensors.rs"
+# Drawn and left out: what only other libraries call (PyTorch, XGBoost), and what changes speed alone.
+NEEDS_OTHERS = ["src/python/tensors.rs", "python/xentrs/_objectives.py"]
 PREFETCH = re.compile(r"\bprefetch\(")
 
 # Operators replace each other within a family. `x << y` in place of `x * y` or `x is y` of `x <= y`
@@ -582,13 +582,14 @@ def run_python(mutants, keep, module):
         path.write_text(mutated)
         for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
             compiled.unlink()  # its date and size could be those of the mutant
-        # What only other processes execute is not recorded: all tests run.
-        result = outcome(stages or STAGES["python"], seconds, {}, package)
+        topics = {stage: stage.split(".")[0].removeprefix("test_") for stage in stages}
+        stages.sort(key=lambda stage: topics[stage] not in mutant["file"])
+        result = outcome(stages, seconds, {}, package)
         path.write_text(source)
         for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
             compiled.unlink()
-        if not stages and result["outcome"] == "survived":
-            result["by"] = "no test of the process reaches it"
+        if not stages:
+            result["by"] = "no test reaches it, unless in another process"
         change = [
             f"{mark} {line.strip()}"
             for mark, one, other in (("-", source, mutated), ("+", mutated, source))
@@ -600,12 +601,15 @@ def run_python(mutants, keep, module):
 
 def left_out(mutant):
     """Whether a mutant of the sample is not run."""
-    if mutant["file"] == NEEDS_TORCH:
+    if mutant["file"] in NEEDS_OTHERS:
         return True
-    place = mutant.get("span", {}).get("start")
-    if not place or mutant["genre"] == "FnValue":
+    lines = (ROOT / mutant["file"]).read_text().splitlines()
+    if "operator" in mutant:  # of Python
+        return lines[mutant["lines"][0] - 1].strip() == "@overload"  # for type checkers
+    place = mutant["span"]["start"]
+    if mutant["genre"] == "FnValue":
         return False
-    line = (ROOT / mutant["file"]).read_text().splitlines()[place["line"] - 1]
+    line = lines[place["line"] - 1]
     return bool(PREFETCH.search(line[: place["column"]]))
 
 
