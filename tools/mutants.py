@@ -46,7 +46,7 @@ EXCLUDED = {
     ],
 }
 
-# Drawn and left out: what only other libraries call (PyTorch, XGBoost), and what changes speed alone.
+# Drawn and left out: what only other libraries call (PyTorch, XGBoost); below, what changes speed.
 NEEDS_OTHERS = ["src/python/tensors.rs", "python/xentrs/_objectives.py"]
 PREFETCH = re.compile(r"\bprefetch\(")
 
