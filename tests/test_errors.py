@@ -10,6 +10,7 @@ from losses import (
     BY_ID,
     CLASS_LOSSES,
     LOSSES,
+    assert_same_bits,
     every_class_loss,
     every_dtype,
     every_hessian_loss,
@@ -495,6 +496,32 @@ def test_arrays_on_a_gpu(loss, rng):
         refused(case.but(scores=kind()), TypeError, first(loss), "xentrs.torch")
         if loss.has_target:
             refused(case.but(target=kind()), TypeError, loss.second, "xentrs.torch")
+
+
+@every_loss
+@pytest.mark.parametrize(
+    "error", [BufferError, NotImplementedError, RuntimeError, TypeError, ValueError]
+)
+def test_arrays_on_several_devices_or_none(loss, error, rng):
+    """Their device raises, as of JAX's sharded arrays: they are what they convert to."""
+
+    class Sharded:
+        def __init__(self, values):
+            self.values = values
+
+        def __array__(self, dtype=None, copy=None):
+            return self.values
+
+        def __dlpack_device__(self):
+            raise error("no single device")
+
+        def __dlpack__(self, **options):
+            raise error("no single device")
+
+    case = loss.case(rng, (4, 5), np.float32)
+    converted = case.but(scores=Sharded(case.scores), target=Sharded(case.target))
+    for order in loss.orders:
+        assert_same_bits(converted.call(order), case.call(order))
 
 
 # ---------------------------------------------------------------------------------- probabilities

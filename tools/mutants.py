@@ -16,6 +16,7 @@ import ast
 import collections
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import importlib.util
 import json
@@ -599,13 +600,25 @@ def run_python(mutants, keep, module):
         keep(mutant, result | {"change": change})
 
 
+@functools.cache
+def overloads(source):
+    """Return the lines of the signatures that type checkers alone read."""
+    functions = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef))
+    return {
+        line
+        for node in functions
+        if "overload" in map(ast.unparse, node.decorator_list)
+        for line in range(node.decorator_list[0].lineno, node.end_lineno + 1)
+    }
+
+
 def left_out(mutant):
     """Whether a mutant of the sample is not run."""
     if mutant["file"] in NEEDS_OTHERS:
         return True
     lines = (ROOT / mutant["file"]).read_text().splitlines()
     if "operator" in mutant:  # of Python
-        return lines[mutant["lines"][0] - 1].strip() == "@overload"  # for type checkers
+        return mutant["lines"][0] in overloads("\n".join(lines))
     place = mutant["span"]["start"]
     if mutant["genre"] == "FnValue":
         return False
