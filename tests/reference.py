@@ -59,7 +59,7 @@ def cross_entropy(logits, target, *, softcap=None, temperature=1.0, **options):
     axis = options.get("axis", -1)
     middle = np.where(np.isfinite(x), x, -np.inf).max(axis, keepdims=True, initial=-np.inf)
     middle = np.where(np.isfinite(middle), middle, 0)
-    right = _cross_entropy((x - middle) / t, target, of_z_loss=x / t, **options)
+    right = _cross_entropy((x - middle) / t, target, offset=middle / t, **options)
     slope, curve = slope / t, curve / t
     grad, hess = right.grad * slope, right.hess * slope**2 + right.grad * curve
     # A capped logit is exact to some units in the last place of the cap. Probabilities and tiny
@@ -70,13 +70,15 @@ def cross_entropy(logits, target, *, softcap=None, temperature=1.0, **options):
     return Result(right.loss, grad, hess, terms, hess_terms, right.loss_terms * unit, right.divisor)
 
 
-def _cross_entropy(logits, target, *, z_loss=0.0, of_z_loss=None, **options):
-    """Softmax cross-entropy of class indices or probabilities, with z-loss of other logits."""
+def _cross_entropy(logits, target, *, z_loss=0.0, offset=0, **options):
+    """Softmax cross-entropy of class indices or probabilities, with z-loss of `logits + offset`."""
     result = _class_loss(_softmax, logits, target, **options)
     if z_loss == 0:
         return result
-    x = logits if of_z_loss is None else of_z_loss
-    penalty = _class_loss(lambda x, a: _z_loss(x, z_loss), x, target, penalty=True, **options)
+    offset = np.moveaxis(offset, options.get("axis", -1), -1) if np.ndim(offset) else offset
+    penalty = _class_loss(
+        lambda x, a: _z_loss(x, z_loss, offset), logits, target, penalty=True, **options
+    )
     # The mean of each has a divisor of its own.
     parts = (
         np.maximum(getattr(result, name), getattr(penalty, name))
@@ -533,9 +535,10 @@ def _nan_where(bad, parts):
     return loss, grad, hess, *sizes
 
 
-def _z_loss(x, z):
-    """``z logsumexp(x)^2`` with its derivatives."""
-    _, p, not_p, terms, bad = _probabilities(x)
+def _z_loss(x, z, offset=0):
+    """``z logsumexp(x + offset)^2`` with its derivatives."""
+    _, p, not_p, (largest, rest), bad = _probabilities(x)
+    terms = (largest + offset, rest)
     # The kernels add S to a reference of their own: it is as exact as a number of size 1 at least.
     s, size = sum(terms), np.maximum(sum(map(abs, terms)), 1)
     z = Real(z)

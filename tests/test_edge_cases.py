@@ -542,6 +542,30 @@ def test_binary_pos_weight_and_where_by_hand(dtype):
     np.testing.assert_allclose(grad, np.array([[-1.5, 0.5], [0, 0.5]]) / 3, rtol=1e-6)
 
 
+@pytest.mark.parametrize("classes", [3, 10, 300])
+@pytest.mark.parametrize("scale", [1e30, 1e34])
+@pytest.mark.parametrize(
+    ("name", "options", "true_logit"),
+    [
+        ("generalized_cross_entropy", {"q": 0.3}, -300.0),
+        ("generalized_cross_entropy", {"q": 0.7}, -200.0),
+        ("focal_loss", {"gamma": 7.0}, 12.0),
+        ("poly_loss", {"epsilon": -1.0}, 35.0),
+    ],
+)
+def test_tiny_slope_times_a_large_scale(name, options, true_logit, scale, classes):
+    """A derivative in `-log p` far below float32 costs a gradient in its range no digit."""
+    logits = np.linspace(-1, 1, 20 * classes, dtype=np.float32).reshape(20, classes)
+    logits[:, 1] = true_logit
+    function = getattr(xentrs, f"{name}_with_grad")
+    options = {"denominator": 1 / scale, **options}
+    _, grad = function(logits, np.ones(20, int), **options)
+    _, exact = function(logits.astype(np.float64), np.ones(20, int), **options)
+    normal = abs(exact) >= np.finfo(np.float32).tiny
+    assert normal.any()
+    np.testing.assert_allclose(grad[normal], exact[normal], rtol=3e-7)
+
+
 @every_dtype
 def test_denominator_zero_and_sum_of_weights(dtype):
     """A denominator of 0 is allowed, and gives what division gives."""
@@ -804,3 +828,70 @@ def test_wide_options_beside_rows_of_other_strides(loss, shape, step, dtype, rng
             options = {name: given, "label_smoothing": loss.smoothings[-1], "reduction": "none"}
             options = {key: value for key, value in options.items() if key in loss.keywords}
             fuzz.check(fuzz.Call(loss.name, suffix, scores, target, options))
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [2, 3, 10, 40, 300, 2000])
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("z_loss", [0, 1e-3])
+def test_target_of_a_tiny_total(classes, layout, z_loss, dtype, rng):
+    """The gradient keeps its digits: it is a factor of that total times exponentials."""
+    samples = 40
+    scores = rng.normal(size=(samples, classes)).astype(dtype)
+    smallest = np.log10(float(np.finfo(dtype).tiny))
+    # From one of 1 on down, in turns, and with samples of total 0.
+    total = 10.0 ** rng.uniform(0.95 * smallest, 0, (samples, 1))
+    total[::7], total[1::7] = 0, 1
+    target = (total * rng.uniform(0.1, 1, scores.shape)).astype(dtype)
+    target[:, classes // 2 :: 2] = 0
+    options = {"reduction": "sum", "axis": 1}
+    if z_loss:
+        options["z_loss"] = z_loss
+    if layout == "columns":
+        scores, target = (np.ascontiguousarray(a.T) for a in (scores, target))
+        options["axis"] = 0
+    for suffix in fuzz.suffixes("cross_entropy"):
+        for more in ({}, {"weight": np.full(classes, 0.7)}):
+            fuzz.check(fuzz.Call("cross_entropy", suffix, scores, target, options | more))
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(1, 3), (50, 3), (7, 300)], ids=str)
+@pytest.mark.parametrize("least", [0, 1e-3], ids=["any", "large"])
+def test_log_loss_of_tiny_probabilities(shape, least, dtype, rng):
+    """A target of few digits over a probability of few digits may be any number."""
+    smallest = np.log10(float(np.finfo(dtype).smallest_subnormal))
+    p, target = (10.0 ** rng.uniform(smallest, 0, (2, *shape))).astype(dtype)
+    p = np.maximum(p, dtype(least))
+    target *= rng.choice([-1, 0, 1, 1], shape)
+    for suffix in fuzz.suffixes("log_loss"):
+        for options in ({}, {"reduction": "none"}, {"sample_weight": np.full(shape[0], 0.7)}):
+            fuzz.check(fuzz.Call("log_loss", suffix, p, target, options))
+    p[rng.random(shape) < 0.3] = 0
+    for suffix in fuzz.suffixes("log_loss"):
+        fuzz.check(fuzz.Call("log_loss", suffix, p, target, {}))
+
+
+@pytest.mark.parametrize("scale", [1, 1e30, 3e38], ids=str)
+@pytest.mark.parametrize("temperature", [1e-290, 1e-45, 1e-38, 1e-31, 1e31, 1e38, 1e45, 1e290])
+def test_temperatures_beyond_float32(temperature, scale, rng):
+    """The results are those of the same logits in float64, rounded once."""
+
+    def assert_rounded(function, *arguments, **options):
+        wide = [np.asarray(a, np.float64) if a.dtype == np.float32 else a for a in arguments]
+        options["temperature"] = temperature
+        got, right = function(*arguments, **options), function(*wide, **options)
+        for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, right)), strict=True):
+            with np.errstate(over="ignore"):
+                assert_same_bits(a, b.astype(np.float32))
+            assert not np.isnan(a).any()
+
+    for classes in (2, 10, 300):
+        x, other = (scale * rng.uniform(-1, 1, (2, 20, classes))).astype(np.float32)
+        y = rng.integers(0, classes, 20)
+        for suffix in SUFFIXES:
+            assert_rounded(getattr(xentrs, "cross_entropy" + suffix), x, y, reduction="none")
+        assert_rounded(xentrs.kl_divergence, x, other, reduction="none")
+        assert_rounded(xentrs.js_divergence, x, other, reduction="none")
+        for function in (xentrs.softmax, xentrs.log_softmax):
+            assert_rounded(function, x)

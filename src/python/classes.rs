@@ -271,6 +271,8 @@ pub fn exceeds_float32(
         || options.denominator.is_some_and(tiny)
         || weights.is_some_and(is_beyond_float32)
         || sample_weights.is_some_and(is_beyond_float32)
+        // Multiples of the temperature, and 1 over it, are numbers of the logits' type.
+        || !(1e-30..=1e30).contains(&options.temperature)
 }
 
 /// The sparse target of two arrays: of the samples' shape, and a last axis for the entries of a sample.

@@ -144,18 +144,24 @@ impl ComputeRows {
         if !(still && same(object, values)) {
             return Err(Stop::NotImplemented);
         }
-        let mut batch = batch::<T>(values, axis, &results, &out, false)?;
+        let wide = T::DTYPE == Dtype::F32 && exceeds_float32(&self.options, false, None, None);
+        let mut batch = batch::<T>(values, axis, &results, &out, wide)?;
         batch.options = self.options.clone();
-        without_gil(py, values.len(), || -> Checked<()> {
-            batch.check(None, &samples)?;
-            match self.quantity {
-                Quantity::EntropyOfCounts => entropy_of_counts(&batch),
-                quantity => run(&batch, quantity, self.options.temperature).map(|_| ()),
-            }
+        without_gil(py, values.len(), || match wide {
+            true => self.compute(&mut batch.in_float64(Target::None), &samples),
+            false => self.compute(&mut batch, &samples),
         })?;
         let Results { losses, grad, .. } = results;
         let result = grad.or(losses).expect("one of the two was made");
         Ok(result.array)
+    }
+
+    fn compute<T: Number>(&self, batch: &mut Batch<'_, T>, samples: &[usize]) -> Checked<()> {
+        batch.check(None, samples)?;
+        match self.quantity {
+            Quantity::EntropyOfCounts => entropy_of_counts(batch),
+            quantity => run(batch, quantity, self.options.temperature).map(|_| ()),
+        }
     }
 }
 

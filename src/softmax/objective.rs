@@ -29,11 +29,13 @@
 //!
 //! The derivatives of the other two are `p^q` and `1 + epsilon p`.
 //!
-//! All of this is float64, for eight samples at a time. It costs one `pow` a sample, and nothing a logit.
+//! All of this is float64, for eight samples at a time. It costs at most an exponential, a logarithm and a `pow` a
+//! sample, and nothing a logit.
 
 use crate::call::batch::{Batch, IGNORED};
 use crate::call::options::Reduction;
 use crate::math::exp::exp_and_less_one;
+use crate::math::log::log_normal;
 use crate::math::pow::pow;
 use crate::math::{Real, sum_error};
 use crate::reduce::Total;
@@ -71,6 +73,8 @@ pub struct State<S: Simd> {
     pub rest: S::V64,
     /// The exponential of the true class.
     pub pivot: S::V64,
+    /// `1 / S`, the inverse of their sum.
+    pub inverse: S::V64,
     /// The rounding errors of both; 0 for `float32`, whose errors are in the numbers above.
     pub errors: [S::V64; 2],
     /// `-log p` of the true class, and its rounding error. Not read for plain cross-entropy.
@@ -89,10 +93,6 @@ pub struct Factors<S: Simd> {
     pub curvature: S::V64,
     /// `phi''(l)`
     pub second: S::V64,
-    /// `1 / W`
-    pub inverse: S::V64,
-    /// `1 - p`
-    pub others: S::V64,
     /// What z-loss adds, for a sample of weight 1: to the loss,
     pub z_loss: S::V64,
     /// to the factor of `p_c` in the gradient,
@@ -164,6 +164,19 @@ impl Objective {
         self.z_loss != 0.0
     }
 
+    /// What z-loss adds for eight samples of weight 1: to the loss, and to the factor of `p_c` in the gradient.
+    #[inline(always)]
+    pub fn z_loss<S: Simd>(self, s: S, log_sum: S::V64) -> [S::V64; 2] {
+        let square = log_sum.mul(log_sum);
+        [S::V64::splat(s, self.z_loss).mul(square), S::V64::splat(s, self.z_scale).mul(log_sum)]
+    }
+
+    /// What z-loss adds to the factor of `p_c^2` in the Hessian.
+    #[inline(always)]
+    pub fn z_second(self) -> f64 {
+        self.z_scale
+    }
+
     /// The largest `phi'`.
     #[inline(always)]
     fn largest_slope(self) -> f64 {
@@ -198,10 +211,9 @@ impl Objective {
             };
         }
         let (zero, one) = (splat!(0.0), splat!(1.0));
-        let &State { rest, pivot, errors, surprisal: [surprisal, surprisal_error], log_sum } =
-            state;
+        let &State { rest, pivot, inverse, errors, log_sum, .. } = state;
+        let [surprisal, surprisal_error] = state.surprisal;
         let whole = rest.add(pivot);
-        let inverse = one.div(whole);
         let others = rest.mul(inverse);
         // The relative rounding error of a quotient `$part / whole`, with that of `$part` and of the sum.
         macro_rules! quotient_error {
@@ -217,8 +229,6 @@ impl Objective {
             slope: [one, zero],
             curvature: zero,
             second: zero,
-            inverse,
-            others,
             z_loss: zero,
             z_slope: zero,
             z_second: zero,
@@ -279,11 +289,13 @@ impl Objective {
                 // p^q has the digits of p, where e^(-q l) multiplies the rounding error of l by q l. But p may
                 // have underflowed: then l is a difference of logits, and its rounding error is known.
                 let p = pivot.mul(inverse);
-                let mut error = zero;
-                if T::WIDE == 1 {
-                    error = quotient_error!(p, pivot, errors[1]);
-                }
-                let power = pow::<S>(s, p, error, q);
+                let power = if T::WIDE == 1 {
+                    pow::<S>(s, p, quotient_error!(p, pivot, errors[1]), q)
+                } else {
+                    // e^(-q l) (1 + q (log p + l)): the rounding error of a float32 l is small.
+                    let rest = log_normal::<S, f64>(s, p).add(surprisal);
+                    splat!(q).mul(rest).mul_add(e, e)
+                };
                 factors.slope = [S::V64::select(p.lt(splat!(1e-290)), e, power), zero];
             }
             Phi::Poly(epsilon) => {
@@ -306,9 +318,8 @@ impl Objective {
             }
         }
         if self.has_z_loss() {
-            factors.z_loss = splat!(self.z_loss).mul(log_sum.mul(log_sum));
-            factors.z_slope = splat!(self.z_scale).mul(log_sum);
-            factors.z_second = splat!(self.z_scale);
+            [factors.z_loss, factors.z_slope] = self.z_loss(s, log_sum);
+            factors.z_second = splat!(self.z_second());
         }
         factors
     }

@@ -35,7 +35,7 @@ use crate::error::Result;
 use crate::math::Real;
 use crate::math::log::log;
 use crate::parallel::driver;
-use crate::simd::{AHEAD, Kernel, Simd, Vector};
+use crate::simd::{AHEAD, Function, Kernel, Simd, Vector};
 use crate::tiles::{self, Plan};
 
 use super::{ClassLoss, with_coefficients};
@@ -92,6 +92,34 @@ fn term(t: f64, x: f64, values: Values) -> f64 {
     }
 }
 
+/// Coefficients so small that their product with a scale may underflow.
+#[derive(Clone, Copy)]
+struct Tiny<S: Simd, T: Real> {
+    bound: T::V<S>,
+    /// The smallest number above 0.
+    least: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Tiny<S, T> {
+    #[inline(always)]
+    fn new(s: S) -> Self {
+        let bound = if T::WIDE == 2 { 1e-27 } else { 1e-270 };
+        let [bound, least] = [T::from_f64(bound), T::from_bits(1)];
+        Tiny { bound: T::V::<S>::splat(s, bound), least: T::V::<S>::splat(s, least) }
+    }
+
+    /// Whether any coefficient is tiny, or negative, and not 0.
+    #[inline(always)]
+    fn any<const N: usize>(&self, t: &[T::V<S>; N]) -> bool {
+        let mut smallest = self.bound;
+        for t in t {
+            // One less than the bits of a 0 of either sign are those of a NaN, which no minimum is.
+            smallest = t.bits_sub(self.least).min(smallest);
+        }
+        T::V::<S>::lanes(smallest.lt(self.bound)) != 0
+    }
+}
+
 /// A vector of values `p` and their coefficients `t`.
 struct Terms<S: Simd, T: Real> {
     values: Values,
@@ -125,23 +153,60 @@ impl<S: Simd, T: Real> Terms<S, T> {
         self.counted(s, self.t.mul(logs))
     }
 
-    /// The gradient, for a scale of `-minus_scale`.
+    /// The gradient, for a scale of `-minus_scale`, and the diagonal of the Hessian if `hess`.
     #[inline(always)]
-    fn grad(&self, s: S, minus_scale: T::V<S>) -> T::V<S> {
-        let scaled = self.t.mul(minus_scale);
-        self.counted(
-            s,
-            match self.values {
-                Values::Probabilities => scaled.div(self.p),
-                Values::LogProbabilities => scaled,
-            },
-        )
+    fn derivatives(
+        &self,
+        s: S,
+        minus_scale: T::V<S>,
+        tiny: &Tiny<S, T>,
+        hess: bool,
+    ) -> [T::V<S>; 2] {
+        let &Terms { p, t, .. } = self;
+        let zero = T::V::<S>::splat(s, T::default());
+        let scaled = t.mul(minus_scale);
+        if self.values == Values::LogProbabilities {
+            return [self.counted(s, scaled), zero];
+        }
+        let mut both = [scaled.div(p), zero];
+        if tiny.any(&[t]) {
+            both = s.apart(OfTiny::<S, T> { p, t, minus_scale, bound: tiny.bound });
+        } else if hess {
+            both[1] = zero.sub(both[0]).div(p);
+        }
+        [self.counted(s, both[0]), self.counted(s, both[1])]
     }
+}
 
-    /// The diagonal of the Hessian of probabilities, from the gradient.
+/// Gradient and Hessian where coefficients are tiny.
+///
+/// The product of such a coefficient and the scale would underflow before it is divided by a `p` that is tiny, too. So
+/// the coefficient is multiplied by a power of two, by which the results are divided.
+struct OfTiny<S: Simd, T: Real> {
+    p: T::V<S>,
+    t: T::V<S>,
+    minus_scale: T::V<S>,
+    bound: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for OfTiny<S, T> {
+    type Output = [T::V<S>; 2];
     #[inline(always)]
-    fn hess(&self, s: S, grad: T::V<S>) -> T::V<S> {
-        self.counted(s, T::V::<S>::splat(s, T::default()).sub(grad).div(self.p))
+    fn call(self, s: S) -> [T::V<S>; 2] {
+        let OfTiny { p, t, minus_scale, bound } = self;
+        let (zero, one) =
+            (T::V::<S>::splat(s, T::default()), T::V::<S>::splat(s, T::from_f64(1.0)));
+        let power = if T::WIDE == 2 { (1u64 << 58) as f64 } else { (1u128 << 127) as f64 };
+        let small = t.abs().lt(bound);
+        let up = T::V::<S>::select(small, T::V::<S>::splat(s, T::from_f64(power)), one);
+        let down = T::V::<S>::select(small, T::V::<S>::splat(s, T::from_f64(1.0 / power)), one);
+        let lifted = t.mul(up).mul(minus_scale).div(p);
+        let grad = lifted.mul(down);
+        // The Hessian may be a normal number where the gradient is not.
+        let lost = grad.abs().lt(T::V::<S>::splat(s, T::SUBNORMAL[0]));
+        let top = T::V::<S>::select(lost, lifted, grad);
+        let hess = zero.sub(top).div(p).mul(T::V::<S>::select(lost, down, one));
+        [grad, hess]
     }
 }
 

@@ -16,7 +16,7 @@
 
 use std::ops::Range;
 
-use super::{AHEAD, BLOCK, Classes, Terms, Values, block_of, block_rows, term};
+use super::{AHEAD, BLOCK, Classes, Terms, Tiny, Values, block_of, block_rows, term};
 use crate::call::batch::{Batch, IGNORED, Outputs};
 use crate::call::coefficients::{Even, RowCoefficients, Shared, Soft, Stored};
 use crate::elements::{Elements, Map, Results, beyond};
@@ -196,7 +196,7 @@ struct RowTerms<'a, 'b, T, C> {
 }
 
 impl<T: Real, C: ReadRow<T>> Elements<T> for RowTerms<'_, '_, T, C> {
-    type Constants<S: Simd> = T::V<S>;
+    type Constants<S: Simd> = (T::V<S>, Tiny<S, T>);
     type Tail = Self;
     const RAGGED: bool = true;
 
@@ -207,14 +207,14 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for RowTerms<'_, '_, T, C> {
     #[inline(always)]
     fn constants<S: Simd>(&self, s: S) -> Self::Constants<S> {
         // The factor of the gradient of log p.
-        T::V::<S>::splat(s, T::from_f64(-self.scale))
+        (T::V::<S>::splat(s, T::from_f64(-self.scale)), Tiny::new(s))
     }
 
     #[inline(always)]
     fn vectors<S: Simd, const N: usize>(
         &self,
         s: S,
-        minus_scale: &T::V<S>,
+        (minus_scale, tiny): &(T::V<S>, Tiny<S, T>),
         at: usize,
         lanes: u32,
         sum: &mut Sum<S, T>,
@@ -234,10 +234,7 @@ impl<T: Real, C: ReadRow<T>> Elements<T> for RowTerms<'_, '_, T, C> {
             }
             sum.add(zero.sub(losses));
             if results.has_grad() {
-                grad[i] = terms.grad(s, *minus_scale);
-                if results.has_hess() {
-                    hess[i] = terms.hess(s, grad[i]);
-                }
+                [grad[i], hess[i]] = terms.derivatives(s, *minus_scale, tiny, results.has_hess());
             }
         }
         if results.has_grad() {

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::checks::search;
-use super::{AHEAD, BLOCK, Terms, Values, block_rows, term};
+use super::{AHEAD, BLOCK, Terms, Tiny, Values, block_rows, term};
 use crate::call::batch::{Batch, Outputs, Target};
 use crate::elements::probabilities::Interval;
 use crate::elements::{Elements, Map, Results, beyond};
@@ -83,6 +83,7 @@ impl<T: Real> Plan<T> for UnweighedPlan {
 pub struct Constants<S: Simd, T: Real> {
     minus_scale: T::V<S>,
     normal: Interval<S, T>,
+    tiny: Tiny<S, T>,
 }
 
 impl<T: Real> Unweighed<'_, '_, T> {
@@ -135,6 +136,7 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
         Constants {
             minus_scale: T::V::<S>::splat(s, T::from_f64(-1.0 / self.batch.divisor)),
             normal: Interval::normal(s),
+            tiny: Tiny::new(s),
         }
     }
 
@@ -169,7 +171,8 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
             t[i] = load_lanes(s, self.target, at, lanes);
             normal &= constants.normal.inside(p[i]);
         }
-        if normal == T::ALL {
+        let normal = normal == T::ALL;
+        if normal {
             let mut total = t[0].mul(log_normal::<S, T>(s, p[0]));
             for i in 1..N {
                 total = t[i].mul_add(log_normal::<S, T>(s, p[i]), total);
@@ -178,46 +181,40 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
                 return false;
             }
             sum.add(total);
-            if results.has_grad() {
-                let mut grad = [zero; N];
-                for i in 0..N {
-                    // Adding 0 makes a -0 a 0.
-                    grad[i] = t[i].mul_add(constants.minus_scale, zero).div(p[i]);
+        } else {
+            let any = Interval::<S, T>::probabilities(s);
+            for i in 0..N {
+                if any.inside(p[i]) != T::ALL {
+                    self.wrong.store(true, Relaxed);
                 }
-                results.grad(grad, lanes);
-                if results.has_hess() {
-                    let mut hess = grad;
-                    for i in 0..N {
-                        hess[i] = zero.sub(grad[i]).div(p[i]);
-                    }
-                    results.hess(hess, lanes);
+                let losses = Terms::<S, T>::new(s, self.values, p[i], t[i]).losses(s);
+                if checks && beyond::<S, T>(s, losses) != 0 {
+                    return false;
                 }
+                sum.add(losses);
             }
+        }
+        if !results.has_grad() {
             return true;
         }
-        let any = Interval::<S, T>::probabilities(s);
-        for i in 0..N {
-            if any.inside(p[i]) != T::ALL {
-                self.wrong.store(true, Relaxed);
-            }
-            let losses = Terms::<S, T>::new(s, self.values, p[i], t[i]).losses(s);
-            if checks && beyond::<S, T>(s, losses) != 0 {
-                return false;
-            }
-            sum.add(losses);
-        }
-        if results.has_grad() {
-            let (mut grad, mut hess) = ([zero; N], [zero; N]);
+        let (mut grad, mut hess) = ([zero; N], [zero; N]);
+        if normal && !constants.tiny.any(&t) {
             for i in 0..N {
-                let terms = Terms::<S, T>::new(s, self.values, p[i], t[i]);
-                grad[i] = terms.grad(s, constants.minus_scale);
+                // Adding 0 makes a -0 a 0.
+                grad[i] = t[i].mul_add(constants.minus_scale, zero).div(p[i]);
                 if results.has_hess() {
-                    hess[i] = terms.hess(s, grad[i]);
+                    hess[i] = zero.sub(grad[i]).div(p[i]);
                 }
             }
-            results.grad(grad, lanes);
-            results.hess(hess, lanes);
+        } else {
+            for i in 0..N {
+                let terms = Terms::<S, T>::new(s, self.values, p[i], t[i]);
+                let Constants { minus_scale, tiny, .. } = constants;
+                [grad[i], hess[i]] = terms.derivatives(s, *minus_scale, tiny, results.has_hess());
+            }
         }
+        results.grad(grad, lanes);
+        results.hess(hess, lanes);
         true
     }
 

@@ -74,8 +74,28 @@ pub(super) const DISTANCE: usize = 5;
 /// `-log p` of the true class and its rounding error, where the sums are fine.
 pub(super) const SURPRISAL: usize = 6;
 pub(super) const SURPRISAL_ERROR: usize = 7;
+/// The derivative of a function of the true class in `-log p`, and its rounding error. They replace `-log p`. With
+/// z-loss, what it adds to the factor of `p_c` in the gradient.
+pub(super) const SLOPE: usize = SURPRISAL;
+pub(super) const SLOPE_ERROR: usize = SURPRISAL_ERROR;
+/// `1 / S`, for an objective other than plain cross-entropy.
+pub(super) const WHOLE_INVERSE: usize = 8;
+/// The second derivative of a function of the true class times `1 - p`, and the second derivative, for the Hessian.
+pub(super) const CURVATURE: usize = 9;
+pub(super) const SECOND_DERIVATIVE: usize = 10;
+/// For float32 logits and an objective other than plain cross-entropy, `a` and the gradient at the pivot before they are
+/// rounded.
+pub(super) const PRODUCT: usize = 11;
+pub(super) const PRODUCT_GRAD: usize = 12;
+/// For a function of the true class: the sum of the exponentials without the pivot's, and the pivot's, in float64. `a`
+/// and the gradient replace them.
+pub(super) const WHOLE_REST: usize = PRODUCT;
+pub(super) const WHOLE_PIVOT: usize = PRODUCT_GRAD;
+/// With z-loss, the logsumexp. Before, for float32, what it is a logarithm of, and what it is less.
+pub(super) const LOG_SUM: usize = SURPRISAL_ERROR;
+pub(super) const LESS: usize = PRODUCT;
 /// How many fields there are.
-pub(super) const FIELDS_F64: usize = 8;
+pub(super) const FIELDS_F64: usize = 13;
 
 /// Chooses the bias that samples have where there are no weights.
 struct Prepare<'b, T>(&'b Buffers<T>, &'b Common<'b, T>);
@@ -168,6 +188,24 @@ impl<T: Limits> Buffers<T> {
     pub(in crate::softmax) fn field_f64(&self, which: usize) -> (Input<'_, f64>, Output<'_, f64>) {
         let (at, n) = (which * self.samples, self.samples);
         (self.wide.input().part(at, n), self.wide.output().part(at, n))
+    }
+
+    /// Fields of all samples, to read.
+    #[inline(always)]
+    pub(super) fn inputs<const N: usize>(&self, which: [usize; N]) -> [Input<'_, T>; N] {
+        which.map(|which| self.field(which).0)
+    }
+
+    /// Float64 fields of all samples, to read.
+    #[inline(always)]
+    pub(super) fn inputs_f64<const N: usize>(&self, which: [usize; N]) -> [Input<'_, f64>; N] {
+        which.map(|which| self.field_f64(which).0)
+    }
+
+    /// Float64 fields of all samples, to write.
+    #[inline(always)]
+    pub(super) fn outputs_f64<const N: usize>(&self, which: [usize; N]) -> [Output<'_, f64>; N] {
+        which.map(|which| self.field_f64(which).1)
     }
 
     /// Stores `high + low` as a float64 field of a group.

@@ -18,9 +18,10 @@ use crate::math::{Real, sum_error, two_sum};
 use crate::simd::slices::lanes_from;
 use crate::simd::{Kernel, Output, Simd, Vector, copy, fold};
 
-use super::apply::ApplyToGroup;
+use super::apply::apply;
 use super::buffers::*;
 use super::{Block, Common, Limits, power, splat};
+use crate::softmax::exponent;
 
 impl<'a, T: Limits> Common<'a, T> {
     /// Finishes a block: its losses, weighted, and the factors of its derivatives. Returns the sum of the losses.
@@ -40,19 +41,9 @@ impl<'a, T: Limits> Common<'a, T> {
             if done != T::ALL {
                 s.apart(FinishGroupF64::<T, ANY, HARD> { block: *block, group, done });
             }
-            if !self.plain {
-                let (start, width) = (group * self.batch.classes, T::LANES * self.batch.classes);
-                s.apart(ApplyToGroup {
-                    objective: self.objective,
-                    buffers,
-                    group,
-                    columns: buffers.part(EXPONENTIALS).1.part(start, width),
-                    temperature: self.temperature,
-                    weighted: self.batch.is_weighted(),
-                    grad: self.grad,
-                    hess: self.batch.outputs.hess.is_some(),
-                });
-            }
+        }
+        if !self.plain {
+            apply(s, block);
         }
         // Two sums in turn, since each addition waits for the one before.
         let mut losses = [splat::<S, f64>(s, 0.0); 2];
@@ -162,16 +153,23 @@ impl<'a, T: Limits> Common<'a, T> {
             }
             let [least, most] = T::FEW_SHIFT.map(power);
             let (least, most) = (splat::<S, T>(s, least), splat::<S, T>(s, most));
-            let inside = T::V::<S>::lanes(scaled.abs().not_lt(least));
+            // The bias takes account of the scale, but not of the total of probabilities.
+            let (tiny, least) = match HARD {
+                true => (scaled, least),
+                false => (scaled.mul(inverse), splat::<S, T>(s, T::FEW_LEAST)),
+            };
+            let inside = T::V::<S>::lanes(tiny.abs().not_lt(least));
             let zeros = T::V::<S>::lanes(scaled.eq(zero));
             fits = T::V::<S>::lanes(scaled.abs().lt(most)) & (inside | zeros);
-        } else {
+        } else if !self.fine {
             for part in 0..T::WIDE {
                 let loss = S::V64::select(counted!(part), surprisal.wide(part), zero_f64);
                 loss.store(buffers.field_f64(LOSS).1, group + 8 * part);
             }
         }
-        if self.grad {
+        // For a function of the true class of float32 logits, `super::apply` finds them.
+        let found_later = T::WIDE == 2 && self.fine && self.batch.outputs.hess.is_none();
+        if self.grad && !found_later {
             let a = T::V::<S>::select(counts, scaled.mul(inverse), zero);
             let minus_a = zero.sub(a);
             let whole_error = sum_error::<S, T>(rest, pivot, whole).add(rest_error);
@@ -308,6 +306,33 @@ impl<'a, T: Limits> Common<'a, T> {
         for (which, x) in [(INVERSE, inverse), (PIVOT_HESS, at_pivot), (LARGEST_HESS, at_most)] {
             buffers.store(which, group, x);
         }
+    }
+
+    /// Scales the exponentials of a sample down where their factor in the gradient would underflow: where the
+    /// probabilities of its target have a tiny sum.
+    fn scale_down(&self, group: usize, lane: usize, buffers: &Buffers<T>) {
+        let at = group + lane;
+        let number = |field| buffers.field(field).0.get(at).to_f64();
+        let [scale, total] = [SCALE, COEFFICIENT].map(|field| buffers.field_f64(field).0.get(at));
+        let (scaled, whole) = (scale * total, number(REST) + number(PIVOT));
+        let missing = exponent(T::FEW_LEAST) - (exponent(scaled) - exponent(whole));
+        if scaled == 0.0 || missing <= 0 {
+            return;
+        }
+        let shift = missing.min(T::MAX_EXPONENT / 2);
+        let times = |array: Output<'_, T>, at: usize| {
+            array.set(at, T::from_f64(array.as_input().get(at).to_f64() * power(-shift)));
+        };
+        for field in [REST, REST_ERROR, PIVOT, OTHERS, OTHERS_ERROR] {
+            times(buffers.field(field).1, at);
+        }
+        for class in 0..self.batch.classes {
+            times(
+                buffers.part(EXPONENTIALS).1,
+                group * self.batch.classes + class * T::LANES + lane,
+            );
+        }
+        buffers.field(BIAS).1.set(at, T::from_f64(number(BIAS) - shift as f64));
     }
 
     /// Finishes a group in float64, but for the lanes that are `done`.
@@ -528,6 +553,11 @@ impl<T: Limits, const ANY: bool, const HARD: bool> Kernel for FinishGroupF64<'_,
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let FinishGroupF64 { block, group, done } = self;
+        if ANY && !HARD && block.job.grad {
+            for lane in (0..T::LANES).filter(|lane| done >> lane & 1 == 0) {
+                block.job.scale_down(group, lane, block.buffers);
+            }
+        }
         block.job.finish_f64::<S, ANY, HARD>(s, group, done, &block);
     }
 }

@@ -10,7 +10,8 @@
 //!         rest += E, but for the pivots
 //!     for each group:
 //!         losses, a, b and the gradients at the pivots                          (finish)
-//!         then those of another objective, if there is one                      (apply)
+//!     for each group, if there is another objective:
+//!         its losses, a and gradients at the pivots                             (apply)
 //!     for each group:
 //!         gradient = transpose(a E - b t)                                       (write)
 //! ```
@@ -277,6 +278,14 @@ impl<T: Real> Block<'_, T> {
     #[inline(always)]
     pub(super) fn groups(&self) -> impl Iterator<Item = usize> + use<T> {
         (0..self.lead + self.n).step_by(T::LANES)
+    }
+
+    /// The parts of the groups: the first lane of the group, and the number of its part. One loop: of two, the inner one would
+    /// be unrolled.
+    #[inline(always)]
+    pub(super) fn parts(&self) -> impl Iterator<Item = (usize, usize)> + use<T> {
+        let all = (self.lead + self.n).next_multiple_of(T::LANES);
+        (0..all).step_by(8).map(|at| (at - at % T::LANES, at % T::LANES / 8))
     }
 
     /// The first sample of a group, and how many samples it has.

@@ -173,6 +173,7 @@ impl Kernel for ApplyToRow<'_> {
         let state = State {
             rest: splat!(rest),
             pivot: splat!(state_pivot),
+            inverse: splat!(1.0 / (rest + state_pivot)),
             errors: [splat!(errors[0]), splat!(errors[1])],
             surprisal: [splat!(surprisal), splat!(surprisal_error)],
             log_sum: splat!(log_sum),

@@ -524,6 +524,18 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 scaled_error = scaled.mul_add(slope, -(scaled * slope)) + scaled * slope_low;
                 scaled = scaled * slope + z_slope;
             }
+            let (mut rest, mut pivot, mut whole) = (rest, pivot, whole);
+            let missing = exponent(T::FEW_LEAST) - (exponent(scaled) - exponent(whole));
+            if scaled != 0.0 && missing > 0 {
+                // a would be so small that its rounding error underflows: a power of two moves from the
+                // exponentials to a.
+                // The Hessian takes `1 / whole` in the logits' type.
+                let shift = missing.min(T::MAX_EXPONENT - 2 + exponent(whole)).min(1022);
+                rescale::<S, T>(s, scratch, 0..batch.classes, -shift);
+                let by = power(-shift);
+                (rest, pivot, whole) = (rest * by, pivot * by, whole * by);
+                errors = [errors[0] * by, errors[1] * by];
+            }
             let a = scaled / whole;
             let halves = halves
                 .and_then(|halves| Some((halves.half, halves.grad?.part(own, batch.classes))));
@@ -595,19 +607,6 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                     // A true class of probability 0 has the gradient -scaled, to the last bit.
                     pivot_grad = T::from_f64(-scaled);
                 }
-            }
-            let (mut rest, mut pivot) = (rest, pivot);
-            let missing = exponent(T::FEW_LEAST) - (exponent(scaled) - exponent(whole));
-            if objective.is_some() && scaled != 0.0 && missing > 0 {
-                // a is so small that its rounding error would underflow: a power of two moves from the
-                // exponentials to a.
-                // The Hessian takes `1 / whole` in the logits' type.
-                let shift = missing.min(T::MAX_EXPONENT - 2 + exponent(whole)).min(1022);
-                rescale::<S, T>(s, scratch, 0..batch.classes, -shift);
-                let by = power(-shift);
-                (rest, pivot) = (rest * by, pivot * by);
-                errors = [errors[0] * by, errors[1] * by];
-                inverse /= by;
             }
             let slopes = Slopes { scaled, whole: rest + pivot, scale };
             if let Some(entries) = &mut entries {

@@ -1,17 +1,18 @@
 //! Rows of few classes, a vector of rows at a time: each row has a lane.
 //!
 //! ```text
-//! for each block of rows:
-//!     for each group of as many rows as a vector has lanes:
+//! for each block of rows:             a group is as many rows as a vector has lanes
+//!     for each group:
 //!         columns = transpose(rows), most = their maximum
 //!         E, rest, and for an entropy sum of E (most - x)
+//!     for each group:
 //!         the factors of each row, and its loss
-//!         columns = results,  transposed back to contiguous rows in a buffer
-//!     copy the buffer to the output
+//!     for each group:
+//!         columns = results,  transposed back to contiguous rows
 //! ```
 //!
-//! Each row has a reference of its own, its largest logit. The results go to a buffer first: transposed stores
-//! reach beyond a row's end, and the rows behind may not have been read yet.
+//! Each row has a reference of its own, its largest logit. Results that replace the logits in place go to a buffer
+//! first: transposed stores reach beyond a row's end, and the rows behind may not have been read yet.
 
 use std::ops::Range;
 
@@ -22,9 +23,7 @@ use crate::math::{sum_error, times};
 use crate::parallel::driver::Job;
 use crate::reduce::Sum;
 use crate::simd::slices::{copy, lanes_from};
-use crate::simd::{
-    COLUMNS, HALF, Input, Kernel, MAX_LANES, Output, PAIR, Scratch, Simd, Vector, fence, fold,
-};
+use crate::simd::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Scratch, Simd, Vector, fold};
 
 use super::super::{Limits, exponents};
 use super::Quantity::*;
@@ -39,13 +38,15 @@ pub(super) struct Few<'a, T> {
     what: What,
     /// The rows of a block.
     rows: usize,
-    non_temporal: bool,
+    /// Whether results may be written before the rows behind them are read.
+    direct: bool,
 }
 
 impl<'a, T: Limits> Few<'a, T> {
     pub(super) fn new(batch: &'a Batch<'a, T>, what: What) -> Self {
         let groups = (BLOCK / (T::LANES * batch.classes)).max(1);
-        Few { batch, what, rows: T::LANES * groups, non_temporal: batch.stream() }
+        let in_place = batch.outputs.grad.is_some_and(|out| out.begins_at(batch.values));
+        Few { batch, what, rows: T::LANES * groups, direct: !in_place }
     }
 }
 
@@ -66,15 +67,20 @@ impl<T: Limits> Job for Few<'_, T> {
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let (classes, all) = (self.batch.classes, self.batch.samples);
         let rows = self.rows.min(all.next_multiple_of(T::LANES));
-        let scratch = Scratch::<T>::uncleared((2 * T::LANES + rows) * classes + COLUMNS);
+        let scratch = Scratch::<T>::uncleared((3 * classes + FIELDS) * rows + COLUMNS);
+        let weighted = self.batch.sample_weight.is_some();
+        let weights = Scratch::<f64>::uncleared(if weighted { rows } else { 0 });
         let end = all.min(blocks.end * self.rows);
         for (block, sum) in blocks.zip(sums) {
             let first = block * self.rows;
             let n = self.rows.min(end - first);
-            *sum = s.apart(Block { job: self, first, n, end, scratch: &scratch });
-        }
-        if self.non_temporal {
-            fence();
+            let (scratch, weights) = (&scratch, &weights);
+            let block = Block { job: self, first, n, end, rows, scratch, weights };
+            s.apart(SumBlock(block));
+            *sum = s.apart(FinishBlock(block));
+            if self.batch.outputs.grad.is_some() {
+                s.apart(WriteBlock(block));
+            }
         }
     }
 }
@@ -87,9 +93,41 @@ struct Block<'b, T> {
     n: usize,
     /// The first row behind those of this thread.
     end: usize,
-    /// The columns of a group, their exponentials, and the rows of results.
+    /// How many rows the buffers have room for.
+    rows: usize,
+    /// The columns, their exponentials, the fields, and the rows of results.
     scratch: &'b Scratch<T>,
+    /// The weights of the rows.
+    weights: &'b Scratch<f64>,
 }
+
+impl<T> Clone for Block<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Block<'_, T> {}
+
+// Fields: a number of each row.
+
+/// The largest logit.
+const MOST: usize = 0;
+/// The sum of the exponentials but for one of the largest logit, and its rounding error.
+const REST: [usize; 2] = [1, 2];
+/// The exponential of the largest logit.
+const PIVOT: usize = 3;
+/// The sum of the exponentials times how far their logits are below the largest, and its rounding error.
+const DISTANCE: [usize; 2] = [4, 5];
+/// The factor of the exponentials in the result, and its rounding error.
+const A: [usize; 2] = [1, 2];
+/// The mean distance from the largest logit, and its rounding error.
+const MEAN: [usize; 2] = [4, 5];
+/// How far the logsumexp is above the largest logit.
+const LOG: usize = 3;
+/// The smallest count.
+const LEAST: usize = 6;
+/// How many fields there are.
+const FIELDS: usize = 7;
 
 /// Columns of a group, to read and to write.
 #[derive(Clone, Copy)]
@@ -110,96 +148,229 @@ fn splat<S: Simd, T: Limits>(s: S, x: f64) -> T::V<S> {
     T::V::<S>::splat(s, T::from_f64(x))
 }
 
-impl<T: Limits> Kernel for Block<'_, T> {
+/// Reads a block, and sums its exponentials.
+struct SumBlock<'b, T>(Block<'b, T>);
+
+impl<T: Limits> Kernel for SumBlock<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let block = self.0;
+        let (batch, n) = (block.job.batch, block.n);
+        let weighted = block.is_weighted();
+        if weighted {
+            let to = block.weights.output();
+            to.fill(1.0);
+            batch.each_sample_weight(block.first, n, |i, weight| to.set(i, weight));
+        }
+        let mut bias = splat::<S, T>(s, T::FEW_BIAS as f64);
+        if block.job.what.quantity == Entropy && !weighted {
+            bias = block.bias(s, [S::V64::splat(s, 1.0); 2]);
+        }
+        for row in (0..n).step_by(T::LANES) {
+            if weighted {
+                bias = block.bias(s, block.weights_of(s, row));
+            }
+            block.reduce(s, row, T::LANES.min(n - row), bias);
+        }
+    }
+}
+
+/// Finds the factors of a block's rows. Returns the sum of their losses.
+struct FinishBlock<'b, T>(Block<'b, T>);
+
+impl<T: Limits> Kernel for FinishBlock<'_, T> {
     type Output = f64;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> f64 {
-        let Block { job, first, n, .. } = self;
-        let classes = job.batch.classes;
+        let block = self.0;
         let mut sum = 0.0;
-        for row in (0..n).step_by(T::LANES) {
-            sum += self.group(s, row, T::LANES.min(n - row));
-        }
-        if let Some(out) = job.batch.outputs.grad {
-            let rows = self.rows().as_input().part(0, n * classes);
-            copy(s, rows, out.part(first * classes, n * classes), job.non_temporal);
+        for row in (0..block.n).step_by(T::LANES) {
+            sum += block.finish(s, row, T::LANES.min(block.n - row));
         }
         sum
     }
 }
 
-impl<T: Limits> Block<'_, T> {
-    /// The columns of logits (0) or of exponentials (1).
-    #[inline(always)]
-    fn columns(&self, which: usize) -> Columns<'_, T> {
-        let n = T::LANES * self.job.batch.classes;
-        let (input, output) = (self.scratch.input(), self.scratch.output());
-        Columns(input.part(which * n, n), output.part(which * n, n))
-    }
+/// Writes the results of a block.
+struct WriteBlock<'b, T>(Block<'b, T>);
 
-    /// The rows of results. The last row of a group may reach beyond its end by less than [`COLUMNS`].
+impl<T: Limits> Kernel for WriteBlock<'_, T> {
+    type Output = ();
     #[inline(always)]
-    fn rows(&self) -> Output<'_, T> {
-        let (start, all) = (2 * T::LANES * self.job.batch.classes, self.scratch.output());
-        all.part(start, all.len() - start)
-    }
-
-    /// Computes `n` rows from row `row` of the block on. Returns the sum of their losses.
-    #[inline(always)]
-    fn group<S: Simd>(&self, s: S, row: usize, n: usize) -> f64 {
-        let job = self.job;
-        let (batch, quantity) = (job.batch, job.what.quantity);
-        let (x, e) = (self.columns(0), self.columns(1));
-        let (zero, one, inf) =
-            (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0), splat::<S, T>(s, f64::INFINITY));
-        let (zero_f64, one_f64) = (S::V64::splat(s, 0.0), S::V64::splat(s, 1.0));
-        let most = self.read(s, row, n);
-        let mut finite = T::V::<S>::lanes(most.abs().lt(inf));
-
-        let (mut weights, mut scales) = ([one_f64; 2], [one_f64; 2]);
-        let mut counted = lanes_from::<T>(n);
-        let mut bias = splat::<S, T>(s, T::FEW_BIAS as f64);
-        if quantity == Entropy {
-            let mut given = [1.0; MAX_LANES];
-            batch.each_sample_weight(self.first + row, n, |i, weight| given[i] = weight);
-            let [least, most] = T::FEW_SHIFT.map(|shift| S::V64::splat(s, shift as f64));
-            let divisor = S::V64::splat(s, batch.divisor);
-            let mut shifts = [zero_f64; 2];
-            for part in 0..T::WIDE {
-                let weight = S::V64::load(s, Input::from_slice(&given), 8 * part);
-                counted &= !(S::V64::lanes(weight.eq(zero_f64)) << (8 * part));
-                (weights[part], scales[part]) = (weight, weight.div(divisor));
-                shifts[part] = exponents(s, scales[part]).max(least).min(most);
-            }
-            bias = bias.add(T::V::<S>::narrow(shifts));
+    fn eval<S: Simd>(self, s: S) {
+        let Block { job, first, n, end, .. } = self.0;
+        let Some(out) = job.batch.outputs.grad else { return };
+        let classes = job.batch.classes;
+        let mut written = 0;
+        for row in (0..n).step_by(T::LANES) {
+            self.0.results(s, row, T::LANES.min(n - row));
+            let (at, wanted) = ((first + row) * classes, self.0.wanted());
+            let to = if job.direct && at + wanted <= end * classes {
+                written = (row + T::LANES).min(n);
+                out.part(at, wanted)
+            } else {
+                self.0.part(ROWS).1.part(row * classes, wanted)
+            };
+            self.0.write(s, row, to);
         }
+        if written < n {
+            let rows = self.0.part(ROWS).0.part(written * classes, (n - written) * classes);
+            let at = (first + written) * classes;
+            copy(s, rows, out.part(at, (n - written) * classes), false);
+        }
+    }
+}
 
-        let mut negative = 0;
-        let sums = if quantity == EntropyOfCounts {
-            finite &= T::V::<S>::lanes(zero.lt(most));
-            let (sums, least) = self.sum_counts(s, most);
-            negative = T::V::<S>::lanes(least.lt(zero)) & counted;
+// Parts of the buffers.
+
+/// The columns of logits,
+const LOGITS: usize = 0;
+/// of exponentials, which results replace,
+const EXPONENTIALS: usize = 1;
+/// and the rows of results. The last row may reach beyond its end by less than [`COLUMNS`].
+const ROWS: usize = 2;
+
+impl<T: Limits> Block<'_, T> {
+    /// A part of the buffers, to read and to write.
+    #[inline(always)]
+    fn part(&self, which: usize) -> (Input<'_, T>, Output<'_, T>) {
+        let n = self.rows * self.job.batch.classes;
+        let (at, len) = (which * n, if which == ROWS { n + COLUMNS } else { n });
+        (self.scratch.input().part(at, len), self.scratch.output().part(at, len))
+    }
+
+    /// The columns of a group.
+    #[inline(always)]
+    fn columns(&self, which: usize, row: usize) -> Columns<'_, T> {
+        let classes = self.job.batch.classes;
+        let (input, output) = self.part(which);
+        let (at, n) = (row * classes, T::LANES * classes);
+        Columns(input.part(at, n), output.part(at, n))
+    }
+
+    /// Where a field of a group is in the buffers.
+    #[inline(always)]
+    fn field(&self, which: usize, row: usize) -> usize {
+        3 * self.rows * self.job.batch.classes + COLUMNS + which * self.rows + row
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, which: usize, row: usize) -> T::V<S> {
+        T::V::<S>::load(s, self.scratch.input(), self.field(which, row))
+    }
+
+    #[inline(always)]
+    fn load_pair<S: Simd>(&self, s: S, which: [usize; 2], row: usize) -> [T::V<S>; 2] {
+        [self.load(s, which[0], row), self.load(s, which[1], row)]
+    }
+
+    #[inline(always)]
+    fn store<S: Simd>(&self, which: usize, row: usize, x: T::V<S>) {
+        x.store(self.scratch.output(), self.field(which, row));
+    }
+
+    #[inline(always)]
+    fn store_pair<S: Simd>(&self, which: [usize; 2], row: usize, x: [T::V<S>; 2]) {
+        self.store(which[0], row, x[0]);
+        self.store(which[1], row, x[1]);
+    }
+
+    /// Whether rows have weights.
+    #[inline(always)]
+    fn is_weighted(&self) -> bool {
+        self.job.what.quantity == Entropy && self.job.batch.sample_weight.is_some()
+    }
+
+    /// The weights of a group's rows.
+    #[inline(always)]
+    fn weights_of<S: Simd>(&self, s: S, row: usize) -> [S::V64; 2] {
+        let (mut weights, from) = ([S::V64::splat(s, 1.0); 2], self.weights.input());
+        if self.is_weighted() {
+            for (part, weight) in weights.iter_mut().enumerate().take(T::WIDE) {
+                *weight = S::V64::load(s, from, row + 8 * part);
+            }
+        }
+        weights
+    }
+
+    /// The exponent of the scaling of the exponentials of rows with such weights.
+    #[inline(always)]
+    fn bias<S: Simd>(&self, s: S, mut weights: [S::V64; 2]) -> T::V<S> {
+        let [least, most] = T::FEW_SHIFT.map(|shift| S::V64::splat(s, shift as f64));
+        let divisor = S::V64::splat(s, self.job.batch.divisor);
+        for weight in weights.iter_mut().take(T::WIDE) {
+            *weight = exponents(s, weight.div(divisor)).max(least).min(most);
+        }
+        splat::<S, T>(s, T::FEW_BIAS as f64).add(T::V::<S>::narrow(weights))
+    }
+
+    /// The lanes of a group whose result is finite.
+    #[inline(always)]
+    fn finite<S: Simd>(&self, s: S, most: T::V<S>) -> u32 {
+        let (zero, inf) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, f64::INFINITY));
+        let finite = T::V::<S>::lanes(most.abs().lt(inf));
+        match self.job.what.quantity {
+            EntropyOfCounts => finite & T::V::<S>::lanes(zero.lt(most)),
+            _ => finite,
+        }
+    }
+
+    /// Reads and sums `n` rows from row `row` of the block on.
+    #[inline(always)]
+    fn reduce<S: Simd>(&self, s: S, row: usize, n: usize, bias: T::V<S>) {
+        let what = &self.job.what;
+        let zero = splat::<S, T>(s, 0.0);
+        let most = self.read(s, row, n);
+        let sums = if what.quantity == EntropyOfCounts {
+            let (sums, least) = self.sum_counts(s, row, most);
+            self.store(LEAST, row, least);
             sums
         } else {
-            let reference = T::V::<S>::select(T::V::<S>::mask(s, finite), most, zero);
+            let finite = T::V::<S>::mask(s, self.finite(s, most));
+            let reference = T::V::<S>::select(finite, most, zero);
             let plain = LaneExp::<S, T>::new(s, reference, bias);
-            if !job.what.temperature.is_one {
+            if !what.temperature.is_one {
                 let exp = LaneExp::<S, T>::new(s, zero, bias);
-                self.sum::<S, true>(s, &exp, most, reference)
+                self.sum::<S, true>(s, row, &exp, most, reference)
             } else if S::SPECIALIZED && !plain.is_shifted(s) {
-                self.sum::<S, false>(s, &plain, most, reference)
+                self.sum::<S, false>(s, row, &plain, most, reference)
             } else {
-                self.sum::<S, true>(s, &plain, most, reference)
+                self.sum::<S, true>(s, row, &plain, most, reference)
             }
         };
+        self.store(MOST, row, most);
+        self.store_pair(REST, row, sums.rest.parts(s));
+        self.store(PIVOT, row, sums.pivot);
+        if matches!(what.quantity, Entropy | EntropyOfCounts) {
+            self.store_pair(DISTANCE, row, sums.distance.parts(s));
+        }
+    }
 
-        let finite = T::V::<S>::mask(s, finite);
-        let [high, low] = sums.rest.parts(s);
+    /// Finds the factors of `n` rows from row `row` of the block on. Returns the sum of their losses, or how many of
+    /// their counts are negative.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, row: usize, n: usize) -> f64 {
+        let job = self.job;
+        let (batch, quantity) = (job.batch, job.what.quantity);
+        let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
+        let zero_f64 = S::V64::splat(s, 0.0);
+        let most = self.load(s, MOST, row);
+        let finite = T::V::<S>::mask(s, self.finite(s, most));
+        let weights = self.weights_of(s, row);
+        let mut counted = lanes_from::<T>(n);
+        if self.is_weighted() {
+            for (part, weight) in weights.iter().enumerate().take(T::WIDE) {
+                counted &= !(S::V64::lanes(weight.eq(zero_f64)) << (8 * part));
+            }
+        }
+        let [high, low] = self.load_pair(s, REST, row);
+        let pivot = self.load(s, PIVOT, row);
         let high = T::V::<S>::select(finite, high, splat::<S, T>(s, f64::NAN));
         let rest = high.add(low);
         let rest_error = sum_error::<S, T>(high, low, rest);
-        let whole = rest.add(sums.pivot);
-        let whole_error = sum_error::<S, T>(rest, sums.pivot, whole).add(rest_error);
+        let whole = rest.add(pivot);
+        let whole_error = sum_error::<S, T>(rest, pivot, whole).add(rest_error);
         let inverse = one.div(whole);
         // `$x`, a number and its rounding error, over the sum of all exponentials; likewise two numbers.
         macro_rules! over_whole {
@@ -211,84 +382,123 @@ impl<T: Limits> Block<'_, T> {
                 [quotient, error.mul(inverse)]
             }};
         }
-        let mut log = zero;
-        if quantity != Softmax {
-            let odds = rest.div(sums.pivot);
-            // d log1p(r / p) = dr / (p + r)
-            let error = zero.sub(odds).fma(sums.pivot, rest).add(rest_error).mul(inverse);
-            log = log1p_and::<S, T>(s, odds, error);
+        if quantity == Softmax {
+            self.store_pair(A, row, over_whole!([one, zero]));
+            return 0.0;
         }
-        let mut result = 0.0;
-        match quantity {
+        let odds = rest.div(pivot);
+        // d log1p(r / p) = dr / (p + r)
+        let error = zero.sub(odds).fma(pivot, rest).add(rest_error).mul(inverse);
+        let log = log1p_and::<S, T>(s, odds, error);
+        if quantity == LogSoftmax {
+            self.store(LOG, row, log);
+            return 0.0;
+        }
+        if quantity == LogSumExp {
+            // Where the largest logit is infinite, so is the result, unless there is a NaN.
+            let mut infinite = most;
+            if T::V::<S>::lanes(finite) != T::ALL {
+                let x = self.columns(LOGITS, row).0;
+                for at in (0..x.len()).step_by(T::LANES) {
+                    let x = T::V::<S>::load(s, x, at);
+                    infinite = T::V::<S>::select(x.eq(x), infinite, x);
+                }
+            }
+            let results = T::V::<S>::select(finite, most.add(log), infinite);
+            if let Some(losses) = batch.outputs.losses {
+                results.store_lanes(losses, self.first + row, counted);
+            }
+            return 0.0;
+        }
+        let [high, low] = self.load_pair(s, DISTANCE, row);
+        let distance = high.add(low);
+        let mean = over_whole!([distance, sum_error::<S, T>(high, low, distance)]);
+        let entropy = log.add(mean[0]);
+        let divisor = S::V64::splat(s, batch.divisor);
+        let (mut losses, mut total) = ([zero_f64; 2], zero_f64);
+        for part in 0..T::WIDE {
+            let counted = S::V64::mask(s, counted >> (8 * part) & 0xFF);
+            let loss = entropy.wide(part).mul(weights[part]).keep(s, counted);
+            losses[part] = loss;
+            total = total.add(loss);
+        }
+        if let Some(to) = batch.outputs.losses {
+            let losses = losses.map(|loss| loss.div(divisor));
+            T::V::<S>::narrow(losses).store_lanes(to, self.first + row, lanes_from::<T>(n));
+        }
+        if batch.outputs.grad.is_some() {
+            let mut scales = weights;
+            for scale in scales.iter_mut().take(T::WIDE) {
+                *scale = scale.div(divisor);
+            }
+            let scale = T::V::<S>::narrow(scales);
+            for (part, wide) in scales.iter_mut().enumerate().take(T::WIDE) {
+                *wide = wide.sub(scale.wide(part));
+            }
+            self.store_pair(A, row, over_whole!([scale, T::V::<S>::narrow(scales)]));
+            self.store_pair(MEAN, row, mean);
+        }
+        if quantity == EntropyOfCounts {
+            let negative = T::V::<S>::lanes(self.load(s, LEAST, row).lt(zero)) & counted;
+            return f64::from(negative.count_ones());
+        }
+        fold(total.to_lanes())
+    }
+
+    /// Puts the results of `n` rows from row `row` of the block on in the place of their exponentials.
+    #[inline(always)]
+    fn results<S: Simd>(&self, s: S, row: usize, n: usize) {
+        let what = &self.job.what;
+        let (x, e) = (self.columns(LOGITS, row), self.columns(EXPONENTIALS, row));
+        let most = self.load(s, MOST, row);
+        match what.quantity {
             Softmax => {
-                let a = over_whole!([one, zero]);
+                let a = self.load_pair(s, A, row);
                 for at in (0..e.0.len()).step_by(T::LANES) {
                     times::<S, T>(T::V::<S>::load(s, e.0, at), a).store(e.1, at);
                 }
             }
             LogSoftmax => {
+                let log = self.load(s, LOG, row);
+                let finite = T::V::<S>::mask(s, self.finite(s, most));
                 let most = T::V::<S>::select(finite, most, splat::<S, T>(s, f64::NAN));
-                let differences = Differences::<S, T>::new(s, &job.what.temperature, most);
+                let differences = Differences::<S, T>::new(s, &what.temperature, most);
                 for at in (0..x.0.len()).step_by(T::LANES) {
                     let x = T::V::<S>::load(s, x.0, at);
-                    let difference = match job.what.temperature.is_one {
+                    let difference = match what.temperature.is_one {
                         true => x.sub(most),
                         false => differences.rounded(x),
                     };
                     difference.sub(log).store(e.1, at);
                 }
             }
-            LogSumExp => {
-                // Where the largest logit is infinite, so is the result, unless there is a NaN.
-                let mut infinite = most;
-                if T::V::<S>::lanes(finite) != T::ALL {
-                    for at in (0..x.0.len()).step_by(T::LANES) {
-                        let x = T::V::<S>::load(s, x.0, at);
-                        infinite = T::V::<S>::select(x.eq(x), infinite, x);
+            LogSumExp | EntropyOfCounts => {}
+            Entropy => {
+                let (a, mean) = (self.load_pair(s, A, row), self.load_pair(s, MEAN, row));
+                let mut counted = lanes_from::<T>(n);
+                if self.is_weighted() {
+                    let weights = self.weights_of(s, row);
+                    for (part, weight) in weights.iter().enumerate().take(T::WIDE) {
+                        let zeros = S::V64::lanes(weight.eq(S::V64::splat(s, 0.0)));
+                        counted &= !(zeros << (8 * part));
                     }
                 }
-                let results = T::V::<S>::select(finite, most.add(log), infinite);
-                if let Some(losses) = batch.outputs.losses {
-                    results.store_lanes(losses, self.first + row, counted);
-                }
-            }
-            Entropy | EntropyOfCounts => {
-                let [high, low] = sums.distance.parts(s);
-                let distance = high.add(low);
-                let mean = over_whole!([distance, sum_error::<S, T>(high, low, distance)]);
-                let entropy = log.add(mean[0]);
-                let divisor = S::V64::splat(s, batch.divisor);
-                let (mut losses, mut total) = ([zero_f64; 2], zero_f64);
-                for part in 0..T::WIDE {
-                    let counted = S::V64::mask(s, counted >> (8 * part) & 0xFF);
-                    let loss = entropy.wide(part).mul(weights[part]).keep(s, counted);
-                    losses[part] = loss.div(divisor);
-                    total = total.add(loss);
-                }
-                if let Some(to) = batch.outputs.losses {
-                    T::V::<S>::narrow(losses).store_lanes(to, self.first + row, lanes_from::<T>(n));
-                }
-                result = fold(total.to_lanes());
-                if batch.outputs.grad.is_some() {
-                    let counted = T::V::<S>::mask(s, counted);
-                    let scale = T::V::<S>::narrow(scales);
-                    for (part, wide) in scales.iter_mut().enumerate().take(T::WIDE) {
-                        *wide = wide.sub(scale.wide(part));
-                    }
-                    let a = over_whole!([scale, T::V::<S>::narrow(scales)]);
-                    for at in (0..e.0.len()).step_by(T::LANES) {
-                        let p = T::V::<S>::load(s, e.0, at);
-                        let x = T::V::<S>::load(s, x.0, at);
-                        let g = entropy_gradient::<S, T>(s, [p, x], a, most, mean);
-                        g.keep(s, counted).store(e.1, at);
-                    }
+                let counted = T::V::<S>::mask(s, counted);
+                for at in (0..e.0.len()).step_by(T::LANES) {
+                    let p = T::V::<S>::load(s, e.0, at);
+                    let x = T::V::<S>::load(s, x.0, at);
+                    let g = entropy_gradient::<S, T>(s, [p, x], a, most, mean);
+                    g.keep(s, counted).store(e.1, at);
                 }
             }
         }
-        if batch.outputs.grad.is_some() {
-            self.write(s, row);
-        }
-        if quantity == EntropyOfCounts { f64::from(negative.count_ones()) } else { result }
+    }
+
+    /// How many numbers of contiguous rows the loads and stores of a group reach.
+    #[inline(always)]
+    fn wanted(&self) -> usize {
+        let classes = self.job.batch.classes;
+        (T::LANES - 1) * classes + classes.next_multiple_of(HALF)
     }
 
     /// Transposes a group of contiguous rows to columns. Returns the largest number of each row, NaN aside.
@@ -297,15 +507,15 @@ impl<T: Limits> Block<'_, T> {
         let (batch, classes) = (self.job.batch, self.job.batch.classes);
         let at = (self.first + row) * classes;
         // The loads of the last columns of the last row reach beyond its end.
-        let wanted = (T::LANES - 1) * classes + classes.next_multiple_of(HALF);
+        let wanted = self.wanted();
         let rows = if n == T::LANES && at + wanted <= self.end * classes {
             batch.values.part(at, wanted)
         } else {
-            let buffer = self.rows().part(row * classes, wanted);
+            let buffer = self.part(ROWS).1.part(row * classes, wanted);
             copy(s, batch.values.part(at, n * classes), buffer, false);
             buffer.as_input()
         };
-        let to = self.columns(0).1;
+        let to = self.columns(LOGITS, row).1;
         let lowest = splat::<S, T>(s, f64::NEG_INFINITY);
         // Two maxima in turn, since each waits for the one before.
         let (mut most, mut other) = (lowest, lowest);
@@ -344,12 +554,17 @@ impl<T: Limits> Block<'_, T> {
     fn sum<S: Simd, const GENERAL: bool>(
         &self,
         s: S,
+        row: usize,
         exp: &LaneExp<S, T>,
         most: T::V<S>,
         reference: T::V<S>,
     ) -> GroupSums<S, T> {
         let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
-        let (x, e) = (self.columns(0).0, self.columns(1).1);
+        let (x, e) = (self.columns(LOGITS, row).0, self.columns(EXPONENTIALS, row).1);
+        let (values, grad) = (self.job.batch.values, self.job.batch.outputs.grad);
+        let grad = grad.filter(|_| self.job.direct);
+        let here = (self.first + row) * self.job.batch.classes;
+        let next = here + self.rows * self.job.batch.classes;
         let entropy = self.job.what.quantity == Entropy;
         let differences = Differences::<S, T>::new(s, &self.job.what.temperature, reference);
         let tempered = !self.job.what.temperature.is_one;
@@ -369,12 +584,17 @@ impl<T: Limits> Block<'_, T> {
         let pivot = exponential!(reference);
         let (mut rest, mut distance, mut ties) = (Sum::new(s), Sum::new(s), zero);
         for at in (0..x.len()).step_by(T::LANES) {
+            // For each vector a cache line of the next block, and one of this block's results.
+            values.prefetch(next + at);
+            if let Some(grad) = grad {
+                grad.prefetch(here + at);
+            }
             let x = T::V::<S>::load(s, x, at);
             let exponential = exponential!(x);
             exponential.store(e, at);
-            let own = T::V::<S>::lanes(x.eq(most));
-            rest.add_positive(exponential.clear(s, T::V::<S>::mask(s, own)));
-            ties = ties.add(one.keep(s, T::V::<S>::mask(s, own)));
+            let own = x.eq(most);
+            rest.add_positive(exponential.clear(s, own));
+            ties = ties.add(one.keep(s, own));
             if entropy {
                 let product = exponential.mul(most.sub(x));
                 // 0 log 0 = 0
@@ -388,20 +608,20 @@ impl<T: Limits> Block<'_, T> {
     /// Counts over the largest of their row in the place of exponentials, and their sums. Also returns the
     /// smallest count of each row.
     #[inline(always)]
-    fn sum_counts<S: Simd>(&self, s: S, most: T::V<S>) -> (GroupSums<S, T>, T::V<S>) {
+    fn sum_counts<S: Simd>(&self, s: S, row: usize, most: T::V<S>) -> (GroupSums<S, T>, T::V<S>) {
         let (zero, one) = (splat::<S, T>(s, 0.0), splat::<S, T>(s, 1.0));
         let ratios = Ratios::<S, T>::new(s, most);
-        let x = self.columns(0).0;
+        let x = self.columns(LOGITS, row).0;
         let (mut rest, mut distance, mut ties) = (Sum::new(s), Sum::new(s), zero);
         let mut least = zero;
         for at in (0..x.len()).step_by(T::LANES) {
             let x = T::V::<S>::load(s, x, at);
             least = x.min(least);
             let [ratio, product] = ratios.of(s, x);
-            let own = T::V::<S>::lanes(x.eq(most));
-            rest.add_positive(ratio.clear(s, T::V::<S>::mask(s, own)));
-            ties = ties.add(one.keep(s, T::V::<S>::mask(s, own)));
-            distance.add_positive(product.clear(s, T::V::<S>::mask(s, own)));
+            let own = x.eq(most);
+            rest.add_positive(ratio.clear(s, own));
+            ties = ties.add(one.keep(s, own));
+            distance.add_positive(product.clear(s, own));
         }
         rest.add(ties.sub(one).mul(ratios.one));
         (GroupSums { rest, distance, pivot: ratios.one }, least)
@@ -412,11 +632,9 @@ impl<T: Limits> Block<'_, T> {
     /// The stores of a row's last classes reach into the next row. So they come first, and the next row's own
     /// stores overwrite them.
     #[inline(always)]
-    fn write<S: Simd>(&self, s: S, row: usize) {
+    fn write<S: Simd>(&self, s: S, row: usize, to: Output<'_, T>) {
         let classes = self.job.batch.classes;
-        let wanted = (T::LANES - 1) * classes + classes.next_multiple_of(HALF);
-        let to = self.rows().part(row * classes, wanted);
-        let from = self.columns(1).0;
+        let from = self.columns(EXPONENTIALS, row).0;
         let zero = splat::<S, T>(s, 0.0);
         macro_rules! columns {
             ($n:expr, $store:ident, $first:expr) => {{

@@ -99,9 +99,9 @@ fn entropy_gradient<S: Simd, T: Real>(
     let (zero, one) = (T::V::<S>::splat(s, T::default()), T::V::<S>::splat(s, T::from_f64(1.0)));
     let difference = most.sub(x).sub(mean[0]).sub(mean[1]);
     // `a` multiplies the larger factor first, so that no product underflows where the result does not.
-    let large = T::V::<S>::lanes(one.lt(difference.abs()));
-    let first = T::V::<S>::select(T::V::<S>::mask(s, large), difference, e);
-    let second = T::V::<S>::select(T::V::<S>::mask(s, large), e, difference);
+    let large = one.lt(difference.abs());
+    let first = T::V::<S>::select(large, difference, e);
+    let second = T::V::<S>::select(large, e, difference);
     let product = first.mul(a[0]);
     let error = first.mul_add(a[1], first.fma(a[0], zero.sub(product)));
     let slope = product.mul_add(second, error.mul(second)).clear(s, e.eq(zero));

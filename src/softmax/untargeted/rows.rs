@@ -512,10 +512,10 @@ impl<T: Limits> Kernel for Counts<'_, T> {
                 };
                 least = x.min(least);
                 let [ratio, product] = ratios.of(s, x);
-                let own = T::V::<S>::lanes(x.eq(largest));
-                ties += own.count_ones();
-                sum.add_positive(ratio.clear(s, T::V::<S>::mask(s, own)));
-                products.add_positive(product.clear(s, T::V::<S>::mask(s, own)));
+                let own = x.eq(largest);
+                ties += T::V::<S>::lanes(own).count_ones();
+                sum.add_positive(ratio.clear(s, own));
+                products.add_positive(product.clear(s, own));
             }
             whole.add(sum.total());
             distance.add(products.total());
