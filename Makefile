@@ -148,10 +148,10 @@ MUTANTS = tools/mutants.py $@ $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--
 $(CARGO_MUTANTS):
 	cargo install --quiet --locked cargo-mutants --root target/cargo-mutants
 
-mutants: $(CARGO_MUTANTS) $(VENV)/.installed  ## Change the crate in small ways, which tests should notice: SAMPLE=100 (100 take an hour)
+mutants: $(CARGO_MUTANTS) $(VENV)/.installed  ## Change the crate in small ways, which tests should notice: SAMPLE=100 SEED=1
 	PATH="$(abspath $(dir $(CARGO_MUTANTS))):$$PATH" $(BIN)/python $(MUTANTS)
 
-mutants-python: $(MUTANTS_VENV)/.package  ## The same with the Python package (400 take an hour)
+mutants-python: $(MUTANTS_VENV)/.package  ## The same with the Python package
 	$(MUTANTS_BIN)/python $(MUTANTS)
 
 # make numerics RECORD=1 records the maxima that it finds.

@@ -348,6 +348,8 @@ def run_rust(mutants, keep, size):
             rest = [mutant for mutant in mutants if mutant["name"] in compiled["names"]]
             mutants = [mutant for mutant in mutants if mutant not in rest]
             run_compiled(rest, keep)
+    if not mutants:
+        return
     COMPILED.unlink(missing_ok=True)
     shutil.rmtree(CRATE, ignore_errors=True)
     CRATE.mkdir(parents=True)
