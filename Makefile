@@ -19,6 +19,7 @@ DOCS_VENV := .venv-docs
 PIPELINES_VENV := .venv-pipelines
 RELEASE_VENV := .venv-release
 FUZZ_VENV := .venv-fuzz
+MUTANTS_VENV := .venv-mutants
 # The folder of an environment's programs.
 OS ?=
 PROGRAMS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -30,6 +31,7 @@ DOCS_BIN := $(abspath $(DOCS_VENV))/$(PROGRAMS)
 PIPELINES_BIN := $(abspath $(PIPELINES_VENV))/$(PROGRAMS)
 RELEASE_BIN := $(abspath $(RELEASE_VENV))/$(PROGRAMS)
 FUZZ_BIN := $(abspath $(FUZZ_VENV))/$(PROGRAMS)
+MUTANTS_BIN := $(abspath $(MUTANTS_VENV))/$(PROGRAMS)
 
 RUST := Cargo.toml Cargo.lock pyproject.toml $(shell find src -name '*.rs')
 PACKAGE := $(RUST) README.md LICENSE-MIT LICENSE-APACHE \
@@ -134,6 +136,23 @@ fuzz-keep: $(CARGO_FUZZ) $(FUZZ_VENV)/.package  ## Add what make fuzz found to f
 	  $(FUZZ) run $(FUZZ_FOLDERS) $$target -- -merge=1 -max_len=1000 fuzz/corpus/$$target $(FOUND)/$$target; \
 	done
 	$(FUZZ_BIN)/python fuzz/interface.py -merge=1 -max_len=600 fuzz/corpus/interface $(FOUND)/interface
+
+# make mutants SAMPLE=100 SEED=1, or SHARD=3/20, or FILES='src/softmax/*'. What has a result is not run again.
+SAMPLE ?=
+SHARD ?=
+FILES ?=
+CARGO_MUTANTS := target/cargo-mutants/bin/cargo-mutants
+MUTANTS = tools/mutants.py $@ $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) \
+  $(if $(SHARD),--shard $(SHARD)) $(if $(FILES),--files '$(FILES)') $(ARGS)
+.PHONY: mutants mutants-python
+$(CARGO_MUTANTS):
+	cargo install --quiet --locked cargo-mutants --root target/cargo-mutants
+
+mutants: $(CARGO_MUTANTS) $(VENV)/.installed  ## Change the crate in small ways, which tests should notice: SAMPLE=100 SEED=1
+	PATH="$(abspath $(dir $(CARGO_MUTANTS))):$$PATH" $(BIN)/python $(MUTANTS)
+
+mutants-python: $(MUTANTS_VENV)/.package  ## The same with the Python package
+	$(MUTANTS_BIN)/python $(MUTANTS)
 
 # make numerics RECORD=1 records the maxima that it finds.
 RECORD ?=
@@ -325,7 +344,7 @@ bench-torch-gpu: $(TORCH_VENV)/.package  ## The same on a GPU; without one, toy 
 	$(TORCH_BIN)/python benches/torch_gpu.py $(ARGS)
 
 clean:  ## Remove everything that was built, the environments too
-	rm -rf target dist build docs/api $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(TORCH_VENV) $(DOCS_VENV) $(PIPELINES_VENV) $(RELEASE_VENV) $(FUZZ_VENV)
+	rm -rf target dist build docs/api $(VENV) $(BENCH_VENV) $(PEERS_VENV) $(TORCH_VENV) $(DOCS_VENV) $(PIPELINES_VENV) $(RELEASE_VENV) $(FUZZ_VENV) $(MUTANTS_VENV)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
@@ -338,6 +357,7 @@ $(DOCS_VENV)/.installed: GROUP := docs
 $(PIPELINES_VENV)/.installed: GROUP := pipelines
 $(RELEASE_VENV)/.installed: GROUP := release
 $(FUZZ_VENV)/.installed: GROUP := fuzz
+$(MUTANTS_VENV)/.installed: GROUP := mutants
 .PRECIOUS: %/.installed
 %/.installed: pyproject.toml
 	$(PYTHON) -m venv $*

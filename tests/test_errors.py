@@ -10,6 +10,7 @@ from losses import (
     BY_ID,
     CLASS_LOSSES,
     LOSSES,
+    assert_same_bits,
     every_class_loss,
     every_dtype,
     every_hessian_loss,
@@ -497,6 +498,32 @@ def test_arrays_on_a_gpu(loss, rng):
             refused(case.but(target=kind()), TypeError, loss.second, "xentrs.torch")
 
 
+@every_loss
+@pytest.mark.parametrize(
+    "error", [BufferError, NotImplementedError, RuntimeError, TypeError, ValueError]
+)
+def test_arrays_on_several_devices_or_none(loss, error, rng):
+    """Their device raises, as of JAX's sharded arrays: they are what they convert to."""
+
+    class Sharded:
+        def __init__(self, values):
+            self.values = values
+
+        def __array__(self, dtype=None, copy=None):
+            return self.values
+
+        def __dlpack_device__(self):
+            raise error("no single device")
+
+        def __dlpack__(self, **options):
+            raise error("no single device")
+
+    case = loss.case(rng, (4, 5), np.float32)
+    converted = case.but(scores=Sharded(case.scores), target=Sharded(case.target))
+    for order in loss.orders:
+        assert_same_bits(converted.call(order), case.call(order))
+
+
 # ---------------------------------------------------------------------------------- probabilities
 
 
@@ -653,17 +680,21 @@ def test_bad_target_is_found_before_anything_is_written(loss, dtype, rng, thread
 
 @every_dtype
 def test_bad_probability_is_found_before_anything_is_written(dtype, rng, threads):
-    for loss in CLASS_LOSSES:
+    """The last of many: of the type of the target, of another, and of half precision."""
+    for loss in LOSSES:
         if loss.bounded:
             for shape in ((60_000, 4), (300, 1000)):
                 case = loss.case(rng, shape, dtype)
                 case.scores[-1, -1] = 1.5
                 if loss.indices:
                     case.target[-1] = shape[-1] - 1
-                for count in (1, 3):
-                    threads(count)
-                    refused_out(case, ValueError, "1.5", out=np.full(shape, 7, dtype))
-                    refused_out(case, ValueError, "1.5", out=case.scores)
+                for kind in ("f2", "f4", "f8"):
+                    converted = case.but(scores=case.scores.astype(kind))
+                    for count in (1, 3):
+                        threads(count)
+                        out = np.full(shape, 7, kind)
+                        refused_out(converted, ValueError, "1.5", out=out)
+                        refused_out(converted, ValueError, "1.5", out=converted.scores)
 
 
 # ----------------------------------------------------------------------------------- the messages

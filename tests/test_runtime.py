@@ -215,6 +215,28 @@ def test_concurrent_set_num_threads(threads):
     assert not failures
 
 
+@linux
+def test_threads_of_an_earlier_number_end(python):
+    """A program that changes the number again and again does not collect threads."""
+    python("""
+        import os, time
+        import numpy as np, xentrs
+
+        def count():
+            return len(os.listdir("/proc/self/task"))
+
+        others = count()  # of NumPy, for instance
+        x, t = np.zeros((60_000, 10), np.float32), np.zeros(60_000, int)
+        for threads in (5, 2, 4, 5, 3):
+            xentrs.set_num_threads(threads)
+            xentrs.cross_entropy(x, t)
+            end = time.monotonic() + 20
+            while count() != others + threads - 1:
+                assert time.monotonic() < end, f"{count()} threads, {others} of them others'"
+                time.sleep(0.01)
+    """)
+
+
 def test_several_python_threads_at_once(threads):
     """Each with arrays of its own; the results are those of calls one after the other."""
     threads(3)
