@@ -168,7 +168,8 @@ impl<S: Simd, T: Real> Terms<S, T> {
         if self.values == Values::LogProbabilities {
             return [self.counted(s, scaled), zero];
         }
-        if tiny.any(&[t]) {
+        // A level that is compiled for size has one way.
+        if !S::SPECIALIZED || tiny.any(&[t]) {
             return s.apart(OfTiny::<S, T> { p, t, minus_scale, bound: tiny.bound, hess });
         }
         let grad = scaled.div(p);

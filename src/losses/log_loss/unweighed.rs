@@ -198,7 +198,7 @@ impl<T: Real> Elements<T> for Unweighed<'_, '_, T> {
             return true;
         }
         let (mut grad, mut hess) = ([zero; N], [zero; N]);
-        if normal && !constants.tiny.any(&t) {
+        if S::SPECIALIZED && normal && !constants.tiny.any(&t) {
             for i in 0..N {
                 // Adding 0 makes a -0 a 0.
                 grad[i] = t[i].mul_add(constants.minus_scale, zero).div(p[i]);

@@ -156,20 +156,19 @@ impl<T: Limits> Kernel for SumBlock<'_, T> {
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
         let block = self.0;
-        let (batch, n) = (block.job.batch, block.n);
+        let n = block.n;
         let weighted = block.is_weighted();
         if weighted {
-            let to = block.weights.output();
-            to.fill(1.0);
-            batch.each_sample_weight(block.first, n, |i, weight| to.set(i, weight));
+            block.read_weights();
         }
         let mut bias = splat::<S, T>(s, T::FEW_BIAS as f64);
-        if block.job.what.quantity == Entropy && !weighted {
-            bias = block.bias(s, [S::V64::splat(s, 1.0); 2]);
-        }
         for row in (0..n).step_by(T::LANES) {
-            if weighted {
-                bias = block.bias(s, block.weights_of(s, row));
+            if weighted || row == 0 && block.job.what.quantity == Entropy {
+                let mut weights = [S::V64::splat(s, 1.0); 2];
+                if weighted {
+                    weights = block.weights_of(s, row);
+                }
+                bias = block.bias(s, weights);
             }
             block.reduce(s, row, T::LANES.min(n - row), bias);
         }
@@ -232,6 +231,14 @@ const EXPONENTIALS: usize = 1;
 const ROWS: usize = 2;
 
 impl<T: Limits> Block<'_, T> {
+    /// Reads the weights of the samples. The same at every level.
+    #[inline(never)]
+    fn read_weights(&self) {
+        let to = self.weights.output();
+        to.fill(1.0);
+        self.job.batch.each_sample_weight(self.first, self.n, |i, weight| to.set(i, weight));
+    }
+
     /// A part of the buffers, to read and to write.
     #[inline(always)]
     fn part(&self, which: usize) -> (Input<'_, T>, Output<'_, T>) {
@@ -329,14 +336,13 @@ impl<T: Limits> Block<'_, T> {
         } else {
             let finite = T::V::<S>::mask(s, self.finite(s, most));
             let reference = T::V::<S>::select(finite, most, zero);
-            let plain = LaneExp::<S, T>::new(s, reference, bias);
-            if !what.temperature.is_one {
-                let exp = LaneExp::<S, T>::new(s, zero, bias);
-                self.sum::<S, true>(s, row, &exp, most, reference)
-            } else if S::SPECIALIZED && !plain.is_shifted(s) {
-                self.sum::<S, false>(s, row, &plain, most, reference)
+            // With a temperature the reference is subtracted before.
+            let is_one = what.temperature.is_one;
+            let exp = LaneExp::<S, T>::new(s, if is_one { reference } else { zero }, bias);
+            if S::SPECIALIZED && is_one && !exp.is_shifted(s) {
+                self.sum::<S, false>(s, row, &exp, most, reference)
             } else {
-                self.sum::<S, true>(s, row, &plain, most, reference)
+                self.sum::<S, true>(s, row, &exp, most, reference)
             }
         };
         self.store(MOST, row, most);
