@@ -237,6 +237,8 @@ LONG = """
     def repeated(row, samples):
         return np.broadcast_to(row, (samples, *row.shape))
 
+    # A shell that starts a job in the background has it ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sent = []
 
     def send(after, number=signal.SIGINT):
