@@ -514,7 +514,7 @@ def jax_sides(case: Case) -> Iterator[Side]:
 
     def kl(x: Any, t: Any) -> Any:
         log_p, log_q = (jax.nn.log_softmax(a, axis=-1) for a in (x, t))
-        return optax.kl_divergence_with_log_targets(log_p, log_q).mean()
+        return optax.losses.kl_divergence_with_log_targets(log_p, log_q).mean()
 
     def generalized(x: Any, t: Any) -> Any:
         losses = optax.softmax_cross_entropy_with_integer_labels(x, t)
