@@ -108,7 +108,7 @@ def check(case: Case, side: Side, tolerance: float | None = None) -> None:
             off[np.isnan(grad[start : start + step]) & np.isnan(right)] = 0
         worst = np.maximum(worst, off.max())  # keeps a NaN
     if ours and case.row.of.teacher:
-        # The gradient is a difference of terms that may be many times as large as its largest entry.
+        # The gradient is a difference of terms, which may be many times as large as all entries.
         tolerance *= 10
     if not worst <= tolerance * largest:
         side.trouble = f"wrong: the gradient is off by {worst / largest:.1e} of its largest entry"
