@@ -301,6 +301,18 @@ impl<T: Limits> Block<'_, T> {
         weights
     }
 
+    /// The lanes of the `n` rows of a group that have a weight other than 0.
+    #[inline(always)]
+    fn counted<S: Simd>(&self, s: S, row: usize, n: usize) -> u32 {
+        let mut counted = lanes_from::<T>(n);
+        if self.is_weighted() {
+            for (part, weight) in self.weights_of(s, row).iter().enumerate().take(T::WIDE) {
+                counted &= !(S::V64::lanes(weight.eq(S::V64::splat(s, 0.0))) << (8 * part));
+            }
+        }
+        counted
+    }
+
     /// The exponent of the scaling of the exponentials of rows with such weights.
     #[inline(always)]
     fn bias<S: Simd>(&self, s: S, mut weights: [S::V64; 2]) -> T::V<S> {
@@ -364,12 +376,7 @@ impl<T: Limits> Block<'_, T> {
         let most = self.load(s, MOST, row);
         let finite = T::V::<S>::mask(s, self.finite(s, most));
         let weights = self.weights_of(s, row);
-        let mut counted = lanes_from::<T>(n);
-        if self.is_weighted() {
-            for (part, weight) in weights.iter().enumerate().take(T::WIDE) {
-                counted &= !(S::V64::lanes(weight.eq(zero_f64)) << (8 * part));
-            }
-        }
+        let counted = self.counted(s, row, n);
         let [high, low] = self.load_pair(s, REST, row);
         let pivot = self.load(s, PIVOT, row);
         let high = T::V::<S>::select(finite, high, splat::<S, T>(s, f64::NAN));
@@ -481,15 +488,7 @@ impl<T: Limits> Block<'_, T> {
             LogSumExp | EntropyOfCounts => {}
             Entropy => {
                 let (a, mean) = (self.load_pair(s, A, row), self.load_pair(s, MEAN, row));
-                let mut counted = lanes_from::<T>(n);
-                if self.is_weighted() {
-                    let weights = self.weights_of(s, row);
-                    for (part, weight) in weights.iter().enumerate().take(T::WIDE) {
-                        let zeros = S::V64::lanes(weight.eq(S::V64::splat(s, 0.0)));
-                        counted &= !(zeros << (8 * part));
-                    }
-                }
-                let counted = T::V::<S>::mask(s, counted);
+                let counted = T::V::<S>::mask(s, self.counted(s, row, n));
                 for at in (0..e.0.len()).step_by(T::LANES) {
                     let p = T::V::<S>::load(s, e.0, at);
                     let x = T::V::<S>::load(s, x.0, at);
