@@ -15,6 +15,7 @@ use super::formulas::{Coefficients, Row, of_sample};
 use super::inputs::*;
 
 /// The target of all samples.
+#[derive(Debug)]
 enum Targets {
     None,
     /// Class indices, and the type they are stored in.
@@ -382,8 +383,12 @@ impl Case {
                 }
             }
             divisor += factor * of_mean;
-            if factor == 0.0 {
-                rows.push((0.0, None));
+            // The weight of a class times a probability below the normal numbers has the digits that are left.
+            let normal =
+                if self.of == Type::F64 { f64::MIN_POSITIVE } else { f32::MIN_POSITIVE.into() };
+            let tiny = self.weight.is_some() && typed.iter().any(|&t| t > 0.0 && t < normal);
+            if factor == 0.0 || tiny {
+                rows.push((factor, None));
                 continue;
             }
             rows.push((factor, of_sample(self.loss.name, row, &t, teacher, options)));
@@ -486,11 +491,15 @@ impl Case {
         let error = (actual - exact).abs();
         assert!(
             error <= size,
-            "{what} of sample {sample}, class {class}, is {actual} for {exact}: {} of {:?} {:?} {:?}",
+            "{what} of sample {sample}, class {class}, is {actual} for {exact}: {} of {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
             self.loss.name,
             self.of,
             self.shape,
-            self.options
+            self.options,
+            self.x,
+            self.targets,
+            self.weight,
+            self.sample_weight
         );
     }
 }

@@ -56,6 +56,8 @@ fn of_numbers(x: &[f64], t: &Coefficients, of: impl Fn(f64) -> (f64, f64)) -> Ro
 /// A softmax: the largest logit, the logsumexp and the probabilities.
 struct Softmax {
     most: f64,
+    /// The logarithm of the sum, less `most`.
+    log_e: f64,
     log_sum: f64,
     e: Vec<f64>,
     p: Vec<f64>,
@@ -67,7 +69,15 @@ impl Softmax {
         let e: Vec<f64> = x.iter().map(|x| (x - most).exp()).collect();
         let sum: f64 = e.iter().sum();
         let p = e.iter().map(|e| e / sum).collect();
-        Softmax { most, log_sum: most + sum.ln(), e, p }
+        let largest = x.iter().position(|&x| x == most);
+        let others = e.iter().enumerate().filter(|(c, _)| Some(*c) != largest);
+        let log_e = others.map(|(_, e)| e).sum::<f64>().ln_1p();
+        Softmax { most, log_e, log_sum: most + log_e, e, p }
+    }
+
+    /// The logarithm of the probability of a class that has the logit `x`, whatever the offset of the logits.
+    fn log(&self, x: f64) -> f64 {
+        (x - self.most) - self.log_e
     }
 
     /// `1 - p` of a class, and `-log p`, with all their digits.
@@ -122,7 +132,11 @@ fn of_softmax(name: &str, x: &[f64], t: &Coefficients, options: &Options) -> Opt
         let penalty = z * softmax.log_sum * softmax.log_sum;
         // An error of the cap's size in a logsumexp near 0 is squared with it.
         let capped = cap.map_or(0.0, |cap| z * cap * (softmax.log_sum.abs() + 1e-6 * cap));
-        row.loss_size = (row.loss + penalty + capped) * unit + total * 1e-3 * (unit - 1.0);
+        // So is the rounding error of `most + log1p`, where the two cancel.
+        let (most, sum) = (softmax.most.abs(), softmax.log_sum.abs());
+        let cancelled = z * most * (1e-7 * sum + 1e-23 * most);
+        row.loss_size =
+            (row.loss + penalty + capped + cancelled) * unit + total * 1e-3 * (unit - 1.0);
         row.loss += penalty;
         for (c, &slope) in slopes.iter().enumerate() {
             let (p, own) = (softmax.p[c], t.of_classes[c]);
@@ -189,7 +203,7 @@ fn entropy(x: &[f64]) -> Option<Row> {
         return None;
     }
     let softmax = Softmax::new(x);
-    let log = |c: usize| x[c] - softmax.log_sum;
+    let log = |c: usize| softmax.log(x[c]);
     let loss = -(0..x.len()).map(|c| softmax.p[c] * log(c)).sum::<f64>();
     let grad = (0..x.len()).map(|c| -softmax.p[c] * (log(c) + loss)).collect();
     let sizes = (0..x.len()).map(|c| softmax.p[c] * (log(c).abs() + loss + 1e-3)).collect();
@@ -200,9 +214,13 @@ fn divergence(name: &str, x: &[f64], y: &[f64], options: &Options) -> Option<Row
     if !are_ordinary(x) || !are_ordinary(y) {
         return None;
     }
-    let scaled = |x: &[f64]| x.iter().map(|x| x / options.temperature).collect::<Vec<_>>();
-    let [p, q] = [scaled(x), scaled(y)].map(|x| Softmax::new(&x));
-    let log = |of: &Softmax, x: &[f64], c: usize| x[c] / options.temperature - of.log_sum;
+    // Less the largest logit: the rounding errors of a large offset would be more than a small loss.
+    let scaled = |x: &[f64]| {
+        let most = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        x.iter().map(|x| (x - most) / options.temperature).collect::<Vec<_>>()
+    };
+    let (small_x, small_y) = (scaled(x), scaled(y));
+    let [p, q] = [&small_x, &small_y].map(|x| Softmax::new(x));
     let (mut loss, mut terms) = (0.0, vec![]);
     // A mixture of neither is one of the two divergences.
     let beta = match (name, options.beta) {
@@ -214,7 +232,7 @@ fn divergence(name: &str, x: &[f64], y: &[f64], options: &Options) -> Option<Row
         _ => options.direction == Direction::Reverse,
     };
     for c in 0..x.len() {
-        let (log_p, log_q) = (log(&p, x, c), log(&q, y, c));
+        let (log_p, log_q) = (p.log(small_x[c]), q.log(small_y[c]));
         let (p, q) = (p.p[c], q.p[c]);
         // The derivative of the divergence in log p, by the chain rule of the softmax: terms - p sum(terms).
         if let Some(beta) = beta {
