@@ -846,6 +846,17 @@ def test_pandas(rng):
         xentrs.cross_entropy(x, pd.Series(list("abcabc"), dtype=object))
 
 
+def test_missing_values_among_objects(rng):
+    x = rng.normal(size=(3, 2))
+    for t in ([0, 1, None], np.array([0, 1, np.nan], dtype=object)):
+        with pytest.raises(TypeError, match=rf"missing values: target\[2\] is {t[2]}"):
+            xentrs.cross_entropy(x, t)
+    with pytest.raises(TypeError, match=r"missing values: logits\[1, 0\] is None"):
+        xentrs.cross_entropy([[0.5, 1.0], [None, 1.0]], [0, 1])
+    with pytest.raises(TypeError, match=r"integer or bool$"):
+        xentrs.cross_entropy(x, np.array([0, 1, "a"], dtype=object))
+
+
 def test_arrow(rng):
     pa = pytest.importorskip("pyarrow")
     x, t = rng.normal(size=(6, 3)), rng.integers(0, 3, 6)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from xentrs._foreign import of_arrow, refuse_foreign
+from xentrs._foreign import of_arrow, of_torch, refuse_foreign
 from xentrs._xentrs import LOSSES, compute, compute_rows, plain_options
 
 _Array: TypeAlias = NDArray[Any]
@@ -345,12 +345,12 @@ def _view(name: str, value: object) -> _Array:
             return np.from_dlpack(value)
         except (BufferError, RuntimeError) as error:  # a dtype that NumPy does not have
             raise TypeError(f"{name} cannot be read as a NumPy array: {error}") from error
+    is_torch = any(c.__module__.partition(".")[0] == "torch" for c in type(value).__mro__)
     try:
-        return np.asarray(value)
-    # Ragged lists; PyTorch's tensors of bfloat16, or that require a gradient.
-    except (RuntimeError, TypeError, ValueError) as error:
+        return of_torch(value) if is_torch else np.asarray(value)
+    # Ragged lists; PyTorch's tensors that require a gradient.
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         kind = ValueError if isinstance(error, ValueError) else TypeError
-        is_torch = any(c.__module__.partition(".")[0] == "torch" for c in type(value).__mro__)
         hint = "; xentrs.torch takes PyTorch's tensors" if is_torch else ""
         raise kind(f"{name} cannot be read as a NumPy array: {error}{hint}") from error
 
@@ -484,6 +484,12 @@ def _wrong_dtype(name: str, value: object, dtype: np.dtype[Any], accepted: str) 
     understood = isinstance(value, np.ndarray) or dtype.kind != "O"
     given = "" if understood else f" (from {type(value).__name__})"
     hint = ""
+    if dtype.kind == "O":
+        array = np.asarray(value, dtype=object)
+        missing = np.array([one is None or one != one for one in array.flat], dtype=bool)
+        if missing.any():
+            place = _position(int(np.argmax(missing)), array.shape)
+            hint = f"; it has missing values: {name}{place} is {array.flat[np.argmax(missing)]}"
     if "bfloat16" in accepted and dtype.itemsize == 2 and dtype.kind in "uV":
         hint = f"; if these are the bits of bfloat16, pass {name}.view(ml_dtypes.bfloat16)"
     return TypeError(f"{name} has dtype {dtype}{given}, but must be {accepted}{hint}")

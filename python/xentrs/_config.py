@@ -33,7 +33,11 @@ def set_num_threads(n: SupportsIndex) -> None:
     2
     >>> xentrs.set_num_threads(before)
     """
-    _xentrs.set_num_threads(operator.index(n))
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n must be an int, not {n!r}") from None
+    _xentrs.set_num_threads(count)
 
 
 def get_num_threads() -> int:

@@ -8,9 +8,16 @@ libraries is imported here: the modules of an object's classes tell which librar
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
+
+# What makes plain numbers of an encoded Arrow array.
+_DECODING = {
+    "dictionary": "{}.dictionary_decode()",
+    "run_end_encoded": "pyarrow.compute.run_end_decode({})",
+}
 
 
 def refuse_foreign(name: str, value: Any) -> None:
@@ -23,6 +30,8 @@ def refuse_foreign(name: str, value: Any) -> None:
             f"{name} is a lazy {type(value).__name__} of Dask, and is not computed implicitly: "
             f"use xentrs.dask, which works on chunks, or pass {name}.compute()"
         )
+    if type(value).__name__ == "LazyFrame" and "polars" in libraries:
+        raise TypeError(f"{name} is a lazy frame of polars: pass {name}.collect()")
     if "pandas" in libraries:
         _refuse_pandas(name, value)
     elif "polars" in libraries and type(getattr(value, "dtype", None)).__name__ == "List":
@@ -56,6 +65,10 @@ def of_arrow(name: str, value: Any) -> Any:
         found = of_arrow(name, value.storage).reshape(rows, *shape)
         return found if order is None else found.transpose(0, *(axis + 1 for axis in order))
     size = getattr(kind, "list_size", None)
+    encoding = str(kind).partition("<")[0]
+    if size is None and encoding not in ("list", "large_list"):
+        call = _DECODING.get(encoding, "{}.cast(pyarrow.list_(pyarrow.float32()))").format(name)
+        raise TypeError(f"{name} is an Arrow array of type {encoding}: pass {call}")
     if size is None:
         size = _one_length(name, np.diff(np.asarray(value.offsets)))
     numbers = value.flatten()  # of this slice alone, where `values` is the whole array's
@@ -64,6 +77,18 @@ def of_arrow(name: str, value: Any) -> Any:
         return inner.reshape(rows, size, *inner.shape[1:])
     _refuse_nulls(name, numbers.null_count)
     return np.asarray(numbers).reshape(rows, size)
+
+
+def of_torch(tensor: Any) -> Any:
+    """Return a tensor of PyTorch as a NumPy array on its memory."""
+    if str(tensor.dtype) != "torch.bfloat16" or tensor.requires_grad:
+        return np.asarray(tensor)  # which raises where a gradient is required
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ImportError("NumPy has bfloat16 only with the package ml_dtypes") from None
+    bits = tensor.view(sys.modules["torch"].int16)
+    return np.asarray(bits).view(ml_dtypes.bfloat16)
 
 
 def _is_nested(value: Any) -> bool:
@@ -100,6 +125,8 @@ def _refuse_nulls(name: str, missing: int) -> None:
 def _nulls(column: Any) -> int:
     count = getattr(column, "null_count", 0)
     found = count() if callable(count) else count
+    if found == 0 and type(getattr(column, "dtype", None)).__name__ == "Array":
+        return _nulls(column.explode())  # the numbers of a polars series of arrays
     return found if isinstance(found, int) else 0
 
 
@@ -137,6 +164,8 @@ def _plain_dtype(name: str, kind: str, dtype: Any) -> np.dtype[Any]:
             f"{name} is a pandas {kind} of dtype {dtype}, which NumPy converts to Python objects: "
             f"pass pyarrow.array({name})"
         )
+    if str(dtype).startswith(("str", "large_string")):
+        raise TypeError(f"{name} is a pandas {kind} of dtype {dtype}, but must be numbers")
     plain = getattr(dtype, "numpy_dtype", None)
     call = "'float64'"
     if isinstance(plain, np.dtype):

@@ -11,6 +11,7 @@ labels and the weights. Its scikit-learn interface passes labels, scores and wei
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -41,6 +42,8 @@ class Round(NamedTuple):
     labels: Array
     sample_weight: Array | None
     native: bool  # whether the library passed its own data set
+    # Whether the training may have started with other scores than 0; a data set says so.
+    started: bool = True
 
     @classmethod
     def of(cls, first: Any, second: Any, sample_weight: ArrayLike | None) -> Round:
@@ -52,7 +55,11 @@ class Round(NamedTuple):
             raise TypeError("sample_weight goes with labels and scores; a data set has its own")
         weight = second.get_weight()
         weight = None if weight is None or np.size(weight) == 0 else np.asarray(weight)
-        return cls(np.asarray(first), np.asarray(second.get_label()), weight, native=True)
+        scores, labels = np.asarray(first), np.asarray(second.get_label())
+        initial = getattr(second, "get_init_score", None) or second.get_base_margin
+        start = initial()
+        started = start is not None and np.size(start) > 0
+        return cls(scores, labels, weight, native=True, started=started)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -63,26 +70,28 @@ class Objective:
     label_smoothing: float = 0.0
     gamma: float = 0.0
     teacher: Array | None = None
-    # The arrays of the last round, for each thread, so that a round allocates nothing large.
+    # The arrays of the last round, for each thread, so that a round of training allocates nothing
+    # large.
     _kept: threading.local = field(default_factory=threading.local, init=False)
 
     # The number of axes of a teacher, and what they are.
     _TEACHER = 0, ""
 
     def __post_init__(self) -> None:
-        smoothing, gamma = float(self.label_smoothing), float(self.gamma)
+        smoothing = _number("label_smoothing", self.label_smoothing)
+        gamma = _number("gamma", self.gamma)
         if not 0 <= smoothing <= 1:
             raise ValueError(f"label_smoothing must be in [0, 1], not {smoothing}")
         if not 0 <= gamma < np.inf:
             raise ValueError(f"gamma must be finite and at least 0, not {gamma}")
         for name, given in (("label_smoothing", smoothing), ("teacher", self.teacher is not None)):
             if gamma and given:
-                raise ValueError(
+                raise TypeError(
                     f"gamma and {name} exclude each other: focal loss is defined for class indices"
                 )
         values: dict[str, Any] = {"label_smoothing": smoothing, "gamma": gamma}
         if self.weight is not None:
-            weight = np.asarray(self.weight, dtype=np.float64)
+            weight = numbers("weight", self.weight).astype(np.float64)
             if weight.ndim != 1 or not (np.isfinite(weight) & (weight >= 0)).all():
                 raise ValueError(
                     "weight must have a number for each class, finite and at least 0, not "
@@ -92,11 +101,15 @@ class Objective:
         if self.teacher is not None:
             teacher = np.array(self.teacher)
             axes, meaning = self._TEACHER
-            if teacher.dtype.kind != "f" or teacher.ndim != axes:
-                raise ValueError(
-                    f"teacher must be probabilities of shape {meaning}, not {teacher.dtype} of "
-                    f"shape {teacher.shape}"
-                )
+            wrong = f"teacher must be probabilities of shape {meaning}, not "
+            if teacher.dtype.kind != "f":
+                raise TypeError(f"{wrong}of dtype {teacher.dtype}")
+            if teacher.ndim != axes:
+                raise ValueError(f"{wrong}of shape {teacher.shape}")
+            inside = (teacher >= 0) & (teacher <= 1)
+            if not inside.all():
+                place = tuple(int(i) for i in np.argwhere(~inside)[0])
+                raise ValueError(f"teacher{list(place)} is {teacher[place]}, but must be in [0, 1]")
             teacher.flags.writeable = False
             values["teacher"] = teacher
         for name, value in values.items():
@@ -137,14 +150,22 @@ class Objective:
         return hash((type(self), self.weight, self.label_smoothing, self.gamma))
 
     def __reduce__(self) -> Any:
-        """Pickle and copy the options alone."""
+        """Pickle the options alone."""
         return _restore, (type(self), dict(self._options()))
 
+    def __copy__(self) -> Objective:
+        """Return the objective itself, which never changes."""
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Objective:
+        """Return the objective itself: scikit-learn's `clone` of a CatBoost model relies on it."""
+        return self
+
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any, order: str = "C") -> Array:
-        """Return an array that is the same in each round of a training."""
+        """Return an array that nobody else holds: that of the last round, or a new one."""
         kept = self._kept.__dict__
         key = shape, np.dtype(dtype), order
-        if name not in kept or kept[name][0] != key:
+        if name not in kept or kept[name][0] != key or _references(kept, name) > _NOBODY_ELSE:
             kept[name] = key, np.empty(shape, dtype, order)  # type: ignore[call-overload]
         found: Array = kept[name][1]
         return found
@@ -156,6 +177,16 @@ class Objective:
         name = np.dtype(dtype).name
         grad = self._buffer(f"grad {name}", scores.shape, dtype, order)
         return grad, self._buffer(f"hess {name}", scores.shape, dtype, order)
+
+
+def _references(kept: dict[str, Any], name: str) -> int:
+    """Count what refers to a kept array; a view of it does so too."""
+    found = kept[name][1]
+    return sys.getrefcount(found)
+
+
+# The count where nobody else does. It differs between versions of Python.
+_NOBODY_ELSE = _references({"": ((), np.empty(0))}, "")
 
 
 def _restore(kind: type[Objective], options: dict[str, Any]) -> Objective:
@@ -206,7 +237,7 @@ class Softmax(Objective):
 
     def shares(self, y: ArrayLike, sample_weight: ArrayLike | None) -> Array:
         """Return the classes' shares: the best probabilities of a model that knows no feature."""
-        labels = np.asarray(y)
+        labels = numbers("y", y)
         weight = _weight_of(labels, sample_weight)
         if self.teacher is not None:
             classes = self.teacher.shape[1]
@@ -315,7 +346,7 @@ class Binary(Objective):
 
     def log_odds(self, y: ArrayLike, sample_weight: ArrayLike | None) -> float:
         """Return the best score of a model that knows no feature."""
-        labels = np.asarray(y)
+        labels = numbers("y", y)
         target = self._target(labels).astype(np.float64)
         share = float(np.average(target, weights=_weight_of(labels, sample_weight)))
         share = (1 - self.label_smoothing) * share + self.label_smoothing / 2
@@ -329,11 +360,29 @@ class Binary(Objective):
         return np.asarray(xentrs.softmax(np.stack([np.zeros_like(scores), scores], axis=-1)))
 
 
+def _number(name: str, value: Any) -> float:
+    """Return an option that is a number."""
+    try:
+        if not isinstance(value, str | bytes):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{name} must be a number, not {value!r}")
+
+
+def numbers(name: str, values: ArrayLike) -> Array:
+    """Return an array of numbers."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be numbers, not of dtype {array.dtype}")
+    return array
+
+
 def _weight_of(labels: Array, sample_weight: ArrayLike | None) -> NDArray[np.float64]:
     """Return a weight for each label."""
     if sample_weight is None:
         return np.ones(len(labels))
-    weight = np.asarray(sample_weight, dtype=np.float64)
+    weight = numbers("sample_weight", sample_weight).astype(np.float64)
     if weight.shape != (len(labels),):
         raise ValueError(f"sample_weight has shape {weight.shape}, but y has {len(labels)} samples")
     return weight
@@ -390,10 +439,10 @@ class Metric:
     def __call__(self, first: Any, second: Any, sample_weight: ArrayLike | None = None) -> Any:
         """Return the loss of either form of a call, in the form of the library."""
         call = Round.of(first, second, sample_weight)
-        loss = self.loss(call.scores, call.labels, call.sample_weight)
+        loss = self.loss(call.scores, call.labels, call.sample_weight, call.started)
         return self._report(self.__name__, loss, call.native)
 
-    def loss(self, scores: Array, labels: Array, weight: Array | None) -> float:
+    def loss(self, scores: Array, labels: Array, weight: Array | None, started: bool) -> float:
         """Return the mean loss of margins or probabilities. Refuse what is surely the other."""
         raise NotImplementedError
 
@@ -414,7 +463,7 @@ class Metric:
 class SoftmaxMetric(Metric):
     """The mean cross-entropy of several classes."""
 
-    def loss(self, scores: Array, labels: Array, weight: Array | None) -> float:
+    def loss(self, scores: Array, labels: Array, weight: Array | None, started: bool) -> float:
         if scores.ndim != 2:
             raise ValueError(f"predictions must have shape (samples, classes), not {scores.shape}")
         if labels.size == scores.size and scores.shape[1] > 1:
@@ -435,7 +484,7 @@ class SoftmaxMetric(Metric):
 class BinaryMetric(Metric):
     """The mean cross-entropy of two classes."""
 
-    def loss(self, scores: Array, labels: Array, weight: Array | None) -> float:
+    def loss(self, scores: Array, labels: Array, weight: Array | None, started: bool) -> float:
         if scores.ndim != 1:
             raise ValueError(f"predictions must have shape (samples,), not {scores.shape}")
         inside = bool(((scores >= 0) & (scores <= 1)).all())
@@ -446,12 +495,31 @@ class BinaryMetric(Metric):
             return _weighted(of_probabilities, scores, labels, weight)
         loss = _weighted(xentrs.binary_cross_entropy_with_logits, scores, labels, weight)
         if inside and scores.size and np.ptp(scores) > 0:
-            # The margins of a few trees may all lie in [0, 1] too. Probabilities reach from the
-            # lower quarter to the upper one, or fit the labels better as what they are.
-            spread = scores.min() < 0.25 and scores.max() > 0.75
-            if spread or _weighted(of_probabilities, scores, labels, weight) <= loss:
+            # The margins of a few trees may all lie in [0, 1] too.
+            nearer, far = _calibration(scores, labels, weight)
+            spread = bool(scores.min() < 0.25 and scores.max() > 0.75)
+            if nearer and (spread or far):
+                raise self.refused()
+            # Margins that start at 0 have two signs as soon as trees tell the labels apart.
+            if not started and _weighted(of_probabilities, scores, labels, weight) <= loss:
                 raise self.refused()
         return loss
+
+
+def _calibration(scores: Array, labels: Array, weight: Array | None) -> tuple[bool, bool]:
+    """Compare the share of class 1 with the means of numbers as probabilities and as margins.
+
+    Return whether the first mean is nearer to the share, and whether the second is off by more than
+    four standard errors.
+    """
+    margins = scores.astype(np.float64)
+    share, as_shares, as_margins = (
+        float(np.average(each, weights=weight))
+        for each in (labels, scores, 1 / (1 + np.exp(-margins)))
+    )
+    error = abs(as_margins - share)
+    # A standard error is at most half of 1 / sqrt(n).
+    return abs(as_shares - share) < error, error > 2 / np.sqrt(scores.size)
 
 
 def _weighted(loss: Any, scores: Array, labels: Array, weight: Array | None) -> float:

@@ -136,19 +136,24 @@ class binary(_objectives.Binary):
         return list(zip((-grad).tolist(), (-hess).tolist(), strict=True))
 
     def params(self, y: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, Any]:
-        """Return the parameters that a training starts with: none.
+        """Return the parameters that a training starts with.
 
         Parameters
         ----------
-        y, sample_weight : array_like
-            Not read: they are here so that all objectives are called in the same way.
+        y : array_like
+            The labels of the training.
+        sample_weight : array_like, optional
+            Not read: it is here so that all objectives are called in the same way.
 
         Returns
         -------
         dict
-            Empty.
+            ``classes_count``, which is 2; empty if labels other than 0 and 1 are in `y`, which
+            CatBoost then does not accept.
         """
-        return {}
+        labels = _objectives.numbers("y", y)
+        hard = self.teacher is None and bool(((labels == 0) | (labels == 1)).all())
+        return {"classes_count": 2} if hard else {}
 
 
 def _report(name: str, loss: float, native: bool) -> tuple[str, float]:
@@ -170,7 +175,7 @@ class _Metric(_objectives.Metric):
         scores = scores[:, 0] if scores.shape[1] == 1 else scores
         weights = np.ones(len(scores)) if weight is None else np.array(weight, dtype=np.float64)
         total = float(weights.sum())
-        return total * self.loss(scores, np.array(target), weights), total
+        return total * self.loss(scores, np.array(target), weights, started=True), total
 
     def get_final_error(self, error: float, weight: float) -> float:
         """Return the mean loss."""

@@ -35,7 +35,8 @@ def _single(objective: _objectives.Objective, call: Round, factor: float) -> tup
     grad, hess = objective.derivatives(call.scores, call.labels, call.sample_weight)
     if objective.gamma:
         floored(hess)
-    results = objective.buffers(call.scores, np.float32)
+    single = grad.dtype == np.float32
+    results = (grad, hess) if single else objective.buffers(call.scores, np.float32)
     np.copyto(results[0], grad, casting="same_kind")
     np.multiply(hess, factor, out=results[1], casting="same_kind")
     return results
@@ -63,8 +64,7 @@ class softmax(_objectives.Softmax):
     Notes
     -----
     The Hessian is K / (K - 1) p (1 - p) for K classes, as LightGBM's own objective has it. LightGBM
-    passes scores in columns; gradient and Hessian are float32 arrays in columns, which the next
-    round overwrites.
+    passes scores in columns; gradient and Hessian are float32 arrays in columns.
 
     Examples
     --------
@@ -125,8 +125,7 @@ class binary(_objectives.Binary):
 
     Notes
     -----
-    Labels between 0 and 1 are soft labels. Gradient and Hessian are float32 arrays that the next
-    round overwrites.
+    Labels between 0 and 1 are soft labels. Gradient and Hessian are float32 arrays.
 
     Examples
     --------

@@ -54,7 +54,7 @@ class softmax(_objectives.Softmax):
     then returns margins, and `predict_proba` of the objective makes probabilities of them.
 
     The Hessian is 2 p (1 - p), as XGBoost's own objective has it: twice the diagonal of the true
-    one. Gradient and Hessian are float32 arrays that the next round overwrites.
+    one. Gradient and Hessian are float32 arrays.
 
     Examples
     --------
@@ -123,8 +123,7 @@ class binary(_objectives.Binary):
 
     Notes
     -----
-    Labels between 0 and 1 are soft labels. Gradient and Hessian are float32 arrays that the next
-    round overwrites.
+    Labels between 0 and 1 are soft labels. Gradient and Hessian are float32 arrays.
 
     Examples
     --------

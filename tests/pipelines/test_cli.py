@@ -748,6 +748,30 @@ def test_where_nothing_can_be_written(here, run):
     assert sorted(os.listdir()) == ["flat.npy", "s.npz", "t.npy", "x.npy"]
 
 
+def test_an_output_that_is_an_input(here, run):
+    os.symlink("x.npy", "link.npy")
+    before = Path("x.npy").read_bytes()
+    for option, output in (("--save-state", "x.npy"), ("--png", "t.npy"), ("--png", "link.npy")):
+        err = f"xentrs: {output}: is an input, and would be replaced\n"
+        assert run("eval", "x.npy", "-t", "t.npy", option, output) == (2, "", err)
+    assert Path("x.npy").read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full device")
+@pytest.mark.parametrize("arguments", ["eval x.npy -t t.npy", "eval x.npy -t t.npy --json", "info"])
+def test_where_no_output_fits(here, arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "xentrs", *arguments.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            text=True,
+        )
+    message = "xentrs: standard output: no space left on device\n"
+    assert (done.returncode, done.stderr) == (2, message)
+
+
 def test_a_file_that_shrinks(here, run, monkeypatch):
     from xentrs._cli import sources
 

@@ -11,6 +11,7 @@ NEEDED = "runs where the libraries of tables are: make test-pipelines"
 pd = pytest.importorskip("pandas", reason=NEEDED)
 pl = pytest.importorskip("polars", reason=NEEDED)
 pa = pytest.importorskip("pyarrow", reason=NEEDED)
+compute = pytest.importorskip("pyarrow.compute", reason=NEEDED)
 
 N, C = 20_000, 50
 X = np.random.default_rng(0).normal(size=(N, C)).astype(np.float32)
@@ -143,6 +144,37 @@ REFUSED = {
         lambda: pl.DataFrame(X).with_columns(pl.lit(None, pl.Float32).alias("column_3")),
         ValueError,
         "missing values",
+    ),
+    "polars null in an array": (
+        lambda: pl.Series([[1.0, 2.0], [None, 1.0]], dtype=pl.Array(pl.Float32, 2)),
+        ValueError,
+        "missing values: 1 of them",
+    ),
+    "polars null in a nested array": (
+        lambda: pl.Series([[[1.0, 2.0], [None, 1.0]]], dtype=pl.Array(pl.Float32, (2, 2))),
+        ValueError,
+        "missing values: 1 of them",
+    ),
+    "polars lazy": (lambda: pl.DataFrame(X).lazy(), TypeError, r"logits\.collect\(\)"),
+    "pandas strings": (
+        lambda: pd.Series(["a", "b"], dtype="string"),
+        TypeError,
+        "logits is a pandas Series of dtype string, but must be numbers",
+    ),
+    "arrow dictionary": (
+        lambda: flat().dictionary_encode(),
+        TypeError,
+        r"type dictionary: pass logits\.dictionary_decode\(\)",
+    ),
+    "arrow runs": (
+        lambda: compute.run_end_encode(flat()),
+        TypeError,
+        r"pass pyarrow\.compute\.run_end_decode\(logits\)",
+    ),
+    "arrow list view": (
+        lambda: pa.array([[1.0, 2.0], [0.5, 1.0]], pa.list_view(pa.float32())),
+        TypeError,
+        r"type list_view: pass logits\.cast\(",
     ),
     "arrow chunks": (
         lambda: pa.chunked_array([rows(), rows()]),

@@ -17,6 +17,7 @@ import pytest
 import xentrs
 
 datasets = pytest.importorskip("sklearn.datasets", reason="runs where scikit-learn is")
+base = pytest.importorskip("sklearn.base", reason="the same package")
 model_selection = pytest.importorskip("sklearn.model_selection", reason="the same package")
 NEEDED = "runs where the libraries of boosted trees are: make test-pipelines"
 xgboost = pytest.importorskip("xgboost", reason=NEEDED)
@@ -393,6 +394,7 @@ def test_pickle_and_copy(library, kind):
             assert repr(again) == repr(objective)
         with pytest.raises(AttributeError):
             objective.gamma = 1.0
+        assert copy.deepcopy(objective) is objective  # what scikit-learn's `clone` looks at
     assert getattr(MODULES[library], kind)() != getattr(MODULES[library], kind)(gamma=1)
     for name in ("softmax_metric", "binary_metric"):
         metric = getattr(MODULES[library], name)
@@ -433,9 +435,30 @@ def test_arrays_are_kept_between_rounds(library):
     scores = np.random.default_rng(0).normal(size=(30, 4))
     one = objective(np.zeros(30), scores)
     two = objective(np.ones(30), scores)
-    assert all(a is b for a, b in zip(one, two, strict=True))
+    assert not any(np.shares_memory(a, b) for a in one for b in two)  # somebody holds the first
+    addresses = [a.ctypes.data for a in two]
+    del two
+    again = objective(np.zeros(30), scores)
+    assert [a.ctypes.data for a in again] == addresses
+    view = again[0][3:]
+    del again
+    assert not np.shares_memory(objective(np.ones(30), scores)[0], view)
+    np.testing.assert_array_equal(view, one[0][3:])
     other = objective(np.zeros(20), scores[:20])
     assert other[0].shape == (20, 4)
+
+
+def test_clone_of_catboost():
+    for objective in (xentrs.catboost.binary(gamma=1.0), xentrs.catboost.softmax()):
+        model = catboost.CatBoostClassifier(loss_function=objective, eval_metric="Accuracy")
+        assert base.clone(model).get_params()["loss_function"] is objective
+
+
+def test_parameters_of_catboost():
+    binary = xentrs.catboost.binary()
+    assert binary.params([0, 1, 1]) == {"classes_count": 2}
+    assert binary.params([0, 0.3]) == {}
+    assert xentrs.catboost.softmax().params([0, 1, 2]) == {"classes_count": 3}
 
 
 # Metrics
@@ -535,6 +558,41 @@ def test_margins_of_a_model_without_trees_are_margins(library):
     assert module.binary_metric(rare, np.random.default_rng(0).uniform(0.2, 0.4, 100)) is not None
 
 
+@pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.3])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.65, 0.8])
+def test_first_margins_are_margins(share, rate):
+    """After a few trees all margins may lie in [0, 1]: they are not refused. Probabilities are."""
+    rng = np.random.default_rng(int(100 * share))
+    x = rng.normal(size=(600, 4))
+    y = (rng.random(600) < 1 / (1 + np.exp(-np.log(share / (1 - share)) - 2 * x[:, 0]))) * 1.0
+
+    objective, metric = xentrs.lightgbm.binary(), xentrs.lightgbm.binary_metric
+    params, initial = QUIET | {"metric": "None"}, objective.params(y)
+
+    def train(objective, rate, **initial):
+        data = lightgbm.Dataset(x, y, **initial)
+        options = params | {"objective": objective, "learning_rate": rate}
+        lightgbm.train(options, data, 30, valid_sets=[data], feval=metric)
+
+    train(objective, rate, **initial)
+    with pytest.raises(ValueError, match="passed probabilities"):
+        train("binary", 0.1)
+    model = lightgbm.LGBMClassifier(objective=objective, n_estimators=5, learning_rate=rate)
+    model.set_params(verbose=-1).fit(x, y, eval_set=[(x, y)], eval_metric=metric, **initial)
+
+    objective, metric, data = (
+        xentrs.xgboost.binary(),
+        xentrs.xgboost.binary_metric,
+        xgboost.DMatrix(x, y),
+    )
+    settings = objective.params(y) | {"eta": rate}
+    options = {"custom_metric": metric, "evals": [(data, "")], "verbose_eval": False}
+    xgboost.train(settings, data, 30, obj=objective, **options)
+    with pytest.raises(ValueError, match="passed probabilities"):
+        xgboost.train(settings, data, 30, **options)
+
+
 # Errors
 
 
@@ -546,17 +604,50 @@ def test_margins_of_a_model_without_trees_are_margins(library):
         ({"label_smoothing": 1.5}, r"label_smoothing must be in \[0, 1\], not 1.5"),
         ({"label_smoothing": np.nan}, "label_smoothing must be in"),
         ({"gamma": -1}, "gamma must be finite and at least 0, not -1"),
-        ({"gamma": 1, "label_smoothing": 0.1}, "gamma and label_smoothing exclude each other"),
-        ({"gamma": 1, "teacher": np.ones((2, 2))}, "gamma and teacher exclude each other"),
         ({"weight": [1, -1]}, "weight must have a number for each class"),
         ({"weight": [[1, 1]]}, "weight must have a number for each class"),
         ({"teacher": np.ones((2, 2, 2))}, "teacher must be probabilities of shape"),
-        ({"teacher": np.ones(2, int)}, "teacher must be probabilities of shape"),
     ],
 )
 def test_options_out_of_range(library, kind, options, message):
     with pytest.raises(ValueError, match=message):
         getattr(MODULES[library], kind)(**options)
+
+
+@every_library
+@pytest.mark.parametrize("kind", ["softmax", "binary"])
+@pytest.mark.parametrize("wrong", [np.nan, -0.1, 1.1])
+def test_teachers_out_of_range(library, kind, wrong):
+    teacher = np.array([0.5, wrong] if kind == "binary" else [[0.5, 0.5], [wrong, 0.5]])
+    place = r"\[1\]" if kind == "binary" else r"\[1, 0\]"
+    with pytest.raises(ValueError, match=rf"teacher{place} is {wrong}, but must be in"):
+        getattr(MODULES[library], kind)(teacher=teacher)
+
+
+@every_library
+@pytest.mark.parametrize("kind", ["softmax", "binary"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": 1, "label_smoothing": 0.1}, "gamma and label_smoothing exclude each other"),
+        ({"gamma": 1, "teacher": np.ones((2, 2))}, "gamma and teacher exclude each other"),
+        ({"gamma": "1"}, "gamma must be a number, not '1'"),
+        ({"label_smoothing": None}, "label_smoothing must be a number, not None"),
+        ({"weight": ["a", "b"]}, "weight must be numbers, not of dtype <U1"),
+        ({"teacher": np.ones(2, int)}, "teacher must be probabilities of shape .*int64"),
+    ],
+)
+def test_options_of_a_wrong_type(library, kind, options, message):
+    with pytest.raises(TypeError, match=message):
+        getattr(MODULES[library], kind)(**options)
+
+
+@every_library
+def test_labels_that_are_no_numbers(library):
+    for kind in ("softmax", "binary"):
+        if (library, kind) != ("xgboost", "binary"):  # which does not read them
+            with pytest.raises(TypeError, match="y must be numbers"):
+                getattr(MODULES[library], kind)().params(["a", "b"])
 
 
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm"])

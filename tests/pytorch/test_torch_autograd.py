@@ -379,6 +379,15 @@ def test_compile_with_options_of_ours(x, y, w):
         torch.testing.assert_close(actual, grad_of(lambda x: losses(x, number), x))  # noqa: B023
 
 
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "BCEWithLogitsLoss"])
+def test_compile_a_module_made_inside(x, y, name):
+    torch._dynamo.reset()
+    module = getattr(xentrs.torch, name)
+    target = y.clamp(min=0) if name == "CrossEntropyLoss" else x.detach().sigmoid()
+    compiled = torch.compile(lambda x: module()(x, target), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(grad_of(compiled, x), grad_of(lambda x: module()(x, target), x))
+
+
 def test_compile_inductor(x, y):
     torch._dynamo.reset()
     compiled = torch.compile(lambda x, y: cross_entropy(x * 2, y), fullgraph=True, dynamic=True)

@@ -177,7 +177,7 @@ def test_an_index_out_of_range_says_where():
 def test_tensors_that_numpy_cannot_read():
     """The functions for arrays name the argument, and where tensors may go."""
     leaf = X.clone().requires_grad_()
-    for x in (leaf, torch.nn.Parameter(X.clone()), X.bfloat16()):
+    for x in (leaf, torch.nn.Parameter(X.clone())):
         with pytest.raises(TypeError, match=r"^logits cannot .* xentrs.torch takes PyTorch's tens"):
             xentrs.cross_entropy(x, Y)
         with pytest.raises(TypeError, match=r"^target cannot .* xentrs.torch takes PyTorch's tens"):
@@ -185,6 +185,26 @@ def test_tensors_that_numpy_cannot_read():
     with pytest.raises(TypeError, match=r"^weight cannot .* xentrs.torch takes PyTorch's tensors"):
         xentrs.cross_entropy(X, Y, weight=torch.ones(5, requires_grad=True))
     assert xentrs.cross_entropy(X, Y) == pytest.approx(math.log(5))
+
+
+def test_tensors_of_bfloat16_as_arrays(monkeypatch):
+    """With ml_dtypes they are read where they lie."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    x = torch.randn(5, 4).bfloat16().T
+    array = x.float().numpy().astype(ml_dtypes.bfloat16)
+    loss, grad = xentrs.cross_entropy_with_grad(x, Y)
+    expected, expected_grad = xentrs.cross_entropy_with_grad(array, Y)
+    assert loss == expected
+    assert grad.dtype == ml_dtypes.bfloat16
+    assert grad.tobytes() == expected_grad.tobytes()
+    meter = xentrs.CrossEntropyMeter()
+    meter.update(x, Y)
+    assert meter.compute().loss == pytest.approx(loss, rel=1e-6)
+    with pytest.raises(TypeError, match=r"^logits cannot .*grad.* xentrs.torch takes"):
+        xentrs.cross_entropy(x.detach().requires_grad_(), Y)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(TypeError, match="NumPy has bfloat16 only with the package ml_dtypes"):
+        xentrs.cross_entropy(x, Y)
 
 
 def test_class_index_out_of_range_in_the_interpreter(monkeypatch):

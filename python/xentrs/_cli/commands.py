@@ -61,9 +61,17 @@ def run(arguments: list[str] | None = None) -> int:
     except MemoryError:
         return _fail("a block of the files does not fit into memory: pass --block-size")
     except BrokenPipeError:  # whoever reads has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except OSError as error:
+        _drop_output()
+        return _fail(f"{error.filename or 'standard output'}: {reason(error)}")
     return 0
+
+
+def _drop_output() -> None:
+    """Let the rest of the output vanish, which the interpreter would try to write at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> int:
@@ -181,7 +189,11 @@ def _eval(
     with contextlib.ExitStack() as stack:
 
         def opened(spec: str) -> Source:
-            return stack.enter_context(contextlib.closing(open_source(spec, block_size)))
+            source = stack.enter_context(contextlib.closing(open_source(spec, block_size)))
+            for output in filter(os.path.exists, filter(None, (save_state, png))):
+                if os.path.samefile(output, source.file):
+                    raise InputError(output, "is an input, and would be replaced")
+            return source
 
         inputs = Inputs(
             **{name: opened(spec) for name, spec in specs.items() if spec is not None}, shift=shift
