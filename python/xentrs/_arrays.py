@@ -442,7 +442,7 @@ def _count_array(name: str, value: object) -> _Array:
     def accepts(dtype: np.dtype[Any]) -> bool:
         return _is_float_type(dtype) or dtype.kind in "iub"
 
-    a = _typed(name, value, accepts, "float32, float64, integer or bool")
+    a = _typed(name, value, accepts, "float16, bfloat16, float32, float64, integer or bool")
     return a if a.dtype.kind == "f" else a.astype(np.float64)
 
 

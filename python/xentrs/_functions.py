@@ -319,7 +319,7 @@ def entropy(p: ArrayLike, axis: SupportsIndex = -1, *, base: float | None = None
 
     Parameters
     ----------
-    p : array_like, float32, float64, integer or bool
+    p : array_like, float16, bfloat16, float32, float64, integer or bool
         Counts, or probabilities that need not be normalised: of any rank from 1, at least one on
         `axis`, none negative. A floating-point array of any strides is read where it lies, without
         a copy of the whole. Integers become float64.

@@ -111,8 +111,8 @@ def cross_entropy(
         divides by.
     ignore_index : int, iterable of ints or None, default -100
         The class index, or several, whose samples count for nothing, whatever their `logits`; None
-        for no such index. Indices in ``[0, C)`` may be ignored too, but not if the target is
-        probabilities.
+        for no such index. Indices in ``[0, C)`` may be ignored too. Beside probabilities as target
+        all must be below 0.
     label_smoothing : float, default 0.0
         A number e in [0, 1]. The target becomes 1 - e times itself, plus e / C in every class.
     z_loss : float, default 0.0
@@ -135,9 +135,10 @@ def cross_entropy(
         Base of the logarithm in everything that is returned: 2 gives bits. Positive, finite and not
         1. The default is e, for nats.
     logsumexp_out : ndarray, optional
-        Array for the logsumexp of each sample's `logits`, in nats, of ignored samples too. It has
-        the dtype of `logits`, and their shape without the class axis. It must not overlap an input
-        or another output. Nothing is written to it if the call raises.
+        Array for the logsumexp of each sample's logits, after `softcap` and `temperature`, in nats,
+        of ignored samples too. It has the dtype of `logits`, and their shape without the class
+        axis. It must not overlap an input or another output. Nothing is written to it if the call
+        raises.
     argmax_out : ndarray of int64, optional
         Array for the class of each sample's largest logit, of ignored samples too: as
         `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.
@@ -198,8 +199,9 @@ def cross_entropy(
     Results do not depend on the number of threads, not in a single bit.
 
     Accuracy: at most 4 ULP for the loss of a sample (measured: 2.8 in float32, 3.4 in float64; see
-    docs/numerics.md), whatever the spread of the logits and their offset. With z-loss 5 ULP, if S
-    is not next to 0.
+    docs/numerics.md), whatever the spread of the logits and their offset. With class weights,
+    sample weights or `base` a float64 loss may err by 5 ULP (measured: 4.8). With z-loss 5 ULP, if
+    S is not next to 0.
 
     References
     ----------
@@ -327,8 +329,8 @@ def cross_entropy_with_grad(
         divides by.
     ignore_index : int, iterable of ints or None, default -100
         The class index, or several, whose samples count for nothing, whatever their `logits`; None
-        for no such index. Indices in ``[0, C)`` may be ignored too, but not if the target is
-        probabilities.
+        for no such index. Indices in ``[0, C)`` may be ignored too. Beside probabilities as target
+        all must be below 0.
     label_smoothing : float, default 0.0
         A number e in [0, 1]. The target becomes 1 - e times itself, plus e / C in every class.
     z_loss : float, default 0.0
@@ -351,9 +353,10 @@ def cross_entropy_with_grad(
         Base of the logarithm in everything that is returned: 2 gives bits. Positive, finite and not
         1. The default is e, for nats.
     logsumexp_out : ndarray, optional
-        Array for the logsumexp of each sample's `logits`, in nats, of ignored samples too. It has
-        the dtype of `logits`, and their shape without the class axis. It must not overlap an input
-        or another output. Nothing is written to it if the call raises.
+        Array for the logsumexp of each sample's logits, after `softcap` and `temperature`, in nats,
+        of ignored samples too. It has the dtype of `logits`, and their shape without the class
+        axis. It must not overlap an input or another output. Nothing is written to it if the call
+        raises.
     argmax_out : ndarray of int64, optional
         Array for the class of each sample's largest logit, of ignored samples too: as
         `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.
@@ -434,7 +437,9 @@ def cross_entropy_with_grad(
 
     Accuracy: at most 4 ULP for the loss of a sample and for each entry of the gradient above the
     smallest normal number (measured: 2.8 in float32, 3.7 in float64; see docs/numerics.md),
-    whatever the spread of the logits and their offset. With smoothing or probabilities as target,
+    whatever the spread of the logits and their offset. In float64 one entry in a million errs by up
+    to 4.4 ULP, in rows of thousands of classes; with class weights, sample weights or `base` a loss
+    or an entry may err by 5 (measured: 4.8). With smoothing or probabilities as target,
     an entry of the gradient is good to 4.1 ULP of the larger of the two terms above (measured: 3.9
     and 4.04). With z-loss it is 5 ULP for the loss, if S is not next to 0, and 6 ULP of the largest
     term for the gradient.
@@ -568,8 +573,8 @@ def cross_entropy_with_grad_hess(
         divides by.
     ignore_index : int, iterable of ints or None, default -100
         The class index, or several, whose samples count for nothing, whatever their `logits`; None
-        for no such index. Indices in ``[0, C)`` may be ignored too, but not if the target is
-        probabilities.
+        for no such index. Indices in ``[0, C)`` may be ignored too. Beside probabilities as target
+        all must be below 0.
     label_smoothing : float, default 0.0
         A number e in [0, 1]. The target becomes 1 - e times itself, plus e / C in every class.
     z_loss : float, default 0.0
@@ -592,9 +597,10 @@ def cross_entropy_with_grad_hess(
         Base of the logarithm in everything that is returned: 2 gives bits. Positive, finite and not
         1. The default is e, for nats.
     logsumexp_out : ndarray, optional
-        Array for the logsumexp of each sample's `logits`, in nats, of ignored samples too. It has
-        the dtype of `logits`, and their shape without the class axis. It must not overlap an input
-        or another output. Nothing is written to it if the call raises.
+        Array for the logsumexp of each sample's logits, after `softcap` and `temperature`, in nats,
+        of ignored samples too. It has the dtype of `logits`, and their shape without the class
+        axis. It must not overlap an input or another output. Nothing is written to it if the call
+        raises.
     argmax_out : ndarray of int64, optional
         Array for the class of each sample's largest logit, of ignored samples too: as
         `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.

@@ -341,10 +341,10 @@ def focal_loss_with_grad(
     For the mean it is divided by what the mean is divided by. It is exactly 0 for samples that
     count for nothing. Where p = 1 it has its limit, which is 0 if gamma is above 0.
 
-    Accuracy: at most 4 ULP up to gamma 1.5, and 1.1 more for each further unit of gamma, for the
-    loss of a sample and for each entry of the gradient that is not next to the smallest normal
-    number, since the error of 1 - p is multiplied by gamma (measured for gamma 2: 3.6 in float32,
-    4.4 in float64; see docs/numerics.md).
+    Accuracy: at most 4 ULP up to gamma 1, and 1.1 more for each further unit of gamma, for the loss
+    of a sample and for each entry of the gradient that is not next to the smallest normal number,
+    since the error of 1 - p is multiplied by gamma (measured for gamma 2: 3.6 in float32, 4.9 in
+    float64; see docs/numerics.md).
 
     References
     ----------
@@ -553,10 +553,10 @@ def focal_loss_with_grad_hess(
         \frac{\partial^2 \mathrm{loss}}{\partial x_c^2}
         = s\, w_y \left[ \phi''\, (p_c - [c = y])^2 + \phi'\, p_c (1 - p_c) \right] .
 
-    Accuracy: at most 4 ULP up to gamma 1.5, and 1.1 more for each further unit of gamma, for the
-    loss of a sample and for each entry of the gradient that is not next to the smallest normal
-    number, since the error of 1 - p is multiplied by gamma; at most 7 + 2.5 gamma ULP of the larger
-    of its two terms for such an entry of the Hessian (measured for gamma 2: 4.7 in float32, 9.3 in
+    Accuracy: at most 4 ULP up to gamma 1, and 1.1 more for each further unit of gamma, for the loss
+    of a sample and for each entry of the gradient that is not next to the smallest normal number,
+    since the error of 1 - p is multiplied by gamma; at most 7 + 2.5 gamma ULP of the larger of its
+    two terms for such an entry of the Hessian (measured for gamma 2: 4.7 in float32, 9.3 in
     float64; see docs/numerics.md).
 
     References

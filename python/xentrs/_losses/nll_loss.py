@@ -96,8 +96,8 @@ def nll_loss(
         negative in the sum that ``"mean"`` divides by.
     ignore_index : int, iterable of ints or None, default -100
         The class index, or several, whose samples count for nothing, whatever their
-        `log_probabilities`; None for no such index. Indices in ``[0, C)`` may be ignored too, but
-        not if the target is probabilities.
+        `log_probabilities`; None for no such index. Indices in ``[0, C)`` may be ignored too.
+        Beside probabilities as target all must be below 0.
     label_smoothing : float, default 0.0
         A number e in [0, 1]. The target becomes 1 - e times itself, plus e / C in every class.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -261,8 +261,8 @@ def nll_loss_with_grad(
         negative in the sum that ``"mean"`` divides by.
     ignore_index : int, iterable of ints or None, default -100
         The class index, or several, whose samples count for nothing, whatever their
-        `log_probabilities`; None for no such index. Indices in ``[0, C)`` may be ignored too, but
-        not if the target is probabilities.
+        `log_probabilities`; None for no such index. Indices in ``[0, C)`` may be ignored too.
+        Beside probabilities as target all must be below 0.
     label_smoothing : float, default 0.0
         A number e in [0, 1]. The target becomes 1 - e times itself, plus e / C in every class.
     reduction : {"mean", "sum", "none"}, default "mean"
