@@ -853,8 +853,11 @@ def test_missing_values_among_objects(rng):
             xentrs.cross_entropy(x, t)
     with pytest.raises(TypeError, match=r"missing values: logits\[1, 0\] is None"):
         xentrs.cross_entropy([[0.5, 1.0], [None, 1.0]], [0, 1])
-    with pytest.raises(TypeError, match=r"integer or bool$"):
-        xentrs.cross_entropy(x, np.array([0, 1, "a"], dtype=object))
+    ragged = np.empty(3, dtype=object)
+    ragged[:] = [np.arange(2), np.arange(3), 1]
+    for t in (np.array([0, 1, "a"], dtype=object), ragged):
+        with pytest.raises(TypeError, match=r"integer or bool$"):
+            xentrs.cross_entropy(x, t)
 
 
 def test_arrow(rng):

@@ -486,10 +486,11 @@ def _wrong_dtype(name: str, value: object, dtype: np.dtype[Any], accepted: str) 
     hint = ""
     if dtype.kind == "O":
         array = np.asarray(value, dtype=object)
-        missing = np.array([one is None or one != one for one in array.flat], dtype=bool)
-        if missing.any():
-            place = _position(int(np.argmax(missing)), array.shape)
-            hint = f"; it has missing values: {name}{place} is {array.flat[np.argmax(missing)]}"
+        for i, one in enumerate(array.flat):
+            nan = isinstance(one, float) and np.isnan(one)
+            if nan or one is None or type(one).__name__ == "NAType":  # that of pandas
+                hint = f"; it has missing values: {name}{_position(i, array.shape)} is {one}"
+                break
     if "bfloat16" in accepted and dtype.itemsize == 2 and dtype.kind in "uV":
         hint = f"; if these are the bits of bfloat16, pass {name}.view(ml_dtypes.bfloat16)"
     return TypeError(f"{name} has dtype {dtype}{given}, but must be {accepted}{hint}")

@@ -225,6 +225,9 @@ def test_targets():
     for target in (pa.array([0, None]), pl.Series([0, None]), pd.Series([0, None])):
         with pytest.raises(ValueError, match="missing values"):
             xentrs.cross_entropy(X[:2], target)
+    for missing in (None, pd.NA, np.nan):
+        with pytest.raises(TypeError, match=r"missing values: target\[1\] is "):
+            xentrs.cross_entropy(X[:2], pd.Series([0, missing], dtype=object))
     for target in (pd.Series([0, None], dtype="Int64"), pd.Series([0, 1], dtype="int64[pyarrow]")):
         with pytest.raises(TypeError, match=r"missing values.*target\.to_numpy\('int64'"):
             xentrs.cross_entropy(X[:2], target)
