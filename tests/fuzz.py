@@ -836,7 +836,8 @@ def compare_half(call, x, t, kept, results):
 
 def _meaning(call, x, t, options):
     """Return the arguments as the reference takes them."""
-    options = {k: v for k, v in options.items() if k not in OUTPUTS}
+    outputs = (*OUTPUTS, "logsumexp_out", "argmax_out")
+    options = {k: v for k, v in options.items() if k not in outputs}
     numbers = ("label_smoothing", "denominator", "base", "gamma", "alpha", "q", "epsilon", "z_loss")
     for key in (*numbers, "softcap", "temperature", "beta"):
         if options.get(key) is not None:
