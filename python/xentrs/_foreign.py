@@ -80,8 +80,8 @@ def of_arrow(name: str, value: Any) -> Any:
 
 
 def of_torch(tensor: Any) -> Any:
-    """Return a tensor of PyTorch as a NumPy array on its memory."""
-    if str(tensor.dtype) != "torch.bfloat16" or tensor.requires_grad:
+    """Return a tensor of PyTorch, or another object of its, as a NumPy array on its memory."""
+    if str(getattr(tensor, "dtype", "")) != "torch.bfloat16" or tensor.requires_grad:
         return np.asarray(tensor)  # which raises where a gradient is required
     try:
         import ml_dtypes

@@ -197,6 +197,7 @@ def test_tensors_of_bfloat16_as_arrays(monkeypatch):
     assert loss == expected
     assert grad.dtype == ml_dtypes.bfloat16
     assert grad.tobytes() == expected_grad.tobytes()
+    assert xentrs.cross_entropy(x, torch.Size(Y)) == loss  # another sequence of PyTorch's
     meter = xentrs.CrossEntropyMeter()
     meter.update(x, Y)
     assert meter.compute().loss == pytest.approx(loss, rel=1e-6)
