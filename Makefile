@@ -128,8 +128,9 @@ fuzz: $(CARGO_FUZZ) $(FUZZ_VENV)/.package  ## Fuzz kernels and the Python interf
 	    -max_total_time=$$((60 * $(MINUTES))) -max_len=4096 -timeout=60 -print_final_stats=1; \
 	done
 	mkdir -p $(FOUND)/interface
+	# atheris itself takes some 10 kB more with each call.
 	$(FUZZ_BIN)/python fuzz/interface.py $(FOUND)/interface fuzz/corpus/interface \
-	  -max_total_time=$$((60 * $(MINUTES))) -max_len=600 -print_final_stats=1
+	  -max_total_time=$$((60 * $(MINUTES))) -max_len=600 -print_final_stats=1 -rss_limit_mb=8192
 
 fuzz-keep: $(CARGO_FUZZ) $(FUZZ_VENV)/.package  ## Add what make fuzz found to fuzz/corpus, as far as it reaches more code
 	for target in $(FUZZ_TARGETS); do \

@@ -67,7 +67,7 @@ address)
     tests/test_edge_cases.py)
   if (($#)); then smoke=("$@"); fi
   # The sanitizer's own memory is not what tests of memory measure.
-  "${run[@]}" -m pytest -q -p no:cacheprovider -k "not memory" "${smoke[@]}"
+  "${run[@]}" -m pytest -q -p no:cacheprovider -k "not memory and not copy" "${smoke[@]}"
   ;;
 thread)
   rustup component list --toolchain nightly --installed | grep -q rust-src ||
