@@ -895,3 +895,18 @@ def test_temperatures_beyond_float32(temperature, scale, rng):
         assert_rounded(xentrs.js_divergence, x, other, reduction="none")
         for function in (xentrs.softmax, xentrs.log_softmax):
             assert_rounded(function, x)
+
+
+@every_dtype
+@pytest.mark.parametrize("classes", [3, 400])
+def test_z_loss_beside_a_loss_that_is_divided_by_zero(rng, classes, dtype):
+    """With smoothing, samples count although all of their classes have the weight 0."""
+    x, weight = rng.normal(size=(2, classes)).astype(dtype), np.ones(classes)
+    weight[1] = 0
+    options = {"weight": weight, "label_smoothing": 0.1}
+    for more in ({}, {"z_loss": 0.1}):
+        assert xentrs.cross_entropy(x, [1, 1], **options, **more) == np.inf
+        loss, grad = xentrs.cross_entropy_with_grad(x, [1, 1], **options, **more)
+        assert loss == np.inf
+        assert not np.isfinite(grad).any()
+    assert np.isnan(xentrs.cross_entropy(x, [1, 1], weight=weight, z_loss=0.1))  # none counts

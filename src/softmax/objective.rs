@@ -118,6 +118,10 @@ impl Objective {
             false => batch.divisor,
         };
         let ratio = if divisor == batch.divisor { 1.0 } else { batch.divisor / divisor };
+        if ratio == 0.0 {
+            // The other part of the loss is divided by 0, and infinite.
+            return Objective::PLAIN;
+        }
         Objective {
             phi: Phi::Plain,
             z_loss: z * ratio,
