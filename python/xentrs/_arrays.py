@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from xentrs._foreign import of_arrow, of_torch, refuse_foreign
+from xentrs._foreign import libraries_of, of_arrow, of_torch, refuse_foreign
 from xentrs._xentrs import LOSSES, compute, compute_rows, plain_options
 
 _Array: TypeAlias = NDArray[Any]
@@ -345,7 +345,7 @@ def _view(name: str, value: object) -> _Array:
             return np.from_dlpack(value)
         except (BufferError, RuntimeError) as error:  # a dtype that NumPy does not have
             raise TypeError(f"{name} cannot be read as a NumPy array: {error}") from error
-    is_torch = any(c.__module__.partition(".")[0] == "torch" for c in type(value).__mro__)
+    is_torch = "torch" in libraries_of(value)
     try:
         return of_torch(value) if is_torch else np.asarray(value)
     # Ragged lists; PyTorch's tensors that require a gradient.

@@ -20,9 +20,14 @@ _DECODING = {
 }
 
 
+def libraries_of(value: Any) -> set[str]:
+    """Return the packages that an object's classes are from."""
+    return {str(c.__module__).partition(".")[0] for c in type(value).__mro__}
+
+
 def refuse_foreign(name: str, value: Any) -> None:
     """Refuse an object that NumPy would convert at great cost, or with NaN for missing values."""
-    libraries = {str(c.__module__).partition(".")[0] for c in type(value).__mro__}
+    libraries = libraries_of(value)
     # An array of xarray has the method too, which returns None if the array is not lazy.
     graph = getattr(value, "__dask_graph__", None)
     if libraries & {"dask", "dask_expr"} or (callable(graph) and graph() is not None):
@@ -65,11 +70,11 @@ def of_arrow(name: str, value: Any) -> Any:
         found = of_arrow(name, value.storage).reshape(rows, *shape)
         return found if order is None else found.transpose(0, *(axis + 1 for axis in order))
     size = getattr(kind, "list_size", None)
-    encoding = str(kind).partition("<")[0]
-    if size is None and encoding not in ("list", "large_list"):
-        call = _DECODING.get(encoding, "{}.cast(pyarrow.list_(pyarrow.float32()))").format(name)
-        raise TypeError(f"{name} is an Arrow array of type {encoding}: pass {call}")
     if size is None:
+        encoding = str(kind).partition("<")[0]
+        if encoding not in ("list", "large_list"):
+            call = _DECODING.get(encoding, "{}.cast(pyarrow.list_(pyarrow.float32()))").format(name)
+            raise TypeError(f"{name} is an Arrow array of type {encoding}: pass {call}")
         size = _one_length(name, np.diff(np.asarray(value.offsets)))
     numbers = value.flatten()  # of this slice alone, where `values` is the whole array's
     if _is_nested(numbers):
@@ -93,9 +98,10 @@ def of_torch(tensor: Any) -> Any:
 
 def _is_nested(value: Any) -> bool:
     """Whether an object is an Arrow array of lists or tensors."""
-    libraries = {str(c.__module__).partition(".")[0] for c in type(value).__mro__}
     kind = getattr(value, "type", None)
-    return "pyarrow" in libraries and (hasattr(kind, "value_type") or hasattr(kind, "storage_type"))
+    return "pyarrow" in libraries_of(value) and (
+        hasattr(kind, "value_type") or hasattr(kind, "storage_type")
+    )
 
 
 def _one_length(name: str, lengths: Any) -> int:

@@ -41,25 +41,28 @@ class Round(NamedTuple):
     scores: Array
     labels: Array
     sample_weight: Array | None
-    native: bool  # whether the library passed its own data set
-    # Whether the training may have started with other scores than 0; a data set says so.
-    started: bool = True
+    data: Any = None  # the library's own data set, if it passed that
+
+    @property
+    def may_have_started_elsewhere(self) -> bool:
+        """Whether the training may have started with other scores than 0; a data set says so."""
+        if self.data is None:
+            return True
+        initial = getattr(self.data, "get_init_score", None) or self.data.get_base_margin
+        scores = initial()
+        return scores is not None and np.size(scores) > 0
 
     @classmethod
     def of(cls, first: Any, second: Any, sample_weight: ArrayLike | None) -> Round:
         """Read either form of a call."""
         if not hasattr(second, "get_label"):
             weight = None if sample_weight is None else np.asarray(sample_weight)
-            return cls(np.asarray(second), np.asarray(first), weight, native=False)
+            return cls(np.asarray(second), np.asarray(first), weight)
         if sample_weight is not None:
             raise TypeError("sample_weight goes with labels and scores; a data set has its own")
         weight = second.get_weight()
         weight = None if weight is None or np.size(weight) == 0 else np.asarray(weight)
-        scores, labels = np.asarray(first), np.asarray(second.get_label())
-        initial = getattr(second, "get_init_score", None) or second.get_base_margin
-        start = initial()
-        started = start is not None and np.size(start) > 0
-        return cls(scores, labels, weight, native=True, started=started)
+        return cls(np.asarray(first), np.asarray(second.get_label()), weight, second)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -439,10 +442,9 @@ class Metric:
     def __call__(self, first: Any, second: Any, sample_weight: ArrayLike | None = None) -> Any:
         """Return the loss of either form of a call, in the form of the library."""
         call = Round.of(first, second, sample_weight)
-        loss = self.loss(call.scores, call.labels, call.sample_weight, call.started)
-        return self._report(self.__name__, loss, call.native)
+        return self._report(self.__name__, self.loss(call), call.data is not None)
 
-    def loss(self, scores: Array, labels: Array, weight: Array | None, started: bool) -> float:
+    def loss(self, call: Round) -> float:
         """Return the mean loss of margins or probabilities. Refuse what is surely the other."""
         raise NotImplementedError
 
@@ -463,7 +465,8 @@ class Metric:
 class SoftmaxMetric(Metric):
     """The mean cross-entropy of several classes."""
 
-    def loss(self, scores: Array, labels: Array, weight: Array | None, started: bool) -> float:
+    def loss(self, call: Round) -> float:
+        scores, labels, weight, _ = call
         if scores.ndim != 2:
             raise ValueError(f"predictions must have shape (samples, classes), not {scores.shape}")
         if labels.size == scores.size and scores.shape[1] > 1:
@@ -484,7 +487,8 @@ class SoftmaxMetric(Metric):
 class BinaryMetric(Metric):
     """The mean cross-entropy of two classes."""
 
-    def loss(self, scores: Array, labels: Array, weight: Array | None, started: bool) -> float:
+    def loss(self, call: Round) -> float:
+        scores, labels, weight, _ = call
         if scores.ndim != 1:
             raise ValueError(f"predictions must have shape (samples,), not {scores.shape}")
         inside = bool(((scores >= 0) & (scores <= 1)).all())
@@ -501,7 +505,8 @@ class BinaryMetric(Metric):
             if nearer and (spread or far):
                 raise self.refused()
             # Margins that start at 0 have two signs as soon as trees tell the labels apart.
-            if not started and _weighted(of_probabilities, scores, labels, weight) <= loss:
+            fits = _weighted(of_probabilities, scores, labels, weight) <= loss
+            if fits and not call.may_have_started_elsewhere:
                 raise self.refused()
         return loss
 

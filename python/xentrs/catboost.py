@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 
 import xentrs
 from xentrs import _objectives
-from xentrs._objectives import floored
+from xentrs._objectives import Round, floored
 
 __all__ = ["binary", "binary_metric", "softmax", "softmax_metric"]
 
@@ -148,8 +148,8 @@ class binary(_objectives.Binary):
         Returns
         -------
         dict
-            ``classes_count``, which is 2; empty if labels other than 0 and 1 are in `y`, which
-            CatBoost then does not accept.
+            ``classes_count``, which is 2. Empty if `y` has other labels than 0 and 1: CatBoost
+            refuses such labels beside ``classes_count``.
         """
         labels = _objectives.numbers("y", y)
         hard = self.teacher is None and bool(((labels == 0) | (labels == 1)).all())
@@ -175,7 +175,7 @@ class _Metric(_objectives.Metric):
         scores = scores[:, 0] if scores.shape[1] == 1 else scores
         weights = np.ones(len(scores)) if weight is None else np.array(weight, dtype=np.float64)
         total = float(weights.sum())
-        return total * self.loss(scores, np.array(target), weights, started=True), total
+        return total * self.loss(Round(scores, np.array(target), weights)), total
 
     def get_final_error(self, error: float, weight: float) -> float:
         """Return the mean loss."""
