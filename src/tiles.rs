@@ -7,14 +7,14 @@
 //!     gradient = rows of the tile                            (unpack)
 //! ```
 //!
-//! The copies depart from plain loops in three ways:
+//! The copies depart from plain loops in four ways:
 //!
 //! 1. *Adjacent samples are transposed in registers*, as those of `(N, C, d)`: at least a vector of samples at a
 //!    time, so that whole cache lines are read and written. So a tile has at least sixteen samples of `f32`, or
 //!    eight of `f64`.
 //! 2. *An array of contiguous rows is not copied.* The kernel reads or writes it in place.
 //! 3. *Numbers are converted on the way*: half precision, and the `float32` arrays of a batch that is computed in
-//!    `float64` ([`Converted`]). Where [`Algorithm::Columns`] takes the batch, a tile is columns, not rows: the
+//!    `float64` ([`Converted`]). Where [`Columns`](crate::softmax::route::Algorithm::Columns) takes the batch, a tile is columns, not rows: the
 //!    samples stay adjacent. Logits are capped on the way in ([`CapRows`]), and derivatives multiplied on the way
 //!    back.
 //! 4. *A sparse target becomes rows of probabilities*, if the kernel takes no other.

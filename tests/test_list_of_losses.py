@@ -5,6 +5,7 @@ A new loss fails here until it has its public functions, its formula in `referen
 its random calls in `fuzz.py`; so does a new option until all of these draw values for it.
 """
 
+import functools
 import inspect
 
 import numpy as np
@@ -88,11 +89,22 @@ def test_accuracy(name):
     assert name in {row.function for row in rows}, f"no inputs that {name}'s errors are measured at"
 
 
+@functools.cache
+def _drawn():
+    """Return the suffixes and the options of random calls, by function."""
+    found = {name: (set(), set()) for name in fuzz.NAMES}
+    for number in range(300 * len(fuzz.NAMES)):
+        call = fuzz.draw(0, number)
+        if not (call.fault or call.spoiled):
+            suffixes, options = found[call.name]
+            suffixes.add(call.suffix)
+            options.update(call.options)
+    return found
+
+
 @every_loss
 def test_random_calls(name):
     assert name in fuzz.NAMES, f"tests/fuzz.py draws no call of {name}"
-    calls = [fuzz.draw(0, number) for number in range(300 * len(fuzz.NAMES))]
-    calls = [call for call in calls if call.name == name and not (call.fault or call.spoiled)]
-    assert {call.suffix for call in calls} == set(SUFFIXES[: TABLE[name]["derivatives"] + 1])
-    drawn = set().union(*(call.options for call in calls))
+    suffixes, drawn = _drawn()[name]
+    assert suffixes == set(SUFFIXES[: TABLE[name]["derivatives"] + 1])
     assert drawn - {"out", "hess_out"} == varied(name), "an option that no random call has"

@@ -10,7 +10,7 @@ targets of a loss with a class axis may have any strides). Otherwise it computes
             a shape to the caller's array, the view keeps its own
     check   dtypes, shapes and the overlap of outputs, on the views
     copy    whatever is not canonical
-    call    the compiled function, which checks the values of options and targets
+    call    the compiled function, which checks the values of options and the range of class indices
     return  the results, in the caller's `out` if there is one
 
 Nothing is written to `out` before the compiled function has accepted all arguments.
@@ -37,6 +37,9 @@ _HOST_MEMORY = (1, 3, 11, 13)
 # The effort that NumPy may spend on finding an element that two strided arrays share. Arrays for
 # which this does not suffice are treated as overlapping.
 _OVERLAP_WORK = 10_000
+
+# The dtypes of logits and their like, for messages.
+FLOATS = "float16, bfloat16, float32 or float64"
 
 # What messages call the arrays of a target that is a pair.
 _PAIR = ("target[0]", "target[1]")
@@ -89,9 +92,7 @@ def evaluate_rows(
     plain = _plain(x, _native(x))
     result = compute_rows(function, plain, at, temperature, base, target)
     if result is NotImplemented:  # `out` is not native, or lies between the elements of `x`
-        result = compute_rows(function, plain, at, temperature, base, None)
-    if result is NotImplemented:
-        raise _changed()
+        result = done(compute_rows(function, plain, at, temperature, base, None))
     if given is None:
         return cast(_Array, result)
     if result is not target:
@@ -173,7 +174,7 @@ def _prepare_classes(
             f"weight has shape {w.shape}, but must have shape ({classes},): {name} of shape "
             f"{x.shape} has {classes} classes on axis {axis}"
         )
-    s = _sample_weight(name, x, axis, options)
+    s = _sample_weight(name, x, axis, options["sample_weight"])
     inputs = {name: x, **targets, "weight": w, "sample_weight": s}
     outs = _outputs(name, x, {k: a for k, a in inputs.items() if k != name}, *outputs)
     inputs |= dict(zip(("out", "hess_out"), outs, strict=True))
@@ -204,7 +205,7 @@ def _prepare_untargeted(
 ) -> _Call:
     """Read, check and copy the arguments of a loss that has a class axis and no target."""
     x, axis, _ = _class_values(name, values, options["axis"])
-    s = _sample_weight(name, x, axis, options)
+    s = _sample_weight(name, x, axis, options["sample_weight"])
     outs = _outputs(name, x, {"sample_weight": s}, *outputs)
     options |= {"axis": axis, "sample_weight": _weights(s)}
     return _Call(x, outs, _plain(x, _native(x)), (None, *options.values()))
@@ -219,11 +220,10 @@ def _prepare_teacher(
 ) -> _Call:
     """Read, check and copy the arguments of a loss that compares a model with a teacher."""
     x, axis, _ = _class_values(name, values, options["axis"])
-    accepted = "float16, bfloat16, float32 or float64"
-    t = _typed("teacher_logits", teacher, _is_float_type, accepted, untyped_integers=True)
+    t = _float_array("teacher_logits", teacher)
     if t.shape != x.shape:
         raise ValueError(f"teacher_logits has shape {t.shape}, but {name} has shape {x.shape}")
-    s = _sample_weight(name, x, axis, options)
+    s = _sample_weight(name, x, axis, options["sample_weight"])
     outs = _outputs(name, x, {"teacher_logits": t, "sample_weight": s}, *outputs)
     dtype, own = _native(x), _native(t)
     # A teacher of a wider type is used as it is. float32 holds both half precisions.
@@ -272,9 +272,7 @@ def _call(loss: str, order: int, call: _Call) -> Any:
     result = compute(loss, order, values, *rest, spare if out is None else out, hess_out)
     if result is NotImplemented:
         # An output is not native, or lies between the elements of an input.
-        result = compute(loss, order, values, *rest, spare, None)
-    if result is NotImplemented:
-        raise _changed()
+        result = done(compute(loss, order, values, *rest, spare, None))
     for array, ours in call.copied:
         np.copyto(array, ours)
     if order == 0:
@@ -285,6 +283,13 @@ def _call(loss: str, order: int, call: _Call) -> Any:
             np.copyto(np.asarray(out), value)
         results.append(value if out is None else out)
     return tuple(results)
+
+
+def done(result: Any) -> Any:
+    """Return what a compiled function answered, unless it refused the arrays."""
+    if result is NotImplemented:
+        raise _changed()
+    return result
 
 
 def _changed() -> RuntimeError:
@@ -432,8 +437,7 @@ def _typed(
 
 
 def _float_array(name: str, value: object) -> _Array:
-    accepted = "float16, bfloat16, float32 or float64"
-    return _typed(name, value, _is_float_type, accepted, untyped_integers=True)
+    return _typed(name, value, _is_float_type, FLOATS, untyped_integers=True)
 
 
 def _count_array(name: str, value: object) -> _Array:
@@ -503,7 +507,7 @@ def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
         if not _is_floating(t.dtype):
             _check_one_hot(name, t, axis)
         return t
-    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    samples = without_axis(x.shape, axis)
     if t.shape == samples:
         if t.dtype.kind in "iu":
             return t
@@ -523,7 +527,7 @@ def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
         f"target has shape {t.shape}, but {name} of shape {x.shape} with the class axis {axis} "
         f"takes class indices of shape {samples} or probabilities of shape {x.shape}"
     )
-    fitting = [a for a in range(x.ndim) if x.shape[:a] + x.shape[a + 1 :] == t.shape]
+    fitting = [a for a in range(x.ndim) if without_axis(x.shape, a) == t.shape]
     if fitting:  # several, if axes have the same length: then PyTorch's class axis first
         elsewhere = 1 if 1 in fitting else fitting[0]
         message += f"; if its classes are on axis {elsewhere}, pass axis={elsewhere}"
@@ -563,7 +567,7 @@ def _sparse_target(name: str, x: _Array, axis: int, target: Any) -> tuple[_Array
         )
     indices = _real_array(_PAIR[0], target[0])
     q = _typed(_PAIR[1], target[1], _is_floating, "float", untyped_integers=True)
-    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    samples = without_axis(x.shape, axis)
     for title, a in zip(_PAIR, (indices, q), strict=True):
         if a.ndim != x.ndim or a.shape[:-1] != samples:
             raise ValueError(
@@ -611,6 +615,42 @@ def _whole_numbers(name: str, t: _Array, classes: int, what: str) -> _Array:
         flat[at : at + block.size] = block
         at += block.size
     return indices
+
+
+def check_indices(name: str, t: _Array, classes: int, ignored: tuple[int, ...]) -> None:
+    """Refuse class indices that are neither a class nor ignored."""
+    at = 0
+    for block in _blocks(t):
+        wrong = (block < 0) | (block >= classes)
+        if wrong.any() and (wrong := wrong & ~is_any_of(block, ignored)).any():
+            i = int(np.argmax(wrong))
+            several = "one of " if len(ignored) > 1 else ""
+            names = ", ".join(map(str, ignored))
+            raise IndexError(
+                f"{name}{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
+                f"[0, {classes})" + (f", or be {several}ignore_index ({names})" if ignored else "")
+            )
+        at += block.size
+
+
+def check_none_ignored(ignored: tuple[int, ...]) -> None:
+    """Refuse to ignore a class index beside a target of probabilities."""
+    for i in ignored:
+        if i >= 0:
+            raise ValueError(
+                f"ignore_index is {i}, but a target of probabilities has no class indices to "
+                "ignore: leave it out, and give such samples a sample_weight of 0"
+            )
+
+
+def is_any_of(indices: _Array, chosen: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return which of the indices are among some ints, which may be beyond their dtype."""
+    found = np.zeros(indices.shape, np.bool_)
+    limits = np.iinfo(indices.dtype)
+    for index in chosen:
+        if limits.min <= index <= limits.max:
+            found |= indices == index
+    return found
 
 
 def _blocks(a: _Array) -> Iterator[_Array]:
@@ -664,27 +704,35 @@ def _check_one_hot(name: str, t: _Array, axis: int) -> None:
 def _not_one_hot(t: _Array, axis: int) -> tuple[int, ...] | None:
     """Return the index of the first row that is not one-hot, without the row's axis."""
     rows = np.moveaxis(t, axis, -1)
-    for start, block in _row_blocks(rows, (0,) * (t.ndim - 1)):
+    for index in row_blocks(rows):
+        block = rows[index]
         # One-hot: a single number is not 0, and the sum is 1.
         wrong = (np.count_nonzero(block, axis=-1) != 1) | (block.sum(axis=-1) != 1)
         if wrong.any():
             first = np.argwhere(wrong)[0]
-            return tuple(int(i) + at for i, at in zip(first, start, strict=True))
+            return tuple(int(i) + at.start for i, at in zip(first, index, strict=True))
     return None
 
 
-def _row_blocks(a: _Array, start: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], _Array]]:
-    """Yield blocks of whole rows in C order, each with the index at which it begins."""
-    longer = [i for i, n in enumerate(a.shape[:-1]) if n > 1]
-    if not longer or a.size <= _BLOCK:
-        yield start, a
+def row_blocks(rows: _Array) -> Iterator[tuple[slice, ...]]:
+    """Yield the indices of blocks of whole rows, which take little memory."""
+    return sample_blocks(rows.shape[:-1], _BLOCK // max(rows.shape[-1], 1))
+
+
+def sample_blocks(shape: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:
+    """Yield the indices of blocks of at most so many samples, or of one, in C order."""
+    longer = [i for i, n in enumerate(shape) if n > 1]
+    if math.prod(shape) <= most or not longer:
+        if math.prod(shape):
+            yield tuple(slice(0, n) for n in shape)
         return
     cut = longer[0]
-    half = a.shape[cut] // 2
-    ahead = (slice(None),) * cut
-    yield from _row_blocks(a[(*ahead, slice(half))], start)
-    second = (*start[:cut], start[cut] + half, *start[cut + 1 :])
-    yield from _row_blocks(a[(*ahead, slice(half, None))], second)
+    step = max(1, most // math.prod(shape[cut + 1 :]))
+    for first in range(0, shape[cut], step):
+        n = min(step, shape[cut] - first)
+        for index in sample_blocks((*shape[:cut], n, *shape[cut + 1 :]), most):
+            moved = slice(index[cut].start + first, index[cut].stop + first)
+            yield (*index[:cut], moved, *index[cut + 1 :])
 
 
 def _broadcast(name: str, a: _Array, logits: str, x: _Array) -> _Array:
@@ -710,13 +758,20 @@ def _class_values(name: str, values: object, axis: object) -> tuple[_Array, int,
     """Return values that have classes, the class axis, and the shape of their samples."""
     x = _float_array(name, values)
     which = _classes_on(axis, name, x)
-    return x, which, x.shape[:which] + x.shape[which + 1 :]
+    return x, which, without_axis(x.shape, which)
 
 
-def _sample_weight(name: str, x: _Array, axis: int, options: dict[str, Any]) -> _Array | None:
-    s = _optional("sample_weight", options, _real_array)
-    samples = x.shape[:axis] + x.shape[axis + 1 :]
-    if s is not None and s.shape != samples:
+def without_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """Return the shape of the samples of an array with its classes on `axis`."""
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def _sample_weight(name: str, x: _Array, axis: int, value: object) -> _Array | None:
+    if value is None:
+        return None
+    s = _real_array("sample_weight", value)
+    samples = without_axis(x.shape, axis)
+    if s.shape != samples:
         raise ValueError(
             f"sample_weight has shape {s.shape}, but must have shape {samples}: that of {name}, "
             f"{x.shape}, without the class axis {axis}"
@@ -756,9 +811,9 @@ def _class_axis(axis: int, name: str, x: _Array) -> int:
     return axis % x.ndim
 
 
-def _ignore_index(value: object) -> int | tuple[int, ...] | None:
+def _ignore_index(value: object) -> tuple[int, ...]:
     if value is None:
-        return None
+        return ()
     accepted = "None, an int or several ints"
     # A 0-d array has __iter__ too.
     if (
@@ -767,7 +822,7 @@ def _ignore_index(value: object) -> int | tuple[int, ...] | None:
         and getattr(value, "ndim", 1) > 0
     ):
         return tuple([_integer("ignore_index", i, accepted) for i in value])
-    return _integer("ignore_index", value, accepted)
+    return (_integer("ignore_index", value, accepted),)
 
 
 # Outputs
@@ -786,8 +841,7 @@ def _outputs(
 def _output(
     name: str, value: object, logits: str, x: _Array, inputs: dict[str, _Array | None]
 ) -> _Array:
-    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a numpy.ndarray, not {type(value).__name__}")
+    value = _plain_output(name, value)
     if value.dtype.type is not x.dtype.type:
         raise TypeError(
             f"{name} has dtype {value.dtype}, but must have that of {logits}, {x.dtype}"
@@ -798,9 +852,7 @@ def _output(
     _check_writeable(name, out)
     if not _is_same(out, x) and _overlap(out, x):
         raise ValueError(f"{name} overlaps {logits} without being the same elements")
-    for other, array in inputs.items():
-        if array is not None and _overlap(out, np.asarray(array)):
-            raise ValueError(f"{name} overlaps {other}")
+    _check_apart(name, out, inputs)
     return value
 
 
@@ -814,23 +866,32 @@ def _summary(
     inputs: dict[str, _Array | None],
 ) -> _Array:
     """Return a view of an array for one number of each sample."""
-    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a numpy.ndarray, not {type(value).__name__}")
+    value = _plain_output(name, value)
     if value.dtype.newbyteorder("=") != dtype.newbyteorder("="):
         of = "" if name == "argmax_out" else f", that of {logits}"
         raise TypeError(f"{name} has dtype {value.dtype}, but must have {dtype}{of}")
     out = np.asarray(value).view()
-    samples = x.shape[:axis] + x.shape[axis + 1 :]
+    samples = without_axis(x.shape, axis)
     if out.shape != samples:
         raise ValueError(
             f"{name} has shape {out.shape}, but must have shape {samples}: that of {logits}, "
             f"{x.shape}, without the class axis {axis}"
         )
     _check_writeable(name, out)
+    _check_apart(name, out, inputs)
+    return out
+
+
+def _plain_output(name: str, value: object) -> _Array:
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a numpy.ndarray, not {type(value).__name__}")
+    return value
+
+
+def _check_apart(name: str, out: _Array, inputs: dict[str, _Array | None]) -> None:
     for other, array in inputs.items():
         if array is not None and _overlap(out, np.asarray(array)):
             raise ValueError(f"{name} overlaps {other}")
-    return out
 
 
 def _check_writeable(name: str, out: _Array) -> None:

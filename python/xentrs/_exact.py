@@ -8,6 +8,7 @@ table has needed so far are not stored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
@@ -21,7 +22,7 @@ _Array: TypeAlias = NDArray[Any]
 
 # Bits of a digit, and of the fraction of a sum: digit k counts 2^(32 k - 1152).
 _BITS = 32
-_POINT = 1152
+POINT = 1152
 _MASK = (1 << _BITS) - 1
 
 # More digits than the longest sums have.
@@ -159,7 +160,7 @@ class ExactSums:
             return float("nan")
         if above or below:
             return float("inf") if above else float("-inf")
-        return Fraction(self.numerators(slice(row, row + 1))[0], 1 << _POINT)
+        return Fraction(self.numerators(slice(row, row + 1))[0], 1 << POINT)
 
     def compact(self, rows: slice | _Array = slice(None)) -> tuple[_Array, int, _Array]:
         """Return digits of some sums, the first one's number, and the counts of special numbers.
@@ -204,6 +205,14 @@ class ExactSums:
         if self._pending:
             exact_carry(self.digits)
             self._pending = 0
+
+
+def rounded(number: Fraction | float) -> float:
+    """Return the nearest float64: an infinity beyond the largest."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def _plain(a: _Array, dtype: type) -> _Array:

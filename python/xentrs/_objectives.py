@@ -393,15 +393,15 @@ def _weight_of(labels: Array, sample_weight: ArrayLike | None) -> NDArray[np.flo
 
 def _row_numbers(labels: Array, rows: int) -> NDArray[np.int64]:
     """Return labels that are the numbers of a teacher's rows."""
-    numbers = labels.astype(np.int64)
-    wrong = (numbers != labels) | (numbers < 0) | (numbers >= rows)
+    found = labels.astype(np.int64)
+    wrong = (found != labels) | (found < 0) | (found >= rows)
     if wrong.any():
         place = int(np.flatnonzero(wrong)[0])
         raise ValueError(
             f"with teacher each label is the number of a row, from 0 to {rows - 1}, but label "
             f"{place} is {labels[place]}"
         )
-    return numbers
+    return found
 
 
 class Metric:

@@ -15,7 +15,9 @@ from xentrs._losses import cross_entropy as _cross_entropy  # noqa: F401  # fill
 from xentrs._losses._types import FloatArray, Ignored, Reduction
 from xentrs._xentrs import (
     LOSSES,
+    STATE_CLASS_WEIGHT,
     STATE_FIELDS,
+    STATE_HELD,
     merge_states,
     plain_options,
     slice_grad,
@@ -25,10 +27,6 @@ from xentrs._xentrs import (
 
 _Array: TypeAlias = NDArray[Any]
 _NAME = "logits_slice"
-
-# Fields of a state, as `src/softmax/state.rs` has them.
-_HELD = 5
-_CLASS_WEIGHT = 6
 
 
 class PartialCrossEntropy:
@@ -149,32 +147,20 @@ class PartialCrossEntropy:
         first = _arrays._integer("first_class", first_class, "an int")
         if first < 0:
             raise ValueError(f"first_class is {first}, but must be at least 0")
-        x, axis = _logits(logits_slice, axis)
+        x, axis, samples = _arrays._class_values(_NAME, logits_slice, axis)
         classes = x.shape[axis]
         if first + classes >= 1 << 63:
             raise ValueError(f"first_class is {first}, but class indices must be below 2**63")
-        samples = x.shape[:axis] + x.shape[axis + 1 :]
         indices = _class_indices(target, x, axis, samples)
-        s = None
-        if sample_weight is not None:
-            s = _arrays._real_array("sample_weight", sample_weight)
-            if s.shape != samples:
-                raise ValueError(
-                    f"sample_weight has shape {s.shape}, but must have shape {samples}: that of "
-                    f"{_NAME}, {x.shape}, without the class axis {axis}"
-                )
+        s = _arrays._sample_weight(_NAME, x, axis, sample_weight)
+        if s is not None:
             s = np.array(s, np.float64).reshape(-1)  # our own, also of the caller's float64
 
         self = object.__new__(cls)
         self._smoothing = options["label_smoothing"]
         self._samples, self._axis, self._dtype = samples, axis - x.ndim, _loss_dtype(x)
         self._target, self._sample_weight = indices, s
-        ignored = options["ignore_index"]
-        ignored = () if ignored is None else ignored if isinstance(ignored, tuple) else (ignored,)
-        self._counts = np.ones(indices.size, np.bool_)
-        for index in ignored:
-            if -(2**63) <= index < 2**63:
-                self._counts &= indices != index
+        self._counts = ~_arrays.is_any_of(indices, options["ignore_index"])
         if s is not None:
             self._counts &= s != 0.0
         w = None if weight is None else _slice_weight(weight, first, classes)
@@ -184,7 +170,7 @@ class PartialCrossEntropy:
         within = self._within(self._slices[0][0])
         for part, rows, _ in _row_blocks(x, None, axis):
             counts, states = self._counts[part], self._states[part]
-            _done(slice_states(rows, within[part], counts, w, self._smoothing > 0, states))
+            _arrays.done(slice_states(rows, within[part], counts, w, self._smoothing > 0, states))
         return self
 
     @property
@@ -222,7 +208,7 @@ class PartialCrossEntropy:
                     f"classes {b.start} to {min(a.stop, b.stop) - 1} are in both: the slices are "
                     f"[{a.start}, {a.stop}) and [{b.start}, {b.stop})"
                 )
-        _done(merge_states(self._states, other._states))
+        _arrays.done(merge_states(self._states, other._states))
         self._slices = slices
         return self
 
@@ -326,9 +312,9 @@ class PartialCrossEntropy:
         """
         options = _checked(reduction=reduction, denominator=denominator, base=base)
         first = _arrays._integer("first_class", first_class, "an int")
-        x, axis = _logits(logits_slice, self._axis if axis is None else axis)
+        axis = self._axis if axis is None else axis
+        x, axis, samples = _arrays._class_values(_NAME, logits_slice, axis)
         classes = range(first, first + x.shape[axis])
-        samples = x.shape[:axis] + x.shape[axis + 1 :]
         if samples != self._samples:
             raise ValueError(
                 f"{_NAME} of shape {x.shape} with the class axis {axis} has samples of shape "
@@ -349,7 +335,7 @@ class PartialCrossEntropy:
             grad = to if _is_plain(to) else np.empty_like(rows)
             counts, states = self._counts[part], self._states[part]
             arguments = (counts, states, scales[part], weight, mixture, grad)
-            _done(slice_grad(rows, within[part], *arguments))
+            _arrays.done(slice_grad(rows, within[part], *arguments))
             if grad is not to:
                 to[...] = grad.reshape(to.shape)
         return result if given is None else given
@@ -372,7 +358,7 @@ class PartialCrossEntropy:
         losses = np.empty(self._target.size)
         scales = weights if weights is not None else np.ones(self._target.size)
         total = state_losses(self._states, scales, self._counts, self._mixture(), losses)
-        return losses, _done(total)
+        return losses, _arrays.done(total)
 
     def _weighted_losses(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the weighted losses of the samples that count, and what a mean divides by."""
@@ -382,7 +368,7 @@ class PartialCrossEntropy:
 
     def _divisors(self, weights: NDArray[np.float64] | None) -> NDArray[np.float64]:
         """Return what each sample that counts adds to the divisor of a mean."""
-        counted: NDArray[np.float64] = self._states[self._counts, _CLASS_WEIGHT]
+        counted: NDArray[np.float64] = self._states[self._counts, STATE_CLASS_WEIGHT]
         return counted if weights is None else counted * weights[self._counts]
 
     def _check_same(self, other: PartialCrossEntropy) -> None:
@@ -442,7 +428,7 @@ class PartialCrossEntropy:
 
     def _scales(self, options: dict[str, Any]) -> tuple[NDArray[np.float64] | None, float]:
         """Check that all classes are there; return the sample weights, and what divides losses."""
-        held = self._states[:, _HELD] != 0.0
+        held = self._states[:, STATE_HELD] != 0.0
         missing = self._counts & ~held
         if missing.any():
             i = int(np.argmax(missing))
@@ -467,13 +453,6 @@ class PartialCrossEntropy:
         return weights, divisor * float(self._divisors(weights).sum())
 
 
-def _done(result: Any) -> Any:
-    """Return what a compiled function answered, unless it refused the arrays."""
-    if result is NotImplemented:
-        raise _arrays._changed()
-    return result
-
-
 def _checked(**given: Any) -> dict[str, Any]:
     """Return options of `cross_entropy`, checked, and of Python's own types."""
     options = dict(PYTHON_FUNCTIONS["cross_entropy"].__kwdefaults__ or {})
@@ -483,17 +462,6 @@ def _checked(**given: Any) -> dict[str, Any]:
     names = LOSSES["cross_entropy"]["options"]
     values = plain_options("cross_entropy", *(options[name] for name in names))
     return dict(zip(names, values, strict=True))
-
-
-def _logits(value: ArrayLike, axis: SupportsIndex) -> tuple[_Array, int]:
-    """Return a slice's logits as an array, and their class axis."""
-    x = _arrays._float_array(_NAME, value)
-    if x.ndim == 0:
-        raise ValueError(f"{_NAME} must have a class axis, but its shape is ()")
-    axis = _arrays._class_axis(_arrays._integer("axis", axis, "an int"), _NAME, x)
-    if x.shape[axis] == 0:
-        raise ValueError(f"{_NAME} of shape {x.shape} has no classes on axis {axis}")
-    return x, axis
 
 
 def _class_indices(
@@ -551,9 +519,8 @@ def _row_blocks(x: _Array, out: _Array | None, axis: int) -> Iterator[tuple[slic
     if all(_is_plain(a) for a in arrays):
         yield slice(0, number), arrays[0], arrays[1]
         return
-    start = (0,) * len(samples)
-    blocks = zip(_arrays._row_blocks(x, start), _arrays._row_blocks(to, start), strict=True)
-    for (first, block), (_, part) in blocks:
-        at = int(np.ravel_multi_index(first, samples)) if samples else 0
-        rows = np.require(block, _loss_dtype(block), ["C", "A"]).reshape(-1, classes)
-        yield slice(at, at + rows.shape[0]), rows, part
+    at = 0
+    for index in _arrays.row_blocks(x):
+        rows = np.require(x[index], _loss_dtype(x), ["C", "A"]).reshape(-1, classes)
+        yield slice(at, at + len(rows)), rows, to[index]
+        at += len(rows)

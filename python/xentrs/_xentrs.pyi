@@ -6,8 +6,11 @@ from typing import Any, TypedDict, TypeVar
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 __all__ = [
+    "FEW_CLASSES",
     "LOSSES",
+    "STATE_CLASS_WEIGHT",
     "STATE_FIELDS",
+    "STATE_HELD",
     "STATISTICS",
     "__version__",
     "compared_statistics",
@@ -37,17 +40,24 @@ __all__ = [
 __version__: str
 
 class _Loss(TypedDict):
-    """A loss: what is the same for it and its twins."""
+    """A loss: what is the same for it and its variants `_with_grad` and `_with_grad_hess`."""
 
     input: str  # what its first argument is called
     second: str | None  # what its second argument is called, if it has one
     axis: bool  # whether it has a class axis
     options: tuple[str, ...]  # its keywords in order, without `out` and `hess_out`
-    derivatives: int  # how many its twins return
+    derivatives: int  # how many these variants return at most
 
 LOSSES: dict[str, _Loss]
+
+FEW_CLASSES: int  # that are few: one kernel takes up to so many, another one more
+
+# Of `PartialCrossEntropy`: numbers of a sample's state, and which of them are these two.
 STATE_FIELDS: int
-STATISTICS: int
+STATE_HELD: int
+STATE_CLASS_WEIGHT: int
+
+STATISTICS: int  # numbers of a sample that `sample_statistics` writes
 
 def compute(name: str, order: int, values: object, target: object, /, *rest: object) -> Any:
     """Evaluate a loss of arrays.

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xentrs import _arrays
-from xentrs._exact import ExactSums
+from xentrs._exact import ExactSums, rounded
 from xentrs._foreign import refuse_foreign
 from xentrs._losses._types import Ignored, Reduction
 from xentrs._meter import CrossEntropyMeter
@@ -221,9 +221,7 @@ class _Call:
     def __init__(self, logits: Any, target: Any, axis: SupportsIndex, **others: Any) -> None:
         x = self.logits = _lazy("logits", logits)
         if not _arrays._is_float_type(x.dtype):
-            raise TypeError(
-                f"logits has dtype {x.dtype}, but must be float16, bfloat16, float32 or float64"
-            )
+            raise TypeError(f"logits has dtype {x.dtype}, but must be {_arrays.FLOATS}")
         self.axis = _arrays._class_axis(_arrays._integer("axis", axis, "an int"), "logits", x)
         self.arrays: dict[str, Any] = {"logits": x}
         for name, value in {"target": target, **others}.items():
@@ -295,7 +293,7 @@ class _Call:
         return da.block(table.reshape(tuple(map(len, chunks))).tolist())
 
     def _without_axis(self, of_axes: tuple[Any, ...]) -> tuple[Any, ...]:
-        return of_axes[: self.axis] + of_axes[self.axis + 1 :]
+        return _arrays.without_axis(of_axes, self.axis)
 
     def _beside(self, name: str, array: Any) -> Any:
         """Return an array in the chunks of the logits, or refuse its shape."""
@@ -406,17 +404,11 @@ def _reduced(
     with np.errstate(all="ignore"):
         divisor = np.float64(1.0 if base is None else math.log(base))
         if reduction == "sum":
-            return np.float64(_float(total)) / divisor
+            return np.float64(rounded(total)) / divisor
         if denominator is not None:
-            return np.float64(_float(total)) / (denominator * divisor) if total else np.float64(0.0)
-        return np.float64(_float(total / weight) if weight else np.nan) / divisor
-
-
-def _float(number: Any) -> float:
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf if number > 0 else -math.inf
+            divisor *= denominator
+            return np.float64(rounded(total)) / divisor if total else np.float64(0.0)
+        return np.float64(rounded(total / weight) if weight else np.nan) / divisor
 
 
 def _losses(part: PartialCrossEntropy, *, base: float | None) -> _Array:

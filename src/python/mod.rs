@@ -17,8 +17,9 @@
 //! A call whose arrays are canonical (exact ndarrays, native and aligned, dtypes and shapes that fit;
 //! C-contiguous, but for those of the logits' shape where there is a class axis) goes straight to the
 //! kernels. Every other is answered with `NotImplemented` before anything is computed: the Python
-//! layer then finds what is wrong, or makes the arrays canonical and calls again. The values of options
-//! and of targets are checked in Rust only.
+//! layer then finds what is wrong, or makes the arrays canonical and calls again. It checks `axis`, whole
+//! numbers that are stored as floats, and one-hot rows. The values of all other options, and the range of
+//! class indices, are checked in Rust only.
 //!
 //! The order of a call is what keeps it sound. What may run Python code comes first: options are read
 //! before any array is looked at. Shapes and strides are copied then (`arrays`). New arrays are made next,
@@ -52,7 +53,8 @@ use crate::call::batch::STATISTICS;
 use crate::losses::{Evaluate, LOSSES};
 use crate::parallel::process;
 use crate::simd::Level;
-use crate::softmax::state::FIELDS;
+use crate::softmax::route::MOST_CLASSES;
+use crate::softmax::state;
 
 /// The compiled kernels of xentrs; `xentrs` is what people call.
 // PyO3's default is that a module needs no GIL. This one does: without it, another thread could change an array's
@@ -70,8 +72,15 @@ mod _xentrs {
         // SAFETY: any object may be asked whether it is an array.
         unsafe { npyffi::PyArray_CheckExact(module.py(), module.as_ptr()) };
         module.add("LOSSES", list(module.py())?)?;
-        module.add("STATE_FIELDS", FIELDS)?;
-        module.add("STATISTICS", STATISTICS)?;
+        for (name, value) in [
+            ("FEW_CLASSES", MOST_CLASSES),
+            ("STATE_FIELDS", state::FIELDS),
+            ("STATE_HELD", state::HELD),
+            ("STATE_CLASS_WEIGHT", state::CLASS_WEIGHT),
+            ("STATISTICS", STATISTICS),
+        ] {
+            module.add(name, value)?;
+        }
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 

@@ -45,6 +45,12 @@ use super::{exponent, power};
 /// Numbers of a state in memory.
 pub const FIELDS: usize = 10;
 
+/// Which of them is [`State::held`].
+pub const HELD: usize = 5;
+
+/// Which of them is [`State::class_weight`].
+pub const CLASS_WEIGHT: usize = 6;
+
 /// A slice of a sample's classes, reduced. Plain numbers: it may be stored, sent, and merged in any order.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct State {
@@ -95,8 +101,8 @@ impl State {
             rest: field(2),
             rest_error: field(3),
             target: field(4),
-            held: field(5),
-            class_weight: field(6),
+            held: field(HELD),
+            class_weight: field(CLASS_WEIGHT),
             coefficients: field(7),
             distance: field(8),
             distance_error: field(9),

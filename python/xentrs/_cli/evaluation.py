@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xentrs._arrays import _is_float_type, _is_real
+from xentrs._arrays import FLOATS, _is_float_type, _is_real
 from xentrs._cli.errors import InputError, reason
 from xentrs._cli.sources import Array, Source
 
@@ -284,9 +284,7 @@ def _check_logits(source: Source) -> None:
     if not source.shape:
         raise InputError(source.file, "has shape (), but logits need a class axis, the last one")
     if not _is_float_type(source.dtype):
-        message = (
-            f"has dtype {source.dtype}, but logits must be float16, bfloat16, float32 or float64"
-        )
+        message = f"has dtype {source.dtype}, but logits must be {FLOATS}"
         if source.dtype == np.uint16:
             message += "; if these are the bits of bfloat16, save x.view(ml_dtypes.bfloat16)"
         raise InputError(source.file, message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,30 +17,14 @@ if TYPE_CHECKING:
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
-_SCALARS = (
-    "loss",
-    "stderr",
-    "bits",
-    "perplexity",
-    "count",
-    "accuracy",
-    "brier",
-    "entropy",
-    "calibration_error",
-    "prior_loss",
-    "kl",
-    "same_top",
-    "delta_loss",
-    "delta_stderr",
-)
-
 
 def as_json(result: MeterResult, n_bytes: float | None) -> str:
     """Return one flat JSON object on one line.
 
     What is not finite is null, since JSON has neither NaN nor infinities.
     """
-    found: dict[str, Any] = {name: getattr(result, name) for name in _SCALARS}
+    numbers = {f.name: getattr(result, f.name) for f in fields(result) if f.repr}
+    found: dict[str, Any] = {k: x for k, x in numbers.items() if isinstance(x, int | float)}
     found["bits_per_byte"] = math.nan if n_bytes is None else result.bits_per_byte(n_bytes)
     found |= {f"top_k_{k}": share for k, share in result.top_k.items()}
     for name in ("quantile", "kl_quantile"):
@@ -61,29 +46,20 @@ def _plain(value: Any) -> Any:
 
 def show(result: MeterResult, n_bytes: float | None, title: str, console: Console) -> None:
     """Print the report that a person reads."""
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-
-    def row(name: str, value: str, note: str = "") -> None:
-        table.add_row(Text(name), Text(value), Text(note))
-
-    def share(name: str, value: float, note: str = "") -> None:
-        if not math.isnan(value):
-            row(name, f"{100 * value:.2f} %", note)
-
-    row("samples", f"{result.count:,}")
+    table = _table()
+    _add(table, "samples", f"{result.count:,}")
     error = "" if math.isnan(result.stderr) else f"± {result.stderr:.2g} "
-    row("loss", _number(result.loss), f"{error}nats")
-    row("", _number(result.bits), "bits")
-    row("perplexity", _number(result.perplexity))
+    _add(table, "loss", _number(result.loss), f"{error}nats")
+    _add(table, "", _number(result.bits), "bits")
+    _add(table, "perplexity", _number(result.perplexity))
     if n_bytes is not None:
-        row("bits per byte", _number(result.bits_per_byte(n_bytes)), f"{n_bytes:,.0f} bytes")
-    share("accuracy", result.accuracy)
+        _add(
+            table, "bits per byte", _number(result.bits_per_byte(n_bytes)), f"{n_bytes:,.0f} bytes"
+        )
+    _add_share(table, "accuracy", result.accuracy)
     for k, value in result.top_k.items():
         if k > 1:
-            share(f"top {k}", value)
+            _add_share(table, f"top {k}", value)
     for name, value, note in (
         ("entropy", result.entropy, "nats, of the predictions"),
         ("Brier score", result.brier, ""),
@@ -91,39 +67,54 @@ def show(result: MeterResult, n_bytes: float | None, title: str, console: Consol
         ("prior loss", result.prior_loss, "nats, of the frequencies of the classes"),
     ):
         if not math.isnan(value):
-            row(name, _number(value), note)
+            _add(table, name, _number(value), note)
     console.print(Text(title, style="bold"))
     console.print()
     console.print(table)
 
     has_reference = not math.isnan(result.kl) or not math.isnan(result.delta_loss)
     if has_reference:
-        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        table.add_column(style="bold")
-        table.add_column(justify="right")
-        table.add_column(style="dim")
-        row("KL divergence", _number(result.kl), "nats, KL(reference, model)")
-        share("same top class", result.same_top)
+        table = _table()
+        _add(table, "KL divergence", _number(result.kl), "nats, KL(reference, model)")
+        _add_share(table, "same top class", result.same_top)
         error = "" if math.isnan(result.delta_stderr) else f"± {result.delta_stderr:.2g} "
         delta = f"{result.delta_loss:+.5g}"
-        row("loss - reference", delta, f"{error}nats")
+        _add(table, "loss - reference", delta, f"{error}nats")
         console.print()
         console.print(Text("against the reference", style="bold"))
         console.print(table)
 
     if result.count:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        table.add_column("percentile", justify="right")
-        table.add_column("loss", justify="right")
+        percentiles = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        percentiles.add_column("percentile", justify="right")
+        percentiles.add_column("loss", justify="right")
         if has_reference:
-            table.add_column("KL", justify="right")
+            percentiles.add_column("KL", justify="right")
         for q in QUANTILES:
             cells = [f"{100 * q:g} %", _number(result.quantile(q))]
             if has_reference:
                 cells.append(_number(result.kl_quantile(q)))
-            table.add_row(*map(Text, cells))
+            percentiles.add_row(*map(Text, cells))
         console.print()
-        console.print(table)
+        console.print(percentiles)
+
+
+def _table() -> Table:
+    """Return a table of statistics, each with its name before it and a note behind it."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    return table
+
+
+def _add(table: Table, name: str, value: str, note: str = "") -> None:
+    table.add_row(Text(name), Text(value), Text(note))
+
+
+def _add_share(table: Table, name: str, value: float) -> None:
+    if not math.isnan(value):
+        _add(table, name, f"{100 * value:.2f} %")
 
 
 def _number(value: float) -> str:

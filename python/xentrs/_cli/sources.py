@@ -257,7 +257,7 @@ class _Raw(Source):
                 done += got
 
 
-class _Columns(_Raw):
+class _FortranTable(_Raw):
     """A table in Fortran order: each column lies one after the other."""
 
     def __init__(
@@ -334,7 +334,7 @@ def _open_raw(
         os.posix_fadvise(handle, offset, needed, os.POSIX_FADV_SEQUENTIAL)
     kind: Callable[..., Source] = _Raw
     if fortran and needed and sum(n > 1 for n in shape) > 1:
-        kind = _Columns if len(shape) == 2 else _Scattered
+        kind = _FortranTable if len(shape) == 2 else _Scattered
     return kind(file, handle, offset, shape, dtype)
 
 

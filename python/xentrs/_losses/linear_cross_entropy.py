@@ -498,9 +498,13 @@ def _read_call(samples: tuple[int, ...], layer: _Layer, arguments: dict[str, Any
     read = _arrays._prepare_classes("logits", logits, arguments["target"], options, (None, None))
     target, *values = read.rest
     options = dict(zip(names, values, strict=True)) | {"axis": -1}
-    n = len(layer.hidden)
+    n, ignored = len(layer.hidden), options["ignore_index"]
     pair = isinstance(target, tuple)
     soft = pair or target.ndim == logits.ndim
+    if pair:
+        _arrays.check_indices("target[0]", target[0], classes, ignored)
+    elif not soft:
+        _arrays.check_indices("target", target, classes, ignored)
     if pair:
         target = tuple(a.reshape(n, a.shape[-1]) for a in target)
     else:
@@ -511,14 +515,9 @@ def _read_call(samples: tuple[int, ...], layer: _Layer, arguments: dict[str, Any
         counted = np.ones(n, np.bool_)
         factor = None
         if not pair:
-            _check_ignore_index(options["ignore_index"])
-        else:
-            places, shape = target[0].reshape(-1), (*samples, target[0].shape[-1])
-            used = ~_ignored(places, options["ignore_index"])
-            _check_indices("target[0]", places, used, shape, classes, options["ignore_index"])
+            _arrays.check_none_ignored(ignored)
     else:
-        counted = ~_ignored(target, options["ignore_index"])
-        _check_indices("target", target, counted, samples, classes, options["ignore_index"])
+        counted = ~_arrays.is_any_of(target, ignored)
         factor = options["weight"]
         # Class indices that count, those of samples that do not being 0.
         if factor is not None:
@@ -555,48 +554,6 @@ def _divide(
         options["weight"] = options["weight"].astype(np.float64) * ratio
         options |= {"reduction": "sum", "scaled": ones / z_divisor if z_divisor else ones}
     return math.nan if divisor == 0.0 else 0.0
-
-
-def _ignored(target: _Array, ignore_index: Any) -> _Array:
-    """Return which class indices are ignored."""
-    found = np.zeros(target.shape, np.bool_)
-    if ignore_index is None:
-        return found
-    limits = np.iinfo(target.dtype)
-    for index in np.atleast_1d(np.array(ignore_index, object)):
-        if limits.min <= index <= limits.max:
-            found |= target == index
-    return found
-
-
-def _check_indices(
-    name: str,
-    target: _Array,
-    counted: _Array,
-    shape: tuple[int, ...],
-    classes: int,
-    ignored: Any,
-) -> None:
-    wrong = counted & ((target < 0) | (target >= classes))
-    if not wrong.any():
-        return
-    i = int(np.argmax(wrong))
-    names = [] if ignored is None else [str(k) for k in np.atleast_1d(np.array(ignored, object))]
-    which = f"one of ignore_index ({', '.join(names)})" if len(names) > 1 else ""
-    which = f"ignore_index ({names[0]})" if len(names) == 1 else which
-    raise IndexError(
-        f"{name}{_arrays._position(i, shape)} is {target[i]}, but a class index must be in "
-        f"[0, {classes})" + (f", or be {which}" if which else "")
-    )
-
-
-def _check_ignore_index(ignored: Any) -> None:
-    for index in () if ignored is None else np.atleast_1d(np.array(ignored, object)):
-        if index >= 0:
-            raise ValueError(
-                f"ignore_index is {index}, but a target of probabilities has no class indices to "
-                "ignore: leave it out, and give such samples a sample_weight of 0"
-            )
 
 
 # Chunks

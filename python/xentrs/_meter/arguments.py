@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from xentrs import _arrays
-from xentrs._losses import cross_entropy as _cross_entropy  # noqa: F401  # fills PYTHON_FUNCTIONS
 from xentrs._losses._types import Ignored
 from xentrs._partial import _checked
 
@@ -21,7 +20,7 @@ _Array: TypeAlias = NDArray[Any]
 # A state holds options as integers of 64 bits.
 _AXES = 64
 _MOST_BINS = 1 << 24  # each takes memory
-_MOST_CLASSES = (1 << 63) - 1
+_LARGEST_RANK = (1 << 63) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +64,6 @@ def options(
     if not -_AXES <= axis < _AXES:
         raise ValueError(f"axis is {axis}, but an array has at most {_AXES} axes")
     own_weight = None if weight is None else _class_weight(weight)
-    ignored = checked["ignore_index"]
-    ignored = () if ignored is None else ignored if isinstance(ignored, tuple) else (ignored,)
     ranks = _ranks(top_k)
     bins = _arrays._integer("bins", bins, "an int")
     if not 1 <= bins <= _MOST_BINS:
@@ -76,7 +73,7 @@ def options(
     return Options(
         axis,
         own_weight,
-        tuple(sorted(set(ignored))),
+        tuple(sorted(set(checked["ignore_index"]))),
         checked["label_smoothing"],
         ranks,
         bins,
@@ -99,8 +96,8 @@ def _ranks(top_k: Any) -> tuple[int, ...]:
         top_k = (top_k,)
     ranks = [_arrays._integer("top_k", k, accepted) for k in top_k]
     for k in ranks:
-        if not 1 <= k <= _MOST_CLASSES:
-            raise ValueError(f"top_k has {k}, but must be in [1, {_MOST_CLASSES}]")
+        if not 1 <= k <= _LARGEST_RANK:
+            raise ValueError(f"top_k has {k}, but must be in [1, {_LARGEST_RANK}]")
     return tuple(sorted(set(ranks)))
 
 
@@ -165,13 +162,10 @@ def samples(
     without_classes = f"that of logits, {x.shape}, without the class axis {axis}"
     s = sample_weights(sample_weight, shape, without_classes)
     checked = Samples(x, axis, t, r, s, groups(group, shape, groups_before), shape)
-    if not checked.soft:
-        _check_indices(t, classes, options.ignore_index)
-    elif options.ignore_index and (i := options.ignore_index[-1]) >= 0:
-        raise ValueError(
-            f"ignore_index is {i}, but a target of probabilities has no class indices to "
-            "ignore: leave it out, and give such samples a sample_weight of 0"
-        )
+    if checked.soft:
+        _arrays.check_none_ignored(options.ignore_index)
+    else:
+        _arrays.check_indices("target", t, classes, options.ignore_index)
     return checked
 
 
@@ -227,23 +221,3 @@ def groups(group: ArrayLike | None, samples: tuple[int, ...], before: type | Non
             f"{'strings' if before is str else 'integers'}"
         )
     return g
-
-
-def _check_indices(t: _Array, classes: int, ignore_index: tuple[int, ...]) -> None:
-    """Refuse class indices that are neither a class nor ignored."""
-    at = 0
-    for block in _arrays._blocks(t):
-        bad = (block < 0) | (block >= classes)
-        if bad.any():
-            for i in ignore_index:
-                bad &= block != i
-            if bad.any():
-                i = int(np.argmax(bad))
-                ignored = ", ".join(map(str, ignore_index))
-                several = "one of " if len(ignore_index) > 1 else ""
-                raise IndexError(
-                    f"target{_arrays._position(at + i, t.shape)} is {block[i]}, but a class "
-                    f"index must be in [0, {classes})"
-                    + (f", or be {several}ignore_index ({ignored})" if ignored else "")
-                )
-        at += block.size

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 from xentrs import _arrays
 from xentrs._meter.arguments import Options, Samples
 from xentrs._xentrs import (
+    FEW_CLASSES,
     STATISTICS,
     compared_statistics,
     sample_divergences,
@@ -23,11 +22,10 @@ _Array: TypeAlias = NDArray[Any]
 # Samples whose statistics are in memory at a time.
 BLOCK = 1 << 14
 
-# Up to so many classes a model and a reference take a kernel each: `MOST_CLASSES` of the crate.
-_FEW = 256
-
-# Bytes of logits that are read several times while they are in the caches, and that are copied.
+# Bytes of a block of logits that several kernels read, one after the other: they fit in a cache.
 _CACHE_BYTES = 3 << 19
+
+# Bytes of a block of logits that are copied, as another dtype or aligned.
 _COPY_BYTES = 1 << 22
 
 
@@ -64,26 +62,10 @@ def plan(samples: Samples) -> Plan:
     most, row = BLOCK, x.shape[samples.axis] * dtype.itemsize
     if not all(_is_read_in_place(a, dtype) for a in (x, r, t)):
         most = max(1, min(most, _COPY_BYTES // row))
-    if r is not None and (samples.soft or x.shape[samples.axis] <= _FEW):
+    if r is not None and (samples.soft or x.shape[samples.axis] <= FEW_CLASSES):
         # One kernel after another reads a block while it is in the caches.
         most = max(1, min(most, _CACHE_BYTES // (2 * row)))
     return Plan(dtype, most)
-
-
-def blocks(shape: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:
-    """Yield the indices of blocks of at most so many samples, or of one sample."""
-    longer = [i for i, n in enumerate(shape) if n > 1]
-    if math.prod(shape) <= most or not longer:
-        if math.prod(shape):
-            yield tuple(slice(0, n) for n in shape)
-        return
-    cut = longer[0]
-    step = max(1, most // math.prod(shape[cut + 1 :]))
-    for first in range(0, shape[cut], step):
-        n = min(step, shape[cut] - first)
-        for index in blocks((*shape[:cut], n, *shape[cut + 1 :]), most):
-            moved = slice(index[cut].start + first, index[cut].stop + first)
-            yield (*index[:cut], moved, *index[cut + 1 :])
 
 
 def of_logits(
@@ -141,26 +123,25 @@ def _statistics(
     value, statistics = np.empty(number), np.empty((number, STATISTICS))
     more: tuple[_Array, ...] = ()
     if r is None:
-        _done(sample_statistics(x, t, given, value, statistics, None))
+        _arrays.done(sample_statistics(x, t, given, value, statistics, None))
     else:
         kl, other = np.empty(number), np.empty(number)
         reference_top = np.empty(number, np.int64)
         more = (kl, other, reference_top)
         outputs = (value, statistics, other, reference_top, kl)
         together = NotImplemented
-        if not soft and classes > _FEW:
+        if not soft and classes > FEW_CLASSES:
             together = compared_statistics(x, r, t, given, outputs)
         if together is NotImplemented:
-            argmax = reference_top.reshape(x.shape[:axis] + x.shape[axis + 1 :])
-            _done(sample_statistics(x, t, given, value, statistics, None))
-            _done(sample_statistics(r, t, given, other, None, argmax))
-            _done(sample_divergences(x, r, axis, kl))
+            argmax = reference_top.reshape(_arrays.without_axis(x.shape, axis))
+            _arrays.done(sample_statistics(x, t, given, value, statistics, None))
+            _arrays.done(sample_statistics(r, t, given, other, None, argmax))
+            _arrays.done(sample_divergences(x, r, axis, kl))
 
     kept = np.ones(number, np.bool_) if s is None else s != 0.0
     if not soft:
         flat = t.reshape(-1)
-        for i in ignore_index:
-            kept &= flat != i
+        kept &= ~_arrays.is_any_of(flat, ignore_index)
         if weight is not None and not spread:
             kept &= weight[np.where(kept, flat, 0)] != 0.0
     if not kept.all():
@@ -205,8 +186,3 @@ def _is_read_in_place(a: _Array | None, dtype: np.dtype[Any]) -> bool:
 
 def _flat(s: _Array) -> NDArray[np.float64]:
     return np.ascontiguousarray(s, np.float64).reshape(-1)
-
-
-def _done(result: object) -> None:
-    if result is NotImplemented:
-        raise _arrays._changed()

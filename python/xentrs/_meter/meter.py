@@ -182,7 +182,7 @@ class CrossEntropyMeter:
         # Several blocks are added together, so that an interrupt leaves the meter as it was.
         added = self._sums if math.prod(samples.shape) <= most else Sums(options)
         added.have_classes(samples.logits.shape[samples.axis])
-        for index in batches.blocks(samples.shape, most):
+        for index in _arrays.sample_blocks(samples.shape, most):
             added.add(batches.of_logits(options, samples, dtype, index))
         if added is not self._sums:
             self._sums.merge(added)
@@ -230,7 +230,7 @@ class CrossEntropyMeter:
         groups = arguments.groups(group, given.shape, self._sums.group_kind())
         # Several blocks are added together, so that an interrupt leaves the meter as it was.
         added = self._sums if given.size <= batches.BLOCK else Sums(self._sums.options)
-        for index in batches.blocks(given.shape, batches.BLOCK):
+        for index in _arrays.sample_blocks(given.shape, batches.BLOCK):
             parts = (None if a is None else a[index] for a in (weights, groups))
             added.add(batches.of_losses(given[index], *parts))
         if added is not self._sums:

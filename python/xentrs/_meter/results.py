@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from xentrs._exact import ExactSums
+from xentrs._exact import POINT, ExactSums, rounded
 from xentrs._meter.histogram import Distribution
 from xentrs._meter.sums import NAMES, ROW, Sums
 
@@ -263,7 +263,7 @@ def compute(sums: Sums) -> MeterResult:
             sums.group_references,
             sums.group_reference_counts > 0,
         ),
-        _total=_float(exact["loss"]) if counts["samples"] else math.nan,
+        _total=rounded(exact["loss"]) if counts["samples"] else math.nan,
         _losses=sums.losses.distribution(),
         _divergences=sums.divergences.distribution(),
     )
@@ -278,7 +278,7 @@ def _reliability(sums: Sums) -> tuple[Reliability, float]:
             continue
         weight, hits, mean = (sums.bin_sums.exact(3 * i + j) for j in range(3))
         gap = _minus(hits, mean)
-        error = _float(error) + abs(gap) if isinstance(gap, float) else error + abs(gap)
+        error = rounded(error) + abs(gap) if isinstance(gap, float) else error + abs(gap)
         if i < sums.options.bins:
             accuracy[i], confidence[i] = _mean(hits, weight), _mean(mean, weight)
     weight = sums.table.exact(ROW["logits:weight"])
@@ -331,7 +331,7 @@ def _standard_error(
     squares = loss2 - 2 * mean * weight_loss + mean * mean * weight2
     numerator, denominator = mean.numerator, mean.denominator
     weights, losses = (sums.numerators() for sums in groups)
-    unit = Fraction(1, (1 << 1152) * denominator)
+    unit = Fraction(1, (1 << POINT) * denominator)
     whole = 0
     for w, wx, has in zip(weights, losses, kept.tolist(), strict=True):
         if has:
@@ -352,21 +352,14 @@ def _root(x: Fraction) -> float:
 
 def _mean(total: Fraction | float, weight: Fraction | float) -> float:
     """Return a quotient of two sums, each rounded once."""
-    w = _float(weight)
-    return _float(total) / w if w else math.nan
+    w = rounded(weight)
+    return rounded(total) / w if w else math.nan
 
 
 def _minus(a: Fraction | float, b: Fraction | float) -> Fraction | float:
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a - b
-    return _float(a) - _float(b)
-
-
-def _float(x: Fraction | float) -> float:
-    try:
-        return float(x)
-    except OverflowError:
-        return math.inf if x > 0 else -math.inf
+    return rounded(a) - rounded(b)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -40,7 +40,7 @@ NAMES = (
     "difference^2",
 )
 ROW = {name: i for i, name in enumerate(NAMES)}
-COUNTS = ("samples", "single", "logits", "reference", "reference_single")
+COUNTS = ("samples", "single", "reference_single")
 
 
 class Sums:
@@ -51,8 +51,8 @@ class Sums:
     options : Options
         The meter's options.
     counts : dict of str to int
-        How many samples count: all, those without a group, with logits, with reference logits, and
-        with these but without a group.
+        How many samples count: all, those without a group, and those with reference logits but
+        without a group.
     table : ExactSums
         A sum for each of `NAMES`, and for each of ``options.top_k`` the weight of its hits.
     edges : ndarray of float64
@@ -144,7 +144,6 @@ class Sums:
             assert batch.confidence is not None
             assert batch.brier is not None
             assert batch.entropy is not None
-            counts["logits"] += number
             known = batch.above >= 0
             hits = (batch.top == batch.target) & known
             weights.append(ROW["logits:weight"])
@@ -163,7 +162,6 @@ class Sums:
             assert batch.top is not None
             assert batch.reference_value is not None
             assert batch.reference_top is not None
-            counts["reference"] += number
             difference = _times(value - batch.reference_value, factor)
             weights.append(ROW["reference:weight"])
             differences = [ROW["difference"]]

@@ -94,14 +94,18 @@ def js_divergence(
     """
     refuse_jit_trace("js_divergence")
     temperature = as_temperature(temperature)
-    check_number("beta", beta)
-    if not 0.0 <= beta <= 1.0:
-        raise ValueError(f"beta must be in [0, 1], not {beta}")
+    _check_beta(beta)
     options = Options(reduction, own=(float(beta), temperature))
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, teacher_logits, None, sample_weight, denominator)
     check_teacher(call, options)
     return JS_DIVERGENCE.compute(call, options, inplace, loss_dtype)
+
+
+def _check_beta(value: float) -> None:
+    check_number("beta", value)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"beta must be in [0, 1], not {value}")
 
 
 def _meaning(own: tuple[Any, ...]) -> tuple[float, float]:
@@ -133,9 +137,7 @@ class JSDivergenceLoss(LossModule):
         loss_dtype: torch.dtype | None = None,
     ) -> None:
         as_temperature(temperature)
-        check_number("beta", beta)
-        if not 0.0 <= beta <= 1.0:
-            raise ValueError(f"beta must be in [0, 1], not {beta}")
+        _check_beta(beta)
         super().__init__(
             beta=beta,
             temperature=temperature,

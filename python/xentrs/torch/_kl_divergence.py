@@ -93,13 +93,17 @@ def kl_divergence(
     """
     refuse_jit_trace("kl_divergence")
     temperature = as_temperature(temperature)
-    if direction not in ("forward", "reverse"):
-        raise ValueError(f"direction must be 'forward' or 'reverse', not {direction!r}")
+    _check_direction(direction)
     options = Options(reduction, own=(temperature, direction))
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, teacher_logits, None, sample_weight, denominator)
     check_teacher(call, options)
     return KL_DIVERGENCE.compute(call, options, inplace, loss_dtype)
+
+
+def _check_direction(value: str) -> None:
+    if value not in ("forward", "reverse"):
+        raise ValueError(f"direction must be 'forward' or 'reverse', not {value!r}")
 
 
 def _meaning(own: tuple[Any, ...]) -> tuple[float, float]:
@@ -134,8 +138,7 @@ class KLDivergenceLoss(LossModule):
         loss_dtype: torch.dtype | None = None,
     ) -> None:
         as_temperature(temperature)
-        if direction not in ("forward", "reverse"):
-            raise ValueError(f"direction must be 'forward' or 'reverse', not {direction!r}")
+        _check_direction(direction)
         super().__init__(
             temperature=temperature,
             direction=direction,

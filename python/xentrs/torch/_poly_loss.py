@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, no_type_check
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy as _pytorchs
 
 from xentrs.torch._arguments.options import (
     Ignored,
@@ -115,7 +114,7 @@ def poly_loss(
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
     if not fits(call, options) or call.is_soft:
-        return refuse("poly_loss", call, options, _pytorchs)
+        return refuse("poly_loss", call, options)
     check_further_arguments(call, options)
     return loss.compute(call, options, inplace, loss_dtype)
 

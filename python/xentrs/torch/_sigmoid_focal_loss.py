@@ -95,8 +95,7 @@ def sigmoid_focal_loss(
     """
     refuse_jit_trace(_NAME)
     check_not_negative("gamma", gamma)
-    if alpha is not None and not is_smoothing(alpha):
-        raise ValueError(f"alpha is {alpha}, but must be in [0, 1] or None")
+    _check_alpha(alpha)
     own = (float(gamma), None if alpha is None else float(alpha))
     options = Options(reduction, own=own)
     denominator = as_denominator(denominator, input)
@@ -108,6 +107,11 @@ def sigmoid_focal_loss(
         )
     check_further_arguments(call, options)
     return SIGMOID_FOCAL_LOSS.compute(call, options)
+
+
+def _check_alpha(value: float | None) -> None:
+    if value is not None and not is_smoothing(value):
+        raise ValueError(f"alpha is {value}, but must be in [0, 1] or None")
 
 
 # The loss itself, for what runs no Rust
@@ -185,4 +189,5 @@ class SigmoidFocalLoss(LossModule):
         reduction: str = "mean",
     ) -> None:
         check_not_negative("gamma", gamma)
+        _check_alpha(alpha)
         super().__init__(gamma=gamma, alpha=alpha, weight=weight, reduction=reduction)

@@ -31,7 +31,7 @@ class BinaryArguments(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of PyTorch's loss, which is computed in the memory of 1 - target."""
+        """The dtype of PyTorch's loss: the target's if floating, as it computes in place there."""
         target, x = self.target, self.input
         dtype = target.dtype if target.is_floating_point() else x.dtype
         return torch.float32 if dtype in HALVES and autocasts(x) else dtype

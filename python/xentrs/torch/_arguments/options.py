@@ -62,8 +62,7 @@ def unflat(values: Sequence[Any], names: Sequence[str]) -> Options:
 
 def ignored_indices(value: Ignored) -> tuple[int, ...]:
     """Return `ignore_index` as a tuple, or say what is wrong with it."""
-    found = value if type(value) is int else _arrays._ignore_index(value)
-    ignored = () if found is None else found if isinstance(found, tuple) else (found,)
+    ignored = (value,) if type(value) is int else _arrays._ignore_index(value)
     for index in ignored:
         if not -(1 << 63) <= index < 1 << 63:
             raise ValueError(f"ignore_index is {index}, but must fit in 64 bits")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy as _pytorchs
 
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import (
@@ -211,17 +211,10 @@ def empty_summaries(call: SoftmaxArguments, with_logsumexp: bool) -> Summaries:
 
 
 def fill_logsumexp(logsumexp: Tensor, call: SoftmaxArguments, options: Options) -> None:
-    """Fill a logsumexp by functions of PyTorch, in a pass of their own."""
+    """Fill a logsumexp by functions of PyTorch, in a pass of its own."""
     x = capped_logits(call, options).detach()
     x = x if options.temperature == 1.0 else x / options.temperature
     logsumexp.copy_(x.logsumexp(call.axis))
-
-
-def fill(summaries: Summaries, call: SoftmaxArguments, options: Options) -> None:
-    """Fill all summaries so."""
-    if summaries.logsumexp is not None:
-        fill_logsumexp(summaries.logsumexp, call, options)
-    summaries.argmax.copy_(capped_logits(call, options).detach().argmax(call.axis))
 
 
 def sample_mask(
@@ -359,13 +352,8 @@ def beyond_pytorch(
     )
 
 
-def refuse(
-    name: str, call: SoftmaxArguments, options: Options, pytorchs: Callable[..., Tensor]
-) -> Tensor:
-    """Say what is wrong with a call of a loss of class indices, in PyTorch's words if it has any.
-
-    `pytorchs` is PyTorch's own `cross_entropy`.
-    """
+def refuse(name: str, call: SoftmaxArguments, options: Options) -> Tensor:
+    """Say what is wrong with a loss of class indices, in PyTorch's words if it has any."""
     target = call.target
     if isinstance(target, Tensor) and target.is_floating_point():
         raise TypeError(
@@ -373,7 +361,7 @@ def refuse(
             "defined by the probability of one class"
         )
     return leave_to_pytorch(
-        lambda: pytorchs(
+        lambda: _pytorchs(
             call.input,
             target,
             call.weight,

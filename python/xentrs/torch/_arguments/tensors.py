@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 
 import torch
@@ -82,6 +82,18 @@ def as_rows(t: Tensor) -> Tensor:
     if t.dim() == 1:
         return t.reshape(1, -1, 1)
     return t.reshape(t.shape[0], t.shape[1], prod(t.shape[2:]))
+
+
+def chunks(n: int, positions: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of samples and of their positions that hold about `size` of both."""
+    if positions <= size:
+        step = max(size // max(positions, 1), 1)
+        for i in range(0, n, step):
+            yield slice(i, i + step), slice(None)
+    else:
+        for i in range(n):
+            for j in range(0, positions, size):
+                yield slice(i, i + 1), slice(j, j + size)
 
 
 def write_back(grad: Tensor | None, rows: Tensor | None) -> None:

@@ -1,110 +1,72 @@
-"""Losses without a class axis on the CPU, by the functions for arrays."""
+"""Losses without a class axis on the CPU: one call of the compiled module, on tensors' memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import xentrs
-from xentrs._xentrs import LOSSES
+from xentrs import _arrays
+from xentrs._xentrs import LOSSES, compute_tensors
 from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._backend import HALVES
-from xentrs.torch._cpu import tensors
-from xentrs.torch._cpu.tensors import named_options, readable
+from xentrs.torch._cpu.tensors import array, named_options
 
 
 def evaluate(
     name: str, call: BinaryArguments, options: Options, with_grad: bool, inplace: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Return the loss, in the accumulator's dtype, and the gradient in the input if wanted."""
-    x = call.input.detach().resolve_neg()
-    if x.dtype in HALVES:
-        return _evaluate_by_chunks(name, call, options, with_grad)
-    denominator = None if call.denominator is None else call.denominator.item()
-    others = [readable(t) for t in call[1:5]]
-    out = None
-    if with_grad and x.nbytes >= _backend.LARGE:
-        out = _backend.empty(x.shape, x.dtype, x.device)
-    loss, grad = _call(name, x, others, denominator, options, with_grad, out)
-    if isinstance(loss, float):
-        return _backend.scalar(loss, x.dtype), grad
-    return torch.from_numpy(loss), grad
-
-
-def _call(
-    name: str,
-    x: Tensor,
-    others: Sequence[Tensor | None],
-    denominator: float | None,
-    options: Options,
-    with_grad: bool,
-    out: Tensor | None = None,
-) -> tuple[Any, Tensor | None]:
-    target, weight, pos_weight, where = (None if t is None else t.numpy() for t in others)
-    assert target is not None
-    settings = {
-        "weight": weight,
-        "pos_weight": pos_weight,
-        "where": where,
-        "denominator": denominator,
-        **named_options(name, options),
-    }
-    arguments = {key: settings[key] for key in LOSSES[name]["options"]}
-    if not with_grad:
-        return getattr(xentrs, name)(x.numpy(), target, **arguments), None
-    loss, grad = getattr(xentrs, f"{name}_with_grad")(
-        x.numpy(), target, out=None if out is None else out.numpy(), **arguments
-    )
-    return loss, torch.from_numpy(grad) if out is None else out
-
-
-def _evaluate_by_chunks(
-    name: str, call: BinaryArguments, options: Options, with_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Compute in float32, chunk by chunk."""
-    x, dtype = call.input.detach(), torch.float32
-    size = tensors.CHUNK * xentrs.get_num_threads()
-    columns = x.shape[-1] if x.dim() > 1 and 0 < x.shape[-1] <= size else 1
-    rows = x.reshape(-1, columns)
+    x = call.input
     grad = _backend.empty(x.shape, x.dtype, x.device) if with_grad else None
-    grad_rows = None if grad is None else grad.view(rows.shape)
+    settings = {
+        **named_options(name, options),
+        "denominator": None if call.denominator is None else call.denominator.item(),
+    }
 
-    def as_rows(t: Tensor | None) -> Tensor | None:
-        """Return the tensor in rows, or as one row that holds for all of them."""
+    def arguments(call: BinaryArguments) -> tuple[Any, ...]:
+        x, target, weight, pos_weight, where = (
+            None if t is None else t.detach().resolve_neg() for t in call[:5]
+        )
+        named = settings | {"weight": weight, "pos_weight": pos_weight, "where": where}
+        in_order = (named[key] for key in LOSSES[name]["options"])
+        return int(with_grad), x, target, *in_order, grad, None
+
+    result = compute_tensors(name, *arguments(call))
+    if result is NotImplemented and x.dtype in HALVES:
+        result = _arrays.done(compute_tensors(name, *arguments(_contiguous(call))))
+    elif result is NotImplemented:
+        arrays: list[Any] = [array(a) for a in arguments(call)]
+        result = _arrays.class_loss(name, *arrays, name="input")
+    loss = result[0] if with_grad else result
+    if options.reduction == "none":
+        return torch.from_numpy(loss), grad
+    return _backend.scalar(loss, _backend.accumulator(x.dtype)), grad
+
+
+def _contiguous(call: BinaryArguments) -> BinaryArguments:
+    """Return the same call with tensors as the compiled functions read them."""
+    x, target = call.input, call.target
+    if not target.is_floating_point() and target.dtype != torch.bool:
+        target = target.double()
+
+    def weight(t: Tensor | None) -> Tensor | None:
+        """Return a weight without axes that it is broadcast over, where these are the first."""
         if t is None:
             return None
-        t = t.detach().resolve_neg()
-        if columns > 1 and t.shape[:-1].numel() == 1:
-            return t.reshape(1, -1).expand(1, columns)
-        return t.expand_as(x).reshape(rows.shape)
+        while t.dim() and t.shape[0] == 1:
+            t = t[0]
+        is_suffix = t.shape == x.shape[x.dim() - t.dim() :]
+        return (t if is_suffix else t.expand_as(x)).contiguous()
 
-    others = [as_rows(t) for t in call[1:5]]
-    divisor = call.divisor(options).item() if options.reduction == "mean" else None
-    losses = None
-    if options.reduction == "none":
-        losses = torch.empty(rows.shape, dtype=dtype, device=x.device)
-    total = 0.0
-    for i in range(0, len(rows), max(size // columns, 1)):
-        here = slice(i, i + max(size // columns, 1))
-        z = rows[here].float()
-        parts = []
-        for t in others:
-            part = t if t is None or len(t) != len(rows) else t[here]
-            parts.append(part.float() if part is not None and part.dtype in HALVES else part)
-        loss, _ = _call(name, z, parts, divisor, options, with_grad, z if with_grad else None)
-        if grad_rows is not None:
-            grad_rows[here] = z
-        if losses is not None:
-            losses[here] = torch.from_numpy(loss)
-        else:
-            total += loss
-    if losses is not None:
-        return losses.view(x.shape), grad
-    if divisor == 0.0 and call.denominator is None:
-        total = float("nan")
-    return _backend.scalar(total, dtype), grad
+    where = None if call.where is None else call.where.expand_as(x).contiguous()
+    return call._replace(
+        input=x.contiguous(),
+        target=target.contiguous(),
+        weight=weight(call.weight),
+        pos_weight=weight(call.pos_weight),
+        where=where,
+    )

@@ -10,9 +10,8 @@ from torch import Tensor
 from xentrs import get_num_threads
 from xentrs._xentrs import STATE_FIELDS, merge_states, slice_grad, slice_states, state_losses
 from xentrs.torch import _backend
-from xentrs.torch._arguments.tensors import as_rows, write_back
+from xentrs.torch._arguments.tensors import as_rows, chunks, write_back
 from xentrs.torch._cpu import tensors
-from xentrs.torch._cpu.chunks import chunks
 
 Mixture = tuple[float, float, float]
 

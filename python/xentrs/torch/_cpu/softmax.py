@@ -12,10 +12,9 @@ from xentrs import _arrays
 from xentrs._xentrs import LOSSES, compute_tensors
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._arguments.softmax import SoftmaxArguments, Summaries, fill, fill_logsumexp
+from xentrs.torch._arguments.softmax import SoftmaxArguments, Summaries, fill_logsumexp
 from xentrs.torch._backend import HALVES
-from xentrs.torch._cpu.chunks import evaluate_by_chunks
-from xentrs.torch._cpu.tensors import named_options, positive_divisors, readable
+from xentrs.torch._cpu.tensors import array, contiguous, named_options, positive_divisors, readable
 
 # The options of a loss in the order in which the compiled module takes them.
 _IN_ORDER = {name: itemgetter(*LOSSES[name]["options"]) for name in LOSSES}
@@ -32,10 +31,6 @@ def evaluate(
     """Return the loss, in the accumulator's dtype, and the gradient in the logits if wanted."""
     x, soft = call.input, call.is_soft
     pair = call.probabilities is not None
-    if name == "cross_entropy" and soft and not pair and x.dtype in HALVES:
-        if summaries is not None:
-            fill(summaries, call, options)
-        return evaluate_by_chunks(name, call, options, with_grad, inplace)
     call, denominator, z_loss = positive_divisors(call, options)
     target: Any = call.target
     if pair:
@@ -43,7 +38,8 @@ def evaluate(
     elif target is not None:
         if soft:
             target = target.detach()
-            target = target.to(x.dtype) if target.dtype in HALVES else target
+            if target.dtype in HALVES and x.dtype not in HALVES:
+                target = target.to(x.dtype)
         target = target.resolve_neg()
     grad = None
     if with_grad:
@@ -71,22 +67,16 @@ def evaluate(
     )
     # It reads the tensors themselves: making arrays of them takes longer than a small loss.
     result = compute_tensors(name, *arguments)
-    if result is NotImplemented:
-        if x.dtype in HALVES:
-            if summaries is not None:
-                fill(summaries, call, options)
-            return evaluate_by_chunks(name, call, options, with_grad, inplace)
-        arrays: list[Any] = [_array(a) for a in arguments]
+    if result is NotImplemented and x.dtype in HALVES:  # NumPy has no bfloat16
+        order, x, *rest = arguments
+        rest = [contiguous(a) for a in rest[:-2]] + rest[-2:]
+        result = _arrays.done(compute_tensors(name, order, x, *rest))
+    elif result is NotImplemented:
+        arrays: list[Any] = [array(a) for a in arguments]
         result = _arrays.class_loss(name, *arrays, name="input")
-    elif summaries is not None and summaries.logsumexp is not None and x.dtype in HALVES:
+    if summaries is not None and summaries.logsumexp is not None and x.dtype in HALVES:
         fill_logsumexp(summaries.logsumexp, call, options)
     loss = result[0] if with_grad else result
     if options.reduction == "none":
         return torch.from_numpy(loss), grad
     return _backend.scalar(loss, _backend.accumulator(x.dtype)), grad
-
-
-def _array(a: Any) -> Any:
-    if isinstance(a, tuple):
-        return tuple(_array(part) for part in a)
-    return a.detach().numpy() if isinstance(a, Tensor) else a

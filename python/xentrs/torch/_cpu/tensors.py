@@ -11,8 +11,8 @@ from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._backend import HALVES
 
-# Where the CPU converts numbers or works around the kernel it does so by chunks of so many elements
-# for each thread: they stay in the second-level cache.
+# Logits in slices that are no contiguous rows of float32 or float64 are copied, so many a thread at
+# a time: they stay in the second-level cache.
 CHUNK = 1 << 16
 
 # Keywords that several losses have. The others are a loss's own options, in their order.
@@ -37,6 +37,20 @@ def readable(t: Tensor | None) -> Tensor | None:
         return None
     t = (t.detach() if t.requires_grad else t).resolve_neg()
     return t.float() if t.dtype in HALVES else t
+
+
+def array(a: Any) -> Any:
+    """Return an array on a tensor's memory, or arrays on those of a pair; others as they are."""
+    if isinstance(a, tuple):
+        return tuple(array(part) for part in a)
+    return a.detach().numpy() if isinstance(a, Tensor) else a
+
+
+def contiguous(a: Any) -> Any:
+    """Return a contiguous tensor or pair of such; others as they are."""
+    if isinstance(a, tuple):
+        return tuple(contiguous(part) for part in a)
+    return a.contiguous() if isinstance(a, Tensor) else a
 
 
 def named_options(name: str, options: Options) -> dict[str, Any]:

@@ -20,20 +20,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from xentrs._xentrs import STATE_FIELDS
+from xentrs._xentrs import STATE_FIELDS, STATE_HELD
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import not_ignored
-from xentrs.torch._arguments.tensors import as_rows, write_back
+from xentrs.torch._arguments.tensors import as_rows, chunks, write_back
 from xentrs.torch._cpu import slices as _cpu
-from xentrs.torch._cpu.chunks import chunks
 from xentrs.torch._gpu import slices as _gpu
 from xentrs.torch._private import assert_on_device
 
 _NAME = "xentrs.torch.vocab_parallel_cross_entropy"
-
-# Fields of a state, as `src/softmax/state.rs` has them.
-_HELD = 5
 
 # Logits that softcap and temperature map at a time.
 _MAPPED = {"cpu": 1 << 17, "cuda": 1 << 24}
@@ -78,7 +74,7 @@ def evaluate(
     dist.all_gather_into_tensor(gathered, torch.cat([reduced[0], sizes])[None], group)
     classes = gathered[:, -1, 0].sum()
     merged = on.merge(gathered[:, :-1].contiguous())
-    _check(target, (kept & (merged[:, _HELD] == 0.0)).view(target.shape))
+    _check(target, (kept & (merged[:, STATE_HELD] == 0.0)).view(target.shape))
 
     scales = torch.ones(len(own), dtype=torch.float64, device=x.device)
     if sample_weight is not None:
