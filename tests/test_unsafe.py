@@ -17,6 +17,7 @@ UNSAFE = {
     "parallel/process.rs",
     "parallel/team.rs",
     "python/arrays.rs",
+    "python/exit.rs",
     "python/memory.rs",
     "python/mod.rs",
     "python/options.rs",

@@ -6,6 +6,7 @@ use pyo3::types::PyTuple;
 
 use super::arrays::Source;
 use super::errors::Stop;
+use super::exit;
 use super::options::{Keywords, given};
 use super::{classes, elements, untargeted};
 use crate::error::Result as Checked;
@@ -100,5 +101,12 @@ pub fn without_gil<R: Send>(
     numbers: usize,
     f: impl FnOnce() -> Checked<R> + Send,
 ) -> Checked<R> {
-    if numbers < KEEP_GIL { f() } else { py.detach(f) }
+    if numbers < KEEP_GIL {
+        return f();
+    }
+    py.detach(|| {
+        let result = f();
+        exit::before_attaching();
+        result
+    })
 }

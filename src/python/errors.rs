@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use pyo3::exceptions::{PyIndexError, PyMemoryError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
+use super::exit;
 use crate::error::{Error, NoMemory};
 
 impl From<Error> for PyErr {
@@ -43,7 +44,7 @@ pub fn answer<'py>(
     py: Python<'py>,
     call: impl FnOnce() -> Result<Bound<'py, PyAny>, Stop>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    guarded(|| match call() {
+    guarded(py, || match call() {
         Ok(result) => Ok(result),
         Err(Stop::NotImplemented) => Ok(py.NotImplemented().into_bound(py)),
         Err(Stop::Error(error)) => Err(error),
@@ -54,12 +55,16 @@ pub fn answer<'py>(
 ///
 /// Only the main thread runs handlers. Another thread finds nothing to do.
 pub fn interruption() -> Option<Box<dyn Any + Send>> {
+    if exit::is_late() {
+        return None;
+    }
     let handled = Python::try_attach(|py| py.check_signals())?;
     handled.err().map(|error| Box::new(error) as _)
 }
 
 /// Turns a panic into a `RuntimeError`, want of memory into a `MemoryError`, and an interruption into its exception.
-pub fn guarded<R>(f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+pub fn guarded<R>(py: Python<'_>, f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
+    let _inside = exit::enter(py);
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(error_of(panic)))
 }
 

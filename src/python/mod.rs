@@ -13,6 +13,7 @@
 //! | `slices` | classes in slices: states of samples, merged |
 //! | `statistics` | what `CrossEntropyMeter` needs of samples, and its exact sums |
 //! | `errors` | why a call has no result |
+//! | `exit` | threads that are in a call while the interpreter ends |
 //!
 //! A call whose arrays are canonical (exact ndarrays, native and aligned, dtypes and shapes that fit;
 //! C-contiguous, but for those of the logits' shape where there is a class axis) goes straight to the
@@ -30,6 +31,7 @@ mod call;
 mod classes;
 mod elements;
 mod errors;
+mod exit;
 mod memory;
 mod options;
 mod public;
@@ -66,6 +68,7 @@ mod _xentrs {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         process::prepare_fork();
+        exit::prepare(module)?;
         process::ask_for_interruption(super::errors::interruption);
         // Has NumPy's functions found now: a child that is forked while another thread finds them at its
         // first call would wait for that thread for ever.

@@ -18,6 +18,7 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 use super::arrays::Arrays;
 use super::call::Call;
 use super::errors::{Stop, guarded};
+use super::exit;
 use super::options::{Keywords, given};
 use crate::call::options::Options;
 use crate::losses::{DERIVATIVES, Kind, LOSSES, Loss};
@@ -107,7 +108,9 @@ pub fn builtin<'py>(function: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>>
         options: read.options,
         axis: read.axis,
     };
-    let doc: String = function.getattr("__doc__")?.extract()?;
+    // None with `python -OO`.
+    let doc: Option<String> = function.getattr("__doc__")?.extract()?;
+    let doc = doc.unwrap_or_default();
     // What `help` and `inspect.signature` read.
     let doc = CString::new(format!("{signature})\n--\n\n{doc}"))?;
     let method = ffi::PyMethodDef {
@@ -136,9 +139,9 @@ unsafe extern "C" fn entry<const LOSS: usize, const ORDER: usize>(
     positional: Py_ssize_t,
     names: *mut PyObject,
 ) -> *mut PyObject {
+    // SAFETY: Python calls this, and so holds what it must.
+    let py = unsafe { Python::assume_attached() };
     let call = || {
-        // SAFETY: Python calls this, and so holds what it must.
-        let py = unsafe { Python::assume_attached() };
         // SAFETY: Python hands over a tuple of names or null, and `positional` objects at `given` with
         // as many more as there are names, all of which it keeps until this returns.
         let (names, given) = unsafe {
@@ -152,11 +155,10 @@ unsafe extern "C" fn entry<const LOSS: usize, const ORDER: usize>(
         };
         Given { positional: positional as usize, names, values: given }.call(py, LOSS, ORDER)
     };
-    match guarded(call) {
+    match guarded(py, call) {
         Ok(result) => result.into_ptr(),
         Err(error) => {
-            // SAFETY: as above.
-            error.restore(unsafe { Python::assume_attached() });
+            error.restore(py);
             null_mut()
         }
     }
@@ -179,7 +181,8 @@ impl<'a, 'py> Given<'a, 'py> {
                 for (name, value) in self.names.iter().flat_map(|names| names.iter()).zip(named) {
                     keywords.set_item(name, value)?;
                 }
-                public.function.bind(py).call(PyTuple::new(py, positional)?, Some(&keywords))
+                let positional = PyTuple::new(py, positional)?;
+                exit::in_python(|| public.function.bind(py).call(positional, Some(&keywords)))
             }
             Err(Stop::Error(error)) => Err(error),
             Ok(result) => Ok(result),
