@@ -295,3 +295,29 @@ def test_a_loss_of_its_parts(log_loss, reduction):
         low = x.to(dtype).requires_grad_()
         grads = [torch.autograd.grad(g(low).sum(), low)[0] for g in (f, compiled)]
         torch.testing.assert_close(*grads)
+
+
+@each_call
+def test_arguments_of_inference_mode(case, options, backend):
+    """A teacher runs under `torch.inference_mode`; PyTorch's own losses refuse its tensors."""
+    with torch.inference_mode():
+        (x, *others), options = case.drawn(options, torch.float32, backend)
+        others = [t.clone() if torch.is_tensor(t) else t for t in others]
+        options = {k: t.clone() if torch.is_tensor(t) else t for k, t in options.items()}
+    results = []
+    for made in (lambda t: t, lambda t: t.clone() if torch.is_tensor(t) else t):
+        given = x.clone().requires_grad_()
+        arguments = [made(t) for t in others]
+        loss = function(case)(given, *arguments, **{k: made(t) for k, t in options.items()})
+        loss.sum().backward()
+        results.append((loss.detach(), given.grad))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@each_case
+def test_name_of_the_autograd_function(case):
+    """Profilers and anomaly mode show it."""
+    (x, *others), options = case.drawn(case.options[0], torch.float32, "cpu")
+    loss = function(case)(x.requires_grad_(), *others, **options)
+    assert loss.grad_fn.name() == case.name.title().replace("_", "") + "Backward"

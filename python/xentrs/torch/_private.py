@@ -47,7 +47,6 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -116,7 +115,12 @@ def is_view(tensor: Tensor) -> bool:
     return tensor._is_view()
 
 
-version: Callable[[Tensor], int] = attrgetter("_version")
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; 0 of one that was made in inference mode."""
+    try:
+        return tensor._version
+    except RuntimeError:  # nobody counts its changes
+        return 0
 
 
 # In a backward pass

@@ -19,7 +19,7 @@ from xentrs.torch._arguments.softmax import SoftmaxArguments, check_further_argu
 from xentrs.torch._arguments.tensors import as_denominator
 from xentrs.torch._backend import FLOATS
 from xentrs.torch._mode import is_eager, is_plain, wants_gradient
-from xentrs.torch._operators.vocab_parallel import Eager, evaluate
+from xentrs.torch._operators.vocab_parallel import VocabParallelCrossEntropy, evaluate
 
 _NAME = "xentrs.torch.vocab_parallel_cross_entropy"
 
@@ -137,7 +137,7 @@ def vocab_parallel_cross_entropy(
         first_class = dist.get_rank(group) * input.shape[1]
     arguments = target, sample_weight, denominator, first_class, group
     if wants_gradient(input):
-        loss = Eager.apply(input, options, *arguments)
+        loss = VocabParallelCrossEntropy.apply(input, options, *arguments)
     else:
         loss = evaluate(input, *arguments[:-1], options, group)[0]
     dtype = loss_dtype or call.dtype

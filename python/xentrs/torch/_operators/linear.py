@@ -125,7 +125,7 @@ def compute_loss(call: LinearArguments, options: Options, rows: int) -> Tensor:
     wanted = [t is not None and wants_gradient(t) for t in call[:3]]
     if is_eager(call.input) and is_plain(*call[1:]):
         if any(wanted):
-            return Eager.apply(*call[:3], call, options, rows)
+            return LinearCrossEntropy.apply(*call[:3], call, options, rows)
         return evaluate(call, options, rows, wanted)[0]
     forward = any([t is not None and differentiates(t) for t in call[:3]])
     if options.reduction == "none" and (forward or any(wanted)):
@@ -146,7 +146,7 @@ def _logits(call: LinearArguments) -> Tensor:
 # Autograd function, for plain tensors
 
 
-class Eager(torch.autograd.Function):
+class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

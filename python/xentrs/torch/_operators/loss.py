@@ -12,6 +12,7 @@ A call on plain tensors goes to `Eager`. Whatever traces or transforms (`torch.c
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import new_class
 from typing import Any, NamedTuple, TypeAlias, get_type_hints
 from weakref import ref
 
@@ -79,6 +80,8 @@ class Loss:
         shared: tuple[str, ...] = tuple(SHARED),
     ) -> None:
         self.name, self.arguments, self.shared = name, arguments, shared
+        # Its name is what `grad_fn`, profilers and anomaly mode show.
+        self.eager: Any = new_class(name.title().replace("_", ""), (Eager,))
         products = product if isinstance(product, Products) else Products(product, product)
         self.cpu, self.gpu, self.product = cpu, gpu, products.backward
         # The axis of the gradient that each sample's loss does not have.
@@ -163,7 +166,7 @@ class Loss:
             second = call[1]
             large = 2 if second is not None and second.shape == input.shape else 1
             remembered = gradients.remember(call, large)
-            loss = Eager.apply(input, (self, remembered, options), found)
+            loss = self.eager.apply(input, (self, remembered, options), found)
         return loss
 
     # Operator, for what traces or transforms

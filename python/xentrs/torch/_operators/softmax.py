@@ -22,7 +22,7 @@ from xentrs.torch._arguments.softmax import (
 from xentrs.torch._cpu import softmax as _cpu
 from xentrs.torch._gpu import softmax as _gpu
 from xentrs.torch._operators import gradients
-from xentrs.torch._operators.loss import Eager, Loss
+from xentrs.torch._operators.loss import Loss
 from xentrs.torch._private import version
 
 _is_grad_enabled = torch.is_grad_enabled
@@ -49,7 +49,7 @@ def quick_loss(
     kept = input if input.nbytes <= gradients.KEPT else ref(input)
     tensors = (kept, version(input)), (target, version(target)), None, None, None
     options = reduction, (ignored,), label_smoothing
-    return Eager.apply(input, (CROSS_ENTROPY, tensors, options), found)
+    return CROSS_ENTROPY.eager.apply(input, (CROSS_ENTROPY, tensors, options), found)
 
 
 def hessian_product(

@@ -196,7 +196,7 @@ def _check(target: Tensor, missing: Tensor) -> None:
         raise IndexError(f"Target {target[missing][0].item()} is out of bounds.")
 
 
-class Eager(torch.autograd.Function):
+class VocabParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, options: Options, *arguments: Any) -> Tensor:
         target, sample_weight, denominator, first_class, group = arguments
