@@ -83,11 +83,24 @@ def evaluate_rows(
 ) -> _Array:
     """Compute a function of rows that is no loss, of arguments of any kind.
 
-    `name` is what messages call the values. Integers are accepted as `counts`.
+    `name` is what messages call the values. Integers are accepted as `counts`. For a function that
+    returns as many numbers as it is given, `axis` may be several axes, or None for all.
     """
     x = _count_array(name, values) if counts else _float_array(name, values)
-    at = _classes_on(axis, name, x)
     given = None if out is None else _output("out", out, name, x, {})
+    if temperature is not None and (axis is None or isinstance(axis, Iterable)):
+        axes = _axes(name, x, axis)
+        ends = range(-len(axes), 0)
+        moved = np.moveaxis(x, axes, ends)
+        count = math.prod(x.shape[i] for i in axes)
+        rows = moved.reshape(*moved.shape[: -len(axes)], count)
+        found = evaluate_rows(function, name, rows, -1, temperature=temperature)
+        found = np.moveaxis(found.reshape(moved.shape), ends, axes)
+        if given is None:
+            return np.ascontiguousarray(found)
+        np.copyto(np.asarray(given), found)
+        return given
+    at = _classes_on(axis, name, x)
     target = None if given is None else np.asarray(given).view()
     plain = _plain(x, _native(x))
     result = compute_rows(function, plain, at, temperature, base, target)
@@ -121,8 +134,20 @@ def merge_axes(
     `axes` is an int, several ints, or None for all axes. The kept shape is that of the array, each
     of its axes of length 1.
     """
-    accepted = "None, an int or several ints"
     x = _float_array(name, values)
+    chosen = _axes(name, x, axes)
+    shape = tuple(1 if i in chosen else n for i, n in enumerate(x.shape))
+    if len(chosen) == 1:
+        return x, chosen[0], shape
+    rest = [i for i in range(x.ndim) if i not in chosen]
+    merged = x.transpose(*rest, *chosen)
+    count = math.prod(x.shape[i] for i in chosen)
+    return merged.reshape(*(x.shape[i] for i in rest), count), -1, shape
+
+
+def _axes(name: str, x: _Array, axes: object) -> list[int]:
+    """Return one axis, several, or for None all, counted from the first, in ascending order."""
+    accepted = "None, an int or several ints"
     if axes is None:
         named = list(range(x.ndim))
     elif isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0:
@@ -133,13 +158,7 @@ def merge_axes(
     if len(chosen) < max(len(named), 1):
         what = "names no axis" if not named else "names an axis twice"
         raise ValueError(f"axis is {axes!r}, which {what}")
-    shape = tuple(1 if i in chosen else n for i, n in enumerate(x.shape))
-    if len(chosen) == 1:
-        return x, chosen.pop(), shape
-    rest = [i for i in range(x.ndim) if i not in chosen]
-    merged = x.transpose(*rest, *sorted(chosen))
-    count = math.prod(x.shape[i] for i in chosen)
-    return merged.reshape(*(x.shape[i] for i in rest), count), -1, shape
+    return sorted(chosen)
 
 
 class _Call(NamedTuple):

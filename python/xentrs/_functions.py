@@ -19,7 +19,7 @@ _Reduced: TypeAlias = FloatArray | np.floating[Any]
 @overload
 def softmax(
     logits: NDArray[Float],
-    axis: SupportsIndex = -1,
+    axis: SupportsIndex | Iterable[SupportsIndex] | None = -1,
     *,
     temperature: float = 1.0,
     out: NDArray[Float] | None = None,
@@ -27,14 +27,14 @@ def softmax(
 @overload
 def softmax(
     logits: ArrayLike,
-    axis: SupportsIndex = -1,
+    axis: SupportsIndex | Iterable[SupportsIndex] | None = -1,
     *,
     temperature: float = 1.0,
     out: FloatArray | None = None,
 ) -> FloatArray: ...
 def softmax(
     logits: ArrayLike,
-    axis: SupportsIndex = -1,
+    axis: SupportsIndex | Iterable[SupportsIndex] | None = -1,
     *,
     temperature: float = 1.0,
     out: FloatArray | None = None,
@@ -47,8 +47,9 @@ def softmax(
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
-    axis : int, default -1
-        The class axis of `logits`. For PyTorch's layout ``(N, C, d)`` pass ``axis=1``.
+    axis : int, iterable of ints or None, default -1
+        The class axis of `logits`, or several axes, or None for all. For PyTorch's layout
+        ``(N, C, d)`` pass ``axis=1``. Of several axes a copy is made first.
     temperature : float, default 1.0
         What the logits are divided by, finite and above 0. The digits of their differences are
         kept, whatever offset the logits share.
@@ -69,8 +70,8 @@ def softmax(
         nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
         converted first.
     ValueError
-        If there is no class axis or no class, or `temperature` has a value other than above. Also
-        if `out` has another shape, is read-only or overlaps `logits`.
+        If there is no class axis or no class, the same axis is named twice, or `temperature` has a
+        value other than above. Also if `out` has another shape, is read-only or overlaps `logits`.
     MemoryError
         If there is not enough memory.
 
@@ -115,7 +116,7 @@ def softmax(
 @overload
 def log_softmax(
     logits: NDArray[Float],
-    axis: SupportsIndex = -1,
+    axis: SupportsIndex | Iterable[SupportsIndex] | None = -1,
     *,
     temperature: float = 1.0,
     out: NDArray[Float] | None = None,
@@ -123,14 +124,14 @@ def log_softmax(
 @overload
 def log_softmax(
     logits: ArrayLike,
-    axis: SupportsIndex = -1,
+    axis: SupportsIndex | Iterable[SupportsIndex] | None = -1,
     *,
     temperature: float = 1.0,
     out: FloatArray | None = None,
 ) -> FloatArray: ...
 def log_softmax(
     logits: ArrayLike,
-    axis: SupportsIndex = -1,
+    axis: SupportsIndex | Iterable[SupportsIndex] | None = -1,
     *,
     temperature: float = 1.0,
     out: FloatArray | None = None,
@@ -143,8 +144,9 @@ def log_softmax(
         Unnormalised log-probabilities, of any rank from 1, with C >= 1 classes on `axis`. An array
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
-    axis : int, default -1
-        The class axis of `logits`. For PyTorch's layout ``(N, C, d)`` pass ``axis=1``.
+    axis : int, iterable of ints or None, default -1
+        The class axis of `logits`, or several axes, or None for all. For PyTorch's layout
+        ``(N, C, d)`` pass ``axis=1``. Of several axes a copy is made first.
     temperature : float, default 1.0
         What the logits are divided by, finite and above 0. The digits of their differences are
         kept, whatever offset the logits share.
@@ -166,8 +168,8 @@ def log_softmax(
         nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
         converted first.
     ValueError
-        If there is no class axis or no class, or `temperature` has a value other than above. Also
-        if `out` has another shape, is read-only or overlaps `logits`.
+        If there is no class axis or no class, the same axis is named twice, or `temperature` has a
+        value other than above. Also if `out` has another shape, is read-only or overlaps `logits`.
     MemoryError
         If there is not enough memory.
 
