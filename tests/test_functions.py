@@ -440,7 +440,7 @@ def test_arguments_out_of_their_range(function, name, dtype):
             function(x, temperature=value)
     with pytest.raises(TypeError, match="temperature must be a number"):
         function(x, temperature="1")
-    with pytest.raises(TypeError, match="axis must be an int, not str"):
+    with pytest.raises(TypeError, match="axis must be None, an int or several ints, not str"):
         function(x, axis="1")
     with pytest.raises(TypeError, match=f"{name} has dtype int64"):
         function(np.ones(4, int))
