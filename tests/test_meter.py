@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
 
 import xentrs
-from xentrs import CrossEntropyMeter
+from xentrs import CrossEntropyMeter, _xentrs
 
 TYPES = (np.float32, np.float64)
 every_type = pytest.mark.parametrize("dtype", TYPES)
@@ -1046,3 +1046,40 @@ def test_the_state_grows_with_the_groups_alone(rng):
         return sum(array.nbytes for array in meter.to_state().values())
 
     assert size(many) - size(few) < 990 * 200
+
+
+def test_tables_refuse_arrays_of_another_kind():
+    """The Python layer makes none such; the compiled functions read and write memory as told."""
+
+    def arrays(**changed):
+        made = {
+            "digits": np.zeros((2, 4), np.int64),
+            "first": 34,
+            "special": np.zeros((2, 3), np.int64),
+            "rows": np.array([0, 1]),
+            "values": np.array([1.0, 2.0]),
+            "factors": np.array([1.0, 1.0]),
+        }
+        return (made | changed).values()
+
+    assert _xentrs.exact_add(*arrays()) is None
+    read_only, read_only_digits = np.zeros((2, 3), np.int64), np.zeros((2, 4), np.int64)
+    read_only.flags.writeable = read_only_digits.flags.writeable = False
+    for name, wrong in (
+        ("digits", np.zeros((2, 4))),
+        ("digits", np.zeros(8, np.int64)),
+        ("digits", read_only_digits),
+        ("special", np.zeros((2, 3), np.int32)),
+        ("special", np.zeros((2, 2), np.int64)),
+        ("special", read_only),
+        ("rows", np.array([0, 1], np.int32)),
+        ("rows", np.array([0])),
+        ("values", np.array([1.0, 2.0], np.float32)),
+        ("factors", np.array([1.0, 1.0], np.float32)),
+        ("factors", np.array([1.0])),
+    ):
+        with pytest.raises(ValueError, match="an array of a wrong kind"):
+            _xentrs.exact_add(*arrays(**{name: wrong}))
+    for row in (-1, 2):
+        with pytest.raises(IndexError, match="a row of no sum"):
+            _xentrs.exact_add(*arrays(rows=np.array([0, row])))

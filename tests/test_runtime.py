@@ -237,6 +237,33 @@ def test_threads_of_an_earlier_number_end(python):
     """)
 
 
+@linux
+def test_threads_that_end_leave_no_memory(python):
+    """Each keeps small buffers for its next call, as long as it lives."""
+    python("""
+        import threading
+        import numpy as np, xentrs
+
+        x, t = np.zeros((3, 1000), np.float32), np.zeros(3, int)
+
+        def resident():
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * 4096
+
+        def calls(count):
+            for _ in range(count):
+                thread = threading.Thread(target=lambda: xentrs.cross_entropy_with_grad(x, t))
+                thread.start()
+                thread.join()
+
+        calls(100)
+        before = resident()
+        calls(2000)
+        grown = resident() - before
+        assert grown < 8 << 20, f"{grown} bytes more after 2000 threads"  # 16 KiB each: 33 MB
+    """)
+
+
 def test_several_python_threads_at_once(threads):
     """Each with arrays of its own; the results are those of calls one after the other."""
     threads(3)
