@@ -1,5 +1,6 @@
 """A thread that computes while the interpreter ends does not take the process down."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -83,6 +84,32 @@ def test_a_function_of_atexit_that_waits_for_a_thread():
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["1.0986121892929077"] * 3
     assert seconds < 60
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_child_does_not_wait_for_threads_of_its_parent():
+    program = """
+        import os
+
+        def calls():
+            while True:
+                xentrs.cross_entropy_with_grad(large, z, out=large)
+
+        for _ in range(3):
+            threading.Thread(target=calls, daemon=True).start()
+        time.sleep(0.1)
+        for _ in range(5):
+            child = os.fork()
+            if not child:
+                print(xentrs.cross_entropy(x, y), flush=True)
+                begin = time.monotonic()
+                atexit._run_exitfuncs()
+                os._exit(time.monotonic() - begin > 0.5)
+            assert os.waitpid(child, 0)[1] == 0
+    """
+    done, _ = run(program, flags=["-W", "ignore::DeprecationWarning"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["1.0986121892929077"] * 5
 
 
 def test_calls_of_atexit():

@@ -141,12 +141,24 @@ fn wait_for_calls(py: Python<'_>) {
     STAGE.store(ENDS, SeqCst);
 }
 
+/// Forgets the calls of the parent's other threads, which a child process does not have.
+#[cfg(unix)]
+extern "C" fn forget_other_threads() {
+    INSIDE.store(IN_PYTHON.get(), SeqCst);
+    STAGE.store(RUNS, SeqCst);
+}
+
 /// Has `atexit` call [`wait_for_calls`] where that is needed.
 pub fn prepare(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     if cfg!(all(target_os = "linux", target_env = "gnu")) && py.version_info() < (3, 14) {
         let function = wrap_pyfunction!(wait_for_calls, module)?;
         py.import("atexit")?.call_method1("register", (function,))?;
+        #[cfg(unix)]
+        // SAFETY: the handler is a function of this library, which is never unloaded. It only writes to variables.
+        unsafe {
+            libc::pthread_atfork(None, None, Some(forget_other_threads))
+        };
     }
     Ok(())
 }
