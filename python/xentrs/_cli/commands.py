@@ -28,7 +28,7 @@ import xentrs
 from xentrs._cli import pictures, report, states
 from xentrs._cli.errors import InputError, MissingLibrary, reason
 from xentrs._cli.evaluation import Inputs, Interrupt, evaluate
-from xentrs._cli.sources import Source, list_file, open_source
+from xentrs._cli.sources import Listed, Source, list_file, open_source
 
 _Command: TypeAlias = Callable[..., Any]
 
@@ -185,18 +185,26 @@ def _eval(
         "group": group,
         "token_bytes": n_bytes if number is None else None,
     }
+    files = (*filter(None, specs.values()), *filter(None, (weight,)))
     ignored = tuple(index for index in ignore_index if index is not None)
     with contextlib.ExitStack() as stack:
 
-        def opened(spec: str) -> Source:
-            source = stack.enter_context(contextlib.closing(open_source(spec, block_size)))
+        def opened(spec: str, logits: bool = False) -> Source:
+            others = tuple(other for other in files if other != spec)
+            found = open_source(spec, block_size, others=others, logits=logits)
+            source = stack.enter_context(contextlib.closing(found))
             for output in filter(os.path.exists, filter(None, (save_state, png))):
                 if os.path.samefile(output, source.file):
                     raise InputError(output, "is an input, and would be replaced")
             return source
 
         inputs = Inputs(
-            **{name: opened(spec) for name, spec in specs.items() if spec is not None}, shift=shift
+            **{
+                name: opened(spec, name.endswith("logits"))
+                for name, spec in specs.items()
+                if spec is not None
+            },
+            shift=shift,
         )
         with _options():
             meter = xentrs.CrossEntropyMeter(
@@ -264,10 +272,20 @@ def _info(*, files: tuple[str, ...]) -> None:
     if files:
         for heading in ("file", "key", "shape", "type"):
             table.add_column(heading)
+        errors = []
         for file in files:
             for one in list_file(file):
-                table.add_row(file, one.key, str(one.shape), one.dtype)
-        console.print(table)
+                if isinstance(one, Listed):
+                    table.add_row(file, one.key, str(one.shape), one.dtype)
+                else:
+                    errors.append(str(one))
+        if table.rows or not errors:
+            console.print(table)
+            sys.stdout.flush()  # before the errors, where both go to a terminal
+        for error in errors:
+            _fail(error)
+        if errors:
+            raise click.exceptions.Exit(2)
         return
     config = xentrs.show_config(mode="dicts")
     table.show_header = False
