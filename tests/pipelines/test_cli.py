@@ -44,11 +44,11 @@ ENVIRONMENT |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 COMMAND = [sys.executable, "-m", "xentrs"]
 
 
-def call(*arguments, cwd=None, **options):
+def call(*arguments, cwd=None, env=ENVIRONMENT, text=True, **options):
     """Run the command in a process of its own."""
     command = [*COMMAND, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, **options
+        command, cwd=cwd, env=env, capture_output=True, text=text, timeout=60, **options
     )
 
 
@@ -977,6 +977,96 @@ def test_where_no_output_fits(here, arguments):
     assert (done.returncode, done.stderr) == (2, message)
 
 
+PLAIN = {key: value for key, value in ENVIRONMENT.items() if not key.startswith(("LC_", "LANG"))}
+ENCODINGS = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "utf-8": {"PYTHONIOENCODING": "utf-8"},
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+def test_encodings_of_the_output(here, run):
+    """An output that cannot encode a character of the report gets another, and no traceback."""
+    np.savez("long.npz", **{"k" * 300: T})  # which a table cuts
+    report = run("eval", "x.npy", "-t", "t.npy")[1]
+    listed = run("info", "long.npz")[1]
+    assert "\u00b1" in report
+    assert "\u2026" in listed
+    for name, variables in ENCODINGS.items():
+        codec = "ascii" if name == "C" else name
+        options = {"env": PLAIN | variables, "text": False}
+        for arguments, text, lost in (
+            (("eval", "x.npy", "-t", "t.npy"), report, codec == "ascii"),
+            (("info", "long.npz"), listed, codec != "utf-8"),
+        ):
+            done = call(*arguments, **options)
+            expected = text.replace("\u00b1", "+-").replace("\u2026", "...") if lost else text
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert done.stdout.decode(codec) == expected
+    asked = call("eval", "x.npy", "-t", "t.npy", env=PLAIN | {"PYTHONIOENCODING": "ascii:replace"})
+    assert (asked.returncode, asked.stdout) == (0, report.replace("\u00b1", "?"))
+
+
+@pytest.mark.parametrize("name", ["\u00fc\u00b1 \u6a21$x$".encode(), b"\xff$_"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_files_with_any_name(here, encoding, name):
+    """A name that the output cannot encode breaks neither report nor picture nor error."""
+    name += b".npy"
+    file = os.fsdecode(name)
+    try:
+        os.rename("x.npy", file)
+    except OSError:
+        pytest.skip("no such name on this system")
+    options = {"env": PLAIN | ENCODINGS[encoding], "text": False}
+    done = call("eval", file, "-t", "t.npy", "--png=p.png", "--save-state=s.npz", **options)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert Path("p.png").stat().st_size > 10_000
+    shown = {"ascii": b"\\xfc+- \\u6a21$x$.npy", "latin-1": b"\xfc\xb1 \\u6a21$x$.npy"}
+    title = name if name.startswith(b"\xff") else shown.get(encoding, name)
+    assert done.stdout.startswith(title + b" (30 x 7 x 20, float32)")
+    done = call("eval", file, "-t", "flat.npy", "--group", file, **options)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert done.stderr.startswith(b"xentrs: flat.npy: has shape")
+    done = call("eval", file, "-t", file, "--weight", file, **options)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+
+
+CLOSED = [
+    "eval x.npy -t t.npy",
+    "eval x.npy -t t.npy --json --save-state s.npz",
+    "merge m.npz",
+    "info x.npy",
+    "eval --help",
+]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize("command", CLOSED)
+def test_closed_streams(here, run, command, closed):
+    """Output that is lost is an error, as for `ls >&-`. No file takes its place."""
+    assert run("eval", "x.npy", "-t", "t.npy", "--save-state", "m.npz")[0] == 0
+    line = f'"{sys.executable}" -m xentrs {command} {closed}'
+    done = subprocess.run(
+        line, shell=True, env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+    if closed.startswith(">"):
+        error = "" if "2>" in closed else "xentrs: standard output: bad file descriptor\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", error)
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == run(*command.split())[1]
+    if "--save-state" in command:
+        assert Path("s.npz").read_bytes() == Path("m.npz").read_bytes()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_errors_where_nobody_reads_them(here, closed):
+    line = f'"{sys.executable}" -m xentrs eval none.npy -t t.npy {closed}'
+    done = subprocess.run(line, shell=True, env=ENVIRONMENT, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
+
+
 def test_a_file_that_shrinks(here, run, monkeypatch):
     from xentrs._cli import sources
 
@@ -1120,14 +1210,16 @@ def test_interrupt_while_decompressing(here):
     assert seconds < 1
 
 
-def test_progress_on_a_terminal(here):
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_progress_on_a_terminal(here, encoding):
     """Percent, samples and the time left, on standard error alone, and gone at the end."""
     sparse("big.safetensors", 80_000, 4096)
     np.save("t.npy", np.zeros(80_000, np.int32))
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "eval", "big.safetensors", "-t", "t.npy", "--json"],
-        env=ENVIRONMENT | {"TERM": "xterm-256color", "COLUMNS": "100"},
+        env=ENVIRONMENT
+        | {"TERM": "xterm-256color", "COLUMNS": "100", "PYTHONIOENCODING": encoding},
         stdout=subprocess.PIPE,
         stderr=theirs,
         text=True,
@@ -1148,6 +1240,8 @@ def test_progress_on_a_terminal(here):
     assert json.loads(out)["count"] == 80_000
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
     assert re.search(r"samples .* \d+% +\d+/80000 +\d:\d\d:\d\d", text), text
+    assert text.isascii() == (encoding == "ascii")
+    assert "\\u" not in text
 
 
 @pytest.mark.parametrize("command", ["module", "script"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import os
 import platform
 import re
@@ -41,6 +43,7 @@ _EPILOG = (
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line, and return its exit status."""
+    _prepare_streams()
     try:
         given = sys.argv[1:] if arguments is None else arguments
         # Not `main` of click, which prints an empty line on Ctrl-C.
@@ -67,6 +70,40 @@ def run(arguments: list[str] | None = None) -> int:
         _drop_output()
         return _fail(f"{error.filename or 'standard output'}: {reason(error)}")
     return 0
+
+
+def _prepare_streams() -> None:
+    """Let standard output and error take any character, and be there where they are closed."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        # As git does, take their numbers: a file that got one would get all that libraries print.
+        while os.open(os.devnull, os.O_RDONLY) <= 2:
+            pass
+    if sys.stdout is None:
+        # Every command prints what it was asked for. So a closed output is an error, as for
+        # `ls >&-`; files are written before it. A write to what is open for reading fails in the
+        # same way as one to what is closed.
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    if sys.stderr is None:  # nobody reads errors; the status tells of them
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    codecs.register_error(_encodable.__name__, _encodable)
+    for stream in (sys.stdout, sys.stderr):
+        # PYTHONIOENCODING may have asked for another way.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors=_encodable.__name__)
+
+
+_ASCII = {"±": "+-", "…": "..."}
+
+
+def _encodable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace a character that the encoding of an output does not have."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # a byte of the name of a file, in no known encoding
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    shown = character.encode("ascii", "backslashreplace").decode()
+    return _ASCII.get(character, shown), error.start + 1
 
 
 def _drop_output() -> None:
