@@ -198,6 +198,109 @@ def test_lightgbm_binary(table, weighted, start):
     assert text(train(objective)) == text(train("binary"))
 
 
+def halves(x, y, weighted):
+    """Return samples, labels and weights of two halves of a data set."""
+    weight = weights(y, weighted)
+    even = np.arange(len(y)) % 2 == 0
+    return [(x[half], y[half], weight[half] if weighted else None) for half in (even, ~even)]
+
+
+@weighted
+@pytest.mark.parametrize("table", ["digits", "imbalanced", "cancer", "imbalanced pairs"])
+def test_lightgbm_initial_scores_of_other_data(table, weighted):
+    """What early stopping reads is the loss of the predictions, with the scores of `rows=`."""
+    pairs = {"cancer": CANCER, "imbalanced pairs": PAIRS["imbalanced"]}
+    module, two = xentrs.lightgbm, table in pairs
+    (x, y, w), (x_valid, y_valid, w_valid) = halves(*(pairs | TABLES)[table], weighted)
+    objective = module.binary() if two else module.softmax()
+    metric = module.binary_metric if two else module.softmax_metric
+    ours, theirs = objective.params(y, w), objective.params(y, w, rows=len(y_valid))
+    initial = theirs["init_score"]
+    assert initial.shape == (len(y_valid), *ours["init_score"].shape[1:])
+    assert initial.flags.f_contiguous
+    assert (initial == ours["init_score"][0]).all()
+    settings = QUIET | {"objective": objective, "num_class": 1 if two else int(y.max()) + 1}
+    settings |= {"learning_rate": 0.5, "num_leaves": 8}
+
+    def losses_of(raw):
+        """Return the loss of margins, and that of the probabilities made of them."""
+        total = len(y_valid) if w_valid is None else w_valid.sum()
+        if two:
+            options = {"weight": w_valid, "denominator": total}
+            shares = objective.predict_proba(raw)[:, 1]
+            yield xentrs.binary_cross_entropy_with_logits(raw, y_valid, **options)
+            yield xentrs.binary_cross_entropy(shares, y_valid, **options)
+        else:
+            yield xentrs.cross_entropy(raw, y_valid, sample_weight=w_valid)
+            shares = objective.predict_proba(raw)
+            yield xentrs.log_loss(shares, y_valid, sample_weight=w_valid)
+
+    def train(**options):
+        seen = {}
+        data = lightgbm.Dataset(x, y, weight=w, **ours)
+        valid = data.create_valid(x_valid, y_valid, weight=w_valid, **options)
+        stops = lightgbm.early_stopping(3, verbose=False)
+        callbacks = [stops, lightgbm.record_evaluation(seen)]
+        return lightgbm.train(
+            settings, data, 40, valid_sets=[valid], feval=metric, callbacks=callbacks
+        ), seen["valid_0"]["cross_entropy"]
+
+    booster, reported = train(**theirs)
+    assert len(reported) < 40, "it should stop early"
+    assert booster.best_iteration == np.argmin(reported) + 1
+    assert booster.best_score["valid_0"]["cross_entropy"] == min(reported)
+    for rounds, loss in enumerate(reported[: booster.best_iteration], 1):  # later trees are gone
+        raw = booster.predict(x_valid, raw_score=True, num_iteration=rounds) + initial
+        for found in losses_of(raw):
+            assert found == pytest.approx(loss, rel=1e-6)
+    _, without = train()
+    assert without[0] != pytest.approx(reported[0], rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
+@pytest.mark.parametrize("classes", [2, 4])
+def test_lightgbm_classifier_with_initial_scores_of_other_data(classes):
+    module = xentrs.lightgbm
+    (x, y, _), (x_valid, y_valid, _) = halves(*imbalanced(classes), False)
+    objective = module.binary() if classes == 2 else module.softmax()
+    metric = module.binary_metric if classes == 2 else module.softmax_metric
+    initial = objective.params(y, rows=len(y_valid))["init_score"]
+    model = lightgbm.LGBMClassifier(objective=objective, n_estimators=5, verbose=-1, n_jobs=2)
+    model.fit(
+        x,
+        y,
+        eval_set=[(x_valid, y_valid)],
+        eval_init_score=[initial],
+        eval_metric=metric,
+        **objective.params(y),
+    )
+    raw = model.predict_proba(x_valid, raw_score=True) + initial
+    losses = {2: xentrs.binary_cross_entropy_with_logits, 4: xentrs.cross_entropy}
+    (reported,) = model.best_score_.values()
+    assert reported["cross_entropy"] == pytest.approx(losses[classes](raw, y_valid), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "binary"])
+def test_rows_of_initial_scores(kind):
+    teacher = np.full((9, 3), [0.2, 0.3, 0.5]) if kind == "softmax" else np.full(9, 0.2)
+    for options in ({}, {"label_smoothing": 0.1}, {"weight": [1, 2]}, {"teacher": teacher}):
+        objective = getattr(xentrs.lightgbm, kind)(**options)
+        y = np.array([0, 1, 1, 1])
+        own = objective.params(y)["init_score"]
+        for rows in (0, 1, 4, np.int64(7)):
+            found = objective.params(y, rows=rows)["init_score"]
+            np.testing.assert_array_equal(found, np.tile(own[:1], (rows, *[1] * (own.ndim - 1))))
+            assert found.flags.f_contiguous
+            assert found.dtype == np.float64
+        with pytest.raises(ValueError, match="rows must be at least 0, not -1"):
+            objective.params(y, rows=-1)
+        for wrong, name in ((y, "ndarray"), (2.0, "float"), ("4", "str")):
+            with pytest.raises(TypeError, match=rf"rows must be a number of rows.*not {name}"):
+                objective.params(y, rows=wrong)
+        with pytest.raises(TypeError):
+            objective.params(y, None, 3)
+
+
 def test_lightgbm_scores_in_columns_are_not_transposed():
     objective = xentrs.lightgbm.softmax()
     scores = np.asfortranarray(np.random.default_rng(0).normal(size=(50, 4)))
