@@ -357,6 +357,111 @@ def test_catboost_classes(weighted):
     assert losses[-1] == pytest.approx(xentrs.cross_entropy(mine, y), rel=1e-6)
 
 
+def catboost_model(kind, y, metric, **options):
+    """Return a small model of CatBoost with an objective and its parameters."""
+    objective = getattr(xentrs.catboost, kind)(label_smoothing=0.05)
+    return catboost.CatBoostClassifier(
+        loss_function=objective,
+        eval_metric=metric,
+        iterations=4,
+        depth=3,
+        verbose=0,
+        allow_writing_files=False,
+        thread_count=1,
+        **options | objective.params(y),
+    )
+
+
+IRIS = datasets.load_iris(return_X_y=True)
+OF_CATBOOST = [
+    *(("binary", metric) for metric in ("Logloss", "AUC", xentrs.catboost.binary_metric)),
+    *(("softmax", metric) for metric in ("MultiClass", "Accuracy", xentrs.catboost.softmax_metric)),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, np.bool_])
+@pytest.mark.parametrize(("kind", "metric"), OF_CATBOOST)
+def test_catboost_predicts_labels(kind, metric, dtype):
+    """With `params`, as with a built-in loss: `predict`, `score`, and scikit-learn around them."""
+    x, y = CANCER if kind == "binary" else IRIS
+    if kind == "softmax" and dtype == np.bool_:
+        dtype = np.uint8  # bools are two classes
+    y = y.astype(dtype)
+    model = catboost_model(kind, y, metric).fit(x, y)
+    assert model.classes_.tolist() == [*range(2 if kind == "binary" else 3)]
+    raw = model.predict(x, prediction_type="RawFormulaVal")
+    shares = model.get_params()["loss_function"].predict_proba(raw)
+    np.testing.assert_allclose(model.predict_proba(x), shares, rtol=1e-12)
+    predicted = model.predict(x).ravel()
+    np.testing.assert_array_equal(predicted, shares.argmax(axis=1))
+    assert model.score(x, y) == pytest.approx(np.mean(predicted == y))
+    assert model.score(x, y) > 0.9
+    scores = model_selection.cross_val_score(model, x, y, cv=3, error_score="raise")
+    assert (scores > 0.85).all()
+    again = base.clone(model).fit(x, y)
+    np.testing.assert_array_equal(again.predict(x).ravel(), predicted)
+
+
+@pytest.mark.parametrize("kind", ["binary", "softmax"])
+def test_catboost_reports_metrics_by_a_public_name(kind):
+    x, y = CANCER if kind == "binary" else IRIS
+    metric = getattr(xentrs.catboost, f"{kind}_metric")
+    model = catboost_model(kind, y, metric).fit(x, y, eval_set=(x, y))
+    name = {"binary": "BinaryMetric", "softmax": "SoftmaxMetric"}[kind]
+    assert {part: [*found] for part, found in model.get_best_score().items()} == {
+        "learn": [name],
+        "validation": [name],
+    }
+    assert isinstance(metric, getattr(xentrs.catboost, name))
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "metric"),
+    [
+        ("softmax", "iris", "softmax_metric"),
+        ("softmax", "cancer", "softmax_metric"),
+        ("softmax", "cancer", "Logloss"),
+        ("softmax", "cancer", "Accuracy"),
+        ("binary", "iris", "MultiClass"),
+        ("binary", "cancer", "MultiClass"),
+    ],
+)
+def test_catboost_with_the_objective_of_another_number_of_classes(kind, data, metric):
+    """CatBoost asks the objective for derivatives that it does not have; it says what to do."""
+    x, y = IRIS if data == "iris" else CANCER
+    objective = getattr(xentrs.catboost, kind)(label_smoothing=0.1)
+    model = catboost.CatBoostClassifier(
+        loss_function=objective,
+        eval_metric=getattr(xentrs.catboost, metric, metric),
+        iterations=1,
+        verbose=0,
+        allow_writing_files=False,
+    )
+    with pytest.raises(catboost.CatBoostError) as caught:
+        model.fit(x, y)
+    # In one process CatBoost repeats the traceback of an earlier error before it.
+    message = str(caught.value).strip().splitlines()[-1]
+    other = "softmax" if kind == "binary" else "binary"
+    assert message.startswith("ValueError: CatBoost takes the model for one of ")
+    assert ("several" if kind == "binary" else "two") + " classes, with" in message
+    assert repr(objective) in message
+    assert "pass **objective.params(y) to the model" in message
+    assert f"xentrs.catboost.{kind}_metric" in message
+    assert f"take xentrs.catboost.{other}" in message
+
+
+def test_catboost_trains_no_softmax_with_a_teacher():
+    """As docs/boosting.md says: the number of a row is above the number of classes."""
+    x, y = IRIS
+    objective = xentrs.catboost.softmax(teacher=np.full((len(y), 3), 1 / 3))
+    rows = np.arange(len(y))
+    for params in (objective.params(rows), {}):
+        options = {"loss_function": objective, "eval_metric": "MultiClass", "iterations": 1}
+        model = catboost.CatBoost(options | params | {"allow_writing_files": False, "verbose": 0})
+        with pytest.raises(catboost.CatBoostError):
+            model.fit(x, rows)
+
+
 # The formulas
 
 
@@ -558,10 +663,14 @@ def test_clone_of_catboost():
 
 
 def test_parameters_of_catboost():
-    binary = xentrs.catboost.binary()
-    assert binary.params([0, 1, 1]) == {"classes_count": 2}
+    binary, softmax = xentrs.catboost.binary(), xentrs.catboost.softmax()
+    assert binary.params([0, 1, 1]) == {"classes_count": 2, "class_names": (0, 1)}
     assert binary.params([0, 0.3]) == {}
-    assert xentrs.catboost.softmax().params([0, 1, 2]) == {"classes_count": 3}
+    assert softmax.params([0, 1, 2]) == {"classes_count": 3, "class_names": (0, 1, 2)}
+    more = xentrs.catboost.softmax(weight=[1, 1, 1, 2]).params([0, 1, 2])
+    assert more == {"classes_count": 4, "class_names": (0, 1, 2, 3)}
+    teacher = xentrs.catboost.softmax(teacher=np.full((5, 2), 0.5))
+    assert teacher.params([0, 4]) == {"classes_count": 2}
 
 
 # Metrics
