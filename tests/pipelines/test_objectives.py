@@ -611,30 +611,73 @@ def test_pickle_and_copy(library, kind):
             assert copy.deepcopy(one) is one
 
 
-@pytest.mark.filterwarnings("ignore:Cannot compute class probabilities")
-@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
-def test_grid_search_over_processes(library):
-    x, y = CANCER
-    objective = MODULES[library].binary(label_smoothing=0.05)
+def raw_accuracy(model, x, y):
+    """Return the share of right classes, of the raw scores of LightGBM."""
+    raw = model.predict_proba(x, raw_score=True)
+    return np.mean(model.objective.predict_proba(raw).argmax(axis=1) == y)
+
+
+@every_library
+@pytest.mark.parametrize("classes", [2, 3])
+def test_grid_search_over_processes(library, classes):
+    """XGBoost and CatBoost with `params` and scikit-learn's own scores; LightGBM with a scorer."""
+    x, y = CANCER if classes == 2 else IRIS
+    kind = "binary" if classes == 2 else "softmax"
+    objective = getattr(MODULES[library], kind)(label_smoothing=0.05)
     model = {
         "xgboost": lambda: xgboost.XGBClassifier(
-            n_estimators=4, base_score=0.5, n_jobs=1, objective=objective
+            **objective.params(y) | {"objective": objective}, n_estimators=4, n_jobs=1
         ),
         "lightgbm": lambda: lightgbm.LGBMClassifier(
-            n_estimators=4, verbose=-1, n_jobs=1, objective=objective
+            n_estimators=10, verbose=-1, n_jobs=1, objective=objective
+        ),
+        "catboost": lambda: catboost_model(
+            kind, y, getattr(xentrs.catboost, f"{kind}_metric"), learning_rate=0.1
         ),
     }[library]()
-    search = model_selection.GridSearchCV(
-        model, {"learning_rate": [0.1, 0.3]}, n_jobs=2, cv=2, scoring=accuracy, error_score="raise"
-    )
-    search.fit(x, y)
-    assert search.best_score_ > 0.85
+    scores = [raw_accuracy] if library == "lightgbm" else [None, "accuracy", "neg_log_loss"]
+    for scoring in scores:
+        search = model_selection.GridSearchCV(
+            model,
+            {"learning_rate": [0.1, 0.3]},
+            n_jobs=2,
+            cv=3,
+            scoring=scoring,
+            error_score="raise",
+        )
+        search.fit(x, y)
+        assert search.best_score_ > (-0.5 if scoring == "neg_log_loss" else 0.9)
 
 
-def accuracy(model, x, y):
-    """Return the share of right classes; LightGBM's `predict` returns margins with an objective."""
-    predicted = np.asarray(model.predict(x))
-    return np.mean((predicted > (0 if predicted.dtype.kind == "f" else 0.5)) == y)
+@pytest.mark.filterwarnings("ignore:Cannot compute class probabilities")
+def test_predictions_of_a_lightgbm_classifier_are_raw_scores():
+    """As docs/boosting.md says, for which reason its `score` fails."""
+    for x, y, kind in ((*CANCER, "binary"), (*IRIS, "softmax")):
+        objective = getattr(xentrs.lightgbm, kind)()
+        model = lightgbm.LGBMClassifier(objective=objective, n_estimators=2, verbose=-1).fit(x, y)
+        raw = model.predict_proba(x, raw_score=True)
+        np.testing.assert_array_equal(model.predict(x), raw)
+        np.testing.assert_array_equal(model.predict_proba(x), raw)
+        with pytest.raises(ValueError, match="continuous"):
+            model.score(x, y)
+
+
+@every_library
+def test_pickled_models(library):
+    x, y = IRIS
+    objective = MODULES[library].softmax(label_smoothing=0.1)
+    model = {
+        "xgboost": lambda: xgboost.XGBClassifier(
+            **objective.params(y) | {"objective": objective}, n_estimators=3, n_jobs=1
+        ),
+        "lightgbm": lambda: lightgbm.LGBMClassifier(
+            objective=objective, n_estimators=3, verbose=-1, n_jobs=1
+        ),
+        "catboost": lambda: catboost_model("softmax", y, xentrs.catboost.softmax_metric),
+    }[library]().fit(x, y)
+    again = pickle.loads(pickle.dumps(model))
+    raw = {"lightgbm": {"raw_score": True}}.get(library, {})
+    np.testing.assert_array_equal(again.predict_proba(x, **raw), model.predict_proba(x, **raw))
 
 
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
