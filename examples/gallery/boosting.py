@@ -47,13 +47,12 @@ def by_xgboost(train: Array, labels: Array, test: Array, smoothing: float) -> It
 def by_lightgbm(train: Array, labels: Array, test: Array, smoothing: float) -> Iterator[Array]:
     """Do the same with LightGBM, whose model does not contain the initial score."""
     objective = xentrs.lightgbm.binary(label_smoothing=smoothing)
-    initial = objective.params(labels)
-    data = lightgbm.Dataset(train, labels, **initial)
+    data = lightgbm.Dataset(train, labels, **objective.params(labels))
     settings = {"objective": objective, "num_threads": 1, "verbose": -1}
     booster = lightgbm.train(settings, data, ROUNDS[-1])
+    initial = objective.params(labels, rows=len(test))["init_score"]
     for rounds in ROUNDS:
-        margins = booster.predict(test, raw_score=True, num_iteration=rounds)
-        yield margins + initial["init_score"][0]
+        yield booster.predict(test, raw_score=True, num_iteration=rounds) + initial
 
 
 LIBRARIES = {"XGBoost": by_xgboost, "LightGBM": by_lightgbm}

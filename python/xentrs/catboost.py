@@ -73,6 +73,15 @@ class softmax(_objectives.Softmax):
             np.fill_diagonal(hess, diagonal[0])
         return (-grad[0]).tolist(), (-hess).tolist()
 
+    def calc_ders_range(self, *_: Any) -> Any:
+        """Refuse scores of one number a sample, which CatBoost has of two classes."""
+        raise ValueError(
+            "CatBoost takes the model for one of two classes, with one score a sample, but "
+            f"{self!r} needs a score for each class: for more than two classes pass "
+            "**objective.params(y) to the model and eval_metric='MultiClass' or "
+            "xentrs.catboost.softmax_metric; for two take xentrs.catboost.binary"
+        )
+
     def _total(self, target: Any, classes: int) -> float:
         """Return the sum of the coefficients of a sample's logarithms."""
         weight = np.ones(classes) if self.weight is None else np.array(self.weight)
@@ -94,9 +103,11 @@ class softmax(_objectives.Softmax):
         Returns
         -------
         dict
-            ``classes_count``, which CatBoost cannot know with a custom objective.
+            ``classes_count``, which CatBoost cannot know with a custom objective, and
+            ``class_names``, without which its `predict` and `score` fail beside ``classes_count``.
+            With ``teacher``, ``classes_count`` alone.
         """
-        return {"classes_count": len(self.shares(y, sample_weight))}
+        return _classes(len(self.shares(y, sample_weight)), named=self.teacher is None)
 
 
 class binary(_objectives.Binary):
@@ -135,6 +146,15 @@ class binary(_objectives.Binary):
             floored(hess)
         return list(zip((-grad).tolist(), (-hess).tolist(), strict=True))
 
+    def calc_ders_multi(self, *_: Any) -> Any:
+        """Refuse scores of several numbers a sample, which CatBoost has of several classes."""
+        raise ValueError(
+            f"CatBoost takes the model for one of several classes, with a score for each, but "
+            f"{self!r} needs one score a sample: for two classes pass **objective.params(y) to the "
+            "model and eval_metric='Logloss' or xentrs.catboost.binary_metric; for more take "
+            "xentrs.catboost.softmax"
+        )
+
     def params(self, y: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, Any]:
         """Return the parameters that a training starts with.
 
@@ -148,12 +168,18 @@ class binary(_objectives.Binary):
         Returns
         -------
         dict
-            ``classes_count``, which is 2. Empty if `y` has other labels than 0 and 1: CatBoost
-            refuses such labels beside ``classes_count``.
+            ``classes_count``, which is 2, and ``class_names``. Empty if `y` has other labels than
+            0 and 1: CatBoost refuses such labels beside ``classes_count``.
         """
         labels = _objectives.numbers("y", y)
         hard = self.teacher is None and bool(((labels == 0) | (labels == 1)).all())
-        return {"classes_count": 2} if hard else {}
+        return _classes(2, named=True) if hard else {}
+
+
+def _classes(count: int, *, named: bool) -> dict[str, Any]:
+    """Return CatBoost's parameters of the number of classes and of their labels."""
+    # scikit-learn's `clone` fails for a list, which CatBoost copies.
+    return {"classes_count": count} | ({"class_names": tuple(range(count))} if named else {})
 
 
 def _report(name: str, loss: float, native: bool) -> tuple[str, float]:
@@ -182,17 +208,20 @@ class _Metric(_objectives.Metric):
         return error / weight if weight else float("nan")
 
 
-class _SoftmaxMetric(_Metric, _objectives.SoftmaxMetric):
-    pass
+# CatBoost reports a metric by the name of its class.
 
 
-class _BinaryMetric(_Metric, _objectives.BinaryMetric):
-    pass
+class SoftmaxMetric(_Metric, _objectives.SoftmaxMetric):
+    """The mean cross-entropy of several classes."""
+
+
+class BinaryMetric(_Metric, _objectives.BinaryMetric):
+    """The mean cross-entropy of two classes."""
 
 
 #: Mean cross-entropy of several classes, for ``eval_metric``. It takes margins, which is what
 #: CatBoost passes. ``softmax_metric.of_probabilities`` takes probabilities, for calls of your own.
-softmax_metric = _SoftmaxMetric(__name__, "softmax_metric", _report)
+softmax_metric = SoftmaxMetric(__name__, "softmax_metric", _report)
 
 #: The same for two classes.
-binary_metric = _BinaryMetric(__name__, "binary_metric", _report)
+binary_metric = BinaryMetric(__name__, "binary_metric", _report)

@@ -9,14 +9,22 @@ An objective is passed as ``params["objective"]`` to `lightgbm.train`, or as `ob
 
     model = lightgbm.LGBMClassifier(objective=objective).fit(X, y, **objective.params(y))
 
-LightGBM's raw predictions do not contain the initial scores: add them before `predict_proba`.
+A LightGBM model does not contain the initial scores. Other data need the same ones, those of the
+training labels ``y``: validation data when they are made, and raw predictions before
+`predict_proba`::
+
+    valid = data.create_valid(X_valid, y_valid, **objective.params(y, rows=len(y_valid)))
+
+    initial = objective.params(y, rows=len(X_test))["init_score"]
+    objective.predict_proba(booster.predict(X_test, raw_score=True) + initial)
 
 This module does not import LightGBM.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,6 +48,20 @@ def _single(objective: _objectives.Objective, call: Round, factor: float) -> tup
     np.copyto(results[0], grad, casting="same_kind")
     np.multiply(hess, factor, out=results[1], casting="same_kind")
     return results
+
+
+def _rows(y: ArrayLike, rows: SupportsIndex | None) -> int:
+    """Return how many initial scores are asked for."""
+    if rows is None:
+        return len(np.asarray(y))
+    try:
+        count = operator.index(rows)
+    except TypeError:
+        kind = type(rows).__name__
+        raise TypeError(f"rows must be a number of rows, such as len(X), not {kind}") from None
+    if count < 0:
+        raise ValueError(f"rows must be at least 0, not {count}")
+    return count
 
 
 class softmax(_objectives.Softmax):
@@ -84,7 +106,13 @@ class softmax(_objectives.Softmax):
         classes = call.scores.shape[-1]
         return _single(self, call, classes / max(classes - 1, 1))
 
-    def params(self, y: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, Any]:
+    def params(
+        self,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        rows: SupportsIndex | None = None,
+    ) -> dict[str, Any]:
         """Return what a training starts with.
 
         Parameters
@@ -93,15 +121,26 @@ class softmax(_objectives.Softmax):
             The labels of the training.
         sample_weight : array_like, optional
             The weights of its samples.
+        rows : int, optional
+            Return scores for so many rows of other data, such as those for validation. By default,
+            as many as labels.
 
         Returns
         -------
         dict
-            ``init_score``: the logarithms of the classes' shares for each sample, of shape
-            (samples, classes), for `lightgbm.Dataset` or `LGBMClassifier.fit`.
+            ``init_score``: the logarithms of the classes' shares, the same for each row, of shape
+            (rows, classes) in Fortran order. It goes to `lightgbm.Dataset` or `LGBMClassifier.fit`,
+            and is added to raw predictions.
+
+        Examples
+        --------
+        >>> import xentrs.lightgbm
+        >>> objective = xentrs.lightgbm.softmax()
+        >>> objective.params([0, 1, 1, 1], rows=2)["init_score"].round(2).tolist()
+        [[-1.39, -0.29], [-1.39, -0.29]]
         """
         logarithms = np.log(np.maximum(self.shares(y, sample_weight), _EPSILON))
-        shape = len(np.asarray(y)), len(logarithms)
+        shape = _rows(y, rows), len(logarithms)
         return {"init_score": np.array(np.broadcast_to(logarithms, shape), order="F")}
 
 
@@ -142,7 +181,13 @@ class binary(_objectives.Binary):
         """Return gradient and Hessian: of scores and a `Dataset`, or of labels and scores."""
         return _single(self, Round.of(first, second, sample_weight), 1.0)
 
-    def params(self, y: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, Any]:
+    def params(
+        self,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        rows: SupportsIndex | None = None,
+    ) -> dict[str, Any]:
         """Return what a training starts with.
 
         Parameters
@@ -151,14 +196,23 @@ class binary(_objectives.Binary):
             The labels of the training.
         sample_weight : array_like, optional
             The weights of its samples.
+        rows : int, optional
+            Return scores for so many rows of other data, such as those for validation. By default,
+            as many as labels.
 
         Returns
         -------
         dict
-            ``init_score``: the log-odds of class 1 for each sample.
+            ``init_score``: the log-odds of class 1, the same for each row, of shape (rows,). It
+            goes to `lightgbm.Dataset` or `LGBMClassifier.fit`, and is added to raw predictions.
+
+        Examples
+        --------
+        >>> import xentrs.lightgbm
+        >>> xentrs.lightgbm.binary().params([0, 1, 1, 1], rows=2)["init_score"].round(2).tolist()
+        [1.1, 1.1]
         """
-        samples = len(np.asarray(y))
-        return {"init_score": np.full(samples, self.log_odds(y, sample_weight))}
+        return {"init_score": np.full(_rows(y, rows), self.log_odds(y, sample_weight))}
 
 
 def _report(name: str, loss: float, native: bool) -> tuple[str, float, bool]:

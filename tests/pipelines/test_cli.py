@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,11 @@ ENVIRONMENT |= {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 COMMAND = [sys.executable, "-m", "xentrs"]
 
 
-def call(*arguments, cwd=None, **options):
+def call(*arguments, cwd=None, env=ENVIRONMENT, text=True, **options):
     """Run the command in a process of its own."""
     command = [*COMMAND, *map(str, arguments)]
     return subprocess.run(
-        command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, **options
+        command, cwd=cwd, env=env, capture_output=True, text=text, timeout=60, **options
     )
 
 
@@ -242,6 +243,159 @@ def test_columns_of_classes(here, evaluated):
     at = ("-t", "all.parquet:t", "--group", "all.parquet:word", "--block-size", "1K")
     is_result(evaluated("all.parquet:class_*", *at), right)
     is_result(evaluated("x.parquet", *at), right)
+
+
+def index_of(kind, rows):
+    """Return an index of pandas: none of these is a class."""
+    pandas = pytest.importorskip("pandas")
+    numbers = np.arange(rows)[::-1]
+    return {
+        "range": lambda: pandas.RangeIndex(rows),  # which is no column of the file
+        "shuffled": lambda: pandas.Index(numbers),
+        "floats": lambda: pandas.Index(numbers / 2),
+        "named": lambda: pandas.Index(numbers / 2, name="class_index"),
+        "words": lambda: pandas.Index(numbers.astype(str)),
+        "levels": lambda: pandas.MultiIndex.from_arrays([numbers / 3, numbers], names=["c", None]),
+    }[kind]()
+
+
+INDEXES = ("range", "shuffled", "floats", "named", "words", "levels")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", INDEXES)
+def test_the_index_of_pandas_is_no_class(here, evaluated, kind, suffix):
+    """It is stored as columns like others; a pattern that matches it leaves it out too."""
+    pandas = pytest.importorskip("pandas")
+    x, t, base = X.reshape(-1, C), T.reshape(-1), BASE.reshape(-1, C)
+    q = RNG.dirichlet(np.ones(C), N * S).astype(np.float32)
+    for name, array in (("x", x), ("base", base), ("q", q)):
+        frame = pandas.DataFrame(array, columns=[f"class_{i}" for i in range(C)])
+        frame.index = index_of(kind, len(frame))
+        if suffix == "parquet":
+            frame.to_parquet(f"{name}.parquet")
+        else:
+            table = pa.Table.from_pandas(frame)
+            with pa.ipc.new_file(f"{name}.arrow", table.schema) as writer:
+                writer.write_table(table)
+    np.save("t.npy", t)
+    right = meter(x, t, reference_logits=base).compute()
+    for key in ("", ":*", ":class_*"):
+        at = (f"x.{suffix}{key}", "--reference", f"base.{suffix}{key}", "--block-size=2K")
+        is_result(evaluated(*at, "-t", "t.npy"), right)
+    np.save("x.npy", x)
+    is_result(evaluated("x.npy", "-t", f"q.{suffix}"), meter(x, q).compute())
+    if kind == "named":  # its own name still means it
+        found = evaluated("x.npy", "-t", "t.npy", "--sample-weight", f"x.{suffix}:class_index")
+        is_result(found, meter(x, t, sample_weight=np.arange(N * S)[::-1] / 2).compute())
+
+
+def test_columns_of_other_options_are_no_classes(here, run, evaluated):
+    """Whatever the option is, with a pattern and without, and by another name of the file."""
+    x, t, base = X.reshape(-1, C), T.reshape(-1), BASE.reshape(-1, C)
+    classes = {f"class_{i}": x[:, i] for i in range(C)}
+    theirs = {f"base_{i}": base[:, i] for i in range(C)}
+    columns = {"target": t, "bytes": BYTES, "sample-weight": WEIGHT}
+    columns = {name: np.ravel(a).astype(np.float32) for name, a in columns.items()}
+    columns["group"] = t // 3
+    arrays = {"sample_weight": columns["sample-weight"], "group": columns["group"]}
+    options = [part for name in columns for part in (f"--{name}", f"link.parquet:{name}")]
+    os.symlink("all.parquet", "link.parquet")
+    right = meter(x, t, **arrays).compute()
+    for order in (classes | columns, columns | classes):
+        pq.write_table(pa.table(order), "all.parquet")
+        for key in ("", ":*"):
+            found = evaluated(f"all.parquet{key}", *options)
+            is_result(found, right)
+            assert found["bits_per_byte"] is not None
+    pq.write_table(pa.table(columns | theirs | classes), "all.parquet")
+    right = meter(x, t, reference_logits=base, **arrays).compute()
+    for key in ("", ":*"):
+        is_result(evaluated(f"all.parquet{key}", *options, "-r", "all.parquet:base_*"), right)
+        found = evaluated("all.parquet:class_*", *options, "-r", f"all.parquet{key}")
+        is_result(found, right)
+    # A column that another file's option names is a class of this one.
+    pq.write_table(pa.table(classes), "x.parquet")
+    pq.write_table(pa.table({"class_3": t}), "t.parquet")
+    is_result(evaluated("x.parquet", "-t", "t.parquet:class_3"), meter(x, t).compute())
+    # What is left may be a single column, of lists.
+    pq.write_table(pa.table({"t": t, "x": lists(x)}), "x.parquet")
+    is_result(evaluated("x.parquet", "-t", "x.parquet:t"), meter(x, t).compute())
+    err = run("eval", "t.parquet:class_*", "-t", "flat.npy", "--group", "x.parquet:t")[2]
+    assert "column 'class_3' is int64" in err  # of its own file
+
+
+def test_a_pattern_of_no_class(here, run):
+    """Where nothing is left, the line says what was left out."""
+    table = pa.table({"id": X[:, 0, 0], "y": X[:, 0, 1], "a": X[:, 0, 2]})
+    table = table.replace_schema_metadata({"pandas": '{"index_columns": ["id"]}'})
+    pq.write_table(table, "x.parquet")
+    err = "xentrs: x.parquet: has no column 'i*' that is not pandas' index or what other options"
+    assert run("eval", "x.parquet:i*", "-t", "flat.npy")[2] == f"{err} name\n"
+    err = run("eval", "x.parquet:[iy]*", "-t", "x.parquet:y")[2]
+    assert "has no column '[iy]*' that" in err
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "3", '{"index_columns": 3}', '{"index": [0]}', "[" * 9999]
+)
+def test_damaged_metadata_of_pandas(here, evaluated, text):
+    columns = {f"c{i}": X.reshape(-1, C)[:, i] for i in range(C)}
+    pq.write_table(pa.table(columns).replace_schema_metadata({"pandas": text}), "x.parquet")
+    is_result(evaluated("x.parquet", "-t", "flat.npy"), meter().compute())
+
+
+def test_columns_of_one_name(here, run):
+    x = [pa.array(a) for a in X.reshape(-1, C)[:, :3].T]
+    table = pa.Table.from_arrays([*x, pa.array(T.ravel())], names=["a", "b", "a", "t"])
+    with pa.ipc.new_file("x.arrow", table.schema) as writer:
+        writer.write_table(table)
+    err = "xentrs: x.arrow: has 2 columns of the name 'a', which must differ\n"
+    for key in (":*", ":a", ""):
+        assert run("eval", f"x.arrow{key}", "-t", "x.arrow:t") == (2, "", err)
+
+
+NO_FLOATS = {
+    "int64": pa.array(np.arange(N * S)),
+    "int8": pa.array(np.ones(N * S, np.int8)),
+    "uint16": pa.array(np.ones(N * S, np.uint16)),
+    "bool": pa.array(np.ones(N * S, bool)),
+    "string": pa.array(["a"] * N * S),
+    "timestamp[s]": pa.array(np.arange(N * S)).cast(pa.timestamp("s")),
+    "decimal128(9, 2)": pa.array([Decimal("1.25")] * N * S, pa.decimal128(9, 2)),
+    "dictionary<values=string, indices=int32, ordered=0>": pa.array(
+        ["a", "b"] * (N * S // 2)
+    ).dictionary_encode(),
+    "struct<a: int64>": pa.array([{"a": 1}] * N * S),
+    "null": pa.nulls(N * S),
+}
+
+
+@pytest.mark.parametrize("key", ["", ":*", ":c*"])
+@pytest.mark.parametrize("kind", NO_FLOATS)
+def test_columns_of_logits_that_are_no_floats(here, run, kind, key):
+    """Arrow would promote them: the line names the column, and how to choose others."""
+    columns = {f"c{i}": X.reshape(-1, C)[:, i] for i in range(C)}
+    pq.write_table(pa.table(columns), "x.parquet")
+    table = pa.table(columns).add_column(3, "c_other", NO_FLOATS[kind])
+    with pa.ipc.new_file("bad.arrow", table.schema) as writer:
+        writer.write_table(table)
+    for logits in (("bad.arrow" + key,), ("x.parquet", "--reference", "bad.arrow" + key)):
+        status, out, err = run("eval", *logits, "-t", "flat.npy")
+        assert (status, out, err) == (
+            2,
+            "",
+            f"xentrs: bad.arrow: column 'c_other' is {kind}, but logits must be float16, bfloat16, "
+            "float32 or float64: choose the columns of the classes by a pattern, as "
+            "bad.arrow:'class_*'\n",
+        )
+
+
+def test_a_dictionary_of_floats_is_a_class(here, evaluated):
+    x, t = X.reshape(-1, C), T.reshape(-1)
+    columns = {f"c{i}": pa.array(x[:, i]).dictionary_encode() for i in range(C)}
+    pq.write_table(pa.table(columns), "x.parquet")
+    is_result(evaluated("x.parquet", "-t", "flat.npy"), meter(x, t).compute())
 
 
 def test_soft_targets(here, evaluated):
@@ -603,7 +757,7 @@ ERRORS = {
         lambda: pq.write_table(pa.table({"x": [[1.0, 2.0], None]}), "x.parquet"),
         "x.parquet",
         "t.npy",
-        "rows 0 to 1: .* missing values",
+        "row 1: column 'x' has a missing value",
     ),
     "a header that is no header": (
         lambda: header("x.npy", "{'descr': '<f4', 'shape': open('/tmp/x', 'w')}\n"),
@@ -685,6 +839,57 @@ def test_errors_of_other_files(here, run):
     np.save("wrong.npy", np.ones(C + 1))
     err = run("eval", "x.npy", "-t", "t.npy", "--weight", "wrong.npy")[2]
     assert err.startswith("xentrs: wrong.npy: has shape (21,)"), err
+
+
+NULLS = {
+    "columns": pa.array,
+    "dictionaries": lambda column: pa.array(column).dictionary_encode(),
+    "rows of lists": lambda column: pa.array([None if x is None else [x, x] for x in column]),
+    "lists": lambda column: pa.array([[1.0, x] for x in column]),
+    "large lists": lambda column: pa.array([[1.0, x] for x in column], pa.large_list(pa.float32())),
+    "fixed lists": lambda column: pa.array([[1.0, x] for x in column], pa.list_(pa.float32(), 2)),
+    "nested lists": lambda column: pa.array([[[1.0], [x]] for x in column]),
+}
+
+
+@pytest.mark.parametrize("row", [0, 3, 150])
+@pytest.mark.parametrize("kind", NULLS)
+def test_missing_values(here, run, kind, row):
+    """The line names the first row that has some, and the columns that have them there."""
+
+    def write(**rows):
+        columns = {name: [None if i in rows[name] else 1.0 for i in range(N * S)] for name in rows}
+        table = {name: NULLS[kind](column) for name, column in columns.items()}
+        pq.write_table(pa.table(table), "x.parquet", row_group_size=40)
+        logits = "x.parquet:*" if len(rows) > 1 else "x.parquet"
+        return run("eval", logits, "-t", "flat.npy", "--block-size=99")[2]
+
+    np.save("flat.npy", np.zeros((N * S, 2) if kind == "nested lists" else N * S, int))
+    one = f"xentrs: x.parquet: row {row}: column 'x' has a missing value\n"
+    assert write(x=[row, row + 1]) == one
+    if kind in ("columns", "dictionaries"):
+        assert write(w=[row + 1], x=[row], y=[row + 2], z=[]) == one
+        two = f"xentrs: x.parquet: row {row}: columns 'w', 'y' have missing values\n"
+        assert write(w=[row], x=[row + 1], y=[row, row + 2], z=[]) == two
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "message"),
+    [
+        ("-t", [1, 1] + [0] * (C - 2), r"target is \[1, 1, .* must be one-hot.*, \(20,\), with"),
+        ("-t", np.array(C), r"target is 20, but must be a class in \[0, 20\)"),
+        ("--sample-weight", np.array(-1.0), "sample_weight is -1.0, but must be at least 0"),
+        ("--group", np.array([1, 2]), r"has shape \(2,\), but must have one entry"),
+    ],
+)
+def test_errors_of_logits_of_one_sample(here, run, option, given, message):
+    np.save("x.npy", X[0, 3])
+    np.save("t.npy", T[0, 3])
+    np.save("wrong.npy", given)
+    target = () if option == "-t" else ("-t", "t.npy")
+    status, out, err = run("eval", "x.npy", option, "wrong.npy", *target)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert re.match(f"xentrs: wrong.npy: {message}", err), err
 
 
 def test_positions_with_shift(here, run):
@@ -770,6 +975,96 @@ def test_where_no_output_fits(here, arguments):
         )
     message = "xentrs: standard output: no space left on device\n"
     assert (done.returncode, done.stderr) == (2, message)
+
+
+PLAIN = {key: value for key, value in ENVIRONMENT.items() if not key.startswith(("LC_", "LANG"))}
+ENCODINGS = {
+    "ascii": {"PYTHONIOENCODING": "ascii"},
+    "latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "utf-8": {"PYTHONIOENCODING": "utf-8"},
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+def test_encodings_of_the_output(here, run):
+    """An output that cannot encode a character of the report gets another, and no traceback."""
+    np.savez("long.npz", **{"k" * 300: T})  # which a table cuts
+    report = run("eval", "x.npy", "-t", "t.npy")[1]
+    listed = run("info", "long.npz")[1]
+    assert "\u00b1" in report
+    assert "\u2026" in listed
+    for name, variables in ENCODINGS.items():
+        codec = "ascii" if name == "C" else name
+        options = {"env": PLAIN | variables, "text": False}
+        for arguments, text, lost in (
+            (("eval", "x.npy", "-t", "t.npy"), report, codec == "ascii"),
+            (("info", "long.npz"), listed, codec != "utf-8"),
+        ):
+            done = call(*arguments, **options)
+            expected = text.replace("\u00b1", "+-").replace("\u2026", "...") if lost else text
+            assert (done.returncode, done.stderr) == (0, b"")
+            assert done.stdout.decode(codec) == expected
+    asked = call("eval", "x.npy", "-t", "t.npy", env=PLAIN | {"PYTHONIOENCODING": "ascii:replace"})
+    assert (asked.returncode, asked.stdout) == (0, report.replace("\u00b1", "?"))
+
+
+@pytest.mark.parametrize("name", ["\u00fc\u00b1 \u6a21$x$".encode(), b"\xff$_"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_files_with_any_name(here, encoding, name):
+    """A name that the output cannot encode breaks neither report nor picture nor error."""
+    name += b".npy"
+    file = os.fsdecode(name)
+    try:
+        os.rename("x.npy", file)
+    except OSError:
+        pytest.skip("no such name on this system")
+    options = {"env": PLAIN | ENCODINGS[encoding], "text": False}
+    done = call("eval", file, "-t", "t.npy", "--png=p.png", "--save-state=s.npz", **options)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert Path("p.png").stat().st_size > 10_000
+    shown = {"ascii": b"\\xfc+- \\u6a21$x$.npy", "latin-1": b"\xfc\xb1 \\u6a21$x$.npy"}
+    title = name if name.startswith(b"\xff") else shown.get(encoding, name)
+    assert done.stdout.startswith(title + b" (30 x 7 x 20, float32)")
+    done = call("eval", file, "-t", "flat.npy", "--group", file, **options)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert done.stderr.startswith(b"xentrs: flat.npy: has shape")
+    done = call("eval", file, "-t", file, "--weight", file, **options)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+
+
+CLOSED = [
+    "eval x.npy -t t.npy",
+    "eval x.npy -t t.npy --json --save-state s.npz",
+    "merge m.npz",
+    "info x.npy",
+    "eval --help",
+]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize("command", CLOSED)
+def test_closed_streams(here, run, command, closed):
+    """Output that is lost is an error, as for `ls >&-`. No file takes its place."""
+    assert run("eval", "x.npy", "-t", "t.npy", "--save-state", "m.npz")[0] == 0
+    line = f'"{sys.executable}" -m xentrs {command} {closed}'
+    done = subprocess.run(
+        line, shell=True, env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+    if closed.startswith(">"):
+        error = "" if "2>" in closed else "xentrs: standard output: bad file descriptor\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", error)
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == run(*command.split())[1]
+    if "--save-state" in command:
+        assert Path("s.npz").read_bytes() == Path("m.npz").read_bytes()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_errors_where_nobody_reads_them(here, closed):
+    line = f'"{sys.executable}" -m xentrs eval none.npy -t t.npy {closed}'
+    done = subprocess.run(line, shell=True, env=ENVIRONMENT, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
 
 
 def test_a_file_that_shrinks(here, run, monkeypatch):
@@ -915,14 +1210,16 @@ def test_interrupt_while_decompressing(here):
     assert seconds < 1
 
 
-def test_progress_on_a_terminal(here):
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_progress_on_a_terminal(here, encoding):
     """Percent, samples and the time left, on standard error alone, and gone at the end."""
     sparse("big.safetensors", 80_000, 4096)
     np.save("t.npy", np.zeros(80_000, np.int32))
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "eval", "big.safetensors", "-t", "t.npy", "--json"],
-        env=ENVIRONMENT | {"TERM": "xterm-256color", "COLUMNS": "100"},
+        env=ENVIRONMENT
+        | {"TERM": "xterm-256color", "COLUMNS": "100", "PYTHONIOENCODING": encoding},
         stdout=subprocess.PIPE,
         stderr=theirs,
         text=True,
@@ -943,6 +1240,8 @@ def test_progress_on_a_terminal(here):
     assert json.loads(out)["count"] == 80_000
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
     assert re.search(r"samples .* \d+% +\d+/80000 +\d:\d\d:\d\d", text), text
+    assert text.isascii() == (encoding == "ascii")
+    assert "\\u" not in text
 
 
 @pytest.mark.parametrize("command", ["module", "script"])
@@ -1000,6 +1299,30 @@ def test_info(here, run):
     for text in ("(30, 7, 20)", "(30, 7)", "float32", "second", "f32", "list<"):
         assert text in out
     assert run("info", "none.npz")[2] == "xentrs: none.npz: no such file or directory\n"
+
+
+def test_info_of_good_and_bad_files(here, run):
+    """What can be read is shown, whatever comes before and after it; then a line of each error."""
+    Path("bad.npy").write_text("hello, world")
+    np.savez("some.npz", a=X, p=np.array([{}], object), z=T)
+    Path("x.parquet").write_bytes(b"PAR1" * 9)
+    bad = ["xentrs: bad.npy: is none of .npy, .npz, .safetensors, Parquet and Arrow IPC"]
+    none = ["xentrs: none.npy: no such file or directory"]
+    pickled = ["xentrs: some.npz: holds pickled Python objects, which are never loaded"]
+    for files, shown, lines in (
+        (["x.npy", "bad.npy"], ["x.npy"], bad),
+        (["bad.npy", "x.npy"], ["x.npy"], bad),
+        (["none.npy", "x.npy", "bad.npy", "t.npy"], ["x.npy", "t.npy"], none + bad),
+        (["some.npz", "t.npy"], ["some.npz  a", "some.npz  z", "t.npy"], pickled),
+        (["bad.npy", "none.npy"], [], bad + none),
+    ):
+        status, out, err = run("info", *files)
+        assert (status, err.splitlines()) == (2, lines)
+        rows = out.splitlines()[1:]
+        assert len(rows) == len(shown)
+        assert all(row.startswith(start) for row, start in zip(rows, shown, strict=True))
+    status, out, err = run("info", "x.npy", "x.parquet")
+    assert (status, err.count("\n"), "(30, 7, 20)" in out) == (2, 1, True)
 
 
 def test_help_and_version(here):

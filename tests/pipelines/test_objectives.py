@@ -198,6 +198,109 @@ def test_lightgbm_binary(table, weighted, start):
     assert text(train(objective)) == text(train("binary"))
 
 
+def halves(x, y, weighted):
+    """Return samples, labels and weights of two halves of a data set."""
+    weight = weights(y, weighted)
+    even = np.arange(len(y)) % 2 == 0
+    return [(x[half], y[half], weight[half] if weighted else None) for half in (even, ~even)]
+
+
+@weighted
+@pytest.mark.parametrize("table", ["digits", "imbalanced", "cancer", "imbalanced pairs"])
+def test_lightgbm_initial_scores_of_other_data(table, weighted):
+    """What early stopping reads is the loss of the predictions, with the scores of `rows=`."""
+    pairs = {"cancer": CANCER, "imbalanced pairs": PAIRS["imbalanced"]}
+    module, two = xentrs.lightgbm, table in pairs
+    (x, y, w), (x_valid, y_valid, w_valid) = halves(*(pairs | TABLES)[table], weighted)
+    objective = module.binary() if two else module.softmax()
+    metric = module.binary_metric if two else module.softmax_metric
+    ours, theirs = objective.params(y, w), objective.params(y, w, rows=len(y_valid))
+    initial = theirs["init_score"]
+    assert initial.shape == (len(y_valid), *ours["init_score"].shape[1:])
+    assert initial.flags.f_contiguous
+    assert (initial == ours["init_score"][0]).all()
+    settings = QUIET | {"objective": objective, "num_class": 1 if two else int(y.max()) + 1}
+    settings |= {"learning_rate": 0.5, "num_leaves": 8}
+
+    def losses_of(raw):
+        """Return the loss of margins, and that of the probabilities made of them."""
+        total = len(y_valid) if w_valid is None else w_valid.sum()
+        if two:
+            options = {"weight": w_valid, "denominator": total}
+            shares = objective.predict_proba(raw)[:, 1]
+            yield xentrs.binary_cross_entropy_with_logits(raw, y_valid, **options)
+            yield xentrs.binary_cross_entropy(shares, y_valid, **options)
+        else:
+            yield xentrs.cross_entropy(raw, y_valid, sample_weight=w_valid)
+            shares = objective.predict_proba(raw)
+            yield xentrs.log_loss(shares, y_valid, sample_weight=w_valid)
+
+    def train(**options):
+        seen = {}
+        data = lightgbm.Dataset(x, y, weight=w, **ours)
+        valid = data.create_valid(x_valid, y_valid, weight=w_valid, **options)
+        stops = lightgbm.early_stopping(3, verbose=False)
+        callbacks = [stops, lightgbm.record_evaluation(seen)]
+        return lightgbm.train(
+            settings, data, 40, valid_sets=[valid], feval=metric, callbacks=callbacks
+        ), seen["valid_0"]["cross_entropy"]
+
+    booster, reported = train(**theirs)
+    assert len(reported) < 40, "it should stop early"
+    assert booster.best_iteration == np.argmin(reported) + 1
+    assert booster.best_score["valid_0"]["cross_entropy"] == min(reported)
+    for rounds, loss in enumerate(reported[: booster.best_iteration], 1):  # later trees are gone
+        raw = booster.predict(x_valid, raw_score=True, num_iteration=rounds) + initial
+        for found in losses_of(raw):
+            assert found == pytest.approx(loss, rel=1e-6)
+    _, without = train()
+    assert without[0] != pytest.approx(reported[0], rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The argument 'eval_set' is deprecated")
+@pytest.mark.parametrize("classes", [2, 4])
+def test_lightgbm_classifier_with_initial_scores_of_other_data(classes):
+    module = xentrs.lightgbm
+    (x, y, _), (x_valid, y_valid, _) = halves(*imbalanced(classes), False)
+    objective = module.binary() if classes == 2 else module.softmax()
+    metric = module.binary_metric if classes == 2 else module.softmax_metric
+    initial = objective.params(y, rows=len(y_valid))["init_score"]
+    model = lightgbm.LGBMClassifier(objective=objective, n_estimators=5, verbose=-1, n_jobs=2)
+    model.fit(
+        x,
+        y,
+        eval_set=[(x_valid, y_valid)],
+        eval_init_score=[initial],
+        eval_metric=metric,
+        **objective.params(y),
+    )
+    raw = model.predict_proba(x_valid, raw_score=True) + initial
+    losses = {2: xentrs.binary_cross_entropy_with_logits, 4: xentrs.cross_entropy}
+    (reported,) = model.best_score_.values()
+    assert reported["cross_entropy"] == pytest.approx(losses[classes](raw, y_valid), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "binary"])
+def test_rows_of_initial_scores(kind):
+    teacher = np.full((9, 3), [0.2, 0.3, 0.5]) if kind == "softmax" else np.full(9, 0.2)
+    for options in ({}, {"label_smoothing": 0.1}, {"weight": [1, 2]}, {"teacher": teacher}):
+        objective = getattr(xentrs.lightgbm, kind)(**options)
+        y = np.array([0, 1, 1, 1])
+        own = objective.params(y)["init_score"]
+        for rows in (0, 1, 4, np.int64(7)):
+            found = objective.params(y, rows=rows)["init_score"]
+            np.testing.assert_array_equal(found, np.tile(own[:1], (rows, *[1] * (own.ndim - 1))))
+            assert found.flags.f_contiguous
+            assert found.dtype == np.float64
+        with pytest.raises(ValueError, match="rows must be at least 0, not -1"):
+            objective.params(y, rows=-1)
+        for wrong, name in ((y, "ndarray"), (2.0, "float"), ("4", "str")):
+            with pytest.raises(TypeError, match=rf"rows must be a number of rows.*not {name}"):
+                objective.params(y, rows=wrong)
+        with pytest.raises(TypeError):
+            objective.params(y, None, 3)
+
+
 def test_lightgbm_scores_in_columns_are_not_transposed():
     objective = xentrs.lightgbm.softmax()
     scores = np.asfortranarray(np.random.default_rng(0).normal(size=(50, 4)))
@@ -252,6 +355,111 @@ def test_catboost_classes(weighted):
     np.testing.assert_allclose(mine, right, rtol=0, atol=2e-15)
     (losses,) = ours.get_evals_result()["validation"].values()
     assert losses[-1] == pytest.approx(xentrs.cross_entropy(mine, y), rel=1e-6)
+
+
+def catboost_model(kind, y, metric, **options):
+    """Return a small model of CatBoost with an objective and its parameters."""
+    objective = getattr(xentrs.catboost, kind)(label_smoothing=0.05)
+    return catboost.CatBoostClassifier(
+        loss_function=objective,
+        eval_metric=metric,
+        iterations=4,
+        depth=3,
+        verbose=0,
+        allow_writing_files=False,
+        thread_count=1,
+        **options | objective.params(y),
+    )
+
+
+IRIS = datasets.load_iris(return_X_y=True)
+OF_CATBOOST = [
+    *(("binary", metric) for metric in ("Logloss", "AUC", xentrs.catboost.binary_metric)),
+    *(("softmax", metric) for metric in ("MultiClass", "Accuracy", xentrs.catboost.softmax_metric)),
+]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float32, np.bool_])
+@pytest.mark.parametrize(("kind", "metric"), OF_CATBOOST)
+def test_catboost_predicts_labels(kind, metric, dtype):
+    """With `params`, as with a built-in loss: `predict`, `score`, and scikit-learn around them."""
+    x, y = CANCER if kind == "binary" else IRIS
+    if kind == "softmax" and dtype == np.bool_:
+        dtype = np.uint8  # bools are two classes
+    y = y.astype(dtype)
+    model = catboost_model(kind, y, metric).fit(x, y)
+    assert model.classes_.tolist() == [*range(2 if kind == "binary" else 3)]
+    raw = model.predict(x, prediction_type="RawFormulaVal")
+    shares = model.get_params()["loss_function"].predict_proba(raw)
+    np.testing.assert_allclose(model.predict_proba(x), shares, rtol=1e-12)
+    predicted = model.predict(x).ravel()
+    np.testing.assert_array_equal(predicted, shares.argmax(axis=1))
+    assert model.score(x, y) == pytest.approx(np.mean(predicted == y))
+    assert model.score(x, y) > 0.9
+    scores = model_selection.cross_val_score(model, x, y, cv=3, error_score="raise")
+    assert (scores > 0.85).all()
+    again = base.clone(model).fit(x, y)
+    np.testing.assert_array_equal(again.predict(x).ravel(), predicted)
+
+
+@pytest.mark.parametrize("kind", ["binary", "softmax"])
+def test_catboost_reports_metrics_by_a_public_name(kind):
+    x, y = CANCER if kind == "binary" else IRIS
+    metric = getattr(xentrs.catboost, f"{kind}_metric")
+    model = catboost_model(kind, y, metric).fit(x, y, eval_set=(x, y))
+    name = {"binary": "BinaryMetric", "softmax": "SoftmaxMetric"}[kind]
+    assert {part: [*found] for part, found in model.get_best_score().items()} == {
+        "learn": [name],
+        "validation": [name],
+    }
+    assert isinstance(metric, getattr(xentrs.catboost, name))
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "metric"),
+    [
+        ("softmax", "iris", "softmax_metric"),
+        ("softmax", "cancer", "softmax_metric"),
+        ("softmax", "cancer", "Logloss"),
+        ("softmax", "cancer", "Accuracy"),
+        ("binary", "iris", "MultiClass"),
+        ("binary", "cancer", "MultiClass"),
+    ],
+)
+def test_catboost_with_the_objective_of_another_number_of_classes(kind, data, metric):
+    """CatBoost asks the objective for derivatives that it does not have; it says what to do."""
+    x, y = IRIS if data == "iris" else CANCER
+    objective = getattr(xentrs.catboost, kind)(label_smoothing=0.1)
+    model = catboost.CatBoostClassifier(
+        loss_function=objective,
+        eval_metric=getattr(xentrs.catboost, metric, metric),
+        iterations=1,
+        verbose=0,
+        allow_writing_files=False,
+    )
+    with pytest.raises(catboost.CatBoostError) as caught:
+        model.fit(x, y)
+    # In one process CatBoost repeats the traceback of an earlier error before it.
+    message = str(caught.value).strip().splitlines()[-1]
+    other = "softmax" if kind == "binary" else "binary"
+    assert message.startswith("ValueError: CatBoost takes the model for one of ")
+    assert ("several" if kind == "binary" else "two") + " classes, with" in message
+    assert repr(objective) in message
+    assert "pass **objective.params(y) to the model" in message
+    assert f"xentrs.catboost.{kind}_metric" in message
+    assert f"take xentrs.catboost.{other}" in message
+
+
+def test_catboost_trains_no_softmax_with_a_teacher():
+    """As docs/boosting.md says: the number of a row is above the number of classes."""
+    x, y = IRIS
+    objective = xentrs.catboost.softmax(teacher=np.full((len(y), 3), 1 / 3))
+    rows = np.arange(len(y))
+    for params in (objective.params(rows), {}):
+        options = {"loss_function": objective, "eval_metric": "MultiClass", "iterations": 1}
+        model = catboost.CatBoost(options | params | {"allow_writing_files": False, "verbose": 0})
+        with pytest.raises(catboost.CatBoostError):
+            model.fit(x, rows)
 
 
 # The formulas
@@ -403,30 +611,73 @@ def test_pickle_and_copy(library, kind):
             assert copy.deepcopy(one) is one
 
 
-@pytest.mark.filterwarnings("ignore:Cannot compute class probabilities")
-@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
-def test_grid_search_over_processes(library):
-    x, y = CANCER
-    objective = MODULES[library].binary(label_smoothing=0.05)
+def raw_accuracy(model, x, y):
+    """Return the share of right classes, of the raw scores of LightGBM."""
+    raw = model.predict_proba(x, raw_score=True)
+    return np.mean(model.objective.predict_proba(raw).argmax(axis=1) == y)
+
+
+@every_library
+@pytest.mark.parametrize("classes", [2, 3])
+def test_grid_search_over_processes(library, classes):
+    """XGBoost and CatBoost with `params` and scikit-learn's own scores; LightGBM with a scorer."""
+    x, y = CANCER if classes == 2 else IRIS
+    kind = "binary" if classes == 2 else "softmax"
+    objective = getattr(MODULES[library], kind)(label_smoothing=0.05)
     model = {
         "xgboost": lambda: xgboost.XGBClassifier(
-            n_estimators=4, base_score=0.5, n_jobs=1, objective=objective
+            **objective.params(y) | {"objective": objective}, n_estimators=4, n_jobs=1
         ),
         "lightgbm": lambda: lightgbm.LGBMClassifier(
-            n_estimators=4, verbose=-1, n_jobs=1, objective=objective
+            n_estimators=10, verbose=-1, n_jobs=1, objective=objective
+        ),
+        "catboost": lambda: catboost_model(
+            kind, y, getattr(xentrs.catboost, f"{kind}_metric"), learning_rate=0.1
         ),
     }[library]()
-    search = model_selection.GridSearchCV(
-        model, {"learning_rate": [0.1, 0.3]}, n_jobs=2, cv=2, scoring=accuracy, error_score="raise"
-    )
-    search.fit(x, y)
-    assert search.best_score_ > 0.85
+    scores = [raw_accuracy] if library == "lightgbm" else [None, "accuracy", "neg_log_loss"]
+    for scoring in scores:
+        search = model_selection.GridSearchCV(
+            model,
+            {"learning_rate": [0.1, 0.3]},
+            n_jobs=2,
+            cv=3,
+            scoring=scoring,
+            error_score="raise",
+        )
+        search.fit(x, y)
+        assert search.best_score_ > (-0.5 if scoring == "neg_log_loss" else 0.9)
 
 
-def accuracy(model, x, y):
-    """Return the share of right classes; LightGBM's `predict` returns margins with an objective."""
-    predicted = np.asarray(model.predict(x))
-    return np.mean((predicted > (0 if predicted.dtype.kind == "f" else 0.5)) == y)
+@pytest.mark.filterwarnings("ignore:Cannot compute class probabilities")
+def test_predictions_of_a_lightgbm_classifier_are_raw_scores():
+    """As docs/boosting.md says, for which reason its `score` fails."""
+    for x, y, kind in ((*CANCER, "binary"), (*IRIS, "softmax")):
+        objective = getattr(xentrs.lightgbm, kind)()
+        model = lightgbm.LGBMClassifier(objective=objective, n_estimators=2, verbose=-1).fit(x, y)
+        raw = model.predict_proba(x, raw_score=True)
+        np.testing.assert_array_equal(model.predict(x), raw)
+        np.testing.assert_array_equal(model.predict_proba(x), raw)
+        with pytest.raises(ValueError, match="continuous"):
+            model.score(x, y)
+
+
+@every_library
+def test_pickled_models(library):
+    x, y = IRIS
+    objective = MODULES[library].softmax(label_smoothing=0.1)
+    model = {
+        "xgboost": lambda: xgboost.XGBClassifier(
+            **objective.params(y) | {"objective": objective}, n_estimators=3, n_jobs=1
+        ),
+        "lightgbm": lambda: lightgbm.LGBMClassifier(
+            objective=objective, n_estimators=3, verbose=-1, n_jobs=1
+        ),
+        "catboost": lambda: catboost_model("softmax", y, xentrs.catboost.softmax_metric),
+    }[library]().fit(x, y)
+    again = pickle.loads(pickle.dumps(model))
+    raw = {"lightgbm": {"raw_score": True}}.get(library, {})
+    np.testing.assert_array_equal(again.predict_proba(x, **raw), model.predict_proba(x, **raw))
 
 
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
@@ -455,10 +706,14 @@ def test_clone_of_catboost():
 
 
 def test_parameters_of_catboost():
-    binary = xentrs.catboost.binary()
-    assert binary.params([0, 1, 1]) == {"classes_count": 2}
+    binary, softmax = xentrs.catboost.binary(), xentrs.catboost.softmax()
+    assert binary.params([0, 1, 1]) == {"classes_count": 2, "class_names": (0, 1)}
     assert binary.params([0, 0.3]) == {}
-    assert xentrs.catboost.softmax().params([0, 1, 2]) == {"classes_count": 3}
+    assert softmax.params([0, 1, 2]) == {"classes_count": 3, "class_names": (0, 1, 2)}
+    more = xentrs.catboost.softmax(weight=[1, 1, 1, 2]).params([0, 1, 2])
+    assert more == {"classes_count": 4, "class_names": (0, 1, 2, 3)}
+    teacher = xentrs.catboost.softmax(teacher=np.full((5, 2), 0.5))
+    assert teacher.params([0, 4]) == {"classes_count": 2}
 
 
 # Metrics

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import os
 import platform
 import re
@@ -28,7 +30,7 @@ import xentrs
 from xentrs._cli import pictures, report, states
 from xentrs._cli.errors import InputError, MissingLibrary, reason
 from xentrs._cli.evaluation import Inputs, Interrupt, evaluate
-from xentrs._cli.sources import Source, list_file, open_source
+from xentrs._cli.sources import Listed, Source, list_file, open_source
 
 _Command: TypeAlias = Callable[..., Any]
 
@@ -41,6 +43,7 @@ _EPILOG = (
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line, and return its exit status."""
+    _prepare_streams()
     try:
         given = sys.argv[1:] if arguments is None else arguments
         # Not `main` of click, which prints an empty line on Ctrl-C.
@@ -67,6 +70,40 @@ def run(arguments: list[str] | None = None) -> int:
         _drop_output()
         return _fail(f"{error.filename or 'standard output'}: {reason(error)}")
     return 0
+
+
+def _prepare_streams() -> None:
+    """Let standard output and error take any character, and be there where they are closed."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        # As git does, take their numbers: a file that got one would get all that libraries print.
+        while os.open(os.devnull, os.O_RDONLY) <= 2:
+            pass
+    if sys.stdout is None:
+        # Every command prints what it was asked for. So a closed output is an error, as for
+        # `ls >&-`; files are written before it. A write to what is open for reading fails in the
+        # same way as one to what is closed.
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    if sys.stderr is None:  # nobody reads errors; the status tells of them
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    codecs.register_error(_encodable.__name__, _encodable)
+    for stream in (sys.stdout, sys.stderr):
+        # PYTHONIOENCODING may have asked for another way.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors=_encodable.__name__)
+
+
+_ASCII = {"±": "+-", "…": "..."}
+
+
+def _encodable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace a character that the encoding of an output does not have."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # a byte of the name of a file, in no known encoding
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    shown = character.encode("ascii", "backslashreplace").decode()
+    return _ASCII.get(character, shown), error.start + 1
 
 
 def _drop_output() -> None:
@@ -185,18 +222,26 @@ def _eval(
         "group": group,
         "token_bytes": n_bytes if number is None else None,
     }
+    files = (*filter(None, specs.values()), *filter(None, (weight,)))
     ignored = tuple(index for index in ignore_index if index is not None)
     with contextlib.ExitStack() as stack:
 
-        def opened(spec: str) -> Source:
-            source = stack.enter_context(contextlib.closing(open_source(spec, block_size)))
+        def opened(spec: str, logits: bool = False) -> Source:
+            others = tuple(other for other in files if other != spec)
+            found = open_source(spec, block_size, others=others, logits=logits)
+            source = stack.enter_context(contextlib.closing(found))
             for output in filter(os.path.exists, filter(None, (save_state, png))):
                 if os.path.samefile(output, source.file):
                     raise InputError(output, "is an input, and would be replaced")
             return source
 
         inputs = Inputs(
-            **{name: opened(spec) for name, spec in specs.items() if spec is not None}, shift=shift
+            **{
+                name: opened(spec, name.endswith("logits"))
+                for name, spec in specs.items()
+                if spec is not None
+            },
+            shift=shift,
         )
         with _options():
             meter = xentrs.CrossEntropyMeter(
@@ -264,10 +309,20 @@ def _info(*, files: tuple[str, ...]) -> None:
     if files:
         for heading in ("file", "key", "shape", "type"):
             table.add_column(heading)
+        errors = []
         for file in files:
             for one in list_file(file):
-                table.add_row(file, one.key, str(one.shape), one.dtype)
-        console.print(table)
+                if isinstance(one, Listed):
+                    table.add_row(file, one.key, str(one.shape), one.dtype)
+                else:
+                    errors.append(str(one))
+        if table.rows or not errors:
+            console.print(table)
+            sys.stdout.flush()  # before the errors, where both go to a terminal
+        for error in errors:
+            _fail(error)
+        if errors:
+            raise click.exceptions.Exit(2)
         return
     config = xentrs.show_config(mode="dicts")
     table.show_header = False

@@ -184,6 +184,9 @@ def evaluate(
                 counts &= given["sample_weight"] != 0
             with interrupt.allowed():
                 counter.add(start, stop, rows, target, counts)
+        if len(inputs.logits.shape) == 1:  # the one sample as it is in the file, for messages
+            logits, target = logits[0], target[0]
+            given = {name: entries[0] for name, entries in given.items()}
         try:
             meter.update(logits, target, **given)
         except (IndexError, TypeError, ValueError) as error:
@@ -326,8 +329,8 @@ def _in_files(error: Exception, inputs: Inputs, rows: Array) -> InputError:
 
     def place(found: re.Match[str]) -> str:
         name, local = found.groups()
-        if local is None:
-            return name
+        if local is None or not lead:
+            return found[0]
         sample = int(rows[int(local)])
         if inputs.shift and not name.endswith("logits"):
             sample += 1

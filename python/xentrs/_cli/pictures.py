@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,12 +30,15 @@ def draw(result: MeterResult, title: str, opened: IO[bytes]) -> None:
     has_kl = not math.isnan(result.kl)
     figure = Figure(figsize=(5 * (2 + has_kl), 4.5), layout="constrained")
     axes = figure.subplots(1, 2 + has_kl)
-    figure.suptitle(title)
+    # Bytes of a file's name that are no characters cannot be drawn; dollars in it are no formula.
+    figure.suptitle(os.fsencode(title).decode("utf-8", "replace"), parse_math=False)
     _reliability(axes[0], result)
     _losses(axes[1], result)
     if has_kl:
         _divergences(axes[2], result)
-    figure.savefig(opened, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # the font draws a box for it
+        figure.savefig(opened, format="png", dpi=120)
 
 
 def _reliability(axes: Any, result: MeterResult) -> None:

@@ -17,7 +17,7 @@ import stat
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -101,8 +101,22 @@ def split(spec: str) -> tuple[str, str | None]:
     return parts[0] if len(parts) == 2 else spec, None
 
 
-def open_source(spec: str, block: int) -> Source:
-    """Open the array that `FILE[:key]` names, to be read in blocks of about `block` bytes."""
+def open_source(
+    spec: str, block: int, *, others: tuple[str, ...] = (), logits: bool = False
+) -> Source:
+    """Open the array that `FILE[:key]` names, to be read in blocks of about `block` bytes.
+
+    Parameters
+    ----------
+    spec : str
+        The array.
+    block : int
+        About how many bytes to read at a time.
+    others : tuple of str, optional
+        The arrays that other options name. Their columns are no classes of this one.
+    logits : bool, default False
+        Whether it has logits: then each column must be floats.
+    """
     file, key = split(spec)
     kind = _kind(file)
     if kind == "npy":
@@ -116,31 +130,46 @@ def open_source(spec: str, block: int) -> Source:
         return _open_safetensors(file, key)
     from xentrs._cli import tables
 
-    return tables.open_column(file, kind, key, block)
+    keys = tuple(other for path, other in map(split, others) if other and _is_same(path, file))
+    return tables.open_column(file, kind, key, block, others=keys, logits=logits)
 
 
-def list_file(file: str) -> list[Listed]:
-    """Return what arrays a file has."""
-    kind = _kind(file)
-    if kind == "npy":
-        source = open_source(file, 1)
-        source.close()
-        return [Listed("", source.shape, str(source.dtype))]
-    if kind == "npz":
-        found = []
-        with _zip(file) as archive:
-            for name in archive.namelist():
-                source = _open_npz(file, name.removesuffix(".npy"))
+def _is_same(one: str, other: str) -> bool:
+    """Whether two paths lead to the same file."""
+    return os.path.exists(one) and os.path.samefile(one, other)
+
+
+def list_file(file: str) -> Iterator[Listed | InputError | MissingLibrary]:
+    """Yield the arrays of a file, and what is wrong with those that cannot be read."""
+    try:
+        kind = _kind(file)
+        if kind == "npy":
+            source = open_source(file, 1)
+            source.close()
+            yield Listed("", source.shape, str(source.dtype))
+        elif kind == "npz":
+            with _zip(file) as archive:
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+            for name in names:
+                try:
+                    source = _open_npz(file, name)
+                except (InputError, MissingLibrary) as error:
+                    yield error
+                    continue
                 source.close()
-                found.append(Listed(name.removesuffix(".npy"), source.shape, str(source.dtype)))
-        return found
-    if kind == "safetensors":
-        with open(file, "rb") as opened:
-            tensors, _ = _safetensors_header(file, opened)
-        return [Listed(k, tuple(t["shape"]), t["dtype"].lower()) for k, t in tensors.items()]
-    from xentrs._cli import tables
+                yield Listed(name, source.shape, str(source.dtype))
+        elif kind == "safetensors":
+            with open(file, "rb") as opened:
+                tensors, _ = _safetensors_header(file, opened)
+            for name, tensor in tensors.items():
+                yield Listed(name, tuple(tensor["shape"]), tensor["dtype"].lower())
+        else:
+            from xentrs._cli import tables
 
-    return [Listed(*one) for one in tables.list_columns(file, kind)]
+            for one in tables.list_columns(file, kind):
+                yield Listed(*one)
+    except (InputError, MissingLibrary) as error:
+        yield error
 
 
 def one_of(file: str, what: str, names: list[str], key: str | None) -> str:

@@ -6,12 +6,14 @@ Logits are a column of lists that have one length, or a column for each class.
 from __future__ import annotations
 
 import fnmatch
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
+from xentrs._arrays import FLOATS
 from xentrs._cli.errors import InputError, MissingLibrary, decoding, reason
 from xentrs._cli.sources import Array, Source, one_of
 from xentrs._foreign import of_arrow
@@ -20,10 +22,28 @@ from xentrs._foreign import of_arrow
 _FIRST = 16
 
 
-def open_column(file: str, kind: str, key: str | None, block: int) -> Source:
-    """Open the column of a file that `key` names, or several by a pattern such as `class_*`."""
+def open_column(
+    file: str,
+    kind: str,
+    key: str | None,
+    block: int,
+    *,
+    others: tuple[str, ...] = (),
+    logits: bool = False,
+) -> Source:
+    """Open the column of a file that `key` names, or several by a pattern such as `class_*`.
+
+    A pattern leaves out the columns of `others`, the keys of other options, and pandas' index.
+    Columns of `logits` must be floats.
+    """
     table = _Table(file, kind)
-    names, single = _chosen(table, key)
+    names, single = _chosen(table, key, others, logits)
+    for name in names:
+        count = table.schema.names.count(name)
+        if count > 1:
+            raise InputError(file, f"has {count} columns of the name {name!r}, which must differ")
+    if logits and not single:
+        _check_floats(table, names)
     return _Columns(table, names, single, block)
 
 
@@ -101,18 +121,68 @@ def _ipc(file: str, kind: str, fields: list[int] | None = None) -> Iterator[Any]
         yield opened
 
 
-def _chosen(table: _Table, key: str | None) -> tuple[list[str], bool]:
+def _chosen(
+    table: _Table, key: str | None, others: tuple[str, ...], logits: bool
+) -> tuple[list[str], bool]:
     """Return the names of the columns that are meant, and whether it is a single one."""
-    names = list(table.schema.names)
+    every = list(table.schema.names)
+    if key is not None and key in every:
+        return [key], True
+    matching = every if key is None else fnmatch.filter(every, key)
+    elsewhere = _index_columns(table)
+    for other in others:
+        theirs = {other} if other in every else set(fnmatch.filter(every, other))
+        # Of two patterns that share columns, the narrower one means them.
+        if theirs < set(matching):
+            elsewhere |= theirs
+    names = [name for name in matching if name not in elsewhere]
+    if key is not None and names:
+        return names, False
+    if matching and not names:
+        what = "pandas' index or what other options name"
+        raise InputError(table.file, f"has no column {key or '*'!r} that is not {what}")
     if key is None and len(names) > 1:
-        kinds = {str(field.type) for field in table.schema}
-        if kinds <= {"halffloat", "float", "double"}:
+        kinds = _types(table)
+        floats = [_is_float(kinds[name]) for name in names]
+        # Logits with a column that is no float are refused with its name.
+        if all(floats) or (logits and sum(floats) > 1):
             return names, False
-    if key is not None and key not in names:
-        found = fnmatch.filter(names, key)
-        if found:
-            return found, False
-    return [one_of(table.file, "column", names, key)], True
+    return [one_of(table.file, "column", names if key is None else every, key)], True
+
+
+def _index_columns(table: _Table) -> set[str]:
+    """Return the columns that pandas stored as the index of its table."""
+    try:
+        columns = json.loads((table.schema.metadata or {})[b"pandas"])["index_columns"]
+        return {name for name in columns if isinstance(name, str)}  # a range is no column
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return set()
+
+
+def _types(table: _Table) -> dict[str, Any]:
+    return {field.name: field.type for field in table.schema}
+
+
+def _is_float(kind: Any) -> bool:
+    numbers = kind.value_type if hasattr(kind, "index_type") else kind  # of a dictionary
+    return str(numbers) in ("halffloat", "float", "double")
+
+
+def _is_list(kind: Any) -> bool:
+    return hasattr(kind, "value_type") and not hasattr(kind, "index_type")
+
+
+def _check_floats(table: _Table, names: list[str]) -> None:
+    """Refuse columns of logits that are neither floats nor lists."""
+    kinds = _types(table)
+    for name in names:
+        kind = kinds[name]
+        if not (_is_float(kind) or _is_list(kind) or hasattr(kind, "storage_type")):
+            raise InputError(
+                table.file,
+                f"column {name!r} is {kind}, but logits must be {FLOATS}: choose the columns of "
+                f"the classes by a pattern, as {table.file}:'class_*'",
+            )
 
 
 class _Columns(Source):
@@ -168,30 +238,64 @@ class _Columns(Source):
 
     def _numbers(self, batch: Any, row: int) -> Array:
         """Return a batch as an array with a row for each of its rows."""
-        columns = [self._column(batch.column(i), row) for i in range(batch.num_columns)]
+        try:
+            columns = [self._column(column) for column in batch.columns]
+        except Exception as error:
+            with suppress(NotImplementedError, TypeError, ValueError):  # of a type without nulls
+                self._refuse_nulls(batch, row)
+            rows = f"rows {row} to {row + max(batch.num_rows, 1) - 1}"
+            raise InputError(self.file, f"{rows}: {reason(error)}") from error
         if self._single:
             return columns[0]
         if any(column.ndim > 1 for column in columns):
             raise InputError(self.file, f"has lists in {self._shown()}: name a single column")
         return np.stack(columns, axis=1)
 
-    def _column(self, column: Any, row: int) -> Array:
+    def _column(self, column: Any) -> Array:
         if hasattr(column, "combine_chunks"):
             column = column.combine_chunks()
-        try:
-            if hasattr(column, "dictionary_decode"):
-                column = column.dictionary_decode()
-            found = of_arrow(self._shown(), column)
-            if found is not column:
-                return np.asarray(found)
-            if column.null_count:
-                raise ValueError(f"{self._shown()} has missing values")
-            numbers = column.to_numpy(zero_copy_only=False)
-            return numbers.astype(str) if numbers.dtype == object else np.asarray(numbers)
-        except Exception as error:
-            rows = f"rows {row} to {row + max(len(column), 1) - 1}"
-            raise InputError(self.file, f"{rows}: {reason(error)}") from error
+        if hasattr(column, "dictionary_decode"):
+            column = column.dictionary_decode()
+        found = of_arrow(self._shown(), column)
+        if found is not column:
+            return np.asarray(found)
+        if column.null_count:
+            raise ValueError(f"{self._shown()} has missing values")
+        numbers = column.to_numpy(zero_copy_only=False)
+        return numbers.astype(str) if numbers.dtype == object else np.asarray(numbers)
+
+    def _refuse_nulls(self, batch: Any, row: int) -> None:
+        """Name the first row that has missing values, and the columns that have them there."""
+        firsts = [_first_null(column) for column in batch.columns]
+        first = min((one for one in firsts if one is not None), default=None)
+        if first is not None:
+            names = [n for n, one in zip(batch.schema.names, firsts, strict=True) if one == first]
+            values = "a missing value" if len(names) == 1 else "missing values"
+            verb = "has" if len(names) == 1 else "have"
+            message = f"row {row + first}: {_columns_named(names)} {verb} {values}"
+            raise InputError(self.file, message)
 
     def _shown(self) -> str:
-        names = ", ".join(map(repr, self._names[:3])) + (", ..." if len(self._names) > 3 else "")
-        return f"column{'' if len(self._names) == 1 else 's'} {names}"
+        return _columns_named(self._names)
+
+
+def _columns_named(names: list[str]) -> str:
+    """Return some columns as a message has them."""
+    shown = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+    return f"column{'' if len(names) == 1 else 's'} {shown}"
+
+
+def _first_null(column: Any) -> int | None:
+    """Return the first row of a column that is missing, or that is a list with a missing value."""
+    import pyarrow.compute
+
+    if hasattr(column, "combine_chunks"):
+        column = column.combine_chunks()
+    rows = []
+    if column.null_count:
+        rows.append(int(np.argmin(column.is_valid().to_numpy(zero_copy_only=False))))
+    if _is_list(column.type):
+        inner = _first_null(pyarrow.compute.list_flatten(column))
+        if inner is not None:
+            rows.append(pyarrow.compute.list_parent_indices(column)[inner].as_py())
+    return min(rows, default=None)
