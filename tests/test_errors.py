@@ -468,11 +468,68 @@ def test_where_of_another_dtype(kind, rng):
     refused(case, TypeError, "where", where.dtype, "bool", where=where)
 
 
+LOST = "is a masked array, whose mask would be lost"
+
+
+def masked_at(array, *place):
+    return np.ma.masked_array(array, np.arange(array.size).reshape(array.shape) == place)
+
+
 @every_loss
 def test_masked_arrays_would_lose_their_mask(loss, rng):
     case = loss.case(rng, (3, 4), np.float32)
-    masked = np.ma.masked_array(case.scores, case.scores > 0)
-    refused(case.but(scores=masked), TypeError, first(loss), "mask", outputs=False)
+    masked = masked_at(case.scores, 5)
+    refused(case.but(scores=masked), TypeError, f"{first(loss)} {LOST}", outputs=False)
+    for kind in (list, tuple):
+        rows = kind(masked)
+        message = f"{first(loss)}[1] {LOST}"
+        refused(case.but(scores=rows), TypeError, message, outputs=False)
+        message = f"{first(loss)}[0][1] {LOST}"
+        refused(case.but(scores=[rows]), TypeError, message, outputs=False)
+    numbers = [[1.0, 2.0], [1.0, np.ma.masked]]
+    refused(case.but(scores=numbers), TypeError, f"{first(loss)}[1][1] {LOST}", outputs=False)
+    if loss.has_target:
+        target = masked_at(case.target, 2)
+        refused(case.but(target=target), TypeError, f"{loss.second} {LOST}")
+        refused(case.but(target=list(target)), TypeError, f"{loss.second}[", LOST)
+    for key in {"weight", "sample_weight", "pos_weight"} & set(loss.options):
+        weight = masked_at(np.ones(4 if key != "sample_weight" else 3, np.float32), 1)
+        refused(case, TypeError, f"{key} {LOST}", **{key: weight})
+        refused(case, TypeError, f"{key}[1] {LOST}", **{key: list(weight)})
+
+
+@every_loss
+@pytest.mark.parametrize("mask", [False, None], ids=["all false", "none"])
+def test_masked_arrays_that_mask_nothing(loss, mask, rng):
+    """As netCDF4 reads them. As outputs they are refused."""
+
+    def plain(array):
+        return np.ma.masked_array(array, np.ma.nomask if mask is None else mask)
+
+    case = loss.case(rng, (3, 4), np.float32)
+    options = {
+        key: rng.uniform(1, 2, 3 if key == "sample_weight" else 4)
+        for key in ("weight", "sample_weight", "pos_weight")
+        if key in loss.options
+    }
+    given = case.but(scores=plain(case.scores))
+    if loss.has_target:
+        given = given.but(target=plain(case.target))
+    weights = {key: plain(array) for key, array in options.items()}
+    for order in loss.orders:
+        right = case.call(order, **options)
+        assert_same_bits(given.call(order, **weights), right)
+        assert_same_bits(case.but(scores=list(given.scores)).call(order, **options), right)
+        for name in loss.outputs[:order]:
+            out = {name: plain(np.full((3, 4), 7, np.float32))}
+            refused_out(case, TypeError, f"{name} must be a numpy.ndarray, not MaskedArray", **out)
+
+
+def test_a_list_within_itself():
+    endless = [1.0]
+    endless[0] = endless
+    with pytest.raises(ValueError, match="logits cannot be read as a NumPy array"):
+        xentrs.cross_entropy(endless, 0)
 
 
 @every_loss
@@ -659,7 +716,62 @@ def test_out_that_overlaps_itself(loss, dtype, rng):
     case = loss.case(rng, (6, 8), dtype)
     memory = np.full(8, 7, dtype)
     out = np.lib.stride_tricks.as_strided(memory, (6, 8), (0, dtype().itemsize))
-    refused_out(case, ValueError, "out", untouched=[memory], out=out)
+    refused_out(case, ValueError, "out overlaps itself", untouched=[memory], out=out)
+    step = dtype().itemsize
+    memory = np.full(60, 7, dtype)
+    for strides in ((step, step), (7 * step, step), (step, 5 * step), (8 * step, -step // 2)):
+        start = memory[20:] if strides[1] < 0 else memory
+        out = np.lib.stride_tricks.as_strided(start, (6, 8), strides)
+        for name in loss.outputs:
+            refused_out(case, ValueError, f"{name} overlaps itself", **{name: out})
+        # In place too.
+        refused_out(case.but(scores=out), ValueError, "out overlaps itself", out=out)
+    for name, kind in (("logsumexp_out", dtype), ("argmax_out", np.int64)):
+        if name in loss.options:
+            case = loss.case(rng, (3, 2, 4), dtype)
+            step = np.dtype(kind).itemsize
+            out = np.lib.stride_tricks.as_strided(np.zeros(4, kind), (3, 2), (step, step))
+            refused_out(case, ValueError, f"{name} overlaps itself", **{name: out})
+
+
+def _layouts(rng):
+    """Yield float32 arrays of any strides, each in its own memory, and the places of elements."""
+    for _ in range(400):
+        shape = tuple(rng.integers(1, 5, rng.integers(1, 5)).tolist())
+        unit = 4 if rng.random() < 0.7 else 1  # so that a part of an element may be shared
+        strides = tuple((unit * rng.integers(-12, 13, len(shape))).tolist())
+        axes = list(zip(shape, strides, strict=True))
+        lowest = sum(min(0, (n - 1) * step) for n, step in axes)
+        length = sum((n - 1) * abs(step) for n, step in axes) + 4
+        memory = np.zeros(length, np.uint8)
+        places = sum(
+            (np.arange(n) * step).reshape([n if i == j else 1 for j in range(len(shape))])
+            for i, (n, step) in enumerate(axes)
+        )
+        yield np.ndarray(shape, np.float32, memory, -lowest, strides), places
+
+
+def test_out_of_any_strides(rng):
+    """It is refused if two of its elements share a byte, and else takes the gradient."""
+    found = set()
+    for out, places in _layouts(rng):
+        x = rng.normal(size=out.shape).astype(np.float32)
+        target = np.zeros(x.shape[:-1], int)
+        in_order = np.sort(places, axis=None)
+        shares = bool((np.diff(in_order) < 4).any())
+        nested = sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1)
+        extents = [4 + sum(s * (n - 1) for s, n in nested[:i]) for i in range(len(nested))]
+        found.add((shares, all(s >= e for (s, _), e in zip(nested, extents, strict=True))))
+        if shares:
+            with pytest.raises(ValueError, match="out overlaps itself"):
+                xentrs.cross_entropy_with_grad(x, target, out=out)
+            assert not out.any()
+        else:
+            loss, grad = xentrs.cross_entropy_with_grad(x, target, out=out)
+            assert grad is out
+            assert_same_bits((loss, np.array(out)), xentrs.cross_entropy_with_grad(x, target))
+    # Among them are some whose axes interleave without sharing an element.
+    assert found == {(True, False), (False, False), (False, True)}
 
 
 @every_dtype

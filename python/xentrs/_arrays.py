@@ -337,12 +337,8 @@ def _view(name: str, value: object) -> _Array:
     """Return a new array object on the memory of `value`; on a copy only if NumPy must make one."""
     if type(value) is np.ndarray:
         return value.view()
+    refuse_masked(name, value)
     if isinstance(value, np.ndarray):
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(
-                f"{name} is a masked array, whose mask would be lost: "
-                "pass a plain array (and leave elements out with ignore_index, weights or where)"
-            )
         return np.asarray(value)
     value = of_arrow(name, value)
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
@@ -358,6 +354,21 @@ def _view(name: str, value: object) -> _Array:
         kind = ValueError if isinstance(error, ValueError) else TypeError
         hint = "; xentrs.torch takes PyTorch's tensors" if is_torch else ""
         raise kind(f"{name} cannot be read as a NumPy array: {error}{hint}") from error
+
+
+def refuse_masked(name: str, value: object, depth: int = 64) -> None:
+    """Refuse a masked array that masks an element, also within lists that are nested so deep."""
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.is_masked(value):
+            raise TypeError(
+                f"{name} is a masked array, whose mask would be lost: "
+                "pass a plain array (and leave elements out with ignore_index, weights or where)"
+            )
+    elif isinstance(value, list | tuple) and depth:
+        kinds = tuple(set(map(type, value)))  # few, also of a long list of numbers
+        if any(issubclass(kind, np.ma.MaskedArray | list | tuple) for kind in kinds):
+            for i, one in enumerate(value):
+                refuse_masked(f"{name}[{i}]", one, depth - 1)
 
 
 def _refuse_gpu(name: str, value: object) -> None:
@@ -897,9 +908,30 @@ def _check_apart(name: str, out: _Array, inputs: dict[str, _Array | None]) -> No
 def _check_writeable(name: str, out: _Array) -> None:
     if not out.flags.writeable:
         raise ValueError(f"{name} is read-only")
-    steps = zip(out.shape, out.strides, strict=True)
-    if out.size and any(n > 1 and step == 0 for n, step in steps):
-        raise ValueError(f"{name} overlaps itself: it has an axis of stride 0")
+    if out.size and _overlaps_itself(out):
+        raise ValueError(
+            f"{name} overlaps itself: two of its elements share memory, with shape {out.shape} and "
+            f"strides {out.strides}"
+        )
+
+
+def _overlaps_itself(a: _Array) -> bool:
+    """Whether two elements of an array share memory."""
+    longer = [(abs(step), n) for n, step in zip(a.shape, a.strides, strict=True) if n > 1]
+    end = a.itemsize  # of the elements on the axes of smaller strides
+    nested = True
+    for step, n in sorted(longer):
+        nested &= step >= end
+        end += step * (n - 1)
+    if nested:
+        return False
+    # Where two elements share memory, so do those that lie as far apart elsewhere. So on the axes
+    # before the first on which they differ both may be at 0, and one of the two on that axis too.
+    for axis, n in enumerate(a.shape):
+        rest = a[(0,) * axis]
+        if n > 1 and _overlap(rest[:1], rest[1:]):
+            return True
+    return False
 
 
 def _is_same(a: _Array, b: _Array) -> bool:
