@@ -468,6 +468,16 @@ def test_where_of_another_dtype(kind, rng):
     refused(case, TypeError, "where", where.dtype, "bool", where=where)
 
 
+def test_nan_among_floats_of_a_dtype_that_is_refused():
+    """Logits may be NaN: then they are no missing values."""
+    x = np.full((3, 4), NAN, np.longdouble)
+    with pytest.raises(TypeError, match="logits has dtype .*, but must be [^;]*$"):
+        xentrs.cross_entropy(x, [0, 1, 2])
+    where = np.array([1.0, NAN, 0.0])
+    with pytest.raises(TypeError, match=r"where has dtype float64.* missing values: where\[1\] is"):
+        xentrs.binary_cross_entropy_with_logits([1.0, 2.0, 3.0], [0, 1, 1], where=where)
+
+
 LOST = "is a masked array, whose mask would be lost"
 
 

@@ -18,6 +18,7 @@ Nothing is written to `out` before the compiled function has accepted all argume
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
@@ -499,16 +500,34 @@ def _wrong_dtype(name: str, value: object, dtype: np.dtype[Any], accepted: str) 
     understood = isinstance(value, np.ndarray) or dtype.kind != "O"
     given = "" if understood else f" (from {type(value).__name__})"
     hint = ""
-    if dtype.kind == "O":
-        array = np.asarray(value, dtype=object)
-        for i, one in enumerate(array.flat):
-            nan = isinstance(one, float) and np.isnan(one)
-            if nan or one is None or type(one).__name__ == "NAType":  # that of pandas
-                hint = f"; it has missing values: {name}{_position(i, array.shape)} is {one}"
-                break
+    missing = None if "float" in accepted and dtype.kind == "f" else _first_missing(value, dtype)
+    if missing:
+        hint = f"; it has missing values: {name}{_position(*missing[1:])} is {missing[0]}"
     if "bfloat16" in accepted and dtype.itemsize == 2 and dtype.kind in "uV":
         hint = f"; if these are the bits of bfloat16, pass {name}.view(ml_dtypes.bfloat16)"
     return TypeError(f"{name} has dtype {dtype}{given}, but must be {accepted}{hint}")
+
+
+def _first_missing(
+    value: object, dtype: np.dtype[Any]
+) -> tuple[object, int, tuple[int, ...]] | None:
+    """Return the first missing value of floats, objects or strings, its place, and the shape."""
+    if dtype.kind not in "fOT":
+        return None
+    array = np.asarray(value, None if dtype.kind == "f" else object)
+    if dtype.kind == "f":
+        found = np.flatnonzero(np.isnan(array))[:1].tolist()
+    else:
+        found = itertools.islice((i for i, one in enumerate(array.flat) if is_missing(one)), 1)
+    for i in found:
+        return array.flat[i], i, array.shape
+    return None
+
+
+def is_missing(value: object) -> bool:
+    """Whether an element of an object array stands for a missing value."""
+    nan = isinstance(value, float | np.floating) and np.isnan(value)
+    return bool(nan) or value is None or type(value).__name__ == "NAType"  # that of pandas
 
 
 def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:

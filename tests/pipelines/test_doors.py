@@ -231,3 +231,53 @@ def test_targets():
     for target in (pd.Series([0, None], dtype="Int64"), pd.Series([0, 1], dtype="int64[pyarrow]")):
         with pytest.raises(TypeError, match=r"missing values.*target\.to_numpy\('int64'"):
             xentrs.cross_entropy(X[:2], target)
+
+
+# Groups of a meter: names in columns of strings, and in columns where some are missing
+
+NAMES, MISSING = ["a", "b", "a", "c"], ["a", "b", None, "c"]
+COLUMNS = {
+    "pandas": lambda names: pd.Series(names),
+    "pandas objects": lambda names: pd.Series(names, dtype=object),
+    "pandas string": lambda names: pd.Series(names, dtype="string"),
+    "pandas on arrow": lambda names: pd.Series(names, dtype=pd.ArrowDtype(pa.string())),
+    "pandas categories": lambda names: pd.Series(names, dtype="category"),
+    "pandas index": lambda names: pd.Index(names),
+    "pandas array": lambda names: pd.array(names, dtype="string"),
+    "pandas Categorical": lambda names: pd.Categorical(names),
+    "polars": lambda names: pl.Series(names),
+    "polars categories": lambda names: pl.Series(names, dtype=pl.Categorical),
+    "polars enum": lambda names: pl.Series(names, dtype=pl.Enum(["a", "b", "c"])),
+    "arrow": lambda names: pa.array(names),
+    "arrow large": lambda names: pa.array(names, pa.large_string()),
+    "arrow views": lambda names: pa.array(names, pa.string_view()),
+    "arrow chunks": lambda names: pa.chunked_array([names[:2], names[2:]], pa.string()),
+    "arrow dictionary": lambda names: pa.array(names).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_groups(kind):
+    losses = [1.0, 2.0, 4.0, 7.0]
+    right = xentrs.CrossEntropyMeter().update_losses(losses, group=NAMES)
+    found = xentrs.CrossEntropyMeter().update_losses(losses, group=COLUMNS[kind](NAMES))
+    assert found.compute() == right.compute()
+    assert found.to_state()["groups"].tolist() == right.to_state()["groups"].tolist()
+    with pytest.raises(TypeError, match=r"missing values: group\[2\] is (None|nan|<NA>)"):
+        xentrs.CrossEntropyMeter().update_losses(losses, group=COLUMNS[kind](MISSING))
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        pd.Series([1, 2, None, 3]),
+        pd.Series([1, 2, None, 3], dtype="Int64"),
+        pd.Series([1, 2, None, 3], dtype="int64[pyarrow]"),
+        pl.Series([1, 2, None, 3]),
+        pa.array([1, 2, None, 3]),
+    ],
+    ids=lambda group: f"{type(group).__module__} {getattr(group, 'dtype', '')}",
+)
+def test_groups_of_integers_with_missing_ones(group):
+    with pytest.raises(TypeError, match=r"missing values: group\[2\] is (None|nan|<NA>)"):
+        xentrs.CrossEntropyMeter().update_losses([1.0, 2.0, 4.0, 7.0], group=group)
