@@ -471,7 +471,7 @@ def test_where_of_another_dtype(kind, rng):
 def test_nan_among_floats_of_a_dtype_that_is_refused():
     """Logits may be NaN: then they are no missing values."""
     x = np.full((3, 4), NAN, np.longdouble)
-    with pytest.raises(TypeError, match="logits has dtype .*, but must be [^;]*$"):
+    with pytest.raises(TypeError, match=r"logits has dtype .*, but must be [^;]*$"):
         xentrs.cross_entropy(x, [0, 1, 2])
     where = np.array([1.0, NAN, 0.0])
     with pytest.raises(TypeError, match=r"where has dtype float64.* missing values: where\[1\] is"):
