@@ -468,6 +468,60 @@ def test_where_of_another_dtype(kind, rng):
     refused(case, TypeError, "where", where.dtype, "bool", where=where)
 
 
+def _objects(*items):
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("rows", [np.ndarray.copy, np.ndarray.tolist, tuple])
+def test_an_array_of_arrays_is_to_be_stacked(rows, dtype, rng):
+    """The call that the message names works."""
+    x = rng.integers(-9, 9, (3, 4)).astype(dtype)
+    names = {"np": np, "logits": _objects(*map(rows, x)), "target": _objects(*map(rows, np.eye(3)))}
+    right = xentrs.softmax(x.astype(float))
+    with pytest.raises(
+        TypeError, match=r"logits has dtype object.*arrays: pass np\.stack"
+    ) as found:
+        xentrs.softmax(names["logits"])
+    call = str(found.value).partition(" pass ")[2]
+    assert call.endswith(".astype('float64')") == (dtype == np.int64)
+    np.testing.assert_allclose(xentrs.softmax(eval(call, names)), right, rtol=1e-6)
+    with pytest.raises(TypeError, match=r"target has dtype object.*: pass np\.stack\(target\)$"):
+        xentrs.cross_entropy(np.eye(3), names["target"])
+    names["logits"] = _objects(*map(rows, x), *map(rows, x)).reshape(2, 3)
+    with pytest.raises(TypeError, match=r"arrays: pass np\.array\(logits\.tolist\(\)\)") as found:
+        xentrs.softmax(names["logits"])
+    call = str(found.value).partition(" pass ")[2]
+    np.testing.assert_allclose(xentrs.softmax(eval(call, names)), [right, right], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        (
+            [np.ones(3), np.ones(3), np.ones(2)],
+            r"logits\[0\] has shape \(3,\) and logits\[2\] .* \(2,\)",
+        ),
+        ([np.ones(3), 1.0], r"logits\[0\] has shape \(3,\) and logits\[1\] has shape \(\)"),
+        ([np.ones(3), None], r"it has missing values: logits\[1\] is None"),
+    ],
+)
+def test_arrays_of_several_shapes_cannot_be_stacked(items, words):
+    with pytest.raises(TypeError, match=words):
+        xentrs.softmax(_objects(*items))
+
+
+@pytest.mark.parametrize(
+    "items",
+    [[1.0, 2.0], ["a", "b"], [np.array(["a"]), np.array(["b"])], [[1, [2, 3]], 2], [{}, {}]],
+)
+def test_other_objects_are_no_arrays(items):
+    with pytest.raises(TypeError, match=r"logits has dtype object, but must be [^;]*$"):
+        xentrs.softmax(_objects(*items))
+
+
 def test_nan_among_floats_of_a_dtype_that_is_refused():
     """Logits may be NaN: then they are no missing values."""
     x = np.full((3, 4), NAN, np.longdouble)

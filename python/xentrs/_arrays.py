@@ -166,9 +166,9 @@ def _prepare_classes(
     classes = x.shape[axis]
     pair = _is_pair(target, x)
     if pair:
-        targets = dict(zip(_PAIR, _sparse_target(name, x, axis, target), strict=True))
+        targets = dict(zip(_PAIR, _sparse_target(name, x, axis, target, ignored), strict=True))
     else:
-        targets = {"target": _class_target(name, x, axis, target)}
+        targets = {"target": _class_target(name, x, axis, target, ignored)}
     w = _optional("weight", options, _real_array)
     if w is not None and w.shape != (classes,):
         raise ValueError(
@@ -429,14 +429,16 @@ def _typed(
     accepted: str,
     *,
     untyped_integers: bool = False,
+    ignored: tuple[int, ...] | None = None,
 ) -> _Array:
     """Return `value` as an array of an accepted dtype.
 
-    A value that declares another dtype is refused before it is converted.
+    A value that declares another dtype is refused before it is converted. `ignored` are the class
+    indices that count for nothing, if the value may be class indices: messages name them.
     """
     if not isinstance(value, np.ndarray | np.generic | list | tuple | float | int):
         _refuse_gpu(name, value)
-        refuse_foreign(name, value)
+        refuse_foreign(name, value, ignored)
         declared = getattr(value, "dtype", None)
         if isinstance(declared, np.dtype) and not accepts(declared):
             raise _wrong_dtype(name, value, declared, accepted)
@@ -462,8 +464,8 @@ def _count_array(name: str, value: object) -> _Array:
     return a if a.dtype.kind == "f" else a.astype(np.float64)
 
 
-def _real_array(name: str, value: object) -> _Array:
-    return _typed(name, value, _is_real, "float, integer or bool")
+def _real_array(name: str, value: object, ignored: tuple[int, ...] | None = None) -> _Array:
+    return _typed(name, value, _is_real, "float, integer or bool", ignored=ignored)
 
 
 def _bool_array(name: str, value: object) -> _Array:
@@ -500,12 +502,45 @@ def _wrong_dtype(name: str, value: object, dtype: np.dtype[Any], accepted: str) 
     understood = isinstance(value, np.ndarray) or dtype.kind != "O"
     given = "" if understood else f" (from {type(value).__name__})"
     hint = ""
+    if dtype.kind == "O":
+        hint = _stacking(name, value, "integer" in accepted)
     missing = None if "float" in accepted and dtype.kind == "f" else _first_missing(value, dtype)
     if missing:
         hint = f"; it has missing values: {name}{_position(*missing[1:])} is {missing[0]}"
     if "bfloat16" in accepted and dtype.itemsize == 2 and dtype.kind in "uV":
         hint = f"; if these are the bits of bfloat16, pass {name}.view(ml_dtypes.bfloat16)"
     return TypeError(f"{name} has dtype {dtype}{given}, but must be {accepted}{hint}")
+
+
+def _stacking(name: str, value: object, integers: bool) -> str:
+    """Return a hint for an object array whose elements are arrays, and none for any other.
+
+    `integers` says whether these are accepted.
+    """
+    array = np.asarray(value, dtype=object)
+    if not array.ndim or not array.size:
+        return ""
+    try:
+        first = np.asarray(array.flat[0])
+        if not first.ndim or not _is_real(first.dtype):
+            return ""
+        for i, one in enumerate(array.flat):
+            if np.shape(one) != first.shape:
+                return (
+                    f"; it is an array of arrays, but {name}{_position(0, array.shape)} has shape "
+                    f"{first.shape} and {name}{_position(i, array.shape)} has shape {np.shape(one)}"
+                )
+    except (RuntimeError, TypeError, ValueError):  # ragged lists and the like
+        return ""
+    call = f"np.stack({name})"
+    if array.shape[1:] == (1,) and hasattr(value, "iloc"):
+        call = f"np.stack({name}.iloc[:, 0])"
+    elif array.ndim > 1:
+        items = name if isinstance(value, np.ndarray) else f"{name}.to_numpy()"
+        call = f"np.array({items}.tolist())"
+    if not integers and first.dtype.kind in "iub":
+        call += ".astype('float64')"
+    return f"; it is an array of arrays: pass {call}"
 
 
 def _first_missing(
@@ -530,9 +565,11 @@ def is_missing(value: object) -> bool:
     return bool(nan) or value is None or type(value).__name__ == "NAType"  # that of pandas
 
 
-def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
+def _class_target(
+    name: str, x: _Array, axis: int, value: object, ignored: tuple[int, ...]
+) -> _Array:
     """Return `value` as class indices or as probabilities, whichever its shape says."""
-    t = _real_array("target", value)
+    t = _real_array("target", value, ignored)
     if t.shape == x.shape:
         if not _is_floating(t.dtype):
             _check_one_hot(name, t, axis)
@@ -588,14 +625,16 @@ def _is_pair(target: object, x: _Array) -> bool:
     return False
 
 
-def _sparse_target(name: str, x: _Array, axis: int, target: Any) -> tuple[_Array, _Array]:
+def _sparse_target(
+    name: str, x: _Array, axis: int, target: Any, ignored: tuple[int, ...]
+) -> tuple[_Array, _Array]:
     """Return the class indices and the probabilities of a target that is a pair."""
     if len(target) != 2:
         raise ValueError(
             f"target is a tuple of length {len(target)}, but must be a pair "
             "(indices, probabilities)"
         )
-    indices = _real_array(_PAIR[0], target[0])
+    indices = _real_array(_PAIR[0], target[0], ignored)
     q = _typed(_PAIR[1], target[1], _is_floating, "float", untyped_integers=True)
     samples = without_axis(x.shape, axis)
     for title, a in zip(_PAIR, (indices, q), strict=True):

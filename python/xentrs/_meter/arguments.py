@@ -141,7 +141,7 @@ def samples(
             "target is a tuple, but must be class indices or probabilities: a meter takes no "
             "pair (indices, probabilities)"
         )
-    t = _arrays._class_target("logits", x, axis, target)
+    t = _arrays._class_target("logits", x, axis, target, options.ignore_index)
     if options.weight is not None and options.weight.size != classes:
         raise ValueError(
             f"logits of shape {x.shape} have {classes} classes on axis {axis}, but weight has "
