@@ -216,7 +216,10 @@ def _plain_dtype(
 
 def _is_number(dtype: Any) -> bool:
     """Whether a dtype of pandas is one of numbers, bools included."""
-    return bool(getattr(dtype, "_is_numeric", False) or getattr(dtype, "_is_boolean", False))
+    plain = getattr(dtype, "numpy_dtype", None)
+    if isinstance(plain, np.dtype) and plain.kind in "fiub":
+        return True
+    return bool(getattr(dtype, "_is_numeric", False))  # decimals, and dtypes of other packages
 
 
 def _to_numpy(name: str, dtype: Any, ignored: tuple[int, ...] | None) -> str:
