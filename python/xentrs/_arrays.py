@@ -21,7 +21,9 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast
 
 import numpy as np
@@ -506,7 +508,7 @@ def _wrong_dtype(name: str, value: object, dtype: np.dtype[Any], accepted: str) 
         hint = _stacking(name, value, "integer" in accepted)
     missing = None if "float" in accepted and dtype.kind == "f" else _first_missing(value, dtype)
     if missing:
-        hint = f"; it has missing values: {name}{_position(*missing[1:])} is {missing[0]}"
+        hint = f"; it has missing values: {element(name, *missing[1:])} is {missing[0]}"
     if "bfloat16" in accepted and dtype.itemsize == 2 and dtype.kind in "uV":
         hint = f"; if these are the bits of bfloat16, pass {name}.view(ml_dtypes.bfloat16)"
     return TypeError(f"{name} has dtype {dtype}{given}, but must be {accepted}{hint}")
@@ -527,8 +529,8 @@ def _stacking(name: str, value: object, integers: bool) -> str:
         for i, one in enumerate(array.flat):
             if np.shape(one) != first.shape:
                 return (
-                    f"; it is an array of arrays, but {name}{_position(0, array.shape)} has shape "
-                    f"{first.shape} and {name}{_position(i, array.shape)} has shape {np.shape(one)}"
+                    f"; it is an array of arrays, but {element(name, 0, array.shape)} has shape "
+                    f"{first.shape} and {element(name, i, array.shape)} has shape {np.shape(one)}"
                 )
     except (RuntimeError, TypeError, ValueError):  # ragged lists and the like
         return ""
@@ -671,14 +673,14 @@ def _whole_numbers(name: str, t: _Array, classes: int, what: str) -> _Array:
             i = int(np.argmin(whole))
             missing = " (missing values?)" if np.isnan(block[i]) else ""
             raise ValueError(
-                f"{name}{_position(at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
+                f"{element(name, at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
                 f"number: {what}"
             )
         outside = (block < -(2.0**63)) | (block >= 2.0**63)
         if outside.any():
             i = int(np.argmax(outside))
             raise IndexError(
-                f"{name}{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
+                f"{element(name, at + i, t.shape)} is {block[i]}, but a class index must be in "
                 f"[0, {classes})"
             )
         flat[at : at + block.size] = block
@@ -696,7 +698,7 @@ def check_indices(name: str, t: _Array, classes: int, ignored: tuple[int, ...]) 
             several = "one of " if len(ignored) > 1 else ""
             names = ", ".join(map(str, ignored))
             raise IndexError(
-                f"{name}{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
+                f"{element(name, at + i, t.shape)} is {block[i]}, but a class index must be in "
                 f"[0, {classes})" + (f", or be {several}ignore_index ({names})" if ignored else "")
             )
         at += block.size
@@ -737,10 +739,41 @@ def _blocks(a: _Array) -> Iterator[_Array]:
             yield from blocks
 
 
-def _position(i: int, shape: tuple[int, ...]) -> str:
-    """Return the index of element `i` in C order, in brackets."""
-    position = ", ".join(str(k) for k in np.unravel_index(i, shape))
-    return f"[{position}]" if shape else ""
+class _Part(NamedTuple):
+    """Of which larger arrays the arguments of a call are parts."""
+
+    begins: dict[str, tuple[int, ...]]  # where each begins there, by its name
+    called: str
+
+
+_part: ContextVar[_Part | None] = ContextVar("_part", default=None)
+
+
+@contextmanager
+def as_part(begins: dict[str, tuple[int, ...]], called: str = "") -> Iterator[None]:
+    """Let messages name positions in larger arrays, in which arguments begin at these positions.
+
+    `called` is what the part is called, where a position is named.
+    """
+    before = _part.set(_Part(begins, called))
+    try:
+        yield
+    finally:
+        _part.reset(before)
+
+
+def element(name: str, i: int, shape: tuple[int, ...]) -> str:
+    """Return what messages call element `i` of an argument, in C order."""
+    return _place(name, [int(k) for k in np.unravel_index(i, shape)])
+
+
+def _place(name: str, index: Sequence[int | None]) -> str:
+    """Return what messages call an element of an argument, or a row: None stands for its axis."""
+    begins, called = _part.get() or _Part({}, "")
+    first = begins.get(name, (0,) * len(index))
+    place = [":" if k is None else str(k + n) for k, n in zip(index, first, strict=True)]
+    where = f"{name}[{', '.join(place)}]" if place else name
+    return f"{where} of {called}" if called and name in begins else where
 
 
 def _check_one_hot(name: str, t: _Array, axis: int) -> None:
@@ -749,9 +782,9 @@ def _check_one_hot(name: str, t: _Array, axis: int) -> None:
     if found is None:
         return
     row = np.array2string(np.moveaxis(t, axis, -1)[found], threshold=8, separator=", ")
-    position = [str(i) for i in found]
-    position.insert(axis, ":")
-    where = f"target[{', '.join(position)}]" if found else "target"
+    place: list[int | None] = list(found)
+    place.insert(axis, None)
+    where = _place("target", place) if found else "target"
     message = (
         f"{where} is {row}, but must be one-hot, a single 1 and else 0: target has dtype {t.dtype} "
         f"and the shape of {name}, {t.shape}, with classes on axis {axis}"

@@ -383,7 +383,7 @@ class PartialCrossEntropy:
         if not np.array_equal(self._target, other._target):
             i = int(np.argmax(self._target != other._target))
             raise ValueError(
-                f"target{_arrays._position(i, self._samples)} is {self._target[i]} here, but "
+                f"{_arrays.element('target', i, self._samples)} is {self._target[i]} here, but "
                 f"{other._target[i]} in other"
             )
         s, t = self._sample_weight, other._sample_weight
@@ -433,7 +433,7 @@ class PartialCrossEntropy:
         if missing.any():
             i = int(np.argmax(missing))
             raise IndexError(
-                f"target{_arrays._position(i, self._samples)} is {self._target[i]}, which is in "
+                f"{_arrays.element('target', i, self._samples)} is {self._target[i]}, which is in "
                 f"none of the merged slices: {self!r}"
             )
         at = 0

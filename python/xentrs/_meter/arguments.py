@@ -190,7 +190,7 @@ def _check_weights(name: str, w: _Array) -> None:
         if bad.any():
             i = int(np.argmax(bad))
             raise ValueError(
-                f"{name}{_arrays._position(at + i, w.shape)} is {block[i]}, but must be at least 0 "
+                f"{_arrays.element(name, at + i, w.shape)} is {block[i]}, but must be at least 0 "
                 "and finite"
             )
         at += block.size
@@ -232,7 +232,7 @@ def group_names(group: ArrayLike) -> _Array:
             return keys.astype(np.str_)
         if len(others) < g.size and not any(_arrays.is_missing(keys.flat[i]) for i in others):
             raise TypeError(
-                f"group{_arrays._position(others[0], g.shape)} is {keys.flat[others[0]]!r}, but "
+                f"{_arrays.element('group', others[0], g.shape)} is {keys.flat[others[0]]!r}, but "
                 "must be a string as other groups are"
             )
     if g.dtype.kind not in "iubU":
