@@ -468,11 +468,132 @@ def test_where_of_another_dtype(kind, rng):
     refused(case, TypeError, "where", where.dtype, "bool", where=where)
 
 
+def _objects(*items):
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("rows", [np.ndarray.copy, np.ndarray.tolist, tuple])
+def test_an_array_of_arrays_is_to_be_stacked(rows, dtype, rng):
+    """The call that the message names works."""
+    x = rng.integers(-9, 9, (3, 4)).astype(dtype)
+    names = {"np": np, "logits": _objects(*map(rows, x)), "target": _objects(*map(rows, np.eye(3)))}
+    right = xentrs.softmax(x.astype(float))
+    with pytest.raises(
+        TypeError, match=r"logits has dtype object.*arrays: pass np\.stack"
+    ) as found:
+        xentrs.softmax(names["logits"])
+    call = str(found.value).partition(" pass ")[2]
+    assert call.endswith(".astype('float64')") == (dtype == np.int64)
+    np.testing.assert_allclose(xentrs.softmax(eval(call, names)), right, rtol=1e-6)
+    with pytest.raises(TypeError, match=r"target has dtype object.*: pass np\.stack\(target\)$"):
+        xentrs.cross_entropy(np.eye(3), names["target"])
+    names["logits"] = _objects(*map(rows, x), *map(rows, x)).reshape(2, 3)
+    with pytest.raises(TypeError, match=r"arrays: pass np\.array\(logits\.tolist\(\)\)") as found:
+        xentrs.softmax(names["logits"])
+    call = str(found.value).partition(" pass ")[2]
+    np.testing.assert_allclose(xentrs.softmax(eval(call, names)), [right, right], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        (
+            [np.ones(3), np.ones(3), np.ones(2)],
+            r"logits\[0\] has shape \(3,\) and logits\[2\] .* \(2,\)",
+        ),
+        ([np.ones(3), 1.0], r"logits\[0\] has shape \(3,\) and logits\[1\] has shape \(\)"),
+        ([np.ones(3), None], r"it has missing values: logits\[1\] is None"),
+    ],
+)
+def test_arrays_of_several_shapes_cannot_be_stacked(items, words):
+    with pytest.raises(TypeError, match=words):
+        xentrs.softmax(_objects(*items))
+
+
+@pytest.mark.parametrize(
+    "items",
+    [[1.0, 2.0], ["a", "b"], [np.array(["a"]), np.array(["b"])], [[1, [2, 3]], 2], [{}, {}]],
+)
+def test_other_objects_are_no_arrays(items):
+    with pytest.raises(TypeError, match=r"logits has dtype object, but must be [^;]*$"):
+        xentrs.softmax(_objects(*items))
+
+
+def test_nan_among_floats_of_a_dtype_that_is_refused():
+    """Logits may be NaN: then they are no missing values."""
+    x = np.full((3, 4), NAN, np.longdouble)
+    with pytest.raises(TypeError, match=r"logits has dtype .*, but must be [^;]*$"):
+        xentrs.cross_entropy(x, [0, 1, 2])
+    where = np.array([1.0, NAN, 0.0])
+    with pytest.raises(TypeError, match=r"where has dtype float64.* missing values: where\[1\] is"):
+        xentrs.binary_cross_entropy_with_logits([1.0, 2.0, 3.0], [0, 1, 1], where=where)
+
+
+LOST = "is a masked array, whose mask would be lost"
+
+
+def masked_at(array, *place):
+    return np.ma.masked_array(array, np.arange(array.size).reshape(array.shape) == place)
+
+
 @every_loss
 def test_masked_arrays_would_lose_their_mask(loss, rng):
     case = loss.case(rng, (3, 4), np.float32)
-    masked = np.ma.masked_array(case.scores, case.scores > 0)
-    refused(case.but(scores=masked), TypeError, first(loss), "mask", outputs=False)
+    masked = masked_at(case.scores, 5)
+    refused(case.but(scores=masked), TypeError, f"{first(loss)} {LOST}", outputs=False)
+    for kind in (list, tuple):
+        rows = kind(masked)
+        message = f"{first(loss)}[1] {LOST}"
+        refused(case.but(scores=rows), TypeError, message, outputs=False)
+        message = f"{first(loss)}[0][1] {LOST}"
+        refused(case.but(scores=[rows]), TypeError, message, outputs=False)
+    numbers = [[1.0, 2.0], [1.0, np.ma.masked]]
+    refused(case.but(scores=numbers), TypeError, f"{first(loss)}[1][1] {LOST}", outputs=False)
+    if loss.has_target:
+        target = masked_at(case.target, 2)
+        refused(case.but(target=target), TypeError, f"{loss.second} {LOST}")
+        refused(case.but(target=list(target)), TypeError, f"{loss.second}[", LOST)
+    for key in {"weight", "sample_weight", "pos_weight"} & set(loss.options):
+        weight = masked_at(np.ones(4 if key != "sample_weight" else 3, np.float32), 1)
+        refused(case, TypeError, f"{key} {LOST}", **{key: weight})
+        refused(case, TypeError, f"{key}[1] {LOST}", **{key: list(weight)})
+
+
+@every_loss
+@pytest.mark.parametrize("mask", [False, None], ids=["all false", "none"])
+def test_masked_arrays_that_mask_nothing(loss, mask, rng):
+    """As netCDF4 reads them. As outputs they are refused."""
+
+    def plain(array):
+        return np.ma.masked_array(array, np.ma.nomask if mask is None else mask)
+
+    case = loss.case(rng, (3, 4), np.float32)
+    options = {
+        key: rng.uniform(1, 2, 3 if key == "sample_weight" else 4)
+        for key in ("weight", "sample_weight", "pos_weight")
+        if key in loss.options
+    }
+    given = case.but(scores=plain(case.scores))
+    if loss.has_target:
+        given = given.but(target=plain(case.target))
+    weights = {key: plain(array) for key, array in options.items()}
+    for order in loss.orders:
+        right = case.call(order, **options)
+        assert_same_bits(given.call(order, **weights), right)
+        assert_same_bits(case.but(scores=list(given.scores)).call(order, **options), right)
+        for name in loss.outputs[:order]:
+            out = {name: plain(np.full((3, 4), 7, np.float32))}
+            refused_out(case, TypeError, f"{name} must be a numpy.ndarray, not MaskedArray", **out)
+
+
+def test_a_list_within_itself():
+    endless = [1.0]
+    endless[0] = endless
+    with pytest.raises(ValueError, match="logits cannot be read as a NumPy array"):
+        xentrs.cross_entropy(endless, 0)
 
 
 @every_loss
@@ -659,7 +780,62 @@ def test_out_that_overlaps_itself(loss, dtype, rng):
     case = loss.case(rng, (6, 8), dtype)
     memory = np.full(8, 7, dtype)
     out = np.lib.stride_tricks.as_strided(memory, (6, 8), (0, dtype().itemsize))
-    refused_out(case, ValueError, "out", untouched=[memory], out=out)
+    refused_out(case, ValueError, "out overlaps itself", untouched=[memory], out=out)
+    step = dtype().itemsize
+    memory = np.full(60, 7, dtype)
+    for strides in ((step, step), (7 * step, step), (step, 5 * step), (8 * step, -step // 2)):
+        start = memory[20:] if strides[1] < 0 else memory
+        out = np.lib.stride_tricks.as_strided(start, (6, 8), strides)
+        for name in loss.outputs:
+            refused_out(case, ValueError, f"{name} overlaps itself", **{name: out})
+        # In place too.
+        refused_out(case.but(scores=out), ValueError, "out overlaps itself", out=out)
+    for name, kind in (("logsumexp_out", dtype), ("argmax_out", np.int64)):
+        if name in loss.options:
+            case = loss.case(rng, (3, 2, 4), dtype)
+            step = np.dtype(kind).itemsize
+            out = np.lib.stride_tricks.as_strided(np.zeros(4, kind), (3, 2), (step, step))
+            refused_out(case, ValueError, f"{name} overlaps itself", **{name: out})
+
+
+def _layouts(rng):
+    """Yield float32 arrays of any strides, each in its own memory, and the places of elements."""
+    for _ in range(400):
+        shape = tuple(rng.integers(1, 5, rng.integers(1, 5)).tolist())
+        unit = 4 if rng.random() < 0.7 else 1  # so that a part of an element may be shared
+        strides = tuple((unit * rng.integers(-12, 13, len(shape))).tolist())
+        axes = list(zip(shape, strides, strict=True))
+        lowest = sum(min(0, (n - 1) * step) for n, step in axes)
+        length = sum((n - 1) * abs(step) for n, step in axes) + 4
+        memory = np.zeros(length, np.uint8)
+        places = sum(
+            (np.arange(n) * step).reshape([n if i == j else 1 for j in range(len(shape))])
+            for i, (n, step) in enumerate(axes)
+        )
+        yield np.ndarray(shape, np.float32, memory, -lowest, strides), places
+
+
+def test_out_of_any_strides(rng):
+    """It is refused if two of its elements share a byte, and else takes the gradient."""
+    found = set()
+    for out, places in _layouts(rng):
+        x = rng.normal(size=out.shape).astype(np.float32)
+        target = np.zeros(x.shape[:-1], int)
+        in_order = np.sort(places, axis=None)
+        shares = bool((np.diff(in_order) < 4).any())
+        nested = sorted((abs(s), n) for s, n in zip(out.strides, out.shape, strict=True) if n > 1)
+        extents = [4 + sum(s * (n - 1) for s, n in nested[:i]) for i in range(len(nested))]
+        found.add((shares, all(s >= e for (s, _), e in zip(nested, extents, strict=True))))
+        if shares:
+            with pytest.raises(ValueError, match="out overlaps itself"):
+                xentrs.cross_entropy_with_grad(x, target, out=out)
+            assert not out.any()
+        else:
+            loss, grad = xentrs.cross_entropy_with_grad(x, target, out=out)
+            assert grad is out
+            assert_same_bits((loss, np.array(out)), xentrs.cross_entropy_with_grad(x, target))
+    # Among them are some whose axes interleave without sharing an element.
+    assert found == {(True, False), (False, False), (False, True)}
 
 
 @every_dtype

@@ -425,7 +425,7 @@ def test_what_is_refused(function, name):
         (TypeError, "axis", lambda: function(x, axis=1.0)),
         (TypeError, f"{name} has dtype complex128", lambda: function(x.astype(complex))),
         (TypeError, f"{name} has dtype object", lambda: function(None)),
-        (TypeError, "masked", lambda: function(np.ma.masked_array(x))),
+        (TypeError, "masked", lambda: function(np.ma.masked_array(x, x > 0))),
     ):
         with pytest.raises(error, match=words):
             call()

@@ -568,6 +568,102 @@ def test_nearly_equal_models(classes, rng):
     assert same.kl_quantile(0.999) == 0.0
 
 
+NAMES = ["a", "b", "a"]
+STRINGS = {
+    "list": list(NAMES),
+    "tuple": tuple(NAMES),
+    "strings of NumPy": [np.str_(name) for name in NAMES],
+    "array": np.array(NAMES),
+    "longer items": np.array(NAMES, "U9"),
+    "big-endian": np.array(NAMES, ">U1"),
+    "objects": np.array(NAMES, object),
+    "masking nothing": np.ma.masked_array(NAMES, False),
+    "of masked arrays": list(np.ma.masked_array(NAMES, False)),
+}
+if hasattr(np.dtypes, "StringDType"):
+    STRINGS |= {
+        f"StringDType({', '.join(map(str, options.values()))})": np.array(
+            NAMES, np.dtypes.StringDType(**options)
+        )
+        for options in ({}, {"na_object": None}, {"na_object": np.nan}, {"na_object": "?"})
+    }
+
+
+@pytest.mark.parametrize("kind", STRINGS)
+def test_groups_of_strings(kind):
+    right = CrossEntropyMeter().update_losses([1.0, 2.0, 4.0], group=NAMES)
+    found = CrossEntropyMeter().update_losses([1.0, 2.0, 4.0], group=STRINGS[kind])
+    assert found.to_state().keys() == right.to_state().keys()
+    for key, array in right.to_state().items():
+        np.testing.assert_array_equal(found.to_state()[key], array)
+    assert found.compute().stderr == right.compute().stderr > 0
+
+
+def _missing_in(kind, missing):
+    """Return groups of which the second is missing."""
+    if kind in (list, tuple):
+        return kind(["a", missing, "b"])
+    return np.array(["a", missing, "b"], kind)
+
+
+MISSING_GROUPS = [
+    *((kind, missing) for kind in (list, tuple, object) for missing in (None, np.nan)),
+    (list, np.float32("nan")),
+    (list, np.float64("nan")),
+]
+if hasattr(np.dtypes, "StringDType"):
+    MISSING_GROUPS += [
+        (np.dtypes.StringDType(na_object=missing), missing) for missing in (None, np.nan)
+    ]
+
+
+@pytest.mark.parametrize(("kind", "missing"), MISSING_GROUPS, ids=str)
+def test_missing_groups(kind, missing):
+    message = rf"group has dtype .*missing values: group\[1\] is {missing}"
+    with pytest.raises(TypeError, match=message):
+        CrossEntropyMeter().update_losses([1.0, 2.0, 3.0], group=_missing_in(kind, missing))
+    message = rf"group has dtype .*missing values: group\[0, 1\] is {missing}"
+    group = _missing_in(kind, missing)
+    group = [group] if kind in (list, tuple) else group[None]
+    with pytest.raises(TypeError, match=message):
+        filled(np.zeros((1, 3, 2)), np.zeros((1, 3), int), group=group)
+
+
+def test_missing_groups_among_integers():
+    for group in ([3, np.nan, 4], [3, None, 4], np.array([3, np.nan, 4]), (3, np.nan, np.nan)):
+        with pytest.raises(TypeError, match=r"missing values: group\[1\] is (nan|None)"):
+            CrossEntropyMeter().update_losses([1.0, 2.0, 3.0], group=group)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (["a", 1, "b"], r"group\[1\] is 1, but must be a string"),
+        ((2, "a", "b"), r"group\[0\] is 2, but must be a string"),
+        (["a", "b", 1.5], r"group\[2\] is 1.5, but must be a string"),
+        (["a", True, "b"], r"group\[1\] is True, but must be a string"),
+        (["a", b"b", "c"], r"group\[1\] is b'b', but must be a string"),
+        (np.array(["a", 1, "b"], object), r"group\[1\] is 1, but must be a string"),
+        (np.array([1, 2, 3], object), "group has dtype object"),
+    ],
+)
+def test_groups_of_several_types(group, message):
+    """NumPy writes the numbers of a list with strings as strings."""
+    with pytest.raises(TypeError, match=message):
+        CrossEntropyMeter().update_losses([1.0, 2.0, 3.0], group=group)
+
+
+@pytest.mark.parametrize("of", [int, str])
+def test_masked_groups_would_lose_their_mask(of):
+    group = np.ma.masked_array(np.array([1, 2, 3]).astype(of), [0, 1, 0])
+    for masked, name in ((group, "group"), (list(group), r"group\[1\]")):
+        message = f"{name} is a masked array, whose mask would be lost"
+        with pytest.raises(TypeError, match=message):
+            CrossEntropyMeter().update_losses([1.0, 2.0, 3.0], group=masked)
+        with pytest.raises(TypeError, match=message):
+            filled(np.zeros((3, 2)), [0, 0, 0], group=masked)
+
+
 def test_delta_by_groups(rng):
     x, target = draw(rng, 300, 6, np.float64)
     reference = x + rng.normal(size=x.shape)

@@ -345,8 +345,8 @@ def outside(value, dtype=int):
         ((outside(9.0, float), Q), IndexError, r"target\[0\]\[2, 1\] is 9"),
         ((outside(1e30, float), Q), IndexError, r"target\[0\]\[2, 1\] is 1e\+30"),
         ((outside(255, np.uint8), Q), IndexError, r"target\[0\]\[2, 1\] is 255"),
-        ((np.ma.masked_array(INDICES), Q), TypeError, r"target\[0\] is a masked array"),
-        ((INDICES, np.ma.masked_array(Q)), TypeError, r"target\[1\] is a masked array"),
+        ((np.ma.masked_array(INDICES, Q > 0.2), Q), TypeError, r"target\[0\] is a masked array"),
+        ((INDICES, np.ma.masked_array(Q, Q > 0.2)), TypeError, r"target\[1\] is a masked array"),
     ],
 )
 def test_errors(pair, error, message):

@@ -18,9 +18,12 @@ Nothing is written to `out` before the compiled function has accepted all argume
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast
 
 import numpy as np
@@ -184,9 +187,9 @@ def _prepare_classes(
     classes = x.shape[axis]
     pair = _is_pair(target, x)
     if pair:
-        targets = dict(zip(_PAIR, _sparse_target(name, x, axis, target), strict=True))
+        targets = dict(zip(_PAIR, _sparse_target(name, x, axis, target, ignored), strict=True))
     else:
-        targets = {"target": _class_target(name, x, axis, target)}
+        targets = {"target": _class_target(name, x, axis, target, ignored)}
     w = _optional("weight", options, _real_array)
     if w is not None and w.shape != (classes,):
         raise ValueError(
@@ -356,12 +359,8 @@ def _view(name: str, value: object) -> _Array:
     """Return a new array object on the memory of `value`; on a copy only if NumPy must make one."""
     if type(value) is np.ndarray:
         return value.view()
+    refuse_masked(name, value)
     if isinstance(value, np.ndarray):
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(
-                f"{name} is a masked array, whose mask would be lost: "
-                "pass a plain array (and leave elements out with ignore_index, weights or where)"
-            )
         return np.asarray(value)
     value = of_arrow(name, value)
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
@@ -377,6 +376,21 @@ def _view(name: str, value: object) -> _Array:
         kind = ValueError if isinstance(error, ValueError) else TypeError
         hint = "; xentrs.torch takes PyTorch's tensors" if is_torch else ""
         raise kind(f"{name} cannot be read as a NumPy array: {error}{hint}") from error
+
+
+def refuse_masked(name: str, value: object, depth: int = 64) -> None:
+    """Refuse a masked array that masks an element, also within lists that are nested so deep."""
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.is_masked(value):
+            raise TypeError(
+                f"{name} is a masked array, whose mask would be lost: "
+                "pass a plain array (and leave elements out with ignore_index, weights or where)"
+            )
+    elif isinstance(value, list | tuple) and depth:
+        kinds = tuple(set(map(type, value)))  # few, also of a long list of numbers
+        if any(issubclass(kind, np.ma.MaskedArray | list | tuple) for kind in kinds):
+            for i, one in enumerate(value):
+                refuse_masked(f"{name}[{i}]", one, depth - 1)
 
 
 def _refuse_gpu(name: str, value: object) -> None:
@@ -436,14 +450,16 @@ def _typed(
     accepted: str,
     *,
     untyped_integers: bool = False,
+    ignored: tuple[int, ...] | None = None,
 ) -> _Array:
     """Return `value` as an array of an accepted dtype.
 
-    A value that declares another dtype is refused before it is converted.
+    A value that declares another dtype is refused before it is converted. `ignored` are the class
+    indices that count for nothing, if the value may be class indices: messages name them.
     """
     if not isinstance(value, np.ndarray | np.generic | list | tuple | float | int):
         _refuse_gpu(name, value)
-        refuse_foreign(name, value)
+        refuse_foreign(name, value, ignored)
         declared = getattr(value, "dtype", None)
         if isinstance(declared, np.dtype) and not accepts(declared):
             raise _wrong_dtype(name, value, declared, accepted)
@@ -469,8 +485,8 @@ def _count_array(name: str, value: object) -> _Array:
     return a if a.dtype.kind == "f" else a.astype(np.float64)
 
 
-def _real_array(name: str, value: object) -> _Array:
-    return _typed(name, value, _is_real, "float, integer or bool")
+def _real_array(name: str, value: object, ignored: tuple[int, ...] | None = None) -> _Array:
+    return _typed(name, value, _is_real, "float, integer or bool", ignored=ignored)
 
 
 def _bool_array(name: str, value: object) -> _Array:
@@ -508,20 +524,73 @@ def _wrong_dtype(name: str, value: object, dtype: np.dtype[Any], accepted: str) 
     given = "" if understood else f" (from {type(value).__name__})"
     hint = ""
     if dtype.kind == "O":
-        array = np.asarray(value, dtype=object)
-        for i, one in enumerate(array.flat):
-            nan = isinstance(one, float) and np.isnan(one)
-            if nan or one is None or type(one).__name__ == "NAType":  # that of pandas
-                hint = f"; it has missing values: {name}{_position(i, array.shape)} is {one}"
-                break
+        hint = _stacking(name, value, "integer" in accepted)
+    missing = None if "float" in accepted and dtype.kind == "f" else _first_missing(value, dtype)
+    if missing:
+        hint = f"; it has missing values: {element(name, *missing[1:])} is {missing[0]}"
     if "bfloat16" in accepted and dtype.itemsize == 2 and dtype.kind in "uV":
         hint = f"; if these are the bits of bfloat16, pass {name}.view(ml_dtypes.bfloat16)"
     return TypeError(f"{name} has dtype {dtype}{given}, but must be {accepted}{hint}")
 
 
-def _class_target(name: str, x: _Array, axis: int, value: object) -> _Array:
+def _stacking(name: str, value: object, integers: bool) -> str:
+    """Return a hint for an object array whose elements are arrays, and none for any other.
+
+    `integers` says whether these are accepted.
+    """
+    array = np.asarray(value, dtype=object)
+    if not array.ndim or not array.size:
+        return ""
+    try:
+        first = np.asarray(array.flat[0])
+        if not first.ndim or not _is_real(first.dtype):
+            return ""
+        for i, one in enumerate(array.flat):
+            if np.shape(one) != first.shape:
+                return (
+                    f"; it is an array of arrays, but {element(name, 0, array.shape)} has shape "
+                    f"{first.shape} and {element(name, i, array.shape)} has shape {np.shape(one)}"
+                )
+    except (RuntimeError, TypeError, ValueError):  # ragged lists and the like
+        return ""
+    call = f"np.stack({name})"
+    if array.shape[1:] == (1,) and hasattr(value, "iloc"):
+        call = f"np.stack({name}.iloc[:, 0])"
+    elif array.ndim > 1:
+        items = name if isinstance(value, np.ndarray) else f"{name}.to_numpy()"
+        call = f"np.array({items}.tolist())"
+    if not integers and first.dtype.kind in "iub":
+        call += ".astype('float64')"
+    return f"; it is an array of arrays: pass {call}"
+
+
+def _first_missing(
+    value: object, dtype: np.dtype[Any]
+) -> tuple[object, int, tuple[int, ...]] | None:
+    """Return the first missing value of floats, objects or strings, its place, and the shape."""
+    if dtype.kind not in "fOT":
+        return None
+    array = np.asarray(value, None if dtype.kind == "f" else object)
+    if dtype.kind == "f":
+        found = np.flatnonzero(np.isnan(array))[:1].tolist()
+    else:
+        found = itertools.islice((i for i, one in enumerate(array.flat) if is_missing(one)), 1)
+    for i in found:
+        return array.flat[i], i, array.shape
+    return None
+
+
+def is_missing(value: object) -> bool:
+    """Whether an element of an object array stands for a missing value."""
+    nan = isinstance(value, float | np.floating) and np.isnan(value)
+    return bool(nan) or value is None or type(value).__name__ == "NAType"  # that of pandas
+
+
+def _class_target(
+    name: str, x: _Array, axis: int, value: object, ignored: tuple[int, ...]
+) -> _Array:
     """Return `value` as class indices or as probabilities, whichever its shape says."""
-    t = _real_array("target", value)
+    t = _real_array("target", value, ignored)
     if t.shape == x.shape:
         if not _is_floating(t.dtype):
             _check_one_hot(name, t, axis)
@@ -577,14 +646,16 @@ def _is_pair(target: object, x: _Array) -> bool:
     return False
 
 
-def _sparse_target(name: str, x: _Array, axis: int, target: Any) -> tuple[_Array, _Array]:
+def _sparse_target(
+    name: str, x: _Array, axis: int, target: Any, ignored: tuple[int, ...]
+) -> tuple[_Array, _Array]:
     """Return the class indices and the probabilities of a target that is a pair."""
     if len(target) != 2:
         raise ValueError(
             f"target is a tuple of length {len(target)}, but must be a pair "
             "(indices, probabilities)"
         )
-    indices = _real_array(_PAIR[0], target[0])
+    indices = _real_array(_PAIR[0], target[0], ignored)
     q = _typed(_PAIR[1], target[1], _is_floating, "float", untyped_integers=True)
     samples = without_axis(x.shape, axis)
     for title, a in zip(_PAIR, (indices, q), strict=True):
@@ -621,14 +692,14 @@ def _whole_numbers(name: str, t: _Array, classes: int, what: str) -> _Array:
             i = int(np.argmin(whole))
             missing = " (missing values?)" if np.isnan(block[i]) else ""
             raise ValueError(
-                f"{name}{_position(at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
+                f"{element(name, at + i, t.shape)} is {block[i]}{missing}, but must be a whole "
                 f"number: {what}"
             )
         outside = (block < -(2.0**63)) | (block >= 2.0**63)
         if outside.any():
             i = int(np.argmax(outside))
             raise IndexError(
-                f"{name}{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
+                f"{element(name, at + i, t.shape)} is {block[i]}, but a class index must be in "
                 f"[0, {classes})"
             )
         flat[at : at + block.size] = block
@@ -646,7 +717,7 @@ def check_indices(name: str, t: _Array, classes: int, ignored: tuple[int, ...]) 
             several = "one of " if len(ignored) > 1 else ""
             names = ", ".join(map(str, ignored))
             raise IndexError(
-                f"{name}{_position(at + i, t.shape)} is {block[i]}, but a class index must be in "
+                f"{element(name, at + i, t.shape)} is {block[i]}, but a class index must be in "
                 f"[0, {classes})" + (f", or be {several}ignore_index ({names})" if ignored else "")
             )
         at += block.size
@@ -687,10 +758,41 @@ def _blocks(a: _Array) -> Iterator[_Array]:
             yield from blocks
 
 
-def _position(i: int, shape: tuple[int, ...]) -> str:
-    """Return the index of element `i` in C order, in brackets."""
-    position = ", ".join(str(k) for k in np.unravel_index(i, shape))
-    return f"[{position}]" if shape else ""
+class _Part(NamedTuple):
+    """Of which larger arrays the arguments of a call are parts."""
+
+    begins: dict[str, tuple[int, ...]]  # where each begins there, by its name
+    called: str
+
+
+_part: ContextVar[_Part | None] = ContextVar("_part", default=None)
+
+
+@contextmanager
+def as_part(begins: dict[str, tuple[int, ...]], called: str = "") -> Iterator[None]:
+    """Let messages name positions in larger arrays, in which arguments begin at these positions.
+
+    `called` is what the part is called, where a position is named.
+    """
+    before = _part.set(_Part(begins, called))
+    try:
+        yield
+    finally:
+        _part.reset(before)
+
+
+def element(name: str, i: int, shape: tuple[int, ...]) -> str:
+    """Return what messages call element `i` of an argument, in C order."""
+    return _place(name, [int(k) for k in np.unravel_index(i, shape)])
+
+
+def _place(name: str, index: Sequence[int | None]) -> str:
+    """Return what messages call an element of an argument, or a row: None stands for its axis."""
+    begins, called = _part.get() or _Part({}, "")
+    first = begins.get(name, (0,) * len(index))
+    place = [":" if k is None else str(k + n) for k, n in zip(index, first, strict=True)]
+    where = f"{name}[{', '.join(place)}]" if place else name
+    return f"{where} of {called}" if called and name in begins else where
 
 
 def _check_one_hot(name: str, t: _Array, axis: int) -> None:
@@ -699,9 +801,9 @@ def _check_one_hot(name: str, t: _Array, axis: int) -> None:
     if found is None:
         return
     row = np.array2string(np.moveaxis(t, axis, -1)[found], threshold=8, separator=", ")
-    position = [str(i) for i in found]
-    position.insert(axis, ":")
-    where = f"target[{', '.join(position)}]" if found else "target"
+    place: list[int | None] = list(found)
+    place.insert(axis, None)
+    where = _place("target", place) if found else "target"
     message = (
         f"{where} is {row}, but must be one-hot, a single 1 and else 0: target has dtype {t.dtype} "
         f"and the shape of {name}, {t.shape}, with classes on axis {axis}"
@@ -916,9 +1018,30 @@ def _check_apart(name: str, out: _Array, inputs: dict[str, _Array | None]) -> No
 def _check_writeable(name: str, out: _Array) -> None:
     if not out.flags.writeable:
         raise ValueError(f"{name} is read-only")
-    steps = zip(out.shape, out.strides, strict=True)
-    if out.size and any(n > 1 and step == 0 for n, step in steps):
-        raise ValueError(f"{name} overlaps itself: it has an axis of stride 0")
+    if out.size and _overlaps_itself(out):
+        raise ValueError(
+            f"{name} overlaps itself: two of its elements share memory, with shape {out.shape} and "
+            f"strides {out.strides}"
+        )
+
+
+def _overlaps_itself(a: _Array) -> bool:
+    """Whether two elements of an array share memory."""
+    longer = [(abs(step), n) for n, step in zip(a.shape, a.strides, strict=True) if n > 1]
+    end = a.itemsize  # of the elements on the axes of smaller strides
+    nested = True
+    for step, n in sorted(longer):
+        nested &= step >= end
+        end += step * (n - 1)
+    if nested:
+        return False
+    # Where two elements share memory, so do those that lie as far apart elsewhere. So on the axes
+    # before the first on which they differ both may be at 0, and one of the two on that axis too.
+    for axis, n in enumerate(a.shape):
+        rest = a[(0,) * axis]
+        if n > 1 and _overlap(rest[:1], rest[1:]):
+            return True
+    return False
 
 
 def _is_same(a: _Array, b: _Array) -> bool:

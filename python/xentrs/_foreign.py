@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
-# What makes plain numbers of an encoded Arrow array.
+# What makes plain numbers of an encoded Arrow array. pyarrow 26 casts views of lists to lists that
+# lack an offset.
 _DECODING = {
-    "dictionary": "{}.dictionary_decode()",
+    "dictionary": "{}.cast({}.type.value_type)",
     "run_end_encoded": "pyarrow.compute.run_end_decode({})",
 }
+_LIST_VIEWS = ("np.stack({}.to_numpy(zero_copy_only=False))", "np.array({}.to_pylist())")
 
 
 def libraries_of(value: Any) -> set[str]:
@@ -25,8 +27,11 @@ def libraries_of(value: Any) -> set[str]:
     return {str(c.__module__).partition(".")[0] for c in type(value).__mro__}
 
 
-def refuse_foreign(name: str, value: Any) -> None:
-    """Refuse an object that NumPy would convert at great cost, or with NaN for missing values."""
+def refuse_foreign(name: str, value: Any, ignored: tuple[int, ...] | None = None) -> None:
+    """Refuse an object that NumPy would convert at great cost, or with NaN for missing values.
+
+    `ignored` are the class indices that count for nothing, if the object may be class indices.
+    """
     libraries = libraries_of(value)
     # An array of xarray has the method too, which returns None if the array is not lazy.
     graph = getattr(value, "__dask_graph__", None)
@@ -38,11 +43,19 @@ def refuse_foreign(name: str, value: Any) -> None:
     if type(value).__name__ == "LazyFrame" and "polars" in libraries:
         raise TypeError(f"{name} is a lazy frame of polars: pass {name}.collect()")
     if "pandas" in libraries:
-        _refuse_pandas(name, value)
-    elif "polars" in libraries and type(getattr(value, "dtype", None)).__name__ == "List":
+        _refuse_pandas(name, value, ignored)
+    elif "scipy" in libraries and hasattr(value, "toarray"):
         raise TypeError(
-            f"{name} is a polars Series of lists, which need not have the same length: pass "
-            f"{name}.list.to_array(width)"
+            f"{name} is a sparse {type(value).__name__} of SciPy: pass {name}.toarray()"
+        )
+    elif "polars" in libraries and type(getattr(value, "dtype", None)).__name__ == "List":
+        lengths = value.list.len()
+        _refuse_nulls(name, lengths.null_count())
+        width = _one_length(name, np.asarray(lengths))
+        nested = type(value.dtype.inner).__name__ == "List"
+        raise TypeError(
+            f"{name} is a polars Series of lists, which need not have the same length: pass {name}."
+            + ("to_arrow()" if nested else f"list.to_array({width})")
         )
     elif libraries & {"polars", "pyarrow"}:
         _refuse_nulls(name, sum(_nulls(part) for part in _columns(value)))
@@ -73,7 +86,8 @@ def of_arrow(name: str, value: Any) -> Any:
     if size is None:
         encoding = str(kind).partition("<")[0]
         if encoding not in ("list", "large_list"):
-            call = _DECODING.get(encoding, "{}.cast(pyarrow.list_(pyarrow.float32()))").format(name)
+            nested = _is_nested_type(kind.value_type)
+            call = _DECODING.get(encoding, _LIST_VIEWS[nested]).format(name, name)
             raise TypeError(f"{name} is an Arrow array of type {encoding}: pass {call}")
         size = _one_length(name, np.diff(np.asarray(value.offsets)))
     numbers = value.flatten()  # of this slice alone, where `values` is the whole array's
@@ -98,10 +112,11 @@ def of_torch(tensor: Any) -> Any:
 
 def _is_nested(value: Any) -> bool:
     """Whether an object is an Arrow array of lists or tensors."""
-    kind = getattr(value, "type", None)
-    return "pyarrow" in libraries_of(value) and (
-        hasattr(kind, "value_type") or hasattr(kind, "storage_type")
-    )
+    return "pyarrow" in libraries_of(value) and _is_nested_type(getattr(value, "type", None))
+
+
+def _is_nested_type(kind: Any) -> bool:
+    return hasattr(kind, "value_type") or hasattr(kind, "storage_type")
 
 
 def _one_length(name: str, lengths: Any) -> int:
@@ -136,50 +151,95 @@ def _nulls(column: Any) -> int:
     return found if isinstance(found, int) else 0
 
 
-def _refuse_pandas(name: str, value: Any) -> None:
+def _refuse_pandas(name: str, value: Any, ignored: tuple[int, ...] | None) -> None:
     """Refuse columns that NumPy would convert to Python objects."""
     dtypes: Any = getattr(value, "dtypes", None)  # several for a table, one for a series
     if dtypes is None:
         dtypes = getattr(value, "dtype", None)  # of an index or an array
-    columns: list[Any] = list(dtypes) if hasattr(dtypes, "__iter__") else [dtypes]
-    plain = [_plain_dtype(name, type(value).__name__, dtype) for dtype in columns]
+    is_table = hasattr(dtypes, "__iter__")
+    columns: list[Any] = list(dtypes) if is_table else [dtypes]
+    # What a column is called, if it is the only one.
+    column = (f"{name}.iloc[:, 0]" if len(columns) == 1 else "") if is_table else name
+    plain = [_plain_dtype(name, column, value, dtype, ignored) for dtype in columns]
     kinds = {dtype.kind for dtype in plain}
     if len(plain) > 1 and not (kinds <= set("fiu") or len(kinds) == 1):
         names = ", ".join(sorted({str(dtype) for dtype in plain}))
+        what = f"{name} is a pandas {type(value).__name__} with columns of dtypes {names}"
+        if not kinds <= set("fiubO"):
+            raise TypeError(f"{what}, but must be real numbers")
         raise TypeError(
-            f"{name} is a pandas {type(value).__name__} with columns of dtypes {names}, which have "
-            f"no common numeric dtype: pass {name}.to_numpy('float64')"
+            f"{what}, which have no common numeric dtype: pass {name}.to_numpy('float64')"
+            + (", if the objects are numbers" if "O" in kinds else "")
         )
 
 
-def _plain_dtype(name: str, kind: str, dtype: Any) -> np.dtype[Any]:
+def _plain_dtype(
+    name: str, column: str, value: Any, dtype: Any, ignored: tuple[int, ...] | None
+) -> np.dtype[Any]:
     """Return the NumPy dtype of a column, or refuse one that has none."""
+    what = f"{name} is a pandas {type(value).__name__} of dtype {dtype}"
     if type(dtype).__name__ == "SparseDtype":
         dtype = dtype.subtype
     elif type(dtype).__name__ == "CategoricalDtype":
-        dtype = getattr(dtype.categories, "dtype", None)
-        if not isinstance(dtype, np.dtype) or dtype.kind not in "fiub":
+        categories = getattr(dtype.categories, "dtype", None)
+        if not isinstance(categories, np.dtype) or categories.kind not in "fiub":
+            what = f"{name} is categorical, with categories of dtype {categories}"
+            if _is_number(categories):
+                raise TypeError(f"{what}: pass {name}.astype('float64')")
+            if name != "target" or not column:
+                raise TypeError(f"{what}, but must be numbers")
+            codes = f"{name}.codes" if hasattr(value, "codes") else f"{column}.cat.codes.to_numpy()"
             raise TypeError(
-                f"{name} is categorical, and its categories are not numbers: "
-                f"pass {name}.cat.codes.to_numpy()"
+                f"{what}, but must be numbers: pass {codes}, in which a missing value is -1"
             )
+        dtype = categories
     if isinstance(dtype, np.dtype):
         return dtype
-    if hasattr(getattr(dtype, "pyarrow_dtype", None), "value_type"):
+    arrow: Any = getattr(dtype, "pyarrow_dtype", None)
+    encoded = hasattr(arrow, "index_type")  # a dictionary
+    if hasattr(arrow, "value_type") and not encoded and column:
         raise TypeError(
-            f"{name} is a pandas {kind} of dtype {dtype}, which NumPy converts to Python objects: "
-            f"pass pyarrow.array({name})"
+            f"{what}, which NumPy converts to Python objects: pass pyarrow.array({column})"
         )
-    if str(dtype).startswith(("str", "large_string")):
-        raise TypeError(f"{name} is a pandas {kind} of dtype {dtype}, but must be numbers")
-    plain = getattr(dtype, "numpy_dtype", None)
-    call = "'float64'"
-    if isinstance(plain, np.dtype):
-        if name == "target" and plain.kind in "iu":
-            call = f"'{plain}', na_value=-100" if plain.kind == "i" else f"'{plain}'"
-        elif plain.kind == "f" or name == "where":
-            call = f"'{plain}'"
+    if encoded:
+        number = np.dtype(arrow.value_type.to_pandas_dtype()).kind in "fiub"
+    else:
+        number = _is_number(dtype)
+    if not number:
+        raise TypeError(f"{what}, but must be numbers")
+    call = _to_numpy(name, dtype, ignored)
     raise TypeError(
-        f"{name} is a pandas {kind} of dtype {dtype}, which NumPy converts to Python objects, for "
-        f"it may hold missing values: pass {name}.to_numpy({call})"
+        f"{what}, which NumPy converts to Python objects, for it may hold missing values: pass "
+        f"{call}"
     )
+
+
+def _is_number(dtype: Any) -> bool:
+    """Whether a dtype of pandas is one of numbers, bools included."""
+    plain = getattr(dtype, "numpy_dtype", None)
+    if isinstance(plain, np.dtype) and plain.kind in "fiub":
+        return True
+    return bool(getattr(dtype, "_is_numeric", False))  # decimals, and dtypes of other packages
+
+
+def _to_numpy(name: str, dtype: Any, ignored: tuple[int, ...] | None) -> str:
+    """Return the call that makes plain numbers of a nullable or Arrow-backed dtype."""
+    plain: Any = getattr(dtype, "numpy_dtype", None)
+    kind = plain.kind if isinstance(plain, np.dtype) else "O"
+    if kind in "iu" and ignored is not None:
+        if not ignored:
+            return (
+                f"{name}.to_numpy('{plain}'), which raises if there are missing values, for "
+                "ignore_index is None"
+            )
+        # Missing values become an index that is ignored, in a dtype that holds it.
+        filled = np.promote_types(plain, np.min_scalar_type(ignored[0]))
+        filled = filled if filled.kind in "iu" else np.dtype(np.int64)
+        cast = ""
+        if hasattr(dtype, "pyarrow_dtype") and filled != plain:  # Arrow fills before it casts
+            cast = f".astype('{filled}[pyarrow]')"
+        return f"{name}{cast}.to_numpy('{filled}', na_value={ignored[0]})"
+    if name == "where":
+        cast = "" if kind == "b" else ".astype('boolean')"
+        return f"{name}{cast}.to_numpy('bool', na_value=False)"
+    return f"{name}.to_numpy('{plain if kind == 'f' else 'float64'}')"

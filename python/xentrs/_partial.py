@@ -151,7 +151,7 @@ class PartialCrossEntropy:
         classes = x.shape[axis]
         if first + classes >= 1 << 63:
             raise ValueError(f"first_class is {first}, but class indices must be below 2**63")
-        indices = _class_indices(target, x, axis, samples)
+        indices = _class_indices(target, x, axis, samples, options["ignore_index"])
         s = _arrays._sample_weight(_NAME, x, axis, sample_weight)
         if s is not None:
             s = np.array(s, np.float64).reshape(-1)  # our own, also of the caller's float64
@@ -383,7 +383,7 @@ class PartialCrossEntropy:
         if not np.array_equal(self._target, other._target):
             i = int(np.argmax(self._target != other._target))
             raise ValueError(
-                f"target{_arrays._position(i, self._samples)} is {self._target[i]} here, but "
+                f"{_arrays.element('target', i, self._samples)} is {self._target[i]} here, but "
                 f"{other._target[i]} in other"
             )
         s, t = self._sample_weight, other._sample_weight
@@ -433,7 +433,7 @@ class PartialCrossEntropy:
         if missing.any():
             i = int(np.argmax(missing))
             raise IndexError(
-                f"target{_arrays._position(i, self._samples)} is {self._target[i]}, which is in "
+                f"{_arrays.element('target', i, self._samples)} is {self._target[i]}, which is in "
                 f"none of the merged slices: {self!r}"
             )
         at = 0
@@ -465,16 +465,16 @@ def _checked(**given: Any) -> dict[str, Any]:
 
 
 def _class_indices(
-    target: ArrayLike, x: _Array, axis: int, samples: tuple[int, ...]
+    target: ArrayLike, x: _Array, axis: int, samples: tuple[int, ...], ignored: tuple[int, ...]
 ) -> NDArray[np.int64]:
     """Return the target as int64 in one row."""
-    given = _arrays._real_array("target", target)
+    given = _arrays._real_array("target", target, ignored)
     if given.shape != samples and given.shape == x.shape:
         raise TypeError(
             f"target has the shape of {_NAME}, {x.shape}: PartialCrossEntropy takes class indices, "
             f"of shape {samples}, and no probabilities"
         )
-    indices = _arrays._class_target(_NAME, x, axis, given)
+    indices = _arrays._class_target(_NAME, x, axis, given, ignored)
     if indices.dtype == np.uint64:
         indices = np.minimum(indices, np.uint64(2**63 - 1))
     return np.array(indices, np.int64).reshape(-1)  # our own

@@ -16,6 +16,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -26,6 +27,7 @@ from xentrs._exact import ExactSums, rounded
 from xentrs._foreign import refuse_foreign
 from xentrs._losses._types import Ignored, Reduction
 from xentrs._meter import CrossEntropyMeter
+from xentrs._meter.arguments import group_names
 from xentrs._meter.sums import ROW
 from xentrs._partial import PartialCrossEntropy, _checked
 
@@ -35,6 +37,11 @@ _Array: TypeAlias = NDArray[Any]
 
 # Meters that a task merges. States of slices, which grow with the samples, are merged in pairs.
 _FAN = 8
+
+# Where a chunk lies on an axis. Its first element is NaN if sizes of chunks are not known.
+_PLACE = [("chunk", np.int64), ("first", np.float64)]
+
+_UNKNOWN = "logits has chunks of classes and of unknown sizes: call compute_chunk_sizes()"
 
 
 def cross_entropy(
@@ -112,7 +119,7 @@ def cross_entropy(
         denominator=denominator,
         base=base,
     )
-    call = _Call(logits, target, axis, sample_weight=sample_weight)
+    call = _Call(logits, target, axis, options["ignore_index"], sample_weight=sample_weight)
     own = {name: options[name] for name in ("ignore_index", "label_smoothing")}
     own["weight"] = call.class_weight(weight)
     if call.is_soft:
@@ -199,6 +206,7 @@ def evaluate(
         logits,
         target,
         axis,
+        _arrays._ignore_index(ignore_index),
         sample_weight=sample_weight,
         group=group,
         reference_logits=reference_logits,
@@ -218,7 +226,14 @@ def evaluate(
 class _Call:
     """The arrays of a call, all of them in the chunks of the logits."""
 
-    def __init__(self, logits: Any, target: Any, axis: SupportsIndex, **others: Any) -> None:
+    def __init__(
+        self,
+        logits: Any,
+        target: Any,
+        axis: SupportsIndex,
+        ignored: tuple[int, ...],
+        **others: Any,
+    ) -> None:
         x = self.logits = _lazy("logits", logits)
         if not _arrays._is_float_type(x.dtype):
             raise TypeError(f"logits has dtype {x.dtype}, but must be {_arrays.FLOATS}")
@@ -226,7 +241,8 @@ class _Call:
         self.arrays: dict[str, Any] = {"logits": x}
         for name, value in {"target": target, **others}.items():
             if value is not None:
-                self.arrays[name] = self._beside(name, _lazy(name, value))
+                lazy = _lazy(name, value, ignored if name == "target" else None)
+                self.arrays[name] = self._beside(name, lazy)
         self.is_soft: bool = self.arrays["target"].ndim == x.ndim
 
     def class_weight(self, weight: Any) -> _Array | None:
@@ -244,35 +260,40 @@ class _Call:
 
     def partials(self, options: dict[str, Any]) -> list[Any]:
         """Return a Delayed of the PartialCrossEntropy of each chunk of samples."""
-        import dask.array as da
-
-        first = np.cumsum((0, *self.logits.chunks[self.axis][:-1]))
-        function = functools.partial(_partial, axis=self.axis, options=options)
-        parts = self.blocks(function, da.from_array(first, chunks=1))
+        classes = self.logits.shape[self.axis]
+        if math.isnan(classes) and self.logits.numblocks[self.axis] > 1:
+            raise ValueError(_UNKNOWN)
+        function = functools.partial(_partial, classes=classes, axis=self.axis, options=options)
+        parts = self.blocks(function)
         rows = np.moveaxis(parts, self.axis, -1).reshape(-1, parts.shape[self.axis])
         return [_tree(list(row), _merged, 2) for row in rows]
 
-    def blocks(self, function: Callable[..., Any], *of_classes: Any) -> Any:
+    def blocks(self, function: Callable[..., Any]) -> Any:
         """Return a Delayed of what `function` makes of each chunk, as an array of objects.
 
-        The function gets the chunks by the names of their arrays, and those of arrays that have
-        only the class axis. Dask fuses such a task with those that read the chunk.
+        The function gets the chunks by the names of their arrays, and the first class of the chunk.
+        Dask fuses such a task with those that read the chunk.
         """
         import dask.array as da
+        import dask.utils
 
         labels = tuple(range(self.logits.ndim))
         pairs: list[Any] = []
         for array in self.arrays.values():
             pairs += [array, labels if array.ndim == len(labels) else self._without_axis(labels)]
-        for array in of_classes:
-            pairs += [array, (self.axis,)]
+        for label, sizes in enumerate(self.logits.chunks):
+            places = np.zeros(len(sizes), _PLACE)
+            places["chunk"] = range(len(sizes))
+            places["first"] = np.cumsum((0, *sizes[:-1]))
+            pairs += [da.from_array(places, chunks=1), (label,)]
         found = da.blockwise(
-            _Named(function, tuple(self.arrays)),
+            _OnChunk(function, tuple(self.arrays), self.axis),
             labels,
             *pairs,
             dtype=object,
             meta=np.empty((0,) * len(labels), object),
             align_arrays=False,
+            token=dask.utils.funcname(function).strip("_"),  # that of an object has its address
         )
         return found.to_delayed()
 
@@ -289,7 +310,8 @@ class _Call:
         if not chunks:
             return parts[0]
         table = np.empty(len(parts), object)
-        table[:] = parts
+        for i, part in enumerate(parts):  # `table[:] = parts` would compute them
+            table[i] = part
         return da.block(table.reshape(tuple(map(len, chunks))).tolist())
 
     def _without_axis(self, of_axes: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -323,41 +345,64 @@ class _Call:
         return array
 
 
-class _Named:
-    """A function of chunks, called with the names that they have."""
+class _OnChunk:
+    """A function of a chunk, called with its arrays by name and with its first class."""
 
-    def __init__(self, function: Callable[..., Any], names: tuple[str, ...]) -> None:
-        self._function, self._names = function, names
+    def __init__(self, function: Callable[..., Any], names: tuple[str, ...], axis: int) -> None:
+        self._function, self._names, self._axis = function, names, axis
 
-    def __call__(self, *chunks: Any) -> Any:
+    def __call__(self, *arguments: Any) -> Any:
         count = len(self._names)
-        return self._function(dict(zip(self._names, chunks, strict=False)), *chunks[count:])
+        chunks = dict(zip(self._names, arguments[:count], strict=True))
+        places = np.concatenate(arguments[count:])
+        known = not np.isnan(places["first"]).any()
+        begins = tuple(int(n) for n in places["first"]) if known else (0,) * len(places)
+        samples = _arrays.without_axis(tuple(places["chunk"].tolist()), self._axis)
+        with _named_in_whole(chunks, begins, self._axis, "" if known else f"chunk {samples}"):
+            return self._function(chunks, begins[self._axis])
 
     def __dask_tokenize__(self) -> Any:
         from dask.tokenize import normalize_token
 
-        return "xentrs", normalize_token(self._function), self._names
+        return "xentrs", normalize_token(self._function), self._names, self._axis
+
+
+def _named_in_whole(
+    chunks: dict[str, Any], begins: tuple[int, ...], axis: int, called: str = ""
+) -> AbstractContextManager[None]:
+    """Let messages name positions in whole arrays, where the chunks of logits begin at `begins`.
+
+    Where that is not known, `called` is what the chunk is called.
+    """
+    samples = _arrays.without_axis(begins, axis)
+    return _arrays.as_part(
+        {name: begins if a.ndim == len(begins) else samples for name, a in chunks.items()}, called
+    )
 
 
 # What runs in tasks. Results are never changed: Dask may keep them.
 
 
 def _partial(
-    chunks: dict[str, _Array], first: _Array, *, axis: int, options: dict[str, Any]
+    chunks: dict[str, _Array], first: int, *, classes: float, axis: int, options: dict[str, Any]
 ) -> PartialCrossEntropy:
-    """Reduce a chunk of samples and classes."""
-    return PartialCrossEntropy.of(
-        chunks["logits"],
-        chunks["target"],
-        first_class=int(first[0]),
-        axis=axis,
-        sample_weight=chunks.get("sample_weight"),
-        **options,
-    )
+    """Reduce a chunk of samples and classes, of so many classes in all."""
+    x, _, samples = _arrays._class_values("logits", chunks["logits"], axis)
+    number = x.shape[axis] if math.isnan(classes) else int(classes)
+    # Logits of all classes that nobody reads: one number, seen at every place.
+    whole = np.broadcast_to(np.zeros((), x.dtype), (*samples[:axis], number, *samples[axis:]))
+    ignored = options["ignore_index"]
+    t = _arrays._class_target("logits", whole, axis, chunks["target"], ignored)
+    if first == 0:  # the other chunks of classes have the same target
+        _arrays.check_indices("target", t, number, ignored)
+    s = _arrays._sample_weight("logits", whole, axis, chunks.get("sample_weight"))
+    return PartialCrossEntropy.of(x, t, first_class=first, axis=axis, sample_weight=s, **options)
 
 
-def _updated(chunks: dict[str, _Array], *, meter: CrossEntropyMeter) -> CrossEntropyMeter:
-    """Return the meter of a chunk of samples."""
+def _updated(
+    chunks: dict[str, _Array], first: int = 0, *, meter: CrossEntropyMeter
+) -> CrossEntropyMeter:
+    """Return the meter of a chunk of samples, with all of its classes."""
     arrays = dict(chunks)
     return copy.deepcopy(meter).update(arrays.pop("logits"), arrays.pop("target"), **arrays)
 
@@ -429,7 +474,7 @@ class _Rows:
     def __dask_tokenize__(self) -> Any:
         return "xentrs", self._name, self._chunks, self._blocks
 
-    def read(self, part: tuple[slice, ...], axis: int) -> _Array:
+    def read(self, name: str, part: tuple[slice, ...], axis: int) -> _Array:
         """Return some samples with all of their classes, holding one chunk beside them."""
         import dask.array as da
 
@@ -439,7 +484,9 @@ class _Rows:
         for first, size in _places(self._chunks[axis]):
             columns = slice(first, first + size)
             found = array[(*part[:axis], columns, *part[axis + 1 :])]
-            result[(*(slice(None),) * axis, columns)] = found.compute(scheduler="synchronous")
+            chunk = found.compute(scheduler="synchronous")
+            _arrays.refuse_masked(name, chunk)
+            result[(*(slice(None),) * axis, columns)] = chunk
         return result
 
 
@@ -451,8 +498,9 @@ def _updated_rows(
     meter: CrossEntropyMeter,
 ) -> CrossEntropyMeter:
     """Return the meter of samples whose classes lie in several chunks."""
-    arrays = {name: rows.read(part, axis) for name, rows in lazy.items()}
-    return _updated(arrays | chunks, meter=meter)
+    arrays = {name: rows.read(name, part, axis) for name, rows in lazy.items()} | chunks
+    with _named_in_whole(arrays, tuple(where.start for where in part), axis):
+        return _updated(arrays, meter=meter)
 
 
 # Graphs
@@ -478,7 +526,7 @@ def _evaluated(call: _Call, meter: CrossEntropyMeter) -> Any:
         }
         for part in _cuts(call.logits.chunks, blocks, axis):
             chunks = {
-                name: array[part if array.ndim == ndim else call._without_axis(part)]
+                name: _one_chunk(array[part if array.ndim == ndim else call._without_axis(part)])
                 for name, array in call.arrays.items()
                 if name not in lazy
             }
@@ -504,9 +552,7 @@ def _cuts(
 ) -> Iterator[tuple[slice, ...]]:
     """Cut the samples of some blocks so that a part with all of its classes fills one chunk."""
     if any(math.isnan(n) for n in itertools.chain(*chunks)):
-        raise ValueError(
-            "logits has chunks of classes and of unknown sizes: call compute_chunk_sizes()"
-        )
+        raise ValueError(_UNKNOWN)
     place = [
         (0, sum(sizes)) if i == axis else list(_places(sizes))[block.start]
         for i, (sizes, block) in enumerate(zip(chunks, blocks, strict=True))
@@ -522,6 +568,11 @@ def _cuts(
     for start in range(first, first + max(size, 1), step):  # one part, if there are no samples
         part = slice(start, min(start + step, first + size))
         yield (*whole[:longest], part, *whole[longest + 1 :])
+
+
+def _one_chunk(array: Any) -> Any:
+    """Return a Delayed of a whole array. If it took the array itself, Dask would draw a key."""
+    return array.rechunk(-1).to_delayed(optimize_graph=False).item()
 
 
 def _is_held(array: Any) -> bool:
@@ -551,7 +602,7 @@ def _require_dask() -> None:
         raise ModuleNotFoundError(message, name=error.name) from error
 
 
-def _lazy(name: str, value: Any) -> Any:
+def _lazy(name: str, value: Any, ignored: tuple[int, ...] | None = None) -> Any:
     """Return an argument as a Dask array."""
     import dask.array as da
 
@@ -561,5 +612,7 @@ def _lazy(name: str, value: Any) -> Any:
             return array
     if hasattr(value, "to_dask_array"):
         return value.to_dask_array()
-    refuse_foreign(name, value)
+    if name == "group":
+        return da.from_array(group_names(value))
+    refuse_foreign(name, value, ignored)
     return da.from_array(_arrays._view(name, value))

@@ -104,10 +104,12 @@ def test_is_lazy_and_takes_part_in_arithmetic():
 
     lazy = da.from_array(X, chunks=10).map_blocks(computed, dtype=X.dtype, meta=X[:0])
     loss = xentrs.dask.cross_entropy(lazy, T)
+    losses = xentrs.dask.cross_entropy(lazy, T, reduction="none")
     meter = xentrs.dask.evaluate(lazy, T)
     assert dask.is_dask_collection(loss)
+    assert dask.is_dask_collection(losses)
     assert isinstance(meter, Delayed)
-    for one in (loss, meter):
+    for one in (loss, losses, meter):
         with pytest.raises(AssertionError, match="computed"):
             one.compute()
     loss = xentrs.dask.cross_entropy(da.from_array(X, chunks=10), T)
@@ -248,14 +250,205 @@ def test_errors_come_before_the_work(name, case):
         getattr(xentrs.dask, name)(x, t, **options)
 
 
-def test_a_class_that_does_not_exist():
-    t = T.copy()
-    t[33] = C
-    for chunks in ((7, -1), (7, 5)):
-        lazy = da.from_array(X, chunks=chunks)
-        for one in (xentrs.dask.evaluate(lazy, t), xentrs.dask.cross_entropy(lazy, t)):
-            with pytest.raises(IndexError, match=f"{C}"):
+CUT = [(25, -1), (20, 10), (-1, 5), ((1, 7, 50, 2), (23, 1))]
+
+
+@pytest.mark.parametrize("chunks", CUT)
+@pytest.mark.parametrize("name", xentrs.dask.__all__)
+@pytest.mark.parametrize(
+    ("place", "value", "ignored"),
+    [(33, C, -100), (59, -1, (-100, 4)), (0, 2**40, None), (58, 1e30, -100), (33, 30.0, None)],
+)
+def test_a_class_that_does_not_exist(name, chunks, place, value, ignored):
+    """The message is that of the whole arrays."""
+    t = np.where(T == -100, 4, T)
+    t = t.astype(float if isinstance(value, float) else t.dtype)
+    t[place] = value
+    with pytest.raises(IndexError, match=rf"target\[{place}\] is .* in \[0, {C}\)") as right:
+        xentrs.cross_entropy(X, t, ignore_index=ignored)
+    lazy = da.from_array(X, chunks=chunks)
+    for target in (t, da.from_array(t, chunks=11)):
+        one = getattr(xentrs.dask, name)(lazy, target, ignore_index=ignored)
+        with pytest.raises(IndexError) as found:
+            one.compute()
+        assert str(found.value) == str(right.value)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -2])
+@pytest.mark.parametrize("chunks", [(2, 4, 5), (3, 3, 3), -1])
+def test_a_class_that_does_not_exist_of_several_axes(axis, chunks):
+    x = np.moveaxis(X.reshape(6, 10, C), -1, axis)
+    for place in ((5, 7), (2, 0), (0, 9)):
+        t = np.zeros((6, 10), int)
+        t[place] = 99
+        lazy = da.from_array(x, chunks=chunks)
+        with pytest.raises(IndexError) as right:
+            xentrs.cross_entropy(x, t, axis=axis)
+        for one in (
+            xentrs.dask.cross_entropy(lazy, t, axis=axis),
+            xentrs.dask.cross_entropy(lazy, t, axis=axis, reduction="none"),
+            xentrs.dask.evaluate(lazy, t, axis=axis),
+        ):
+            with pytest.raises(IndexError) as found:
                 one.compute()
+            assert str(found.value) == str(right.value)
+
+
+def test_a_class_that_does_not_exist_of_one_sample():
+    for chunks in (5, -1):
+        lazy = da.from_array(X[3], chunks=chunks)
+        for name in xentrs.dask.__all__:
+            with pytest.raises(IndexError, match=rf"^target is 99, .* in \[0, {C}\)"):
+                getattr(xentrs.dask, name)(lazy, 99).compute()
+
+
+def test_a_class_that_does_not_exist_is_found_at_once():
+    """By the task that reads it: others do not wait for the slices of classes to be merged."""
+    t = T.copy()
+    t[0] = 99
+    with pytest.raises(IndexError, match=r"target\[0\] is 99"):
+        xentrs.dask._partial(
+            {"logits": X[:, :5], "target": t},
+            0,
+            classes=C,
+            axis=1,
+            options={"ignore_index": (-100,)},
+        )
+
+
+@pytest.mark.parametrize("chunks", CUT)
+@pytest.mark.parametrize("name", xentrs.dask.__all__)
+def test_positions_in_other_messages(name, chunks):
+    """They are those in the whole array, not in the chunk."""
+    lazy, function = da.from_array(X, chunks=chunks), getattr(xentrs.dask, name)
+    t = np.where(T == -100, 0, T).astype(float)
+    t[[41, 57]] = 0.5, np.nan
+    with pytest.raises(ValueError, match=r"^target\[(41|57)\] is (0.5|nan)"):
+        function(lazy, t).compute()
+    t[41] = 0
+    with pytest.raises(ValueError, match=r"^target\[57\] is nan \(missing values\?\)"):
+        function(lazy, t).compute()
+    one_hot = np.eye(C, dtype=int)[np.where(T == -100, 0, T)]
+    one_hot[43] = 1
+    with pytest.raises(ValueError, match=r"^target\[43, :\] is \[1, 1"):
+        function(lazy, one_hot).compute()
+    with pytest.raises(ValueError, match=r"^target\[:, 43\] is \[1, 1"):
+        function(lazy.T, one_hot.T, axis=0).compute()
+    if name == "evaluate":
+        weight = S.copy()
+        weight[45] = -1
+        with pytest.raises(ValueError, match=r"^sample_weight\[45\] is -1"):
+            function(lazy, T, sample_weight=weight).compute()
+        group = np.full(N, "a", object)
+        group[46] = None
+        with pytest.raises(TypeError, match=r"missing values: group\[46\] is None"):
+            function(lazy, T, group=da.from_array(group, chunks=9)).compute()
+        with pytest.raises(TypeError, match=r"missing values: group\[46\] is None"):
+            function(lazy, T, group=group.tolist())
+
+
+@pytest.mark.parametrize("name", xentrs.dask.__all__)
+def test_positions_where_sizes_are_not_known(name):
+    """They are those in a chunk, which is named."""
+    lazy, t = da.from_array(X.reshape(6, 10, C), chunks=(2, 5, -1)), T.reshape(6, 10).copy()
+    t[3, 7] = 99
+    target = da.from_array(t, chunks=(2, 5))
+    for axis, message in (
+        (0, r"target\[1, 2\] of chunk \(1, 1\)"),
+        (1, r"target\[1, 2\] of chunk"),
+    ):
+        kept = da.from_array(np.ones(lazy.shape[axis], bool), chunks=lazy.chunks[axis])
+        rows = (slice(None),) * axis + (kept,)
+        one = getattr(xentrs.dask, name)(lazy[rows], target[rows])
+        with pytest.raises(IndexError, match=rf"^{message}.* is 99, but"):
+            one.compute()
+
+
+@pytest.mark.parametrize("name", xentrs.dask.__all__)
+def test_chunks_of_classes_of_unknown_sizes(name):
+    lazy = da.from_array(X, chunks=(20, 5))
+    lazy = lazy[:, da.from_array(np.ones(C, bool), chunks=5)]
+    with pytest.raises(ValueError, match=r"unknown sizes.*compute_chunk_sizes\(\)"):
+        getattr(xentrs.dask, name)(lazy, T)
+
+
+@pytest.mark.parametrize("chunks", CUT)
+@pytest.mark.parametrize("name", xentrs.dask.__all__)
+def test_masked_chunks_are_called_logits(name, chunks):
+    masked = da.ma.masked_greater(da.from_array(X, chunks=chunks), 5)
+    with pytest.raises(TypeError, match=r"^logits is a masked array, whose mask would be lost"):
+        getattr(xentrs.dask, name)(masked, T).compute()
+    whole = da.ma.masked_greater(da.from_array(X, chunks=chunks), 1e9)
+    found = getattr(xentrs.dask, name)(whole, T).compute()
+    right = getattr(xentrs.dask, name)(da.from_array(X, chunks=chunks), T).compute()
+    if name == "evaluate":
+        same(found, right)
+    else:
+        assert found == right
+
+
+# Names
+
+
+def names_of(chunks=(20, 7), **options):
+    """Return the names of all that the calls of these options make, and those of their tasks."""
+    lazy, target = da.from_array(X, chunks=chunks), da.from_array(T, chunks=9)
+    loss = xentrs.dask.cross_entropy(lazy, target, **options)
+    losses = xentrs.dask.cross_entropy(lazy, target, reduction="none", **options)
+    meter = xentrs.dask.evaluate(lazy, target, **options)
+    soft = xentrs.dask.evaluate(lazy, Q)
+    results = (loss.name, losses.name, meter.key)
+    tasks = [set(map(str, one.__dask_graph__())) for one in (loss, losses, meter, soft)]
+    return results, tasks
+
+
+VARIANTS = [
+    {},
+    {"chunks": (20, -1)},
+    {"chunks": (30, 7)},
+    {"weight": W},
+    {"weight": W + 1},
+    {"sample_weight": S},
+    {"sample_weight": da.from_array(S + 1, chunks=20)},
+    {"ignore_index": None},
+    {"ignore_index": (-100, 3)},
+    {"label_smoothing": 0.1},
+    {"label_smoothing": 0.2},
+]
+
+
+def test_equal_calls_have_equal_names():
+    """And different ones have different names."""
+    with dask.config.set({"tokenize.ensure-deterministic": True}):
+        found = [names_of(**options) for options in VARIANTS]
+        assert found == [names_of(**options) for options in VARIANTS]
+    for names in zip(*(results for results, _ in found), strict=True):
+        assert len(set(names)) == len(VARIANTS)
+    for options in ({"reduction": "sum"}, {"base": 2}, {"denominator": 7.0}):
+        lazy = da.from_array(X, chunks=(20, 7))
+        one, again = (xentrs.dask.cross_entropy(lazy, T, **options).name for _ in range(2))
+        assert one == again != xentrs.dask.cross_entropy(lazy, T).name
+    for options in ({"top_k": 3}, {"bins": 4}, {"per_class": True}, {"group": GROUP}):
+        for chunks in ((20, 7), (20, -1)):
+            lazy = da.from_array(X, chunks=chunks)
+            one, again = (xentrs.dask.evaluate(lazy, T, **options).key for _ in range(2))
+            assert one == again != xentrs.dask.evaluate(lazy, T).key
+
+
+def test_names_are_the_same_in_each_process(python):
+    script = """
+    import dask.array as da
+    import numpy as np
+
+    import xentrs.dask
+
+    for chunks in ((5, 3), (5, -1)):
+        x = da.from_array(np.arange(80.0).reshape(20, 4), chunks=chunks)
+        t = da.zeros(20, int, chunks=7)
+        print(xentrs.dask.cross_entropy(x, t, weight=[1.0, 2.0, 3.0, 4.0]).name)
+        print(xentrs.dask.evaluate(x, t, label_smoothing=0.1).key)
+    """
+    assert python(script).stdout == python(script).stdout != ""
 
 
 def test_other_functions_name_it():
@@ -266,6 +459,10 @@ def test_other_functions_name_it():
         xentrs.cross_entropy(X, da.from_array(T))
     with pytest.raises(TypeError, match=r"logits.*xentrs\.dask"):
         xentrs.CrossEntropyMeter().update(lazy, T)
+    with pytest.raises(TypeError) as found:
+        xentrs.cross_entropy(lazy, T)
+    call = str(found.value).rpartition("pass ")[2]
+    assert xentrs.cross_entropy(eval(call, {"logits": lazy}), T) == xentrs.cross_entropy(X, T)
 
 
 def test_is_imported_without_dask(python):

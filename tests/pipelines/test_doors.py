@@ -1,5 +1,6 @@
 """Arrays and tables of pandas, polars and Arrow: read where they lie, or refused at no cost."""
 
+import re
 import tracemalloc
 
 import numpy as np
@@ -12,6 +13,7 @@ pd = pytest.importorskip("pandas", reason=NEEDED)
 pl = pytest.importorskip("polars", reason=NEEDED)
 pa = pytest.importorskip("pyarrow", reason=NEEDED)
 compute = pytest.importorskip("pyarrow.compute", reason=NEEDED)
+scipy_sparse = pytest.importorskip("scipy.sparse", reason=NEEDED)
 
 N, C = 20_000, 50
 X = np.random.default_rng(0).normal(size=(N, C)).astype(np.float32)
@@ -138,7 +140,7 @@ REFUSED = {
     "polars lists": (
         lambda: pl.Series(X).cast(pl.List(pl.Float32)),
         TypeError,
-        r"logits\.list\.to_array",
+        rf"logits\.list\.to_array\({C}\)",
     ),
     "polars nulls": (
         lambda: pl.DataFrame(X).with_columns(pl.lit(None, pl.Float32).alias("column_3")),
@@ -161,10 +163,45 @@ REFUSED = {
         TypeError,
         "logits is a pandas Series of dtype string, but must be numbers",
     ),
+    "pandas times": (
+        lambda: pd.Series(pd.date_range("2020", periods=N), dtype="timestamp[ns][pyarrow]"),
+        TypeError,
+        r"logits is a pandas Series of dtype timestamp\[ns\]\[pyarrow\], but must be numbers$",
+    ),
+    "pandas times of a zone": (
+        lambda: pd.Series(pd.date_range("2020", periods=N, tz="UTC")),
+        TypeError,
+        r"dtype datetime64\[.*UTC\], but must be numbers$",
+    ),
+    "pandas table with times": (
+        lambda: pd.DataFrame({"a": np.ones(N), "b": pd.date_range("2020", periods=N)}),
+        TypeError,
+        r"columns of dtypes datetime64\[.*\], float64, but must be real numbers$",
+    ),
+    "pandas categories of strings": (
+        lambda: pd.Series(["a", "b"] * 9, dtype="category"),
+        TypeError,
+        "logits is categorical, with categories of dtype (str|object), but must be numbers$",
+    ),
+    "polars lists of different lengths": (
+        lambda: pl.Series([[1.0, 2.0], [3.0]]),
+        ValueError,
+        "row 0 has 2 numbers, row 1 has 1",
+    ),
+    "polars null list": (
+        lambda: pl.Series([[1.0, 2.0], None], dtype=pl.List(pl.Float64)),
+        ValueError,
+        "missing values: 1 of them",
+    ),
+    "arrays of different shapes": (
+        lambda: pd.Series([np.ones(3), np.ones(2)]),
+        TypeError,
+        r"array of arrays, but logits\[0\] has shape \(3,\) and logits\[1\] has shape \(2,\)$",
+    ),
     "arrow dictionary": (
         lambda: flat().dictionary_encode(),
         TypeError,
-        r"type dictionary: pass logits\.dictionary_decode\(\)",
+        r"type dictionary: pass logits\.cast\(logits\.type\.value_type\)",
     ),
     "arrow runs": (
         lambda: compute.run_end_encode(flat()),
@@ -174,7 +211,7 @@ REFUSED = {
     "arrow list view": (
         lambda: pa.array([[1.0, 2.0], [0.5, 1.0]], pa.list_view(pa.float32())),
         TypeError,
-        r"type list_view: pass logits\.cast\(",
+        r"type list_view: pass np\.stack\(logits\.to_numpy\(",
     ),
     "arrow chunks": (
         lambda: pa.chunked_array([rows(), rows()]),
@@ -231,3 +268,272 @@ def test_targets():
     for target in (pd.Series([0, None], dtype="Int64"), pd.Series([0, 1], dtype="int64[pyarrow]")):
         with pytest.raises(TypeError, match=r"missing values.*target\.to_numpy\('int64'"):
             xentrs.cross_entropy(X[:2], target)
+
+
+# Calls that messages name
+
+SMALL = np.array([[0.5, 1.0, -2.0], [2.0, 0.25, 0.0]])
+CLASSES = [2, 0]
+
+
+def objects(*items):
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+def lists_of_arrow(chunks=1):
+    parts = [pa.array(part.tolist()) for part in np.split(SMALL, chunks)]
+    return pd.Series(pd.arrays.ArrowExtensionArray(pa.chunked_array(parts)))
+
+
+def in_views(kind, x=SMALL):
+    return pa.array(x.tolist(), kind(pa.float64()))
+
+
+def dictionary(column):
+    chunks = pa.chunked_array([pa.array(column).dictionary_encode()])
+    return pd.Series(pd.arrays.ArrowExtensionArray(chunks))
+
+
+# Logits that are refused, and what they are after the call that the message names
+TWICE = np.array([SMALL, SMALL])
+NAMED = {
+    "pandas nullable": (lambda: pd.DataFrame(SMALL).astype("Float64"), SMALL),
+    "pandas nullable, float32": (lambda: pd.DataFrame(SMALL).astype("Float32"), SMALL.astype("f4")),
+    "pandas nullable integers": (lambda: pd.DataFrame(SMALL * 4).astype("Int16"), SMALL * 4),
+    "pandas nullable bools": (lambda: pd.DataFrame(SMALL > 0).astype("boolean"), SMALL > 0),
+    "pandas on arrow": (lambda: pd.DataFrame(SMALL).astype("double[pyarrow]"), SMALL),
+    "pandas bools on arrow": (lambda: pd.DataFrame(SMALL > 0).astype("bool[pyarrow]"), SMALL > 0),
+    "pandas decimals": (
+        lambda: pd.DataFrame(SMALL).astype(pd.ArrowDtype(pa.decimal128(9, 2))),
+        SMALL,
+    ),
+    "pandas dictionaries": (lambda: pd.DataFrame(dict(enumerate(map(dictionary, SMALL.T)))), SMALL),
+    "pandas nullable categories": (
+        lambda: pd.DataFrame(SMALL).astype("Float64").astype("category"),
+        SMALL,
+    ),
+    "pandas mixed": (
+        lambda: pd.DataFrame({0: [0.5, 2.0], 1: [True, False], 2: [1, 0]}),
+        np.array([[0.5, 1.0, 1.0], [2.0, 0.0, 0.0]]),
+    ),
+    "pandas mixed with objects": (lambda: pd.DataFrame(SMALL).astype({1: object}), SMALL),
+    "pandas lists of arrow": (lists_of_arrow, SMALL),
+    "pandas lists of arrow, array": (lambda: lists_of_arrow().array, SMALL),
+    "pandas lists of arrow, index": (lambda: pd.Index(lists_of_arrow()), SMALL),
+    "pandas lists of arrow, chunks": (lambda: lists_of_arrow(2), SMALL),
+    "pandas lists of arrow, table": (lambda: lists_of_arrow().to_frame(), SMALL),
+    "pandas arrays": (lambda: pd.Series(list(SMALL), index=[7, 9]), SMALL),
+    "pandas lists": (lambda: pd.Series(SMALL.tolist()), SMALL),
+    "pandas tuples": (lambda: pd.Series([tuple(row) for row in SMALL]), SMALL),
+    "pandas integer lists": (lambda: pd.Series((SMALL * 4).astype(int).tolist()), SMALL * 4),
+    "pandas arrays, table": (lambda: pd.DataFrame({"a": list(SMALL)}), SMALL),
+    "pandas arrays, columns": (
+        lambda: pd.DataFrame({"a": list(SMALL), "b": list(SMALL)}),
+        np.stack([SMALL, SMALL], 1),
+    ),
+    "objects": (lambda: objects(*SMALL), SMALL),
+    "objects, float32": (lambda: objects(*SMALL.astype("f4")), SMALL.astype("f4")),
+    "objects, two axes": (lambda: objects(*SMALL, *SMALL).reshape(2, 2), TWICE),
+    "polars lists": (lambda: pl.Series(SMALL.tolist()), SMALL),
+    "polars lists of lists": (lambda: pl.Series(TWICE.tolist()), TWICE),
+    "polars objects": (lambda: pl.Series(list(SMALL), dtype=pl.Object), SMALL),
+    "polars lazy": (lambda: pl.DataFrame(SMALL).lazy(), SMALL),
+    "arrow dictionary": (lambda: pa.array(SMALL[0]).dictionary_encode(), SMALL[0]),
+    "arrow dictionary, one chunk": (
+        lambda: pa.chunked_array([SMALL[0]]).dictionary_encode(),
+        SMALL[0],
+    ),
+    "arrow runs": (lambda: compute.run_end_encode(pa.array(SMALL[0])), SMALL[0]),
+    "arrow runs, one chunk": (
+        lambda: pa.chunked_array([compute.run_end_encode(pa.array(SMALL[0]))]),
+        SMALL[0],
+    ),
+    "arrow list views": (lambda: in_views(pa.list_view), SMALL),
+    "arrow list views, sliced": (
+        lambda: in_views(pa.list_view, np.tile(SMALL, (3, 1)))[2:4],
+        SMALL,
+    ),
+    "arrow large list views": (lambda: in_views(pa.large_list_view), SMALL),
+    "arrow list views, one chunk": (lambda: pa.chunked_array([in_views(pa.list_view)]), SMALL),
+    "arrow list views of list views": (
+        lambda: pa.array(TWICE.tolist(), pa.list_view(pa.list_view(pa.float64()))),
+        TWICE,
+    ),
+    "arrow chunks": (
+        lambda: pa.chunked_array([SMALL[:1].tolist(), SMALL[1:].tolist()]),
+        SMALL,
+    ),
+}
+for sparse_kind in ("csr_matrix", "csr_array", "csc_array", "coo_array", "lil_array", "dok_array"):
+    NAMED[f"scipy {sparse_kind}"] = (
+        lambda kind=sparse_kind: getattr(scipy_sparse, kind)(SMALL),
+        SMALL,
+    )
+
+
+def named(name, value, call):
+    """Return the value after the calls that messages name: two, where the first leaves chunks."""
+    for _ in range(2):
+        with pytest.raises(TypeError, match=rf"^{name}.*[:;] pass ") as raised:
+            call(value)
+        message = str(raised.value).partition(" pass ")[2]
+        value = eval(
+            re.sub(", (if|in|which) .*", "", message), {name: value, "np": np, "pyarrow": pa}
+        )
+        if getattr(value, "num_chunks", 1) == 1:
+            return value
+    raise AssertionError(str(value))
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_the_named_call_works(kind):
+    make, right = NAMED[kind]
+    found = xentrs.softmax(named("logits", make(), xentrs.softmax))
+    right = xentrs.softmax(right if right.dtype == np.float32 else right.astype(float))
+    assert found.dtype == right.dtype
+    np.testing.assert_array_equal(found, right)
+
+
+# Targets of class indices, and how missing ones are made ones that are ignored
+
+NULLABLE = [
+    *(f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)),
+    *(f"{sign}int{bits}[pyarrow]" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+]
+HOLDERS = {
+    "series": lambda series: series,
+    "array": lambda series: series.array,
+    "index": lambda series: pd.Index(series),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("dtype", NULLABLE)
+@pytest.mark.parametrize("ignored", [-100, -1, 2, 200, 70_000, -(2**40), (7, -100), None])
+def test_the_named_call_for_targets(dtype, holder, ignored):
+    x = np.array([*SMALL, [1.0, 2.0, 3.0]])
+    calls = (
+        lambda t: xentrs.cross_entropy(x, t, ignore_index=ignored),
+        lambda t: xentrs.CrossEntropyMeter(ignore_index=ignored).update(x, t).compute().loss,
+        lambda t: xentrs.PartialCrossEntropy.of(x, t, first_class=0, ignore_index=ignored).loss(),
+    )
+    for missing in (False, True) if ignored is not None else (False,):
+        series = pd.Series([1, 0, None if missing else 1], dtype=dtype)
+        right = xentrs.cross_entropy(x[: 2 if missing else 3], [1, 0, 1][: 2 if missing else 3])
+        for call in calls:
+            found = named("target", HOLDERS[holder](series), call)
+            assert isinstance(found, np.ndarray)
+            assert call(found) == pytest.approx(right, rel=1e-15)
+
+
+def test_the_named_call_for_targets_where_none_is_ignored():
+    target = pd.Series([1, None], dtype="Int64")
+    message = r"pass target\.to_numpy\('int64'\), which raises if there are missing values"
+    with pytest.raises(TypeError, match=message):
+        xentrs.cross_entropy(SMALL, target, ignore_index=None)
+    with pytest.raises(ValueError, match="missing values"):
+        target.to_numpy("int64")
+
+
+@pytest.mark.parametrize("dtype", [*NULLABLE, "boolean", "bool[pyarrow]", "Float32"])
+def test_the_named_call_for_labels(dtype):
+    """Of binary losses: these have no index that is ignored."""
+    x, where = np.array([0.5, 1.0, -2.0]), np.array([True, False, True])
+    labels = pd.Series([1, None, 0]).astype("boolean").astype(dtype)
+    call = lambda t: xentrs.binary_cross_entropy_with_logits(x, t, where=where)  # noqa: E731
+    found = named("target", labels, call)
+    assert np.isnan(found[1])
+    assert call(found) == xentrs.binary_cross_entropy_with_logits(x, [1.0, 0.0, 0.0], where=where)
+    counted = pd.Series([1, None, 1]).astype("boolean").astype(dtype)
+    call = lambda w: xentrs.binary_cross_entropy_with_logits(x, [1.0, 0.0, 0.0], where=w)  # noqa: E731
+    assert named("where", counted, call).tolist() == where.tolist()
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        *HOLDERS.values(),
+        lambda series: pd.Categorical(series),
+        lambda series: pd.CategoricalIndex(series),
+        lambda series: series.to_frame(),
+    ],
+)
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_named_call_for_categories(holder, missing):
+    x = np.array([*SMALL, [1.0, 2.0, 3.0]])
+    names = pd.Series(["c", "a", None if missing else "b"], dtype="category")
+    target = holder(names.cat.set_categories(["a", "b", "c"]))
+    call = lambda t: xentrs.cross_entropy(x, t, ignore_index=-1)  # noqa: E731
+    with pytest.raises(TypeError, match=r"in which a missing value is -1$"):
+        call(target)
+    assert named("target", target, call).tolist() == [2, 0, -1 if missing else 1]
+
+
+def test_categories_of_several_columns_have_no_class_indices():
+    target = pd.DataFrame({0: ["a", "b"], 1: ["b", "a"]}).astype("category")
+    with pytest.raises(TypeError, match=r"categories of dtype (str|object), but must be numbers$"):
+        xentrs.cross_entropy(np.zeros((2, 2, 3)), target)
+
+
+def test_the_named_call_for_sparse_targets_and_weights():
+    x = np.array([[1.0, 2.0], [0.5, 0.0]])
+    one_hot = scipy_sparse.csr_array(np.eye(2))
+    call = lambda t: xentrs.cross_entropy(x, t)  # noqa: E731
+    assert call(named("target", one_hot, call)) == xentrs.cross_entropy(x, np.eye(2))
+    w = scipy_sparse.coo_array(np.array([1.0, 2.0]))
+    call = lambda w: xentrs.cross_entropy(x, [0, 1], weight=w)  # noqa: E731
+    assert call(named("weight", w, call)) == call([1.0, 2.0])
+    call = lambda w: xentrs.cross_entropy(x, [0, 1], sample_weight=w)  # noqa: E731
+    assert call(named("sample_weight", w, call)) == call([1.0, 2.0])
+
+
+# Groups of a meter: names in columns of strings, and in columns where some are missing
+
+NAMES, MISSING = ["a", "b", "a", "c"], ["a", "b", None, "c"]
+COLUMNS = {
+    "pandas": lambda names: pd.Series(names),
+    "pandas objects": lambda names: pd.Series(names, dtype=object),
+    "pandas string": lambda names: pd.Series(names, dtype="string"),
+    "pandas on arrow": lambda names: pd.Series(names, dtype=pd.ArrowDtype(pa.string())),
+    "pandas categories": lambda names: pd.Series(names, dtype="category"),
+    "pandas index": lambda names: pd.Index(names),
+    "pandas array": lambda names: pd.array(names, dtype="string"),
+    "pandas Categorical": lambda names: pd.Categorical(names),
+    "polars": lambda names: pl.Series(names),
+    "polars categories": lambda names: pl.Series(names, dtype=pl.Categorical),
+    "polars enum": lambda names: pl.Series(names, dtype=pl.Enum(["a", "b", "c"])),
+    "arrow": lambda names: pa.array(names),
+    "arrow large": lambda names: pa.array(names, pa.large_string()),
+    "arrow views": lambda names: pa.array(names, pa.string_view()),
+    "arrow chunks": lambda names: pa.chunked_array([names[:2], names[2:]], pa.string()),
+    "arrow dictionary": lambda names: pa.array(names).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_groups(kind):
+    losses = [1.0, 2.0, 4.0, 7.0]
+    right = xentrs.CrossEntropyMeter().update_losses(losses, group=NAMES)
+    found = xentrs.CrossEntropyMeter().update_losses(losses, group=COLUMNS[kind](NAMES))
+    assert found.compute() == right.compute()
+    assert found.to_state()["groups"].tolist() == right.to_state()["groups"].tolist()
+    with pytest.raises(TypeError, match=r"missing values: group\[2\] is (None|nan|<NA>)"):
+        xentrs.CrossEntropyMeter().update_losses(losses, group=COLUMNS[kind](MISSING))
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        pd.Series([1, 2, None, 3]),
+        pd.Series([1, 2, None, 3], dtype="Int64"),
+        pd.Series([1, 2, None, 3], dtype="int64[pyarrow]"),
+        pl.Series([1, 2, None, 3]),
+        pa.array([1, 2, None, 3]),
+    ],
+    ids=lambda group: f"{type(group).__module__} {getattr(group, 'dtype', '')}",
+)
+def test_groups_of_integers_with_missing_ones(group):
+    with pytest.raises(TypeError, match=r"missing values: group\[2\] is (None|nan|<NA>)"):
+        xentrs.CrossEntropyMeter().update_losses([1.0, 2.0, 4.0, 7.0], group=group)

@@ -141,7 +141,7 @@ def samples(
             "target is a tuple, but must be class indices or probabilities: a meter takes no "
             "pair (indices, probabilities)"
         )
-    t = _arrays._class_target("logits", x, axis, target)
+    t = _arrays._class_target("logits", x, axis, target, options.ignore_index)
     if options.weight is not None and options.weight.size != classes:
         raise ValueError(
             f"logits of shape {x.shape} have {classes} classes on axis {axis}, but weight has "
@@ -190,7 +190,7 @@ def _check_weights(name: str, w: _Array) -> None:
         if bad.any():
             i = int(np.argmax(bad))
             raise ValueError(
-                f"{name}{_arrays._position(at + i, w.shape)} is {block[i]}, but must be at least 0 "
+                f"{_arrays.element(name, at + i, w.shape)} is {block[i]}, but must be at least 0 "
                 "and finite"
             )
         at += block.size
@@ -203,11 +203,7 @@ def groups(group: ArrayLike | None, samples: tuple[int, ...], before: type | Non
     """
     if group is None:
         return None
-    g = np.asarray(group)
-    if g.dtype.kind == "O" and all(isinstance(key, str) for key in g.flat):
-        g = g.astype(np.str_)
-    if g.dtype.kind not in "iubU":
-        raise TypeError(f"group has dtype {g.dtype}, but must be integers or strings")
+    g = group_names(group)
     if g.shape not in ((), samples):
         raise ValueError(
             f"group has shape {g.shape}, but must have shape {samples}, that of the samples, or ()"
@@ -220,4 +216,25 @@ def groups(group: ArrayLike | None, samples: tuple[int, ...], before: type | Non
             f"group has dtype {g.dtype}, but in earlier updates groups were "
             f"{'strings' if before is str else 'integers'}"
         )
+    return g
+
+
+def group_names(group: ArrayLike) -> _Array:
+    """Return groups as an array of integers or of strings, of any shape."""
+    _arrays.refuse_masked("group", group)
+    g = np.asarray(group)
+    if g.dtype.kind == "U" and _arrays._is_untyped(group):
+        g = np.asarray(group, dtype=object)  # as strings NumPy also writes the numbers of a list
+    if g.dtype.kind in "OT":
+        keys = g.astype(object)
+        others = [i for i, key in enumerate(keys.flat) if not isinstance(key, str)]
+        if not others:
+            return keys.astype(np.str_)
+        if len(others) < g.size and not any(_arrays.is_missing(keys.flat[i]) for i in others):
+            raise TypeError(
+                f"{_arrays.element('group', others[0], g.shape)} is {keys.flat[others[0]]!r}, but "
+                "must be a string as other groups are"
+            )
+    if g.dtype.kind not in "iubU":
+        raise _arrays._wrong_dtype("group", group, g.dtype, "integers or strings")
     return g
