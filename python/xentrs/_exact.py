@@ -9,7 +9,7 @@ table has needed so far are not stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, TypeAlias
 
@@ -46,14 +46,17 @@ class ExactSums:
         Which digit the first of them is.
     special : ndarray of int64, shape (sums, 3)
         How many numbers were NaN, +inf and -inf. These are in no digit.
+    journal : list of functions, optional
+        Where each change puts a function that takes it back, before it is made.
     """
 
-    __slots__ = ("_pending", "digits", "first", "special")
+    __slots__ = ("_pending", "digits", "first", "journal", "special")
 
     def __init__(self, sums: int) -> None:
         self.digits = np.zeros((sums, 0), np.int64)
         self.first = 0
         self.special = np.zeros((sums, 3), np.int64)
+        self.journal: list[Callable[[], None]] | None = None
         self._pending = 0  # how many numbers were added since the carries
 
     def __len__(self) -> int:
@@ -62,6 +65,7 @@ class ExactSums:
     def grow(self, sums: int) -> None:
         """Have at least so many sums. New ones are 0."""
         if sums > len(self.digits):
+            self._record(slice(0))
             self.digits = _taller(self.digits, sums)
             self.special = _taller(self.special, sums)
 
@@ -82,6 +86,7 @@ class ExactSums:
             sums = slice(row, row + 1)
         else:
             places = _plain(row[:_MOST], np.int64)
+        self._record(sums if places is None else places)
         if self._pending + values.size > _MOST:
             self._carry()
         special = self.special[sums]
@@ -103,6 +108,7 @@ class ExactSums:
             once = ExactSums(1)
             once.digits, once.first = np.zeros((1, self.digits.shape[1]), np.int64), self.first
             once.add(0, values)
+            self._record(list(rows))
             if self._pending + once._pending > _MOST:
                 self._carry()
             self._widen(once.first, once.first + once.digits.shape[1])
@@ -126,6 +132,7 @@ class ExactSums:
         other._carry()
         self._carry()
         index = slice(len(other.digits)) if rows is None else rows
+        self._record(index)
         self.special[index] += other.special
         width = other.digits.shape[1]
         if width:
@@ -187,6 +194,21 @@ class ExactSums:
             digits, first = digits[:, 1:], first + 1
         digits = np.ascontiguousarray(digits)
         return digits, first if digits.shape[1] else 0, self.special[rows].copy()
+
+    def _record(self, rows: slice | _Array | list[int]) -> None:
+        """Put a function into the journal that takes back a change of some sums."""
+        if self.journal is None:
+            return
+        digits, special = self.digits, self.special
+        first, pending = self.first, self._pending
+        old_digits, old_special = digits[rows].copy(), special[rows].copy()
+
+        def undo() -> None:
+            digits[rows], special[rows] = old_digits, old_special
+            self.digits, self.special = digits, special
+            self.first, self._pending = first, pending
+
+        self.journal.append(undo)
 
     def _widen(self, first: int, end: int) -> None:
         """Have the digits from `first` up to `end`."""

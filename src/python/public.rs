@@ -158,7 +158,9 @@ unsafe extern "C" fn entry<const LOSS: usize, const ORDER: usize>(
     match guarded(py, call) {
         Ok(result) => result.into_ptr(),
         Err(error) => {
-            error.restore(py);
+            // What PyO3 drops outside of its own guards waits until there is one: messages, and exceptions that
+            // were replaced, with all that they hold.
+            Python::attach(|py| error.restore(py));
             null_mut()
         }
     }

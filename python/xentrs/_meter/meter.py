@@ -181,9 +181,9 @@ class CrossEntropyMeter:
         dtype, most = batches.plan(samples)
         # Several blocks are added together, so that an interrupt leaves the meter as it was.
         added = self._sums if math.prod(samples.shape) <= most else Sums(options)
-        added.have_classes(samples.logits.shape[samples.axis])
+        classes = samples.logits.shape[samples.axis]
         for index in _arrays.sample_blocks(samples.shape, most):
-            added.add(batches.of_logits(options, samples, dtype, index))
+            added.add(batches.of_logits(options, samples, dtype, index), classes)
         if added is not self._sums:
             self._sums.merge(added)
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -112,14 +114,47 @@ class Sums:
             self.class_counts = np.zeros(classes, np.int64)
             self.class_sums = [ExactSums(classes) for _ in range(3)]
 
-    def add(self, batch: Batch) -> None:
-        """Add the numbers of some samples."""
+    def add(self, batch: Batch, classes: int = 0) -> None:
+        """Add the numbers of some samples, all of them or none; `classes` is how many there are."""
         # NaN and infinities are counted apart.
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), self._all_or_nothing():
+            self.have_classes(classes)
             self._add(batch)
 
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Take back what was changed if something raises: Ctrl-C, or want of memory."""
+        fields = ("counts", "bin_counts", "classes", "class_counts", "class_sums")
+        old = {name: getattr(self, name) for name in (*fields, "group_reference_counts")}
+        groups = len(self.group_ids)
+        nans = self.losses.nans, self.divergences.nans
+
+        def undo() -> None:
+            for name, value in old.items():
+                setattr(self, name, value)
+            self.losses.nans, self.divergences.nans = nans
+            for name in list(self.group_ids)[groups:]:
+                del self.group_ids[name]
+
+        journal: list[Callable[[], None]] = [undo]
+        tables = [self.table, self.bin_sums, self.losses.sums, self.divergences.sums]
+        tables += [*self.group_sums, *self.group_references, *self.class_sums]
+        try:
+            for table in tables:
+                table.journal = journal
+            yield
+        except BaseException:
+            while journal:
+                journal[-1]()
+                journal.pop()
+            raise
+        finally:
+            for table in tables:
+                table.journal = None
+
     def _add(self, batch: Batch) -> None:
-        w, value, factor, counts = batch.weight, batch.value, batch.factor, self.counts
+        w, value, factor = batch.weight, batch.value, batch.factor
+        counts = self.counts = dict(self.counts)
         number = value.size
         # What is added to the table: rows, and the numbers that go to each of them. First moments
         # are sums of products that are rounded once.
@@ -181,8 +216,8 @@ class Sums:
             else:
                 self.group_references[0].add_weights(groups, w)
                 self.group_references[1].add(groups, difference)
-                length = self.group_reference_counts.size
-                self.group_reference_counts += np.bincount(groups, minlength=length)
+                before = self.group_reference_counts
+                self.group_reference_counts = before + np.bincount(groups, minlength=before.size)
             self.divergences.add(batch.kl, w)
         self.table.add_to(*terms)
 
@@ -204,7 +239,7 @@ class Sums:
         length = self.options.bins + 1
         misses_and_hits = np.bincount(2 * bins + hits, minlength=2 * length).reshape(-1, 2)
         counted = misses_and_hits.sum(axis=1)
-        self.bin_counts += counted
+        self.bin_counts = self.bin_counts + counted
         if w is None:
             rows = [3 * np.arange(length), 3 * np.arange(length) + 1]
             weights = [counted.astype(np.float64), misses_and_hits[:, 1].astype(np.float64)]
@@ -230,6 +265,7 @@ class Sums:
         self, target: _Array, hits: _Array, w: _Array | None, weighted: _Array
     ) -> None:
         """Add weights, weighted losses, and weights of hits, to the classes of the targets."""
+        self.class_counts = self.class_counts.copy()
         np.add.at(self.class_counts, target, 1)
         weights, losses, weights_of_hits = self.class_sums
         weights.add_weights(target, w)
@@ -255,7 +291,11 @@ class Sums:
         return np.array(rows, np.int64)
 
     def merge(self, other: Sums) -> None:
-        """Add all sums of another meter of the same options."""
+        """Add all sums of another meter of the same options, or none."""
+        with self._all_or_nothing():
+            self._merge(other)
+
+    def _merge(self, other: Sums) -> None:
         self.have_classes(other.classes)
         rows = self._rows_of_groups(list(other.group_ids))
         for mine, theirs in (
@@ -264,7 +304,7 @@ class Sums:
         ):
             mine.grow(len(self.group_ids))
             mine.merge(theirs, rows)
-        self.group_reference_counts[rows] += other.group_reference_counts
+        self.group_reference_counts[rows] += other.group_reference_counts  # a new array
         self.table.merge(other.table)
         self.bin_sums.merge(other.bin_sums)
         self.losses.merge(other.losses)
