@@ -1,11 +1,13 @@
 """`CrossEntropyMeter`: every statistic against plain NumPy, and bits that nothing changes."""
 
 import dataclasses
+import functools
 import io
 import itertools
 import math
 import pickle
 import re
+import sys
 import tracemalloc
 from fractions import Fraction
 
@@ -1179,3 +1181,88 @@ def test_tables_refuse_arrays_of_another_kind():
     for row in (-1, 2):
         with pytest.raises(IndexError, match="a row of no sum"):
             _xentrs.exact_add(*arrays(rows=np.array([0, row])))
+
+
+def _interrupted_at(line, function):
+    """Raise KeyboardInterrupt where the meter's sums run that line; return whether there is one."""
+    seen = 0
+
+    def trace(frame, event, _):
+        nonlocal seen
+        code = frame.f_code
+        name = code.co_filename.replace("\\", "/")
+        if not name.endswith(("_meter/sums.py", "_meter/histogram.py", "xentrs/_exact.py")):
+            return None
+        if code.co_name in ("undo", "_all_or_nothing"):
+            return None
+        if event == "line":
+            seen += 1
+            if seen == line:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+INTERRUPTED = {
+    "plain": {},
+    "weights": {"sample_weight": np.linspace(0.0, 2.0, 20)},
+    "groups": {"group": np.arange(20) // 3},
+    "new groups": {"group": np.arange(40, 60)},
+    "groups by name": {"group": np.array(list("abcdefghijklmnopqrst"))},
+    "reference": {"reference_logits": np.linspace(-3.0, 3.0, 20 * 7).reshape(20, 7)},
+    "all": {
+        "sample_weight": np.linspace(0.0, 2.0, 20),
+        "group": np.arange(10, 30),
+        "reference_logits": np.linspace(-3.0, 3.0, 20 * 7).reshape(20, 7),
+    },
+}
+
+
+@pytest.mark.parametrize("how", ["update", "update_losses", "merge"])
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("kind", INTERRUPTED)
+def test_an_interrupted_change_changes_nothing(kind, per_class, how, rng):
+    """Wherever Ctrl-C comes, also where a digit more is needed or sums are carried."""
+    options = INTERRUPTED[kind]
+    x, t = draw(rng, 20, 7, np.float64)
+    x[3] *= 1e5  # large losses, for which the tables have no digits yet
+    first = {key: a[::-1] if a.dtype.kind == "U" else a for key, a in options.items()}
+    if "group" in first and first["group"].dtype.kind != "U":
+        first["group"] = np.arange(20) // 2
+
+    def made(x, options):
+        return CrossEntropyMeter(per_class=per_class).update(x, t, **options)
+
+    def change(meter):
+        if how == "update":
+            meter.update(x, t, **options)
+        elif how == "merge":
+            meter.merge(made(x, options))
+        else:
+            meter.update_losses(x[:, 0], **{k: a for k, a in options.items() if k in KEPT})
+
+    for begin in (CrossEntropyMeter(per_class=per_class), made(x / 1e6, first)):
+        before = begin.to_state()
+        other = pickle.loads(pickle.dumps(begin))
+        change(other)
+        line, interrupted = 1, True
+        while interrupted:
+            interrupted = _interrupted_at(line, functools.partial(change, begin))
+            if interrupted:
+                assert_same_state(begin.to_state(), before)
+            line += 1 if line < 60 else 7
+        assert line > 20
+        assert_same_state(begin.to_state(), other.to_state())
+
+
+KEPT = ("sample_weight", "group")

@@ -1,6 +1,8 @@
 """Threads, fork, the GIL, configuration and import."""
 
+import contextlib
 import functools
+import gc
 import os
 import re
 import statistics
@@ -8,6 +10,8 @@ import sys
 import sysconfig
 import threading
 import time
+import tracemalloc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -811,3 +815,48 @@ def test_public_names():
             assert getattr(xentrs, name).__doc__
     assert {"set_num_threads", "get_num_threads", "show_config", "__version__"} <= names
     assert all(hasattr(xentrs, name) for name in names)
+
+
+class _Unreadable:
+    def __float__(self):
+        raise TypeError("no number")
+
+
+@pytest.mark.parametrize("option", ["label_smoothing", "denominator", "base", "z_loss", "softcap"])
+def test_a_refused_call_keeps_no_object(option):
+    """An exception that an option raises holds the caller's frames, and their arrays."""
+    x, t = np.zeros((3, 4), np.float32), np.zeros(3, int)
+    for _ in range(2):
+        value = _Unreadable()
+        kept = weakref.ref(value)
+        with contextlib.suppress(TypeError):
+            xentrs.cross_entropy(x, t, **{option: value})
+        del value
+        assert kept() is None
+
+
+def test_refused_calls_keep_no_memory():
+    """Calls of the public functions alone: what else is called might free what they keep."""
+    x, t, wrong = np.zeros((3, 4), np.float32), np.zeros(3, int), np.full(3, 77)
+    labels = np.zeros((3, 4))
+    calls = (
+        lambda: xentrs.cross_entropy(x, wrong),
+        lambda: xentrs.cross_entropy_with_grad(x, t, reduction="x" * 1000),
+        lambda: xentrs.focal_loss(x, t, gamma=-1.0),
+        lambda: xentrs.log_loss(x + 2.0, t),
+        lambda: xentrs.binary_cross_entropy_with_logits(x, labels, label_smoothing=2.0),
+        lambda: xentrs.kl_divergence(x, x, temperature=0.0),
+        lambda: xentrs.cross_entropy(x, t, temperature=np.array([1.0, 2.0])),
+        lambda: xentrs.cross_entropy(x, t, base=10**400),
+    )
+    for call in calls:
+        with pytest.raises((IndexError, TypeError, ValueError)):
+            call()
+        tracemalloc.start()
+        for _ in range(300):
+            with contextlib.suppress(IndexError, TypeError, ValueError):
+                call()
+        gc.collect()  # NumPy prints arrays by functions that refer to themselves
+        grown, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert grown < 10_000

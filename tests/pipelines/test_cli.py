@@ -977,6 +977,29 @@ def test_where_no_output_fits(here, arguments):
     assert (done.returncode, done.stderr) == (2, message)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a full device")
+@pytest.mark.parametrize("option", ["--save-state", "--png"])
+def test_a_report_is_not_lost_with_a_file(here, run, option):
+    _, report, _ = run("eval", "x.npy", "-t", "t.npy", "--json")
+    err = "xentrs: /dev/full: no space left on device\n"
+    assert run("eval", "x.npy", "-t", "t.npy", "--json", option, "/dev/full") == (2, report, err)
+
+
+def test_permissions_of_a_state(here, run):
+    """A new file has those that any new file has, another keeps its own; none is left beside it."""
+    for name, mode in (("new.npz", None), ("old.npz", 0o604)):
+        if mode is None:
+            Path("other").touch()
+            mode = Path("other").stat().st_mode & 0o777
+        else:
+            Path(name).touch()
+            os.chmod(name, mode)
+        Path(f"{name}.{os.getpid()}.tmp").touch()  # of a name that an earlier version took
+        assert run("eval", "x.npy", "-t", "t.npy", "--json", "--save-state", name)[0] == 0
+        assert Path(name).stat().st_mode & 0o777 == mode
+    assert not list(Path.cwd().glob(".xentrs-*"))
+
+
 PLAIN = {key: value for key, value in ENVIRONMENT.items() if not key.startswith(("LC_", "LANG"))}
 ENCODINGS = {
     "ascii": {"PYTHONIOENCODING": "ascii"},

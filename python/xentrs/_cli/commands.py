@@ -438,11 +438,18 @@ def _finish(
     if n_bytes is not None and n_bytes <= 0:
         raise click.UsageError(f"--bytes is {n_bytes:g}: the tokens that count have no bytes")
     text = report.as_json(result, n_bytes) if as_json else ""
-    if save_state is not None:
-        states.save_state(save_state, meter)
-    if png is not None:
-        states.write_whole(png, lambda opened: pictures.draw(result, title, opened))
+    failed = None
+    try:
+        if save_state is not None:
+            states.save_state(save_state, meter)
+        if png is not None:
+            states.write_whole(png, lambda opened: pictures.draw(result, title, opened))
+    except InputError as error:  # the report is not lost with the file
+        failed = error
     if as_json:
         print(text)
     else:
         report.show(result, n_bytes, title, _console())
+    if failed is not None:
+        sys.stdout.flush()
+        raise failed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
@@ -38,15 +39,29 @@ def write_whole(file: str, write: Callable[[IO[bytes]], None]) -> None:
                 write(opened)
             return
         file = os.path.realpath(file)  # a link keeps leading to the file
-        temporary = f"{file}.{os.getpid()}.tmp"
+        # Of a name that nobody else has: in containers several processes have the same number.
+        handle, temporary = tempfile.mkstemp(".tmp", ".xentrs-", os.path.dirname(file))
         try:
-            with open(temporary, "xb") as opened:
+            with os.fdopen(handle, "wb") as opened:
                 write(opened)
+                opened.flush()
+                os.fsync(handle)
+            os.chmod(temporary, _mode(file))
             os.replace(temporary, file)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+
+
+def _mode(file: str) -> int:
+    """Return the permissions of a file, or those that a new one would get."""
+    try:
+        return stat.S_IMODE(os.stat(file).st_mode)
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask
 
 
 def save_state(file: str, meter: CrossEntropyMeter) -> None:
