@@ -957,6 +957,10 @@ def test_states_that_are_none(rng):
         ("losses.bins", state["losses.bins"][::-1], "losses.bins"),
         ("sums.first", np.array(-5), "sums.first"),
         ("losses.first", np.array(2000), "losses.first"),
+        *(
+            (name, -1 - state[name], f"{name}.* has counts below 0")
+            for name in ("counts", "nans", "bin_counts", "class_counts", "group_reference_counts")
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             CrossEntropyMeter.from_state(state | {name: wrong})

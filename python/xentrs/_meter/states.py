@@ -69,17 +69,17 @@ def read(state: Any) -> Sums:
         raise ValueError(f"state has format {version}, but this version reads {_FORMAT}")
     options = _read_options(reader)
     # Before there are sums, which take memory for each bin.
-    bin_counts = reader.array("bin_counts", "i", 1, options.bins + 1)
+    bin_counts = reader.counts("bin_counts", options.bins + 1)
     sums = Sums(options)
-    counts = reader.array("counts", "i", 1, len(COUNTS))
+    counts = reader.counts("counts", len(COUNTS))
     sums.counts = dict(zip(COUNTS, counts.tolist(), strict=True))
-    sums.losses.nans, sums.divergences.nans = reader.array("nans", "i", 1, 2).tolist()
+    sums.losses.nans, sums.divergences.nans = reader.counts("nans", 2).tolist()
     sums.bin_counts = bin_counts
     sums.classes = reader.integer("classes")
     if sums.options.weight is not None and sums.classes != sums.options.weight.size:
         raise ValueError("state['classes'] is not the length of state['weight']")
     classes = sums.classes if sums.options.per_class else 0
-    sums.class_counts = reader.array("class_counts", "i", 1, classes)
+    sums.class_counts = reader.counts("class_counts", classes)
     sums.table = reader.sums("sums", len(sums.table))
     sums.bin_sums = reader.sums("bin_sums", len(sums.bin_sums))
     for name, histogram in (("losses", sums.losses), ("divergences", sums.divergences)):
@@ -92,7 +92,7 @@ def read(state: Any) -> Sums:
     sums.group_ids = {key: i for i, key in enumerate(ids.tolist())}
     if len(sums.group_ids) != ids.size:
         raise ValueError("state['groups'] has a group twice")
-    sums.group_reference_counts = reader.array("group_reference_counts", "i", 1, ids.size)
+    sums.group_reference_counts = reader.counts("group_reference_counts", ids.size)
     tables = [reader.sums(f"group_sums.{i}", ids.size) for i in range(4)]
     sums.group_sums, sums.group_references = tables[:2], tables[2:]
     return sums
@@ -146,6 +146,12 @@ class _Reader:
             except (SystemError, ValueError):  # NumPy's for a code point that is none
                 raise ValueError(f"state[{name!r}] has strings that are none") from None
         return a if kinds == "iU" or a.dtype.kind not in "if" else a.astype(a.dtype.kind + "8")
+
+    def counts(self, name: str, length: int) -> NDArray[np.int64]:
+        a = self.array(name, "i", 1, length)
+        if (a < 0).any():
+            raise ValueError(f"state[{name!r}] has counts below 0")
+        return a
 
     def integer(self, name: str) -> int:
         return int(self.array(name, "i", 0))
