@@ -157,13 +157,18 @@ unsafe extern "C" fn entry<const LOSS: usize, const ORDER: usize>(
     };
     match guarded(py, call) {
         Ok(result) => result.into_ptr(),
-        Err(error) => {
-            // What PyO3 drops outside of its own guards waits until there is one: messages, and exceptions that
-            // were replaced, with all that they hold.
-            Python::attach(|py| error.restore(py));
-            null_mut()
-        }
+        Err(error) => raise(error),
     }
+}
+
+/// Raises an exception. Not inlined, since each public function is one of its own.
+#[cold]
+#[inline(never)]
+fn raise(error: PyErr) -> *mut PyObject {
+    // What PyO3 drops outside of its own guards waits until there is one: messages, and exceptions that were replaced,
+    // with all that they hold.
+    Python::attach(|py| error.restore(py));
+    null_mut()
 }
 
 /// What a function is called with: values in order, then those that have names.
