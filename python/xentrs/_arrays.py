@@ -96,6 +96,8 @@ def evaluate_rows(
         ends = range(-len(axes), 0)
         moved = np.moveaxis(x, axes, ends)
         count = math.prod(x.shape[i] for i in axes)
+        if not count:
+            raise ValueError(f"{name} of shape {x.shape} has no classes on axes {tuple(axes)}")
         rows = moved.reshape(*moved.shape[: -len(axes)], count)
         found = evaluate_rows(function, name, rows, -1, temperature=temperature)
         found = np.moveaxis(found.reshape(moved.shape), ends, axes)
@@ -151,6 +153,8 @@ def merge_axes(
 def _axes(name: str, x: _Array, axes: object) -> list[int]:
     """Return one axis, several, or for None all, counted from the first, in ascending order."""
     accepted = "None, an int or several ints"
+    if not x.ndim:
+        raise ValueError(f"{name} must have a class axis, but its shape is ()")
     if axes is None:
         named = list(range(x.ndim))
     elif isinstance(axes, Iterable) and getattr(axes, "ndim", 1) > 0:
@@ -571,6 +575,8 @@ def _first_missing(
     if dtype.kind not in "fOT":
         return None
     array = np.asarray(value, None if dtype.kind == "f" else object)
+    if dtype.kind == "f" and array.dtype != dtype:  # what NumPy makes of it is no array of numbers
+        return None
     if dtype.kind == "f":
         found = np.flatnonzero(np.isnan(array))[:1].tolist()
     else:

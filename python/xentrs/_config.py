@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import operator
+import sys
 from typing import Any, Literal, SupportsIndex, overload
 
 from xentrs import _xentrs
+
+# A daemon thread must not end within the compiled module (`src/python/exit.rs`). From Python 3.14
+# on such threads sleep; on other systems they end without unwinding their stacks.
+if sys.platform == "linux" and sys.version_info < (3, 14):
+    atexit.register(_xentrs.wait_for_calls)
 
 
 def set_num_threads(n: SupportsIndex) -> None:

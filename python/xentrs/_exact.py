@@ -201,7 +201,9 @@ class ExactSums:
             return
         digits, special = self.digits, self.special
         first, pending = self.first, self._pending
-        old_digits, old_special = digits[rows].copy(), special[rows].copy()
+        if not isinstance(rows, slice) and len(rows) >= len(digits):
+            rows = slice(None)
+        old_digits, old_special = np.array(digits[rows]), np.array(special[rows])
 
         def undo() -> None:
             digits[rows], special[rows] = old_digits, old_special

@@ -359,7 +359,7 @@ class _OnChunk:
         begins = tuple(int(n) for n in places["first"]) if known else (0,) * len(places)
         samples = _arrays.without_axis(tuple(places["chunk"].tolist()), self._axis)
         with _named_in_whole(chunks, begins, self._axis, "" if known else f"chunk {samples}"):
-            return self._function(chunks, begins[self._axis])
+            return self._function(chunks, int(places["first"][self._axis]))
 
     def __dask_tokenize__(self) -> Any:
         from dask.tokenize import normalize_token

@@ -105,8 +105,7 @@ pub fn without_gil<R: Send>(
         return f();
     }
     py.detach(|| {
-        let result = f();
-        exit::before_attaching();
-        result
+        let _before = exit::BeforeAttaching;
+        f()
     })
 }

@@ -64,8 +64,10 @@ pub fn interruption() -> Option<Box<dyn Any + Send>> {
 
 /// Turns a panic into a `RuntimeError`, want of memory into a `MemoryError`, and an interruption into its exception.
 pub fn guarded<R>(py: Python<'_>, f: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
-    let _inside = exit::enter(py);
-    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| Err(error_of(panic)))
+    exit::enter(py);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    exit::leave();
+    result.unwrap_or_else(|panic| Err(error_of(panic)))
 }
 
 /// The exception for what a call has unwound with. Not inlined, since each public function has a [`guarded`] of its own.

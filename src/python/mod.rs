@@ -19,8 +19,8 @@
 //! C-contiguous, but for those of the logits' shape where there is a class axis) goes straight to the
 //! kernels. Every other is answered with `NotImplemented` before anything is computed: the Python
 //! layer then finds what is wrong, or makes the arrays canonical and calls again. It checks `axis`, whole
-//! numbers that are stored as floats, and one-hot rows. The values of all other options, and the range of
-//! class indices, are checked in Rust only.
+//! numbers that are stored as floats, and one-hot rows. Rust checks the values of all other options, and the range
+//! of class indices; where a call is cut in parts, the Python layer checks that range first, for the whole.
 //!
 //! The order of a call is what keeps it sound. What may run Python code comes first: options are read
 //! before any array is looked at. Shapes and strides are copied then (`arrays`). New arrays are made next,
@@ -68,7 +68,7 @@ mod _xentrs {
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         process::prepare_fork();
-        exit::prepare(module)?;
+        exit::prepare_fork();
         process::ask_for_interruption(super::errors::interruption);
         // Has NumPy's functions found now: a child that is forked while another thread finds them at its
         // first call would wait for that thread for ever.
@@ -362,6 +362,12 @@ mod _xentrs {
     #[pyfunction]
     fn join_threads() {
         process::join_team();
+    }
+
+    /// Waits, at most for a second, until no other thread is in this module: before the interpreter ends.
+    #[pyfunction]
+    fn wait_for_calls(py: Python<'_>) {
+        exit::wait_for_calls(py);
     }
 
     /// Sets the number of threads that large calls use.

@@ -364,6 +364,15 @@ def test_positions_where_sizes_are_not_known(name):
             one.compute()
 
 
+def test_chunks_of_classes_of_rows_of_unknown_sizes():
+    """The places of the classes are known."""
+    lazy, target = da.from_array(X, chunks=(20, 5)), da.from_array(T, chunks=20)
+    kept = da.from_array(np.ones(len(X), bool), chunks=20)
+    for reduction in ("mean", "sum"):
+        found = xentrs.dask.cross_entropy(lazy[kept], target[kept], reduction=reduction).compute()
+        assert found == xentrs.dask.cross_entropy(lazy, target, reduction=reduction).compute()
+
+
 @pytest.mark.parametrize("name", xentrs.dask.__all__)
 def test_chunks_of_classes_of_unknown_sizes(name):
     lazy = da.from_array(X, chunks=(20, 5))

@@ -206,3 +206,40 @@ def test_child_of_fork_works():
         os._exit(int(cross_entropy(x, y).item() != expected))
     assert os.waitpid(child, 0)[1] == 0
     assert cross_entropy(x, y).item() == expected
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["binary_cross_entropy_with_logits", "sigmoid_focal_loss"])
+def test_labels_and_weights_of_half_precision(name, half):
+    """Beside logits of single and double precision, in any layout."""
+    function = getattr(xentrs.torch, name)
+    x, t = torch.randn(4, 3), torch.rand(4, 3).to(half)
+    where = torch.tensor([True, False, True])
+    calls = (
+        (x.double(), t, {}),
+        (x.t(), t.t(), {}),
+        (x, t, {"weight": torch.ones(4, 1).to(half)}),
+        (x, t.float(), {"weight": torch.ones(3).to(half), "where": where}),
+        (x.to(half), t, {"weight": torch.ones(4, 1).to(half), "where": where}),
+        (x.to(half).t(), (t > 0.5).t(), {}),
+        (x.to(half), (t > 0.5).long(), {}),
+    )
+    for logits, labels, options in calls:
+        wide = {k: a.double() if a.is_floating_point() else a for k, a in options.items()}
+        expected = function(logits.double(), labels.double(), reduction="none", **wide)
+        loss = function(logits, labels, reduction="none", **options)
+        rtol = 1e-6 if loss.dtype in (torch.float32, torch.float64) else 1e-2
+        torch.testing.assert_close(loss.double(), expected, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_place_beside_the_same_memory(dtype):
+    """The gradient takes the place of logits that another argument shares."""
+    x = torch.randn(4, 5).to(dtype)
+    for function in (xentrs.torch.kl_divergence, xentrs.torch.cross_entropy):
+        expected = x.clone().requires_grad_()
+        function(expected * 1, x.clone()).backward()
+        leaf = x.clone().requires_grad_()
+        logits = leaf * 1
+        function(logits, logits.detach(), inplace=True).backward()
+        torch.testing.assert_close(leaf.grad, expected.grad)

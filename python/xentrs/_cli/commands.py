@@ -438,18 +438,21 @@ def _finish(
     if n_bytes is not None and n_bytes <= 0:
         raise click.UsageError(f"--bytes is {n_bytes:g}: the tokens that count have no bytes")
     text = report.as_json(result, n_bytes) if as_json else ""
-    failed = None
-    try:
-        if save_state is not None:
+    failed = []  # neither the report nor the other file is lost with one that cannot be written
+    if save_state is not None:
+        try:
             states.save_state(save_state, meter)
-        if png is not None:
+        except InputError as error:
+            failed.append(error)
+    if png is not None:
+        try:
             states.write_whole(png, lambda opened: pictures.draw(result, title, opened))
-    except InputError as error:  # the report is not lost with the file
-        failed = error
+        except InputError as error:
+            failed.append(error)
     if as_json:
         print(text)
     else:
         report.show(result, n_bytes, title, _console())
-    if failed is not None:
+    if failed:
         sys.stdout.flush()
-        raise failed
+        raise failed[0]

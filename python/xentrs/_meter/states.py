@@ -76,6 +76,8 @@ def read(state: Any) -> Sums:
     sums.losses.nans, sums.divergences.nans = reader.counts("nans", 2).tolist()
     sums.bin_counts = bin_counts
     sums.classes = reader.integer("classes")
+    if sums.classes < 0:
+        raise ValueError(f"state['classes'] is {sums.classes}, which is below 0")
     if sums.options.weight is not None and sums.classes != sums.options.weight.size:
         raise ValueError("state['classes'] is not the length of state['weight']")
     classes = sums.classes if sums.options.per_class else 0

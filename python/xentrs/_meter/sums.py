@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -117,13 +117,14 @@ class Sums:
     def add(self, batch: Batch, classes: int = 0) -> None:
         """Add the numbers of some samples, all of them or none; `classes` is how many there are."""
         # NaN and infinities are counted apart.
-        with np.errstate(all="ignore"), self._all_or_nothing():
-            self.have_classes(classes)
-            self._add(batch)
+        with np.errstate(all="ignore"):
+            self._all_or_nothing(lambda: self._add(batch, classes))
 
-    @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
-        """Take back what was changed if something raises: Ctrl-C, or want of memory."""
+    def _all_or_nothing(self, change: Callable[[], None]) -> None:
+        """Change the sums, and take that back if something raises: Ctrl-C, or want of memory.
+
+        No context manager: Ctrl-C within its own code would leave it open.
+        """
         fields = ("counts", "bin_counts", "classes", "class_counts", "class_sums")
         old = {name: getattr(self, name) for name in (*fields, "group_reference_counts")}
         groups = len(self.group_ids)
@@ -142,17 +143,19 @@ class Sums:
         try:
             for table in tables:
                 table.journal = journal
-            yield
+            change()
         except BaseException:
             while journal:
-                journal[-1]()
-                journal.pop()
+                with suppress(KeyboardInterrupt):  # the first one is raised below
+                    journal[-1]()
+                    journal.pop()
             raise
         finally:
             for table in tables:
                 table.journal = None
 
-    def _add(self, batch: Batch) -> None:
+    def _add(self, batch: Batch, classes: int) -> None:
+        self.have_classes(classes)
         w, value, factor = batch.weight, batch.value, batch.factor
         counts = self.counts = dict(self.counts)
         number = value.size
@@ -292,8 +295,7 @@ class Sums:
 
     def merge(self, other: Sums) -> None:
         """Add all sums of another meter of the same options, or none."""
-        with self._all_or_nothing():
-            self._merge(other)
+        self._all_or_nothing(lambda: self._merge(other))
 
     def _merge(self, other: Sums) -> None:
         self.have_classes(other.classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._backend import HALVES
-from xentrs.torch._cpu.tensors import array, named_options
+from xentrs.torch._cpu.tensors import array, named_options, plain, readable
 
 
 def evaluate(
@@ -27,10 +28,11 @@ def evaluate(
         "denominator": None if call.denominator is None else call.denominator.item(),
     }
 
-    def arguments(call: BinaryArguments) -> tuple[Any, ...]:
-        x, target, weight, pos_weight, where = (
-            None if t is None else t.detach().resolve_neg() for t in call[:5]
-        )
+    def arguments(
+        call: BinaryArguments, read: Callable[[Tensor | None], Tensor | None] = plain
+    ) -> tuple[Any, ...]:
+        x, where = plain(call.input), plain(call.where)
+        target, weight, pos_weight = (read(t) for t in call[1:4])
         named = settings | {"weight": weight, "pos_weight": pos_weight, "where": where}
         in_order = (named[key] for key in LOSSES[name]["options"])
         return int(with_grad), x, target, *in_order, grad, None
@@ -39,7 +41,7 @@ def evaluate(
     if result is NotImplemented and x.dtype in HALVES:
         result = _arrays.done(compute_tensors(name, *arguments(_contiguous(call))))
     elif result is NotImplemented:
-        arrays: list[Any] = [array(a) for a in arguments(call)]
+        arrays: list[Any] = [array(a) for a in arguments(call, readable)]
         result = _arrays.class_loss(name, *arrays, name="input")
     loss = result[0] if with_grad else result
     if options.reduction == "none":

@@ -68,9 +68,13 @@ def evaluate(
     # It reads the tensors themselves: making arrays of them takes longer than a small loss.
     result = compute_tensors(name, *arguments)
     if result is NotImplemented and x.dtype in HALVES:  # NumPy has no bfloat16
-        order, x, *rest = arguments
-        rest = [contiguous(a) for a in rest[:-2]] + rest[-2:]
-        result = _arrays.done(compute_tensors(name, order, x, *rest))
+        rest = [contiguous(a) for a in arguments[2:-2]]
+        result = compute_tensors(name, *arguments[:2], *rest, *arguments[-2:])
+        if result is NotImplemented and grad is not None:  # which overlaps another tensor
+            other = _backend.empty(x.shape, x.dtype, x.device)
+            result = compute_tensors(name, *arguments[:2], *rest, other, None)
+            grad.copy_(other)
+        _arrays.done(result)
     elif result is NotImplemented:
         arrays: list[Any] = [array(a) for a in arguments]
         result = _arrays.class_loss(name, *arrays, name="input")

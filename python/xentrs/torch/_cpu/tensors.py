@@ -31,12 +31,15 @@ _OWN = {
 }
 
 
+def plain(t: Tensor | None) -> Tensor | None:
+    """Return a tensor without its gradient, whose memory holds its values."""
+    return None if t is None else (t.detach() if t.requires_grad else t).resolve_neg()
+
+
 def readable(t: Tensor | None) -> Tensor | None:
     """Return weights in a type that the compiled functions read."""
-    if t is None:
-        return None
-    t = (t.detach() if t.requires_grad else t).resolve_neg()
-    return t.float() if t.dtype in HALVES else t
+    t = plain(t)
+    return t.float() if t is not None and t.dtype in HALVES else t
 
 
 def array(a: Any) -> Any:
