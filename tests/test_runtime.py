@@ -842,7 +842,7 @@ def test_refused_calls_keep_no_memory():
     calls = (
         lambda: xentrs.cross_entropy(x, wrong),
         lambda: xentrs.cross_entropy_with_grad(x, t, reduction="x" * 1000),
-        lambda: xentrs.focal_loss(x, t, gamma=-1.0),
+        lambda: xentrs.generalized_cross_entropy(x, t, q=2.0),
         lambda: xentrs.log_loss(x + 2.0, t),
         lambda: xentrs.binary_cross_entropy_with_logits(x, labels, label_smoothing=2.0),
         lambda: xentrs.kl_divergence(x, x, temperature=0.0),
