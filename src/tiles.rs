@@ -14,9 +14,9 @@
 //!    eight of `f64`.
 //! 2. *An array of contiguous rows is not copied.* The kernel reads or writes it in place.
 //! 3. *Numbers are converted on the way*: half precision, and the `float32` arrays of a batch that is computed in
-//!    `float64` ([`Converted`]). Where [`Columns`](crate::softmax::route::Algorithm::Columns) takes the batch, a tile is columns, not rows: the
-//!    samples stay adjacent. Logits are capped on the way in ([`CapRows`]), and derivatives multiplied on the way
-//!    back.
+//!    `float64` ([`Converted`]). Where [`Columns`](crate::softmax::route::Algorithm::Columns) takes the batch, a tile
+//!    is columns, not rows: the samples stay adjacent. Logits are capped on the way in ([`CapRows`]), and derivatives
+//!    multiplied on the way back.
 //! 4. *A sparse target becomes rows of probabilities*, if the kernel takes no other.
 //!
 //! Costs: each number is loaded and stored once more, from and to the cache. No array is copied as a whole.

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
 
 import xentrs
+from interface import same_state
 from xentrs import CrossEntropyMeter, _xentrs
 
 TYPES = (np.float32, np.float64)
@@ -1275,10 +1276,6 @@ def test_an_interrupted_change_changes_nothing(kind, per_class, how, rng):
             line += 1 if line < 60 else 7
         assert line > 20
         assert kept <= 3
-
-
-def same_state(a, b):
-    return all(np.array_equal(value, b[key]) for key, value in a.items())
 
 
 KEPT = ("sample_weight", "group")

@@ -18,7 +18,6 @@ Nothing is written to `out` before the compiled function has accepted all argume
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -93,14 +92,11 @@ def evaluate_rows(
     given = None if out is None else _output("out", out, name, x, {})
     if temperature is not None and (axis is None or isinstance(axis, Iterable)):
         axes = _axes(name, x, axis)
-        ends = range(-len(axes), 0)
-        moved = np.moveaxis(x, axes, ends)
-        count = math.prod(x.shape[i] for i in axes)
-        if not count:
+        moved, rows = _merged(x, axes)
+        if not rows.shape[-1]:
             raise ValueError(f"{name} of shape {x.shape} has no classes on axes {tuple(axes)}")
-        rows = moved.reshape(*moved.shape[: -len(axes)], count)
         found = evaluate_rows(function, name, rows, -1, temperature=temperature)
-        found = np.moveaxis(found.reshape(moved.shape), ends, axes)
+        found = np.moveaxis(found.reshape(moved.shape), range(-len(axes), 0), axes)
         if given is None:
             return np.ascontiguousarray(found)
         np.copyto(np.asarray(given), found)
@@ -144,10 +140,14 @@ def merge_axes(
     shape = tuple(1 if i in chosen else n for i, n in enumerate(x.shape))
     if len(chosen) == 1:
         return x, chosen[0], shape
-    rest = [i for i in range(x.ndim) if i not in chosen]
-    merged = x.transpose(*rest, *chosen)
-    count = math.prod(x.shape[i] for i in chosen)
-    return merged.reshape(*(x.shape[i] for i in rest), count), -1, shape
+    return _merged(x, chosen)[1], -1, shape
+
+
+def _merged(x: _Array, axes: list[int]) -> tuple[_Array, _Array]:
+    """Return an array with several axes moved to the end, and with these as one axis."""
+    moved = np.moveaxis(x, axes, range(-len(axes), 0))
+    kept = moved.shape[: -len(axes)]
+    return moved, moved.reshape(*kept, math.prod(moved.shape[len(kept) :]))
 
 
 def _axes(name: str, x: _Array, axes: object) -> list[int]:
@@ -383,7 +383,10 @@ def _view(name: str, value: object) -> _Array:
 
 
 def refuse_masked(name: str, value: object, depth: int = 64) -> None:
-    """Refuse a masked array that masks an element, also within lists that are nested so deep."""
+    """Refuse a masked array that masks an element, also within nested lists, down to a depth.
+
+    No array of NumPy has more than 64 axes, and a list may contain itself.
+    """
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.is_masked(value):
             raise TypeError(
@@ -578,12 +581,11 @@ def _first_missing(
     if dtype.kind == "f" and array.dtype != dtype:  # what NumPy makes of it is no array of numbers
         return None
     if dtype.kind == "f":
-        found = np.flatnonzero(np.isnan(array))[:1].tolist()
+        places = iter(np.flatnonzero(np.isnan(array)).tolist())
     else:
-        found = itertools.islice((i for i, one in enumerate(array.flat) if is_missing(one)), 1)
-    for i in found:
-        return array.flat[i], i, array.shape
-    return None
+        places = (i for i, one in enumerate(array.flat) if is_missing(one))
+    first = next(places, None)
+    return None if first is None else (array.flat[first], first, array.shape)
 
 
 def is_missing(value: object) -> bool:

@@ -23,13 +23,12 @@ This module does not import LightGBM.
 
 from __future__ import annotations
 
-import operator
 from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from xentrs import _objectives
+from xentrs import _arrays, _objectives
 from xentrs._objectives import Array, Round, floored
 
 __all__ = ["binary", "binary_metric", "softmax", "softmax_metric"]
@@ -54,11 +53,7 @@ def _rows(y: ArrayLike, rows: SupportsIndex | None) -> int:
     """Return how many initial scores are asked for."""
     if rows is None:
         return len(np.asarray(y))
-    try:
-        count = operator.index(rows)
-    except TypeError:
-        kind = type(rows).__name__
-        raise TypeError(f"rows must be a number of rows, such as len(X), not {kind}") from None
+    count = _arrays._integer("rows", rows, "a number of rows, such as len(X)")
     if count < 0:
         raise ValueError(f"rows must be at least 0, not {count}")
     return count

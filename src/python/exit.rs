@@ -2,8 +2,8 @@
 //!
 //! A daemon thread runs on while the interpreter ends. Up to Python 3.13 it ends where it next asks for the GIL, by
 //! `pthread_exit`, which unwinds the stack on Linux with glibc. Frames of Rust cannot be unwound so: the process would
-//! crash. So a function that `atexit` calls (`python/xentrs/_config.py`) waits until no other thread is in this library. A thread that comes in
-//! later waits without the GIL, and so never asks for it.
+//! crash. So a function that `atexit` calls (`python/xentrs/_config.py`) waits until no other thread is in this library.
+//! A thread that comes in later waits without the GIL, and so never asks for it.
 //!
 //! A function of `atexit` that runs after ours may wait for such a thread. So the thread goes on after a second in which
 //! the interpreter has not begun to end.

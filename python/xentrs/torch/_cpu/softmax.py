@@ -72,7 +72,7 @@ def evaluate(
         result = compute_tensors(name, *arguments[:2], *rest, *arguments[-2:])
         if result is NotImplemented and grad is not None:  # which overlaps another tensor
             other = _backend.empty(x.shape, x.dtype, x.device)
-            result = compute_tensors(name, *arguments[:2], *rest, other, None)
+            result = _arrays.done(compute_tensors(name, *arguments[:2], *rest, other, None))
             grad.copy_(other)
         _arrays.done(result)
     elif result is NotImplemented:
