@@ -1,5 +1,6 @@
 """`CrossEntropyMeter`: every statistic against plain NumPy, and bits that nothing changes."""
 
+import copy
 import dataclasses
 import functools
 import io
@@ -9,6 +10,7 @@ import pickle
 import re
 import sys
 import tracemalloc
+import typing
 from fractions import Fraction
 
 import ml_dtypes
@@ -726,6 +728,27 @@ def test_per_class(rng):
     assert math.isnan(plain.prior_loss)
 
 
+def test_a_result_has_public_types_and_fields(rng):
+    x, target = draw(rng, 50, 3, np.float32)
+    result = filled(x, target, options={"per_class": True}).compute()
+    assert isinstance(result, xentrs.MeterResult)
+    assert isinstance(result.reliability, xentrs.Reliability)
+    assert isinstance(result.per_class, xentrs.PerClass)
+    as_dict = dataclasses.asdict(result)
+    assert not [name for name in as_dict if name.startswith("_")]
+    assert as_dict["loss"] == result.loss
+    assert as_dict["per_class"].keys() == {"loss", "count", "accuracy"}
+    for kind in (xentrs.MeterResult, xentrs.Reliability, xentrs.PerClass):
+        hints = typing.get_type_hints(kind)
+        assert {f.name for f in dataclasses.fields(kind)} <= set(hints)
+        assert kind.__module__ == "xentrs"
+    again = pickle.loads(pickle.dumps(result))
+    assert again == result
+    assert again.quantile(0.5) == result.quantile(0.5)
+    assert again.bits_per_byte(7) == result.bits_per_byte(7)
+    assert result != filled(x * 1.0001, target, options={"per_class": True}).compute()
+
+
 # Odd values
 
 
@@ -1141,6 +1164,21 @@ def test_class_indices_of_every_type(dtype, rng):
     assert filled(x, target.astype(np.float32), options=options).compute() == result
 
 
+class Named(CrossEntropyMeter):
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
+
+def test_a_subclass_is_pickled_and_copied_with_its_attributes():
+    meter = Named("validation").update_losses([1.0, 2.0])
+    for again in (pickle.loads(pickle.dumps(meter)), copy.copy(meter), copy.deepcopy(meter)):
+        assert type(again) is Named
+        assert again.name == "validation"
+        again.update_losses([3.0])
+        assert (again.compute().count, meter.compute().count) == (3, 2)
+
+
 def test_the_state_grows_with_the_groups_alone(rng):
     losses = rng.random(100_000)
     few = CrossEntropyMeter().update_losses(losses, group=np.arange(100_000) % 10)
@@ -1150,6 +1188,31 @@ def test_the_state_grows_with_the_groups_alone(rng):
         return sum(array.nbytes for array in meter.to_state().values())
 
     assert size(many) - size(few) < 990 * 200
+
+
+@pytest.mark.parametrize("how", ["update", "merge"])
+def test_a_group_more_copies_none_of_the_groups_before(how, rng):
+    x, t = draw(rng, 4, 7, np.float64)
+
+    def more(meter, group):
+        meter.update(x, t, reference_logits=x[::-1], group=group)
+
+    def peak(groups):
+        meter = CrossEntropyMeter()
+        meter.update_losses(np.ones(groups), group=np.arange(groups))
+        for group in range(groups, groups + 3):  # the first may take new memory
+            other = CrossEntropyMeter()
+            more(other, group)
+            tracemalloc.start()
+            if how == "update":
+                more(meter, group)
+            else:
+                meter.merge(other)
+            most = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return most
+
+    assert peak(100_000) < peak(10) + 100_000
 
 
 def test_tables_refuse_arrays_of_another_kind():

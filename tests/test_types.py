@@ -112,6 +112,15 @@ def test_a_reduction_that_is_not_known(reduction: Reduction) -> None:
     assert assert_type(grad, Wide).dtype == np.float64
 
 
+def test_a_denominator_that_numpy_added_up() -> None:
+    counted = (np.array(target) > 0).sum()
+    assert_type(xentrs.cross_entropy(narrow, target, denominator=counted), float)
+    loss, _ = xentrs.log_loss_with_grad(narrow, target, denominator=np.float32(2.0))
+    assert type(loss) is float
+    with pytest.raises(TypeError, match="denominator"):
+        xentrs.cross_entropy(narrow, target, denominator="2")  # type: ignore[call-overload]
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="reduction"):
         xentrs.cross_entropy(narrow, target, reduction="average")  # type: ignore[call-overload]

@@ -164,7 +164,7 @@ def index(losses: list[str], classes: list[str], others: list[str], torch: list[
             heading("Functions"),
             INTRODUCTION,
             section("Losses of NumPy arrays") + table(losses, "xentrs", OF_NUMPY),
-            section("Classes in slices") + table(classes, "xentrs", OF_NUMPY),
+            section("Evaluation, and classes in slices") + table(classes, "xentrs", OF_NUMPY),
             section("Threads and configuration") + table(others, "xentrs", OF_NUMPY),
             section("Losses of PyTorch tensors") + table(torch, "xentrs.torch", OF_TORCH),
             section("Objectives of boosted trees")

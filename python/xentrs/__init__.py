@@ -46,13 +46,16 @@ from xentrs._losses.softmax_entropy import (
     softmax_entropy,
     softmax_entropy_with_grad,
 )
-from xentrs._meter import CrossEntropyMeter
+from xentrs._meter import CrossEntropyMeter, MeterResult, PerClass, Reliability
 from xentrs._partial import PartialCrossEntropy
 from xentrs._xentrs import __version__
 
 __all__ = [
     "CrossEntropyMeter",
+    "MeterResult",
     "PartialCrossEntropy",
+    "PerClass",
+    "Reliability",
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",

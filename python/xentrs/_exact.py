@@ -66,8 +66,8 @@ class ExactSums:
         """Have at least so many sums. New ones are 0."""
         if sums > len(self.digits):
             self._record(slice(0))
-            self.digits = _taller(self.digits, sums)
-            self.special = _taller(self.special, sums)
+            self.digits = taller(self.digits, sums)
+            self.special = taller(self.special, sums)
 
     def add(
         self, row: int | _Array, values: NDArray[np.float64], factors: _Array | None = None
@@ -130,9 +130,10 @@ class ExactSums:
         No row is named twice.
         """
         other._carry()
-        self._carry()
         index = slice(len(other.digits)) if rows is None else rows
         self._record(index)
+        if self._pending >= _MOST:
+            self._carry()
         self.special[index] += other.special
         width = other.digits.shape[1]
         if width:
@@ -140,7 +141,7 @@ class ExactSums:
             self._widen(other.first, other.first + width)
             at = other.first - self.first
             self.digits[index, at : at + width] += other.digits
-            self._pending = 1
+            self._pending += 1  # digits that are carried are those of one number
 
     def check(self, name: str) -> None:
         """Refuse digits that were read from elsewhere, and are not those of a table."""
@@ -244,5 +245,17 @@ def _plain(a: _Array, dtype: type) -> _Array:
     return np.require(np.ascontiguousarray(a, dtype), requirements=["A"])
 
 
-def _taller(array: _Array, rows: int) -> _Array:
-    return np.concatenate([array, np.zeros((rows - len(array), array.shape[1]), array.dtype)])
+def taller(array: _Array, rows: int) -> _Array:
+    """Return an array with more rows, of zeros, in the same memory where that has room.
+
+    New memory has room for twice as many, so that rows that come one by one are not copied for
+    each other.
+    """
+    room, before = array.base, len(array)
+    if rows <= before:
+        return array
+    if room is None or room.shape[1:] != array.shape[1:] or len(room) < rows:
+        room = np.empty((2 * rows, *array.shape[1:]), array.dtype)
+        room[:before] = array
+    room[before:rows] = 0
+    return room[:rows]

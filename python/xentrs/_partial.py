@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, Literal, SupportsIndex, TypeAlias, overload
+from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -217,7 +217,7 @@ class PartialCrossEntropy:
         self,
         reduction: Literal["none"],
         *,
-        denominator: float | None = None,
+        denominator: SupportsFloat | None = None,
         base: float | None = None,
     ) -> FloatArray: ...
     @overload
@@ -225,14 +225,14 @@ class PartialCrossEntropy:
         self,
         reduction: Literal["mean", "sum"] = "mean",
         *,
-        denominator: float | None = None,
+        denominator: SupportsFloat | None = None,
         base: float | None = None,
     ) -> float: ...
     def loss(
         self,
         reduction: Reduction = "mean",
         *,
-        denominator: float | None = None,
+        denominator: SupportsFloat | None = None,
         base: float | None = None,
     ) -> float | FloatArray:
         """Return the cross-entropy of all merged classes.
@@ -276,7 +276,7 @@ class PartialCrossEntropy:
         *,
         axis: SupportsIndex | None = None,
         reduction: Reduction = "mean",
-        denominator: float | None = None,
+        denominator: SupportsFloat | None = None,
         base: float | None = None,
         out: _Array | None = None,
     ) -> FloatArray:

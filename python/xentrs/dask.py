@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, SupportsIndex, TypeAlias
+from typing import Any, SupportsFloat, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -54,7 +54,7 @@ def cross_entropy(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
 ) -> Any:
     """Return the cross-entropy of a Dask array of logits, lazily.
@@ -442,7 +442,7 @@ def _sums_of_meter(meter: CrossEntropyMeter) -> ExactSums:
 
 
 def _reduced(
-    sums: ExactSums, *, reduction: str, denominator: float | None, base: float | None
+    sums: ExactSums, *, reduction: str, denominator: SupportsFloat | None, base: float | None
 ) -> np.float64:
     """Return the loss: a mean or a sum."""
     total, weight = sums.exact(0), sums.exact(1)
@@ -451,7 +451,7 @@ def _reduced(
         if reduction == "sum":
             return np.float64(rounded(total)) / divisor
         if denominator is not None:
-            divisor *= denominator
+            divisor *= float(denominator)
             return np.float64(rounded(total)) / divisor if total else np.float64(0.0)
         return np.float64(rounded(total / weight) if weight else np.nan) / divisor
 

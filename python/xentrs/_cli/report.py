@@ -23,7 +23,7 @@ def as_json(result: MeterResult, n_bytes: float | None) -> str:
 
     What is not finite is null, since JSON has neither NaN nor infinities.
     """
-    numbers = {f.name: getattr(result, f.name) for f in fields(result) if f.repr}
+    numbers = {f.name: getattr(result, f.name) for f in fields(result)}
     found: dict[str, Any] = {k: x for k, x in numbers.items() if isinstance(x, int | float)}
     found["bits_per_byte"] = math.nan if n_bytes is None else result.bits_per_byte(n_bytes)
     found |= {f"top_k_{k}": share for k, share in result.top_k.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, SupportsIndex, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +28,7 @@ class IndexOptions(TypedDict, total=False):
     sample_weight: ArrayLike | None
     ignore_index: Ignored
     label_smoothing: float
-    denominator: float | None
+    denominator: SupportsFloat | None
 
 
 class ClassOptions(IndexOptions, total=False):

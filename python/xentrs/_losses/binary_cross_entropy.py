@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack, overload
+from typing import Literal, SupportsFloat, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -53,7 +53,7 @@ def binary_cross_entropy(
     pos_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     where: ArrayLike | None = None,
 ) -> float | FloatArray:
@@ -209,7 +209,7 @@ def binary_cross_entropy_with_grad(
     pos_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     where: ArrayLike | None = None,
     out: FloatArray | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Literal, SupportsFloat, TypedDict, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -17,7 +17,7 @@ class Options(TypedDict, total=False):
     weight: ArrayLike | None
     pos_weight: ArrayLike | None
     label_smoothing: float
-    denominator: float | None
+    denominator: SupportsFloat | None
     base: float | None
     where: ArrayLike | None
 
@@ -63,7 +63,7 @@ def binary_cross_entropy_with_logits(
     pos_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     where: ArrayLike | None = None,
 ) -> float | FloatArray:
@@ -217,7 +217,7 @@ def binary_cross_entropy_with_logits_with_grad(
     pos_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     where: ArrayLike | None = None,
     out: FloatArray | None = None,
@@ -391,7 +391,7 @@ def binary_cross_entropy_with_logits_with_grad_hess(
     pos_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     where: ArrayLike | None = None,
     out: FloatArray | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, SupportsIndex, Unpack, overload
+from typing import Literal, SupportsFloat, SupportsIndex, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -77,7 +77,7 @@ def cross_entropy(
     softcap: float | None = None,
     temperature: float = 1.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     logsumexp_out: FloatArray | None = None,
     argmax_out: NDArray[np.int64] | None = None,
@@ -294,7 +294,7 @@ def cross_entropy_with_grad(
     softcap: float | None = None,
     temperature: float = 1.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     logsumexp_out: FloatArray | None = None,
     argmax_out: NDArray[np.int64] | None = None,
@@ -535,7 +535,7 @@ def cross_entropy_with_grad_hess(
     softcap: float | None = None,
     temperature: float = 1.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     logsumexp_out: FloatArray | None = None,
     argmax_out: NDArray[np.int64] | None = None,

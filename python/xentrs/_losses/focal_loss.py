@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, SupportsIndex, Unpack, overload
+from typing import Literal, SupportsFloat, SupportsIndex, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -70,7 +70,7 @@ def focal_loss(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
 ) -> float | FloatArray:
     r"""Focal loss: a cross-entropy that turns to the samples that are classified badly.
@@ -235,7 +235,7 @@ def focal_loss_with_grad(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     out: FloatArray | None = None,
 ) -> tuple[float | FloatArray, FloatArray]:
@@ -426,7 +426,7 @@ def focal_loss_with_grad_hess(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     out: FloatArray | None = None,
     hess_out: FloatArray | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, SupportsIndex, Unpack, overload
+from typing import Literal, SupportsFloat, SupportsIndex, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -70,7 +70,7 @@ def generalized_cross_entropy(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
 ) -> float | FloatArray:
     r"""Generalized cross-entropy: between cross-entropy and absolute error, for noisy labels.
 
@@ -229,7 +229,7 @@ def generalized_cross_entropy_with_grad(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     out: FloatArray | None = None,
 ) -> tuple[float | FloatArray, FloatArray]:
     r"""Generalized cross-entropy and its gradient in the logits, from one pass over the logits.

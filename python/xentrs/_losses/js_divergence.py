@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, SupportsIndex, TypedDict, Unpack, overload
+from typing import Literal, SupportsFloat, SupportsIndex, TypedDict, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -18,7 +18,7 @@ class Options(TypedDict, total=False):
     temperature: float
     axis: SupportsIndex
     sample_weight: ArrayLike | None
-    denominator: float | None
+    denominator: SupportsFloat | None
     base: float | None
 
 
@@ -56,7 +56,7 @@ def js_divergence(
     axis: SupportsIndex = -1,
     sample_weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
 ) -> float | FloatArray:
     r"""Generalised Jensen-Shannon divergence between the softmaxes of two models' logits.
@@ -208,7 +208,7 @@ def js_divergence_with_grad(
     axis: SupportsIndex = -1,
     sample_weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     out: FloatArray | None = None,
 ) -> tuple[float | FloatArray, FloatArray]:

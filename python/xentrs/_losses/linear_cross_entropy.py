@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack, overload
+from typing import Any, Literal, NamedTuple, SupportsFloat, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -51,7 +51,7 @@ class Options(TypedDict, total=False):
     z_loss: float
     softcap: float | None
     temperature: float
-    denominator: float | None
+    denominator: SupportsFloat | None
     base: float | None
 
 
@@ -105,7 +105,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     temperature: float = 1.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
 ) -> float | FloatArray:
     r"""Cross-entropy of a linear layer's outputs, in the memory of a chunk of them.
@@ -254,7 +254,7 @@ def linear_cross_entropy_with_grad(
     softcap: float | None = None,
     temperature: float = 1.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
 ) -> tuple[float | FloatArray, tuple[FloatArray, FloatArray, FloatArray | None]]:
     r"""Cross-entropy of a linear layer's outputs and its gradients, in the memory of a chunk.

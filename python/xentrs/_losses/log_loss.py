@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, SupportsIndex, Unpack, overload
+from typing import Literal, SupportsFloat, SupportsIndex, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -63,7 +63,7 @@ def log_loss(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
 ) -> float | FloatArray:
     r"""Cross-entropy between given probabilities and a target.
@@ -228,7 +228,7 @@ def log_loss_with_grad(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     out: FloatArray | None = None,
 ) -> tuple[float | FloatArray, FloatArray]:
@@ -412,7 +412,7 @@ def log_loss_with_grad_hess(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     out: FloatArray | None = None,
     hess_out: FloatArray | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, SupportsIndex, Unpack, overload
+from typing import Literal, SupportsFloat, SupportsIndex, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -63,7 +63,7 @@ def nll_loss(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
 ) -> float | FloatArray:
     r"""Negative log-likelihood of a target under given log-probabilities.
@@ -227,7 +227,7 @@ def nll_loss_with_grad(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     out: FloatArray | None = None,
 ) -> tuple[float | FloatArray, FloatArray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, SupportsIndex, Unpack, overload
+from typing import Literal, SupportsFloat, SupportsIndex, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -70,7 +70,7 @@ def poly_loss(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
 ) -> float | FloatArray:
     r"""Poly-1 loss: cross-entropy whose leading term has a factor of its own.
 
@@ -238,7 +238,7 @@ def poly_loss_with_grad(
     ignore_index: Ignored = -100,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     out: FloatArray | None = None,
 ) -> tuple[float | FloatArray, FloatArray]:
     r"""Poly-1 loss and its gradient in the logits, from one pass over the logits.

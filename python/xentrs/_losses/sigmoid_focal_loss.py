@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Literal, SupportsFloat, TypedDict, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -17,7 +17,7 @@ class Options(TypedDict, total=False):
     gamma: float
     alpha: float | None
     weight: ArrayLike | None
-    denominator: float | None
+    denominator: SupportsFloat | None
     base: float | None
     where: ArrayLike | None
 
@@ -63,7 +63,7 @@ def sigmoid_focal_loss(
     alpha: float | None = None,
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     where: ArrayLike | None = None,
 ) -> float | FloatArray:
@@ -226,7 +226,7 @@ def sigmoid_focal_loss_with_grad(
     alpha: float | None = None,
     weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     where: ArrayLike | None = None,
     out: FloatArray | None = None,

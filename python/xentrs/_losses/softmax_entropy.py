@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, SupportsIndex, TypedDict, Unpack, overload
+from typing import Literal, SupportsFloat, SupportsIndex, TypedDict, Unpack, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -16,7 +16,7 @@ class Options(TypedDict, total=False):
 
     axis: SupportsIndex
     sample_weight: ArrayLike | None
-    denominator: float | None
+    denominator: SupportsFloat | None
     base: float | None
 
 
@@ -42,7 +42,7 @@ def softmax_entropy(
     axis: SupportsIndex = -1,
     sample_weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
 ) -> float | FloatArray:
     r"""Entropy of the softmax of logits: how undecided a model is.
@@ -172,7 +172,7 @@ def softmax_entropy_with_grad(
     axis: SupportsIndex = -1,
     sample_weight: ArrayLike | None = None,
     reduction: Reduction = "mean",
-    denominator: float | None = None,
+    denominator: SupportsFloat | None = None,
     base: float | None = None,
     out: FloatArray | None = None,
 ) -> tuple[float | FloatArray, FloatArray]:

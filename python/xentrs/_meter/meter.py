@@ -307,11 +307,11 @@ class CrossEntropyMeter:
         meter._sums = states.read(state)
         return meter
 
-    def __getstate__(self) -> dict[str, NDArray[Any]]:
-        return self.to_state()
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_sums": self.to_state()}  # attributes of a subclass too
 
-    def __setstate__(self, state: dict[str, NDArray[Any]]) -> None:
-        self.__dict__.update(self.from_state(state).__dict__)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _sums=states.read(state["_sums"]))
 
     def compute(self) -> MeterResult:
         """Return the statistics of all samples so far.

@@ -1,9 +1,7 @@
 """The sums of a meter become what `CrossEntropyMeter.compute` returns."""
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import InitVar, dataclass
 from fractions import Fraction
 from typing import Any, TypeAlias, overload
 
@@ -33,6 +31,8 @@ class Reliability:
         Mean probability of the likeliest class; NaN in an empty bin.
     """
 
+    __module__ = "xentrs"
+
     edges: NDArray[np.float64]
     count: NDArray[np.int64]
     accuracy: NDArray[np.float64]
@@ -56,6 +56,8 @@ class PerClass:
         Share of the samples of each class whose likeliest class it is: the recall.
     """
 
+    __module__ = "xentrs"
+
     loss: NDArray[np.float64]
     count: NDArray[np.int64]
     accuracy: NDArray[np.float64]
@@ -64,8 +66,16 @@ class PerClass:
         return _same(self, other)
 
 
+class _Kept:
+    """What the methods of a result need. `dataclasses.asdict` gives none of it."""
+
+    _total: float
+    _losses: Distribution
+    _divergences: Distribution
+
+
 @dataclass(frozen=True)
-class MeterResult:
+class MeterResult(_Kept):
     """What `CrossEntropyMeter.compute` returns.
 
     All losses are in nats. Means are weighted by the weights of the samples. What no sample tells
@@ -111,6 +121,8 @@ class MeterResult:
         The standard error of `delta_loss`: by groups where they were given.
     """
 
+    __module__ = "xentrs"
+
     loss: float
     stderr: float
     bits: float
@@ -128,9 +140,12 @@ class MeterResult:
     same_top: float
     delta_loss: float
     delta_stderr: float
-    _total: float = field(repr=False)
-    _losses: Distribution = field(repr=False)
-    _divergences: Distribution = field(repr=False)
+    total: InitVar[float]
+    losses: InitVar[Distribution]
+    divergences: InitVar[Distribution]
+
+    def __post_init__(self, total: float, losses: Distribution, divergences: Distribution) -> None:
+        vars(self).update(_total=total, _losses=losses, _divergences=divergences)
 
     def __eq__(self, other: object) -> bool:
         return _same(self, other)
@@ -263,9 +278,9 @@ def compute(sums: Sums) -> MeterResult:
             sums.group_references,
             sums.group_reference_counts > 0,
         ),
-        _total=rounded(exact["loss"]) if counts["samples"] else math.nan,
-        _losses=sums.losses.distribution(),
-        _divergences=sums.divergences.distribution(),
+        total=rounded(exact["loss"]) if counts["samples"] else math.nan,
+        losses=sums.losses.distribution(),
+        divergences=sums.divergences.distribution(),
     )
 
 
@@ -374,4 +389,4 @@ def _same(a: Any, b: Any) -> bool:
             return x.keys() == y.keys() and all(same(x[k], y[k]) for k in x)
         return bool(x == y) or (isinstance(x, float) and math.isnan(x) and math.isnan(y))
 
-    return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    return all(same(x, vars(b)[name]) for name, x in vars(a).items())

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from xentrs._exact import ExactSums
+from xentrs._exact import ExactSums, taller
 from xentrs._meter.arguments import Options
 from xentrs._meter.batches import Batch
 from xentrs._meter.histogram import Histogram
@@ -98,6 +98,7 @@ class Sums:
         self.classes = 0 if options.weight is None else options.weight.size
         self.class_counts = np.zeros(self.classes if options.per_class else 0, np.int64)
         self.class_sums = [ExactSums(len(self.class_counts)) for _ in range(3)]
+        self._journal: list[Callable[[], None]] = []
 
     def group_kind(self) -> type | None:
         """Return the type of the names of groups, which all have the same."""
@@ -137,7 +138,7 @@ class Sums:
             for name in list(self.group_ids)[groups:]:
                 del self.group_ids[name]
 
-        journal: list[Callable[[], None]] = [undo]
+        journal = self._journal = [undo]
         tables = [self.table, self.bin_sums, self.losses.sums, self.divergences.sums]
         tables += [*self.group_sums, *self.group_references, *self.class_sums]
         try:
@@ -151,6 +152,7 @@ class Sums:
                     journal.pop()
             raise
         finally:
+            self._journal = []
             for table in tables:
                 table.journal = None
 
@@ -219,8 +221,7 @@ class Sums:
             else:
                 self.group_references[0].add_weights(groups, w)
                 self.group_references[1].add(groups, difference)
-                before = self.group_reference_counts
-                self.group_reference_counts = before + np.bincount(groups, minlength=before.size)
+                self._count_references(*np.unique(groups, return_counts=True))
             self.divergences.add(batch.kl, w)
         self.table.add_to(*terms)
 
@@ -288,10 +289,15 @@ class Sums:
         """Return the row of each of these groups, new ones included."""
         ids = self.group_ids
         rows = [ids.setdefault(name, len(ids)) for name in names]
-        counts = self.group_reference_counts
-        new = np.zeros(len(ids) - counts.size, np.int64)
-        self.group_reference_counts = np.append(counts, new)
+        self.group_reference_counts = taller(self.group_reference_counts, len(ids))
         return np.array(rows, np.int64)
+
+    def _count_references(self, groups: _Array, counts: _Array) -> None:
+        """Count samples that have reference logits for some groups, none of them twice."""
+        table = self.group_reference_counts
+        before = table[groups]
+        self._journal.append(lambda: table.__setitem__(groups, before))
+        table[groups] += counts
 
     def merge(self, other: Sums) -> None:
         """Add all sums of another meter of the same options, or none."""
@@ -306,7 +312,7 @@ class Sums:
         ):
             mine.grow(len(self.group_ids))
             mine.merge(theirs, rows)
-        self.group_reference_counts[rows] += other.group_reference_counts  # a new array
+        self._count_references(rows, other.group_reference_counts)
         self.table.merge(other.table)
         self.bin_sums.merge(other.bin_sums)
         self.losses.merge(other.losses)
