@@ -95,3 +95,7 @@ __all__ = [
     "softmax_entropy",
     "softmax_entropy_with_grad",
 ]
+
+for _thing in (globals()[name] for name in __all__):
+    if getattr(_thing, "__module__", __name__) != __name__:
+        _thing.__module__ = __name__  # where people find it

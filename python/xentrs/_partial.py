@@ -78,8 +78,6 @@ class PartialCrossEntropy:
     (2, 2)
     """
 
-    __module__ = "xentrs"
-
     _states: NDArray[np.float64]
     _target: NDArray[np.int64]
     _counts: NDArray[np.bool_]

@@ -102,8 +102,6 @@ class CrossEntropyMeter:
     0.002449
     """
 
-    __module__ = "xentrs"
-
     def __init__(
         self,
         *,

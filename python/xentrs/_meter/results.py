@@ -31,8 +31,6 @@ class Reliability:
         Mean probability of the likeliest class; NaN in an empty bin.
     """
 
-    __module__ = "xentrs"
-
     edges: NDArray[np.float64]
     count: NDArray[np.int64]
     accuracy: NDArray[np.float64]
@@ -55,8 +53,6 @@ class PerClass:
     accuracy : ndarray of float64, shape (C,)
         Share of the samples of each class whose likeliest class it is: the recall.
     """
-
-    __module__ = "xentrs"
 
     loss: NDArray[np.float64]
     count: NDArray[np.int64]
@@ -120,8 +116,6 @@ class MeterResult(_Kept):
     delta_stderr : float
         The standard error of `delta_loss`: by groups where they were given.
     """
-
-    __module__ = "xentrs"
 
     loss: float
     stderr: float

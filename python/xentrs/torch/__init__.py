@@ -26,25 +26,6 @@ from xentrs.torch._sigmoid_focal_loss import SigmoidFocalLoss, sigmoid_focal_los
 from xentrs.torch._softmax_entropy import SoftmaxEntropyLoss, softmax_entropy
 from xentrs.torch._vocab_parallel import vocab_parallel_cross_entropy
 
-for _function in (
-    binary_cross_entropy,
-    binary_cross_entropy_with_logits,
-    cross_entropy,
-    focal_loss,
-    generalized_cross_entropy,
-    js_divergence,
-    kl_divergence,
-    linear_cross_entropy,
-    nll_loss,
-    patch,
-    poly_loss,
-    sigmoid_focal_loss,
-    softmax_entropy,
-    unpatch,
-    vocab_parallel_cross_entropy,
-):
-    _function.__module__ = "xentrs.torch"  # where people find it
-
 __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
@@ -74,3 +55,6 @@ __all__ = [
     "unpatch",
     "vocab_parallel_cross_entropy",
 ]
+
+for _thing in (globals()[name] for name in __all__):
+    _thing.__module__ = __name__  # where people find it
