@@ -4,6 +4,7 @@
 must refuse a call: one that it does not need is an error too.
 """
 
+import functools
 from typing import Any, Literal, assert_type
 
 import numpy as np
@@ -110,6 +111,14 @@ def test_a_reduction_that_is_not_known(reduction: Reduction) -> None:
     loss, grad = xentrs.log_loss_with_grad(wide, target, reduction=reduction)
     assert_type(loss, Wide | float)
     assert assert_type(grad, Wide).dtype == np.float64
+
+
+def test_a_partial_call() -> None:
+    """For mypy a partial function has the first of the overloads: that of the default reduction."""
+    smoothed = functools.partial(xentrs.cross_entropy, label_smoothing=0.1)
+    assert type(assert_type(smoothed(narrow, target), float)) is float
+    loss, _ = functools.partial(xentrs.log_loss_with_grad, base=2.0)(narrow, target)
+    assert type(assert_type(loss, float)) is float
 
 
 def test_a_denominator_that_numpy_added_up() -> None:

@@ -13,6 +13,14 @@ from xentrs._losses.binary_cross_entropy_with_logits import Options
 
 
 @overload
+def binary_cross_entropy(
+    probabilities: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> float: ...
+@overload
 def binary_cross_entropy(  # type: ignore[overload-overlap]
     probabilities: Half,
     target: ArrayLike,
@@ -36,14 +44,6 @@ def binary_cross_entropy(
     reduction: Literal["none"],
     **options: Unpack[Options],
 ) -> FloatArray: ...
-@overload
-def binary_cross_entropy(
-    probabilities: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> float: ...
 @public
 def binary_cross_entropy(
     probabilities: ArrayLike,
@@ -156,6 +156,24 @@ def binary_cross_entropy(
 
 
 @overload
+def binary_cross_entropy_with_grad(
+    probabilities: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, NDArray[AnyFloat]]: ...
+@overload
+def binary_cross_entropy_with_grad(
+    probabilities: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, FloatArray]: ...
+@overload
 def binary_cross_entropy_with_grad(  # type: ignore[overload-overlap]
     probabilities: Half,
     target: ArrayLike,
@@ -182,24 +200,6 @@ def binary_cross_entropy_with_grad(
     out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[FloatArray, FloatArray]: ...
-@overload
-def binary_cross_entropy_with_grad(
-    probabilities: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, NDArray[AnyFloat]]: ...
-@overload
-def binary_cross_entropy_with_grad(
-    probabilities: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, FloatArray]: ...
 @public
 def binary_cross_entropy_with_grad(
     probabilities: ArrayLike,

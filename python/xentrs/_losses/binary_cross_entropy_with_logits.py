@@ -23,6 +23,14 @@ class Options(TypedDict, total=False):
 
 
 @overload
+def binary_cross_entropy_with_logits(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> float: ...
+@overload
 def binary_cross_entropy_with_logits(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -46,14 +54,6 @@ def binary_cross_entropy_with_logits(
     reduction: Literal["none"],
     **options: Unpack[Options],
 ) -> FloatArray: ...
-@overload
-def binary_cross_entropy_with_logits(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> float: ...
 @public
 def binary_cross_entropy_with_logits(
     logits: ArrayLike,
@@ -164,6 +164,24 @@ def binary_cross_entropy_with_logits(
 
 
 @overload
+def binary_cross_entropy_with_logits_with_grad(
+    logits: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, NDArray[AnyFloat]]: ...
+@overload
+def binary_cross_entropy_with_logits_with_grad(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, FloatArray]: ...
+@overload
 def binary_cross_entropy_with_logits_with_grad(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -190,24 +208,6 @@ def binary_cross_entropy_with_logits_with_grad(
     out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[FloatArray, FloatArray]: ...
-@overload
-def binary_cross_entropy_with_logits_with_grad(
-    logits: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, NDArray[AnyFloat]]: ...
-@overload
-def binary_cross_entropy_with_logits_with_grad(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, FloatArray]: ...
 @public
 def binary_cross_entropy_with_logits_with_grad(
     logits: ArrayLike,
@@ -333,6 +333,26 @@ def binary_cross_entropy_with_logits_with_grad(
 
 
 @overload
+def binary_cross_entropy_with_logits_with_grad_hess(
+    logits: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    hess_out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
+@overload
+def binary_cross_entropy_with_logits_with_grad_hess(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    hess_out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, FloatArray, FloatArray]: ...
+@overload
 def binary_cross_entropy_with_logits_with_grad_hess(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -362,26 +382,6 @@ def binary_cross_entropy_with_logits_with_grad_hess(
     hess_out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[FloatArray, FloatArray, FloatArray]: ...
-@overload
-def binary_cross_entropy_with_logits_with_grad_hess(
-    logits: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    hess_out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
-@overload
-def binary_cross_entropy_with_logits_with_grad_hess(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    hess_out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, FloatArray, FloatArray]: ...
 @public
 def binary_cross_entropy_with_logits_with_grad_hess(
     logits: ArrayLike,

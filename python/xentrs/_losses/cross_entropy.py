@@ -32,6 +32,14 @@ class Options(ClassOptions, total=False):
 
 
 @overload
+def cross_entropy(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> float: ...
+@overload
 def cross_entropy(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -55,14 +63,6 @@ def cross_entropy(
     reduction: Literal["none"],
     **options: Unpack[Options],
 ) -> FloatArray: ...
-@overload
-def cross_entropy(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> float: ...
 @public
 def cross_entropy(
     logits: ArrayLike,
@@ -236,6 +236,24 @@ def cross_entropy(
 
 
 @overload
+def cross_entropy_with_grad(
+    logits: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, NDArray[AnyFloat]]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, FloatArray]: ...
+@overload
 def cross_entropy_with_grad(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -262,24 +280,6 @@ def cross_entropy_with_grad(
     out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[FloatArray, FloatArray]: ...
-@overload
-def cross_entropy_with_grad(
-    logits: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, NDArray[AnyFloat]]: ...
-@overload
-def cross_entropy_with_grad(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, FloatArray]: ...
 @public
 def cross_entropy_with_grad(
     logits: ArrayLike,
@@ -472,6 +472,26 @@ def cross_entropy_with_grad(
 
 
 @overload
+def cross_entropy_with_grad_hess(
+    logits: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    hess_out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
+@overload
+def cross_entropy_with_grad_hess(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    hess_out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, FloatArray, FloatArray]: ...
+@overload
 def cross_entropy_with_grad_hess(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -501,26 +521,6 @@ def cross_entropy_with_grad_hess(
     hess_out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[FloatArray, FloatArray, FloatArray]: ...
-@overload
-def cross_entropy_with_grad_hess(
-    logits: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    hess_out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
-@overload
-def cross_entropy_with_grad_hess(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    hess_out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, FloatArray, FloatArray]: ...
 @public
 def cross_entropy_with_grad_hess(
     logits: ArrayLike,

@@ -27,6 +27,14 @@ class Options(ClassOptions, total=False):
 
 
 @overload
+def focal_loss(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> float: ...
+@overload
 def focal_loss(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -50,14 +58,6 @@ def focal_loss(
     reduction: Literal["none"],
     **options: Unpack[Options],
 ) -> FloatArray: ...
-@overload
-def focal_loss(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> float: ...
 @public
 def focal_loss(
     logits: ArrayLike,
@@ -179,6 +179,24 @@ def focal_loss(
 
 
 @overload
+def focal_loss_with_grad(
+    logits: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, NDArray[AnyFloat]]: ...
+@overload
+def focal_loss_with_grad(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, FloatArray]: ...
+@overload
 def focal_loss_with_grad(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -205,24 +223,6 @@ def focal_loss_with_grad(
     out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[FloatArray, FloatArray]: ...
-@overload
-def focal_loss_with_grad(
-    logits: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, NDArray[AnyFloat]]: ...
-@overload
-def focal_loss_with_grad(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, FloatArray]: ...
 @public
 def focal_loss_with_grad(
     logits: ArrayLike,
@@ -365,6 +365,26 @@ def focal_loss_with_grad(
 
 
 @overload
+def focal_loss_with_grad_hess(
+    logits: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    hess_out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
+@overload
+def focal_loss_with_grad_hess(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    hess_out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, FloatArray, FloatArray]: ...
+@overload
 def focal_loss_with_grad_hess(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -394,26 +414,6 @@ def focal_loss_with_grad_hess(
     hess_out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[FloatArray, FloatArray, FloatArray]: ...
-@overload
-def focal_loss_with_grad_hess(
-    logits: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    hess_out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
-@overload
-def focal_loss_with_grad_hess(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    hess_out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, FloatArray, FloatArray]: ...
 @public
 def focal_loss_with_grad_hess(
     logits: ArrayLike,

@@ -24,6 +24,14 @@ class Options(TypedDict, total=False):
 
 @overload
 def js_divergence(
+    logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> float: ...
+@overload
+def js_divergence(
     logits: NDArray[Float],
     teacher_logits: ArrayLike,
     *,
@@ -38,14 +46,6 @@ def js_divergence(
     reduction: Literal["none"],
     **options: Unpack[Options],
 ) -> FloatArray: ...
-@overload
-def js_divergence(
-    logits: ArrayLike,
-    teacher_logits: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> float: ...
 @public
 def js_divergence(
     logits: ArrayLike,
@@ -167,24 +167,6 @@ def js_divergence_with_grad(
     logits: NDArray[Float],
     teacher_logits: ArrayLike,
     *,
-    reduction: Literal["none"],
-    out: NDArray[Float] | None = None,
-    **options: Unpack[Options],
-) -> tuple[NDArray[Float], NDArray[Float]]: ...
-@overload
-def js_divergence_with_grad(
-    logits: ArrayLike,
-    teacher_logits: ArrayLike,
-    *,
-    reduction: Literal["none"],
-    out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[FloatArray, FloatArray]: ...
-@overload
-def js_divergence_with_grad(
-    logits: NDArray[Float],
-    teacher_logits: ArrayLike,
-    *,
     reduction: Literal["mean", "sum"] = "mean",
     out: NDArray[Float] | None = None,
     **options: Unpack[Options],
@@ -198,6 +180,24 @@ def js_divergence_with_grad(
     out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[float, FloatArray]: ...
+@overload
+def js_divergence_with_grad(
+    logits: NDArray[Float],
+    teacher_logits: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: NDArray[Float] | None = None,
+    **options: Unpack[Options],
+) -> tuple[NDArray[Float], NDArray[Float]]: ...
+@overload
+def js_divergence_with_grad(
+    logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[FloatArray, FloatArray]: ...
 @public
 def js_divergence_with_grad(
     logits: ArrayLike,

@@ -24,6 +24,14 @@ class Options(TypedDict, total=False):
 
 @overload
 def kl_divergence(
+    logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> float: ...
+@overload
+def kl_divergence(
     logits: NDArray[Float],
     teacher_logits: ArrayLike,
     *,
@@ -38,14 +46,6 @@ def kl_divergence(
     reduction: Literal["none"],
     **options: Unpack[Options],
 ) -> FloatArray: ...
-@overload
-def kl_divergence(
-    logits: ArrayLike,
-    teacher_logits: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> float: ...
 @public
 def kl_divergence(
     logits: ArrayLike,
@@ -170,24 +170,6 @@ def kl_divergence_with_grad(
     logits: NDArray[Float],
     teacher_logits: ArrayLike,
     *,
-    reduction: Literal["none"],
-    out: NDArray[Float] | None = None,
-    **options: Unpack[Options],
-) -> tuple[NDArray[Float], NDArray[Float]]: ...
-@overload
-def kl_divergence_with_grad(
-    logits: ArrayLike,
-    teacher_logits: ArrayLike,
-    *,
-    reduction: Literal["none"],
-    out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[FloatArray, FloatArray]: ...
-@overload
-def kl_divergence_with_grad(
-    logits: NDArray[Float],
-    teacher_logits: ArrayLike,
-    *,
     reduction: Literal["mean", "sum"] = "mean",
     out: NDArray[Float] | None = None,
     **options: Unpack[Options],
@@ -201,6 +183,24 @@ def kl_divergence_with_grad(
     out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[float, FloatArray]: ...
+@overload
+def kl_divergence_with_grad(
+    logits: NDArray[Float],
+    teacher_logits: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: NDArray[Float] | None = None,
+    **options: Unpack[Options],
+) -> tuple[NDArray[Float], NDArray[Float]]: ...
+@overload
+def kl_divergence_with_grad(
+    logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[FloatArray, FloatArray]: ...
 @public
 def kl_divergence_with_grad(
     logits: ArrayLike,

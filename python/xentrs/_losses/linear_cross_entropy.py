@@ -56,6 +56,15 @@ class Options(TypedDict, total=False):
 
 
 @overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> float: ...
+@overload
 def linear_cross_entropy(  # type: ignore[overload-overlap]
     hidden: Half,
     linear_weight: Half,
@@ -82,15 +91,6 @@ def linear_cross_entropy(
     reduction: Literal["none"],
     **options: Unpack[Options],
 ) -> FloatArray: ...
-@overload
-def linear_cross_entropy(
-    hidden: ArrayLike,
-    linear_weight: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> float: ...
 def linear_cross_entropy(
     hidden: ArrayLike,
     linear_weight: ArrayLike,
@@ -196,6 +196,24 @@ def linear_cross_entropy(
 
 
 @overload
+def linear_cross_entropy_with_grad(
+    hidden: NDArray[AnyFloat],
+    linear_weight: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> tuple[float, tuple[NDArray[AnyFloat], NDArray[AnyFloat], FloatArray | None]]: ...
+@overload
+def linear_cross_entropy_with_grad(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> tuple[float, tuple[FloatArray, FloatArray, FloatArray | None]]: ...
+@overload
 def linear_cross_entropy_with_grad(  # type: ignore[overload-overlap]
     hidden: Half,
     linear_weight: Half,
@@ -222,24 +240,6 @@ def linear_cross_entropy_with_grad(
     reduction: Literal["none"],
     **options: Unpack[Options],
 ) -> tuple[FloatArray, tuple[FloatArray, FloatArray, FloatArray | None]]: ...
-@overload
-def linear_cross_entropy_with_grad(
-    hidden: NDArray[AnyFloat],
-    linear_weight: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> tuple[float, tuple[NDArray[AnyFloat], NDArray[AnyFloat], FloatArray | None]]: ...
-@overload
-def linear_cross_entropy_with_grad(
-    hidden: ArrayLike,
-    linear_weight: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> tuple[float, tuple[FloatArray, FloatArray, FloatArray | None]]: ...
 def linear_cross_entropy_with_grad(
     hidden: ArrayLike,
     linear_weight: ArrayLike,

@@ -21,6 +21,14 @@ from xentrs._losses._types import (
 
 
 @overload
+def log_loss(
+    probabilities: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[ClassOptions],
+) -> float: ...
+@overload
 def log_loss(  # type: ignore[overload-overlap]
     probabilities: Half,
     target: ArrayLike,
@@ -44,14 +52,6 @@ def log_loss(
     reduction: Literal["none"],
     **options: Unpack[ClassOptions],
 ) -> FloatArray: ...
-@overload
-def log_loss(
-    probabilities: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[ClassOptions],
-) -> float: ...
 @public
 def log_loss(
     probabilities: ArrayLike,
@@ -173,6 +173,24 @@ def log_loss(
 
 
 @overload
+def log_loss_with_grad(
+    probabilities: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[ClassOptions],
+) -> tuple[float, NDArray[AnyFloat]]: ...
+@overload
+def log_loss_with_grad(
+    probabilities: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    **options: Unpack[ClassOptions],
+) -> tuple[float, FloatArray]: ...
+@overload
 def log_loss_with_grad(  # type: ignore[overload-overlap]
     probabilities: Half,
     target: ArrayLike,
@@ -199,24 +217,6 @@ def log_loss_with_grad(
     out: FloatArray | None = None,
     **options: Unpack[ClassOptions],
 ) -> tuple[FloatArray, FloatArray]: ...
-@overload
-def log_loss_with_grad(
-    probabilities: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[ClassOptions],
-) -> tuple[float, NDArray[AnyFloat]]: ...
-@overload
-def log_loss_with_grad(
-    probabilities: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    **options: Unpack[ClassOptions],
-) -> tuple[float, FloatArray]: ...
 @public
 def log_loss_with_grad(
     probabilities: ArrayLike,
@@ -352,6 +352,26 @@ def log_loss_with_grad(
 
 
 @overload
+def log_loss_with_grad_hess(
+    probabilities: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    hess_out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[ClassOptions],
+) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
+@overload
+def log_loss_with_grad_hess(
+    probabilities: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    hess_out: FloatArray | None = None,
+    **options: Unpack[ClassOptions],
+) -> tuple[float, FloatArray, FloatArray]: ...
+@overload
 def log_loss_with_grad_hess(  # type: ignore[overload-overlap]
     probabilities: Half,
     target: ArrayLike,
@@ -381,26 +401,6 @@ def log_loss_with_grad_hess(
     hess_out: FloatArray | None = None,
     **options: Unpack[ClassOptions],
 ) -> tuple[FloatArray, FloatArray, FloatArray]: ...
-@overload
-def log_loss_with_grad_hess(
-    probabilities: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    hess_out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[ClassOptions],
-) -> tuple[float, NDArray[AnyFloat], NDArray[AnyFloat]]: ...
-@overload
-def log_loss_with_grad_hess(
-    probabilities: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    hess_out: FloatArray | None = None,
-    **options: Unpack[ClassOptions],
-) -> tuple[float, FloatArray, FloatArray]: ...
 @public
 def log_loss_with_grad_hess(
     probabilities: ArrayLike,

@@ -21,6 +21,14 @@ from xentrs._losses._types import (
 
 
 @overload
+def nll_loss(
+    log_probabilities: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[ClassOptions],
+) -> float: ...
+@overload
 def nll_loss(  # type: ignore[overload-overlap]
     log_probabilities: Half,
     target: ArrayLike,
@@ -44,14 +52,6 @@ def nll_loss(
     reduction: Literal["none"],
     **options: Unpack[ClassOptions],
 ) -> FloatArray: ...
-@overload
-def nll_loss(
-    log_probabilities: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[ClassOptions],
-) -> float: ...
 @public
 def nll_loss(
     log_probabilities: ArrayLike,
@@ -172,6 +172,24 @@ def nll_loss(
 
 
 @overload
+def nll_loss_with_grad(
+    log_probabilities: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[ClassOptions],
+) -> tuple[float, NDArray[AnyFloat]]: ...
+@overload
+def nll_loss_with_grad(
+    log_probabilities: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    **options: Unpack[ClassOptions],
+) -> tuple[float, FloatArray]: ...
+@overload
 def nll_loss_with_grad(  # type: ignore[overload-overlap]
     log_probabilities: Half,
     target: ArrayLike,
@@ -198,24 +216,6 @@ def nll_loss_with_grad(
     out: FloatArray | None = None,
     **options: Unpack[ClassOptions],
 ) -> tuple[FloatArray, FloatArray]: ...
-@overload
-def nll_loss_with_grad(
-    log_probabilities: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[ClassOptions],
-) -> tuple[float, NDArray[AnyFloat]]: ...
-@overload
-def nll_loss_with_grad(
-    log_probabilities: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    **options: Unpack[ClassOptions],
-) -> tuple[float, FloatArray]: ...
 @public
 def nll_loss_with_grad(
     log_probabilities: ArrayLike,

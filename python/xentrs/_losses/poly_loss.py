@@ -27,6 +27,14 @@ class Options(IndexOptions, total=False):
 
 
 @overload
+def poly_loss(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> float: ...
+@overload
 def poly_loss(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -50,14 +58,6 @@ def poly_loss(
     reduction: Literal["none"],
     **options: Unpack[Options],
 ) -> FloatArray: ...
-@overload
-def poly_loss(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> float: ...
 @public
 def poly_loss(
     logits: ArrayLike,
@@ -182,6 +182,24 @@ def poly_loss(
 
 
 @overload
+def poly_loss_with_grad(
+    logits: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, NDArray[AnyFloat]]: ...
+@overload
+def poly_loss_with_grad(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, FloatArray]: ...
+@overload
 def poly_loss_with_grad(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -208,24 +226,6 @@ def poly_loss_with_grad(
     out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[FloatArray, FloatArray]: ...
-@overload
-def poly_loss_with_grad(
-    logits: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, NDArray[AnyFloat]]: ...
-@overload
-def poly_loss_with_grad(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, FloatArray]: ...
 @public
 def poly_loss_with_grad(
     logits: ArrayLike,

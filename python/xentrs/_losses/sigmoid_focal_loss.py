@@ -23,6 +23,14 @@ class Options(TypedDict, total=False):
 
 
 @overload
+def sigmoid_focal_loss(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> float: ...
+@overload
 def sigmoid_focal_loss(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -46,14 +54,6 @@ def sigmoid_focal_loss(
     reduction: Literal["none"],
     **options: Unpack[Options],
 ) -> FloatArray: ...
-@overload
-def sigmoid_focal_loss(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> float: ...
 @public
 def sigmoid_focal_loss(
     logits: ArrayLike,
@@ -173,6 +173,24 @@ def sigmoid_focal_loss(
 
 
 @overload
+def sigmoid_focal_loss_with_grad(
+    logits: NDArray[AnyFloat],
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: NDArray[AnyFloat] | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, NDArray[AnyFloat]]: ...
+@overload
+def sigmoid_focal_loss_with_grad(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[float, FloatArray]: ...
+@overload
 def sigmoid_focal_loss_with_grad(  # type: ignore[overload-overlap]
     logits: Half,
     target: ArrayLike,
@@ -199,24 +217,6 @@ def sigmoid_focal_loss_with_grad(
     out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[FloatArray, FloatArray]: ...
-@overload
-def sigmoid_focal_loss_with_grad(
-    logits: NDArray[AnyFloat],
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: NDArray[AnyFloat] | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, NDArray[AnyFloat]]: ...
-@overload
-def sigmoid_focal_loss_with_grad(
-    logits: ArrayLike,
-    target: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[float, FloatArray]: ...
 @public
 def sigmoid_focal_loss_with_grad(
     logits: ArrayLike,

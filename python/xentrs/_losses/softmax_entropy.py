@@ -22,19 +22,19 @@ class Options(TypedDict, total=False):
 
 @overload
 def softmax_entropy(
+    logits: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[Options],
+) -> float: ...
+@overload
+def softmax_entropy(
     logits: NDArray[Float], *, reduction: Literal["none"], **options: Unpack[Options]
 ) -> NDArray[Float]: ...
 @overload
 def softmax_entropy(
     logits: ArrayLike, *, reduction: Literal["none"], **options: Unpack[Options]
 ) -> FloatArray: ...
-@overload
-def softmax_entropy(
-    logits: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[Options],
-) -> float: ...
 @public
 def softmax_entropy(
     logits: ArrayLike,
@@ -137,22 +137,6 @@ def softmax_entropy(
 def softmax_entropy_with_grad(
     logits: NDArray[Float],
     *,
-    reduction: Literal["none"],
-    out: NDArray[Float] | None = None,
-    **options: Unpack[Options],
-) -> tuple[NDArray[Float], NDArray[Float]]: ...
-@overload
-def softmax_entropy_with_grad(
-    logits: ArrayLike,
-    *,
-    reduction: Literal["none"],
-    out: FloatArray | None = None,
-    **options: Unpack[Options],
-) -> tuple[FloatArray, FloatArray]: ...
-@overload
-def softmax_entropy_with_grad(
-    logits: NDArray[Float],
-    *,
     reduction: Literal["mean", "sum"] = "mean",
     out: NDArray[Float] | None = None,
     **options: Unpack[Options],
@@ -165,6 +149,22 @@ def softmax_entropy_with_grad(
     out: FloatArray | None = None,
     **options: Unpack[Options],
 ) -> tuple[float, FloatArray]: ...
+@overload
+def softmax_entropy_with_grad(
+    logits: NDArray[Float],
+    *,
+    reduction: Literal["none"],
+    out: NDArray[Float] | None = None,
+    **options: Unpack[Options],
+) -> tuple[NDArray[Float], NDArray[Float]]: ...
+@overload
+def softmax_entropy_with_grad(
+    logits: ArrayLike,
+    *,
+    reduction: Literal["none"],
+    out: FloatArray | None = None,
+    **options: Unpack[Options],
+) -> tuple[FloatArray, FloatArray]: ...
 @public
 def softmax_entropy_with_grad(
     logits: ArrayLike,
