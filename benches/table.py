@@ -59,8 +59,9 @@ at AVX-512; every library is held to the same instructions. In brackets is xentr
 AVX2. Float32, {threads} threads, loss and gradient unless the row says otherwise.
 
 In a training step, the logits come from a matrix product just before the call, and the call alone
-is timed. The whole step is both products and the loss. In the other rows, a pause of 3 ms comes
-before each call. Only ratios carry over to other machines, and they too move by a tenth.
+is timed. The last row is a whole training step: linear layer, loss and backward pass. In the other
+rows, a pause of 3 ms comes before each call. Compare ratios with another machine, not times; even
+ratios vary by a tenth from run to run.
 [docs/benchmarks.md](docs/benchmarks.md) has all rows. Measured on {cpu}, with {versions}."""
 
 PAGE = """\
@@ -70,7 +71,7 @@ PAGE = """\
 
 How fast xentrs is beside other libraries, beside what the machine can do, and beside itself.
 `make bench-peers` measures all of this on your machine, and `make bench-pictures` writes this page.
-`docs/speed.md` says what bounds each row that misses its goal.
+`docs/speed.md` explains the goals that were missed in an earlier run.
 
 ## How to read this
 

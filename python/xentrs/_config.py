@@ -24,12 +24,12 @@ def set_num_threads(n: SupportsIndex) -> None:
     Parameters
     ----------
     n : int
-        The number of threads, the calling one included; at least 1.
+        The number of threads, the calling one included; in [1, 4096].
 
     Raises
     ------
     TypeError, ValueError
-        If `n` is not an int, or is below 1.
+        If `n` is not an int, or is outside of [1, 4096].
 
     Examples
     --------
@@ -58,6 +58,11 @@ def get_num_threads() -> int:
     -------
     int
         The number of threads, the calling one included.
+
+    Raises
+    ------
+    ValueError
+        If the variable holds no number of threads.
     """
     return _xentrs.get_num_threads()
 
@@ -84,7 +89,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     ------
     ValueError
         If `mode` is another string, or the environment variable ``XENTRS_SIMD`` names an
-        instruction set that is unknown or not available.
+        instruction set that is unknown or not available, or the number of threads in the
+        environment is none.
 
     Examples
     --------

@@ -48,15 +48,16 @@ def softmax(
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
     axis : int, iterable of ints or None, default -1
-        The class axis of `logits`, or several axes, or None for all. For PyTorch's layout
-        ``(N, C, d)`` pass ``axis=1``. Of several axes a copy is made first.
+        The class axis of `logits`, or several axes, or None for all. For PyTorch's layout ``(N, C,
+        d)`` pass ``axis=1``. Several that are not the last axes of a C-contiguous array are copied
+        first.
     temperature : float, default 1.0
         What the logits are divided by, finite and above 0. The digits of their differences are
         kept, whatever offset the logits share.
     out : ndarray, optional
         Array for the result, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap `logits`. Nothing is
-        written to it if the call raises.
+        written to it if the call is refused.
 
     Returns
     -------
@@ -66,9 +67,9 @@ def softmax(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first.
     ValueError
         If there is no class axis or no class, the same axis is named twice, or `temperature` has a
         value other than above. Also if `out` has another shape, is read-only or overlaps `logits`.
@@ -145,15 +146,16 @@ def log_softmax(
         of any strides is read where it lies, without a copy of the whole. Integers in a list or
         another sequence become float64; integer arrays are refused.
     axis : int, iterable of ints or None, default -1
-        The class axis of `logits`, or several axes, or None for all. For PyTorch's layout
-        ``(N, C, d)`` pass ``axis=1``. Of several axes a copy is made first.
+        The class axis of `logits`, or several axes, or None for all. For PyTorch's layout ``(N, C,
+        d)`` pass ``axis=1``. Several that are not the last axes of a C-contiguous array are copied
+        first.
     temperature : float, default 1.0
         What the logits are divided by, finite and above 0. The digits of their differences are
         kept, whatever offset the logits share.
     out : ndarray, optional
         Array for the result, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap `logits`. Nothing is
-        written to it if the call raises.
+        written to it if the call is refused.
 
     Returns
     -------
@@ -164,9 +166,9 @@ def log_softmax(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first.
     ValueError
         If there is no class axis or no class, the same axis is named twice, or `temperature` has a
         value other than above. Also if `out` has another shape, is read-only or overlaps `logits`.
@@ -263,9 +265,9 @@ def logsumexp(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first.
     ValueError
         If there is no axis, the axis is empty, or the same axis is named twice.
     MemoryError
@@ -339,9 +341,9 @@ def entropy(p: ArrayLike, axis: SupportsIndex = -1, *, base: float | None = None
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first.
     ValueError
         If a number of `p` is negative, there is no axis or nothing on it, or `base` has a value
         other than above.

@@ -63,7 +63,7 @@ class PartialCrossEntropy:
 
     Examples
     --------
-    A million classes, in slices that are read one at a time:
+    Four classes in two slices:
 
     >>> import numpy as np
     >>> import xentrs

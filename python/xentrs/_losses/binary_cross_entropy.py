@@ -102,9 +102,9 @@ def binary_cross_entropy(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first.
     ValueError
         If shapes do not fit, or an option has a value other than above. Also if a probability that
         counts is outside [0, 1] or NaN.
@@ -251,7 +251,7 @@ def binary_cross_entropy_with_grad(
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `probabilities` and of any strides. It may
         be `probabilities` itself, to work in place; otherwise it must not overlap an input. Nothing
-        is written to it if the call raises.
+        is written to it if the call is refused.
 
     Returns
     -------
@@ -265,9 +265,10 @@ def binary_cross_entropy_with_grad(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if `out` is no ndarray of the dtype of `probabilities`.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if `out` is no ndarray of the dtype of
+        `probabilities`.
     ValueError
         If shapes do not fit, or an option has a value other than above. Also if a probability that
         counts is outside [0, 1] or NaN. Also if `out` has another

@@ -107,9 +107,9 @@ def binary_cross_entropy_with_logits(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first.
     ValueError
         If shapes do not fit, or an option has a value other than above.
     MemoryError
@@ -255,7 +255,7 @@ def binary_cross_entropy_with_logits_with_grad(
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap an input. Nothing is
-        written to it if the call raises.
+        written to it if the call is refused.
 
     Returns
     -------
@@ -269,9 +269,10 @@ def binary_cross_entropy_with_logits_with_grad(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if `out` is no ndarray of the dtype of `logits`.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if `out` is no ndarray of the dtype of
+        `logits`.
     ValueError
         If shapes do not fit, or an option has a value other than above. Also if `out` has another
         shape, is read-only or overlaps an input.
@@ -432,11 +433,11 @@ def binary_cross_entropy_with_logits_with_grad_hess(
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap an input. Nothing is
-        written to it if the call raises.
+        written to it if the call is refused.
     hess_out : ndarray, optional
         Array for the diagonal of the Hessian, of the shape and dtype of `logits` and of any
         strides. It may be `logits` itself; otherwise it must not overlap an input, nor `out`.
-        Nothing is written to it if the call raises.
+        Nothing is written to it if the call is refused.
 
     Returns
     -------
@@ -454,9 +455,10 @@ def binary_cross_entropy_with_logits_with_grad_hess(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if `out` or `hess_out` is no ndarray of the dtype of `logits`.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if `out` or `hess_out` is no ndarray
+        of the dtype of `logits`.
     ValueError
         If shapes do not fit, or an option has a value other than above. Also if `out` or `hess_out`
         has another shape, is read-only or overlaps an input or the other.
@@ -498,9 +500,10 @@ def binary_cross_entropy_with_logits_with_grad_hess(
     .. math:: w \left[ (1-t) + v t \right] \sigma(x)\, \sigma(-x) .
 
     Accuracy: at most 4 ULP for the loss of an element and for each entry of the gradient above the
-    smallest normal number, at most 7 ULP for such an entry of the Hessian (measured: 4.8 in
-    float32, 6.0 in float64; see docs/numerics.md). For t between 0 and 1 the gradient is good to 4
-    ULP of the larger of its two terms.
+    smallest normal number, in float64 5 with `weight`, `pos_weight` and `base` at once; at most 7
+    ULP for such an entry of the Hessian (measured: 4.8 in float32, 6.0 in float64; see
+    docs/numerics.md). For t between 0 and 1 the gradient is good to as many ULP of the larger of
+    its two terms.
 
     References
     ----------

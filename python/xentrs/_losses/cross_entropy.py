@@ -138,7 +138,7 @@ def cross_entropy(
         Array for the logsumexp of each sample's logits, after `softcap` and `temperature`, in nats,
         of ignored samples too. It has the dtype of `logits`, and their shape without the class
         axis. It must not overlap an input or another output. Nothing is written to it if the call
-        raises.
+        is refused.
     argmax_out : ndarray of int64, optional
         Array for the class of each sample's largest logit, of ignored samples too: as
         `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.
@@ -152,9 +152,9 @@ def cross_entropy(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first.
     ValueError
         If shapes do not fit, an option has a value other than above, class indices are fractions or
         missing values, or integer rows are not one-hot.
@@ -356,14 +356,14 @@ def cross_entropy_with_grad(
         Array for the logsumexp of each sample's logits, after `softcap` and `temperature`, in nats,
         of ignored samples too. It has the dtype of `logits`, and their shape without the class
         axis. It must not overlap an input or another output. Nothing is written to it if the call
-        raises.
+        is refused.
     argmax_out : ndarray of int64, optional
         Array for the class of each sample's largest logit, of ignored samples too: as
         `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap an input. Nothing is
-        written to it if the call raises.
+        written to it if the call is refused.
 
     Returns
     -------
@@ -377,9 +377,10 @@ def cross_entropy_with_grad(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if `out` is no ndarray of the dtype of `logits`.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if `out` is no ndarray of the dtype of
+        `logits`.
     ValueError
         If shapes do not fit, an option has a value other than above, class indices are fractions or
         missing values, or integer rows are not one-hot. Also if `out` has another shape, is
@@ -600,18 +601,18 @@ def cross_entropy_with_grad_hess(
         Array for the logsumexp of each sample's logits, after `softcap` and `temperature`, in nats,
         of ignored samples too. It has the dtype of `logits`, and their shape without the class
         axis. It must not overlap an input or another output. Nothing is written to it if the call
-        raises.
+        is refused.
     argmax_out : ndarray of int64, optional
         Array for the class of each sample's largest logit, of ignored samples too: as
         `numpy.argmax`, the first of equal ones, or the first NaN. Otherwise as `logsumexp_out`.
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap an input. Nothing is
-        written to it if the call raises.
+        written to it if the call is refused.
     hess_out : ndarray, optional
         Array for the diagonal of the Hessian, of the shape and dtype of `logits` and of any
         strides. It may be `logits` itself; otherwise it must not overlap an input, nor `out`.
-        Nothing is written to it if the call raises.
+        Nothing is written to it if the call is refused.
 
     Returns
     -------
@@ -629,9 +630,10 @@ def cross_entropy_with_grad_hess(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if `out` or `hess_out` is no ndarray of the dtype of `logits`.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if `out` or `hess_out` is no ndarray
+        of the dtype of `logits`.
     ValueError
         If shapes do not fit, an option has a value other than above, class indices are fractions or
         missing values, or integer rows are not one-hot. Also if `out` or `hess_out` has another
@@ -696,9 +698,11 @@ def cross_entropy_with_grad_hess(
     Accuracy: at most 4 ULP for the loss of a sample and for each entry of the gradient above the
     smallest normal number, at most 6 ULP for such an entry of the Hessian (measured: 3.6 in
     float32, 4.6 in float64; see docs/numerics.md), whatever the spread of the logits and their
-    offset. With smoothing or probabilities as target, an entry of the gradient is good to 4.1 ULP
-    of the larger of the two terms above. With z-loss it is 5 ULP for the loss, if S is not next to
-    0, 6 ULP of the largest term for the gradient and 7 for the Hessian.
+    offset. In float64 one entry in a million of the gradient errs by up to 4.4 ULP, in rows of
+    thousands of classes; with class weights, sample weights or `base` a loss or an entry may err by
+    5. With smoothing or probabilities as target, an entry of the gradient is good to 4.1 ULP of the
+    larger of the two terms above. With z-loss it is 5 ULP for the loss, if S is not next to 0, 6
+    ULP of the largest term for the gradient and 7 for the Hessian.
 
     References
     ----------

@@ -123,9 +123,10 @@ def focal_loss(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if the target is probabilities or `label_smoothing` is not 0.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if the target is probabilities or
+        `label_smoothing` is not 0.
     ValueError
         If shapes do not fit, an option has a value other than above, or class indices are fractions
         or missing values.
@@ -282,7 +283,7 @@ def focal_loss_with_grad(
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap an input. Nothing is
-        written to it if the call raises.
+        written to it if the call is refused.
 
     Returns
     -------
@@ -296,10 +297,10 @@ def focal_loss_with_grad(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if the target is probabilities or `label_smoothing` is not 0. Also if
-        `out` is no ndarray of the dtype of `logits`.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if the target is probabilities or
+        `label_smoothing` is not 0. Also if `out` is no ndarray of the dtype of `logits`.
     ValueError
         If shapes do not fit, an option has a value other than above, or class indices are fractions
         or missing values. Also if `out` has another shape, is read-only or overlaps an input.
@@ -474,11 +475,11 @@ def focal_loss_with_grad_hess(
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap an input. Nothing is
-        written to it if the call raises.
+        written to it if the call is refused.
     hess_out : ndarray, optional
         Array for the diagonal of the Hessian, of the shape and dtype of `logits` and of any
         strides. It may be `logits` itself; otherwise it must not overlap an input, nor `out`.
-        Nothing is written to it if the call raises.
+        Nothing is written to it if the call is refused.
 
     Returns
     -------
@@ -496,10 +497,11 @@ def focal_loss_with_grad_hess(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if the target is probabilities or `label_smoothing` is not 0. Also if
-        `out` or `hess_out` is no ndarray of the dtype of `logits`.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if the target is probabilities or
+        `label_smoothing` is not 0. Also if `out` or `hess_out` is no ndarray of the dtype of
+        `logits`.
     ValueError
         If shapes do not fit, an option has a value other than above, or class indices are fractions
         or missing values. Also if `out` or `hess_out` has another shape, is read-only or overlaps

@@ -106,9 +106,9 @@ def js_divergence(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first.
     ValueError
         If shapes do not fit or an option has a value other than above.
     MemoryError
@@ -252,7 +252,7 @@ def js_divergence_with_grad(
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `logits` and of any strides. It may be
         `logits` itself, to work in place; otherwise it must not overlap an input. Nothing is
-        written to it if the call raises.
+        written to it if the call is refused.
 
     Returns
     -------
@@ -266,9 +266,10 @@ def js_divergence_with_grad(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if `out` is no ndarray of the dtype of `logits`.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if `out` is no ndarray of the dtype of
+        `logits`.
     ValueError
         If shapes do not fit or an option has a value other than above. Also if `out` has another
         shape, is read-only or overlaps an input.

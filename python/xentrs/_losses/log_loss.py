@@ -119,9 +119,9 @@ def log_loss(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first.
     ValueError
         If shapes do not fit, an option has a value other than above, class indices are fractions or
         missing values, or integer rows are not one-hot. Also if a probability that counts is
@@ -277,7 +277,7 @@ def log_loss_with_grad(
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `probabilities` and of any strides. It may
         be `probabilities` itself, to work in place; otherwise it must not overlap an input. Nothing
-        is written to it if the call raises.
+        is written to it if the call is refused.
 
     Returns
     -------
@@ -292,9 +292,10 @@ def log_loss_with_grad(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if `out` is no ndarray of the dtype of `probabilities`.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if `out` is no ndarray of the dtype of
+        `probabilities`.
     ValueError
         If shapes do not fit, an option has a value other than above, class indices are fractions or
         missing values, or integer rows are not one-hot. Also if a probability that counts is
@@ -462,11 +463,11 @@ def log_loss_with_grad_hess(
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `probabilities` and of any strides. It may
         be `probabilities` itself, to work in place; otherwise it must not overlap an input. Nothing
-        is written to it if the call raises.
+        is written to it if the call is refused.
     hess_out : ndarray, optional
         Array for the diagonal of the Hessian, of the shape and dtype of `probabilities` and of any
         strides. It may be `probabilities` itself; otherwise it must not overlap an input, nor
-        `out`. Nothing is written to it if the call raises.
+        `out`. Nothing is written to it if the call is refused.
 
     Returns
     -------
@@ -485,9 +486,10 @@ def log_loss_with_grad_hess(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if `out` or `hess_out` is no ndarray of the dtype of `probabilities`.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if `out` or `hess_out` is no ndarray
+        of the dtype of `probabilities`.
     ValueError
         If shapes do not fit, an option has a value other than above, class indices are fractions or
         missing values, or integer rows are not one-hot. Also if a probability that counts is

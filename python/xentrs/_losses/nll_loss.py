@@ -119,9 +119,9 @@ def nll_loss(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first.
     ValueError
         If shapes do not fit, an option has a value other than above, class indices are fractions or
         missing values, or integer rows are not one-hot.
@@ -276,7 +276,7 @@ def nll_loss_with_grad(
     out : ndarray, optional
         Array for the gradient, of the shape and dtype of `log_probabilities` and of any strides. It
         may be `log_probabilities` itself, to work in place; otherwise it must not overlap an input.
-        Nothing is written to it if the call raises.
+        Nothing is written to it if the call is refused.
 
     Returns
     -------
@@ -292,9 +292,10 @@ def nll_loss_with_grad(
     Raises
     ------
     TypeError
-        If an argument has a type or dtype other than above, is a masked array, a pandas object with
-        nullable or Arrow-backed columns, a lazy array of Dask, or lies on a GPU. None of these is
-        converted first. Also if `out` is no ndarray of the dtype of `log_probabilities`.
+        If an argument has a type or dtype other than above, is a masked array that masks an
+        element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
+        lies on a GPU. None of these is converted first. Also if `out` is no ndarray of the dtype of
+        `log_probabilities`.
     ValueError
         If shapes do not fit, an option has a value other than above, class indices are fractions or
         missing values, or integer rows are not one-hot. Also if `out` has another shape, is

@@ -1,7 +1,7 @@
 """The sums of a meter become what `CrossEntropyMeter.compute` returns."""
 
 import math
-from dataclasses import InitVar, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeAlias, overload
 
@@ -65,9 +65,9 @@ class PerClass:
 class _Kept:
     """What the methods of a result need. `dataclasses.asdict` gives none of it."""
 
-    _total: float
-    _losses: Distribution
-    _divergences: Distribution
+    _total: float = math.nan
+    _losses: Distribution = Distribution.of_nothing()
+    _divergences: Distribution = _losses
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,6 @@ class MeterResult(_Kept):
     same_top: float
     delta_loss: float
     delta_stderr: float
-    total: InitVar[float]
-    losses: InitVar[Distribution]
-    divergences: InitVar[Distribution]
-
-    def __post_init__(self, total: float, losses: Distribution, divergences: Distribution) -> None:
-        vars(self).update(_total=total, _losses=losses, _divergences=divergences)
 
     def __eq__(self, other: object) -> bool:
         return _same(self, other)
@@ -233,7 +227,7 @@ def compute(sums: Sums) -> MeterResult:
     reference_weight = exact["reference:weight"]
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(np.float64(number)))
-    return MeterResult(
+    result = MeterResult(
         loss=number,
         stderr=_standard_error(
             exact["loss"],
@@ -272,10 +266,13 @@ def compute(sums: Sums) -> MeterResult:
             sums.group_references,
             sums.group_reference_counts > 0,
         ),
-        total=rounded(exact["loss"]) if counts["samples"] else math.nan,
-        losses=sums.losses.distribution(),
-        divergences=sums.divergences.distribution(),
     )
+    vars(result).update(
+        _total=rounded(exact["loss"]) if counts["samples"] else math.nan,
+        _losses=sums.losses.distribution(),
+        _divergences=sums.divergences.distribution(),
+    )
+    return result
 
 
 def _reliability(sums: Sums) -> tuple[Reliability, float]:
@@ -383,4 +380,4 @@ def _same(a: Any, b: Any) -> bool:
             return x.keys() == y.keys() and all(same(x[k], y[k]) for k in x)
         return bool(x == y) or (isinstance(x, float) and math.isnan(x) and math.isnan(y))
 
-    return all(same(x, vars(b)[name]) for name, x in vars(a).items())
+    return all(same(x, getattr(b, name)) for name, x in vars(a).items())

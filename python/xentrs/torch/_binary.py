@@ -84,7 +84,8 @@ def binary_cross_entropy_with_logits(
     -----
     Half precisions are computed in float32. On the CPU the kernels of
     `xentrs.binary_cross_entropy_with_logits` run: the error of an element's loss, and of its
-    gradient, is at most 4 ULP. On a GPU, too, small losses keep their digits.
+    gradient, is at most 4 ULP, in float64 5 with several weights at once. On a GPU, too, small
+    losses keep their digits.
 
     Examples
     --------

@@ -79,9 +79,9 @@ def binary_cross_entropy(
 
     Notes
     -----
-    Half precisions are computed in float32. On the CPU the kernels of
-    `xentrs.binary_cross_entropy` run: the error of an element's loss, and of its gradient, is at
-    most 4 ULP.
+    Half precisions are computed in float32. On the CPU the kernels of `xentrs.binary_cross_entropy`
+    run: the error of an element's loss, and of its gradient, is at most 4 ULP, in float64 5.5 with
+    `weight` and `pos_weight` at once.
 
     Examples
     --------

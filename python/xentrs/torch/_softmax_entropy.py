@@ -29,8 +29,8 @@ def softmax_entropy(
 ) -> Tensor:
     r"""Entropy of the softmax of logits: how undecided a model is.
 
-    It needs no target. Subtracted from a loss it is an entropy bonus, as in reinforcement learning,
-    and added to it a penalty.
+    It needs no target. Subtracted from a loss it is an entropy bonus, as in reinforcement learning;
+    added to it, it makes predictions more confident.
 
     Parameters
     ----------
