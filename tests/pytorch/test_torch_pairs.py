@@ -361,3 +361,9 @@ def test_left_to_pytorch():
     for name in ("return_logsumexp", "return_accuracy"):
         with pytest.raises(ValueError, match=f"{name} cannot be combined with gradients"):
             cross_entropy(X, soft, **{name: True})
+
+
+def test_linear_cross_entropy_takes_no_pair():
+    x, (y, q) = draw((5, 11))
+    with pytest.raises(TypeError, match=r"target is a tuple.*linear_cross_entropy takes no pair"):
+        xentrs.torch.linear_cross_entropy(torch.randn(5, 3).double(), torch.randn(11, 3), (y, q))

@@ -142,6 +142,11 @@ def linear_cross_entropy(
     denominator = as_denominator(denominator, input)
     if sample_weight is not None:
         check_tensor("sample_weight", sample_weight)
+    if isinstance(target, tuple):
+        raise TypeError(
+            f"target is a tuple, but must be a tensor: xentrs.torch.{_NAME} takes no pair "
+            "(indices, probabilities), as xentrs.torch.cross_entropy of the logits does"
+        )
     args = (input, linear_weight, linear_bias, target, weight, sample_weight, denominator)
     call = LinearArguments(*args)
     given = [t for t in (linear_bias, weight) if t is not None]
