@@ -362,3 +362,110 @@ def test_sparse_targets_are_pytorchs():
     q = torch.eye(5)[:4].to_sparse()
     found = xentrs.torch.cross_entropy(X, q)
     torch.testing.assert_close(found, F.cross_entropy(X, q))
+
+
+# Options that are numbers, as tensors
+
+CALLS = {
+    "temperature": lambda v: xentrs.torch.cross_entropy(X, Y, temperature=v),
+    "softcap": lambda v: xentrs.torch.cross_entropy(X, Y, softcap=v),
+    "z_loss": lambda v: xentrs.torch.cross_entropy(X, Y, z_loss=v),
+    "gamma": lambda v: xentrs.torch.focal_loss(X, Y, gamma=v),
+    "q": lambda v: xentrs.torch.generalized_cross_entropy(X, Y, q=v),
+    "epsilon": lambda v: xentrs.torch.poly_loss(X, Y, epsilon=v),
+    "beta": lambda v: xentrs.torch.js_divergence(X, X.detach() * 2, beta=v),
+    "alpha": lambda v: xentrs.torch.sigmoid_focal_loss(X, Q, alpha=v),
+    "label_smoothing": lambda v: xentrs.torch.nll_loss(X, Y, label_smoothing=v),
+}
+OF_OTHERS = {
+    "temperature, linear": lambda v: xentrs.torch.linear_cross_entropy(
+        X[:, :3], torch.eye(5, 3), Y, temperature=v
+    ),
+    "temperature, kl": lambda v: xentrs.torch.kl_divergence(X, X.detach() * 2, temperature=v),
+    "temperature, js": lambda v: xentrs.torch.js_divergence(X, X.detach() * 2, temperature=v),
+    "gamma, sigmoid": lambda v: xentrs.torch.sigmoid_focal_loss(X, Q, gamma=v),
+    "label_smoothing, binary": lambda v: xentrs.torch.binary_cross_entropy_with_logits(
+        X, Q, label_smoothing=v
+    ),
+}
+every_option = pytest.mark.parametrize("name", [*CALLS, *OF_OTHERS])
+
+
+@every_option
+def test_options_whose_gradient_is_wanted(name):
+    call, option = (CALLS | OF_OTHERS)[name], name.split(",")[0]
+    message = rf"{option} requires a gradient, which xentrs\.torch does not compute"
+    number = torch.tensor(0.5)
+    for ask in (
+        lambda: call(torch.nn.Parameter(number)),
+        lambda: torch.func.grad(call)(number),
+        lambda: torch.func.jvp(call, (number,), (number,)),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            ask()
+    right = call(0.5)
+    with torch.no_grad():
+        assert call(torch.nn.Parameter(number)) == right
+    assert call(number) == right
+    assert call(torch.tensor([0.5])) == right
+
+
+@pytest.mark.parametrize("option", ["label_smoothing", "z_loss", "temperature", "softcap"])
+def test_options_as_tensors_within_a_transform(option):
+    number = torch.tensor(0.5)
+
+    def gradient(value):
+        return torch.func.grad(lambda x: xentrs.torch.cross_entropy(x, Y, **{option: value}))(
+            X.detach()
+        )
+
+    assert torch.equal(gradient(number), gradient(0.5))
+
+
+def test_smoothing_whose_gradient_is_wanted():
+    """As PyTorch, which has this option."""
+    for losses in (torch.nn.functional, xentrs.torch):
+        with pytest.raises(TypeError, match=r"label_smoothing.* must be float, not Parameter"):
+            losses.cross_entropy(X, Y, label_smoothing=torch.nn.Parameter(torch.tensor(0.5)))
+
+
+@pytest.mark.parametrize(
+    "make", [xentrs.torch.CrossEntropyLoss, xentrs.torch.LinearCrossEntropyLoss]
+)
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"z_loss": -0.1}, ValueError, r"z_loss is -0\.1"),
+        ({"softcap": 0.0}, ValueError, r"softcap is 0\.0"),
+        ({"temperature": "1"}, TypeError, r"temperature must be a number, not '1'"),
+        ({"temperature": torch.ones(2)}, TypeError, r"not a tensor of shape \(2,\)"),
+        ({"z_loss": torch.nn.Parameter(torch.ones(()))}, NotImplementedError, "z_loss requires a"),
+    ],
+    ids=str,
+)
+def test_modules_refuse_options_when_they_are_made(make, options, error, message):
+    sizes = (3, 4) if make is xentrs.torch.LinearCrossEntropyLoss else ()
+    with pytest.raises(error, match=message):
+        make(*sizes, **options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), torch.tensor(float("nan"))])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_a_denominator_that_is_nan(value, z_loss):
+    with pytest.raises(ValueError, match="denominator is nan, but must not be negative or NaN"):
+        xentrs.torch.cross_entropy(X, Y, denominator=value, z_loss=z_loss)
+
+
+@pytest.mark.parametrize("value", [float("inf"), torch.tensor(float("inf"))])
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_an_infinite_denominator(value, z_loss):
+    assert xentrs.torch.cross_entropy(X, Y, denominator=value, z_loss=z_loss) == 0.0
+
+
+def test_class_weights_whose_gradient_is_not_wanted():
+    weight = torch.full((5,), 0.5, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="gradients in the target or the class weights"):
+        xentrs.torch.cross_entropy(X, Y, weight, z_loss=0.1)
+    with torch.no_grad():
+        found = xentrs.torch.cross_entropy(X, Y, weight, z_loss=0.1)
+        assert found == xentrs.torch.cross_entropy(X, Y, weight.detach(), z_loss=0.1)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import weakref
 
 import pytest
 
@@ -56,3 +57,36 @@ def test_a_thread_that_resizes_a_view_meanwhile():
             assert loss.item() == pytest.approx(right, rel=1e-5)
             done += 1
     assert done == 30
+
+
+@pytest.mark.parametrize("kind", ["indices", "soft", "none", "binary", "focal", "kl", "linear"])
+def test_a_loss_that_is_kept_keeps_no_tensor_of_its_call(kind):
+    """As `total = total + loss` keeps every loss of an epoch."""
+    source = torch.randn(20, 7, requires_grad=True)
+    y, soft, weight = torch.arange(20) % 7, torch.rand(20, 7), torch.randn(9, 7)
+
+    def loss_of(x, soft):
+        if kind == "linear":
+            return xt.linear_cross_entropy(x, weight, y)
+        if kind == "binary":
+            return xt.binary_cross_entropy_with_logits(x, soft)
+        if kind == "focal":
+            return xt.focal_loss(x, y)
+        if kind == "kl":
+            return xt.kl_divergence(x, soft)
+        return xt.cross_entropy(
+            x, soft if kind == "soft" else y, reduction="none" if kind == "none" else "mean"
+        )
+
+    for upstream in (1.0, 0.5):
+        x, q = source * 2.0, soft + 0.0
+        loss = loss_of(x, q)
+        kept = [weakref.ref(x), weakref.ref(q)]
+        (first,) = torch.autograd.grad((loss * upstream).sum(), source, retain_graph=True)
+        (again,) = torch.autograd.grad((loss * upstream).sum(), source, retain_graph=True)
+        assert torch.equal(first, again)
+        (loss * upstream).sum().backward()
+        del x, q
+        assert [tensor() for tensor in kept] == [None, None]
+        with pytest.raises(RuntimeError, match="second time"):
+            loss.sum().backward()

@@ -1,5 +1,6 @@
 """`xentrs.torch.patch`: what it replaces, what it takes back, and the code in between."""
 
+import abc
 import copy
 import io
 import pickle
@@ -186,6 +187,17 @@ def test_instances_and_subclasses(name):
     assert isinstance(inside, ours)
     assert not isinstance(before, ours)
     assert not issubclass(theirs, ours)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "BCEWithLogitsLoss"])
+def test_abstract_base_classes_beside_the_modules(name):
+    with xentrs.torch.patch():
+        for base in (getattr(nn, name), getattr(xentrs.torch, name)):
+            mixed = type("Mixed", (base, abc.ABC), {})
+            assert isinstance(mixed(), base)
+            assert isinstance(mixed(), abc.ABC)
+            assert issubclass(mixed, base)
+            assert not isinstance(nn.MSELoss(), mixed)
 
 
 class OfTheirs(nn.CrossEntropyLoss):

@@ -1,5 +1,6 @@
 """The losses are PyTorch's, to PyTorch's own error or less, on every backend."""
 
+import itertools
 import math
 
 import pytest
@@ -653,6 +654,53 @@ def test_autocast(backend):
         actual = xentrs.torch.linear_cross_entropy(x.float().to(backend), w, y.to(backend))
         assert actual.dtype == expected.dtype == torch.float32
         torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_autocast_of_a_linear_layer(low, backend):
+    """What autocast layers return is half precision, parameters are not: PyTorch casts all."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, device=backend)
+    w, b = torch.randn(7, 5, device=backend), torch.randn(7, device=backend)
+    y = torch.tensor([3, 0, -100, 6], device=backend)
+    with torch.autocast(backend, dtype=low):
+        for dtypes in itertools.product((low, torch.float32), repeat=3):
+            input, weight, bias = (
+                t.to(dtype).requires_grad_() for t, dtype in zip((x, w, b), dtypes, strict=True)
+            )
+            loss = xentrs.torch.linear_cross_entropy(input, weight, y, linear_bias=bias)
+            assert type(loss.grad_fn).__name__ == "LinearCrossEntropyBackward"
+            expected = F.cross_entropy(F.linear(input, weight, bias), y)
+            assert loss.dtype == expected.dtype == torch.float32
+            torch.testing.assert_close(loss, expected, rtol=0.02, atol=0.02)
+            found = torch.autograd.grad(loss, (input, weight, bias))
+            right = torch.autograd.grad(expected, (input, weight, bias))
+            for one, other in zip(found, right, strict=True):
+                assert one.dtype == other.dtype
+                torch.testing.assert_close(one, other, rtol=0.05, atol=0.02)
+            further = {"z_loss": 0.1, "denominator": 5.0}
+            xentrs.torch.linear_cross_entropy(input, weight, y, linear_bias=bias, **further)
+            single = xentrs.torch.linear_cross_entropy(input[0], weight, y[0], linear_bias=bias)
+            torch.testing.assert_close(
+                single,
+                F.cross_entropy(F.linear(input[:1], weight, bias), y[:1]),
+                rtol=0.02,
+                atol=0.02,
+            )
+
+
+def test_modules_show_their_options():
+    module = xentrs.torch.CrossEntropyLoss(z_loss=0.1, softcap=30.0)
+    assert repr(module) == "CrossEntropyLoss(z_loss=0.1, softcap=30.0)"
+    assert repr(xentrs.torch.CrossEntropyLoss()) == "CrossEntropyLoss()"
+    assert repr(xentrs.torch.NLLLoss(label_smoothing=0.1)) == "NLLLoss(label_smoothing=0.1)"
+    assert repr(xentrs.torch.BCELoss(label_smoothing=0.1)) == "BCELoss(label_smoothing=0.1)"
+    of_logits = xentrs.torch.BCEWithLogitsLoss(loss_dtype=torch.float32)
+    assert repr(of_logits) == "BCEWithLogitsLoss(loss_dtype=torch.float32)"
+    linear = repr(xentrs.torch.LinearCrossEntropyLoss(3, 4, temperature=2.0))
+    assert "in_features=3" in linear
+    assert "temperature=2.0" in linear
+    assert "softcap" not in linear
 
 
 def test_modules(backend):

@@ -10,11 +10,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits as _pytorchs
 
 from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments, check_further_arguments, fits
-from xentrs.torch._arguments.options import Options, legacy_reduction
+from xentrs.torch._arguments.options import Options, as_number, legacy_reduction
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._gpu.math import log1p
 from xentrs.torch._mode import is_jit_traced
-from xentrs.torch._module import StandsFor
+from xentrs.torch._module import StandsFor, further_repr
 from xentrs.torch._operators.elements import of_elements
 from xentrs.torch._triton import Kernel
 
@@ -99,7 +99,7 @@ def binary_cross_entropy_with_logits(
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
-    options = Options(reduction, label_smoothing=label_smoothing)
+    options = Options(reduction, label_smoothing=as_number(label_smoothing))
     denominator = as_denominator(denominator, input)
     call = BinaryArguments(input, target, weight, pos_weight, where, denominator)
     if is_jit_traced(_NAME) or not fits(call, options):
@@ -207,6 +207,10 @@ class BCEWithLogitsLoss(nn.BCEWithLogitsLoss, metaclass=StandsFor):
         super().__init__(weight, size_average, reduce, reduction, pos_weight)
         self.label_smoothing = label_smoothing
         self.loss_dtype = loss_dtype
+
+    def extra_repr(self) -> str:
+        """Return what `repr` says of the module."""
+        return further_repr(self, ("label_smoothing", "loss_dtype"))
 
     def forward(
         self,

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy as _pytorchs
 
 from xentrs.torch._arguments.binary import BinaryArguments, check_further_arguments, fits
-from xentrs.torch._arguments.options import Options, legacy_reduction
+from xentrs.torch._arguments.options import Options, as_number, legacy_reduction
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._gpu.math import log1p
 from xentrs.torch._mode import is_jit_traced
+from xentrs.torch._module import further_repr
 from xentrs.torch._operators.elements import of_elements
 from xentrs.torch._operators.loss import products_of
 from xentrs.torch._triton import Kernel
@@ -95,7 +96,7 @@ def binary_cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
-    options = Options(reduction, label_smoothing=label_smoothing)
+    options = Options(reduction, label_smoothing=as_number(label_smoothing))
     denominator = as_denominator(denominator, input)
     call = BinaryArguments(input, target, weight, pos_weight, where, denominator)
     if is_jit_traced(_NAME) or not fits(call, options):
@@ -158,6 +159,8 @@ class BCELoss(nn.BCELoss):
         call.
     """
 
+    label_smoothing = 0.0  # the default
+
     def __init__(
         self,
         weight: Tensor | None = None,
@@ -172,6 +175,10 @@ class BCELoss(nn.BCELoss):
         self.register_buffer("pos_weight", pos_weight)
         self.pos_weight: Tensor | None
         self.label_smoothing = label_smoothing
+
+    def extra_repr(self) -> str:
+        """Return what `repr` says of the module."""
+        return further_repr(self, ("label_smoothing",))
 
     def forward(
         self,

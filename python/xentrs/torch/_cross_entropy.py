@@ -12,11 +12,11 @@ from xentrs.torch import _backend
 from xentrs.torch._arguments.options import (
     Ignored,
     Options,
-    as_softcap,
-    as_temperature,
+    check_further_options,
     ignored_indices,
     is_smoothing,
     legacy_reduction,
+    softmax_options,
 )
 from xentrs.torch._arguments.softmax import (
     SoftmaxArguments,
@@ -29,7 +29,7 @@ from xentrs.torch._arguments.softmax import (
 )
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._mode import is_eager, is_jit_traced, wants_gradient
-from xentrs.torch._module import StandsFor
+from xentrs.torch._module import StandsFor, further_repr
 from xentrs.torch._operators.softmax import CROSS_ENTROPY, LogSumExp, quick_loss
 
 
@@ -214,14 +214,7 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     ignored = ignored_indices(ignore_index)
-    options = Options(
-        reduction,
-        ignored,
-        label_smoothing,
-        z_loss,
-        as_softcap(softcap),
-        as_temperature(temperature),
-    )
+    options = softmax_options(reduction, ignored, label_smoothing, z_loss, softcap, temperature)
     denominator = as_denominator(denominator, input)
     if isinstance(target, tuple):
         if len(target) != 2:
@@ -352,6 +345,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
         inplace: bool = False,
         loss_dtype: torch.dtype | None = None,
     ) -> None:
+        check_further_options(z_loss, softcap, temperature)
         super().__init__(weight, size_average, -100, reduce, reduction, label_smoothing)
         self.ignore_index = ignore_index  # type: ignore[assignment]
         self.z_loss = z_loss
@@ -359,6 +353,10 @@ class CrossEntropyLoss(nn.CrossEntropyLoss, metaclass=StandsFor):
         self.temperature = temperature
         self.inplace = inplace
         self.loss_dtype = loss_dtype
+
+    def extra_repr(self) -> str:
+        """Return what `repr` says of the module."""
+        return further_repr(self, ("z_loss", "softcap", "temperature", "inplace", "loss_dtype"))
 
     def forward(
         self,

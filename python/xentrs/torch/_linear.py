@@ -12,11 +12,11 @@ from xentrs.torch._arguments.linear import LinearArguments, fits
 from xentrs.torch._arguments.options import (
     Ignored,
     Options,
-    as_softcap,
-    as_temperature,
+    check_further_options,
     check_loss_dtype,
     check_tensor,
     ignored_indices,
+    softmax_options,
 )
 from xentrs.torch._arguments.softmax import beyond_pytorch, check_further_arguments
 from xentrs.torch._arguments.tensors import (
@@ -26,7 +26,7 @@ from xentrs.torch._arguments.tensors import (
     leave_to_pytorch,
 )
 from xentrs.torch._mode import autocasts, is_jit_traced, is_patched
-from xentrs.torch._module import StandsFor
+from xentrs.torch._module import StandsFor, further_repr
 from xentrs.torch._operators.linear import chunk_rows, compute_loss
 
 _NAME = "linear_cross_entropy"
@@ -131,14 +131,7 @@ def linear_cross_entropy(
             [ 4.1399e-08, -2.6894e-01]])
     """
     ignored = ignored_indices(-100 if ignore_index is None else ignore_index)
-    chosen = Options(
-        reduction,
-        ignored,
-        label_smoothing,
-        z_loss,
-        as_softcap(softcap),
-        as_temperature(temperature),
-    )
+    chosen = softmax_options(reduction, ignored, label_smoothing, z_loss, softcap, temperature)
     denominator = as_denominator(denominator, input)
     if sample_weight is not None:
         check_tensor("sample_weight", sample_weight)
@@ -163,14 +156,12 @@ def linear_cross_entropy(
     if single and linear_weight.dim() == 2:
         s = None if sample_weight is None else sample_weight[None]
         call = call._replace(input=input[None], target=target[None], sample_weight=s)
+    if autocasts(input):
+        call = call.cast(torch.get_autocast_dtype(input.device.type))
     if not fits(call, chosen):
         return _leave_to_pytorch(LinearArguments(*args), chosen, loss_dtype)
     check_further_arguments(call.loss(), chosen)
     check_loss_dtype(loss_dtype)
-    if autocasts(input) and input.dtype != torch.float64:
-        low = torch.get_autocast_dtype(input.device.type)
-        x, w, b = call[:3]
-        call = LinearArguments(x.to(low), w.to(low), None if b is None else b.to(low), *call[3:])
     rows = getattr(options, "batch_chunk_size", None) or chunk_rows(call)
     loss = compute_loss(call, chosen, rows)
     if single and reduction == "none":
@@ -234,6 +225,7 @@ label_smoothing, options
         temperature: float = 1.0,
         loss_dtype: torch.dtype | None = None,
     ) -> None:
+        check_further_options(z_loss, softcap, temperature)
         super().__init__(
             in_features,
             num_classes,
@@ -251,6 +243,11 @@ label_smoothing, options
         self.softcap = softcap
         self.temperature = temperature
         self.loss_dtype = loss_dtype
+
+    def extra_repr(self) -> str:
+        """Return what `repr` says of the module."""
+        further = further_repr(self, ("z_loss", "softcap", "temperature", "loss_dtype"))
+        return ", ".join(filter(None, [super().extra_repr(), further]))
 
     def forward(
         self,

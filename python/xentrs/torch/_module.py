@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABCMeta
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,15 +12,15 @@ from torch import Tensor, nn
 from xentrs.torch._mode import is_patched
 
 
-class StandsFor(type):
+class StandsFor(ABCMeta):
     """The class of a module that is PyTorch's module with further options.
 
     While the module stands under PyTorch's name, PyTorch's own modules are its instances too: what
-    code that is not ours tests by that name stays true.
+    code that is not ours tests by that name stays true. Abstract base classes may be mixed in.
     """
 
     def __instancecheck__(cls, instance: Any) -> bool:
-        return super().__instancecheck__(instance) or cls.__subclasscheck__(type(instance))
+        return type.__instancecheck__(cls, instance) or cls.__subclasscheck__(type(instance))
 
     def __subclasscheck__(cls, other: type) -> bool:
         pytorchs = cls.__base__
@@ -27,6 +28,16 @@ class StandsFor(type):
             return issubclass(other, pytorchs)
         # Not `super().__subclasscheck__`, which the compiler cannot trace.
         return cls in other.__mro__
+
+
+def further_repr(module: nn.Module, names: tuple[str, ...]) -> str:
+    """Return what `repr` says of the options that PyTorch's module lacks: those that are set.
+
+    The class has their defaults.
+    """
+    values = {name: getattr(module, name) for name in names}
+    shown = [name for name, value in values.items() if value != getattr(type(module), name)]
+    return ", ".join(f"{name}={values[name]!r}" for name in shown)
 
 
 class LossModule(nn.Module):

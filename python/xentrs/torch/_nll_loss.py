@@ -12,6 +12,8 @@ from torch.nn.functional import nll_loss as _pytorchs
 from xentrs.torch._arguments.options import (
     Ignored,
     Options,
+    as_number,
+    check_number,
     ignored_indices,
     is_smoothing,
     legacy_reduction,
@@ -21,6 +23,7 @@ from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._cpu import softmax as _cpu
 from xentrs.torch._gpu import likelihood as _gpu
 from xentrs.torch._mode import is_jit_traced
+from xentrs.torch._module import further_repr
 from xentrs.torch._operators.loss import Loss
 
 _NAME = "nll_loss"
@@ -110,9 +113,10 @@ def nll_loss(
     """
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
+    check_number("label_smoothing", label_smoothing)
     if not is_smoothing(label_smoothing):
         raise ValueError(f"label_smoothing must be in [0, 1], not {label_smoothing}")
-    options = Options(reduction, ignored_indices(ignore_index), label_smoothing)
+    options = Options(reduction, ignored_indices(ignore_index), as_number(label_smoothing))
     denominator = as_denominator(denominator, input)
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
     if is_jit_traced(_NAME) or not fits(call, options):
@@ -202,6 +206,10 @@ class NLLLoss(nn.NLLLoss):
         self.label_smoothing = label_smoothing
         self.inplace = inplace
         self.loss_dtype = loss_dtype
+
+    def extra_repr(self) -> str:
+        """Return what `repr` says of the module."""
+        return further_repr(self, ("label_smoothing", "inplace", "loss_dtype"))
 
     def forward(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as _pytorchs
 
 from xentrs.torch._arguments.binary import BinaryArguments, check_further_arguments, fits
-from xentrs.torch._arguments.options import Options, check_not_negative, is_smoothing
+from xentrs.torch._arguments.options import Options, check_not_negative, check_number, is_smoothing
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._gpu.math import log1p
 from xentrs.torch._mode import refuse_jit_trace
@@ -110,7 +110,10 @@ def sigmoid_focal_loss(
 
 
 def _check_alpha(value: float | None) -> None:
-    if value is not None and not is_smoothing(value):
+    if value is None:
+        return
+    check_number("alpha", value)
+    if not is_smoothing(value):
         raise ValueError(f"alpha is {value}, but must be in [0, 1] or None")
 
 

@@ -8,12 +8,10 @@ from torch import Tensor
 
 from xentrs.torch._arguments.options import (
     Ignored,
-    Options,
-    as_softcap,
-    as_temperature,
     check_loss_dtype,
     check_tensor,
     ignored_indices,
+    softmax_options,
 )
 from xentrs.torch._arguments.softmax import SoftmaxArguments, check_further_arguments, fits
 from xentrs.torch._arguments.tensors import as_denominator
@@ -105,13 +103,8 @@ def vocab_parallel_cross_entropy(
     On the CPU a loss of one sample and an entry of the gradient err by at most 4 ULP, as those of
     `xentrs.PartialCrossEntropy` do.
     """
-    options = Options(
-        reduction,
-        ignored_indices(ignore_index),
-        label_smoothing,
-        z_loss,
-        as_softcap(softcap),
-        as_temperature(temperature),
+    options = softmax_options(
+        reduction, ignored_indices(ignore_index), label_smoothing, z_loss, softcap, temperature
     )
     for name, value in (("input", input), ("target", target)):
         check_tensor(name, value)

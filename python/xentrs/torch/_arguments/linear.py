@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from xentrs.torch._arguments import softmax
@@ -30,6 +31,15 @@ class LinearArguments(NamedTuple):
         shape = (*self.input.shape[:1], *self.linear_weight.shape[:-1])
         logits = self.input.detach().new_zeros(()).expand(shape)
         return SoftmaxArguments(logits, *self[3:])
+
+    def cast(self, dtype: torch.dtype) -> LinearArguments:
+        """Return the call with the tensors of the linear layer as autocast casts them."""
+
+        def cast(t: Tensor) -> Tensor:
+            return t.to(dtype) if t.dtype in FLOATS - {torch.float64} else t
+
+        x, w, b = self[:3]
+        return LinearArguments(cast(x), cast(w), None if b is None else cast(b), *self[3:])
 
     def row_mask(self, options: Options) -> Tensor | None:
         """Return which rows of the input count, as a column; None where all do."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xentrs import _arrays
+from xentrs.torch._mode import differentiates
 
 Ignored: TypeAlias = SupportsIndex | Iterable[SupportsIndex] | None
 
@@ -74,8 +75,17 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real | Tensor | torch.SymFloat | torch.SymInt)
 
 
+def as_number(value: Any) -> Any:
+    """Return a tensor of one number as that number, if no gradient in it is wanted."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not differentiates(value):
+        return float(value)
+    return value
+
+
 def is_smoothing(value: float) -> bool:
-    """Whether this is a number in [0, 1]."""
+    """Whether this is a number in [0, 1], and no tensor whose gradient is wanted."""
+    if isinstance(value, Tensor) and (value.numel() != 1 or differentiates(value)):
+        return False
     return (type(value) is float or is_number(value)) and 0.0 <= value <= 1.0
 
 
@@ -94,9 +104,19 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: 
 
 
 def check_number(name: str, value: object) -> None:
-    """Refuse what is no number."""
+    """Refuse what is no number, or a tensor whose gradient is wanted."""
     if not is_number(value):
         raise TypeError(f"{name} must be a number, not {value!r} ({type(value).__name__})")
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise TypeError(f"{name} must be a number, not a tensor of shape {tuple(value.shape)}")
+        if differentiates(value):
+            raise NotImplementedError(no_gradient(name))
+
+
+def no_gradient(name: str) -> str:
+    """Return the message for an argument whose gradient is wanted, and not computed."""
+    return f"{name} requires a gradient, which xentrs.torch does not compute: {name}.detach()"
 
 
 def check_tensor(name: str, value: object) -> None:
@@ -118,7 +138,7 @@ def as_softcap(value: float | None) -> float:
     check_number("softcap", value)
     if not 0.0 < value < math.inf:
         raise ValueError(f"softcap is {value}, but must be positive")
-    return value
+    return as_number(value)
 
 
 def as_temperature(value: float) -> float:
@@ -127,6 +147,32 @@ def as_temperature(value: float) -> float:
     if not 0.0 < value < math.inf:
         raise ValueError(f"temperature must be finite and above 0, not {value}")
     return float(value)
+
+
+def check_further_options(z_loss: float, softcap: float | None, temperature: float) -> None:
+    """Refuse what is wrong with the options that a module adds to those of PyTorch's."""
+    check_not_negative("z_loss", z_loss)
+    as_softcap(softcap)
+    as_temperature(temperature)
+
+
+def softmax_options(
+    reduction: str,
+    ignored: tuple[int, ...],
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    temperature: float,
+) -> Options:
+    """Return the options of a loss of logits, of which PyTorch has the first three."""
+    return Options(
+        reduction,
+        ignored,
+        as_number(label_smoothing),
+        as_number(z_loss),
+        as_softcap(softcap),
+        as_temperature(temperature),
+    )
 
 
 def check_not_negative(name: str, value: float) -> None:

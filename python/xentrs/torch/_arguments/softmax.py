@@ -267,7 +267,7 @@ def fits(call: SoftmaxArguments, options: Options) -> bool:
         return False
     if weight is not None:
         taken = weight.shape == (call.classes,) and weight.is_floating_point()
-        if not taken or weight.device != x.device or weight.requires_grad:
+        if not taken or weight.device != x.device or differentiates(weight):
             return False
     return options.reduction in REDUCTIONS and is_smoothing(options.label_smoothing)
 
@@ -347,8 +347,9 @@ def beyond_pytorch(
         return None
     return (
         f"xentrs.torch.{name}: z_loss, softcap, temperature, sample_weight, denominator, "
-        "loss_dtype and several ignored indices cannot be combined with gradients in the target or "
-        "the class weights"
+        "loss_dtype and several ignored indices cannot be combined with what only PyTorch's "
+        "function computes: gradients in the target or the class weights, tensors of several "
+        "dtypes, a sparse target, or a call that torch.fx records"
     )
 
 

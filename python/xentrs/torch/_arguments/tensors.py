@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from xentrs.torch._arguments.options import check_number
+from xentrs.torch._arguments.options import check_number, no_gradient
 from xentrs.torch._mode import is_eager
 
 INTEGERS = frozenset(
@@ -47,12 +47,12 @@ def as_denominator(value: float | Tensor | None, input: Tensor) -> Tensor | None
     # PyTorch has yet to refuse an input that is no tensor.
     device = input.device if isinstance(input, Tensor) else None
     if isinstance(value, Tensor):
-        if value.dim() == 0 and value.is_cpu and is_eager(value) and value < 0.0:
-            raise ValueError(f"denominator is {value.item()}, but must not be negative")
+        if value.dim() == 0 and value.is_cpu and is_eager(value) and not value >= 0.0:
+            raise ValueError(f"denominator is {value.item()}, but must not be negative or NaN")
         return value.to(device) if value.is_cpu else value
     check_number("denominator", value)
     if not value >= 0.0:
-        raise ValueError(f"denominator is {value}, but must not be negative")
+        raise ValueError(f"denominator is {value}, but must not be negative or NaN")
     return torch.full((), value, dtype=torch.float64, device=device)
 
 
@@ -64,9 +64,7 @@ def check_further(name: str, t: Tensor, input: Tensor) -> None:
     if t.device != input.device:
         raise RuntimeError(f"{name} is on {t.device}, but must be on {input.device} as input is")
     if t.requires_grad and torch.is_grad_enabled():
-        raise NotImplementedError(
-            f"{name} requires a gradient, which xentrs.torch does not compute: {name}.detach()"
-        )
+        raise NotImplementedError(no_gradient(name))
 
 
 def check_denominator(value: Tensor | None, input: Tensor) -> None:

@@ -83,7 +83,9 @@ def positive_divisors(
     if call.denominator is None or options.reduction != "mean":
         return call, None, options.z_loss
     divisor, z_loss = call.denominator.item(), options.z_loss
-    z_divisor = call.z_divisor(options).item() if z_loss else 1.0
+    # Without a divisor of its own the z-loss has the same, also if that is infinite.
+    apart = z_loss and call.z_denominator is not None
+    z_divisor = call.z_divisor(options).item() if apart else 0.0
     if z_divisor < 0.0:
         assert call.sample_weight is not None
         divisor, z_divisor = -divisor, -z_divisor

@@ -29,11 +29,15 @@ def is_unscaled(grad_output: Tensor) -> bool:
     """Whether the stored gradient is the result: times 1, and no other backward needs it."""
     return (
         type(grad_output) is Tensor
-        and not is_compiling()
-        and not is_graph_retained()
+        and is_last()
         and not grad_output.is_neg()
         and is_one(grad_output)
     )
+
+
+def is_last() -> bool:
+    """Whether no other backward pass will come, so that what it would need can be freed."""
+    return not is_compiling() and not is_graph_retained()
 
 
 def scaled(

@@ -27,7 +27,7 @@ from xentrs.torch._arguments.tensors import masked
 from xentrs.torch._mode import differentiates, is_eager, is_plain, is_traced, wants_gradient
 from xentrs.torch._operators import gradients
 from xentrs.torch._operators.define import define
-from xentrs.torch._operators.gradients import is_deferred
+from xentrs.torch._operators.gradients import is_deferred, is_last
 from xentrs.torch._operators.softmax import CROSS_ENTROPY
 from xentrs.torch._private import is_batched
 
@@ -190,7 +190,10 @@ class LinearCrossEntropy(torch.autograd.Function):
             call, options = LinearArguments(*saved).times(grad_output, options)
             grads = evaluate(call, options, ctx.rows, ctx.wanted)[1]
         else:
-            masks = [lambda i=i: _gradient_masks(ctx)[i] for i in range(3)]
+            remembered = ctx.remembered
+            if is_last():
+                ctx.remembered = None  # a loss that is kept does not keep the tensors of its call
+            masks = [lambda i=i: _gradient_masks(remembered, options)[i] for i in range(3)]
             grads = [
                 None if g is None else gradients.scaled(g, grad_output, mask)
                 for g, mask in zip(saved, masks, strict=True)
@@ -198,9 +201,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         return *grads, None, None, None
 
 
-def _gradient_masks(ctx: Any) -> list[Tensor | None]:
+def _gradient_masks(remembered: Any, options: Options) -> list[Tensor | None]:
     """Return which entries of the stored gradients count."""
-    (_, _, _, target, *others), options = ctx.remembered, ctx.options
+    _, _, _, target, *others = remembered
     soft = isinstance(target[0], weakref.ref) or target[0].is_floating_point()
     y, w, s = gradients.recall(_NAME, [None if soft else target, *others[:2]], "the gradient")
     y = None if y is None else y.detach().long()

@@ -25,7 +25,7 @@ from xentrs.torch._arguments.tensors import is_dtensor
 from xentrs.torch._mode import is_eager, is_plain, is_traced, wants_gradient
 from xentrs.torch._operators import distributed, gradients
 from xentrs.torch._operators.define import define
-from xentrs.torch._operators.gradients import is_deferred, is_unscaled
+from xentrs.torch._operators.gradients import is_deferred, is_last, is_unscaled
 from xentrs.torch._private import (
     SingleLevelFunction,
     is_batched,
@@ -217,13 +217,16 @@ class Eager(SingleLevelFunction):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        loss = ctx.call[0]
+        call = ctx.call
+        loss = call[0]
         if not _is_grad_enabled():
+            if is_last():
+                ctx.call = None  # a loss that is kept does not keep the tensors of its call
             if is_unscaled(grad_output):
                 return grad, None, None
-            mask = lambda: _gradient_mask(ctx.call, grad)  # noqa: E731
+            mask = lambda: _gradient_mask(call, grad)  # noqa: E731
             return gradients.scaled(grad, grad_output, mask, loss.axis), None, None
-        _, remembered, options = ctx.call  # create_graph=True
+        _, remembered, options = call  # create_graph=True
         call = loss.arguments(*gradients.recall(loss.name, remembered))
         options = Options(*options)
         return gradients.differentiable(loss.gradient, call, options, grad_output), None, None
