@@ -27,6 +27,7 @@ __all__ = [
     "new_tensor",
     "plain_options",
     "public",
+    "quick_binary_cross_entropy",
     "quick_cross_entropy",
     "sample_divergences",
     "sample_statistics",
@@ -82,11 +83,15 @@ def compute_tensors(name: str, order: int, values: object, target: object, /, *r
 def quick_cross_entropy(
     logits: object,
     target: object,
+    weight: object,
     ignore_index: object,
     label_smoothing: object,
     reduction: object,
     with_grad: bool,
     /,
+) -> Any: ...
+def quick_binary_cross_entropy(
+    logits: object, target: object, pos_weight: object, reduction: object, with_grad: bool, /
 ) -> Any: ...
 def plain_options(name: str, /, *options: object) -> tuple[Any, ...]:
     """Return a loss's options, numbers and words checked and of Python's own types.

@@ -313,21 +313,36 @@ mod _xentrs {
         answer(options.py(), || Ok(super::options::plain(call::named(name)?, options)?.into_any()))
     }
 
-    /// Cross-entropy of PyTorch's tensors, reduced, of class indices and nothing else. Returns new tensors.
+    /// Cross-entropy of PyTorch's tensors, reduced, of class indices. Returns new tensors.
     #[pyfunction]
-    #[pyo3(signature = (logits, target, ignore_index, label_smoothing, reduction, with_grad, /))]
+    #[pyo3(signature = (logits, target, weight, ignore_index, label_smoothing, reduction, with_grad, /))]
     fn quick_cross_entropy<'py>(
-        py: Python<'py>,
         logits: &Bound<'py, PyAny>,
         target: &Bound<'py, PyAny>,
+        weight: &Bound<'py, PyAny>,
         ignore_index: &Bound<'py, PyAny>,
         label_smoothing: &Bound<'py, PyAny>,
         reduction: &Bound<'py, PyAny>,
         with_grad: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        answer(py, || {
-            let options = [ignore_index, label_smoothing, reduction];
-            tensors::quick_cross_entropy(py, logits, target, options, with_grad)
+        answer(logits.py(), || {
+            let options = [weight, ignore_index, label_smoothing, reduction];
+            tensors::quick_cross_entropy(logits, target, options, with_grad)
+        })
+    }
+
+    /// The same for the binary cross-entropy of logits.
+    #[pyfunction]
+    #[pyo3(signature = (logits, target, pos_weight, reduction, with_grad, /))]
+    fn quick_binary_cross_entropy<'py>(
+        logits: &Bound<'py, PyAny>,
+        target: &Bound<'py, PyAny>,
+        pos_weight: &Bound<'py, PyAny>,
+        reduction: &Bound<'py, PyAny>,
+        with_grad: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        answer(logits.py(), || {
+            tensors::quick_binary_cross_entropy(logits, target, [pos_weight, reduction], with_grad)
         })
     }
 

@@ -267,32 +267,65 @@ impl Source for Tensors {
     }
 }
 
-/// The most common call: a reduced cross-entropy of class indices. Returns the loss, or loss and gradient, as new
-/// tensors.
+/// A reduced cross-entropy of class indices. Returns the loss, float32 for half precision, or loss and gradient, as
+/// new tensors.
 pub fn quick_cross_entropy<'py>(
-    py: Python<'py>,
     logits: &Bound<'py, PyAny>,
     target: &Bound<'py, PyAny>,
-    [ignore_index, label_smoothing, reduction]: [&Bound<'py, PyAny>; 3],
+    [weight, ignore_index, label_smoothing, reduction]: [&Bound<'py, PyAny>; 4],
     with_grad: bool,
 ) -> Result<Bound<'py, PyAny>, Stop> {
     let (mut room, mut other) = (Room::new(), Room::new());
     let view = Tensors::view(logits, &mut room)?;
     let hard = Tensors::view(target, &mut other)?.indices().is_some();
-    if !hard || !matches!(view.dtype, Dtype::F32 | Dtype::F64) {
+    if !hard || !matches!(view.dtype, Dtype::F32 | Dtype::F64 | Dtype::Half(Half::Brain)) {
         return Err(Stop::NotImplemented);
     }
     if ignore_index.extract::<i64>().is_err() {
         return Err(Stop::NotImplemented); // PyTorch's own function raises the error.
     }
-    let grad = if with_grad { Some(new_like(py, &view, None)?) } else { None };
     let mut keywords = Keywords { axis: i128::from(view.shape.len() > 1), ..Keywords::default() };
+    keywords.set(Keyword::Weight, weight)?;
     keywords.set(Keyword::IgnoreIndex, ignore_index)?;
     keywords.set(Keyword::LabelSmoothing, label_smoothing)?;
     keywords.set(Keyword::Reduction, reduction)?;
+    quick("cross_entropy", logits, &view, target, keywords, with_grad)
+}
+
+/// A reduced binary cross-entropy, of a target of the logits' dtype, as [`quick_cross_entropy`].
+pub fn quick_binary_cross_entropy<'py>(
+    logits: &Bound<'py, PyAny>,
+    target: &Bound<'py, PyAny>,
+    [pos_weight, reduction]: [&Bound<'py, PyAny>; 2],
+    with_grad: bool,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let (mut room, mut other) = (Room::new(), Room::new());
+    let view = Tensors::view(logits, &mut room)?;
+    let labels = Tensors::view(target, &mut other)?;
+    let fit = labels.dtype == view.dtype && labels.shape == view.shape;
+    if !fit || !matches!(view.dtype, Dtype::F32 | Dtype::F64) {
+        return Err(Stop::NotImplemented);
+    }
+    let mut keywords = Keywords::default();
+    keywords.set(Keyword::PosWeight, pos_weight)?;
+    keywords.set(Keyword::Reduction, reduction)?;
+    quick("binary_cross_entropy_with_logits", logits, &view, target, keywords, with_grad)
+}
+
+/// Evaluates a reduced loss of a view of these logits.
+fn quick<'py>(
+    loss: &str,
+    logits: &Bound<'py, PyAny>,
+    view: &View<'_>,
+    target: &Bound<'py, PyAny>,
+    mut keywords: Keywords<'_, 'py>,
+    with_grad: bool,
+) -> Result<Bound<'py, PyAny>, Stop> {
+    let py = logits.py();
     keywords.options.check()?;
+    let grad = if with_grad { Some(new_like(py, view, None)?) } else { None };
     let call = Call {
-        loss: named("cross_entropy")?,
+        loss: named(loss)?,
         order: usize::from(with_grad),
         values: logits,
         target,
@@ -302,14 +335,15 @@ pub fn quick_cross_entropy<'py>(
     let result = call.evaluate::<Tensors>(keywords)?;
     let number: f64 = if with_grad { result.get_item(0)?.extract()? } else { result.extract()? };
     let memory = Memory::new(size_of::<f64>());
+    let dtype = if view.dtype == Dtype::F64 { Dtype::F64 } else { Dtype::F32 };
     // SAFETY: the memory is new, and large enough for either type.
     unsafe {
-        match view.dtype {
+        match dtype {
             Dtype::F32 => memory.start().cast::<f32>().write(number as f32),
             _ => memory.start().cast::<f64>().write(number),
         }
     }
-    let loss = adopt(py, view.dtype, vec![], memory)?;
+    let loss = adopt(py, dtype, vec![], memory)?;
     match grad {
         Some(grad) => Ok((loss, grad).into_pyobject(py)?.into_any()),
         None => Ok(loss),

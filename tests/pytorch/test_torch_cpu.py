@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import xentrs.torch
 from xentrs.torch import cross_entropy
+from xentrs.torch._operators import quick
 
 pytestmark = pytest.mark.skipif(
     xentrs.torch._backend.FORCED == "triton", reason="of the CPU's own kernels"
@@ -243,3 +244,65 @@ def test_in_place_beside_the_same_memory(dtype):
         logits = leaf * 1
         function(logits, logits.detach(), inplace=True).backward()
         torch.testing.assert_close(leaf.grad, expected.grad)
+
+
+# The commonest calls have a way of their own
+
+ORDINARY = [
+    ("cross_entropy", torch.float32, {}),
+    ("cross_entropy", torch.float64, {"reduction": "sum", "label_smoothing": 0.1}),
+    ("cross_entropy", torch.bfloat16, {}),
+    ("cross_entropy", torch.float32, {"weight": [0.5, 1.0, 0.0, 2.0, 1.5]}),
+    ("cross_entropy", torch.float64, {"weight": [0.5, 1.0, 0.0, 2.0, 1.5], "ignore_index": 3}),
+    ("cross_entropy", torch.bfloat16, {"weight": [0.5, 1.0, 0.0, 2.0, 1.5]}),
+    ("binary_cross_entropy_with_logits", torch.float32, {}),
+    ("binary_cross_entropy_with_logits", torch.float64, {"reduction": "sum"}),
+    ("binary_cross_entropy_with_logits", torch.float32, {"pos_weight": [0.5, 1.0, 0.0, 2.0, 1.5]}),
+]
+
+
+@pytest.mark.parametrize(("name", "dtype", "options"), ORDINARY, ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("place", ["rows", "columns"])
+def test_the_quick_way_is_the_long_way(name, dtype, options, autocast, place, monkeypatch):
+    torch.manual_seed(0)
+    x = torch.randn(7, 5) if place == "rows" else torch.randn(5, 7).T
+    x = (3.0 * x).to(dtype).requires_grad_()
+    y = torch.tensor([0, 2, 4, 3, -100, 1, 1]) if name == "cross_entropy" else (x > 1).to(dtype)
+    if "ignore_index" in options:
+        y[4] = options["ignore_index"]
+    given = {
+        key: torch.tensor(value, dtype=dtype) if isinstance(value, list) else value
+        for key, value in options.items()
+    }
+    taken = []
+
+    def results():
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = getattr(xentrs.torch, name)(x, y, **given)
+            with torch.no_grad():
+                alone = getattr(xentrs.torch, name)(x, y, **given)
+        (grad,) = torch.autograd.grad(2.0 * loss, x, create_graph=True)
+        (second,) = torch.autograd.grad((grad * grad.detach()).sum(), x)
+        return loss, alone, grad, second
+
+    kind = "of_classes" if name == "cross_entropy" else "of_elements"
+    original = getattr(quick, kind)
+
+    def spy(*args):
+        taken.append(original(*args))
+        return taken[-1]
+
+    monkeypatch.setattr(quick, kind, spy)
+    found = results()
+    assert len(taken) == 2
+    # Binary losses that are not contiguous are copied, which the long way does.
+    assert (taken[0] is not None) == (name == "cross_entropy" or place == "rows")
+    monkeypatch.setattr(quick, kind, lambda *args: None)
+    for one, other in zip(found, results(), strict=True):
+        assert one.dtype == other.dtype
+        assert one.stride() == other.stride()
+        assert torch.equal(one, other)
+    theirs = getattr(torch.nn.functional, name)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert found[0].dtype == theirs(x, y, **given).dtype

@@ -15,6 +15,7 @@ from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._gpu.math import log1p
 from xentrs.torch._mode import is_jit_traced
 from xentrs.torch._module import StandsFor, further_repr
+from xentrs.torch._operators import quick
 from xentrs.torch._operators.elements import of_elements
 from xentrs.torch._triton import Kernel
 
@@ -97,6 +98,16 @@ def binary_cross_entropy_with_logits(
     >>> logits.grad
     tensor([ 0.5000, -0.2500])
     """
+    if (
+        weight is where is denominator is None
+        and size_average is reduce is None
+        and loss_dtype is None
+        and not label_smoothing
+        and reduction in ("mean", "sum")
+    ):
+        loss = quick.of_elements(BINARY, input, target, pos_weight, reduction)
+        if loss is not None:
+            return loss
     if size_average is not None or reduce is not None:
         reduction = legacy_reduction(size_average, reduce, reduction)
     options = Options(reduction, label_smoothing=as_number(label_smoothing))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy as _pytorchs
 
-from xentrs.torch import _backend
 from xentrs.torch._arguments.options import (
     Ignored,
     Options,
@@ -28,9 +27,10 @@ from xentrs.torch._arguments.softmax import (
     fits,
 )
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
-from xentrs.torch._mode import is_eager, is_jit_traced, wants_gradient
+from xentrs.torch._mode import is_jit_traced, wants_gradient
 from xentrs.torch._module import StandsFor, further_repr
-from xentrs.torch._operators.softmax import CROSS_ENTROPY, LogSumExp, quick_loss
+from xentrs.torch._operators import quick
+from xentrs.torch._operators.softmax import CROSS_ENTROPY, LogSumExp
 
 
 @overload
@@ -193,7 +193,7 @@ def cross_entropy(
     tensor([-4.1399e-08,  4.1399e-08])
     """
     if (
-        weight is sample_weight is denominator is softcap is size_average is reduce is None
+        sample_weight is denominator is softcap is size_average is reduce is None
         and loss_dtype is None
         and not z_loss
         and temperature == 1.0
@@ -203,12 +203,10 @@ def cross_entropy(
         and type(ignore_index) is int
         and reduction in ("mean", "sum")
         and (label_smoothing == 0.0 or is_smoothing(label_smoothing))
-        and is_eager(input)
-        and type(target) is Tensor
-        and not _backend.FORCED
-        and not input.is_neg()
     ):
-        loss = quick_loss(input, target, ignore_index, label_smoothing, reduction)
+        loss = quick.of_classes(
+            CROSS_ENTROPY, input, target, weight, ignore_index, label_smoothing, reduction
+        )
         if loss is not None:
             return loss
     if size_average is not None or reduce is not None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
-from weakref import ref
 
 import torch
 from torch import Tensor
 
-from xentrs._xentrs import quick_cross_entropy
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import (
@@ -21,35 +19,10 @@ from xentrs.torch._arguments.softmax import (
 )
 from xentrs.torch._cpu import softmax as _cpu
 from xentrs.torch._gpu import softmax as _gpu
-from xentrs.torch._operators import gradients
 from xentrs.torch._operators.loss import Loss
-from xentrs.torch._private import version
-
-_is_grad_enabled = torch.is_grad_enabled
 
 # (-log p, own options) -> first and second derivative of a loss in it, in functions of PyTorch
 Derivatives: TypeAlias = Callable[[Tensor, tuple[Any, ...]], tuple[Tensor, Tensor]]
-
-
-def quick_loss(
-    input: Tensor, target: Tensor, ignored: int, label_smoothing: float, reduction: str
-) -> Tensor | None:
-    """Return the loss of the plainest and commonest call, if it is that, else None.
-
-    A small call is mostly what is around the kernel, so here is as little as there can be. The
-    compiled function itself sees whether the tensors fit, and makes the new ones.
-    """
-    with_grad = input.requires_grad and _is_grad_enabled()
-    found = quick_cross_entropy(input, target, ignored, label_smoothing, reduction, with_grad)
-    if found is NotImplemented:
-        return None
-    if not with_grad:
-        return found
-    # What `remember` returns, in a third of its time.
-    kept = input if input.nbytes <= gradients.KEPT else ref(input)
-    tensors = (kept, version(input)), (target, version(target)), None, None, None
-    options = reduction, (ignored,), label_smoothing
-    return CROSS_ENTROPY.eager.apply(input, (CROSS_ENTROPY, tensors, options), found)
 
 
 def hessian_product(
