@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-# Processes that share the tests, where all of them run.
-WORKERS ?= -n 2
+# Processes that share the tests, where all of them run. One that has none left takes some of the other's.
+WORKERS ?= -n 2 --dist worksteal
 # make bench-floors ARGS="--rows binary --seconds 5"
 ARGS ?=
 # make test-random MINUTES=30 SEED=7; without a seed it is a new one. make fuzz MINUTES=15: for each target
