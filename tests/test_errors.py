@@ -562,6 +562,29 @@ def test_masked_arrays_would_lose_their_mask(loss, rng):
         refused(case, TypeError, f"{key}[1] {LOST}", **{key: list(weight)})
 
 
+class _Masked(np.ndarray):
+    """An array with a mask, as those of astropy are."""
+
+    def __array_finalize__(self, other):
+        self.mask = np.zeros(self.shape, np.bool_)
+
+
+def test_masks_of_other_libraries_would_be_lost(rng):
+    x, y = rng.normal(size=(3, 2)).view(_Masked), np.array([1, 0, 1]).view(_Masked)
+    right = xentrs.cross_entropy(np.asarray(x), np.asarray(y))
+    assert xentrs.cross_entropy(x, y) == right
+    y.mask[2] = x.mask[1, 0] = True
+    for call, name in (
+        (lambda: xentrs.cross_entropy(np.asarray(x), y), "target"),
+        (lambda: xentrs.cross_entropy(x, np.asarray(y)), "logits"),
+        (lambda: xentrs.cross_entropy(np.zeros((1, 3, 2)), [y]), r"target\[0\]"),
+        (lambda: xentrs.softmax(x), "logits"),
+        (lambda: xentrs.CrossEntropyMeter().update(np.asarray(x), y), "target"),
+    ):
+        with pytest.raises(TypeError, match=rf"{name} {LOST}"):
+            call()
+
+
 @every_loss
 @pytest.mark.parametrize("mask", [False, None], ids=["all false", "none"])
 def test_masked_arrays_that_mask_nothing(loss, mask, rng):

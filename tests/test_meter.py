@@ -11,6 +11,7 @@ import re
 import sys
 import tracemalloc
 import typing
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import ml_dtypes
@@ -1342,3 +1343,39 @@ def test_an_interrupted_change_changes_nothing(kind, per_class, how, rng):
 
 
 KEPT = ("sample_weight", "group")
+
+
+@pytest.mark.parametrize("samples", [50, 20_000])
+def test_threads_share_a_meter(samples, rng):
+    """Updates of one block and of several, merges and results, all at once."""
+    x, t = draw(rng, samples, 3, np.float32)
+    part = filled(x[:20], t[:20], options={"per_class": True}, group=7)
+
+    def made(run):
+        meter = CrossEntropyMeter(per_class=True)
+
+        def work(i):
+            if i % 4 == 3:
+                meter.merge(part)
+                part.merge(CrossEntropyMeter(per_class=True))
+            else:
+                meter.update(x, t, group=i % 9, reference_logits=-x)
+            meter.compute()
+            meter.to_state()
+
+        run(work, range(24))
+        return meter
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            shared = made(lambda work, each: list(pool.map(work, each)))
+    finally:
+        sys.setswitchinterval(before)
+    assert shared.compute() == made(lambda work, each: list(map(work, each))).compute()
+
+
+def test_a_meter_merged_with_itself():
+    meter = CrossEntropyMeter().update_losses([1.0, 2.0])
+    assert meter.merge(meter).compute().count == 4

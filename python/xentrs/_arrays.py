@@ -387,17 +387,25 @@ def refuse_masked(name: str, value: object, depth: int = 64) -> None:
 
     No array of NumPy has more than 64 axes, and a list may contain itself.
     """
-    if isinstance(value, np.ma.MaskedArray):
-        if np.ma.is_masked(value):
+    if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
+        if _is_masked(value):
             raise TypeError(
                 f"{name} is a masked array, whose mask would be lost: "
                 "pass a plain array (and leave elements out with ignore_index, weights or where)"
             )
     elif isinstance(value, list | tuple) and depth:
         kinds = tuple(set(map(type, value)))  # few, also of a long list of numbers
-        if any(issubclass(kind, np.ma.MaskedArray | list | tuple) for kind in kinds):
+        if any(k is not np.ndarray and issubclass(k, np.ndarray | list | tuple) for k in kinds):
             for i, one in enumerate(value):
                 refuse_masked(f"{name}[{i}]", one, depth - 1)
+
+
+def _is_masked(array: _Array) -> bool:
+    """Whether an array of a class of its own, NumPy's or another as astropy's, masks an element."""
+    if isinstance(array, np.ma.MaskedArray):
+        return bool(np.ma.is_masked(array))
+    mask = getattr(array, "mask", None)
+    return isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and bool(mask.any())
 
 
 def _refuse_gpu(name: str, value: object) -> None:

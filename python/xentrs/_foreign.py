@@ -157,12 +157,14 @@ def _refuse_pandas(name: str, value: Any, ignored: tuple[int, ...] | None) -> No
     if dtypes is None:
         dtypes = getattr(value, "dtype", None)  # of an index or an array
     is_table = hasattr(dtypes, "__iter__")
-    columns: list[Any] = list(dtypes) if is_table else [dtypes]
+    number = len(dtypes) if is_table else 1
+    # A table may have thousands of columns, mostly of the same dtype.
+    different: list[Any] = list(dict.fromkeys(dtypes)) if is_table else [dtypes]
     # What a column is called, if it is the only one.
-    column = (f"{name}.iloc[:, 0]" if len(columns) == 1 else "") if is_table else name
-    plain = [_plain_dtype(name, column, value, dtype, ignored) for dtype in columns]
+    column = (f"{name}.iloc[:, 0]" if number == 1 else "") if is_table else name
+    plain = [_plain_dtype(name, column, value, dtype, ignored) for dtype in different]
     kinds = {dtype.kind for dtype in plain}
-    if len(plain) > 1 and not (kinds <= set("fiu") or len(kinds) == 1):
+    if number > 1 and not (kinds <= set("fiu") or len(kinds) == 1):
         names = ", ".join(sorted({str(dtype) for dtype in plain}))
         what = f"{name} is a pandas {type(value).__name__} with columns of dtypes {names}"
         if not kinds <= set("fiubO"):

@@ -335,8 +335,8 @@ def entropy(p: ArrayLike, axis: SupportsIndex = -1, *, base: float | None = None
     Returns
     -------
     ndarray or NumPy scalar
-        The entropies, of the shape of `p` without `axis`, float32 where `p` is and else float64; a
-        scalar where no axis is left.
+        The entropies, of the shape of `p` without `axis`, float32 where `p` is or is half
+        precision, and else float64; a scalar where no axis is left.
 
     Raises
     ------

@@ -60,7 +60,7 @@ class Histogram:
         """Return the distribution of the numbers so far."""
         bins = self.filled()
         if not bins.size:
-            return Distribution.of_nothing(bool(self.nans))
+            return Distribution(np.zeros(0), np.zeros(0), bool(self.nans))
         weights = self.sums.numerators(bins)
         total, cumulative, so_far = sum(weights), [], 0
         for weight in weights:
@@ -82,10 +82,6 @@ class Distribution:
         self, values: NDArray[np.float64], cumulative: NDArray[np.float64], has_nan: bool
     ) -> None:
         self.values, self.cumulative, self.has_nan = values, cumulative, has_nan
-
-    @classmethod
-    def of_nothing(cls, has_nan: bool = False) -> Distribution:
-        return cls(np.zeros(0), np.zeros(0), has_nan)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Distribution) and all(

@@ -24,7 +24,7 @@ class CrossEntropyMeter:
     meter. The memory that a meter takes does not grow with the samples.
 
     All sums are exact. The statistics do not depend, to the last bit, on the order of the samples,
-    on how they are cut into batches, or on how meters are merged.
+    on how they are cut into batches, or on how meters are merged. Threads may share a meter.
 
     Parameters
     ----------
@@ -280,7 +280,8 @@ class CrossEntropyMeter:
         dict of str to ndarray
             Options and sums. Meters of the same options and samples have equal states.
         """
-        return states.write(self._sums)
+        with self._sums.lock:
+            return states.write(self._sums)
 
     @classmethod
     def from_state(cls, state: Any) -> CrossEntropyMeter:
@@ -319,4 +320,5 @@ class CrossEntropyMeter:
         MeterResult
             A frozen dataclass, which later updates do not change.
         """
-        return compute(self._sums)
+        with self._sums.lock:
+            return compute(self._sums)

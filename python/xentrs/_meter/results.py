@@ -65,9 +65,9 @@ class PerClass:
 class _Kept:
     """What the methods of a result need. `dataclasses.asdict` gives none of it."""
 
-    _total: float = math.nan
-    _losses: Distribution = Distribution.of_nothing()
-    _divergences: Distribution = _losses
+    _total: float
+    _losses: Distribution
+    _divergences: Distribution
 
 
 @dataclass(frozen=True)
@@ -380,4 +380,5 @@ def _same(a: Any, b: Any) -> bool:
             return x.keys() == y.keys() and all(same(x[k], y[k]) for k in x)
         return bool(x == y) or (isinstance(x, float) and math.isnan(x) and math.isnan(y))
 
-    return all(same(x, getattr(b, name)) for name, x in vars(a).items())
+    mine, others = vars(a), vars(b)
+    return mine.keys() == others.keys() and all(same(x, others[name]) for name, x in mine.items())

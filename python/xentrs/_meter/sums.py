@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
@@ -78,10 +79,13 @@ class Sums:
         Samples of each class, with ``per_class=True``.
     class_sums : list of ExactSums
         Weight, weighted loss, and weight of hits of each class, with ``per_class=True``.
+    lock : RLock
+        Held while sums are changed, or read: threads may share a meter.
     """
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.lock = threading.RLock()
         self.counts = dict.fromkeys(COUNTS, 0)
         self.table = ExactSums(len(NAMES) + len(options.top_k))
         self.edges = np.linspace(0.0, 1.0, options.bins + 1)
@@ -118,7 +122,7 @@ class Sums:
     def add(self, batch: Batch, classes: int = 0) -> None:
         """Add the numbers of some samples, all of them or none; `classes` is how many there are."""
         # NaN and infinities are counted apart.
-        with np.errstate(all="ignore"):
+        with self.lock, np.errstate(all="ignore"):
             self._all_or_nothing(lambda: self._add(batch, classes))
 
     def _all_or_nothing(self, change: Callable[[], None]) -> None:
@@ -301,7 +305,9 @@ class Sums:
 
     def merge(self, other: Sums) -> None:
         """Add all sums of another meter of the same options, or none."""
-        self._all_or_nothing(lambda: self._merge(other))
+        first, second = sorted((self, other), key=id)  # or two merges could wait for each other
+        with first.lock, second.lock:
+            self._all_or_nothing(lambda: self._merge(other))
 
     def _merge(self, other: Sums) -> None:
         self.have_classes(other.classes)
