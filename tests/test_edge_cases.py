@@ -910,3 +910,36 @@ def test_z_loss_beside_a_loss_that_is_divided_by_zero(rng, classes, dtype):
         assert loss == np.inf
         assert not np.isfinite(grad).any()
     assert np.isnan(xentrs.cross_entropy(x, [1, 1], weight=weight, z_loss=0.1))  # none counts
+
+
+BINARY = (
+    "binary_cross_entropy_with_logits_with_grad_hess",
+    "binary_cross_entropy_with_grad",
+    "sigmoid_focal_loss_with_grad",
+)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("number", [0, 1, 128, 16384, 16385])  # few are made bools in Rust
+@pytest.mark.parametrize("name", BINARY)
+def test_integer_labels_are_those_of_bools(name, number, dtype, rng):
+    x, y = rng.random(number).astype(dtype), rng.integers(0, 2, number)
+    function = getattr(xentrs, name)
+    for options in ({}, {"where": rng.random(number) > 0.3}, {"weight": rng.random(number)}):
+        right = function(x, y.astype(np.bool_), reduction="none", **options)
+        for code in "bBhHiIqQ":
+            for one, other in zip(
+                function(x, y.astype(code), reduction="none", **options), right, strict=True
+            ):
+                np.testing.assert_array_equal(one, other, strict=True)
+
+
+@pytest.mark.parametrize("label", [2, -1, 127, 255])
+def test_integer_labels_beside_0_and_1(label, rng):
+    """They are taken as they are, as floats would be."""
+    x, y = rng.random(9), rng.integers(0, 2, 9)
+    y[4] = label
+    for code in ("B", "q") if label > 127 else ("b", "h", "q"):
+        found = xentrs.binary_cross_entropy_with_logits(x, y.astype(code))
+        right = xentrs.binary_cross_entropy_with_logits(x, y.astype(code).astype(float))
+        assert found == right

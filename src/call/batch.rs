@@ -57,6 +57,7 @@ macro_rules! index {
                 }
             };
         }
+        pub(crate) use with_indices;
     };
 }
 

@@ -10,10 +10,12 @@ use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::Results;
+use crate::call::batch::{Indices, with_indices};
 use crate::call::dtype::Dtype;
 use crate::elements::binary::{self, Binary, Formula, Seen};
 use crate::elements::labels::{Labels, Periodic};
 use crate::elements::mixed::Mixed;
+use crate::simd::Input;
 
 /// Evaluates the loss at the type of its values.
 #[inline(always)]
@@ -65,7 +67,12 @@ fn typed<'py, T: Number, S: Source>(
         let others = [Some(&target), weight, pos_weight, counted.as_ref(), other.as_ref()];
         view.as_ref().is_none_or(|view| view.fits(values, &others))
     };
-    let canonical = (is_float(&target) || target.dtype == Dtype::Bool)
+    let few = few_labels(&target);
+    let bools = match target.dtype {
+        Dtype::Bool => Some(target.input()),
+        _ => few.as_deref().map(Input::from_slice),
+    };
+    let canonical = (is_float(&target) || bools.is_some())
         && target.shape == values.shape
         && repeats(weight)
         && repeats(pos_weight)
@@ -111,9 +118,9 @@ fn typed<'py, T: Number, S: Source>(
         let [grad, hess] = results.written();
         let mixed = Mixed {
             values: values.floats().ok_or(Stop::NotImplemented)?,
-            target: match target.dtype {
-                Dtype::Bool => Err(target.input()),
-                _ => Ok(target.floats().ok_or(Stop::NotImplemented)?),
+            target: match bools {
+                Some(bools) => Err(bools),
+                None => Ok(target.floats().ok_or(Stop::NotImplemented)?),
             },
             weight: weight.and_then(|view| view.floats()),
             pos_weight: pos_weight.and_then(|view| view.floats()),
@@ -131,9 +138,9 @@ fn typed<'py, T: Number, S: Source>(
     }
     let (weight, pos_weight) =
         (weight.map(|view| view.input::<T>()), pos_weight.map(|view| view.input::<T>()));
-    let target = match target.dtype {
-        Dtype::Bool => Labels::Bool(target.input()),
-        _ => Labels::Soft(target.input()),
+    let target = match bools {
+        Some(bools) => Labels::Bool(bools),
+        None => Labels::Soft(target.input()),
     };
     let values = values.input::<T>();
     let value = without_gil(py, n, move || {
@@ -150,4 +157,25 @@ fn typed<'py, T: Number, S: Source>(
         binary::evaluate(&binary, in_type, seen)
     })?;
     Ok(results.finish(py, value)?)
+}
+
+/// The most integer labels that become bools here. Python converts more of them: that costs a call 20 us.
+const FEW_LABELS: usize = 1 << 14;
+
+/// Integer labels as bools, if there are few, all of them 0 or 1.
+fn few_labels(labels: &View<'_>) -> Option<Vec<u8>> {
+    let n = labels.len();
+    let numbers = labels.indices().filter(|_| labels.contiguous && n <= FEW_LABELS)?;
+    let mut bools = Vec::new();
+    bools.try_reserve_exact(n).ok()?;
+    with_indices!(numbers, numbers => {
+        for i in 0..n {
+            let number = numbers.get(i);
+            if number != 0 && number != 1 {
+                return None;
+            }
+            bools.push(u8::from(number == 1));
+        }
+    });
+    Some(bools)
 }
