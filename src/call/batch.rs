@@ -57,7 +57,6 @@ macro_rules! index {
                 }
             };
         }
-        pub(crate) use with_indices;
     };
 }
 
@@ -65,6 +64,24 @@ index!(
     I8: i8 as i64, I16: i16 as i64, I32: i32 as i64, I64: i64 as i64,
     U8: u8 as u64, U16: u16 as u64, U32: u32 as u64, U64: u64 as u64
 );
+
+impl Indices<'_> {
+    /// Bools in place of indices that are 0 and 1; nothing if there are others, or no memory.
+    pub fn as_bools(self) -> Option<Vec<u8>> {
+        let mut bools = Vec::new();
+        with_indices!(self, numbers => {
+            bools.try_reserve_exact(numbers.len()).ok()?;
+            for i in 0..numbers.len() {
+                let number = numbers.get(i);
+                if number != 0 && number != 1 {
+                    return None;
+                }
+                bools.push(u8::from(number == 1));
+            }
+        });
+        Some(bools)
+    }
+}
 
 /// The target of a loss.
 #[derive(Clone, Copy, Debug)]

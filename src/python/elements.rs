@@ -10,7 +10,6 @@ use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::Results;
-use crate::call::batch::{Indices, with_indices};
 use crate::call::dtype::Dtype;
 use crate::elements::binary::{self, Binary, Formula, Seen};
 use crate::elements::labels::{Labels, Periodic};
@@ -164,18 +163,6 @@ const FEW_LABELS: usize = 1 << 14;
 
 /// Integer labels as bools, if there are few, all of them 0 or 1.
 fn few_labels(labels: &View<'_>) -> Option<Vec<u8>> {
-    let n = labels.len();
-    let numbers = labels.indices().filter(|_| labels.contiguous && n <= FEW_LABELS)?;
-    let mut bools = Vec::new();
-    bools.try_reserve_exact(n).ok()?;
-    with_indices!(numbers, numbers => {
-        for i in 0..n {
-            let number = numbers.get(i);
-            if number != 0 && number != 1 {
-                return None;
-            }
-            bools.push(u8::from(number == 1));
-        }
-    });
-    Some(bools)
+    let few = labels.contiguous && labels.len() <= FEW_LABELS;
+    labels.indices().filter(|_| few)?.as_bools()
 }
