@@ -197,8 +197,9 @@ valgrind: $(VENV)/.installed  ## Call every loss and function under valgrind's m
 
 # In an emulator all takes some twenty times as long: of the tests that say what results are, a share of the cases.
 EMULATED_TESTS := $(addprefix tests/,test_recorded_bits.py test_known_values.py test_laws.py)
-# No law of threads, which no instruction set changes, and no peak of memory, of which the emulator needs most.
-EMULATED_CASES := "not threads and not extra_memory"
+# No law of threads, which no instruction set changes, no peak of memory, of which the emulator needs most, and no
+# process of its own, which takes the emulator a minute to start.
+EMULATED_CASES := "not threads and not extra_memory and not no_copy_of_the_whole and not no_dependency"
 EMULATED := HYPOTHESIS_EXAMPLES=0.25 PYTEST_ADDOPTS="-q -p no:cacheprovider"
 
 # The unit tests and some of the Python tests at NEON, the level of Arm processors.
