@@ -62,7 +62,7 @@ def get_num_threads() -> int:
     Raises
     ------
     ValueError
-        If the variable holds no number of threads.
+        If the variable that is taken holds no number in [1, 4096].
     """
     return _xentrs.get_num_threads()
 
@@ -89,8 +89,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     ------
     ValueError
         If `mode` is another string, or the environment variable ``XENTRS_SIMD`` names an
-        instruction set that is unknown or not available, or the number of threads in the
-        environment is none.
+        instruction set that is unknown or not available, or the variable for the number of threads
+        holds no such number.
 
     Examples
     --------

@@ -66,10 +66,10 @@ fn typed<'py, T: Number, S: Source>(
         let others = [Some(&target), weight, pos_weight, counted.as_ref(), other.as_ref()];
         view.as_ref().is_none_or(|view| view.fits(values, &others))
     };
-    let few = few_labels(&target);
+    let converted = few_labels(&target);
     let bools = match target.dtype {
         Dtype::Bool => Some(target.input()),
-        _ => few.as_deref().map(Input::from_slice),
+        _ => converted.as_deref().map(Input::from_slice),
     };
     let canonical = (is_float(&target) || bools.is_some())
         && target.shape == values.shape

@@ -84,8 +84,8 @@ def positive_divisors(
         return call, None, options.z_loss
     divisor, z_loss = call.denominator.item(), options.z_loss
     # Without a divisor of its own the z-loss has the same, also if that is infinite.
-    apart = z_loss and call.z_denominator is not None
-    z_divisor = call.z_divisor(options).item() if apart else 0.0
+    apart = call.z_denominator if z_loss else None
+    z_divisor = 0.0 if apart is None else apart.item()
     if z_divisor < 0.0:
         assert call.sample_weight is not None
         divisor, z_divisor = -divisor, -z_divisor
