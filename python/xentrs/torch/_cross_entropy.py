@@ -195,14 +195,16 @@ def cross_entropy(
     if (
         sample_weight is denominator is softcap is size_average is reduce is None
         and loss_dtype is None
-        and not z_loss
+        and isinstance(z_loss, float | int)
+        and isinstance(temperature, float | int)
+        and z_loss == 0.0
         and temperature == 1.0
         and not inplace
         and not return_logsumexp
         and not return_accuracy
         and type(ignore_index) is int
         and reduction in ("mean", "sum")
-        and (label_smoothing == 0.0 or is_smoothing(label_smoothing))
+        and is_smoothing(label_smoothing)
     ):
         loss = quick.of_classes(
             CROSS_ENTROPY, input, target, weight, ignore_index, label_smoothing, reduction
@@ -225,7 +227,7 @@ def cross_entropy(
             input, indices, weight, sample_weight, denominator, probabilities=probabilities
         )
         check_pair(call, options)
-        check_further_arguments(call, options)
+        check_further_arguments(call)
         if return_accuracy:
             raise TypeError("return_accuracy needs class indices as target")
         return _compute(call, options, inplace, loss_dtype, return_logsumexp, False)
@@ -235,7 +237,7 @@ def cross_entropy(
             return _alone(call, options, return_logsumexp, return_accuracy)
         return _leave_to_pytorch(call, options, loss_dtype)
     if not options.is_plain or sample_weight is not None or denominator is not None:
-        check_further_arguments(call, options)
+        check_further_arguments(call)
     if return_accuracy and call.is_soft:
         raise TypeError("return_accuracy needs class indices as target")
     return _compute(call, options, inplace, loss_dtype, return_logsumexp, return_accuracy)

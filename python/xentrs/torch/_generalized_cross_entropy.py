@@ -115,7 +115,7 @@ def generalized_cross_entropy(
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
     if not fits(call, options) or call.is_soft:
         return refuse("generalized_cross_entropy", call, options)
-    check_further_arguments(call, options)
+    check_further_arguments(call)
     return GENERALIZED.compute(call, options, inplace, loss_dtype)
 
 

@@ -160,7 +160,7 @@ def linear_cross_entropy(
         call = call.cast(torch.get_autocast_dtype(input.device.type))
     if not fits(call, chosen):
         return _leave_to_pytorch(LinearArguments(*args), chosen, loss_dtype)
-    check_further_arguments(call.loss(), chosen)
+    check_further_arguments(call.loss())
     check_loss_dtype(loss_dtype)
     rows = getattr(options, "batch_chunk_size", None) or chunk_rows(call)
     loss = compute_loss(call, chosen, rows)

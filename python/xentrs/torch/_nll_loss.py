@@ -121,7 +121,7 @@ def nll_loss(
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
     if is_jit_traced(_NAME) or not fits(call, options):
         return _leave_to_pytorch(call, options, loss_dtype)
-    check_further_arguments(call, options)
+    check_further_arguments(call)
     return NLL_LOSS.compute(call, options, inplace, loss_dtype)
 
 

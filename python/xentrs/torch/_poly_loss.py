@@ -115,7 +115,7 @@ def poly_loss(
     call = SoftmaxArguments(input, target, weight, sample_weight, denominator)
     if not fits(call, options) or call.is_soft:
         return refuse("poly_loss", call, options)
-    check_further_arguments(call, options)
+    check_further_arguments(call)
     return loss.compute(call, options, inplace, loss_dtype)
 
 

@@ -124,7 +124,7 @@ def vocab_parallel_cross_entropy(
             f"of shape {tuple(call.samples)} on {input.device}, reduction ({reduction!r}) 'mean', "
             f"'sum' or 'none', and label_smoothing ({label_smoothing}) in [0, 1]"
         )
-    check_further_arguments(call, options)
+    check_further_arguments(call)
     check_loss_dtype(loss_dtype)
     if first_class is None:
         first_class = dist.get_rank(group) * input.shape[1]

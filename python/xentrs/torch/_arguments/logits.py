@@ -18,7 +18,7 @@ def check_input(call: SoftmaxArguments, options: Options) -> None:
         raise ValueError(f"input of shape {tuple(call.input.shape)} has no classes")
     if options.reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {options.reduction!r}")
-    check_further_arguments(call, options)
+    check_further_arguments(call)
 
 
 def check_teacher(call: SoftmaxArguments, options: Options) -> None:

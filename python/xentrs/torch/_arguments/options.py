@@ -131,6 +131,12 @@ def check_loss_dtype(value: torch.dtype | None) -> None:
         raise TypeError(f"loss_dtype must be a floating torch.dtype or None, not {value!r}")
 
 
+def as_z_loss(value: float) -> float:
+    """Return the factor of the squared logsumexp, or say what is wrong with it."""
+    check_not_negative("z_loss", value)
+    return as_number(value)
+
+
 def as_softcap(value: float | None) -> float:
     """Return a softcap as a number, 0 for none."""
     if value is None:
@@ -151,7 +157,7 @@ def as_temperature(value: float) -> float:
 
 def check_further_options(z_loss: float, softcap: float | None, temperature: float) -> None:
     """Refuse what is wrong with the options that a module adds to those of PyTorch's."""
-    check_not_negative("z_loss", z_loss)
+    as_z_loss(z_loss)
     as_softcap(softcap)
     as_temperature(temperature)
 
@@ -169,7 +175,7 @@ def softmax_options(
         reduction,
         ignored,
         as_number(label_smoothing),
-        as_number(z_loss),
+        as_z_loss(z_loss),
         as_softcap(softcap),
         as_temperature(temperature),
     )

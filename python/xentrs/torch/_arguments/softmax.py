@@ -13,7 +13,6 @@ from xentrs.torch import _backend
 from xentrs.torch._arguments.options import (
     REDUCTIONS,
     Options,
-    check_not_negative,
     check_tensor,
     is_smoothing,
 )
@@ -311,7 +310,7 @@ def check_pair(call: SoftmaxArguments, options: Options) -> None:
         raise ValueError(f"label_smoothing must be in [0, 1], not {options.label_smoothing}")
 
 
-def check_further_arguments(call: SoftmaxArguments, options: Options) -> None:
+def check_further_arguments(call: SoftmaxArguments) -> None:
     """Refuse what is wrong with the arguments that PyTorch's function does not have."""
     s = call.sample_weight
     if s is not None:
@@ -325,7 +324,6 @@ def check_further_arguments(call: SoftmaxArguments, options: Options) -> None:
         if not s.is_floating_point():
             raise TypeError(f"sample_weight has dtype {s.dtype}, but must be floating point")
         check_further("sample_weight", s, call.input)
-    check_not_negative("z_loss", options.z_loss)
     check_denominator(call.denominator, call.input)
 
 
