@@ -374,10 +374,14 @@ def _number(name: str, value: Any) -> float:
 
 
 def numbers(name: str, values: ArrayLike) -> Array:
-    """Return an array of numbers."""
+    """Return an array of numbers, none of them missing."""
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be numbers, not of dtype {array.dtype}")
+    missing = np.argwhere(np.isnan(array))
+    if len(missing):
+        place = ", ".join(map(str, missing[0]))
+        raise ValueError(f"{name} has missing values: {name}[{place}] is NaN")
     return array
 
 

@@ -550,6 +550,23 @@ def test_report(here):
     assert "\x1b" not in done.stdout
 
 
+def test_report_of_nan(here, run):
+    """What a NaN makes unknown is shown as such, and what is known is shown."""
+    x = X.copy()
+    x[1, 3, 4] = np.nan
+    np.save("x.npy", x)
+    np.save("base.npy", BASE)
+    status, out, _ = run("eval", "x.npy", "-t", "t.npy", "-r", "base.npy")
+    rows = {name: rest.split() for name, _, rest in (r.partition("  ") for r in out.splitlines())}
+    assert status == 0
+    assert " ".join(rows["loss"]) == "- the loss of at least one sample is NaN"
+    for name in ("entropy", "Brier score", "calibration error", "KL divergence"):
+        assert rows[name][0] == "-", name
+    assert rows["loss - reference"][0] == "-"
+    right = meter(x, reference_logits=BASE).compute()
+    assert rows["same top class"] == [f"{100 * right.same_top:.2f}", "%"]
+
+
 def test_png(here, python):
     """It is drawn, and nothing that draws is imported without."""
     np.save("base.npy", BASE)

@@ -265,7 +265,8 @@ def test_lightgbm_classifier_with_initial_scores_of_other_data(classes):
     objective = module.binary() if classes == 2 else module.softmax()
     metric = module.binary_metric if classes == 2 else module.softmax_metric
     initial = objective.params(y, rows=len(y_valid))["init_score"]
-    model = lightgbm.LGBMClassifier(objective=objective, n_estimators=5, verbose=-1, n_jobs=2)
+    settings = {"n_estimators": 5, "verbose": -1, "n_jobs": 2, "metric": "None"}
+    model = lightgbm.LGBMClassifier(objective=objective, **settings)
     model.fit(
         x,
         y,
@@ -277,7 +278,21 @@ def test_lightgbm_classifier_with_initial_scores_of_other_data(classes):
     raw = model.predict_proba(x_valid, raw_score=True) + initial
     losses = {2: xentrs.binary_cross_entropy_with_logits, 4: xentrs.cross_entropy}
     (reported,) = model.best_score_.values()
-    assert reported["cross_entropy"] == pytest.approx(losses[classes](raw, y_valid), rel=1e-6)
+    assert reported == {"cross_entropy": pytest.approx(losses[classes](raw, y_valid), rel=1e-6)}
+
+
+def test_lightgbm_training_is_continued_by_initial_scores():
+    x, y = imbalanced(4)
+    objective = xentrs.lightgbm.softmax()
+    settings = {"objective": objective, "num_class": 4, "verbose": -1, "num_threads": 2}
+    initial = objective.params(y)["init_score"]
+
+    def train(scores, rounds):
+        model = lightgbm.train(settings, lightgbm.Dataset(x, y, init_score=scores), rounds)
+        return scores + model.predict(x, raw_score=True)
+
+    in_two = train(train(initial, 3), 4)
+    np.testing.assert_allclose(in_two, train(initial, 7), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "binary"])
@@ -903,6 +918,14 @@ def test_labels_that_are_no_numbers(library):
         if (library, kind) != ("xgboost", "binary"):  # which does not read them
             with pytest.raises(TypeError, match="y must be numbers"):
                 getattr(MODULES[library], kind)().params(["a", "b"])
+
+
+@every_library
+def test_missing_labels(library):
+    for kind in ("softmax", "binary"):
+        if (library, kind) != ("xgboost", "binary"):  # which does not read them
+            with pytest.raises(ValueError, match=r"^y has missing values: y\[1\] is NaN$"):
+                getattr(MODULES[library], kind)().params([0.0, np.nan, 1.0])
 
 
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm"])

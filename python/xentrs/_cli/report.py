@@ -48,8 +48,11 @@ def show(result: MeterResult, n_bytes: float | None, title: str, console: Consol
     """Print the report that a person reads."""
     table = _table()
     _add(table, "samples", f"{result.count:,}")
+    # A mean that a NaN is in is shown as "-"; one that was not asked for is left out.
+    has_nan = result.count > 0 and math.isnan(result.loss)
     error = "" if math.isnan(result.stderr) else f"± {result.stderr:.2g} "
-    _add(table, "loss", _number(result.loss), f"{error}nats")
+    note = "the loss of at least one sample is NaN" if has_nan else f"{error}nats"
+    _add(table, "loss", _number(result.loss), note)
     _add(table, "", _number(result.bits), "bits")
     _add(table, "perplexity", _number(result.perplexity))
     if n_bytes is not None:
@@ -64,21 +67,24 @@ def show(result: MeterResult, n_bytes: float | None, title: str, console: Consol
         ("entropy", result.entropy, "nats, of the predictions"),
         ("Brier score", result.brier, ""),
         ("calibration error", result.calibration_error, "accuracy against confidence"),
-        ("prior loss", result.prior_loss, "nats, of the frequencies of the classes"),
     ):
-        if not math.isnan(value):
+        if has_nan or not math.isnan(value):
             _add(table, name, _number(value), note)
+    if not math.isnan(result.prior_loss):
+        note = "nats, of the frequencies of the classes"
+        _add(table, "prior loss", _number(result.prior_loss), note)
     console.print(Text(title, style="bold"))
     console.print()
     console.print(table)
 
-    has_reference = not math.isnan(result.kl) or not math.isnan(result.delta_loss)
+    of_reference = (result.kl, result.delta_loss, result.same_top)
+    has_reference = not all(map(math.isnan, of_reference))
     if has_reference:
         table = _table()
         _add(table, "KL divergence", _number(result.kl), "nats, KL(reference, model)")
         _add_share(table, "same top class", result.same_top)
         error = "" if math.isnan(result.delta_stderr) else f"± {result.delta_stderr:.2g} "
-        delta = f"{result.delta_loss:+.5g}"
+        delta = "-" if math.isnan(result.delta_loss) else f"{result.delta_loss:+.5g}"
         _add(table, "loss - reference", delta, f"{error}nats")
         console.print()
         console.print(Text("against the reference", style="bold"))
