@@ -134,3 +134,25 @@ def test_a_wrong_value_is_found(name, monkeypatch, rng):
             found += 1
     # Not each call is compared: pairs and summaries are not, nor what the reference does not take.
     assert found > 0
+
+
+def test_what_is_imported_when_asked_for(python):
+    """The meter takes as long to import as all losses."""
+    python("""
+    import pickle
+    import sys
+    import xentrs
+
+    later = {"CrossEntropyMeter", "MeterResult", "PartialCrossEntropy", "PerClass", "Reliability"}
+    assert not {name for name in sys.modules if "_meter" in name or "_partial" in name}
+    assert later <= set(dir(xentrs))
+    for name in later:
+        thing = getattr(xentrs, name)
+        assert (thing.__module__, pickle.loads(pickle.dumps(thing))) == ("xentrs", thing)
+    try:
+        xentrs.CrossEntropyMetre
+    except AttributeError as error:
+        assert str(error) == "module 'xentrs' has no attribute 'CrossEntropyMetre'"
+    else:
+        raise AssertionError
+    """)

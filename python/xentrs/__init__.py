@@ -1,5 +1,8 @@
 """Exact and fast cross-entropy: loss and gradient in one pass over NumPy arrays."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from xentrs._config import get_num_threads, set_num_threads, show_config
 from xentrs._functions import entropy, log_softmax, logsumexp, softmax
 from xentrs._losses.binary_cross_entropy import (
@@ -46,9 +49,11 @@ from xentrs._losses.softmax_entropy import (
     softmax_entropy,
     softmax_entropy_with_grad,
 )
-from xentrs._meter import CrossEntropyMeter, MeterResult, PerClass, Reliability
-from xentrs._partial import PartialCrossEntropy
 from xentrs._xentrs import __version__
+
+if TYPE_CHECKING:
+    from xentrs._meter import CrossEntropyMeter, MeterResult, PerClass, Reliability
+    from xentrs._partial import PartialCrossEntropy
 
 __all__ = [
     "CrossEntropyMeter",
@@ -96,6 +101,27 @@ __all__ = [
     "softmax_entropy_with_grad",
 ]
 
-for _thing in (globals()[name] for name in __all__):
+# Imported when they are first asked for: it takes as long as to import all losses.
+_LATER = {
+    "CrossEntropyMeter": "xentrs._meter",
+    "MeterResult": "xentrs._meter",
+    "PartialCrossEntropy": "xentrs._partial",
+    "PerClass": "xentrs._meter",
+    "Reliability": "xentrs._meter",
+}
+
+if not TYPE_CHECKING:  # or a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = getattr(import_module(_LATER[name]), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
+for _thing in (globals()[name] for name in __all__ if name not in _LATER):
     if getattr(_thing, "__module__", __name__) != __name__:
         _thing.__module__ = __name__  # where people find it

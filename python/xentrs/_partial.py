@@ -451,6 +451,9 @@ class PartialCrossEntropy:
         return weights, divisor * float(self._divisors(weights).sum())
 
 
+PartialCrossEntropy.__module__ = "xentrs"  # where people find it
+
+
 def _checked(**given: Any) -> dict[str, Any]:
     """Return options of `cross_entropy`, checked, and of Python's own types."""
     options = dict(PYTHON_FUNCTIONS["cross_entropy"].__kwdefaults__ or {})

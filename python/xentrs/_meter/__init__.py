@@ -15,3 +15,6 @@ from xentrs._meter.meter import CrossEntropyMeter
 from xentrs._meter.results import MeterResult, PerClass, Reliability
 
 __all__ = ["CrossEntropyMeter", "MeterResult", "PerClass", "Reliability"]
+
+for _public in (CrossEntropyMeter, MeterResult, PerClass, Reliability):
+    _public.__module__ = "xentrs"  # where people find it
