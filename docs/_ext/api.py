@@ -33,7 +33,9 @@ def source_file(module: str) -> Path:
 
 
 def body(module: str) -> list[ast.stmt]:
-    return ast.parse(source_file(module).read_text()).body
+    """Return the statements of a module, those under a condition too."""
+    statements = ast.parse(source_file(module).read_text()).body
+    return [part for one in statements for part in (one.body if isinstance(one, ast.If) else [one])]
 
 
 def find(module: str, name: str) -> Source:
