@@ -137,7 +137,7 @@ def test_a_wrong_value_is_found(name, monkeypatch, rng):
 
 
 def test_what_is_imported_when_asked_for(python):
-    """The meter takes as long to import as all losses."""
+    """On first use, as their modules take more time to import than all losses."""
     python("""
     import pickle
     import sys

@@ -540,7 +540,7 @@ def _wrong_dtype(name: str, value: object, dtype: np.dtype[Any], accepted: str) 
     hint = ""
     if dtype.kind == "O":
         hint = _stacking(name, value, "integer" in accepted)
-    missing = None if "float" in accepted and dtype.kind == "f" else _first_missing(value, dtype)
+    missing = None if "float" in accepted and dtype.kind == "f" else first_missing(value, dtype)
     if missing:
         hint = f"; it has missing values: {element(name, *missing[1:])} is {missing[0]}"
     if "bfloat16" in accepted and dtype.itemsize == 2 and dtype.kind in "uV":
@@ -579,7 +579,7 @@ def _stacking(name: str, value: object, integers: bool) -> str:
     return f"; it is an array of arrays: pass {call}"
 
 
-def _first_missing(
+def first_missing(
     value: object, dtype: np.dtype[Any]
 ) -> tuple[object, int, tuple[int, ...]] | None:
     """Return the first missing value of floats, objects or strings, its place, and the shape."""

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import xentrs
+from xentrs import _arrays
 
 Array: TypeAlias = NDArray[Any]
 
@@ -378,10 +379,10 @@ def numbers(name: str, values: ArrayLike) -> Array:
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} must be numbers, not of dtype {array.dtype}")
-    missing = np.argwhere(np.isnan(array))
-    if len(missing):
-        place = ", ".join(map(str, missing[0]))
-        raise ValueError(f"{name} has missing values: {name}[{place}] is NaN")
+    missing = _arrays.first_missing(array, array.dtype)
+    if missing:
+        where = _arrays.element(name, *missing[1:])
+        raise ValueError(f"{name} has missing values: {where} is NaN")
     return array
 
 

@@ -48,11 +48,9 @@ def show(result: MeterResult, n_bytes: float | None, title: str, console: Consol
     """Print the report that a person reads."""
     table = _table()
     _add(table, "samples", f"{result.count:,}")
-    # A mean that a NaN is in is shown as "-"; one that was not asked for is left out.
     has_nan = result.count > 0 and math.isnan(result.loss)
-    error = "" if math.isnan(result.stderr) else f"± {result.stderr:.2g} "
-    note = "the loss of at least one sample is NaN" if has_nan else f"{error}nats"
-    _add(table, "loss", _number(result.loss), note)
+    of_loss = "the loss of at least one sample is NaN" if has_nan else _in_nats(result.stderr)
+    _add(table, "loss", _number(result.loss), of_loss)
     _add(table, "", _number(result.bits), "bits")
     _add(table, "perplexity", _number(result.perplexity))
     if n_bytes is not None:
@@ -68,11 +66,12 @@ def show(result: MeterResult, n_bytes: float | None, title: str, console: Consol
         ("Brier score", result.brier, ""),
         ("calibration error", result.calibration_error, "accuracy against confidence"),
     ):
+        # NaN also stands for what was not computed, which is left out.
         if has_nan or not math.isnan(value):
             _add(table, name, _number(value), note)
     if not math.isnan(result.prior_loss):
-        note = "nats, of the frequencies of the classes"
-        _add(table, "prior loss", _number(result.prior_loss), note)
+        of_prior = "nats, of the frequencies of the classes"
+        _add(table, "prior loss", _number(result.prior_loss), of_prior)
     console.print(Text(title, style="bold"))
     console.print()
     console.print(table)
@@ -83,9 +82,8 @@ def show(result: MeterResult, n_bytes: float | None, title: str, console: Consol
         table = _table()
         _add(table, "KL divergence", _number(result.kl), "nats, KL(reference, model)")
         _add_share(table, "same top class", result.same_top)
-        error = "" if math.isnan(result.delta_stderr) else f"± {result.delta_stderr:.2g} "
-        delta = "-" if math.isnan(result.delta_loss) else f"{result.delta_loss:+.5g}"
-        _add(table, "loss - reference", delta, f"{error}nats")
+        delta = _number(result.delta_loss, "+.5g")
+        _add(table, "loss - reference", delta, _in_nats(result.delta_stderr))
         console.print()
         console.print(Text("against the reference", style="bold"))
         console.print(table)
@@ -123,5 +121,10 @@ def _add_share(table: Table, name: str, value: float) -> None:
         _add(table, name, f"{100 * value:.2f} %")
 
 
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.5g}"
+def _in_nats(stderr: float) -> str:
+    """Return the note behind a loss: its standard error, if that is known, and its unit."""
+    return "nats" if math.isnan(stderr) else f"± {stderr:.2g} nats"
+
+
+def _number(value: float, form: str = ".5g") -> str:
+    return "-" if math.isnan(value) else format(value, form)
