@@ -191,11 +191,16 @@ def check(rank):
     (xentrs.torch.cross_entropy(x.double(), y) * 2.0**14).backward()
     (xentrs.torch.vocab_parallel_cross_entropy(mine, y).float() * 2.0**14).backward()
     assert_close(mine.grad, x.grad[:, 4000 * rank : 4000 * rank + 4000], rtol=2e-3, atol=0.0)
-    for bad in (7, -1):
+    for bad, first, words in (
+        (7, rank, "target[1] is 7, but a class index must be in [0, 3), or be ignore_index (-100)"),
+        (-1, rank, "target[1] is -1, but a class index must be in [0, 3)"),
+        (0, 1 + rank, "target holds 0, but no process has this class"),
+    ):
+        y = torch.tensor([2, bad])
         try:
-            xentrs.torch.vocab_parallel_cross_entropy(part, torch.tensor([bad]), first_class=rank)
+            xentrs.torch.vocab_parallel_cross_entropy(part.expand(2, -1), y, first_class=first)
         except IndexError as error:
-            assert "out of bounds" in str(error)
+            assert words in str(error), error
         else:
             raise AssertionError("nothing was raised")
     try:

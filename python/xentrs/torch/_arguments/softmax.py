@@ -377,11 +377,17 @@ def check_indices(call: SoftmaxArguments, ignored: tuple[int, ...]) -> None:
     bad = not_ignored(y, ignored) & ((y < 0) | (y >= call.classes))
     name = "target" if call.probabilities is None else "target[0]"
     if bad.any():
-        place = bad.nonzero()[0].tolist()
-        names = ", ".join(map(str, ignored))
-        # In the words of the compiled module.
-        ending = ("", f", or be ignore_index ({names})", f", or be one of ignore_index ({names})")
-        raise IndexError(
-            f"{name}{place or ''} is {call.target[tuple(place)].item()}, but a class index must be "
-            f"in [0, {call.classes}){ending[min(len(ignored), 2)]}"
-        )
+        raise index_error(name, call.target, bad, call.classes, ignored)
+
+
+def index_error(
+    name: str, target: Tensor, bad: Tensor, classes: int, ignored: tuple[int, ...]
+) -> IndexError:
+    """Return the error for the first of the `bad` class indices, in the compiled module's words."""
+    place = bad.nonzero()[0].tolist()
+    names = ", ".join(map(str, ignored))
+    ending = ("", f", or be ignore_index ({names})", f", or be one of ignore_index ({names})")
+    return IndexError(
+        f"{name}{place or ''} is {target[tuple(place)].item()}, but a class index must be "
+        f"in [0, {classes}){ending[min(len(ignored), 2)]}"
+    )

@@ -23,7 +23,7 @@ from torch import Tensor
 from xentrs._xentrs import STATE_FIELDS, STATE_HELD
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._arguments.softmax import not_ignored
+from xentrs.torch._arguments.softmax import index_error, not_ignored
 from xentrs.torch._arguments.tensors import as_rows, chunks, write_back
 from xentrs.torch._cpu import slices as _cpu
 from xentrs.torch._gpu import slices as _gpu
@@ -74,7 +74,8 @@ def evaluate(
     dist.all_gather_into_tensor(gathered, torch.cat([reduced[0], sizes])[None], group)
     classes = gathered[:, -1, 0].sum()
     merged = on.merge(gathered[:, :-1].contiguous())
-    _check(target, (kept & (merged[:, STATE_HELD] == 0.0)).view(target.shape))
+    missing = (kept & (merged[:, STATE_HELD] == 0.0)).view(target.shape)
+    _check(target, missing, classes, options.ignored)
 
     scales = torch.ones(len(own), dtype=torch.float64, device=x.device)
     if sample_weight is not None:
@@ -188,12 +189,18 @@ def _mixture(options: Options, classes: Tensor, on: Any) -> tuple[Any, Any, floa
     return smoothing if options.label_smoothing else 0.0, classes, options.z_loss
 
 
-def _check(target: Tensor, missing: Tensor) -> None:
+def _check(target: Tensor, missing: Tensor, classes: Tensor, ignored: tuple[int, ...]) -> None:
     """Refuse targets that no process has."""
     if target.device.type != "cpu":
         assert_on_device(~missing.any(), "target is out of bounds")
     elif missing.any():
-        raise IndexError(f"Target {target[missing][0].item()} is out of bounds.")
+        index = target[missing][0].item()
+        if 0 <= index < classes:
+            raise IndexError(
+                f"target holds {index}, but no process has this class: from their values of "
+                "first_class on, the processes' classes leave a gap"
+            )
+        raise index_error("target", target, missing, int(classes), ignored)
 
 
 class VocabParallelCrossEntropy(torch.autograd.Function):
