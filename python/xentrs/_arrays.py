@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, SupportsIndex, TypeAlias, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from xentrs._foreign import libraries_of, of_arrow, of_torch, refuse_foreign
+from xentrs._foreign import libraries_of, of_arrow, of_polars, of_torch, refuse_foreign
 from xentrs._xentrs import LOSSES, compute, compute_rows, plain_options
 
 _Array: TypeAlias = NDArray[Any]
@@ -366,7 +366,7 @@ def _view(name: str, value: object) -> _Array:
     refuse_masked(name, value)
     if isinstance(value, np.ndarray):
         return np.asarray(value)
-    value = of_arrow(name, value)
+    value = of_arrow(name, of_polars(name, value))
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         try:
             return np.from_dlpack(value)
@@ -571,6 +571,8 @@ def _stacking(name: str, value: object, integers: bool) -> str:
     call = f"np.stack({name})"
     if array.shape[1:] == (1,) and hasattr(value, "iloc"):
         call = f"np.stack({name}.iloc[:, 0])"
+    elif array.shape[1:] == (1,) and hasattr(value, "to_series"):  # a table of polars
+        return f"; it is a table of one column of arrays: pass {name}.to_series()"
     elif array.ndim > 1:
         items = name if isinstance(value, np.ndarray) else f"{name}.to_numpy()"
         call = f"np.array({items}.tolist())"
@@ -655,7 +657,7 @@ def _is_pair(target: object, x: _Array) -> bool:
         return False
     for item in target[:2]:
         try:
-            if np.ndim(item) >= x.ndim:
+            if np.ndim(of_arrow("target", of_polars("target", item))) >= x.ndim:
                 return True
         except (RuntimeError, TypeError, ValueError):  # ragged lists and the like
             return True

@@ -33,6 +33,7 @@ def refuse_foreign(name: str, value: Any, ignored: tuple[int, ...] | None = None
     `ignored` are the class indices that count for nothing, if the object may be class indices.
     """
     libraries = libraries_of(value)
+    value = of_polars(name, value)
     # An array of xarray has the method too, which returns None if the array is not lazy.
     graph = getattr(value, "__dask_graph__", None)
     if libraries & {"dask", "dask_expr"} or (callable(graph) and graph() is not None):
@@ -48,17 +49,24 @@ def refuse_foreign(name: str, value: Any, ignored: tuple[int, ...] | None = None
         raise TypeError(
             f"{name} is a sparse {type(value).__name__} of SciPy: pass {name}.toarray()"
         )
-    elif "polars" in libraries and type(getattr(value, "dtype", None)).__name__ == "List":
-        lengths = value.list.len()
-        _refuse_nulls(name, lengths.null_count())
-        width = _one_length(name, np.asarray(lengths))
-        nested = type(value.dtype.inner).__name__ == "List"
-        raise TypeError(
-            f"{name} is a polars Series of lists, which need not have the same length: pass {name}."
-            + ("to_arrow()" if nested else f"list.to_array({width})")
-        )
     elif libraries & {"polars", "pyarrow"}:
         _refuse_nulls(name, sum(_nulls(part) for part in _columns(value)))
+
+
+def of_polars(name: str, value: Any) -> Any:
+    """Return a polars series of lists that have the same length as one of arrays, on its memory.
+
+    Any other object is returned as it is.
+    """
+    dtype = getattr(value, "dtype", None)
+    if type(dtype).__name__ != "List" or "polars" not in libraries_of(value):
+        return value
+    lengths = value.list.len()
+    _refuse_nulls(name, lengths.null_count())
+    width = _one_length(name, np.asarray(lengths))
+    if type(dtype.inner).__name__ == "List":
+        raise TypeError(f"{name} is a polars Series of lists of lists: pass {name}.to_arrow()")
+    return value.list.to_array(width)
 
 
 def of_arrow(name: str, value: Any) -> Any:
