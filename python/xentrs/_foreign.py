@@ -58,7 +58,7 @@ def of_polars(name: str, value: Any) -> Any:
 
     Any other object is returned as it is.
     """
-    dtype = getattr(value, "dtype", None)
+    dtype: Any = getattr(value, "dtype", None)
     if type(dtype).__name__ != "List" or "polars" not in libraries_of(value):
         return value
     lengths = value.list.len()
