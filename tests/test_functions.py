@@ -306,7 +306,9 @@ def test_places_and_out_change_no_bit(shape, temperature, dtype, rng):
 
 @every_dtype
 def test_any_axis_and_rank(dtype, rng):
-    for shape in ((4, 5, 6), (2, 3, 300), (2, 3, 2, 9), (7,)):
+    # Lines of samples that fill vectors and that do not, few and many samples.
+    lines = ((9, 16, 5), (5, 40, 7), (2, 100, 3), (30, 7, 6), (150, 5, 2), (300, 11))
+    for shape in ((4, 5, 6), (2, 3, 300), (2, 3, 2, 9), (7,), *lines):
         last = (rng.normal(size=shape) * 5).astype(dtype)
         for axis in range(-len(shape), len(shape)):
             x = np.ascontiguousarray(np.moveaxis(last, -1, axis))
@@ -315,7 +317,13 @@ def test_any_axis_and_rank(dtype, rng):
                 assert got.flags.c_contiguous
                 right = np.ascontiguousarray(np.moveaxis(function(last), -1, axis))
                 assert_same_bits(got, right)
+                inside = x.copy()
+                assert_same_bits(function(inside, axis=axis, out=inside), right)
             assert_same_bits(xentrs.logsumexp(x, axis), xentrs.logsumexp(last))
+            there = xentrs.softmax_entropy_with_grad(x, axis=axis, reduction="none")
+            right = xentrs.softmax_entropy_with_grad(last, reduction="none")
+            assert_same_bits(there[0], right[0])
+            assert_same_bits(np.ascontiguousarray(np.moveaxis(there[1], axis, -1)), right[1])
             assert_same_bits(xentrs.entropy(abs(x), axis), xentrs.entropy(abs(last)))
             kept = xentrs.logsumexp(x, axis=axis, keepdims=True)
             assert_same_bits(kept, np.expand_dims(np.asarray(xentrs.logsumexp(last)), axis))

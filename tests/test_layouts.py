@@ -15,7 +15,17 @@ from losses import CLASS_LOSSES, assert_same_bits, every_class_loss, every_dtype
 
 # Lines shorter and longer than a vector of samples, classes that end in a vector and beside it,
 # several tiles, an axis of one.
-SHAPES = [(33, 10), (5, 7, 3), (3, 20, 70), (40, 130), (2, 18, 9), (1, 300), (17, 1), (70, 1024)]
+SHAPES = [
+    (33, 10),
+    (5, 7, 3),
+    (30, 7, 6),
+    (3, 20, 70),
+    (40, 130),
+    (2, 18, 9),
+    (1, 300),
+    (17, 1),
+    (70, 1024),
+]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 STEPS = {"dense": (1, False), "every other": (2, False), "backwards": (1, True)}

@@ -2,8 +2,8 @@
 //!
 //! | classes | arrays | algorithm | arrays are |
 //! |---|---|---|---|
-//! | up to 256 | contiguous rows, or adjacent samples | [`Algorithm::Few`] | read and written in place |
-//! | up to 256 | other strides, half precision, float32 computed in float64, a sparse target | [`Algorithm::Few`] | copied by tiles |
+//! | up to 256 | contiguous rows, or adjacent samples that fill vectors | [`Algorithm::Few`] | read and written in place |
+//! | up to 256 | other lines and strides, half precision, float32 computed in float64, a sparse target | [`Algorithm::Few`] | copied by tiles |
 //! | more | logits (and probabilities) in long lines of adjacent samples, no sparse target | [`Algorithm::Columns`] | in place; half precision by tiles |
 //! | more | contiguous rows, logits and gradient of half precision included | [`Algorithm::Rows`] | in place |
 //! | more | anything else | [`Algorithm::Rows`] | copied by tiles |
@@ -59,7 +59,7 @@ impl Route {
             Algorithm::Few => {
                 layout.converts()
                     || layout.sparse
-                    || layout.places().any(|place| place.sample_step() != 1)
+                    || layout.places().any(|place| !fills_vectors(batch, place))
             }
             Algorithm::Columns(_) => layout.converts(),
             Algorithm::Rows => batch.half_rows().is_none(),
@@ -91,6 +91,15 @@ fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
     lines.min().filter(|_| takes)
 }
 
+/// Whether samples are adjacent, in lines that mostly fill the vectors of [`Algorithm::Few`]. A vector across two
+/// lines is copied, which takes longer than a tile if it is done for most of many samples of more than three classes.
+fn fills_vectors<T: Real>(batch: &Batch<'_, T>, place: &Place) -> bool {
+    let line = place.line_at(0).1;
+    let fills = line >= 3 * T::LANES || line.is_multiple_of(T::LANES);
+    let few = batch.samples <= 4 * T::LANES || batch.classes <= 3;
+    place.sample_step() == 1 && (fills || few)
+}
+
 /// Whether the lines of adjacent samples are long enough to read or write them in place.
 pub(super) fn is_long(place: &Place) -> bool {
     place.sample_step() == 1 && place.line_at(0).1 >= LINE
@@ -118,6 +127,7 @@ mod tests {
             (10, Rows, Algorithm::Few, false),
             (10, Columns(128), Algorithm::Few, false),
             (10, Columns(16), Algorithm::Few, false),
+            (10, Columns(8), Algorithm::Few, true),
             (10, Strided, Algorithm::Few, true),
             (256, Rows, Algorithm::Few, false),
             (257, Rows, Algorithm::Rows, false),

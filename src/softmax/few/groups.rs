@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::call::place::Place;
 use crate::math::Real;
-use crate::simd::{self, HALF, Input, Simd};
+use crate::simd::{self, HALF, Input, Output, Simd};
 
 use super::buffers::ROWS;
 use super::{Block, Common, Limits, copy};
@@ -72,19 +72,47 @@ macro_rules! columns {
 
 pub(super) use columns;
 
-/// Numbers of one class and consecutive samples at one step, for each class: where the first one is in the
-/// array, where it is in columns, and how many there are.
-pub(super) fn runs<T: Real>(
-    place: &Place,
+/// Copies `classes` of a group's `samples` from an array to columns, or from columns to an array. Without a place the
+/// array is rows of `all` classes. The same at every level.
+#[inline(never)]
+pub(in crate::softmax) fn copy_samples<T: Real>(
+    place: Option<&Place>,
+    all: usize,
     samples: Range<usize>,
     classes: Range<usize>,
-) -> impl Iterator<Item = (usize, usize, usize)> {
-    place.lines(samples).flat_map(move |line| {
-        classes.clone().map(move |class| {
+    (from, to): (Input<'_, T>, Output<'_, T>),
+    direction: Direction,
+) {
+    let copy = |n: usize, in_array: (usize, isize), in_columns: (usize, isize)| {
+        let ((source, source_step), (target, target_step)) = match direction {
+            Direction::ToColumns => (in_array, in_columns),
+            Direction::FromColumns => (in_columns, in_array),
+        };
+        simd::copy(n, (from, source, source_step), (to, target, target_step));
+    };
+    let Some(place) = place else {
+        for (lane, sample) in samples.enumerate() {
+            let in_columns = (classes.start * T::LANES + lane, T::LANES as isize);
+            copy(classes.len(), (sample * all + classes.start, 1), in_columns);
+        }
+        return;
+    };
+    for line in place.lines(samples) {
+        for class in classes.clone() {
             let at = line.at + class as isize * place.class_step();
-            (at as usize, class * T::LANES + line.row, line.n)
-        })
-    })
+            let in_array = (at as usize, place.sample_step());
+            copy(line.n, in_array, (class * T::LANES + line.row, 1));
+        }
+    }
+}
+
+/// Which way [`copy_samples`] copies.
+#[derive(Clone, Copy)]
+pub(in crate::softmax) enum Direction {
+    /// From the array.
+    ToColumns,
+    /// To the array.
+    FromColumns,
 }
 
 impl<'a, T: Limits> Common<'a, T> {
@@ -119,9 +147,11 @@ impl<'a, T: Limits> Common<'a, T> {
             if left.min(n) == T::LANES {
                 return GroupView::Columns(array, at, place.class_step(), T::ALL);
             }
-            for (at, lane, n) in runs::<T>(place, sample..sample + n, 0..classes) {
-                simd::copy(n, (array, at, 1), (to, lane, 1));
-            }
+        }
+        // At a level that is compiled for size, all rows are copied.
+        if place.is_some() || !S::SPECIALIZED {
+            let (samples, ends) = (sample..sample + n, (array, to));
+            copy_samples(place, classes, samples, 0..classes, ends, Direction::ToColumns);
             return GroupView::Columns(from, 0, T::LANES as isize, T::ALL);
         }
         let wanted = self.group_len();

@@ -15,10 +15,10 @@ use std::ops::Range;
 use crate::call::coefficients::OfClasses;
 use crate::call::place::Place;
 use crate::math::times;
-use crate::simd::{self, COLUMNS, HALF, Kernel, Output, PAIR, Simd, Vector};
+use crate::simd::{COLUMNS, HALF, Kernel, Output, PAIR, Simd, Vector};
 
 use super::buffers::*;
-use super::groups::{GroupView, runs};
+use super::groups::{Direction, GroupView, copy_samples};
 use super::{Block, Common, Limits, copy, splat};
 use crate::softmax::route::is_long;
 
@@ -73,7 +73,7 @@ impl<'a, T: Limits> Common<'a, T> {
                     in_place = group + T::LANES;
                 }
             }
-            if place.is_none() {
+            if place.is_none() && S::SPECIALIZED {
                 let (at, rest) = (in_place * classes, n.saturating_sub(in_place) * classes);
                 copy(s, buffers.part(ROWS).0.part(at, rest), rows.part(at, rest), false);
             }
@@ -104,7 +104,7 @@ impl<'a, T: Limits> Common<'a, T> {
                 GroupView::Columns(to.array, at, place.class_step(), T::ALL)
             }
             None if MANY && n == T::LANES => GroupView::Rows(batch.rows(to.array, sample, n)),
-            None if !MANY => {
+            None if !MANY && S::SPECIALIZED => {
                 // In place only where the stores of the last columns stay within this thread's rows.
                 let (at, wanted) = (group * classes, self.group_len());
                 in_place = self.direct && at + wanted <= to.rows.len();
@@ -126,17 +126,8 @@ impl<'a, T: Limits> Common<'a, T> {
             block.buffers,
         );
         if scattered {
-            let rows;
-            let place = match to.place {
-                Some(place) => place,
-                None => {
-                    rows = Place::new(&[batch.samples, classes], &[classes as isize, 1], 1);
-                    &rows
-                }
-            };
-            for (at, lane, n) in runs::<T>(place, sample..sample + n, some) {
-                simd::copy(n, (copied, lane, 1), (to.array, at, place.sample_step()));
-            }
+            let (samples, ends) = (sample..sample + n, (copied, to.array));
+            copy_samples(to.place, classes, samples, some, ends, Direction::FromColumns);
         }
         in_place
     }

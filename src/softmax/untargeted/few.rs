@@ -3,12 +3,12 @@
 //! ```text
 //! for each block of rows:             a group is as many rows as a vector has lanes
 //!     for each group:
-//!         columns = transpose(rows), most = their maximum
+//!         columns = transpose(rows), most = their maximum       adjacent samples are columns already
 //!         E, rest, and for an entropy sum of E (most - x)
 //!     for each group:
 //!         the factors of each row, and its loss
 //!     for each group:
-//!         columns = results,  transposed back to contiguous rows
+//!         columns = results,  transposed back to contiguous rows, or stored as columns
 //! ```
 //!
 //! Each row has a reference of its own, its largest logit. Results that replace the logits in place go to a buffer
@@ -17,6 +17,7 @@
 use std::ops::Range;
 
 use crate::call::batch::Batch;
+use crate::call::place::Place;
 use crate::math::exp::LaneExp;
 use crate::math::log::log1p_and;
 use crate::math::{sum_error, times};
@@ -25,6 +26,7 @@ use crate::reduce::Sum;
 use crate::simd::slices::{copy, lanes_from};
 use crate::simd::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Scratch, Simd, Vector, fold};
 
+use super::super::few::groups::{Direction, copy_samples};
 use super::super::{Limits, exponents};
 use super::Quantity::*;
 use super::{Differences, Ratios, What, entropy_gradient};
@@ -36,6 +38,8 @@ const BLOCK: usize = 1024;
 pub(super) struct Few<'a, T> {
     batch: &'a Batch<'a, T>,
     what: What,
+    /// Where the logits and the results lie, if their samples are adjacent: else contiguous rows.
+    places: [Option<&'a Place>; 2],
     /// The rows of a block.
     rows: usize,
     /// Whether results may be written before the rows behind them are read.
@@ -46,7 +50,12 @@ impl<'a, T: Limits> Few<'a, T> {
     pub(super) fn new(batch: &'a Batch<'a, T>, what: What) -> Self {
         let groups = (BLOCK / (T::LANES * batch.classes)).max(1);
         let in_place = batch.outputs.grad.is_some_and(|out| out.begins_at(batch.values));
-        Few { batch, what, rows: T::LANES * groups, direct: !in_place }
+        let layout = batch.layout.as_deref();
+        let places = match layout {
+            None => [None; 2],
+            Some(layout) => [&layout.values, &layout.grad].map(Option::as_ref),
+        };
+        Few { batch, what, places, rows: T::LANES * groups, direct: !in_place }
     }
 }
 
@@ -161,6 +170,9 @@ impl<T: Limits> Kernel for SumBlock<'_, T> {
         if weighted {
             block.read_weights();
         }
+        for row in (0..n).step_by(T::LANES) {
+            block.store(MOST, row, block.read(s, row, T::LANES.min(n - row)));
+        }
         let mut bias = splat::<S, T>(s, T::FEW_BIAS as f64);
         for row in (0..n).step_by(T::LANES) {
             if weighted || row == 0 && block.job.what.quantity == Entropy {
@@ -170,7 +182,7 @@ impl<T: Limits> Kernel for SumBlock<'_, T> {
                 }
                 bias = block.bias(s, weights);
             }
-            block.reduce(s, row, T::LANES.min(n - row), bias);
+            block.reduce(s, row, bias);
         }
     }
 }
@@ -201,9 +213,14 @@ impl<T: Limits> Kernel for WriteBlock<'_, T> {
         let Block { job, first, n, end, .. } = self.0;
         let Some(out) = job.batch.outputs.grad else { return };
         let classes = job.batch.classes;
+        let columns = job.places[1].is_some() || !S::SPECIALIZED;
         let mut written = 0;
         for row in (0..n).step_by(T::LANES) {
             self.0.results(s, row, T::LANES.min(n - row));
+            if columns {
+                self.0.write_columns(s, row, T::LANES.min(n - row), out);
+                continue;
+            }
             let (at, wanted) = ((first + row) * classes, self.0.wanted());
             let to = if job.direct && at + wanted <= end * classes {
                 written = (row + T::LANES).min(n);
@@ -213,7 +230,7 @@ impl<T: Limits> Kernel for WriteBlock<'_, T> {
             };
             self.0.write(s, row, to);
         }
-        if written < n {
+        if !columns && written < n {
             let rows = self.0.part(ROWS).0.part(written * classes, (n - written) * classes);
             let at = (first + written) * classes;
             copy(s, rows, out.part(at, (n - written) * classes), false);
@@ -335,12 +352,12 @@ impl<T: Limits> Block<'_, T> {
         }
     }
 
-    /// Reads and sums `n` rows from row `row` of the block on.
+    /// Sums a group of rows from row `row` of the block on.
     #[inline(always)]
-    fn reduce<S: Simd>(&self, s: S, row: usize, n: usize, bias: T::V<S>) {
+    fn reduce<S: Simd>(&self, s: S, row: usize, bias: T::V<S>) {
         let what = &self.job.what;
         let zero = splat::<S, T>(s, 0.0);
-        let most = self.read(s, row, n);
+        let most = self.load(s, MOST, row);
         let sums = if what.quantity == EntropyOfCounts {
             let (sums, least) = self.sum_counts(s, row, most);
             self.store(LEAST, row, least);
@@ -357,7 +374,6 @@ impl<T: Limits> Block<'_, T> {
                 self.sum::<S, true>(s, row, &exp, most, reference)
             }
         };
-        self.store(MOST, row, most);
         self.store_pair(REST, row, sums.rest.parts(s));
         self.store(PIVOT, row, sums.pivot);
         if matches!(what.quantity, Entropy | EntropyOfCounts) {
@@ -506,9 +522,74 @@ impl<T: Limits> Block<'_, T> {
         (T::LANES - 1) * classes + classes.next_multiple_of(HALF)
     }
 
-    /// Transposes a group of contiguous rows to columns. Returns the largest number of each row, NaN aside.
+    /// The place of a group of `n` samples that lie next to each other and fill a vector: where its columns begin, and
+    /// the step from one to the next.
+    #[inline(always)]
+    fn columns_at(&self, place: Option<&Place>, row: usize, n: usize) -> Option<(isize, isize)> {
+        let place = place?;
+        let (at, left) = place.line_at(self.first + row);
+        (left.min(n) == T::LANES).then_some((at as isize, place.class_step()))
+    }
+
+    /// Copies `n` samples from row `row` of the block on.
+    #[inline(always)]
+    fn copy_samples(
+        &self,
+        place: Option<&Place>,
+        row: usize,
+        n: usize,
+        ends: (Input<'_, T>, Output<'_, T>),
+        direction: Direction,
+    ) {
+        let (sample, classes) = (self.first + row, self.job.batch.classes);
+        copy_samples(place, classes, sample..sample + n, 0..classes, ends, direction);
+    }
+
+    /// Loads the columns of a group of samples. Returns the largest number of each sample, NaN aside.
     #[inline(always)]
     fn read<S: Simd>(&self, s: S, row: usize, n: usize) -> T::V<S> {
+        let place = self.job.places[0];
+        if place.is_none() && S::SPECIALIZED {
+            return self.transpose(s, row, n);
+        }
+        let Columns(copied, to) = self.columns(LOGITS, row);
+        let values = self.job.batch.values;
+        let (from, mut at, step) = match self.columns_at(place, row, n) {
+            Some((at, step)) => (values, at, step),
+            None => {
+                self.copy_samples(place, row, n, (values, to), Direction::ToColumns);
+                (copied, 0, T::LANES as isize)
+            }
+        };
+        let lowest = splat::<S, T>(s, f64::NEG_INFINITY);
+        // Two maxima in turn, since each waits for the one before.
+        let (mut most, mut other) = (lowest, lowest);
+        for class in 0..self.job.batch.classes {
+            let x = T::V::<S>::load(s, from, at as usize);
+            (most, other) = (other, x.max(most));
+            x.store(to, class * T::LANES);
+            at += step;
+        }
+        most.max(other)
+    }
+
+    /// Stores the results of a group of samples. Not of contiguous rows, but at a level that is compiled for size.
+    #[inline(always)]
+    fn write_columns<S: Simd>(&self, s: S, row: usize, n: usize, out: Output<'_, T>) {
+        let place = self.job.places[1];
+        let from = self.columns(EXPONENTIALS, row).0;
+        let Some((mut at, step)) = self.columns_at(place, row, n) else {
+            return self.copy_samples(place, row, n, (from, out), Direction::FromColumns);
+        };
+        for class in 0..self.job.batch.classes {
+            T::V::<S>::load(s, from, class * T::LANES).store(out, at as usize);
+            at += step;
+        }
+    }
+
+    /// Transposes a group of contiguous rows to columns. Returns the largest number of each row, NaN aside.
+    #[inline(always)]
+    fn transpose<S: Simd>(&self, s: S, row: usize, n: usize) -> T::V<S> {
         let (batch, classes) = (self.job.batch, self.job.batch.classes);
         let at = (self.first + row) * classes;
         // The loads of the last columns of the last row reach beyond its end.
@@ -568,8 +649,15 @@ impl<T: Limits> Block<'_, T> {
         let (x, e) = (self.columns(LOGITS, row).0, self.columns(EXPONENTIALS, row).1);
         let (values, grad) = (self.job.batch.values, self.job.batch.outputs.grad);
         let grad = grad.filter(|_| self.job.direct);
-        let here = (self.first + row) * self.job.batch.classes;
-        let next = here + self.rows * self.job.batch.classes;
+        let sample = self.first + row;
+        // Where a group's numbers begin, and the step to the next vector.
+        let place = |place: Option<&Place>, sample: usize| match place {
+            None => ((sample * self.job.batch.classes) as isize, T::LANES as isize),
+            Some(place) => (place.at(sample, 0) as isize, place.class_step()),
+        };
+        let [from, to] = self.job.places;
+        let (mut next, next_step) = place(from, (sample + self.rows).min(self.end - 1));
+        let (mut results, results_step) = place(to, sample);
         let entropy = self.job.what.quantity == Entropy;
         let differences = Differences::<S, T>::new(s, &self.job.what.temperature, reference);
         let tempered = !self.job.what.temperature.is_one;
@@ -586,19 +674,22 @@ impl<T: Limits> Block<'_, T> {
                 }
             };
         }
-        let pivot = exponential!(reference);
-        let (mut rest, mut distance, mut ties) = (Sum::new(s), Sum::new(s), zero);
+        let (mut rest, mut distance) = (Sum::new(s), Sum::new(s));
+        let (mut pivot, mut ties) = (zero, zero);
         for at in (0..x.len()).step_by(T::LANES) {
             // For each vector a cache line of the next block, and one of this block's results.
-            values.prefetch(next + at);
+            values.prefetch(next as usize);
+            next += next_step;
             if let Some(grad) = grad {
-                grad.prefetch(here + at);
+                grad.prefetch(results as usize);
+                results += results_step;
             }
             let x = T::V::<S>::load(s, x, at);
             let exponential = exponential!(x);
             exponential.store(e, at);
             let own = x.eq(most);
             rest.add_positive(exponential.clear(s, own));
+            pivot = T::V::<S>::select(own, exponential, pivot);
             ties = ties.add(one.keep(s, own));
             if entropy {
                 let product = exponential.mul(most.sub(x));

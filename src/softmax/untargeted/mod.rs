@@ -21,7 +21,8 @@
 //! | `rows` | more than 256 classes: vectors along a row |
 //! | `few` | up to 256 classes: a lane for each row |
 //!
-//! Both kernels take contiguous rows. Arrays of other layouts are copied by tiles ([`crate::tiles`]).
+//! Both kernels take contiguous rows, `few` adjacent samples too. Arrays of other layouts are copied by tiles
+//! ([`crate::tiles`]).
 
 mod few;
 mod rows;
@@ -30,10 +31,11 @@ use crate::call::batch::{Batch, position};
 use crate::error::{Error, Result, spelled};
 use crate::math::log::log;
 use crate::math::{Real, quotient, sum_error};
+use crate::parallel::driver;
 use crate::simd::{Simd, Vector};
 use crate::tiles::{self, Plan};
 
-use super::route::MOST_CLASSES;
+use super::route::{MOST_CLASSES, Route};
 use super::{Limits, power};
 use few::Few;
 use rows::Rows;
@@ -60,6 +62,9 @@ use Quantity::*;
 pub fn run<T: Limits>(batch: &Batch<'_, T>, quantity: Quantity, temperature: f64) -> Result<f64> {
     let what = What { quantity, temperature: Temperature::new::<T>(temperature) };
     if batch.classes <= MOST_CLASSES {
+        if !Route::of(batch).by_tiles {
+            return driver::run(&Few::new(batch, what));
+        }
         tiles::run(batch, &FewPlan(what))
     } else {
         tiles::run(batch, &RowsPlan(what))
