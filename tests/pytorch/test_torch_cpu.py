@@ -1,16 +1,21 @@
 """On the CPU alone: tensors read without arrays, half precisions, memory that is used again."""
 
+import math
 import os
 import signal
 import sys
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 import torch.nn.functional as F
 
 import xentrs.torch
+from samples import DTYPES
 from xentrs.torch import cross_entropy
+from xentrs.torch._arguments.options import softmax_options
 from xentrs.torch._operators import quick
 
 pytestmark = pytest.mark.skipif(
@@ -306,3 +311,25 @@ def test_the_quick_way_is_the_long_way(name, dtype, options, autocast, place, mo
     theirs = getattr(torch.nn.functional, name)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert found[0].dtype == theirs(x, y, **given).dtype
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+def test_a_sample_weight_of_nan(dtype, z_loss):
+    """Its loss is NaN, and so is the mean's gradient, but where a sample does not count."""
+    x = torch.randn(4, 5).to(dtype).requires_grad_()
+    s = torch.tensor([1.0, math.nan, 0.0, 2.0])
+    y = torch.tensor([0, 1, 2, -100])
+    loss = xentrs.torch.cross_entropy(x, y, sample_weight=s, z_loss=z_loss)
+    loss.backward()
+    assert loss.isnan()
+    assert x.grad[:2].isnan().all()
+    assert not x.grad[2:].any()
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, torch.tensor, int, Fraction])
+def test_options_are_floats(number):
+    """Triton makes no constants of numbers of NumPy, not even of those that are floats."""
+    options = softmax_options("mean", (-100,), number(1), number(1), number(1), number(1))
+    kinds = {type(getattr(options, k)) for k in ("label_smoothing", "z_loss", "softcap")}
+    assert kinds | {type(options.temperature)} == {float}

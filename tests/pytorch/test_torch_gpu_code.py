@@ -9,18 +9,80 @@ import pytest
 pytest.importorskip("torch", reason="PyTorch is not installed: make test-torch has it")
 pytest.importorskip("triton", reason="Triton is not installed")
 
-# In a process of its own: in this one Triton may interpret its kernels.
+# In processes of their own: in this one Triton may interpret its kernels.
+LAUNCH = """
+import contextlib
+import threading
+import torch
+import triton
+from triton.runtime.jit import JITFunction
+
+launches, devices = [], []
+
+
+def run(self, *arguments, grid, warmup, **options):
+    launches.append((devices[-1], options))
+
+
+class Module:
+    @staticmethod
+    @contextlib.contextmanager
+    def device(device):
+        devices.append(device)
+        yield
+        devices.append(None)
+
+
+class Tensor:
+    device = torch.device("cuda:1")
+
+
+JITFunction.run = run
+torch.get_device_module = lambda device: Module
+from xentrs.torch._gpu import scale, softmax
+from xentrs.torch._triton import Kernel
+
+kernel = scale._scale  # another thread may have found it before it was compiled
+for launched in (kernel, scale._scale, kernel):
+    launched[(1,)](Tensor(), num_warps=8)
+options = {"num_warps": 8, "sanitize_overflow": False, "enable_fp_fusion": True}
+assert launches == [(Tensor.device, options)] * 3, launches
+
+# Threads that come together: none finds some of a module's kernels compiled and others not.
+jit, found = triton.jit, []
+
+
+def slowly(function, **options):
+    held = [isinstance(value, Kernel) for value in vars(softmax).values()]
+    found.append(sum(held))
+    return jit(function, **options)
+
+
+triton.jit = slowly
+kernel = softmax._softmax_loss
+threads = [threading.Thread(target=kernel.compiled) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(found) == found[0] and set(found) == {found[0]}, found
+print("launched")
+"""
+
 COMPILE = """
 import sys
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from xentrs.torch import _binary, _binary_of_probabilities, _focal_loss
 from xentrs.torch import _generalized_cross_entropy, _poly_loss, _sigmoid_focal_loss
 from xentrs.torch._gpu import divergence, elements, entropy, likelihood, scale, softmax
+from xentrs.torch._gpu.tiles import warps
 from xentrs.torch._triton import Kernel, load_triton
 
 kind, arch, warp, suffix = sys.argv[1:]
+torch.version.hip = "7" if kind == "hip" else None
 target = GPUTarget(kind, int(arch) if arch.isdigit() else arch, int(warp))
 _, tl = load_triton()
 
@@ -35,7 +97,10 @@ def compile(module, name, types, **constants):
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    options = {"num_warps": 8, "debug": True, "sanitize_overflow": False, "enable_fp_fusion": True}
+    # As many warps as of a row of 32768 classes. triton.compile does not say if they are too many.
+    options = {"num_warps": warps(1 << 15) if "R" in constants else 8, "debug": True}
+    assert options["num_warps"] * int(warp) <= 1024
+    options |= {"sanitize_overflow": False, "enable_fp_fusion": True}
     code = triton.compile(source, target=target, options=options)
     assert code.asm[suffix], "no code"
     print(name, len(code.asm[suffix]))
@@ -99,6 +164,24 @@ for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
 """
 
 
+def run(script, path, *arguments):
+    """Run a script in a process of its own, where nothing is interpreted; return what it prints."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["TRITON_CACHE_DIR"] = str(path)
+    # Triton finds a function's source in its file, so the script must be one too.
+    file = path / "script.py"
+    file.write_text(script)
+    command = [sys.executable, str(file), *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_launches(tmp_path):
+    """On the tensor's device, with the same options each time, and compiled by one thread."""
+    assert run(LAUNCH, tmp_path) == ["launched"]
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "target",
@@ -106,15 +189,7 @@ for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
     ids=lambda target: target[1],
 )
 def test_kernels_compile(target, tmp_path):
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env["TRITON_CACHE_DIR"] = str(tmp_path)
-    # Triton finds a function's source in its file, so the script must be one too.
-    script = tmp_path / "compile.py"
-    script.write_text(COMPILE)
-    command = [sys.executable, str(script), *target]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    names = [line.split()[0] for line in done.stdout.splitlines()]
+    names = [line.split()[0] for line in run(COMPILE, tmp_path, *target)]
     found = {name: names.count(name) for name in names}
     assert found == {
         "_softmax_loss": 11,

@@ -63,6 +63,44 @@ def test_values(case, options, dtype, backend, small_tiles):
 
 
 @each_call
+def test_tensors_that_are_minus_their_memory(case, options, backend):
+    """PyTorch has such views for the imaginary part of a conjugate, for instance."""
+
+    def minus(t):
+        return torch._neg_view(-t) if torch.is_tensor(t) and t.is_floating_point() else t
+
+    (x, *others), options = case.drawn(options, torch.float32, backend)
+    plain, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    viewed = minus(other)
+    assert viewed.is_neg()
+    loss = function(case)(plain, *others, **options)
+    options = {key: minus(value) for key, value in options.items()}
+    found = function(case)(viewed, *map(minus, others), **options)
+    assert found.equal(loss)
+    loss.backward()
+    found.backward()
+    assert other.grad.equal(plain.grad)
+
+
+@each_case
+def test_nothing_over_a_denominator_of_0(case, backend):
+    """As the number of targets of a batch without any: its loss is 0, as its gradient is."""
+    (x, *others), _ = case.drawn({}, torch.float32, backend)
+    names = inspect.signature(function(case)).parameters
+    if "where" in names:
+        nothing = {"where": torch.zeros_like(x, dtype=torch.bool)}
+    else:
+        samples = x.shape[:1] + x.shape[2:]
+        nothing = {"sample_weight": torch.zeros(samples, device=x.device)}
+    for zero in (0.0, torch.tensor(0)):
+        leaf = x.clone().requires_grad_()
+        loss = function(case)(leaf, *others, **nothing, denominator=zero)
+        loss.backward()
+        assert loss.item() == 0.0
+        assert not leaf.grad.any()
+
+
+@each_call
 def test_gradcheck(case, options, backend):
     """First derivatives by both modes, second derivatives by all combinations."""
     x, others, options = three_samples(case, options, backend)
@@ -119,8 +157,9 @@ def test_operator(case, options, backend):
         function(case)(x, *others, **options)
     (arguments,) = calls
     for with_grad in (False, True):
-        leaf = x.clone().requires_grad_(with_grad)
-        torch.library.opcheck(operator, (leaf, *arguments[1:-1], with_grad))
+        for strided in (x.clone(), x.mT.contiguous().mT) if x.dim() > 1 else (x.clone(),):
+            leaf = strided.requires_grad_(with_grad)
+            torch.library.opcheck(operator, (leaf, *arguments[1:-1], with_grad))
 
 
 @each_call

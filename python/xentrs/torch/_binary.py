@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as _pytorchs
 
 from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments, check_further_arguments, fits
-from xentrs.torch._arguments.options import Options, as_number, legacy_reduction
+from xentrs.torch._arguments.options import Options, as_number, is_smoothing, legacy_reduction
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._gpu.math import log1p
 from xentrs.torch._mode import is_jit_traced
@@ -102,6 +102,7 @@ def binary_cross_entropy_with_logits(
         weight is where is denominator is None
         and size_average is reduce is None
         and loss_dtype is None
+        and is_smoothing(label_smoothing)
         and not label_smoothing
         and reduction in ("mean", "sum")
     ):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Callable
-from functools import partial
 from types import FunctionType
 from typing import Any
+
+import torch
 
 
 def load_triton() -> tuple[Any, Any]:
@@ -27,6 +29,9 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+_lock = threading.Lock()
+
+
 class Kernel:
     """A Triton kernel, compiled at its first launch; before that Triton is not imported.
 
@@ -39,23 +44,44 @@ class Kernel:
         self.function = function
 
     def compiled(self) -> Any:
-        """Return the Triton function, which a kernel can take as a ``tl.constexpr`` to call it."""
+        """Return the Triton function, which a kernel can take as a ``tl.constexpr`` to call it.
+
+        From the first call on it stands in the place of the kernel, in the namespace of its module.
+        """
         triton, tl = load_triton()
         namespace = self.function.__globals__
-        for name, value in list(namespace.items()):
-            if isinstance(value, Kernel):
-                value.function.__globals__["tl"] = tl
+        with _lock:
+            kernels = {name: k for name, k in namespace.items() if isinstance(k, Kernel)}
+            functions = {}
+            for name, kernel in kernels.items():
+                kernel.function.__globals__["tl"] = tl
                 # debug: class indices are asserted on the device to be in range.
-                namespace[name] = triton.jit(value.function, debug=True)
+                functions[name] = triton.jit(kernel.function, debug=True)
+                if not triton.knobs.runtime.interpret:
+                    functions[name].run = _launched(functions[name].run)
+            # At once: a kernel that another thread compiles must not find some of them.
+            namespace.update(functions)
         return namespace[self.function.__name__]
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        triton, _ = load_triton()
         launch: Callable[..., None] = self.compiled()[grid]
-        if triton.knobs.runtime.interpret:
-            return launch
+        return launch
+
+
+def _launched(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return how a kernel is launched, whose first argument is a tensor: on the tensor's device.
+
+    Triton would launch it on the current device, which may be another one.
+    """
+
+    def launch(*arguments: Any, **options: Any) -> Any:
         # debug also adds checks of every integer operation, which nobody wants here.
-        return partial(launch, sanitize_overflow=False, enable_fp_fusion=True)
+        options |= {"sanitize_overflow": False, "enable_fp_fusion": True}
+        device = arguments[0].device
+        with torch.get_device_module(device).device(device):
+            return run(*arguments, **options)
+
+    return launch
 
 
 def next_power_of_two(n: int) -> int:

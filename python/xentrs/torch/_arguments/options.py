@@ -76,10 +76,14 @@ def is_number(value: object) -> bool:
 
 
 def as_number(value: Any) -> Any:
-    """Return a tensor of one number as that number, if no gradient in it is wanted."""
-    if isinstance(value, Tensor) and value.numel() == 1 and not differentiates(value):
-        return float(value)
-    return value
+    """Return a number as a float: a tensor's too, if it has one and no gradient in it is wanted.
+
+    Numbers of NumPy among them, of which Triton makes no constants, even of those that are floats.
+    Anything else is returned as it is: `torch.compile` has numbers of its own.
+    """
+    if isinstance(value, Tensor):
+        return float(value) if value.numel() == 1 and not differentiates(value) else value
+    return float(value) if isinstance(value, Real) else value
 
 
 def is_smoothing(value: float) -> bool:

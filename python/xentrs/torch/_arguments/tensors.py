@@ -49,7 +49,11 @@ def as_denominator(value: float | Tensor | None, input: Tensor) -> Tensor | None
     if isinstance(value, Tensor):
         if value.dim() == 0 and value.is_cpu and is_eager(value) and not value >= 0.0:
             raise ValueError(f"denominator is {value.item()}, but must not be negative or NaN")
-        return value.to(device) if value.is_cpu else value
+        if not value.is_cpu or device is None or device.type == "cpu":
+            return value
+        if value.dim() == 0 and is_eager(value):  # a copy to a GPU would wait for it
+            return torch.full((), value.item(), dtype=value.dtype, device=device)
+        return value.to(device)
     check_number("denominator", value)
     if not value >= 0.0:
         raise ValueError(f"denominator is {value}, but must not be negative or NaN")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from xentrs._xentrs import LOSSES
@@ -86,6 +88,11 @@ def positive_divisors(
     # Without a divisor of its own the z-loss has the same, also if that is infinite.
     apart = call.z_denominator if z_loss else None
     z_divisor = 0.0 if apart is None else apart.item()
+    if math.isnan(divisor) or math.isnan(z_divisor):  # since a weight is, and so is every result
+        s = call.sample_weight
+        nan = torch.full(tuple(call.samples), math.nan)
+        call = call._replace(sample_weight=nan if s is None else torch.where(s == 0.0, s, math.nan))
+        return call, 1.0, z_loss
     if z_divisor < 0.0:
         assert call.sample_weight is not None
         divisor, z_divisor = -divisor, -z_divisor

@@ -37,7 +37,7 @@ from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import log1p, narrowed
-from xentrs.torch._gpu.tiles import Sizes, tiles
+from xentrs.torch._gpu.tiles import Sizes, tiles, warps
 from xentrs.torch._triton import Kernel, load_triton
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def evaluate(
             T=temperature, BETA=beta, ACC=tl.float64 if wide else tl.float32,
             TERMS=16 if wide else 9, NEAR=0.5 if wide else 1.0,
             SMALL=0.05 if wide else 0.2, R=r, B=b, MANY=b < classes,
-            num_warps=min(max(r * b // 512, 4), 16),
+            num_warps=min(warps(r * b), 16),
         )  # fmt: skip
         write_back(grad, g)
     return results.reduced(losses, call, options, divisor), grad

@@ -14,6 +14,7 @@ from torch import Tensor
 from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments
 from xentrs.torch._arguments.options import Options
+from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import narrowed
 from xentrs.torch._triton import Kernel, load_triton
 
@@ -60,8 +61,8 @@ def evaluate(
         )  # fmt: skip
     if options.reduction == "none":
         return loss, grad
-    loss = loss.sum()
-    return (loss if divisor is None else loss / divisor).to(dtype), grad
+    loss = results.quotient(loss.sum(), divisor, call.denominator is not None)
+    return loss.to(dtype), grad
 
 
 def _repeated(t: Tensor | None, x: Tensor) -> Tensor | None:

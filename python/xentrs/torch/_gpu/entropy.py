@@ -26,7 +26,7 @@ from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import log1p, narrowed
-from xentrs.torch._gpu.tiles import tiles
+from xentrs.torch._gpu.tiles import tiles, warps
 from xentrs.torch._triton import Kernel, load_triton
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def evaluate(
             rows, *rows.stride(), s, *((0, 0) if s is None else s.stride()), divisor,
             losses, None if grad is None else g, *g.stride(), samples, classes, positions,
             ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
+            R=r, B=b, MANY=b < classes, num_warps=warps(r * b),
         )  # fmt: skip
         write_back(grad, g)
     return results.reduced(losses, call, options, divisor), grad

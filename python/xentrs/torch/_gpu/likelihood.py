@@ -23,7 +23,7 @@ from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import narrowed
 from xentrs.torch._gpu.softmax import coefficients, target_as_rows
-from xentrs.torch._gpu.tiles import tiles
+from xentrs.torch._gpu.tiles import tiles, warps
 from xentrs.torch._triton import Kernel, load_triton
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def evaluate(
             IGNORED=ignored[0] if ignored and not call.is_soft else None,
             SMOOTHING=options.label_smoothing, EVEN=options.label_smoothing / classes,
             SOFT=call.is_soft, ACC=tl.float64 if wide else tl.float32,
-            R=r, B=b, num_warps=min(max(r * b // 512, 4), 32),
+            R=r, B=b, num_warps=warps(r * b),
         )  # fmt: skip
         write_back(grad, g)
     return results.reduced(losses, call, options, divisor), grad

@@ -29,6 +29,13 @@ def reduced(
     """Return the losses in the shape of the samples, or their sum over the divisor."""
     if options.reduction == "none":
         return losses.view(call.samples)
-    loss = losses.sum()
-    loss = loss if divisor is None else loss / divisor
+    loss = quotient(losses.sum(), divisor, call.denominator is not None)
     return loss.to(_backend.accumulator(call.input.dtype))
+
+
+def quotient(loss: Tensor, divisor: Tensor | None, is_given: bool) -> Tensor:
+    """Return a sum over its divisor, if there is one: 0 / 0 is 0 if the caller gave the divisor."""
+    if divisor is None:
+        return loss
+    result = loss / divisor
+    return torch.where((loss == 0.0) & (divisor == 0.0), 0.0, result) if is_given else result

@@ -38,6 +38,7 @@ def reduce(x: Tensor, target: Tensor, counts: Tensor, smooths: bool) -> tuple[Te
     row of samples. The other results are the place of the largest logit, its probability, and the
     sum of all exponentials in the unit of the state.
     """
+    x = x.resolve_neg()
     place = x.argmax(1)
     call = SoftmaxArguments(x, place, None, None, None)
     loss, _ = softmax.evaluate(call, Options("none"), False, False)
@@ -118,6 +119,7 @@ def gradient(
     mixture: Mixture,
 ) -> Tensor:
     """Return the gradient of a slice, from the merged states."""
+    x = x.resolve_neg()
     smoothing, number, z_loss = mixture
     keep, even = 1.0 - smoothing, smoothing / number
     state, place, p_largest, total = reduced

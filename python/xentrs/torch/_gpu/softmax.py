@@ -46,7 +46,7 @@ from xentrs.torch._arguments.softmax import (
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
 from xentrs.torch._gpu.math import log1p, narrowed, tanh
-from xentrs.torch._gpu.tiles import tiles
+from xentrs.torch._gpu.tiles import tiles, warps
 from xentrs.torch._private import assert_on_device
 from xentrs.torch._triton import Kernel, load_triton
 
@@ -68,7 +68,7 @@ def evaluate(
     ``(l, e_y, rest, OWN: tl.constexpr)`` that returns its value and its slope in l, in float64. In
     it p[y] is ``e_y / (rest + e_y)``, and OWN are the loss's own options.
     """
-    entries = None
+    original, entries = call, None
     if call.probabilities is not None:
         entries = _Entries(call, options)
         call = call._replace(target=entries.pivot, probabilities=None)
@@ -114,12 +114,12 @@ def evaluate(
             OBJECTIVE=None if objective is None else objective.compiled(),
             OWN=options.own, SOFT=call.is_soft,
             ACC=tl.float64 if wide else tl.float32, NEAR=600.0 if wide else 40.0,
-            R=r, B=b, MANY=b < classes, num_warps=min(max(r * b // 512, 4), 32),
+            R=r, B=b, MANY=b < classes, num_warps=warps(r * b),
         )  # fmt: skip
         write_back(grad, g)
         if entries is not None and grad is not None:
             entries.correct(grad)
-    return results.reduced(losses, call, options, divisor), grad
+    return results.reduced(losses, original, options, divisor), grad
 
 
 def target_as_rows(call: SoftmaxArguments, ignored: tuple[int, ...]) -> Tensor:

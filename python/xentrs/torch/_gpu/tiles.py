@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from xentrs.torch._triton import next_power_of_two
 
 
@@ -17,6 +19,12 @@ class Sizes(NamedTuple):
 
 
 SIZES = Sizes(longest=1 << 15, tile=1 << 13, least=1 << 11, classes=32)
+
+
+def warps(numbers: int) -> int:
+    """Return how many warps share a tile of so many numbers."""
+    # A program has at most 1024 threads: 32 warps of 32, or on AMD 16 of 64.
+    return min(max(numbers // 512, 4), 16 if torch.version.hip else 32)
 
 
 def tiles(classes: int, positions: int, sizes: Sizes | None = None) -> tuple[int, int]:

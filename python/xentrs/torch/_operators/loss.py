@@ -110,8 +110,11 @@ class Loss:
         **summaries: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the loss, in the accumulator's dtype, and the gradient if wanted."""
-        on = self.gpu if _backend.uses_triton(call.input) else self.cpu
-        return on(call, options, with_grad, inplace, **summaries)
+        if not _backend.uses_triton(call.input):
+            return self.cpu(call, options, with_grad, inplace, **summaries)
+        # Kernels read the memory of a tensor, also of one whose numbers are minus what is there.
+        call = type(call)(*(None if t is None else t.resolve_neg() for t in call))
+        return self.gpu(call, options, with_grad, inplace, **summaries)
 
     def fills_summaries(self, call: Any, inplace: bool) -> bool:
         """Whether `compute` takes `summaries`, tensors that an evaluation fills."""
@@ -193,7 +196,10 @@ class Loss:
         call, options = self._unpack(args)
         x = call.input
         loss = x.new_empty(call.loss_shape(options), dtype=_backend.accumulator(x.dtype))
-        return loss, torch.empty_like(x) if args[-1] else x.new_empty(0)
+        if not args[-1]:
+            return loss, x.new_empty(0)
+        # The gradient of an element-wise loss is contiguous.
+        return loss, x.new_empty(x.shape) if self.axis is None else torch.empty_like(x)
 
 
 # Autograd functions, for plain tensors
