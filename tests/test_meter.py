@@ -24,6 +24,7 @@ from sklearn.metrics import brier_score_loss, log_loss, top_k_accuracy_score
 import xentrs
 from interface import same_state
 from xentrs import CrossEntropyMeter, _xentrs
+from xentrs._meter import batches
 
 TYPES = (np.float32, np.float64)
 every_type = pytest.mark.parametrize("dtype", TYPES)
@@ -1014,7 +1015,7 @@ def test_meters_of_other_options(rng):
     with pytest.raises(ValueError, match="group"):
         words.merge(CrossEntropyMeter().update_losses([1.0], group=1))
     many = filled(np.zeros((1, 3)), [0], options={"per_class": True})
-    with pytest.raises(ValueError, match="3 classes here, but 4"):
+    with pytest.raises(ValueError, match="4 classes, but .* others had 3"):
         many.merge(filled(np.zeros((1, 4)), [0], options={"per_class": True}))
 
 
@@ -1379,3 +1380,35 @@ def test_threads_share_a_meter(samples, rng):
 def test_a_meter_merged_with_itself():
     meter = CrossEntropyMeter().update_losses([1.0, 2.0])
     assert meter.merge(meter).compute().count == 4
+
+
+@pytest.mark.parametrize("kind", ["classes", "groups"])
+def test_what_another_thread_adds_during_an_update(kind, monkeypatch, rng):
+    """Numbers of classes and kinds of groups must agree, whoever comes first."""
+    x, t = draw(rng, 20, 3, np.float32)
+    wide = np.pad(x, [(0, 0), (0, 1)])
+    meter, of_logits = CrossEntropyMeter(per_class=True), batches.of_logits
+    others = filled(wide, t, options={"per_class": True}, group=7)
+
+    def meanwhile(*arguments):
+        monkeypatch.undo()
+        meter.merge(others)
+        return of_logits(*arguments)
+
+    monkeypatch.setattr(batches, "of_logits", meanwhile)
+    message = "3 classes.*others had 4" if kind == "classes" else "integers.*strings"
+    with pytest.raises(ValueError, match=message):
+        meter.update(x if kind == "classes" else wide, t, group="a" if kind == "groups" else None)
+    assert meter.compute() == others.compute()
+
+
+def test_states_in_fortran_order(rng):
+    x, t = draw(rng, 40, 3, np.float32)
+    meter = filled(x, t, group=np.arange(40) % 5)
+    state = {name: np.asfortranarray(a) if a.ndim else a for name, a in meter.to_state().items()}
+    there = CrossEntropyMeter.from_state(state)
+    for one in (meter, there):
+        one.update(-x, t, group=np.arange(40) % 7)
+    assert there.compute() == meter.compute()
+    for name, a in meter.to_state().items():
+        np.testing.assert_array_equal(there.to_state()[name], a)

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from xentrs._arrays import done
 from xentrs._xentrs import exact_add, exact_carry
 
 _Array: TypeAlias = NDArray[Any]
@@ -228,7 +229,7 @@ class ExactSums:
 
     def _carry(self) -> None:
         if self._pending:
-            exact_carry(self.digits)
+            done(exact_carry(self.digits))
             self._pending = 0
 
 

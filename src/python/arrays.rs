@@ -334,8 +334,13 @@ impl<'a> View<'a> {
         Ok(place.lines(0..self.len() / classes).all(|line| {
             (0..classes).all(|class| {
                 let at = line.at + class as isize * place.class_step();
-                (0..line.n as isize)
-                    .all(|i| is_exact(numbers.part((at + i * place.sample_step()) as usize, 1)))
+                match place.sample_step() {
+                    1 => is_exact(numbers.part(at as usize, line.n)),
+                    step => (0..line.n as isize).all(|i| {
+                        let x = numbers.get((at + i * step) as usize);
+                        f64::from(x as f32) == x || x.is_nan()
+                    }),
+                }
             })
         }))
     }

@@ -120,9 +120,10 @@ pub fn merge_states(states: &Bound<'_, PyAny>, others: &Bound<'_, PyAny>) -> Res
     let others = View::of::<Arrays>(others, other_room)?;
     let kind = (Dtype::F64, others.len());
     let states = output(states, room, kind)?;
-    if others.dtype == Dtype::F64 && others.len().is_multiple_of(FIELDS) {
-        merge(states, others.input());
+    if others.dtype != Dtype::F64 || !others.len().is_multiple_of(FIELDS) {
+        return Err(Stop::NotImplemented);
     }
+    merge(states, others.input());
     Ok(())
 }
 

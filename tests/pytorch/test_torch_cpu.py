@@ -333,3 +333,32 @@ def test_options_are_floats(number):
     options = softmax_options("mean", (-100,), number(1), number(1), number(1), number(1))
     kinds = {type(getattr(options, k)) for k in ("label_smoothing", "z_loss", "softcap")}
     assert kinds | {type(options.temperature)} == {float}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("freed", ["input", "target", "weight", "sample_weight"])
+def test_memory_that_was_freed(freed, dtype):
+    arguments = {"input": torch.randn(4, 3).to(dtype), "target": torch.tensor([0, 1, 2, 1])}
+    arguments |= {"weight": torch.rand(3).to(dtype), "sample_weight": torch.rand(4)}
+    arguments[freed].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="memory of a tensor was freed"):
+        cross_entropy(**arguments)
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0, -1e-300, np.float32(-0.5)])
+def test_a_label_smoothing_that_pytorch_takes_for_0(value):
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    with pytest.raises(ValueError, match=r"label_smoothing is -?\S+, but must be in \[0, 1\]"):
+        cross_entropy(x, y, label_smoothing=value)
+    with pytest.raises(ValueError, match=r"label_smoothing is -?\S+, but must be in \[0, 1\]"):
+        xentrs.torch.binary_cross_entropy_with_logits(x, x.sigmoid(), label_smoothing=value)
+
+
+@pytest.mark.parametrize("value", [None, "", [], 0j, torch.zeros(2)], ids=repr)
+def test_a_label_smoothing_that_is_no_number(value):
+    x = torch.randn(4, 3)
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(TypeError, match="label_smoothing must be a number"):
+            xentrs.torch.binary_cross_entropy_with_logits(
+                x.to(dtype), x.sigmoid().to(dtype), label_smoothing=value
+            )

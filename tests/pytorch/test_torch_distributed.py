@@ -64,6 +64,15 @@ def check(rank):
     expected.backward()
     assert_close(loss, expected, rtol=1e-6, atol=0.0)
     assert_close(part.grad, x.grad[:, mine], rtol=1e-6, atol=0.0)
+    # Memory that is not aligned.
+    memory = torch.frombuffer(bytearray(13), dtype=torch.float32, offset=1).view(1, 3)
+    for apart in (memory[:, mine], memory[:, : part.shape[1]]):
+        apart.copy_(x.detach()[:, mine])
+        leaf = apart.requires_grad_()
+        again = xentrs.torch.vocab_parallel_cross_entropy(leaf, torch.tensor([0]), first_class=rank)
+        again.backward()
+        assert_close(again, loss, rtol=0.0, atol=0.0)
+        assert_close(leaf.grad, part.grad, rtol=0.0, atol=0.0)
 
     # A target that is ruled out, in either process.
     whole = torch.arange(14.0)[None].repeat(2, 1)
@@ -195,14 +204,21 @@ def check(rank):
         (7, rank, "target[1] is 7, but a class index must be in [0, 3), or be ignore_index (-100)"),
         (-1, rank, "target[1] is -1, but a class index must be in [0, 3)"),
         (0, 1 + rank, "target holds 0, but no process has this class"),
+        (0, 0, "target holds 0, but several processes have this class"),
     ):
-        y = torch.tensor([2, bad])
+        y = torch.tensor([1, bad])
         try:
             xentrs.torch.vocab_parallel_cross_entropy(part.expand(2, -1), y, first_class=first)
         except IndexError as error:
             assert words in str(error), error
         else:
             raise AssertionError("nothing was raised")
+    try:
+        xentrs.torch.vocab_parallel_cross_entropy(part, torch.tensor([0]))
+    except ValueError as error:
+        assert "the processes have 1, 2 classes: pass first_class" in str(error), error
+    else:
+        raise AssertionError("nothing was raised")
     try:
         xentrs.torch.vocab_parallel_cross_entropy(part, torch.rand(1, 2))
     except ValueError as error:

@@ -82,6 +82,34 @@ def test_tensors_that_are_minus_their_memory(case, options, backend):
     assert other.grad.equal(plain.grad)
 
 
+@each_call
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_memory_that_is_not_aligned(case, options, dtype):
+    """As that of `torch.frombuffer` may be."""
+
+    def moved(t):
+        if not torch.is_tensor(t) or not t.dim():
+            return t
+        memory = bytearray(t.numel() * t.itemsize + 1)
+        there = torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=1).view(t.shape)
+        assert there.data_ptr() % 2 or t.itemsize == 1
+        return there.copy_(t)
+
+    (x, *others), options = case.drawn(options, dtype, "cpu")
+    for i in range(2 + len(others)):
+        leaf = x.clone().requires_grad_()
+        loss = function(case)(leaf, *others, **options)
+        loss.backward()
+        # One argument after the other, and last all options.
+        given = [moved(t) if i == j else t for j, t in enumerate((x, *others))]
+        further = {key: moved(t) for key, t in options.items()} if i > len(others) else options
+        there = given[0].detach().requires_grad_()
+        found = function(case)(there, *given[1:], **further)
+        found.backward()
+        torch.testing.assert_close(found, loss)
+        torch.testing.assert_close(there.grad, leaf.grad)
+
+
 @each_case
 def test_nothing_over_a_denominator_of_0(case, backend):
     """As the number of targets of a batch without any: its loss is 0, as its gradient is."""

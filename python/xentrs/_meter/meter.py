@@ -253,20 +253,13 @@ class CrossEntropyMeter:
         TypeError
             If `other` is of another type.
         ValueError
-            If the two have different options.
+            If the two have different options, one has integers as groups and the other strings, or,
+            with ``per_class``, their logits have different numbers of classes.
         """
         if not isinstance(other, CrossEntropyMeter):
             raise TypeError(f"other must be a CrossEntropyMeter, not {type(other).__name__}")
-        mine, others = self._sums, other._sums
-        mine.options.check_equal(others.options)
-        if mine.options.per_class and mine.classes and others.classes not in (0, mine.classes):
-            raise ValueError(
-                f"the logits had {mine.classes} classes here, but {others.classes} in other: with "
-                "per_class=True these must agree"
-            )
-        if {mine.group_kind(), others.group_kind()} == {int, str}:
-            raise ValueError("group is integers in one of the two meters, but strings in the other")
-        mine.merge(others)
+        self._sums.options.check_equal(other._sums.options)
+        self._sums.merge(other._sums)
         return self
 
     def __repr__(self) -> str:

@@ -136,7 +136,7 @@ class _Reader:
         """Return a copy of an array of such a kind of dtype."""
         if name not in self._names:
             raise ValueError(f"state has no {name!r}: it is not what to_state returns")
-        a = np.array(self._state[name])
+        a = np.array(self._state[name], order="C")
         if a.dtype.kind not in kinds or a.ndim != ndim or (length is not None and len(a) != length):
             raise ValueError(
                 f"state[{name!r}] has dtype {a.dtype} and shape {a.shape}: it is not what "

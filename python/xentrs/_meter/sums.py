@@ -111,9 +111,14 @@ class Sums:
         return None
 
     def have_classes(self, classes: int) -> None:
-        """Have sums for each class, where these are wanted."""
+        """Have sums for each class, where these are wanted; 0 if no logits have been seen."""
         if not self.options.per_class:
             return
+        if self.classes and classes not in (0, self.classes):
+            raise ValueError(
+                f"logits have {classes} classes, but with per_class=True all must have as many: "
+                f"others had {self.classes}"
+            )
         self.classes = self.classes or classes
         if len(self.class_counts) < classes:
             self.class_counts = np.zeros(classes, np.int64)
@@ -292,6 +297,8 @@ class Sums:
     def _rows_of_groups(self, names: list[Any]) -> NDArray[np.int64]:
         """Return the row of each of these groups, new ones included."""
         ids = self.group_ids
+        if names and {type(names[0]), self.group_kind()} == {int, str}:
+            raise ValueError("group is integers for some samples, but strings for others")
         rows = [ids.setdefault(name, len(ids)) for name in names]
         self.group_reference_counts = taller(self.group_reference_counts, len(ids))
         return np.array(rows, np.int64)

@@ -116,8 +116,7 @@ def binary_cross_entropy_with_logits(
     call = BinaryArguments(input, target, weight, pos_weight, where, denominator)
     if is_jit_traced(_NAME) or not fits(call, options):
         return _leave_to_pytorch(call, options, loss_dtype)
-    if label_smoothing or where is not None or denominator is not None:
-        check_further_arguments(call, options)
+    check_further_arguments(call, options)
     return BINARY.compute(call, options, loss_dtype=loss_dtype)
 
 

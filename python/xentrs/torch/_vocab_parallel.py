@@ -126,8 +126,6 @@ def vocab_parallel_cross_entropy(
         )
     check_further_arguments(call)
     check_loss_dtype(loss_dtype)
-    if first_class is None:
-        first_class = dist.get_rank(group) * input.shape[1]
     arguments = target, sample_weight, denominator, first_class, group
     if wants_gradient(input):
         loss = VocabParallelCrossEntropy.apply(input, options, *arguments)

@@ -335,6 +335,9 @@ def beyond_pytorch(
     loss_dtype: torch.dtype | None,
 ) -> str | None:
     """Return what is wrong with leaving the call to PyTorch's function, which lacks arguments."""
+    smoothing = options.label_smoothing
+    if isinstance(smoothing, float) and not smoothing >= 0.0:  # PyTorch's function takes it for 0
+        raise ValueError(f"label_smoothing is {smoothing}, but must be in [0, 1]")
     if (
         len(options.ignored) == 1
         and options.is_plain

@@ -14,7 +14,7 @@ from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._backend import HALVES
-from xentrs.torch._cpu.tensors import array, named_options, plain, readable
+from xentrs.torch._cpu.tensors import array, contiguous, named_options, plain, readable
 
 
 def evaluate(
@@ -62,12 +62,12 @@ def _contiguous(call: BinaryArguments) -> BinaryArguments:
         while t.dim() and t.shape[0] == 1:
             t = t[0]
         is_suffix = t.shape == x.shape[x.dim() - t.dim() :]
-        return (t if is_suffix else t.expand_as(x)).contiguous()
+        return contiguous(t if is_suffix else t.expand_as(x))
 
     where = None if call.where is None else call.where.expand_as(x).contiguous()
     return call._replace(
-        input=x.contiguous(),
-        target=target.contiguous(),
+        input=contiguous(x),
+        target=contiguous(target),
         weight=weight(call.weight),
         pos_weight=weight(call.pos_weight),
         where=where,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from xentrs import get_num_threads
+from xentrs._arrays import done
 from xentrs._xentrs import STATE_FIELDS, merge_states, slice_grad, slice_states, state_losses
 from xentrs.torch import _backend
 from xentrs.torch._arguments.tensors import as_rows, chunks, write_back
@@ -24,14 +25,8 @@ def reduce(x: Tensor, target: Tensor, counts: Tensor, smooths: bool) -> tuple[Te
     """
     states = torch.empty((len(target), STATE_FIELDS), dtype=torch.float64)
     for part, rows, _ in _blocks(x, None):
-        slice_states(
-            rows.numpy(),
-            target[part].numpy(),
-            counts[part].numpy(),
-            None,
-            smooths,
-            states[part].numpy(),
-        )
+        arrays = tensors.array((rows, target[part], counts[part]))
+        done(slice_states(*arrays, None, smooths, states[part].numpy()))
     return (states,)
 
 
@@ -39,14 +34,15 @@ def merge(gathered: Tensor) -> Tensor:
     """Merge the states of several processes."""
     merged = gathered[0].numpy()
     for other in gathered[1:]:
-        merge_states(merged, other.numpy())
+        done(merge_states(merged, other.numpy()))
     return gathered[0]
 
 
 def losses(states: Tensor, scales: Tensor, counts: Tensor, mixture: Mixture) -> Tensor:
     """Return the loss of each sample times its scale."""
     found = torch.empty_like(scales)
-    state_losses(states.numpy(), scales.numpy(), counts.numpy(), mixture, found.numpy())
+    arrays = states.numpy(), scales.numpy(), counts.numpy()
+    done(state_losses(*arrays, mixture, found.numpy()))
     return found
 
 
@@ -63,23 +59,16 @@ def gradient(
     grad = _backend.empty_like(x)
     for part, rows, to in _blocks(x, grad):
         result = to if to is not None and _is_plain(to) else torch.empty_like(rows)
-        slice_grad(
-            rows.numpy(),
-            target[part].numpy(),
-            counts[part].numpy(),
-            merged[part].numpy(),
-            scales[part].numpy(),
-            None,
-            mixture,
-            result.numpy(),
-        )
+        arrays = tensors.array((rows, target[part], counts[part], merged[part]))
+        done(slice_grad(*arrays, scales[part].numpy(), None, mixture, result.numpy()))
         if to is not None and result is not to:
             to.copy_(result.view(to.shape))
     return grad
 
 
 def _is_plain(t: Tensor) -> bool:
-    return t.dim() == 2 and t.is_contiguous() and t.dtype not in _backend.HALVES
+    wide = t.dtype not in _backend.HALVES
+    return t.dim() == 2 and wide and t.is_contiguous() and tensors.is_aligned(t)
 
 
 def _blocks(x: Tensor, to: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
@@ -98,6 +87,7 @@ def _blocks(x: Tensor, to: Tensor | None) -> Iterator[tuple[slice, Tensor, Tenso
         block = rows[i, :, j].transpose(1, 2)
         at = i.start * positions + (j.start or 0)
         part = slice(at, at + block.shape[0] * block.shape[1])
-        block = block.to(_backend.accumulator(x.dtype)).reshape(-1, classes).contiguous()
+        block = block.to(_backend.accumulator(x.dtype)).reshape(-1, classes)
+        block = tensors.contiguous(block)
         yield part, block, None if to_rows is None else to_rows[i, :, j].transpose(1, 2)
     write_back(to, to_rows)

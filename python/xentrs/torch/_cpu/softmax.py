@@ -14,7 +14,14 @@ from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments, Summaries, fill_logsumexp
 from xentrs.torch._backend import HALVES
-from xentrs.torch._cpu.tensors import array, contiguous, named_options, positive_divisors, readable
+from xentrs.torch._cpu.tensors import (
+    aligned,
+    array,
+    contiguous,
+    named_options,
+    positive_divisors,
+    readable,
+)
 
 # The options of a loss in the order in which the compiled module takes them.
 _IN_ORDER = {name: itemgetter(*LOSSES[name]["options"]) for name in LOSSES}
@@ -68,9 +75,10 @@ def evaluate(
     # It reads the tensors themselves: making arrays of them takes longer than a small loss.
     result = compute_tensors(name, *arguments)
     if result is NotImplemented and x.dtype in HALVES:  # NumPy has no bfloat16
+        arguments = (1 if with_grad else 0, aligned(arguments[1]), *arguments[2:])
         rest = [contiguous(a) for a in arguments[2:-2]]
         result = compute_tensors(name, *arguments[:2], *rest, *arguments[-2:])
-        if result is NotImplemented and grad is not None:  # which overlaps another tensor
+        if result is NotImplemented and grad is not None:  # overlaps a tensor, or is not aligned
             other = _backend.empty(x.shape, x.dtype, x.device)
             result = _arrays.done(compute_tensors(name, *arguments[:2], *rest, other, None))
             grad.copy_(other)

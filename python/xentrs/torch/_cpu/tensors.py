@@ -41,21 +41,42 @@ def plain(t: Tensor | None) -> Tensor | None:
 def readable(t: Tensor | None) -> Tensor | None:
     """Return weights in a type that the compiled functions read."""
     t = plain(t)
-    return t.float() if t is not None and t.dtype in HALVES else t
+    return _there(t).float() if t is not None and t.dtype in HALVES else t
 
 
 def array(a: Any) -> Any:
     """Return an array on a tensor's memory, or arrays on those of a pair; others as they are."""
     if isinstance(a, tuple):
         return tuple(array(part) for part in a)
-    return a.detach().numpy() if isinstance(a, Tensor) else a
+    if not isinstance(a, Tensor):
+        return a
+    return _there(a).detach().numpy()
 
 
 def contiguous(a: Any) -> Any:
-    """Return a contiguous tensor or pair of such; others as they are."""
+    """Return a contiguous and aligned tensor or pair of such; others as they are."""
     if isinstance(a, tuple):
         return tuple(contiguous(part) for part in a)
-    return a.contiguous() if isinstance(a, Tensor) else a
+    return aligned(a.contiguous()) if isinstance(a, Tensor) else a
+
+
+def aligned(t: Tensor) -> Tensor:
+    """Return a tensor whose memory begins at a multiple of the size of its numbers.
+
+    That of `torch.frombuffer` may begin anywhere.
+    """
+    return t if is_aligned(_there(t)) else t.clone()
+
+
+def is_aligned(t: Tensor) -> bool:
+    return t.data_ptr() % t.itemsize == 0
+
+
+def _there(t: Tensor) -> Tensor:
+    """Refuse a tensor without memory: NumPy would make an array of memory of its own."""
+    if t.numel() and not t.data_ptr():
+        raise RuntimeError("the memory of a tensor was freed: untyped_storage().resize_(0)?")
+    return t
 
 
 def named_options(name: str, options: Options) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def evaluate(
     target: Tensor,
     sample_weight: Tensor | None,
     denominator: Tensor | None,
-    first_class: int,
+    first_class: int | None,
     options: Options,
     group: Any,
 ) -> tuple[Tensor, _Samples, tuple[Tensor, ...]]:
@@ -60,7 +60,8 @@ def evaluate(
     on = _gpu if _backend.uses_triton(x) else _cpu
     indices = target.detach().long()
     kept = not_ignored(indices, options.ignored).reshape(-1)
-    own = (indices - first_class).reshape(-1)
+    first = dist.get_rank(group) * x.shape[1] if first_class is None else first_class
+    own = (indices - first).reshape(-1)
     own = torch.where((own >= 0) & (own < x.shape[1]), own, -1)
     top = _top(x, options, group)
     reduced = _reduce(on, x, own, kept, top, options)
@@ -70,12 +71,15 @@ def evaluate(
         dtype=torch.float64,
         device=x.device,
     )
-    sizes = torch.full_like(gathered[0, :1], float(x.shape[1]))
-    dist.all_gather_into_tensor(gathered, torch.cat([reduced[0], sizes])[None], group)
-    classes = gathered[:, -1, 0].sum()
+    size = torch.full_like(gathered[0, :1], float(x.shape[1]))
+    dist.all_gather_into_tensor(gathered, torch.cat([reduced[0], size])[None], group)
+    sizes = gathered[:, -1, 0]
+    if first_class is None:
+        _check_equal(sizes)
+    classes = sizes.sum()
     merged = on.merge(gathered[:, :-1].contiguous())
-    missing = (kept & (merged[:, STATE_HELD] == 0.0)).view(target.shape)
-    _check(target, missing, classes, options.ignored)
+    held = torch.where(kept, merged[:, STATE_HELD], 1.0).view(target.shape)
+    _check(target, held, classes, options.ignored)
 
     scales = torch.ones(len(own), dtype=torch.float64, device=x.device)
     if sample_weight is not None:
@@ -189,18 +193,29 @@ def _mixture(options: Options, classes: Tensor, on: Any) -> tuple[Any, Any, floa
     return smoothing if options.label_smoothing else 0.0, classes, options.z_loss
 
 
-def _check(target: Tensor, missing: Tensor, classes: Tensor, ignored: tuple[int, ...]) -> None:
-    """Refuse targets that no process has."""
+def _check_equal(sizes: Tensor) -> None:
+    """Refuse parts of different sizes: nobody knows where they begin."""
+    if sizes.device.type != "cpu":
+        assert_on_device((sizes == sizes[0]).all(), "first_class is needed: sizes differ")
+    elif (sizes != sizes[0]).any():
+        found = ", ".join(f"{size:.0f}" for size in sizes.tolist())
+        raise ValueError(f"the processes have {found} classes: pass first_class to each of them")
+
+
+def _check(target: Tensor, held: Tensor, classes: Tensor, ignored: tuple[int, ...]) -> None:
+    """Refuse targets that are not held by one process."""
+    wrong = held != 1.0
     if target.device.type != "cpu":
-        assert_on_device(~missing.any(), "target is out of bounds")
-    elif missing.any():
-        index = target[missing][0].item()
+        assert_on_device(~wrong.any(), "target is out of bounds")
+    elif wrong.any():
+        index = target[wrong][0].item()
         if 0 <= index < classes:
+            number = "no process has" if held[wrong][0] == 0.0 else "several processes have"
             raise IndexError(
-                f"target holds {index}, but no process has this class: from their values of "
-                "first_class on, the processes' classes leave a gap"
+                f"target holds {index}, but {number} this class: with their values of first_class "
+                "the processes' classes overlap or leave a gap"
             )
-        raise index_error("target", target, missing, int(classes), ignored)
+        raise index_error("target", target, wrong, int(classes), ignored)
 
 
 class VocabParallelCrossEntropy(torch.autograd.Function):
