@@ -1015,7 +1015,7 @@ def test_meters_of_other_options(rng):
     with pytest.raises(ValueError, match="group"):
         words.merge(CrossEntropyMeter().update_losses([1.0], group=1))
     many = filled(np.zeros((1, 3)), [0], options={"per_class": True})
-    with pytest.raises(ValueError, match="4 classes, but .* others had 3"):
+    with pytest.raises(ValueError, match=r"4 classes, but .* others had 3"):
         many.merge(filled(np.zeros((1, 4)), [0], options={"per_class": True}))
 
 

@@ -25,8 +25,8 @@ def reduce(x: Tensor, target: Tensor, counts: Tensor, smooths: bool) -> tuple[Te
     """
     states = torch.empty((len(target), STATE_FIELDS), dtype=torch.float64)
     for part, rows, _ in _blocks(x, None):
-        arrays = tensors.array((rows, target[part], counts[part]))
-        done(slice_states(*arrays, None, smooths, states[part].numpy()))
+        logits, indices, counted = tensors.array((rows, target[part], counts[part]))
+        done(slice_states(logits, indices, counted, None, smooths, states[part].numpy()))
     return (states,)
 
 
@@ -59,8 +59,9 @@ def gradient(
     grad = _backend.empty_like(x)
     for part, rows, to in _blocks(x, grad):
         result = to if to is not None and _is_plain(to) else torch.empty_like(rows)
-        arrays = tensors.array((rows, target[part], counts[part], merged[part]))
-        done(slice_grad(*arrays, scales[part].numpy(), None, mixture, result.numpy()))
+        given = rows, target[part], counts[part], merged[part], scales[part]
+        logits, y, counted, states, factors = tensors.array(given)
+        done(slice_grad(logits, y, counted, states, factors, None, mixture, result.numpy()))
         if to is not None and result is not to:
             to.copy_(result.view(to.shape))
     return grad
