@@ -30,7 +30,7 @@ import numpy as np
 
 import reference
 import xentrs
-from losses import CLASS_COUNTS, OUTPUTS, SUFFIXES, same_bits
+from losses import CLASS_COUNTS, OF_ONE_CLASS, OUTPUTS, SUFFIXES, same_bits
 from xentrs import _xentrs
 
 ALLOWED = (TypeError, ValueError, IndexError)
@@ -38,7 +38,6 @@ BINARY = "binary_cross_entropy_with_logits"
 CHANCES = "binary_cross_entropy"
 ENTROPY = "softmax_entropy"  # the loss that has no target
 SIGMOID = "sigmoid_focal_loss"
-OF_ONE_CLASS = ("focal_loss", "generalized_cross_entropy", "poly_loss")
 DIVERGENCES = ("kl_divergence", "js_divergence")
 NAMES = ["cross_entropy", "log_loss", "nll_loss", *OF_ONE_CLASS, BINARY, CHANCES, SIGMOID]
 NAMES += [*DIVERGENCES, ENTROPY]
@@ -436,8 +435,8 @@ def _class_call(rng, name, suffix):
         options.pop("label_smoothing", None)
         if "base" not in _xentrs.LOSSES[name]["options"]:
             options.pop("base", None)
-        own, values, _ = OWN_OPTIONS[name]
-        if _chance(rng, 0.8):
+        own, values, _ = OWN_OPTIONS.get(name, (None, (), ()))
+        if own and _chance(rng, 0.8):
             options[own] = _pick(rng, values)
     elif name == "cross_entropy":
         if _chance(rng, 0.25):

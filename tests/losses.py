@@ -375,6 +375,8 @@ BY_ID = {loss.id: loss for loss in LOSSES}
 TAKE_PROBABILITIES = {
     loss.name for loss in CLASS_LOSSES if loss.has_target and not (loss.indices or loss.teacher)
 }
+# Functions of the probability of the true class: no smoothing, no probabilities as target.
+OF_ONE_CLASS = [loss.name for loss in INDEX_LOSSES if loss.name not in TAKE_PROBABILITIES]
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 every_loss = pytest.mark.parametrize("loss", LOSSES, ids=str)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from losses import OF_ONE_CLASS
 from xentrs import _xentrs
 
 LOGITS = np.random.default_rng(0).normal(size=(4, 5))
@@ -34,8 +35,6 @@ RANGES = {
     "epsilon": "finite",
     "temperature": "finite and above 0",
 }
-# Losses whose target must be one class, so that label_smoothing must be 0.
-OF_ONE_CLASS = ("focal_loss", "generalized_cross_entropy", "poly_loss")
 
 
 def compute(loss: str, order: int, values: Any, target: Any, **given: Any) -> Any:

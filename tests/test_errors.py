@@ -10,6 +10,7 @@ from losses import (
     BY_ID,
     CLASS_LOSSES,
     LOSSES,
+    OF_ONE_CLASS,
     assert_same_bits,
     every_class_loss,
     every_dtype,
@@ -153,7 +154,7 @@ def test_epsilon_that_is_not_finite(loss, value, dtype, rng):
 
 
 @every_dtype
-@pytest.mark.parametrize("name", ["focal_loss", "generalized_cross_entropy", "poly_loss"])
+@pytest.mark.parametrize("name", OF_ONE_CLASS)
 @pytest.mark.parametrize("smoothing", [0.1, 1, np.float32(0.5), 1e-300])
 def test_losses_that_take_class_indices_alone(name, smoothing, dtype, rng):
     """The message says why smoothing and probabilities are refused."""

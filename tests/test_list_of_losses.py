@@ -14,7 +14,7 @@ import pytest
 import fuzz
 import reference
 import xentrs
-from losses import LOSSES, SUFFIXES
+from losses import LOSSES, OF_ONE_CLASS, SUFFIXES
 from test_accuracy import BOUNDS, FAMILIES
 from xentrs import _xentrs
 from xentrs._losses import PYTHON_FUNCTIONS
@@ -22,9 +22,7 @@ from xentrs._losses import PYTHON_FUNCTIONS
 TABLE = _xentrs.LOSSES
 RESULTS = ("loss", "grad", "hess")
 # Options that a loss takes for their one value that changes nothing.
-FIXED = {
-    name: {"label_smoothing"} for name in ("focal_loss", "generalized_cross_entropy", "poly_loss")
-}
+FIXED = {name: {"label_smoothing"} for name in OF_ONE_CLASS}
 # Options that are outputs: `test_summaries.py` goes through them.
 OUTPUTS = {"logsumexp_out", "argmax_out"}
 
