@@ -110,6 +110,23 @@ def test_memory_that_is_not_aligned(case, options, dtype):
         torch.testing.assert_close(there.grad, leaf.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_gradient_of_one_class_is_0(dtype, backend):
+    for n in range(1, 40):
+        x, y = torch.randn(n, 1, dtype=dtype, device=backend), torch.zeros(n, 1, device=backend)
+        calls = {"target": y[:, 0].long(), "label_smoothing": 0.1}, {"target": y.to(dtype) + 0.7}
+        for options in calls:
+            leaf = x.clone().requires_grad_()
+            loss = xentrs.torch.cross_entropy(leaf, **options)
+            loss.backward()
+            assert loss.item() == 0.0
+            assert not leaf.grad.any()
+        plain, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        xentrs.torch.cross_entropy(plain, **calls[0], z_loss=0.1).backward()
+        (0.1 * other.square()).mean().backward()
+        torch.testing.assert_close(plain.grad, other.grad)
+
+
 @each_case
 def test_nothing_over_a_denominator_of_0(case, backend):
     """As the number of targets of a batch without any: its loss is 0, as its gradient is."""

@@ -12,7 +12,7 @@ from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments, check_further_arguments, fits
 from xentrs.torch._arguments.options import Options, as_number, is_smoothing, legacy_reduction
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
-from xentrs.torch._gpu.math import log1p
+from xentrs.torch._gpu.math import divided, exp_over, log1p
 from xentrs.torch._mode import is_jit_traced
 from xentrs.torch._module import StandsFor, further_repr
 from xentrs.torch._operators import quick
@@ -175,11 +175,11 @@ def _product(call: BinaryArguments, options: Options, direction: Tensor) -> Tens
 @Kernel
 @no_type_check
 def _element(z, t, v, keep, OWN: tl.constexpr):
-    e = tl.exp(-tl.abs(z))
+    e = exp_over(-tl.abs(z), 0.0, 1.0)
     tail = log1p(e)
     up = tl.where(t == 1.0, 0.0, (1.0 - t) * (tl.maximum(z, 0.0) + tail))
     down = tl.where(v == 0.0, 0.0, v * (tl.maximum(-z, 0.0) + tail))
-    large, small = 1.0 / (1.0 + e), e / (1.0 + e)
+    large, small = divided(1.0, 1.0 + e), divided(e, 1.0 + e)
     p = tl.where(z >= 0, large, small)
     q = tl.where(z >= 0, small, large)
     return tl.where(z != z, z, up + down), (1.0 - t) * p - v * q

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as _pytorchs
 from xentrs.torch._arguments.binary import BinaryArguments, check_further_arguments, fits
 from xentrs.torch._arguments.options import Options, check_not_negative, check_number, is_smoothing
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
-from xentrs.torch._gpu.math import log1p
+from xentrs.torch._gpu.math import exp_over, log1p
 from xentrs.torch._mode import refuse_jit_trace
 from xentrs.torch._module import LossModule
 from xentrs.torch._operators.elements import of_elements
@@ -143,7 +143,7 @@ def _element(z, t, v, keep, OWN: tl.constexpr):
     GAMMA: tl.constexpr = OWN[0]
     ALPHA: tl.constexpr = OWN[1]
     FACTORS: tl.constexpr = GAMMA // 1 if GAMMA < 16 else 16
-    e = tl.exp(-tl.abs(z))
+    e = exp_over(-tl.abs(z), 0.0, 1.0)
     a = tl.where(z > 0, 1.0 - t, t)
     b = tl.where(z > 0, t, 1.0 - t)
     loss = tl.where(a == 0.0, 0.0, a * tl.abs(z)) + log1p(e)

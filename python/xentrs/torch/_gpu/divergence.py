@@ -36,7 +36,7 @@ from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
-from xentrs.torch._gpu.math import log1p, narrowed
+from xentrs.torch._gpu.math import difference, exp_over, log1p, narrowed
 from xentrs.torch._gpu.tiles import Sizes, tiles, warps
 from xentrs.torch._triton import Kernel, load_triton
 
@@ -198,7 +198,10 @@ def _load(row, cols, step, mask, ACC: tl.constexpr):
 def _accumulate(x, top, total, T: tl.constexpr):
     new = tl.maximum(top, tl.max(x, 1))
     safe = tl.where(new == float("-inf"), 0.0, new)
-    total = total * tl.exp((top - safe) / T) + tl.sum(tl.exp((x - safe[:, None]) / T), 1)
+    d, low = difference(top, safe)
+    total *= exp_over(d, low, T)
+    d, low = difference(x, safe[:, None])
+    total += tl.sum(exp_over(d, low, T), 1)
     return new, total
 
 
@@ -206,12 +209,11 @@ def _accumulate(x, top, total, T: tl.constexpr):
 @Kernel
 @no_type_check
 def _models(x, y, x_top, y_top, x_sum, y_sum, apart, T: tl.constexpr, ACC: tl.constexpr):
-    p = tl.exp((x - x_top[:, None]) / T) / x_sum[:, None]
-    q = tl.exp((y - y_top[:, None]) / T) / y_sum[:, None]
-    # x - y and its rounding error (Knuth's two-sum).
-    high = x - y
-    part = high - x
-    low = (x - (high - part)) - (y + part)
+    d, low = difference(x, x_top[:, None])
+    p = exp_over(d, low, T) / x_sum[:, None]
+    d, low = difference(y, y_top[:, None])
+    q = exp_over(d, low, T) / y_sum[:, None]
+    high, low = difference(x, y)
     low = tl.where(tl.abs(high) < float("inf"), low, 0.0)
     apart_high = apart.to(ACC)
     apart_low = (apart - apart_high.to(tl.float64)).to(ACC)

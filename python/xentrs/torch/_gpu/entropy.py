@@ -25,7 +25,7 @@ from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
-from xentrs.torch._gpu.math import log1p, narrowed
+from xentrs.torch._gpu.math import difference, divided, exp_over, log1p, narrowed
 from xentrs.torch._gpu.tiles import tiles, warps
 from xentrs.torch._triton import Kernel, load_triton
 
@@ -97,7 +97,7 @@ def _entropy(
     some = top != float("-inf")
     top = tl.where(some, top, 0.0)
     sum_ = tl.where(some, 1.0 + rest, float("nan"))
-    mean = away / sum_
+    mean = divided(away, sum_)
     result = (log1p(rest) + mean).to(tl.float64)
     tl.store(loss + i, tl.where(keep, factor * result, 0.0), mask=live)
 
@@ -129,11 +129,12 @@ def _accumulate(x, cols, top, rest, away):
     safe = tl.where(new == float("-inf"), 0.0, new)
     # What was the largest logit so far is one of the others now.
     rest += tl.where(grew & (top != float("-inf")), 1.0, 0.0)
-    shrink = tl.exp(top - safe)
+    d, low = difference(top, safe)
+    shrink = exp_over(d, low, 1.0)
     away = tl.where(shrink == 0.0, 0.0, shrink * (away + rest * (safe - top)))
-    d = x - safe[:, None]
+    d, low = difference(x, safe[:, None])
     out = grew[:, None] & (cols == tl.argmax(x, 1)[:, None] + tl.min(cols, 1)[:, None])
-    e = tl.where(out, d, tl.exp(d))  # 0, or NaN for an infinite logit
+    e = tl.where(out, d, exp_over(d, low, 1.0))  # 0, or NaN for an infinite logit
     rest = rest * shrink + tl.sum(e, 1)
     away += tl.sum(tl.where(e == 0.0, 0.0, e * -d), 1)
     return new, rest, away
@@ -142,6 +143,7 @@ def _accumulate(x, cols, top, rest, away):
 @Kernel
 @no_type_check
 def _gradient(x, top, mean, factor, keep):
-    e = tl.exp(x - top)
-    g = tl.where(e == 0.0, 0.0 * factor, e * ((top - x) - mean) * factor)
+    d, low = difference(x, top)
+    e = exp_over(d, low, 1.0)
+    g = tl.where(e == 0.0, 0.0 * factor, e * (-d - mean) * factor)
     return tl.where(keep, g, 0.0)

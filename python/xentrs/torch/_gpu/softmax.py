@@ -45,7 +45,7 @@ from xentrs.torch._arguments.softmax import (
 )
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
-from xentrs.torch._gpu.math import log1p, narrowed, tanh
+from xentrs.torch._gpu.math import difference, divided, exp_over, log1p, narrowed, tanh
 from xentrs.torch._gpu.tiles import tiles, warps
 from xentrs.torch._private import assert_on_device
 from xentrs.torch._triton import Kernel, load_triton
@@ -215,6 +215,7 @@ def _softmax_loss(
 ):  # fmt: skip
     VECTOR: tl.constexpr = SOFT or EVEN != 0.0  # whether there are coefficients a
     KEEP: tl.constexpr = 1.0 - SMOOTHING
+    EXACT: tl.constexpr = x.dtype.element_ty.primitive_bitwidth > 16
     i = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     live = i < samples
     n = i // positions
@@ -258,7 +259,10 @@ def _softmax_loss(
     first = _logits(x_row, cols, x_c, mask, CAP, ACC)
     a = coefficients(t_row, t_c, weight, cols, mask, EVEN, KEEP, SOFT, ACC)
     zero = tl.zeros([R], ACC)
-    top, rest, total, away = _accumulate(first, a, cols, y, x_y, zero, zero, zero, VECTOR, SOFT, T)
+    rest = tl.zeros([R], tl.float64)
+    top, rest, total, away = _accumulate(
+        first, a, cols, y, x_y, rest, zero, zero, VECTOR, SOFT, T, EXACT
+    )
     if argmaxes is not None:
         largest = tl.max(first, 1)
         argmax = tl.argmax(first, 1).to(tl.int64)
@@ -269,7 +273,7 @@ def _softmax_loss(
             z = _logits(x_row, c, x_c, m, CAP, ACC)
             b = coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
             top, rest, total, away = _accumulate(
-                z, b, c, y, top, rest, total, away, VECTOR, SOFT, T
+                z, b, c, y, top, rest, total, away, VECTOR, SOFT, T, EXACT
             )
             if argmaxes is not None:
                 here = tl.max(z, 1)
@@ -283,16 +287,19 @@ def _softmax_loss(
     top = tl.where(some, top, 0.0)
     whole = total.to(tl.float64)
     if SOFT:
+        sum_ = (rest + tl.where(some, 1.0, 0.0)).to(ACC)
+        rest = rest.to(ACC)
         log_sum = tl.where(some, log1p(rest), float("-inf"))
-        sum_ = rest + tl.where(some, 1.0, 0.0)
         result = tl.zeros([R], tl.float64)
     else:
-        e_y = tl.exp(_over(x_y - top, T))
-        sum_ = rest + e_y
+        gap = x_y - top
+        e_y = _exp(x_y, top, T, EXACT)
+        sum_ = (rest + e_y.to(tl.float64)).to(ACC)
+        rest = rest.to(ACC)
         log_sum = tl.where(x_y == top, log1p(rest), tl.log(sum_))
-        near = _over(x_y - top, T) > -NEAR
+        near = _over(gap, T) > -NEAR
         far = _over(top.to(tl.float64) - x_y.to(tl.float64), T) + log_sum.to(tl.float64)
-        by_ratio = log1p(rest / tl.where(near, e_y, 1.0)).to(tl.float64)
+        by_ratio = log1p(divided(rest, tl.where(near, e_y, 1.0))).to(tl.float64)
         result = tl.where(near, by_ratio, far)
         if OBJECTIVE is not None:
             e_64, rest_64 = e_y.to(tl.float64), rest.to(tl.float64)
@@ -306,7 +313,8 @@ def _softmax_loss(
         if OBJECTIVE is not None:
             own *= slope
     if logsumexps is not None:
-        found = tl.where(some, log_sum + _over(top, T), float("-inf"))
+        found = log_sum.to(tl.float64) + _over(top.to(tl.float64), T)
+        found = tl.where(some, found, float("-inf"))
         tl.store(logsumexps + i, found.to(logsumexps.dtype.element_ty), mask=live)
     if VECTOR:
         result += _over(away.to(tl.float64) * 1048576.0, T)  # 2^20
@@ -327,15 +335,19 @@ def _softmax_loss(
             factor = factor / tl.load(divisor)
             if Z != 0.0:
                 z_factor = z_factor / tl.load(z_divisor)
-        extra = ((own * factor).to(ACC) / sum_)[:, None]
+        if classes == 1:  # the loss is 0, and so is its gradient, but for z-loss
+            own, whole, factor = 0.0 * own, 0.0 * whole, 0.0 * factor
+        extra = divided((own * factor).to(ACC), sum_)[:, None]
         whole *= factor
         if Z != 0.0:
             whole += 2.0 * Z * logsumexp * z_factor
-        base = (whole.to(ACC) / sum_)[:, None]
+        base = divided(whole.to(ACC), sum_)[:, None]
         factor = factor.to(ACC)
         g_row = (grad + n * g_n + d * g_d)[:, None]
         top, rest, factor, kept = top[:, None], rest[:, None], factor[:, None], keep[:, None]
-        g = _gradient(first, a, cols == y[:, None], top, base, extra, rest, factor, kept, CAP, T)
+        g = _gradient(
+            first, a, cols == y[:, None], top, base, extra, rest, factor, kept, CAP, T, EXACT
+        )
         tl.store(g_row + cols * g_c, narrowed(g, grad), mask=mask)
         if MANY:
             for start in range(B, classes, B):
@@ -343,7 +355,9 @@ def _softmax_loss(
                 m = live[:, None] & (c < classes)
                 z = _logits(x_row, c, x_c, m, CAP, ACC)
                 b = coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
-                g = _gradient(z, b, c == y[:, None], top, base, extra, rest, factor, kept, CAP, T)
+                g = _gradient(
+                    z, b, c == y[:, None], top, base, extra, rest, factor, kept, CAP, T, EXACT
+                )
                 tl.store(g_row + c * g_c, narrowed(g, grad), mask=m)
 
 
@@ -381,26 +395,41 @@ def coefficients(
     return tl.where(mask, a, 0.0)
 
 
-# Add a tile to the sums. The terms of `away` do not cancel. A difference of two float32 may exceed
-# float32, so `away` is kept as its 2^-20th part.
+# exp((x - top) / T). For half precision, which has no use for the digits, the exponent is rounded.
+@Kernel
+@no_type_check
+def _exp(x, top, T: tl.constexpr, EXACT: tl.constexpr):
+    d, low = difference(x, top)
+    if EXACT or d.dtype == tl.float64:
+        return exp_over(d, low, T)
+    else:
+        return tl.exp2(d * (1.4426950408889634 / T))
+
+
+# Add a tile to the sums. `rest` is float64, and with EXACT its terms of a tile are added so: one
+# term may be most of it, and rounding each addition would cost some digits. The terms of `away` do
+# not cancel. A difference of two float32 may exceed float32, so `away` is kept as its 2^-20th part.
 @Kernel
 @no_type_check
 def _accumulate(
     x, a, cols, y, top, rest, total, away, VECTOR: tl.constexpr, SOFT: tl.constexpr,
-    T: tl.constexpr,
+    T: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     largest = tl.max(x, 1)
     new = tl.maximum(top, largest)
     safe = tl.where(new == float("-inf"), 0.0, new)
-    d = _over(x - safe[:, None], T)
+    e = _exp(x, safe[:, None], T, EXACT)
     if SOFT:  # without the largest logit itself
         grew = largest > top
         rest += tl.where(grew & (top != float("-inf")), 1.0, 0.0)  # the largest of earlier tiles
         out = grew[:, None] & (cols == tl.argmax(x, 1)[:, None] + tl.min(cols, 1)[:, None])
-        e = tl.where(out, d, tl.exp(d))  # 0, or NaN for an infinite logit
+        e = tl.where(out, x - safe[:, None], e)  # 0, or NaN for an infinite logit
     else:
-        e = tl.where(cols == y[:, None], 0.0, tl.exp(d))
-    rest = rest * tl.exp(_over(top - safe, T)) + tl.sum(e, 1)
+        e = tl.where(cols == y[:, None], 0.0, e)
+    shrink = _exp(top, safe, T, EXACT).to(tl.float64)
+    if EXACT:
+        e = e.to(tl.float64)
+    rest = rest * shrink + tl.sum(e, 1).to(tl.float64)
     if VECTOR:
         before = tl.where(top == float("-inf"), 0.0, top)
         part = 9.5367431640625e-07  # 2^-20
@@ -413,9 +442,10 @@ def _accumulate(
 @Kernel
 @no_type_check
 def _gradient(
-    x, a, is_target, top, base, extra, rest, factor, keep, CAP: tl.constexpr, T: tl.constexpr
+    x, a, is_target, top, base, extra, rest, factor, keep, CAP: tl.constexpr, T: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
-    e = tl.exp(_over(x - top, T))
+    e = _exp(x, top, T, EXACT)
     g = e * base - factor * a + tl.where(is_target, -extra * rest, extra * e)
     if CAP != 0.0:
         g *= 1.0 - tl.where(x == float("-inf"), 1.0, (x / CAP) * (x / CAP))
