@@ -259,7 +259,7 @@ def _softmax_loss(
     first = _logits(x_row, cols, x_c, mask, CAP, ACC)
     a = coefficients(t_row, t_c, weight, cols, mask, EVEN, KEEP, SOFT, ACC)
     zero = tl.zeros([R], ACC)
-    rest = tl.zeros([R], tl.float64)
+    rest = tl.zeros([R], tl.float64 if EXACT else ACC)
     top, rest, total, away = _accumulate(
         first, a, cols, y, x_y, rest, zero, zero, VECTOR, SOFT, T, EXACT
     )
@@ -294,7 +294,7 @@ def _softmax_loss(
     else:
         gap = x_y - top
         e_y = _exp(x_y, top, T, EXACT)
-        sum_ = (rest + e_y.to(tl.float64)).to(ACC)
+        sum_ = (rest + e_y.to(rest.dtype)).to(ACC)
         rest = rest.to(ACC)
         log_sum = tl.where(x_y == top, log1p(rest), tl.log(sum_))
         near = _over(gap, T) > -NEAR
@@ -424,10 +424,10 @@ def _accumulate(
         e = tl.where(out, x - safe[:, None], e)  # 0, or NaN for an infinite logit
     else:
         e = tl.where(cols == y[:, None], 0.0, e)
-    shrink = _exp(top, safe, T, EXACT).to(tl.float64)
+    shrink = _exp(top, safe, T, EXACT).to(rest.dtype)
     if EXACT:
         e = e.to(tl.float64)
-    rest = rest * shrink + tl.sum(e, 1).to(tl.float64)
+    rest = rest * shrink + tl.sum(e, 1).to(rest.dtype)
     if VECTOR:
         before = tl.where(top == float("-inf"), 0.0, top)
         part = 9.5367431640625e-07  # 2^-20
