@@ -22,7 +22,7 @@ What keeps the digits: x - y with its rounding error, K in two parts, and the se
 which K is as exact as the d that are near 0.
 
 Cost: one reading of both logits and one writing of the gradient if a tile holds all classes (up to
-8192), for the later sweeps find it in registers. Else each sweep reads the tiles again.
+8192; half of that for a mixture, and for float64), for the later sweeps find it in registers. Else each sweep reads the tiles again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from xentrs.torch._triton import Kernel, load_triton
 if TYPE_CHECKING:
     import triton.language as tl
 
-# Registers hold two arrays of logits.
+# Registers hold two arrays of logits. These sizes are for float32 and one direction. They are halved
+# for float64, and for a mixture, whose terms need more registers.
 _SIZES = Sizes(longest=1 << 13, tile=1 << 12, least=1 << 10, classes=16)
 
 
@@ -72,7 +73,9 @@ def evaluate(
     g = rows if grad is None else as_rows(grad)
     if samples:
         _, tl = load_triton()
-        r, b = tiles(classes, positions, _SIZES)
+        each = 16 >> ((0.0 < beta < 1.0) + wide)  # of the logits, for a thread
+        most = {"longest": min(_SIZES.longest, 512 * each), "tile": min(_SIZES.tile, 256 * each)}
+        r, b = tiles(classes, positions, _SIZES._replace(**most))
         _divergence[(-(-samples // r),)](
             rows, *rows.stride(), teacher, *teacher.stride(),
             s, *((0, 0) if s is None else s.stride()), divisor,
@@ -80,7 +83,7 @@ def evaluate(
             T=temperature, BETA=beta, ACC=tl.float64 if wide else tl.float32,
             TERMS=16 if wide else 9, NEAR=0.5 if wide else 1.0,
             R=r, B=b, MANY=b < classes,
-            num_warps=min(max(r * b // 512, 4), 16),
+            num_warps=min(max(r * b // (32 * each), 4), 16),
         )  # fmt: skip
         write_back(grad, g)
     return results.reduced(losses, call, options, divisor), grad
@@ -241,8 +244,8 @@ def _change(p, q, d, TERMS: tl.constexpr, NEAR: tl.constexpr):
     return tl.where(near, q * (close + _beyond(close, TERMS)), p - q)
 
 
-# (1 + u) log(1 + u) - u, where `above` is 1 + u. With s = u / (2 + u), log(1 + u) is 2 atanh(s), and
-# the terms of that series but the first one make it u s (1 + (1 + s) s (1/3 + s^2/5 + s^4/7 + ...)).
+# (1 + u) log(1 + u) - u, where `above` is 1 + u. With s = u / (2 + u), log(1 + u) is 2 atanh(s),
+# and by its series the whole is u s (1 + (1 + s) s (1/3 + s^2/5 + s^4/7 + ...)).
 @Kernel
 @no_type_check
 def _entropy(u, above, TERMS: tl.constexpr):
