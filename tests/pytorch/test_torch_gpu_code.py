@@ -155,7 +155,7 @@ for x, acc in (("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")):
         compile(elements, "_elements", types, **element, SMOOTHING=0.1, SUM=True, ACC=real, B=2048)
     types = floats | {"teacher": "*" + x, "sample_weight": "*fp32"}
     for beta in (0.0, 0.5, 1.0) if one else (0.5,):
-        own = dict(T=2.0, BETA=beta, ACC=real, TERMS=9, NEAR=1.0, SMALL=0.2, R=1, B=2048, MANY=True)
+        own = dict(T=2.0, BETA=beta, ACC=real, TERMS=9, NEAR=1.0, R=1, B=2048, MANY=True)
         compile(divergence, "_divergence", types, **own)
     types = {"grad": "*" + x, "grad_output": "*" + acc, "sample_mask": "*i1"}
     compile(scale, "_scale", types, BLOCK=4096)

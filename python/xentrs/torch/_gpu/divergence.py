@@ -22,7 +22,7 @@ What keeps the digits: x - y with its rounding error, K in two parts, and the se
 which K is as exact as the d that are near 0.
 
 Cost: one reading of both logits and one writing of the gradient if a tile holds all classes (up to
-8192), for the later sweeps find it in registers. Else each sweep reads the tiles again.
+8192; half of that for a mixture, and for float64), for the later sweeps find it in registers. Else each sweep reads the tiles again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from xentrs.torch._triton import Kernel, load_triton
 if TYPE_CHECKING:
     import triton.language as tl
 
-# Registers hold two arrays of logits.
+# Registers hold two arrays of logits. These sizes are for float32 and one direction. They are halved
+# for float64, and for a mixture, whose terms need more registers.
 _SIZES = Sizes(longest=1 << 13, tile=1 << 12, least=1 << 10, classes=16)
 
 
@@ -72,15 +73,16 @@ def evaluate(
     g = rows if grad is None else as_rows(grad)
     if samples:
         _, tl = load_triton()
-        r, b = tiles(classes, positions, _SIZES)
+        each = 16 >> ((0.0 < beta < 1.0) + wide)  # of the logits, for a thread
+        most = {"longest": min(_SIZES.longest, 512 * each), "tile": min(_SIZES.tile, 256 * each)}
+        r, b = tiles(classes, positions, _SIZES._replace(**most))
         _divergence[(-(-samples // r),)](
             rows, *rows.stride(), teacher, *teacher.stride(),
             s, *((0, 0) if s is None else s.stride()), divisor,
             losses, None if grad is None else g, *g.stride(), samples, classes, positions,
             T=temperature, BETA=beta, ACC=tl.float64 if wide else tl.float32,
             TERMS=16 if wide else 9, NEAR=0.5 if wide else 1.0,
-            SMALL=0.05 if wide else 0.2, R=r, B=b, MANY=b < classes,
-            num_warps=min(warps(r * b), 16),
+            R=r, B=b, MANY=b < classes, num_warps=min(warps(r * b, each), 16),
         )  # fmt: skip
         write_back(grad, g)
     return results.reduced(losses, call, options, divisor), grad
@@ -88,14 +90,14 @@ def evaluate(
 
 # x, teacher, sample_weight and grad come with their strides, of samples (_n), classes (_c) and
 # positions (_d). Series of TERMS coefficients stand for e^d - 1 - d where |d| is below NEAR, and
-# for h(u) where |u| is below SMALL. MANY says whether there is more than one tile.
+# for h(u) where u is near 0. MANY says whether there is more than one tile.
 @Kernel
 @no_type_check
 def _divergence(
     x, x_n, x_c, x_d, teacher, t_n, t_c, t_d, sample_weight, s_n, s_d, divisor,
     loss, grad, g_n, g_c, g_d, samples, classes, positions,
     T: tl.constexpr, BETA: tl.constexpr, ACC: tl.constexpr, TERMS: tl.constexpr,
-    NEAR: tl.constexpr, SMALL: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
+    NEAR: tl.constexpr, R: tl.constexpr, B: tl.constexpr,
     MANY: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
@@ -146,7 +148,7 @@ def _divergence(
 
     # Third sweep
     p, q, e = _models(x_first, y_first, x_top, y_top, x_sum, y_sum, apart, T, ACC)
-    term, slope = _term(p, q, e, BETA, TERMS, NEAR, SMALL)
+    term, slope = _term(p, q, e, BETA, TERMS, NEAR)
     result = tl.sum(term, 1).to(tl.float64)
     mean = tl.sum(tl.where(p == 0.0, 0.0, p * slope), 1).to(tl.float64)
     if MANY:
@@ -155,7 +157,7 @@ def _divergence(
             m = live[:, None] & (c < classes)
             x_c_, y_c_ = _load(x_row, c, x_c, m, ACC), _load(y_row, c, t_c, m, ACC)
             p, q, e = _models(x_c_, y_c_, x_top, y_top, x_sum, y_sum, apart, T, ACC)
-            term, slope = _term(p, q, e, BETA, TERMS, NEAR, SMALL)
+            term, slope = _term(p, q, e, BETA, TERMS, NEAR)
             result += tl.sum(term, 1).to(tl.float64)
             mean += tl.sum(tl.where(p == 0.0, 0.0, p * slope), 1).to(tl.float64)
     if BETA == 1.0:
@@ -174,7 +176,7 @@ def _divergence(
         g_row = (grad + n * g_n + d * g_d)[:, None]
         kept = keep[:, None]
         p, q, e = _models(x_first, y_first, x_top, y_top, x_sum, y_sum, apart, T, ACC)
-        g = _gradient(p, q, e, mean, factor, kept, classes, BETA, TERMS, NEAR, SMALL)
+        g = _gradient(p, q, e, mean, factor, kept, classes, BETA, TERMS, NEAR)
         tl.store(g_row + cols * g_c, narrowed(g, grad), mask=mask)
         if MANY:
             for start in range(B, classes, B):
@@ -182,7 +184,7 @@ def _divergence(
                 m = live[:, None] & (c < classes)
                 x_c_, y_c_ = _load(x_row, c, x_c, m, ACC), _load(y_row, c, t_c, m, ACC)
                 p, q, e = _models(x_c_, y_c_, x_top, y_top, x_sum, y_sum, apart, T, ACC)
-                g = _gradient(p, q, e, mean, factor, kept, classes, BETA, TERMS, NEAR, SMALL)
+                g = _gradient(p, q, e, mean, factor, kept, classes, BETA, TERMS, NEAR)
                 tl.store(g_row + c * g_c, narrowed(g, grad), mask=m)
 
 
@@ -217,7 +219,7 @@ def _models(x, y, x_top, y_top, x_sum, y_sum, apart, T: tl.constexpr, ACC: tl.co
     low = tl.where(tl.abs(high) < float("inf"), low, 0.0)
     apart_high = apart.to(ACC)
     apart_low = (apart - apart_high.to(tl.float64)).to(ACC)
-    d = ((high - apart_high[:, None]) + (low - apart_low[:, None])) / T
+    d = ((high - apart_high[:, None]) + (low - apart_low[:, None])) * (1.0 / T)
     return p, q, d
 
 
@@ -241,25 +243,26 @@ def _change(p, q, d, TERMS: tl.constexpr, NEAR: tl.constexpr):
     return tl.where(near, q * (close + _beyond(close, TERMS)), p - q)
 
 
-# (1 + u) log(1 + u) - u, where `above` is 1 + u
+# (1 + u) log(1 + u) - u, where `above` is 1 + u. With s = u / (2 + u), log(1 + u) is 2 atanh(s),
+# and by its series the whole is u s (1 + (1 + s) s (1/3 + s^2/5 + s^4/7 + ...)).
 @Kernel
 @no_type_check
-def _entropy(u, above, TERMS: tl.constexpr, SMALL: tl.constexpr):
-    small = tl.abs(u) < SMALL
-    close = tl.where(small, u, 0.0)
+def _entropy(u, above, TERMS: tl.constexpr):
+    near = (u > -0.5) & (u < 1.0)
+    close = tl.where(near, u, 0.0)
+    s = close / (2.0 + close)
     total = tl.full(u.shape, 0.0, u.dtype)
     for k in tl.static_range(TERMS):
-        # Without names: a constexpr is assigned once, and the interpreter makes tensors of others.
-        total = total * close + (1 - 2 * ((TERMS - 1 - k) % 2)) / ((TERMS - k) * (TERMS + 1 - k))
+        total = total * (s * s) + 1.0 / (2 * (TERMS - k) + 1)
     far = tl.where(above == 0.0, 0.0, above * tl.log(tl.where(above == 0.0, 1.0, above))) - u
-    return tl.where(small, close * close * total, far)
+    return tl.where(near, close * s * (1.0 + (1.0 + s) * s * total), far)
 
 
 # The term of the loss, and what the gradient multiplies p by.
 @Kernel
 @no_type_check
 def _term(
-    p, q, d, BETA: tl.constexpr, TERMS: tl.constexpr, NEAR: tl.constexpr, SMALL: tl.constexpr
+    p, q, d, BETA: tl.constexpr, TERMS: tl.constexpr, NEAR: tl.constexpr
 ):  # fmt: skip
     near = tl.abs(d) < NEAR
     close = tl.where(near, d, 0.0)
@@ -277,8 +280,8 @@ def _term(
     apart = _change(p, q, d, TERMS, NEAR) / safe
     of_p = BETA * apart
     of_q = (BETA - 1.0) * apart
-    term = BETA * _entropy(of_q, q / safe, TERMS, SMALL)
-    term += (1.0 - BETA) * _entropy(of_p, p / safe, TERMS, SMALL)
+    term = BETA * _entropy(of_q, q / safe, TERMS)
+    term += (1.0 - BETA) * _entropy(of_p, p / safe, TERMS)
     ratio = tl.where(p == 0.0, 1.0, p / safe)
     slope = tl.where(of_p > -0.5, log1p(tl.where(of_p > -0.5, of_p, 0.0)), tl.log(ratio))
     return tl.where(some, safe * term, 0.0), tl.where(some, slope, 0.0)
@@ -288,12 +291,12 @@ def _term(
 @no_type_check
 def _gradient(
     p, q, d, mean, factor, keep, classes, BETA: tl.constexpr, TERMS: tl.constexpr,
-    NEAR: tl.constexpr, SMALL: tl.constexpr,
+    NEAR: tl.constexpr,
 ):  # fmt: skip
     if BETA == 0.0:
         g = _change(p, q, d, TERMS, NEAR)
     else:
-        _, slope = _term(p, q, d, BETA, TERMS, NEAR, SMALL)
+        _, slope = _term(p, q, d, BETA, TERMS, NEAR)
         g = tl.where(p == 0.0, 0.0 * mean, p * (slope - mean))
     if classes == 1:
         g = 0.0 * (p + q)

@@ -46,14 +46,15 @@ def evaluate(
     divisor = call.divisor(options) if options.reduction == "mean" else None
     losses, grad = results.allocate(x, samples, options, with_grad, inplace)
     g = rows if grad is None else as_rows(grad)
+    wide = x.dtype == torch.float64
     if samples:
         _, tl = load_triton()
-        r, b = tiles(classes, positions)
+        r, b = tiles(classes, positions, more=True, wide=wide)
         _entropy[(-(-samples // r),)](
             rows, *rows.stride(), s, *((0, 0) if s is None else s.stride()), divisor,
             losses, None if grad is None else g, *g.stride(), samples, classes, positions,
-            ACC=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            R=r, B=b, MANY=b < classes, num_warps=warps(r * b),
+            ACC=tl.float64 if wide else tl.float32,
+            R=r, B=b, MANY=b < classes, num_warps=warps(r * b, 8 if wide else 16),
         )  # fmt: skip
         write_back(grad, g)
     return results.reduced(losses, call, options, divisor), grad

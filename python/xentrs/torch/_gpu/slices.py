@@ -132,7 +132,9 @@ def gradient(
     rounded = total * (state[:, 1] - merged[:, 1] + steps * math.log(2.0)).exp()
     share = torch.where(same, exact, rounded) / whole
     classes = merged[:, 7]
-    weights = torch.where(counts, scales * (keep + even * classes + z_slope) * share, 0.0)
+    adds_nothing = (share == 0.0) | ~counts
+    weights = scales * (keep + even * classes + z_slope) * share
+    weights = torch.where(adds_nothing, 0.0, weights)  # for which the kernel writes 0
     shape, dtype = place.shape, _backend.accumulator(x.dtype)
 
     call = SoftmaxArguments(x, place, None, weights.to(dtype).view(shape), None)
@@ -146,9 +148,7 @@ def gradient(
         grad.scatter_(1, index.unsqueeze(1), values.unsqueeze(1))
 
     # The kernel's gradient at the largest logit is that class's probability minus 1.
-    put(place, weights * p_largest)
-    adds_nothing = (share == 0.0) | ~counts
-    grad.masked_fill_(adds_nothing.view(shape).unsqueeze(1), 0.0)
+    put(place, torch.where(adds_nothing, 0.0, weights * p_largest))
     if isinstance(smoothing, Tensor):
         grad.sub_(torch.where(counts, scales * even, 0.0).view(shape).unsqueeze(1).to(dtype))
     held = (target >= 0) & (target < x.shape[1])

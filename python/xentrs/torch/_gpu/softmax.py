@@ -24,9 +24,12 @@ What keeps the digits: `rest` is a sum of its own, so neither the loss nor the g
 difference of rounded numbers, and 1 - p[y] is none. Without one class y (probabilities) the largest
 logit takes its place in `rest`. Numbers of a sample are float64 from where they may exceed float32.
 
+Exponentials of float32 are good to one unit in the last place at every exponent (`exp_over`), and
+their sum is float64.
+
 Cost: one reading of the logits and one writing of the gradient if a tile holds all classes (up to
-32768), for the second sweep finds it in registers. Else the second sweep reads all tiles but the
-first again.
+32768; 16384 with softcap or a target of probabilities, 4096 in float64), for the second sweep finds
+it in registers. Else the second sweep reads all tiles but the first again.
 """
 
 from __future__ import annotations
@@ -98,7 +101,8 @@ def evaluate(
     g = rows if grad is None else as_rows(grad)
     if samples:
         _, tl = load_triton()
-        r, b = tiles(classes, positions)
+        more = call.is_soft or options.softcap != 0.0
+        r, b = tiles(classes, positions, more=more, wide=wide)
         _softmax_loss[(-(-samples // r),)](
             rows, *rows.stride(), target, *target.stride(), w,
             None if entries is None else entries.total,
@@ -114,7 +118,7 @@ def evaluate(
             OBJECTIVE=None if objective is None else objective.compiled(),
             OWN=options.own, SOFT=call.is_soft,
             ACC=tl.float64 if wide else tl.float32, NEAR=600.0 if wide else 40.0,
-            R=r, B=b, MANY=b < classes, num_warps=warps(r * b),
+            R=r, B=b, MANY=b < classes, num_warps=warps(r * b, 8 if wide else 16),
         )  # fmt: skip
         write_back(grad, g)
         if entries is not None and grad is not None:
@@ -162,18 +166,23 @@ class _Entries:
         if call.weight is not None:
             t = t * call.weight.detach().double()[self.classes]
         logits = x.gather(axis, self.classes).double()
+        slope = torch.ones_like(logits)
         if cap:
+            e = (logits / cap).abs().mul(-2.0).exp()
+            slope = 4.0 * e / (1.0 + e) ** 2  # 1 - tanh^2 would cancel
             logits = torch.where(logits.isinf(), logits, cap * (logits / cap).tanh())
         has = t != 0.0
         if t.shape[axis]:
             first = torch.where(has, logits, -torch.inf).argmax(axis, keepdim=True)
             pivot, top = self.classes.gather(axis, first), logits.gather(axis, first)
+            slope_at_pivot = slope.gather(axis, first)
         else:
             pivot = torch.zeros((), dtype=torch.int64, device=x.device).expand(call.samples)
             pivot, top = (
                 pivot.unsqueeze(axis),
                 logits.new_zeros(()).expand(pivot.unsqueeze(axis).shape),
             )
+            slope_at_pivot = torch.ones_like(top)
         below = torch.where(has & (logits != top), t * (top - logits), 0.0) / options.temperature
         at_pivot = self.classes == pivot
         others = torch.where(at_pivot, 0.0, t).sum(axis, keepdim=True)
@@ -181,9 +190,7 @@ class _Entries:
         self.total, self.distance = (v.sum(axis).contiguous() for v in (t, below))
         self._at = torch.cat([self.classes, pivot], axis)
         self._more = torch.cat([torch.where(at_pivot, 0.0, -t), others], axis)
-        if cap:
-            part = torch.cat([logits, top.expand(others.shape)], axis) / cap
-            self._more = self._more * (1.0 - torch.where(part.isinf(), 1.0, part) ** 2)
+        self._more *= torch.cat([slope, slope_at_pivot], axis)
         self._factor = call.factor(options).double().unsqueeze(axis) / options.temperature
         self.divisor = self.z_divisor = None
         if options.reduction == "mean":
@@ -251,15 +258,16 @@ def _softmax_loss(
                 keep &= own != 0.0
         if logsumexps is not None:
             y = tl.where(keep, y, -1)  # no class is left out of the sum
-        x_y = _logits(x + n * x_n + d * x_d, y, x_c, keep, CAP, ACC)
+        x_y = _capped(_load(x + n * x_n + d * x_d, y, x_c, keep, ACC), CAP)
 
     # First sweep
     cols = tl.arange(0, B)[None, :].to(tl.int64)
     mask = live[:, None] & (cols < classes)
-    first = _logits(x_row, cols, x_c, mask, CAP, ACC)
+    given = _load(x_row, cols, x_c, mask, ACC)
+    first = _capped(given, CAP)
     a = coefficients(t_row, t_c, weight, cols, mask, EVEN, KEEP, SOFT, ACC)
     zero = tl.zeros([R], ACC)
-    rest = tl.zeros([R], tl.float64)
+    rest = tl.zeros([R], tl.float64 if EXACT else ACC)
     top, rest, total, away = _accumulate(
         first, a, cols, y, x_y, rest, zero, zero, VECTOR, SOFT, T, EXACT
     )
@@ -270,7 +278,7 @@ def _softmax_loss(
         for start in range(B, classes, B):
             c = cols + start
             m = live[:, None] & (c < classes)
-            z = _logits(x_row, c, x_c, m, CAP, ACC)
+            z = _capped(_load(x_row, c, x_c, m, ACC), CAP)
             b = coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
             top, rest, total, away = _accumulate(
                 z, b, c, y, top, rest, total, away, VECTOR, SOFT, T, EXACT
@@ -294,7 +302,7 @@ def _softmax_loss(
     else:
         gap = x_y - top
         e_y = _exp(x_y, top, T, EXACT)
-        sum_ = (rest + e_y.to(tl.float64)).to(ACC)
+        sum_ = (rest + e_y.to(rest.dtype)).to(ACC)
         rest = rest.to(ACC)
         log_sum = tl.where(x_y == top, log1p(rest), tl.log(sum_))
         near = _over(gap, T) > -NEAR
@@ -346,14 +354,14 @@ def _softmax_loss(
         g_row = (grad + n * g_n + d * g_d)[:, None]
         top, rest, factor, kept = top[:, None], rest[:, None], factor[:, None], keep[:, None]
         g = _gradient(
-            first, a, cols == y[:, None], top, base, extra, rest, factor, kept, CAP, T, EXACT
+            given, a, cols == y[:, None], top, base, extra, rest, factor, kept, CAP, T, EXACT
         )
         tl.store(g_row + cols * g_c, narrowed(g, grad), mask=mask)
         if MANY:
             for start in range(B, classes, B):
                 c = cols + start
                 m = live[:, None] & (c < classes)
-                z = _logits(x_row, c, x_c, m, CAP, ACC)
+                z = _load(x_row, c, x_c, m, ACC)
                 b = coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
                 g = _gradient(
                     z, b, c == y[:, None], top, base, extra, rest, factor, kept, CAP, T, EXACT
@@ -363,10 +371,15 @@ def _softmax_loss(
 
 @Kernel
 @no_type_check
-def _logits(x_row, cols, x_c, mask, CAP: tl.constexpr, ACC: tl.constexpr):
-    x = tl.load(x_row + cols * x_c, mask=mask, other=float("-inf")).to(ACC)
+def _load(x_row, cols, x_c, mask, ACC: tl.constexpr):
+    return tl.load(x_row + cols * x_c, mask=mask, other=float("-inf")).to(ACC)
+
+
+@Kernel
+@no_type_check
+def _capped(x, CAP: tl.constexpr):
     if CAP != 0.0:
-        x = tl.where(mask & (tl.abs(x) != float("inf")), CAP * tanh(x / CAP), x)
+        x = tl.where(tl.abs(x) != float("inf"), CAP * tanh(x / CAP), x)
     return x
 
 
@@ -426,10 +439,10 @@ def _accumulate(
         e = tl.where(out, x - safe[:, None], e)  # 0, or NaN for an infinite logit
     else:
         e = tl.where(cols == y[:, None], 0.0, e)
-    shrink = _exp(top, safe, T, EXACT).to(tl.float64)
+    shrink = _exp(top, safe, T, EXACT).to(rest.dtype)
     if EXACT:
         e = e.to(tl.float64)
-    rest = rest * shrink + tl.sum(e, 1).to(tl.float64)
+    rest = rest * shrink + tl.sum(e, 1).to(rest.dtype)
     if VECTOR:
         before = tl.where(top == float("-inf"), 0.0, top)
         part = 9.5367431640625e-07  # 2^-20
@@ -445,8 +458,10 @@ def _gradient(
     x, a, is_target, top, base, extra, rest, factor, keep, CAP: tl.constexpr, T: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    e = _exp(x, top, T, EXACT)
+    e = _exp(_capped(x, CAP), top, T, EXACT)
     g = e * base - factor * a + tl.where(is_target, -extra * rest, extra * e)
     if CAP != 0.0:
-        g *= 1.0 - tl.where(x == float("-inf"), 1.0, (x / CAP) * (x / CAP))
+        HALF: tl.constexpr = CAP / 2.0
+        w = exp_over(-tl.abs(x), 0.0, HALF)
+        g *= 4.0 * w / ((1.0 + w) * (1.0 + w))  # 1 - tanh^2 would cancel
     return tl.where(keep, g, 0.0)

@@ -31,8 +31,8 @@ from xentrs.torch._private import assert_on_device
 
 _NAME = "xentrs.torch.vocab_parallel_cross_entropy"
 
-# Logits that softcap and temperature map at a time.
-_MAPPED = {"cpu": 1 << 17, "cuda": 1 << 24}
+# Logits that softcap and temperature map at a time: on the CPU, and on any other device.
+_MAPPED_ON_CPU, _MAPPED = 1 << 17, 1 << 24
 
 
 class _Samples(NamedTuple):
@@ -130,7 +130,8 @@ def _mapped(
     """
     rows = as_rows(x)
     n, classes, positions = rows.shape
-    for i, j in chunks(n, positions, max(_MAPPED[x.device.type] // classes, 1)):
+    mapped = _MAPPED_ON_CPU if x.device.type == "cpu" else _MAPPED
+    for i, j in chunks(n, positions, max(mapped // classes, 1)):
         block = rows[i, :, j].transpose(1, 2)
         at = i.start * positions + (j.start or 0)
         part = slice(at, at + block.shape[0] * block.shape[1])
