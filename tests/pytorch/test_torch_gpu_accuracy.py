@@ -77,7 +77,7 @@ def ulps(actual, expected):
     ordinary = np.abs(expected) > info.smallest_normal
     expected, actual = expected[ordinary], actual[ordinary]
     unit = np.exp2(np.floor(np.log2(np.abs(expected)))) * np.longdouble(info.eps)
-    return float((np.abs(actual - expected) / unit).max())
+    return float((np.abs(actual - expected) / unit).max())  # NaN if there is one
 
 
 def exact(x, y, temperature):
@@ -155,14 +155,15 @@ def relative_error(actual, expected):
     smallest = torch.finfo(actual.dtype).smallest_normal
     pairs = [(a, e) for a, e in zip(actual.tolist(), expected, strict=True) if e > 16 * smallest]
     assert len(pairs) > len(expected) // 4
-    return max(float(abs(mpmath.mpf(a) / e - 1)) for a, e in pairs)
+    errors = [float(abs(mpmath.mpf(a) / e - 1)) for a, e in pairs]
+    return float(np.max(errors))  # NaN if there is one
 
 
 # Spread of the logits, and how far the teacher is from them.
 SPREADS = [(1.0, 0.01), (5.0, 1.0), (20.0, 1.0), (20.0, 20.0), (60.0, 1.0)]
 
 
-# The worst measured is 1.2e-6.
+# The worst measured is 9e-7.
 @pytest.mark.parametrize("classes", [2, 10])
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 def test_divergences(classes, temperature, functions):

@@ -22,7 +22,8 @@ What keeps the digits: x - y with its rounding error, K in two parts, and the se
 which K is as exact as the d that are near 0.
 
 Cost: one reading of both logits and one writing of the gradient if a tile holds all classes (up to
-8192; half of that for a mixture, and for float64), for the later sweeps find it in registers. Else each sweep reads the tiles again.
+8192; half of that for a mixture, and for float64), for the later sweeps find it in registers. Else
+each sweep reads the tiles again.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from xentrs.torch._triton import Kernel, load_triton
 if TYPE_CHECKING:
     import triton.language as tl
 
-# Registers hold two arrays of logits. These sizes are for float32 and one direction. They are halved
+# Registers hold two arrays of logits. These sizes are for float32 and one direction. They are half
 # for float64, and for a mixture, whose terms need more registers.
 _SIZES = Sizes(longest=1 << 13, tile=1 << 12, least=1 << 10, classes=16)
 
