@@ -11,6 +11,7 @@ frozen stream of `RandomState` by operations that IEEE 754 defines to the last b
 powers or sums of floats.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -46,6 +47,33 @@ BINARY_TARGETS = ["float", "whole float", "bool", "int", "constant"]
 COLUMNS = [257, 300, 1000]
 COLUMN_SAMPLES = 150
 LARGE = [(65536, 10), (900, 1000), (9, 100_000)]  # enough for several threads
+
+# The other losses and options, with fewer calls each: few classes, rows and columns of many.
+FURTHER = {
+    "cross_entropy": [
+        {"z_loss": 0.01},
+        {"softcap": 30.0},
+        {"temperature": 0.3},
+        {"z_loss": 1e-4, "softcap": 5.0, "temperature": 7.0},
+    ],
+    "focal_loss": [{"gamma": gamma} for gamma in (0.0, 0.5, 1.0, 2.0, 5.0)],
+    "generalized_cross_entropy": [{"q": q} for q in (0.05, 0.7, 1.0)],
+    "poly_loss": [{"epsilon": epsilon} for epsilon in (1.0, -1.0)],
+    "kl_divergence": [{}, {"temperature": 2.0}, {"direction": "reverse"}],
+    "js_divergence": [{}, {"beta": 0.1, "temperature": 0.5}, {"beta": 0.0}],
+    "nll_loss": [{}, {"label_smoothing": 0.1}],
+    "binary_cross_entropy": [{}, {"label_smoothing": 0.1}],
+    "sigmoid_focal_loss": [{}, {"gamma": 0.5, "alpha": 0.25}],
+    "softmax_entropy": [{}],
+}
+FURTHER_SHAPES = [(33, 2), (203, 10), (70, 300), (5, 1031)]
+FURTHER_LOGITS = ["plain", "huge", "peaks"]
+FUNCTIONS = {
+    "softmax": [{}, {"temperature": 0.3}],
+    "log_softmax": [{}, {"temperature": 0.3}],
+    "logsumexp": [{}],
+    "entropy": [{}, {"base": 2}],
+}
 
 
 class Draw:
@@ -225,7 +253,10 @@ def element_options(draw, shape, dtype, kind):
 def functions(loss):
     """Return the twins of a loss, the one with the Hessian `None` if there is none."""
     twins = ("", "_with_grad", "_with_grad_hess")
-    return [getattr(xentrs, loss + twin, None) for twin in twins]
+    found = [getattr(xentrs, loss + twin, None) for twin in twins]
+    if loss == "softmax_entropy":  # which has no target
+        return [f and (lambda x, t, f=f, **options: f(x, **options)) for f in found]
+    return found
 
 
 def ways(loss, x, t, options):
@@ -270,7 +301,7 @@ def column_ways(loss, x, t, options):
     yield "columns, gradient", lambda: grad(columns, tc, **options)
     yield "columns, Hessian", lambda: hess(columns, tc, reduction="none", **options)
     m = x.shape[0] // 2
-    if m and loss != BINARY:
+    if m and xentrs._xentrs.LOSSES[loss]["axis"]:
         o = dict(options)
 
         def folded(a):  # (2 m, ...) as (2, m, ...), the class axis in the middle
@@ -346,6 +377,50 @@ def large_calls(loss, shape, dtype, group):
     return calls(loss, x, options, twins)
 
 
+def further_calls(loss, shape, dtype, kind, group):
+    draw = Draw(group)
+    x, other = (logits(draw, shape, dtype, k) for k in (kind, "plain"))
+    about = xentrs._xentrs.LOSSES[loss]
+    if about["input"] == "probabilities":
+        x = probabilities(draw, shape, dtype, "normalized")
+    elif loss == "nll_loss":
+        x = -np.abs(x)
+    targets = [soft_target(draw, shape, dtype)]
+    if about["second"] == "teacher_logits":
+        targets = [other]
+    elif about["axis"]:
+        indices = class_options(draw, shape, dtype)["ignored"][0]
+        of_one_class = {"gamma", "q", "epsilon"} & {*about["options"]}
+        targets = [indices] if of_one_class else [indices, *targets]
+    n, c = shape
+    weight = weights(draw, dtype, c)
+    sample_weight = weights(draw, dtype, n, zeros=0.1)
+    given = {"weight": weight, "sample_weight": sample_weight, "base": 2, "denominator": 3.5}
+    options = {}
+    for i, own in enumerate(FURTHER[loss]):
+        more = own | some(given, *(name for name in given if name in about["options"]))
+        for j, target in enumerate(targets):
+            options |= {f"{i}, {j}": (target, own), f"{i}, {j}, weights": (target, more)}
+    return calls(loss, x, options, further_ways)
+
+
+def further_ways(loss, x, t, options):
+    """Yield names and calls: fewer of them, of contiguous numbers and of columns."""
+    yield from twins(loss, x, t, options)
+    yield from column_ways(loss, x, t, options)
+
+
+def function_calls(name, shape, dtype, kind, group):
+    draw = Draw(group)
+    x = logits(draw, shape, dtype, kind)
+    x = np.abs(x) if name == "entropy" else x
+    for options, axis in itertools.product(FUNCTIONS[name], (0, 1)):
+        for layout in "CF":
+            given = x.copy(order=layout)
+            call = functools.partial(getattr(xentrs, name), given, axis=axis, **options)
+            yield f"{options}, axis {axis}, {layout}", call
+
+
 def groups():
     """Yield names of groups, each with a function that returns its calls."""
     for dtype in DTYPES:
@@ -368,6 +443,10 @@ def groups():
         for loss, shape in itertools.product(["cross_entropy", "log_loss", BINARY], LARGE):
             name = f"{loss} {dtype} {shape} large"
             yield name, (large_calls, loss, shape, dtype, name)
+        for make, names in ((further_calls, FURTHER), (function_calls, FUNCTIONS)):
+            for called, shape, kind in itertools.product(names, FURTHER_SHAPES, FURTHER_LOGITS):
+                name = f"{called} {dtype} {shape} {kind}, further"
+                yield name, (make, called, shape, dtype, kind, name)
 
 
 def update(digest, result):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import recorded_bits
+import xentrs
 from test_levels import LEVELS, SIMD
 
 RECORDED = json.loads(recorded_bits.FILE.read_text())
@@ -31,6 +32,12 @@ def test_bits_are_those_recorded(level, request):
     assert not groups, (
         f"{len(groups)} of {len(recorded)} differ at {level}:\n  {differing}\n{IF_MEANT}"
     )
+
+
+def test_every_loss_has_groups():
+    """Add one that has none to `recorded_bits.FURTHER`, and record anew."""
+    named = {name.split()[0] for name, _ in recorded_bits.groups()}
+    assert named == {*xentrs._xentrs.LOSSES, *recorded_bits.FUNCTIONS}
 
 
 def _digest(outcome):
