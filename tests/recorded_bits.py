@@ -390,6 +390,7 @@ def further_calls(loss, shape, dtype, kind, group):
         targets = [other]
     elif about["axis"]:
         indices = class_options(draw, shape, dtype)["ignored"][0]
+        # `losses.py` knows them too, but needs pytest, and this file runs without.
         of_one_class = {"gamma", "q", "epsilon"} & {*about["options"]}
         targets = [indices] if of_one_class else [indices, *targets]
     n, c = shape

@@ -33,7 +33,6 @@ def refuse_foreign(name: str, value: Any, ignored: tuple[int, ...] | None = None
     `ignored` are the class indices that count for nothing, if the object may be class indices.
     """
     libraries = libraries_of(value)
-    value = of_polars(name, value)
     # An array of xarray has the method too, which returns None if the array is not lazy.
     graph = getattr(value, "__dask_graph__", None)
     if libraries & {"dask", "dask_expr"} or (callable(graph) and graph() is not None):
@@ -66,7 +65,9 @@ def of_polars(name: str, value: Any) -> Any:
     width = _one_length(name, np.asarray(lengths))
     if type(dtype.inner).__name__ == "List":
         raise TypeError(f"{name} is a polars Series of lists of lists: pass {name}.to_arrow()")
-    return value.list.to_array(width)
+    arrays = value.list.to_array(width)
+    _refuse_nulls(name, _nulls(arrays))
+    return arrays
 
 
 def of_arrow(name: str, value: Any) -> Any:

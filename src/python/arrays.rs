@@ -336,10 +336,8 @@ impl<'a> View<'a> {
                 let at = line.at + class as isize * place.class_step();
                 match place.sample_step() {
                     1 => is_exact(numbers.part(at as usize, line.n)),
-                    step => (0..line.n as isize).all(|i| {
-                        let x = numbers.get((at + i * step) as usize);
-                        f64::from(x as f32) == x || x.is_nan()
-                    }),
+                    step => (0..line.n as isize)
+                        .all(|i| fits_float32(numbers.get((at + i * step) as usize))),
                 }
             })
         }))
@@ -429,6 +427,11 @@ pub fn is_exact(numbers: Input<'_, f64>) -> bool {
     here(IsExact(numbers)).unwrap_or(false)
 }
 
+/// Whether a number loses nothing as a `float32`.
+fn fits_float32(x: f64) -> bool {
+    f64::from(x as f32) == x || x.is_nan()
+}
+
 struct IsExact<'a>(Input<'a, f64>);
 
 impl Kernel for IsExact<'_> {
@@ -452,11 +455,7 @@ impl Kernel for IsExact<'_> {
             at += f32::LANES;
         }
         let rest = at..numbers.len();
-        lost == 0
-            && rest.into_iter().all(|i| {
-                let x = numbers.get(i);
-                f64::from(x as f32) == x || x.is_nan()
-            })
+        lost == 0 && rest.into_iter().all(|i| fits_float32(numbers.get(i)))
     }
 }
 

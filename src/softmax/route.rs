@@ -91,8 +91,9 @@ fn lines<T: Real>(batch: &Batch<'_, T>) -> Option<usize> {
     lines.min().filter(|_| takes)
 }
 
-/// Whether samples are adjacent, in lines that mostly fill the vectors of [`Algorithm::Few`]. A vector across two
-/// lines is copied, which takes longer than a tile if it is done for most of many samples of more than three classes.
+/// Whether samples are adjacent, in lines that mostly fill the vectors of [`Algorithm::Few`]. That kernel copies the
+/// samples of a vector that reaches across two lines. For short lines this takes longer than a tile (decision 32), unless
+/// samples or classes are few.
 fn fills_vectors<T: Real>(batch: &Batch<'_, T>, place: &Place) -> bool {
     let line = place.line_at(0).1;
     let fills = line >= 3 * T::LANES || line.is_multiple_of(T::LANES);

@@ -63,8 +63,8 @@ def test_values(case, options, dtype, backend, small_tiles):
 
 
 @each_call
-def test_tensors_that_are_minus_their_memory(case, options, backend):
-    """PyTorch has such views for the imaginary part of a conjugate, for instance."""
+def test_negative_bit(case, options, backend):
+    """A view whose numbers are minus those in memory: the imaginary part of a conjugate is one."""
 
     def minus(t):
         return torch._neg_view(-t) if torch.is_tensor(t) and t.is_floating_point() else t

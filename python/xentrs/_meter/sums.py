@@ -114,6 +114,7 @@ class Sums:
         """Have sums for each class, where these are wanted; 0 if no logits have been seen."""
         if not self.options.per_class:
             return
+        # Updates have checked this, but another thread's may have come between.
         if self.classes and classes not in (0, self.classes):
             raise ValueError(
                 f"logits have {classes} classes, but with per_class=True all must have as many: "

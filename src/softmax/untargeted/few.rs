@@ -4,6 +4,7 @@
 //! for each block of rows:             a group is as many rows as a vector has lanes
 //!     for each group:
 //!         columns = transpose(rows), most = their maximum       adjacent samples are columns already
+//!     for each group:
 //!         E, rest, and for an entropy sum of E (most - x)
 //!     for each group:
 //!         the factors of each row, and its loss
@@ -545,7 +546,7 @@ impl<T: Limits> Block<'_, T> {
         copy_samples(place, classes, sample..sample + n, 0..classes, ends, direction);
     }
 
-    /// Loads the columns of a group of samples. Returns the largest number of each sample, NaN aside.
+    /// Reads a group of samples as columns. Returns the largest number of each sample, NaN aside.
     #[inline(always)]
     fn read<S: Simd>(&self, s: S, row: usize, n: usize) -> T::V<S> {
         let place = self.job.places[0];
@@ -573,7 +574,7 @@ impl<T: Limits> Block<'_, T> {
         most.max(other)
     }
 
-    /// Stores the results of a group of samples. Not of contiguous rows, but at a level that is compiled for size.
+    /// Stores the results of a group of adjacent samples; at a level that is compiled for size, of contiguous rows too.
     #[inline(always)]
     fn write_columns<S: Simd>(&self, s: S, row: usize, n: usize, out: Output<'_, T>) {
         let place = self.job.places[1];

@@ -184,7 +184,21 @@ class SoftmaxArguments(NamedTuple):
 def capped_logits(call: SoftmaxArguments, options: Options) -> Tensor:
     """Return the logits after their softcap, in the accumulator's dtype."""
     x, cap = call.input.to(_backend.accumulator(call.input.dtype)), options.softcap
-    return torch.where(x.isinf(), x, cap * (x / cap).tanh()) if cap else x
+    return capped(x, cap) if cap else x
+
+
+def capped(x: Tensor, cap: float) -> Tensor:
+    """Return logits after a softcap; infinite ones stay."""
+    return torch.where(x.isinf(), x, cap * (x / cap).tanh())
+
+
+def slope_of_cap(x: Tensor, cap: float) -> Tensor:
+    """Return the derivative of `capped`: 1 - tanh^2, without its cancellation.
+
+    Not for what autograd differentiates twice: at 0 the second derivative of `abs` is none.
+    """
+    e = (x / cap).abs().mul(-2.0).exp()
+    return 4.0 * e / (1.0 + e) ** 2
 
 
 def tempered(x: Tensor, axis: int, temperature: float) -> tuple[Tensor, Tensor | float]:

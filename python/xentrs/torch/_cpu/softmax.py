@@ -75,12 +75,12 @@ def evaluate(
     # It reads the tensors themselves: making arrays of them takes longer than a small loss.
     result = compute_tensors(name, *arguments)
     if result is NotImplemented and x.dtype in HALVES:  # NumPy has no bfloat16
-        arguments = (1 if with_grad else 0, aligned(arguments[1]), *arguments[2:])
+        start = arguments[0], aligned(arguments[1])
         rest = [contiguous(a) for a in arguments[2:-2]]
-        result = compute_tensors(name, *arguments[:2], *rest, *arguments[-2:])
+        result = compute_tensors(name, *start, *rest, *arguments[-2:])
         if result is NotImplemented and grad is not None:  # overlaps a tensor, or is not aligned
             other = _backend.empty(x.shape, x.dtype, x.device)
-            result = _arrays.done(compute_tensors(name, *arguments[:2], *rest, other, None))
+            result = _arrays.done(compute_tensors(name, *start, *rest, other, None))
             grad.copy_(other)
         _arrays.done(result)
     elif result is NotImplemented:

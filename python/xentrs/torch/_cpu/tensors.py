@@ -41,7 +41,7 @@ def plain(t: Tensor | None) -> Tensor | None:
 def readable(t: Tensor | None) -> Tensor | None:
     """Return weights in a type that the compiled functions read."""
     t = plain(t)
-    return _there(t).float() if t is not None and t.dtype in HALVES else t
+    return _allocated(t).float() if t is not None and t.dtype in HALVES else t
 
 
 def array(a: Any) -> Any:
@@ -50,7 +50,7 @@ def array(a: Any) -> Any:
         return tuple(array(part) for part in a)
     if not isinstance(a, Tensor):
         return a
-    return _there(a).detach().numpy()
+    return _allocated(a).detach().numpy()
 
 
 def contiguous(a: Any) -> Any:
@@ -65,14 +65,14 @@ def aligned(t: Tensor) -> Tensor:
 
     That of `torch.frombuffer` may begin anywhere.
     """
-    return t if is_aligned(_there(t)) else t.clone()
+    return t if is_aligned(_allocated(t)) else t.clone()
 
 
 def is_aligned(t: Tensor) -> bool:
     return t.data_ptr() % t.itemsize == 0
 
 
-def _there(t: Tensor) -> Tensor:
+def _allocated(t: Tensor) -> Tensor:
     """Refuse a tensor without memory: NumPy would make an array of memory of its own."""
     if t.numel() and not t.data_ptr():
         raise RuntimeError("the memory of a tensor was freed: untyped_storage().resize_(0)?")
@@ -109,7 +109,7 @@ def positive_divisors(
     # Without a divisor of its own the z-loss has the same, also if that is infinite.
     apart = call.z_denominator if z_loss else None
     z_divisor = 0.0 if apart is None else apart.item()
-    if math.isnan(divisor) or math.isnan(z_divisor):  # since a weight is, and so is every result
+    if math.isnan(divisor) or math.isnan(z_divisor):  # a weight is NaN, which makes all results NaN
         s = call.sample_weight
         nan = torch.full(tuple(call.samples), math.nan)
         call = call._replace(sample_weight=nan if s is None else torch.where(s == 0.0, s, math.nan))

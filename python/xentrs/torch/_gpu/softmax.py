@@ -43,8 +43,10 @@ from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import (
     SoftmaxArguments,
     Summaries,
+    capped,
     check_indices,
     not_ignored,
+    slope_of_cap,
 )
 from xentrs.torch._arguments.tensors import as_rows, write_back
 from xentrs.torch._gpu import results
@@ -168,9 +170,7 @@ class _Entries:
         logits = x.gather(axis, self.classes).double()
         slope = torch.ones_like(logits)
         if cap:
-            e = (logits / cap).abs().mul(-2.0).exp()
-            slope = 4.0 * e / (1.0 + e) ** 2  # 1 - tanh^2 would cancel
-            logits = torch.where(logits.isinf(), logits, cap * (logits / cap).tanh())
+            slope, logits = slope_of_cap(logits, cap), capped(logits, cap)
         has = t != 0.0
         if t.shape[axis]:
             first = torch.where(has, logits, -torch.inf).argmax(axis, keepdim=True)

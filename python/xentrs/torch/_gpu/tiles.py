@@ -20,8 +20,8 @@ class Sizes(NamedTuple):
 
 SIZES = Sizes(longest=1 << 15, tile=1 << 13, least=1 << 11, classes=32)
 
-# The most classes in a tile where a class needs further numbers than its logit (targets, say), and
-# where they are float64. By what the compiler for sm_90 keeps in registers.
+# The most classes in a tile with `more` and with `wide` (see `tiles`): the compiler for sm_90 would
+# spill registers for a larger one.
 _MORE, _WIDE = 1 << 14, 1 << 12
 
 
@@ -39,7 +39,10 @@ def tiles(
     more: bool = False,
     wide: bool = False,
 ) -> tuple[int, int]:
-    """Return how many samples and how many of their classes a program takes at a time."""
+    """Return how many samples and how many of their classes a program takes at a time.
+
+    `more` says that a class needs further numbers than its logit, `wide` that they are float64.
+    """
     sizes = sizes or SIZES
     most = _WIDE if wide else _MORE if more else sizes.longest
     sizes = sizes._replace(longest=min(sizes.longest, most), tile=min(sizes.tile, most))

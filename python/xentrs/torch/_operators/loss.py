@@ -112,7 +112,7 @@ class Loss:
         """Return the loss, in the accumulator's dtype, and the gradient if wanted."""
         if not _backend.uses_triton(call.input):
             return self.cpu(call, options, with_grad, inplace, **summaries)
-        # Kernels read the memory of a tensor, also of one whose numbers are minus what is there.
+        # Kernels read memory as it is, and know nothing of PyTorch's negative bit.
         call = type(call)(*(None if t is None else t.resolve_neg() for t in call))
         return self.gpu(call, options, with_grad, inplace, **summaries)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from xentrs._xentrs import STATE_FIELDS, STATE_HELD
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
-from xentrs.torch._arguments.softmax import index_error, not_ignored
+from xentrs.torch._arguments.softmax import capped, index_error, not_ignored, slope_of_cap
 from xentrs.torch._arguments.tensors import as_rows, chunks, write_back
 from xentrs.torch._cpu import slices as _cpu
 from xentrs.torch._gpu import slices as _gpu
@@ -138,9 +138,8 @@ def _mapped(
         z: Tensor = block.double().reshape(-1, classes)
         slope: Tensor | float = 1.0 / options.temperature
         if cap := options.softcap:
-            e = (z / cap).abs().mul(-2.0).exp()
-            slope = slope * 4.0 * e / (1.0 + e) ** 2  # 1 - tanh^2 would cancel
-            z = torch.where(z.isinf(), z, cap * (z / cap).tanh())
+            slope = slope * slope_of_cap(z, cap)
+            z = capped(z, cap)
         if options.temperature != 1.0:
             z = (z - top[part, None]) / options.temperature
         yield part, (i, j), z.contiguous(), slope
