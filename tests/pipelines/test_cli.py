@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -618,9 +619,27 @@ def test_merge(here, run, evaluated):
 
 def test_merge_into_one_of_the_states(here, run, evaluated):
     evaluated("x.npy", "-t", "t.npy", "--save-state", "s.npz")
-    assert run("merge", "s.npz", "s.npz", "--save-state", "s.npz")[0] == 0
+    shutil.copy("s.npz", "equal.npz")  # of other samples, for all that is known
+    assert run("merge", "s.npz", "equal.npz", "--save-state", "s.npz")[0] == 0
     with np.load("s.npz") as state:
         assert xentrs.CrossEntropyMeter.from_state(state).compute().count == 2 * (T >= 0).sum()
+
+
+def test_merge_of_a_state_that_is_given_twice(here, run, evaluated):
+    """By whatever names, and wherever the two are: nothing is counted twice, nothing written."""
+    evaluated("x.npy", "-t", "t.npy", "--save-state", "a.npz")
+    evaluated("x.npy", "-t", "t.npy", "--save-state", "b.npz")
+    os.symlink("a.npz", "link.npz")
+    os.link("a.npz", "hard.npz")
+    os.mkdir("folder")
+    os.symlink("..", "folder/up")
+    others = ("./a.npz", "folder/../a.npz", "folder/up/a.npz", os.path.abspath("a.npz"))
+    for again in ("a.npz", "link.npz", "hard.npz", *others):
+        for files in (("a.npz", "b.npz", again), ("b.npz", "a.npz", again)):
+            message = f"xentrs: {again}: was given before, as a.npz: its samples would count twice"
+            found = run("merge", *files, "--save-state", "s.npz")
+            assert found == (2, "", message + "\n")
+    assert not Path("s.npz").exists()
 
 
 # Errors: one line, exit status 2, nothing written

@@ -290,6 +290,7 @@ def _merge(
 ) -> None:
     """Merge states that `xentrs eval --save-state` wrote: exactly, in any order."""
     _check_outputs(save_state, png)
+    states.check_distinct(states_)
     meter = states.load_state(states_[0])
     for file in states_[1:]:
         try:
