@@ -1193,8 +1193,12 @@ def test_a_file_four_times_the_limit_of_the_address_space(here):
     assert found["loss"] == pytest.approx(np.log(classes), rel=1e-12)
 
 
-def interrupted(arguments, seconds):
-    """Send Ctrl-C some seconds after the command opened its first file; return how it ended."""
+# What ends a command, and the exit status that shells expect.
+SIGNALS = {"Ctrl-C": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 143)}
+
+
+def interrupted(arguments, seconds, number):
+    """Send a signal some seconds after the command opened its first file; return how it ended."""
     file = os.path.realpath(arguments[1].partition(":")[0])
     process = subprocess.Popen(
         [*COMMAND, *arguments],
@@ -1215,13 +1219,15 @@ def interrupted(arguments, seconds):
     time.sleep(seconds)
     assert process.poll() is None, "it ended before: the file is too small"
     sent = time.perf_counter()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
+    process.send_signal(number)  # as `timeout` does
     out, err = process.communicate(timeout=30)
     return process.returncode, out, err, time.perf_counter() - sent
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_interrupt(here):
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_interrupt(here, kind):
     """Ends within a second, with the state of what was evaluated."""
     samples, classes = 4_000_000, 4096
     sparse("big.safetensors", samples, classes)
@@ -1239,8 +1245,9 @@ def test_interrupt(here):
         "--png",
         "p.png",
     ]
-    status, out, err, seconds = interrupted(arguments, 1)
-    assert (status, out) == (130, "")
+    number, expected = SIGNALS[kind]
+    status, out, err, seconds = interrupted(arguments, 1, number)
+    assert (status, out) == (expected, "")
     assert seconds < 1
     with np.load("s.npz", allow_pickle=False) as state:
         found = xentrs.CrossEntropyMeter.from_state(state).compute()
@@ -1248,11 +1255,29 @@ def test_interrupt(here):
     assert found.loss == pytest.approx(np.log(classes), rel=1e-12)
     assert err == f"xentrs: interrupted after {found.count} samples, whose state is in s.npz\n"
     assert sorted(os.listdir()) == ["big.safetensors", "flat.npy", "s.npz", "t.npy", "x.npy"]
-    assert interrupted(arguments[:4], 0.3)[:2] == (130, "")
+    assert interrupted(arguments[:4], 0.3, number)[:2] == (expected, "")
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+@pytest.mark.parametrize("command", ["eval x.npy -t t.npy", "merge m.npz"])
+@pytest.mark.parametrize("option", ["--save-state", "--png"])
+def test_interrupt_while_a_file_is_written(here, run, monkeypatch, option, command, kind):
+    """The file keeps its content, and nothing is left beside it."""
+    assert run("eval", "x.npy", "-t", "t.npy", "--save-state=m.npz")[0] == 0
+    Path("old").write_text("content")
+    before = sorted(os.listdir())
+    number, expected = SIGNALS[kind]
+    monkeypatch.setattr(os, "fsync", lambda _: os.kill(os.getpid(), number))
+    monkeypatch.setattr(os, "unlink", lambda file: (os.kill(os.getpid(), number), os.remove(file)))
+    handlers = [signal.getsignal(number) for number, _ in SIGNALS.values()]
+    assert run(*command.split(), "--json", option, "old") == (expected, "", "")
+    assert [signal.getsignal(number) for number, _ in SIGNALS.values()] == handlers
+    assert (Path("old").read_text(), sorted(os.listdir())) == ("content", before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_interrupt_while_decompressing(here):
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_interrupt_while_decompressing(here, kind):
     """Reading takes the time here, and ends at once too."""
     with (
         zipfile.ZipFile("big.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
@@ -1264,8 +1289,9 @@ def test_interrupt_while_decompressing(here):
         for _ in range(500_000 * 1024 // len(zeros) + 1):
             member.write(zeros)
     np.save("t.npy", np.zeros(500_000, int))
-    status, out, _, seconds = interrupted(["eval", "big.npz:x", "-t", "t.npy"], 0.3)
-    assert (status, out) == (130, "")
+    number, expected = SIGNALS[kind]
+    status, out, _, seconds = interrupted(["eval", "big.npz:x", "-t", "t.npy"], 0.3, number)
+    assert (status, out) == (expected, "")
     assert seconds < 1
 
 

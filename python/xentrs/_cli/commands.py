@@ -8,7 +8,6 @@ import io
 import os
 import platform
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -29,7 +28,7 @@ from rich.table import Table
 import xentrs
 from xentrs._cli import pictures, report, states
 from xentrs._cli.errors import InputError, MissingLibrary, reason
-from xentrs._cli.evaluation import Inputs, Interrupt, evaluate
+from xentrs._cli.evaluation import Inputs, Interrupt, Terminated, evaluate
 from xentrs._cli.sources import Listed, Source, list_file, open_source
 
 _Command: TypeAlias = Callable[..., Any]
@@ -46,8 +45,12 @@ def run(arguments: list[str] | None = None) -> int:
     _prepare_streams()
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        # Not `main` of click, which prints an empty line on Ctrl-C.
-        with _xentrs.make_context("xentrs", list(given)) as context:
+        with (
+            Interrupt() as interrupt,
+            interrupt.allowed(),
+            # Not `main` of click, which prints an empty line on Ctrl-C.
+            _xentrs.make_context("xentrs", list(given)) as context,
+        ):
             _xentrs.invoke(context)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
@@ -59,6 +62,8 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
     except click.exceptions.Exit as error:
         return int(error.exit_code)
+    except Terminated:
+        return 143
     except KeyboardInterrupt:
         return 130
     except MemoryError:
@@ -407,7 +412,6 @@ def _progress(quiet: bool, samples: int) -> Iterator[Callable[[int], None]]:
 
 
 def _save_interrupted(save_state: str | None, meter: xentrs.CrossEntropyMeter) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is short, and written as a whole
     # Not from `compute`, which takes a while where there are many groups.
     message = f"xentrs: interrupted after {meter._sums.counts['samples']} samples"
     if save_state is not None:
