@@ -1386,6 +1386,47 @@ def test_info(here, run):
     assert run("info", "none.npz")[2] == "xentrs: none.npz: no such file or directory\n"
 
 
+def test_info_of_many_arrays(here, run):
+    """Three of those that are alike, how many more, and the last one; of a few all are shown."""
+    columns = {f"class_{i}": X.ravel()[:5] for i in range(500)}
+    pq.write_table(pa.table({"id": T.ravel()[:5]} | columns), "x.parquet")
+    np.savez("x.npz", **columns, **{"few[b]_" + str(i): T for i in range(8)})
+    safetensors.save_file({f"t{i:03}": X[: 1 + i % 2] for i in range(20)}, "x.safetensors")
+    shown = ["class_0", "class_1", "class_2", "\u2026 496 more", "class_499"]
+    for file, keys in (
+        ("x.parquet", ["id", *shown]),
+        ("x.npz", shown + [f"few[b]_{i}" for i in range(8)]),
+        ("x.safetensors", [f"t{i:03}" for i in range(20)]),  # each unlike its neighbours
+    ):
+        status, out, err = run("info", file)
+        assert (status, err) == (0, "")
+        rows = [line.split(maxsplit=1) for line in out.splitlines()[1:]]
+        assert [row[0] for row in rows] == [file] * len(keys)
+        assert all(row[1].startswith(key) for row, key in zip(rows, keys, strict=True))
+
+
+def test_info_as_json(here, run):
+    """One line: all arrays, however many; versions as one flat object."""
+    names = [f"class_{i}" for i in range(100)]
+    np.savez("x.npz", **dict.fromkeys(names, T))
+    files = ("t.npy", "none.npy", "x.npz")
+    status, out, err = run("info", *files, "--json")
+    assert (status, out.count("\n")) == (2, 1)
+    assert err == "xentrs: none.npy: no such file or directory\n"
+    assert json.loads(out) == [
+        {"file": file, "key": key, "shape": [N, S], "type": "int64"}
+        for file, key in (("t.npy", None), *(("x.npz", name) for name in names))
+    ]
+    assert run("info", "none.npy", "--json")[:2] == (2, "[]\n")
+    status, out, err = run("info", "--json")
+    assert (status, out.count("\n"), err) == (0, 1, "")
+    found, config = json.loads(out), xentrs.show_config(mode="dicts")
+    assert found["xentrs"] == config["version"]
+    assert found["instructions"] == config["simd"]["level"]
+    assert found["threads"] == config["threads"]["count"]
+    assert found["numpy"] == np.__version__
+
+
 def test_info_of_good_and_bad_files(here, run):
     """What can be read is shown, whatever comes before and after it; then a line of each error."""
     Path("bad.npy").write_text("hello, world")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import json
 import os
 import platform
 import re
@@ -150,12 +151,15 @@ class _Index(click.ParamType):
             raise click.BadParameter(message, ctx, param) from None
 
 
+_json = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+
+
 def _outputs(command: _Command) -> _Command:
     """Add the options of where results go."""
     for option in (
         click.option("--png", metavar="FILE", help="Draw reliability, losses and KL percentiles."),
         click.option("--save-state", metavar="FILE", help="Write the sums, for `xentrs merge`."),
-        click.option("--json", "as_json", is_flag=True, help="Print one flat JSON object."),
+        _json,
     ):
         command = option(command)
     return command
@@ -308,41 +312,57 @@ def _merge(
 
 @_xentrs.command("info")
 @click.argument("files", metavar="[FILE]...", nargs=-1)
-def _info(*, files: tuple[str, ...]) -> None:
+@_json
+def _info(*, files: tuple[str, ...], as_json: bool) -> None:
     """Show the version, what this machine runs, and the arrays in files."""
-    console = _console()
-    table = Table(box=None, pad_edge=False)
     if files:
-        for heading in ("file", "key", "shape", "type"):
-            table.add_column(heading)
-        errors = []
-        for file in files:
-            for one in list_file(file):
-                if isinstance(one, Listed):
-                    table.add_row(file, one.key, str(one.shape), one.dtype)
-                else:
-                    errors.append(str(one))
-        if table.rows or not errors:
-            console.print(table)
-            sys.stdout.flush()  # before the errors, where both go to a terminal
-        for error in errors:
-            _fail(error)
-        if errors:
-            raise click.exceptions.Exit(2)
+        _list_files(files, as_json)
         return
     config = xentrs.show_config(mode="dicts")
-    table.show_header = False
     simd, threads = config["simd"], config["threads"]
-    table.add_row("xentrs", str(config["version"]))
-    table.add_row("instructions", f"{simd['level']} ({simd['source']})")
-    table.add_row("threads", f"{threads['count']} ({threads['source']})")
-    table.add_row("Python", platform.python_version())
+    known = {
+        "xentrs": config["version"],
+        "instructions": simd["level"],
+        "instructions_source": simd["source"],
+        "threads": threads["count"],
+        "threads_source": threads["source"],
+        "Python": platform.python_version(),
+    }
     for name in ("numpy", "ml_dtypes", "pyarrow", "matplotlib"):
         try:
-            table.add_row(name, metadata.version(name))
+            known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            table.add_row(name, "not installed")
-    console.print(table)
+            known[name] = None
+    if as_json:
+        print(json.dumps(known))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in known.items():
+        if not name.endswith("_source"):
+            source = f" ({known[f'{name}_source']})" if f"{name}_source" in known else ""
+            table.add_row(name, "not installed" if value is None else f"{value}{source}")
+    _console().print(table)
+
+
+def _list_files(files: tuple[str, ...], as_json: bool) -> None:
+    """Print the arrays of files, and then what is wrong with those that cannot be read."""
+    arrays: list[tuple[str, Listed]] = []
+    errors: list[InputError | MissingLibrary] = []
+    for file in files:
+        for one in list_file(file):
+            if isinstance(one, Listed):
+                arrays.append((file, one))
+            else:
+                errors.append(one)
+    if as_json:
+        print(report.arrays_as_json(arrays))
+    elif arrays or not errors:
+        report.show_arrays(arrays, _console())
+    sys.stdout.flush()  # before the errors, where both go to a terminal
+    for error in errors:
+        _fail(str(error))
+    if errors:
+        raise click.exceptions.Exit(2)
 
 
 # What the commands share
