@@ -88,6 +88,7 @@ def read(state: Any) -> Sums:
         bins = reader.array(f"{name}.bins", "i", 1)
         if bins.size and not (bins[0] >= 0 and bins[-1] < BINS and (np.diff(bins) > 0).all()):
             raise ValueError(f"state['{name}.bins'] is not ascending in [0, {BINS})")
+        histogram.sums.grow(int(bins.max(initial=0)) + 1)
         histogram.sums.merge(reader.sums(name, bins.size), bins)
     sums.class_sums = [reader.sums(f"class_sums.{i}", classes) for i in range(3)]
     ids = reader.array("groups", "iU", 1)
