@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import json
 import math
 import pickle
 import re
@@ -974,6 +975,34 @@ def test_states(rng):
         CrossEntropyMeter().to_state(),
     )
     assert again.merge(copied).compute().count == 2 * before.count
+
+
+# Of each, some arrays of the state are empty.
+FOR_JSON = {
+    "empty": lambda rng: CrossEntropyMeter(),
+    "nothing ignored": lambda rng: CrossEntropyMeter(ignore_index=None, per_class=True),
+    "weights": lambda rng: CrossEntropyMeter(weight=[1.0, 2.0], label_smoothing=0.5),
+    "losses": lambda rng: CrossEntropyMeter().update_losses([0.5, 1.5]),
+    "losses of 0": lambda rng: CrossEntropyMeter().update_losses([0.0, 0.0], group=[3, 4]),
+    "a loss of NaN": lambda rng: CrossEntropyMeter().update_losses([math.nan]),
+    "names": lambda rng: CrossEntropyMeter().update_losses([0.5, 1e60], group=["a", "b"]),
+    "logits": lambda rng: filled(np.zeros((3, 2)), [0, 1, 1]),
+    "everything": example,
+}
+
+
+@pytest.mark.parametrize("kind", FOR_JSON)
+def test_states_as_json(rng, kind):
+    """A list without numbers has neither type nor width, and a whole float may have no dot."""
+    state = FOR_JSON[kind](rng).to_state()
+    text = json.dumps({name: array.tolist() for name, array in state.items()})
+    for form in (text, re.sub(r"\b(\d+)\.0\b", r"\1", text)):
+        assert_same_state(CrossEntropyMeter.from_state(json.loads(form)).to_state(), state)
+    # Where numbers are missing, an empty list stands for none.
+    for name, array in state.items():
+        if array.shape and array.size and name not in ("ignore_index", "weight", "top_k"):
+            with pytest.raises(ValueError, match="state"):
+                CrossEntropyMeter.from_state(state | {name: []})
 
 
 def test_states_that_are_none(rng):

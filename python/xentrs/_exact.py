@@ -151,8 +151,8 @@ class ExactSums:
         last = self.digits[:, -1:]  # of which the least int64 has no absolute value
         if (self.digits[:, :-1] >> _BITS).any() or ((last > _MASK) | (last < -_MASK)).any():
             raise ValueError(f"state['{name}.digits'] has numbers that are no digits")
-        if self.special.shape[1] != 3 or (self.special < 0).any():
-            raise ValueError(f"state['{name}.special'] has no three counts for each sum")
+        if (self.special < 0).any():
+            raise ValueError(f"state['{name}.special'] has counts below 0")
 
     def numerators(self, rows: slice | _Array = slice(None)) -> list[int]:
         """Return sums as whole multiples of 2^-1152; what is not finite is in none."""

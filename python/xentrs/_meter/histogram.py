@@ -14,9 +14,9 @@ from xentrs._exact import ExactSums
 _Array: TypeAlias = NDArray[Any]
 
 # One bin for what counts as 0, 2^_BITS bins of equal width in each octave from 2^_LOWEST up to
-# where float32 ends, and one for infinity. Behind it are the bins of the octaves from there to where
-# float64 ends; they take memory only where there are such numbers. A bin is the leading bits of its
-# numbers.
+# where float32 ends, and one for infinity. Behind it are the bins of the octaves from there to
+# where float64 ends; they take memory only where there are such numbers. A bin is the leading bits
+# of its numbers.
 _BITS = 6
 _LOWEST = -127
 _LEAST = 1e-38
