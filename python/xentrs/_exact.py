@@ -243,7 +243,8 @@ def rounded(number: Fraction | float) -> float:
 
 def _plain(a: _Array, dtype: type) -> _Array:
     """Return an aligned, contiguous array: `ascontiguousarray` keeps one that is not aligned."""
-    return np.require(np.ascontiguousarray(a, dtype), requirements=["A"])
+    a = np.ascontiguousarray(a, dtype)
+    return a if a.flags.aligned else a.copy()
 
 
 def taller(array: _Array, rows: int) -> _Array:
