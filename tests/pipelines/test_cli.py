@@ -203,6 +203,37 @@ def test_formats(here, evaluated, kind, axes, block):
     is_result(found, meter().compute())
 
 
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if "Fortran" in kind])
+def test_many_columns_in_fortran_order(here, monkeypatch, kind):
+    """Of each column more is read at once than the rows of a block, but of all no eight blocks."""
+    from xentrs._cli import sources
+
+    rows, columns, block = 100, 3000, 24_000  # a block has two rows
+    x = RNG.normal(size=(rows, columns)).astype(np.float32)
+    write, spec = FORMATS[kind]
+    write(x, spec.partition(":")[0])
+    read_at, sizes = sources._read_at, []
+
+    def counted(handle, view, at):
+        sizes.append(read_at(handle, view, at))
+        return sizes[-1]
+
+    monkeypatch.setattr(sources, "_read_at", counted)
+    flat, at = x.ravel(), columns
+    for step in (columns, 2 * columns, 7 * columns, 5000):
+        source = sources.open_source(spec, block)
+        source.skip(at)
+        sizes.clear()
+        while at < x.size:
+            count = min(step, x.size - at)
+            np.testing.assert_array_equal(source.read(count), flat[at : at + count])
+            at += count
+        assert len(sizes) < 10 * columns
+        assert source._buffer.nbytes <= 8 * block
+        source.close()
+        at = 0
+
+
 OF_DTYPES = [
     *((kind, dtype) for kind in ("npy", "npz", "npz, compressed") for dtype in DTYPES),
     *(("safetensors", dtype) for dtype in DTYPES if dtype != "big-endian"),
