@@ -617,6 +617,25 @@ def test_png(here, python):
     assert len(np.unique(image.reshape(-1, image.shape[-1]), axis=0)) > 20
 
 
+@pytest.mark.parametrize("largest", [3e38, 1e39, 1e300, np.finfo(np.float64).max, np.inf])
+def test_losses_of_any_size(here, run, largest):
+    """They have a report and a picture, and nothing but these."""
+    x = X[0].astype(np.float64)
+    x[:, 0] = largest
+    if np.isinf(largest):
+        x[:, :2] = 0.0, -np.inf
+    np.save("x.npy", x)
+    np.save("base.npy", X[0])
+    np.save("t.npy", np.full(S, 1))
+    status, out, err = run("eval", "x.npy", "-t", "t.npy", "-r", "base.npy", "--png", "p.png")
+    assert (status, err) == (0, "")
+    (row,) = (line.split() for line in out.splitlines() if line.startswith("    99.9 %"))
+    assert float(row[2]) == pytest.approx(largest, rel=1 / 64)
+    assert 0 < float(row[3]) <= largest
+    assert np.isinf(float(row[3])) == np.isinf(largest)
+    assert Path("p.png").stat().st_size > 10_000
+
+
 # States
 
 
