@@ -142,9 +142,8 @@ class _Reader:
         a = np.array(given, order="C")
         expected = tuple(length or 0 for length in shape)
         if not a.size and a.shape == expected[: a.ndim] and _is_untyped(given):
-            a = np.zeros(
-                expected, kinds[0]
-            )  # a list without numbers, as JSON has it, tells neither
+            # JSON's list without numbers: it tells neither a type nor all lengths.
+            a = np.zeros(expected, kinds[0])
         fits = all(length in (None, n) for length, n in zip(shape, a.shape, strict=False))
         if a.dtype.kind not in kinds or a.ndim != len(shape) or not fits:
             raise ValueError(
