@@ -32,6 +32,9 @@ _DIGITS = 80
 # Numbers that may be added between carries: fewer than 2^31, with two digits each for products.
 _MOST = 1 << 28
 
+# Up to so many sums a copy of all takes less time than one of some that are picked.
+_SMALL = 64
+
 # Up to so many numbers a call costs more than copying them.
 _FEW = 1 << 12
 
@@ -203,7 +206,7 @@ class ExactSums:
             return
         digits, special = self.digits, self.special
         first, pending = self.first, self._pending
-        if not isinstance(rows, slice) and len(rows) >= len(digits):
+        if not isinstance(rows, slice) and len(digits) <= max(len(rows), _SMALL):
             rows = slice(None)
         old_digits, old_special = np.array(digits[rows]), np.array(special[rows])
 
