@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import itertools
+import json
 import math
 import pickle
 import re
@@ -543,7 +544,31 @@ def test_the_least_and_the_largest_losses():
     assert abs(least - 1e-38) <= 1e-38 / 128
     assert quantiles(1.0, math.inf)[1] == math.inf
     assert np.isnan(quantiles(1.0, math.nan)).all()
-    assert quantiles(3e38)[0] == pytest.approx(3e38, rel=1 / 128)
+
+
+def test_quantiles_of_every_magnitude(rng):
+    """Within 1/128 from 1e-38 up to the largest float64; infinity comes after all of them."""
+    most = np.finfo(np.float64).max
+    losses = np.concatenate(
+        [10.0 ** rng.uniform(-38, 308, 2000), [1e-38, 3.4e38, 3.5e38, 1e300, most, math.inf]]
+    )
+    ascending = np.sort(losses)
+    parts = [CrossEntropyMeter().update_losses(part) for part in (losses[:1000], losses[1000:])]
+    states = [part.to_state() for part in parts]
+    orders = (parts[0].merge(parts[1]), CrossEntropyMeter.from_state(states[1]))
+    orders[1].merge(CrossEntropyMeter.from_state(states[0]))
+    whole = CrossEntropyMeter().update_losses(losses)
+    for result in (whole, *orders, CrossEntropyMeter().update_losses(losses[::-1])):
+        found = result.compute().quantile((np.arange(losses.size) + 0.5) / losses.size)
+        np.testing.assert_allclose(found[:-1], ascending[:-1], rtol=1 / 128)
+        assert found[-1] == math.inf
+        for name, part in result.to_state().items():
+            np.testing.assert_array_equal(part, whole.to_state()[name])
+    x = np.array([[0.0, most], [0.0, 1e39], [0.0, 1.0]])
+    other = CrossEntropyMeter().update(x, [0, 0, 0], reference_logits=np.zeros((3, 2))).compute()
+    assert other.quantile(1.0) == pytest.approx(most, rel=1 / 128)
+    assert other.quantile(0.6) == pytest.approx(1e39, rel=1 / 128)
+    assert other.kl_quantile(0.6) == pytest.approx(0.5e39, rel=1 / 128)
 
 
 def test_quantiles_of_divergences(rng):
@@ -950,6 +975,34 @@ def test_states(rng):
         CrossEntropyMeter().to_state(),
     )
     assert again.merge(copied).compute().count == 2 * before.count
+
+
+# Of each, some arrays of the state are empty.
+FOR_JSON = {
+    "empty": lambda rng: CrossEntropyMeter(),
+    "nothing ignored": lambda rng: CrossEntropyMeter(ignore_index=None, per_class=True),
+    "weights": lambda rng: CrossEntropyMeter(weight=[1.0, 2.0], label_smoothing=0.5),
+    "losses": lambda rng: CrossEntropyMeter().update_losses([0.5, 1.5]),
+    "losses of 0": lambda rng: CrossEntropyMeter().update_losses([0.0, 0.0], group=[3, 4]),
+    "a loss of NaN": lambda rng: CrossEntropyMeter().update_losses([math.nan]),
+    "names": lambda rng: CrossEntropyMeter().update_losses([0.5, 1e60], group=["a", "b"]),
+    "logits": lambda rng: filled(np.zeros((3, 2)), [0, 1, 1]),
+    "everything": example,
+}
+
+
+@pytest.mark.parametrize("kind", FOR_JSON)
+def test_states_as_json(rng, kind):
+    """A list without numbers has neither type nor width, and a whole float may have no dot."""
+    state = FOR_JSON[kind](rng).to_state()
+    text = json.dumps({name: array.tolist() for name, array in state.items()})
+    for form in (text, re.sub(r"\b(\d+)\.0\b", r"\1", text)):
+        assert_same_state(CrossEntropyMeter.from_state(json.loads(form)).to_state(), state)
+    # Where numbers are missing, an empty list stands for none.
+    for name, array in state.items():
+        if array.shape and array.size and name not in ("ignore_index", "weight", "top_k"):
+            with pytest.raises(ValueError, match="state"):
+                CrossEntropyMeter.from_state(state | {name: []})
 
 
 def test_states_that_are_none(rng):

@@ -32,6 +32,9 @@ _DIGITS = 80
 # Numbers that may be added between carries: fewer than 2^31, with two digits each for products.
 _MOST = 1 << 28
 
+# Up to so many sums a copy of all takes less time than one of some that are picked.
+_SMALL = 64
+
 # Up to so many numbers a call costs more than copying them.
 _FEW = 1 << 12
 
@@ -151,8 +154,8 @@ class ExactSums:
         last = self.digits[:, -1:]  # of which the least int64 has no absolute value
         if (self.digits[:, :-1] >> _BITS).any() or ((last > _MASK) | (last < -_MASK)).any():
             raise ValueError(f"state['{name}.digits'] has numbers that are no digits")
-        if self.special.shape[1] != 3 or (self.special < 0).any():
-            raise ValueError(f"state['{name}.special'] has no three counts for each sum")
+        if (self.special < 0).any():
+            raise ValueError(f"state['{name}.special'] has counts below 0")
 
     def numerators(self, rows: slice | _Array = slice(None)) -> list[int]:
         """Return sums as whole multiples of 2^-1152; what is not finite is in none."""
@@ -203,7 +206,7 @@ class ExactSums:
             return
         digits, special = self.digits, self.special
         first, pending = self.first, self._pending
-        if not isinstance(rows, slice) and len(rows) >= len(digits):
+        if not isinstance(rows, slice) and len(digits) <= max(len(rows), _SMALL):
             rows = slice(None)
         old_digits, old_special = np.array(digits[rows]), np.array(special[rows])
 
@@ -243,7 +246,8 @@ def rounded(number: Fraction | float) -> float:
 
 def _plain(a: _Array, dtype: type) -> _Array:
     """Return an aligned, contiguous array: `ascontiguousarray` keeps one that is not aligned."""
-    return np.require(np.ascontiguousarray(a, dtype), requirements=["A"])
+    a = np.ascontiguousarray(a, dtype)
+    return a if a.flags.aligned else a.copy()
 
 
 def taller(array: _Array, rows: int) -> _Array:

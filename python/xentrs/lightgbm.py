@@ -161,6 +161,10 @@ class binary(_objectives.Binary):
     -----
     Labels between 0 and 1 are soft labels. Gradient and Hessian are float32 arrays.
 
+    LightGBM applies its parameters ``scale_pos_weight`` and ``is_unbalance`` in objectives of its
+    own only: with this one they do nothing, and LightGBM does not say so. ``weight=(1.0, s)`` is
+    what ``scale_pos_weight=s`` means.
+
     Examples
     --------
     >>> import numpy as np

@@ -125,6 +125,9 @@ class binary(_objectives.Binary):
     -----
     Labels between 0 and 1 are soft labels. Gradient and Hessian are float32 arrays.
 
+    XGBoost applies its parameter ``scale_pos_weight`` in objectives of its own only: with this one
+    it does nothing, and XGBoost does not say so. ``weight=(1.0, s)`` is what it means.
+
     Examples
     --------
     >>> import numpy as np

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -200,6 +201,37 @@ def test_formats(here, evaluated, kind, axes, block):
     write(x, spec.partition(":")[0])
     found = evaluated(spec, "--target", "t.npy", "--block-size", block)
     is_result(found, meter().compute())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if "Fortran" in kind])
+def test_many_columns_in_fortran_order(here, monkeypatch, kind):
+    """Of each column more is read at once than the rows of a block, but of all no eight blocks."""
+    from xentrs._cli import sources
+
+    rows, columns, block = 100, 3000, 24_000  # a block has two rows
+    x = RNG.normal(size=(rows, columns)).astype(np.float32)
+    write, spec = FORMATS[kind]
+    write(x, spec.partition(":")[0])
+    read_at, sizes = sources._read_at, []
+
+    def counted(handle, view, at):
+        sizes.append(read_at(handle, view, at))
+        return sizes[-1]
+
+    monkeypatch.setattr(sources, "_read_at", counted)
+    flat, at = x.ravel(), columns
+    for step in (columns, 2 * columns, 7 * columns, 5000):
+        source = sources.open_source(spec, block)
+        source.skip(at)
+        sizes.clear()
+        while at < x.size:
+            count = min(step, x.size - at)
+            np.testing.assert_array_equal(source.read(count), flat[at : at + count])
+            at += count
+        assert len(sizes) < 10 * columns
+        assert source._buffer.nbytes <= 8 * block
+        source.close()
+        at = 0
 
 
 OF_DTYPES = [
@@ -585,6 +617,25 @@ def test_png(here, python):
     assert len(np.unique(image.reshape(-1, image.shape[-1]), axis=0)) > 20
 
 
+@pytest.mark.parametrize("largest", [3e38, 1e39, 1e300, np.finfo(np.float64).max, np.inf])
+def test_losses_of_any_size(here, run, largest):
+    """They have a report and a picture, and nothing but these."""
+    x = X[0].astype(np.float64)
+    x[:, 0] = largest
+    if np.isinf(largest):
+        x[:, :2] = 0.0, -np.inf
+    np.save("x.npy", x)
+    np.save("base.npy", X[0])
+    np.save("t.npy", np.full(S, 1))
+    status, out, err = run("eval", "x.npy", "-t", "t.npy", "-r", "base.npy", "--png", "p.png")
+    assert (status, err) == (0, "")
+    (row,) = (line.split() for line in out.splitlines() if line.startswith("    99.9 %"))
+    assert float(row[2]) == pytest.approx(largest, rel=1 / 64)
+    assert 0 < float(row[3]) <= largest
+    assert np.isinf(float(row[3])) == np.isinf(largest)
+    assert Path("p.png").stat().st_size > 10_000
+
+
 # States
 
 
@@ -618,9 +669,27 @@ def test_merge(here, run, evaluated):
 
 def test_merge_into_one_of_the_states(here, run, evaluated):
     evaluated("x.npy", "-t", "t.npy", "--save-state", "s.npz")
-    assert run("merge", "s.npz", "s.npz", "--save-state", "s.npz")[0] == 0
+    shutil.copy("s.npz", "equal.npz")  # of other samples, for all that is known
+    assert run("merge", "s.npz", "equal.npz", "--save-state", "s.npz")[0] == 0
     with np.load("s.npz") as state:
         assert xentrs.CrossEntropyMeter.from_state(state).compute().count == 2 * (T >= 0).sum()
+
+
+def test_merge_of_a_state_that_is_given_twice(here, run, evaluated):
+    """By whatever names, and wherever the two are: nothing is counted twice, nothing written."""
+    evaluated("x.npy", "-t", "t.npy", "--save-state", "a.npz")
+    evaluated("x.npy", "-t", "t.npy", "--save-state", "b.npz")
+    os.symlink("a.npz", "link.npz")
+    os.link("a.npz", "hard.npz")
+    os.mkdir("folder")
+    os.symlink("..", "folder/up")
+    others = ("./a.npz", "folder/../a.npz", "folder/up/a.npz", os.path.abspath("a.npz"))
+    for again in ("a.npz", "link.npz", "hard.npz", *others):
+        for files in (("a.npz", "b.npz", again), ("b.npz", "a.npz", again)):
+            message = f"xentrs: {again}: was given before, as a.npz: its samples would count twice"
+            found = run("merge", *files, "--save-state", "s.npz")
+            assert found == (2, "", message + "\n")
+    assert not Path("s.npz").exists()
 
 
 # Errors: one line, exit status 2, nothing written
@@ -1174,8 +1243,12 @@ def test_a_file_four_times_the_limit_of_the_address_space(here):
     assert found["loss"] == pytest.approx(np.log(classes), rel=1e-12)
 
 
-def interrupted(arguments, seconds):
-    """Send Ctrl-C some seconds after the command opened its first file; return how it ended."""
+# What ends a command, and the exit status that shells expect.
+SIGNALS = {"Ctrl-C": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 143)}
+
+
+def interrupted(arguments, seconds, number):
+    """Send a signal some seconds after the command opened its first file; return how it ended."""
     file = os.path.realpath(arguments[1].partition(":")[0])
     process = subprocess.Popen(
         [*COMMAND, *arguments],
@@ -1196,13 +1269,15 @@ def interrupted(arguments, seconds):
     time.sleep(seconds)
     assert process.poll() is None, "it ended before: the file is too small"
     sent = time.perf_counter()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
+    process.send_signal(number)  # as `timeout` does
     out, err = process.communicate(timeout=30)
     return process.returncode, out, err, time.perf_counter() - sent
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_interrupt(here):
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_interrupt(here, kind):
     """Ends within a second, with the state of what was evaluated."""
     samples, classes = 4_000_000, 4096
     sparse("big.safetensors", samples, classes)
@@ -1220,8 +1295,9 @@ def test_interrupt(here):
         "--png",
         "p.png",
     ]
-    status, out, err, seconds = interrupted(arguments, 1)
-    assert (status, out) == (130, "")
+    number, expected = SIGNALS[kind]
+    status, out, err, seconds = interrupted(arguments, 1, number)
+    assert (status, out) == (expected, "")
     assert seconds < 1
     with np.load("s.npz", allow_pickle=False) as state:
         found = xentrs.CrossEntropyMeter.from_state(state).compute()
@@ -1229,11 +1305,29 @@ def test_interrupt(here):
     assert found.loss == pytest.approx(np.log(classes), rel=1e-12)
     assert err == f"xentrs: interrupted after {found.count} samples, whose state is in s.npz\n"
     assert sorted(os.listdir()) == ["big.safetensors", "flat.npy", "s.npz", "t.npy", "x.npy"]
-    assert interrupted(arguments[:4], 0.3)[:2] == (130, "")
+    assert interrupted(arguments[:4], 0.3, number)[:2] == (expected, "")
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+@pytest.mark.parametrize("command", ["eval x.npy -t t.npy", "merge m.npz"])
+@pytest.mark.parametrize("option", ["--save-state", "--png"])
+def test_interrupt_while_a_file_is_written(here, run, monkeypatch, option, command, kind):
+    """The file keeps its content, and nothing is left beside it."""
+    assert run("eval", "x.npy", "-t", "t.npy", "--save-state=m.npz")[0] == 0
+    Path("old").write_text("content")
+    before = sorted(os.listdir())
+    number, expected = SIGNALS[kind]
+    monkeypatch.setattr(os, "fsync", lambda _: os.kill(os.getpid(), number))
+    monkeypatch.setattr(os, "unlink", lambda file: (os.kill(os.getpid(), number), os.remove(file)))
+    handlers = [signal.getsignal(number) for number, _ in SIGNALS.values()]
+    assert run(*command.split(), "--json", option, "old") == (expected, "", "")
+    assert [signal.getsignal(number) for number, _ in SIGNALS.values()] == handlers
+    assert (Path("old").read_text(), sorted(os.listdir())) == ("content", before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_interrupt_while_decompressing(here):
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_interrupt_while_decompressing(here, kind):
     """Reading takes the time here, and ends at once too."""
     with (
         zipfile.ZipFile("big.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
@@ -1245,8 +1339,9 @@ def test_interrupt_while_decompressing(here):
         for _ in range(500_000 * 1024 // len(zeros) + 1):
             member.write(zeros)
     np.save("t.npy", np.zeros(500_000, int))
-    status, out, _, seconds = interrupted(["eval", "big.npz:x", "-t", "t.npy"], 0.3)
-    assert (status, out) == (130, "")
+    number, expected = SIGNALS[kind]
+    status, out, _, seconds = interrupted(["eval", "big.npz:x", "-t", "t.npy"], 0.3, number)
+    assert (status, out) == (expected, "")
     assert seconds < 1
 
 
@@ -1339,6 +1434,47 @@ def test_info(here, run):
     for text in ("(30, 7, 20)", "(30, 7)", "float32", "second", "f32", "list<"):
         assert text in out
     assert run("info", "none.npz")[2] == "xentrs: none.npz: no such file or directory\n"
+
+
+def test_info_of_many_arrays(here, run):
+    """Three of those that are alike, how many more, and the last one; of a few all are shown."""
+    columns = {f"class_{i}": X.ravel()[:5] for i in range(500)}
+    pq.write_table(pa.table({"id": T.ravel()[:5]} | columns), "x.parquet")
+    np.savez("x.npz", **columns, **{"few[b]_" + str(i): T for i in range(8)})
+    safetensors.save_file({f"t{i:03}": X[: 1 + i % 2] for i in range(20)}, "x.safetensors")
+    shown = ["class_0", "class_1", "class_2", "\u2026 496 more", "class_499"]
+    for file, keys in (
+        ("x.parquet", ["id", *shown]),
+        ("x.npz", shown + [f"few[b]_{i}" for i in range(8)]),
+        ("x.safetensors", [f"t{i:03}" for i in range(20)]),  # each unlike its neighbours
+    ):
+        status, out, err = run("info", file)
+        assert (status, err) == (0, "")
+        rows = [line.split(maxsplit=1) for line in out.splitlines()[1:]]
+        assert [row[0] for row in rows] == [file] * len(keys)
+        assert all(row[1].startswith(key) for row, key in zip(rows, keys, strict=True))
+
+
+def test_info_as_json(here, run):
+    """One line: all arrays, however many; versions as one flat object."""
+    names = [f"class_{i}" for i in range(100)]
+    np.savez("x.npz", **dict.fromkeys(names, T))
+    files = ("t.npy", "none.npy", "x.npz")
+    status, out, err = run("info", *files, "--json")
+    assert (status, out.count("\n")) == (2, 1)
+    assert err == "xentrs: none.npy: no such file or directory\n"
+    assert json.loads(out) == [
+        {"file": file, "key": key, "shape": [N, S], "type": "int64"}
+        for file, key in (("t.npy", None), *(("x.npz", name) for name in names))
+    ]
+    assert run("info", "none.npy", "--json")[:2] == (2, "[]\n")
+    status, out, err = run("info", "--json")
+    assert (status, out.count("\n"), err) == (0, 1, "")
+    found, config = json.loads(out), xentrs.show_config(mode="dicts")
+    assert found["xentrs"] == config["version"]
+    assert found["instructions"] == config["simd"]["level"]
+    assert found["threads"] == config["threads"]["count"]
+    assert found["numpy"] == np.__version__
 
 
 def test_info_of_good_and_bad_files(here, run):

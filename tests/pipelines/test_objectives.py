@@ -339,6 +339,38 @@ SAME = {
 }
 
 
+def test_class_weights_of_the_libraries():
+    """Their own do nothing beside a custom objective: `weight` gives the trees they would."""
+    x, y = PAIRS["imbalanced"]
+    data = xgboost.DMatrix(x, y)
+
+    def of_xgboost(objective, **params):
+        params |= objective.params(y) | {"nthread": 2}
+        return xgboost.train(params, data, ROUNDS, obj=objective)
+
+    binary = xentrs.xgboost.binary
+    assert structure(of_xgboost(binary(), scale_pos_weight=7.0)) == structure(of_xgboost(binary()))
+    params = {"objective": "binary:logistic", "base_score": 0.5, "nthread": 2}
+    theirs = xgboost.train(params | {"scale_pos_weight": 7.0}, data, ROUNDS)
+    ours = of_xgboost(binary(weight=[1.0, 7.0]))
+    assert structure(ours) == structure(theirs)
+    agree(ours, theirs, data)
+
+    def of_lightgbm(objective, **params):
+        params |= QUIET | {"objective": objective}
+        return lightgbm.train(params, lightgbm.Dataset(x, y), ROUNDS)
+
+    binary = xentrs.lightgbm.binary
+    negative, positive = np.bincount(y)
+    for params, s in (
+        ({"scale_pos_weight": 7.0}, 7.0),
+        ({"is_unbalance": True}, negative / positive),
+    ):
+        assert text(of_lightgbm(binary(), **params)) == text(of_lightgbm(binary()))
+        ours = of_lightgbm(binary(weight=[1.0, s]))
+        assert text(ours) == text(of_lightgbm("binary", **params))
+
+
 @weighted
 def test_catboost_binary(weighted):
     x, y = CANCER

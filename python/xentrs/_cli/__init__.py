@@ -5,7 +5,7 @@
     sources     an array in a file, read in C order by blocks: NumPy's files, safetensors
     tables      the same of a column of Parquet or Arrow
     states      a meter's state in a file; files that are written whole or not at all
-    report      what a person reads, and the JSON object
+    report      what a person reads, and the JSON
     pictures    the PNG
 
 Only `main` is imported with the package. The libraries of the extra `cli` are imported below it.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import json
 import os
 import platform
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -29,7 +29,7 @@ from rich.table import Table
 import xentrs
 from xentrs._cli import pictures, report, states
 from xentrs._cli.errors import InputError, MissingLibrary, reason
-from xentrs._cli.evaluation import Inputs, Interrupt, evaluate
+from xentrs._cli.evaluation import Inputs, Interrupt, Terminated, evaluate
 from xentrs._cli.sources import Listed, Source, list_file, open_source
 
 _Command: TypeAlias = Callable[..., Any]
@@ -46,8 +46,12 @@ def run(arguments: list[str] | None = None) -> int:
     _prepare_streams()
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        # Not `main` of click, which prints an empty line on Ctrl-C.
-        with _xentrs.make_context("xentrs", list(given)) as context:
+        with (
+            Interrupt() as interrupt,
+            interrupt.allowed(),
+            # Not `main` of click, which prints an empty line on Ctrl-C.
+            _xentrs.make_context("xentrs", list(given)) as context,
+        ):
             _xentrs.invoke(context)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
@@ -59,6 +63,8 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
     except click.exceptions.Exit as error:
         return int(error.exit_code)
+    except Terminated:
+        return 143
     except KeyboardInterrupt:
         return 130
     except MemoryError:
@@ -145,12 +151,15 @@ class _Index(click.ParamType):
             raise click.BadParameter(message, ctx, param) from None
 
 
+_json = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
+
+
 def _outputs(command: _Command) -> _Command:
     """Add the options of where results go."""
     for option in (
         click.option("--png", metavar="FILE", help="Draw reliability, losses and KL percentiles."),
         click.option("--save-state", metavar="FILE", help="Write the sums, for `xentrs merge`."),
-        click.option("--json", "as_json", is_flag=True, help="Print one flat JSON object."),
+        _json,
     ):
         command = option(command)
     return command
@@ -290,6 +299,7 @@ def _merge(
 ) -> None:
     """Merge states that `xentrs eval --save-state` wrote: exactly, in any order."""
     _check_outputs(save_state, png)
+    states.check_distinct(states_)
     meter = states.load_state(states_[0])
     for file in states_[1:]:
         try:
@@ -302,41 +312,57 @@ def _merge(
 
 @_xentrs.command("info")
 @click.argument("files", metavar="[FILE]...", nargs=-1)
-def _info(*, files: tuple[str, ...]) -> None:
+@_json
+def _info(*, files: tuple[str, ...], as_json: bool) -> None:
     """Show the version, what this machine runs, and the arrays in files."""
-    console = _console()
-    table = Table(box=None, pad_edge=False)
     if files:
-        for heading in ("file", "key", "shape", "type"):
-            table.add_column(heading)
-        errors = []
-        for file in files:
-            for one in list_file(file):
-                if isinstance(one, Listed):
-                    table.add_row(file, one.key, str(one.shape), one.dtype)
-                else:
-                    errors.append(str(one))
-        if table.rows or not errors:
-            console.print(table)
-            sys.stdout.flush()  # before the errors, where both go to a terminal
-        for error in errors:
-            _fail(error)
-        if errors:
-            raise click.exceptions.Exit(2)
+        _list_files(files, as_json)
         return
     config = xentrs.show_config(mode="dicts")
-    table.show_header = False
     simd, threads = config["simd"], config["threads"]
-    table.add_row("xentrs", str(config["version"]))
-    table.add_row("instructions", f"{simd['level']} ({simd['source']})")
-    table.add_row("threads", f"{threads['count']} ({threads['source']})")
-    table.add_row("Python", platform.python_version())
+    known = {
+        "xentrs": config["version"],
+        "instructions": simd["level"],
+        "instructions_source": simd["source"],
+        "threads": threads["count"],
+        "threads_source": threads["source"],
+        "Python": platform.python_version(),
+    }
     for name in ("numpy", "ml_dtypes", "pyarrow", "matplotlib"):
         try:
-            table.add_row(name, metadata.version(name))
+            known[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            table.add_row(name, "not installed")
-    console.print(table)
+            known[name] = None
+    if as_json:
+        print(json.dumps(known))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in known.items():
+        if not name.endswith("_source"):
+            source = f" ({known[f'{name}_source']})" if f"{name}_source" in known else ""
+            table.add_row(name, "not installed" if value is None else f"{value}{source}")
+    _console().print(table)
+
+
+def _list_files(files: tuple[str, ...], as_json: bool) -> None:
+    """Print the arrays of files, and then what is wrong with those that cannot be read."""
+    arrays: list[tuple[str, Listed]] = []
+    errors: list[InputError | MissingLibrary] = []
+    for file in files:
+        for one in list_file(file):
+            if isinstance(one, Listed):
+                arrays.append((file, one))
+            else:
+                errors.append(one)
+    if as_json:
+        print(report.arrays_as_json(arrays))
+    elif arrays or not errors:
+        report.show_arrays(arrays, _console())
+    sys.stdout.flush()  # before the errors, where both go to a terminal
+    for error in errors:
+        _fail(str(error))
+    if errors:
+        raise click.exceptions.Exit(2)
 
 
 # What the commands share
@@ -406,7 +432,6 @@ def _progress(quiet: bool, samples: int) -> Iterator[Callable[[int], None]]:
 
 
 def _save_interrupted(save_state: str | None, meter: xentrs.CrossEntropyMeter) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is short, and written as a whole
     # Not from `compute`, which takes a while where there are many groups.
     message = f"xentrs: interrupted after {meter._sums.counts['samples']} samples"
     if save_state is not None:

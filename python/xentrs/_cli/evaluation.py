@@ -23,38 +23,52 @@ if TYPE_CHECKING:
 _ARGUMENT = re.compile(r"\b(reference_logits|logits|target|sample_weight|group)\b(?:\[(\d+)\b)?")
 
 
-class Interrupt:
-    """Ctrl-C, which ends the work between two updates of the meter or while a file is read.
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which `kill`, `timeout` and the schedulers of clusters send."""
 
-    An update is never cut in two: what is saved then is the state of whole blocks.
+
+_SIGNALS: dict[int, type[KeyboardInterrupt]] = {
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: Terminated,
+}
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM, which end the work where that is allowed.
+
+    So an update is never cut in two, and what is saved then is the state of whole blocks. Only the
+    first signal raises: `timeout` sends two, and what tidies up behind the first one is not cut.
     """
 
     def __init__(self) -> None:
-        self._requested = False
+        self._requested: type[KeyboardInterrupt] | None = None
         self._waits = False
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         with contextlib.suppress(ValueError):  # another thread than the main one has no signals
-            self._before = signal.signal(signal.SIGINT, self._handle)
+            for number in _SIGNALS:
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
-    def _handle(self, *_: object) -> None:
-        self._requested = True
+    def _handle(self, number: int, _: object) -> None:
+        self._requested = _SIGNALS[number]
         if self._waits:
-            raise KeyboardInterrupt
+            self._waits = False
+            raise self._requested
 
     @contextlib.contextmanager
     def allowed(self) -> Iterator[None]:
-        """Let Ctrl-C raise at once within the block, and raise if it came before."""
+        """Let a signal raise at once within the block, and raise if one came before."""
         self._waits = True
         try:
-            if self._requested:
-                raise KeyboardInterrupt
+            if self._requested is not None:
+                raise self._requested
             yield
         finally:
             self._waits = False
@@ -144,7 +158,7 @@ def evaluate(
     Parameters
     ----------
     meter : CrossEntropyMeter
-        Is changed. On an error and on Ctrl-C it has the blocks before.
+        Is changed. On an error and on a signal it has the blocks before.
     inputs : Inputs
         The arrays.
     ignored : tuple of int
@@ -152,7 +166,7 @@ def evaluate(
     block : int
         About how many bytes of logits to read at a time.
     interrupt : Interrupt
-        Tells of Ctrl-C.
+        Tells of signals that end the work.
     advance : callable
         Is told the count of samples of each block.
     """

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from xentrs._meter import MeterResult
 
 
+# Where larger finite numbers are drawn: margins around them would not be finite.
+_LARGEST = 1e200
+
+
 def check_drawing() -> None:
     """Refuse before any work if there is nothing to draw with."""
     try:
@@ -68,7 +72,7 @@ def _reliability(axes: Any, result: MeterResult) -> None:
 def _losses(axes: Any, result: MeterResult) -> None:
     # Equal shares of the samples, of which each has the loss of its quantile.
     losses = result.quantile((np.arange(2000) + 0.5) / 2000)
-    shown = losses[np.isfinite(losses)]
+    shown = _drawn(losses[np.isfinite(losses)])
     # Quantiles are rounded to steps of 1/64 or finer: equal ones are spread over their step.
     _, step, count = np.unique(shown, return_inverse=True, return_counts=True)
     rank = np.arange(shown.size) - (np.cumsum(count) - count)[step]
@@ -76,16 +80,21 @@ def _losses(axes: Any, result: MeterResult) -> None:
     if shown.size and shown[-1] > 0:
         bins = np.linspace(0, shown[min(int(0.995 * shown.size), shown.size - 1)] or shown[-1], 50)
         axes.hist(np.minimum(shown, bins[-1]), bins, weights=np.full(shown.size, 1 / losses.size))
-    axes.axvline(result.loss, color="tab:red", lw=1, label=f"mean {result.loss:.4g}")
+    axes.axvline(_drawn(result.loss), color="tab:red", lw=1, label=f"mean {result.loss:.4g}")
     axes.set(xlabel="loss (nats)", ylabel="share of samples", title="Losses")
     axes.legend(fontsize="small")
 
 
 def _divergences(axes: Any, result: MeterResult) -> None:
     shares = np.r_[np.linspace(0.01, 0.99, 99), 0.995, 0.999]
-    axes.plot(100 * shares, result.kl_quantile(shares))
-    axes.axhline(result.kl, color="tab:red", lw=1, label=f"mean {result.kl:.4g}")
+    divergences = _drawn(result.kl_quantile(shares))
+    axes.plot(100 * shares, divergences)
+    axes.axhline(_drawn(result.kl), color="tab:red", lw=1, label=f"mean {result.kl:.4g}")
     axes.set(xlabel="percentile", ylabel="KL divergence (nats)", title="KL from the reference")
-    if result.kl > 0:
+    if ((divergences > 0) & (divergences < math.inf)).any():
         axes.set_yscale("log")
     axes.legend(fontsize="small")
+
+
+def _drawn(x: Any) -> Any:
+    return np.where(np.isinf(x), x, np.minimum(x, _LARGEST))

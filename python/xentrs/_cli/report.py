@@ -1,9 +1,11 @@
-"""What `compute` returns, for a person at a glance and as JSON."""
+"""What `compute` returns and what files hold, for a person at a glance and as JSON."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from xentrs._cli.sources import Listed
     from xentrs._meter import MeterResult
+
+# Of more arrays in a row with one shape and type, three and the last one are shown.
+_MOST = 8
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
@@ -101,6 +107,29 @@ def show(result: MeterResult, n_bytes: float | None, title: str, console: Consol
             percentiles.add_row(*map(Text, cells))
         console.print()
         console.print(percentiles)
+
+
+def arrays_as_json(arrays: Sequence[tuple[str, Listed]]) -> str:
+    """Return the arrays of files as a list of JSON objects, on one line."""
+    return json.dumps(
+        [
+            {"file": file, "key": one.key or None, "shape": one.shape, "type": one.dtype}
+            for file, one in arrays
+        ]
+    )
+
+
+def show_arrays(arrays: Sequence[tuple[str, Listed]], console: Console) -> None:
+    """Print the table of arrays that a person reads."""
+    table = Table("file", "key", "shape", "type", box=None, pad_edge=False)
+    for _, group in itertools.groupby(arrays, lambda one: (one[0], *one[1][1:])):
+        alike = list(group)
+        for i, (file, one) in enumerate(alike):
+            if len(alike) <= _MOST or i < 3 or i == len(alike) - 1:
+                table.add_row(*map(Text, (file, one.key, str(one.shape), one.dtype)))
+            elif i == 3:
+                table.add_row(Text(file), Text(f"… {len(alike) - 4} more"))
+    console.print(table)
 
 
 def _table() -> Table:

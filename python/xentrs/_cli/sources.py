@@ -123,9 +123,9 @@ def open_source(
         if key is not None:
             raise InputError(file, f"is an .npy file, which has no member {key!r}")
         with errors_of(file):
-            return _open_npy(file, os.open(file, _READ), 0, None)
+            return _open_npy(file, os.open(file, _READ), 0, None, block)
     if kind == "npz":
-        return _open_npz(file, key)
+        return _open_npz(file, key, block)
     if kind == "safetensors":
         return _open_safetensors(file, key)
     from xentrs._cli import tables
@@ -152,7 +152,7 @@ def list_file(file: str) -> Iterator[Listed | InputError | MissingLibrary]:
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
             for name in names:
                 try:
-                    source = _open_npz(file, name)
+                    source = _open_npz(file, name, 1)
                 except (InputError, MissingLibrary) as error:
                     yield error
                     continue
@@ -287,31 +287,53 @@ class _Raw(Source):
 
 
 class _FortranTable(_Raw):
-    """A table in Fortran order: each column lies one after the other."""
+    """A table in Fortran order: each column lies one after the other.
+
+    A call reads a few rows of one column, however many columns there are. Where these few are less
+    than a KiB, more rows than are asked for are read and kept, up to the bytes of eight blocks.
+    """
 
     def __init__(
-        self, file: str, handle: int, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+        self,
+        file: str,
+        handle: int,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        block: int,
     ) -> None:
         super().__init__(file, handle, offset, shape, dtype)
         self._first = offset
         self._at = 0  # the count of numbers that were read
+        self._ahead = min(1 << 10, 8 * block // shape[1]) // dtype.itemsize  # rows
+        self._kept = range(0)  # rows that are in memory
+        self._columns: Array = np.empty((shape[1], 0), dtype)
 
     def read(self, count: int) -> Array:
         rows, columns = self.shape
         first, last = self._at // columns, -(-(self._at + count) // columns)
-        size = self.dtype.itemsize
-        block = self._space((last - first) * columns)
-        view = block.view(np.uint8).data
-        step = (last - first) * size
-        for column in range(columns):
-            part = view[column * step : (column + 1) * step]
-            self._fill(part, self._first + (column * rows + first) * size)
+        if last > self._kept.stop:
+            self._keep(range(first, min(rows, max(last, first + self._ahead))))
         begin = self._at - first * columns
         self._at += count
-        return block.reshape(columns, last - first).T.reshape(-1)[begin : begin + count]
+        start = self._kept.start
+        found = self._columns[:, first - start : last - start]
+        return found.T.reshape(-1)[begin : begin + count]
 
     def skip(self, count: int) -> None:
         self._at += count
+
+    def _keep(self, kept: range) -> None:
+        """Read these rows."""
+        rows, columns = self.shape
+        size = self.dtype.itemsize
+        block = self._space(len(kept) * columns)
+        view = block.view(np.uint8).data
+        step = len(kept) * size
+        for column in range(columns):
+            part = view[column * step : (column + 1) * step]
+            self._fill(part, self._first + (column * rows + kept.start) * size)
+        self._kept, self._columns = kept, block.reshape(columns, len(kept))
 
 
 class _Scattered(_Raw):
@@ -347,7 +369,9 @@ def _open_raw(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     end: int,
+    *,
     fortran: bool = False,
+    block: int = 0,
 ) -> Source:
     """Return the numbers at an offset of a file, of which they take no more than up to `end`."""
     needed = math.prod(shape) * dtype.itemsize
@@ -361,10 +385,11 @@ def _open_raw(
         )
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(handle, offset, needed, os.POSIX_FADV_SEQUENTIAL)
-    kind: Callable[..., Source] = _Raw
-    if fortran and needed and sum(n > 1 for n in shape) > 1:
-        kind = _FortranTable if len(shape) == 2 else _Scattered
-    return kind(file, handle, offset, shape, dtype)
+    if not (fortran and needed and sum(n > 1 for n in shape) > 1):
+        return _Raw(file, handle, offset, shape, dtype)
+    if len(shape) == 2:
+        return _FortranTable(file, handle, offset, shape, dtype, block)
+    return _Scattered(file, handle, offset, shape, dtype)
 
 
 # NumPy's files
@@ -408,7 +433,7 @@ def _npy_header(file: str, read: Callable[[int], bytes]) -> _Header:
     return _Header(shape, dtype, fortran, len(start) + len(prefix) + length)
 
 
-def _open_npy(file: str, handle: int, offset: int, size: int | None) -> Source:
+def _open_npy(file: str, handle: int, offset: int, size: int | None, block: int) -> Source:
     """Open what begins at an offset of a file, and takes `size` bytes if it has a known end."""
     at = offset
 
@@ -427,7 +452,10 @@ def _open_npy(file: str, handle: int, offset: int, size: int | None) -> Source:
         raise
     end = os.fstat(handle).st_size if size is None else offset + size
     begin = offset + header.length
-    return _open_raw(file, handle, begin, header.shape, header.dtype, end, header.fortran)
+    fortran = header.fortran
+    return _open_raw(
+        file, handle, begin, header.shape, header.dtype, end, fortran=fortran, block=block
+    )
 
 
 class _Stream(Source):
@@ -471,7 +499,7 @@ def _zip(file: str) -> zipfile.ZipFile:
             raise InputError(file, message) from error
 
 
-def _open_npz(file: str, key: str | None) -> Source:
+def _open_npz(file: str, key: str | None, block: int) -> Source:
     with _zip(file) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if key is not None and key not in members:
@@ -482,7 +510,7 @@ def _open_npz(file: str, key: str | None) -> Source:
                 stream = archive.open(info)
                 header = _npy_header(file, stream.read)
             if header.fortran and sum(n > 1 for n in header.shape) > 1:
-                return _unpacked(file, stream, header)
+                return _unpacked(file, stream, header, block)
             return _Stream(file, stream, header)
     with errors_of(file):
         handle = os.open(file, _READ)
@@ -492,10 +520,11 @@ def _open_npz(file: str, key: str | None) -> Source:
             os.close(handle)
             raise InputError(file, f"is damaged: member {info.filename!r} is not where it should")
         name, extra = struct.unpack("<HH", local[26:30])
-        return _open_npy(file, handle, info.header_offset + 30 + name + extra, info.file_size)
+        begin = info.header_offset + 30 + name + extra
+        return _open_npy(file, handle, begin, info.file_size, block)
 
 
-def _unpacked(file: str, stream: IO[bytes], header: _Header) -> Source:
+def _unpacked(file: str, stream: IO[bytes], header: _Header, block: int) -> Source:
     """Decompress columns into a temporary file, since rows are wanted."""
     with stream, tempfile.TemporaryFile() as copy:
         with decoding(file):
@@ -504,7 +533,9 @@ def _unpacked(file: str, stream: IO[bytes], header: _Header) -> Source:
             copy.flush()
         handle = os.dup(copy.fileno())
         end = os.fstat(handle).st_size
-        return _open_raw(file, handle, 0, header.shape, header.dtype, end, fortran=True)
+        return _open_raw(
+            file, handle, 0, header.shape, header.dtype, end, fortran=True, block=block
+        )
 
 
 # safetensors

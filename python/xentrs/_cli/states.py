@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,6 +68,19 @@ def save_state(file: str, meter: CrossEntropyMeter) -> None:
     """Write the state of a meter as an .npz."""
     state: dict[str, Any] = meter.to_state()
     write_whole(file, lambda opened: np.savez(opened, **state))
+
+
+def check_distinct(files: Iterable[str]) -> None:
+    """Refuse a file that is given twice, by one name or by two: its samples would count twice."""
+    names: dict[tuple[int, int], str] = {}
+    for file in files:
+        with errors_of(file):
+            found = os.stat(file)
+        place = found.st_dev, found.st_ino
+        if place in names:
+            message = f"was given before, as {names[place]}: its samples would count twice"
+            raise InputError(file, message)
+        names[place] = file
 
 
 def load_state(file: str) -> CrossEntropyMeter:

@@ -141,7 +141,7 @@ def _statistics(
     kept = np.ones(number, np.bool_) if s is None else s != 0.0
     if not soft:
         flat = t.reshape(-1)
-        kept &= ~_arrays.is_any_of(flat, ignore_index)
+        kept[_arrays.is_any_of(flat, ignore_index)] = False
         if weight is not None and not spread:
             kept &= weight[np.where(kept, flat, 0)] != 0.0
     if not kept.all():

@@ -14,11 +14,14 @@ from xentrs._exact import ExactSums
 _Array: TypeAlias = NDArray[Any]
 
 # One bin for what counts as 0, 2^_BITS bins of equal width in each octave from 2^_LOWEST up to
-# where float32 ends, and one for what is above. A bin is the leading bits of its numbers.
+# where float32 ends, and one for infinity. Behind it are the bins of the octaves from there to
+# where float64 ends; they take memory only where there are such numbers. A bin is the leading bits
+# of its numbers.
 _BITS = 6
 _LOWEST = -127
 _LEAST = 1e-38
-BINS = (128 - _LOWEST) * 2**_BITS + 2
+_INFINITY = (128 - _LOWEST) * 2**_BITS + 1
+BINS = (1024 - _LOWEST) * 2**_BITS + 2
 _FIRST_BIN = ((1023 + _LOWEST) << _BITS) - 1
 
 
@@ -28,7 +31,7 @@ class Histogram:
     Attributes
     ----------
     sums : ExactSums
-        The weight of each bin.
+        The weight of each bin, up to that of infinity or to the last one that has a weight.
     nans : int
         How many numbers were NaN. These are in no bin.
     """
@@ -36,7 +39,7 @@ class Histogram:
     __slots__ = ("nans", "sums")
 
     def __init__(self) -> None:
-        self.sums = ExactSums(BINS)
+        self.sums = ExactSums(_INFINITY + 1)
         self.nans = 0
 
     def add(self, values: NDArray[np.float64], weights: _Array | None) -> None:
@@ -48,11 +51,16 @@ class Histogram:
             self.nans += int(np.count_nonzero(nan))
             values, weights = values[~nan], None if weights is None else weights[~nan]
         bins = (values.view(np.int64) >> (52 - _BITS)) - _FIRST_BIN
-        bins = np.where(values < _LEAST, 0, np.minimum(bins, BINS - 1))
+        bins[values < _LEAST] = 0
+        above = bins >= _INFINITY
+        if above.any():
+            bins = np.where(values == math.inf, _INFINITY, bins + above)
+            self.sums.grow(int(bins.max()) + 1)
         self.sums.add_weights(bins, weights)
 
     def merge(self, other: Histogram) -> None:
         """Add the numbers of another histogram."""
+        self.sums.grow(len(other.sums))
         self.sums.merge(other.sums)
         self.nans += other.nans
 
@@ -61,12 +69,15 @@ class Histogram:
         bins = self.filled()
         if not bins.size:
             return Distribution(np.zeros(0), np.zeros(0), bool(self.nans))
+        values = _bin_values(bins)
+        ascending = np.argsort(values)
+        bins, values = bins[ascending], values[ascending]
         weights = self.sums.numerators(bins)
         total, cumulative, so_far = sum(weights), [], 0
         for weight in weights:
             so_far += weight
             cumulative.append(so_far / total)
-        return Distribution(_bin_values()[bins], np.array(cumulative), bool(self.nans))
+        return Distribution(values, np.array(cumulative), bool(self.nans))
 
     def filled(self) -> NDArray[np.intp]:
         """Return which bins have a weight."""
@@ -103,8 +114,10 @@ class Distribution:
         return found if wanted.ndim else float(found)
 
 
-def _bin_values() -> NDArray[np.float64]:
+def _bin_values(bins: NDArray[np.intp]) -> NDArray[np.float64]:
     """Return the value that stands for each bin: its largest relative error is the least."""
-    low = ((np.arange(1, BINS) + _FIRST_BIN) << (52 - _BITS)).view(np.float64)
-    middle = 2.0 * low[:-1] * (low[1:] / (low[:-1] + low[1:]))
-    return np.concatenate([[0.0], middle, [math.inf]])
+    leading = bins - (bins > _INFINITY) + _FIRST_BIN
+    # A quarter of the edges, since the last one is beyond float64.
+    low, high = ((leading + i - (2 << _BITS) << (52 - _BITS)).view(np.float64) for i in (0, 1))
+    middle = 4.0 * (2.0 * low * (high / (low + high)))
+    return np.where(bins == 0, 0.0, np.where(bins == _INFINITY, math.inf, middle))

@@ -283,7 +283,8 @@ class CrossEntropyMeter:
         Parameters
         ----------
         state : mapping of str to ndarray
-            What `to_state` returned, or the file that `numpy.load` opens of it.
+            What `to_state` returned, or the file that `numpy.load` opens of it. A list may stand
+            for an array, as in JSON.
 
         Returns
         -------

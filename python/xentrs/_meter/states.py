@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from xentrs._arrays import _is_untyped
 from xentrs._exact import ExactSums
 from xentrs._meter.arguments import Options, options
 from xentrs._meter.histogram import BINS
@@ -85,12 +86,13 @@ def read(state: Any) -> Sums:
     sums.table = reader.sums("sums", len(sums.table))
     sums.bin_sums = reader.sums("bin_sums", len(sums.bin_sums))
     for name, histogram in (("losses", sums.losses), ("divergences", sums.divergences)):
-        bins = reader.array(f"{name}.bins", "i", 1)
+        bins = reader.array(f"{name}.bins", "i", None)
         if bins.size and not (bins[0] >= 0 and bins[-1] < BINS and (np.diff(bins) > 0).all()):
             raise ValueError(f"state['{name}.bins'] is not ascending in [0, {BINS})")
+        histogram.sums.grow(int(bins.max(initial=0)) + 1)
         histogram.sums.merge(reader.sums(name, bins.size), bins)
     sums.class_sums = [reader.sums(f"class_sums.{i}", classes) for i in range(3)]
-    ids = reader.array("groups", "iU", 1)
+    ids = reader.array("groups", "iU", None)
     sums.group_ids = {key: i for i, key in enumerate(ids.tolist())}
     if len(sums.group_ids) != ids.size:
         raise ValueError("state['groups'] has a group twice")
@@ -101,7 +103,7 @@ def read(state: Any) -> Sums:
 
 
 def _read_options(reader: _Reader) -> Options:
-    names = reader.array("ignore_index", "U", 1).tolist()
+    names = reader.array("ignore_index", "U", None).tolist()
     try:
         ignored = tuple(int(i) for i in names)
     except ValueError:
@@ -109,12 +111,12 @@ def _read_options(reader: _Reader) -> Options:
     try:
         return options(
             axis=reader.integer("axis"),
-            weight=reader.array("weight", "f", 1) if "weight" in reader else None,
+            weight=reader.array("weight", "fi", None) if "weight" in reader else None,
             ignore_index=ignored,
-            label_smoothing=float(reader.array("label_smoothing", "f", 0)),
-            top_k=reader.array("top_k", "i", 1).tolist(),
+            label_smoothing=float(reader.array("label_smoothing", "fi")),
+            top_k=reader.array("top_k", "i", None).tolist(),
             bins=reader.integer("bins"),
-            per_class=bool(reader.array("per_class", "b", 0)),
+            per_class=bool(reader.array("per_class", "b")),
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"state is not that of a meter: {error}") from error
@@ -132,12 +134,18 @@ class _Reader:
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
-    def array(self, name: str, kinds: str, ndim: int, length: int | None = None) -> _Array:
-        """Return a copy of an array of such a kind of dtype."""
+    def array(self, name: str, kinds: str, *shape: int | None) -> _Array:
+        """Return a copy of an array of such a kind of dtype and such a shape, None any length."""
         if name not in self._names:
             raise ValueError(f"state has no {name!r}: it is not what to_state returns")
-        a = np.array(self._state[name], order="C")
-        if a.dtype.kind not in kinds or a.ndim != ndim or (length is not None and len(a) != length):
+        given = self._state[name]
+        a = np.array(given, order="C")
+        expected = tuple(length or 0 for length in shape)
+        if not a.size and a.shape == expected[: a.ndim] and _is_untyped(given):
+            # JSON's list without numbers: it tells neither a type nor all lengths.
+            a = np.zeros(expected, kinds[0])
+        fits = all(length in (None, n) for length, n in zip(shape, a.shape, strict=False))
+        if a.dtype.kind not in kinds or a.ndim != len(shape) or not fits:
             raise ValueError(
                 f"state[{name!r}] has dtype {a.dtype} and shape {a.shape}: it is not what "
                 "to_state returns"
@@ -150,18 +158,18 @@ class _Reader:
         return a if kinds == "iU" or a.dtype.kind not in "if" else a.astype(a.dtype.kind + "8")
 
     def counts(self, name: str, length: int) -> NDArray[np.int64]:
-        a = self.array(name, "i", 1, length)
+        a = self.array(name, "i", length)
         if (a < 0).any():
             raise ValueError(f"state[{name!r}] has counts below 0")
         return a
 
     def integer(self, name: str) -> int:
-        return int(self.array(name, "i", 0))
+        return int(self.array(name, "i"))
 
     def sums(self, name: str, rows: int) -> ExactSums:
         table = ExactSums(rows)
-        table.digits = self.array(f"{name}.digits", "i", 2, rows)
+        table.digits = self.array(f"{name}.digits", "i", rows, None)
         table.first = self.integer(f"{name}.first")
-        table.special = self.array(f"{name}.special", "i", 2, rows)
+        table.special = self.array(f"{name}.special", "i", rows, 3)
         table.check(name)
         return table

@@ -91,6 +91,7 @@ class Sums:
         self.edges = np.linspace(0.0, 1.0, options.bins + 1)
         inner = self.edges[1:-1]
         self._lower, self._upper = np.append(-np.inf, inner), np.append(inner, np.inf)
+        self._bin_rows = 3 * np.arange(options.bins + 1)
         self.bin_counts = np.zeros(options.bins + 1, np.int64)
         self.bin_sums = ExactSums(3 * (options.bins + 1))
         self.losses = Histogram()
@@ -255,7 +256,7 @@ class Sums:
         counted = misses_and_hits.sum(axis=1)
         self.bin_counts = self.bin_counts + counted
         if w is None:
-            rows = [3 * np.arange(length), 3 * np.arange(length) + 1]
+            rows = [self._bin_rows, self._bin_rows + 1]
             weights = [counted.astype(np.float64), misses_and_hits[:, 1].astype(np.float64)]
         else:
             rows, weights = [3 * bins, 3 * bins[hits] + 1], [w, w[hits]]
