@@ -120,7 +120,7 @@ if not TYPE_CHECKING:  # or a type checker would take any name for one of these
         return found
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "import_module"})
 
 
 for _thing in (globals()[name] for name in __all__ if name not in _LATER):

@@ -461,7 +461,7 @@ impl<T: Terms> Job for Pairs<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
-        let scratch = Scratch::uncleared(self.width() * 4);
+        let scratch = Scratch::new(self.width() * 4);
         let mut pending = Pending { emit: None, turn: false };
         for (block, sum) in blocks.zip(sums) {
             let start = block * self.samples;

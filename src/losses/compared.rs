@@ -102,7 +102,7 @@ impl<T: Limits + Terms> Job for ComparedRows<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(&self, _: S, rows: Range<usize>, _: &mut [f64]) {
         let length = self.batch.classes.next_multiple_of(BEYOND);
-        let both = Scratch::<T>::uncleared(2 * length);
+        let both = Scratch::<T>::new(2 * length);
         let scratch = [0, length].map(|at| both.output().part(at, length));
         let mut units = [[0.0; UNIT]; 2];
         for row in rows {

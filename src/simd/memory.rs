@@ -11,8 +11,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::mem::ManuallyDrop;
-use std::ptr::null_mut;
+use std::ptr::{NonNull, null_mut};
 
 use super::Float;
 use crate::error::no_memory;
@@ -323,10 +322,11 @@ pub fn copy<T: Copy>(
     }
 }
 
-/// A buffer aligned to a cache line.
+/// A buffer aligned to a cache line, of numbers of any value at first.
 ///
-/// A thread keeps some small buffers for its next calls: to allocate aligned memory takes longer than a loss of
-/// ten numbers. Of larger buffers it keeps the last one until its work for a call ends.
+/// A thread keeps the buffers it used last for its next calls. To allocate aligned memory takes longer than a loss of
+/// ten numbers, and new memory must be written before it may be read, which takes an eighth of a loss of one row of
+/// 32000.
 ///
 /// A buffer belongs to one thread:
 ///
@@ -343,45 +343,104 @@ pub fn copy<T: Copy>(
 pub struct Scratch<T> {
     start: *mut T,
     len: usize,
-    /// Bytes of the memory behind it.
+    memory: Memory,
+}
+
+/// Allocated memory. Of no bytes, there is none.
+#[derive(Clone, Copy, Debug)]
+struct Memory {
+    start: *mut u8,
     bytes: usize,
 }
 
-/// The bytes of a small buffer, and how many of them a thread keeps.
-const SPARE: usize = 16 << 10;
+/// The least bytes of a buffer.
+const SMALL: usize = 16 << 10;
+
+/// How many buffers a thread keeps, and how many bytes of them from one call to the next.
 const SPARES: usize = 4;
+const KEPT: usize = 2 << 20;
 
-/// Buffers of [`SPARE`] bytes that are not in use.
-struct Spares(Cell<[*mut u8; SPARES]>);
+impl Memory {
+    const NONE: Memory = Memory { start: null_mut(), bytes: 0 };
 
-thread_local! {
-    static KEPT: Spares = const { Spares(Cell::new([null_mut(); SPARES])) };
-}
+    fn layout(bytes: usize) -> Layout {
+        Layout::from_size_align(bytes, 64).unwrap_or_else(|_| no_memory())
+    }
 
-impl Drop for Spares {
-    fn drop(&mut self) {
-        for start in self.0.get().into_iter().filter(|start| !start.is_null()) {
-            // SAFETY: allocated in `Scratch::new` with this layout, and taken out nowhere else.
-            unsafe { dealloc(start, layout(SPARE)) };
+    /// Memory of at least so many bytes, and so more than none.
+    fn new(bytes: usize) -> Self {
+        // Of few sizes, so that a buffer serves calls of other shapes too.
+        let bytes = if bytes <= KEPT { bytes.max(SMALL).next_power_of_two() } else { bytes };
+        // When a thread ends it keeps nothing any more.
+        let spare = SPARE.try_with(|spares| spares.take(bytes)).ok().flatten();
+        spare.unwrap_or_else(|| {
+            // Zeros: memory that was never written must not be read.
+            // SAFETY: the layout's size is not zero.
+            let start = unsafe { alloc_zeroed(Self::layout(bytes)) };
+            if start.is_null() {
+                no_memory();
+            }
+            Memory { start, bytes }
+        })
+    }
+
+    fn free(self) {
+        if self.bytes > 0 {
+            // SAFETY: allocated in `new` with this layout, and its owner has no use for it any more.
+            unsafe { dealloc(self.start, Self::layout(self.bytes)) };
         }
     }
 }
 
-/// Exchanges the first spare buffer for which `wanted` is true.
-fn exchange(wanted: impl Fn(*mut u8) -> bool, new: *mut u8) -> Option<*mut u8> {
-    // When a thread ends there are none any more.
-    let exchanged = KEPT.try_with(|kept| {
-        let mut starts = kept.0.get();
-        let found = starts.iter_mut().find(|start| wanted(**start))?;
-        let old = std::mem::replace(found, new);
-        kept.0.set(starts);
-        Some(old)
-    });
-    exchanged.ok().flatten()
+/// Memory that is not in use.
+struct Spares {
+    all: [Cell<Memory>; SPARES],
+    /// Which of them makes way for the next if there is no room.
+    next: Cell<usize>,
 }
 
-fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes, 64).unwrap_or_else(|_| no_memory())
+thread_local! {
+    static SPARE: Spares = const {
+        Spares { all: [const { Cell::new(Memory::NONE) }; SPARES], next: Cell::new(0) }
+    };
+}
+
+impl Spares {
+    fn take(&self, bytes: usize) -> Option<Memory> {
+        let found = self.all.iter().find(|spare| spare.get().bytes == bytes)?;
+        Some(found.replace(Memory::NONE))
+    }
+
+    fn put(&self, memory: Memory) {
+        let room = self.all.iter().find(|spare| spare.get().bytes == 0).unwrap_or_else(|| {
+            let next = self.next.get();
+            self.next.set((next + 1) % SPARES);
+            &self.all[next]
+        });
+        room.replace(memory).free();
+    }
+
+    /// Frees what is beyond so many bytes.
+    fn keep(&self, bytes: usize) {
+        let mut total = 0;
+        for spare in &self.all {
+            total += spare.get().bytes;
+            if total > bytes {
+                spare.replace(Memory::NONE).free();
+            }
+        }
+    }
+}
+
+impl Drop for Spares {
+    fn drop(&mut self) {
+        self.keep(0);
+    }
+}
+
+/// Frees buffers of this thread, at the end of its work for a call, but for a few that it keeps.
+pub(crate) fn free_large() {
+    let _ = SPARE.try_with(|spares| spares.keep(KEPT));
 }
 
 /// `len` zeros. Many of them cost nothing: new memory of the system is 0.
@@ -399,68 +458,28 @@ pub fn zeros(len: usize) -> Vec<f64> {
     unsafe { Vec::from_raw_parts(start.cast(), len, len) }
 }
 
-/// A buffer of more than [`SPARE`] bytes that a thread keeps from one run of blocks to the next.
-///
-/// If it were freed and allocated again each time, the allocator would keep some of them: more memory for each
-/// thread than the thread uses.
-struct Large {
-    start: *mut u8,
-    bytes: usize,
-}
-
-thread_local! {
-    static LARGE: Cell<Option<Large>> = const { Cell::new(None) };
-}
-
-impl Drop for Large {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `Scratch::uncleared` with this layout.
-        unsafe { dealloc(self.start, layout(self.bytes)) };
-    }
-}
-
-/// Frees the large buffer that this thread keeps, at the end of its work for a call.
-pub(crate) fn free_large() {
-    // When a thread ends there is none any more.
-    let _ = LARGE.try_with(|large| drop(large.take()));
-}
-
 impl<T: Float> Scratch<T> {
-    /// A buffer of `len` zeros.
-    pub fn new(len: usize) -> Self {
-        let scratch = Self::uncleared(len);
-        // SAFETY: the buffer holds that many numbers, and is this value's alone.
-        unsafe { scratch.start.write_bytes(0, len) };
-        scratch
-    }
-
     /// A buffer of `len` numbers of any value.
-    pub fn uncleared(len: usize) -> Self {
-        let needed = len.checked_mul(size_of::<T>()).unwrap_or_else(|| no_memory());
-        let bytes = needed.max(SPARE);
-        let kept = if bytes == SPARE {
-            exchange(|start| !start.is_null(), null_mut())
-        } else {
-            let large = LARGE.try_with(Cell::take).ok().flatten();
-            let large = large.filter(|large| large.bytes == bytes);
-            large.map(|large| ManuallyDrop::new(large).start)
+    pub fn new(len: usize) -> Self {
+        if len == 0 {
+            return Scratch { start: NonNull::dangling().as_ptr(), len, memory: Memory::NONE };
+        }
+        let bytes = len.checked_mul(size_of::<T>()).unwrap_or_else(|| no_memory());
+        let memory = Memory::new(bytes);
+        let start: *mut T = memory.start.cast();
+        // Tests find what relies on zeros: all bits set are a NaN.
+        #[cfg(test)]
+        // SAFETY: the memory is of that many numbers at least, and nobody else has it.
+        unsafe {
+            start.write_bytes(0xFF, len)
         };
-        let start = kept.unwrap_or_else(|| {
-            // Zeros: memory that was never written must not be read.
-            // SAFETY: the layout's size is not zero.
-            let start = unsafe { alloc_zeroed(layout(bytes)) };
-            if start.is_null() {
-                no_memory();
-            }
-            start
-        });
-        Scratch { start: start.cast(), len, bytes }
+        Scratch { start, len, memory }
     }
 
     /// To read from it.
     #[inline(always)]
     pub fn input(&self) -> Input<'_, T> {
-        // SAFETY: the buffer holds `len` numbers (it was zeros at first) as long as `self` lives.
+        // SAFETY: the buffer holds `len` numbers (zeros at first, or of an earlier buffer) as long as `self` lives.
         unsafe { Input::new(self.start, self.len) }
     }
 
@@ -484,15 +503,54 @@ impl<T: Float> Scratch<T> {
 
 impl<T> Drop for Scratch<T> {
     fn drop(&mut self) {
-        let (start, bytes) = (self.start.cast(), self.bytes);
-        let kept = if bytes == SPARE {
-            exchange(|start| start.is_null(), start).is_some()
-        } else {
-            LARGE.try_with(|large| large.set(Some(Large { start, bytes }))).is_ok()
-        };
-        if !kept {
-            // SAFETY: allocated in `uncleared` with this layout.
-            unsafe { dealloc(start, layout(bytes)) }
+        let memory = self.memory;
+        if memory.bytes > 0 && SPARE.try_with(|spares| spares.put(memory)).is_err() {
+            memory.free();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept() -> usize {
+        SPARE.with(|spares| spares.all.iter().map(|spare| spare.get().bytes).sum())
+    }
+
+    /// Runs in a thread that keeps nothing yet.
+    fn in_thread(run: fn()) {
+        std::thread::spawn(run).join().unwrap();
+    }
+
+    #[test]
+    fn a_thread_keeps_buffers_for_its_next_calls() {
+        in_thread(|| {
+            let first = Scratch::<f64>::new(100_000).start;
+            assert_eq!(kept(), 1 << 20);
+            free_large();
+            // Of as many bytes, when they are rounded up.
+            let [one, other] = [90_000, 90_000].map(Scratch::<f64>::new);
+            assert_eq!((one.start, kept()), (first, 0));
+            assert_ne!(other.start, first);
+        });
+    }
+
+    #[test]
+    fn a_thread_keeps_few_bytes_from_call_to_call() {
+        in_thread(|| {
+            let lens = [10, 300_000, 400_000, 100_000];
+            drop(lens.map(Scratch::<f64>::new));
+            assert!(kept() > KEPT);
+            free_large();
+            assert!(0 < kept() && kept() <= KEPT);
+            drop(Scratch::<f32>::new(0));
+            // Calls of other shapes than before have their buffers kept too.
+            for len in [10, 5_000, 10_000, 20_000, 40_000, 80_000] {
+                drop(Scratch::<f64>::new(len));
+                let start = Scratch::<f64>::new(len).start;
+                assert_eq!(start, Scratch::<f64>::new(len).start);
+            }
+        });
     }
 }

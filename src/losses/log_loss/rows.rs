@@ -294,7 +294,7 @@ impl<T: Real> Job for WeighedRows<'_, '_, T> {
 /// A buffer of `n` equal numbers.
 #[inline(always)]
 fn filled<S: Simd, T: Real>(s: S, buffer: &mut Option<Scratch<T>>, n: usize, x: T) -> Input<'_, T> {
-    let buffer = buffer.insert(Scratch::uncleared(n));
+    let buffer = buffer.insert(Scratch::new(n));
     fill(s, buffer.output(), x, false);
     buffer.input()
 }

@@ -27,7 +27,7 @@ use crate::elements::probabilities::Interval;
 use crate::error::{Result, collected};
 use crate::math::{Real, log::log};
 use crate::parallel::driver::Job;
-use crate::simd::slices::copy;
+use crate::simd::slices::{copy, fill};
 use crate::simd::{Float, Input, Output, Scratch, Simd, Vector, fence};
 use crate::tiles::Plan;
 
@@ -252,7 +252,9 @@ impl<T: Real> Job for TrueClass<'_, '_, T> {
             many = collected(repeat_n(0, rows));
         }
         let places = if rows > CHUNK { &mut many[..] } else { &mut few };
-        let mut sparse = SparseBlock { numbers: Scratch::<T>::new(rows * width), places, n: 0 };
+        let numbers = Scratch::<T>::new(rows * width);
+        fill(s, numbers.output(), T::default(), false);
+        let mut sparse = SparseBlock { numbers, places, n: 0 };
         let mut targets = Targets::new(all.clone());
         targets.read(s, batch);
         targets.prefetch(batch, 0..CHUNK);

@@ -155,8 +155,8 @@ impl<T: Limits> Buffers<T> {
         // Lanes without a sample keep whatever the memory held: no result depends on them.
         let buffers = Buffers {
             samples,
-            wide: Scratch::uncleared(FIELDS_F64 * samples),
-            numbers: Scratch::uncleared(starts[2] + rows),
+            wide: Scratch::new(FIELDS_F64 * samples),
+            numbers: Scratch::new(starts[2] + rows),
             starts,
         };
         // These stay as they are where there are no weights.

@@ -341,15 +341,11 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
         let divisor = batch.divisor * self.temperature;
         let statistics = batch.summaries.statistics;
         let kept = grad || batch.kept.is_some() || statistics.is_some() && C::ANY;
-        let length = if kept || statistics.is_some() { batch.classes } else { 0 };
-        let buffer = match (grad, batch.kept) {
-            (_, Some(_)) => Scratch::<T>::uncleared(0),
-            (true, None) => Scratch::<T>::new(length.next_multiple_of(chunk)),
-            (false, None) => Scratch::<T>::uncleared(length.next_multiple_of(chunk)),
-        };
+        let own = (grad || statistics.is_some()) && batch.kept.is_none();
+        let buffer = Scratch::<T>::new(if own { batch.classes.next_multiple_of(chunk) } else { 0 });
         let scratch = batch.kept.map_or(buffer.output(), |kept| kept.exponentials);
         let halves = self.halves.filter(|_| T::OF_HALVES);
-        let converted = Scratch::<T>::uncleared(if halves.is_some() { CONVERTED } else { 0 });
+        let converted = Scratch::<T>::new(if halves.is_some() { CONVERTED } else { 0 });
         let mut pending = None;
         let mut losses = PendingLosses::default();
         let mut entries = Entries::of(batch);

@@ -77,9 +77,9 @@ impl<T: Limits> Job for Few<'_, T> {
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         let (classes, all) = (self.batch.classes, self.batch.samples);
         let rows = self.rows.min(all.next_multiple_of(T::LANES));
-        let scratch = Scratch::<T>::uncleared((3 * classes + FIELDS) * rows + COLUMNS);
+        let scratch = Scratch::<T>::new((3 * classes + FIELDS) * rows + COLUMNS);
         let weighted = self.batch.sample_weight.is_some();
-        let weights = Scratch::<f64>::uncleared(if weighted { rows } else { 0 });
+        let weights = Scratch::<f64>::new(if weighted { rows } else { 0 });
         let end = all.min(blocks.end * self.rows);
         for (block, sum) in blocks.zip(sums) {
             let first = block * self.rows;
