@@ -573,12 +573,14 @@ impl<'a, T: Real> Batch<'a, T> {
             return;
         };
         // No call in this loop, so that the compiler vectorises it.
-        if self.ignored_classes.is_empty() {
+        if let [] | [_] = self.ignored_classes[..] {
+            let ignored = self.ignored_classes.first().map_or(u64::MAX, |&class| class as u64);
             with_indices!(indices, x => {
                 let (x, classes) = (x.part(start, n), self.classes as u64);
                 for i in 0..n {
                     let index = x.get(i).class();
-                    put(i, if index < classes { index as usize } else { IGNORED });
+                    let counts = index < classes && index != ignored;
+                    put(i, if counts { index as usize } else { IGNORED });
                 }
             });
         } else {
