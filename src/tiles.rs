@@ -440,6 +440,11 @@ fn is_adjacent(place: &Place) -> bool {
     place.sample_step() == 1 && place.class_step() != 1
 }
 
+/// Whether the classes of each sample are contiguous.
+fn has_whole_rows(place: &Option<Place>) -> bool {
+    place.as_ref().is_none_or(|place| place.class_step() == 1)
+}
+
 /// Some samples of a call in a tile.
 struct TilePart<'t, 'a, T> {
     tile: &'t Tile<'a, T>,
@@ -486,7 +491,7 @@ impl<T: Real> TilePart<'_, '_, T> {
     /// Converts numbers of another type to the tile.
     fn load(&self, from: Floats<'_>, place: &Option<Place>, to: &Scratch<T>) {
         let adjacent = place.as_ref().is_some_and(is_adjacent);
-        if place.is_none() || adjacent && self.tile.columns {
+        if has_whole_rows(place) || adjacent && self.tile.columns {
             self.convert(Conversion::From(from), place, to);
         } else if adjacent {
             self.convert(Conversion::From(from), place, &self.tile.other);
@@ -516,7 +521,7 @@ impl<T: Real> TilePart<'_, '_, T> {
             self.transpose(from, Direction::Unpack(other.output()));
             other
         };
-        if place.is_none() || adjacent {
+        if has_whole_rows(place) || adjacent {
             return self.convert(conversion, place, from);
         }
         let (from, classes) = (from.input(), self.tile.batch.classes);
@@ -528,7 +533,7 @@ impl<T: Real> TilePart<'_, '_, T> {
         });
     }
 
-    /// Converts contiguous rows, or columns of adjacent samples, from or to the same in the tile.
+    /// Converts rows of contiguous classes, or columns of adjacent samples, from or to the same in the tile.
     fn convert(&self, conversion: Conversion<'_>, place: &Option<Place>, floats: &Scratch<T>) {
         let (floats, place) = (floats.output(), place.as_ref());
         let (samples, classes) = (self.samples.clone(), self.tile.batch.classes);

@@ -7,6 +7,7 @@ kernel of their own. Its results are those of rows to a few ULP, and the same wh
 import itertools
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -109,6 +110,64 @@ def test_places_of_inputs_and_outputs_change_no_bit(loss, step, backwards, shape
                 inside = here.both(out=scores)
                 assert inside[1] is scores
                 assert_same_bits(np.ascontiguousarray(scores), want[1])
+
+
+# Arrays of two axes of samples whose rows are contiguous, but not one behind the other: logits that
+# score the next token, a vocabulary that is padded, samples that are picked or reversed, another
+# order of axes.
+ROWS = {
+    "all but the last": lambda full, b, t, c: full(b, t + 1, c)[:, :-1],
+    "all but the first": lambda full, b, t, c: full(b, t + 1, c)[:, 1:],
+    "padded": lambda full, b, t, c: full(b, t, c + 5)[..., :c],
+    "every other": lambda full, b, t, c: full(b, 2 * t, c)[:, ::2],
+    "backwards": lambda full, b, t, c: full(b, t, c)[::-1, ::-1],
+    "other order": lambda full, b, t, c: full(t, b, c).swapaxes(0, 1),
+}
+
+
+def rows_anywhere(name, a):
+    """Return a copy of `a` whose rows lie so in an array of sevens."""
+    laid = ROWS[name](lambda *shape: np.full(shape, 7, a.dtype), *a.shape)
+    laid[...] = a
+    return laid
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(3, 7, 10), (3, 7, 300), (2, 5, 4099)], ids=str)
+@every_class_loss
+def test_rows_anywhere_change_no_bit(loss, shape, dtype, rng):
+    dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    for options in loss.option_sets:
+        case = loss.case(rng, shape, np.float32, options, reduction="none")
+        case = case.but(scores=case.scores.astype(dtype))
+        expected = case.all()
+        for name, other in zip(ROWS, [*ROWS][1:] + [*ROWS][:1], strict=True):
+            here = case.but(scores=rows_anywhere(name, case.scores))
+            assert_same_bits(here.all(), expected, name)
+            outs = [rows_anywhere(other, np.zeros(shape, dtype)) for _ in loss.outputs]
+            for given in (case, here):
+                results = given.all(**dict(zip(loss.outputs, outs, strict=True)))
+                assert_same_bits(tuple(map(np.ascontiguousarray, results)), expected, other)
+            for out in outs:
+                out[...] = 7
+                assert (out.base == 7).all(), other  # nothing was written between the rows
+            inside = here.both(out=here.scores)
+            assert_same_bits(np.ascontiguousarray(inside[1]), expected[1], f"{name}, in place")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_anywhere_beyond_the_caches(dtype, rng, threads):
+    """Non-temporal stores write the gradient there."""
+    shape = (3, 41, 200_001)
+    logits = rng.normal(size=shape).astype(dtype)
+    target = rng.integers(0, shape[-1], shape[:-1])
+    expected = xentrs.cross_entropy_with_grad(logits, target)
+    for name in ("all but the last", "padded"):
+        laid, out = rows_anywhere(name, logits), rows_anywhere(name, np.zeros_like(logits))
+        for count in (1, 3):
+            threads(count)
+            loss, _ = xentrs.cross_entropy_with_grad(laid, target, out=out)
+            assert_same_bits((loss, np.ascontiguousarray(out)), expected, name)
 
 
 @every_dtype

@@ -661,6 +661,15 @@ impl<'a, T: Real> Batch<'a, T> {
         self.sample_weight.map_or(1.0, |weight| weight.get(i))
     }
 
+    /// The positions where a sample's row of the values, of the gradient and of the Hessian begins.
+    #[inline(always)]
+    pub fn row_starts(&self, sample: usize) -> [usize; 3] {
+        let start = sample * self.classes;
+        let Some(layout) = &self.layout else { return [start; 3] };
+        let places = [&layout.values, &layout.grad, &layout.hess];
+        places.map(|place| place.as_ref().map_or(start, |place| place.at(sample, 0)))
+    }
+
     /// `n` rows from `start` on of an output of the values' shape, which is contiguous rows.
     #[inline(always)]
     pub fn rows<'b>(&self, array: Output<'b, T>, start: usize, n: usize) -> Output<'b, T> {

@@ -60,9 +60,9 @@ pub enum Conversion<'a> {
 pub struct Convert<'a, T> {
     /// Which way.
     pub conversion: Conversion<'a>,
-    /// The numbers of the kernel's type: rows of the samples, or columns if there is a `place`.
+    /// The numbers of the kernel's type: rows of the samples, or columns if the others' samples are adjacent.
     pub floats: Output<'a, T>,
-    /// Where the others lie, if they are not contiguous rows: their samples are adjacent.
+    /// Where the others lie, if they are not contiguous rows: rows of contiguous classes, or adjacent samples.
     pub place: Option<&'a Place>,
     /// The samples.
     pub samples: Range<usize>,
@@ -79,6 +79,13 @@ impl<T: Float> Kernel for Convert<'_, T> {
             None => self.run(s, self.samples.start * classes, 0, n * classes),
             Some(place) => {
                 for line in place.lines(self.samples.clone()) {
+                    if place.class_step() == 1 {
+                        for i in 0..line.n {
+                            let at = line.at + i as isize * place.sample_step();
+                            self.run(s, at as usize, (line.row + i) * classes, classes);
+                        }
+                        continue;
+                    }
                     for class in 0..classes {
                         let at = line.at + class as isize * place.class_step();
                         self.run(s, at as usize, class * n + line.row, line.n);

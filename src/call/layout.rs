@@ -23,7 +23,7 @@ pub struct Converted<'a> {
     pub in_float64: bool,
 }
 
-/// Contiguous rows of half precision that are computed in `float32`.
+/// Rows of half precision that are computed in `float32`.
 #[derive(Clone, Copy, Debug)]
 pub struct HalfRows<'a> {
     /// Their type.
@@ -64,7 +64,15 @@ impl<'a> Layout<'a> {
         self.converted.is_some() || self.softcap.is_some()
     }
 
-    /// The values and the gradient, if these alone are of half precision, and all arrays are contiguous rows.
+    /// Whether the kernel of rows takes the arrays where they lie: the classes of each sample are contiguous. The
+    /// samples may be anywhere, as in `logits[:, :-1]`.
+    pub fn has_whole_rows(&self) -> bool {
+        let whole = self.places().all(|place| place.class_step() == 1);
+        whole && self.probabilities.is_none() && self.softcap.is_none() && !self.sparse
+    }
+
+    /// The values and the gradient, if these alone are of half precision, and the kernel of rows takes them where they
+    /// lie.
     pub fn half_rows(&self) -> Option<HalfRows<'a>> {
         let converted = self.converted.filter(|converted| !converted.in_float64)?;
         let Floats::Half(half, values) = converted.values else { return None };
@@ -74,8 +82,7 @@ impl<'a> Layout<'a> {
             Some(_) => return None,
         };
         let others = converted.probabilities.is_some() || converted.hess.is_some();
-        let in_place = self.places().next().is_none() && self.softcap.is_none();
-        (!others && in_place).then_some(HalfRows { half, values, grad })
+        (!others && self.has_whole_rows()).then_some(HalfRows { half, values, grad })
     }
 
     /// The places of the arrays that are not contiguous rows.

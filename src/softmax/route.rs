@@ -5,7 +5,7 @@
 //! | up to 256 | contiguous rows, or adjacent samples that fill vectors | [`Algorithm::Few`] | read and written in place |
 //! | up to 256 | other lines and strides, half precision, float32 computed in float64, a sparse target | [`Algorithm::Few`] | copied by tiles |
 //! | more | logits (and probabilities) in long lines of adjacent samples, no sparse target | [`Algorithm::Columns`] | in place; half precision by tiles |
-//! | more | contiguous rows, logits and gradient of half precision included | [`Algorithm::Rows`] | in place |
+//! | more | rows of contiguous classes, wherever they begin; logits and gradient of half precision included | [`Algorithm::Rows`] | in place |
 //! | more | anything else | [`Algorithm::Rows`] | copied by tiles |
 //!
 //! Samples are adjacent where their numbers of one class lie next to each other, as the pixels of
@@ -62,7 +62,8 @@ impl Route {
                     || layout.places().any(|place| !fills_vectors(batch, place))
             }
             Algorithm::Columns(_) => layout.converts(),
-            Algorithm::Rows => batch.half_rows().is_none(),
+            Algorithm::Rows if layout.converts() => batch.half_rows().is_none(),
+            Algorithm::Rows => !layout.has_whole_rows(),
         });
         Route { algorithm, by_tiles, non_temporal: algorithm != Algorithm::Few && batch.stream() }
     }

@@ -100,7 +100,7 @@ impl Entries {
             }
         }
         if batch.large && row + 1 < batch.samples {
-            let next = (row + 1) * batch.classes;
+            let [next, ..] = batch.row_starts(row + 1);
             let halves = batch.half_rows();
             batch.each_entry(row + 1, |class, _| match halves {
                 Some(halves) => halves.values.prefetch(next + class),

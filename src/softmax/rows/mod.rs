@@ -48,7 +48,7 @@ mod reduce;
 
 use std::ops::Range;
 
-use crate::call::batch::{Batch, IGNORED, Kept, Target};
+use crate::call::batch::{Batch, IGNORED, Kept, Outputs, Target};
 use crate::call::coefficients::{Coefficients, RowCoefficients};
 use crate::call::layout::HalfRows;
 use crate::math::{exp::Exp, quotient};
@@ -121,12 +121,6 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         }
     }
 
-    /// One row of an output.
-    #[inline(always)]
-    fn row_of<'b>(&self, array: Output<'b, T>, row: usize) -> Output<'b, T> {
-        self.batch.rows(array, row, 1)
-    }
-
     /// Writes the results of a row that does not count.
     #[inline(always)]
     fn leave_out<S: Simd>(&self, s: S, row: usize) {
@@ -139,14 +133,19 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// Fills a row of the gradient and of the Hessian with `x`.
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, row: usize, x: T) {
+        let (classes, [_, grad_start, hess_start]) =
+            (self.batch.classes, self.batch.row_starts(row));
         if let Some(halves) = self.halves.filter(|_| T::OF_HALVES) {
             let Some(grad) = halves.grad else { return };
-            let (half, classes) = (halves.half, self.batch.classes);
-            let (row, x) = (grad.part(row * classes, classes), x.to_f64() as f32);
+            let (half, x) = (halves.half, x.to_f64() as f32);
+            let row = grad.part(grad_start, classes);
             return s.apart(FillHalves { half, row, x, non_temporal: self.non_temporal });
         }
-        for array in [self.batch.outputs.grad, self.batch.outputs.hess].into_iter().flatten() {
-            fill(s, self.row_of(array, row), x, self.non_temporal);
+        let Outputs { grad, hess, .. } = self.batch.outputs;
+        for (array, start) in [(grad, grad_start), (hess, hess_start)] {
+            if let Some(array) = array {
+                fill(s, array.part(start, classes), x, self.non_temporal);
+            }
         }
     }
 
@@ -384,17 +383,17 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let bias = T::ROW_BIAS + shift;
             let coefficients = self.coefficients.row(s, row, batch.classes);
             let zero = T::V::<S>::splat(s, T::default());
-            let own = row * batch.classes;
+            let [start, grad_start, hess_start] = batch.row_starts(row);
             let logits = match halves {
                 None => Logits {
                     len: batch.classes,
-                    floats: batch.values.part(own, batch.classes),
+                    floats: batch.values.part(start, batch.classes),
                     halves: None,
                 },
                 Some(HalfRows { half, values, .. }) => Logits {
                     len: batch.classes,
                     floats: converted.input(),
-                    halves: Some((half, values.part(own, batch.classes), converted.output())),
+                    halves: Some((half, values.part(start, batch.classes), converted.output())),
                 },
             };
             let mut reduce = Reduce {
@@ -533,9 +532,10 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 errors = [errors[0] * by, errors[1] * by];
             }
             let a = scaled / whole;
-            let halves = halves
-                .and_then(|halves| Some((halves.half, halves.grad?.part(own, batch.classes))));
-            let grad = if halves.is_some() { grad } else { self.row_of(grad, row) };
+            let halves = halves.and_then(|halves| {
+                Some((halves.half, halves.grad?.part(grad_start, batch.classes)))
+            });
+            let grad = if halves.is_some() { grad } else { grad.part(grad_start, batch.classes) };
             let mut head = 0;
             if self.non_temporal {
                 // This row and the next share a cache line, which no non-temporal store writes whole.
@@ -545,7 +545,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 }
                 head = halves.map_or_else(|| grad.unaligned(), |(_, grad)| grad.unaligned());
             }
-            let hess = batch.outputs.hess.map(|hess| self.row_of(hess, row));
+            let hess = batch.outputs.hess.map(|hess| hess.part(hess_start, batch.classes));
             let (mut inverse, mut dominant, mut pivot_hess) = (0.0, None, T::default());
             let mut second = None;
             if hess.is_some() {

@@ -35,7 +35,7 @@ use crate::parallel::driver;
 use crate::simd::{Simd, Vector};
 use crate::tiles::{self, Plan};
 
-use super::route::{MOST_CLASSES, Route};
+use super::route::{Algorithm, Route};
 use super::{Limits, power};
 use few::Few;
 use rows::Rows;
@@ -61,13 +61,14 @@ use Quantity::*;
 /// [`EntropyOfCounts`] the number of rows that have a negative count.
 pub fn run<T: Limits>(batch: &Batch<'_, T>, quantity: Quantity, temperature: f64) -> Result<f64> {
     let what = What { quantity, temperature: Temperature::new::<T>(temperature) };
-    if batch.classes <= MOST_CLASSES {
-        if !Route::of(batch).by_tiles {
-            return driver::run(&Few::new(batch, what));
-        }
-        tiles::run(batch, &FewPlan(what))
-    } else {
-        tiles::run(batch, &RowsPlan(what))
+    // These kernels read no half precision.
+    let converts = batch.layout.as_ref().is_some_and(|layout| layout.converts());
+    let Route { algorithm, by_tiles, .. } = Route::of(batch);
+    match (algorithm, by_tiles || converts) {
+        (Algorithm::Few, false) => driver::run(&Few::new(batch, what)),
+        (Algorithm::Few, true) => tiles::run(batch, &FewPlan(what)),
+        (Algorithm::Rows, false) => driver::run(&Rows::new(batch, what)),
+        _ => tiles::run(batch, &RowsPlan(what)),
     }
 }
 

@@ -637,14 +637,15 @@ impl<T: Limits> Job for Rows<'_, T> {
         let scratch = Scratch::<T>::new(if kept { classes.next_multiple_of(chunk) } else { 0 });
         let mut pending = None;
         for (row, sum) in rows.zip(sums) {
-            let logits = batch.values.part(row * classes, classes);
+            let [start, to_start, _] = batch.row_starts(row);
+            let logits = batch.values.part(start, classes);
             if quantity == EntropyOfCounts {
                 let (entropy, negative) = s.apart(Counts(logits));
                 *sum = f64::from(u8::from(negative));
                 self.write_loss(row, entropy);
                 continue;
             }
-            let to = batch.outputs.grad.map(|grad| batch.rows(grad, row, 1));
+            let to = batch.outputs.grad.map(|grad| grad.part(to_start, classes));
             let weight = if quantity == Entropy { batch.sample_factor(row) } else { 1.0 };
             if weight == 0.0 {
                 // It counts for nothing, whatever its logits.
