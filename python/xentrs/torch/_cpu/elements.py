@@ -37,12 +37,15 @@ def evaluate(
         in_order = (named[key] for key in LOSSES[name]["options"])
         return int(with_grad), x, target, *in_order, grad, None
 
-    result = compute_tensors(name, *arguments(call))
-    if result is NotImplemented and x.dtype in HALVES:
-        result = _arrays.done(compute_tensors(name, *arguments(_contiguous(call))))
-    elif result is NotImplemented:
-        arrays: list[Any] = [array(a) for a in arguments(call, readable)]
-        result = _arrays.class_loss(name, *arrays, name="input")
+    try:
+        result = compute_tensors(name, *arguments(call))
+        if result is NotImplemented and x.dtype in HALVES:
+            result = _arrays.done(compute_tensors(name, *arguments(_contiguous(call))))
+        elif result is NotImplemented:
+            arrays: list[Any] = [array(a) for a in arguments(call, readable)]
+            result = _arrays.class_loss(name, *arrays, name="input")
+    except ValueError as error:  # the compiled module calls the input probabilities
+        raise ValueError(str(error).replace(LOSSES[name]["input"], "input")) from None
     loss = result[0] if with_grad else result
     if options.reduction == "none":
         return torch.from_numpy(loss), grad
