@@ -92,15 +92,19 @@ def error_of(module, name, arguments, options):
         return error
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(("name", "arguments", "options"), SHARED + INDICES)
-def test_pytorchs_errors(name, arguments, options):
+def test_pytorchs_errors(name, arguments, options, reduction):
+    options = {"reduction": reduction} | options
     expected = error_of(F, name, arguments, options)
     assert expected is not None
     assert type(error_of(xentrs.torch, name, arguments, options)) is type(expected)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(("name", "arguments", "options"), SAME)
-def test_pytorchs_messages(name, arguments, options):
+def test_pytorchs_messages(name, arguments, options, reduction):
+    options = {"reduction": reduction} | options
     expected = error_of(F, name, arguments, options)
     assert expected is not None
     assert repr(error_of(xentrs.torch, name, arguments, options)) == repr(expected)
