@@ -319,6 +319,44 @@ def test_inplace_is_known_to_autograd(x, y):
 # Operators, torch.compile, torch.func
 
 
+def test_derivatives_where_a_softcap_is_flat():
+    """There 1 - tanh^2 has lost its digits."""
+    cap = 3.0
+    x = cap * torch.tensor([[0.0, 0.5, -4.0, 6.0, -8.0], [5.0, -7.0, 9.0, 8.5, -0.1]])
+    y, v = torch.tensor([2, 0]), torch.tensor([[0.3, 1.0, 0.7, 1.0, 2.0]] * 2)
+
+    def loss(x):
+        if x.dtype == torch.float64:
+            return F.cross_entropy(cap * (x / cap).tanh(), y)
+        return xentrs.torch.cross_entropy(x, y, softcap=cap)
+
+    def logsumexp(x):
+        if x.dtype == torch.float64:
+            return (cap * (x / cap).tanh()).logsumexp(1)[0]
+        return xentrs.torch.cross_entropy(x, y, softcap=cap, return_logsumexp=True)[1][0]
+
+    def first(function, x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(function(x), x, create_graph=True)[0]
+
+    def backward(x):
+        return first(lambda x: (first(loss, x) * v.to(x.dtype)).sum(), x)
+
+    def forward(x):
+        return torch.func.jvp(torch.func.grad(loss), (x,), (v.to(x.dtype),))[1]
+
+    def third(x):
+        return first(lambda x: (backward(x) * v.to(x.dtype)).sum(), x)
+
+    def compare(derivative, x):
+        found, exact = derivative(x).detach(), derivative(x.double()).detach()
+        torch.testing.assert_close(found.double(), exact, rtol=2e-6, atol=0.0)
+
+    for derivative in (backward, forward, lambda x: first(logsumexp, x)):
+        compare(derivative, x)
+    compare(third, x.clamp(-cap, cap))  # 0 among them, where it is no corner
+
+
 def test_opcheck(x, y, w, backend):
     x32, w32 = x.float().requires_grad_(), w.float().requires_grad_()
     ops = torch.ops.xentrs

@@ -260,7 +260,17 @@ ORDINARY = [
     ("cross_entropy", torch.float32, {"weight": [0.5, 1.0, 0.0, 2.0, 1.5]}),
     ("cross_entropy", torch.float64, {"weight": [0.5, 1.0, 0.0, 2.0, 1.5], "ignore_index": 3}),
     ("cross_entropy", torch.bfloat16, {"weight": [0.5, 1.0, 0.0, 2.0, 1.5]}),
+    ("cross_entropy", torch.float32, {"reduction": "none"}),
+    ("cross_entropy", torch.float64, {"reduction": "none", "weight": [0.5, 1.0, 0.0, 2.0, 1.5]}),
+    ("cross_entropy", torch.bfloat16, {"reduction": "none", "label_smoothing": 0.1}),
+    ("cross_entropy", torch.float32, {"reduction": "none", "ignore_index": 3}),
     ("binary_cross_entropy_with_logits", torch.float32, {}),
+    ("binary_cross_entropy_with_logits", torch.float32, {"reduction": "none"}),
+    (
+        "binary_cross_entropy_with_logits",
+        torch.float64,
+        {"reduction": "none", "pos_weight": [0.5, 1.0, 0.0, 2.0, 1.5]},
+    ),
     ("binary_cross_entropy_with_logits", torch.float64, {"reduction": "sum"}),
     ("binary_cross_entropy_with_logits", torch.float32, {"pos_weight": [0.5, 1.0, 0.0, 2.0, 1.5]}),
 ]
@@ -287,7 +297,7 @@ def test_the_quick_way_is_the_long_way(name, dtype, options, autocast, place, mo
             loss = getattr(xentrs.torch, name)(x, y, **given)
             with torch.no_grad():
                 alone = getattr(xentrs.torch, name)(x, y, **given)
-        (grad,) = torch.autograd.grad(2.0 * loss, x, create_graph=True)
+        (grad,) = torch.autograd.grad((2.0 * loss).sum(), x, create_graph=True)
         (second,) = torch.autograd.grad((grad * grad.detach()).sum(), x)
         return loss, alone, grad, second
 

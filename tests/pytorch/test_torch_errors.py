@@ -1,6 +1,9 @@
 """What raises an error: PyTorch's own, or one of xentrs for arguments that PyTorch lacks."""
 
+import inspect
+import itertools
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 
 import xentrs
 import xentrs.torch
+from losses import CASES
 
 X = torch.zeros(4, 5)
 Y = torch.tensor([0, 1, 2, 3])
@@ -88,18 +92,78 @@ def error_of(module, name, arguments, options):
         return error
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(("name", "arguments", "options"), SHARED + INDICES)
-def test_pytorchs_errors(name, arguments, options):
+def test_pytorchs_errors(name, arguments, options, reduction):
+    options = {"reduction": reduction} | options
     expected = error_of(F, name, arguments, options)
     assert expected is not None
     assert type(error_of(xentrs.torch, name, arguments, options)) is type(expected)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize(("name", "arguments", "options"), SAME)
-def test_pytorchs_messages(name, arguments, options):
+def test_pytorchs_messages(name, arguments, options, reduction):
+    options = {"reduction": reduction} | options
     expected = error_of(F, name, arguments, options)
     assert expected is not None
     assert repr(error_of(xentrs.torch, name, arguments, options)) == repr(expected)
+
+
+# A wrong value for any argument.
+WRONG = [
+    *("?", None, -math.inf, -1.0, 7.5, 1 + 2j, [0.0], np.ones(3)),
+    *(torch.ones(3), torch.full((5, 7), 3.0), torch.full((5, 7), math.nan)),
+    *(torch.full((5,), 2**40), torch.full((7,), -1), torch.zeros(5, 7, device="meta")),
+    torch.zeros((), dtype=torch.complex64),
+]
+# How a message names an argument.
+NAMED = re.compile(r"(?:^|but )([a-z_]+)(?:\[[^]]*\])* (?:is|has|must|cannot|requires)\b")
+
+
+def right_calls():
+    """Yield the function, the module or None, and a right call's tensors, of each loss."""
+    for case in CASES:
+        arguments, _ = case.drawn({}, torch.float32, "cpu")
+        function, module = (getattr(xentrs.torch, name) for name in (case.name, case.module))
+        yield pytest.param(function, module, arguments, id=case.name)
+    y = torch.randint(0, 7, (5,))
+    linear = [torch.randn(5, 4), torch.randn(7, 4), y]
+    yield pytest.param(xentrs.torch.linear_cross_entropy, None, linear, id="linear_cross_entropy")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("function", "module", "arguments"), list(right_calls()))
+def test_messages_name_arguments_that_the_caller_has(function, module, arguments, dtype):
+    signature = inspect.signature(function)
+    right = signature.bind(*arguments).arguments
+    right = {k: t.to(dtype) if t.is_floating_point() else t for k, t in right.items()}
+    of_module = set(inspect.signature(module).parameters) if module else set()
+
+    def message(call, options, arguments):
+        try:
+            call(**options)(**arguments) if call is module else call(**arguments)
+        except Exception as error:
+            return str(error)
+        return ""
+
+    for name, wrong in itertools.product(signature.parameters, WRONG):
+        messages = [message(function, {}, right | {name: wrong})]
+        if name in of_module:
+            messages.append(message(module, {name: wrong}, right))
+        elif module is not None:
+            messages.append(message(module, {}, right | {name: wrong}))
+        named = {found for text in messages for found in NAMED.findall(text)}
+        assert named <= set(signature.parameters), (name, wrong, messages)
+
+
+def test_options_that_are_complex():
+    number = torch.zeros((), dtype=torch.complex64)
+    for name, call in CALLS.items():
+        option = name.split(",")[0]
+        with pytest.raises(TypeError, match=f"{option} must be a number, not tensor"):
+            call(number)
 
 
 def test_ignore_index():

@@ -10,7 +10,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits as _pytorchs
 
 from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments, check_further_arguments, fits
-from xentrs.torch._arguments.options import Options, as_number, is_smoothing, legacy_reduction
+from xentrs.torch._arguments.options import (
+    REDUCTIONS,
+    Options,
+    as_number,
+    is_smoothing,
+    legacy_reduction,
+)
 from xentrs.torch._arguments.tensors import as_denominator, leave_to_pytorch
 from xentrs.torch._gpu.math import divided, exp_over, log1p
 from xentrs.torch._mode import is_jit_traced
@@ -104,7 +110,7 @@ def binary_cross_entropy_with_logits(
         and loss_dtype is None
         and is_smoothing(label_smoothing)
         and not label_smoothing
-        and reduction in ("mean", "sum")
+        and reduction in REDUCTIONS
     ):
         loss = quick.of_elements(BINARY, input, target, pos_weight, reduction)
         if loss is not None:

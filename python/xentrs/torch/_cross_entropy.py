@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy as _pytorchs
 
 from xentrs.torch._arguments.options import (
+    REDUCTIONS,
     Ignored,
     Options,
     check_further_options,
@@ -203,7 +204,7 @@ def cross_entropy(
         and not return_logsumexp
         and not return_accuracy
         and type(ignore_index) is int
-        and reduction in ("mean", "sum")
+        and reduction in REDUCTIONS
         and is_smoothing(label_smoothing)
     ):
         loss = quick.of_classes(

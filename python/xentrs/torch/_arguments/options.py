@@ -72,7 +72,9 @@ def ignored_indices(value: Ignored) -> tuple[int, ...]:
 
 def is_number(value: object) -> bool:
     """Whether PyTorch takes this for a float."""
-    return isinstance(value, Real | Tensor | torch.SymFloat | torch.SymInt)
+    if isinstance(value, Tensor):
+        return not value.is_complex()
+    return isinstance(value, Real | torch.SymFloat | torch.SymInt)
 
 
 def as_number(value: Any) -> Any:
@@ -82,7 +84,8 @@ def as_number(value: Any) -> Any:
     Anything else is returned as it is: `torch.compile` has numbers of its own.
     """
     if isinstance(value, Tensor):
-        return float(value) if value.numel() == 1 and not differentiates(value) else value
+        plain = value.numel() == 1 and not value.is_complex() and not differentiates(value)
+        return float(value) if plain else value
     return float(value) if isinstance(value, Real) else value
 
 

@@ -195,10 +195,10 @@ def capped(x: Tensor, cap: float) -> Tensor:
 def slope_of_cap(x: Tensor, cap: float) -> Tensor:
     """Return the derivative of `capped`: 1 - tanh^2, without its cancellation.
 
-    Not for what autograd differentiates twice: at 0 the second derivative of `abs` is none.
+    The product of two sigmoids is smooth at 0, so that autograd may follow.
     """
-    e = (x / cap).abs().mul(-2.0).exp()
-    return 4.0 * e / (1.0 + e) ** 2
+    z = 2.0 * (x / cap)
+    return 4.0 * z.sigmoid() * (-z).sigmoid()
 
 
 def tempered(x: Tensor, axis: int, temperature: float) -> tuple[Tensor, Tensor | float]:

@@ -14,7 +14,7 @@ from xentrs.torch import _backend
 from xentrs.torch._arguments.binary import BinaryArguments
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._backend import HALVES
-from xentrs.torch._cpu.tensors import array, contiguous, named_options, plain, readable
+from xentrs.torch._cpu.tensors import IN_ORDER, array, contiguous, named_options, plain, readable
 
 
 def evaluate(
@@ -34,15 +34,17 @@ def evaluate(
         x, where = plain(call.input), plain(call.where)
         target, weight, pos_weight = (read(t) for t in call[1:4])
         named = settings | {"weight": weight, "pos_weight": pos_weight, "where": where}
-        in_order = (named[key] for key in LOSSES[name]["options"])
-        return int(with_grad), x, target, *in_order, grad, None
+        return int(with_grad), x, target, *IN_ORDER[name](named), grad, None
 
-    result = compute_tensors(name, *arguments(call))
-    if result is NotImplemented and x.dtype in HALVES:
-        result = _arrays.done(compute_tensors(name, *arguments(_contiguous(call))))
-    elif result is NotImplemented:
-        arrays: list[Any] = [array(a) for a in arguments(call, readable)]
-        result = _arrays.class_loss(name, *arrays, name="input")
+    try:
+        result = compute_tensors(name, *arguments(call))
+        if result is NotImplemented and x.dtype in HALVES:
+            result = _arrays.done(compute_tensors(name, *arguments(_contiguous(call))))
+        elif result is NotImplemented:
+            arrays: list[Any] = [array(a) for a in arguments(call, readable)]
+            result = _arrays.class_loss(name, *arrays, name="input")
+    except ValueError as error:  # the compiled module calls the input probabilities
+        raise ValueError(str(error).replace(LOSSES[name]["input"], "input")) from None
     loss = result[0] if with_grad else result
     if options.reduction == "none":
         return torch.from_numpy(loss), grad

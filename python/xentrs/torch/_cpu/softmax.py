@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from xentrs import _arrays
-from xentrs._xentrs import LOSSES, compute_tensors
+from xentrs._xentrs import compute_tensors
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments, Summaries, fill_logsumexp
 from xentrs.torch._backend import HALVES
 from xentrs.torch._cpu.tensors import (
+    IN_ORDER,
     aligned,
     array,
     contiguous,
@@ -22,9 +22,6 @@ from xentrs.torch._cpu.tensors import (
     positive_divisors,
     readable,
 )
-
-# The options of a loss in the order in which the compiled module takes them.
-_IN_ORDER = {name: itemgetter(*LOSSES[name]["options"]) for name in LOSSES}
 
 
 def evaluate(
@@ -68,7 +65,7 @@ def evaluate(
         1 if with_grad else 0,
         x.resolve_neg(),
         target,
-        *_IN_ORDER[name](settings),
+        *IN_ORDER[name](settings),
         grad,
         None,
     )

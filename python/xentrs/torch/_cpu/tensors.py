@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xentrs._xentrs import LOSSES
+from xentrs._xentrs import LOSSES, compute_tensors
+from xentrs.torch import _backend
 from xentrs.torch._arguments.options import Options
 from xentrs.torch._arguments.softmax import SoftmaxArguments
 from xentrs.torch._backend import HALVES
@@ -17,12 +19,16 @@ from xentrs.torch._backend import HALVES
 # a time: they stay in the second-level cache.
 CHUNK = 1 << 16
 
+# The options of a loss in the order in which the compiled module takes them.
+IN_ORDER = {name: itemgetter(*loss["options"]) for name, loss in LOSSES.items()}
+
 # Keywords that several losses have. The others are a loss's own options, in their order.
 _SHARED = frozenset(
     {"axis", "weight", "pos_weight", "sample_weight", "where", "ignore_index", "label_smoothing"}
     | {"z_loss", "softcap", "temperature", "reduction", "denominator", "base"}
     | {"logsumexp_out", "argmax_out"}
 )
+_NO_TENSORS = dict.fromkeys(("weight", "pos_weight", "sample_weight", "where", "denominator"))
 _OWN = {
     name: [
         key
@@ -93,6 +99,22 @@ def named_options(name: str, options: Options) -> dict[str, Any]:
         "argmax_out": None,
         **dict(zip(_OWN[name], options.own, strict=True)),
     }
+
+
+def each_loss(
+    name: str, x: Tensor, target: Tensor, options: Options, with_grad: bool, others: dict[str, Any]
+) -> Any:
+    """Return the loss of each sample or element, with the gradient if wanted.
+
+    Or NotImplemented where the compiled module does not take the tensors as they are. `others` are
+    the options that are tensors, and the axis.
+    """
+    grad = _backend.empty_like(x) if with_grad else None
+    settings = _NO_TENSORS | named_options(name, options) | others
+    found = compute_tensors(name, int(with_grad), x, target, *IN_ORDER[name](settings), grad, None)
+    if found is NotImplemented:
+        return found
+    return (torch.from_numpy(found[0]), grad) if with_grad else torch.from_numpy(found)
 
 
 def positive_divisors(

@@ -14,12 +14,19 @@ from torch import Tensor
 
 from xentrs import _xentrs
 from xentrs.torch import _backend
+from xentrs.torch._arguments.options import Options
+from xentrs.torch._arguments.tensors import INTEGERS
+from xentrs.torch._cpu.tensors import each_loss
 from xentrs.torch._mode import autocasts, is_eager
 from xentrs.torch._operators import gradients
 from xentrs.torch._operators.loss import Loss
 from xentrs.torch._private import version
 
 _is_grad_enabled = torch.is_grad_enabled
+
+# Of which dtypes the losses of elements, and those of class indices, go this way.
+_WIDE = frozenset({torch.float32, torch.float64})
+_DTYPES = _WIDE | {torch.bfloat16}
 
 
 def of_classes(
@@ -31,20 +38,31 @@ def of_classes(
     label_smoothing: float,
     reduction: str,
 ) -> Tensor | None:
-    """Return the reduced loss of class indices."""
+    """Return the loss of class indices."""
     if not (_may_be_quick(input, target) and (weight is None or _is_plain_weight(weight))):
         return None
     with_grad = input.requires_grad and _is_grad_enabled()
-    found = _xentrs.quick_cross_entropy(
-        input, target, weight, ignore_index, label_smoothing, reduction, with_grad
-    )
+    options = reduction, (ignore_index,), label_smoothing
+    if reduction != "none":
+        found = _xentrs.quick_cross_entropy(
+            input, target, weight, ignore_index, label_smoothing, reduction, with_grad
+        )
+    elif (
+        input.dtype in _DTYPES
+        and target.dtype in INTEGERS
+        and target.dim() < input.dim()
+        and -(1 << 63) <= ignore_index < 1 << 63
+    ):
+        others = {"axis": 1 if input.dim() > 1 else 0, "weight": weight}
+        found = each_loss(loss.name, input, target, Options(*options), with_grad, others)
+    else:
+        return None
     if found is NotImplemented:
         return None
     result = found
     if with_grad:
         weights = None if weight is None else (weight, version(weight))
         tensors = (_kept(input), (target, version(target)), weights, None, None)
-        options = reduction, (ignore_index,), label_smoothing
         result = loss.eager.apply(input, (loss, tensors, options), found)
     if input.dtype is torch.bfloat16 and not autocasts(input):
         result = result.to(torch.bfloat16)
@@ -54,7 +72,7 @@ def of_classes(
 def of_elements(
     loss: Loss, input: Tensor, target: Tensor, pos_weight: Tensor | None, reduction: str
 ) -> Tensor | None:
-    """Return the reduced binary loss of floats as target."""
+    """Return the binary loss of floats as target."""
     if not (
         _may_be_quick(input, target)
         and not target.requires_grad
@@ -63,7 +81,13 @@ def of_elements(
     ):
         return None
     with_grad = input.requires_grad and _is_grad_enabled()
-    found = _xentrs.quick_binary_cross_entropy(input, target, pos_weight, reduction, with_grad)
+    if reduction != "none":
+        found = _xentrs.quick_binary_cross_entropy(input, target, pos_weight, reduction, with_grad)
+    elif input.dtype in _WIDE and target.dtype is input.dtype and target.shape == input.shape:
+        others = {"pos_weight": pos_weight}
+        found = each_loss(loss.name, input, target, Options(reduction), with_grad, others)
+    else:
+        return None
     if found is NotImplemented:
         return None
     if not with_grad:

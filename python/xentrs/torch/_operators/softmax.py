@@ -15,6 +15,7 @@ from xentrs.torch._arguments.softmax import (
     SoftmaxArguments,
     capped_logits,
     not_ignored,
+    slope_of_cap,
     tempered,
 )
 from xentrs.torch._cpu import softmax as _cpu
@@ -54,9 +55,8 @@ def hessian_product(
         x, v, a = (torch.where(mask, t, 0.0) for t in (x, v, a))
     u = v
     if cap:
-        capped = (x / cap).tanh()
-        slope = 1.0 - capped**2
-        x, u = torch.where(x.isinf(), x, cap * capped), slope * v
+        tanh, slope = (x / cap).tanh(), slope_of_cap(x, cap)
+        x, u = torch.where(x.isinf(), x, cap * tanh), slope * v
     x, top = tempered(x, axis, options.temperature)
     u = u / options.temperature
     factor = torch.ones(call.samples, dtype=dtype, device=x.device)
@@ -85,7 +85,7 @@ def hessian_product(
     product = scale * p * (u - p_u) + z_factor * p * p_u
     product = product if bend is None else product + bend
     if cap:
-        product = slope * (product - (scale * p - a) * (2.0 / cap) * capped * v)
+        product = slope * (product - (scale * p - a) * (2.0 / cap) * tanh * v)
     product = product / options.temperature
     product = product if mask is None else torch.where(mask, product, 0.0)
     return product.to(call.input.dtype)
@@ -105,13 +105,12 @@ class LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (input,) = ctx.saved_tensors
-        x = capped_logits(SoftmaxArguments(input, None, None, None, None), ctx.options)
-        grad = tempered(x, ctx.axis, ctx.options.temperature)[0].softmax(ctx.axis)
-        grad = grad * (grad_output.unsqueeze(ctx.axis) / ctx.options.temperature)
-        if ctx.options.softcap:
-            # Infinite logits stay.
-            capped = torch.where(x.isinf(), 0.0, x / ctx.options.softcap)
-            grad = grad * (1.0 - capped**2)
+        options = ctx.options
+        x = capped_logits(SoftmaxArguments(input, None, None, None, None), options)
+        grad = tempered(x, ctx.axis, options.temperature)[0].softmax(ctx.axis)
+        grad = grad * (grad_output.unsqueeze(ctx.axis) / options.temperature)
+        if options.softcap:
+            grad = grad * slope_of_cap(input.to(grad.dtype), options.softcap)
         return grad.to(input.dtype), None, None, None
 
 
