@@ -663,6 +663,18 @@ def test_integers_that_are_not_one_hot(loss, bad, kind, rng):
 
 
 @every_soft_loss
+@pytest.mark.parametrize("kind", ["?", "i8"])
+def test_as_many_ones_as_rows_but_not_one_in_each(loss, kind, rng):
+    case = loss.case(rng, (4, 2), np.float32)
+    for first, rows in (
+        (1, [[0, 1], [1, 1], [0, 0], [1, 0]]),
+        (0, [[0, 0], [1, 0], [0, 1], [1, 1]]),
+    ):
+        with pytest.raises(ValueError, match=rf"target\[{first}, :\]"):
+            case.but(target=np.array(rows, kind)).call(0)
+
+
+@every_soft_loss
 def test_one_hot_on_another_axis(loss, rng):
     """PyTorch's layout, with `axis` left out."""
     case = loss.case(rng, (3, 6, 4), np.float32)

@@ -845,11 +845,16 @@ def _not_one_hot(t: _Array, axis: int) -> tuple[int, ...] | None:
     rows = np.moveaxis(t, axis, -1)
     for index in row_blocks(rows):
         block = rows[index]
-        # One-hot: a single number is not 0, and the sum is 1.
+        # One-hot: as many numbers are 1 as there are rows, one in each, and all others are 0.
+        ones = np.flatnonzero(block if block.dtype == np.bool_ else block == 1)
+        samples = math.prod(block.shape[:-1])
+        if ones.size == samples == np.count_nonzero(block):
+            places = ones - np.arange(samples) * block.shape[-1]
+            if ((places >= 0) & (places < block.shape[-1])).all():
+                continue
         wrong = (np.count_nonzero(block, axis=-1) != 1) | (block.sum(axis=-1) != 1)
-        if wrong.any():
-            first = np.argwhere(wrong)[0]
-            return tuple(int(i) + at.start for i, at in zip(first, index, strict=True))
+        first = np.argwhere(wrong)[0]
+        return tuple(int(i) + at.start for i, at in zip(first, index, strict=True))
     return None
 
 
