@@ -44,6 +44,7 @@ Z_LOSS = "z-loss"
 BOOL = "bool targets"
 AXIS_1 = "axis=1"
 F_ORDER = "F order"
+PADDED = "padded classes"
 
 PLAIN_LOSS = "cross_entropy"
 BINARY_LOSS = "binary_cross_entropy_with_logits"
@@ -114,7 +115,7 @@ class Row:
     @property
     def has_step(self) -> bool:
         """Whether its logits can be the product of a step, in rows as a product has them."""
-        return self.d == 1 and self.option not in (TRAINED, *HARD, F_ORDER)
+        return self.d == 1 and self.option not in (TRAINED, *HARD, F_ORDER, PADDED)
 
     @property
     def own_floor(self) -> Part:
@@ -220,6 +221,8 @@ ROWS = [
     Row(GRAD, 16, 21, option=AXIS_1, d=128 * 128),
     Row(GRAD, 8192, 1000, option=F_ORDER, goals=COLUMNS),
     Row(GRAD, 65536, 10, option=F_ORDER, goals=COLUMNS),
+    Row(GRAD, *LLM, option=PADDED, goals=goals({"plain": 1.1})),
+    Row(LOSS, *LLM, option=PADDED, goals=goals({"plain": 1.1})),
     # Losses of elements; the last is a multi-label classifier
     Row(GRAD, *BINARY, loss="log_loss", goals=ELEMENTS),
     Row(LOSS, *BINARY, loss="log_loss", goals=ELEMENTS),
@@ -296,6 +299,8 @@ class Case:
             return -np.abs(x)
         if row.option != TRAINED:
             x *= 3
+        if row.option == PADDED:
+            return np.pad(x, ((0, 0), (0, 64)))[:, : row.c]
         return np.asfortranarray(x) if row.option == F_ORDER else x
 
     def _target(self) -> Array:

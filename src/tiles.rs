@@ -608,7 +608,14 @@ impl<T: Real> Kernel for Transfer<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        let adjacent = self.place.sample_step() == 1 && self.place.class_step() != 1;
+        let adjacent = self.place.sample_step() == 1;
+        if self.place.class_step() == 1 {
+            for rows in self.place.runs(self.samples.clone(), self.classes) {
+                let (at, n) = (rows.at as usize, rows.n * self.classes);
+                self.copy(at, 1, rows.row * self.classes, 1, n);
+            }
+            return;
+        }
         for line in self.place.lines(self.samples.clone()) {
             let reach = (line.row + line.n.max(T::LANES)) * self.classes;
             let fits = line.n >= T::LANES || self.classes >= COLUMNS && reach <= self.rows.len();

@@ -77,15 +77,13 @@ impl<T: Float> Kernel for Convert<'_, T> {
         let (n, classes) = (self.samples.len(), self.classes);
         match self.place {
             None => self.run(s, self.samples.start * classes, 0, n * classes),
+            Some(place) if place.class_step() == 1 => {
+                for rows in place.runs(self.samples.clone(), classes) {
+                    self.run(s, rows.at as usize, rows.row * classes, rows.n * classes);
+                }
+            }
             Some(place) => {
                 for line in place.lines(self.samples.clone()) {
-                    if place.class_step() == 1 {
-                        for i in 0..line.n {
-                            let at = line.at + i as isize * place.sample_step();
-                            self.run(s, at as usize, (line.row + i) * classes, classes);
-                        }
-                        continue;
-                    }
                     for class in 0..classes {
                         let at = line.at + class as isize * place.class_step();
                         self.run(s, at as usize, class * n + line.row, line.n);

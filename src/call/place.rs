@@ -81,6 +81,18 @@ impl Place {
         self.samples[self.samples.len() - 1].1
     }
 
+    /// Splits some samples into runs of contiguous rows, where the classes of each sample are contiguous: whole lines
+    /// where one row follows the other, else single rows.
+    pub fn runs(&self, samples: Range<usize>, classes: usize) -> impl Iterator<Item = Line> {
+        debug_assert_eq!(self.class, 1);
+        let step = self.sample_step();
+        let together = step == classes as isize;
+        self.lines(samples).flat_map(move |line| {
+            let (count, n) = if together { (1, line.n) } else { (line.n, 1) };
+            (0..count).map(move |i| Line { row: line.row + i, n, at: line.at + i as isize * step })
+        })
+    }
+
     /// Splits some samples into lines.
     pub fn lines(&self, samples: Range<usize>) -> impl Iterator<Item = Line> {
         let length = self.samples[self.samples.len() - 1].0;
