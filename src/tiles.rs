@@ -32,7 +32,7 @@ use crate::call::layout::{Converted, Layout};
 use crate::call::place::{Line, Place};
 use crate::error::{Result, collected};
 use crate::math::Real;
-use crate::math::softcap::{Capped, Softcap};
+use crate::math::softcap::{Capped, Softcap, within_range};
 use crate::parallel::driver::{self, Job, Split};
 use crate::reduce::Total;
 use crate::simd::slices::{lanes_from, load_lanes, store_lanes};
@@ -253,7 +253,8 @@ impl<'a, T: Real> Tile<'a, T> {
                 self.values.input().part(0, n)
             }
         };
-        if let Some(cap) = layout.softcap {
+        let softcap = layout.softcap.map(within_range::<T>);
+        if let Some(cap) = softcap {
             let [slopes, tanhs] = self.slopes.each_ref().map(Scratch::output);
             let (from, to) = (tile.values, self.values.output().part(0, n));
             enter(level, CapRows { from, to, cap, slopes, tanhs });
@@ -307,7 +308,7 @@ impl<'a, T: Real> Tile<'a, T> {
         if !self.plan.writes() {
             return;
         }
-        if let Some(cap) = layout.softcap {
+        if let Some(cap) = softcap {
             let [slopes, tanhs] = self.slopes.each_ref().map(Scratch::input);
             let [grad, hess] = [&self.values, &self.hess].map(Scratch::input);
             // The Hessian first: it needs the gradient in capped logits.

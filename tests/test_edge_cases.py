@@ -812,6 +812,27 @@ def test_derivative_of_a_cap_next_to_underflow(cap, dtype):
 
 
 @every_dtype
+@pytest.mark.parametrize("classes", [3, 300])
+def test_caps_beyond_the_range_of_the_type(classes, dtype, rng):
+    """A huge one leaves the logits as they are, a tiny one makes them all equal."""
+    x = rng.normal(size=(4, classes)).astype(dtype)
+    x[1] = 0
+    t = rng.integers(0, classes, 4)
+    plain = xentrs.cross_entropy_with_grad_hess(x, t, reduction="none")
+    for cap in (1e30, 3e38, 1e39, 1e300, 1.7e308):
+        capped = xentrs.cross_entropy_with_grad_hess(x, t, reduction="none", softcap=cap)
+        for actual, expected in zip(capped, plain, strict=True):
+            np.testing.assert_allclose(actual, expected, 1e-5, 1e-30, err_msg=str(cap))
+    for cap in (1e-30, 1e-40, 1e-300, 1e-310, 5e-324):
+        loss, grad, hess = xentrs.cross_entropy_with_grad_hess(x, t, reduction="none", softcap=cap)
+        np.testing.assert_allclose(loss, np.log(classes), 1e-6, err_msg=str(cap))
+        others = np.arange(4) != 1  # where the cap is flat
+        assert (grad[others] == 0).all()
+        assert np.isfinite(grad).all()
+        assert np.isfinite(hess).all()
+
+
+@every_dtype
 @every_class_loss
 @pytest.mark.parametrize("step", [-1, 2])
 @pytest.mark.parametrize("shape", [(1, 300), (3, 300), (1, 9001)], ids=str)
