@@ -155,6 +155,46 @@ def test_rows_anywhere_change_no_bit(loss, shape, dtype, rng):
             assert_same_bits(np.ascontiguousarray(inside[1]), expected[1], f"{name}, in place")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("shape", [(3, 7, 10), (3, 7, 300), (2, 5, 4099)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"direction": "reverse"}, {"beta": 0.2}], ids=str)
+def test_rows_of_a_teacher_anywhere_change_no_bit(shape, options, dtype, rng):
+    name = "js_divergence" if "beta" in options else "kl_divergence"
+    loss, with_grad = getattr(xentrs, name), getattr(xentrs, f"{name}_with_grad")
+    x, y = (rng.normal(size=shape).astype(dtype) for _ in range(2))
+    expected = with_grad(x, y, reduction="none", **options)
+    for i, one in enumerate(ROWS):
+        other = [*ROWS][i - 1]
+        model, teacher = rows_anywhere(one, x), rows_anywhere(other, y)
+        out = rows_anywhere(other, np.zeros_like(x))
+        assert_same_bits(loss(model, teacher, reduction="none", **options), expected[0])
+        losses, _ = with_grad(model, teacher, reduction="none", out=out, **options)
+        assert_same_bits((losses, np.ascontiguousarray(out)), expected, f"{one}, {other}")
+        out[...] = 7
+        assert (out.base == 7).all()
+        with_grad(model, teacher, reduction="none", out=model, **options)
+        assert_same_bits(np.ascontiguousarray(model), expected[1], f"{one}, in place")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("shape", [(3, 7, 10), (3, 7, 300), (2, 5, 4099)], ids=str)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_rows_of_functions_anywhere_change_no_bit(name, shape, dtype, rng):
+    function = getattr(xentrs, name)
+    x = rng.normal(size=shape).astype(dtype)
+    expected = function(x, axis=-1)
+    for i, one in enumerate(ROWS):
+        rows = rows_anywhere(one, x)
+        assert_same_bits(function(rows, axis=-1), expected, one)
+        if name != "logsumexp":
+            for out in (rows_anywhere([*ROWS][i - 1], np.zeros_like(x)), rows):
+                function(rows, axis=-1, out=out)
+                assert_same_bits(np.ascontiguousarray(out), expected, one)
+                out[...] = 7
+                assert (out.base == 7).all()
+                rows[...] = x
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_rows_anywhere_beyond_the_caches(dtype, rng, threads):
     """Non-temporal stores write the gradient there."""

@@ -661,12 +661,13 @@ impl<'a, T: Real> Batch<'a, T> {
         self.sample_weight.map_or(1.0, |weight| weight.get(i))
     }
 
-    /// The positions where a sample's row of the values, of the gradient and of the Hessian begins.
+    /// The positions where a sample's row of the values, of the gradient, of the Hessian and of the target's
+    /// probabilities begins.
     #[inline(always)]
-    pub fn row_starts(&self, sample: usize) -> [usize; 3] {
+    pub fn row_starts(&self, sample: usize) -> [usize; 4] {
         let start = sample * self.classes;
-        let Some(layout) = &self.layout else { return [start; 3] };
-        let places = [&layout.values, &layout.grad, &layout.hess];
+        let Some(layout) = &self.layout else { return [start; 4] };
+        let places = [&layout.values, &layout.grad, &layout.hess, &layout.probabilities];
         places.map(|place| place.as_ref().map_or(start, |place| place.at(sample, 0)))
     }
 

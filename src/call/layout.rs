@@ -64,11 +64,11 @@ impl<'a> Layout<'a> {
         self.converted.is_some() || self.softcap.is_some()
     }
 
-    /// Whether the kernel of rows takes the arrays where they lie: the classes of each sample are contiguous. The
+    /// Whether the classes of each sample are contiguous in all arrays, and taken as they are by a kernel of rows. The
     /// samples may be anywhere, as in `logits[:, :-1]`.
     pub fn has_whole_rows(&self) -> bool {
         let whole = self.places().all(|place| place.class_step() == 1);
-        whole && self.probabilities.is_none() && self.softcap.is_none() && !self.sparse
+        whole && self.softcap.is_none() && !self.sparse
     }
 
     /// The values and the gradient, if these alone are of half precision, and the kernel of rows takes them where they
@@ -81,7 +81,9 @@ impl<'a> Layout<'a> {
             Some(Written::Half(_, grad)) => Some(grad),
             Some(_) => return None,
         };
-        let others = converted.probabilities.is_some() || converted.hess.is_some();
+        let others = self.probabilities.is_some()
+            || converted.probabilities.is_some()
+            || converted.hess.is_some();
         (!others && self.has_whole_rows()).then_some(HalfRows { half, values, grad })
     }
 

@@ -174,7 +174,13 @@ impl Divergence {
 
 /// Writes the batch's outputs. Returns the sum of the losses. The target of the batch is the teacher's logits.
 pub fn run<T: Terms>(batch: &Batch<'_, T>, divergence: Divergence) -> Result<f64> {
-    tiles::run(batch, &PairsPlan(divergence))
+    let pairs = Pairs::new(batch, divergence);
+    match &batch.layout {
+        Some(layout) if pairs.few || layout.converts() || !layout.has_whole_rows() => {
+            tiles::run(batch, &PairsPlan(divergence))
+        }
+        _ => driver::run(&pairs),
+    }
 }
 
 /// `KL(teacher, model)` of one sample of many classes whose exponentials are kept, of model and teacher. `None` where
@@ -284,7 +290,8 @@ impl<'a, T: Terms> Pairs<'a, T> {
         let mut weights = [0.0; MAX_LANES];
         batch.each_sample_weight(first, n, |i, weight| weights[i] = weight);
         let weights = &weights[..n];
-        let grad = batch.outputs.grad.map(|grad| batch.rows(grad, first, n));
+        let [values, grad, _, teacher] = batch.row_starts(first);
+        let grad = batch.outputs.grad.map(|array| array.part(grad, n * classes));
         if weights.iter().all(|&weight| weight == 0.0) {
             if let Some(grad) = grad {
                 fill(s, grad, T::default(), self.non_temporal);
@@ -293,8 +300,11 @@ impl<'a, T: Terms> Pairs<'a, T> {
             return 0.0;
         }
         let part = |i: usize| scratch.output().part(i * width, width);
-        let rows = [batch.values, self.teacher].map(|x| x.part(first * classes, n * classes));
-        let next = [batch.values, self.teacher].map(|x| x.part((first + n) * classes, 0));
+        let rows =
+            [batch.values.part(values, n * classes), self.teacher.part(teacher, n * classes)];
+        // Behind the last sample there is none.
+        let [values, .., teacher] = batch.row_starts((first + n).min(batch.samples - 1));
+        let next = [batch.values.part(values, 0), self.teacher.part(teacher, 0)];
         let mut inputs = rows;
         if self.few {
             for (i, rows) in rows.into_iter().enumerate() {

@@ -63,7 +63,7 @@ impl Route {
             }
             Algorithm::Columns(_) => layout.converts(),
             Algorithm::Rows if layout.converts() => batch.half_rows().is_none(),
-            Algorithm::Rows => !layout.has_whole_rows(),
+            Algorithm::Rows => layout.probabilities.is_some() || !layout.has_whole_rows(),
         });
         Route { algorithm, by_tiles, non_temporal: algorithm != Algorithm::Few && batch.stream() }
     }

@@ -133,7 +133,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     /// Fills a row of the gradient and of the Hessian with `x`.
     #[inline(always)]
     fn fill<S: Simd>(&self, s: S, row: usize, x: T) {
-        let (classes, [_, grad_start, hess_start]) =
+        let (classes, [_, grad_start, hess_start, _]) =
             (self.batch.classes, self.batch.row_starts(row));
         if let Some(halves) = self.halves.filter(|_| T::OF_HALVES) {
             let Some(grad) = halves.grad else { return };
@@ -383,7 +383,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
             let bias = T::ROW_BIAS + shift;
             let coefficients = self.coefficients.row(s, row, batch.classes);
             let zero = T::V::<S>::splat(s, T::default());
-            let [start, grad_start, hess_start] = batch.row_starts(row);
+            let [start, grad_start, hess_start, _] = batch.row_starts(row);
             let logits = match halves {
                 None => Logits {
                     len: batch.classes,

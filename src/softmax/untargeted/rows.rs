@@ -637,7 +637,7 @@ impl<T: Limits> Job for Rows<'_, T> {
         let scratch = Scratch::<T>::new(if kept { classes.next_multiple_of(chunk) } else { 0 });
         let mut pending = None;
         for (row, sum) in rows.zip(sums) {
-            let [start, to_start, _] = batch.row_starts(row);
+            let [start, to_start, ..] = batch.row_starts(row);
             let logits = batch.values.part(start, classes);
             if quantity == EntropyOfCounts {
                 let (entropy, negative) = s.apart(Counts(logits));
