@@ -14,6 +14,7 @@ use crate::call::dtype::Dtype;
 use crate::elements::binary::{self, Binary, Formula, Seen};
 use crate::elements::labels::{Labels, Periodic};
 use crate::elements::mixed::Mixed;
+use crate::error::collected;
 use crate::simd::Input;
 
 /// Evaluates the loss at the type of its values.
@@ -90,6 +91,19 @@ fn typed<'py, T: Number, S: Source>(
         .peekable();
     let narrowed = wider.peek().is_some();
     let wide = wider.any(|view| !is_exact(view.input()));
+    // Short weights are narrowed here, so that nothing else has to be converted with them.
+    let short = [&weight, &pos_weight].map(|view| {
+        let view = view.as_ref().filter(|view| {
+            narrowed && !wide && view.dtype == Dtype::F64 && view.len() <= SHORT_WEIGHTS
+        })?;
+        let numbers = view.input::<f64>();
+        Some(collected((0..numbers.len()).map(|i| T::from_f64(numbers.get(i)))))
+    });
+    let left = |view: &Option<View<'_>>, short: &Option<Vec<T>>| {
+        short.is_none() && view.as_ref().is_some_and(|view| view.dtype == Dtype::F64)
+    };
+    let narrowed = narrowed
+        && (target.dtype == Dtype::F64 || left(&weight, &short[0]) || left(&pos_weight, &short[1]));
 
     let results = Results::<T>::new::<S>(
         call,
@@ -135,8 +149,7 @@ fn typed<'py, T: Number, S: Source>(
         })?;
         return Ok(results.finish(py, value)?);
     }
-    let (weight, pos_weight) =
-        (weight.map(|view| view.input::<T>()), pos_weight.map(|view| view.input::<T>()));
+    let (weight, pos_weight) = (weights(weight, &short[0]), weights(pos_weight, &short[1]));
     let target = match bools {
         Some(bools) => Labels::Bool(bools),
         None => Labels::Soft(target.input()),
@@ -156,6 +169,20 @@ fn typed<'py, T: Number, S: Source>(
         binary::evaluate(&binary, in_type, seen)
     })?;
     Ok(results.finish(py, value)?)
+}
+
+/// The most weights of `float64` beside `float32` values that are narrowed at once.
+const SHORT_WEIGHTS: usize = 1 << 12;
+
+/// Weights of the values' type: those that were narrowed, or the array's own.
+fn weights<'a, T: Number>(
+    view: Option<View<'a>>,
+    short: &'a Option<Vec<T>>,
+) -> Option<Input<'a, T>> {
+    match short {
+        Some(short) => Some(Input::from_slice(short)),
+        None => view.map(|view| view.input()),
+    }
 }
 
 /// The most integer labels that become bools here. Python converts more of them: that costs a call 20 us.
