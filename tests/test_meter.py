@@ -924,6 +924,22 @@ def test_infinite_losses():
     assert math.isnan(CrossEntropyMeter().update_losses([math.inf, -math.inf]).compute().loss)
 
 
+@pytest.mark.parametrize("logits", [[1.0, 2.0, 3.0], [0.0, -math.inf, -math.inf]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_mean_over_no_weight(logits, smoothing):
+    """The class of all samples has weight 0: with smoothing, their losses are not 0."""
+    options = {"weight": [0.0, 1.0, 1.0], "label_smoothing": smoothing}
+    x = np.array([logits, logits])
+    meter = CrossEntropyMeter(**options, per_class=True).update(x, [0, 0], reference_logits=x / 2)
+    result = meter.compute()
+    right = xentrs.cross_entropy(x, [0, 0], **options)
+    assert right == math.inf if smoothing else math.isnan(right)
+    for found in (result.loss, result.bits, result.perplexity, result.per_class.loss[0]):
+        np.testing.assert_equal(found, right)
+    of_no_weight = (result.accuracy, result.top_k[1], result.brier, result.entropy, result.stderr)
+    assert np.isnan([*of_no_weight, result.calibration_error, result.kl, result.same_top]).all()
+
+
 def test_ties_take_the_first_class():
     x = np.array([[1.0, 2.0, 2.0], [2.0, 2.0, 1.0]])
     result = filled(x, [2, 0], options={"top_k": [1, 2]}).compute()

@@ -357,9 +357,9 @@ def _root(x: Fraction) -> float:
 
 
 def _mean(total: Fraction | float, weight: Fraction | float) -> float:
-    """Return a quotient of two sums, each rounded once."""
+    """Return a quotient of two sums, each rounded once; over 0 it is inf, -inf or NaN, as theirs."""
     w = rounded(weight)
-    return rounded(total) / w if w else math.nan
+    return rounded(total) / w if w else rounded(total) * math.inf
 
 
 def _minus(a: Fraction | float, b: Fraction | float) -> Fraction | float:
