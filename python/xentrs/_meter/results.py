@@ -357,7 +357,7 @@ def _root(x: Fraction) -> float:
 
 
 def _mean(total: Fraction | float, weight: Fraction | float) -> float:
-    """Return a quotient of two sums, each rounded once; over 0 it is inf, -inf or NaN, as theirs."""
+    """Return a quotient of two sums, each rounded once; over 0 it is infinite or NaN."""
     w = rounded(weight)
     return rounded(total) / w if w else rounded(total) * math.inf
 
