@@ -829,6 +829,19 @@ def test_arrays_that_are_not_aligned(rng):
     assert meter.compute().loss == single[0]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_beyond_the_range_of_float64(sign):
+    result = CrossEntropyMeter().update_losses(np.array([1e308, 1e308, 1e300]) * sign).compute()
+    right = sign * float(Fraction(2 * Fraction(1e308) + Fraction(1e300)) / 3)
+    assert result.loss == right
+    assert result.bits == right / math.log(2)
+    weights = [1e308, 1e308, 1.5e308]
+    weighted = CrossEntropyMeter().update_losses([sign, sign, 0.0], sample_weight=weights)
+    assert weighted.compute().loss == pytest.approx(sign * 2 / 3.5, rel=1e-15)
+    nothing = CrossEntropyMeter().update_losses([sign, sign], sample_weight=[1e308, 1e308])
+    assert nothing.compute().loss == sign
+
+
 def test_losses_alone():
     result = CrossEntropyMeter().update_losses([[1.0, 2.0], [3.0, 4.0]]).compute()
     assert (result.loss, result.count, result.perplexity) == (2.5, 4, math.exp(2.5))
