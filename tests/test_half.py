@@ -117,6 +117,22 @@ def test_layouts(loss, shape, layout, half, rng):
 
 
 @every_half
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "entropy"])
+def test_layouts_of_functions(name, half, rng):
+    """A subclass and bytes in another order, too, give the dtype and the bits of a plain array."""
+
+    class Subclass(np.ndarray):
+        pass
+
+    function, x = getattr(xentrs, name), rng.random((33, 10)).astype(half)
+    right = function(x)
+    for layout in (*LAYOUTS.values(), lambda a: a.view(Subclass)):
+        got = function(layout(x))
+        assert got.dtype == right.dtype
+        np.testing.assert_array_equal(got, right)
+
+
+@every_half
 @every_class_loss
 @pytest.mark.parametrize("shape", [(2, 7, 5), (2, 10, 129), (3, 257, 70), (1, 600, 130)], ids=str)
 def test_class_axis_in_the_middle(loss, shape, half, rng):

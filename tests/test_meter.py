@@ -829,6 +829,19 @@ def test_arrays_that_are_not_aligned(rng):
     assert meter.compute().loss == single[0]
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_beyond_the_range_of_float64(sign):
+    result = CrossEntropyMeter().update_losses(np.array([1e308, 1e308, 1e300]) * sign).compute()
+    right = sign * float(Fraction(2 * Fraction(1e308) + Fraction(1e300)) / 3)
+    assert result.loss == right
+    assert result.bits == right / math.log(2)
+    weights = [1e308, 1e308, 1.5e308]
+    weighted = CrossEntropyMeter().update_losses([sign, sign, 0.0], sample_weight=weights)
+    assert weighted.compute().loss == pytest.approx(sign * 2 / 3.5, rel=1e-15)
+    nothing = CrossEntropyMeter().update_losses([sign, sign], sample_weight=[1e308, 1e308])
+    assert nothing.compute().loss == sign
+
+
 def test_losses_alone():
     result = CrossEntropyMeter().update_losses([[1.0, 2.0], [3.0, 4.0]]).compute()
     assert (result.loss, result.count, result.perplexity) == (2.5, 4, math.exp(2.5))
@@ -922,6 +935,22 @@ def test_infinite_losses():
     assert math.isnan(result.stderr)
     assert result.quantile(0.5) == pytest.approx(1.0, rel=1 / 128)
     assert math.isnan(CrossEntropyMeter().update_losses([math.inf, -math.inf]).compute().loss)
+
+
+@pytest.mark.parametrize("logits", [[1.0, 2.0, 3.0], [0.0, -math.inf, -math.inf]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_mean_over_no_weight(logits, smoothing):
+    """The class of all samples has weight 0: with smoothing, their losses are not 0."""
+    options = {"weight": [0.0, 1.0, 1.0], "label_smoothing": smoothing}
+    x = np.array([logits, logits])
+    meter = CrossEntropyMeter(**options, per_class=True).update(x, [0, 0], reference_logits=x / 2)
+    result = meter.compute()
+    right = xentrs.cross_entropy(x, [0, 0], **options)
+    assert right == math.inf if smoothing else math.isnan(right)
+    for found in (result.loss, result.bits, result.perplexity, result.per_class.loss[0]):
+        np.testing.assert_equal(found, right)
+    of_no_weight = (result.accuracy, result.top_k[1], result.brier, result.entropy, result.stderr)
+    assert np.isnan([*of_no_weight, result.calibration_error, result.kl, result.same_top]).all()
 
 
 def test_ties_take_the_first_class():

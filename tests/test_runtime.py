@@ -78,18 +78,23 @@ def test_set_and_get(threads):
         assert "set_num_threads" in config["source"]
 
 
-@pytest.mark.parametrize("value", [0, -1, -(1 << 40)])
-def test_number_of_threads_below_1(value, threads):
+def test_the_largest_number_of_threads(threads):
+    threads(4096)
+    assert xentrs.get_num_threads() == 4096
+
+
+@pytest.mark.parametrize("value", [0, -1, -(1 << 40), 4097, 1 << 31, 1 << 64])
+def test_number_of_threads_out_of_range(value, threads):
     before = xentrs.get_num_threads()
-    with pytest.raises(ValueError, match=str(value)):
+    with pytest.raises(ValueError, match=rf"^n must be in \[1, 4096\], not {value}$"):
         threads(value)
     assert xentrs.get_num_threads() == before
 
 
-@pytest.mark.parametrize("value", [1.5, "2", None, [2], 2.0])
+@pytest.mark.parametrize("value", [1.5, "2", None, [2], 2.0, True, False, np.True_])
 def test_number_of_threads_of_another_type(value, threads):
     before = xentrs.get_num_threads()
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=rf"^n must be an int, not {type(value).__name__}$"):
         threads(value)
     assert xentrs.get_num_threads() == before
 

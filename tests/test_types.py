@@ -12,6 +12,9 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 import xentrs
+import xentrs.catboost
+import xentrs.lightgbm
+import xentrs.xgboost
 
 Reduction = Literal["mean", "sum", "none"]
 Narrow = NDArray[np.float32]
@@ -128,6 +131,19 @@ def test_a_denominator_that_numpy_added_up() -> None:
     assert type(loss) is float
     with pytest.raises(TypeError, match="denominator"):
         xentrs.cross_entropy(narrow, target, denominator="2")  # type: ignore[call-overload]
+
+
+def test_class_weights_of_objectives() -> None:
+    """A list, as in the documentation, a tuple or an array."""
+    objectives = [
+        xentrs.xgboost.softmax(weight=[1.0, 5.0]),
+        xentrs.xgboost.binary(weight=(1, 5)),
+        xentrs.lightgbm.softmax(weight=(1.0, 5.0)),
+        xentrs.lightgbm.binary(weight=np.array([1.0, 5.0])),
+        xentrs.catboost.softmax(weight=np.array([1, 5])),
+        xentrs.catboost.binary(weight=[1, 5]),
+    ]
+    assert [objective.weight for objective in objectives] == [(1.0, 5.0)] * 6
 
 
 def test_what_is_refused() -> None:

@@ -497,7 +497,7 @@ def _count_array(name: str, value: object) -> _Array:
         return _is_float_type(dtype) or dtype.kind in "iub"
 
     a = _typed(name, value, accepts, "float16, bfloat16, float32, float64, integer or bool")
-    return a if a.dtype.kind == "f" else a.astype(np.float64)
+    return a if _is_float(a) else a.astype(np.float64)
 
 
 def _real_array(name: str, value: object, ignored: tuple[int, ...] | None = None) -> _Array:
@@ -517,6 +517,19 @@ def _optional(
 def _weights(s: _Array | None) -> _Array | None:
     """Return sample weights as the kernels take them."""
     return None if s is None else _canonical(s, _native(s) if _is_float(s) else np.float64)
+
+
+def _check_weights(name: str, w: _Array) -> None:
+    """Refuse weights that are negative or not finite."""
+    at = 0
+    for block in _blocks(w):
+        bad = ~((block >= 0) & (block < math.inf))
+        if bad.any():
+            i = int(np.argmax(bad))
+            raise ValueError(
+                f"{element(name, at + i, w.shape)} is {block[i]}, but must be at least 0 and finite"
+            )
+        at += block.size
 
 
 def _is_untyped(value: object) -> bool:

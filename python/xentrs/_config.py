@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import operator
 import sys
 from typing import Any, Literal, SupportsIndex, overload
 
-from xentrs import _xentrs
+from xentrs import _arrays, _xentrs
 
 # A daemon thread must not end within the compiled module (`src/python/exit.rs`). From Python 3.14
 # on such threads sleep; on other systems they end without unwinding their stacks.
 if sys.platform == "linux" and sys.version_info < (3, 14):
     atexit.register(_xentrs.wait_for_calls)
+
+# As in `src/parallel/process.rs`.
+_MOST_THREADS = 4096
 
 
 def set_num_threads(n: SupportsIndex) -> None:
@@ -40,10 +42,9 @@ def set_num_threads(n: SupportsIndex) -> None:
     2
     >>> xentrs.set_num_threads(before)
     """
-    try:
-        count = operator.index(n)
-    except TypeError:
-        raise TypeError(f"n must be an int, not {n!r}") from None
+    count = _arrays._integer("n", n, "an int")
+    if not 1 <= count <= _MOST_THREADS:
+        raise ValueError(f"n must be in [1, {_MOST_THREADS}], not {count}")
     _xentrs.set_num_threads(count)
 
 

@@ -74,16 +74,20 @@ def of_arrow(name: str, value: Any) -> Any:
     """Return a nested Arrow array as a NumPy array on its memory; any other object as it is.
 
     Read are lists of a fixed size, tensors of a fixed shape and lists that have the same length.
+    An array of several chunks is refused, nested or not.
     """
-    if not _is_nested(value):
+    if "pyarrow" not in libraries_of(value):
         return value
-    if hasattr(value, "num_chunks"):
-        if value.num_chunks != 1:
-            raise TypeError(
-                f"{name} is an Arrow array of {value.num_chunks} chunks, which are no block of "
-                f"memory: pass {name}.combine_chunks()"
-            )
-        return of_arrow(name, value.chunk(0))
+    chunks = getattr(value, "num_chunks", None)
+    if chunks is not None and chunks > 1:
+        raise TypeError(
+            f"{name} is an Arrow array of {chunks} chunks, which are no block of memory: pass "
+            f"{name}.combine_chunks()"
+        )
+    if not _is_nested_type(getattr(value, "type", None)):
+        return value
+    if chunks is not None:
+        return of_arrow(name, value.chunk(0) if chunks else value.combine_chunks())
     _refuse_nulls(name, value.null_count)
     rows, kind = len(value), value.type
     if hasattr(value, "storage"):  # a tensor: lists of a fixed size, and their shape
@@ -100,7 +104,7 @@ def of_arrow(name: str, value: Any) -> Any:
             raise TypeError(f"{name} is an Arrow array of type {encoding}: pass {call}")
         size = _one_length(name, np.diff(np.asarray(value.offsets)))
     numbers = value.flatten()  # of this slice alone, where `values` is the whole array's
-    if _is_nested(numbers):
+    if _is_nested_type(numbers.type):
         inner = of_arrow(name, numbers)
         return inner.reshape(rows, size, *inner.shape[1:])
     _refuse_nulls(name, numbers.null_count)
@@ -119,12 +123,8 @@ def of_torch(tensor: Any) -> Any:
     return np.asarray(bits).view(ml_dtypes.bfloat16)
 
 
-def _is_nested(value: Any) -> bool:
-    """Whether an object is an Arrow array of lists or tensors."""
-    return "pyarrow" in libraries_of(value) and _is_nested_type(getattr(value, "type", None))
-
-
 def _is_nested_type(kind: Any) -> bool:
+    """Whether a type of Arrow is one of lists or tensors."""
     return hasattr(kind, "value_type") or hasattr(kind, "storage_type")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, TypeAlias
 
@@ -70,7 +70,7 @@ class Round(NamedTuple):
 class Objective:
     """The options of an objective, checked."""
 
-    weight: tuple[float, ...] | None = None
+    weight: Sequence[float] | Array | None = None  # a tuple, once it was checked
     label_smoothing: float = 0.0
     gamma: float = 0.0
     teacher: Array | None = None
@@ -108,7 +108,7 @@ class Objective:
             wrong = f"teacher must be probabilities of shape {meaning}, not "
             if teacher.dtype.kind != "f":
                 raise TypeError(f"{wrong}of dtype {teacher.dtype}")
-            if teacher.ndim != axes:
+            if teacher.ndim != axes or not teacher.size:
                 raise ValueError(f"{wrong}of shape {teacher.shape}")
             inside = (teacher >= 0) & (teacher <= 1)
             if not inside.all():
@@ -348,11 +348,18 @@ class Binary(Objective):
             )
         return labels
 
+    def training(
+        self, y: ArrayLike, sample_weight: ArrayLike | None
+    ) -> tuple[Array, NDArray[np.float64]]:
+        """Return the labels in [0, 1] of a training, and a weight for each."""
+        labels = numbers("y", y)
+        return self._target(labels), _weight_of(labels, sample_weight)
+
     def log_odds(self, y: ArrayLike, sample_weight: ArrayLike | None) -> float:
         """Return the best score of a model that knows no feature."""
-        labels = numbers("y", y)
-        target = self._target(labels).astype(np.float64)
-        share = float(np.average(target, weights=_weight_of(labels, sample_weight)))
+        target, weight = self.training(y, sample_weight)
+        target = target.astype(np.float64)
+        share = float(np.average(target, weights=weight))
         share = (1 - self.label_smoothing) * share + self.label_smoothing / 2
         zero, one = (1.0, 1.0) if self.weight is None else self.weight
         least = np.finfo(np.float64).tiny
@@ -393,6 +400,7 @@ def _weight_of(labels: Array, sample_weight: ArrayLike | None) -> NDArray[np.flo
     weight = numbers("sample_weight", sample_weight).astype(np.float64)
     if weight.shape != (len(labels),):
         raise ValueError(f"sample_weight has shape {weight.shape}, but y has {len(labels)} samples")
+    _arrays._check_weights("sample_weight", weight)
     return weight
 
 

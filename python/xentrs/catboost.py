@@ -164,7 +164,7 @@ class binary(_objectives.Binary):
         y : array_like
             The labels of the training.
         sample_weight : array_like, optional
-            Not read: it is here so that all objectives are called in the same way.
+            The weights of its samples. They are checked, and change nothing in the result.
 
         Returns
         -------
@@ -172,7 +172,7 @@ class binary(_objectives.Binary):
             ``classes_count``, which is 2, and ``class_names``. Empty if `y` has other labels than
             0 and 1: CatBoost refuses such labels beside ``classes_count``.
         """
-        labels = _objectives.numbers("y", y)
+        labels, _ = self.training(y, sample_weight)
         hard = self.teacher is None and bool(((labels == 0) | (labels == 1)).all())
         return _classes(2, named=True) if hard else {}
 

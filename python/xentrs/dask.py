@@ -453,7 +453,7 @@ def _reduced(
         if denominator is not None:
             divisor *= float(denominator)
             return np.float64(rounded(total)) / divisor if total else np.float64(0.0)
-        return np.float64(rounded(total / weight) if weight else np.nan) / divisor
+        return np.float64(rounded(total / weight) if weight else rounded(total) * np.inf) / divisor
 
 
 def _losses(part: PartialCrossEntropy, *, base: float | None) -> _Array:

@@ -151,7 +151,7 @@ class binary(_objectives.Binary):
         Parameters
         ----------
         y, sample_weight : array_like
-            Not read: they are here so that all objectives are called in the same way.
+            As in `softmax`. They are checked, and change nothing in the result.
 
         Returns
         -------
@@ -160,6 +160,7 @@ class binary(_objectives.Binary):
             and ``base_score``, the probability 0.5: a margin of 0. Without ``objective``
             `xgboost.train` reads ``base_score`` as a margin: pass 0 then.
         """
+        self.training(y, sample_weight)
         return {"objective": "binary:logistic", "base_score": 0.5}
 
 

@@ -136,6 +136,18 @@ def test_nothing_counts(options):
     np.testing.assert_array_equal(found, right)
 
 
+@pytest.mark.parametrize("chunks", [(13, 24), (13, 10)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_mean_over_no_weight(chunks, smoothing):
+    lazy, t = da.from_array(X, chunks=chunks), np.zeros(N, np.int64)
+    options = {"weight": np.arange(C) > 0, "label_smoothing": smoothing}
+    right = xentrs.cross_entropy(X, t, **options)
+    assert right == np.inf if smoothing else np.isnan(right)
+    np.testing.assert_equal(float(xentrs.dask.cross_entropy(lazy, t, **options).compute()), right)
+    meter = xentrs.dask.evaluate(lazy, t, **options).compute()
+    np.testing.assert_equal(meter.compute().loss, right)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2, -2])
 def test_class_axis(axis):
     """Any axis, and chunks on all."""

@@ -260,7 +260,7 @@ def test_targets():
     for target in (
         pa.array(Y),
         pa.array(Y)[:],
-        pa.chunked_array([Y[:9], Y[9:]]),
+        pa.chunked_array([Y]),
         pl.Series(Y),
         pd.Series(Y),
         pd.Index(Y),
@@ -279,6 +279,37 @@ def test_targets():
     for target in (pd.Series([0, None], dtype="Int64"), pd.Series([0, 1], dtype="int64[pyarrow]")):
         with pytest.raises(TypeError, match=r"missing values.*target\.to_numpy\('int64'"):
             xentrs.cross_entropy(X[:2], target)
+
+
+@pytest.mark.parametrize("chunks", [2, 3])
+def test_numbers_in_chunks(chunks):
+    """In any argument: no chunks are put together without a word."""
+
+    def chunked(a):
+        return pa.chunked_array(np.array_split(a, chunks))
+
+    x, y, s, w = X[:, 0], Y.astype(float), np.ones(N), np.ones(C)
+    for call, name in (
+        (lambda: xentrs.cross_entropy(X, chunked(Y)), "target"),
+        (lambda: xentrs.cross_entropy(X, Y, sample_weight=chunked(s)), "sample_weight"),
+        (lambda: xentrs.cross_entropy(X, Y, weight=chunked(w)), "weight"),
+        (lambda: xentrs.binary_cross_entropy_with_logits(chunked(x), y > 1), "logits"),
+        (lambda: xentrs.binary_cross_entropy_with_logits(x, chunked(y > 1)), "target"),
+        (lambda: xentrs.entropy(chunked(s)), "p"),
+        (lambda: xentrs.CrossEntropyMeter().update(X, chunked(Y)), "target"),
+        (lambda: xentrs.CrossEntropyMeter().update_losses(chunked(s)), "losses"),
+    ):
+        message = (
+            rf"^{name} is an Arrow array of {chunks} chunks.*: pass {name}\.combine_chunks\(\)$"
+        )
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_no_chunk():
+    for kind in (pa.list_(pa.float64(), C), pa.fixed_shape_tensor(pa.float64(), (C,))):
+        logits, target = pa.chunked_array([], kind), pa.chunked_array([], pa.int64())
+        assert xentrs.cross_entropy(logits, target, reduction="sum") == 0.0
 
 
 # Calls that messages name

@@ -909,6 +909,9 @@ def test_first_margins_are_margins(share, rate):
         ({"weight": [1, -1]}, "weight must have a number for each class"),
         ({"weight": [[1, 1]]}, "weight must have a number for each class"),
         ({"teacher": np.ones((2, 2, 2))}, "teacher must be probabilities of shape"),
+        ({"teacher": np.ones((60, 0))}, r"of shape .*, not of shape \(60, 0\)"),
+        ({"teacher": np.ones(0)}, r"of shape .*, not of shape \(0,\)"),
+        ({"teacher": np.ones((0, 3))}, r"of shape .*, not of shape \(0, 3\)"),
     ],
 )
 def test_options_out_of_range(library, kind, options, message):
@@ -947,17 +950,40 @@ def test_options_of_a_wrong_type(library, kind, options, message):
 @every_library
 def test_labels_that_are_no_numbers(library):
     for kind in ("softmax", "binary"):
-        if (library, kind) != ("xgboost", "binary"):  # which does not read them
-            with pytest.raises(TypeError, match="y must be numbers"):
-                getattr(MODULES[library], kind)().params(["a", "b"])
+        with pytest.raises(TypeError, match="y must be numbers"):
+            getattr(MODULES[library], kind)().params(["a", "b"])
 
 
 @every_library
 def test_missing_labels(library):
     for kind in ("softmax", "binary"):
-        if (library, kind) != ("xgboost", "binary"):  # which does not read them
-            with pytest.raises(ValueError, match=r"^y has missing values: y\[1\] is NaN$"):
-                getattr(MODULES[library], kind)().params([0.0, np.nan, 1.0])
+        with pytest.raises(ValueError, match=r"^y has missing values: y\[1\] is NaN$"):
+            getattr(MODULES[library], kind)().params([0.0, np.nan, 1.0])
+
+
+@every_library
+def test_labels_that_are_not_of_two_classes(library):
+    objective = MODULES[library].binary()
+    for wrong in (2, -1, 1.5):
+        with pytest.raises(ValueError, match=rf"^labels must be in \[0, 1\].*label 2 is {wrong}$"):
+            objective.params([0, 1, wrong])
+    teacher = MODULES[library].binary(teacher=np.array([0.5, 0.25]))
+    with pytest.raises(ValueError, match="number of a row, from 0 to 1, but label 1 is 2"):
+        teacher.params([0, 2])
+
+
+@every_library
+@pytest.mark.parametrize("kind", ["softmax", "binary"])
+def test_weights_of_a_training(library, kind):
+    params = getattr(MODULES[library], kind)().params
+    for wrong in (-1.0, np.inf, -np.inf):
+        message = rf"^sample_weight\[1\] is {wrong}, but must be at least 0 and finite$"
+        with pytest.raises(ValueError, match=message):
+            params([0, 1, 1], sample_weight=[1.0, wrong, 2.0])
+    with pytest.raises(ValueError, match=r"^sample_weight has missing values"):
+        params([0, 1, 1], sample_weight=[1.0, np.nan, 2.0])
+    with pytest.raises(ValueError, match=r"^sample_weight has shape \(2,\), but y has 3 samples$"):
+        params([0, 1, 1], sample_weight=[1.0, 2.0])
 
 
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm"])

@@ -403,15 +403,16 @@ def test_compile_with_options_of_ours(x, y, w):
     y, where, s = y.clamp(min=0), x > -1, torch.rand(y.shape, dtype=x.dtype)
 
     def losses(x, number):
-        more = {"sample_weight": s, "z_loss": 0.1, "softcap": 3.0, "denominator": number}
+        more = {"sample_weight": s, "denominator": number, "label_smoothing": number / 10.0}
+        more |= {"z_loss": number / 30.0, "softcap": number, "temperature": number}
         loss = xentrs.torch.cross_entropy(x * 2, y, ignore_index=None, **more)
         loss = loss + xentrs.torch.cross_entropy(x * 2, y, ignore_index=(1, -100), **more)
         loss = loss + xentrs.torch.linear_cross_entropy(x @ w, w, y, ignore_index=[-100, 1], **more)
         return loss + xentrs.torch.binary_cross_entropy_with_logits(
-            x, x.sigmoid().detach(), where=where, label_smoothing=0.1, denominator=number
+            x, x.sigmoid().detach(), where=where, label_smoothing=number / 10.0, denominator=number
         )
 
-    compiled = torch.compile(losses, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(losses, fullgraph=True, dynamic=True, backend="aot_eager")
     for number in (3.0, 4.0, 5):
         actual = grad_of(lambda x: compiled(x, number), x)  # noqa: B023
         torch.testing.assert_close(actual, grad_of(lambda x: losses(x, number), x))  # noqa: B023

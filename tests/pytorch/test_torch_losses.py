@@ -225,6 +225,31 @@ def test_compile(case, options, dtype):
         torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("as_module", [False, True], ids=["function", "module"])
+@each_call
+def test_compile_with_dynamic_numbers(case, options, as_module):
+    """Numbers that change from call to call, which `torch.compile` makes symbols of."""
+    (x, *others), options = case.drawn(options, torch.float64, "cpu")
+    numbers = {key: value for key, value in options.items() if isinstance(value, float)}
+
+    def loss(x, options):
+        if not as_module:
+            return function(case)(x, *others, **options)
+        of_call = {key: value for key, value in options.items() if key in OF_THE_CALL}
+        own = {key: value for key, value in options.items() if key not in OF_THE_CALL}
+        return getattr(xentrs.torch, case.module)(**own)(x, *others, **of_call)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for factor in (1.0, 0.5, 0.25):
+        given = options | {key: value * factor for key, value in numbers.items()}
+        grads = []
+        for f in (loss, compiled):
+            leaf = x.clone().requires_grad_()
+            grads += torch.autograd.grad(f(leaf, given), leaf)
+        torch.testing.assert_close(*grads)
+
+
 @each_call
 @each_backend_and_dtype
 def test_what_does_not_count(case, options, dtype, backend):
@@ -253,6 +278,41 @@ def test_what_does_not_count(case, options, dtype, backend):
     f = lambda x: function(case)(x, *others, **options, reduction="none")  # noqa: E731
     tangent = torch.full_like(x, math.nan)
     assert (torch.func.jvp(f, (bad.detach(),), (tangent,))[1][~counts] == 0).all()
+
+
+def double_backward(f, x):
+    """Return the second derivative in one direction, by plain autograd."""
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(f(leaf), leaf, create_graph=True)
+    return torch.autograd.grad((grad * x.detach().nan_to_num().cos()).sum(), leaf)[0]
+
+
+@each_call
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_second_derivatives_of_what_does_not_count(case, options, bad, backend):
+    """They are 0, whatever is there in the input, the target, the teacher and the weights."""
+    (x, *others), options = case.drawn(options, torch.float64, backend)
+    weights = case.weights(case.formula(x, *others, **options), x, *others, **options)[0]
+    counts = (weights != 0).view(*weights.shape, *[1] * (x.dim() - weights.dim())).expand_as(x)
+    if counts.all():
+        return
+    if "pos_weight" in options:
+        options["pos_weight"] = options["pos_weight"].expand_as(x)
+
+    def with_bad(t):
+        of_each = torch.is_tensor(t) and t.shape == x.shape and t.is_floating_point()
+        return torch.where(counts, t, bad) if of_each else t
+
+    others_bad = [with_bad(t) for t in others]
+    options_bad = {key: t if key == "weight" else with_bad(t) for key, t in options.items()}
+    clean = lambda x: function(case)(x, *others, **options)  # noqa: E731
+    dirty = lambda x: function(case)(x, *others_bad, **options_bad)  # noqa: E731
+    names = ("hessian", "reverse over reverse", "forward over forward", "third")
+    ways = [lambda f, x, n=name: TRANSFORMS[n](f, x, None) for name in names]
+    for way in (double_backward, *ways):
+        expected, found = way(clean, x), way(dirty, with_bad(x))
+        torch.testing.assert_close(found, expected)
+        assert (found[~counts] == 0).all()
 
 
 @each_case

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias
@@ -86,7 +85,7 @@ def _class_weight(weight: ArrayLike) -> NDArray[np.float64]:
     if w.ndim != 1:
         raise ValueError(f"weight has shape {w.shape}, but must have one number for each class")
     w = np.array(w, np.float64)
-    _check_weights("weight", w)
+    _arrays._check_weights("weight", w)
     return w
 
 
@@ -179,21 +178,8 @@ def sample_weights(
         raise ValueError(
             f"sample_weight has shape {s.shape}, but must have shape {samples}: {what}"
         )
-    _check_weights("sample_weight", s)
+    _arrays._check_weights("sample_weight", s)
     return s
-
-
-def _check_weights(name: str, w: _Array) -> None:
-    at = 0
-    for block in _arrays._blocks(w):
-        bad = ~((block >= 0) & (block < math.inf))
-        if bad.any():
-            i = int(np.argmax(bad))
-            raise ValueError(
-                f"{_arrays.element(name, at + i, w.shape)} is {block[i]}, but must be at least 0 "
-                "and finite"
-            )
-        at += block.size
 
 
 def groups(group: ArrayLike | None, samples: tuple[int, ...], before: type | None) -> _Array | None:

@@ -357,9 +357,11 @@ def _root(x: Fraction) -> float:
 
 
 def _mean(total: Fraction | float, weight: Fraction | float) -> float:
-    """Return a quotient of two sums, each rounded once."""
-    w = rounded(weight)
-    return rounded(total) / w if w else math.nan
+    """Return a quotient of two sums, each rounded once; over 0 it is infinite or NaN."""
+    x, w = rounded(total), rounded(weight)
+    if isinstance(total, Fraction) and isinstance(weight, Fraction) and math.inf in (abs(x), w):
+        return rounded(total / weight) if weight else x
+    return x / w if w else x * math.inf
 
 
 def _minus(a: Fraction | float, b: Fraction | float) -> Fraction | float:

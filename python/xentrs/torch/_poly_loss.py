@@ -121,7 +121,7 @@ def poly_loss(
 
 def _check_epsilon(value: float) -> None:
     check_number("epsilon", value)
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:
         raise ValueError(f"epsilon must be finite, not {value}")
 
 

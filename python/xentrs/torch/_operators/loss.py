@@ -330,6 +330,10 @@ def products_of(gradient: Callable[[Any, Options], Tensor]) -> Products:
         x, v, mask = call.input.to(dtype), direction.to(dtype), call.gradient_mask(options)
         if mask is not None:  # before anything is computed, for what differentiates this
             x, v = torch.where(mask, x, 0.5), torch.where(mask, v, 0.0)
+            others = {name: getattr(call, name, None) for name in ("target", "pos_weight")}
+            call = call._replace(
+                **{k: torch.where(mask, t, 0.5) for k, t in others.items() if t is not None}
+            )
         factor = call.factor(options)
         if x.dim() > factor.dim():
             factor = factor.unsqueeze(call.axis)
