@@ -859,10 +859,9 @@ def _not_one_hot(t: _Array, axis: int) -> tuple[int, ...] | None:
     for index in row_blocks(rows):
         block = rows[index]
         # One-hot: as many numbers are 1 as there are rows, one in each, and all others are 0.
-        ones = np.flatnonzero(block if block.dtype == np.bool_ else block == 1)
-        samples = math.prod(block.shape[:-1])
-        if ones.size == samples == np.count_nonzero(block):
-            places = ones - np.arange(samples) * block.shape[-1]
+        ones, samples = block == 1, math.prod(block.shape[:-1])
+        if np.count_nonzero(ones) == np.count_nonzero(block) == samples:
+            places = np.flatnonzero(ones) - np.arange(samples) * block.shape[-1]
             if ((places >= 0) & (places < block.shape[-1])).all():
                 continue
         wrong = (np.count_nonzero(block, axis=-1) != 1) | (block.sum(axis=-1) != 1)
