@@ -457,6 +457,7 @@ def test_each_allocation_fails_in_turn(count, failing_malloc, python):
     """All that grow with the arguments: a `MemoryError`, or the call does without the memory."""
     script = """
         import ctypes, gc, sys
+        from concurrent.futures import ThreadPoolExecutor
         import numpy as np, xentrs
         from xentrs import _xentrs
         from losses import LOSSES, assert_same_bits
@@ -477,7 +478,9 @@ def test_each_allocation_fails_in_turn(count, failing_malloc, python):
                 error = None
                 malloc.fail(number, *module, 1024, others)
                 try:
-                    result = call()
+                    # In a thread that has kept no memory of earlier calls.
+                    with ThreadPoolExecutor(1) as fresh:
+                        result = fresh.submit(call).result()
                 except MemoryError as raised:
                     error = raised
                 finally:

@@ -13,10 +13,10 @@ use crate::simd::{Function, Simd, Vector};
 use super::Real;
 use super::exp::exp_and_less_one;
 
-/// The nearest cap which the type holds with its inverse. Beyond, logits stay as they are, or are all 0 but for the
-/// cap's own size.
+/// The nearest cap for which no step of [`Softcap`] overflows or underflows: beyond, logits stay as they are, or are all
+/// equal but for the cap's own size.
 pub fn within_range<T: Real>(cap: f64) -> f64 {
-    let most = 2f64.powi(T::MAX_EXPONENT as i32 - 1);
+    let most = 2f64.powi(T::MAX_EXPONENT as i32 * 3 / 4);
     cap.clamp(1.0 / most, most)
 }
 
