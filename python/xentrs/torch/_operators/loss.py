@@ -331,9 +331,8 @@ def products_of(gradient: Callable[[Any, Options], Tensor]) -> Products:
         if mask is not None:  # before anything is computed, for what differentiates this
             x, v = torch.where(mask, x, 0.5), torch.where(mask, v, 0.0)
             others = {name: getattr(call, name, None) for name in ("target", "pos_weight")}
-            call = call._replace(
-                **{k: torch.where(mask, t, 0.5) for k, t in others.items() if t is not None}
-            )
+            floats = {k: t for k, t in others.items() if t is not None and t.is_floating_point()}
+            call = call._replace(**{k: torch.where(mask, t, 0.5) for k, t in floats.items()})
         factor = call.factor(options)
         if x.dim() > factor.dim():
             factor = factor.unsqueeze(call.axis)
