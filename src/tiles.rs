@@ -438,12 +438,12 @@ impl<T: Real> Kernel for UncapRows<'_, T> {
 
 /// Whether the samples of an array are adjacent, its classes apart.
 fn is_adjacent(place: &Place) -> bool {
-    place.sample_step() == 1 && place.class_step() != 1
+    place.sample_step() == 1 && !place.has_contiguous_classes()
 }
 
 /// Whether the classes of each sample are contiguous.
-fn has_whole_rows(place: &Option<Place>) -> bool {
-    place.as_ref().is_none_or(|place| place.class_step() == 1)
+fn has_contiguous_classes(place: &Option<Place>) -> bool {
+    place.as_ref().is_none_or(Place::has_contiguous_classes)
 }
 
 /// Some samples of a call in a tile.
@@ -492,7 +492,7 @@ impl<T: Real> TilePart<'_, '_, T> {
     /// Converts numbers of another type to the tile.
     fn load(&self, from: Floats<'_>, place: &Option<Place>, to: &Scratch<T>) {
         let adjacent = place.as_ref().is_some_and(is_adjacent);
-        if has_whole_rows(place) || adjacent && self.tile.columns {
+        if has_contiguous_classes(place) || adjacent && self.tile.columns {
             self.convert(Conversion::From(from), place, to);
         } else if adjacent {
             self.convert(Conversion::From(from), place, &self.tile.other);
@@ -522,7 +522,7 @@ impl<T: Real> TilePart<'_, '_, T> {
             self.transpose(from, Direction::Unpack(other.output()));
             other
         };
-        if has_whole_rows(place) || adjacent {
+        if has_contiguous_classes(place) || adjacent {
             return self.convert(conversion, place, from);
         }
         let (from, classes) = (from.input(), self.tile.batch.classes);
@@ -609,14 +609,14 @@ impl<T: Real> Kernel for Transfer<'_, T> {
     type Output = ();
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) {
-        let adjacent = self.place.sample_step() == 1;
-        if self.place.class_step() == 1 {
+        if self.place.has_contiguous_classes() {
             for rows in self.place.runs(self.samples.clone(), self.classes) {
                 let (at, n) = (rows.at as usize, rows.n * self.classes);
                 self.copy(at, 1, rows.row * self.classes, 1, n);
             }
             return;
         }
+        let adjacent = self.place.sample_step() == 1;
         for line in self.place.lines(self.samples.clone()) {
             let reach = (line.row + line.n.max(T::LANES)) * self.classes;
             let fits = line.n >= T::LANES || self.classes >= COLUMNS && reach <= self.rows.len();

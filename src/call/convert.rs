@@ -77,7 +77,7 @@ impl<T: Float> Kernel for Convert<'_, T> {
         let (n, classes) = (self.samples.len(), self.classes);
         match self.place {
             None => self.run(s, self.samples.start * classes, 0, n * classes),
-            Some(place) if place.class_step() == 1 => {
+            Some(place) if place.has_contiguous_classes() => {
                 for rows in place.runs(self.samples.clone(), classes) {
                     self.run(s, rows.at as usize, rows.row * classes, rows.n * classes);
                 }

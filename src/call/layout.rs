@@ -67,8 +67,8 @@ impl<'a> Layout<'a> {
     /// Whether the classes of each sample are contiguous in all arrays, and taken as they are by a kernel of rows. The
     /// samples may be anywhere, as in `logits[:, :-1]`.
     pub fn has_whole_rows(&self) -> bool {
-        let whole = self.places().all(|place| place.class_step() == 1);
-        whole && self.softcap.is_none() && !self.sparse
+        let contiguous = self.places().all(Place::has_contiguous_classes);
+        contiguous && self.softcap.is_none() && !self.sparse
     }
 
     /// The values and the gradient, if these alone are of half precision, and the kernel of rows takes them where they

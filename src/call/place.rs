@@ -71,6 +71,11 @@ impl Place {
         (self.at(sample, 0), length - sample % length)
     }
 
+    /// Whether the numbers of a sample lie next to each other.
+    pub fn has_contiguous_classes(&self) -> bool {
+        self.class == 1
+    }
+
     /// The step from one class to the next.
     pub fn class_step(&self) -> isize {
         self.class
@@ -84,7 +89,7 @@ impl Place {
     /// Splits some samples into runs of contiguous rows, where the classes of each sample are contiguous: whole lines
     /// where one row follows the other, else single rows.
     pub fn runs(&self, samples: Range<usize>, classes: usize) -> impl Iterator<Item = Line> {
-        debug_assert_eq!(self.class, 1);
+        debug_assert!(self.has_contiguous_classes());
         let step = self.sample_step();
         let together = step == classes as isize;
         self.lines(samples).flat_map(move |line| {

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Result, collected};
 use crate::parallel::process::{self, Helpers, level};
 use crate::reduce;
-use crate::simd::{Kernel, Level, Simd, enter, free_large, zeros};
+use crate::simd::{Kernel, Level, Simd, enter, free_surplus, zeros};
 
 /// Work that is divided into blocks.
 pub trait Job: Sync {
@@ -156,7 +156,7 @@ fn split_at(split: Split, with_worker: &WithWorker<'_>) -> Result<f64> {
                     start = end;
                 }
             });
-            free_large();
+            free_surplus();
             if let Some(payload) = interrupted {
                 resume_unwind(payload);
             }
@@ -240,7 +240,7 @@ fn share(helpers: &Helpers, split: Split, sums: &mut [f64], with_worker: &WithWo
                 run = next;
             }
         });
-        free_large();
+        free_surplus();
         if let Some(payload) = interrupted {
             resume_unwind(payload);
         }

@@ -84,26 +84,20 @@ fn typed<'py, T: Number, S: Source>(
     }
     // In float64 if the arithmetic of float32 would lose something of a wider array.
     let all = [Some(&target), weight.as_ref(), pos_weight.as_ref()];
-    let mut wider = all
-        .into_iter()
-        .flatten()
-        .filter(|view| T::DTYPE == Dtype::F32 && view.dtype == Dtype::F64)
-        .peekable();
-    let narrowed = wider.peek().is_some();
-    let wide = wider.any(|view| !is_exact(view.input()));
+    let is_wider = |view: &View<'_>| T::DTYPE == Dtype::F32 && view.dtype == Dtype::F64;
+    let wide = all.into_iter().flatten().any(|view| is_wider(view) && !is_exact(view.input()));
     // Short weights are narrowed here, so that nothing else has to be converted with them.
     let short = [&weight, &pos_weight].map(|view| {
-        let view = view.as_ref().filter(|view| {
-            narrowed && !wide && view.dtype == Dtype::F64 && view.len() <= SHORT_WEIGHTS
-        })?;
+        let fits = |view: &&View<'_>| !wide && is_wider(view) && view.len() <= SHORT_WEIGHTS;
+        let view = view.as_ref().filter(fits)?;
         let numbers = view.input::<f64>();
         Some(collected((0..numbers.len()).map(|i| T::from_f64(numbers.get(i)))))
     });
-    let left = |view: &Option<View<'_>>, short: &Option<Vec<T>>| {
-        short.is_none() && view.as_ref().is_some_and(|view| view.dtype == Dtype::F64)
-    };
-    let narrowed = narrowed
-        && (target.dtype == Dtype::F64 || left(&weight, &short[0]) || left(&pos_weight, &short[1]));
+    let narrowed = is_wider(&target)
+        || [&weight, &pos_weight]
+            .into_iter()
+            .zip(&short)
+            .any(|(view, short)| short.is_none() && view.as_ref().is_some_and(is_wider));
 
     let results = Results::<T>::new::<S>(
         call,

@@ -439,7 +439,7 @@ impl Drop for Spares {
 }
 
 /// Frees buffers of this thread, at the end of its work for a call, but for a few that it keeps.
-pub(crate) fn free_large() {
+pub(crate) fn free_surplus() {
     let _ = SPARE.try_with(|spares| spares.keep(KEPT));
 }
 
@@ -528,7 +528,7 @@ mod tests {
         in_thread(|| {
             let first = Scratch::<f64>::new(100_000).start;
             assert_eq!(kept(), 1 << 20);
-            free_large();
+            free_surplus();
             // Of as many bytes, when they are rounded up.
             let [one, other] = [90_000, 90_000].map(Scratch::<f64>::new);
             assert_eq!((one.start, kept()), (first, 0));
@@ -542,7 +542,7 @@ mod tests {
             let lens = [10, 300_000, 400_000, 100_000];
             drop(lens.map(Scratch::<f64>::new));
             assert!(kept() > KEPT);
-            free_large();
+            free_surplus();
             assert!(0 < kept() && kept() <= KEPT);
             drop(Scratch::<f32>::new(0));
             // Calls of other shapes than before have their buffers kept too.

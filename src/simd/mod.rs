@@ -27,7 +27,7 @@ mod avx512;
 use std::fmt::Debug;
 
 pub use half::Half;
-pub(crate) use memory::free_large;
+pub(crate) use memory::free_surplus;
 pub use memory::{AHEAD, Input, Output, Scratch, copy, zeros};
 
 /// The most lanes a vector has: those of `f32`.
