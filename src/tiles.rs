@@ -493,9 +493,9 @@ impl<T: Real> TilePart<'_, '_, T> {
     fn load(&self, from: Floats<'_>, place: &Option<Place>, to: &Scratch<T>) {
         let adjacent = place.as_ref().is_some_and(is_adjacent);
         if has_contiguous_classes(place) || adjacent && self.tile.columns {
-            self.convert(Conversion::From(from), place, to);
+            self.convert(Conversion::From(from, None), place, to);
         } else if adjacent {
-            self.convert(Conversion::From(from), place, &self.tile.other);
+            self.convert(Conversion::From(from, None), place, &self.tile.other);
             self.transpose(to, Direction::Pack(self.tile.other.input()));
         } else {
             let (to, classes) = (to.output(), self.tile.batch.classes);
@@ -535,7 +535,7 @@ impl<T: Real> TilePart<'_, '_, T> {
     }
 
     /// Converts rows of contiguous classes, or columns of adjacent samples, from or to the same in the tile.
-    fn convert(&self, conversion: Conversion<'_>, place: &Option<Place>, floats: &Scratch<T>) {
+    fn convert(&self, conversion: Conversion<'_, T>, place: &Option<Place>, floats: &Scratch<T>) {
         let (floats, place) = (floats.output(), place.as_ref());
         let (samples, classes) = (self.samples.clone(), self.tile.batch.classes);
         enter(self.level, Convert { conversion, floats, place, samples, classes });

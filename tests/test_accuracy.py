@@ -80,6 +80,8 @@ class Rows:
         more += OF_SOFTCAP[name] * bool(self.options.get("softcap"))
         if name == "loss" and self.dtype == np.float64:
             more += OF_FLOAT64.get(self.function, 0)
+        if self.dtype == np.float64 and {"weight", "pos_weight"} <= {*self.options}:
+            more += 1
         return BOUNDS[self.function][name] + more
 
     def _of_q(self):
@@ -401,6 +403,16 @@ def _binary_soft(dtype, rng):
         yield Rows(rows.function, rows.scores, rows.target, smooth)
 
 
+def _wide_weights(family, dtype, rng):
+    """Add weights of float64 for each element: to float32 they are two numbers."""
+    for rows in family(dtype, rng):
+        names = {"weight", "pos_weight"} & {*rows.options}
+        if names:
+            of_each = {name: 10 ** rng.uniform(-3, 3, rows.scores.shape) for name in names}
+            for weights in (of_each, dict.fromkeys(names, 3.1)):
+                yield replace(rows, options=rows.options | weights | {"base": None})
+
+
 def _models(dtype, rng):
     """Draw logits of a model and a teacher: unlike, alike, nearly equal, with other offsets."""
     for classes in CLASSES:
@@ -526,6 +538,14 @@ FAMILIES = {
     "binary: soft labels, smoothing": _binary_soft,
     "binary, of probabilities: true and false": partial(_binary_of_chances, soft=False),
     "binary, of probabilities: soft labels": partial(_binary_of_chances, soft=True),
+    "binary: weights of float64": partial(_wide_weights, _binary_hard),
+    "binary: weights of float64, soft labels": partial(_wide_weights, _binary_soft),
+    "binary, of probabilities: weights of float64": partial(
+        _wide_weights, partial(_binary_of_chances, soft=False)
+    ),
+    "sigmoid_focal_loss: weights of float64": partial(
+        _wide_weights, partial(_sigmoid_focal, [0.3, 2.0])
+    ),
     "sigmoid_focal_loss: gamma 0 to 1": partial(_sigmoid_focal, [0.0, 0.3, 0.5, 1.0]),
     "sigmoid_focal_loss: gamma 2": partial(_sigmoid_focal, [2.0]),
     "sigmoid_focal_loss: gamma 3 to 20": partial(_sigmoid_focal, [3.0, 5.0, 17.5, 20.0]),

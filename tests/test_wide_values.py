@@ -64,13 +64,42 @@ def test_wider_labels_and_weights_are_used_as_they_are(loss, shape, place, rng):
                     right = exact.call(order, reduction=reduction)
                     wider = {"weight", "pos_weight"} if loss.indices else {*some}
                     wider -= {"sample_weight"} if smoothing or not loss.indices else {"weight"}
-                    if not wider & {*some}:
-                        # The others are used in float64 in any case.
+                    if not wider & {*some} or not (loss.indices or "target" in some):
+                        # The others are used in float64 in any case, or are two float32 numbers
+                        # (tests/test_accuracy.py has their bounds).
                         got, right = (r if order else (r,) for r in (got, right))
                         for a, b in zip(got, right, strict=True):
                             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
                     else:
                         assert_rounded(got, right)
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-20, 1e20, 1e300], ids=str)
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if "pos_weight" in loss.options], ids=str)
+def test_weights_out_of_the_range_of_float32_are_used_in_float64(loss, factor, rng):
+    for shape, name in itertools.product(SHAPES, ("weight", "pos_weight")):
+        case = loss.case(rng, shape, np.float32, {"weight", "pos_weight"})
+        weights = rng.uniform(0.5, 2, case.options[name].shape)
+        weights.flat[rng.integers(weights.size)] *= factor
+        case.options[name] = weights
+        exact = case.but(scores=case.scores.astype(np.float64), target=wide(case.target))
+        for order, reduction in itertools.product(loss.orders, ("mean", "sum", "none")):
+            got = case.call(order, reduction=reduction)
+            assert_rounded(got, exact.call(order, reduction=reduction))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64], ids=str)
+@pytest.mark.parametrize("number", [3.1, 2, 0, 1e300, 10**15 + 1, np.float64(0.7), 2**60, -1.5])
+@pytest.mark.parametrize(
+    "loss", [loss for loss in LOSSES if not loss.class_axis and "weight" in loss.options], ids=str
+)
+def test_a_number_is_a_weight_of_all_elements(loss, number, dtype, rng):
+    case = loss.case(rng, (7, 300), dtype, ())
+    for name in {"weight", "pos_weight"} & set(loss.options):
+        for reduction in ("mean", "none"):
+            given = case.but(reduction=reduction)
+            array = np.full(case.scores.shape[-1], number)
+            assert_same_bits(given.all(**{name: number}), given.all(**{name: array}))
 
 
 @pytest.mark.parametrize("kind", [list, np.float64, np.longdouble, ">f8"], ids=str)

@@ -25,6 +25,8 @@ struct Case {
     bools: bool,
     /// Weights of all elements, of true ones: so many that they repeat along the values.
     weights: [Option<Vec<f64>>; 2],
+    /// Whether these are `float64` beside `float32` values.
+    wide_weights: bool,
     counted: Option<Vec<u8>>,
     options: Options,
     orders: usize,
@@ -72,7 +74,26 @@ impl Case {
         let counted = (byte(u) % 2 == 1).then(|| (0..n).map(|_| byte(u) % 3).collect());
         let orders = usize::from(byte(u)) % (loss.derivatives + 1);
         let in_place = byte(u) % 4 == 1 && orders > 0;
-        Case { loss, of, x, labels, bools, weights, counted, options, orders, in_place }
+        let fit = |x: &f64| *x == 0.0 || (1e-10..1e10).contains(x);
+        let wide_weights = byte(u) % 2 == 1
+            && matches!(of, Type::F32)
+            && weights.iter().flatten().flatten().all(fit);
+        if wide_weights {
+            weights.iter_mut().flatten().flatten().for_each(|x| *x *= 1.1);
+        }
+        Case {
+            loss,
+            of,
+            x,
+            labels,
+            bools,
+            weights,
+            wide_weights,
+            counted,
+            options,
+            orders,
+            in_place,
+        }
     }
 
     fn strides(&self) -> Strides {
@@ -97,7 +118,7 @@ impl Case {
         let of_weights = |numbers: &Vec<f64>| {
             let n = numbers.len();
             Memory::of(
-                self.of,
+                if self.wide_weights { Type::F64 } else { self.of },
                 &Strides { steps: vec![1], span: n, places: (0..n).collect() },
                 numbers,
             )
@@ -114,10 +135,11 @@ impl Case {
             Memory::Half(half, x) => Floats::Half(*half, input(x)),
         };
         let [weight, pos_weight] = &mut weights;
-        let value = if let Type::Half(_) = self.of {
+        let value = if self.wide_weights || matches!(self.of, Type::Half(_)) {
             let written = |memory: &mut Memory| match memory {
                 Memory::Half(half, bits) => Written::Half(*half, output(bits)),
-                _ => unreachable!("of half precision"),
+                Memory::F32(numbers) => Written::F32(output(numbers)),
+                Memory::F64(_) => unreachable!("narrower"),
             };
             let mixed = Mixed {
                 values: floats(&mut values),
@@ -140,7 +162,7 @@ impl Case {
             mixed.evaluate(formula, seen)
         } else {
             let periodic = |memory: &mut Option<Memory>| {
-                memory.as_mut().map(|memory| Periodic::new(input(T::memory(memory)), n))
+                memory.as_mut().map(|memory| Periodic::new(input(T::memory(memory)), None, n))
             };
             let to = |memory: &mut Option<Memory>| {
                 memory.as_mut().map(|memory| output(T::memory(memory)))

@@ -49,9 +49,9 @@ impl Written<'_> {
 
 /// Which way a conversion goes.
 #[derive(Clone, Copy)]
-pub enum Conversion<'a> {
-    /// From this array to the kernel's type.
-    From(Floats<'a>),
+pub enum Conversion<'a, T> {
+    /// From this array to the kernel's type; the rounding errors of `float64` numbers, if they are wanted.
+    From(Floats<'a>, Option<Output<'a, T>>),
     /// From the kernel's type to this array, by non-temporal stores if the `bool` is true.
     To(Written<'a>, bool),
 }
@@ -59,7 +59,7 @@ pub enum Conversion<'a> {
 /// Converts the numbers of some samples to the kernel's type or back.
 pub struct Convert<'a, T> {
     /// Which way.
-    pub conversion: Conversion<'a>,
+    pub conversion: Conversion<'a, T>,
     /// The numbers of the kernel's type: rows of the samples, or columns if the others' samples are adjacent.
     pub floats: Output<'a, T>,
     /// Where the others lie, if they are not contiguous rows: rows of contiguous classes, or adjacent samples.
@@ -104,12 +104,17 @@ impl<T: Float> Convert<'_, T> {
         let floats = self.floats.part(float, n);
         match self.conversion {
             // The type is a constant in each branch.
-            Conversion::From(Floats::Half(half, bits)) => match half {
+            Conversion::From(Floats::Half(half, bits), _) => match half {
                 Half::Brain => widen(s, Half::Brain, bits.part(at, n), floats),
                 Half::Binary16 => widen(s, Half::Binary16, bits.part(at, n), floats),
             },
-            Conversion::From(Floats::F32(numbers)) => from_float32(s, numbers.part(at, n), floats),
-            Conversion::From(Floats::F64(numbers)) => from_float64(s, numbers.part(at, n), floats),
+            Conversion::From(Floats::F32(numbers), _) => {
+                from_float32(s, numbers.part(at, n), floats);
+            }
+            Conversion::From(Floats::F64(numbers), errors) => {
+                let errors = errors.map(|errors| errors.part(float, n));
+                from_float64(s, numbers.part(at, n), floats, errors);
+            }
             Conversion::To(Written::Half(half, bits), stream) => match half {
                 Half::Brain => round(s, Half::Brain, floats, bits.part(at, n), stream),
                 Half::Binary16 => round(s, Half::Binary16, floats, bits.part(at, n), stream),
@@ -135,6 +140,13 @@ pub fn widen<S: Simd, T: Float>(s: S, half: Half, bits: Input<'_, u16>, floats: 
     }
 }
 
+/// A number rounded to `T`, and its rounding error.
+#[inline(always)]
+pub fn in_parts<T: Float>(x: f64) -> [T; 2] {
+    let rounded = T::from_f64(x);
+    [rounded, T::from_f64(x - rounded.to_f64())]
+}
+
 /// Converts from `float32`.
 #[inline(always)]
 fn from_float32<S: Simd, T: Float>(s: S, numbers: Input<'_, f32>, floats: Output<'_, T>) {
@@ -142,7 +154,7 @@ fn from_float32<S: Simd, T: Float>(s: S, numbers: Input<'_, f32>, floats: Output
     while at + f32::LANES <= numbers.len() {
         numbers.prefetch(at + AHEAD / size_of::<f32>());
         let x = S::V32::load(s, numbers, at);
-        store_wide::<S, T>([x.wide(0), x.wide(1)], floats, at);
+        store_wide::<S, T>([x.wide(0), x.wide(1)], floats, None, at);
         at += f32::LANES;
     }
     for at in at..numbers.len() {
@@ -150,28 +162,48 @@ fn from_float32<S: Simd, T: Float>(s: S, numbers: Input<'_, f32>, floats: Output
     }
 }
 
-/// Converts from `float64`.
+/// Converts from `float64`, and writes the rounding errors if they are wanted.
 #[inline(always)]
-fn from_float64<S: Simd, T: Float>(s: S, numbers: Input<'_, f64>, floats: Output<'_, T>) {
+fn from_float64<S: Simd, T: Float>(
+    s: S,
+    numbers: Input<'_, f64>,
+    floats: Output<'_, T>,
+    errors: Option<Output<'_, T>>,
+) {
     let mut at = 0;
     while at + 2 * f64::LANES <= numbers.len() {
         let next = at + f64::LANES;
         numbers.prefetch(at + AHEAD / size_of::<f64>());
         numbers.prefetch(next + AHEAD / size_of::<f64>());
         let parts = [S::V64::load(s, numbers, at), S::V64::load(s, numbers, next)];
-        store_wide::<S, T>(parts, floats, at);
+        store_wide::<S, T>(parts, floats, errors, at);
         at += 2 * f64::LANES;
     }
     for at in at..numbers.len() {
-        floats.set(at, T::from_f64(numbers.get(at)));
+        let [x, error] = in_parts(numbers.get(at));
+        floats.set(at, x);
+        if let Some(errors) = errors {
+            errors.set(at, error);
+        }
     }
 }
 
-/// Stores numbers that were made `float64`.
+/// Rounds `float64` numbers and stores them, and the rounding errors if they are wanted.
 #[inline(always)]
-fn store_wide<S: Simd, T: Float>(parts: [S::V64; 2], floats: Output<'_, T>, at: usize) {
+fn store_wide<S: Simd, T: Float>(
+    parts: [S::V64; 2],
+    floats: Output<'_, T>,
+    errors: Option<Output<'_, T>>,
+    at: usize,
+) {
     for part in (0..2).step_by(T::WIDE) {
-        T::V::<S>::narrow([parts[part], parts[1]]).store(floats, at + part * f64::LANES);
+        let (at, [first, second]) = (at + part * f64::LANES, [parts[part], parts[1]]);
+        let x = T::V::<S>::narrow([first, second]);
+        x.store(floats, at);
+        if let Some(errors) = errors {
+            let lost = [first.sub(x.wide(0)), second.sub(x.wide(T::WIDE - 1))];
+            T::V::<S>::narrow(lost).store(errors, at);
+        }
     }
 }
 
@@ -255,7 +287,9 @@ mod tests {
                 for samples in [0..7, 7..90, 90..160] {
                     let n = samples.len();
                     let mut wide = vec![0f32; n * 3];
-                    for conversion in [Conversion::From(halves), Conversion::To(output, stream)] {
+                    for conversion in
+                        [Conversion::From(halves, None), Conversion::To(output, stream)]
+                    {
                         let (floats, samples) = (Output::from_slice(&mut wide), samples.clone());
                         let convert = Convert { conversion, floats, place, samples, classes: 3 };
                         enter(level, convert);
@@ -269,6 +303,23 @@ mod tests {
                     }
                 }
                 assert_eq!(back, numbers);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_and_their_rounding_errors() {
+        let numbers: Vec<f64> = (0..77).map(|i| (f64::from(i) - 20.0) / 3.0).collect();
+        for level in Level::available() {
+            let (mut floats, mut errors) = ([0f32; 77], [0f32; 77]);
+            let from = Floats::F64(Input::from_slice(&numbers));
+            let conversion = Conversion::From(from, Some(Output::from_slice(&mut errors)));
+            let floats_output = Output::from_slice(&mut floats);
+            let (place, samples) = (None, 0..77);
+            enter(level, Convert { conversion, floats: floats_output, place, samples, classes: 1 });
+            for (i, x) in numbers.iter().enumerate() {
+                assert_eq!([floats[i], errors[i]], in_parts(*x));
+                assert!((x - f64::from(floats[i]) - f64::from(errors[i])).abs() <= 2e-15 * x.abs());
             }
         }
     }

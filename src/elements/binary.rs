@@ -12,8 +12,9 @@
 //! divide the sum of the blocks' sums
 //! ```
 //!
-//! A loss brings a function ([`Compute`]) that chooses its [`Elements`] and runs them by [`run`]. Labels or weights of
-//! `float64` beside values of `float32` go through the same function in `float64` ([`super::mixed`]).
+//! A loss brings a function ([`Compute`]) that chooses its [`Elements`] and runs them by [`run`]. Weights of `float64`
+//! beside values of `float32` are two numbers each, the second the rounding error of the first. Such labels, whose
+//! `1 - t` keeps its digits, go through the same function in `float64` ([`super::mixed`]).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -23,7 +24,7 @@ use super::{Elements, Map, probabilities};
 use crate::call::batch::Outputs;
 use crate::call::options::{Options, Reduction};
 use crate::error::Result;
-use crate::math::{Real, quotient};
+use crate::math::{Real, quotient, times};
 use crate::parallel::driver::{self, Job};
 use crate::parallel::process;
 use crate::simd::{Input, Level, Output, Simd, Vector};
@@ -290,21 +291,21 @@ impl<'a, T: Real> Binary<'a, T> {
             }
         }
         if let Some(pos_weight) = &self.pos_weight {
-            let weights = pos_weight.load::<S, N>(s, at, lanes);
+            let [weights, errors] = pos_weight.load::<S, N>(s, at, lanes);
             for i in 0..N {
-                v[i] = v[i].mul(weights[i]);
+                v[i] = times::<S, T>(v[i], [weights[i], errors[i]]);
             }
         }
         if let Some(weight) = &self.weight {
-            let weights = weight.load::<S, N>(s, at, lanes);
+            let [weights, errors] = weight.load::<S, N>(s, at, lanes);
             for i in 0..N {
-                // (1 - t) w, rounded once where 1 - t is not needed otherwise.
+                // (1 - t) w, without the rounding error of 1 - t where that is not needed otherwise.
                 u[i] = if smoothing == 0.0 {
-                    none.sub(t[i]).fma(weights[i], weights[i])
+                    u[i].mul_add(errors[i], none.sub(t[i]).fma(weights[i], weights[i]))
                 } else {
-                    u[i].mul(weights[i])
+                    times::<S, T>(u[i], [weights[i], errors[i]])
                 };
-                v[i] = v[i].mul(weights[i]);
+                v[i] = times::<S, T>(v[i], [weights[i], errors[i]]);
                 // 0 too where it was before.
                 nothing[i] = T::V::<S>::select(nothing[i], none, weights[i]).eq(none);
             }

@@ -71,9 +71,15 @@ pub fn load_bytes<S: Simd, T: Real>(s: S, src: Input<'_, u8>, at: usize, lanes: 
     T::V::<S>::from_lanes(s, bytes)
 }
 
-/// Numbers that repeat along the values.
+/// Numbers that repeat along the values, and their rounding errors where they are of a wider type than these.
 #[derive(Debug)]
 pub struct Periodic<'a, T> {
+    numbers: Repeated<'a, T>,
+    errors: Option<Repeated<'a, T>>,
+}
+
+#[derive(Debug)]
+struct Repeated<'a, T> {
     /// A period, repeated until it is long enough, and `WEIGHTED` vectors more.
     tiled: Vec<T>,
     /// As many numbers as there are values, where nothing repeats.
@@ -83,26 +89,48 @@ pub struct Periodic<'a, T> {
 }
 
 impl<'a, T: Real> Periodic<'a, T> {
-    /// Numbers for `n` values, a multiple of their own number.
-    pub fn new(numbers: Input<'a, T>, n: usize) -> Self {
-        if numbers.len() >= n || numbers.is_empty() {
-            return Periodic { tiled: vec![], all: Some(numbers), period: 1 };
+    /// Numbers for `n` values, a multiple of their own number, and their rounding errors if they have any.
+    pub fn new(numbers: Input<'a, T>, errors: Option<Input<'a, T>>, n: usize) -> Self {
+        Periodic {
+            numbers: Repeated::new(numbers, n),
+            errors: errors.map(|errors| Repeated::new(errors, n)),
         }
-        let period = numbers.len() * T::LANES.div_ceil(numbers.len());
-        let tiled = 0..period + WEIGHTED * T::LANES;
-        let tiled = collected(tiled.map(|i| numbers.get(i % numbers.len())));
-        Periodic { tiled, all: None, period }
     }
 
     /// The number of value `at`.
     pub fn number(&self, at: usize) -> f64 {
+        self.numbers.get(at) + self.errors.as_ref().map_or(0.0, |errors| errors.get(at))
+    }
+
+    /// The vectors from value `at` on, and those of their rounding errors.
+    #[inline(always)]
+    pub fn load<S: Simd, const N: usize>(&self, s: S, at: usize, lanes: u32) -> [[T::V<S>; N]; 2] {
+        let mut errors = [T::V::<S>::splat(s, T::default()); N];
+        if let Some(numbers) = &self.errors {
+            errors = numbers.load(s, at, lanes);
+        }
+        [self.numbers.load(s, at, lanes), errors]
+    }
+}
+
+impl<'a, T: Real> Repeated<'a, T> {
+    fn new(numbers: Input<'a, T>, n: usize) -> Self {
+        if numbers.len() >= n || numbers.is_empty() {
+            return Repeated { tiled: vec![], all: Some(numbers), period: 1 };
+        }
+        let period = numbers.len() * T::LANES.div_ceil(numbers.len());
+        let tiled = 0..period + WEIGHTED * T::LANES;
+        let tiled = collected(tiled.map(|i| numbers.get(i % numbers.len())));
+        Repeated { tiled, all: None, period }
+    }
+
+    fn get(&self, at: usize) -> f64 {
         let number = self.all.map_or_else(|| self.tiled[at % self.period], |all| all.get(at));
         number.to_f64()
     }
 
-    /// The vectors from value `at` on.
     #[inline(always)]
-    pub fn load<S: Simd, const N: usize>(&self, s: S, at: usize, lanes: u32) -> [T::V<S>; N] {
+    fn load<S: Simd, const N: usize>(&self, s: S, at: usize, lanes: u32) -> [T::V<S>; N] {
         let mut vectors = [T::V::<S>::splat(s, T::default()); N];
         let (numbers, at) = match self.all {
             Some(all) => (all, at),

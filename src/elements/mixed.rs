@@ -1,5 +1,6 @@
 //! Binary losses of arrays of several types: half precision, or `float32` beside labels or weights of `float64`. All
-//! is computed in `float32` or `float64`, a block at a time, and results are rounded once.
+//! is computed in `float32` or `float64`, a block at a time, and results are rounded once. In `float32`, weights of
+//! `float64` are two numbers each.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
@@ -8,7 +9,7 @@ use super::binary::{BLOCK, Binary, Compute, Formula, Here, Seen, divisor};
 use super::labels::{Labels, Periodic};
 use super::probabilities;
 use crate::call::batch::{Floats, Outputs};
-use crate::call::convert::{Conversion, Convert, Written};
+use crate::call::convert::{Conversion, Convert, Written, in_parts};
 use crate::call::options::Options;
 use crate::error::Result;
 use crate::math::Real;
@@ -56,7 +57,7 @@ impl Mixed<'_> {
             [self.grad, self.hess].into_iter().flatten().any(|array| array.begins_at(self.values));
         let large = 2 * self.values.len() * self.values.size() > process::cache_size();
         let sum = driver::split(split, |level| {
-            let scratch = Scratch::<T>::new(7 * BLOCK);
+            let scratch = Scratch::<T>::new(9 * BLOCK);
             move |blocks: Range<usize>, sums: &mut [f64]| {
                 for (block, sum) in blocks.zip(sums) {
                     let start = block * BLOCK;
@@ -88,34 +89,43 @@ impl Mixed<'_> {
         here: Here<'_>,
     ) {
         let (at, n, level) = (range.start, range.len(), here.0);
-        let convert = |floats: Output<'_, T>, conversion: Conversion<'_>| {
+        let convert = |floats: Output<'_, T>, conversion: Conversion<'_, T>| {
             let samples = range.clone();
             enter(level, Convert { conversion, floats, place: None, samples, classes: 1 });
         };
         let part = |i: usize| scratch.output().part(i * BLOCK, n);
-        // Numbers that repeat along the values, those of the block.
-        let widen = |i: usize, numbers: Floats<'_>| {
+        // Numbers that repeat along the values, those of the block, and their rounding errors if these are wanted.
+        let widen = |i: usize, numbers: Floats<'_>, errors: Option<Output<'_, T>>| {
             let (to, len) = (part(i), numbers.len());
             if len >= at + n {
-                convert(to, Conversion::From(numbers));
+                convert(to, Conversion::From(numbers, errors));
             } else {
                 let mut from = at % len;
                 for i in 0..n {
-                    to.set(i, T::from_f64(numbers.get(from)));
+                    let [x, error] = in_parts(numbers.get(from));
+                    to.set(i, x);
+                    if let Some(errors) = errors {
+                        errors.set(i, error);
+                    }
                     from = if from + 1 == len { 0 } else { from + 1 };
                 }
             }
             to.as_input()
         };
         let periodic = |i: usize, numbers: Option<Floats<'_>>| {
-            numbers.map(|numbers| Periodic::new(widen(i, numbers), n))
+            numbers.map(|numbers| {
+                let is_wider = T::WIDE == 2 && matches!(numbers, Floats::F64(_));
+                let errors = is_wider.then(|| part(i + 5));
+                let numbers = widen(i, numbers, errors);
+                Periodic::new(numbers, errors.map(Output::as_input), n)
+            })
         };
         let outputs = [self.grad, self.hess, self.losses.map(Written::F32)];
         let [grad, hess, losses] = [4, 5, 6].map(|i| outputs[i - 4].map(|_| part(i)));
         let binary = Binary {
-            values: widen(0, self.values),
+            values: widen(0, self.values, None),
             target: match self.target {
-                Ok(labels) => Labels::Soft(widen(1, labels)),
+                Ok(labels) => Labels::Soft(widen(1, labels, None)),
                 Err(labels) => Labels::Bool(labels.part(at, n)),
             },
             weight: periodic(2, self.weight),

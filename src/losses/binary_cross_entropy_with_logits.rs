@@ -386,8 +386,8 @@ mod tests {
         };
         let labels = Labels::Soft(Input::from_slice(&target));
         let sum = of(&Binary {
-            weight: Some(Periodic::new(Input::from_slice(&weight), n)),
-            pos_weight: Some(Periodic::new(Input::from_slice(&[1.7]), n)),
+            weight: Some(Periodic::new(Input::from_slice(&weight), None, n)),
+            pos_weight: Some(Periodic::new(Input::from_slice(&[1.7]), None, n)),
             counted: Some(Input::from_slice(&counted)),
             options: Options { reduction: Reduction::Sum, ..Options::default() },
             outputs,

@@ -100,14 +100,16 @@ impl<T: Real> Focal<'_, '_, T> {
         let z = (-x.abs()).exp();
         let r = 1.0 / (1.0 + z);
         let l = if a == 0.0 { 0.0 } else { x.abs() * a } + z.ln_1p();
-        let m = (a + b * z) * r;
+        let top = a + b * z;
+        let m = top * r;
         // A power that has underflowed may meet a large factor: one half of it is multiplied last.
         let root = m.powf(gamma / 2.0);
         let [first, last] = if m < 0.0 { [m.powf(gamma), 1.0] } else { [root, root] };
         let first = weight * first;
-        // At infinity `z l` is 0.
-        let slope = if z == 0.0 { a * a } else { a * a + z * (gamma * (a - b) * l - b * b * z) };
-        let grad = if m == 0.0 { 0.0 } else { sign * (first * (slope / m)) * r * r * last };
+        // Divided by `top` term by term: `z l` may have underflowed. At infinity it is 0.
+        let far = if z == 0.0 { 0.0 } else { z / top * (gamma * (a - b) * l - b * b * z) };
+        let slope = (a * (a / top) + far) / r;
+        let grad = if m == 0.0 { 0.0 } else { sign * (first * slope) * r * r * last };
         [if first == 0.0 && !x.is_nan() { 0.0 } else { first * l * last }, grad]
     }
 
@@ -193,9 +195,9 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
             u[i] = [rest, one.sub(rest).sub(t[i])];
         }
         let mut nothing = binary.left_out::<S, N>(s, at, lanes);
-        let mut weights = [one; N];
+        let (mut weights, mut errors) = ([one; N], [zero; N]);
         if let Some(weight) = &binary.weight {
-            weights = weight.load::<S, N>(s, at, lanes);
+            [weights, errors] = weight.load::<S, N>(s, at, lanes);
             for i in 0..N {
                 nothing[i] = T::V::<S>::select(nothing[i], zero, weights[i]).eq(zero);
             }
@@ -263,7 +265,7 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
                 loss = product::<S, T>(s, loss, Self::alpha(s, all[0], t[i], u[i]));
             }
             if binary.weight.is_some() {
-                loss = product::<S, T>(s, loss, [weights[i], zero]);
+                loss = product::<S, T>(s, loss, [weights[i], errors[i]]);
             }
             let loss = loss[0].add(loss[1]);
             losses[i] = T::V::<S>::select(nothing[i], zero, loss);
@@ -294,7 +296,7 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
                     None => constants.scale.inverse,
                 };
                 let factor = match binary.weight {
-                    Some(_) => product::<S, T>(s, [weights[i], zero], factor),
+                    Some(_) => product::<S, T>(s, [weights[i], errors[i]], factor),
                     None => factor,
                 };
                 let size = product::<S, T>(s, size, factor);
@@ -476,7 +478,7 @@ mod tests {
                 let reduction = Reduction::Sum;
                 let labels = Labels::Soft(Input::from_slice(&target));
                 let binary = Binary {
-                    weight: Some(Periodic::new(Input::from_slice(&weight), n)),
+                    weight: Some(Periodic::new(Input::from_slice(&weight), None, n)),
                     counted: Some(Input::from_slice(&counted)),
                     options: Options { reduction, gamma, alpha, ..Options::default() },
                     outputs,

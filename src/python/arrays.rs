@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use numpy::npyffi::{self, NPY_TYPES, flags};
 use pyo3::ffi::PyObject;
 use pyo3::prelude::*;
-use pyo3::types::PyType;
+use pyo3::types::{PyFloat, PyInt, PyType};
 
 use super::errors::Stop;
 use crate::call::batch::{Floats, Indices, Outputs};
@@ -76,6 +76,7 @@ impl Room {
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     known: Known<'a>,
+    /// Null for a number that the caller keeps.
     object: *mut PyObject,
 }
 
@@ -165,6 +166,11 @@ pub fn type_num(dtype: Dtype) -> Option<c_int> {
 pub trait Source {
     /// One of any strides.
     fn view<'a>(object: &'a Bound<'_, PyAny>, room: &'a mut Room) -> Result<View<'a>, Stop>;
+    /// A number in the place of an array, where the callers may write one.
+    #[inline(always)]
+    fn number(_: &Bound<'_, PyAny>) -> Option<f64> {
+        None
+    }
     /// Whether an object's numbers lie as they did when it was looked at.
     #[inline(always)]
     fn is_still(object: &Bound<'_, PyAny>, view: &View<'_>) -> bool {
@@ -210,11 +216,21 @@ impl Source for Arrays {
         })
     }
 
+    // What NumPy would make an array of the same number of. It would round a larger int.
+    #[inline(always)]
+    fn number(object: &Bound<'_, PyAny>) -> Option<f64> {
+        if let Ok(number) = object.cast::<PyFloat>() {
+            return Some(number.value());
+        }
+        let int: i64 = object.cast_exact::<PyInt>().ok()?.extract().ok()?;
+        (int.unsigned_abs() <= 1 << 53).then_some(int as f64)
+    }
+
     // Every call that makes an array asks: nothing is copied.
     #[inline(always)]
     fn is_still(object: &Bound<'_, PyAny>, view: &View<'_>) -> bool {
         if object.as_ptr() != view.object {
-            return false;
+            return view.object.is_null();
         }
         // SAFETY: the view is of this object, so it is an array.
         let array = unsafe { &(*object.as_ptr().cast::<npyffi::PyArrayObject>()).fields };
@@ -238,6 +254,16 @@ impl<'a> View<'a> {
     #[inline(always)]
     pub unsafe fn new(object: &'a Bound<'_, PyAny>, known: Known<'a>) -> Self {
         View { known, object: object.as_ptr() }
+    }
+
+    /// A number as an array without axes.
+    #[inline(always)]
+    pub fn of_number(number: &'a f64) -> Self {
+        let data = std::ptr::from_ref(number).cast_mut().cast();
+        let (shape, strides, dtype) = (&[], &[], Dtype::F64);
+        let (unit, contiguous, writeable) = (1, true, false);
+        let known = Known { data, shape, strides, unit, contiguous, dtype, writeable };
+        View { known, object: std::ptr::null_mut() }
     }
 
     /// A C-contiguous array.
@@ -424,7 +450,12 @@ impl<'a> View<'a> {
 
 /// Whether none of these numbers loses anything as a `float32`: the arithmetic of that type then does.
 pub fn is_exact(numbers: Input<'_, f64>) -> bool {
-    here(IsExact(numbers)).unwrap_or(false)
+    here(Fit { numbers, in_parts: false }).unwrap_or(false)
+}
+
+/// Whether each of these numbers is a `float32`, or two, the second its rounding error.
+pub fn fit_in_parts(numbers: Input<'_, f64>) -> bool {
+    here(Fit { numbers, in_parts: true }).unwrap_or(false)
 }
 
 /// Whether a number loses nothing as a `float32`.
@@ -432,13 +463,22 @@ fn fits_float32(x: f64) -> bool {
     f64::from(x as f32) == x || x.is_nan()
 }
 
-struct IsExact<'a>(Input<'a, f64>);
+/// Between these magnitudes products of a few weights, and their rounding errors, are in the range of `float32`.
+const IN_RANGE: [f64; 2] = [1.0 / (1u64 << 40) as f64, (1u64 << 40) as f64];
 
-impl Kernel for IsExact<'_> {
+struct Fit<'a> {
+    numbers: Input<'a, f64>,
+    in_parts: bool,
+}
+
+impl Kernel for Fit<'_> {
     type Output = bool;
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> bool {
-        let IsExact(numbers) = self;
+        let Fit { numbers, in_parts } = self;
+        // Of numbers that fit only as they are, none is in this range.
+        let range = if in_parts { IN_RANGE } else { [f64::INFINITY; 2] };
+        let [least, most] = range.map(|x| S::V64::splat(s, x));
         let mut at = 0;
         let mut lost = 0;
         while at + f32::LANES <= numbers.len() && lost == 0 {
@@ -448,14 +488,17 @@ impl Kernel for IsExact<'_> {
             let x = [S::V64::load(s, numbers, at), S::V64::load(s, numbers, next)];
             let narrow = S::V32::narrow(x);
             for (part, x) in x.into_iter().enumerate() {
+                let size = x.abs();
+                let fits = S::V64::lanes(x.eq(narrow.wide(part)))
+                    | S::V64::lanes(least.lt(size)) & S::V64::lanes(size.lt(most));
                 // NaN, which equals nothing, loses nothing.
-                let same = S::V64::lanes(x.eq(narrow.wide(part)));
-                lost |= S::V64::lanes(x.eq(x)) & !same;
+                lost |= S::V64::lanes(x.eq(x)) & !fits;
             }
             at += f32::LANES;
         }
         let rest = at..numbers.len();
-        lost == 0 && rest.into_iter().all(|i| fits_float32(numbers.get(i)))
+        let fits = |x: f64| fits_float32(x) || range[0] < x.abs() && x.abs() < range[1];
+        lost == 0 && rest.into_iter().all(|i| fits(numbers.get(i)))
     }
 }
 

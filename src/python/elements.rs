@@ -5,11 +5,12 @@ use std::sync::atomic::AtomicBool;
 
 use pyo3::prelude::*;
 
-use super::arrays::{Number, Room, Source, View, is_exact};
+use super::arrays::{Number, Room, Source, View, fit_in_parts, is_exact};
 use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::Results;
+use crate::call::convert::in_parts;
 use crate::call::dtype::Dtype;
 use crate::elements::binary::{self, Binary, Formula, Seen};
 use crate::elements::labels::{Labels, Periodic};
@@ -35,7 +36,8 @@ pub fn evaluate<'py, S: Source>(
 }
 
 /// Evaluates the loss by `in_type`. Where arrays are of half precision, or labels or weights of `float64` stand
-/// beside narrower values, they are converted a block at a time, and one of the others evaluates the loss.
+/// beside narrower values, they are converted a block at a time, and one of the others evaluates the loss: in
+/// `float32`, unless its arithmetic would lose digits of a label, or a weight is out of its range.
 fn typed<'py, T: Number, S: Source>(
     call: &Call<'_, 'py>,
     keywords: Keywords<'_, 'py>,
@@ -47,8 +49,9 @@ fn typed<'py, T: Number, S: Source>(
     let mut rooms = [const { Room::new() }; 6];
     let [target, weight, pos_weight, counted, out, hess_out] = rooms.each_mut();
     let target = View::of::<S>(call.target, target)?;
-    let weight = View::optional::<S>(keywords.weight, weight)?;
-    let pos_weight = View::optional::<S>(keywords.pos_weight, pos_weight)?;
+    let numbers = [keywords.weight, keywords.pos_weight].map(|object| S::number(object?));
+    let weight = weight_view::<S>(keywords.weight, weight, &numbers[0])?;
+    let pos_weight = weight_view::<S>(keywords.pos_weight, pos_weight, &numbers[1])?;
     let counted = View::optional::<S>(keywords.counted, counted)?;
     let out = View::optional::<S>(call.out, out)?;
     let hess_out = View::optional::<S>(call.hess_out, hess_out)?;
@@ -82,17 +85,21 @@ fn typed<'py, T: Number, S: Source>(
     if !canonical {
         return Err(Stop::NotImplemented);
     }
-    // In float64 if the arithmetic of float32 would lose something of a wider array.
-    let all = [Some(&target), weight.as_ref(), pos_weight.as_ref()];
     let is_wider = |view: &View<'_>| T::DTYPE == Dtype::F32 && view.dtype == Dtype::F64;
-    let wide = all.into_iter().flatten().any(|view| is_wider(view) && !is_exact(view.input()));
+    let wide = is_wider(&target) && !is_exact(target.input())
+        || [&weight, &pos_weight]
+            .into_iter()
+            .flatten()
+            .any(|view| is_wider(view) && !fit_in_parts(view.input()));
     // Short weights are narrowed here, so that nothing else has to be converted with them.
-    let short = [&weight, &pos_weight].map(|view| {
-        let fits = |view: &&View<'_>| !wide && is_wider(view) && view.len() <= SHORT_WEIGHTS;
-        let view = view.as_ref().filter(fits)?;
-        let numbers = view.input::<f64>();
-        Some(collected((0..numbers.len()).map(|i| T::from_f64(numbers.get(i)))))
-    });
+    let short =
+        [&weight, &pos_weight].map(|view| {
+            let fits = |view: &&View<'_>| !wide && is_wider(view) && view.len() <= SHORT_WEIGHTS;
+            let numbers = view.as_ref().filter(fits)?.input::<f64>();
+            Some([0, 1].map(|part| {
+                collected((0..numbers.len()).map(|i| in_parts::<T>(numbers.get(i))[part]))
+            }))
+        });
     let narrowed = is_wider(&target)
         || [&weight, &pos_weight]
             .into_iter()
@@ -143,7 +150,7 @@ fn typed<'py, T: Number, S: Source>(
         })?;
         return Ok(results.finish(py, value)?);
     }
-    let (weight, pos_weight) = (weights(weight, &short[0]), weights(pos_weight, &short[1]));
+    let (weight, pos_weight) = (weights(weight, &short[0], n), weights(pos_weight, &short[1], n));
     let target = match bools {
         Some(bools) => Labels::Bool(bools),
         None => Labels::Soft(target.input()),
@@ -153,8 +160,8 @@ fn typed<'py, T: Number, S: Source>(
         let binary = Binary {
             values,
             target,
-            weight: weight.map(|weight| Periodic::new(weight, n)),
-            pos_weight: pos_weight.map(|weight| Periodic::new(weight, n)),
+            weight,
+            pos_weight,
             counted,
             options,
             outputs,
@@ -165,18 +172,34 @@ fn typed<'py, T: Number, S: Source>(
     Ok(results.finish(py, value)?)
 }
 
+/// Weights that may be left out: an array or a number.
+#[inline(always)]
+fn weight_view<'a, S: Source>(
+    object: Option<&'a Bound<'_, PyAny>>,
+    room: &'a mut Room,
+    number: &'a Option<f64>,
+) -> Result<Option<View<'a>>, Stop> {
+    match number {
+        Some(number) => Ok(Some(View::of_number(number))),
+        None => View::optional::<S>(object, room),
+    }
+}
+
 /// The most weights of `float64` beside `float32` values that are narrowed at once.
 const SHORT_WEIGHTS: usize = 1 << 12;
 
-/// Weights of the values' type: those that were narrowed, or the array's own.
+/// The weights of `n` values, of their type: those that were narrowed, or the array's own.
 fn weights<'a, T: Number>(
     view: Option<View<'a>>,
-    short: &'a Option<Vec<T>>,
-) -> Option<Input<'a, T>> {
-    match short {
-        Some(short) => Some(Input::from_slice(short)),
-        None => view.map(|view| view.input()),
-    }
+    short: &'a Option<[Vec<T>; 2]>,
+    n: usize,
+) -> Option<Periodic<'a, T>> {
+    Some(match short {
+        Some([numbers, errors]) => {
+            Periodic::new(Input::from_slice(numbers), Some(Input::from_slice(errors)), n)
+        }
+        None => Periodic::new(view?.input(), None, n),
+    })
 }
 
 /// The most integer labels that become bools here. Python converts more of them: that costs a call 20 us.

@@ -138,8 +138,8 @@ def binary_cross_entropy_with_logits(
 
     Results do not depend on the number of threads, not in a single bit.
 
-    Accuracy: at most 4 ULP for the loss of an element, in float64 5 with `weight`, `pos_weight` and
-    `base` at once (measured: 3.4 in float32, 4.3 in float64; see docs/numerics.md).
+    Accuracy: at most 4 ULP for the loss of an element, in float64 5 with both weights
+    at once (measured: 3.4 in float32, 4.3 in float64; see docs/numerics.md).
 
     References
     ----------
@@ -310,7 +310,7 @@ def binary_cross_entropy_with_logits_with_grad(
     False.
 
     Accuracy: at most 4 ULP for the loss of an element, and for each entry of the gradient above the
-    smallest normal number, in float64 5 with `weight`, `pos_weight` and `base` at once (measured:
+    smallest normal number, in float64 5 with both weights at once (measured:
     3.4 in float32, 4.9 in float64; see docs/numerics.md). For t between 0 and 1 the gradient is
     good to as many ULP of the larger of its two terms.
 
@@ -500,7 +500,7 @@ def binary_cross_entropy_with_logits_with_grad_hess(
     .. math:: w \left[ (1-t) + v t \right] \sigma(x)\, \sigma(-x) .
 
     Accuracy: at most 4 ULP for the loss of an element and for each entry of the gradient above the
-    smallest normal number, in float64 5 with `weight`, `pos_weight` and `base` at once; at most 7
+    smallest normal number, in float64 5 with both weights at once; at most 7
     ULP for such an entry of the Hessian (measured: 4.8 in float32, 6.0 in float64; see
     docs/numerics.md). For t between 0 and 1 the gradient is good to as many ULP of the larger of
     its two terms.
