@@ -743,7 +743,7 @@ def check_indices(name: str, t: _Array, classes: int, ignored: tuple[int, ...]) 
     at = 0
     for block in _blocks(t):
         wrong = (block < 0) | (block >= classes)
-        if wrong.any() and (wrong := wrong & ~is_any_of(block, ignored)).any():
+        if np.count_nonzero(wrong) and (wrong := wrong & ~is_any_of(block, ignored)).any():
             i = int(np.argmax(wrong))
             several = "one of " if len(ignored) > 1 else ""
             names = ", ".join(map(str, ignored))
@@ -767,10 +767,8 @@ def check_none_ignored(ignored: tuple[int, ...]) -> None:
 def is_any_of(indices: _Array, chosen: tuple[int, ...]) -> NDArray[np.bool_]:
     """Return which of the indices are among some ints, which may be beyond their dtype."""
     found = np.zeros(indices.shape, np.bool_)
-    limits = np.iinfo(indices.dtype)
     for index in chosen:
-        if limits.min <= index <= limits.max:
-            found |= indices == index
+        found |= indices == index
     return found
 
 
