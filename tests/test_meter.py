@@ -1138,7 +1138,7 @@ def refused_updates():
         ((x, np.array([0, 1, 3, 0])), {}, IndexError, r"target\[2\] is 3"),
         ((x, np.array([0, -1, 2, 0])), {}, IndexError, r"target\[1\] is -1"),
         ((x, t[:3]), {}, ValueError, "target has shape"),
-        ((x, (t[:, None], np.ones((4, 1)))), {}, TypeError, "target is a tuple"),
+        ((x, (t[:, None], np.ones((4, 1)))), {}, TypeError, "CrossEntropyMeter takes no pair"),
         ((x, t + 0.5), {}, ValueError, r"target\[0\] is 0.5"),
         ((x.astype(int), t), {}, TypeError, "logits has dtype int64"),
         ((np.zeros((4, 0)), t), {}, ValueError, "no classes"),

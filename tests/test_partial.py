@@ -535,6 +535,8 @@ def test_arguments_of_of():
     refused(ValueError, r"axis is 2, but logits_slice of shape \(2, 3\)", axis=2)
     refused(ValueError, r"target has shape \(3,\).*pass axis=0", target=(0, 1, 2))
     refused(TypeError, "class indices.*no probabilities", target=np.full((2, 3), 0.3))
+    pair = np.zeros((2, 1), int), np.ones((2, 1))
+    refused(TypeError, "^target is a pair .*class indices.*no probabilities", target=pair)
     refused(ValueError, r"target\[1\] is 0.5", target=[0, 0.5])
     refused(ValueError, r"weight has shape \(2,\).*\(3,\)", weight=[1, 2])
     refused(ValueError, r"weight has shape \(4,\).*\(5,\)", weight=[1, 2, 3, 4], first_class=2)

@@ -677,6 +677,15 @@ def _is_pair(target: object, x: _Array) -> bool:
     return False
 
 
+def refuse_pair(caller: str, name: str, x: _Array, target: object) -> None:
+    """Refuse a target that is a pair, in the words of the losses that take none."""
+    if _is_pair(target, x):
+        raise TypeError(
+            f"{caller} takes no pair (indices, probabilities) as target: target must be class "
+            f"indices, of the shape of {name} without the class axis, or probabilities of its shape"
+        )
+
+
 def _sparse_target(
     name: str, x: _Array, axis: int, target: Any, ignored: tuple[int, ...]
 ) -> tuple[_Array, _Array]:

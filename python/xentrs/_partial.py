@@ -469,13 +469,19 @@ def _class_indices(
     target: ArrayLike, x: _Array, axis: int, samples: tuple[int, ...], ignored: tuple[int, ...]
 ) -> NDArray[np.int64]:
     """Return the target as int64 in one row."""
-    given = _arrays._real_array("target", target, ignored)
-    if given.shape != samples and given.shape == x.shape:
+    what = ""
+    if _arrays._is_pair(target, x):
+        what = "is a pair (indices, probabilities)"
+    else:
+        target = _arrays._real_array("target", target, ignored)
+        if target.shape != samples and target.shape == x.shape:
+            what = f"has the shape of {_NAME}, {x.shape}"
+    if what:
         raise TypeError(
-            f"target has the shape of {_NAME}, {x.shape}: PartialCrossEntropy takes class indices, "
-            f"of shape {samples}, and no probabilities"
+            f"target {what}: PartialCrossEntropy takes class indices, of shape {samples}, and no "
+            "probabilities"
         )
-    indices = _arrays._class_target(_NAME, x, axis, given, ignored)
+    indices = _arrays._class_target(_NAME, x, axis, target, ignored)
     if indices.dtype == np.uint64:
         indices = np.minimum(indices, np.uint64(2**63 - 1))
     return np.array(indices, np.int64).reshape(-1)  # our own
