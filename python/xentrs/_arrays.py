@@ -128,14 +128,14 @@ def class_loss(
 
 
 def merge_axes(
-    name: str, values: object, axes: object
+    name: str, values: object, axes: object, *, counts: bool = False
 ) -> tuple[_Array, SupportsIndex, tuple[int, ...]]:
     """Return an array with one axis in the place of several, that axis, and the kept shape.
 
     `axes` is an int, several ints, or None for all axes. The kept shape is that of the array, each
-    of its axes of length 1.
+    of its axes of length 1. Integers are accepted as `counts`.
     """
-    x = _float_array(name, values)
+    x = _count_array(name, values) if counts else _float_array(name, values)
     chosen = _axes(name, x, axes)
     shape = tuple(1 if i in chosen else n for i, n in enumerate(x.shape))
     if len(chosen) == 1:
