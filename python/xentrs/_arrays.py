@@ -738,10 +738,7 @@ def _whole_numbers(name: str, t: _Array, classes: int, what: str) -> _Array:
         outside = (block < -(2.0**63)) | (block >= 2.0**63)
         if outside.any():
             i = int(np.argmax(outside))
-            raise IndexError(
-                f"{element(name, at + i, t.shape)} is {block[i]}, but a class index must be in "
-                f"[0, {classes})"
-            )
+            raise no_class(element(name, at + i, t.shape), block[i], classes)
         flat[at : at + block.size] = block
         at += block.size
     return indices
@@ -754,13 +751,15 @@ def check_indices(name: str, t: _Array, classes: int, ignored: tuple[int, ...]) 
         wrong = (block < 0) | (block >= classes)
         if np.count_nonzero(wrong) and (wrong := wrong & ~is_any_of(block, ignored)).any():
             i = int(np.argmax(wrong))
-            several = "one of " if len(ignored) > 1 else ""
-            names = ", ".join(map(str, ignored))
-            raise IndexError(
-                f"{element(name, at + i, t.shape)} is {block[i]}, but a class index must be in "
-                f"[0, {classes})" + (f", or be {several}ignore_index ({names})" if ignored else "")
-            )
+            raise no_class(element(name, at + i, t.shape), block[i], classes, ignored)
         at += block.size
+
+
+def no_class(where: str, value: object, classes: int, ignored: tuple[int, ...] = ()) -> IndexError:
+    """Return the error for what is neither a class nor ignored, in the compiled module's words."""
+    several = "one of " if len(ignored) > 1 else ""
+    others = f", or be {several}ignore_index ({', '.join(map(str, ignored))})" if ignored else ""
+    return IndexError(f"{where} is {value}, but a class index must be in [0, {classes}){others}")
 
 
 def check_none_ignored(ignored: tuple[int, ...]) -> None:
