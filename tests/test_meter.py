@@ -845,6 +845,24 @@ def test_sums_beyond_the_range_of_float64(sign):
     assert nothing.compute().loss == sign
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_more_numbers_than_fit_between_carries(weighted, monkeypatch, rng):
+    x, t = rng.normal(size=(100, 3)), rng.integers(0, 3, 100)
+    weights = rng.random(100) if weighted else None
+
+    def state():
+        meter = CrossEntropyMeter(per_class=True)
+        for _ in range(2):
+            meter.update(x, t, sample_weight=weights)
+            meter.update_losses(x[:, 0], sample_weight=weights, group=t)
+        return meter.to_state()
+
+    right = state()
+    monkeypatch.setattr("xentrs._exact._MOST", 7)
+    found = state()
+    assert all(np.array_equal(found[key], right[key]) for key in right)
+
+
 LARGEST = np.finfo(float).max
 
 

@@ -80,19 +80,21 @@ class ExactSums:
         self, row: int | _Array, values: NDArray[np.float64], factors: _Array | None = None
     ) -> None:
         """Add each of `values` to a sum, or to that of its row; with factors, products to a sum."""
-        for start in range(_MOST, values.size, _MOST):
+        if values.size > _MOST:
             # In blocks, so that no digit overflows before it is carried.
-            part = slice(start, start + _MOST)
-            rows = row if isinstance(row, int) else row[part]
-            self.add(rows, values[part], None if factors is None else factors[part])
-        values = _plain(values[:_MOST], np.float64)
+            for start in range(0, values.size, _MOST):
+                part = slice(start, start + _MOST)
+                rows = row if isinstance(row, int) else row[part]
+                self.add(rows, values[part], None if factors is None else factors[part])
+            return
+        values = _plain(values, np.float64)
         if factors is not None:
-            factors = _plain(factors[:_MOST], np.float64)
+            factors = _plain(factors, np.float64)
         sums, places = slice(None), None
         if isinstance(row, int):
             sums = slice(row, row + 1)
         else:
-            places = _plain(row[:_MOST], np.int64)
+            places = _plain(row, np.int64)
         self._record(sums if places is None else places)
         if self._pending + values.size > _MOST:
             self._carry()
@@ -122,7 +124,7 @@ class ExactSums:
         """Add each array of numbers to each of some sums."""
         lengths = [values.size for rows, values in terms for _ in rows]
         if sum(lengths) <= _FEW:
-            places = np.repeat([row for rows, _ in terms for row in rows], lengths)
+            places = np.array([row for rows, _ in terms for row in rows]).repeat(lengths)
             self.add(places, np.concatenate([values for rows, values in terms for _ in rows]))
             return
         for rows, values in terms:
@@ -228,7 +230,7 @@ class ExactSums:
         first, pending = self.first, self._pending
         if not isinstance(rows, slice) and len(digits) <= max(len(rows), _SMALL):
             rows = slice(None)
-        old_digits, old_special = np.array(digits[rows]), np.array(special[rows])
+        old_digits, old_special = digits[rows].copy(), special[rows].copy()
 
         def undo() -> None:
             digits[rows], special[rows] = old_digits, old_special
