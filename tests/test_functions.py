@@ -409,6 +409,30 @@ def test_logsumexp_over_several_axes(rng):
             xentrs.logsumexp(x, axis=axis)
 
 
+def test_entropy_over_several_axes(rng):
+    for p in (rng.random((3, 4, 5, 6)), rng.integers(0, 9, (3, 4, 5, 6))):
+        for axis in ((0, 1), (2, 3), (-1, 0), [1], (0, 1, 2, 3), None, np.array([1, 2]), 2, -3):
+            axes = np.atleast_1d(range(4) if axis is None else axis)
+            last = np.moveaxis(p, axes, range(-axes.size, 0))
+            right = scipy.stats.entropy(last.reshape(*last.shape[: -axes.size], -1), axis=-1)
+            got = xentrs.entropy(p, axis=axis)
+            assert got.shape == np.shape(right)
+            np.testing.assert_allclose(got, right, rtol=1e-14)
+        right = scipy.stats.entropy(p, axis=None, base=2)
+        assert xentrs.entropy(p, None, base=2) == pytest.approx(right, rel=1e-14)
+    assert type(xentrs.entropy(np.ones((2, 2), np.float32), axis=None)) is np.float32
+    assert xentrs.entropy([[1, 1], [1, 1]], axis=None, base=2) == 2.0
+    p[1, 2, 3, 4] = -1
+    for axis in (None, (0, 1), (3, 1), (2, 3)):
+        with pytest.raises(ValueError, match=r"^p\[1, 2, 3, 4\] is -1\.0, but counts"):
+            xentrs.entropy(p, axis=axis)
+    for axis, words in (((0, 0), "twice"), ((), "no axis"), ((0, 4), "axis")):
+        with pytest.raises(ValueError, match=words):
+            xentrs.entropy(p, axis=axis)
+    with pytest.raises(ValueError, match="no classes"):
+        xentrs.entropy(np.ones((2, 0)), axis=None)
+
+
 # ------------------------------------------------------------------------------------- the errors
 
 

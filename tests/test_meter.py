@@ -488,9 +488,12 @@ def test_confidences_at_the_edges_of_bins(bins, rng):
     edges = np.linspace(0.0, 1.0, bins + 1)
     beside = [np.nextafter(edges, 2.0), np.nextafter(edges[1:], -1.0)]
     confidences = np.concatenate([edges, *beside, rng.random(1000), [np.nan]])
-    found = CrossEntropyMeter(bins=bins)._sums._bins(confidences)
-    right = [sum(edge < c for edge in edges[1:-1]) for c in confidences[:-1].tolist()]
-    np.testing.assert_array_equal(found, [*right, bins])  # NaN has a bin of its own
+    right = [sum(edge < c for edge in edges[1:-1]) for c in confidences[:-1].tolist()] + [bins]
+    of = CrossEntropyMeter(bins=bins)._sums._bins
+    # Many are computed. Few are searched for, and those with a NaN, which has a bin of its own.
+    assert [*of(confidences[:-1]), bins] == right
+    assert of(confidences).tolist() == right
+    assert [int(of(c)[0]) for c in confidences.reshape(-1, 1)] == right
 
 
 def test_reliability_of_weighted_samples(rng):
@@ -842,6 +845,75 @@ def test_sums_beyond_the_range_of_float64(sign):
     assert nothing.compute().loss == sign
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_more_numbers_than_fit_between_carries(weighted, monkeypatch, rng):
+    x, t = rng.normal(size=(100, 3)), rng.integers(0, 3, 100)
+    weights = rng.random(100) if weighted else None
+
+    def state():
+        meter = CrossEntropyMeter(per_class=True)
+        for _ in range(2):
+            meter.update(x, t, sample_weight=weights)
+            meter.update_losses(x[:, 0], sample_weight=weights, group=t)
+        return meter.to_state()
+
+    right = state()
+    monkeypatch.setattr("xentrs._exact._MOST", 7)
+    found = state()
+    assert all(np.array_equal(found[key], right[key]) for key in right)
+
+
+LARGEST = np.finfo(float).max
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 1e300, 2.0, 0.5]])
+@pytest.mark.parametrize("group", [None, [0, 1, 1, 2]])
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [1e155, 3e154, 7.0, 1e-300],
+        [1e300, -1e300, 3e299, 1.0],
+        [1.5e308, 1.2e308, 1e308, 1.7e308],
+        [LARGEST, -LARGEST, -LARGEST, LARGEST],
+    ],
+)
+def test_standard_errors_where_squares_are_beyond_the_range_of_float64(losses, weights, group):
+    if weights is not None:
+        losses = [loss / 1e301 for loss in losses]  # their products with the weights are finite
+    right = standard_error(losses, weights or [1.0] * 4, group or range(4))
+    for cut in (slice(0, 4), slice(0, 1)):
+        meter = CrossEntropyMeter()
+        for i in range(0, 4, cut.stop):
+            part = slice(i, i + cut.stop)
+            given = {"sample_weight": weights, "group": group}
+            given = {name: None if a is None else a[part] for name, a in given.items()}
+            meter.update_losses(losses[part], **given)
+        meter = CrossEntropyMeter.from_state(meter.to_state()).merge(CrossEntropyMeter())
+        assert meter.compute().stderr == pytest.approx(right, rel=1e-15)
+    assert math.isnan(meter.update_losses([math.inf]).compute().stderr)
+
+
+def test_differences_whose_squares_are_beyond_the_range_of_float64():
+    x, r = np.array([[0.0, 1e200], [0.0, 3.0]]), np.zeros((2, 2))
+    result = CrossEntropyMeter().update(x, [0, 0], reference_logits=r).compute()
+    assert (result.delta_loss, result.delta_stderr) == (5e199, 5e199)
+    assert (result.loss, result.stderr) == (5e199, 5e199)
+
+
+def standard_error(losses, weights, group):
+    """Return the standard error of a mean, from exact sums, where float64 holds it."""
+    losses, weights = ([Fraction(x) for x in numbers] for numbers in (losses, weights))
+    total = sum(weights)
+    mean = sum(w * x for w, x in zip(weights, losses, strict=True)) / total
+    sums = dict.fromkeys(group, Fraction(0))
+    for g, w, x in zip(group, weights, losses, strict=True):
+        sums[g] += w * (x - mean)
+    # Relative to the largest loss.
+    unit = max(map(abs, losses))
+    variance = sum((s / unit / total) ** 2 for s in sums.values()) * len(sums) / (len(sums) - 1)
+    return math.sqrt(variance) * float(unit)
+
+
 def test_losses_alone():
     result = CrossEntropyMeter().update_losses([[1.0, 2.0], [3.0, 4.0]]).compute()
     assert (result.loss, result.count, result.perplexity) == (2.5, 4, math.exp(2.5))
@@ -1135,7 +1207,7 @@ def refused_updates():
         ((x, np.array([0, 1, 3, 0])), {}, IndexError, r"target\[2\] is 3"),
         ((x, np.array([0, -1, 2, 0])), {}, IndexError, r"target\[1\] is -1"),
         ((x, t[:3]), {}, ValueError, "target has shape"),
-        ((x, (t[:, None], np.ones((4, 1)))), {}, TypeError, "target is a tuple"),
+        ((x, (t[:, None], np.ones((4, 1)))), {}, TypeError, "CrossEntropyMeter takes no pair"),
         ((x, t + 0.5), {}, ValueError, r"target\[0\] is 0.5"),
         ((x.astype(int), t), {}, TypeError, "logits has dtype int64"),
         ((np.zeros((4, 0)), t), {}, ValueError, "no classes"),

@@ -485,6 +485,40 @@ def test_classes_that_are_missing():
         late.loss()
 
 
+def test_the_last_classes_are_missing():
+    """Only a weight of all classes tells so."""
+    logits, weight = np.arange(12.0).reshape(2, 6), np.arange(1.0, 7.0)
+    of = PartialCrossEntropy.of
+
+    def parts(of_all):
+        return [
+            of(
+                logits[:, a : a + 2],
+                [0, 3],
+                first_class=a,
+                weight=weight if all_ else weight[a : a + 2],
+            )
+            for a, all_ in zip((0, 2, 4), of_all, strict=True)
+        ]
+
+    for of_all in ((True, False, False), (False, True, False)):
+        first, second, third = parts(of_all)
+        total = pickle.loads(pickle.dumps(first.merge(second)))
+        for call in (total.loss, lambda of=total: of.grad(logits[:, :2], 0)):
+            with pytest.raises(ValueError, match=re.escape("classes [4, 6) are missing: no slice")):
+                call()
+        right = xentrs.cross_entropy(logits, [0, 3], weight=weight)
+        assert total.merge(third).loss() == pytest.approx(right, rel=1e-14)
+    first, second, _ = parts((False, False, True))
+    right = xentrs.cross_entropy(logits[:, :4], [0, 3], weight=weight[:4])
+    assert first.merge(second).loss() == pytest.approx(right, rel=1e-14)
+    first, second, _ = parts((True, False, False))
+    other = of(logits[:, 2:4], [0, 3], first_class=2, weight=weight[:5])
+    message = "the number of all classes, that of weight, is 6 here, but 5 in other"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        first.merge(other)
+
+
 def test_classes_that_overlap():
     logits, left, right = two()
     other = PartialCrossEntropy.of(logits[:, 2:4], [1, 4], first_class=2)
@@ -535,6 +569,8 @@ def test_arguments_of_of():
     refused(ValueError, r"axis is 2, but logits_slice of shape \(2, 3\)", axis=2)
     refused(ValueError, r"target has shape \(3,\).*pass axis=0", target=(0, 1, 2))
     refused(TypeError, "class indices.*no probabilities", target=np.full((2, 3), 0.3))
+    pair = np.zeros((2, 1), int), np.ones((2, 1))
+    refused(TypeError, "^target is a pair .*class indices.*no probabilities", target=pair)
     refused(ValueError, r"target\[1\] is 0.5", target=[0, 0.5])
     refused(ValueError, r"weight has shape \(2,\).*\(3,\)", weight=[1, 2])
     refused(ValueError, r"weight has shape \(4,\).*\(5,\)", weight=[1, 2, 3, 4], first_class=2)

@@ -128,14 +128,14 @@ def class_loss(
 
 
 def merge_axes(
-    name: str, values: object, axes: object
+    name: str, values: object, axes: object, *, counts: bool = False
 ) -> tuple[_Array, SupportsIndex, tuple[int, ...]]:
     """Return an array with one axis in the place of several, that axis, and the kept shape.
 
     `axes` is an int, several ints, or None for all axes. The kept shape is that of the array, each
-    of its axes of length 1.
+    of its axes of length 1. Integers are accepted as `counts`.
     """
-    x = _float_array(name, values)
+    x = _count_array(name, values) if counts else _float_array(name, values)
     chosen = _axes(name, x, axes)
     shape = tuple(1 if i in chosen else n for i, n in enumerate(x.shape))
     if len(chosen) == 1:
@@ -677,6 +677,15 @@ def _is_pair(target: object, x: _Array) -> bool:
     return False
 
 
+def refuse_pair(caller: str, name: str, x: _Array, target: object) -> None:
+    """Refuse a target that is a pair, in the words of the losses that take none."""
+    if _is_pair(target, x):
+        raise TypeError(
+            f"{caller} takes no pair (indices, probabilities) as target: target must be class "
+            f"indices, of the shape of {name} without the class axis, or probabilities of its shape"
+        )
+
+
 def _sparse_target(
     name: str, x: _Array, axis: int, target: Any, ignored: tuple[int, ...]
 ) -> tuple[_Array, _Array]:
@@ -729,10 +738,7 @@ def _whole_numbers(name: str, t: _Array, classes: int, what: str) -> _Array:
         outside = (block < -(2.0**63)) | (block >= 2.0**63)
         if outside.any():
             i = int(np.argmax(outside))
-            raise IndexError(
-                f"{element(name, at + i, t.shape)} is {block[i]}, but a class index must be in "
-                f"[0, {classes})"
-            )
+            raise no_class(element(name, at + i, t.shape), block[i], classes)
         flat[at : at + block.size] = block
         at += block.size
     return indices
@@ -743,15 +749,17 @@ def check_indices(name: str, t: _Array, classes: int, ignored: tuple[int, ...]) 
     at = 0
     for block in _blocks(t):
         wrong = (block < 0) | (block >= classes)
-        if wrong.any() and (wrong := wrong & ~is_any_of(block, ignored)).any():
+        if np.count_nonzero(wrong) and (wrong := wrong & ~is_any_of(block, ignored)).any():
             i = int(np.argmax(wrong))
-            several = "one of " if len(ignored) > 1 else ""
-            names = ", ".join(map(str, ignored))
-            raise IndexError(
-                f"{element(name, at + i, t.shape)} is {block[i]}, but a class index must be in "
-                f"[0, {classes})" + (f", or be {several}ignore_index ({names})" if ignored else "")
-            )
+            raise no_class(element(name, at + i, t.shape), block[i], classes, ignored)
         at += block.size
+
+
+def no_class(where: str, value: object, classes: int, ignored: tuple[int, ...] = ()) -> IndexError:
+    """Return the error for what is neither a class nor ignored, in the compiled module's words."""
+    several = "one of " if len(ignored) > 1 else ""
+    others = f", or be {several}ignore_index ({', '.join(map(str, ignored))})" if ignored else ""
+    return IndexError(f"{where} is {value}, but a class index must be in [0, {classes}){others}")
 
 
 def check_none_ignored(ignored: tuple[int, ...]) -> None:
@@ -767,10 +775,8 @@ def check_none_ignored(ignored: tuple[int, ...]) -> None:
 def is_any_of(indices: _Array, chosen: tuple[int, ...]) -> NDArray[np.bool_]:
     """Return which of the indices are among some ints, which may be beyond their dtype."""
     found = np.zeros(indices.shape, np.bool_)
-    limits = np.iinfo(indices.dtype)
     for index in chosen:
-        if limits.min <= index <= limits.max:
-            found |= indices == index
+        found |= indices == index
     return found
 
 

@@ -26,8 +26,11 @@ _BITS = 32
 POINT = 1152
 _MASK = (1 << _BITS) - 1
 
-# More digits than the longest sums have.
-_DIGITS = 80
+# More digits than the longest sums have, which are those of products of the largest numbers.
+_DIGITS = 112
+
+# Products beyond the range of float64 are computed of factors times 2^-592, each: 37 digits lower.
+_LOWER, _SCALE = 37, 2.0**-592
 
 # Numbers that may be added between carries: fewer than 2^31, with two digits each for products.
 _MOST = 1 << 28
@@ -76,33 +79,52 @@ class ExactSums:
     def add(
         self, row: int | _Array, values: NDArray[np.float64], factors: _Array | None = None
     ) -> None:
-        """Add each of `values`, or its product with its factor, to a sum, or to that of its row."""
-        for start in range(_MOST, values.size, _MOST):
+        """Add each of `values` to a sum, or to that of its row; with factors, products to a sum."""
+        if values.size > _MOST:
             # In blocks, so that no digit overflows before it is carried.
-            part = slice(start, start + _MOST)
-            rows = row if isinstance(row, int) else row[part]
-            self.add(rows, values[part], None if factors is None else factors[part])
-        values = _plain(values[:_MOST], np.float64)
+            for start in range(0, values.size, _MOST):
+                part = slice(start, start + _MOST)
+                rows = row if isinstance(row, int) else row[part]
+                self.add(rows, values[part], None if factors is None else factors[part])
+            return
+        values = _plain(values, np.float64)
         if factors is not None:
-            factors = _plain(factors[:_MOST], np.float64)
+            factors = _plain(factors, np.float64)
         sums, places = slice(None), None
         if isinstance(row, int):
             sums = slice(row, row + 1)
         else:
-            places = _plain(row[:_MOST], np.int64)
+            places = _plain(row, np.int64)
         self._record(sums if places is None else places)
         if self._pending + values.size > _MOST:
             self._carry()
         special = self.special[sums]
+        before = special.tolist() if factors is not None else []
         while lacks := exact_add(self.digits[sums], self.first, special, places, values, factors):
             self._widen(*lacks)
         self._pending += values.size
+        if factors is not None and special.tolist() != before:
+            assert isinstance(row, int)
+            self._add_beyond(row, values, factors)
+
+    def _add_beyond(self, row: int, values: _Array, factors: _Array) -> None:
+        """Add those products that are beyond the range of float64, and were counted as infinite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            products = values * factors
+        beyond = np.isinf(products) & np.isfinite(values) & np.isfinite(factors)
+        above = products[beyond] > 0.0
+        self.special[row, 1] -= np.count_nonzero(above)
+        self.special[row, 2] -= np.count_nonzero(~above)
+        lower = ExactSums(1)
+        lower.add(0, values[beyond] * _SCALE, factors[beyond] * _SCALE)
+        lower.first += _LOWER
+        self.merge(lower, np.array([row]))
 
     def add_to(self, *terms: tuple[Sequence[int], NDArray[np.float64]]) -> None:
         """Add each array of numbers to each of some sums."""
         lengths = [values.size for rows, values in terms for _ in rows]
         if sum(lengths) <= _FEW:
-            places = np.repeat([row for rows, _ in terms for row in rows], lengths)
+            places = np.array([row for rows, _ in terms for row in rows]).repeat(lengths)
             self.add(places, np.concatenate([values for rows, values in terms for _ in rows]))
             return
         for rows, values in terms:
@@ -208,7 +230,7 @@ class ExactSums:
         first, pending = self.first, self._pending
         if not isinstance(rows, slice) and len(digits) <= max(len(rows), _SMALL):
             rows = slice(None)
-        old_digits, old_special = np.array(digits[rows]), np.array(special[rows])
+        old_digits, old_special = digits[rows].copy(), special[rows].copy()
 
         def undo() -> None:
             digits[rows], special[rows] = old_digits, old_special

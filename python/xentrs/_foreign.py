@@ -49,7 +49,10 @@ def refuse_foreign(name: str, value: Any, ignored: tuple[int, ...] | None = None
             f"{name} is a sparse {type(value).__name__} of SciPy: pass {name}.toarray()"
         )
     elif libraries & {"polars", "pyarrow"}:
-        _refuse_nulls(name, sum(_nulls(part) for part in _columns(value)))
+        columns = _columns(value)
+        if "polars" in libraries:
+            _refuse_categories(name, value, columns)
+        _refuse_nulls(name, sum(_nulls(part) for part in columns))
 
 
 def of_polars(name: str, value: Any) -> Any:
@@ -145,6 +148,23 @@ def _columns(value: Any) -> list[Any]:
         return list(value.get_columns())
     columns = getattr(value, "columns", None)
     return list(columns) if isinstance(columns, list) else [value]
+
+
+def _refuse_categories(name: str, value: Any, columns: list[Any]) -> None:
+    """Refuse columns of polars that hold names of classes, which NumPy converts to objects."""
+    kinds = [type(getattr(column, "dtype", None)).__name__ for column in columns]
+    kind = next((kind for kind in kinds if kind in ("Categorical", "Enum")), None)
+    if kind is None:
+        return
+    hint = ""
+    if name == "target" and len(columns) == 1:
+        series = name if columns[0] is value else f"{name}.to_series()"
+        # The codes of a Categorical are in the order in which polars met any names.
+        ordered = "" if kind == "Enum" else ".cast(polars.Enum(classes))"
+        hint = f": pass {series}{ordered}.to_physical()"
+        hint += ", where classes has their names in order" if ordered else ""
+    what = f"{name} is a polars {type(value).__name__} of dtype {kind}"
+    raise TypeError(f"{what}, but must be numbers{hint}")
 
 
 def _refuse_nulls(name: str, missing: int) -> None:

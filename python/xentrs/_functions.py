@@ -314,11 +314,24 @@ def logsumexp(
 
 @overload
 def entropy(
-    p: NDArray[Float], axis: SupportsIndex = -1, *, base: float | None = None
+    p: NDArray[Float],
+    axis: SupportsIndex | Iterable[SupportsIndex] | None = -1,
+    *,
+    base: float | None = None,
 ) -> NDArray[Float] | Float: ...
 @overload
-def entropy(p: ArrayLike, axis: SupportsIndex = -1, *, base: float | None = None) -> _Reduced: ...
-def entropy(p: ArrayLike, axis: SupportsIndex = -1, *, base: float | None = None) -> _Reduced:
+def entropy(
+    p: ArrayLike,
+    axis: SupportsIndex | Iterable[SupportsIndex] | None = -1,
+    *,
+    base: float | None = None,
+) -> _Reduced: ...
+def entropy(
+    p: ArrayLike,
+    axis: SupportsIndex | Iterable[SupportsIndex] | None = -1,
+    *,
+    base: float | None = None,
+) -> _Reduced:
     r"""Shannon entropy of counts or probabilities.
 
     Parameters
@@ -327,8 +340,9 @@ def entropy(p: ArrayLike, axis: SupportsIndex = -1, *, base: float | None = None
         Counts, or probabilities that need not be normalised: of any rank from 1, at least one on
         `axis`, none negative. A floating-point array of any strides is read where it lies, without
         a copy of the whole. Integers become float64.
-    axis : int, default -1
-        The axis of the classes.
+    axis : int, iterable of ints or None, default -1
+        The axis of the classes, or several, or None for all. Several that are not the last axes of
+        a C-contiguous array are copied first.
     base : float, optional
         Base of the logarithm: 2 gives bits. Positive, finite and not 1. The default is e, for nats.
 
@@ -345,8 +359,8 @@ def entropy(p: ArrayLike, axis: SupportsIndex = -1, *, base: float | None = None
         element, a pandas object with nullable or Arrow-backed columns, a lazy array of Dask, or
         lies on a GPU. None of these is converted first.
     ValueError
-        If a number of `p` is negative, there is no axis or nothing on it, or `base` has a value
-        other than above.
+        If a number of `p` is negative, there is no axis or nothing on it, the same axis is named
+        twice, or `base` has a value other than above.
     MemoryError
         If there is not enough memory.
 
@@ -382,5 +396,9 @@ def entropy(p: ArrayLike, axis: SupportsIndex = -1, *, base: float | None = None
     """
     result = compute_rows("entropy", p, axis, None, base, None)
     if result is NotImplemented:
-        result = evaluate_rows("entropy", "p", p, axis, base=base, counts=True)
+        merged, at, _ = merge_axes("p", p, axis, counts=True)
+        if at == -1 and (merged < 0).any():
+            # What is refused has its place in `p`, not where several axes are one.
+            evaluate_rows("entropy", "p", p, -1, counts=True)
+        result = evaluate_rows("entropy", "p", merged, at, base=base, counts=True)
     return cast(_Reduced, result[()])

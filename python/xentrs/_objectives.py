@@ -265,6 +265,8 @@ class Softmax(Objective):
         share = (1 - self.label_smoothing) * share + self.label_smoothing / classes
         if self.weight is not None:
             share *= self.weight
+            if not share.any():
+                raise ValueError(f"weight is {self.weight}: no class of y has a weight above 0")
             share /= share.sum()
         return np.asarray(share)
 
@@ -394,13 +396,22 @@ def numbers(name: str, values: ArrayLike) -> Array:
 
 
 def _weight_of(labels: Array, sample_weight: ArrayLike | None) -> NDArray[np.float64]:
-    """Return a weight for each label."""
+    """Return a weight for each label, of which the mean can be taken."""
+    if not labels.size:
+        raise ValueError("y has no samples")
     if sample_weight is None:
         return np.ones(len(labels))
     weight = numbers("sample_weight", sample_weight).astype(np.float64)
     if weight.shape != (len(labels),):
         raise ValueError(f"sample_weight has shape {weight.shape}, but y has {len(labels)} samples")
     _arrays._check_weights("sample_weight", weight)
+    with np.errstate(over="ignore"):
+        total = weight.sum()
+    if not 0 < total < np.inf:
+        raise ValueError(
+            f"sample_weight has a sum of {total}, but it must be above 0 and finite: the weights "
+            "of the samples are divided by it"
+        )
     return weight
 
 
@@ -504,6 +515,8 @@ class BinaryMetric(Metric):
         scores, labels, weight, _ = call
         if scores.ndim != 1:
             raise ValueError(f"predictions must have shape (samples,), not {scores.shape}")
+        if weight is not None and not weight.any():
+            return float("nan")  # as the mean cross-entropy of several classes is
         inside = bool(((scores >= 0) & (scores <= 1)).all())
         of_probabilities = xentrs.binary_cross_entropy
         if self._probabilities:

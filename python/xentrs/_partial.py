@@ -54,6 +54,10 @@ class PartialCrossEntropy:
     loss, and ``p - 1`` is never computed. An object holds 80 bytes a sample for this, and 9 to 17
     for target and weights.
 
+    Nothing but a `weight` of all classes tells how many classes there are. Without it, the loss is
+    that of the classes up to the end of the last merged slice: to be sure that none is missing
+    after it, compare ``slices[-1].stop`` with their number.
+
     The largest error of a loss of one sample, and of an entry of the gradient above the smallest
     normal number, is 4 ULP in every order of merging, whatever the spread and the offset of the
     logits: for class indices without smoothing. With smoothing it is 4 ULP of the larger of the two
@@ -83,6 +87,7 @@ class PartialCrossEntropy:
     _counts: NDArray[np.bool_]
     _sample_weight: NDArray[np.float64] | None
     _slices: list[tuple[range, NDArray[np.float64] | None]]
+    _number: int  # of all classes, if a weight of all has told it, and else 0
     _smoothing: float
     _samples: tuple[int, ...]
     _dtype: np.dtype[Any]
@@ -161,7 +166,7 @@ class PartialCrossEntropy:
         self._counts = ~_arrays.is_any_of(indices, options["ignore_index"])
         if s is not None:
             self._counts &= s != 0.0
-        w = None if weight is None else _slice_weight(weight, first, classes)
+        w, self._number = (None, 0) if weight is None else _slice_weight(weight, first, classes)
         self._slices = [(range(first, first + classes), w)]
 
         self._states = np.empty((indices.size, STATE_FIELDS))
@@ -207,7 +212,7 @@ class PartialCrossEntropy:
                     f"[{a.start}, {a.stop}) and [{b.start}, {b.stop})"
                 )
         _arrays.done(merge_states(self._states, other._states))
-        self._slices = slices
+        self._slices, self._number = slices, self._number or other._number
         return self
 
     @overload
@@ -255,7 +260,8 @@ class PartialCrossEntropy:
             If a class index that is not ignored lies in none of the merged slices.
         ValueError
             If there are classes between the merged slices, or before the first, that are in none;
-            or an option has a value other than above.
+            or an option has a value other than above. Also if the last classes are in none, and
+            a `weight` of all classes has told that there are such.
         """
         options = _checked(reduction=reduction, denominator=denominator, base=base)
         weights, divisor = self._scales(options)
@@ -375,6 +381,11 @@ class PartialCrossEntropy:
             ("the shape of the samples", self._samples, other._samples),
             ("the dtype of logits_slice", self._dtype, other._dtype),
             ("label_smoothing", self._smoothing, other._smoothing),
+            (
+                "the number of all classes, that of weight,",
+                self._number or other._number,
+                other._number or self._number,
+            ),
         ):
             if a != b:
                 raise ValueError(f"{name} is {a} here, but {b} in other")
@@ -435,7 +446,7 @@ class PartialCrossEntropy:
                 f"none of the merged slices: {self!r}"
             )
         at = 0
-        for part in self.slices:
+        for part in (*self.slices, range(self._number, self._number)):
             if part.start > at:
                 raise ValueError(
                     f"classes [{at}, {part.start}) are missing: no slice with them is merged"
@@ -469,29 +480,38 @@ def _class_indices(
     target: ArrayLike, x: _Array, axis: int, samples: tuple[int, ...], ignored: tuple[int, ...]
 ) -> NDArray[np.int64]:
     """Return the target as int64 in one row."""
-    given = _arrays._real_array("target", target, ignored)
-    if given.shape != samples and given.shape == x.shape:
+    what = ""
+    if _arrays._is_pair(target, x):
+        what = "is a pair (indices, probabilities)"
+    else:
+        target = _arrays._real_array("target", target, ignored)
+        if target.shape != samples and target.shape == x.shape:
+            what = f"has the shape of {_NAME}, {x.shape}"
+    if what:
         raise TypeError(
-            f"target has the shape of {_NAME}, {x.shape}: PartialCrossEntropy takes class indices, "
-            f"of shape {samples}, and no probabilities"
+            f"target {what}: PartialCrossEntropy takes class indices, of shape {samples}, and no "
+            "probabilities"
         )
-    indices = _arrays._class_target(_NAME, x, axis, given, ignored)
+    indices = _arrays._class_target(_NAME, x, axis, target, ignored)
     if indices.dtype == np.uint64:
         indices = np.minimum(indices, np.uint64(2**63 - 1))
     return np.array(indices, np.int64).reshape(-1)  # our own
 
 
-def _slice_weight(weight: ArrayLike, first: int, classes: int) -> NDArray[np.float64]:
-    """Return the weights of a slice's classes: of an array of these, or of all classes."""
+def _slice_weight(weight: ArrayLike, first: int, classes: int) -> tuple[NDArray[np.float64], int]:
+    """Return the weights of a slice's classes, and the number of all classes if it is known.
+
+    The weights are those of the slice, whose number tells nothing of the others, or those of all.
+    """
     w = _arrays._real_array("weight", weight)
     if w.ndim != 1 or (w.size != classes and w.size < first + classes):
         raise ValueError(
             f"weight has shape {w.shape}, but must have shape ({classes},), that of the slice's "
             f"classes, or that of all classes, at least ({first + classes},)"
         )
-    if w.size != classes:
-        w = w[first : first + classes]
-    return np.array(w, np.float64)
+    if w.size == classes:
+        return np.array(w, np.float64), 0
+    return np.array(w[first : first + classes], np.float64), w.size
 
 
 def _loss_dtype(x: _Array) -> np.dtype[Any]:

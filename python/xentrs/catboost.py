@@ -202,7 +202,8 @@ class _Metric(_objectives.Metric):
         scores = scores[:, 0] if scores.shape[1] == 1 else scores
         weights = np.ones(len(scores)) if weight is None else np.array(weight, dtype=np.float64)
         total = float(weights.sum())
-        return total * self.loss(Round(scores, np.array(target), weights)), total
+        mean = self.loss(Round(scores, np.array(target), weights))
+        return total * mean if total else 0.0, total
 
     def get_final_error(self, error: float, weight: float) -> float:
         """Return the mean loss."""

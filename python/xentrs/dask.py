@@ -24,7 +24,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from xentrs import _arrays
 from xentrs._exact import ExactSums, rounded
-from xentrs._foreign import refuse_foreign
 from xentrs._losses._types import Ignored, Reduction
 from xentrs._meter import CrossEntropyMeter
 from xentrs._meter.arguments import group_names
@@ -238,6 +237,7 @@ class _Call:
         if not _arrays._is_float_type(x.dtype):
             raise TypeError(f"logits has dtype {x.dtype}, but must be {_arrays.FLOATS}")
         self.axis = _arrays._class_axis(_arrays._integer("axis", axis, "an int"), "logits", x)
+        _arrays.refuse_pair("xentrs.dask", "logits", x, target)
         self.arrays: dict[str, Any] = {"logits": x}
         for name, value in {"target": target, **others}.items():
             if value is not None:
@@ -614,5 +614,4 @@ def _lazy(name: str, value: Any, ignored: tuple[int, ...] | None = None) -> Any:
         return value.to_dask_array()
     if name == "group":
         return da.from_array(group_names(value))
-    refuse_foreign(name, value, ignored)
-    return da.from_array(_arrays._view(name, value))
+    return da.from_array(_arrays._real_array(name, value, ignored))

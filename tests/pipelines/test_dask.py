@@ -250,6 +250,17 @@ WRONG = {
         ValueError,
         r"weight has shape \(5,\)",
     ),
+    "a pair": (
+        lambda x, t: (x, (t[:, None], da.ones((60, 1))), {}),
+        TypeError,
+        "xentrs.dask takes no pair",
+    ),
+    "names": (lambda x, t: (x, ["a"] * 60, {}), TypeError, "target has dtype <U1, but must be"),
+    "objects": (
+        lambda x, t: (x, t, {"sample_weight": np.full(60, None)}),
+        TypeError,
+        "sample_weight has dtype object, but must be",
+    ),
 }
 
 

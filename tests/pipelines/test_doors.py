@@ -514,6 +514,31 @@ def test_the_named_call_for_categories(holder, missing):
     assert named("target", target, call).tolist() == [2, 0, -1 if missing else 1]
 
 
+@pytest.mark.parametrize("holder", [lambda series: series, pl.Series.to_frame])
+@pytest.mark.parametrize("dtype", [pl.Categorical, pl.Enum(["a", "b", "c"])])
+@pytest.mark.parametrize(
+    "call",
+    [
+        xentrs.cross_entropy,
+        lambda x, t: xentrs.CrossEntropyMeter().update(x, t).compute().loss,
+        lambda x, t: xentrs.PartialCrossEntropy.of(x, t, first_class=0).loss(),
+    ],
+)
+def test_the_named_call_for_categories_of_polars(holder, dtype, call):
+    x = np.array([*SMALL, [1.0, 2.0, 3.0]])
+    pl.Series(["z", "c"], dtype=pl.Categorical)  # whose codes are those of other columns too
+    target = holder(pl.Series(["c", "a", "b"], dtype=dtype))
+    with pytest.raises(
+        TypeError, match=r"^target is a polars \w+ of dtype (Enum|Cat\w+)"
+    ) as raised:
+        call(x, target)
+    expression = str(raised.value).partition(": pass ")[2].partition(",")[0]
+    names = {"target": target, "polars": pl, "classes": ["a", "b", "c"]}
+    assert call(x, eval(expression, names)) == call(x, [2, 0, 1])
+    with pytest.raises(TypeError, match=r"^sample_weight is a polars .* must be numbers$"):
+        xentrs.cross_entropy(x, [2, 0, 1], sample_weight=target)
+
+
 def test_categories_of_several_columns_have_no_class_indices():
     target = pd.DataFrame({0: ["a", "b"], 1: ["b", "a"]}).astype("category")
     with pytest.raises(TypeError, match=r"categories of dtype (str|object), but must be numbers$"):

@@ -984,6 +984,37 @@ def test_weights_of_a_training(library, kind):
         params([0, 1, 1], sample_weight=[1.0, np.nan, 2.0])
     with pytest.raises(ValueError, match=r"^sample_weight has shape \(2,\), but y has 3 samples$"):
         params([0, 1, 1], sample_weight=[1.0, 2.0])
+    for wrong, total in ((0.0, 0.0), (1e308, np.inf)):
+        with pytest.raises(ValueError, match=f"^sample_weight has a sum of {total}, but it must"):
+            params([0, 1, 1], sample_weight=[wrong] * 3)
+    with pytest.raises(ValueError, match=r"^y has no samples$"):
+        params([])
+
+
+@every_library
+def test_classes_without_a_weight(library):
+    softmax = MODULES[library].softmax(weight=[0, 0, 1])
+    with pytest.raises(ValueError, match=r"^weight is \(0.0, 0.0, 1.0\): no class of y has"):
+        softmax.params([0, 1, 1])
+    softmax.params([0, 1, 2])
+
+
+@every_library
+@pytest.mark.parametrize("kind", ["softmax", "binary"])
+@pytest.mark.parametrize("of_probabilities", [False, True])
+def test_metrics_without_a_weight(library, kind, of_probabilities):
+    y = np.array([0.0, 1.0, 1.0])
+    predictions = np.array([0.1, 0.9, 0.8])  # as probabilities may be, and margins
+    if kind == "softmax":
+        predictions = np.stack([1 - predictions, predictions], axis=1)
+        predictions = predictions if of_probabilities else 2 * predictions
+    metric = getattr(MODULES[library], f"{kind}_metric")
+    metric = metric.of_probabilities if of_probabilities else metric
+    result = metric(y, predictions, np.zeros(3))
+    assert np.isnan(result if library == "xgboost" else result[1])
+    if library == "catboost":  # which adds up what it gets of parts
+        assert metric.evaluate(predictions.reshape(3, -1).T, y, np.zeros(3)) == (0.0, 0.0)
+        assert np.isnan(metric.get_final_error(0.0, 0.0))
 
 
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm"])

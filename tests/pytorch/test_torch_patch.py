@@ -110,6 +110,56 @@ def test_nested_statements():
     assert not is_patched()
 
 
+def test_decorators():
+    @xentrs.torch.patch()
+    def depth(n):
+        """Call itself."""
+        assert is_patched()
+        return 1 + depth(n - 1) if n else 0
+
+    assert not is_patched()
+    assert (depth.__name__, depth.__doc__) == ("depth", "Call itself.")
+    for _ in range(2):
+        assert depth(3) == 3
+        assert not is_patched()
+
+    @xentrs.torch.patch()
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not is_patched()
+    with xentrs.torch.patch():
+        depth(0)
+        assert is_patched()
+    # After a call, which lasts until unpatch.
+    xentrs.torch.patch()
+    assert xentrs.torch.patch()(lambda: is_patched())()
+    assert is_patched()
+    xentrs.torch.unpatch()
+    assert depth(1) == 1
+
+
+def generator():
+    yield
+
+
+async def coroutine():
+    pass
+
+
+async def asynchronous_generator():
+    yield
+
+
+@pytest.mark.parametrize("function", [generator, coroutine, asynchronous_generator])
+def test_functions_whose_code_runs_after_the_call_are_not_decorated(function):
+    with pytest.raises(TypeError, match=r"write `with xentrs\.torch\.patch\(\):` inside of it$"):
+        xentrs.torch.patch()(function)
+    assert not is_patched()
+
+
 def test_what_was_there_is_restored(monkeypatch):
     other = lambda *args, **kwargs: None  # noqa: E731
     monkeypatch.setattr(F, "cross_entropy", other)

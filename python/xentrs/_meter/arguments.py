@@ -135,11 +135,7 @@ def samples(
     """
     x, axis, shape = _arrays._class_values("logits", logits, options.axis)
     classes = x.shape[axis]
-    if _arrays._is_pair(target, x):
-        raise TypeError(
-            "target is a tuple, but must be class indices or probabilities: a meter takes no "
-            "pair (indices, probabilities)"
-        )
+    _arrays.refuse_pair("CrossEntropyMeter", "logits", x, target)
     t = _arrays._class_target("logits", x, axis, target, options.ignore_index)
     if options.weight is not None and options.weight.size != classes:
         raise ValueError(

@@ -144,7 +144,7 @@ def _statistics(
         kept[_arrays.is_any_of(flat, ignore_index)] = False
         if weight is not None and not spread:
             kept &= weight[np.where(kept, flat, 0)] != 0.0
-    if not kept.all():
+    if np.count_nonzero(kept) < number:
         value, statistics = value[kept], statistics[kept]
         more = tuple(a[kept] for a in more)
         s, groups = (None if a is None else a[kept] for a in (s, groups))

@@ -47,13 +47,13 @@ class Histogram:
         if weights is not None:
             values, weights = values[weights != 0.0], weights[weights != 0.0]
         nan = np.isnan(values)
-        if nan.any():
+        if np.count_nonzero(nan):
             self.nans += int(np.count_nonzero(nan))
             values, weights = values[~nan], None if weights is None else weights[~nan]
         bins = (values.view(np.int64) >> (52 - _BITS)) - _FIRST_BIN
         bins[values < _LEAST] = 0
         above = bins >= _INFINITY
-        if above.any():
+        if np.count_nonzero(above):
             bins = np.where(values == math.inf, _INFINITY, bins + above)
             self.sums.grow(int(bins.max()) + 1)
         self.sums.add_weights(bins, weights)

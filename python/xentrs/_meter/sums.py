@@ -43,6 +43,9 @@ NAMES = (
     "difference^2",
 )
 ROW = {name: i for i, name in enumerate(NAMES)}
+# So many numbers are searched for faster than computed with.
+_FEW = 1 << 8
+
 COUNTS = ("samples", "single", "reference_single")
 
 
@@ -253,7 +256,7 @@ class Sums:
         bins = self._bins(confidence)
         length = self.options.bins + 1
         misses_and_hits = np.bincount(2 * bins + hits, minlength=2 * length).reshape(-1, 2)
-        counted = misses_and_hits.sum(axis=1)
+        counted = misses_and_hits[:, 0] + misses_and_hits[:, 1]
         self.bin_counts = self.bin_counts + counted
         if w is None:
             rows = [self._bin_rows, self._bin_rows + 1]
@@ -267,10 +270,10 @@ class Sums:
     def _bins(self, confidence: _Array) -> NDArray[np.int64]:
         """Return the bin of each confidence. A bin has its right edge; NaN has the last bin."""
         number = self.options.bins
-        nan = np.isnan(confidence)
-        if nan.any():
-            return np.where(nan, number, self._bins(np.where(nan, 0.0, confidence)))
-        # The product is rounded, so that it may be in the bin beside. A search takes longer.
+        # A search takes longer for many. It has NaN after all others.
+        if confidence.size <= _FEW or np.isnan(confidence).any():
+            return self._upper.searchsorted(confidence)
+        # The product is rounded, so that it may be in the bin beside.
         bins = np.minimum((confidence * number).astype(np.int64), number - 1)
         bins -= confidence <= self._lower.take(bins)
         bins += confidence > self._upper.take(bins)

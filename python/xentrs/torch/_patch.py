@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
+from collections.abc import Callable
+from contextlib import ContextDecorator
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 
@@ -23,6 +26,8 @@ _OURS: Final = (
     (torch.nn, (CrossEntropyLoss, BCEWithLogitsLoss, LinearCrossEntropyLoss)),
 )
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
 _lock = threading.RLock()
 # What stood there before, while the names are replaced.
 _saved: list[tuple[Any, str, Any]] = []
@@ -32,12 +37,24 @@ _entered = 0
 _epoch = 0  # how often `unpatch` has ended all of them
 
 
-class _Patch:
-    """What `patch` returns: as a context manager, it takes the patch back at its end."""
+class _Patch(ContextDecorator):
+    """What `patch` returns: as context manager and as decorator, it takes the patch back."""
 
     def __init__(self, is_first: bool) -> None:
         self._is_first = is_first
         self._epochs: list[int] = []
+
+    def __call__(self, func: _Function) -> _Function:
+        """Patch while the function is called, and not from now on."""
+        with self:  # which takes over this call's patch, and ends it
+            pass
+        kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+        if any(is_kind(func) for is_kind in kinds):
+            raise TypeError(
+                "xentrs.torch.patch decorates no generator and no coroutine, whose code runs when "
+                "the call is over: write `with xentrs.torch.patch():` inside of it"
+            )
+        return super().__call__(func)
 
     def __enter__(self) -> None:
         global _called, _entered
@@ -65,15 +82,17 @@ class _Patch:
 def patch() -> _Patch:
     """Put the losses of xentrs in the place of PyTorch's, for code that is not yours.
 
-    Until `unpatch`, or the end of ``with xentrs.torch.patch():``, these names are those of
-    `xentrs.torch`: `torch.nn.functional.cross_entropy`, `binary_cross_entropy_with_logits` and
+    Until `unpatch`, or the end of ``with xentrs.torch.patch():``, or during each call of a function
+    that ``@xentrs.torch.patch()`` decorates, these names are those of `xentrs.torch`:
+    `torch.nn.functional.cross_entropy`, `binary_cross_entropy_with_logits` and
     `linear_cross_entropy`, `torch.nn.CrossEntropyLoss`, `BCEWithLogitsLoss` and
     `LinearCrossEntropyLoss`.
 
     Returns
     -------
-    context manager
-        Of no use unless in a ``with`` statement, whose end restores what was there before it.
+    context manager and decorator
+        Of no use unless in a ``with`` statement or above a function. The end of the statement, or
+        of each call of the function, restores what was there before it.
 
     Notes
     -----

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy as _pytorchs
 
+from xentrs._arrays import no_class
 from xentrs.torch import _backend
 from xentrs.torch._arguments.options import (
     REDUCTIONS,
@@ -400,11 +401,6 @@ def check_indices(call: SoftmaxArguments, ignored: tuple[int, ...]) -> None:
 def index_error(
     name: str, target: Tensor, bad: Tensor, classes: int, ignored: tuple[int, ...]
 ) -> IndexError:
-    """Return the error for the first of the `bad` class indices, in the compiled module's words."""
+    """Return the error for the first of the `bad` class indices."""
     place = bad.nonzero()[0].tolist()
-    names = ", ".join(map(str, ignored))
-    ending = ("", f", or be ignore_index ({names})", f", or be one of ignore_index ({names})")
-    return IndexError(
-        f"{name}{place or ''} is {target[tuple(place)].item()}, but a class index must be "
-        f"in [0, {classes}){ending[min(len(ignored), 2)]}"
-    )
+    return no_class(f"{name}{place or ''}", target[tuple(place)].item(), classes, ignored)
