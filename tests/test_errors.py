@@ -766,8 +766,9 @@ def test_out_overlaps_another_input(loss, name, dtype, rng):
     flat = out.reshape(-1)
     if loss.indices:
         target = flat.view(np.int32)[2:8]
-        given = case.but(target=target)
-        refused_out(given, ValueError, name, loss.second, "overlap", **{name: out})
+        for target in (target, flat.view(np.int32)[2:14:2], target[::-1]):
+            given = case.but(target=target)
+            refused_out(given, ValueError, name, loss.second, "overlap", **{name: out})
     elif loss.has_target:
         given = case.but(target=out)  # exactly, too
         refused_out(given, ValueError, name, loss.second, "overlap", **{name: out})

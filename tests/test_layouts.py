@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import xentrs
-from losses import CLASS_LOSSES, assert_same_bits, every_class_loss, every_dtype
+from losses import CLASS_LOSSES, assert_same_bits, every_class_loss, every_dtype, every_loss
 
 # Lines shorter and longer than a vector of samples, classes that end in a vector and beside it,
 # several tiles, an axis of one.
@@ -304,6 +304,52 @@ def test_no_copy_of_the_whole(python):
         print((peak() - before) / 1024)
     """
     assert float(python(script).stdout) < 4
+
+
+STRIDES = {
+    "a column of a table": lambda a: np.stack([a, a], axis=-1)[..., 0],
+    "backwards": lambda a: lay(a, range(a.ndim), backwards=True),
+    "the other order": lambda a: lay(a, range(a.ndim)[::-1], 2),
+}
+
+
+@every_loss
+@every_dtype
+@pytest.mark.parametrize("lie", STRIDES.values(), ids=STRIDES)
+def test_strided_arguments_stay_in_the_compiled_function(loss, dtype, lie, rng, monkeypatch):
+    """What a user takes out of a table: bits are those of contiguous arrays, and no call takes long."""
+
+    def refuse(*args):
+        raise AssertionError(f"left to Python: {args}")
+
+    for name in (
+        "_prepare_classes",
+        "_prepare_elements",
+        "_prepare_teacher",
+        "_prepare_untargeted",
+    ):
+        monkeypatch.setattr(f"xentrs._arrays.{name}", refuse)
+    arrays = {"weight", "pos_weight", "sample_weight", "where"}
+    for shape in ((1, 2), (20, 7), (5, 3, 4), (3, 300)):
+        case = loss.case(rng, shape, dtype, arrays & set(loss.options))
+        expected = case.all()
+        names = [key for key in case.options if case.options[key].ndim]
+        for name in names:
+            assert_same_bits(case.all(**{name: lie(case.options[name])}), expected)
+        if loss.has_target:
+            case = case.but(target=lie(case.target))
+        if not loss.class_axis:
+            case = case.but(scores=lie(case.scores))
+        assert_same_bits(case.all(**{name: lie(case.options[name]) for name in names}), expected)
+
+
+def test_pairs_of_strided_arrays(rng):
+    x = rng.normal(size=(20, 30)).astype(np.float32)
+    indices, probabilities = rng.integers(30, size=(20, 8)), rng.random((20, 8))
+    pair = (indices[:, :3].copy(), probabilities[:, :3].copy())
+    expected = xentrs.cross_entropy_with_grad(x, pair)
+    strided = (indices[:, :3], probabilities[:, :3])
+    assert_same_bits(xentrs.cross_entropy_with_grad(x, strided), expected)
 
 
 def test_probability_outside_is_named_by_its_place(rng):

@@ -6,6 +6,7 @@
 //! [`crate::simd::Input`]).
 
 use std::ffi::{c_char, c_int};
+use std::iter::repeat_n;
 use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
@@ -20,6 +21,7 @@ use crate::call::batch::{Floats, Indices, Outputs};
 use crate::call::convert::Written;
 use crate::call::dtype::Dtype;
 use crate::call::place::Place;
+use crate::error::collected;
 use crate::parallel::driver::here;
 use crate::simd::{AHEAD, Float, Half, Input, Kernel, Output, Simd, Vector};
 use crate::softmax::Limits;
@@ -338,18 +340,65 @@ impl<'a> View<'a> {
         unsafe { Output::new(start.cast(), len) }
     }
 
-    /// Where samples and classes lie; `None` if in rows.
-    pub fn place(&self, axis: usize) -> Result<Option<Place>, Stop> {
+    /// The stride of each axis in numbers of the view.
+    fn steps(&self) -> Result<Vec<isize>, Stop> {
         let size = self.dtype.size() as isize;
-        if self.len() == 0 || self.contiguous && self.shape[axis + 1..].iter().all(|&n| n == 1) {
-            return Ok(None);
-        }
         if self.axes().any(|(_, stride)| stride % size != 0) {
             return Err(Stop::NotImplemented);
         }
-        let steps: Vec<_> = self.axes().map(|(_, stride)| stride / size).collect();
-        let place = Place::new(self.shape, &steps, axis);
+        Ok(self.axes().map(|(_, stride)| stride / size).collect())
+    }
+
+    /// Where samples and classes lie; `None` if in rows.
+    pub fn place(&self, axis: usize) -> Result<Option<Place>, Stop> {
+        if self.len() == 0 || self.contiguous && self.shape[axis + 1..].iter().all(|&n| n == 1) {
+            return Ok(None);
+        }
+        let place = Place::new(self.shape, &self.steps()?, axis);
         Ok(if place.is_rows(self.shape[axis]) { None } else { Some(place) })
+    }
+
+    /// The same numbers as a contiguous array: copied to `own` where they are strided.
+    pub fn in_order<'b>(&self, own: &'b mut Vec<u64>) -> Result<View<'b>, Stop>
+    where
+        'a: 'b,
+    {
+        if self.contiguous {
+            return Ok(*self);
+        }
+        let size = self.dtype.size();
+        *own = collected(repeat_n(0, (self.len() * size).div_ceil(size_of::<u64>())));
+        match size {
+            _ if own.is_empty() => {}
+            1 => self.copy_to::<u8>(own)?,
+            2 => self.copy_to::<u16>(own)?,
+            4 => self.copy_to::<u32>(own)?,
+            _ => self.copy_to::<u64>(own)?,
+        }
+        // The strides are of no account any more.
+        let data = own.as_mut_ptr().cast();
+        let known = Known { data, contiguous: true, writeable: false, ..self.known };
+        Ok(View { known, object: std::ptr::null_mut() })
+    }
+
+    /// Copies the numbers, which are of a type of this size, in C order.
+    fn copy_to<T: Copy>(&self, own: &mut [u64]) -> Result<(), Stop> {
+        assert!(size_of_val(own) >= self.len() * size_of::<T>(), "no room for a view");
+        // Each number is a sample of one class.
+        let (mut shape, mut steps) = (self.shape.to_vec(), self.steps()?);
+        shape.push(1);
+        steps.push(1);
+        let place = Place::new(&shape, &steps, self.shape.len());
+        // SAFETY: there is room for so many, and memory of `u64` is aligned for smaller numbers too.
+        let to = unsafe { Output::<T>::new(own.as_mut_ptr().cast(), self.len()) };
+        let from = self.input::<T>();
+        for line in place.lines(0..self.len()) {
+            for i in 0..line.n {
+                let at = line.at + i as isize * place.sample_step();
+                to.set(line.row + i, from.get(at as usize));
+            }
+        }
+        Ok(())
     }
 
     /// Whether none of these `float64` numbers loses anything as a `float32`.

@@ -72,16 +72,21 @@ fn typed<'py, T: Number, S: Source>(
         None => (call.target, None),
     };
     let stored = S::view(target_array, target)?;
-    let probabilities = View::optional::<S>(second, probabilities)?;
-    let weight = View::optional::<S>(keywords.weight, weight)?;
-    let sample_weight = View::optional::<S>(keywords.sample_weight, sample_weight)?;
+    let probabilities = View::optional_strided::<S>(second, probabilities)?;
+    let weight = View::optional_strided::<S>(keywords.weight, weight)?;
+    let sample_weight = View::optional_strided::<S>(keywords.sample_weight, sample_weight)?;
+    // Class indices, probabilities beside them and weights are read in order.
+    let mut copies = [const { vec![] }; 4];
+    let [of_indices, of_entries, of_weight, of_samples] = copies.each_mut();
     let teacher = matches!(call.loss.evaluate, Evaluate::AgainstTeacher { .. });
     // A float64 target beside float32 logits that float32 holds exactly: it is converted as it is read.
     let mut narrowed = false;
     let target = if let Some(probabilities) = &probabilities {
-        Target::Sparse(sparse(&stored, probabilities, samples_shape)?)
-    } else if stored.shape == samples_shape && stored.contiguous && !teacher {
-        Target::Indices(stored.indices().ok_or(Stop::NotImplemented)?)
+        let pair = [&stored.in_order(of_indices)?, &probabilities.in_order(of_entries)?];
+        Target::Sparse(sparse(pair, samples_shape)?)
+    } else if stored.shape == samples_shape && !teacher {
+        let indices = stored.in_order(of_indices)?;
+        Target::Indices(indices.indices().ok_or(Stop::NotImplemented)?)
     } else if stored.shape == shape && stored.dtype == T::DTYPE {
         Target::Probabilities(stored.input())
     } else if stored.shape == shape && is_half && matches!(stored.dtype, Dtype::Half(_)) {
@@ -95,8 +100,8 @@ fn typed<'py, T: Number, S: Source>(
         return Err(Stop::NotImplemented);
     };
     call.loss.check_target(&target)?;
-    let weights = floats(&weight, &[classes])?;
-    let sample_weights = floats(&sample_weight, samples_shape)?;
+    let weights = floats(&weight, &[classes], of_weight)?;
+    let sample_weights = floats(&sample_weight, samples_shape, of_samples)?;
     let out = View::optional_strided::<S>(call.out, out)?;
     let hess_out = View::optional_strided::<S>(call.hess_out, hess_out)?;
     let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
@@ -182,7 +187,7 @@ fn typed<'py, T: Number, S: Source>(
     let contiguous = |view: &Option<View<'_>>| view.as_ref().is_none_or(|view| view.contiguous);
     let rows = inner.iter().all(|&n| n == 1)
         && values.contiguous
-        && stored.contiguous
+        && (stored.contiguous || !soft)
         && contiguous(&out)
         && contiguous(&hess_out);
     let converted = if is_half || needs_float64 || narrowed {
@@ -278,15 +283,14 @@ pub fn exceeds_float32(
 /// The sparse target of two arrays: of the samples' shape, and a last axis for the entries of a sample.
 #[inline(never)]
 fn sparse<'a>(
-    indices: &View<'a>,
-    probabilities: &View<'a>,
+    [indices, probabilities]: [&View<'a>; 2],
     samples: &[usize],
 ) -> Result<Sparse<'a>, Stop> {
     let entries = match indices.shape.split_last() {
         Some((&entries, outer)) if outer == samples => entries,
         _ => return Err(Stop::NotImplemented),
     };
-    if !indices.contiguous || probabilities.shape != indices.shape {
+    if probabilities.shape != indices.shape {
         return Err(Stop::NotImplemented);
     }
     let indices = indices.indices().ok_or(Stop::NotImplemented)?;
@@ -294,12 +298,18 @@ fn sparse<'a>(
     Ok(Sparse { indices, probabilities, entries })
 }
 
-/// The numbers of an argument that may be left out, and must have this shape.
+/// The numbers of an argument that may be left out, and must have this shape: copied to `own` if they are strided.
 #[inline(always)]
-pub fn floats<'a>(view: &Option<View<'a>>, shape: &[usize]) -> Result<Option<Floats<'a>>, Stop> {
+pub fn floats<'a>(
+    view: &Option<View<'a>>,
+    shape: &[usize],
+    own: &'a mut Vec<u64>,
+) -> Result<Option<Floats<'a>>, Stop> {
     match view {
         None => Ok(None),
-        Some(view) if view.shape == shape => view.floats().map(Some).ok_or(Stop::NotImplemented),
+        Some(view) if view.shape == shape => {
+            view.in_order(own)?.floats().map(Some).ok_or(Stop::NotImplemented)
+        }
         Some(_) => Err(Stop::NotImplemented),
     }
 }

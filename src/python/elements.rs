@@ -27,7 +27,7 @@ pub fn evaluate<'py, S: Source>(
     f64: &Formula<f64>,
 ) -> Result<Bound<'py, PyAny>, Stop> {
     let mut room = Room::new();
-    let values = View::of::<S>(call.values, &mut room)?;
+    let values = S::view(call.values, &mut room)?;
     match values.dtype {
         Dtype::F32 | Dtype::Half(_) => typed::<f32, S>(call, keywords, &values, f32, (f32, f64)),
         Dtype::F64 => typed::<f64, S>(call, keywords, &values, f64, (f32, f64)),
@@ -48,11 +48,11 @@ fn typed<'py, T: Number, S: Source>(
     let (py, options) = (call.values.py(), keywords.options);
     let mut rooms = [const { Room::new() }; 6];
     let [target, weight, pos_weight, counted, out, hess_out] = rooms.each_mut();
-    let target = View::of::<S>(call.target, target)?;
+    let labels = S::view(call.target, target)?;
     let numbers = [keywords.weight, keywords.pos_weight].map(|object| S::number(object?));
     let weight = weight_view::<S>(keywords.weight, weight, &numbers[0])?;
     let pos_weight = weight_view::<S>(keywords.pos_weight, pos_weight, &numbers[1])?;
-    let counted = View::optional::<S>(keywords.counted, counted)?;
+    let counted = View::optional_strided::<S>(keywords.counted, counted)?;
     let out = View::optional::<S>(call.out, out)?;
     let hess_out = View::optional::<S>(call.hess_out, hess_out)?;
     // Labels and weights may be wider than the values, or half precision beside float32.
@@ -67,16 +67,21 @@ fn typed<'py, T: Number, S: Source>(
     };
     let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
         let [weight, pos_weight] = [&weight, &pos_weight].map(Option::as_ref);
-        let others = [Some(&target), weight, pos_weight, counted.as_ref(), other.as_ref()];
+        let others = [Some(&labels), weight, pos_weight, counted.as_ref(), other.as_ref()];
         view.as_ref().is_none_or(|view| view.fits(values, &others))
     };
+    if labels.shape != values.shape {
+        return Err(Stop::NotImplemented);
+    }
+    let mut copies = [const { vec![] }; 5];
+    let [of_values, of_target, of_weight, of_pos_weight, of_counted] = copies.each_mut();
+    let target = labels.in_order(of_target)?;
     let converted = few_labels(&target);
     let bools = match target.dtype {
         Dtype::Bool => Some(target.input()),
         _ => converted.as_deref().map(Input::from_slice),
     };
     let canonical = (is_float(&target) || bools.is_some())
-        && target.shape == values.shape
         && repeats(weight)
         && repeats(pos_weight)
         && counted.is_none_or(|view| view.dtype == Dtype::Bool && view.shape == values.shape)
@@ -85,6 +90,27 @@ fn typed<'py, T: Number, S: Source>(
     if !canonical {
         return Err(Stop::NotImplemented);
     }
+    let results = Results::<T>::new::<S>(
+        call,
+        options.reduction,
+        [values.shape, values.shape],
+        values.dtype,
+        [&out, &hess_out],
+        &[
+            (Some(call.values), Some(values)),
+            (Some(call.target), Some(&labels)),
+            (keywords.weight, weight.as_ref()),
+            (keywords.pos_weight, pos_weight.as_ref()),
+            (keywords.counted, counted.as_ref()),
+            (call.out, out.as_ref()),
+            (call.hess_out, hess_out.as_ref()),
+        ],
+    )?;
+    // From here on what is read lies in order.
+    let values = values.in_order(of_values)?;
+    let weight = weight.map(|view| view.in_order(of_weight)).transpose()?;
+    let pos_weight = pos_weight.map(|view| view.in_order(of_pos_weight)).transpose()?;
+    let counted = counted.map(|view| view.in_order(of_counted)).transpose()?;
     let is_wider = |view: &View<'_>| T::DTYPE == Dtype::F32 && view.dtype == Dtype::F64;
     let wide = is_wider(&target) && !is_exact(target.input())
         || [&weight, &pos_weight]
@@ -106,28 +132,12 @@ fn typed<'py, T: Number, S: Source>(
             .zip(&short)
             .any(|(view, short)| short.is_none() && view.as_ref().is_some_and(is_wider));
 
-    let results = Results::<T>::new::<S>(
-        call,
-        options.reduction,
-        [values.shape, values.shape],
-        values.dtype,
-        [&out, &hess_out],
-        &[
-            (Some(call.values), Some(values)),
-            (Some(call.target), Some(&target)),
-            (keywords.weight, weight.as_ref()),
-            (keywords.pos_weight, pos_weight.as_ref()),
-            (keywords.counted, counted.as_ref()),
-            (call.out, out.as_ref()),
-            (call.hess_out, hess_out.as_ref()),
-        ],
-    )?;
     let n = values.len();
     let outputs = results.outputs();
     let counted = counted.map(|view| view.input::<u8>());
     let fresh = call.out.is_none() && call.hess_out.is_none();
     let seen = Seen { shape: values.shape, fresh };
-    let all = [Some(values), Some(&target), weight.as_ref(), pos_weight.as_ref()];
+    let all = [Some(&values), Some(&target), weight.as_ref(), pos_weight.as_ref()];
     if narrowed || all.into_iter().flatten().any(is_half) {
         let [grad, hess] = results.written();
         let mixed = Mixed {
@@ -181,7 +191,7 @@ fn weight_view<'a, S: Source>(
 ) -> Result<Option<View<'a>>, Stop> {
     match number {
         Some(number) => Ok(Some(View::of_number(number))),
-        None => View::optional::<S>(object, room),
+        None => View::optional_strided::<S>(object, room),
     }
 }
 
@@ -207,6 +217,6 @@ const FEW_LABELS: usize = 1 << 14;
 
 /// Integer labels as bools, if there are few, all of them 0 or 1.
 fn few_labels(labels: &View<'_>) -> Option<Vec<u8>> {
-    let few = labels.contiguous && labels.len() <= FEW_LABELS;
+    let few = labels.len() <= FEW_LABELS;
     labels.indices().filter(|_| few)?.as_bools()
 }

@@ -82,8 +82,9 @@ fn typed_compared<T: Number + Terms>(
     let mut rooms = [const { Room::new() }; 7];
     let [target_room, weight_room, output_rooms @ ..] = rooms.each_mut();
     let target = View::of::<Arrays>(target, target_room)?;
-    let weight = View::optional::<Arrays>(keywords.weight, weight_room)?;
-    let weights = floats(&weight, &[classes])?;
+    let weight = View::optional_strided::<Arrays>(keywords.weight, weight_room)?;
+    let mut own = vec![];
+    let weights = floats(&weight, &[classes], &mut own)?;
     let is_half = matches!(values.dtype, Dtype::Half(_));
     let few = classes <= MOST_CLASSES;
     let wide = T::DTYPE == Dtype::F32 && exceeds_float32(&keywords.options, false, weights, None);

@@ -46,8 +46,9 @@ fn loss<'py, T: Number, S: Source>(
     let (axis, samples) = without_axis(values, keywords.axis)?;
     let mut rooms = [const { Room::new() }; 2];
     let [sample_weight, out] = rooms.each_mut();
-    let sample_weight = View::optional::<S>(keywords.sample_weight, sample_weight)?;
-    let sample_weights = floats(&sample_weight, &samples)?;
+    let sample_weight = View::optional_strided::<S>(keywords.sample_weight, sample_weight)?;
+    let mut own = vec![];
+    let sample_weights = floats(&sample_weight, &samples, &mut own)?;
     let out = View::optional_strided::<S>(call.out, out)?;
     if !out.as_ref().is_none_or(|out| out.fits(values, &[sample_weight.as_ref()])) {
         return Err(Stop::NotImplemented);
