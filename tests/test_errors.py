@@ -765,8 +765,8 @@ def test_out_overlaps_another_input(loss, name, dtype, rng):
     out = np.zeros((6, 8), dtype)
     flat = out.reshape(-1)
     if loss.indices:
-        target = flat.view(np.int32)[2:8]
-        for target in (target, flat.view(np.int32)[2:14:2], target[::-1]):
+        numbers = flat.view(np.int32)
+        for target in (numbers[2:8], numbers[2:14:2], numbers[7:1:-1]):
             given = case.but(target=target)
             refused_out(given, ValueError, name, loss.second, "overlap", **{name: out})
     elif loss.has_target:

@@ -317,7 +317,7 @@ STRIDES = {
 @every_dtype
 @pytest.mark.parametrize("lie", STRIDES.values(), ids=STRIDES)
 def test_strided_arguments_stay_in_the_compiled_function(loss, dtype, lie, rng, monkeypatch):
-    """What a user takes out of a table: bits are those of contiguous arrays, and no call takes long."""
+    """What a user takes out of a table: the bits are those of contiguous arrays."""
 
     def refuse(*args):
         raise AssertionError(f"left to Python: {args}")
