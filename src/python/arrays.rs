@@ -26,6 +26,9 @@ use crate::parallel::driver::here;
 use crate::simd::{AHEAD, Float, Half, Input, Kernel, Output, Simd, Vector};
 use crate::softmax::Limits;
 
+/// The most numbers that are copied or converted here. Python converts more of them: that costs a call 20 us.
+pub const FEW: usize = 1 << 14;
+
 /// The most axes an array has.
 const MOST_AXES: usize = 64;
 
@@ -358,13 +361,16 @@ impl<'a> View<'a> {
         Ok(if place.is_rows(self.shape[axis]) { None } else { Some(place) })
     }
 
-    /// The same numbers as a contiguous array: copied to `own` where they are strided.
+    /// The same numbers as a contiguous array: copied to `own` where they are strided and [`FEW`].
     pub fn in_order<'b>(&self, own: &'b mut Vec<u64>) -> Result<View<'b>, Stop>
     where
         'a: 'b,
     {
         if self.contiguous {
             return Ok(*self);
+        }
+        if self.len() > FEW {
+            return Err(Stop::NotImplemented);
         }
         let size = self.dtype.size();
         *own = collected(repeat_n(0, (self.len() * size).div_ceil(size_of::<u64>())));

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use pyo3::prelude::*;
 
-use super::arrays::{Number, Room, Source, View, fit_in_parts, is_exact};
+use super::arrays::{FEW, Number, Room, Source, View, fit_in_parts, is_exact};
 use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
@@ -212,11 +212,8 @@ fn weights<'a, T: Number>(
     })
 }
 
-/// The most integer labels that become bools here. Python converts more of them: that costs a call 20 us.
-const FEW_LABELS: usize = 1 << 14;
-
-/// Integer labels as bools, if there are few, all of them 0 or 1.
+/// Integer labels as bools, if there are [`FEW`], all of them 0 or 1.
 fn few_labels(labels: &View<'_>) -> Option<Vec<u8>> {
-    let few = labels.len() <= FEW_LABELS;
+    let few = labels.len() <= FEW;
     labels.indices().filter(|_| few)?.as_bools()
 }
