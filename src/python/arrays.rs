@@ -81,7 +81,7 @@ impl Room {
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     known: Known<'a>,
-    /// Null for a number that the caller keeps.
+    /// Null where the caller of the kernel keeps the numbers: one, or a copy in order.
     object: *mut PyObject,
 }
 

@@ -117,10 +117,10 @@ fn typed<'py, T: Number, S: Source>(
             .into_iter()
             .flatten()
             .any(|view| is_wider(view) && !fit_in_parts(view.input()));
-    // Short weights are narrowed here, so that nothing else has to be converted with them.
-    let short =
+    // Few weights are split here, so that nothing else has to be converted with them.
+    let split =
         [&weight, &pos_weight].map(|view| {
-            let fits = |view: &&View<'_>| !wide && is_wider(view) && view.len() <= SHORT_WEIGHTS;
+            let fits = |view: &&View<'_>| !wide && is_wider(view) && view.len() <= FEW;
             let numbers = view.as_ref().filter(fits)?.input::<f64>();
             Some([0, 1].map(|part| {
                 collected((0..numbers.len()).map(|i| in_parts::<T>(numbers.get(i))[part]))
@@ -129,8 +129,8 @@ fn typed<'py, T: Number, S: Source>(
     let narrowed = is_wider(&target)
         || [&weight, &pos_weight]
             .into_iter()
-            .zip(&short)
-            .any(|(view, short)| short.is_none() && view.as_ref().is_some_and(is_wider));
+            .zip(&split)
+            .any(|(view, split)| split.is_none() && view.as_ref().is_some_and(is_wider));
 
     let n = values.len();
     let outputs = results.outputs();
@@ -160,7 +160,7 @@ fn typed<'py, T: Number, S: Source>(
         })?;
         return Ok(results.finish(py, value)?);
     }
-    let (weight, pos_weight) = (weights(weight, &short[0], n), weights(pos_weight, &short[1], n));
+    let (weight, pos_weight) = (weights(weight, &split[0], n), weights(pos_weight, &split[1], n));
     let target = match bools {
         Some(bools) => Labels::Bool(bools),
         None => Labels::Soft(target.input()),
@@ -195,16 +195,13 @@ fn weight_view<'a, S: Source>(
     }
 }
 
-/// The most weights of `float64` beside `float32` values that are narrowed at once.
-const SHORT_WEIGHTS: usize = 1 << 12;
-
-/// The weights of `n` values, of their type: those that were narrowed, or the array's own.
+/// The weights of `n` values, of their type: those that were split, or the array's own.
 fn weights<'a, T: Number>(
     view: Option<View<'a>>,
-    short: &'a Option<[Vec<T>; 2]>,
+    split: &'a Option<[Vec<T>; 2]>,
     n: usize,
 ) -> Option<Periodic<'a, T>> {
-    Some(match short {
+    Some(match split {
         Some([numbers, errors]) => {
             Periodic::new(Input::from_slice(numbers), Some(Input::from_slice(errors)), n)
         }
