@@ -543,12 +543,12 @@ FAMILIES = {
     "binary, of probabilities: weights of float64": partial(
         _wide_weights, partial(_binary_of_chances, soft=False)
     ),
-    "sigmoid_focal_loss: weights of float64": partial(
-        _wide_weights, partial(_sigmoid_focal, [0.3, 2.0])
-    ),
     "sigmoid_focal_loss: gamma 0 to 1": partial(_sigmoid_focal, [0.0, 0.3, 0.5, 1.0]),
     "sigmoid_focal_loss: gamma 2": partial(_sigmoid_focal, [2.0]),
     "sigmoid_focal_loss: gamma 3 to 20": partial(_sigmoid_focal, [3.0, 5.0, 17.5, 20.0]),
+    "sigmoid_focal_loss: weights of float64": partial(
+        _wide_weights, partial(_sigmoid_focal, [0.3, 2.0])
+    ),
 }
 
 
