@@ -318,7 +318,7 @@ mod tests {
             let (place, samples) = (None, 0..77);
             enter(level, Convert { conversion, floats: floats_output, place, samples, classes: 1 });
             for (i, x) in numbers.iter().enumerate() {
-                assert_eq!([floats[i], errors[i]], in_parts(*x));
+                assert_eq!([floats[i], errors[i]], in_parts::<f32>(*x));
                 assert!((x - f64::from(floats[i]) - f64::from(errors[i])).abs() <= 2e-15 * x.abs());
             }
         }
