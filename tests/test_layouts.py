@@ -336,6 +336,9 @@ def test_strided_arguments_stay_in_the_compiled_function(loss, dtype, lie, rng, 
         names = [key for key in case.options if case.options[key].ndim]
         for name in names:
             assert_same_bits(case.all(**{name: lie(case.options[name])}), expected)
+        if loss.indices:
+            as_floats = case.target.astype(dtype)
+            assert_same_bits(case.but(target=lie(as_floats)).all(), expected)
         if loss.has_target:
             case = case.but(target=lie(case.target))
         if not loss.class_axis:

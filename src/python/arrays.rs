@@ -169,6 +169,8 @@ pub fn type_num(dtype: Dtype) -> Option<c_int> {
 
 /// What kind of objects a call's arrays are.
 pub trait Source {
+    /// Whether floats that are whole numbers are class indices.
+    const FLOAT_INDICES: bool = false;
     /// One of any strides.
     fn view<'a>(object: &'a Bound<'_, PyAny>, room: &'a mut Room) -> Result<View<'a>, Stop>;
     /// A number in the place of an array, where the callers may write one.
@@ -190,6 +192,8 @@ pub trait Source {
 pub struct Arrays;
 
 impl Source for Arrays {
+    const FLOAT_INDICES: bool = true;
+
     // Inlined: as a result in memory, of several parts, it would be slower to pass on than to make.
     #[inline(always)]
     fn view<'a>(object: &'a Bound<'_, PyAny>, room: &'a mut Room) -> Result<View<'a>, Stop> {
@@ -456,6 +460,15 @@ impl<'a> View<'a> {
         })
     }
 
+    /// Whole numbers that are stored as floats; `None` if one is none, or beyond `i64`.
+    pub fn whole_numbers(&self) -> Option<Vec<i64>> {
+        match self.floats()? {
+            Floats::F32(numbers) => whole_numbers(numbers),
+            Floats::F64(numbers) => whole_numbers(numbers),
+            Floats::Half(..) => None,
+        }
+    }
+
     /// Whether the memory that the arrays span overlaps.
     fn overlaps(&self, other: &View<'_>) -> bool {
         let range = |view: &View<'_>| {
@@ -511,6 +524,18 @@ pub fn is_exact(numbers: Input<'_, f64>) -> bool {
 /// Whether each of these numbers is a `float32`, or two, the second its rounding error.
 pub fn fit_in_parts(numbers: Input<'_, f64>) -> bool {
     here(Fit { numbers, in_parts: true }).unwrap_or(false)
+}
+
+fn whole_numbers<T: Number>(numbers: Input<'_, T>) -> Option<Vec<i64>> {
+    let mut whole = true;
+    let all = collected((0..numbers.len()).map(|i| {
+        let x = numbers.get(i).to_f64();
+        // NaN becomes 0, and what is beyond i64 the last number in it, which is 2^63 as a float.
+        let index = x as i64;
+        whole &= index as f64 == x && index < i64::MAX;
+        index
+    }));
+    whole.then_some(all)
 }
 
 /// Whether a number loses nothing as a `float32`.

@@ -9,7 +9,9 @@ use super::call::{Call, without_gil};
 use super::errors::Stop;
 use super::options::Keywords;
 use super::results::{Results, Slot};
-use crate::call::batch::{Batch, Floats, FloatsOutput, STATISTICS, Sparse, Summaries, Target};
+use crate::call::batch::{
+    Batch, Floats, FloatsOutput, Indices, STATISTICS, Sparse, Summaries, Target,
+};
 use crate::call::dtype::Dtype;
 use crate::call::layout::{Converted, Layout};
 use crate::call::options::Options;
@@ -79,14 +81,22 @@ fn typed<'py, T: Number, S: Source>(
     let mut copies = [const { vec![] }; 4];
     let [of_indices, of_entries, of_weight, of_samples] = copies.each_mut();
     let teacher = matches!(call.loss.evaluate, Evaluate::AgainstTeacher { .. });
+    let whole;
     // A float64 target beside float32 logits that float32 holds exactly: it is converted as it is read.
     let mut narrowed = false;
     let target = if let Some(probabilities) = &probabilities {
         let pair = [&stored.in_order(of_indices)?, &probabilities.in_order(of_entries)?];
         Target::Sparse(sparse(pair, samples_shape)?)
     } else if stored.shape == samples_shape && !teacher {
-        let indices = stored.in_order(of_indices)?;
-        Target::Indices(indices.indices().ok_or(Stop::NotImplemented)?)
+        let stored = stored.in_order(of_indices)?;
+        Target::Indices(match stored.indices() {
+            Some(indices) => indices,
+            None if S::FLOAT_INDICES => {
+                whole = stored.whole_numbers().ok_or(Stop::NotImplemented)?;
+                Indices::I64(Input::from_slice(&whole))
+            }
+            None => return Err(Stop::NotImplemented),
+        })
     } else if stored.shape == shape && stored.dtype == T::DTYPE {
         Target::Probabilities(stored.input())
     } else if stored.shape == shape && is_half && matches!(stored.dtype, Dtype::Half(_)) {
