@@ -893,6 +893,25 @@ def test_log_loss_of_tiny_probabilities(shape, least, dtype, rng):
         fuzz.check(fuzz.Call("log_loss", suffix, p, target, {}))
 
 
+@every_dtype
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_true_and_false_labels_have_the_bits_of_any(dtype, reduction, rng):
+    """Whole vectors of them have arithmetic of their own, but where a weight is given."""
+    tiny = np.finfo(dtype).tiny
+    special = np.array([0, 1, tiny, tiny / 8, 1 - np.finfo(dtype).epsneg, 0.5, -0.0], dtype)
+    for n in (64, 200, 5000):
+        for share in (0, 0.01, 0.5):
+            p = rng.random(n).astype(dtype)
+            p = np.where(rng.random(n) < share, rng.choice(special, n), p)
+            for target in (rng.random(n) < 0.3, np.round(rng.random(n)), rng.random(n)):
+                target = target if target.dtype == bool else target.astype(dtype)
+                plain, weighted = (
+                    xentrs.binary_cross_entropy_with_grad(p, target, reduction=reduction, **more)
+                    for more in ({}, {"weight": dtype(1)})
+                )
+                assert_same_bits(plain, weighted)
+
+
 @pytest.mark.parametrize("scale", [1, 1e30, 3e38], ids=str)
 @pytest.mark.parametrize("temperature", [1e-290, 1e-45, 1e-38, 1e-31, 1e31, 1e38, 1e45, 1e290])
 def test_temperatures_beyond_float32(temperature, scale, rng):

@@ -696,6 +696,22 @@ def test_probability_outside_its_range(value, classes, dtype, rng):
         refused(moved, ValueError, at, given, "[0, 1]", axis=1)
 
 
+@every_dtype
+@pytest.mark.parametrize("value", [-0.1, -1e-30, 1.5, NAN, INF, -INF, 1 + 1e-6])
+@pytest.mark.parametrize("labels", [bool, float])
+def test_probability_of_a_label_outside_its_range(value, labels, dtype, rng):
+    """Vectors of true and false labels have arithmetic of their own."""
+    function = xentrs.binary_cross_entropy_with_grad
+    target = (rng.random(200) < 0.5).astype(labels)
+    for position in (0, 15, 63, 64, 130, 199):
+        p = rng.random(200).astype(dtype)
+        p[position] = value
+        for label in (0, 1):
+            target[position] = label
+            with pytest.raises(ValueError, match=rf"probabilities\[{position}\] is"):
+                function(p, target)
+
+
 # ---------------------------------------------------------------------------------------- outputs
 
 

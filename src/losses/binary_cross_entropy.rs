@@ -11,6 +11,9 @@
 //! ([`log_either`]) and one quotient. Otherwise the numerator is taken from the end that `p` is nearer to, `(u + v) p - v`
 //! or `u - (u + v) (1 - p)`: so a rounding error of `u + v` stays below one of the two terms.
 //!
+//! Whole vectors of such labels without weights have arithmetic of their own, with the same bits, in 0.6 of the time
+//! (`true_or_false`).
+//!
 //! Probabilities are checked on the way where the caller sees nothing that is written if the call fails, and else
 //! before anything is written.
 
@@ -21,7 +24,11 @@ use crate::elements::binary::{Binary, Formula, Here, Scale, run};
 use crate::elements::probabilities::Interval;
 use crate::elements::{Elements, Results, beyond};
 use crate::error::Result;
-use crate::math::{Real, log::log_either, times};
+use crate::math::{
+    Real,
+    log::{log_either, log_either_normal},
+    times,
+};
 use crate::reduce::Sum;
 use crate::simd::slices::load_lanes;
 use crate::simd::{AHEAD, Simd, Vector};
@@ -50,6 +57,75 @@ struct OfProbabilities<'a, 'b, T> {
 struct Constants<S: Simd, T: Real> {
     scale: Scale<S, T>,
     probabilities: Interval<S, T>,
+    /// The smallest normal number.
+    normal: T::V<S>,
+    /// Whether there are neither weights nor smoothing.
+    plain: bool,
+}
+
+impl<T: Real> OfProbabilities<'_, '_, T> {
+    /// [`Elements::vectors`] of whole vectors without weights and smoothing, where each label is 0 or 1 and the
+    /// probability of what is true is a normal number; else does nothing, and returns false.
+    #[inline(always)]
+    fn true_or_false<S: Simd, const N: usize>(
+        s: S,
+        constants: &Constants<S, T>,
+        [p, labels]: [&[T::V<S>; N]; 2],
+        sum: &mut Sum<S, T>,
+        results: &mut Results<'_, S, T>,
+    ) -> bool {
+        let zero = T::V::<S>::splat(s, T::default());
+        let one = T::V::<S>::splat(s, T::from_f64(1.0));
+        let mut x = *p;
+        // Vectors are looked at together: not 0 where a label is neither; the lowest numbers; NaN where one is.
+        let (mut neither, mut lowest, mut least, mut any) = (zero, one, one, zero);
+        for i in 0..N {
+            let q = one.sub(p[i]);
+            x[i] = T::V::<S>::select(labels[i].eq(one), p[i], q);
+            neither = neither.bits_or(labels[i].mul(one.sub(labels[i])));
+            lowest = lowest.min(p[i].min(q));
+            least = least.min(x[i]);
+            any = any.add(p[i]);
+        }
+        let outside =
+            T::V::<S>::lanes(lowest.lt(zero)) | T::V::<S>::lanes(least.lt(constants.normal));
+        let fits = T::V::<S>::lanes(neither.eq(zero)) & T::V::<S>::lanes(any.eq(any));
+        if outside != 0 || fits != T::ALL {
+            return false;
+        }
+        let mut losses = [zero; N];
+        for i in 0..N {
+            let yes = labels[i].eq(one);
+            losses[i] = zero.sub(log_either_normal::<S, T>(s, p[i], yes, x[i]));
+            sum.add(losses[i]);
+        }
+        if results.has_grad() {
+            let mut grad = [zero; N];
+            for i in 0..N {
+                let top = T::V::<S>::select(labels[i].eq(one), zero.sub(one), one);
+                grad[i] = scaled_quotient::<S, T>(s, top, x[i], &constants.scale);
+            }
+            results.grad(grad, T::ALL);
+        }
+        write_losses::<S, T, N>(losses, T::ALL, constants, results);
+        true
+    }
+}
+
+/// Writes single losses, if they are wanted.
+#[inline(always)]
+fn write_losses<S: Simd, T: Real, const N: usize>(
+    mut losses: [T::V<S>; N],
+    lanes: u32,
+    constants: &Constants<S, T>,
+    results: &mut Results<'_, S, T>,
+) {
+    if results.has_losses() {
+        for loss in &mut losses {
+            *loss = loss.div(constants.scale.divisor);
+        }
+        results.losses(losses, lanes);
+    }
 }
 
 impl<T: Real> Elements<T> for OfProbabilities<'_, '_, T> {
@@ -62,8 +138,13 @@ impl<T: Real> Elements<T> for OfProbabilities<'_, '_, T> {
 
     #[inline(always)]
     fn constants<S: Simd>(&self, s: S) -> Constants<S, T> {
-        let scale = Scale::new(s, self.divisor);
-        Constants { scale, probabilities: Interval::probabilities(s) }
+        let plain = self.binary.is_unweighted() && self.binary.options.label_smoothing == 0.0;
+        Constants {
+            scale: Scale::new(s, self.divisor),
+            probabilities: Interval::probabilities(s),
+            normal: T::V::<S>::splat(s, T::SUBNORMAL[0]),
+            plain,
+        }
     }
 
     #[inline(always)]
@@ -90,6 +171,13 @@ impl<T: Real> Elements<T> for OfProbabilities<'_, '_, T> {
             // Adding 0 makes -0 a 0.
             p[i] = load_lanes(s, binary.values, at, lanes).add(zero);
             u[i] = one.sub(v[i]);
+        }
+        if S::SPECIALIZED
+            && N > 1
+            && constants.plain
+            && Self::true_or_false::<S, N>(s, constants, [&p, &v], sum, results)
+        {
+            return true;
         }
         let nothing = binary.weigh(s, at, lanes, &mut u, &mut v);
         let (mut good, mut one_sided) = (T::ALL, T::ALL);
@@ -150,12 +238,7 @@ impl<T: Real> Elements<T> for OfProbabilities<'_, '_, T> {
             }
             results.grad(grad, lanes);
         }
-        if results.has_losses() {
-            for loss in &mut losses {
-                *loss = loss.div(constants.scale.divisor);
-            }
-            results.losses(losses, lanes);
-        }
+        write_losses::<S, T, N>(losses, lanes, constants, results);
         true
     }
 

@@ -321,6 +321,23 @@ impl<S: Simd, T: Real> Function<S> for LogEither<S, T> {
     }
 }
 
+/// [`log_either`] where the number whose logarithm is taken is `x`, and normal: the same bits.
+#[inline(always)]
+pub fn log_either_normal<S: Simd, T: Real>(
+    s: S,
+    p: T::V<S>,
+    positive: Mask<S, T>,
+    x: T::V<S>,
+) -> T::V<S> {
+    let zero = T::V::<S>::splat(s, T::default());
+    let [n, bits, a, log] = nearest::<S, T>(s, x);
+    let a = a.bits_sub(bits);
+    let exact = T::V::<S>::select(positive, p, zero.sub(p));
+    let less_one = T::V::<S>::select(positive, zero, a).sub(T::V::<S>::splat(s, T::from_f64(1.0)));
+    let f = a.fma(exact, less_one);
+    combine::<S, T>(s, n, log, f, f)
+}
+
 /// `log(1 + r)` for `0 <= r` up to 1e30 (float64: 1e300); NaN at NaN.
 #[inline(always)]
 pub fn log1p<S: Simd, T: Real>(s: S, r: T::V<S>) -> T::V<S> {
