@@ -184,8 +184,7 @@ impl<T: Real> Elements<T> for OfProbabilities<'_, '_, T> {
         for i in 0..N {
             let none = T::V::<S>::lanes(nothing[i]);
             good &= constants.probabilities.inside(p[i]) | none;
-            let [no_u, no_v] = [u[i], v[i]].map(|x| T::V::<S>::lanes(x.eq(zero)));
-            one_sided &= no_u | no_v | none;
+            one_sided &= T::V::<S>::lanes(u[i].eq(zero)) | T::V::<S>::lanes(v[i].eq(zero)) | none;
         }
         if good != T::ALL {
             binary.wrong.store(true, Relaxed);
@@ -197,7 +196,7 @@ impl<T: Real> Elements<T> for OfProbabilities<'_, '_, T> {
                 let coefficient = T::V::<S>::select(positive, v[i], u[i]);
                 term::<S, T>(s, coefficient, log_either::<S, T>(s, p[i], positive))
             } else {
-                let [all, none] = [T::ALL, 0].map(|lanes| T::V::<S>::mask(s, lanes));
+                let (all, none) = (zero.eq(zero), zero.lt(zero));
                 let minus_log = zero.sub(log_either::<S, T>(s, p[i], all));
                 let of_p = v[i].mul(minus_log);
                 let error = v[i].fma(minus_log, zero.sub(of_p));

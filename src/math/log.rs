@@ -306,7 +306,9 @@ impl<S: Simd, T: Real> Function<S> for LogEither<S, T> {
         let x = T::V::<S>::select(positive, p, one.sub(p));
         let exact = T::V::<S>::select(positive, p, zero.sub(p));
         let subnormal = x.lt(smallest);
-        let [normal, exact] = [x, exact].map(|x| T::V::<S>::select(subnormal, x.mul(power), x));
+        // One by one: a closure might be compiled without the features of this level.
+        let normal = T::V::<S>::select(subnormal, x.mul(power), x);
+        let exact = T::V::<S>::select(subnormal, exact.mul(power), exact);
         let [n, bits, a, log] = nearest::<S, T>(s, normal);
         let n = T::V::<S>::select(subnormal, n.sub(exponent), n);
         let a = a.bits_sub(bits);
