@@ -63,6 +63,7 @@ class Rows:
     target: np.ndarray
     options: dict
     least: float = 0.0  # results below are as good as those below the smallest normal number
+    more: float = 0.0  # than the bound of the function
 
     @property
     def dtype(self):
@@ -80,9 +81,7 @@ class Rows:
         more += OF_SOFTCAP[name] * bool(self.options.get("softcap"))
         if name == "loss" and self.dtype == np.float64:
             more += OF_FLOAT64.get(self.function, 0)
-        if self.dtype == np.float64 and {"weight", "pos_weight"} <= {*self.options}:
-            more += 1
-        return BOUNDS[self.function][name] + more
+        return BOUNDS[self.function][name] + more + self.more
 
     def _of_q(self):
         """Return how many times as large as 4 ULP the bound of each gradient is: (4 + q l) / 4."""
@@ -409,8 +408,11 @@ def _wide_weights(family, dtype, rng):
         names = {"weight", "pos_weight"} & {*rows.options}
         if names:
             of_each = {name: 10 ** rng.uniform(-3, 3, rows.scores.shape) for name in names}
+            # The documented bound of both weights at once in float64.
+            more = 1.0 if len(names) > 1 and dtype is np.float64 else 0.0
             for weights in (of_each, dict.fromkeys(names, 3.1)):
-                yield replace(rows, options=rows.options | weights | {"base": None})
+                options = rows.options | weights | {"base": None}
+                yield replace(rows, options=options, more=more)
 
 
 def _models(dtype, rng):

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! A loss brings a function ([`Compute`]) that chooses its [`Elements`] and runs them by [`run`]. Weights of `float64`
-//! beside values of `float32` are two numbers each, the second the rounding error of the first. Such labels, whose
-//! `1 - t` keeps its digits, go through the same function in `float64` ([`super::mixed`]).
+//! beside values of `float32` are two numbers each, the second the rounding error of the first. Labels that `float32`
+//! does not hold, whose `1 - t` keeps its digits, go through the same function in `float64` ([`super::mixed`]).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -76,33 +76,34 @@ impl<T: Real> OfProbabilities<'_, '_, T> {
     ) -> bool {
         let zero = T::V::<S>::splat(s, T::default());
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
-        let mut x = *p;
-        // Vectors are looked at together: not 0 where a label is neither; the lowest numbers; NaN where one is.
-        let (mut neither, mut lowest, mut least, mut any) = (zero, one, one, zero);
+        let (mut x, mut yes) = (*p, [one.eq(one); N]);
+        // All vectors are checked at once. `neither` is not 0 where a label is neither 0 nor 1; `sum_of_p` is NaN where
+        // a `p` is. A minimum may lose a NaN.
+        let (mut neither, mut lowest, mut least, mut sum_of_p) = (zero, one, one, zero);
         for i in 0..N {
             let q = one.sub(p[i]);
-            x[i] = T::V::<S>::select(labels[i].eq(one), p[i], q);
+            yes[i] = labels[i].eq(one);
+            x[i] = T::V::<S>::select(yes[i], p[i], q);
             neither = neither.bits_or(labels[i].mul(one.sub(labels[i])));
             lowest = lowest.min(p[i].min(q));
             least = least.min(x[i]);
-            any = any.add(p[i]);
+            sum_of_p = sum_of_p.add(p[i]);
         }
         let outside =
             T::V::<S>::lanes(lowest.lt(zero)) | T::V::<S>::lanes(least.lt(constants.normal));
-        let fits = T::V::<S>::lanes(neither.eq(zero)) & T::V::<S>::lanes(any.eq(any));
+        let fits = T::V::<S>::lanes(neither.eq(zero)) & T::V::<S>::lanes(sum_of_p.eq(sum_of_p));
         if outside != 0 || fits != T::ALL {
             return false;
         }
         let mut losses = [zero; N];
         for i in 0..N {
-            let yes = labels[i].eq(one);
-            losses[i] = zero.sub(log_either_normal::<S, T>(s, p[i], yes, x[i]));
+            losses[i] = zero.sub(log_either_normal::<S, T>(s, p[i], yes[i], x[i]));
             sum.add(losses[i]);
         }
         if results.has_grad() {
             let mut grad = [zero; N];
             for i in 0..N {
-                let top = T::V::<S>::select(labels[i].eq(one), zero.sub(one), one);
+                let top = T::V::<S>::select(yes[i], zero.sub(one), one);
                 grad[i] = scaled_quotient::<S, T>(s, top, x[i], &constants.scale);
             }
             results.grad(grad, T::ALL);

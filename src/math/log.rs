@@ -309,12 +309,8 @@ impl<S: Simd, T: Real> Function<S> for LogEither<S, T> {
         // One by one: a closure might be compiled without the features of this level.
         let normal = T::V::<S>::select(subnormal, x.mul(power), x);
         let exact = T::V::<S>::select(subnormal, exact.mul(power), exact);
-        let [n, bits, a, log] = nearest::<S, T>(s, normal);
-        let n = T::V::<S>::select(subnormal, n.sub(exponent), n);
-        let a = a.bits_sub(bits);
-        let less_one = T::V::<S>::select(positive, zero, a).sub(one);
-        let f = a.fma(exact, less_one);
-        let result = combine::<S, T>(s, n, log, f, f);
+        let scaled = T::V::<S>::select(subnormal, exponent, zero);
+        let result = log_of_either::<S, T>(s, positive, [normal, exact, scaled]);
         T::V::<S>::select(
             x.eq(zero),
             zero.sub(T::V::<S>::splat(s, T::from_f64(f64::INFINITY))),
@@ -332,12 +328,24 @@ pub fn log_either_normal<S: Simd, T: Real>(
     x: T::V<S>,
 ) -> T::V<S> {
     let zero = T::V::<S>::splat(s, T::default());
+    let exact = T::V::<S>::select(positive, p, zero.sub(p));
+    log_of_either::<S, T>(s, positive, [x, exact, zero])
+}
+
+/// The logarithm of `exact` where `positive` is set, of `1 + exact` elsewhere. `x` is that number, rounded, and normal;
+/// both have been multiplied by 2 to the power of `scaled`.
+#[inline(always)]
+fn log_of_either<S: Simd, T: Real>(
+    s: S,
+    positive: Mask<S, T>,
+    [x, exact, scaled]: [T::V<S>; 3],
+) -> T::V<S> {
+    let zero = T::V::<S>::splat(s, T::default());
     let [n, bits, a, log] = nearest::<S, T>(s, x);
     let a = a.bits_sub(bits);
-    let exact = T::V::<S>::select(positive, p, zero.sub(p));
     let less_one = T::V::<S>::select(positive, zero, a).sub(T::V::<S>::splat(s, T::from_f64(1.0)));
     let f = a.fma(exact, less_one);
-    combine::<S, T>(s, n, log, f, f)
+    combine::<S, T>(s, n.sub(scaled), log, f, f)
 }
 
 /// `log(1 + r)` for `0 <= r` up to 1e30 (float64: 1e300); NaN at NaN.

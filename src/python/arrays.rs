@@ -365,7 +365,7 @@ impl<'a> View<'a> {
         Ok(if place.is_rows(self.shape[axis]) { None } else { Some(place) })
     }
 
-    /// The same numbers as a contiguous array: copied to `own` where they are strided and [`FEW`].
+    /// The same numbers as a contiguous array, copied to `own` if they are strided. More than [`FEW`] are left to Python.
     pub fn in_order<'b>(&self, own: &'b mut Vec<u64>) -> Result<View<'b>, Stop>
     where
         'a: 'b,
@@ -385,7 +385,7 @@ impl<'a> View<'a> {
             4 => self.copy_to::<u32>(own)?,
             _ => self.copy_to::<u64>(own)?,
         }
-        // The strides are of no account any more.
+        // The strides stay those of before: nobody asks a copy where its classes lie.
         let data = own.as_mut_ptr().cast();
         let known = Known { data, contiguous: true, writeable: false, ..self.known };
         Ok(View { known, object: std::ptr::null_mut() })
@@ -556,7 +556,7 @@ impl Kernel for Fit<'_> {
     #[inline(always)]
     fn eval<S: Simd>(self, s: S) -> bool {
         let Fit { numbers, in_parts } = self;
-        // Of numbers that fit only as they are, none is in this range.
+        // Without parts the range is empty.
         let range = if in_parts { IN_RANGE } else { [f64::INFINITY; 2] };
         let [least, most] = range.map(|x| S::V64::splat(s, x));
         let mut at = 0;

@@ -112,6 +112,7 @@ fn typed<'py, T: Number, S: Source>(
     let pos_weight = pos_weight.map(|view| view.in_order(of_pos_weight)).transpose()?;
     let counted = counted.map(|view| view.in_order(of_counted)).transpose()?;
     let is_wider = |view: &View<'_>| T::DTYPE == Dtype::F32 && view.dtype == Dtype::F64;
+    // Whether the arithmetic must be that of float64.
     let wide = is_wider(&target) && !is_exact(target.input())
         || [&weight, &pos_weight]
             .into_iter()
@@ -126,7 +127,8 @@ fn typed<'py, T: Number, S: Source>(
                 collected((0..numbers.len()).map(|i| in_parts::<T>(numbers.get(i))[part]))
             }))
         });
-    let narrowed = is_wider(&target)
+    // Whether wider numbers are left, to be converted a block at a time.
+    let in_blocks = is_wider(&target)
         || [&weight, &pos_weight]
             .into_iter()
             .zip(&split)
@@ -138,7 +140,7 @@ fn typed<'py, T: Number, S: Source>(
     let fresh = call.out.is_none() && call.hess_out.is_none();
     let seen = Seen { shape: values.shape, fresh };
     let all = [Some(&values), Some(&target), weight.as_ref(), pos_weight.as_ref()];
-    if narrowed || all.into_iter().flatten().any(is_half) {
+    if in_blocks || all.into_iter().flatten().any(is_half) {
         let [grad, hess] = results.written();
         let mixed = Mixed {
             values: values.floats().ok_or(Stop::NotImplemented)?,
