@@ -628,7 +628,12 @@ fn factors<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> 
     }
     let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
     let less_one = series.mul(r).mul_add(r, r.add(rest));
-    [power_of_step::<S, T>(s, steps, table), less_one]
+    let mut power = power_of_step::<S, T>(s, steps, table);
+    if S::SLOW_SUBNORMALS {
+        // The exponent's bits are 0.
+        power = power.keep(s, power.not_lt(T::V::<S>::splat(s, T::SUBNORMAL[0])));
+    }
+    [power, less_one]
 }
 
 /// `2^(n + j / L)`, scaled as [`exponential`].

@@ -1,6 +1,7 @@
 //! Functions of vectors: one file a function, its error bound a constant that the tests enforce.
 
 pub mod exp;
+pub mod gradual;
 pub mod log;
 pub mod pow;
 pub mod softcap;

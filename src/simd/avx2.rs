@@ -34,6 +34,7 @@ impl Simd for Avx2 {
     type V64 = F64;
 
     const TOGETHER: usize = 8;
+    const SLOW_SUBNORMALS: bool = true;
 
     #[inline(always)]
     fn apart<F: Function<Self>>(self, function: F) -> F::Output {

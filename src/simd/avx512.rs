@@ -34,6 +34,8 @@ impl Simd for Avx512 {
     type V32 = F32;
     type V64 = F64;
 
+    const SLOW_SUBNORMALS: bool = true;
+
     #[inline(always)]
     fn apart<F: Function<Self>>(self, function: F) -> F::Output {
         // SAFETY: the token in hand proves that the features exist.

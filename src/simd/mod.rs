@@ -51,6 +51,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Whether a kernel is compiled a second time without a step that some calls do not need. Not at a level where
     /// size counts more than speed.
     const SPECIALIZED: bool = true;
+    /// Whether there are processors that take hundreds of cycles for an instruction with a subnormal number
+    /// ([`gradual`](crate::math::gradual)). Not at a level where kernels do without a remedy.
+    const SLOW_SUBNORMALS: bool = false;
     /// Sixteen `f32`.
     type V32: Vector<Self, f32>;
     /// Eight `f64`.

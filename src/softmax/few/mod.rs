@@ -41,6 +41,7 @@
 mod apply;
 mod buffers;
 mod finish;
+mod gradual;
 pub(super) mod groups;
 mod read;
 mod statistics;
@@ -65,11 +66,12 @@ use super::{Limits, exponents, power};
 use buffers::STORED;
 pub(super) use buffers::{Buffers, LOSS};
 use finish::FinishBlock;
+use gradual::GradualBlock;
 use read::{ReadBlock, ReadWeights};
 use statistics::StatisticsBlock;
 use sum::SumBlock;
 use summarise::{ArgmaxBlock, LogSumExpBlock};
-use write::{NO_COEFFICIENTS, PER_CLASS, PER_LOGIT, WriteBlock};
+use write::{NO_COEFFICIENTS, PER_CLASS, PER_LOGIT, READY, WriteBlock};
 
 /// Logits of a block, about.
 const BLOCK: usize = 1024;
@@ -214,7 +216,14 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
             s.apart(LogSumExpBlock(block));
         }
         if self.grad {
+            let ready = match (C::ANY, C::HARD) {
+                (false, _) => s.apart(GradualBlock::<_, NO_COEFFICIENTS>(block)),
+                // Class weights and smoothing add to each product.
+                (true, true) => false,
+                (true, false) => s.apart(GradualBlock::<_, PER_LOGIT>(block)),
+            };
             match (C::ANY, C::HARD) {
+                _ if ready => s.apart(WriteBlock::<_, MANY, READY>(block)),
                 (false, _) => s.apart(WriteBlock::<_, MANY, NO_COEFFICIENTS>(block)),
                 (true, true) => s.apart(WriteBlock::<_, MANY, PER_CLASS>(block)),
                 (true, false) => s.apart(WriteBlock::<_, MANY, PER_LOGIT>(block)),

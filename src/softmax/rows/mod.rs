@@ -51,7 +51,7 @@ use std::ops::Range;
 use crate::call::batch::{Batch, IGNORED, Kept, Outputs, Target};
 use crate::call::coefficients::{Coefficients, RowCoefficients};
 use crate::call::layout::HalfRows;
-use crate::math::{exp::Exp, quotient};
+use crate::math::{exp::Exp, gradual, quotient};
 use crate::parallel::driver::Job;
 use crate::simd::slices::{fill, find, maximum};
 use crate::simd::{Output, Scratch, Simd, Vector, fence};
@@ -616,6 +616,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 let error = scaled_error - a * (errors[0] + errors[1]);
                 a_low = T::from_f64(a_low.to_f64() + error / (rest + pivot));
             }
+            let a = [T::V::<S>::splat(s, a_high), T::V::<S>::splat(s, a_low)];
             let emit = Emit {
                 scratch: scratch.as_input(),
                 len: batch.classes,
@@ -624,7 +625,8 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 hess,
                 dominant,
                 coefficients,
-                a: [T::V::<S>::splat(s, a_high), T::V::<S>::splat(s, a_low)],
+                a,
+                least: gradual::least::<S, T>(s, a),
                 minus_b: T::V::<S>::splat(s, T::from_f64(-scale)),
                 curvature: Curvature {
                     inverse: T::V::<S>::splat(s, T::from_f64(inverse)),

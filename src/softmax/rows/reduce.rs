@@ -502,7 +502,7 @@ impl<S: Simd, T: Limits, C: Coefficients<T>> Function<S> for ShiftedRow<'_, '_, 
 }
 
 /// Multiplies exponentials by `2^exponent`. In two steps where that factor would underflow and the products
-/// need not.
+/// need not. What would be subnormal becomes 0.
 #[inline(always)]
 pub(super) fn rescale<S: Simd, T: Real>(
     s: S,
@@ -513,9 +513,11 @@ pub(super) fn rescale<S: Simd, T: Real>(
     let first = if exponent < 1 - T::MAX_EXPONENT { exponent / 2 } else { exponent };
     let [first, second] =
         [first, exponent - first].map(|k| T::V::<S>::splat(s, T::from_f64(power(k))));
+    let least = power((1 - T::MAX_EXPONENT - exponent).min(1023));
+    let least = T::V::<S>::splat(s, T::from_f64(least));
     for at in part.step_by(T::LANES) {
-        let product = T::V::<S>::load(s, scratch.as_input(), at).mul(first).mul(second);
-        product.store(scratch, at);
+        let e = T::V::<S>::load(s, scratch.as_input(), at);
+        e.keep(s, e.not_lt(least)).mul(first).mul(second).store(scratch, at);
     }
 }
 
