@@ -615,8 +615,12 @@ fn exponential_with_error<S: Simd, T: Real>(
 ) -> [T::V<S>; 2] {
     let [power, less_one] = factors::<S, T>(s, reduced, table);
     let e = power.mul_add(less_one, power);
+    // Where the error would be subnormal it is 0.
+    let least = T::SUBNORMAL[0].to_f64() * (2u64 << T::MANTISSA_BITS) as f64;
+    let normal = power.not_lt(T::V::<S>::splat(s, T::from_f64(least)));
     // The difference is exact: `e` is near `power`.
-    [e, power.mul_add(less_one, power.sub(e))]
+    let difference = power.sub(e).keep(s, normal);
+    [e, power.keep(s, normal).mul_add(less_one, difference)]
 }
 
 /// The power of two of [`exponential`], and `e^r - 1`.
@@ -628,12 +632,10 @@ fn factors<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> 
     }
     let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
     let less_one = series.mul(r).mul_add(r, r.add(rest));
-    let mut power = power_of_step::<S, T>(s, steps, table);
-    if S::SLOW_SUBNORMALS {
-        // The exponent's bits are 0.
-        power = power.keep(s, power.not_lt(T::V::<S>::splat(s, T::SUBNORMAL[0])));
-    }
-    [power, less_one]
+    let power = power_of_step::<S, T>(s, steps, table);
+    // 0 where the exponent's bits are: the others would be a number of their own.
+    let normal = power.not_lt(T::V::<S>::splat(s, T::SUBNORMAL[0]));
+    [power.keep(s, normal), less_one]
 }
 
 /// `2^(n + j / L)`, scaled as [`exponential`].

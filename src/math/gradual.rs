@@ -2,8 +2,8 @@
 //!
 //! Where a factor, a product or a quotient is subnormal, processors of Intel interrupt the instruction for some 200
 //! cycles: a loop over such products takes twenty times as long. Sums, conversions and comparisons are not interrupted.
-//! So a kernel asks first whether a vector has numbers below [`least`], and multiplies those by [`Gradual`]: in units
-//! of the least subnormal number, as sums
+//! So a kernel asks first whether a vector has numbers below [`least`], and multiplies those in units of the
+//! least subnormal number, as sums
 //!
 //! ```text
 //! 2^n |x a| + M,  rounded once
@@ -12,11 +12,11 @@
 //! the sum, less those of M, are the bits of |x a|.
 //! ```
 //!
-//! The results are those of [`times`](super::times), to the bit.
+//! The results are those of [`times`], to the bit.
 
-use crate::simd::{Function, Simd, Vector};
+use crate::simd::{Function, Input, Output, Simd, Vector};
 
-use super::Real;
+use super::{Real, times};
 
 /// The factor of the sums is `2^(MAX_EXPONENT - ROOM)`, so factors of up to `2^ROOM` do not overflow.
 const ROOM: i64 = 27;
@@ -43,23 +43,110 @@ pub fn least<S: Simd, T: Real>(s: S, a: [T::V<S>; 2]) -> T::V<S> {
     T::V::<S>::select(zero.lt(high), least, zero).keep(s, high.lt(most))
 }
 
-/// The lanes of `x >= 0` that are below [`least`] of the factor, without a division, and those where either is 0.
+/// The numbers other than 0 of a smaller magnitude than [`least`]; none where [`Simd::SLOW_SUBNORMALS`] is not.
 #[inline(always)]
-pub fn below_least<S: Simd, T: Real>(s: S, x: T::V<S>, a: [T::V<S>; 2]) -> u32 {
-    let power = T::MAX_EXPONENT - ROOM;
-    let up = T::V::<S>::splat(s, power_of_two(power));
-    let normal = T::V::<S>::splat(s, T::from_f64(4.0 * UNITS));
-    T::V::<S>::lanes(x.mul(error::<S, T>(s, a).mul(up)).lt(normal))
+fn small<S: Simd, T: Real>(s: S, x: T::V<S>, least: T::V<S>) -> u32 {
+    if !S::SLOW_SUBNORMALS {
+        return 0;
+    }
+    let (zero, size) = (T::V::<S>::splat(s, T::default()), x.abs());
+    T::V::<S>::lanes(size.lt(least)) & T::V::<S>::lanes(zero.lt(size))
 }
 
-/// The product of `x` and a factor in two parts, as [`times`](super::times) has it, whatever is subnormal in it.
-pub struct Gradual<S: Simd, T: Real> {
+/// Whether there are such numbers in whole vectors, of which few numbers are negative.
+#[inline(always)]
+pub fn any_small<S: Simd, T: Real>(s: S, x: Input<'_, T>, least: T::V<S>) -> bool {
+    if !S::SLOW_SUBNORMALS || T::V::<S>::lanes(smallest::<S, T>(s, x).lt(least)) == 0 {
+        return false;
+    }
+    let mut lanes = 0;
+    for at in (0..x.len()).step_by(T::LANES) {
+        lanes |= small::<S, T>(s, T::V::<S>::load(s, x, at), least);
+    }
+    lanes != 0
+}
+
+/// The same for a factor, without a division where there are none.
+#[inline(always)]
+pub fn any_below_least<S: Simd, T: Real>(s: S, x: Input<'_, T>, a: [T::V<S>; 2]) -> bool {
+    if !S::SLOW_SUBNORMALS {
+        return false;
+    }
+    let up = T::V::<S>::splat(s, power_of_two(T::MAX_EXPONENT - ROOM));
+    let normal = T::V::<S>::splat(s, T::from_f64(4.0 * UNITS));
+    let product = smallest::<S, T>(s, x).mul(error::<S, T>(s, a).mul(up));
+    T::V::<S>::lanes(product.lt(normal)) != 0 && any_small(s, x, least::<S, T>(s, a))
+}
+
+/// The smallest number of each lane of whole vectors.
+#[inline(always)]
+fn smallest<S: Simd, T: Real>(s: S, x: Input<'_, T>) -> T::V<S> {
+    let mut smallest = T::V::<S>::load(s, x, 0);
+    for at in (T::LANES..x.len()).step_by(T::LANES) {
+        smallest = smallest.min(T::V::<S>::load(s, x, at));
+    }
+    smallest
+}
+
+/// [`times`], the same bits, of any numbers.
+#[inline(always)]
+pub fn times_any<S: Simd, T: Real>(s: S, x: T::V<S>, a: [T::V<S>; 2], least: T::V<S>) -> T::V<S> {
+    if small::<S, T>(s, x, least) == 0 {
+        return times::<S, T>(x, a);
+    }
+    s.apart(Gradual::<S, T> { x, a, least })
+}
+
+/// [`times_any`] plus `other` before it is rounded: `x.fma(high, x.fma(low, other))`.
+#[inline(always)]
+pub fn times_any_plus<S: Simd, T: Real>(
+    s: S,
+    x: T::V<S>,
+    a: [T::V<S>; 2],
+    least: T::V<S>,
+    other: T::V<S>,
+) -> T::V<S> {
+    if small::<S, T>(s, x, least) == 0 {
+        return x.fma(a[0], x.fma(a[1], other));
+    }
+    s.apart(GradualSum::<S, T> { x, a, least, other })
+}
+
+/// Writes [`times_any`] of whole vectors of numbers.
+pub struct Products<'a, S: Simd, T: Real> {
     /// The numbers.
-    pub x: T::V<S>,
+    pub from: Input<'a, T>,
+    /// As many products.
+    pub to: Output<'a, T>,
     /// The factor, and its rounding error.
     pub a: [T::V<S>; 2],
     /// [`least`] of the factor.
     pub least: T::V<S>,
+    /// Whether the stores are non-temporal.
+    pub non_temporal: bool,
+}
+
+impl<S: Simd, T: Real> Function<S> for Products<'_, S, T> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self, s: S) {
+        let Products { from, to, a, least, non_temporal } = self;
+        for at in (0..from.len()).step_by(T::LANES) {
+            let product = times_any::<S, T>(s, T::V::<S>::load(s, from, at), a, least);
+            if non_temporal {
+                product.stream(to, at);
+            } else {
+                product.store(to, at);
+            }
+        }
+    }
+}
+
+/// The product of `x` and a factor in two parts, as [`times`] has it, whatever is subnormal in it.
+struct Gradual<S: Simd, T: Real> {
+    x: T::V<S>,
+    a: [T::V<S>; 2],
+    least: T::V<S>,
 }
 
 impl<S: Simd, T: Real> Function<S> for Gradual<S, T> {
@@ -74,7 +161,7 @@ impl<S: Simd, T: Real> Function<S> for Gradual<S, T> {
         }
         let (sign, size) = (splat!(-0.0), x.abs());
         let small = size.lt(least);
-        let ordinary = super::times::<S, T>(x.clear(s, small), a);
+        let ordinary = times::<S, T>(x.clear(s, small), a);
         let power = T::MAX_EXPONENT - ROOM;
         let up = T::V::<S>::splat(s, power_of_two(power));
         let unit = splat!(UNITS);
@@ -95,16 +182,12 @@ impl<S: Simd, T: Real> Function<S> for Gradual<S, T> {
     }
 }
 
-/// [`Gradual`] plus `other`, each `x.fma(high, x.fma(low, other))`: where `other` is not 0, nothing is subnormal.
-pub struct GradualSum<S: Simd, T: Real> {
-    /// The numbers.
-    pub x: T::V<S>,
-    /// The factor, and its rounding error.
-    pub a: [T::V<S>; 2],
-    /// [`least`] of the factor.
-    pub least: T::V<S>,
-    /// What is added.
-    pub other: T::V<S>,
+/// [`times_any_plus`]: where `other` is not 0, nothing is subnormal.
+struct GradualSum<S: Simd, T: Real> {
+    x: T::V<S>,
+    a: [T::V<S>; 2],
+    least: T::V<S>,
+    other: T::V<S>,
 }
 
 impl<S: Simd, T: Real> Function<S> for GradualSum<S, T> {
@@ -130,7 +213,6 @@ fn power_of_two<T: Real>(n: i64) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::math::times;
     use crate::simd::{Kernel, Level, enter};
 
     /// The products of some numbers and factors of all magnitudes, by [`Gradual`] and by [`times`].

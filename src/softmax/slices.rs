@@ -19,7 +19,8 @@
 use std::ops::Range;
 
 use crate::math::exp::Exp;
-use crate::math::{quotient, times};
+use crate::math::gradual;
+use crate::math::quotient;
 use crate::parallel::driver::Job;
 use crate::parallel::process;
 use crate::reduce::{Sum, Total};
@@ -336,7 +337,8 @@ impl<T: Limits> SliceGradient<'_, T> {
         let minus_even = T::V::<S>::splat(s, T::from_f64(0.0 - scale * mixture.even()));
         let a = [T::V::<S>::splat(s, high), T::V::<S>::splat(s, low)];
         let (logits, weight) = (self.slice.row(row), self.weight);
-        s.function(RowGradient { logits, grad, exp, a, minus_even, weight, streams });
+        let least = gradual::least::<S, T>(s, a);
+        s.function(RowGradient { logits, grad, exp, a, least, minus_even, weight, streams });
         if let Some(target) = self.slice.target(row) {
             // Adding 0 makes -0 a 0.
             let own = scale * finished.target_grad(i, mixture) + 0.0;
@@ -352,6 +354,8 @@ struct RowGradient<'a, S: Simd, T: Limits> {
     exp: Exp<S, T>,
     /// `a`, and its rounding error.
     a: [T::V<S>; 2],
+    /// Exponentials below this have products with `a` that need subnormal numbers ([`gradual`]).
+    least: T::V<S>,
     /// `-b e / C`, without the weight of a class.
     minus_even: T::V<S>,
     /// The weights of the classes.
@@ -392,7 +396,7 @@ impl<S: Simd, T: Limits> RowGradient<'_, S, T> {
     #[inline(always)]
     fn gradient(&self, s: S, at: usize, lanes: u32) -> T::V<S> {
         let e = self.exp.of::<true>(s, load_lanes(s, self.logits, at, lanes));
-        let first = times::<S, T>(e, self.a);
+        let first = gradual::times_any::<S, T>(s, e, self.a, self.least);
         match self.weight {
             Some(weight) => load_lanes(s, weight, at, lanes).mul_add(self.minus_even, first),
             None => first.add(self.minus_even),

@@ -1,7 +1,7 @@
 //! Writes the gradient and the Hessian of a row from its exponentials.
 
 use crate::call::coefficients::{Coefficients, RowCoefficients};
-use crate::math::gradual::{Gradual, GradualSum};
+use crate::math::gradual;
 use crate::math::{Real, times};
 use crate::reduce::Sum;
 use crate::simd::slices::{find, lanes_from, maximum};
@@ -67,7 +67,7 @@ pub(super) struct Emit<'a, S: Simd, T: Real, R> {
     pub(super) coefficients: R,
     /// `a`, and its rounding error.
     pub(super) a: [T::V<S>; 2],
-    /// Exponentials below this have products with `a` that need subnormal numbers ([`gradual`](crate::math::gradual)).
+    /// Exponentials below this have products with `a` that need subnormal numbers ([`gradual`]).
     pub(super) least: T::V<S>,
     /// `-b`
     pub(super) minus_b: T::V<S>,
@@ -137,7 +137,7 @@ impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for GradualChunk<'_, S, T
             for (j, g) in pair.iter_mut().enumerate() {
                 let at = at + i + j * T::LANES;
                 let e = T::V::<S>::load(s, emit.scratch, at);
-                *g = emit.gradual_gradient::<C>(s, e, at, T::ALL);
+                *g = emit.any_gradient::<C>(s, e, at, T::ALL);
             }
             if let (true, Some((half, grad))) = (T::OF_HALVES, emit.halves) {
                 let grad = grad.part(at, chunk);
@@ -154,22 +154,6 @@ impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for GradualChunk<'_, S, T
                 }
             }
         }
-    }
-}
-
-/// The gradient of a vector with exponentials below `least`. A copy of `emit`, as in [`ChunkOfHalves`].
-struct GradualVector<'a, S: Simd, T: Real, C: Coefficients<T>> {
-    emit: Emit<'a, S, T, C::Row<S>>,
-    e: T::V<S>,
-    at: usize,
-    lanes: u32,
-}
-
-impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for GradualVector<'_, S, T, C> {
-    type Output = T::V<S>;
-    #[inline(always)]
-    fn call(self, s: S) -> T::V<S> {
-        self.emit.gradual_gradient::<C>(s, self.e, self.at, self.lanes)
     }
 }
 
@@ -209,54 +193,17 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
         }
     }
 
-    /// [`Emit::gradient`], the same bits, where exponentials are below `least`.
+    /// [`Emit::gradient`], the same bits, of any exponentials. Class weights and smoothing add to each product.
     #[inline(always)]
-    fn gradual_gradient<C: Coefficients<T>>(
-        &self,
-        s: S,
-        e: T::V<S>,
-        at: usize,
-        lanes: u32,
-    ) -> T::V<S> {
-        let Emit { a, least, .. } = *self;
+    fn any_gradient<C: Coefficients<T>>(&self, s: S, e: T::V<S>, at: usize, lanes: u32) -> T::V<S> {
         if !C::ANY {
-            return Gradual::<S, T> { x: e, a, least }.call(s);
+            return gradual::times_any::<S, T>(s, e, self.a, self.least);
+        }
+        if C::HARD {
+            return self.gradient::<C>(s, e, at, lanes);
         }
         let other = self.coefficients.load(s, at, lanes).mul(self.minus_b);
-        GradualSum::<S, T> { x: e, a, least, other }.call(s)
-    }
-
-    /// Whether products alone may become gradients: class weights and smoothing add to each.
-    #[inline(always)]
-    fn may_be_gradual<C: Coefficients<T>>() -> bool {
-        S::SLOW_SUBNORMALS && (!C::ANY || !C::HARD)
-    }
-
-    /// The exponentials whose products may need subnormal numbers. What stands for the pivot may be negative.
-    #[inline(always)]
-    fn gradual_lanes<C: Coefficients<T>>(&self, s: S, e: T::V<S>) -> u32 {
-        if !Self::may_be_gradual::<C>() {
-            return 0;
-        }
-        let (zero, e) = (T::V::<S>::splat(s, T::default()), e.abs());
-        T::V::<S>::lanes(e.lt(self.least)) & T::V::<S>::lanes(zero.lt(e))
-    }
-
-    /// Whether a chunk has such exponentials.
-    #[inline(always)]
-    fn is_gradual<C: Coefficients<T>>(&self, s: S, chunk: Input<'_, T>) -> bool {
-        let mut smallest = T::V::<S>::load(s, chunk, 0);
-        for i in 1..VECTORS {
-            smallest = smallest.min(T::V::<S>::load(s, chunk, i * T::LANES));
-        }
-        if T::V::<S>::lanes(smallest.lt(self.least)) == 0 {
-            return false;
-        }
-        let mut lanes = 0;
-        for i in 0..VECTORS {
-            lanes |= self.gradual_lanes::<C>(s, T::V::<S>::load(s, chunk, i * T::LANES));
-        }
-        lanes != 0
+        gradual::times_any_plus::<S, T>(s, e, self.a, self.least, other)
     }
 
     /// Emits the chunk at `at`, shifted by `head`, so that its stores are aligned. It reads up to `head`
@@ -284,7 +231,7 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
             let Emit { curvature, a, .. } = *self;
             s.apart(ChunkOfHessian::<S, T> { curvature, a, scratch, hess: hess.part(at, chunk) });
         }
-        if Self::may_be_gradual::<C>() && self.is_gradual::<C>(s, scratch) {
+        if (!C::ANY || !C::HARD) && gradual::any_small(s, scratch, self.least) {
             return s.apart(GradualChunk::<S, T, C> { emit: *self, at });
         }
         if let (true, Some((half, grad))) = (T::OF_HALVES, self.halves) {
@@ -325,15 +272,11 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
 
     /// Emits `n` numbers, at most a vector. The pivot may be among them.
     #[inline(always)]
-    fn some<C: Coefficients<T, Row<S> = R>>(&self, s: S, at: usize, n: usize) {
+    fn some<C: Coefficients<T>>(&self, s: S, at: usize, n: usize) {
         let zero = T::V::<S>::splat(s, T::default());
         let lanes = lanes_from::<T>(n);
         let e = T::V::<S>::load_lanes(s, self.scratch, at, lanes, zero);
-        let mut g = if self.gradual_lanes::<C>(s, e) != 0 {
-            s.apart(GradualVector::<S, T, C> { emit: *self, e, at, lanes })
-        } else {
-            self.gradient::<C>(s, e, at, lanes)
-        };
+        let mut g = self.any_gradient::<C>(s, e, at, lanes);
         let lane = self.pivot.wrapping_sub(at);
         if C::ANY && lane < n {
             let mask = T::V::<S>::mask(s, 1 << lane);

@@ -20,6 +20,7 @@ use std::ops::Range;
 use crate::call::batch::Batch;
 use crate::call::place::Place;
 use crate::math::exp::LaneExp;
+use crate::math::gradual::{self, Products};
 use crate::math::log::log1p_and;
 use crate::math::{sum_error, times};
 use crate::parallel::driver::Job;
@@ -484,6 +485,11 @@ impl<T: Limits> Block<'_, T> {
         match what.quantity {
             Softmax => {
                 let a = self.load_pair(s, A, row);
+                if gradual::any_below_least(s, e.0, a) {
+                    let least = gradual::least::<S, T>(s, a);
+                    let (from, to, non_temporal) = (e.0, e.1, false);
+                    return s.apart(Products::<S, T> { from, to, a, least, non_temporal });
+                }
                 for at in (0..e.0.len()).step_by(T::LANES) {
                     times::<S, T>(T::V::<S>::load(s, e.0, at), a).store(e.1, at);
                 }

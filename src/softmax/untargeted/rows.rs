@@ -26,6 +26,7 @@ use std::ops::Range;
 
 use crate::call::batch::Batch;
 use crate::math::exp::Exp;
+use crate::math::gradual::{self, Products};
 use crate::math::log::log1p_scalar;
 use crate::math::{Real, quotient, times};
 use crate::parallel::driver::Job;
@@ -105,6 +106,8 @@ struct Emit<'a, S: Simd, T: Real> {
     row: Pending<'a, T>,
     differences: Differences<S, T>,
     a: [T::V<S>; 2],
+    /// Exponentials below this have products with `a` that need subnormal numbers ([`gradual`]).
+    least: T::V<S>,
     most: T::V<S>,
     log: T::V<S>,
     mean: [T::V<S>; 2],
@@ -116,10 +119,12 @@ impl<'a, S: Simd, T: Real> Emit<'a, S, T> {
     #[inline(always)]
     fn new(s: S, row: Pending<'a, T>) -> Self {
         let most = T::V::<S>::splat(s, row.most);
+        let a = [T::V::<S>::splat(s, row.a[0]), T::V::<S>::splat(s, row.a[1])];
         Emit {
             row,
             differences: Differences::new(s, &row.temperature, most),
-            a: [T::V::<S>::splat(s, row.a[0]), T::V::<S>::splat(s, row.a[1])],
+            a,
+            least: gradual::least::<S, T>(s, a),
             most,
             log: T::V::<S>::splat(s, row.log),
             mean: [T::V::<S>::splat(s, row.mean[0]), T::V::<S>::splat(s, row.mean[1])],
@@ -173,6 +178,10 @@ impl<'a, S: Simd, T: Real> Emit<'a, S, T> {
         match self.row.quantity {
             Softmax => {
                 let e = self.row.exponentials.part(at, chunk);
+                if gradual::any_small(s, e, self.least) {
+                    let Emit { a, least, row: Pending { non_temporal, .. }, .. } = *self;
+                    return s.apart(Products::<S, T> { from: e, to, a, least, non_temporal });
+                }
                 each!(i => self.result(s, T::V::<S>::load(s, e, i), zero));
             }
             LogSoftmax => {
@@ -198,7 +207,11 @@ impl<'a, S: Simd, T: Real> Emit<'a, S, T> {
         if self.row.quantity != Softmax {
             x = T::V::<S>::load_lanes(s, self.row.logits, at, lanes, zero);
         }
-        let result = self.result(s, e, x);
+        let result = if self.row.quantity == Softmax {
+            gradual::times_any::<S, T>(s, e, self.a, self.least)
+        } else {
+            self.result(s, e, x)
+        };
         if self.row.non_temporal && lanes == T::ALL {
             result.stream(self.row.to, at);
         } else {
