@@ -31,7 +31,7 @@ use crate::simd::{COLUMNS, HALF, Input, Kernel, Output, PAIR, Scratch, Simd, Vec
 use super::super::few::groups::{Direction, copy_samples};
 use super::super::{Limits, exponents};
 use super::Quantity::*;
-use super::{Differences, Ratios, What, entropy_gradient};
+use super::{Differences, EntropyGradients, Ratios, What, entropy_gradient};
 
 /// Numbers of a block, about.
 const BLOCK: usize = 1024;
@@ -512,10 +512,22 @@ impl<T: Limits> Block<'_, T> {
             Entropy => {
                 let (a, mean) = (self.load_pair(s, A, row), self.load_pair(s, MEAN, row));
                 let counted = T::V::<S>::mask(s, self.counted(s, row, n));
+                if gradual::any_below_least(s, e.0, a) {
+                    let (from, to, non_temporal) = ([e.0, x.0], e.1, false);
+                    return s.apart(EntropyGradients::<S, T> {
+                        from,
+                        to,
+                        a,
+                        most,
+                        mean,
+                        counted,
+                        non_temporal,
+                    });
+                }
                 for at in (0..e.0.len()).step_by(T::LANES) {
                     let p = T::V::<S>::load(s, e.0, at);
                     let x = T::V::<S>::load(s, x.0, at);
-                    let g = entropy_gradient::<S, T>(s, [p, x], a, most, mean);
+                    let g = entropy_gradient::<S, T, false>(s, [p, x], a, most, mean);
                     g.keep(s, counted).store(e.1, at);
                 }
             }

@@ -30,9 +30,9 @@ mod rows;
 use crate::call::batch::{Batch, position};
 use crate::error::{Error, Result, spelled};
 use crate::math::log::log;
-use crate::math::{Real, quotient, sum_error};
+use crate::math::{Real, gradual, quotient, sum_error};
 use crate::parallel::driver;
-use crate::simd::{Simd, Vector};
+use crate::simd::{Function, Input, Output, Simd, Vector};
 use crate::tiles::{self, Plan};
 
 use super::route::{Algorithm, Route};
@@ -93,9 +93,10 @@ pub fn entropy_of_counts<T: Limits>(batch: &Batch<'_, T>) -> Result<()> {
 }
 
 /// The gradient of an entropy, `a E ((most - x) - mean)`, where `most` is the largest logit; 0 where `E` is. `a` and
-/// `mean` are two numbers each: the second is the rounding error of the first.
+/// `mean` are two numbers each: the second is the rounding error of the first. `ANY`: of any exponentials, of which some
+/// are [`small`](gradual::any_small) for `a`.
 #[inline(always)]
-fn entropy_gradient<S: Simd, T: Real>(
+fn entropy_gradient<S: Simd, T: Real, const ANY: bool>(
     s: S,
     [e, x]: [T::V<S>; 2],
     a: [T::V<S>; 2],
@@ -110,9 +111,44 @@ fn entropy_gradient<S: Simd, T: Real>(
     let second = T::V::<S>::select(large, e, difference);
     let product = first.mul(a[0]);
     let error = first.mul_add(a[1], first.fma(a[0], zero.sub(product)));
-    let slope = product.mul_add(second, error.mul(second)).clear(s, e.eq(zero));
+    let slope = if ANY {
+        let factor = [product, error];
+        gradual::times_any::<S, T>(s, second, factor, gradual::least::<S, T>(s, factor))
+    } else {
+        product.mul_add(second, error.mul(second))
+    };
+    let slope = slope.clear(s, e.eq(zero));
     // Where the mean is NaN, since a logit is NaN or +inf, so is the whole gradient.
     slope.add(mean[0].sub(mean[0]))
+}
+
+/// Writes the gradients of an entropy of whole vectors of any exponentials and their logits.
+struct EntropyGradients<'a, S: Simd, T: Real> {
+    from: [Input<'a, T>; 2],
+    to: Output<'a, T>,
+    a: [T::V<S>; 2],
+    most: T::V<S>,
+    mean: [T::V<S>; 2],
+    /// Lanes with another result than 0.
+    counted: <T::V<S> as Vector<S, T>>::Mask,
+    non_temporal: bool,
+}
+
+impl<S: Simd, T: Real> Function<S> for EntropyGradients<'_, S, T> {
+    type Output = ();
+    #[inline(always)]
+    fn call(self, s: S) {
+        let EntropyGradients { from, to, a, most, mean, counted, non_temporal } = self;
+        for at in (0..to.len()).step_by(T::LANES) {
+            let [e, x] = [T::V::<S>::load(s, from[0], at), T::V::<S>::load(s, from[1], at)];
+            let g = entropy_gradient::<S, T, true>(s, [e, x], a, most, mean).keep(s, counted);
+            if non_temporal {
+                g.stream(to, at);
+            } else {
+                g.store(to, at);
+            }
+        }
+    }
 }
 
 /// A quantity, and the temperature of its softmax.

@@ -36,7 +36,7 @@ use crate::simd::{Input, Kernel, Output, Scratch, Simd, Vector, fence, fold};
 
 use super::super::{Limits, exponent, power};
 use super::Quantity::{self, *};
-use super::{Differences, Ratios, Temperature, What, entropy_gradient};
+use super::{Differences, EntropyGradients, Ratios, Temperature, What, entropy_gradient};
 
 /// Vectors of a chunk.
 const VECTORS: usize = 8;
@@ -139,7 +139,7 @@ impl<'a, S: Simd, T: Real> Emit<'a, S, T> {
             Softmax => times::<S, T>(e, self.a),
             LogSoftmax if self.row.temperature.is_one => x.sub(self.most).sub(self.log),
             LogSoftmax => self.differences.rounded(x).sub(self.log),
-            _ => entropy_gradient::<S, T>(s, [e, x], self.a, self.most, self.mean),
+            _ => entropy_gradient::<S, T, false>(s, [e, x], self.a, self.most, self.mean),
         }
     }
 
@@ -191,6 +191,19 @@ impl<'a, S: Simd, T: Real> Emit<'a, S, T> {
             _ => {
                 let e = self.row.exponentials.part(at, chunk);
                 let x = self.row.logits.part(at, chunk);
+                if gradual::any_small(s, e, self.least) {
+                    let Emit { a, most, mean, row: Pending { non_temporal, .. }, .. } = *self;
+                    let (from, counted) = ([e, x], T::V::<S>::mask(s, T::ALL));
+                    return s.apart(EntropyGradients::<S, T> {
+                        from,
+                        to,
+                        a,
+                        most,
+                        mean,
+                        counted,
+                        non_temporal,
+                    });
+                }
                 each!(i => self.result(s, T::V::<S>::load(s, e, i), T::V::<S>::load(s, x, i)));
             }
         }
