@@ -1,6 +1,7 @@
 //! The samples that are computed together: one with vectors along its classes, or as many as a vector has lanes.
 
 use crate::math::exp::{LaneExp, residue, scaled_exp_of_sum};
+use crate::math::gradual;
 use crate::math::log::log;
 use crate::math::sum_error;
 use crate::reduce::Sum;
@@ -79,7 +80,7 @@ impl<T: Terms> Group<'_, T> {
             normalised.difference = s.apart(pivot);
             let mut inexact = refined;
             for _ in 0..MOST_REFINEMENTS {
-                let sums = self.totals(s, s.apart(Changes { group: self, normalised }));
+                let sums = self.lowered(s, s.apart(Changes { group: self, normalised }));
                 let rest = &mut normalised.difference[2];
                 let temperature = self.temperature;
                 inexact = s.apart(Refine::<T> { temperature, rest, sums, inexact });
@@ -173,8 +174,14 @@ impl<T: Terms> Group<'_, T> {
                 (losses, Some(slopes))
             }
         };
-        let slopes = slopes.map_or([0.0; MAX_LANES], |slopes| self.totals(s, slopes));
-        (self.totals(s, losses), slopes)
+        let slopes = slopes.map_or([0.0; MAX_LANES], |slopes| self.lowered(s, slopes));
+        (self.lowered(s, losses), slopes)
+    }
+
+    /// [`Group::totals`] of what was computed from probabilities times [`Terms::LIFT`].
+    #[inline(always)]
+    fn lowered<S: Simd>(&self, s: S, lanes: Lanes<T>) -> [f64; MAX_LANES] {
+        self.totals(s, lanes).map(|total| total / T::LIFT)
     }
 }
 
@@ -304,7 +311,7 @@ impl<T: Terms> Kernel for Normalise<T> {
             let mut sums = [none; 2];
             for (i, sum) in sums.iter_mut().enumerate() {
                 *sum = S::V64::load(s, Input::from_slice(&self.sums[i]), 8 * part);
-                inverse[i][part] = one.div(*sum);
+                inverse[i][part] = one.div(*sum).mul(S::V64::splat(s, T::LIFT));
             }
             let mut change = log::<S, f64>(s, sums[0].div(sums[1])).mul(temperature);
             if self.temperature == 1.0 {
@@ -400,11 +407,11 @@ impl<T: Terms> Kernel for FromExponentials<'_, '_, T> {
         let mut normalised =
             s.apart(Normalise::<T> { temperature: 1.0, most: lanes, sums: scaled });
         for (inverse, sum) in normalised.inverse.iter_mut().zip(sums) {
-            *inverse = splat::<S, T>(s, 1.0 / sum).to_lanes();
+            *inverse = splat::<S, T>(s, T::LIFT / sum).to_lanes();
         }
         let [terms, changes] = s.apart(ForwardSums { group, normalised: &normalised });
-        let loss = Sum::<S, T>::from_lanes(s, terms).total();
-        let change = Sum::<S, T>::from_lanes(s, changes).total();
+        let loss = Sum::<S, T>::from_lanes(s, terms).total() / T::LIFT;
+        let change = Sum::<S, T>::from_lanes(s, changes).total() / T::LIFT;
         // change - log1p(change)
         let correction = change * change * (0.5 - change * (1.0 / 3.0 - 0.25 * change));
         let corrected = loss - correction;
@@ -714,6 +721,27 @@ impl<T: Terms> Kernel for Emit<'_, T> {
     }
 }
 
+/// The factors of a gradient from probabilities times [`Terms::LIFT`]: the scale, and what undoes the lift. No product
+/// overflows or is subnormal where the gradient is not.
+struct Factors<S: Simd, T: Terms> {
+    first: T::V<S>,
+    last: T::V<S>,
+    /// See [`gradual`].
+    least: T::V<S>,
+}
+
+impl<S: Simd, T: Terms> Factors<S, T> {
+    #[inline(always)]
+    fn new(s: S, scale: T::Lanes) -> Self {
+        let (scale, one) = (T::V::<S>::from_lanes(s, scale), splat::<S, T>(s, 1.0));
+        let (small, lower) = (scale.abs().lt(one), splat::<S, T>(s, 1.0 / T::LIFT));
+        let last = T::V::<S>::select(small, lower, scale.mul(lower));
+        let first = T::V::<S>::select(small, scale, one);
+        let least = gradual::least::<S, T>(s, [last, splat::<S, T>(s, 0.0)]);
+        Factors { first, last, least }
+    }
+}
+
 /// Writes a gradient up to some number, or a little less unless that is its end.
 struct Advance<'e, 'a, T: Terms> {
     emit: &'e mut Emit<'a, T>,
@@ -741,13 +769,14 @@ impl<T: Terms> Emit<'_, T> {
     #[inline(always)]
     fn write<S: Simd, const PRODUCT: bool>(&mut self, s: S, until: usize) {
         let (to, mut at) = (self.to, self.at);
+        let factors = Factors::<S, T>::new(s, self.scale);
         let head = if self.non_temporal { to.unaligned().min(to.len()) } else { 0 };
         if at == 0 && head > 0 {
-            self.vector::<S, PRODUCT>(s, 0).store_lanes(to, 0, lanes_from::<T>(head));
+            self.vector::<S, PRODUCT>(s, 0, &factors).store_lanes(to, 0, lanes_from::<T>(head));
             at = head;
         }
         while at + T::LANES <= until {
-            let gradient = self.vector::<S, PRODUCT>(s, at);
+            let gradient = self.vector::<S, PRODUCT>(s, at, &factors);
             if self.non_temporal {
                 gradient.stream(to, at);
             } else {
@@ -757,7 +786,7 @@ impl<T: Terms> Emit<'_, T> {
         }
         if until == to.len() && at < until {
             let lanes = lanes_from::<T>(until - at);
-            self.vector::<S, PRODUCT>(s, at).store_lanes(to, at, lanes);
+            self.vector::<S, PRODUCT>(s, at, &factors).store_lanes(to, at, lanes);
             at = until;
         }
         self.at = at;
@@ -765,7 +794,12 @@ impl<T: Terms> Emit<'_, T> {
 
     /// The gradient from class `at` on.
     #[inline(always)]
-    fn vector<S: Simd, const PRODUCT: bool>(&self, s: S, at: usize) -> T::V<S> {
+    fn vector<S: Simd, const PRODUCT: bool>(
+        &self,
+        s: S,
+        at: usize,
+        factors: &Factors<S, T>,
+    ) -> T::V<S> {
         let zero = splat::<S, T>(s, 0.0);
         let mut gradient = self.load(s, 0, at);
         if PRODUCT {
@@ -776,7 +810,8 @@ impl<T: Terms> Emit<'_, T> {
             gradient = T::V::<S>::select(none, zero.mul(mean), gradient);
         }
         // 0 stays 0, whatever the factor.
-        let scaled = gradient.mul(T::V::<S>::from_lanes(s, self.scale));
+        let Factors { first, last, least } = *factors;
+        let scaled = gradual::times_any::<S, T>(s, gradient.mul(first), [last, zero], least);
         let scaled = T::V::<S>::select(gradient.eq(zero), zero, scaled);
         scaled.keep(s, T::V::<S>::mask(s, self.counted))
     }

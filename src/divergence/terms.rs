@@ -28,6 +28,9 @@ pub trait Terms: Real {
     const REFINED: f64;
     /// The largest number.
     const LARGEST: Self;
+    /// Probabilities are multiplied by this power of two, until a gradient or a sum is one: no number on the way is
+    /// subnormal.
+    const LIFT: f64;
     /// The first lanes of an array.
     fn lanes_of(numbers: &[Self; MAX_LANES]) -> Self::Lanes;
 }
@@ -40,6 +43,7 @@ impl Terms for f32 {
     const MIXTURE_CLOSE: f64 = 1.0;
     const REFINED: f64 = 1.0 / (1 << 13) as f64;
     const LARGEST: f32 = f32::MAX;
+    const LIFT: f64 = (1u128 << 64) as f64;
     fn lanes_of(numbers: &[f32; MAX_LANES]) -> [f32; 16] {
         *numbers
     }
@@ -53,6 +57,7 @@ impl Terms for f64 {
     const MIXTURE_CLOSE: f64 = 0.25;
     const REFINED: f64 = 1.0 / (1u64 << 28) as f64;
     const LARGEST: f64 = f64::MAX;
+    const LIFT: f64 = f64::from_bits((1023 + 512) << 52);
     fn lanes_of(numbers: &[f64; MAX_LANES]) -> [f64; 8] {
         std::array::from_fn(|i| numbers[i])
     }

@@ -50,7 +50,8 @@ fn small<S: Simd, T: Real>(s: S, x: T::V<S>, least: T::V<S>) -> u32 {
         return 0;
     }
     let (zero, size) = (T::V::<S>::splat(s, T::default()), x.abs());
-    T::V::<S>::lanes(size.lt(least)) & T::V::<S>::lanes(zero.lt(size))
+    let below = T::V::<S>::lanes(size.lt(least));
+    if below == 0 { 0 } else { below & T::V::<S>::lanes(zero.lt(size)) }
 }
 
 /// Whether there are such numbers in whole vectors, of which few numbers are negative.
