@@ -36,6 +36,8 @@ pub struct Group<'a, T> {
     /// The temperature, and `1 / T` as two numbers.
     pub temperature: f64,
     pub reciprocal: [T; 2],
+    /// [`Terms::LIFT`], or 1 for losses that would overflow.
+    pub lift: f64,
 }
 
 /// What comes of a group; what its gradient is made of is in its scratch.
@@ -54,7 +56,7 @@ type Lanes<T> = [<T as crate::simd::Float>::Lanes; 2];
 struct Normalised<T: Terms> {
     /// T times the difference of the logsumexps, as a sum of three numbers.
     difference: [T::Lanes; 3],
-    /// The reciprocal sums of the exponentials of both.
+    /// The lift over the sums of the exponentials of both.
     inverse: Lanes<T>,
 }
 
@@ -139,7 +141,7 @@ impl<T: Terms> Group<'_, T> {
             };
             *sums = self.totals(s, lanes);
         }
-        s.apart(Normalise { temperature: self.temperature, most, sums })
+        s.apart(Normalise { temperature: self.temperature, most, sums, lift: self.lift })
     }
 
     /// The sum of each sample: of a lane, or of all, which all lanes then have.
@@ -178,10 +180,10 @@ impl<T: Terms> Group<'_, T> {
         (self.lowered(s, losses), slopes)
     }
 
-    /// [`Group::totals`] of what was computed from probabilities times [`Terms::LIFT`].
+    /// [`Group::totals`] of what was computed from probabilities times the lift.
     #[inline(always)]
     fn lowered<S: Simd>(&self, s: S, lanes: Lanes<T>) -> [f64; MAX_LANES] {
-        self.totals(s, lanes).map(|total| total / T::LIFT)
+        self.totals(s, lanes).map(|total| total / self.lift)
     }
 }
 
@@ -291,6 +293,7 @@ struct Normalise<T: Terms> {
     temperature: f64,
     most: Lanes<T>,
     sums: [[f64; MAX_LANES]; 2],
+    lift: f64,
 }
 
 impl<T: Terms> Kernel for Normalise<T> {
@@ -311,7 +314,7 @@ impl<T: Terms> Kernel for Normalise<T> {
             let mut sums = [none; 2];
             for (i, sum) in sums.iter_mut().enumerate() {
                 *sum = S::V64::load(s, Input::from_slice(&self.sums[i]), 8 * part);
-                inverse[i][part] = one.div(*sum).mul(S::V64::splat(s, T::LIFT));
+                inverse[i][part] = one.div(*sum).mul(S::V64::splat(s, self.lift));
             }
             let mut change = log::<S, f64>(s, sums[0].div(sums[1])).mul(temperature);
             if self.temperature == 1.0 {
@@ -405,13 +408,13 @@ impl<T: Terms> Kernel for FromExponentials<'_, '_, T> {
             scaled[i] = [sums[i] * (-(exponents[i] + n)).exp2(); MAX_LANES];
         }
         let mut normalised =
-            s.apart(Normalise::<T> { temperature: 1.0, most: lanes, sums: scaled });
+            s.apart(Normalise::<T> { temperature: 1.0, most: lanes, sums: scaled, lift: 1.0 });
         for (inverse, sum) in normalised.inverse.iter_mut().zip(sums) {
-            *inverse = splat::<S, T>(s, T::LIFT / sum).to_lanes();
+            *inverse = splat::<S, T>(s, 1.0 / sum).to_lanes();
         }
         let [terms, changes] = s.apart(ForwardSums { group, normalised: &normalised });
-        let loss = Sum::<S, T>::from_lanes(s, terms).total() / T::LIFT;
-        let change = Sum::<S, T>::from_lanes(s, changes).total() / T::LIFT;
+        let loss = Sum::<S, T>::from_lanes(s, terms).total();
+        let change = Sum::<S, T>::from_lanes(s, changes).total();
         // change - log1p(change)
         let correction = change * change * (0.5 - change * (1.0 / 3.0 - 0.25 * change));
         let corrected = loss - correction;
@@ -705,6 +708,8 @@ pub struct Emit<'a, T: Terms> {
     pub mean: T::Lanes,
     /// The factor of all, and the lanes that are not 0.
     pub scale: T::Lanes,
+    /// [`Group::lift`]
+    pub lift: f64,
     pub counted: u32,
     pub to: Output<'a, T>,
     /// Whether non-temporal stores write it.
@@ -721,8 +726,8 @@ impl<T: Terms> Kernel for Emit<'_, T> {
     }
 }
 
-/// The factors of a gradient from probabilities times [`Terms::LIFT`]: the scale, and what undoes the lift. No product
-/// overflows or is subnormal where the gradient is not.
+/// The factors of a gradient from probabilities times a lift: the scale, and what undoes the lift. No product overflows
+/// or is subnormal where the gradient is not.
 struct Factors<S: Simd, T: Terms> {
     first: T::V<S>,
     last: T::V<S>,
@@ -732,9 +737,9 @@ struct Factors<S: Simd, T: Terms> {
 
 impl<S: Simd, T: Terms> Factors<S, T> {
     #[inline(always)]
-    fn new(s: S, scale: T::Lanes) -> Self {
+    fn new(s: S, scale: T::Lanes, lift: f64) -> Self {
         let (scale, one) = (T::V::<S>::from_lanes(s, scale), splat::<S, T>(s, 1.0));
-        let (small, lower) = (scale.abs().lt(one), splat::<S, T>(s, 1.0 / T::LIFT));
+        let (small, lower) = (scale.abs().lt(one), splat::<S, T>(s, 1.0 / lift));
         let last = T::V::<S>::select(small, lower, scale.mul(lower));
         let first = T::V::<S>::select(small, scale, one);
         let least = gradual::least::<S, T>(s, [last, splat::<S, T>(s, 0.0)]);
@@ -769,7 +774,7 @@ impl<T: Terms> Emit<'_, T> {
     #[inline(always)]
     fn write<S: Simd, const PRODUCT: bool>(&mut self, s: S, until: usize) {
         let (to, mut at) = (self.to, self.at);
-        let factors = Factors::<S, T>::new(s, self.scale);
+        let factors = Factors::<S, T>::new(s, self.scale, self.lift);
         let head = if self.non_temporal { to.unaligned().min(to.len()) } else { 0 };
         if at == 0 && head > 0 {
             self.vector::<S, PRODUCT>(s, 0, &factors).store_lanes(to, 0, lanes_from::<T>(head));

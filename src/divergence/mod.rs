@@ -201,6 +201,7 @@ pub fn of_exponentials<T: Terms>(logits: [Input<'_, T>; 2], kept: [Kept<'_, T>; 
         single: false,
         temperature: 1.0,
         reciprocal: reciprocal(1.0),
+        lift: 1.0,
     };
     let [most, sums, exponents] = [0, 1, 2].map(|i| unit.map(|unit| unit[i]));
     driver::here(FromExponentials { group: &group, most, sums, exponents }).ok().flatten()
@@ -326,6 +327,7 @@ impl<'a, T: Terms> Pairs<'a, T> {
             single: classes == 1,
             temperature: batch.options.temperature,
             reciprocal: self.reciprocal,
+            lift: T::LIFT,
         };
         let mut result = group.run(s, &self.divergence, pending.emit.as_mut());
         pending.finish(s);
@@ -357,6 +359,7 @@ impl<'a, T: Terms> Pairs<'a, T> {
                 product,
                 mean: result.mean,
                 scale: T::lanes_of(&scale),
+                lift: group.lift,
                 counted,
                 to: if self.few { part(0) } else { grad },
                 non_temporal: self.non_temporal,
@@ -430,6 +433,7 @@ impl<'a, T: Terms> Pairs<'a, T> {
             single: classes == 1,
             temperature: self.batch.options.temperature,
             reciprocal: reciprocal(self.batch.options.temperature),
+            lift: 1.0,
         };
         let result = group.run(s, &self.divergence, None);
         let grad = Scratch::new(if with_grad { classes } else { 0 });
@@ -439,6 +443,7 @@ impl<'a, T: Terms> Pairs<'a, T> {
                 product: self.divergence != Divergence::Forward,
                 mean: result.mean,
                 scale: f64::lanes_of(&[self.scale(weight); MAX_LANES]),
+                lift: group.lift,
                 counted: f64::ALL,
                 to: part(0),
                 non_temporal: false,

@@ -28,7 +28,7 @@ pub trait Terms: Real {
     const REFINED: f64;
     /// The largest number.
     const LARGEST: Self;
-    /// Probabilities are multiplied by this power of two, until a gradient or a sum is one: no number on the way is
+    /// Probabilities are multiplied by this power of two, until a gradient or a sum is made of them: no number before is
     /// subnormal.
     const LIFT: f64;
     /// The first lanes of an array.
