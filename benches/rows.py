@@ -28,10 +28,11 @@ WIDTH = 16
 
 # Logits other than normal ones with a standard deviation of 3
 TRAINED = "trained"
+WIDE = "wide logits"  # a standard deviation of 21: many gradients are subnormal numbers
 LATE = "late maximum"
 NANS = "a NaN in each row"
 INFINITE = "-inf in each row"
-HARD = [LATE, NANS, INFINITE]
+HARD = [LATE, NANS, INFINITE, WIDE]
 
 # Options, and layouts other than rows of classes
 SOFT = "soft targets"
@@ -215,7 +216,8 @@ ROWS = [
     Row(GRAD, 65536, 10, option=CLASS_WEIGHTS),
     *standard(PLAIN_LOSS, Z_LOSS),
     # Logits that are not normal
-    *(Row(GRAD, *LLM, option=option, goals=TWICE) for option in (TRAINED, *HARD)),
+    *(Row(GRAD, *LLM, option=option, goals=TWICE) for option in (TRAINED, LATE, NANS, INFINITE)),
+    Row(GRAD, *LLM, option=WIDE, goals=goals({"plain": 3.0})),
     # Layouts; the second is segmentation: images, classes, pixels
     Row(GRAD, 64, 1000, option=AXIS_1, d=128, goals=COLUMNS),
     Row(GRAD, 16, 21, option=AXIS_1, d=128 * 128),
@@ -338,6 +340,8 @@ class Case:
             x[rows, peak] = x.max(axis=1) + self.rng.uniform(15, 40, n)
         elif self.row.option == LATE:
             x[rows, late] += 120
+        elif self.row.option == WIDE:
+            x *= 7
         elif self.row.option == NANS:
             x[rows, late] = np.nan
         else:

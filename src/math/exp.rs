@@ -214,6 +214,8 @@ pub struct Exp<S: Simd, T: Real> {
     table: T::V<S>,
     low: T::V<S>,
     high: T::V<S>,
+    /// Steps from which on the power of two is a normal number.
+    normal: T::V<S>,
     shift: T::V<S>,
     /// The reference, over the temperature, minus `n_ref ln2`.
     residue: f64,
@@ -265,6 +267,7 @@ impl<S: Simd, T: Real> Exp<S, T> {
             table: T::V::<S>::from_lanes(s, T::TABLE).bits_add(T::V::<S>::splat(s, exponent)),
             low: T::V::<S>::splat(s, T::from_f64(low)),
             high: T::V::<S>::splat(s, T::from_f64(high)),
+            normal: steps_of_exponent::<S, T>(s, 1 - T::MAX_EXPONENT - scale),
             shift: T::V::<S>::splat(s, shift),
             residue: 0.0,
             unbias: f64::from_bits(((1023 - bias) as u64) << 52),
@@ -287,7 +290,16 @@ impl<S: Simd, T: Real> Exp<S, T> {
     /// The second step of [`Exp::of_with_error`].
     #[inline(always)]
     pub fn end_with_error(&self, s: S, reduced: [T::V<S>; 2]) -> [T::V<S>; 2] {
-        exponential_with_error::<S, T>(s, reduced, self.table)
+        let [power, less_one] = factors::<S, T>(s, reduced, self.table);
+        let least = self.normal.add(T::V::<S>::splat(s, steps_of_error::<T>()));
+        let error = reduced[0].not_lt(least);
+        if S::MASKS {
+            let e = power.mul_add(less_one, power).keep(s, reduced[0].not_lt(self.normal));
+            return [e, error_of::<S, T>(s, [power, less_one], e, error)];
+        }
+        let power = normal_or_zero::<S, T>(s, power);
+        let e = power.mul_add(less_one, power);
+        [e, error_of::<S, T>(s, [power, less_one], e, error)]
     }
 
     /// The first step of [`Exp::of`]; see [`Simd::TOGETHER`].
@@ -296,15 +308,26 @@ impl<S: Simd, T: Real> Exp<S, T> {
         let round = T::V::<S>::splat(s, T::ROUND);
         if SHIFTED {
             let x = x.sub(self.shift);
-            return self.tempered.reduce(self.high.min(self.low.max(x)), round);
+            return self.tempered.reduce(self.high.min(self.not_below(x)), round);
         }
-        reduce::<S, T>(s, self.high.min(self.low.max(x)), round)
+        reduce::<S, T>(s, self.high.min(self.not_below(x)), round)
+    }
+
+    /// `x`, or `low` where it is less and that matters.
+    #[inline(always)]
+    fn not_below(&self, x: T::V<S>) -> T::V<S> {
+        if S::MASKS { x } else { self.low.max(x) }
     }
 
     /// The second step.
     #[inline(always)]
     pub fn end(&self, s: S, reduced: [T::V<S>; 2]) -> T::V<S> {
-        exponential::<S, T>(s, reduced, self.table)
+        let [power, less_one] = factors::<S, T>(s, reduced, self.table);
+        if S::MASKS {
+            return power.mul_add(less_one, power).keep(s, reduced[0].not_lt(self.normal));
+        }
+        let power = normal_or_zero::<S, T>(s, power);
+        power.mul_add(less_one, power)
     }
 
     /// The same as [`Exp::of`] without a shift, where `x` is not above the reference (or NaN).
@@ -359,7 +382,7 @@ impl<S: Simd, T: Real> Function<S> for OfBelow<'_, S, T> {
     #[inline(always)]
     fn call(self, s: S) -> T::V<S> {
         let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
-        exp.end(s, reduce::<S, T>(s, exp.low.max(self.x), round))
+        exp.end(s, reduce::<S, T>(s, exp.not_below(self.x), round))
     }
 }
 
@@ -373,8 +396,7 @@ impl<S: Simd, T: Real> Function<S> for OfBelowInParts<'_, S, T> {
     #[inline(always)]
     fn call(self, s: S) -> [T::V<S>; 2] {
         let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
-        let reduced = reduce::<S, T>(s, exp.low.max(self.x), round);
-        exponential_with_error::<S, T>(s, reduced, exp.table)
+        exp.end_with_error(s, reduce::<S, T>(s, exp.not_below(self.x), round))
     }
 }
 
@@ -443,7 +465,7 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     /// The exponential of `x + low`, where `low` is at most a rounding error of `x`; NaN stays NaN.
     #[inline(always)]
     pub fn of_sum(&self, s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
-        let [steps, r] = reduce::<S, T>(s, x, self.round);
+        let [steps, r] = reduce::<S, T>(s, self.not_below(x), self.round);
         let table = T::V::<S>::from_lanes(s, T::TABLE);
         let e = exponential::<S, T>(s, [steps, r.add(low)], table);
         e.keep(s, x.not_lt(self.low))
@@ -456,9 +478,15 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     fn reduce<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> (T::V<S>, [T::V<S>; 2]) {
         if SHIFTED {
             let x = x.sub(self.shift);
-            return (x, self.tempered.reduce(x, self.round));
+            return (x, self.tempered.reduce(self.not_below(x), self.round));
         }
-        (x, reduce::<S, T>(s, x, self.round))
+        (x, reduce::<S, T>(s, self.not_below(x), self.round))
+    }
+
+    /// `x`, or `low` where it is less and that matters.
+    #[inline(always)]
+    fn not_below(&self, x: T::V<S>) -> T::V<S> {
+        if S::MASKS { x } else { self.low.max(x) }
     }
 
     /// [`LaneExp::of`], and its rounding error.
@@ -480,9 +508,12 @@ impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for LaneWithError<'_, S,
         let LaneWithError { exp, x } = self;
         let table = T::V::<S>::from_lanes(s, T::TABLE);
         let (x, reduced) = exp.reduce::<SHIFTED>(s, x);
-        let [e, error] = exponential_with_error::<S, T>(s, reduced, table);
-        let kept = x.not_lt(exp.low);
-        [e.keep(s, kept), error.keep(s, kept)]
+        let factors = factors::<S, T>(s, reduced, table);
+        let [power, less_one] = factors;
+        let e = power.mul_add(less_one, power).keep(s, x.not_lt(exp.low));
+        let least = steps_of_exponent::<S, T>(s, 1 - T::MAX_EXPONENT);
+        let least = least.add(T::V::<S>::splat(s, steps_of_error::<T>()));
+        [e, error_of::<S, T>(s, factors, e, reduced[0].not_lt(least))]
     }
 }
 
@@ -558,7 +589,9 @@ pub fn exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
 pub fn exp_of_sum_in_parts<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> [T::V<S>; 2] {
     let [steps, r] = reduce::<S, T>(s, x, T::V::<S>::splat(s, T::ROUND));
     let table = T::V::<S>::from_lanes(s, T::TABLE);
-    exponential_with_error::<S, T>(s, [steps, r.add(low)], table)
+    let [power, less_one] = factors::<S, T>(s, [steps, r.add(low)], table);
+    let e = power.mul_add(less_one, power);
+    [e, power.mul_add(less_one, power.sub(e))]
 }
 
 /// `4 e^z` and `e^z - 1` for `z = x + low <= 0`, where `low` is at most a rounding error of `x`. Each is as accurate as
@@ -606,21 +639,38 @@ fn exponential<S: Simd, T: Real>(s: S, reduced: [T::V<S>; 2], table: T::V<S>) ->
     power.mul_add(less_one, power)
 }
 
-/// [`exponential`], and its last rounding error.
+/// The rounding error of `e = power + power less_one`, 0 in all but these lanes.
 #[inline(always)]
-fn exponential_with_error<S: Simd, T: Real>(
+fn error_of<S: Simd, T: Real>(
     s: S,
-    reduced: [T::V<S>; 2],
-    table: T::V<S>,
-) -> [T::V<S>; 2] {
-    let [power, less_one] = factors::<S, T>(s, reduced, table);
-    let e = power.mul_add(less_one, power);
-    // Where the error would be subnormal it is 0.
-    let least = T::SUBNORMAL[0].to_f64() * (2u64 << T::MANTISSA_BITS) as f64;
-    let normal = power.not_lt(T::V::<S>::splat(s, T::from_f64(least)));
+    [power, less_one]: [T::V<S>; 2],
+    e: T::V<S>,
+    lanes: <T::V<S> as Vector<S, T>>::Mask,
+) -> T::V<S> {
     // The difference is exact: `e` is near `power`.
-    let difference = power.sub(e).keep(s, normal);
-    [e, power.keep(s, normal).mul_add(less_one, difference)]
+    let difference = power.sub(e);
+    if S::MASKS {
+        return power.mul_add(less_one, difference).keep(s, lanes);
+    }
+    power.keep(s, lanes).mul_add(less_one, difference.keep(s, lanes))
+}
+
+/// A power of two, and 0 in place of what has no bits of an exponent.
+#[inline(always)]
+fn normal_or_zero<S: Simd, T: Real>(s: S, power: T::V<S>) -> T::V<S> {
+    power.keep(s, power.not_lt(T::V::<S>::splat(s, T::SUBNORMAL[0])))
+}
+
+/// The `steps` of [`reduce`] of the power of two with this exponent.
+#[inline(always)]
+fn steps_of_exponent<S: Simd, T: Real>(s: S, exponent: i64) -> T::V<S> {
+    T::V::<S>::splat(s, T::from_f64(T::ROUND.to_f64() + (exponent * T::LANES as i64) as f64))
+}
+
+/// How many steps above the normal numbers an exponential has a rounding error that is one of them.
+#[inline(always)]
+fn steps_of_error<T: Real>() -> T {
+    T::from_f64((i64::from(T::MANTISSA_BITS + 1) * T::LANES as i64) as f64)
 }
 
 /// The power of two of [`exponential`], and `e^r - 1`.
@@ -632,10 +682,7 @@ fn factors<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> 
     }
     let rest = T::V::<S>::from_lanes(s, T::REST).permute(steps);
     let less_one = series.mul(r).mul_add(r, r.add(rest));
-    let power = power_of_step::<S, T>(s, steps, table);
-    // 0 where the exponent's bits are: the others would be a number of their own.
-    let normal = power.not_lt(T::V::<S>::splat(s, T::SUBNORMAL[0]));
-    [power.keep(s, normal), less_one]
+    [power_of_step::<S, T>(s, steps, table), less_one]
 }
 
 /// `2^(n + j / L)`, scaled as [`exponential`].

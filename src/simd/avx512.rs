@@ -35,6 +35,7 @@ impl Simd for Avx512 {
     type V64 = F64;
 
     const SLOW_SUBNORMALS: bool = true;
+    const MASKS: bool = true;
 
     #[inline(always)]
     fn apart<F: Function<Self>>(self, function: F) -> F::Output {

@@ -54,6 +54,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Whether there are processors that take hundreds of cycles for an instruction with a subnormal number
     /// ([`gradual`](crate::math::gradual)). Not at a level where kernels do without a remedy.
     const SLOW_SUBNORMALS: bool = false;
+    /// Whether an instruction may leave lanes 0 at no cost, and what these lanes would be costs nothing either.
+    const MASKS: bool = false;
     /// Sixteen `f32`.
     type V32: Vector<Self, f32>;
     /// Eight `f64`.
