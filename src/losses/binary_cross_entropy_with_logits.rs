@@ -19,12 +19,13 @@ use crate::error::Result;
 use crate::math::{
     Real,
     exp::Exp,
+    gradual::{self, Gradual, Graduals},
     log::{log1p, log1p_unit},
     times,
 };
 use crate::reduce::Sum;
 use crate::simd::slices::load_lanes;
-use crate::simd::{AHEAD, Simd, Vector};
+use crate::simd::{AHEAD, Function, Simd, Vector};
 
 /// The loss of a type of logits.
 pub const fn formula<T: Real>() -> Formula<T> {
@@ -73,13 +74,28 @@ const TINY: f64 = 1.0 / (1u64 << 60) as f64;
 struct Constants<S: Simd, T: Real> {
     exp: Exp<S, T>,
     scale: Scale<S, T>,
+    /// [`gradual::least`] of the inverse of the divisor.
+    least: T::V<S>,
+    /// Below this, exponentials under the bias may need subnormal numbers.
+    far: T::V<S>,
 }
 
 impl<S: Simd, T: Real> Constants<S, T> {
     #[inline(always)]
     fn new(s: S, divisor: f64, bias: i64) -> Self {
         let exp = Exp::<S, T>::new(s, T::default(), bias);
-        Constants { exp, scale: Scale::new(s, divisor) }
+        let scale = Scale::new(s, divisor);
+        let least = gradual::least::<S, T>(s, scale.inverse);
+        // Weights may be some thousandths. Of float32, squares are subnormal first.
+        let square = T::from_f64(if T::WIDE == 2 { TINY } else { 1e-150 });
+        let far = least.mul(T::V::<S>::splat(s, T::from_f64(1024.0)));
+        let far = far.max(T::V::<S>::splat(s, square));
+        Constants {
+            exp,
+            scale,
+            least,
+            far: far.mul(T::V::<S>::splat(s, T::from_f64(1.0 / UNBIAS))),
+        }
     }
 }
 
@@ -140,12 +156,32 @@ impl<'a, 'b, T: Real, const GRAD: bool> Elements<T> for Unweighted<'a, 'b, T, GR
             z[i] = constants.exp.of_below(s, x[i].bits_or(minus));
         }
         let mut grad = [zero; N];
+        let mut is_gradual = false;
         if GRAD {
-            for i in 0..N {
-                let part = z[i].div(one.add(z[i]));
-                let (above, below) = (slope[i].sub(part), slope[i].add(part));
-                let difference = T::V::<S>::select(zero.lt(x[i]), above, below);
-                grad[i] = times::<S, T>(difference, constants.scale.inverse);
+            if S::SLOW_SUBNORMALS {
+                let mut smallest = z[0];
+                for z in &z[1..] {
+                    smallest = smallest.min(*z);
+                }
+                is_gradual = T::V::<S>::lanes(smallest.lt(constants.least)) != 0;
+            }
+            // The same bits either way.
+            macro_rules! difference {
+                ($i:expr) => {{
+                    let part = z[$i].div(one.add(z[$i]));
+                    let (above, below) = (slope[$i].sub(part), slope[$i].add(part));
+                    T::V::<S>::select(zero.lt(x[$i]), above, below)
+                }};
+            }
+            if is_gradual {
+                for i in 0..N {
+                    grad[i] = difference!(i);
+                }
+                grad = graduals(s, grad, constants);
+            } else {
+                for i in 0..N {
+                    grad[i] = times::<S, T>(difference!(i), constants.scale.inverse);
+                }
             }
         }
         if beyond::<S, T>(s, linear) != 0 {
@@ -168,17 +204,43 @@ impl<'a, 'b, T: Real, const GRAD: bool> Elements<T> for Unweighted<'a, 'b, T, GR
         if GRAD && results.has_hess() {
             let mut hess = [zero; N];
             for i in 0..N {
-                hess[i] = times::<S, T>(z[i].mul(square::<S, T>(s, z[i])), constants.scale.inverse);
+                hess[i] = z[i].mul(square::<S, T>(s, z[i]));
+            }
+            if is_gradual {
+                hess = graduals(s, hess, constants);
+            } else {
+                for hess in &mut hess {
+                    *hess = times::<S, T>(*hess, constants.scale.inverse);
+                }
             }
             results.hess(hess, lanes);
         }
-        sum.add_positive(linear.add(log1p::<S, T>(s, odds::<S, T, N>(s, z, lanes))));
+        let mut odds = odds::<S, T, N>(s, z, lanes);
+        if S::SLOW_SUBNORMALS {
+            // The logarithm is the number itself, and its square might be subnormal.
+            let tiny = odds.lt(T::V::<S>::splat(s, T::from_f64(TINY)));
+            if T::V::<S>::lanes(tiny) != 0 {
+                linear = linear.add(odds.keep(s, tiny));
+                odds = odds.clear(s, tiny);
+            }
+        }
+        sum.add_positive(linear.add(log1p::<S, T>(s, odds)));
         true
     }
 
     fn wide(&self, at: usize, lanes: u32, results: Outputs<'_, T>) -> f64 {
         wide(self.binary, self.divisor, (at, lanes), results)
     }
+}
+
+/// Products with the inverse of the divisor.
+#[inline(always)]
+fn graduals<S: Simd, T: Real, const N: usize>(
+    s: S,
+    x: [T::V<S>; N],
+    constants: &Constants<S, T>,
+) -> [T::V<S>; N] {
+    s.apart(Graduals::<S, T, N> { x, a: constants.scale.inverse, least: constants.least })
 }
 
 /// The product of all `1 + z`, less 1: one logarithm for all. Nothing but `lanes` counts.
@@ -267,10 +329,35 @@ impl<'a, 'b, T: Real, const HESS: bool> Elements<T> for Weighted<'a, 'b, T, HESS
         for i in 0..N {
             biased[i] = constants.exp.of_below(s, x[i].bits_or(splat!(-0.0)));
         }
+        let (has_grad, has_hess) = (results.has_grad(), HESS && results.has_hess());
+        let (mut losses, mut grad, mut hess) = ([zero; N], [zero; N], [zero; N]);
+        let mut is_far = false;
+        if S::SLOW_SUBNORMALS {
+            let mut smallest = biased[0];
+            for biased in &biased[1..] {
+                smallest = smallest.min(*biased);
+            }
+            is_far = T::V::<S>::lanes(smallest.lt(constants.far)) != 0;
+        }
+        if is_far {
+            for i in 0..N {
+                let coefficients = [u[i], v[i]];
+                let far = Far { x: x[i], coefficients, biased: biased[i], constants };
+                let [loss, slope, curvature] = s.apart(far);
+                losses[i] = T::V::<S>::select(nothing[i], zero, loss);
+                grad[i] = T::V::<S>::select(nothing[i], zero, slope);
+                hess[i] = T::V::<S>::select(nothing[i], zero, curvature);
+                sum.add_positive(losses[i]);
+            }
+            if checks && beyond::<S, T>(s, sum.high()) != 0 {
+                return false;
+            }
+            write((constants, self.divisor), [losses, grad, hess], lanes, results);
+            return true;
+        }
         for i in 0..N {
             log[i] = log1p_unit::<S, T>(s, biased[i].mul(splat!(UNBIAS)));
         }
-        let mut losses = [zero; N];
         for i in 0..N {
             let z = biased[i].mul(splat!(UNBIAS));
             let above = zero.lt(x[i]);
@@ -286,8 +373,6 @@ impl<'a, 'b, T: Real, const HESS: bool> Elements<T> for Weighted<'a, 'b, T, HESS
         if checks && beyond::<S, T>(s, sum.high()) != 0 {
             return false;
         }
-        let (has_grad, has_hess) = (results.has_grad(), HESS && results.has_hess());
-        let (mut grad, mut hess) = ([zero; N], [zero; N]);
         for i in 0..N {
             let z = biased[i].mul(splat!(UNBIAS));
             if has_grad {
@@ -304,23 +389,109 @@ impl<'a, 'b, T: Real, const HESS: bool> Elements<T> for Weighted<'a, 'b, T, HESS
                 hess[i] = T::V::<S>::select(nothing[i], zero, all);
             }
         }
-        if results.has_losses() {
-            for loss in &mut losses {
-                *loss = loss.div(constants.scale.divisor);
-            }
-            results.losses(losses, lanes);
-        }
-        if has_grad {
-            results.grad(grad, lanes);
-        }
-        if has_hess {
-            results.hess(hess, lanes);
-        }
+        write((constants, self.divisor), [losses, grad, hess], lanes, results);
         true
     }
 
     fn wide(&self, at: usize, lanes: u32, results: Outputs<'_, T>) -> f64 {
         wide(self.binary, self.divisor, (at, lanes), results)
+    }
+}
+
+/// Writes what is wanted.
+#[inline(always)]
+fn write<S: Simd, T: Real, const N: usize>(
+    (constants, divisor): (&Constants<S, T>, f64),
+    [mut losses, grad, hess]: [[T::V<S>; N]; 3],
+    lanes: u32,
+    results: &mut Results<'_, S, T>,
+) {
+    if results.has_losses() {
+        // A division by 1 would still take subnormal numbers.
+        if divisor != 1.0 {
+            for loss in &mut losses {
+                *loss = loss.div(constants.scale.divisor);
+            }
+        }
+        results.losses(losses, lanes);
+    }
+    if results.has_grad() {
+        results.grad(grad, lanes);
+    }
+    if results.has_hess() {
+        results.hess(hess, lanes);
+    }
+}
+
+/// Loss, gradient and Hessian of a vector of [`Weighted`], the same bits, without subnormal numbers in products.
+struct Far<'c, S: Simd, T: Real> {
+    x: T::V<S>,
+    /// `u` and `v`.
+    coefficients: [T::V<S>; 2],
+    biased: T::V<S>,
+    constants: &'c Constants<S, T>,
+}
+
+impl<S: Simd, T: Real> Function<S> for Far<'_, S, T> {
+    type Output = [T::V<S>; 3];
+    #[inline(always)]
+    fn call(self, s: S) -> [T::V<S>; 3] {
+        let Far { x, coefficients: [u, v], biased, constants } = self;
+        macro_rules! splat {
+            ($x:expr) => {
+                T::V::<S>::splat(s, T::from_f64($x))
+            };
+        }
+        let (zero, one) = (splat!(0.0), splat!(1.0));
+        // The least normal number, under the bias: below it, numbers are rounded to units of the least subnormal one.
+        let normal = splat!(T::SUBNORMAL[0].to_f64() / UNBIAS);
+        let sign = splat!(-0.0);
+        macro_rules! rounded {
+            ($y:expr) => {
+                $y.abs().add(normal).sub(normal).bits_or($y.bits_and(sign))
+            };
+        }
+        // Maxima, since the compiler would move a selection behind the product.
+        macro_rules! unbiased {
+            ($y:expr) => {{
+                let size = $y.abs();
+                let units = size.add(normal).bits_sub(normal);
+                let whole = normal.max(size).mul(splat!(UNBIAS));
+                T::V::<S>::select(size.lt(normal), units, whole).bits_or($y.bits_and(sign))
+            }};
+        }
+        // 1 + z is 1 there, whatever is below.
+        let least = splat!(TINY / UNBIAS);
+        let tiny = biased.lt(least);
+        let z = least.max(biased).mul(splat!(UNBIAS));
+        let above = zero.lt(x);
+        let slope = T::V::<S>::select(above, u, v);
+        let other = T::V::<S>::select(above, v, u).mul(biased);
+        let all = u.add(v).mul(biased);
+        let linear = T::V::<S>::select(slope.eq(zero), zero, x.abs().mul(slope));
+        let loss = u.add(v).fma(log1p_unit::<S, T>(s, z), linear);
+        let loss = T::V::<S>::select(tiny, linear.add(unbiased!(all)), loss);
+        // Products of the lanes `small` are left under the bias, and their factors are not.
+        macro_rules! times {
+            ($x:expr, $small:expr) => {{
+                let [mut a, mut least] = [constants.scale.inverse, [constants.least; 2]];
+                for a in &mut a {
+                    *a = T::V::<S>::select($small, a.mul(splat!(UNBIAS)), *a);
+                }
+                least[1] = least[0].mul(splat!(1.0 / UNBIAS));
+                let least = T::V::<S>::select($small, least[1], least[0]);
+                Gradual::<S, T> { x: $x, a, least }.call(s)
+            }};
+        }
+        let alone = T::V::<S>::lanes(other.abs().lt(normal)) & T::V::<S>::lanes(slope.eq(zero));
+        let alone = T::V::<S>::mask(s, alone);
+        let other = T::V::<S>::select(alone, rounded!(other), unbiased!(other));
+        let top = T::V::<S>::select(above, u.sub(other), other.sub(v));
+        let grad = times!(top.div(one.add(z)), alone);
+        let small = all.abs().lt(normal);
+        let all = T::V::<S>::select(small, rounded!(all), unbiased!(all));
+        let hess = times!(all.mul(square::<S, T>(s, z)), small);
+        [loss, grad, hess]
     }
 }
 

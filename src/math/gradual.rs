@@ -206,6 +206,34 @@ impl<S: Simd, T: Real> Function<S> for GradualSum<S, T> {
     }
 }
 
+/// [`Gradual`] of some vectors.
+pub struct Graduals<S: Simd, T: Real, const N: usize> {
+    /// The numbers.
+    pub x: [T::V<S>; N],
+    /// The factor, and its rounding error.
+    pub a: [T::V<S>; 2],
+    /// [`least`] of the factor.
+    pub least: T::V<S>,
+}
+
+impl<S: Simd, T: Real, const N: usize> Function<S> for Graduals<S, T, N> {
+    type Output = [T::V<S>; N];
+    #[inline(always)]
+    fn call(self, s: S) -> [T::V<S>; N] {
+        let Graduals { mut x, a, least } = self;
+        let zero = T::V::<S>::splat(s, T::default());
+        for x in &mut x {
+            let size = x.abs();
+            let small = T::V::<S>::lanes(size.lt(least)) & T::V::<S>::lanes(zero.lt(size));
+            *x = match small {
+                0 => super::times::<S, T>(*x, a),
+                _ => Gradual::<S, T> { x: *x, a, least }.call(s),
+            };
+        }
+        x
+    }
+}
+
 /// `2^n`, a normal number.
 #[inline(always)]
 fn power_of_two<T: Real>(n: i64) -> T {
