@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::math::{
     Real,
     exp::Exp,
-    gradual::{self, Gradual, Graduals},
+    gradual::{self, Graduals},
     log::{log1p, log1p_unit},
     times,
 };
@@ -480,7 +480,7 @@ impl<S: Simd, T: Real> Function<S> for Far<'_, S, T> {
                 }
                 least[1] = least[0].mul(splat!(1.0 / UNBIAS));
                 let least = T::V::<S>::select($small, least[1], least[0]);
-                Gradual::<S, T> { x: $x, a, least }.call(s)
+                gradual::times_any::<S, T>(s, $x, a, least)
             }};
         }
         let alone = T::V::<S>::lanes(other.abs().lt(normal)) & T::V::<S>::lanes(slope.eq(zero));

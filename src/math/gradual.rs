@@ -206,7 +206,7 @@ impl<S: Simd, T: Real> Function<S> for GradualSum<S, T> {
     }
 }
 
-/// [`Gradual`] of some vectors.
+/// [`times_any`] of some vectors.
 pub struct Graduals<S: Simd, T: Real, const N: usize> {
     /// The numbers.
     pub x: [T::V<S>; N],
@@ -221,14 +221,8 @@ impl<S: Simd, T: Real, const N: usize> Function<S> for Graduals<S, T, N> {
     #[inline(always)]
     fn call(self, s: S) -> [T::V<S>; N] {
         let Graduals { mut x, a, least } = self;
-        let zero = T::V::<S>::splat(s, T::default());
         for x in &mut x {
-            let size = x.abs();
-            let small = T::V::<S>::lanes(size.lt(least)) & T::V::<S>::lanes(zero.lt(size));
-            *x = match small {
-                0 => super::times::<S, T>(*x, a),
-                _ => Gradual::<S, T> { x: *x, a, least }.call(s),
-            };
+            *x = times_any::<S, T>(s, *x, a, least);
         }
         x
     }
