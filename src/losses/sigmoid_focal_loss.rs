@@ -20,17 +20,24 @@
 //! with a rounding error: so `z`, `r`, `m` and `l` are kept in two parts, the second the rounding error of the first.
 //!
 //! A `gamma` of 2 costs two products. Any other takes the power in float64 ([`pow`]), in a function of its own.
+//!
+//! Logits in float32 are computed in float64 ([`Wide`]): that takes fewer instructions than two parts of each number,
+//! and nothing is subnormal.
 
 use crate::call::batch::Outputs;
 use crate::elements::binary::{Binary, Formula, Here, Scale, inverse, run};
 use crate::elements::{Elements, Results, beyond};
 use crate::error::Result;
 use crate::math::{
-    Real, exp::Exp, log::log1p_unit_in_parts, pow::pow_in_parts, product, sum_error, sum_in_parts,
+    Real,
+    exp::{Exp, ExpFloat, power_of_step},
+    log::{LogFloat, log1p_unit_in_parts},
+    pow::{pow, pow_in_parts},
+    product, sum_error, sum_in_parts,
 };
 use crate::reduce::Sum;
 use crate::simd::slices::load_lanes;
-use crate::simd::{AHEAD, Kernel, Simd, Vector};
+use crate::simd::{AHEAD, Float, Function, Kernel, Simd, Vector};
 
 use super::binary_cross_entropy_with_logits;
 
@@ -69,6 +76,7 @@ struct Constants<S: Simd, T: Real> {
     gamma: T::V<S>,
     /// `alpha` and `1 - alpha`, each with its rounding error; and both divided by the divisor.
     alphas: Option<[[Parts<S, T>; 2]; 2]>,
+    wide: Wide<S>,
 }
 
 impl<T: Real> Focal<'_, '_, T> {
@@ -113,6 +121,29 @@ impl<T: Real> Focal<'_, '_, T> {
         [if first == 0.0 && !x.is_nan() { 0.0 } else { first * l * last }, grad]
     }
 
+    /// Writes what is wanted.
+    #[inline(always)]
+    fn write<S: Simd, const N: usize>(
+        &self,
+        constants: &Constants<S, T>,
+        [mut losses, grad]: [[T::V<S>; N]; 2],
+        lanes: u32,
+        results: &mut Results<'_, S, T>,
+    ) {
+        if results.has_grad() {
+            results.grad(grad, lanes);
+        }
+        if results.has_losses() {
+            // A division by 1 would still take subnormal numbers.
+            if self.divisor != 1.0 {
+                for loss in &mut losses {
+                    *loss = loss.div(constants.scale.divisor);
+                }
+            }
+            results.losses(losses, lanes);
+        }
+    }
+
     /// [`Focal::element`] of these lanes of the losses and of the gradient, in the place of what is there.
     #[cold]
     #[inline(never)]
@@ -127,6 +158,168 @@ impl<T: Real> Focal<'_, '_, T> {
                 grad.as_mut()[lane] = T::from_f64(slope / self.divisor);
             }
         }
+    }
+}
+
+/// The arithmetic in float64 of logits in float32. Its errors are some thousandths of the last place of float32.
+struct Wide<S: Simd> {
+    table: S::V64,
+    gamma: f64,
+    /// `alpha` and `1 - alpha`.
+    alphas: Option<[S::V64; 2]>,
+    inverse: S::V64,
+}
+
+/// Above this `|x|`, `e^-|x|` is below all of float32 beside any weight of float32.
+const FAR: f64 = 200.0;
+
+impl<S: Simd> Wide<S> {
+    #[inline(always)]
+    fn new(s: S, gamma: f64, alpha: Option<f64>, divisor: f64) -> Self {
+        let table = S::V64::from_lanes(s, f64::TABLE);
+        let alphas = match alpha {
+            Some(alpha) => Some([S::V64::splat(s, alpha), S::V64::splat(s, 1.0 - alpha)]),
+            None => None,
+        };
+        Wide { table, gamma, alphas, inverse: S::V64::splat(s, 1.0 / divisor) }
+    }
+
+    /// Losses and, if wanted, gradients of logits and labels, both halves of each vector. `weights` are in two parts.
+    #[inline(always)]
+    fn of<T: Real, const N: usize>(
+        &self,
+        s: S,
+        [x, t]: [[T::V<S>; N]; 2],
+        weights: Option<[[T::V<S>; N]; 2]>,
+        has_grad: bool,
+    ) -> [[[S::V64; 2]; N]; 2] {
+        macro_rules! splat {
+            ($x:expr) => {
+                S::V64::splat(s, $x)
+            };
+        }
+        let (zero, one) = (splat!(0.0), splat!(1.0));
+        // Step by step for all: the chains of dependent instructions are long.
+        macro_rules! each {
+            ($i:ident $h:ident $x:expr) => {{
+                let mut all = [[zero; 2]; N];
+                for $i in 0..N {
+                    for $h in 0..2 {
+                        all[$i][$h] = $x;
+                    }
+                }
+                all
+            }};
+        }
+        // z, as in `Exp`, with fewer terms.
+        let round = splat!(f64::ROUND);
+        let below = each!(i h x[i].wide(h).bits_or(splat!(-0.0)));
+        let near = each!(i h splat!(-FAR).max(below[i][h]));
+        let steps = each!(i h near[i][h].mul_add(splat!(f64::STEPS), round));
+        let rest = each!(i h steps[i][h].sub(round).fma(splat!(f64::STEP[0]), near[i][h]));
+        let mut series = [[splat!(f64::SERIES[3]); 2]; N];
+        for k in (0..3).rev() {
+            series = each!(i h series[i][h].mul_add(rest[i][h], splat!(f64::SERIES[k])));
+        }
+        let series = each!(i h series[i][h].mul(rest[i][h]).mul_add(rest[i][h], rest[i][h]));
+        let power = each!(i h power_of_step::<S, f64>(s, steps[i][h], self.table));
+        let z = each!(i h power[i][h].mul_add(series[i][h], power[i][h]));
+        let z = each!(i h z[i][h].clear(s, below[i][h].lt(splat!(-FAR))));
+        // 1 / (1 + z), by one step of Newton's from a quotient in float32.
+        let mut quotients = x;
+        for i in 0..N {
+            let one = T::V::<S>::splat(s, T::from_f64(1.0));
+            quotients[i] = one.div(one.add(T::V::<S>::narrow(z[i])));
+        }
+        let q = each!(i h quotients[i].wide(h));
+        let r = each!(i h zero.sub(q[i][h]).fma(one.add(z[i][h]), one));
+        let r = each!(i h r[i][h].fma(q[i][h], q[i][h]));
+        // log1p(z), as in `log1p_unit`, with fewer terms.
+        let [inverses, logs] = f64::UNIT;
+        let [inverses, logs] = [S::V64::from_lanes(s, inverses), S::V64::from_lanes(s, logs)];
+        let nearest = each!(i h z[i][h].mul_add(splat!((f64::LANES - 1) as f64), round));
+        let inverse = each!(i h inverses.permute(nearest[i][h]));
+        let f = each!(i h inverse[i][h].fma(z[i][h], inverse[i][h].sub(one)));
+        let mut series = [[splat!(f64::Q[6]); 2]; N];
+        for k in (0..6).rev() {
+            series = each!(i h series[i][h].mul_add(f[i][h], splat!(f64::Q[k])));
+        }
+        let series = each!(i h f[i][h].mul(f[i][h]).mul_add(series[i][h], f[i][h]));
+        let log = each!(i h logs.permute(nearest[i][h]).add(series[i][h]));
+        let above = each!(i h x[i].wide(h));
+        let t = each!(i h t[i].wide(h));
+        let u = each!(i h one.sub(t[i][h]));
+        macro_rules! select {
+            ($i:ident $h:ident $a:expr, $b:expr) => {
+                S::V64::select(zero.lt(above[$i][$h]), $a, $b)
+            };
+        }
+        let a = each!(i h select!(i h u[i][h], t[i][h]));
+        let b = each!(i h select!(i h t[i][h], u[i][h]));
+        let linear = each!(i h a[i][h].mul(above[i][h].abs()).clear(s, a[i][h].eq(zero)));
+        let l = each!(i h linear[i][h].add(log[i][h]));
+        let m = each!(i h b[i][h].fma(z[i][h], a[i][h]).mul(r[i][h]));
+        // m^gamma and m^(gamma - 1)
+        let (mut whole, mut power) = (each!(i h m[i][h].mul(m[i][h])), m);
+        if self.gamma != 2.0 {
+            for i in 0..N {
+                for h in 0..2 {
+                    let powers = WidePowers { m: m[i][h], gamma: self.gamma };
+                    [whole[i][h], power[i][h]] = s.apart(powers);
+                }
+            }
+        }
+        let mut losses = each!(i h whole[i][h].mul(l[i][h]));
+        let mut factor = [[one; 2]; N];
+        if let Some([alpha, other]) = self.alphas {
+            factor = each!(i h t[i][h].fma(alpha, u[i][h].mul(other)));
+        }
+        if let Some([weights, errors]) = weights {
+            factor = each!(i h factor[i][h].mul(weights[i].wide(h).add(errors[i].wide(h))));
+        }
+        losses = each!(i h losses[i][h].mul(factor[i][h]));
+        if !has_grad {
+            return [losses, losses];
+        }
+        // a - b is 1 - 2 t above 0, else its negative.
+        let gamma = splat!(self.gamma);
+        let difference = each!(i h a[i][h].sub(b[i][h]).mul(gamma).mul(l[i][h]));
+        let near = each!(i h b[i][h].mul(b[i][h]).mul(z[i][h]));
+        let far = each!(i h difference[i][h].sub(near[i][h]).mul(z[i][h]));
+        // An infinite `l` may meet a `z` of 0.
+        let far = each!(i h far[i][h].clear(s, z[i][h].eq(zero)));
+        let slope = each!(i h a[i][h].fma(a[i][h], far[i][h]));
+        let square = each!(i h r[i][h].mul(r[i][h]).mul(power[i][h]));
+        let factor = each!(i h factor[i][h].mul(self.inverse));
+        let slope = each!(i h slope[i][h].mul(square[i][h]).mul(factor[i][h]));
+        [losses, each!(i h select!(i h slope[i][h], zero.sub(slope[i][h])))]
+    }
+}
+
+/// `m^gamma` and `m^(gamma - 1)`, each 0 at 0 but for `m^0`, which is 1; NaN below 0.
+struct WidePowers<S: Simd> {
+    m: S::V64,
+    gamma: f64,
+}
+
+impl<S: Simd> Function<S> for WidePowers<S> {
+    type Output = [S::V64; 2];
+    #[inline(always)]
+    fn call(self, s: S) -> [S::V64; 2] {
+        let WidePowers { m, gamma } = self;
+        let (zero, one) = (S::V64::splat(s, 0.0), S::V64::splat(s, 1.0));
+        let is_root = gamma < 1.0;
+        let exponent = if is_root { gamma } else { gamma - 1.0 };
+        let power = match exponent {
+            0.0 => one,
+            _ => pow(s, m, zero, exponent),
+        };
+        let power = S::V64::select(m.lt(zero), S::V64::splat(s, f64::NAN), power);
+        if is_root {
+            let over_m = S::V64::select(m.eq(zero), zero, power.div(m));
+            return [power, over_m];
+        }
+        [power.mul(m), power]
     }
 }
 
@@ -161,6 +354,7 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
             scale: Scale::new(s, self.divisor),
             gamma: T::V::<S>::splat(s, T::from_f64(options.gamma)),
             alphas,
+            wide: Wide::new(s, options.gamma, options.alpha, self.divisor),
         }
     }
 
@@ -201,6 +395,25 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
             for i in 0..N {
                 nothing[i] = T::V::<S>::select(nothing[i], zero, weights[i]).eq(zero);
             }
+        }
+        if T::WIDE == 2 {
+            let has_grad = results.has_grad();
+            let weights = match binary.weight {
+                Some(_) => Some([weights, errors]),
+                None => None,
+            };
+            let [halves, slopes] = constants.wide.of::<T, N>(s, [x, t], weights, has_grad);
+            let (mut losses, mut grad) = ([zero; N], [zero; N]);
+            for i in 0..N {
+                losses[i] = T::V::<S>::select(nothing[i], zero, T::V::<S>::narrow(halves[i]));
+                grad[i] = T::V::<S>::select(nothing[i], zero, T::V::<S>::narrow(slopes[i]));
+                sum.add(losses[i]);
+            }
+            if checks && beyond::<S, T>(s, sum.high()) != 0 {
+                return false;
+            }
+            self.write(constants, [losses, grad], lanes, results);
+            return true;
         }
         let (mut z, mut r, mut l) = ([[zero; 2]; N], [[zero; 2]; N], [[zero; 2]; N]);
         let (mut a, mut b) = (x, x);
@@ -332,15 +545,7 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
         if checks && beyond::<S, T>(s, sum.high()) != 0 {
             return false;
         }
-        if has_grad {
-            results.grad(grad, lanes);
-        }
-        if results.has_losses() {
-            for loss in &mut losses {
-                *loss = loss.div(constants.scale.divisor);
-            }
-            results.losses(losses, lanes);
-        }
+        self.write(constants, [losses, grad], lanes, results);
         true
     }
 

@@ -687,7 +687,7 @@ fn factors<S: Simd, T: Real>(s: S, [steps, r]: [T::V<S>; 2], table: T::V<S>) -> 
 
 /// `2^(n + j / L)`, scaled as [`exponential`].
 #[inline(always)]
-fn power_of_step<S: Simd, T: Real>(_: S, steps: T::V<S>, table: T::V<S>) -> T::V<S> {
+pub fn power_of_step<S: Simd, T: Real>(_: S, steps: T::V<S>, table: T::V<S>) -> T::V<S> {
     let exponent = steps.bits_shl(T::MANTISSA_BITS - T::LANE_BITS);
     table.permute(steps).bits_add(exponent)
 }
