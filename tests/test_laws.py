@@ -1005,3 +1005,43 @@ def test_level_is_the_one_that_was_asked_for():
     level = xentrs.show_config(mode="dicts")["simd"]["level"]
     assert level == (asked or level)
     assert level in xentrs.show_config(mode="dicts")["simd"]["available"]
+
+
+@every_dtype
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("power", [7, 10, 14])
+def test_subnormal_gradients_of_binary_losses_are_rounded_once(weighted, power, dtype, rng):
+    """Those of a mean of `2^k` elements are those of the sum, exactly divided and rounded."""
+    n = 2**power
+    far = -np.log(float(np.finfo(dtype).smallest_subnormal)) + 5
+    logits = rng.uniform(-far, far, n).astype(dtype)
+    target = rng.choice([0, 1, 0.5], n, p=[0.49, 0.49, 0.02]).astype(dtype)
+    # Half of them are predicted as they are.
+    logits = np.where(rng.random(n) < 0.5, logits, np.abs(logits) * np.sign(target - 0.25))
+    logits = logits.astype(dtype)
+    more = {"weight": np.ones(n, dtype)} if weighted else {}
+    of = xentrs.binary_cross_entropy_with_logits_with_grad_hess
+    _, *of_sum = of(logits, target, reduction="sum", **more)
+    _, *of_mean = of(logits, target, reduction="mean", **more)
+    subnormal = 0
+    for whole, part in zip(of_sum, of_mean, strict=True):
+        assert_same_bits(part, np.ldexp(whole, -power))
+        subnormal += np.count_nonzero((part != 0) & (np.abs(part) < np.finfo(dtype).tiny))
+    assert subnormal
+
+
+@pytest.mark.parametrize("alpha", [None, 0.25])
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 3.5])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_sigmoid_focal_loss_of_float32_is_that_of_float64_rounded(soft, gamma, alpha, rng):
+    """Wherever results are subnormal, too."""
+    n = 3000
+    logits = (rng.normal(size=n) * rng.choice([1, 30, 300], n)).astype(np.float32)
+    target = (rng.random(n) if soft else rng.random(n) < 0.5).astype(np.float32)
+    options = {"gamma": gamma, "alpha": alpha, "reduction": "none"}
+    got = xentrs.sigmoid_focal_loss_with_grad(logits, target, **options)
+    wide = [a.astype(np.float64) for a in (logits, target)]
+    for a, b in zip(got, xentrs.sigmoid_focal_loss_with_grad(*wide, **options), strict=True):
+        place = np.maximum(np.spacing(np.abs(b).astype(np.float32)), 2.0**-149)
+        # Where it crosses 0, a gradient is a difference.
+        assert np.all(np.abs(a - b) <= 0.51 * place + (1e-10 if soft else 0))

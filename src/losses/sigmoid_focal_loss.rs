@@ -166,7 +166,7 @@ struct Wide<S: Simd> {
     table: S::V64,
     gamma: f64,
     /// `alpha` and `1 - alpha`.
-    alphas: Option<[S::V64; 2]>,
+    alphas: Option<[f64; 2]>,
     inverse: S::V64,
 }
 
@@ -177,10 +177,7 @@ impl<S: Simd> Wide<S> {
     #[inline(always)]
     fn new(s: S, gamma: f64, alpha: Option<f64>, divisor: f64) -> Self {
         let table = S::V64::from_lanes(s, f64::TABLE);
-        let alphas = match alpha {
-            Some(alpha) => Some([S::V64::splat(s, alpha), S::V64::splat(s, 1.0 - alpha)]),
-            None => None,
-        };
+        let alphas = alpha.map(|alpha| [alpha, 1.0 - alpha]);
         Wide { table, gamma, alphas, inverse: S::V64::splat(s, 1.0 / divisor) }
     }
 
@@ -272,6 +269,7 @@ impl<S: Simd> Wide<S> {
         let mut losses = each!(i h whole[i][h].mul(l[i][h]));
         let mut factor = [[one; 2]; N];
         if let Some([alpha, other]) = self.alphas {
+            let (alpha, other) = (splat!(alpha), splat!(other));
             factor = each!(i h t[i][h].fma(alpha, u[i][h].mul(other)));
         }
         if let Some([weights, errors]) = weights {
@@ -398,10 +396,8 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
         }
         if T::WIDE == 2 {
             let has_grad = results.has_grad();
-            let weights = match binary.weight {
-                Some(_) => Some([weights, errors]),
-                None => None,
-            };
+            let is_weighted = binary.weight.is_some();
+            let weights = if is_weighted { Some([weights, errors]) } else { None };
             let [halves, slopes] = constants.wide.of::<T, N>(s, [x, t], weights, has_grad);
             let (mut losses, mut grad) = ([zero; N], [zero; N]);
             for i in 0..N {
