@@ -216,14 +216,15 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
             s.apart(LogSumExpBlock(block));
         }
         if self.grad {
-            let ready = match (C::ANY, C::HARD) {
-                (false, _) => s.apart(GradualBlock::<_, NO_COEFFICIENTS>(block)),
-                // Class weights and smoothing add to each product.
-                (true, true) => false,
-                (true, false) => s.apart(GradualBlock::<_, PER_LOGIT>(block)),
-            };
+            // Class weights and smoothing add to each product.
+            let ready = S::SLOW_SUBNORMALS
+                && match (C::ANY, C::HARD) {
+                    (false, _) => s.apart(GradualBlock::<_, NO_COEFFICIENTS>(block)),
+                    (true, true) => false,
+                    (true, false) => s.apart(GradualBlock::<_, PER_LOGIT>(block)),
+                };
             match (C::ANY, C::HARD) {
-                _ if ready => s.apart(WriteBlock::<_, MANY, READY>(block)),
+                _ if S::SLOW_SUBNORMALS && ready => s.apart(WriteBlock::<_, MANY, READY>(block)),
                 (false, _) => s.apart(WriteBlock::<_, MANY, NO_COEFFICIENTS>(block)),
                 (true, true) => s.apart(WriteBlock::<_, MANY, PER_CLASS>(block)),
                 (true, false) => s.apart(WriteBlock::<_, MANY, PER_LOGIT>(block)),

@@ -120,39 +120,20 @@ impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for ChunkOfHalves<'_, S, 
     }
 }
 
-/// Emits a chunk with exponentials below `least`. A copy of `emit`, as in [`ChunkOfHalves`].
-struct GradualChunk<'a, S: Simd, T: Real, C: Coefficients<T>> {
-    emit: Emit<'a, S, T, C::Row<S>>,
+/// Emits the numbers from `at` to `end`: of any exponentials, the pivot may be among them.
+struct Part<'e, 'a, S: Simd, T: Real, C: Coefficients<T>> {
+    emit: &'e Emit<'a, S, T, C::Row<S>>,
     at: usize,
+    end: usize,
 }
 
-impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for GradualChunk<'_, S, T, C> {
+impl<S: Simd, T: Real, C: Coefficients<T>> Function<S> for Part<'_, '_, S, T, C> {
     type Output = ();
     #[inline(always)]
     fn call(self, s: S) {
-        let GradualChunk { emit, at } = self;
-        let chunk = VECTORS * T::LANES;
-        for i in (0..chunk).step_by(2 * T::LANES) {
-            let mut pair = [T::V::<S>::splat(s, T::default()); 2];
-            for (j, g) in pair.iter_mut().enumerate() {
-                let at = at + i + j * T::LANES;
-                let e = T::V::<S>::load(s, emit.scratch, at);
-                *g = emit.any_gradient::<C>(s, e, at, T::ALL);
-            }
-            if let (true, Some((half, grad))) = (T::OF_HALVES, emit.halves) {
-                let grad = grad.part(at, chunk);
-                T::V::<S>::pair_to_halves(pair, half, grad, i, emit.non_temporal);
-                continue;
-            }
-            let grad = emit.grad.part(at, chunk);
-            for (j, g) in pair.into_iter().enumerate() {
-                let at = i + j * T::LANES;
-                if emit.non_temporal {
-                    g.stream(grad, at);
-                } else {
-                    g.store(grad, at);
-                }
-            }
+        let Part { emit, at, end } = self;
+        for at in (at..end).step_by(T::LANES) {
+            emit.some::<C>(s, at, T::LANES.min(end - at));
         }
     }
 }
@@ -211,28 +192,22 @@ impl<S: Simd, T: Real, R: RowCoefficients<S, T>> Emit<'_, S, T, R> {
     #[inline(always)]
     pub(super) fn chunk<C: Coefficients<T, Row<S> = R>>(&self, s: S, at: usize) {
         let chunk = VECTORS * T::LANES;
-        if at == 0 {
-            for at in (0..self.head.min(self.len)).step_by(T::LANES) {
-                self.some::<C>(s, at, T::LANES.min(self.head.min(self.len) - at));
-            }
+        if at == 0 && self.head > 0 {
+            s.apart(Part::<S, T, C> { emit: self, at: 0, end: self.head.min(self.len) });
         }
         let at = at + self.head;
-        let end = self.len.min(at + chunk);
-        let mut at = at;
-        if at + chunk > self.len || C::ANY && self.pivot.wrapping_sub(at) < chunk {
-            while at < end {
-                self.some::<C>(s, at, T::LANES.min(end - at));
-                at += T::LANES;
-            }
-            return;
+        let is_part = at + chunk > self.len || C::ANY && self.pivot.wrapping_sub(at) < chunk;
+        // Class weights and smoothing add to each product.
+        let may_be_small = !C::ANY || !C::HARD;
+        if is_part
+            || may_be_small && gradual::any_small(s, self.scratch.part(at, chunk), self.least)
+        {
+            return s.apart(Part::<S, T, C> { emit: self, at, end: self.len.min(at + chunk) });
         }
         let scratch = self.scratch.part(at, chunk);
         if let Some(hess) = self.hess {
             let Emit { curvature, a, .. } = *self;
             s.apart(ChunkOfHessian::<S, T> { curvature, a, scratch, hess: hess.part(at, chunk) });
-        }
-        if (!C::ANY || !C::HARD) && gradual::any_small(s, scratch, self.least) {
-            return s.apart(GradualChunk::<S, T, C> { emit: *self, at });
         }
         if let (true, Some((half, grad))) = (T::OF_HALVES, self.halves) {
             let grad = grad.part(at, chunk);
