@@ -216,8 +216,9 @@ impl<'a, 'b, T: Real, const GRAD: bool> Elements<T> for Unweighted<'a, 'b, T, GR
             results.hess(hess, lanes);
         }
         let mut odds = odds::<S, T, N>(s, z, lanes);
-        if S::SLOW_SUBNORMALS {
-            // The logarithm is the number itself, and its square might be subnormal.
+        if GRAD && S::SLOW_SUBNORMALS {
+            // The logarithm is the number itself, and its square might be subnormal. The loss alone would pay for the
+            // question more than it gains.
             let tiny = odds.lt(T::V::<S>::splat(s, T::from_f64(TINY)));
             if T::V::<S>::lanes(tiny) != 0 {
                 linear = linear.add(odds.keep(s, tiny));
