@@ -60,11 +60,25 @@ pub fn any_small<S: Simd, T: Real>(s: S, x: Input<'_, T>, least: T::V<S>) -> boo
     if !S::SLOW_SUBNORMALS || T::V::<S>::lanes(smallest::<S, T>(s, x).lt(least)) == 0 {
         return false;
     }
-    let mut lanes = 0;
-    for at in (0..x.len()).step_by(T::LANES) {
-        lanes |= small::<S, T>(s, T::V::<S>::load(s, x, at), least);
+    s.apart(AnySmall::<S, T> { x, least })
+}
+
+/// Looks at every vector.
+struct AnySmall<'a, S: Simd, T: Real> {
+    x: Input<'a, T>,
+    least: T::V<S>,
+}
+
+impl<S: Simd, T: Real> Function<S> for AnySmall<'_, S, T> {
+    type Output = bool;
+    #[inline(always)]
+    fn call(self, s: S) -> bool {
+        let mut lanes = 0;
+        for at in (0..self.x.len()).step_by(T::LANES) {
+            lanes |= small::<S, T>(s, T::V::<S>::load(s, self.x, at), self.least);
+        }
+        lanes != 0
     }
-    lanes != 0
 }
 
 /// The same for a factor, without a division where there are none.
