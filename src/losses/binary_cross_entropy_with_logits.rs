@@ -158,7 +158,7 @@ impl<'a, 'b, T: Real, const GRAD: bool> Elements<T> for Unweighted<'a, 'b, T, GR
         let mut grad = [zero; N];
         let mut is_gradual = false;
         if GRAD {
-            if S::SLOW_SUBNORMALS {
+            if gradual::matters::<S, T>() {
                 let mut smallest = z[0];
                 for z in &z[1..] {
                     smallest = smallest.min(*z);
@@ -216,7 +216,7 @@ impl<'a, 'b, T: Real, const GRAD: bool> Elements<T> for Unweighted<'a, 'b, T, GR
             results.hess(hess, lanes);
         }
         let mut odds = odds::<S, T, N>(s, z, lanes);
-        if GRAD && S::SLOW_SUBNORMALS {
+        if GRAD && gradual::matters::<S, T>() {
             // The logarithm is the number itself, and its square might be subnormal. The loss alone would pay for the
             // question more than it gains.
             let tiny = odds.lt(T::V::<S>::splat(s, T::from_f64(TINY)));
@@ -333,7 +333,7 @@ impl<'a, 'b, T: Real, const HESS: bool> Elements<T> for Weighted<'a, 'b, T, HESS
         let (has_grad, has_hess) = (results.has_grad(), HESS && results.has_hess());
         let (mut losses, mut grad, mut hess) = ([zero; N], [zero; N], [zero; N]);
         let mut is_far = false;
-        if S::SLOW_SUBNORMALS {
+        if gradual::matters::<S, T>() {
             let mut smallest = biased[0];
             for biased in &biased[1..] {
                 smallest = smallest.min(*biased);

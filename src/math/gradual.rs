@@ -23,6 +23,12 @@ const ROOM: i64 = 27;
 /// `M`, which is the same for both types: the least normal number is `2^(1 - MAX_EXPONENT)`.
 const UNITS: f64 = 1.0 / (1u64 << (ROOM - 1)) as f64;
 
+/// Whether kernels ask for small numbers. Not in float64, where few logits are so far apart: 650 or more.
+#[inline(always)]
+pub const fn matters<S: Simd, T: Real>() -> bool {
+    S::SLOW_SUBNORMALS && T::WIDE == 2
+}
+
 /// The magnitude of the error of a factor in two parts. Rounding errors that are smaller are rare, and products with
 /// them underflow for few numbers more.
 #[inline(always)]
@@ -43,10 +49,10 @@ pub fn least<S: Simd, T: Real>(s: S, a: [T::V<S>; 2]) -> T::V<S> {
     T::V::<S>::select(zero.lt(high), least, zero).keep(s, high.lt(most))
 }
 
-/// The numbers other than 0 of a smaller magnitude than [`least`]; none where [`Simd::SLOW_SUBNORMALS`] is not.
+/// The numbers other than 0 of a smaller magnitude than [`least`]; none where they do not [matter](matters).
 #[inline(always)]
 fn small<S: Simd, T: Real>(s: S, x: T::V<S>, least: T::V<S>) -> u32 {
-    if !S::SLOW_SUBNORMALS {
+    if !matters::<S, T>() {
         return 0;
     }
     let (zero, size) = (T::V::<S>::splat(s, T::default()), x.abs());
@@ -57,7 +63,7 @@ fn small<S: Simd, T: Real>(s: S, x: T::V<S>, least: T::V<S>) -> u32 {
 /// Whether there are such numbers in whole vectors, of which few numbers are negative.
 #[inline(always)]
 pub fn any_small<S: Simd, T: Real>(s: S, x: Input<'_, T>, least: T::V<S>) -> bool {
-    if !S::SLOW_SUBNORMALS || T::V::<S>::lanes(smallest::<S, T>(s, x).lt(least)) == 0 {
+    if !matters::<S, T>() || T::V::<S>::lanes(smallest::<S, T>(s, x).lt(least)) == 0 {
         return false;
     }
     s.apart(AnySmall::<S, T> { x, least })
@@ -84,7 +90,7 @@ impl<S: Simd, T: Real> Function<S> for AnySmall<'_, S, T> {
 /// The same for a factor, without a division where there are none.
 #[inline(always)]
 pub fn any_below_least<S: Simd, T: Real>(s: S, x: Input<'_, T>, a: [T::V<S>; 2]) -> bool {
-    if !S::SLOW_SUBNORMALS {
+    if !matters::<S, T>() {
         return false;
     }
     let up = T::V::<S>::splat(s, power_of_two(T::MAX_EXPONENT - ROOM));

@@ -71,7 +71,7 @@ use read::{ReadBlock, ReadWeights};
 use statistics::StatisticsBlock;
 use sum::SumBlock;
 use summarise::{ArgmaxBlock, LogSumExpBlock};
-use write::{NO_COEFFICIENTS, PER_CLASS, PER_LOGIT, READY, WriteBlock};
+use write::{NO_COEFFICIENTS, PER_CLASS, PER_LOGIT, WriteBlock};
 
 /// Logits of a block, about.
 const BLOCK: usize = 1024;
@@ -217,14 +217,13 @@ impl<'a, T: Limits, C: Coefficients<T> + 'a> Few<'a, T, C> {
         }
         if self.grad {
             // Class weights and smoothing add to each product.
-            let ready = S::SLOW_SUBNORMALS
-                && match (C::ANY, C::HARD) {
-                    (false, _) => s.apart(GradualBlock::<_, NO_COEFFICIENTS>(block)),
-                    (true, true) => false,
-                    (true, false) => s.apart(GradualBlock::<_, PER_LOGIT>(block)),
-                };
+            let written = match (C::ANY, C::HARD) {
+                (false, _) => s.apart(GradualBlock::<_, NO_COEFFICIENTS>(block)),
+                (true, true) => false,
+                (true, false) => s.apart(GradualBlock::<_, PER_LOGIT>(block)),
+            };
             match (C::ANY, C::HARD) {
-                _ if S::SLOW_SUBNORMALS && ready => s.apart(WriteBlock::<_, MANY, READY>(block)),
+                _ if written => {}
                 (false, _) => s.apart(WriteBlock::<_, MANY, NO_COEFFICIENTS>(block)),
                 (true, true) => s.apart(WriteBlock::<_, MANY, PER_CLASS>(block)),
                 (true, false) => s.apart(WriteBlock::<_, MANY, PER_LOGIT>(block)),

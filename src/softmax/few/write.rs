@@ -28,8 +28,6 @@ pub(super) const NO_COEFFICIENTS: usize = 0;
 pub(super) const PER_CLASS: usize = 1;
 /// Each logit has its own coefficient, which summing has left in the buffers.
 pub(super) const PER_LOGIT: usize = 2;
-/// The gradients are in the place of the exponentials: [`GradualBlock`](super::gradual::GradualBlock).
-pub(super) const READY: usize = 3;
 
 impl<'a, T: Limits> Common<'a, T> {
     /// The coefficients of a class in the gradient, for the group whose columns begin at `start`.
@@ -61,9 +59,6 @@ impl<'a, T: Limits> Common<'a, T> {
             (batch.outputs.hess, self.place(|layout| &layout.hess), true),
         ] {
             let Some(array) = array else { continue };
-            if KIND == READY && hessian {
-                break;
-            }
             let rows = batch.rows(array, if MANY { 0 } else { first }, if MANY { 0 } else { room });
             let to = Destination { array, place, rows, hessian };
             if MANY {
@@ -177,9 +172,7 @@ impl<'a, T: Limits> Common<'a, T> {
         macro_rules! derivative {
             ($e:expr, $c:expr, $class:expr, $number:expr) => {{
                 let e = $e;
-                let mut g = if KIND == READY {
-                    e
-                } else if !hessian && KIND != NO_COEFFICIENTS {
+                let mut g = if !hessian && KIND != NO_COEFFICIENTS {
                     let t = self.emitted::<S, KIND>(s, $c, start, buffers);
                     e.fma(a[0], e.fma(a[1], t.mul(minus_b)))
                 } else {
@@ -278,7 +271,7 @@ struct Destination<'a, T> {
     hessian: bool,
 }
 
-/// Writes a block. `KIND` is [`NO_COEFFICIENTS`], [`PER_CLASS`], [`PER_LOGIT`] or [`READY`].
+/// Writes a block. `KIND` is [`NO_COEFFICIENTS`], [`PER_CLASS`] or [`PER_LOGIT`].
 pub(super) struct WriteBlock<'b, T, const MANY: bool, const KIND: usize>(pub(super) Block<'b, T>);
 
 impl<T: Limits, const MANY: bool, const KIND: usize> Kernel for WriteBlock<'_, T, MANY, KIND> {
