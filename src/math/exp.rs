@@ -290,16 +290,22 @@ impl<S: Simd, T: Real> Exp<S, T> {
     /// The second step of [`Exp::of_with_error`].
     #[inline(always)]
     pub fn end_with_error(&self, s: S, reduced: [T::V<S>; 2]) -> [T::V<S>; 2] {
-        let [power, less_one] = factors::<S, T>(s, reduced, self.table);
+        let [e, power, less_one] = self.end_in_parts(s, reduced);
         let least = self.normal.add(T::V::<S>::splat(s, steps_of_error::<T>()));
-        let error = reduced[0].not_lt(least);
+        [e, error_of::<S, T>(s, [power, less_one], e, reduced[0].not_lt(least))]
+    }
+
+    /// The exponential, and the power of two and `e^r - 1` that it is made of.
+    #[inline(always)]
+    fn end_in_parts(&self, s: S, reduced: [T::V<S>; 2]) -> [T::V<S>; 3] {
+        let [power, less_one] = factors::<S, T>(s, reduced, self.table);
         if S::MASKS {
             let e = power.mul_add(less_one, power).keep(s, reduced[0].not_lt(self.normal));
-            return [e, error_of::<S, T>(s, [power, less_one], e, error)];
+            return [e, power, less_one];
         }
-        let power = normal_or_zero::<S, T>(s, power);
-        let e = power.mul_add(less_one, power);
-        [e, error_of::<S, T>(s, [power, less_one], e, error)]
+        // 0 in place of what has no bits of an exponent.
+        let power = power.keep(s, power.not_lt(T::V::<S>::splat(s, T::SUBNORMAL[0])));
+        [power.mul_add(less_one, power), power, less_one]
     }
 
     /// The first step of [`Exp::of`]; see [`Simd::TOGETHER`].
@@ -308,26 +314,16 @@ impl<S: Simd, T: Real> Exp<S, T> {
         let round = T::V::<S>::splat(s, T::ROUND);
         if SHIFTED {
             let x = x.sub(self.shift);
-            return self.tempered.reduce(self.high.min(self.not_below(x)), round);
+            return self.tempered.reduce(self.high.min(not_below::<S, T>(x, self.low)), round);
         }
-        reduce::<S, T>(s, self.high.min(self.not_below(x)), round)
-    }
-
-    /// `x`, or `low` where it is less and that matters.
-    #[inline(always)]
-    fn not_below(&self, x: T::V<S>) -> T::V<S> {
-        if S::MASKS { x } else { self.low.max(x) }
+        reduce::<S, T>(s, self.high.min(not_below::<S, T>(x, self.low)), round)
     }
 
     /// The second step.
     #[inline(always)]
     pub fn end(&self, s: S, reduced: [T::V<S>; 2]) -> T::V<S> {
-        let [power, less_one] = factors::<S, T>(s, reduced, self.table);
-        if S::MASKS {
-            return power.mul_add(less_one, power).keep(s, reduced[0].not_lt(self.normal));
-        }
-        let power = normal_or_zero::<S, T>(s, power);
-        power.mul_add(less_one, power)
+        let [e, ..] = self.end_in_parts(s, reduced);
+        e
     }
 
     /// The same as [`Exp::of`] without a shift, where `x` is not above the reference (or NaN).
@@ -382,7 +378,7 @@ impl<S: Simd, T: Real> Function<S> for OfBelow<'_, S, T> {
     #[inline(always)]
     fn call(self, s: S) -> T::V<S> {
         let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
-        exp.end(s, reduce::<S, T>(s, exp.not_below(self.x), round))
+        exp.end(s, reduce::<S, T>(s, not_below::<S, T>(self.x, exp.low), round))
     }
 }
 
@@ -396,7 +392,7 @@ impl<S: Simd, T: Real> Function<S> for OfBelowInParts<'_, S, T> {
     #[inline(always)]
     fn call(self, s: S) -> [T::V<S>; 2] {
         let (exp, round) = (self.exp, T::V::<S>::splat(s, T::ROUND));
-        exp.end_with_error(s, reduce::<S, T>(s, exp.not_below(self.x), round))
+        exp.end_with_error(s, reduce::<S, T>(s, not_below::<S, T>(self.x, exp.low), round))
     }
 }
 
@@ -465,7 +461,7 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     /// The exponential of `x + low`, where `low` is at most a rounding error of `x`; NaN stays NaN.
     #[inline(always)]
     pub fn of_sum(&self, s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
-        let [steps, r] = reduce::<S, T>(s, self.not_below(x), self.round);
+        let [steps, r] = reduce::<S, T>(s, not_below::<S, T>(x, self.low), self.round);
         let table = T::V::<S>::from_lanes(s, T::TABLE);
         let e = exponential::<S, T>(s, [steps, r.add(low)], table);
         e.keep(s, x.not_lt(self.low))
@@ -478,15 +474,9 @@ impl<S: Simd, T: Real> LaneExp<S, T> {
     fn reduce<const SHIFTED: bool>(&self, s: S, x: T::V<S>) -> (T::V<S>, [T::V<S>; 2]) {
         if SHIFTED {
             let x = x.sub(self.shift);
-            return (x, self.tempered.reduce(self.not_below(x), self.round));
+            return (x, self.tempered.reduce(not_below::<S, T>(x, self.low), self.round));
         }
-        (x, reduce::<S, T>(s, self.not_below(x), self.round))
-    }
-
-    /// `x`, or `low` where it is less and that matters.
-    #[inline(always)]
-    fn not_below(&self, x: T::V<S>) -> T::V<S> {
-        if S::MASKS { x } else { self.low.max(x) }
+        (x, reduce::<S, T>(s, not_below::<S, T>(x, self.low), self.round))
     }
 
     /// [`LaneExp::of`], and its rounding error.
@@ -655,10 +645,10 @@ fn error_of<S: Simd, T: Real>(
     power.keep(s, lanes).mul_add(less_one, difference.keep(s, lanes))
 }
 
-/// A power of two, and 0 in place of what has no bits of an exponent.
+/// `x`, or `low` where it is less: where lanes below are not masked, they must not be far below.
 #[inline(always)]
-fn normal_or_zero<S: Simd, T: Real>(s: S, power: T::V<S>) -> T::V<S> {
-    power.keep(s, power.not_lt(T::V::<S>::splat(s, T::SUBNORMAL[0])))
+fn not_below<S: Simd, T: Real>(x: T::V<S>, low: T::V<S>) -> T::V<S> {
+    if S::MASKS { x } else { low.max(x) }
 }
 
 /// The `steps` of [`reduce`] of the power of two with this exponent.

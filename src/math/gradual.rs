@@ -87,7 +87,7 @@ impl<S: Simd, T: Real> Function<S> for AnySmall<'_, S, T> {
     }
 }
 
-/// The same for a factor, without a division where there are none.
+/// [`any_small`] for a factor, without a division where there are none.
 #[inline(always)]
 pub fn any_below_least<S: Simd, T: Real>(s: S, x: Input<'_, T>, a: [T::V<S>; 2]) -> bool {
     if !matters::<S, T>() {
