@@ -76,7 +76,7 @@ struct Constants<S: Simd, T: Real> {
     scale: Scale<S, T>,
     /// [`gradual::least`] of the inverse of the divisor.
     least: T::V<S>,
-    /// Below this, exponentials under the bias may need subnormal numbers.
+    /// Exponentials under the bias that are below this may need subnormal numbers.
     far: T::V<S>,
 }
 
@@ -86,10 +86,9 @@ impl<S: Simd, T: Real> Constants<S, T> {
         let exp = Exp::<S, T>::new(s, T::default(), bias);
         let scale = Scale::new(s, divisor);
         let least = gradual::least::<S, T>(s, scale.inverse);
-        // Weights may be some thousandths. Of float32, squares are subnormal first.
-        let square = T::from_f64(if T::WIDE == 2 { TINY } else { 1e-150 });
+        // Weights may be some thousandths. Squares are subnormal first.
         let far = least.mul(T::V::<S>::splat(s, T::from_f64(1024.0)));
-        let far = far.max(T::V::<S>::splat(s, square));
+        let far = far.max(T::V::<S>::splat(s, T::from_f64(TINY)));
         Constants {
             exp,
             scale,

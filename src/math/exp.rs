@@ -290,22 +290,13 @@ impl<S: Simd, T: Real> Exp<S, T> {
     /// The second step of [`Exp::of_with_error`].
     #[inline(always)]
     pub fn end_with_error(&self, s: S, reduced: [T::V<S>; 2]) -> [T::V<S>; 2] {
-        let [e, power, less_one] = self.end_in_parts(s, reduced);
-        let least = self.normal.add(T::V::<S>::splat(s, steps_of_error::<T>()));
-        [e, error_of::<S, T>(s, [power, less_one], e, reduced[0].not_lt(least))]
-    }
-
-    /// The exponential, and the power of two and `e^r - 1` that it is made of.
-    #[inline(always)]
-    fn end_in_parts(&self, s: S, reduced: [T::V<S>; 2]) -> [T::V<S>; 3] {
-        let [power, less_one] = factors::<S, T>(s, reduced, self.table);
-        if S::MASKS {
-            let e = power.mul_add(less_one, power).keep(s, reduced[0].not_lt(self.normal));
-            return [e, power, less_one];
+        let normal = reduced[0].not_lt(self.normal);
+        let [mut power, less_one] = factors::<S, T>(s, reduced, self.table);
+        if !S::MASKS {
+            power = power.keep(s, normal);
         }
-        // 0 in place of what has no bits of an exponent.
-        let power = power.keep(s, power.not_lt(T::V::<S>::splat(s, T::SUBNORMAL[0])));
-        [power.mul_add(less_one, power), power, less_one]
+        let [e, error] = sum_with_error::<S, T>([power, less_one]);
+        if S::MASKS { [e.keep(s, normal), error.keep(s, normal)] } else { [e, error] }
     }
 
     /// The first step of [`Exp::of`]; see [`Simd::TOGETHER`].
@@ -322,7 +313,7 @@ impl<S: Simd, T: Real> Exp<S, T> {
     /// The second step.
     #[inline(always)]
     pub fn end(&self, s: S, reduced: [T::V<S>; 2]) -> T::V<S> {
-        let [e, ..] = self.end_in_parts(s, reduced);
+        let [e, _] = self.end_with_error(s, reduced);
         e
     }
 
@@ -498,12 +489,9 @@ impl<S: Simd, T: Real, const SHIFTED: bool> Function<S> for LaneWithError<'_, S,
         let LaneWithError { exp, x } = self;
         let table = T::V::<S>::from_lanes(s, T::TABLE);
         let (x, reduced) = exp.reduce::<SHIFTED>(s, x);
-        let factors = factors::<S, T>(s, reduced, table);
-        let [power, less_one] = factors;
-        let e = power.mul_add(less_one, power).keep(s, x.not_lt(exp.low));
-        let least = steps_of_exponent::<S, T>(s, 1 - T::MAX_EXPONENT);
-        let least = least.add(T::V::<S>::splat(s, steps_of_error::<T>()));
-        [e, error_of::<S, T>(s, factors, e, reduced[0].not_lt(least))]
+        let [e, error] = sum_with_error::<S, T>(factors::<S, T>(s, reduced, table));
+        let kept = x.not_lt(exp.low);
+        [e.keep(s, kept), error.keep(s, kept)]
     }
 }
 
@@ -579,9 +567,7 @@ pub fn exp_of_sum<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> T::V<S> {
 pub fn exp_of_sum_in_parts<S: Simd, T: Real>(s: S, x: T::V<S>, low: T::V<S>) -> [T::V<S>; 2] {
     let [steps, r] = reduce::<S, T>(s, x, T::V::<S>::splat(s, T::ROUND));
     let table = T::V::<S>::from_lanes(s, T::TABLE);
-    let [power, less_one] = factors::<S, T>(s, [steps, r.add(low)], table);
-    let e = power.mul_add(less_one, power);
-    [e, power.mul_add(less_one, power.sub(e))]
+    sum_with_error::<S, T>(factors::<S, T>(s, [steps, r.add(low)], table))
 }
 
 /// `4 e^z` and `e^z - 1` for `z = x + low <= 0`, where `low` is at most a rounding error of `x`. Each is as accurate as
@@ -629,20 +615,12 @@ fn exponential<S: Simd, T: Real>(s: S, reduced: [T::V<S>; 2], table: T::V<S>) ->
     power.mul_add(less_one, power)
 }
 
-/// The rounding error of `e = power + power less_one`, 0 in all but these lanes.
+/// `power + power less_one`, and its rounding error.
 #[inline(always)]
-fn error_of<S: Simd, T: Real>(
-    s: S,
-    [power, less_one]: [T::V<S>; 2],
-    e: T::V<S>,
-    lanes: <T::V<S> as Vector<S, T>>::Mask,
-) -> T::V<S> {
+fn sum_with_error<S: Simd, T: Real>([power, less_one]: [T::V<S>; 2]) -> [T::V<S>; 2] {
+    let e = power.mul_add(less_one, power);
     // The difference is exact: `e` is near `power`.
-    let difference = power.sub(e);
-    if S::MASKS {
-        return power.mul_add(less_one, difference).keep(s, lanes);
-    }
-    power.keep(s, lanes).mul_add(less_one, difference.keep(s, lanes))
+    [e, power.mul_add(less_one, power.sub(e))]
 }
 
 /// `x`, or `low` where it is less: where lanes below are not masked, they must not be far below.
@@ -655,12 +633,6 @@ fn not_below<S: Simd, T: Real>(x: T::V<S>, low: T::V<S>) -> T::V<S> {
 #[inline(always)]
 fn steps_of_exponent<S: Simd, T: Real>(s: S, exponent: i64) -> T::V<S> {
     T::V::<S>::splat(s, T::from_f64(T::ROUND.to_f64() + (exponent * T::LANES as i64) as f64))
-}
-
-/// How many steps above the normal numbers an exponential has a rounding error that is one of them.
-#[inline(always)]
-fn steps_of_error<T: Real>() -> T {
-    T::from_f64((i64::from(T::MANTISSA_BITS + 1) * T::LANES as i64) as f64)
 }
 
 /// The power of two of [`exponential`], and `e^r - 1`.
