@@ -36,7 +36,7 @@ pub struct Group<'a, T> {
     /// The temperature, and `1 / T` as two numbers.
     pub temperature: f64,
     pub reciprocal: [T; 2],
-    /// [`Terms::LIFT`], or 1 for losses that would overflow.
+    /// [`Terms::LIFT`]; 1 for exponentials whose terms are not to overflow.
     pub lift: f64,
 }
 
@@ -816,7 +816,12 @@ impl<T: Terms> Emit<'_, T> {
         }
         // 0 stays 0, whatever the factor.
         let Factors { first, last, least } = *factors;
-        let scaled = gradual::times_any::<S, T>(s, gradient.mul(first), [last, zero], least);
+        let product = gradient.mul(first);
+        let scaled = if gradual::matters::<S, T>() {
+            gradual::times_any::<S, T>(s, product, [last, zero], least)
+        } else {
+            product.mul(last)
+        };
         let scaled = T::V::<S>::select(gradient.eq(zero), zero, scaled);
         scaled.keep(s, T::V::<S>::mask(s, self.counted))
     }

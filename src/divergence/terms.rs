@@ -29,7 +29,7 @@ pub trait Terms: Real {
     /// The largest number.
     const LARGEST: Self;
     /// Probabilities are multiplied by this power of two, until a gradient or a sum is made of them: no number before is
-    /// subnormal.
+    /// subnormal. A loss that overflows is computed in float64, where it is 1: no wider type could take such a loss.
     const LIFT: f64;
     /// The first lanes of an array.
     fn lanes_of(numbers: &[Self; MAX_LANES]) -> Self::Lanes;
@@ -57,7 +57,7 @@ impl Terms for f64 {
     const MIXTURE_CLOSE: f64 = 0.25;
     const REFINED: f64 = 1.0 / (1u64 << 28) as f64;
     const LARGEST: f64 = f64::MAX;
-    const LIFT: f64 = f64::from_bits((1023 + 512) << 52);
+    const LIFT: f64 = 1.0;
     fn lanes_of(numbers: &[f64; MAX_LANES]) -> [f64; 8] {
         std::array::from_fn(|i| numbers[i])
     }
