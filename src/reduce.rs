@@ -51,8 +51,8 @@ impl<S: Simd, T: Real> Sum<S, T> {
     /// Undoes [`Sum::to_lanes`].
     #[inline(always)]
     pub fn from_lanes(s: S, lanes: [T::Lanes; 2]) -> Self {
-        let [high, low] = lanes.map(|part| T::V::<S>::from_lanes(s, part));
-        Sum { s, high, low }
+        let [high, low] = lanes;
+        Sum { s, high: T::V::<S>::from_lanes(s, high), low: T::V::<S>::from_lanes(s, low) }
     }
 
     /// The sum of each lane, rounded once.

@@ -282,7 +282,10 @@ impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
     #[inline(always)]
     fn column<S: Simd>(&self, s: S, class: usize, stored: T::V<S>) -> T::V<S> {
         let q = self.smoothed(s, stored);
-        self.weight.map_or(q, |weight| q.mul(T::V::<S>::splat(s, weight.get(class))))
+        match self.weight {
+            Some(weight) => q.mul(T::V::<S>::splat(s, weight.get(class))),
+            None => q,
+        }
     }
 }
 

@@ -176,7 +176,10 @@ impl<T: Terms> Group<'_, T> {
                 (losses, Some(slopes))
             }
         };
-        let slopes = slopes.map_or([0.0; MAX_LANES], |slopes| self.lowered(s, slopes));
+        let slopes = match slopes {
+            Some(slopes) => self.lowered(s, slopes),
+            None => [0.0; MAX_LANES],
+        };
         (self.lowered(s, losses), slopes)
     }
 

@@ -64,7 +64,7 @@ use crate::math::quotient;
 use crate::parallel::driver::{self, Job};
 use crate::reduce::Total;
 use crate::simd::slices::{copy, fill};
-use crate::simd::{Float, Input, MAX_LANES, Scratch, Simd, fence};
+use crate::simd::{Float, Input, Kernel, MAX_LANES, Scratch, Simd, fence};
 use crate::tiles::{self, Plan};
 
 pub use terms::Terms;
@@ -337,7 +337,12 @@ impl<'a, T: Terms> Pairs<'a, T> {
             for (i, loss) in result.losses.iter_mut().enumerate().take(n) {
                 if weights[i] != 0.0 && !loss.is_finite() {
                     let row = |x: Input<'a, T>| x.part(i * classes, classes);
-                    let exact = self.run_wide(s, rows.map(row), weights[i], grad.is_some());
+                    let exact = s.apart(InFloat64 {
+                        pairs: self,
+                        rows: rows.map(row),
+                        weight: weights[i],
+                        with_grad: grad.is_some(),
+                    });
                     *loss = exact.0;
                     wide.push((i, exact.1));
                 }
@@ -406,18 +411,22 @@ impl<'a, T: Terms> Pairs<'a, T> {
             to.set(first + i, T::from_f64(loss));
         }
     }
+}
 
-    /// Computes a sample in float64. Returns its loss and its gradient.
-    #[cold]
-    #[inline(never)]
-    fn run_wide<S: Simd>(
-        &self,
-        s: S,
-        rows: [Input<'a, T>; 2],
-        weight: f64,
-        with_grad: bool,
-    ) -> (f64, Scratch<T>) {
-        let classes = self.batch.classes;
+/// Computes a sample in float64. Returns its loss and its gradient.
+struct InFloat64<'p, 'a, T: Terms> {
+    pairs: &'p Pairs<'a, T>,
+    rows: [Input<'a, T>; 2],
+    weight: f64,
+    with_grad: bool,
+}
+
+impl<T: Terms> Kernel for InFloat64<'_, '_, T> {
+    type Output = (f64, Scratch<T>);
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> (f64, Scratch<T>) {
+        let InFloat64 { pairs, rows, weight, with_grad } = self;
+        let classes = pairs.batch.classes;
         let width = classes.next_multiple_of(8);
         let scratch = Scratch::<f64>::new(4 * width);
         let part = |i: usize| scratch.output().part(i * width, classes);
@@ -431,18 +440,18 @@ impl<'a, T: Terms> Pairs<'a, T> {
             scratch: [2, 3].map(|i| scratch.output().part(i * width, width)),
             lanes: false,
             single: classes == 1,
-            temperature: self.batch.options.temperature,
-            reciprocal: reciprocal(self.batch.options.temperature),
+            temperature: pairs.batch.options.temperature,
+            reciprocal: reciprocal(pairs.batch.options.temperature),
             lift: 1.0,
         };
-        let result = group.run(s, &self.divergence, None);
+        let result = group.run(s, &pairs.divergence, None);
         let grad = Scratch::new(if with_grad { classes } else { 0 });
         if with_grad {
             s.apart(Emit {
                 from: group.scratch.map(|scratch| scratch.as_input()),
-                product: self.divergence != Divergence::Forward,
+                product: pairs.divergence != Divergence::Forward,
                 mean: result.mean,
-                scale: f64::lanes_of(&[self.scale(weight); MAX_LANES]),
+                scale: f64::lanes_of(&[pairs.scale(weight); MAX_LANES]),
                 lift: group.lift,
                 counted: f64::ALL,
                 to: part(0),

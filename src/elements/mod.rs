@@ -93,8 +93,11 @@ impl<'a, S: Simd, T: Real> Results<'a, S, T> {
     #[inline(always)]
     fn new(s: S, outputs: Outputs<'a, T>, start: usize, stream: bool) -> Self {
         let first = outputs.grad.or(outputs.losses).filter(|_| stream);
-        let stream = first.map(|array| LineWriter::<S, T>::new(s, array, start));
-        Results { at: start, outputs, stream }
+        let mut results = Results { at: start, outputs, stream: None };
+        if let Some(array) = first {
+            results.stream = Some(LineWriter::new(s, array, start));
+        }
+        results
     }
 
     /// Whether the gradient is written.
@@ -316,16 +319,14 @@ impl<T: Real, E: Elements<T>> Kernel for Tail<'_, E, T> {
                     total.add(elements.wide(at, large, own));
                 }
                 total.add(next.total_without(s, large));
-                let load = |array: Output<'_, T>| [T::V::<S>::load(s, array.as_input(), 0)];
-                if let Some(grad) = own.grad {
-                    results.grad(load(grad), lanes);
+                macro_rules! write {
+                    ($($output:ident)*) => {$(
+                        if let Some(own) = own.$output {
+                            results.$output([T::V::<S>::load(s, own.as_input(), 0)], lanes);
+                        }
+                    )*};
                 }
-                if let Some(hess) = own.hess {
-                    results.hess(load(hess), lanes);
-                }
-                if let Some(losses) = own.losses {
-                    results.losses(load(losses), lanes);
-                }
+                write!(grad hess losses);
             } else {
                 sum = next;
             }

@@ -285,8 +285,7 @@ fn scaled_quotient<S: Simd, T: Real>(
     if T::V::<S>::lanes(small) == 0 {
         return whole;
     }
-    let (one, power) = (T::from_f64(1.0), T::from_f64(power));
-    let [one, power] = [one, power].map(|x| T::V::<S>::splat(s, x));
+    let [one, power] = T::V::<S>::splat_each(s, [T::from_f64(1.0), T::from_f64(power)]);
     let quotient = top.div(bottom.mul(power));
     // The power first, unless the quotient is large.
     let less = quotient.abs().lt(one);

@@ -457,7 +457,10 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
         } else {
             let mut lanes = [[zero.to_lanes(); 5]; N];
             for i in 0..N {
-                lanes[i] = [m[i][0], m[i][1], a[i], z[i][0], z[i][1]].map(|x| x.to_lanes());
+                let numbers = [m[i][0], m[i][1], a[i], z[i][0], z[i][1]];
+                for (lanes, x) in lanes[i].iter_mut().zip(numbers) {
+                    *lanes = x.to_lanes();
+                }
             }
             let lanes = s.apart(Powers::<T, N> { lanes, gamma: binary.options.gamma });
             for i in 0..N {
@@ -492,7 +495,8 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
                 let of_l = product::<S, T>(s, [constants.gamma.mul(difference), zero], l[i]);
                 let [b, b_low] = [b[i], b_low[i]];
                 let square = product::<S, T>(s, [b, b_low], [b, b_low]);
-                let near = product::<S, T>(s, square, z[i]).map(|x| zero.sub(x));
+                let [near, near_low] = product::<S, T>(s, square, z[i]);
+                let near = [zero.sub(near), zero.sub(near_low)];
                 let far = product::<S, T>(s, z_part, sum_in_parts::<S, T>(of_l, near));
                 let own = product::<S, T>(s, [a[i], a_low[i]], a_part);
                 let own = [own[0], a_low[i].mul_add(a_part[0], own[1])];
@@ -527,9 +531,10 @@ impl<T: Real> Elements<T> for Focal<'_, '_, T> {
             let finite = T::V::<S>::lanes(x[i].abs().lt(inf));
             let overflown = finite & !T::V::<S>::lanes(sizes[i].abs().lt(inf));
             let some = [both | heavy & small, both | heavy & flat | overflown];
-            if (some[0] | some[1]) & !T::V::<S>::lanes(nothing[i]) != 0 {
-                let some = some.map(|lanes| lanes & !T::V::<S>::lanes(nothing[i]));
-                let [mut loss, mut slope] = [losses[i], grad[i]].map(|x| x.to_lanes());
+            let counted = !T::V::<S>::lanes(nothing[i]);
+            let some = some.map(|lanes| lanes & counted);
+            if some[0] | some[1] != 0 {
+                let (mut loss, mut slope) = (losses[i].to_lanes(), grad[i].to_lanes());
                 self.correct(at + i * T::LANES, some, [&mut loss, &mut slope]);
                 losses[i] = T::V::<S>::from_lanes(s, loss);
                 grad[i] = T::V::<S>::from_lanes(s, slope);
@@ -611,8 +616,8 @@ impl<T: Real, const N: usize> Kernel for Powers<T, N> {
                         let q = x.div(m);
                         let rest = zero.sub(q).fma(m, x).add(low).sub(q.mul(m_low));
                         let none = m.eq(zero);
-                        let [q, rest] = [q, rest.div(m)].map(|x| S::V64::select(none, zero, x));
-                        *over_m = [q, rest];
+                        let rest = S::V64::select(none, zero, rest.div(m));
+                        *over_m = [S::V64::select(none, zero, q), rest];
                     }
                     let [a_part, z_part] = over_m;
                     let power = [power, power_low];

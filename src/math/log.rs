@@ -250,7 +250,7 @@ impl<S: Simd, T: Real> Function<S> for Series<S, T> {
 /// `n ln2 + log + log(1 + f)`. `rest` is `f` plus further small terms.
 #[inline(always)]
 fn combine<S: Simd, T: Real>(s: S, n: T::V<S>, log: T::V<S>, f: T::V<S>, rest: T::V<S>) -> T::V<S> {
-    let [high, low] = T::LN2.map(|part| T::V::<S>::splat(s, part));
+    let [high, low] = T::V::<S>::splat_each(s, T::LN2);
     let tail = series::<S, T>(s, f, n.mul_add(low, rest));
     n.mul_add(high, log).add(tail)
 }
@@ -266,7 +266,7 @@ pub fn log_normal<S: Simd, T: Real>(s: S, x: T::V<S>) -> T::V<S> {
 /// The logarithm of `x >= 0`, subnormal numbers included; -inf at 0, inf at inf, NaN at NaN.
 #[inline(always)]
 pub fn log<S: Simd, T: Real>(s: S, x: T::V<S>) -> T::V<S> {
-    let [smallest, power, exponent] = T::SUBNORMAL.map(|c| T::V::<S>::splat(s, c));
+    let [smallest, power, exponent] = T::V::<S>::splat_each(s, T::SUBNORMAL);
     let zero = T::V::<S>::splat(s, T::default());
     let inf = T::V::<S>::splat(s, T::from_f64(f64::INFINITY));
     let subnormal = x.lt(smallest);
@@ -300,7 +300,7 @@ impl<S: Simd, T: Real> Function<S> for LogEither<S, T> {
     #[inline(always)]
     fn call(self, s: S) -> T::V<S> {
         let LogEither { p, positive } = self;
-        let [smallest, power, exponent] = T::SUBNORMAL.map(|c| T::V::<S>::splat(s, c));
+        let [smallest, power, exponent] = T::V::<S>::splat_each(s, T::SUBNORMAL);
         let zero = T::V::<S>::splat(s, T::default());
         let one = T::V::<S>::splat(s, T::from_f64(1.0));
         let x = T::V::<S>::select(positive, p, one.sub(p));
@@ -390,7 +390,7 @@ pub fn log1p_parts<S: Simd, T: Real>(s: S, r: T::V<S>, small: T::V<S>) -> [T::V<
     let f_low = sum_error::<S, T>(product, less_one, f)
         .add(r.fma(a, T::V::<S>::splat(s, T::default()).sub(product)));
     let f_low = f_low.add(sum_error::<S, T>(a, T::V::<S>::splat(s, T::from_f64(-1.0)), less_one));
-    let [ln2, ln2_low] = T::LN2.map(|part| T::V::<S>::splat(s, part));
+    let [ln2, ln2_low] = T::V::<S>::splat_each(s, T::LN2);
     // The product is exact, and so are the errors of the two sums.
     let coarse = n.mul_add(ln2, log);
     let coarse_low = sum_error::<S, T>(n.mul(ln2), log, coarse);

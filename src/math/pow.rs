@@ -37,7 +37,7 @@ pub fn pow_in_parts<S: Simd>(s: S, x: S::V64, error: S::V64, y: f64) -> [S::V64;
         };
     }
     let (zero, one) = (splat!(0.0), splat!(1.0));
-    let [smallest, power, exponent] = f64::SUBNORMAL.map(|c| S::V64::splat(s, c));
+    let [smallest, power, exponent] = S::V64::splat_each(s, f64::SUBNORMAL);
     let subnormal = x.lt(smallest);
     let normal = S::V64::select(subnormal, x.mul(power), x);
     let [n, bits, a, log] = nearest::<S, f64>(s, normal);
@@ -45,7 +45,7 @@ pub fn pow_in_parts<S: Simd>(s: S, x: S::V64, error: S::V64, y: f64) -> [S::V64;
     let m = normal.bits_sub(bits);
     let product = m.mul(a);
     let (f, f_low) = (product.sub(one), m.fma(a, zero.sub(product)));
-    let [ln2, ln2_low] = f64::LN2.map(|part| S::V64::splat(s, part));
+    let [ln2, ln2_low] = S::V64::splat_each(s, f64::LN2);
     // The first product is exact; so are the errors of the two sums.
     let scaled = n.mul(ln2);
     let coarse = scaled.add(log);

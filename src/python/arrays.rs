@@ -558,7 +558,7 @@ impl Kernel for Fit<'_> {
         let Fit { numbers, in_parts } = self;
         // Without parts the range is empty.
         let range = if in_parts { IN_RANGE } else { [f64::INFINITY; 2] };
-        let [least, most] = range.map(|x| S::V64::splat(s, x));
+        let [least, most] = S::V64::splat_each(s, range);
         let mut at = 0;
         let mut lost = 0;
         while at + f32::LANES <= numbers.len() && lost == 0 {

@@ -170,6 +170,15 @@ pub trait Vector<S: Simd, T: Float>: Copy {
 
     /// Every lane `x`.
     fn splat(s: S, x: T) -> Self;
+    /// A vector for each number.
+    #[inline(always)]
+    fn splat_each<const N: usize>(s: S, numbers: [T; N]) -> [Self; N] {
+        let mut vectors = [Self::splat(s, T::default()); N];
+        for (vector, number) in vectors.iter_mut().zip(numbers) {
+            *vector = Self::splat(s, number);
+        }
+        vectors
+    }
     /// The lanes of an array.
     fn from_lanes(s: S, lanes: T::Lanes) -> Self;
     /// The lanes as an array.

@@ -120,15 +120,19 @@ impl<T: Real> TrueClass<'_, '_, T> {
     #[inline(always)]
     fn compute<S: Simd>(&self, s: S, chunk: &mut Chunk, i: usize, derives: bool) -> u32 {
         let zero = S::V64::splat(s, 0.0);
-        let load = |numbers: &[f64; CHUNK]| S::V64::load(s, Input::from_slice(numbers), i);
-        let p = load(&chunk.p);
+        macro_rules! load {
+            ($numbers:expr) => {
+                S::V64::load(s, Input::from_slice(&$numbers), i)
+            };
+        }
+        let p = load!(chunk.p);
         let logs = self.values == Values::LogProbabilities;
         let good = if logs { f64::ALL } else { Interval::<S, f64>::probabilities(s).inside(p) };
         if self.writes {
             // Adding 0 makes -0 a 0.
             let p = p.add(zero);
             let log = if logs { p } else { log::<S, f64>(s, p) };
-            let (sample, weight) = (load(&chunk.samples), load(&chunk.weights));
+            let (sample, weight) = (load!(chunk.samples), load!(chunk.weights));
             let loss = sample.mul(zero.sub(weight.mul(log))).add(zero);
             loss.store(Output::from_slice(&mut chunk.losses), i);
             if derives {

@@ -40,21 +40,20 @@ impl<'a, T: Real> Logits<'a, T> {
         self.floats.part(0, n)
     }
 
-    /// The logits of a range, in as many views as are converted.
+    /// The starts and lengths of the parts of a range that are converted at once.
     #[inline(always)]
-    fn pieces<S: Simd>(&self, s: S, range: Range<usize>) -> impl Iterator<Item = Input<'a, T>> {
+    fn parts(&self, range: Range<usize>) -> impl Iterator<Item = (usize, usize)> + use<T> {
         let step =
             if T::OF_HALVES && self.halves.is_some() { CONVERTED } else { range.len().max(1) };
-        let logits = *self;
-        range.clone().step_by(step).map(move |at| logits.part(s, at, step.min(range.end - at)))
+        range.clone().step_by(step).map(move |at| (at, step.min(range.end - at)))
     }
 
     /// The largest logit of a range.
     #[inline(always)]
     pub(super) fn maximum<S: Simd>(&self, s: S, range: Range<usize>) -> T {
         let mut most = T::from_f64(f64::NEG_INFINITY);
-        for piece in self.pieces(s, range) {
-            let next = maximum(s, piece);
+        for (at, n) in self.parts(range) {
+            let next = maximum(s, self.part(s, at, n));
             most = if next > most { next } else { most };
         }
         most
@@ -63,13 +62,12 @@ impl<'a, T: Real> Logits<'a, T> {
     /// The place of the first logit equal to `value`, 0 if there is none.
     #[inline(always)]
     pub(super) fn find<S: Simd>(&self, s: S, value: T) -> usize {
-        let mut start = 0;
-        for piece in self.pieces(s, 0..self.len) {
-            let at = find(s, piece, value);
-            if piece.get(at) == value {
+        for (start, n) in self.parts(0..self.len) {
+            let part = self.part(s, start, n);
+            let at = find(s, part, value);
+            if part.get(at) == value {
                 return start + at;
             }
-            start += piece.len();
         }
         0
     }

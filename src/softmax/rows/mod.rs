@@ -185,7 +185,10 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
         let mut most = None;
         loop {
             if !sampled {
-                reference = most.unwrap_or_else(|| row.logits.maximum(s, 0..row.logits.len));
+                reference = match most {
+                    Some(most) => most,
+                    None => row.logits.maximum(s, 0..row.logits.len),
+                };
                 if !reference.to_f64().is_finite() {
                     return None;
                 }
@@ -617,6 +620,11 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 a_low = T::from_f64(a_low.to_f64() + error / (rest + pivot));
             }
             let a = [T::V::<S>::splat(s, a_high), T::V::<S>::splat(s, a_low)];
+            let mut of_product = None;
+            if let Some(second) = second {
+                let factor = T::from_f64(second / (rest + pivot));
+                of_product = Some(T::V::<S>::splat(s, factor));
+            }
             let emit = Emit {
                 scratch: scratch.as_input(),
                 len: batch.classes,
@@ -631,8 +639,7 @@ impl<T: Limits, C: Coefficients<T>> Job for Rows<'_, T, C> {
                 curvature: Curvature {
                     inverse: T::V::<S>::splat(s, T::from_f64(inverse)),
                     cooled: T::V::<S>::splat(s, T::from_f64(1.0 / self.temperature)),
-                    second: second
-                        .map(|second| T::V::<S>::splat(s, T::from_f64(second / (rest + pivot)))),
+                    second: of_product,
                 },
                 pivot: reduce.pivot,
                 pivot_grad,

@@ -511,8 +511,8 @@ pub(super) fn rescale<S: Simd, T: Real>(
     exponent: i64,
 ) {
     let first = if exponent < 1 - T::MAX_EXPONENT { exponent / 2 } else { exponent };
-    let [first, second] =
-        [first, exponent - first].map(|k| T::V::<S>::splat(s, T::from_f64(power(k))));
+    let [first, second] = [first, exponent - first].map(|k| T::from_f64(power(k)));
+    let [first, second] = T::V::<S>::splat_each(s, [first, second]);
     let least = power((1 - T::MAX_EXPONENT - exponent).min(1023));
     let least = T::V::<S>::splat(s, T::from_f64(least));
     for at in part.step_by(T::LANES) {

@@ -335,7 +335,7 @@ impl<T: Limits> Block<'_, T> {
     /// The exponent of the scaling of the exponentials of rows with such weights.
     #[inline(always)]
     fn bias<S: Simd>(&self, s: S, mut weights: [S::V64; 2]) -> T::V<S> {
-        let [least, most] = T::FEW_SHIFT.map(|shift| S::V64::splat(s, shift as f64));
+        let [least, most] = S::V64::splat_each(s, T::FEW_SHIFT.map(|shift| shift as f64));
         let divisor = S::V64::splat(s, self.job.batch.divisor);
         for weight in weights.iter_mut().take(T::WIDE) {
             *weight = exponents(s, weight.div(divisor)).max(least).min(most);
@@ -454,7 +454,9 @@ impl<T: Limits> Block<'_, T> {
             total = total.add(loss);
         }
         if let Some(to) = batch.outputs.losses {
-            let losses = losses.map(|loss| loss.div(divisor));
+            for loss in &mut losses {
+                *loss = loss.div(divisor);
+            }
             T::V::<S>::narrow(losses).store_lanes(to, self.first + row, lanes_from::<T>(n));
         }
         if batch.outputs.grad.is_some() {
