@@ -306,9 +306,19 @@ def _call(loss: str, order: int, call: _Call) -> Any:
     results = [result[0]]
     for value, out, target in zip(result[1:], call.outputs, targets, strict=False):
         if out is not None and value is not target:
-            np.copyto(np.asarray(out), value)
+            _copy(np.asarray(out), value)
         results.append(value if out is None else out)
     return tuple(results)
+
+
+def _copy(to: _Array, array: _Array) -> None:
+    """Copy an array, some rows at a time, so that both stay in the caches whatever their orders."""
+    if array.ndim < 2 or array.size == 0:
+        np.copyto(to, array)
+        return
+    rows = max(256, 2**14 * len(array) // array.size)
+    for at in range(0, len(array), rows):
+        np.copyto(to[at : at + rows], array[at : at + rows])
 
 
 def done(result: Any) -> Any:
