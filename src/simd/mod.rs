@@ -7,7 +7,8 @@
 //!
 //! The level is chosen once a process ([`crate::parallel::process`]). [`enter`] calls the level's function
 //! with its `#[target_feature]`s, which evaluates the kernel. A function that a kernel calls gets these features only
-//! if it is inlined. So everything that a kernel calls is `#[inline(always)]`, and no closure holds intrinsics (tests/test_vectors.py).
+//! if it is inlined. So everything that a kernel calls is `#[inline(always)]`, and no closure holds intrinsics
+//! (tests/test_vectors.py).
 //!
 //! A [`Simd`] token proves that the level's instructions exist. Only detection makes a token, and a vector is only
 //! made with one. So kernels are safe code. All unsafe code is in this folder, in `python/` and in `parallel/`.
