@@ -1040,9 +1040,9 @@ def test_subnormal_gradients_of_binary_losses_are_rounded_once(weighted, power, 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 3.5])
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_sigmoid_focal_loss_of_float32_is_that_of_float64_rounded(soft, gamma, alpha, rng):
-    """Wherever results are subnormal, too."""
+    """Wherever results are subnormal, too, and where float64 has no probability left."""
     n = 3000
-    logits = (rng.normal(size=n) * rng.choice([1, 30, 300], n)).astype(np.float32)
+    logits = (rng.normal(size=n) * rng.choice([1, 30, 300, 1e4, 1e30], n)).astype(np.float32)
     target = (rng.random(n) if soft else rng.random(n) < 0.5).astype(np.float32)
     options = {"gamma": gamma, "alpha": alpha, "reduction": "none"}
     got = xentrs.sigmoid_focal_loss_with_grad(logits, target, **options)

@@ -49,7 +49,7 @@ EXCLUDED = {
 
 # Drawn and left out: what only other libraries call (PyTorch, XGBoost); below, what changes speed.
 NEEDS_OTHERS = ["src/python/tensors.rs", "python/xentrs/_objectives.py"]
-PREFETCH = re.compile(r"\bprefetch\(")
+PREFETCH = re.compile(r"\bprefetch\w*\(")
 
 # Operators replace each other within a family. `x << y` in place of `x * y` or `x is y` of `x <= y`
 # is an error at once, which proves nothing of the tests.

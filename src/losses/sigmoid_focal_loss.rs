@@ -306,17 +306,11 @@ impl<S: Simd> Function<S> for WidePowers<S> {
     fn call(self, s: S) -> [S::V64; 2] {
         let WidePowers { m, gamma } = self;
         let (zero, one) = (S::V64::splat(s, 0.0), S::V64::splat(s, 1.0));
-        let is_root = gamma < 1.0;
-        let exponent = if is_root { gamma } else { gamma - 1.0 };
-        let power = match exponent {
-            0.0 => one,
-            _ => pow(s, m, zero, exponent),
+        let power = match gamma {
+            1.0 => one,
+            _ => pow(s, m, zero, gamma - 1.0),
         };
         let power = S::V64::select(m.lt(zero), S::V64::splat(s, f64::NAN), power);
-        if is_root {
-            let over_m = S::V64::select(m.eq(zero), zero, power.div(m));
-            return [power, over_m];
-        }
         [power.mul(m), power]
     }
 }

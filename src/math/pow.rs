@@ -20,7 +20,7 @@ use super::sum_error;
 /// The largest error of [`pow`] in ULP, where the result is a normal number.
 pub const MAX_ULP: f64 = 0.9;
 
-/// `(x (1 + error))^y` for `0 <= x <= 1` and `y >= 0`, where `x error` is at most a rounding error of `x`. At `x = 0`
+/// `(x (1 + error))^y` for `0 <= x <= 1` and `y >= -1`, where `x error` is at most a rounding error of `x`. At `x = 0`
 /// the result is 0, whatever `y` is. A result below the normal numbers is 0; NaN at NaN.
 #[inline(always)]
 pub fn pow<S: Simd>(s: S, x: S::V64, error: S::V64, y: f64) -> S::V64 {
@@ -144,6 +144,10 @@ mod tests {
             assert_eq!(powers[3], 1.0);
             assert_eq!(enter(level, Powers(&ends, 0.0))[3], 1.0);
             assert_eq!(enter(level, Powers(&[[1e-300, 0.0]], 2.0))[0], 0.0);
+            let inverses = enter(level, Powers(&[[0.0, 0.0], [1e-300, 0.0], [1e-307, 0.0]], -1.0));
+            assert_eq!(inverses[0], 0.0);
+            assert!((inverses[1] / 1e300 - 1.0).abs() < 1e-15);
+            assert!((inverses[2] / 1e307 - 1.0).abs() < 1e-15);
         }
     }
 }
