@@ -306,12 +306,12 @@ def _call(loss: str, order: int, call: _Call) -> Any:
     results = [result[0]]
     for value, out, target in zip(result[1:], call.outputs, targets, strict=False):
         if out is not None and value is not target:
-            _copy(np.asarray(out), value)
+            _copy_by_rows(np.asarray(out), value)
         results.append(value if out is None else out)
     return tuple(results)
 
 
-def _copy(to: _Array, array: _Array) -> None:
+def _copy_by_rows(to: _Array, array: _Array) -> None:
     """Copy an array, some rows at a time, so that both stay in the caches whatever their orders."""
     if array.ndim < 2 or array.size == 0:
         np.copyto(to, array)

@@ -319,14 +319,14 @@ impl<T: Real, E: Elements<T>> Kernel for Tail<'_, E, T> {
                     total.add(elements.wide(at, large, own));
                 }
                 total.add(next.total_without(s, large));
-                macro_rules! write {
+                macro_rules! write_each {
                     ($($output:ident)*) => {$(
                         if let Some(own) = own.$output {
                             results.$output([T::V::<S>::load(s, own.as_input(), 0)], lanes);
                         }
                     )*};
                 }
-                write!(grad hess losses);
+                write_each!(grad hess losses);
             } else {
                 sum = next;
             }
