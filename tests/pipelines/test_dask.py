@@ -601,10 +601,11 @@ def die_once(block, file):
 
 @pytest.fixture(scope="module")
 def client():
+    # Without an address it takes port 8787, where another test process may have its cluster.
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 9}),
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, processes=True
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", processes=True
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
