@@ -5,18 +5,16 @@
 | ``make numerics-table`` | measures all inputs of `test_accuracy.py`, and writes the tables |
 | ``python tests/numerics_table.py --every 50`` | measures one of 50, and fails above the tables |
 
-A level is chosen once in a process. So each level has a process that computes what this one sends,
-and the reference is computed once for all of them.
+Each level has a process that computes what this one sends (`levels.py`), and the reference is
+computed once for all of them.
 """
 
 import argparse
+import contextlib
 import csv
 import itertools
 import math
-import os
-import pickle
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +22,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+import levels
 import reference
-import xentrs
 from losses import DTYPES
-from test_accuracy import BY_NAME, FAMILIES, RESULTS
+from test_accuracy import FAMILIES, RESULTS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "numerics.md"
@@ -43,54 +41,6 @@ ROUNDING = 0.005
 SUM_BOUND = 16
 # Logits of half precision are other inputs than those that the bounds of losses were measured at.
 OF_HALVES = 4
-
-
-class Level:
-    """A process whose calls run at one level."""
-
-    def __init__(self, name):
-        self.name = name
-        paths = [str(Path(__file__).parent), *(path for path in sys.path if path)]
-        environment = os.environ | {"XENTRS_SIMD": name, "PYTHONPATH": os.pathsep.join(paths)}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, "--serve"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.process.stdin.close()
-        self.process.stdout.close()
-        assert self.process.wait(60) == 0
-
-    def compute(self, case):
-        """Return the results of a case, and the sum of its losses."""
-        pickle.dump(case, self.process.stdin)
-        self.process.stdin.flush()
-        return pickle.load(self.process.stdout)
-
-
-def serve():
-    """Compute what comes in, at the level of this process."""
-    while True:
-        try:
-            case = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        function = BY_NAME[case.function].functions[0]
-        total = function(case.scores, case.target, **case.options, reduction="sum")
-        results = [np.asarray(result) for result in case.compute()]
-        pickle.dump((results, total), sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-
-
-def levels():
-    """Return the names of this machine's levels."""
-    return xentrs.show_config(mode="dicts")["simd"]["available"]
 
 
 def rows():
@@ -269,18 +219,17 @@ def above(measured, most):
 
 def measure_all(every=1, only=None):
     """Measure rows at each level of this machine."""
-    processes = [Level(name) for name in levels()]
     measured = {}
-    for family, dtype in rows():
-        if only is None or any(words in family for words in only):
-            measured[family, dtype] = measure(family, dtype, processes, every)
-            print(
-                f"{family}, {np.dtype(dtype).name}: {measured[family, dtype]}",
-                file=sys.stderr,
-                flush=True,
-            )
-    for process in processes:
-        process.__exit__()
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(levels.Level(name)) for name in levels.available()]
+        for family, dtype in rows():
+            if only is None or any(words in family for words in only):
+                measured[family, dtype] = measure(family, dtype, processes, every)
+                print(
+                    f"{family}, {np.dtype(dtype).name}: {measured[family, dtype]}",
+                    file=sys.stderr,
+                    flush=True,
+                )
     return measured
 
 
@@ -289,17 +238,13 @@ def main():
     parser.add_argument(
         "--every", type=int, help="measure one input of so many, and compare with the page"
     )
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.serve:
-        serve()
-    elif given.every:
+    if given.every:
         found = above(measure_all(given.every), documented())
         print("\n".join(found))
         return bool(found)
-    else:
-        write("functions", table_of_functions())
-        write("losses", table_of_losses(measure_all()))
+    write("functions", table_of_functions())
+    write("losses", table_of_losses(measure_all()))
     return 0
 
 

@@ -4,7 +4,9 @@
 tests/test_accuracy.py`` prints them beside those of PyTorch and optax where they are installed.
 """
 
+import contextlib
 import itertools
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,9 +14,10 @@ import mpmath
 import numpy as np
 import pytest
 
+import levels
 import reference
 import xentrs
-from losses import DTYPES, LOSSES
+from losses import DTYPES, LOSSES, assert_same_bits
 from reference import significant, ulp_error
 
 # In ULP of the result's dtype, for results of at least the smallest normal number; below it the
@@ -52,6 +55,7 @@ BY_NAME = {loss.name: loss for loss in LOSSES}
 CLASSES = [2, 3, 10, 64, 65, 128, 1000, 32000]
 SPREADS = [0.1, 1.0, 8.0, 30.0, 100.0]
 OFFSETS = [0.0, 100.0, -100.0, 1e4, 1e5, 1e7]
+SHARE = 5  # prime to the lengths of the inner lists: all of their values are among these cases
 
 
 @dataclass
@@ -96,6 +100,11 @@ class Rows:
         """Return the results: losses, and all derivatives."""
         options = {"reduction": "none"} | self.options
         return BY_NAME[self.function].functions[-1](self.scores, self.target, **options)
+
+    def sum_of_losses(self):
+        """Return the reduced loss."""
+        options = {"reduction": "sum"} | self.options
+        return BY_NAME[self.function].functions[0](self.scores, self.target, **options)
 
     def exact(self):
         """Return the reference's results."""
@@ -554,21 +563,46 @@ FAMILIES = {
 }
 
 
-def measure(family, dtype):
-    """Return the largest error of each result over a family, and the arguments it occurred at."""
+def measure(family, dtype, others=()):
+    """Return the largest error of each result over a family, and the arguments it occurred at.
+
+    Processes of `others` compute the same cases: at levels that have the same bits these are
+    compared, at the others the errors of each `SHARE`-th case are measured.
+    """
     worst, rows = {}, {}
-    for case in FAMILIES[family](dtype, np.random.default_rng(7)):
-        for name, error in case.errors().items():
+    here = xentrs.show_config(mode="dicts")["simd"]["level"]
+    for number, case in enumerate(FAMILIES[family](dtype, np.random.default_rng(7))):
+        results, right = case.compute(), case.exact()
+        all_errors = {here: case.errors(results, right)}
+        for level in others:
+            if levels.have_the_same_bits(level.name, here):
+                theirs, _ = level.compute(case)
+                ours = tuple(map(np.asarray, results))
+                assert_same_bits(tuple(theirs), ours, f"{case} at {level.name}")
+            elif number % SHARE == 0:
+                theirs, _ = level.compute(case)
+                all_errors[level.name] = case.errors(theirs, right)
+        for level, errors in all_errors.items():
+            for name, error in errors.items():
+                assert error <= case.bound(name), f"{name}: {error:.3g} ULP at {case}, {level}"
+        for name, error in all_errors[here].items():
             if error >= worst.get(name, 0.0):
                 worst[name], rows[name] = error, case
-            assert error <= case.bound(name), f"{name}: {error:.3g} ULP at {case}"
     return worst, rows
+
+
+@pytest.fixture(scope="module")
+def other_levels():
+    """Start processes of this machine's other levels, unless the level was set from outside."""
+    names = [] if "XENTRS_SIMD" in os.environ else levels.available()[1:]
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(levels.Level(name)) for name in names]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_largest_error(family, dtype, record_property):
-    worst, rows = measure(family, dtype)
+def test_largest_error(family, dtype, other_levels, record_property):
+    worst, rows = measure(family, dtype, other_levels)
     for name, error in worst.items():
         record_property(f"{name}_ulp", round(error, 3))
         assert error <= rows[name].bound(name)

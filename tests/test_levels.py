@@ -16,13 +16,14 @@ import pytest
 
 import xentrs
 from battery import HALVES
+from levels import FUSED, HERE, LEVELS, environment, have_the_same_bits
 
-HERE = Path(__file__).parent
-LEVELS = ["avx512", "avx2", "neon", "portable"]
-FUSED = ["avx512", "avx2", "neon"]  # with fused multiply-add: all bits are the same
 SIMD = xentrs.show_config(mode="dicts")["simd"]
 LAWS = ["test_laws.py", "test_edge_cases.py", "test_accuracy.py", "test_known_values.py"]
 LAWS += ["test_sparse_target.py", "test_summaries.py", "test_meter.py", "test_half.py"]
+# How work is split and what the reference returns know no level, and test_accuracy.py computes its
+# families of inputs at all levels itself.
+OF_EVERY_LEVEL = "not threads_change_no_bit and not test_reference and not test_largest_error"
 
 DIVERGENCES = ("kl_divergence", "js_divergence")
 
@@ -32,11 +33,6 @@ alone = pytest.mark.skipif("XENTRS_SIMD" in os.environ, reason="XENTRS_SIMD is s
 def _skip_unless_available(level):
     if level not in SIMD["available"]:
         pytest.skip(f"{level} is not available on this machine, which has {SIMD['available']}")
-
-
-def _environment(level):
-    paths = [str(HERE), *(p for p in sys.path if p)]
-    return os.environ | {"XENTRS_SIMD": level, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,7 @@ def battery(tmp_path_factory):
             file = folder / f"{level}.npz"
             done = subprocess.run(
                 [sys.executable, str(HERE / "battery.py"), str(file)],
-                env=_environment(level),
+                env=environment(level),
                 capture_output=True,
                 text=True,
                 timeout=300,
@@ -152,7 +148,7 @@ def test_battery_is_the_same_twice(battery):
             "import battery, test_levels, json;"
             "print(json.dumps({k: test_levels._digest(v) for k, v in battery.run().items()}))",
         ],
-        env=_environment(level),
+        env=environment(level),
         capture_output=True,
         text=True,
         timeout=300,
@@ -170,17 +166,16 @@ def test_laws_hold(level, laws):
     _skip_unless_available(level)
     if level == SIMD["level"]:
         pytest.skip(f"{level} is the level of this run: its laws run here already")
-    # Where the bits are the same a third of the cases is enough. A third of the
-    # accuracy tests runs at every other level too: their references are slow.
-    same_bits = {level, SIMD["level"]} <= {*FUSED}
-    share = ["--every", "3"] if same_bits or laws == "test_accuracy.py" else []
+    # Where the bits are the same a third of the cases is enough.
+    share = ["--every", "3"] if have_the_same_bits(level, SIMD["level"]) else []
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider"),
             str(HERE / laws),
+            *("-k", OF_EVERY_LEVEL),
             *share,
         ],
-        env=_environment(level),
+        env=environment(level),
         cwd=HERE.parent,
         capture_output=True,
         text=True,
