@@ -35,7 +35,7 @@ use crate::math::Real;
 use crate::math::softcap::{Capped, Softcap, within_range};
 use crate::parallel::driver::{self, Job, Split};
 use crate::reduce::Total;
-use crate::simd::slices::{lanes_from, load_lanes, store_lanes};
+use crate::simd::slices::{argmax, lanes_from, load_lanes, store_lanes};
 use crate::simd::{
     COLUMNS, Input, Kernel, Level, Output, Scratch, Simd, Vector, copy, enter, fence,
 };
@@ -257,6 +257,10 @@ impl<'a, T: Real> Tile<'a, T> {
         if let Some(cap) = softcap {
             let [slopes, tanhs] = self.slopes.each_ref().map(Scratch::output);
             let (from, to) = (tile.values, self.values.output().part(0, n));
+            // Capped logits may be equal where the logits are not.
+            if let Some(to) = tile.summaries.argmax.take() {
+                enter(level, ArgmaxRows { from, to });
+            }
             enter(level, CapRows { from, to, cap, slopes, tanhs });
             tile.values = self.values.input().part(0, n);
         }
@@ -338,6 +342,24 @@ impl<'a, T: Real> Tile<'a, T> {
             if let Some(array) = array {
                 part.store(*array, place, rows);
             }
+        }
+    }
+}
+
+/// Writes the argmax of each row.
+struct ArgmaxRows<'a, T> {
+    from: Input<'a, T>,
+    to: Output<'a, i64>,
+}
+
+impl<T: Real> Kernel for ArgmaxRows<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) {
+        let classes = self.from.len() / self.to.len();
+        for row in 0..self.to.len() {
+            let logits = self.from.part(row * classes, classes);
+            self.to.set(row, argmax(s, logits) as i64);
         }
     }
 }

@@ -452,6 +452,8 @@ def test_what_is_refused(function, name):
     for error, words, call in (
         (ValueError, f"{name} must have a class axis", lambda: function(np.float64(1))),
         (ValueError, "no classes on axis 1", lambda: function(np.ones((3, 0)))),
+        (ValueError, r"\(0, 3\) has no classes on axes", lambda: function(np.ones((0, 3)), None)),
+        (ValueError, r"\(2, 0, 3\) .* axes \(1, 2\)", lambda: function(np.ones((2, 0, 3)), (1, 2))),
         (ValueError, "axis is 2", lambda: function(x, axis=2)),
         (ValueError, "axis is -3", lambda: function(x, -3)),
         (TypeError, "axis", lambda: function(x, axis=1.0)),

@@ -174,6 +174,29 @@ def test_temperature_and_softcap(classes, dtype, rng):
             np.testing.assert_array_equal(outs["argmax_out"], np.argmax(x, -1))
 
 
+@every_dtype
+@pytest.mark.parametrize("classes", [5, 300, 5000])
+def test_argmax_is_that_of_logits_whose_caps_are_equal(classes, dtype, rng):
+    x = (rng.normal(size=(20, classes)) * 60).astype(dtype)
+    x[3, 1] = x[3].max()
+    x[4, classes - 1] = np.inf
+    x[5] = -np.inf
+    target = draw_target(rng, "indices", (20,), classes)
+    target[::3] = -100
+    for logits, axis in ((x, 1), (np.asfortranarray(x), 1), (np.ascontiguousarray(x.T), 0)):
+        largest = np.empty(20, np.int64)
+        given = {"softcap": 15.0, "argmax_out": largest, "axis": axis}
+        xentrs.cross_entropy_with_grad(logits, target, **given)
+        np.testing.assert_array_equal(largest, x.argmax(1))
+        largest[:] = -1
+        xentrs.cross_entropy(logits, target, **given)
+        np.testing.assert_array_equal(largest, x.argmax(1))
+    with np.errstate(over="ignore"):
+        half = x.astype(np.float16)
+    xentrs.cross_entropy(half, target, softcap=15.0, argmax_out=largest)
+    np.testing.assert_array_equal(largest, half.argmax(1))
+
+
 def test_tiles_and_threads(threads, rng):
     x = draw_logits(rng, (900, 300), np.float32)
     target = draw_target(rng, "indices", (900,), 300)

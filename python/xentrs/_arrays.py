@@ -92,9 +92,7 @@ def evaluate_rows(
     given = None if out is None else _output("out", out, name, x, {})
     if temperature is not None and (axis is None or isinstance(axis, Iterable)):
         axes = _axes(name, x, axis)
-        moved, rows = _merged(x, axes)
-        if not rows.shape[-1]:
-            raise ValueError(f"{name} of shape {x.shape} has no classes on axes {tuple(axes)}")
+        moved, rows = _merged(name, x, axes)
         found = evaluate_rows(function, name, rows, -1, temperature=temperature)
         found = np.moveaxis(found.reshape(moved.shape), range(-len(axes), 0), axes)
         if given is None:
@@ -140,14 +138,17 @@ def merge_axes(
     shape = tuple(1 if i in chosen else n for i, n in enumerate(x.shape))
     if len(chosen) == 1:
         return x, chosen[0], shape
-    return _merged(x, chosen)[1], -1, shape
+    return _merged(name, x, chosen)[1], -1, shape
 
 
-def _merged(x: _Array, axes: list[int]) -> tuple[_Array, _Array]:
+def _merged(name: str, x: _Array, axes: list[int]) -> tuple[_Array, _Array]:
     """Return an array with several axes moved to the end, and with these as one axis."""
     moved = np.moveaxis(x, axes, range(-len(axes), 0))
     kept = moved.shape[: -len(axes)]
-    return moved, moved.reshape(*kept, math.prod(moved.shape[len(kept) :]))
+    classes = math.prod(moved.shape[len(kept) :])
+    if not classes:
+        raise ValueError(f"{name} of shape {x.shape} has no classes on axes {tuple(axes)}")
+    return moved, moved.reshape(*kept, classes)
 
 
 def _axes(name: str, x: _Array, axes: object) -> list[int]:

@@ -182,6 +182,17 @@ class Objective:
         grad = self._buffer(f"grad {name}", scores.shape, dtype, order)
         return grad, self._buffer(f"hess {name}", scores.shape, dtype, order)
 
+    def in_float32(self, call: Round, factor: float = 1.0) -> tuple[Array, Array]:
+        """Return the derivatives as float32 arrays, the Hessian times a factor."""
+        grad, hess = self.derivatives(call.scores, call.labels, call.sample_weight)
+        results = grad, hess
+        if grad.dtype != np.float32:
+            results = self.buffers(call.scores, np.float32)
+            np.copyto(results[0], grad, casting="same_kind")
+        if factor != 1.0 or results[1] is not hess:
+            np.multiply(hess, factor, out=results[1], casting="same_kind")
+        return results
+
 
 def _references(kept: dict[str, Any], name: str) -> int:
     """Count what refers to a kept array; a view of it does so too."""
@@ -205,11 +216,7 @@ class Softmax(Objective):
     def derivatives(
         self, scores: Array, labels: Array, weight: Array | None
     ) -> tuple[Array, Array]:
-        if scores.ndim != 2:
-            raise ValueError(
-                f"scores must have shape (samples, classes), not {scores.shape}: with one score a "
-                "sample take `binary`"
-            )
+        _check_classes("scores", scores)
         grad, hess = self.buffers(scores)
         options: dict[str, Any] = {
             "target": self._target(labels, *scores.shape),
@@ -242,23 +249,32 @@ class Softmax(Objective):
     def shares(self, y: ArrayLike, sample_weight: ArrayLike | None) -> Array:
         """Return the classes' shares: the best probabilities of a model that knows no feature."""
         labels = numbers("y", y)
+        if labels.ndim == 0 or labels.ndim > (1 if self.teacher is not None else 2):
+            rows = "" if self.teacher is not None else " or (samples, classes)"
+            raise ValueError(f"y must have shape (samples,){rows}, not {labels.shape}")
         weight = _weight_of(labels, sample_weight)
         if self.teacher is not None:
             classes = self.teacher.shape[1]
         elif labels.ndim == 2:
             classes = labels.shape[1]
         else:
-            classes = int(labels.max()) + 1 if labels.size else 0
+            with np.errstate(invalid="ignore"):
+                indices = labels.astype(np.int64)
+            wrong = (indices != labels) | (indices < 0)
+            if wrong.any():
+                place = int(np.flatnonzero(wrong)[0])
+                raise ValueError(
+                    "y must be class indices 0, 1, 2 and so on, or probabilities; label "
+                    f"{place} is {labels[place]}"
+                )
+            classes = int(indices.max()) + 1
         if self.weight is not None:
             classes = max(classes, len(self.weight))  # the last ones may have no sample
         if classes < 2:
             raise ValueError(f"y must have at least two classes, not {classes}")
         target = self._target(labels, len(labels), classes)
         if target.ndim == 1:
-            indices = target.astype(np.int64)
-            if (indices != target).any() or (indices < 0).any():
-                raise ValueError("y must be class indices 0, 1, 2 and so on, or probabilities")
-            share = np.bincount(indices, weight, classes).astype(np.float64)
+            share = np.bincount(target.astype(np.int64), weight, classes).astype(np.float64)
         else:
             share = weight @ target.astype(np.float64)
         share /= share.sum()
@@ -272,6 +288,7 @@ class Softmax(Objective):
 
     def predict_proba(self, raw: ArrayLike) -> Array:
         """Return the probabilities of scores of shape (samples, classes)."""
+        _check_classes("raw", np.asarray(raw))
         return np.asarray(xentrs.softmax(raw))
 
 
@@ -290,11 +307,7 @@ class Binary(Objective):
     def derivatives(
         self, scores: Array, labels: Array, weight: Array | None
     ) -> tuple[Array, Array]:
-        if scores.ndim != 1:
-            raise ValueError(
-                f"scores must have shape (samples,), not {scores.shape}: for more than two classes "
-                "take `softmax`"
-            )
+        _check_single("scores", scores)
         if self.gamma:
             return self._focal(scores, labels, weight)
         grad, hess = self.buffers(scores)
@@ -355,6 +368,8 @@ class Binary(Objective):
     ) -> tuple[Array, NDArray[np.float64]]:
         """Return the labels in [0, 1] of a training, and a weight for each."""
         labels = numbers("y", y)
+        if labels.ndim != 1:
+            raise ValueError(f"y must have shape (samples,), not {labels.shape}")
         return self._target(labels), _weight_of(labels, sample_weight)
 
     def log_odds(self, y: ArrayLike, sample_weight: ArrayLike | None) -> float:
@@ -370,7 +385,26 @@ class Binary(Objective):
     def predict_proba(self, raw: ArrayLike) -> Array:
         """Return the probabilities of both classes, shape (samples, 2), of scores (samples,)."""
         scores = np.asarray(raw)
+        _check_single("raw", scores)
         return np.asarray(xentrs.softmax(np.stack([np.zeros_like(scores), scores], axis=-1)))
+
+
+def _check_classes(name: str, scores: Array) -> None:
+    """Raise if there is not a score for each class of each sample."""
+    if scores.ndim != 2:
+        raise ValueError(
+            f"{name} must have shape (samples, classes), not {scores.shape}: with one score a "
+            "sample take `binary`"
+        )
+
+
+def _check_single(name: str, scores: Array) -> None:
+    """Raise if there is not one score a sample."""
+    if scores.ndim != 1:
+        raise ValueError(
+            f"{name} must have shape (samples,), not {scores.shape}: for more than two classes "
+            "take `softmax`"
+        )
 
 
 def _number(name: str, value: Any) -> float:

@@ -247,8 +247,15 @@ class _Call:
 
     def class_weight(self, weight: Any) -> _Array | None:
         """Return the weights of the classes, or refuse their shape."""
+        import dask
+
         if weight is None:
             return None
+        if dask.is_dask_collection(weight):
+            raise TypeError(
+                f"weight is a lazy {type(weight).__name__} of Dask, but each chunk needs those of "
+                "all classes: pass weight.compute()"
+            )
         w = _arrays._real_array("weight", weight)
         classes = self.logits.shape[self.axis]
         if w.shape != (classes,) and not math.isnan(classes):

@@ -38,15 +38,9 @@ _EPSILON = 1e-15
 
 
 def _single(objective: _objectives.Objective, call: Round, factor: float) -> tuple[Array, Array]:
-    """Return the derivatives times the factor of the Hessian, in LightGBM's float32."""
-    grad, hess = objective.derivatives(call.scores, call.labels, call.sample_weight)
-    if objective.gamma:
-        floored(hess)
-    single = grad.dtype == np.float32
-    results = (grad, hess) if single else objective.buffers(call.scores, np.float32)
-    np.copyto(results[0], grad, casting="same_kind")
-    np.multiply(hess, factor, out=results[1], casting="same_kind")
-    return results
+    """Return the derivatives in LightGBM's float32, the Hessian times its factor."""
+    grad, hess = objective.in_float32(call, factor)
+    return grad, floored(hess) if objective.gamma else hess
 
 
 def _rows(y: ArrayLike, rows: SupportsIndex | None) -> int:
@@ -211,7 +205,8 @@ class binary(_objectives.Binary):
         >>> xentrs.lightgbm.binary().params([0, 1, 1, 1], rows=2)["init_score"].round(2).tolist()
         [1.1, 1.1]
         """
-        return {"init_score": np.full(_rows(y, rows), self.log_odds(y, sample_weight))}
+        score = self.log_odds(y, sample_weight)
+        return {"init_score": np.full(_rows(y, rows), score)}
 
 
 def _report(name: str, loss: float, native: bool) -> tuple[str, float, bool]:

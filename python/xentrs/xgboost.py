@@ -71,8 +71,7 @@ class softmax(_objectives.Softmax):
     ) -> tuple[Array, Array]:
         """Return gradient and Hessian: of scores and a `DMatrix`, or of labels and scores."""
         call = Round.of(first, second, sample_weight)
-        grad, hess = self.derivatives(call.scores, call.labels, call.sample_weight)
-        hess *= _FACTOR
+        grad, hess = self.in_float32(call, _FACTOR)
         return grad, floored(hess)
 
     def params(self, y: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, Any]:
@@ -142,7 +141,7 @@ class binary(_objectives.Binary):
     ) -> tuple[Array, Array]:
         """Return gradient and Hessian: of scores and a `DMatrix`, or of labels and scores."""
         call = Round.of(first, second, sample_weight)
-        grad, hess = self.derivatives(call.scores, call.labels, call.sample_weight)
+        grad, hess = self.in_float32(call)
         return grad, floored(hess)
 
     def params(self, y: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, Any]:

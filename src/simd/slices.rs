@@ -76,6 +76,33 @@ impl<T: Float> Kernel for Find<'_, T> {
     }
 }
 
+/// The place of the first NaN, or of the first of the largest numbers.
+#[inline(always)]
+pub fn argmax<S: Simd, T: Float>(s: S, x: Input<'_, T>) -> usize {
+    s.apart(Argmax(x))
+}
+
+struct Argmax<'a, T>(Input<'a, T>);
+
+impl<T: Float> Kernel for Argmax<'_, T> {
+    type Output = usize;
+    #[inline(always)]
+    fn eval<S: Simd>(self, s: S) -> usize {
+        let Argmax(x) = self;
+        let lowest = T::V::<S>::splat(s, T::from_f64(f64::NEG_INFINITY));
+        let (mut most, mut numbers) = (lowest, T::ALL);
+        for at in (0..x.len()).step_by(T::LANES) {
+            let loaded = T::V::<S>::load_lanes(s, x, at, lanes_from::<T>(x.len() - at), lowest);
+            most = loaded.max(most);
+            numbers &= T::V::<S>::lanes(loaded.eq(loaded));
+        }
+        if numbers != T::ALL {
+            return (0..x.len()).find(|&i| x.get(i).to_f64().is_nan()).unwrap_or(0);
+        }
+        find(s, x, largest_lane::<S, T>(most))
+    }
+}
+
 /// The first `n` lanes, or all.
 #[inline(always)]
 pub fn lanes_from<T: Float>(n: usize) -> u32 {

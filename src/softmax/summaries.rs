@@ -11,8 +11,8 @@
 
 use crate::math::Real;
 use crate::math::log::{log_scalar, log1p_scalar};
-use crate::simd::slices::{find, lanes_from, maximum};
-use crate::simd::{Input, Kernel, Simd, Vector};
+use crate::simd::slices::{find, maximum};
+use crate::simd::{Input, Kernel, Simd};
 
 /// The logsumexp of a reduced row.
 pub(super) struct LogSumExp {
@@ -66,26 +66,5 @@ impl<T: Real> Kernel for TakePart<'_, T> {
             return Largest { class: at + find(s, logits, logit), logit };
         }
         largest
-    }
-}
-
-/// The argmax of a whole row, which may have NaN.
-pub(super) struct Argmax<'a, T>(pub Input<'a, T>);
-
-impl<T: Real> Kernel for Argmax<'_, T> {
-    type Output = usize;
-    #[inline(always)]
-    fn eval<S: Simd>(self, s: S) -> usize {
-        let logits = self.0;
-        let zero = T::V::<S>::splat(s, T::default());
-        for at in (0..logits.len()).step_by(T::LANES) {
-            let lanes = lanes_from::<T>(logits.len() - at);
-            let x = T::V::<S>::load_lanes(s, logits, at, lanes, zero);
-            let nan = !T::V::<S>::lanes(x.eq(x)) & T::ALL;
-            if nan != 0 {
-                return at + nan.trailing_zeros() as usize;
-            }
-        }
-        find(s, logits, maximum(s, logits))
     }
 }

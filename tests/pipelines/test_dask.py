@@ -261,6 +261,11 @@ WRONG = {
         TypeError,
         "sample_weight has dtype object, but must be",
     ),
+    "a lazy weight": (
+        lambda x, t: (x, t, {"weight": da.ones(C)}),
+        TypeError,
+        r"weight is a lazy Array of Dask, .*: pass weight\.compute\(\)",
+    ),
 }
 
 

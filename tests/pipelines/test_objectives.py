@@ -1036,11 +1036,50 @@ def test_arguments_that_do_not_fit(library):
         module.softmax(weight=[1, 2])(np.array([0, 1]), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="at least two classes"):
         module.softmax().params(np.zeros(4))
-    with pytest.raises(ValueError, match="class indices 0, 1, 2"):
-        module.softmax().params(np.array([0, 1.5]))
+    for labels, place in (([0, 1.5], "1 is 1.5"), ([0, -1], "1 is -1"), ([np.inf, 1], "0 is inf")):
+        with pytest.raises(ValueError, match=f"class indices 0, 1, 2.*label {place}"):
+            module.softmax().params(np.array(labels))
     data = xgboost.DMatrix(np.zeros((2, 1)), [0, 1])
     with pytest.raises(TypeError, match="sample_weight"):
         module.binary()(np.zeros(2), data, sample_weight=np.ones(2))
+
+
+@every_library
+def test_labels_and_scores_of_other_shapes(library):
+    module = MODULES[library]
+    for labels in (np.array([[0], [1], [1]]), [[0, 1], [1, 0]], 1):
+        with pytest.raises(ValueError, match=r"y must have shape \(samples,\), not \("):
+            module.binary().params(labels)
+    with pytest.raises(TypeError, match="y must be numbers"):
+        module.binary().params(None)
+    for labels in (np.zeros((2, 3, 4)), 1):
+        with pytest.raises(ValueError, match=r"y must have shape \(samples,\) or \(samples, cl"):
+            module.softmax().params(labels)
+    teacher = module.softmax(teacher=np.full((5, 3), 1 / 3))
+    with pytest.raises(ValueError, match=r"y must have shape \(samples,\), not \(1, 2\)"):
+        teacher.params([[0, 1]])
+    for scores in (np.zeros((30, 1)), np.zeros((30, 4)), 0.0):
+        with pytest.raises(ValueError, match=r"raw must have shape \(samples,\), not \("):
+            module.binary().predict_proba(scores)
+    for scores in (np.zeros(30), np.zeros((2, 3, 4))):
+        with pytest.raises(ValueError, match=r"raw must have shape \(samples, classes\), not \("):
+            module.softmax().predict_proba(scores)
+
+
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_derivatives_are_float32_whatever_the_scores_are(library, gamma, dtype):
+    module = MODULES[library]
+    y = np.arange(6) % 3
+    for kind, labels, shape in (("softmax", y, (6, 3)), ("binary", y % 2, 6)):
+        scores = np.linspace(-2, 2, np.prod(shape)).reshape(shape).astype(dtype)
+        objective = getattr(module, kind)(gamma=gamma)
+        found = objective(labels, scores)
+        single = objective(labels, scores.astype(np.float32))
+        for array, right in zip(found, single, strict=True):
+            assert array.dtype == np.float32
+            np.testing.assert_allclose(array, right, rtol=2e-3 if dtype == np.float16 else 1e-6)
 
 
 @every_library

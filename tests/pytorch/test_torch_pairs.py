@@ -306,7 +306,7 @@ def test_accuracy(backend, small_tiles):
     right = (x.argmax(1) == y)[kept].float().mean()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         given, target = x.to(backend, dtype).requires_grad_(), y.to(backend)
-        for options in ({}, {"label_smoothing": 0.1}, {"softcap": 30.0}):
+        for options in ({}, {"label_smoothing": 0.1}, {"softcap": 30.0}, {"softcap": 0.1}):
             loss, accuracy = cross_entropy(given, target, return_accuracy=True, **options)
             assert loss == cross_entropy(given, target, **options)
             assert accuracy.item() == pytest.approx(right.item())

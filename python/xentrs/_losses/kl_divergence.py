@@ -136,7 +136,8 @@ def kl_divergence(
     negative, so neither is the loss, and it keeps its digits where the models are nearly equal. A
     class where both logits are -inf adds nothing. If p is 0 where q is not, the forward loss is
     inf; if q is 0 where p is not, the reverse loss is inf and the gradient of the sample NaN. A
-    sample with a NaN, with +inf, or with nothing but -inf in one of the arrays has the loss NaN.
+    probability far below the smallest normal number is 0 here. A sample with a NaN, with +inf, or
+    with nothing but -inf in one of the arrays has the loss NaN.
 
     Results do not depend on the number of threads, not in a single bit.
 
@@ -301,7 +302,8 @@ def kl_divergence_with_grad(
     negative, so neither is the loss, and it keeps its digits where the models are nearly equal. A
     class where both logits are -inf adds nothing. If p is 0 where q is not, the forward loss is
     inf; if q is 0 where p is not, the reverse loss is inf and the gradient of the sample NaN. A
-    sample with a NaN, with +inf, or with nothing but -inf in one of the arrays has the loss NaN.
+    probability far below the smallest normal number is 0 here. A sample with a NaN, with +inf, or
+    with nothing but -inf in one of the arrays has the loss NaN.
 
     Results do not depend on the number of threads, not in a single bit.
 

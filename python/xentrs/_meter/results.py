@@ -304,7 +304,7 @@ def _class_statistics(sums: Sums) -> tuple[float, PerClass | None]:
         loss[c], accuracy[c] = _mean(losses.exact(c), w), _mean(hits.exact(c), w)
     total = sum(of_class.values(), Fraction(0))
     shares = [_mean(w, total) for w in of_class.values()]
-    prior = -math.fsum(p * math.log(p) for p in shares if p > 0.0)
+    prior = math.fsum(-p * math.log(p) for p in shares if p > 0.0)
     result = PerClass(loss, sums.class_counts.copy(), accuracy)
     return prior if total else math.nan, result
 

@@ -271,7 +271,7 @@ def _compute(
         logsumexp = None
         if return_logsumexp:
             logsumexp = (x / options.temperature).logsumexp(call.axis)
-        argmax = x.argmax(call.axis)
+        argmax = call.input.argmax(call.axis)
         results.append(CROSS_ENTROPY.compute(call, options, inplace, loss_dtype))
         if logsumexp is not None:
             results.append(logsumexp)

@@ -53,7 +53,7 @@ use crate::call::coefficients::{Coefficients, RowCoefficients};
 use crate::call::layout::HalfRows;
 use crate::math::{exp::Exp, gradual, quotient};
 use crate::parallel::driver::Job;
-use crate::simd::slices::{fill, find, maximum};
+use crate::simd::slices::{argmax, fill, find, maximum};
 use crate::simd::{Output, Scratch, Simd, Vector, fence};
 
 use self::emit::{Curvature, DominantHessian, Emit};
@@ -64,7 +64,7 @@ use super::objective::Objective;
 use super::route::Route;
 use super::sparse::{Entries, Slopes};
 use super::statistics::{Beside, FinishRow, RowStatistics, needs_others, of_nan};
-use super::summaries::{Argmax, Largest, LogSumExp};
+use super::summaries::{Largest, LogSumExp};
 use super::{Limits, exponent, power};
 
 /// Vectors of a chunk.
@@ -247,7 +247,7 @@ impl<'a, T: Limits, C: Coefficients<T>> Rows<'a, T, C> {
     fn argmax<S: Simd>(&self, s: S, reduce: &Reduce<'_, S, T, C::Row<S>>, finite: bool) -> usize {
         match reduce.largest_logit {
             Some(largest) if finite => largest.class,
-            _ => s.apart(Argmax(reduce.logits.floats)),
+            _ => argmax(s, reduce.logits.floats),
         }
     }
 

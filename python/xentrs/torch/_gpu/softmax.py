@@ -272,20 +272,23 @@ def _softmax_loss(
         first, a, cols, y, x_y, rest, zero, zero, VECTOR, SOFT, T, EXACT
     )
     if argmaxes is not None:
-        largest = tl.max(first, 1)
-        argmax = tl.argmax(first, 1).to(tl.int64)
+        # Of the logits as given: capped ones may be equal where these are not.
+        largest = tl.max(given, 1)
+        argmax = tl.argmax(given, 1).to(tl.int64)
     if MANY:
         for start in range(B, classes, B):
             c = cols + start
             m = live[:, None] & (c < classes)
-            z = _capped(_load(x_row, c, x_c, m, ACC), CAP)
+            x_part = _load(x_row, c, x_c, m, ACC)
+            z = _capped(x_part, CAP)
             b = coefficients(t_row, t_c, weight, c, m, EVEN, KEEP, SOFT, ACC)
             top, rest, total, away = _accumulate(
                 z, b, c, y, top, rest, total, away, VECTOR, SOFT, T, EXACT
             )
             if argmaxes is not None:
-                here = tl.max(z, 1)
-                argmax = tl.where(here > largest, tl.argmax(z, 1).to(tl.int64) + start, argmax)
+                here = tl.max(x_part, 1)
+                found = tl.argmax(x_part, 1).to(tl.int64) + start
+                argmax = tl.where(here > largest, found, argmax)
                 largest = tl.maximum(here, largest)
     if argmaxes is not None:
         tl.store(argmaxes + i, argmax, mask=live)
