@@ -258,8 +258,8 @@ impl<'a, T: Real> Tile<'a, T> {
             let [slopes, tanhs] = self.slopes.each_ref().map(Scratch::output);
             let (from, to) = (tile.values, self.values.output().part(0, n));
             // Capped logits may be equal where the logits are not.
-            if let Some(to) = tile.summaries.argmax.take() {
-                enter(level, ArgmaxRows { from, to });
+            if let Some(array) = tile.summaries.argmax.take() {
+                enter(level, ArgmaxRows { from, to: array });
             }
             enter(level, CapRows { from, to, cap, slopes, tanhs });
             tile.values = self.values.input().part(0, n);

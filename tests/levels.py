@@ -1,7 +1,4 @@
-"""Instruction sets, and processes that compute at one of them: a level is chosen once in a process.
-
-The levels of this machine, the best first, are ``available()``.
-"""
+"""The levels of instruction sets, and processes that compute at one: a process chooses once."""
 
 import os
 import pickle
@@ -16,10 +13,8 @@ import xentrs
 HERE = Path(__file__).parent
 LEVELS = ["avx512", "avx2", "neon", "portable"]
 FUSED = ["avx512", "avx2", "neon"]  # with fused multiply-add: all bits are the same
-
-
-def available():
-    return xentrs.show_config(mode="dicts")["simd"]["available"]
+# The levels of this machine ("available", the best first), and that of this process ("level").
+SIMD = xentrs.show_config(mode="dicts")["simd"]
 
 
 def have_the_same_bits(level, other):

@@ -221,7 +221,7 @@ def measure_all(every=1, only=None):
     """Measure rows at each level of this machine."""
     measured = {}
     with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(levels.Level(name)) for name in levels.available()]
+        processes = [stack.enter_context(levels.Level(name)) for name in levels.SIMD["available"]]
         for family, dtype in rows():
             if only is None or any(words in family for words in only):
                 measured[family, dtype] = measure(family, dtype, processes, every)

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import subprocess
 import sys
 import zlib
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 import xentrs
+from levels import SIMD, environment
 
 FILE = Path(__file__).with_suffix(".json")
 DTYPES = ["float32", "float64"]
@@ -507,8 +507,7 @@ def run_at(level, every=1, timeout=1500):
     """Return the digests at a level, from a process of its own: it chooses its level once."""
     done = subprocess.run(
         [sys.executable, __file__, "--print", str(every)],
-        env=os.environ
-        | {"XENTRS_SIMD": level, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env=environment(level),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -529,7 +528,7 @@ def kind_of(level):
 def record():
     """Write the digests at every level of this machine to `recorded_bits.json`."""
     recorded = {}
-    for level in xentrs.show_config(mode="dicts")["simd"]["available"]:
+    for level in SIMD["available"]:
         digests = run_at(level)
         first = recorded.setdefault(kind_of(level), digests)
         if differ := differing(first, digests):
@@ -548,7 +547,7 @@ def show(group):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--print"]:
-        level = xentrs.show_config(mode="dicts")["simd"]["level"]
+        level = SIMD["level"]
         json.dump({"level": level, "digests": run(int(sys.argv[2]))}, sys.stdout)
     elif sys.argv[1:]:
         show(sys.argv[1])

@@ -570,18 +570,18 @@ def measure(family, dtype, others=()):
     compared, at the others the errors of each `SHARE`-th case are measured.
     """
     worst, rows = {}, {}
-    here = xentrs.show_config(mode="dicts")["simd"]["level"]
+    here = levels.SIMD["level"]
     for number, case in enumerate(FAMILIES[family](dtype, np.random.default_rng(7))):
         results, right = case.compute(), case.exact()
         all_errors = {here: case.errors(results, right)}
-        for level in others:
-            if levels.have_the_same_bits(level.name, here):
-                theirs, _ = level.compute(case)
+        for other in others:
+            if levels.have_the_same_bits(other.name, here):
+                theirs, _ = other.compute(case)
                 ours = tuple(map(np.asarray, results))
-                assert_same_bits(tuple(theirs), ours, f"{case} at {level.name}")
+                assert_same_bits(tuple(theirs), ours, f"{case} at {other.name}")
             elif number % SHARE == 0:
-                theirs, _ = level.compute(case)
-                all_errors[level.name] = case.errors(theirs, right)
+                theirs, _ = other.compute(case)
+                all_errors[other.name] = case.errors(theirs, right)
         for level, errors in all_errors.items():
             for name, error in errors.items():
                 assert error <= case.bound(name), f"{name}: {error:.3g} ULP at {case}, {level}"
@@ -594,7 +594,7 @@ def measure(family, dtype, others=()):
 @pytest.fixture(scope="module")
 def other_levels():
     """Start processes of this machine's other levels, unless the level was set from outside."""
-    names = [] if "XENTRS_SIMD" in os.environ else levels.available()[1:]
+    names = [] if "XENTRS_SIMD" in os.environ else levels.SIMD["available"][1:]
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(levels.Level(name)) for name in names]
 

@@ -14,14 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import xentrs
 from battery import HALVES
-from levels import FUSED, HERE, LEVELS, environment, have_the_same_bits
+from levels import FUSED, HERE, LEVELS, SIMD, environment, have_the_same_bits
 
-SIMD = xentrs.show_config(mode="dicts")["simd"]
 LAWS = ["test_laws.py", "test_edge_cases.py", "test_accuracy.py", "test_known_values.py"]
 LAWS += ["test_sparse_target.py", "test_summaries.py", "test_meter.py", "test_half.py"]
-# How work is split and what the reference returns know no level, and test_accuracy.py computes its
+# No level changes how work is split, or what the reference returns. test_accuracy.py computes its
 # families of inputs at all levels itself.
 OF_EVERY_LEVEL = "not threads_change_no_bit and not test_reference and not test_largest_error"
 

@@ -8,9 +8,8 @@ import pytest
 
 import recorded_bits
 import xentrs
-from levels import LEVELS
+from levels import LEVELS, SIMD
 
-SIMD = xentrs.show_config(mode="dicts")["simd"]
 RECORDED = json.loads(recorded_bits.FILE.read_text())
 IF_MEANT = (
     "If the change of bits is meant, record anew with `python tests/recorded_bits.py`. If not, "

@@ -216,7 +216,7 @@ class Softmax(Objective):
     def derivatives(
         self, scores: Array, labels: Array, weight: Array | None
     ) -> tuple[Array, Array]:
-        _check_classes("scores", scores)
+        _check_score_of_each_class("scores", scores)
         grad, hess = self.buffers(scores)
         options: dict[str, Any] = {
             "target": self._target(labels, *scores.shape),
@@ -249,25 +249,19 @@ class Softmax(Objective):
     def shares(self, y: ArrayLike, sample_weight: ArrayLike | None) -> Array:
         """Return the classes' shares: the best probabilities of a model that knows no feature."""
         labels = numbers("y", y)
-        if labels.ndim == 0 or labels.ndim > (1 if self.teacher is not None else 2):
-            rows = "" if self.teacher is not None else " or (samples, classes)"
-            raise ValueError(f"y must have shape (samples,){rows}, not {labels.shape}")
+        shapes = (
+            ["(samples,)"] if self.teacher is not None else ["(samples,)", "(samples, classes)"]
+        )
+        if not 1 <= labels.ndim <= len(shapes):
+            raise ValueError(f"y must have shape {' or '.join(shapes)}, not {labels.shape}")
         weight = _weight_of(labels, sample_weight)
         if self.teacher is not None:
             classes = self.teacher.shape[1]
         elif labels.ndim == 2:
             classes = labels.shape[1]
         else:
-            with np.errstate(invalid="ignore"):
-                indices = labels.astype(np.int64)
-            wrong = (indices != labels) | (indices < 0)
-            if wrong.any():
-                place = int(np.flatnonzero(wrong)[0])
-                raise ValueError(
-                    "y must be class indices 0, 1, 2 and so on, or probabilities; label "
-                    f"{place} is {labels[place]}"
-                )
-            classes = int(indices.max()) + 1
+            meaning = "y must be class indices 0, 1, 2 and so on, or probabilities"
+            classes = int(_whole_numbers(labels, np.inf, meaning).max()) + 1
         if self.weight is not None:
             classes = max(classes, len(self.weight))  # the last ones may have no sample
         if classes < 2:
@@ -288,7 +282,7 @@ class Softmax(Objective):
 
     def predict_proba(self, raw: ArrayLike) -> Array:
         """Return the probabilities of scores of shape (samples, classes)."""
-        _check_classes("raw", np.asarray(raw))
+        _check_score_of_each_class("raw", np.asarray(raw))
         return np.asarray(xentrs.softmax(raw))
 
 
@@ -307,7 +301,7 @@ class Binary(Objective):
     def derivatives(
         self, scores: Array, labels: Array, weight: Array | None
     ) -> tuple[Array, Array]:
-        _check_single("scores", scores)
+        _check_one_score("scores", scores)
         if self.gamma:
             return self._focal(scores, labels, weight)
         grad, hess = self.buffers(scores)
@@ -385,11 +379,11 @@ class Binary(Objective):
     def predict_proba(self, raw: ArrayLike) -> Array:
         """Return the probabilities of both classes, shape (samples, 2), of scores (samples,)."""
         scores = np.asarray(raw)
-        _check_single("raw", scores)
+        _check_one_score("raw", scores)
         return np.asarray(xentrs.softmax(np.stack([np.zeros_like(scores), scores], axis=-1)))
 
 
-def _check_classes(name: str, scores: Array) -> None:
+def _check_score_of_each_class(name: str, scores: Array) -> None:
     """Raise if there is not a score for each class of each sample."""
     if scores.ndim != 2:
         raise ValueError(
@@ -398,7 +392,7 @@ def _check_classes(name: str, scores: Array) -> None:
         )
 
 
-def _check_single(name: str, scores: Array) -> None:
+def _check_one_score(name: str, scores: Array) -> None:
     """Raise if there is not one score a sample."""
     if scores.ndim != 1:
         raise ValueError(
@@ -451,14 +445,18 @@ def _weight_of(labels: Array, sample_weight: ArrayLike | None) -> NDArray[np.flo
 
 def _row_numbers(labels: Array, rows: int) -> NDArray[np.int64]:
     """Return labels that are the numbers of a teacher's rows."""
-    found = labels.astype(np.int64)
-    wrong = (found != labels) | (found < 0) | (found >= rows)
+    meaning = f"with teacher each label is the number of a row, from 0 to {rows - 1}"
+    return _whole_numbers(labels, rows, meaning)
+
+
+def _whole_numbers(labels: Array, end: float, meaning: str) -> NDArray[np.int64]:
+    """Return labels that are whole numbers from 0 to below `end`, or say what they mean."""
+    with np.errstate(invalid="ignore"):
+        found = labels.astype(np.int64)
+    wrong = (found != labels) | (found < 0) | (found >= end)
     if wrong.any():
         place = int(np.flatnonzero(wrong)[0])
-        raise ValueError(
-            f"with teacher each label is the number of a row, from 0 to {rows - 1}, but label "
-            f"{place} is {labels[place]}"
-        )
+        raise ValueError(f"{meaning}, but label {place} is {labels[place]}")
     return found
 
 
