@@ -55,13 +55,14 @@ START, END = "<!-- table: make bench-peers -->", "<!-- end of the table -->"
 README_LEGEND = """\
 Each number says how many times as fast xentrs is: 5.0 means that the library takes five times as
 long; below 1, xentrs is slower. The first number is at AVX2, which most processors have, the second
-at AVX-512; every library is held to the same instructions. In brackets is xentrs's own time at
-AVX2. Float32, {threads} threads, loss and gradient unless the row says otherwise.
+at AVX-512. At AVX2 every library is held to AVX2, at AVX-512 each uses what it likes. In brackets
+is xentrs's own time at AVX2. Float32, {threads} threads, loss and gradient unless the row says
+otherwise.
 
 In a training step, the logits come from a matrix product just before the call, and the call alone
-is timed. The last row is a whole training step: linear layer, loss and backward pass. In the other
-rows, a pause of 3 ms comes before each call. Compare ratios with another machine, not times; even
-ratios vary by a tenth from run to run.
+is timed. *The whole step* is timed with its matrix products: NumPy's for digits, PyTorch's linear
+layer, loss and backward pass in the last row. In the other rows, a pause of 3 ms comes before each
+call. Compare ratios with another machine, not times; even ratios vary by a tenth from run to run.
 [docs/benchmarks.md](docs/benchmarks.md) has all rows. Measured on {cpu}, with {versions}."""
 
 PAGE = """\

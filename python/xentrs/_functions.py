@@ -259,8 +259,8 @@ def logsumexp(
     Returns
     -------
     ndarray or NumPy scalar
-        The logarithms, of the dtype of `logits` and of its shape without `axis`; a scalar where no
-        axis is left.
+        The logarithms, of the shape of `logits` without `axis` and of its dtype, but float32 for
+        half precision; a scalar where no axis is left.
 
     Raises
     ------

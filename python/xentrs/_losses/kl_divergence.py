@@ -116,7 +116,7 @@ def kl_divergence(
     See Also
     --------
     kl_divergence_with_grad : also the gradient, from the same pass over the logits.
-    js_divergence : a symmetric, bounded relative.
+    js_divergence : a bounded relative, symmetric with `beta` 0.5.
 
     Notes
     -----
@@ -282,7 +282,7 @@ def kl_divergence_with_grad(
     See Also
     --------
     kl_divergence : the loss alone.
-    js_divergence : a symmetric, bounded relative.
+    js_divergence : a bounded relative, symmetric with `beta` 0.5.
 
     Notes
     -----

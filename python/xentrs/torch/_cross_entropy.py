@@ -142,10 +142,11 @@ def cross_entropy(
         A floating dtype of the loss, instead of that which PyTorch's function would return. With
         float32 the loss of half-precision logits is not rounded to half precision.
     return_logsumexp : bool, default False
-        Return the logsumexp of each sample's logits too, after `softcap` and `temperature`, of
-        ignored samples too. It has a gradient of its own.
+        Also return the logsumexp of each sample's logits after `softcap` and `temperature`, ignored
+        samples included. It has a gradient of its own.
     return_accuracy : bool, default False
-        Return the share of the samples whose largest logit is the target too. For class indices.
+        Also return the accuracy: the share of the samples whose largest logit is the target's. The
+        target must be class indices.
 
     Returns
     -------

@@ -80,7 +80,7 @@ def nll_loss(
         it). Without effect where no gradient is wanted, and under `torch.compile` and `torch.func`.
     loss_dtype : torch.dtype, optional
         A floating dtype of the loss, instead of that which PyTorch's function would return. With
-        float32 the loss of half-precision logits is not rounded to half precision.
+        float32 the loss of half-precision log-probabilities is not rounded to half precision.
 
     Returns
     -------
