@@ -66,7 +66,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules
 .PHONY: check-targets lint-workflows release-check publish
 .PHONY: test-platform try-musl
 .PHONY: bench bench-floors bench-peers bench-steps bench-curves bench-memory bench-instructions bench-neon
-.PHONY: bench-pictures bench-kernels bench-linear bench-meter size size-record
+.PHONY: bench-pictures bench-kernels bench-linear bench-meter bench-keywords size size-record
 .PHONY: demo-pipelines gallery test-pipelines demo-torch test-torch lint-torch bench-torch bench-torch-gpu
 
 help:  ## List the targets
@@ -338,6 +338,9 @@ bench-linear: $(BENCH_VENV)/.package  ## Time linear_cross_entropy over its matr
 
 bench-meter: $(BENCH_VENV)/.package  ## Time CrossEntropyMeter.update over the loss alone
 	$(BENCH_BIN)/python benches/meter.py $(ARGS)
+
+bench-keywords: $(BENCH_VENV)/.package  ## Time each keyword of each loss beside the call without it (10 minutes)
+	$(BENCH_BIN)/python benches/keywords.py $(ARGS)
 
 bench-torch: $(TORCH_VENV)/.package  ## Time xentrs.torch against PyTorch on the CPU
 	$(TORCH_BIN)/python benches/torch_cpu.py $(ARGS)

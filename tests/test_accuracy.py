@@ -424,6 +424,14 @@ def _wide_weights(family, dtype, rng):
                 yield replace(rows, options=options, more=more)
 
 
+def _wide_class_weights(families, dtype, rng):
+    """Add weights of float64 for each class: to float32 they are rounded once, or two numbers."""
+    for family in families:
+        for rows in family(dtype, rng):
+            weight = rng.uniform(0.1, 10, rows.scores.shape[-1])
+            yield replace(rows, options=rows.options | {"weight": weight})
+
+
 def _models(dtype, rng):
     """Draw logits of a model and a teacher: unlike, alike, nearly equal, with other offsets."""
     for classes in CLASSES:
@@ -516,6 +524,9 @@ FAMILIES = {
     "cross_entropy: label smoothing, class weights": _smoothing_weights,
     "cross_entropy: probabilities as target": _soft,
     "cross_entropy: pairs as target": _pairs,
+    "cross_entropy: class weights of float64": partial(
+        _wide_class_weights, [_smoothing_weights, _soft, _pairs]
+    ),
     "cross_entropy: z-loss": _z_loss,
     "cross_entropy: z-loss, logsumexp near 0": partial(_z_loss, near=True),
     "cross_entropy: temperature": _temperature,
@@ -539,6 +550,7 @@ FAMILIES = {
         _of_class, "poly_loss", "epsilon", [-5.0, -2.0, -1.0, -0.3, 0.1, 7.0, 1000.0]
     ),
     "log_loss: any probability": _log_any,
+    "log_loss: class weights of float64": partial(_wide_class_weights, [_log_any]),
     "kl_divergence: forward": partial(_of_models, "kl_divergence", [{}]),
     "kl_divergence: reverse": partial(_of_models, "kl_divergence", [{"direction": "reverse"}]),
     "js_divergence": partial(

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 import xentrs
+from losses import OF_ONE_CLASS
+from xentrs import _xentrs
 
 ROOT = Path(__file__).parents[1]
 BENCHES = ROOT / "benches"
@@ -338,6 +340,15 @@ def test_curves(tmp_path):
     run("curves.py", "--quick", "--folder", str(tmp_path), file=tmp_path / "curves.json")
     for name in ("curve-classes.svg", "scaling.svg"):
         assert "</svg>" in (tmp_path / name).read_text()
+
+
+def test_keywords():
+    printed = run("keywords.py", "--quick", "--limit", "0", "--dtypes", "f32")
+    for name, loss in _xentrs.LOSSES.items():
+        lines = [line for line in printed.splitlines() if f" {name} 16 x 10 f32" in line]
+        for keyword in {*loss["options"]} - {"axis", "logsumexp_out", "argmax_out"}:
+            refused = keyword == "label_smoothing" and name in OF_ONE_CLASS
+            assert refused or any(f": {keyword}" in line for line in lines), (name, keyword)
 
 
 def test_meter():

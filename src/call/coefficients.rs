@@ -226,7 +226,7 @@ impl<'a, T: Real> Coefficients<T> for AsStored<'a, T> {
         AsStored(self.0.part(i * classes, classes))
     }
     fn stored_as(&self) -> Stored<'_, T> {
-        Stored::Soft(Soft { probabilities: self.0, weight: None, smoothing: None })
+        Stored::Soft(Soft::plain(self.0))
     }
     #[inline(always)]
     fn column<S: Simd>(&self, _: S, _: usize, stored: T::V<S>) -> T::V<S> {
@@ -252,9 +252,28 @@ pub struct Soft<'a, T> {
     pub probabilities: Input<'a, T>,
     /// A weight for each class.
     pub weight: Option<Input<'a, T>>,
-    /// The factor of a probability and the number that is added, each with its rounding error. `None` without
-    /// smoothing.
-    pub smoothing: Option<[[T; 2]; 2]>,
+    /// The rounding errors of the weights, where they are of a wider type.
+    pub weight_error: Option<Input<'a, T>>,
+    /// Whether there is label smoothing.
+    pub smooths: bool,
+    /// The factor of a probability and the number that is added, each with its rounding error: 1 and 0 without
+    /// smoothing. No `Option`: compiled code multiplies before it tests, and what memory without a meaning holds is
+    /// often subnormal, which is slow.
+    pub smoothing: [[T; 2]; 2],
+}
+
+impl<'a, T: Real> Soft<'a, T> {
+    /// Probabilities without options.
+    pub fn plain(probabilities: Input<'a, T>) -> Self {
+        let [zero, one] = [0.0, 1.0].map(T::from_f64);
+        Soft {
+            probabilities,
+            weight: None,
+            weight_error: None,
+            smooths: false,
+            smoothing: [[one, zero], [zero; 2]],
+        }
+    }
 }
 
 impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
@@ -282,9 +301,13 @@ impl<'a, T: Real> Coefficients<T> for Soft<'a, T> {
     #[inline(always)]
     fn column<S: Simd>(&self, s: S, class: usize, stored: T::V<S>) -> T::V<S> {
         let q = self.smoothed(s, stored);
-        match self.weight {
-            Some(weight) => q.mul(T::V::<S>::splat(s, weight.get(class))),
-            None => q,
+        match (self.weight, self.weight_error) {
+            (Some(weight), Some(error)) => {
+                let error = q.mul(T::V::<S>::splat(s, error.get(class)));
+                q.fma(T::V::<S>::splat(s, weight.get(class)), error)
+            }
+            (Some(weight), None) => q.mul(T::V::<S>::splat(s, weight.get(class))),
+            (None, _) => q,
         }
     }
 }
@@ -293,10 +316,12 @@ impl<T: Real> Soft<'_, T> {
     /// Smooths probabilities.
     #[inline(always)]
     fn smoothed<S: Simd>(&self, s: S, q: T::V<S>) -> T::V<S> {
-        let Some(both) = self.smoothing else { return q };
+        if !self.smooths {
+            return q;
+        }
         macro_rules! splat {
             ($i:expr, $j:expr) => {
-                T::V::<S>::splat(s, both[$i][$j])
+                T::V::<S>::splat(s, self.smoothing[$i][$j])
             };
         }
         let (keep, even) = ([splat!(0, 0), splat!(0, 1)], [splat!(1, 0), splat!(1, 1)]);
@@ -312,10 +337,14 @@ impl<S: Simd, T: Real> RowCoefficients<S, T> for Soft<'_, T> {
     #[inline(always)]
     fn load(self, s: S, at: usize, lanes: u32) -> T::V<S> {
         let q = self.smoothed(s, load_lanes(s, self.probabilities, at, lanes));
-        match self.weight {
-            Some(weight) => q.mul(load_lanes(s, weight, at, lanes)),
-            None if lanes == T::ALL => q,
-            None => {
+        match (self.weight, self.weight_error) {
+            (Some(weight), Some(error)) => {
+                let error = q.mul(load_lanes(s, error, at, lanes));
+                q.fma(load_lanes(s, weight, at, lanes), error)
+            }
+            (Some(weight), None) => q.mul(load_lanes(s, weight, at, lanes)),
+            (None, _) if lanes == T::ALL => q,
+            (None, _) => {
                 T::V::<S>::select(T::V::<S>::mask(s, lanes), q, T::V::<S>::splat(s, T::default()))
             }
         }

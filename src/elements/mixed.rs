@@ -9,13 +9,13 @@ use super::binary::{BLOCK, Binary, Compute, Formula, Here, Seen, divisor};
 use super::labels::{Labels, Periodic};
 use super::probabilities;
 use crate::call::batch::{Floats, Outputs};
-use crate::call::convert::{Conversion, Convert, Written, in_parts};
+use crate::call::convert::{Conversion, Convert, Written};
 use crate::call::options::Options;
 use crate::error::Result;
 use crate::math::Real;
 use crate::parallel::driver::{self, Split};
 use crate::parallel::process;
-use crate::simd::{Input, Output, Scratch, enter};
+use crate::simd::{Input, Output, Scratch, copy, enter};
 
 /// Arrays of half precision, or of `float64` that are not to be rounded to the type of `float32` values.
 #[derive(Debug)]
@@ -89,26 +89,28 @@ impl Mixed<'_> {
         here: Here<'_>,
     ) {
         let (at, n, level) = (range.start, range.len(), here.0);
-        let convert = |floats: Output<'_, T>, conversion: Conversion<'_, T>| {
-            let samples = range.clone();
+        let convert = |samples, floats: Output<'_, T>, conversion: Conversion<'_, T>| {
             enter(level, Convert { conversion, floats, place: None, samples, classes: 1 });
         };
         let part = |i: usize| scratch.output().part(i * BLOCK, n);
         // Numbers that repeat along the values, those of the block, and their rounding errors if these are wanted.
         let widen = |i: usize, numbers: Floats<'_>, errors: Option<Output<'_, T>>| {
             let (to, len) = (part(i), numbers.len());
-            if len >= at + n {
-                convert(to, Conversion::From(numbers, errors));
-            } else {
-                let mut from = at % len;
-                for i in 0..n {
-                    let [x, error] = in_parts(numbers.get(from));
-                    to.set(i, x);
-                    if let Some(errors) = errors {
-                        errors.set(i, error);
-                    }
-                    from = if from + 1 == len { 0 } else { from + 1 };
+            let once = n.min(len);
+            let (mut from, mut done) = (at % len, 0);
+            while done < once {
+                let run = (len - from).min(once - done);
+                let errors = errors.map(|errors| errors.part(done, run));
+                let samples = from..from + run;
+                convert(samples, to.part(done, run), Conversion::From(numbers, errors));
+                (from, done) = (0, done + run);
+            }
+            while done < n {
+                let more = done.min(n - done);
+                for array in [Some(to), errors].into_iter().flatten() {
+                    copy(more, (array.as_input(), 0, 1), (array, done, 1));
                 }
+                done += more;
             }
             to.as_input()
         };
@@ -139,7 +141,7 @@ impl Mixed<'_> {
             .expect("a block that is done here has no threads to fail");
         for (i, array) in outputs.into_iter().enumerate() {
             if let Some(array) = array {
-                convert(part(i + 4), Conversion::To(array, stream));
+                convert(range.clone(), part(i + 4), Conversion::To(array, stream));
             }
         }
     }

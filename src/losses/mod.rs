@@ -19,6 +19,7 @@ pub mod softmax_entropy;
 
 use crate::call::batch::{Batch, Target};
 use crate::call::coefficients::{AsStored, Coefficients, Even, Hard, Shared, Soft};
+use crate::call::convert::in_parts;
 use crate::call::options::Options;
 use crate::elements::binary::Formula;
 use crate::error::{Error, Result, collected, spelled};
@@ -475,10 +476,6 @@ trait ClassLoss<T: Real> {
 fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) -> Result<f64> {
     let smoothing = batch.options.label_smoothing;
     let even = smoothing / batch.classes as f64;
-    let scaled = |factor: f64| {
-        let weights = batch.weight.as_deref().unwrap_or_default().iter();
-        collected(weights.map(|weight| T::from_f64(weight * factor)))
-    };
     let few = loss.takes_few(batch);
     macro_rules! run {
         ($coefficients:expr, $total:expr) => {
@@ -497,7 +494,8 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             run!(Even(T::from_f64(even)), smoothing)
         }
         Target::Indices(_) | Target::Sparse(_) => {
-            let weights = scaled(even);
+            let weights = batch.weight.as_deref().unwrap_or_default().iter();
+            let weights = collected(weights.map(|weight| T::from_f64(weight * even)));
             let total = reduce::sum(weights.iter().map(|weight| weight.to_f64()));
             run!(Shared(Input::from_slice(&weights)), total)
         }
@@ -507,19 +505,22 @@ fn with_coefficients<T: Real>(batch: &Batch<'_, T>, loss: &impl ClassLoss<T>) ->
             run!(AsStored(p), 0.0)
         }
         Target::Probabilities(probabilities) => {
-            let weights = scaled(1.0);
-            let soft = Soft {
-                probabilities,
-                weight: batch.weight.as_ref().map(|_| Input::from_slice(&weights)),
-                smoothing: (smoothing != 0.0).then(|| {
-                    // 1 - smoothing is rounded. Its difference from 1 is exact, and gives the rounding error.
-                    let keep = 1.0 - smoothing;
-                    let error = (1.0 - keep) - smoothing;
-                    let classes = batch.classes as f64;
-                    let [high, low] = quotient::<T>(keep, 1.0, 0.0);
-                    [[high, T::from_f64(low.to_f64() + error)], quotient(smoothing, classes, 0.0)]
-                }),
-            };
+            let parts = batch.weight.as_deref().unwrap_or_default().iter().map(|&w| in_parts(w));
+            let weights = collected(parts.clone().map(|[weight, _]| weight));
+            let errors = collected(parts.map(|[_, error]| error));
+            let mut soft = Soft::plain(probabilities);
+            soft.weight = batch.weight.as_ref().map(|_| Input::from_slice(&weights));
+            let inexact = errors.iter().any(|&error| error != T::default());
+            soft.weight_error = inexact.then(|| Input::from_slice(&errors));
+            soft.smooths = smoothing != 0.0;
+            if soft.smooths {
+                // 1 - smoothing is rounded. Its difference from 1 is exact, and gives the rounding error.
+                let keep = 1.0 - smoothing;
+                let error = (1.0 - keep) - smoothing;
+                let [high, low] = quotient::<T>(keep, 1.0, 0.0);
+                let even = quotient(smoothing, batch.classes as f64, 0.0);
+                soft.smoothing = [[high, T::from_f64(low.to_f64() + error)], even];
+            }
             run!(soft, 0.0)
         }
     }?;

@@ -170,9 +170,8 @@ fn typed<'py, T: Number, S: Source>(
     };
     let wider_target = soft && stored.dtype == Dtype::F64 && T::DTYPE == Dtype::F32 && !narrowed;
     let inexact = matches!(spread, Some(Floats::F64(wide)) if !is_exact(wide));
-    let exceeds = |soft| exceeds_float32(&keywords.options, soft, weights, sample_weights);
-    let needs_float64 =
-        T::DTYPE == Dtype::F32 && (wider_target || inexact || exceeds(soft || spread.is_some()));
+    let needs_float64 = T::DTYPE == Dtype::F32
+        && (wider_target || inexact || exceeds_float32(&keywords.options, weights, sample_weights));
 
     let results = Results::<T>::new::<S>(
         call,
@@ -271,19 +270,15 @@ fn typed<'py, T: Number, S: Source>(
     Ok(results.finish(py, value)?)
 }
 
-/// Whether values of `float32` are multiplied by numbers that it does not hold: weights of classes that
-/// make up the coefficients, or factors beyond its normal numbers.
+/// Whether values of `float32` are multiplied by factors beyond its normal numbers.
 #[inline(always)]
 pub fn exceeds_float32(
     options: &Options,
-    soft: bool,
     weights: Option<Floats<'_>>,
     sample_weights: Option<Floats<'_>>,
 ) -> bool {
-    let spread = soft || options.label_smoothing != 0.0;
     let tiny = |x: f64| x > 0.0 && x < f32::MIN_POSITIVE.into();
-    spread && matches!(weights, Some(Floats::F64(weights)) if !is_exact(weights))
-        || options.denominator.is_some_and(tiny)
+    options.denominator.is_some_and(tiny)
         || weights.is_some_and(is_beyond_float32)
         || sample_weights.is_some_and(is_beyond_float32)
         // Multiples of the temperature, and 1 over it, are numbers of the logits' type.

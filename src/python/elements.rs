@@ -62,8 +62,12 @@ fn typed<'py, T: Number, S: Source>(
             || view.dtype == Dtype::F64
             || T::DTYPE == Dtype::F32 && is_half(view)
     };
+    let is_few_narrower =
+        |view: &View<'_>| T::DTYPE == Dtype::F64 && view.dtype == Dtype::F32 && view.len() <= FEW;
     let repeats = |view: Option<View<'_>>| {
-        view.is_none_or(|view| is_float(&view) && values.shape.ends_with(view.shape))
+        view.is_none_or(|view| {
+            (is_float(&view) || is_few_narrower(&view)) && values.shape.ends_with(view.shape)
+        })
     };
     let fits = |view: &Option<View<'_>>, other: &Option<View<'_>>| {
         let [weight, pos_weight] = [&weight, &pos_weight].map(Option::as_ref);
@@ -118,11 +122,12 @@ fn typed<'py, T: Number, S: Source>(
             .into_iter()
             .flatten()
             .any(|view| is_wider(view) && !fit_in_parts(view.input()));
-    // Few weights are split here, so that nothing else has to be converted with them.
+    // Few weights of another type are converted here, so that nothing else has to be converted with them.
     let split =
         [&weight, &pos_weight].map(|view| {
-            let fits = |view: &&View<'_>| !wide && is_wider(view) && view.len() <= FEW;
-            let numbers = view.as_ref().filter(fits)?.input::<f64>();
+            let is_few_wider = |view: &View<'_>| !wide && is_wider(view) && view.len() <= FEW;
+            let fits = |view: &&View<'_>| is_few_wider(view) || is_few_narrower(view);
+            let numbers = view.as_ref().filter(fits)?.floats()?;
             Some([0, 1].map(|part| {
                 collected((0..numbers.len()).map(|i| in_parts::<T>(numbers.get(i))[part]))
             }))
@@ -197,7 +202,7 @@ fn weight_view<'a, S: Source>(
     }
 }
 
-/// The weights of `n` values, of their type: those that were split, or the array's own.
+/// The weights of `n` values, of their type: those that were converted, or the array's own.
 fn weights<'a, T: Number>(
     view: Option<View<'a>>,
     split: &'a Option<[Vec<T>; 2]>,
@@ -205,7 +210,8 @@ fn weights<'a, T: Number>(
 ) -> Option<Periodic<'a, T>> {
     Some(match split {
         Some([numbers, errors]) => {
-            Periodic::new(Input::from_slice(numbers), Some(Input::from_slice(errors)), n)
+            let errors = (T::DTYPE == Dtype::F32).then(|| Input::from_slice(errors));
+            Periodic::new(Input::from_slice(numbers), errors, n)
         }
         None => Periodic::new(view?.input(), None, n),
     })

@@ -87,7 +87,7 @@ fn typed_compared<T: Number + Terms>(
     let weights = floats(&weight, &[classes], &mut own)?;
     let is_half = matches!(values.dtype, Dtype::Half(_));
     let few = classes <= MOST_CLASSES;
-    let wide = T::DTYPE == Dtype::F32 && exceeds_float32(&keywords.options, false, weights, None);
+    let wide = T::DTYPE == Dtype::F32 && exceeds_float32(&keywords.options, weights, None);
     let fits = reference.dtype == values.dtype && reference.shape == values.shape;
     if few || wide || !fits || target.shape != samples_shape {
         return Err(Stop::NotImplemented);

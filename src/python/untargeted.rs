@@ -65,8 +65,7 @@ fn loss<'py, T: Number, S: Source>(
             (call.out, out.as_ref()),
         ],
     )?;
-    let wide =
-        T::DTYPE == Dtype::F32 && exceeds_float32(&keywords.options, false, None, sample_weights);
+    let wide = T::DTYPE == Dtype::F32 && exceeds_float32(&keywords.options, None, sample_weights);
     let mut batch = batch::<T>(values, axis, &results, &out, wide)?;
     batch.sample_weight = sample_weights;
     batch.options = keywords.options;
@@ -145,7 +144,7 @@ impl ComputeRows {
         if !(still && same(object, values)) {
             return Err(Stop::NotImplemented);
         }
-        let wide = T::DTYPE == Dtype::F32 && exceeds_float32(&self.options, false, None, None);
+        let wide = T::DTYPE == Dtype::F32 && exceeds_float32(&self.options, None, None);
         let mut batch = batch::<T>(values, axis, &results, &out, wide)?;
         batch.options = self.options.clone();
         without_gil(py, values.len(), || match wide {

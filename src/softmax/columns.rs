@@ -234,7 +234,7 @@ mod tests {
         batch.options.ignore_index = ignored.into();
         batch.check(None, &[samples]).unwrap();
         batch.large = case.large;
-        let soft = Soft { probabilities: probabilities.input(), weight: None, smoothing: None };
+        let soft = Soft::plain(probabilities.input());
         let sum = match (by_rows, case.soft) {
             (true, false) => {
                 run_at(&Rows::<T, Hard>::new(&batch, Hard, 0.0, Objective::PLAIN), level)

@@ -353,7 +353,7 @@ mod tests {
         batch.check(None, &[samples]).unwrap();
         let (target, wrong) = (Input::from_slice(&q), AtomicBool::new(false));
         let values = Values::Probabilities;
-        let soft = Soft { probabilities: Input::from_slice(&q), weight: None, smoothing: None };
+        let soft = Soft::plain(Input::from_slice(&q));
         let loss = match how {
             "plain" => {
                 run_at(&Unweighed { batch: &batch, values, target, stream, wrong: &wrong }, level)

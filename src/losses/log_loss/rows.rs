@@ -273,7 +273,7 @@ impl<T: Real> Job for WeighedRows<'_, '_, T> {
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, blocks: Range<usize>, sums: &mut [f64]) {
         match self.coefficients {
-            Stored::Soft(soft) if soft.weight.is_some() || soft.smoothing.is_some() => {
+            Stored::Soft(soft) if soft.weight.is_some() || soft.smooths => {
                 self.rows(s, blocks, sums, soft);
             }
             Stored::Even(even) if S::SPECIALIZED => self.rows(s, blocks, sums, even),
