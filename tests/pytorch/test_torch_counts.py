@@ -368,3 +368,20 @@ def test_linear_rows_that_do_not_count_add_nothing(backend):
                 torch.testing.assert_close(grads[0][kept], wanted[0])
                 assert (grads[0][1:3] == 0).all()
                 torch.testing.assert_close(grads[1], wanted[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_factors_of_rows_have_the_bits_of_one_product(dtype):
+    """Whatever the dtype of the upstream gradient is, and whether it is one number."""
+    torch.manual_seed(3)
+    x = torch.randn(9, 300).to(dtype).requires_grad_()
+    y = torch.randint(300, (9,))
+    for loss_dtype in {torch.promote_types(dtype, torch.float32), dtype}:
+        loss = lambda d=loss_dtype: xt.cross_entropy(x, y, reduction="none", loss_dtype=d)  # noqa: E731
+        (plain,) = torch.autograd.grad(loss().sum(), x)
+        fine = torch.rand(9, dtype=torch.float64).to(loss_dtype)
+        number = torch.tensor(0.3, dtype=loss_dtype)
+        for up in (fine, fine.to(dtype).to(loss_dtype), number.expand(9), number.expand(9).clone()):
+            (grad,) = torch.autograd.grad(loss(), x, up)
+            exact = plain.double() * up.double()[:, None]
+            assert torch.equal(grad, exact.to(dtype))
