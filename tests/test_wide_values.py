@@ -86,6 +86,21 @@ def test_weights_out_of_the_range_of_float32_are_used_in_float64(loss, factor, r
             assert_rounded(got, exact.call(order, reduction=reduction))
 
 
+@every_dtype
+@pytest.mark.parametrize("of_weights", [np.float32, np.float64])
+@pytest.mark.parametrize("classes", [3, 300])
+@pytest.mark.parametrize("infinite", [np.inf, -np.inf])
+def test_an_infinite_class_weight_makes_its_own_class_infinite(
+    dtype, of_weights, classes, infinite
+):
+    p, q = np.full((2, classes), 0.25, dtype), np.full((2, classes), 0.5, dtype)
+    weight = np.full(classes, 0.7, of_weights)
+    weight[1] = infinite
+    loss, grad = xentrs.log_loss_with_grad(p, q, weight=weight)
+    assert loss == infinite
+    np.testing.assert_allclose(grad, -np.broadcast_to(weight, p.shape), rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64], ids=str)
 @pytest.mark.parametrize("number", [3.1, 2, 0, 1e300, 10**15 + 1, np.float64(0.7), 2**60, -1.5])
 @pytest.mark.parametrize(

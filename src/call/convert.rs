@@ -140,11 +140,12 @@ pub fn widen<S: Simd, T: Float>(s: S, half: Half, bits: Input<'_, u16>, floats: 
     }
 }
 
-/// A number rounded to `T`, and its rounding error.
+/// A number rounded to `T`, and its rounding error; 0 for what is not finite.
 #[inline(always)]
 pub fn in_parts<T: Float>(x: f64) -> [T; 2] {
     let rounded = T::from_f64(x);
-    [rounded, T::from_f64(x - rounded.to_f64())]
+    let error = x - rounded.to_f64();
+    [rounded, T::from_f64(if error.is_finite() { error } else { 0.0 })]
 }
 
 /// Converts from `float32`.
