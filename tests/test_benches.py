@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 import xentrs
-from losses import OF_ONE_CLASS
 from xentrs import _xentrs
 
 ROOT = Path(__file__).parents[1]
@@ -343,6 +342,9 @@ def test_curves(tmp_path):
 
 
 def test_keywords():
+    # Not above: other tests here run beside those of PyTorch, which have a module of this name.
+    from losses import OF_ONE_CLASS
+
     printed = run("keywords.py", "--quick", "--limit", "0", "--dtypes", "f32")
     for name, loss in _xentrs.LOSSES.items():
         lines = [line for line in printed.splitlines() if f" {name} 16 x 10 f32" in line]

@@ -72,8 +72,8 @@ def binary_cross_entropy_with_logits(
     denominator : float or Tensor of no dimension, optional
         What ``"mean"`` divides by instead.
     loss_dtype : torch.dtype, optional
-        A floating dtype of the loss, instead of that which PyTorch's function would return. With
-        float32 the loss of half-precision logits is not rounded to half precision.
+        A floating dtype of the loss, instead of the one under Returns. With float32 the loss of a
+        half-precision `input` is not rounded to half precision.
 
     Returns
     -------

@@ -66,8 +66,8 @@ def focal_loss(
         view nor a leaf, and using them later raises an error in the backward pass. Without effect
         where no gradient is wanted, and under `torch.compile` and `torch.func`.
     loss_dtype : torch.dtype, optional
-        A floating dtype of the loss, instead of the one under Returns. With float32 the loss of
-        half-precision logits is not rounded to half precision.
+        A floating dtype of the loss, instead of the one under Returns. With float32 the loss of a
+        half-precision `input` is not rounded to half precision.
 
     Returns
     -------

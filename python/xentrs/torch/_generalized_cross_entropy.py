@@ -69,8 +69,8 @@ def generalized_cross_entropy(
         view nor a leaf, and using them later raises an error in the backward pass. Without effect
         where no gradient is wanted, and under `torch.compile` and `torch.func`.
     loss_dtype : torch.dtype, optional
-        A floating dtype of the loss, instead of the one under Returns. With float32 the loss of
-        half-precision logits is not rounded to half precision.
+        A floating dtype of the loss, instead of the one under Returns. With float32 the loss of a
+        half-precision `input` is not rounded to half precision.
 
     Returns
     -------

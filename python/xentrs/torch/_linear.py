@@ -91,8 +91,8 @@ def linear_cross_entropy(
         What ``"mean"`` divides by instead of the total weight. A tensor may be on the CPU or on the
         device of `input`.
     loss_dtype : torch.dtype, optional
-        A floating dtype of the loss, instead of that which PyTorch's function would return. With
-        float32 the loss of half-precision logits is not rounded to half precision.
+        A floating dtype of the loss, instead of the one under Returns. With float32 the loss of a
+        half-precision `input` is not rounded to half precision.
 
     Returns
     -------

@@ -79,8 +79,8 @@ def nll_loss(
         nor a leaf, and using it later raises an error in the backward pass (`log_softmax` does use
         it). Without effect where no gradient is wanted, and under `torch.compile` and `torch.func`.
     loss_dtype : torch.dtype, optional
-        A floating dtype of the loss, instead of that which PyTorch's function would return. With
-        float32 the loss of half-precision log-probabilities is not rounded to half precision.
+        A floating dtype of the loss, instead of the one under Returns. With float32 the loss of a
+        half-precision `input` is not rounded to half precision.
 
     Returns
     -------
