@@ -44,8 +44,8 @@ class softmax(_objectives.Softmax):
         Share of the target that is spread evenly over the classes, in [0, 1].
     gamma : float, default 0.0
         Exponent of focal loss. Above 0 the loss is `xentrs.focal_loss`, and the Hessian is its
-        diagonal, with numbers below 1e-16 replaced by that number. Not with `label_smoothing` or
-        `teacher`.
+        diagonal, with numbers below 1e-16 replaced by that number. Not together with label
+        smoothing or a teacher.
     teacher : array of shape (rows, classes), optional
         Soft labels by row number. The label of a sample is then the number of its row, which
         CatBoost's training refuses if it is above the number of classes.

@@ -44,8 +44,8 @@ class softmax(_objectives.Softmax):
         Share of the target that is spread evenly over the classes, in [0, 1].
     gamma : float, default 0.0
         Exponent of focal loss: above 0 the loss is `xentrs.focal_loss`, whose Hessian may be
-        negative. A Hessian below 1e-16 is replaced by that number. Not with `label_smoothing` or
-        `teacher`.
+        negative. A Hessian below 1e-16 is replaced by that number. Not together with label
+        smoothing or a teacher.
     teacher : array of shape (rows, classes), optional
         Soft labels by row number. The label of a sample is then the number of its row.
 
