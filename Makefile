@@ -339,7 +339,7 @@ bench-linear: $(BENCH_VENV)/.package  ## Time linear_cross_entropy over its matr
 bench-meter: $(BENCH_VENV)/.package  ## Time CrossEntropyMeter.update over the loss alone
 	$(BENCH_BIN)/python benches/meter.py $(ARGS)
 
-bench-keywords: $(BENCH_VENV)/.package  ## Time each keyword of each loss beside the call without it (10 minutes)
+bench-keywords: $(BENCH_VENV)/.package  ## Time each keyword of each loss beside the call without it (4 minutes)
 	$(BENCH_BIN)/python benches/keywords.py $(ARGS)
 
 bench-torch: $(TORCH_VENV)/.package  ## Time xentrs.torch against PyTorch on the CPU
